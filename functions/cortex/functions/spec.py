@@ -1,0 +1,78 @@
+"""A function as its operator declares it: one `[[models]]` entry, checked and with the defaults filled in.
+
+The spec is a value. Two specs with the same `revision` run the same worker command, so an instance of one
+may serve the other; every other field (how long to idle, how many may queue) can change under a running
+instance.
+"""
+
+import enum
+import hashlib
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+# Bounded above, because a spec travels as JSON, which has no infinity and no more than 64 bits.
+Whole = Annotated[int, Meta(ge=-(2**53), le=2**53)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+# What the system takes as an argument or an environment variable has no NUL in it.
+Word = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
+Variable = Annotated[str, Meta(pattern=r"^[^=\x00]+$")]
+
+
+class Engine(enum.StrEnum):
+    """What runs the weights."""
+
+    VLLM = "vllm"
+    LLAMACPP = "llamacpp"
+    COMMAND = "command"
+    FAKE = "fake"
+
+
+STOPS_WHEN_CLIENT_LEAVES = frozenset({Engine.VLLM, Engine.COMMAND, Engine.FAKE})
+"""Engines that give up a plain request when its connection closes. llama.cpp's server does so for streams only
+(seen: a plain request of 30000 tokens ran on for 27 s after its client had left)."""
+
+
+class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A declared model that scales from zero. `models.toml` at the root documents every field."""
+
+    id: str
+    engine: Engine
+    source: Word = ""
+    quant: str = ""
+    vram_mb: Count = 0
+    min_devices: Positive = 1
+    min_device_vram_mb: Count = 0
+    pinned_on: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    context: Count = 0
+    args: tuple[Word, ...] = ()
+    env: dict[Variable, Word] = {}
+    min: Count = 0
+    max: Positive = 1
+    target_concurrency: Positive = 8
+    idle_after_s: Seconds = 300.0
+    queue: Count = 256
+    priority: Whole = 0
+    start_timeout_s: Seconds = 600.0
+    request_timeout_s: Seconds = 3600.0
+
+    @property
+    def weights(self) -> str:
+        """Where the weights come from: `source`, or the id when none is given."""
+        return self.source or self.id
+
+
+LAUNCH_FIELDS = (
+    "id", "engine", "source", "quant", "min_devices", "context", "args", "env", "target_concurrency",
+)  # fmt: skip
+"""Fields that change the worker's command. A change in any of them is a new revision."""
+
+
+def revision(function: Function) -> str:
+    """Return 12 hex digits that name the worker command this spec leads to."""
+    launched = msgspec.json.encode({f: getattr(function, f) for f in LAUNCH_FIELDS}, order="sorted")
+    return hashlib.sha256(launched).hexdigest()[:12]

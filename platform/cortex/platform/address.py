@@ -1,0 +1,26 @@
+"""Addresses to listen on."""
+
+import ipaddress
+import socket
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether `host:port` can be reached from this machine only."""
+    host = listen.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def free(host: str, first: int, tries: int = 50) -> int | None:
+    """Return the first port from `first` on that can be bound on `host`."""
+    for port in range(first, min(first + tries, 65536)):
+        try:
+            with socket.create_server((host, port)):
+                return port
+        except OSError:
+            continue
+    return None

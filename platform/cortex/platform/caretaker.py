@@ -1,0 +1,140 @@
+"""Looks after what runs: reads the devices, checks ready workers' health, learns what they really take.
+
+It decides nothing. What it sees is told to the scheduler; what is worth knowing for the next start goes into the
+ledger.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Engine
+from cortex.platform import ledger, process
+from cortex.platform.devices import Devices, Reading, accounted
+from cortex.platform.record import Device, Instance
+from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.scheduler import Scheduler
+from cortex.platform.settings import Settings
+from cortex.platform.supervisor import Supervisor, Tell
+
+log = structlog.get_logger()
+
+SETTLED_S = 5.0
+"""How long after it is ready a worker must show up on its GPU."""
+
+
+class Caretaker:
+    """The eyes of one agent."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        devices: Devices,
+        supervisor: Supervisor,
+        registry: Registry,
+        scheduler: Scheduler,
+        tell: Tell,
+    ) -> None:
+        self._settings, self._devices, self._supervisor = settings, devices, supervisor
+        self._registry, self._scheduler, self._tell = registry, scheduler, tell
+        self._ledger: dict[str, ledger.Entry] = {}
+        self._start_learned: set[str] = set()
+        self._problem = ""
+        self.reading = Reading(devices=())
+
+    async def measure(self) -> None:
+        """Read the devices and tell what they hold, ours and foreign."""
+        reading = await self._devices.read()
+        ours = await asyncio.to_thread(process.families, self._pids())
+        record = self._scheduler.record()
+        by_id = {i.id: i for i in record.instances}
+        known = {pid: by_id[i] for pid, i in ours.items() if i in by_id}
+        found = accounted(reading, known, record.devices)
+        foreign = [h for h in reading.held if h.pid not in known]
+        problem = "" if reading.absent else reading.problem
+        if found:
+            self._tell(lambda s, _: s.measured(found, foreign, problem))
+        if reading.problem != self._problem and not reading.absent:
+            log.warning("devices_unread", why=reading.problem) if reading.problem else log.info("devices_read")
+        self._problem = reading.problem
+        self.reading = reading
+
+    async def look_after(self) -> None:
+        """Go round for ever."""
+        while True:
+            await self.measure()
+            with contextlib.suppress(RecordAway):
+                self._ledger = await self._registry.ledger()
+                known = ledger.for_host(self._ledger, self._scheduler.record().devices)
+                self._tell(lambda s, _, known=known: s.learned(known))  # type: ignore[misc]
+            ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
+            names = {i.id for i in ready}
+            self._supervisor.forget_misses(names)
+            self._start_learned &= names
+            await asyncio.gather(*(self._supervisor.check(i) for i in ready))
+            held = await self._held(ready)
+            for instance in ready:
+                await self._learn(instance, held.get(instance.id))
+            await asyncio.to_thread(self._supervisor.trim_logs)
+            await asyncio.sleep(self._settings.agent.health_s)
+
+    def _pids(self) -> dict[str, int]:
+        return {i.id: i.pid for i in self._scheduler.record().instances if i.pid}
+
+    async def _held(self, ready: list[Instance]) -> Mapping[str, int]:
+        """Return by instance the GPU memory its processes hold, in MiB, as far as NVML tells."""
+        if not self.reading.held and not any(_on_gpu(i) for i in ready):
+            return {}
+        families = await asyncio.to_thread(process.families, self._pids())
+        held: dict[str, int] = {}
+        present = set()
+        for one in self.reading.held:
+            if holder := families.get(one.pid):
+                present.add(holder)
+                held[holder] = held.get(holder, 0) + (one.memory_mb or 0)
+        for instance in ready:
+            self._tell_if_misplaced(instance, present)
+        return held
+
+    def _tell_if_misplaced(self, instance: Instance, present: set[str]) -> None:
+        """A worker that should be on a GPU and is not computes on the CPU in silence: it must not go on."""
+        sure = not self.reading.problem and not self.reading.unlisted.intersection(instance.devices)
+        settled = time.time() - instance.ready > SETTLED_S
+        function = self._scheduler.function_of(instance.id)
+        pretends = function is None or function.engine is Engine.FAKE
+        if sure and settled and not pretends and _on_gpu(instance) and instance.id not in present:
+            self._tell(lambda s, now: s.misplaced(instance.id, now))
+
+    async def _learn(self, instance: Instance, held_mb: int | None) -> None:
+        """Write down what an instance took, when that says something new."""
+        function = self._scheduler.function_of(instance.id)
+        if function is None:
+            return
+        used_mb = held_mb or await self._supervisor.used_mb(instance, function.engine)
+        device = _first_device(instance, self._scheduler.record().devices)
+        if not used_mb or device is None:
+            return
+        self._tell(lambda s, _: s.used(instance.id, used_mb))
+        field = ledger.key(instance.revision, device)
+        known = self._ledger.get(field)
+        entry = ledger.with_memory(known, used_mb, time.time())
+        if instance.id not in self._start_learned:
+            self._start_learned.add(instance.id)
+            entry = ledger.with_start(entry or known, instance.ready - instance.started, time.time())
+        if entry is not None:
+            self._ledger[field] = entry
+            with contextlib.suppress(RecordAway):
+                await self._registry.learn(field, entry)
+
+
+def _on_gpu(instance: Instance) -> bool:
+    """Whether it is on a GPU that NVML knows; a declared one may be anything."""
+    return any(d.startswith("GPU-") for d in instance.devices)
+
+
+def _first_device(instance: Instance, devices: tuple[Device, ...]) -> Device | None:
+    return next((d for d in devices if d.id in instance.devices), None)

@@ -1,0 +1,46 @@
+"""What the scheduler asks its agent to do. The supervisor answers each with an event."""
+
+from msgspec import Struct
+
+from cortex.functions.spec import Function
+from cortex.platform.record import Instance
+
+
+class Fetch(Struct, frozen=True):
+    """Bring the weights of an instance's function to this host: `fetched` or `fetch_failed` follows."""
+
+    instance: Instance
+    function: Function
+
+
+class Spawn(Struct, frozen=True):
+    """Start the worker of an instance: `spawned`, then `answered` or `exited`, or `spawn_failed` follows."""
+
+    instance: Instance
+    function: Function
+    weights: str
+
+
+class Stop(Struct, frozen=True):
+    """TERM the worker's group, then KILL what is left after the grace: `exited` follows."""
+
+    instance: Instance
+    grace_s: float
+
+
+class Reclaim(Struct, frozen=True):
+    """See that nothing of the worker is left and its memory is back: `reclaimed` follows."""
+
+    instance: Instance
+
+
+class Decided(Struct, frozen=True):
+    """Worth a receipt: `what` happened to which function and instance, and why."""
+
+    what: str
+    function: str
+    instance: str
+    why: str
+
+
+Effect = Fetch | Spawn | Stop | Reclaim | Decided

@@ -1,0 +1,28 @@
+"""What an agent keeps of its workers beside the record: the specs and weights they were started from."""
+
+from msgspec import Struct
+
+from cortex.functions.spec import Function
+from cortex.platform.record import Failure, Instance
+
+
+class Weights(Struct, frozen=True):
+    """Weights that are on this host."""
+
+    path: str
+    size_mb: int
+
+
+class Kept(Struct, frozen=True):
+    """A worker process: the instance it is, and what it was started from."""
+
+    instance: Instance
+    function: Function
+    weights: Weights
+
+
+class AgentState(Struct, frozen=True):
+    """All of the file."""
+
+    workers: tuple[Kept, ...] = ()
+    failures: tuple[Failure, ...] = ()

@@ -1,0 +1,277 @@
+"""Where an instance goes on a host and whom it displaces. Pure: asked often by routers (as a guess, from the
+snapshot) and by the agent (as the decision), acted on only by the agent.
+
+Memory is counted per device: what is admitted (placing, starting, ready) plus what is leaving (draining,
+stopping, reclaiming) plus what foreign processes hold. A placement may count on what is leaving, but has to
+wait for it. Victims are idle, unpinned and past their protection; among all sets that free enough, the one
+whose most valuable member is worth least is taken, and none of its members is superfluous.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, islice
+
+from msgspec import Struct
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Function
+from cortex.platform.record import Device, HostRecord, Instance, Use
+
+FIRST_SERVE_S = 30.0
+"""A just-loaded instance is kept this long for the first request it was loaded for."""
+
+RESIDENCY_S = 10.0
+"""A used instance is kept at least this long, so that two functions cannot push each other out in turns."""
+
+MOST_DEVICE_SETS = 200
+"""Sets of devices compared for a function that needs several. Which are compared is exact, see `_freed`."""
+
+LEAVING = frozenset({State.DRAINING, State.STOPPING, State.RECLAIMING})
+
+
+class Need(Struct, frozen=True, kw_only=True):
+    """What one instance of a function needs of a host."""
+
+    function: str
+    engine: str
+    devices: int = 1
+    device_total_mb: int = 0
+    memory_mb: int = 0
+    """On each of its devices."""
+    memory_from: str = "estimated"
+    pinned_on: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    priority: int = 0
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """A place: the devices, whom to evict for it, and every instance that must be gone before the start."""
+
+    devices: tuple[str, ...]
+    memory_mb: int
+    memory_from: str = "estimated"
+    evict: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+
+
+class When(enum.StrEnum):
+    """Whether waiting can help."""
+
+    LATER = "later"
+    NEVER = "never"
+
+
+class NoRoom(Struct, frozen=True, kw_only=True):
+    """Why it cannot go here, by how much it does not fit, and whether that can change by itself."""
+
+    reason: str
+    when: When
+    short_by_mb: int = 0
+
+
+def need(function: Function, weights_mb: int | None, measured_mb: int | None = None) -> Need:
+    """Return what a function needs: measured beats declared beats estimated from the weights.
+
+    The estimate is 1.2 × the weights plus 512 MiB for buffers and caches, over all devices.
+    """
+    if measured_mb:
+        total, source = measured_mb, "measured"
+    elif function.vram_mb:
+        total, source = function.vram_mb, "declared"
+    else:
+        source = "estimated"
+        total = round((weights_mb or 0) * 1.2) + 512
+    return Need(
+        function=function.id,
+        engine=function.engine,
+        devices=function.min_devices,
+        device_total_mb=function.min_device_vram_mb,
+        memory_mb=-(-total // function.min_devices),
+        memory_from=source,
+        pinned_on=function.pinned_on,
+        labels=function.labels,
+        priority=function.priority,
+    )
+
+
+def place(
+    need: Need, host: HostRecord, use: Use, now: float, *, strategy: str = "lru", cordoned: bool = False
+) -> Placement | NoRoom:
+    """Decide where `need` goes on `host`, in this order:
+
+    (1) hosts that may not take it: pinned elsewhere, cordoned, no such engine;
+    (2) devices too few or too small, even if they were empty;
+    (3) free room: the devices it fills up most tightly, so that large gaps stay for large functions;
+    (4) room after evicting idle instances: the cheapest victims;
+    (5) otherwise none, and by how much.
+    """
+    if cordoned:  # (1)
+        return NoRoom(reason="the host is cordoned", when=When.LATER)
+    if unfit := misfit(need, host):  # (1), (2)
+        return unfit
+
+    fitting = fitting_devices(need, host)
+    free = {d.id: _free(d, host.instances) for d in fitting}  # (3)
+    roomy = [d for d in fitting if free[d.id] >= need.memory_mb]
+    if len(roomy) >= need.devices:
+        # A device that can be used at once goes before one where somebody's leaving must be waited for.
+        chosen = sorted(roomy, key=lambda d: (bool(_in_the_way(need, d, host.instances)), free[d.id], d.id))
+        return _placement(need, chosen[: need.devices], host.instances, ())
+
+    candidates = [i for i in host.instances if displaceable(i, need, use, now, strategy=strategy)]  # (4)
+    best: tuple[object, tuple[str, ...], tuple[Instance, ...]] | None = None
+    for devices in _device_sets(_freed(need, free, candidates, use, strategy), need.devices):
+        victims = cheapest_victims({d: need.memory_mb - free[d] for d in devices}, candidates, use, strategy=strategy)
+        if victims is not None:
+            worth = sorted((_worth(v, use, strategy) for v in victims), reverse=True)
+            if best is None or (worth, devices) < (best[0], best[1]):
+                best = (worth, devices, victims)
+    if best is not None:
+        return _placement(need, [d for d in fitting if d.id in best[1]], host.instances, best[2])
+
+    short = sorted(  # (5)
+        need.memory_mb - free[d] - sum(c.memory_mb for c in candidates if d in c.devices) for d in free
+    )[need.devices - 1]
+    there = {d.id for d in fitting}
+    kept = [
+        i
+        for i in host.instances
+        if i.state not in LEAVING and i.memory_mb and there.intersection(i.devices) and i not in candidates
+    ]
+    foreign = sum(d.foreign_mb for d in fitting)
+    pinned = bool(kept) and all(i.pinned for i in kept)
+    reasons = []
+    if kept:
+        names = ", ".join(sorted({i.function for i in kept}))
+        kind = "pinned" if pinned else "busy, pinned or just loaded"
+        reasons.append(f"{names} {'is' if len(kept) == 1 else 'are'} {kind}")
+    if foreign:
+        reasons.append(f"foreign processes hold {foreign} MiB")
+    return NoRoom(
+        reason=f"does not fit by {short} MiB: {' and '.join(reasons)}",
+        # Foreign processes come and go, pinned instances do not.
+        when=When.NEVER if pinned and not foreign else When.LATER,
+        short_by_mb=short,
+    )
+
+
+def misfit(need: Need, host: HostRecord) -> NoRoom | None:
+    """Why `need` could not run on `host` even if the host were empty, or None."""
+    if need.pinned_on and host.name not in need.pinned_on:
+        return NoRoom(reason=f"pinned on {', '.join(need.pinned_on)}", when=When.NEVER)
+    if missing := sorted(set(need.labels).difference(host.labels)):
+        return NoRoom(reason=f"lacks the label {', '.join(missing)}", when=When.NEVER)
+    if need.engine not in host.engines:
+        return NoRoom(reason=f"engine '{need.engine}' is not there", when=When.NEVER)
+    large = [d for d in host.devices if d.total_mb >= need.device_total_mb]
+    if len(large) < need.devices:
+        size = f" of at least {need.device_total_mb} MiB" if need.device_total_mb else ""
+        return NoRoom(reason=f"needs {need.devices} devices{size}, has {len(large)}", when=When.NEVER)
+    if len(fitting_devices(need, host)) < need.devices:
+        largest = sorted((d.budget_mb for d in large), reverse=True)[need.devices - 1]
+        short = need.memory_mb - largest
+        return NoRoom(
+            reason=f"needs {need.memory_mb} MiB per device, {short} MiB more than there can ever be",
+            when=When.NEVER,
+            short_by_mb=short,
+        )
+    return None
+
+
+def displaceable(instance: Instance, need: Need, use: Use, now: float, *, strategy: str) -> bool:
+    """Whether an instance may be evicted for `need`: ready, idle, unpinned, past its protection."""
+    if not use.known or instance.state is not State.READY or instance.pinned:
+        return False
+    if use.in_flight.get(instance.id, 0):
+        return False
+    if strategy == "priority" and instance.priority > need.priority:
+        return False
+    served = use.last_used(instance) > instance.ready
+    return now - instance.ready >= (RESIDENCY_S if served else FIRST_SERVE_S)
+
+
+def cheapest_victims(
+    short: dict[str, int], candidates: Sequence[Instance], use: Use, *, strategy: str
+) -> tuple[Instance, ...] | None:
+    """Return the victims that free `short` MiB on each named device, or None.
+
+    The shortest run from the least valuable up that frees enough; then, from the most valuable down, whoever
+    turns out not to be needed stays. So the most valuable victim is worth as little as can be, and no member
+    of the set can be spared.
+    """
+    chosen: list[Instance] = []
+    for candidate in sorted(candidates, key=lambda i: _worth(i, use, strategy)):
+        if _frees(short, chosen):
+            break
+        if any(d in short and short[d] > 0 for d in candidate.devices):
+            chosen.append(candidate)
+    if not _frees(short, chosen):
+        return None
+    for candidate in reversed(chosen.copy()):
+        rest = [c for c in chosen if c is not candidate]
+        if _frees(short, rest):
+            chosen = rest
+    return tuple(chosen)
+
+
+def _worth(instance: Instance, use: Use, strategy: str) -> tuple[float, float, str]:
+    first = float(instance.priority) if strategy == "priority" else 0.0
+    return (first, use.last_used(instance), instance.id)
+
+
+def _frees(short: dict[str, int], victims: Sequence[Instance]) -> bool:
+    return all(sum(v.memory_mb for v in victims if d in v.devices) >= mb for d, mb in short.items())
+
+
+def fitting_devices(need: Need, host: HostRecord) -> list[Device]:
+    return [d for d in host.devices if d.total_mb >= need.device_total_mb and d.budget_mb >= need.memory_mb]
+
+
+def _free(device: Device, instances: Sequence[Instance]) -> int:
+    """What can still be admitted on a device, counting on whatever is leaving to be gone."""
+    admitted = sum(i.memory_mb for i in instances if device.id in i.devices and i.state not in LEAVING)
+    return device.budget_mb - device.foreign_mb - admitted
+
+
+def _in_the_way(
+    need: Need, device: Device, instances: Sequence[Instance], victims: Sequence[Instance] = ()
+) -> list[str]:
+    """Who is leaving a device and must be gone first: nobody, when there is room beside them."""
+    there = [i for i in instances if device.id in i.devices and i not in victims]
+    if sum(i.memory_mb for i in there) + need.memory_mb <= device.budget_mb - device.foreign_mb:
+        return []
+    return [i.id for i in there if i.state in LEAVING]
+
+
+def _freed(need: Need, free: Mapping[str, int], candidates: Sequence[Instance], use: Use, strategy: str) -> list[str]:
+    """Return the devices with room once just enough of the least valuable candidates are gone.
+
+    Whoever would have to leave any other device is worth more, so the cheapest devices are among these: as a
+    rule no more of them than are needed, which spares trying every set of devices of a large host.
+    """
+    room = dict(free)
+    for candidate in sorted(candidates, key=lambda i: _worth(i, use, strategy)):
+        for device in room.keys() & candidate.devices:
+            room[device] += candidate.memory_mb
+        enough = sorted(d for d, mb in room.items() if mb >= need.memory_mb)
+        if len(enough) >= need.devices:
+            return enough
+    return []
+
+
+def _device_sets(devices: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    return islice(combinations(devices, size), MOST_DEVICE_SETS)
+
+
+def _placement(
+    need: Need, devices: Sequence[Device], instances: Sequence[Instance], victims: Sequence[Instance]
+) -> Placement:
+    leaving = {i for d in devices for i in _in_the_way(need, d, instances, victims)}
+    evict = tuple(v.id for v in victims)
+    return Placement(
+        devices=tuple(sorted(d.id for d in devices)),
+        memory_mb=need.memory_mb,
+        memory_from=need.memory_from,
+        evict=evict,
+        waits_for=(*evict, *sorted(leaving)),
+    )

@@ -1,0 +1,197 @@
+"""The record: what each process says of itself in Redis, as values.
+
+One writer each: a host's record is written by that host's agent, a router's report by that router. Nothing
+here is secret: worker keys are derived (see `keys.py`), never stored. Times are Unix seconds, because they
+are compared across machines; memory is MiB.
+"""
+
+import enum
+
+from msgspec import Struct
+
+from cortex.functions.lifecycle import LIVE, State
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """A GPU, or the CPU of a host without one. `used_mb` is what the hardware reports, if it does."""
+
+    id: str
+    name: str
+    kind: str
+    total_mb: int
+    used_mb: int | None = None
+    reserve_mb: int = 0
+    foreign_mb: int = 0
+    """Taken on a GPU by processes that are not cortex's instances."""
+    index: int | None = None
+    """NVML's, which follows the PCI bus. For people to read: CUDA may number differently."""
+    compute_capability: str = ""
+    utilization_pct: int | None = None
+    temp_c: int | None = None
+    note: str = ""
+    """Why cortex puts nothing on it, although it is there. Its budget is then 0."""
+
+    @property
+    def budget_mb(self) -> int:
+        """What instances may take together: the total less the headroom kept free."""
+        return max(0, self.total_mb - self.reserve_mb)
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """A process on a device. Without a command it is not of this host's processes as the agent sees them."""
+
+    device: str
+    pid: int
+    command: str = ""
+    memory_mb: int | None = None
+
+
+class Instance(Struct, frozen=True, kw_only=True):
+    """One running worker process of a function, or one on its way."""
+
+    id: str
+    function: str
+    revision: str
+    state: State
+    since: float
+    """When it entered this state."""
+    created: float
+    devices: tuple[str, ...] = ()
+    memory_mb: int = 0
+    """Reserved on each of its devices."""
+    memory_from: str = ""
+    """Where that number comes from: measured, declared or estimated."""
+    used_mb: int | None = None
+    """Measured, over all its devices; the highest so far."""
+    epoch: int = 0
+    """Raised whenever routers must look again before the agent goes on (the drain handshake)."""
+    url: str = ""
+    pid: int = 0
+    process_started: float = 0.0
+    phase: str = ""
+    progress: float | None = None
+    last_sign: float = 0.0
+    """When it last showed a sign of life while starting."""
+    started: float = 0.0
+    ready: float = 0.0
+    why: str = ""
+    """Why it is draining or stopping: idle, cool, evict, superseded, failed, shutdown."""
+    deadline: float = 0.0
+    """Until when a drain may wait for requests in flight."""
+    waits_for: tuple[str, ...] = ()
+    """Instances that leave so that this one fits."""
+    moves_to: str = ""
+    """The instance that takes over, on other devices, before this one leaves."""
+    pinned: bool = False
+    priority: int = 0
+
+
+class FailureKind(enum.StrEnum):
+    """What a waiter may do about it: ask another host (room), give up with the reason (crash, cancelled)."""
+
+    CRASH = "crash"
+    OUT_OF_MEMORY = "out of memory"
+    WEIGHTS = "weights"
+    ROOM = "room"
+    CANCELLED = "cancelled"
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """The last thing that went wrong with a function on a host, kept for the next caller."""
+
+    function: str
+    revision: str
+    instance: str
+    reason: str
+    at: float
+    kind: FailureKind = FailureKind.CRASH
+    count: int = 1
+    """Crashes in a row; starts back off from the third on."""
+    retry_at: float = 0.0
+    last_lines: tuple[str, ...] = ()
+
+
+class HostRecord(Struct, frozen=True, kw_only=True):
+    """All a host says of itself: `cortex:host:<name>`."""
+
+    name: str
+    address: str
+    """Base URL of its agent."""
+    version: str = ""
+    at: float = 0.0
+    labels: tuple[str, ...] = ()
+    engines: dict[str, str] = {}
+    devices: tuple[Device, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    foreign: tuple[Held, ...] = ()
+    """Processes on its devices that are none of ours."""
+    problem: str = ""
+    """Why the devices cannot be read, if they cannot."""
+    failures: tuple[Failure, ...] = ()
+    epoch: int = 0
+    """The highest epoch of any instance; a router that has seen it has seen every drain."""
+    catalogue: str = ""
+    """Digest of the catalogue the agent last heard of."""
+
+    def of(self, function: str) -> list[Instance]:
+        """Return the function's instances that are serving or on their way."""
+        return [i for i in self.instances if i.function == function and i.state in LIVE]
+
+
+class RouterReport(Struct, frozen=True, kw_only=True):
+    """What a router worker says of itself: `cortex:router:<id>`."""
+
+    id: str
+    at: float = 0.0
+    in_flight: dict[str, int] = {}
+    """Live requests per instance."""
+    waiting: dict[str, int] = {}
+    """Held requests per function."""
+    seen: dict[str, int] = {}
+    """Per host, the epoch up to which this router has stopped choosing draining instances."""
+
+
+class Fleet(Struct, frozen=True, kw_only=True):
+    """One reading of the whole record. What is not in it is not alive."""
+
+    hosts: dict[str, HostRecord] = {}
+    routers: dict[str, RouterReport] = {}
+    used: dict[str, float] = {}
+    """Last use of each function (`f:<id>`) and instance (`i:<id>`)."""
+    cordoned: frozenset[str] = frozenset()
+    at: float = 0.0
+
+
+class Use(Struct, frozen=True, kw_only=True):
+    """What instances are doing, as far as the routers' reports tell. Unknown means: nobody counts as idle."""
+
+    known: bool = True
+    in_flight: dict[str, int] = {}
+    waiting: dict[str, int] = {}
+    used: dict[str, float] = {}
+
+    def last_used(self, instance: Instance) -> float:
+        """Return when the instance was last used; one that never was, counts from when it was ready."""
+        return max(instance.ready, self.used.get(used_instance(instance.id), 0.0))
+
+
+def use(fleet: Fleet) -> Use:
+    """Add up the reports of all live routers."""
+    in_flight: dict[str, int] = {}
+    waiting: dict[str, int] = {}
+    for report in fleet.routers.values():
+        for instance, count in report.in_flight.items():
+            in_flight[instance] = in_flight.get(instance, 0) + count
+        for function, count in report.waiting.items():
+            waiting[function] = waiting.get(function, 0) + count
+    return Use(in_flight=in_flight, waiting=waiting, used=fleet.used)
+
+
+def used_function(function: str) -> str:
+    """Return the function's member name in `cortex:used`."""
+    return f"f:{function}"
+
+
+def used_instance(instance: str) -> str:
+    """Return the instance's member name in `cortex:used`."""
+    return f"i:{instance}"

@@ -1,0 +1,232 @@
+"""The record's only way in and out of Redis. Values in, values out; no decision is made here.
+
+Keys, their writers and lifetimes are those of the table in ARCHITECTURE.md §5. The bell (`cortex:changed`)
+carries only the name of what changed: whoever hears it reads the truth again. Every call is bounded in time
+and fails with RecordAway, whatever went wrong underneath.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from cortex.platform.ledger import Entry
+from cortex.platform.record import Fleet, HostRecord, RouterReport
+
+T = TypeVar("T")
+
+HOST, ROUTER, CLAIM = "cortex:host:", "cortex:router:", "cortex:claim:"
+USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
+SWEEP, LEDGER = "cortex:sweep", "cortex:ledger"
+ROUTER_TTL_S = 10.0
+"""A router that does not report this long counts as dead, and what it had in flight as over. Reports come every
+second: a router that is merely starved of CPU for a while must not have its requests cut by a drain."""
+DECISIONS_KEPT = 5000
+
+_RELEASE = """
+-- KEYS[1] the claim; ARGV[1] our token. Delete the claim only while it is ours.
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+class RecordAway(Exception):
+    """Redis does not answer. What is warm goes on from the last snapshot; nothing new is started."""
+
+
+@asynccontextmanager
+async def _bounded(timeout_s: float) -> AsyncIterator[None]:
+    """Bound a call and map its errors. redis-py's own timeouts are per read and add up over its retries."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise RecordAway(f"the record cannot be reached: {str(error) or 'no answer'}") from error
+
+
+class Registry:
+    """A connection to the record. Make one per process; close it at the end."""
+
+    def __init__(self, url: str, *, timeout_s: float = 2.5) -> None:
+        self._timeout_s = timeout_s
+        # No health_check_interval: with a Redis that accepts but does not answer, redis-py 8 checks the health of
+        # the connection it opens to check the health, and so on without end.
+        self._redis = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 1),
+            client_name="cortex",
+        )
+        self._release = self._redis.register_script(_RELEASE)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """Raise RecordAway unless Redis answers."""
+        async with _bounded(self._timeout_s):
+            await self._redis.ping()
+
+    # Hosts, by their agents.
+
+    async def publish_host(self, record: HostRecord, ttl_s: float) -> None:
+        """Write a host's record and ring the bell."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(HOST + record.name, msgspec.json.encode(record), px=round(ttl_s * 1000))
+            pipe.publish(CHANGED, f"host:{record.name}")
+            await pipe.execute()
+
+    async def remove_host(self, name: str) -> None:
+        """Take a host out of the record: its agent ends."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+            pipe.delete(HOST + name)
+            pipe.publish(CHANGED, f"host:{name}")
+            await pipe.execute()
+
+    async def host(self, name: str) -> HostRecord | None:
+        """Read one host's record."""
+        async with _bounded(self._timeout_s):
+            return _decoded(await self._redis.get(HOST + name), HostRecord)
+
+    # Routers, by themselves.
+
+    async def publish_router(self, report: RouterReport) -> None:
+        """Write a router's report and ring the bell."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(ROUTER + report.id, msgspec.json.encode(report), px=round(ROUTER_TTL_S * 1000))
+            pipe.publish(CHANGED, f"router:{report.id}")
+            await pipe.execute()
+
+    async def remove_router(self, router: str) -> None:
+        """Take a router out of the record: it ends."""
+        async with _bounded(self._timeout_s):
+            await self._redis.delete(ROUTER + router)
+            await self._redis.publish(CHANGED, f"router:{router}")
+
+    async def router(self, router: str) -> RouterReport | None:
+        """Read one router's report."""
+        async with _bounded(self._timeout_s):
+            return _decoded(await self._redis.get(ROUTER + router), RouterReport)
+
+    async def touch(self, used: Mapping[str, float]) -> None:
+        """Note last uses; an older time never replaces a newer one."""
+        if used:
+            async with _bounded(self._timeout_s):
+                await self._redis.zadd(USED, dict(used), gt=True)
+
+    async def forget_used(self, members: Iterable[str]) -> None:
+        """Drop last uses of what is no more."""
+        names = list(members)
+        if names:
+            async with _bounded(self._timeout_s):
+                await self._redis.zrem(USED, *names)
+
+    # Everyone.
+
+    async def fleet(self, now: float) -> Fleet:
+        """Read the whole record."""
+        async with _bounded(self._timeout_s):
+            host_keys = sorted([k async for k in self._redis.scan_iter(match=HOST + "*", count=1000)])
+            router_keys = sorted([k async for k in self._redis.scan_iter(match=ROUTER + "*", count=1000)])
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key in (*host_keys, *router_keys):
+                    pipe.get(key)
+                pipe.zrange(USED, 0, -1, withscores=True)
+                pipe.smembers(CORDON)
+                *values, used, cordoned = await pipe.execute()
+        hosts = [h for v in values[: len(host_keys)] if (h := _decoded(v, HostRecord))]
+        routers = [r for v in values[len(host_keys) :] if (r := _decoded(v, RouterReport))]
+        return Fleet(
+            hosts={h.name: h for h in hosts},
+            routers={r.id: r for r in routers},
+            used={member.decode(): score for member, score in used},
+            cordoned=frozenset(c.decode() for c in cordoned),
+            at=now,
+        )
+
+    async def bell(self) -> AsyncIterator[str]:
+        """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.
+
+        A Redis that falls silent looks like one with nothing to say: read something now and then.
+        """
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            async with _bounded(self._timeout_s):
+                await pubsub.subscribe(CHANGED)
+            while True:
+                async with _bounded(self._timeout_s):
+                    message = await pubsub.get_message(timeout=1.0)
+                yield message["data"].decode(errors="replace") if message else ""
+
+    # The right to propose one start, and to sweep.
+
+    async def claim(self, function: str, token: str, ttl_s: float) -> bool:
+        """Try to take the claim on a function's next start."""
+        async with _bounded(self._timeout_s):
+            return bool(await self._redis.set(CLAIM + function, token, nx=True, px=round(ttl_s * 1000)))
+
+    async def release(self, function: str, token: str) -> None:
+        """Give a claim back; does nothing once it expired."""
+        async with _bounded(self._timeout_s):
+            await self._release(keys=[CLAIM + function], args=[token])
+
+    async def lease_sweep(self, router: str, ttl_s: float) -> bool:
+        """Take or keep the sweep lease. One router at a time has it."""
+        async with _bounded(self._timeout_s):
+            if await self._redis.set(SWEEP, router, nx=True, px=round(ttl_s * 1000)):
+                return True
+            if await self._redis.get(SWEEP) != router.encode():
+                return False
+            await self._redis.pexpire(SWEEP, round(ttl_s * 1000))
+            return True
+
+    # The ledger, by agents; cordons, by operators.
+
+    async def ledger(self) -> dict[str, Entry]:
+        """Read the whole ledger."""
+        async with _bounded(self._timeout_s):
+            raw = await self._redis.hgetall(LEDGER)
+        decoded = {_text(k): _decoded(v, Entry) for k, v in raw.items()}
+        return {k: v for k, v in decoded.items() if v is not None}
+
+    async def learn(self, field: str, entry: Entry) -> None:
+        """Write one entry of the ledger."""
+        async with _bounded(self._timeout_s):
+            await self._redis.hset(LEDGER, field, msgspec.json.encode(entry))
+
+    async def cordon(self, host: str, *, cordoned: bool) -> None:
+        """Note that a host takes no new work, or that it does again. It outlives every restart."""
+        async with _bounded(self._timeout_s):
+            await (self._redis.sadd if cordoned else self._redis.srem)(CORDON, host)
+            await self._redis.publish(CHANGED, f"host:{host}")
+
+    # Receipts.
+
+    async def decided(self, receipts: Iterable[Mapping[str, str]]) -> None:
+        """Append receipts to the stream of decisions."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+            for receipt in receipts:
+                fields: Any = dict(receipt)  # redis-py's dict type is invariant in its keys
+                pipe.xadd(DECISIONS, fields, maxlen=DECISIONS_KEPT, approximate=True)
+            await pipe.execute()
+
+
+def _decoded(value: bytes | str | None, kind: type[T]) -> T | None:
+    """A record of another release may hold more (ignored) or less (defaults); what cannot be read is not there."""
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

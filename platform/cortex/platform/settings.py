@@ -1,0 +1,264 @@
+"""Settings: `cortex.toml`, then environment variables, checked once at the start of a process.
+
+Every key has a default. A file that does not parse, an unknown key or a wrong value stops the process with
+the line and the nearest key. `CORTEX_GATEWAY__LISTEN` overrides `[gateway] listen`, and so for every key;
+`CORTEX_REDIS_URL` is short for `CORTEX_REDIS__URL`. Nothing else in cortex reads the environment.
+"""
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+import platformdirs
+from msgspec import Meta, Struct
+
+from cortex.functions.names import did_you_mean
+from cortex.functions.toml_lines import TomlLines
+
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+_DIRS = platformdirs.PlatformDirs("cortex", appauthor=False)
+# Bounded above, because settings travel to child processes as JSON, which has no infinity.
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gateway]`: the router's listeners and limits."""
+
+    listen: str = "127.0.0.1:31313"
+    metrics_listen: str = "127.0.0.1:31314"
+    max_body_mb: Positive = 64
+    drain_s: Seconds = 30.0
+    """How long a stopping router finishes the requests it holds."""
+
+
+class Eviction(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[eviction]`: who leaves when room is needed."""
+
+    strategy: Literal["lru", "priority"] = "lru"
+    defrag_after_cycles: Count = 0
+
+
+class Redis(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[redis]`: where the record is."""
+
+    url: str = ""
+    """Default: `redis://127.0.0.1:6379/0`; for `cortex up`, a Redis of its own."""
+
+
+class DeclaredDevice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[agent.devices]]`: a device that discovery cannot see, or sees wrongly."""
+
+    name: str
+    vram_mb: Positive
+    kind: Literal["gpu", "cpu"] = "gpu"
+    uuid: str = ""
+    """The id of the real GPU it stands for, such as `GPU-5b1c…`; without one, workers are told of no device."""
+
+
+class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[agent]`: this host."""
+
+    name: str = ""
+    """The host's name in the record; default: its host name."""
+    listen: str = "127.0.0.1:13131"
+    address: str = ""
+    """The URL at which routers reach this agent; default: from `listen`."""
+    worker_host: str = "127.0.0.1"
+    """The address workers listen on."""
+    worker_ports: str = ""
+    """A range such as `20000-20100`; default: any free port."""
+    state_dir: str = str(Path(_DIRS.user_state_dir) / "agent")
+    log_dir: str = str(Path(_DIRS.user_log_dir) / "workers")
+    cache_dir: str = _DIRS.user_cache_dir
+    labels: tuple[str, ...] = ()
+    devices: tuple[DeclaredDevice, ...] = ()
+    reserve_mb: Count = 1024
+    """Memory kept free: of RAM on a CPU host, of each GPU otherwise half of it at most."""
+    heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
+    health_s: Annotated[float, Meta(gt=0)] = 5.0
+    """How often ready workers are checked and measured."""
+    stop_grace_s: Seconds = 5.0
+    """From TERM to KILL."""
+    drain_grace_s: Seconds = 60.0
+    """How long cool, eviction and host drain wait for requests in flight."""
+    start_silence_s: Seconds = 300.0
+    """A start that shows no sign of life this long has failed."""
+    start_ceiling_s: Seconds = 1800.0
+    """No start takes longer, beside the time it takes to read the weights at 50 MiB/s."""
+    keep_workers: bool = True
+    """Leave the workers running when the agent stops; the next agent takes them over."""
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of `cortex.toml`."""
+
+    gateway: Gateway = Gateway()
+    eviction: Eviction = Eviction()
+    redis: Redis = Redis()
+    agent: Agent = Agent()
+    models_config: str = "models.toml"
+    pretend: bool = False
+    """Serve every function with the fake engine, whatever its own: for trying a fleet without its GPUs."""
+    token_file: str = str(Path(_DIRS.user_state_dir) / "fleet.token")
+    """The secret that routers and agents share; made on first use."""
+
+    @property
+    def redis_url(self) -> str:
+        """Where the record is."""
+        return self.redis.url or DEFAULT_REDIS_URL
+
+    @property
+    def host_name(self) -> str:
+        """The name of this host in the record."""
+        return self.agent.name or socket.gethostname()
+
+
+class SettingsError(Exception):
+    """The settings do not stand. `str()` has a line for everything that is wrong."""
+
+
+def load(path: Path | None, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """Read a `cortex.toml` (none: defaults) and the environment. Return the settings and notes for the log.
+
+    Raises SettingsError.
+    """
+    if path is None:
+        return read("", file="cortex.toml", folder=str(Path.cwd()), env=env)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from None
+    return read(text, file=str(path), folder=str(path.resolve().parent), env=env)
+
+
+def read(text: str, *, file: str, folder: str, env: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """Read the text of a `cortex.toml`; relative `models_config` is taken from `folder`."""
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: numbers and nesting have ends
+        raise SettingsError(f"{file}: is not TOML: {error}") from None
+    notes = []
+    if raw.pop("neurons", None) is not None:
+        notes.append(f"{file}: [[neurons]] is not needed: agents register themselves")
+    lines = TomlLines(text)
+    problems: list[str] = []
+    values = _checked(raw, Settings, "", lines, file, problems)
+    for name, text_value in env.items():
+        _override(values, name, text_value, problems)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    settings: Settings = msgspec.convert(values, Settings)
+    try:
+        models = Path(folder) / Path(settings.models_config).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"{file}: models_config: {error}") from None
+    return msgspec.structs.replace(settings, models_config=str(models)), notes
+
+
+def encode_env(settings: Settings) -> dict[str, str]:
+    """Return the environment that gives a child process these settings."""
+    env = {
+        "CORTEX_PRETEND": "true" if settings.pretend else "false",
+        "CORTEX_MODELS_CONFIG": settings.models_config,
+        "CORTEX_TOKEN_FILE": settings.token_file,
+    }
+    for section in ("gateway", "eviction", "redis", "agent"):
+        for key, value in msgspec.to_builtins(getattr(settings, section)).items():
+            env[f"CORTEX_{section}__{key}".upper()] = (
+                value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            )
+    return env
+
+
+def _checked(
+    raw: Mapping[str, Any],
+    kind: type[Struct],
+    table: str,
+    lines: TomlLines,
+    file: str,
+    problems: list[str],
+    nth: int = 0,
+) -> dict[str, Any]:
+    """Check a table key by key, so that one wrong key does not hide the next."""
+    hints = get_type_hints(kind, include_extras=True)
+    good: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = f"{table}.{key}" if table else key
+        line = lines.table(name) or lines.key(table, key, nth)
+        place = f"{file}:{line}" if line else file
+        before = len(problems)
+        if key not in hints:
+            problems.append(f"{place}: unknown key '{name}'{did_you_mean(key, hints, cutoff=0)}")
+            continue
+        good[key] = value
+        if (inner := _struct_in(hints[key])) and isinstance(value, dict):
+            good[key] = _checked(value, inner, name, lines, file, problems)
+        elif inner and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+            good[key] = [_checked(v, inner, name, lines, file, problems, n) for n, v in enumerate(value)]
+        if len(problems) == before:
+            try:
+                msgspec.convert(value, hints[key])
+            except msgspec.ValidationError as error:
+                problems.append(f"{place}: {name}: {error}")
+                del good[key]
+    return good
+
+
+def _struct_in(hint: Any) -> type[Struct] | None:
+    """Return the struct that a section, or each entry of an array of sections, is to be."""
+    inner = (get_args(hint) or (hint,))[0]
+    return inner if isinstance(inner, type) and issubclass(inner, Struct) else None
+
+
+_SHORT = {"CORTEX_REDIS_URL": "CORTEX_REDIS__URL"}
+_PLAIN = {"models_config", "token_file", "pretend"}
+_OTHER = {"CORTEX_URL", "CORTEX_CONFIG", "CORTEX_LOG"}
+
+
+def _override(values: dict[str, Any], name: str, text: str, problems: list[str]) -> None:
+    """Put one environment variable over the file's value; lists and numbers are written as in JSON."""
+    path = _SHORT.get(name, name).removeprefix("CORTEX_").lower().split("__")
+    if not name.startswith("CORTEX_") or name in _OTHER or (len(path) == 1 and path[0] not in _PLAIN):
+        return
+    kind: Any = Settings
+    for key in path:
+        hints = get_type_hints(kind, include_extras=True) if hasattr(kind, "__struct_fields__") else {}
+        if key not in hints:
+            problems.append(f"{name}: no such setting{did_you_mean(key, hints, cutoff=0)}")
+            return
+        kind = hints[key]
+    try:
+        value: Any = text if kind is str or "Literal" in str(kind) else msgspec.json.decode(os.fsencode(text))
+        msgspec.convert(value, kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        problems.append(f"{name}: {error}")
+        return
+    table = values
+    for key in path[:-1]:
+        table = table.setdefault(key, {})
+    table[path[-1]] = value
+
+
+def from_environment(path: Path | None) -> tuple[Settings, list[str]]:
+    """Read the settings of this process. `CORTEX_CONFIG` names the file when no path is given."""
+    named = os.environ.get("CORTEX_CONFIG")
+    return load(path or (Path(named) if named else None), os.environ)
+
+
+def declared_devices(text: str) -> tuple[DeclaredDevice, ...] | None:
+    """Read devices as people write them, "2x24GB,1x80GB"; None when it is not like that. A GB is 1024 MiB here."""
+    found: list[DeclaredDevice] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(?:(\d{1,2})\s*[xX*]\s*)?(\d{1,4})\s*[gG](?:[iI]?[bB])?\s*", part)
+        if match is None or not int(match[2]):
+            return None
+        device = DeclaredDevice(name=f"pretend {match[2]} GB", vram_mb=int(match[2]) * 1024)
+        found += [device] * int(match[1] or 1)
+    return tuple(found) or None

@@ -1,0 +1,331 @@
+"""Does what the scheduler decides: starts workers, watches them, stops them, clears up after them.
+
+It decides nothing. Every effect ends in an event told to the agent: a worker that was spawned is answered
+or exited, one that was stopped has exited, one that exited is reclaimed.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+import structlog
+
+from cortex.functions.launch import CannotLaunch, Slot, launch
+from cortex.functions.lifecycle import State
+from cortex.functions.names import slug
+from cortex.functions.spec import Engine
+from cortex.platform import cgroup, jobs, process, weights
+from cortex.platform.cancel import cancelled
+from cortex.platform.effects import Decided, Effect, Fetch, Reclaim, Spawn, Stop
+from cortex.platform.engines import Engines
+from cortex.platform.kept import Kept, Weights
+from cortex.platform.keys import worker_key
+from cortex.platform.record import Instance
+from cortex.platform.scheduler import Scheduler
+from cortex.platform.settings import Settings
+
+log = structlog.get_logger()
+
+PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
+PROBE_TIMEOUT_S = 5.0
+ADOPTION_PROBE_S = 2.0
+STUCK_CPU_S = 0.05
+"""CPU time a worker must have spent between failed health checks to count as alive."""
+KILLED_WITHIN_S = 5.0
+RECLAIM_S = 30.0
+"""How long freed device memory may take to come back; what is still held then counts as foreign."""
+LOGS_KEPT = 3
+"""Log files per function: those of its running instances and of earlier runs."""
+LOG_MOST_BYTES = 64 * 1024 * 1024
+
+
+class Tell(Protocol):
+    """Tells the agent what happened: `step` is called with the scheduler and the time."""
+
+    def __call__(self, step: Callable[[Scheduler, float], object]) -> None: ...
+
+
+class MemoryBack(Protocol):
+    """Whether these processes hold no device memory any more."""
+
+    async def __call__(self, pids: set[int]) -> bool: ...
+
+
+class Supervisor:
+    """The hands of one agent."""
+
+    def __init__(self, settings: Settings, token: str, engines: Engines, tell: Tell, back: MemoryBack) -> None:
+        self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, int] = {}
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._http: aiohttp.ClientSession | None = None
+        self._misses: dict[str, tuple[int, float]] = {}
+        self._owner = process.owner(Path(settings.agent.state_dir))
+        self._groups = cgroup.home(self._owner)
+
+    async def close(self) -> None:
+        """Let go of every watch; the workers themselves live on."""
+        await cancelled(self._tasks)
+        if self._http:
+            await self._http.close()
+        cgroup.leave(self._groups)
+
+    def perform(self, effect: Effect) -> None:
+        """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
+        match effect:
+            case Fetch():
+                self._own(self._fetch(effect))
+            case Spawn():
+                self._spawn(effect)
+            case Stop():
+                self._own(self._stop(effect))
+            case Reclaim():
+                self._own(self._reclaim(effect.instance))
+            case Decided():
+                pass  # receipts are the agent's
+
+    def _own(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # After a restart.
+
+    async def healthy(self, instance: Instance) -> bool:
+        """Whether a worker of an earlier agent may serve on: not when it answers for another model.
+
+        One that is silent may be busy. The host must not wait for it: it is watched from now on like any other.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ADOPTION_PROBE_S):
+                served = await self._served(instance.url, "/health", worker_key(self._token, instance.id))
+                return served is None or instance.function in served
+        return True
+
+    def adopt(self, kept: Kept) -> None:
+        """Watch a worker that an earlier agent of this host started."""
+        instance = kept.instance
+        self._ports[instance.id] = int(instance.url.rpartition(":")[2])
+        self._own(self._watch(instance.id, instance.function, instance.pid))
+        if instance.state is State.STARTING:
+            self._own(self._await_ready(instance.id, instance.function, instance.url, "/health", instance.pid))
+
+    async def clear_orphans(self, known: Collection[str]) -> None:
+        """Kill what earlier agents of this host started and nobody knows: by the mark they gave it."""
+        for instance, pid in await asyncio.to_thread(process.owned, self._owner):
+            if instance not in known:
+                log.warning("orphan_killed", instance=instance, pid=pid)
+                await asyncio.to_thread(process.kill_remains, 0, instance)
+
+    # Weights.
+
+    async def _fetch(self, effect: Fetch) -> None:
+        instance, source = effect.instance.id, effect.function.weights
+        agent = self._settings.agent
+        try:
+            await jobs.fetched(self._settings.redis_url, self._settings.host_name, source, agent.cache_dir)
+            found = weights.find(effect.function, Path(agent.cache_dir))
+            if found is None:
+                raise jobs.JobFailed("they are still missing after the job that fetched them")
+        except Exception as error:  # Redis, RQ, disk: whatever it was, the function fails with its text
+            reason = f"the weights '{source}' could not be fetched: {error}"
+            self._tell(lambda s, now: s.fetch_failed(instance, reason, now))
+            return
+        here: Weights = found
+        self._tell(lambda s, now: s.fetched(instance, here, now))
+
+    # Starting.
+
+    def log_path(self, function: str, instance: str) -> Path:
+        """Return where an instance's output goes."""
+        return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
+
+    def _spawn(self, effect: Spawn) -> None:
+        instance, function = effect.instance, effect.function
+        agent = self._settings.agent
+        log_path = self.log_path(function.id, instance.id)
+        key = worker_key(self._token, instance.id)
+        try:
+            port = process.free_port(agent.worker_host, agent.worker_ports, taken=set(self._ports.values()))
+            slot = Slot(
+                host=agent.worker_host,
+                port=port,
+                weights=effect.weights,
+                key=key,
+                tools=self._engines.tools,
+                devices=tuple(d for d in instance.devices if d.startswith("GPU-")),
+                memory_mb=instance.memory_mb,
+                scratch=str(self.scratch(instance.id)),
+            )
+            self.scratch(instance.id).parent.mkdir(parents=True, exist_ok=True)
+            command = launch(function, slot)
+            self._forget_old_logs(log_path.parent)
+            owned = {process.OWNER: self._owner}
+            argv = cgroup.entered(self._groups, instance.id, command.argv)
+            child = process.spawn(argv, command.env | owned, log_path, instance.id)
+        except (CannotLaunch, process.NoPort, OSError) as error:
+            reason = f"the worker could not be started: {error}"
+            self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now))
+            return
+        self._children[instance.id] = child
+        self._ports[instance.id] = port
+        url = f"http://{agent.worker_host}:{port}"
+        log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid)
+        self._tell(lambda s, now: s.spawned(instance.id, child.pid, process.started_at(child.pid), url, now))
+        self._own(self._watch(instance.id, function.id, child.pid))
+        self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid))
+
+    async def _watch(self, instance: str, function: str, pid: int) -> None:
+        """Tell of the worker's end, however it comes."""
+        await process.ended(pid)
+        child = self._children.pop(instance, None)
+        self._ports.pop(instance, None)
+        how = process.how_it_ended(child.wait() if child else None)
+        last = process.tail(self.log_path(function, instance))
+        log.info("worker_ended", function=function, instance=instance, how=how)
+        self._tell(lambda s, now: s.exited(instance, how, last, now))
+
+    async def _await_ready(self, instance: str, function: str, url: str, health: str, pid: int) -> None:
+        """Probe a starting worker until it is healthy and serves its model, or is gone.
+
+        The scheduler keeps the clocks; this only tells of signs of life: a log that grows.
+        """
+        started, wait, size = process.started_at(pid), PROBE_FIRST_S, -1
+        log_path = self.log_path(function, instance)
+        while process.alive(pid, started):
+            served = await self._served(url, health, worker_key(self._token, instance))
+            if served is not None and function in served:
+                self._tell(lambda s, now: s.answered(instance, now))
+                return
+            if served is not None:
+                self._misfit(instance, function, served)
+                return
+            with contextlib.suppress(OSError):
+                if (grown := log_path.stat().st_size) != size:
+                    size = grown
+                    self._tell(lambda s, now: s.sign_of_life(instance, "", now))
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.3, PROBE_MOST_S)
+
+    def _misfit(self, instance: str, function: str, served: list[str]) -> None:
+        reason = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
+        last = process.tail(self.log_path(function, instance))
+        self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
+
+    async def _served(self, url: str, health: str, key: str) -> list[str] | None:
+        """Return the models a healthy worker says it serves; None while it is not healthy."""
+        if self._http is None:
+            self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S))
+        try:
+            async with self._http.get(url + health) as answer:
+                if answer.status != 200:
+                    return None
+            headers = {"Authorization": f"Bearer {key}"}
+            async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
+                if answer.status == 503:
+                    return None
+                models = await answer.json(content_type=None)
+                return [str(m.get("id")) for m in models.get("data", [])] if answer.status == 200 else []
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AttributeError):
+            return None
+
+    # While it is ready.
+
+    async def check(self, instance: Instance) -> None:
+        """Look after a ready worker: one health check, and what it does if it fails it again and again."""
+        served = await self._served(instance.url, "/health", worker_key(self._token, instance.id))
+        if served is not None:
+            self._misses.pop(instance.id, None)
+            return
+        busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
+        misses, first_busy_s = self._misses.get(instance.id, (0, busy_s))
+        self._misses[instance.id] = (misses + 1, first_busy_s)
+        # A second source: a worker that computes is slow, one that does not even that is stuck.
+        stuck = busy_s - first_busy_s < STUCK_CPU_S
+        log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
+        self._tell(lambda s, now: s.unwell(instance.id, misses + 1, now, stuck=stuck))
+
+    def forget_misses(self, present: Collection[str]) -> None:
+        """Drop what is remembered of instances that are no more."""
+        self._misses = {i: m for i, m in self._misses.items() if i in present}
+
+    async def used_mb(self, instance: Instance, engine: str) -> int | None:
+        """Return the memory a worker really holds, over all its devices; None when nothing can tell."""
+        if engine == Engine.FAKE:
+            return await asyncio.to_thread(_number_in, self.scratch(instance.id))
+        return await asyncio.to_thread(process.resident_mb, instance.pid)
+
+    def scratch(self, instance: str) -> Path:
+        """Return a file of an instance's own."""
+        return Path(self._settings.agent.state_dir) / "scratch" / slug(instance)
+
+    # Stopping.
+
+    async def _stop(self, effect: Stop) -> None:
+        """TERM, grace, KILL. `_watch` tells of the end."""
+        pid, started = effect.instance.pid, effect.instance.process_started
+        if not process.alive(pid, started):
+            return
+        process.signal_group(pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(effect.grace_s):
+                await process.ended(pid)
+        if process.alive(pid, started):
+            process.signal_group(pid, signal.SIGKILL)
+
+    async def _reclaim(self, instance: Instance) -> None:
+        """Kill what the worker left behind until nothing is left, and wait until its GPUs' memory is back."""
+        if instance.pid:
+            left = await asyncio.to_thread(process.remains, instance.pid, instance.id)
+            await asyncio.to_thread(cgroup.kill, self._groups, instance.id)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KILLED_WITHIN_S):
+                    # A poll: the kernel tells of no process's end but a child's.
+                    while await asyncio.to_thread(process.kill_remains, instance.pid, instance.id):  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+            if any(d.startswith("GPU-") for d in instance.devices):
+                await self._memory_back({instance.pid, *(p.pid for p in left)})
+        self.scratch(instance.id).unlink(missing_ok=True)
+        self._tell(lambda s, now: s.reclaimed(instance.id, now))
+
+    async def _memory_back(self, pids: set[int]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECLAIM_S):
+                while not await self._back(pids):  # noqa: ASYNC110 (a reading has to be asked for)
+                    await asyncio.sleep(PROBE_MOST_S)
+
+    # Logs.
+
+    def _forget_old_logs(self, folder: Path) -> None:
+        if not folder.is_dir():
+            return
+        running = {f"{slug(i)}.log" for i in self._ports}
+        old = sorted((p for p in folder.glob("*.log") if p.name not in running), key=lambda p: p.stat().st_mtime)
+        for path in old[: max(0, len(old) - LOGS_KEPT + 1)]:
+            path.unlink(missing_ok=True)
+
+    def trim_logs(self) -> None:
+        """Cut logs that grew too large. Workers append, so a log cut to nothing goes on from its start."""
+        for path in Path(self._settings.agent.log_dir).glob("*/*.log"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_size > LOG_MOST_BYTES:
+                    kept = path.with_suffix(".log.1")
+                    shutil.copyfile(path, kept)
+                    with path.open("r+b") as file:
+                        file.truncate(0)
+
+
+def _number_in(path: Path) -> int | None:
+    """Return the number a fake worker keeps in its file: the device memory it claims to hold."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,88 @@
+"""The CLI's way to a router: over HTTP, as any other client."""
+
+import os
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
+from cortex.cli.local import running
+
+DEFAULT_URL = "http://127.0.0.1:31313"
+
+
+def router_url() -> str:
+    """Return the router to talk to: `CORTEX_URL`, else a local `cortex up`, else the default port."""
+    if url := os.environ.get("CORTEX_URL"):
+        return url.rstrip("/")
+    found = running()
+    return found.url if found else DEFAULT_URL
+
+
+class Router:
+    """A router's admin API. Every method raises Failed with what to do next."""
+
+    def __init__(self) -> None:
+        self.url = router_url()
+        self._http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def functions(self) -> list[dict[str, Any]]:
+        """Return every function."""
+        found: list[dict[str, Any]] = self._ask("GET", "/admin/functions")["functions"]
+        return found
+
+    def function(self, name: str) -> dict[str, Any]:
+        """Return one function, by id or alias."""
+        return self._ask("GET", f"/admin/functions/{quote(name, safe='')}")
+
+    def warm(self, name: str) -> str:
+        """Have a function brought up; return the instance's id."""
+        return str(self._ask("POST", f"/admin/functions/{quote(name, safe='')}/warm")["instance"])
+
+    def cool(self, name: str, *, now: bool) -> list[str]:
+        """Let a function's instances go; return their ids."""
+        path = f"/admin/functions/{quote(name, safe='')}/cool{'?now=1' if now else ''}"
+        going: list[str] = self._ask("POST", path)["instances"]
+        return going
+
+    def plan(self, name: str) -> dict[str, Any]:
+        """Return what warming a function would do."""
+        return self._ask("POST", f"/admin/functions/{quote(name, safe='')}/warm?plan=1")
+
+    def on_host(self, host: str, verb: str) -> dict[str, Any]:
+        """Cordon, uncordon or drain a host."""
+        return self._ask("POST", f"/admin/hosts/{quote(host, safe='')}/{verb}", timeout=3600)
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """Return every live host's record."""
+        found: list[dict[str, Any]] = self._ask("GET", "/admin/hosts")["hosts"]
+        return found
+
+    def health(self) -> dict[str, Any]:
+        """Return the router's health."""
+        return self._ask("GET", "/health")
+
+    def _ask(self, method: str, path: str, *, timeout: float = 30) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, timeout=timeout)
+            body = answer.json()
+        except httpx.HTTPError as error:
+            raise Failed(
+                f"no router answers at {self.url}: {error}",
+                code=UNREACHABLE,
+                hint="Start one with `cortex up`, or set CORTEX_URL to the one you mean.",
+            ) from None
+        except ValueError:
+            raise Failed(f"{self.url} answers, but not as a cortex router does", code=UNREACHABLE) from None
+        if answer.is_success:
+            found: dict[str, Any] = body
+            return found
+        refusal = body.get("error", {})
+        hints = {
+            "model_not_found": "`cortex fn ls` lists every function.",
+            "host_not_found": "`cortex host ls` lists every host.",
+        }
+        hint = hints.get(refusal.get("code"), "")
+        code = NOT_FOUND if hint else FAILED
+        raise Failed(str(refusal.get("message", answer.text)), code=code, hint=hint)

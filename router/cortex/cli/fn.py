@@ -1,0 +1,180 @@
+"""`cortex fn`: what the functions are doing, and telling them what to do."""
+
+import json
+import time
+from typing import Any
+
+import rich_click as click
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from cortex.cli.client import Router
+from cortex.cli.exits import Failed
+from cortex.cli.tables import ago, console, span, table
+
+POLL_S = 0.15
+GONE = ("cold", "failing")
+
+
+@click.group()
+def fn() -> None:
+    """See the functions; warm them, cool them."""
+
+
+@fn.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def ls(as_json: bool) -> None:
+    """List every function with its state and instances."""
+    found = Router().functions()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows = table(
+        "FUNCTION", "ALIASES", "ENGINE", "STATE", "INSTANCES", "HOST", "MEMORY MIB", "IN FLIGHT", "LAST USED", "IDLE IN"
+    )
+    for f in found:
+        rows.add_row(
+            f["id"],
+            ", ".join(f["aliases"]) or "-",
+            f["engine"],
+            _state(f),
+            str(len(f["instances"])),
+            ", ".join(sorted({i["host"] for i in f["instances"]})) or "-",
+            _memory(f),
+            f"{f['in_flight']}" + (f" (+{f['waiting']} waiting)" if f["waiting"] else ""),
+            ago(f["last_used"]),
+            _countdown(f),
+        )
+    out = console()
+    out.print(rows)
+    for f in found:
+        if f["failure"] and f["state"] in GONE:
+            out.print(f"\n{f['id']}: {f['failure']}", markup=False)
+
+
+@fn.command()
+@click.argument("name")
+@click.option("--plan", is_flag=True, help="Only say what it would do: where, and who would be evicted.")
+@click.option("--wait", is_flag=True, help="Wait until it is ready; exit 0 only then.")
+@click.option("--timeout", "timeout_s", type=float, default=3600, show_default=True, help="Longest wait, seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
+def warm(name: str, plan: bool, wait: bool, timeout_s: float, as_json: bool) -> None:
+    """Bring a function up now, whatever failed before."""
+    router = Router()
+    if plan:
+        _show_plan(router.plan(name), name, as_json)
+        return
+    instance = router.warm(name)
+    function = _followed(router, name, instance, timeout_s) if wait else router.function(name)
+    if as_json:
+        click.echo(json.dumps({"instance": instance, **function}))
+    else:
+        click.echo(f"{function['id']}: {function['state']}")
+
+
+@fn.command()
+@click.argument("name")
+@click.option("--now", is_flag=True, help="At once: requests in flight are cut.")
+@click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Longest wait, seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
+def cool(name: str, now: bool, timeout_s: float, as_json: bool) -> None:
+    """Let a function's instances go, after the requests in flight, and wait until they are gone."""
+    router = Router()
+    going = set(router.cool(name, now=now))
+    deadline = time.monotonic() + timeout_s
+    with progress_bar() as progress:
+        task = progress.add_task(f"cooling {name}", total=None)
+        while True:
+            function = router.function(name)
+            left = [i for i in function["instances"] if i["id"] in going]
+            if not left:
+                break
+            if all(i["state"] == "ready" for i in left):
+                busy = sum(i["in_flight"] for i in left)
+                raise Failed(
+                    f"{function['id']} stays: {busy} requests were still in flight after the grace",
+                    hint="`--now` cuts them.",
+                )
+            if time.monotonic() > deadline:
+                raise Failed(f"{function['id']} is still {left[0]['state']} after {timeout_s:g} s")
+            progress.update(task, description=f"{function['id']}: {left[0]['state']}, {left[0]['in_flight']} in flight")
+            time.sleep(POLL_S)
+    if as_json:
+        click.echo(json.dumps({"cooled": sorted(going), **function}))
+    else:
+        click.echo(f"{function['id']}: {function['state']}" + ("" if going else " (nothing was warm)"))
+
+
+def _show_plan(answer: dict[str, Any], name: str, as_json: bool) -> None:
+    planned = answer["plan"]
+    if as_json:
+        click.echo(json.dumps(answer))
+    elif planned and planned["there"]:
+        click.echo(f"{name} is up or coming on {planned['host']} already ({planned['there']})")
+    elif planned:
+        where = f"{planned['host']}, {', '.join(planned['devices'])}"
+        click.echo(f"{name} would go to {where}: {planned['memory_mb']} MiB each ({planned['memory_from']})")
+        for victim in planned["evict"]:
+            click.echo(f"  evicting {victim['function']} (idle for {span(victim['idle_s'])})")
+        if planned["retry_at"]:
+            click.echo("  although its starts keep failing")
+    if not as_json:
+        for host, reason in answer["refused"].items():
+            click.echo(f"  not {host}: {reason}")
+    if not planned:
+        raise Failed(f"{name} cannot be placed now")
+
+
+def _followed(router: Router, name: str, instance: str, timeout_s: float) -> dict[str, Any]:
+    """Follow a start to its end, showing how far it has come."""
+    deadline = time.monotonic() + timeout_s
+    with progress_bar() as progress:
+        task = progress.add_task(f"warming {name}", total=None)
+        while True:
+            function = router.function(name)
+            mine = next((i for i in function["instances"] if i["id"] == instance), None)
+            if mine is not None and mine["state"] == "ready":
+                return function
+            # A start that ran out of memory is made again, with more of it, under another id.
+            again = next((i for i in function["instances"] if i["id"].startswith(f"{instance}-")), None)
+            if mine is None and again is not None:
+                instance = again["id"]
+                continue
+            if mine is None and function["failure"]:
+                last = "".join(f"\n  {line}" for line in function["last_lines"][-5:])
+                raise Failed(f"{function['id']} did not start: {function['failure']}{last}")
+            if time.monotonic() > deadline:
+                raise Failed(f"{function['id']} is still {function['state']} after {timeout_s:g} s")
+            if mine is not None:
+                percent = f" {mine['progress']:.0%}" if mine["progress"] is not None else ""
+                progress.update(task, description=f"{function['id']}: {mine['state']} on {mine['host']}{percent}")
+            time.sleep(POLL_S)
+
+
+def progress_bar() -> Progress:
+    """Return a line that shows what is being waited for; silent in a pipe."""
+    out = console()
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=out,
+        transient=True,
+        disable=not out.is_terminal,
+    )
+
+
+def _memory(function: dict[str, Any]) -> str:
+    """What one instance takes on each of its devices, and where that number comes from."""
+    found = [f"{i['memory_mb']} ({i['memory_from']})" for i in function["instances"] if i["memory_mb"]]
+    return found[0] if found else "-"
+
+
+def _state(function: dict[str, Any]) -> str:
+    if function["state"] == "failing" and function["retry_at"]:
+        return f"failing (retry in {span(function['retry_at'] - time.time())})"
+    return str(function["state"])
+
+
+def _countdown(function: dict[str, Any]) -> str:
+    times = [i["idle_in_s"] for i in function["instances"] if i["idle_in_s"] is not None]
+    return span(min(times)) if times else "-"

@@ -1,0 +1,139 @@
+"""`cortex host` and `cortex gpu`: the machines, and taking one out of service."""
+
+import json
+import time
+from typing import Any
+
+import rich_click as click
+
+from cortex.cli.client import Router
+from cortex.cli.exits import Failed
+from cortex.cli.fn import POLL_S, progress_bar
+from cortex.cli.tables import ago, console, table
+
+
+@click.group()
+def host() -> None:
+    """See the hosts; take one out of service and back."""
+
+
+@click.group()
+def gpu() -> None:
+    """See the devices and who holds their memory."""
+
+
+@host.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def ls(as_json: bool) -> None:
+    """List the hosts that are alive, with their devices and engines."""
+    found = Router().hosts()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows = table("HOST", "STATE", "DEVICES", "MEMORY MIB", "INSTANCES", "IN FLIGHT", "ENGINES", "VERSION", "SEEN")
+    for h in found:
+        rows.add_row(
+            h["name"],
+            "cordoned" if h["cordoned"] else "open",
+            str(len(h["devices"])),
+            f"{_taken(h)}/{sum(d['total_mb'] for d in h['devices'])}",
+            str(len(h["instances"])),
+            str(h["in_flight"]),
+            ", ".join(f"{e} ({v})" if v != e else e for e, v in h["engines"].items()),
+            h["version"],
+            ago(h["at"]),
+        )
+    console().print(rows)
+
+
+@host.command()
+@click.argument("name")
+def cordon(name: str) -> None:
+    """Have a host take no new work. What runs there goes on. It is remembered over restarts."""
+    Router().on_host(name, "cordon")
+    click.echo(f"{name}: cordoned")
+
+
+@host.command()
+@click.argument("name")
+def uncordon(name: str) -> None:
+    """Have a host take new work again."""
+    Router().on_host(name, "uncordon")
+    click.echo(f"{name}: open")
+
+
+@host.command()
+@click.argument("name")
+@click.option("--timeout", "timeout_s", type=float, default=600, show_default=True, help="Longest wait, seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
+def drain(name: str, timeout_s: float, as_json: bool) -> None:
+    """Cordon a host, move what it serves to others where there is room, and wait until it is empty."""
+    router = Router()
+    deadline = time.monotonic() + timeout_s
+    with progress_bar() as progress:
+        task = progress.add_task(f"{name}: starting elsewhere what it serves", total=None)
+        told = router.on_host(name, "drain")
+        while left := _left(router, name, told["going"]):
+            if all(i["state"] == "ready" for i in left):
+                raise Failed(
+                    f"{name} still serves {', '.join(sorted({i['function'] for i in left}))}: requests were in "
+                    "flight after the grace",
+                    hint="It takes no new work. Drain it again, or `cortex fn cool NAME --now`.",
+                )
+            if time.monotonic() > deadline:
+                raise Failed(f"{name} is not empty after {timeout_s:g} s", hint="It takes no new work meanwhile.")
+            progress.update(task, description=f"{name}: {len(left)} instances left")
+            time.sleep(POLL_S)
+    if as_json:
+        click.echo(json.dumps({"host": name, **told}))
+    else:
+        moved = f"; moved {', '.join(told['moved'])}" if told["moved"] else ""
+        click.echo(f"{name}: drained{moved}")
+
+
+@gpu.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def gpu_ls(as_json: bool) -> None:
+    """List the devices of all hosts and what takes their memory."""
+    hosts = Router().hosts()
+    found = [
+        {**d, "host": h["name"], "admitted_mb": _on(h, d["id"]), "holders": _holders(h, d["id"])}
+        for h in hosts
+        for d in h["devices"]
+    ]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows = table("HOST", "DEVICE", "NAME", "TOTAL MIB", "ADMITTED", "USED", "HELD BY")
+    for d in found:
+        used = "-" if d["used_mb"] is None else str(d["used_mb"])
+        held = ", ".join(d["holders"]) or "-"
+        rows.add_row(d["host"], d["id"], d["name"], str(d["total_mb"]), str(d["admitted_mb"]), used, held)
+    out = console()
+    out.print(rows)
+    for h in hosts:
+        if h["problem"]:
+            out.print(f"{h['name']}: the devices cannot be read: {h['problem']}", markup=False)
+
+
+def _taken(host: dict[str, Any]) -> int:
+    return sum(i["memory_mb"] * len(i["devices"]) for i in host["instances"])
+
+
+def _on(host: dict[str, Any], device: str) -> int:
+    return sum(i["memory_mb"] for i in host["instances"] if device in i["devices"])
+
+
+def _holders(host: dict[str, Any], device: str) -> list[str]:
+    ours = [f"{i['function']} {i['memory_mb']}" for i in host["instances"] if device in i["devices"]]
+    foreign = [
+        f"{h['command'] or '?'} (pid {h['pid']}) {h['memory_mb']}" for h in host["foreign"] if h["device"] == device
+    ]
+    return ours + foreign
+
+
+def _left(router: Router, name: str, going: list[str]) -> list[dict[str, Any]]:
+    for host in router.hosts():
+        if host["name"] == name:
+            return [i for i in host["instances"] if i["id"] in going]
+    raise Failed(f"{name} is away: its agent does not report", hint="It stays cordoned.")

@@ -1,0 +1,180 @@
+"""`cortex`: one command line for operators."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import rich_click as click
+
+from cortex.cli import exits
+from cortex.cli.fn import fn
+from cortex.cli.host import gpu, host
+from cortex.cli.status import status
+from cortex.platform import log
+from cortex.platform import settings as settings_
+from cortex.platform.settings import Settings, SettingsError
+
+click.rich_click.TEXT_MARKUP = "rich"
+click.rich_click.SHOW_ARGUMENTS = True
+click.rich_click.GROUP_ARGUMENTS_OPTIONS = True
+
+_config = click.option(
+    "-c", "--config", type=click.Path(path_type=Path), help="The cortex.toml to read [default: none]."
+)
+
+
+@click.group(epilog=exits.HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cortex", prog_name="cortex")
+def cli() -> None:
+    """Serve language models from your own hosts, each started by the first request that needs it.
+
+    Begin with `cortex up`: it runs everything on this machine and prints a request to try.
+    """
+
+
+for group in (fn, host, gpu):
+    cli.add_command(group)
+cli.add_command(status)
+
+
+@cli.command()
+@_config
+@click.option("--models", type=click.Path(path_type=Path), help="The catalogue [default: models.toml].")
+@click.option("--port", type=click.IntRange(1, 65535), help="The router's port [default: 31313].")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Router processes.")
+@click.option("--devices", help="Declare GPUs instead of looking for them, such as 2x24GB,1x80GB.")
+@click.option("--fake", is_flag=True, help="Serve every function with the fake engine: a fleet to play with.")
+def up(
+    config: Path | None, models: Path | None, port: int | None, workers: int, devices: str | None, fake: bool
+) -> None:
+    """Run everything on this machine: Redis, an agent, a job worker and a router.
+
+    Needs no root, no Redis, no GPU and no configuration. Ctrl-C stops it all; a second Ctrl-C at once.
+    """
+    from msgspec.structs import replace
+
+    from cortex.cli.up import run
+    from cortex.platform.settings import declared_devices
+
+    log.configure()
+    settings = _settings(config)
+    if devices:
+        declared = declared_devices(devices)
+        if declared is None:
+            raise click.BadParameter(f"'{devices}' is not like 2x24GB,1x80GB", param_hint="--devices")
+        settings = replace(settings, agent=replace(settings.agent, devices=declared))
+    sys.exit(asyncio.run(run(replace(settings, pretend=fake or settings.pretend), models, port, workers)))
+
+
+@cli.command()
+@_config
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
+@click.option("--insecure", is_flag=True, help="Listen on an address other than loopback without any key.")
+def router(config: Path | None, workers: int, insecure: bool) -> None:
+    """Run a router: the URL that clients talk to."""
+    _route(_settings(config), workers, insecure)
+
+
+@cli.command(hidden=True)
+@_config
+def serve(config: Path | None) -> None:
+    """Run a router (the name this command had before)."""
+    _route(_settings(config), 1, insecure=False)
+
+
+def _route(settings: Settings, workers: int, insecure: bool) -> None:
+    from cortex.functions.catalogue import CatalogueError
+    from cortex.platform.address import is_loopback
+    from cortex.router.directory import load
+    from cortex.router.serve import serve as run
+
+    log.configure()
+    if not insecure and not is_loopback(settings.gateway.listen):
+        raise exits.Failed(
+            f"refusing to listen on {settings.gateway.listen}: anybody who reaches it could use the models",
+            hint="Listen on 127.0.0.1, or say --insecure if the network keeps others out.",
+        )
+    try:
+        load(Path(settings.models_config))
+        run(settings, workers)
+    except CatalogueError as error:
+        raise exits.Failed(str(error), hint="Nothing was started.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise exits.Failed(str(error)) from None
+
+
+@cli.command()
+@_config
+def agent(config: Path | None) -> None:
+    """Run this host's agent: it starts, watches and stops the workers."""
+    import uvicorn
+
+    from cortex.platform.agent_api import create_app
+
+    settings = _settings(config)
+    log.configure()
+    host, _, port = settings.agent.listen.rpartition(":")
+    try:
+        uvicorn.run(
+            create_app(settings),
+            host=host.strip("[]"),
+            port=int(port),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=2,
+        )
+    except OSError as error:
+        raise exits.Failed(str(error)) from None
+
+
+@cli.command()
+@_config
+def jobs(config: Path | None) -> None:
+    """Run this host's job worker: it fetches weights."""
+    from cortex.platform.jobs import work
+
+    settings = _settings(config)
+    log.configure()
+    work(settings.redis_url, settings.host_name)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default=Path("models.toml"))
+def check(file: Path) -> None:
+    """Check a catalogue: every problem at once, and what is kept but has no effect yet."""
+    from cortex.functions.catalogue import CatalogueError, notes
+    from cortex.router.directory import load
+
+    try:
+        catalogue = load(file)
+    except CatalogueError as error:
+        raise exits.Failed(str(error), hint=f"{len(error.problems)} problems in {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise exits.Failed(f"{file}: cannot be read: {error}") from None
+    for note in notes(catalogue):
+        click.echo(f"note: {note}")
+    click.echo(f"{file}: {len(catalogue.functions)} functions, {len(catalogue.aliases)} aliases: all well")
+
+
+def _settings(config: Path | None) -> Settings:
+    try:
+        settings, notes = settings_.from_environment(config)
+    except SettingsError as error:
+        raise exits.Failed(str(error)) from None
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    return settings
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        cli.main(standalone_mode=True)
+    except exits.Failed as failed:
+        click.echo(f"cortex: {failed}", err=True)
+        sys.exit(failed.exit_code)
+    except KeyboardInterrupt:
+        os._exit(exits.INTERRUPTED)

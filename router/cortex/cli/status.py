@@ -1,0 +1,43 @@
+"""`cortex status`: the fleet at a glance."""
+
+import json
+
+import rich_click as click
+
+from cortex.cli.client import Router
+from cortex.cli.tables import ago, console, table
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def status(as_json: bool) -> None:
+    """Show the router's health, the hosts and what is warm."""
+    router = Router()
+    health, hosts, functions = router.health(), router.hosts(), router.functions()
+    if as_json:
+        click.echo(json.dumps({"url": router.url, "health": health, "hosts": hosts, "functions": functions}, indent=2))
+        return
+    out = console()
+    out.print(f"{router.url}: {health['status']} (record {health['record']})", markup=False)
+    if health["catalogue"] != "ok":
+        out.print(f"catalogue: {health['catalogue']}", markup=False)
+    if not hosts:
+        out.print("No host is alive: start `cortex agent` on one.", markup=False)
+    rows = table("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")
+    for host in hosts:
+        for device in host["devices"]:
+            mine = [i for i in host["instances"] if device["id"] in i["devices"]]
+            rows.add_row(
+                host["name"],
+                device["name"],
+                str(device["total_mb"]),
+                str(sum(i["memory_mb"] for i in mine)),
+                str(len(mine)),
+                ago(host["at"]),
+            )
+    if hosts:
+        out.print(rows)
+    warm = [f for f in functions if f["state"] != "cold"]
+    out.print(f"{len(functions)} functions, {len(warm)} not cold" + (":" if warm else ""), markup=False)
+    for f in warm:
+        out.print(f"  {f['id']}: {f['state']}, {f['in_flight']} in flight", markup=False)

@@ -1,0 +1,38 @@
+"""How values look in a terminal: tables, times, sizes. Pure, but for the console they are printed to."""
+
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+
+def console() -> Console:
+    """Return the console: in a pipe as wide as it takes and without escape codes."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=1000, color_system=None)
+
+
+def table(*columns: str) -> Table:
+    """Return an empty table in the house style."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        made.add_column(column, no_wrap=True)
+    return made
+
+
+def ago(at: float | None) -> str:
+    """Say how long ago a time was."""
+    return "-" if not at else f"{span(max(0.0, time.time() - at))} ago"
+
+
+def span(seconds: float | None) -> str:
+    """Say a length of time in its two largest units."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, second = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{second:02}s"
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}h{minute:02}m" if hours < 48 else f"{hours // 24}d{hours % 24:02}h"

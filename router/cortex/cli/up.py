@@ -1,0 +1,269 @@
+"""`cortex up`: one parent that owns Redis, an agent, a job worker and a router on this machine.
+
+Every child leads its own process group, so that Ctrl-C reaches only the parent, and is on a leash, so that
+even a killed parent leaves nothing behind. A child that dies is started again, later each time. At the end
+all are asked to stop; whoever has not by then is killed, with everything below it.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import psutil
+from msgspec.structs import replace
+from rich.console import Console
+
+from cortex.cli import local
+from cortex.cli.exits import FAILED, Failed
+from cortex.functions.catalogue import Catalogue, CatalogueError
+from cortex.platform import address, embedded_redis, process
+from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.settings import Settings, encode_env
+from cortex.router.directory import load
+
+STOP_S = 7.0
+"""From asking to stop until the kill; all is over within 10 s."""
+START_S = 30.0
+STEADY_S = 30.0
+MOST_PAUSE_S = 10.0
+LOG_KEPT_BYTES = 4 * 1024 * 1024
+
+
+class Child:
+    """A program that is to run for as long as we do."""
+
+    def __init__(self, name: str, argv: list[str], env: Mapping[str, str], log: Path) -> None:
+        self.name, self._argv, self._env, self.log = name, argv, env, log
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it, on a leash."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > LOG_KEPT_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        leash = [sys.executable, "-m", "cortex.platform.leash", str(os.getpid())]
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *leash,
+                *self._argv,
+                env={**os.environ, **self._env},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    async def keep(self) -> None:
+        """Start it again whenever it dies, pausing longer each time it dies young."""
+        pause = 0.2
+        while True:
+            assert self.process is not None
+            began = time.monotonic()
+            code = await self.process.wait()
+            if time.monotonic() - began > STEADY_S:
+                pause = 0.2
+            _say(f"{self.name} {process.how_it_ended(code)}; starting it again (log: {self.log})")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MOST_PAUSE_S)
+            await self.start()
+
+    def last_lines(self) -> str:
+        """Return the end of its log."""
+        return "\n".join(process.tail(self.log, 15))
+
+
+async def run(settings: Settings, models: Path | None, port: int | None, workers: int) -> int:
+    """Run until told to stop. Return the exit code."""
+    settings, catalogue = _prepared(settings, models, port)
+    runtime_dir = Path(tempfile.mkdtemp(prefix="cortex-"))  # unix socket paths are short of room: 107 bytes
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    children: list[Child] = []
+
+    def asked() -> None:
+        if stop.is_set():
+            _kill_everything()
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked)
+    try:
+        settings = await _with_redis(settings, runtime_dir, children)
+        await _started(settings, children, workers, stop)
+        if stop.is_set():
+            return 0
+        url = f"http://{settings.gateway.listen}"
+        local.announce(url)
+        _welcome(url, catalogue, settings)
+        keepers = [asyncio.create_task(c.keep()) for c in children]
+        await stop.wait()
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        _say("stopping")
+        return 0
+    finally:
+        await _end(children)
+        local.withdraw()
+        shutil.rmtree(runtime_dir, ignore_errors=True)
+
+
+def _prepared(settings: Settings, models: Path | None, port: int | None) -> tuple[Settings, Catalogue]:
+    """Settle the ports and the catalogue before anything is started."""
+    if found := local.running():
+        raise Failed(f"`cortex up` runs already: {found.url} (pid {found.pid})", code=FAILED)
+    path = (models or Path(settings.models_config)).resolve()
+    try:
+        catalogue = load(path)
+    except CatalogueError as error:
+        raise Failed(str(error), hint="Nothing was started.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failed(f"{path}: cannot be read: {error}", hint="Say where it is with --models.") from None
+    listen = f"127.0.0.1:{port}" if port else settings.gateway.listen
+    if not address.is_loopback(listen):
+        raise Failed(f"`cortex up` listens on loopback only, not on {listen}")
+    gateway = replace(settings.gateway, listen=_free(listen, "the router"), drain_s=4.0)
+    agent = replace(
+        settings.agent,
+        listen=_free(settings.agent.listen, "the agent"),
+        keep_workers=False,
+        stop_grace_s=min(settings.agent.stop_grace_s, 3.0),
+    )
+    return replace(settings, models_config=str(path), gateway=gateway, agent=agent), catalogue
+
+
+def _free(listen: str, whose: str) -> str:
+    host, _, wanted = listen.rpartition(":")
+    found = address.free(host.strip("[]"), int(wanted))
+    if found is None:
+        raise Failed(f"no port from {wanted} on is free for {whose}")
+    if found != int(wanted):
+        _say(f"port {wanted} is taken: {whose} listens on {found}")
+    return f"{host}:{found}"
+
+
+async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Child]) -> Settings:
+    """Return the settings with a Redis that answers: the one that is configured, or one of our own."""
+    if not settings.redis.url:
+        data = local.state_dir() / "redis"
+        data.mkdir(parents=True, exist_ok=True)
+        socket_path = runtime_dir / "redis.sock"
+        try:
+            argv = embedded_redis.command(embedded_redis.server(), data, socket_path)
+        except embedded_redis.NoRedis as error:
+            raise Failed(str(error)) from None
+        redis = Child("redis", argv, {}, _log("redis"))
+        children.append(redis)
+        await redis.start()
+        settings = replace(settings, redis=replace(settings.redis, url=f"unix://{socket_path}"))
+    registry = Registry(settings.redis_url)
+    try:
+        async with asyncio.timeout(START_S):
+            while True:
+                with contextlib.suppress(RecordAway):
+                    await registry.ping()
+                    return settings
+                _check_alive(children)
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise Failed(f"Redis at {settings.redis.url} does not answer") from None
+    finally:
+        await registry.close()
+
+
+async def _started(settings: Settings, children: list[Child], workers: int, stop: asyncio.Event) -> None:
+    """Start the rest and wait until the router answers and knows this host."""
+    env = encode_env(settings)
+    program = [sys.executable, "-m", "cortex.cli"]
+    for name, arguments in (
+        ("agent", ["agent"]),
+        ("jobs", ["jobs"]),
+        ("router", ["router", "--workers", str(workers)]),
+    ):
+        child = Child(name, [*program, *arguments], env, _log(name))
+        children.append(child)
+        await child.start()
+    url = f"http://{settings.gateway.listen}/health"
+    try:
+        async with asyncio.timeout(START_S), httpx.AsyncClient(timeout=2, trust_env=False) as http:
+            while not stop.is_set():
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await http.get(url)).json()["status"] == "ok":
+                        return
+                _check_alive(children)
+                await asyncio.sleep(0.03)
+    except TimeoutError:
+        logs = "\n".join(f"{c.name}: {c.log}" for c in children)
+        raise Failed(f"the router at {url} did not come up in {START_S:.0f} s", hint=logs) from None
+
+
+def _check_alive(children: list[Child]) -> None:
+    for child in children:
+        if child.process is not None and child.process.returncode is not None:
+            how = process.how_it_ended(child.process.returncode)
+            raise Failed(f"{child.name} {how} at its start", hint=f"{child.last_lines()}\n(log: {child.log})")
+
+
+async def _end(children: list[Child]) -> None:
+    """Ask every child to stop, Redis last; then kill whoever is left, and whatever they started."""
+    below = _descendants()
+    deadline = time.monotonic() + STOP_S
+    rest = [c for c in children if c.name != "redis"]
+    for group in (rest, [c for c in children if c.name == "redis"]):
+        running = [c.process for c in group if c.process is not None and c.process.returncode is None]
+        for one in running:
+            with contextlib.suppress(ProcessLookupError):
+                one.terminate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.5, deadline - time.monotonic())):
+                await asyncio.gather(*(one.wait() for one in running))
+    _kill(_descendants() | below)
+
+
+def _descendants() -> set[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return set(psutil.Process().children(recursive=True))
+    return set()
+
+
+def _kill(processes: set[psutil.Process]) -> None:
+    for one in processes:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+
+
+def _kill_everything() -> None:
+    _kill(_descendants())
+    local.withdraw()
+
+
+def _log(name: str) -> Path:
+    return local.state_dir().joinpath("log", f"{name}.log")
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"cortex: {text}", markup=False)
+
+
+def _welcome(url: str, catalogue: Catalogue, settings: Settings) -> None:
+    name = next(iter([*catalogue.aliases, *catalogue.functions]), None)
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(f"[bold green]cortex is up[/] at [bold]{url}/v1[/]", "with", f"{len(catalogue.functions)} functions")
+    if name is not None:
+        body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+        out.print("\nTry it (the first request starts the model):\n")
+        out.print(f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\", markup=False)
+        out.print(f"    -d '{body}'\n", markup=False)
+    else:
+        out.print(f"\nThe catalogue {settings.models_config} is empty: add a function to it.\n", markup=False)
+    out.print("`cortex fn ls` shows what is warm. Ctrl-C stops everything.", markup=False)
+    sys.stdout.flush()

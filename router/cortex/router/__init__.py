@@ -1,0 +1,1 @@
+"""What clients talk to: HTTP, dialects, and the activator that holds requests while a function starts."""

@@ -1,0 +1,236 @@
+"""Holds requests while a function comes up, and sees to it that exactly one instance is started.
+
+In this router all waiters of a function share one `_Start`; between routers a claim in Redis, held for
+milliseconds, gives one of them the right to propose. Whoever has the claim reads the record again before it
+asks an agent, and the agent writes the record before it answers: so the next one finds the start that was
+made. The load itself belongs to the agent. Nobody's disconnect ends it.
+"""
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+
+import structlog
+
+from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.spec import Function
+from cortex.platform.agent_messages import Going, Planned, Refused
+from cortex.platform.cancel import cancelled
+from cortex.platform.flights import Flights
+from cortex.platform.placement import Need, When, misfit, need
+from cortex.platform.record import FailureKind, Instance, use
+from cortex.platform.registry import RecordAway, Registry
+from cortex.router.agents import AgentAway, Agents
+from cortex.router.choice import hosts_to_ask, why_nowhere
+from cortex.router.directory import Target
+from cortex.router.refusals import NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, Refusal, StartFailed
+from cortex.router.view import View
+
+log = structlog.get_logger()
+
+CLAIM_S = 5.0
+"""A claim is released in milliseconds; this is for a router that died holding it."""
+CLAIMED_ELSEWHERE_S = 0.05
+NO_ROOM_S = 1.0
+UNSEEN_S = 10.0
+"""How long a started instance may be missing from the record before it is started again."""
+RETRY_AFTER_S = 5
+
+
+class Activator:
+    """Brings functions up. `run()` owns the starts; requests come and go."""
+
+    def __init__(self, view: View, registry: Registry, agents: Agents, flights: Flights) -> None:
+        self._view, self._registry, self._agents, self._flights = view, registry, agents, flights
+        self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def close(self) -> None:
+        """End every start this router drives. What the agents have begun goes on."""
+        await cancelled(self._starts.values())
+
+    async def wait_until_ready(self, target: Target) -> None:
+        """Return once an instance is ready, which may be gone again when the caller looks.
+
+        Raises QueueFull, NotReadyInTime, NoCapacity, StartFailed or RecordIsAway.
+        """
+        function = target.function
+        held = self._flights.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
+        if held >= function.queue:
+            raise QueueFull(f"{function.queue} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
+        with self._flights.waiting(function.id):
+            start = self._joined(target)
+            done, _ = await asyncio.wait((start,), timeout=function.start_timeout_s)
+        if not done:
+            raise NotReadyInTime(
+                f"'{function.id}' was not ready after {function.start_timeout_s:g} s: {self._progress(function)}",
+                retry_after=RETRY_AFTER_S,
+            )
+        if start.cancelled():
+            raise NotReadyInTime("this router is stopping", retry_after=1)
+        start.result()
+
+    async def ensure(self, target: Target, *, force: bool = False) -> str:
+        """Return an instance that is up or coming, anywhere; have one started when there is none.
+
+        Raises Refusal.
+        """
+        function, rev = target.function, target.revision
+        deadline = time.monotonic() + UNSEEN_S
+        try:
+            while time.monotonic() < deadline:
+                there = next(iter(self._view.ready(function.id, rev)), None) or self._coming(function, rev)
+                if there is not None:
+                    return there.id
+                going = await self._claimed(function, rev, force=force)
+                if going is not None:
+                    return going.instance
+                await self._view.changed(CLAIMED_ELSEWHERE_S)
+        except RecordAway as error:
+            raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
+        raise NotReadyInTime(f"another router keeps the claim on '{function.id}'", retry_after=RETRY_AFTER_S)
+
+    async def propose(self, function: Function, *, force: bool = False) -> Going:
+        """Have an instance started on the first host that takes it, whatever others have. Raises Refusal."""
+        wanted = need(function, None)
+        fleet = self._view.fleet
+        usage = use(fleet)
+        refusals: list[tuple[str, Refused]] = []
+        for host in hosts_to_ask(wanted, function, fleet, usage, time.time()):
+            try:
+                answer = await self._agents.ensure(fleet.hosts[host].address, function, force=force)
+            except AgentAway as error:
+                log.warning("agent_away", host=host, why=str(error))
+                refusals.append((host, Refused(str(error), When.LATER)))
+                continue
+            if isinstance(answer, Going):
+                return answer
+            refusals.append((host, answer))
+        raise self._refusal(function, wanted, refusals)
+
+    async def plan(self, function: Function) -> tuple[Planned | None, dict[str, str]]:
+        """Return what a start would do, and why the hosts that come before it, or all, will not have it."""
+        wanted = need(function, None)
+        fleet = self._view.fleet
+        refusals: dict[str, str] = {}
+        for host in hosts_to_ask(wanted, function, fleet, use(fleet), time.time()):
+            try:
+                answer = await self._agents.plan(fleet.hosts[host].address, function)
+            except AgentAway as error:
+                refusals[host] = str(error)
+                continue
+            if isinstance(answer, Planned):
+                return answer, refusals
+            refusals[host] = answer.reason
+        for name, record in fleet.hosts.items():
+            unfit = misfit(wanted, record)
+            if name in fleet.cordoned or unfit is not None:
+                refusals.setdefault(name, unfit.reason if unfit else "the host is cordoned")
+        return None, refusals
+
+    def _refusal(self, function: Function, wanted: Need, refusals: list[tuple[str, Refused]]) -> Refusal:
+        """Put the agents' answers into one: crashing beats full, full beats never."""
+        if not refusals:
+            fleet = self._view.fleet
+            why = why_nowhere(wanted, fleet, use(fleet), time.time())
+            return NoCapacity(
+                f"no host can run '{function.id}': {why}",
+                # A cordon may be lifted and a host may join: that can be waited for.
+                retry_after=RETRY_AFTER_S if fleet.cordoned or not fleet.hosts else None,
+            )
+        said = "; ".join(f"{host}: {refused.reason}" for host, refused in refusals)
+        if any(r.failure for _, r in refusals):
+            return StartFailed(f"'{function.id}' cannot be started: {said}")
+        if all(r.when is When.NEVER for _, r in refusals):
+            return StartFailed(f"'{function.id}' cannot be started: {said}")
+        return NoCapacity(f"no room for '{function.id}' now: {said}", retry_after=RETRY_AFTER_S)
+
+    def _joined(self, target: Target) -> asyncio.Task[None]:
+        """Return the start of this revision that is under way in this router, or begin it."""
+        key = (target.function.id, target.revision)
+        start = self._starts.get(key)
+        if start is None or start.done():
+            start = self._starts[key] = asyncio.create_task(self._start(target))
+            start.add_done_callback(lambda t: self._ended(key, t))
+        return start
+
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._starts.get(key) is task:
+            del self._starts[key]
+        if not task.cancelled():
+            task.exception()  # every waiter may have left: nobody else would look at it
+
+    async def _start(self, target: Target) -> None:
+        """Drive one start to its end, as long as somebody waits:
+
+        (1) an instance is ready: done;
+        (2) one is on its way: wait for it;
+        (3) the one we waited for failed: that is the answer, unless only its place was lost;
+        (4) nobody has room now: ask again as soon as something changes;
+        (5) else propose one, under the claim.
+        """
+        function, rev = target.function, target.revision
+        awaited, unseen_since = "", 0.0
+        while self._flights.waiting_for(function.id):
+            if self._view.ready(function.id, rev):  # (1)
+                return
+            coming = self._coming(function, rev)
+            if coming is not None:  # (2)
+                awaited, unseen_since = coming.id, time.monotonic()
+                await self._view.changed(NO_ROOM_S)
+                continue
+            failure = self._view.failure(awaited) if awaited else None  # (3)
+            if failure is not None:
+                awaited = ""
+                if failure.kind is not FailureKind.ROOM:
+                    last = f" (last line: {failure.last_lines[-1]})" if failure.last_lines else ""
+                    raise StartFailed(f"'{function.id}' did not start: {failure.reason}{last}")
+                await self._view.changed(NO_ROOM_S)
+            elif awaited and time.monotonic() - unseen_since < UNSEEN_S:
+                # Asked for, but not in our view yet, or its host is away just now.
+                await self._view.changed(NO_ROOM_S)
+                continue
+            try:
+                going = await self._claimed(function, rev)  # (5)
+            except RecordAway as error:
+                raise RecordIsAway(f"'{function.id}' is cold, and {error}", retry_after=RETRY_AFTER_S) from None
+            except NoCapacity as refusal:  # (4)
+                if refusal.retry_after is None:
+                    raise
+                await self._view.changed(NO_ROOM_S)
+                continue
+            if going is not None:
+                awaited, unseen_since = going.instance, time.monotonic()
+            else:
+                await self._view.changed(CLAIMED_ELSEWHERE_S)
+
+    async def _claimed(self, function: Function, rev: str, *, force: bool = False) -> Going | None:
+        """Propose under the claim; None when another router has it, or has been faster."""
+        token = secrets.token_hex(8)
+        if not await self._registry.claim(function.id, token, CLAIM_S):
+            return None
+        try:
+            await self._view.refresh()
+            if self._coming(function, rev) or self._view.ready(function.id, rev):
+                return None
+            return await self.propose(function, force=force)
+        finally:
+            with contextlib.suppress(RecordAway):
+                await self._registry.release(function.id, token)
+
+    def _coming(self, function: Function, rev: str) -> Instance | None:
+        for host in self._view.fleet.hosts.values():
+            for instance in host.of(function.id):
+                if instance.revision == rev and instance.state is not State.READY:
+                    return instance
+        return None
+
+    def _progress(self, function: Function) -> str:
+        """Say how far a start has come."""
+        for host in self._view.fleet.hosts.values():
+            for instance in host.of(function.id):
+                if instance.state in LIVE:
+                    so_far = time.time() - instance.created
+                    return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s"
+        return "no host has had room for it"

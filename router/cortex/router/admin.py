@@ -1,0 +1,188 @@
+"""What operators see and do: `/admin/…`. The CLI is its client."""
+
+import time
+from typing import Any
+
+from litestar import get, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct, to_builtins
+
+from cortex.functions.names import nearest
+from cortex.functions.spec import Function
+from cortex.platform.record import Fleet, Instance, use, used_function
+from cortex.platform.registry import RecordAway
+from cortex.router.agents import AgentAway
+from cortex.router.listing import failures, state
+from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
+from cortex.router.runtime import Runtime
+
+
+class Placed(Struct, frozen=True, kw_only=True):
+    """One instance, as `cortex fn ls` shows it."""
+
+    id: str
+    host: str
+    state: str
+    revision: str
+    in_flight: int
+    memory_mb: int
+    memory_from: str
+    used_mb: int | None
+    devices: tuple[str, ...]
+    pid: int
+    url: str
+    phase: str
+    progress: float | None
+    since: float
+    start_s: float | None
+    idle_in_s: float | None
+    """Seconds until it is reaped, if it stays idle; None while it is in use or never reaped."""
+    why: str
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One function, as `cortex fn ls` shows it."""
+
+    id: str
+    aliases: list[str]
+    engine: str
+    state: str
+    instances: list[Placed]
+    in_flight: int
+    waiting: int
+    last_used: float | None
+    failure: str | None
+    retry_at: float | None
+    last_lines: tuple[str, ...]
+
+
+def rows(functions: dict[str, Function], aliases: dict[str, list[str]], fleet: Fleet, now: float) -> list[Row]:
+    """Return a row per function, in catalogue order. Pure."""
+    usage = use(fleet)
+    return [_row(f, aliases.get(f.id, []), fleet, usage.in_flight, usage.waiting, now) for f in functions.values()]
+
+
+def _row(
+    function: Function,
+    aliases: list[str],
+    fleet: Fleet,
+    in_flight: dict[str, int],
+    waiting: dict[str, int],
+    now: float,
+) -> Row:
+    usage = use(fleet)
+    placed = [
+        _placed(host.name, i, function, in_flight.get(i.id, 0), usage.last_used(i), now)
+        for host in fleet.hosts.values()
+        for i in host.instances
+        if i.function == function.id
+    ]
+    failure = next(iter(failures(function, fleet)), None)
+    return Row(
+        id=function.id,
+        aliases=aliases,
+        engine=function.engine,
+        state=state(function, fleet),
+        instances=placed,
+        in_flight=sum(p.in_flight for p in placed),
+        waiting=waiting.get(function.id, 0),
+        last_used=fleet.used.get(used_function(function.id)),
+        failure=failure.reason if failure else None,
+        retry_at=(failure.retry_at or None) if failure else None,
+        last_lines=failure.last_lines if failure else (),
+    )
+
+
+def _placed(host: str, instance: Instance, function: Function, in_flight: int, last_used: float, now: float) -> Placed:
+    idles = instance.ready and not in_flight and not instance.pinned and not function.min
+    return Placed(
+        id=instance.id,
+        host=host,
+        state=instance.state,
+        revision=instance.revision,
+        in_flight=in_flight,
+        memory_mb=instance.memory_mb,
+        memory_from=instance.memory_from,
+        used_mb=instance.used_mb,
+        devices=instance.devices,
+        pid=instance.pid,
+        url=instance.url,
+        phase=instance.phase,
+        progress=instance.progress,
+        since=instance.since,
+        start_s=round(instance.ready - instance.started, 3) if instance.ready else None,
+        idle_in_s=max(0.0, round(last_used + function.idle_after_s - now, 1)) if idles else None,
+        why=instance.why,
+    )
+
+
+def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+    """Return the admin routes of a router."""
+
+    @get("/admin/functions")
+    async def functions() -> dict[str, Any]:
+        catalogue = runtime.directory.catalogue
+        aliases = {f: catalogue.aliases_of(f) for f in catalogue.functions}
+        found = rows(catalogue.functions, aliases, runtime.fleet(), time.time())
+        return {"functions": to_builtins(found)}
+
+    @get("/admin/functions/{name:path}")
+    async def function(name: str) -> dict[str, Any]:
+        target = runtime.directory.find(name.lstrip("/"))
+        aliases = {target.function.id: runtime.directory.catalogue.aliases_of(target.function.id)}
+        found = rows({target.function.id: target.function}, aliases, runtime.fleet(), time.time())
+        described: dict[str, Any] = to_builtins(found[0])
+        return described | {"revision": target.revision}
+
+    @post("/admin/functions/{name:path}", status_code=200)
+    async def act(name: str, now: bool = False, plan: bool = False) -> dict[str, Any]:
+        """`…/{id}/warm?plan=1`, `…/{id}/cool?now=1`. Ids may hold slashes: the verb is the last segment."""
+        function_id, _, verb = name.lstrip("/").rpartition("/")
+        if verb == "warm" and plan:
+            planned, refusals = await runtime.activator.plan(runtime.directory.find(function_id).function)
+            return {"plan": to_builtins(planned), "refused": refusals}
+        if verb == "warm":
+            return {"instance": await runtime.warm(runtime.directory.find(function_id))}
+        if verb == "cool":
+            target = runtime.directory.find(function_id)
+            going, away = await runtime.cool(target.function.id, at_once=now)
+            if away:
+                raise NoCapacity(f"these hosts could not be told: {', '.join(away)}", retry_after=5)
+            return {"instances": going}
+        raise BadRequest(f"'{verb[:50]}' is not something to do with a function; 'warm' and 'cool' are")
+
+    @get("/admin/hosts")
+    async def hosts() -> dict[str, Any]:
+        fleet = runtime.fleet()
+        busy = use(fleet).in_flight
+        found = [
+            {
+                **to_builtins(host),
+                "cordoned": name in fleet.cordoned,
+                "in_flight": sum(busy.get(i.id, 0) for i in host.instances),
+            }
+            for name, host in sorted(fleet.hosts.items())
+        ]
+        gone = sorted(fleet.cordoned.difference(fleet.hosts))
+        return {"hosts": found, "cordoned_and_away": gone}
+
+    @post("/admin/hosts/{host:str}/{verb:str}", status_code=200)
+    async def act_on_host(host: str, verb: str) -> dict[str, Any]:
+        """`cordon`, `uncordon` or `drain` a host. A host that is away can be cordoned all the same."""
+        fleet = runtime.view.fleet
+        if verb not in ("cordon", "uncordon", "drain"):
+            raise BadRequest(f"'{verb[:50]}' is not something to do with a host; cordon, uncordon and drain are")
+        if host not in fleet.hosts and (verb == "drain" or host not in fleet.cordoned):
+            raise HostNotFound(host, nearest(host, fleet.hosts))
+        try:
+            if verb == "drain":
+                moved, going = await runtime.drain(host)
+                return {"moved": moved, "going": going}
+            await runtime.cordon(host, cordoned=verb == "cordon")
+        except RecordAway as error:
+            raise RecordIsAway(str(error), retry_after=5) from None
+        except AgentAway as error:
+            raise NoCapacity(str(error), retry_after=5) from None
+        return {"host": host, "cordoned": verb == "cordon"}
+
+    return [functions, function, act, hosts, act_on_host]

@@ -1,0 +1,75 @@
+"""The router's client to agents: say `ensure`, never "if not running then start"."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import msgspec
+
+from cortex.functions.catalogue import Catalogue
+from cortex.functions.spec import Function
+from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused
+
+TIMEOUT_S = 10.0
+
+
+class AgentAway(Exception):
+    """The agent did not answer, or not as an agent does."""
+
+
+@contextmanager
+def _mapped(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
+        raise AgentAway(f"the agent at {address} did not answer: {error or type(error).__name__}") from error
+
+
+class Agents:
+    """All agents, by the address in their host's record."""
+
+    def __init__(self, token: str) -> None:
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            timeout=TIMEOUT_S,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def ensure(self, address: str, function: Function, *, force: bool = False) -> Going | Refused:
+        """Ask for an instance of a function. Raises AgentAway."""
+        with _mapped(address):
+            answer = await self._send("POST", f"{address}/functions/ensure", Ensure(function, force))
+            return msgspec.json.decode(answer, type=Going | Refused)
+
+    async def plan(self, address: str, function: Function) -> Planned | Refused:
+        """Ask what `ensure` would do. Raises AgentAway."""
+        with _mapped(address):
+            answer = await self._send("POST", f"{address}/functions/plan", Plan(function))
+            return msgspec.json.decode(answer, type=Planned | Refused)
+
+    async def drain(self, address: str) -> Sequence[str]:
+        """Have a host emptied. Return the instances that are going. Raises AgentAway."""
+        with _mapped(address):
+            answer = await self._send("POST", f"{address}/drain", None)
+            return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
+
+    async def cool(self, address: str, function: str, *, at_once: bool = False) -> Sequence[str]:
+        """Let a function's instances go. Raises AgentAway."""
+        with _mapped(address):
+            answer = await self._send("POST", f"{address}/functions/cool", Cool(function, at_once))
+            return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
+
+    async def heed(self, address: str, catalogue: Catalogue, digest: str) -> None:
+        """Tell an agent the catalogue. Raises AgentAway."""
+        with _mapped(address):
+            await self._send("PUT", f"{address}/catalogue", Heed(catalogue, digest))
+
+    async def _send(self, method: str, url: str, body: Any) -> bytes:
+        answer = await self._http.request(method, url, content=msgspec.json.encode(body))
+        answer.raise_for_status()
+        return answer.content

@@ -1,0 +1,158 @@
+"""The router's HTTP surface. Wires the pieces; each route is a few lines."""
+
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Litestar, Request, Response, get
+from litestar.exceptions import HTTPException
+
+from cortex.functions.spec import Function
+from cortex.platform.settings import Settings
+from cortex.router import admin, inference
+from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
+from cortex.router.exchange import Services
+from cortex.router.inference import request_id
+from cortex.router.listing import entry, listing
+from cortex.router.refusals import Refusal
+from cortex.router.runtime import Runtime
+
+log = structlog.get_logger()
+Http = Request[Any, Any, Any]
+
+_DIALECTS: dict[str, Dialect] = {"/v1/messages": "messages", "/v1/responses": "responses"}
+_KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG, 415: Kind.UNSUPPORTED_MEDIA}
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Build one router worker. Raises CatalogueError or OSError when the catalogue does not stand."""
+    runtime = Runtime(settings)
+    services = Services(runtime.view, runtime.activator, runtime.flights, runtime.upstream)
+    most = settings.gateway.max_body_mb * 1024 * 1024
+
+    @get("/v1/models")
+    async def models(
+        request: Http, limit: str | None = None, after_id: str | None = None, before_id: str | None = None
+    ) -> Response[bytes]:
+        """List every function and alias of the catalogue, warm or cold, in the caller's dialect."""
+        entries = listing(runtime.directory.catalogue, runtime.view.fleet, runtime.started)
+        if _is_anthropic(request):
+            cards = [_card(e, runtime.directory.find(e["id"]).function) for e in entries]
+            return _json(request, anthropic_page(cards, limit, after_id, before_id))
+        return _json(request, {"object": "list", "data": entries})
+
+    @get("/v1/models/{model_id:path}")
+    async def model(request: Http, model_id: str) -> Response[bytes]:
+        """Describe one function or alias. Ids with a slash may be sent as `%2F`."""
+        name = model_id.lstrip("/")
+        function = runtime.directory.find(name).function
+        described = entry(function, runtime.view.fleet, runtime.started)
+        if name != function.id:
+            described |= {"id": name, "alias_of": function.id}
+        if _is_anthropic(request):
+            return _json(request, anthropic_model(_card(described, function)))
+        return _json(request, described)
+
+    @get("/health")
+    async def health() -> dict[str, Any]:
+        """Say whether requests can be served, and what is amiss."""
+        fleet = runtime.view.fleet
+        well = bool(fleet.hosts) and not runtime.view.away and not runtime.directory.problem
+        return {
+            "status": "ok" if well else "degraded",
+            "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts)},
+            "record": "away" if runtime.view.away else "ok",
+            "record_read_s_ago": math.ceil(time.time() - fleet.at) if fleet.at else None,
+            "catalogue": runtime.directory.problem or "ok",
+        }
+
+    @get("/")
+    async def root() -> dict[str, str]:
+        """Say what this is."""
+        return {"name": "cortex", "models": "/v1/models", "health": "/health"}
+
+    @asynccontextmanager
+    async def run(_: Litestar) -> AsyncIterator[None]:
+        async with runtime:
+            yield
+
+    return Litestar(
+        [*inference.routes(runtime, services), models, model, health, root, *admin.routes(runtime)],
+        lifespan=[run],
+        exception_handlers={
+            Refusal: _refused,
+            DialectError: _untranslatable,
+            HTTPException: _http_error,
+            Exception: _broken,
+        },
+        request_max_body_size=most,
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def _is_anthropic(request: Http) -> bool:
+    """Both dialects list models at one path; Anthropic's clients always send their version."""
+    return "anthropic-version" in request.headers
+
+
+def _card(described: dict[str, Any], function: Function) -> Card:
+    window = function.context or None
+    return Card(id=described["id"], created=described["created"], max_input_tokens=window, max_output_tokens=window)
+
+
+def _json(request: Http, value: object) -> Response[bytes]:
+    return _answer(request, 200, msgspec.json.encode(value), {})
+
+
+def _answer(request: Http, status: int, body: bytes, headers: dict[str, str]) -> Response[bytes]:
+    identity = request_id(request)
+    told = {"x-request-id": identity, "request-id": identity, **headers}
+    return Response(body, status_code=status, media_type="application/json", headers=told)
+
+
+def _dialect(request: Http) -> Dialect:
+    """The dialect of the path decides how an error is said."""
+    path = request.scope["path"]
+    for prefix, dialect in _DIALECTS.items():
+        if path == prefix or path.startswith(prefix + "/"):
+            return dialect
+    return "messages" if path.startswith("/v1/models") and _is_anthropic(request) else "chat"
+
+
+def _faulty(request: Http, fault: Fault) -> Response[bytes]:
+    dialect = _dialect(request)
+    answer = _answer(request, fault.status(dialect), b"", fault.headers())
+    answer.content = envelope(fault, dialect, answer.headers["x-request-id"])
+    return answer
+
+
+def _refused(request: Http, refusal: Refusal) -> Response[bytes]:
+    return _faulty(request, refusal.fault())
+
+
+def _untranslatable(request: Http, error: DialectError) -> Response[bytes]:
+    return _faulty(request, error.fault)
+
+
+def _http_error(request: Http, error: HTTPException) -> Response[bytes]:
+    """Put the framework's own errors into the dialect's envelope."""
+    path = request.scope["path"][:200]
+    words = {
+        404: f"there is nothing at {path}",
+        405: f"{path} does not take {request.method}",
+        413: "the body is larger than this router takes",
+    }
+    default = Kind.BAD_REQUEST if error.status_code < 500 else Kind.INTERNAL
+    kind = _KINDS.get(error.status_code, default)
+    return _faulty(request, Fault(kind=kind, message=words.get(error.status_code, error.detail)))
+
+
+def _broken(request: Http, error: Exception) -> Response[bytes]:
+    log.error("request_broke", exc_info=error)
+    return _faulty(request, Fault(kind=Kind.INTERNAL, message="cortex made a mistake; its log has the details"))

@@ -1,0 +1,47 @@
+"""What the edge needs to know of a dialect: how to read a request, and what it may then ask of it."""
+
+from typing import Protocol
+
+from cortex.router.dialects import chat, messages, responses
+from cortex.router.dialects.chunks import Plain
+from cortex.router.dialects.errors import Dialect
+from cortex.router.dialects.relay import Stream
+from cortex.router.dialects.traits import Traits
+
+
+class Reply(Protocol):
+    """How to answer one request. `plain` raises `BadAnswer`; a stream says it in its own words."""
+
+    def plain(self, body: bytes) -> Plain: ...
+    def stream(self, request_id: str | None = None) -> Stream: ...
+
+
+class Asked(Protocol):
+    """A request that was understood; `max_tokens` is what the worker will be allowed unless told otherwise."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def max_tokens(self) -> int | None: ...
+    @property
+    def affinity(self) -> str | None: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    def body(self, model: str, max_tokens: int | None = None) -> bytes: ...
+    def count(self, model: str) -> bytes: ...
+    def answer(self, id: str, created: int, input_tokens: int | None = None) -> Reply: ...
+
+
+def read_request(dialect: Dialect, body: bytes, traits: Traits) -> Asked:
+    """A request that a worker's chat or completions answers; raises `BadRequest`."""
+    match dialect:
+        case "messages":
+            return messages.read(body, traits)
+        case "responses":
+            return responses.read(body, traits)
+        case "completions":
+            return chat.read_completion(body, traits)
+        case _:
+            return chat.read(body, traits)

@@ -1,0 +1,203 @@
+"""What went wrong, said the way each dialect says it.
+
+A `Fault` is a value: a kind, a message, perhaps a field and a time to come back. The table below is the only
+place where a kind becomes a status, a type and a code; everything else (envelopes, frames in a running stream,
+headers) is computed from it. The dialect is that of the path the client called, never that of the worker.
+
+    DialectError            carries the fault to answer with
+    ├── BadRequest          the client must change its request; the only thing a request parser raises
+    └── BadAnswer           the worker's answer cannot be passed on as an answer
+"""
+
+from enum import StrEnum
+from math import ceil
+from typing import Literal, NamedTuple
+
+import msgspec
+
+Dialect = Literal["chat", "completions", "embeddings", "rerank", "responses", "messages"]
+
+
+class Kind(StrEnum):
+    BAD_REQUEST = "bad_request"
+    UNSUPPORTED = "unsupported"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    MAX_TOKENS_TOO_LARGE = "max_tokens_too_large"
+    NO_KEY = "no_key"
+    FORBIDDEN = "forbidden"
+    UNKNOWN_MODEL = "unknown_model"
+    UNKNOWN_PATH = "unknown_path"
+    WRONG_METHOD = "wrong_method"
+    BODY_TOO_BIG = "body_too_big"
+    UNSUPPORTED_MEDIA = "unsupported_media"
+    RATE_LIMITED = "rate_limited"
+    LOADING = "loading"
+    NO_CAPACITY = "no_capacity"
+    CRASH_LOOPING = "crash_looping"
+    WORKER_ERROR = "worker_error"
+    INTERNAL = "internal"
+    TIMEOUT = "timeout"
+    CLIENT_GONE = "client_gone"
+
+
+class _Row(NamedTuple):
+    """`failed` is the code of `response.failed`: Codex stops or reconnects by it."""
+
+    openai: int
+    anthropic: int
+    anthropic_type: str
+    openai_type: str
+    code: str | None
+    failed: str
+
+
+_INVALID = "invalid_request_error"
+_TABLE = {
+    Kind.BAD_REQUEST: _Row(400, 400, _INVALID, _INVALID, None, "invalid_prompt"),
+    Kind.UNSUPPORTED: _Row(400, 400, _INVALID, _INVALID, "unsupported_parameter", "invalid_prompt"),
+    Kind.PROMPT_TOO_LONG: _Row(400, 400, _INVALID, _INVALID, "context_length_exceeded", "context_length_exceeded"),
+    Kind.MAX_TOKENS_TOO_LARGE: _Row(400, 400, _INVALID, _INVALID, "context_length_exceeded", "context_length_exceeded"),
+    Kind.NO_KEY: _Row(401, 401, "authentication_error", _INVALID, "invalid_api_key", "invalid_prompt"),
+    Kind.FORBIDDEN: _Row(403, 403, "permission_error", _INVALID, None, "invalid_prompt"),
+    Kind.UNKNOWN_MODEL: _Row(404, 404, "not_found_error", _INVALID, "model_not_found", "invalid_prompt"),
+    Kind.UNKNOWN_PATH: _Row(404, 404, "not_found_error", _INVALID, None, "invalid_prompt"),
+    Kind.WRONG_METHOD: _Row(405, 405, _INVALID, _INVALID, None, "invalid_prompt"),
+    Kind.BODY_TOO_BIG: _Row(413, 413, "request_too_large", _INVALID, None, "invalid_prompt"),
+    Kind.UNSUPPORTED_MEDIA: _Row(415, 415, _INVALID, _INVALID, None, "invalid_prompt"),
+    Kind.RATE_LIMITED: _Row(
+        429, 429, "rate_limit_error", "rate_limit_error", "rate_limit_exceeded", "rate_limit_exceeded"
+    ),
+    Kind.LOADING: _Row(503, 529, "overloaded_error", "server_error", "model_loading", "server_error"),
+    Kind.NO_CAPACITY: _Row(503, 529, "overloaded_error", "server_error", "model_loading", "server_is_overloaded"),
+    Kind.CRASH_LOOPING: _Row(503, 503, "api_error", "server_error", "worker_error", "server_is_overloaded"),
+    Kind.WORKER_ERROR: _Row(502, 502, "api_error", "server_error", "worker_error", "server_error"),
+    Kind.INTERNAL: _Row(500, 500, "api_error", "server_error", "worker_error", "server_error"),
+    Kind.TIMEOUT: _Row(504, 504, "timeout_error", "server_error", "timeout", "server_error"),
+    Kind.CLIENT_GONE: _Row(499, 499, "api_error", "server_error", None, "server_error"),
+}
+
+# Waiting does not help these, so the SDKs are told not to try again by themselves.
+_HOPELESS = frozenset({Kind.CRASH_LOOPING})
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """`anthropic_message` is set where clients of that dialect expect other words."""
+
+    kind: Kind
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+    anthropic_message: str | None = None
+
+    def status(self, dialect: Dialect) -> int:
+        row = _TABLE[self.kind]
+        return row.anthropic if dialect == "messages" else row.openai
+
+    @property
+    def failed_code(self) -> str:
+        """The code of a Responses stream's `response.failed`."""
+        return _TABLE[self.kind].failed
+
+    def headers(self) -> dict[str, str]:
+        """The headers that tell an SDK whether and when to try again."""
+        headers = {}
+        if self.retry_after_s is not None and self.kind not in _HOPELESS:
+            headers["retry-after"] = str(max(1, ceil(self.retry_after_s)))
+        if self.kind in _HOPELESS:
+            headers["x-should-retry"] = "false"
+        return headers
+
+
+class DialectError(Exception):
+    """Something that cannot be translated, with the fault to answer instead."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+class BadRequest(DialectError):
+    """The client's request means something this function cannot do, or nothing at all."""
+
+    def __init__(self, message: str, param: str | None = None, kind: Kind = Kind.BAD_REQUEST) -> None:
+        text = f"{param}: {message}" if param else message
+        super().__init__(Fault(kind=kind, message=text, param=param))
+
+
+class BadAnswer(DialectError):
+    """The worker answered, but not with something that may be shown as an answer."""
+
+    def __init__(self, message: str, fault: Fault | None = None) -> None:
+        super().__init__(fault or Fault(kind=Kind.WORKER_ERROR, message=message))
+
+
+class AnthropicDetail(msgspec.Struct):
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
+    """Both the body of a failed request and the `error` event of a running stream."""
+
+    error: AnthropicDetail
+    request_id: str | None = None
+
+
+class OpenAIDetail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(msgspec.Struct):
+    error: OpenAIDetail
+
+
+def anthropic_error(fault: Fault, request_id: str | None = None) -> AnthropicError:
+    detail = AnthropicDetail(_TABLE[fault.kind].anthropic_type, fault.anthropic_message or fault.message)
+    return AnthropicError(detail, request_id)
+
+
+def openai_error(fault: Fault) -> OpenAIError:
+    row = _TABLE[fault.kind]
+    return OpenAIError(OpenAIDetail(fault.message, row.openai_type, fault.param, fault.code or row.code))
+
+
+def envelope(fault: Fault, dialect: Dialect, request_id: str | None = None) -> bytes:
+    """The body of a failed request."""
+    if dialect == "messages":
+        return msgspec.json.encode(anthropic_error(fault, request_id))
+    return msgspec.json.encode(openai_error(fault))
+
+
+def prompt_too_long(tokens: int, limit: int) -> Fault:
+    """Text A. Claude Code reads both numbers out of it and compacts the conversation."""
+    return Fault(
+        kind=Kind.PROMPT_TOO_LONG,
+        message=f"prompt is too long: {tokens} tokens > {limit} maximum",
+        param="messages",
+    )
+
+
+def max_tokens_too_large(tokens: int, max_tokens: int, limit: int) -> Fault:
+    """Text B. Claude Code asks again by itself for what the window has left."""
+    return Fault(
+        kind=Kind.MAX_TOKENS_TOO_LARGE,
+        message=(
+            f"input length and `max_tokens` exceed context limit: {tokens} + {max_tokens} > {limit},"
+            " decrease input length or `max_tokens` and try again"
+        ),
+        param="max_tokens",
+    )
+
+
+def unknown_model(name: str, did_you_mean: str | None = None) -> Fault:
+    hint = f" Did you mean `{did_you_mean}`?" if did_you_mean else ""
+    return Fault(
+        kind=Kind.UNKNOWN_MODEL,
+        message=f"The model `{name}` does not exist.{hint}",
+        anthropic_message=f"model: {name}{'.' + hint if hint else ''}",
+        param="model",
+    )

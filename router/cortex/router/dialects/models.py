@@ -1,0 +1,119 @@
+"""The list of models as each dialect shows it. One path, two shapes: the header `anthropic-version` decides.
+
+A `Card` holds what is known of a function; a field that is not known is left out, never guessed.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from cortex.router.dialects.errors import BadRequest
+
+_LARGEST_PAGE = 1000
+_PAGE = 20
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """`extra` are cortex's own fields of the OpenAI shape (`loaded`, `locations`, `limit`, ...)."""
+
+    id: str
+    created: int = 0
+    owned_by: str = "cortex"
+    display_name: str | None = None
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    vision: bool = False
+    thinking: bool = False
+    effort: tuple[str, ...] = ()
+    structured_outputs: bool = True
+    extra: dict[str, Any] = {}
+
+
+class AnthropicModel(msgspec.Struct, tag_field="type", tag="model", omit_defaults=True):
+    id: str
+    display_name: str
+    created_at: str
+    capabilities: dict[str, Any]
+    max_input_tokens: int | None = None
+    max_tokens: int | None = None
+    lifecycle: Literal["active"] = msgspec.field(default_factory=lambda: "active")
+
+
+class AnthropicPage(msgspec.Struct):
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+def openai_model(card: Card) -> dict[str, Any]:
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": card.owned_by,
+        **card.extra,
+    }
+
+
+def openai_list(cards: list[Card]) -> dict[str, Any]:
+    return {"object": "list", "data": [openai_model(card) for card in cards]}
+
+
+def anthropic_model(card: Card) -> AnthropicModel:
+    return AnthropicModel(
+        id=card.id,
+        display_name=card.display_name or card.id,
+        created_at=datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        max_input_tokens=card.max_input_tokens,
+        max_tokens=card.max_output_tokens,
+        capabilities=_capabilities(card),
+    )
+
+
+def anthropic_page(
+    cards: list[Card], limit: str | None = None, after_id: str | None = None, before_id: str | None = None
+) -> AnthropicPage:
+    """One page, from the query as it came; a cursor that is not in the list starts from its end."""
+    size = _size(limit)
+    ids = [card.id for card in cards]
+    if before_id is not None:
+        end = ids.index(before_id) if before_id in ids else len(ids)
+        page, has_more = cards[max(0, end - size) : end], end > size
+    else:
+        start = ids.index(after_id) + 1 if after_id in ids else 0
+        page, has_more = cards[start : start + size], start + size < len(ids)
+    data = [anthropic_model(card) for card in page]
+    return AnthropicPage(data, has_more, data[0].id if data else None, data[-1].id if data else None)
+
+
+def _size(limit: str | None) -> int:
+    if limit is None:
+        return _PAGE
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:5]) <= _LARGEST_PAGE):
+        raise BadRequest(f"expected a number from 1 to {_LARGEST_PAGE}", "limit")
+    return int(limit)
+
+
+def _capabilities(card: Card) -> dict[str, Any]:
+    """Every capability that the SDK's type names, because it wants to find them all."""
+    thinking, no = _support(card.thinking), _support(False)
+    types = {"adaptive": thinking, "enabled": thinking, "disabled": _support(True), "between_tools": no}
+    levels = {name: _support(name in card.effort) for name in ("low", "medium", "high", "xhigh", "max")}
+    return {
+        "batch": no,
+        "citations": no,
+        "code_execution": no,
+        "context_management": no,
+        "effort": {**_support(bool(card.effort)), **levels},
+        "image_input": _support(card.vision),
+        "pdf_input": no,
+        "server_tools": {**no, "code_execution": no, "web_search": no},
+        "structured_outputs": _support(card.structured_outputs),
+        "thinking": {**thinking, "types": types},
+    }
+
+
+def _support(supported: bool) -> dict[str, Any]:
+    return {"supported": supported}

@@ -1,0 +1,104 @@
+"""The catalogue as this router serves it, following its file.
+
+A changed file takes effect without a restart. A file that does not stand leaves the old catalogue in force;
+`problem` then says why.
+"""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import msgspec
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cortex.functions.catalogue import Catalogue, CatalogueError, read
+from cortex.functions.spec import Engine, Function, revision
+from cortex.router.refusals import FunctionNotFound
+
+log = structlog.get_logger()
+
+LOOK_S = 0.5
+
+
+class Target(Struct, frozen=True):
+    """What a name stands for: a function, and the revision its instances must have."""
+
+    function: Function
+    revision: str
+
+
+class Directory:
+    """Resolves names. `follow()` keeps it true to the file."""
+
+    def __init__(self, path: Path, *, pretend: bool = False) -> None:
+        """Read the catalogue. Raises CatalogueError or OSError: a router does not start without one."""
+        self._path, self._pretend = path, pretend
+        self._seen = _mark(path)
+        self.problem = ""
+        self._take(load(path))
+
+    def find(self, name: str) -> Target:
+        """Return what a name stands for. Raises FunctionNotFound."""
+        target = self._targets.get(name)
+        if target is None:
+            raise FunctionNotFound(name, self.catalogue.nearest(name))
+        return target
+
+    async def follow(self) -> None:
+        """Look at the file twice a second and take every change that stands."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            mark = await asyncio.to_thread(_mark, self._path)
+            if mark != self._seen:
+                self._seen = mark
+                await self._reread()
+
+    async def _reread(self) -> None:
+        try:
+            catalogue = await asyncio.to_thread(load, self._path)
+        except (CatalogueError, OSError, UnicodeDecodeError) as error:
+            self.problem = f"{self._path}: the catalogue before the last change is still in force: {error}"
+            log.error("catalogue_refused", why=str(error))
+            return
+        self.problem = ""
+        self._take(catalogue)
+        log.info("catalogue_taken", functions=len(catalogue.functions), aliases=len(catalogue.aliases))
+
+    def _take(self, catalogue: Catalogue) -> None:
+        if self._pretend:
+            catalogue = pretended(catalogue)
+        targets = {f.id: Target(f, revision(f)) for f in catalogue.functions.values()}
+        for alias, function in catalogue.aliases.items():
+            targets[alias] = targets[function]
+        self.catalogue = catalogue
+        self.digest = hashlib.sha256(msgspec.json.encode(catalogue, order="sorted")).hexdigest()[:16]
+        self._targets = targets
+
+
+def load(path: Path) -> Catalogue:
+    """Read a catalogue file. Raises CatalogueError, OSError or UnicodeDecodeError."""
+    return read(path.read_text(encoding="utf-8"), file=path.name, folder=str(path.resolve().parent))
+
+
+def pretended(catalogue: Catalogue) -> Catalogue:
+    """Return the catalogue with every function on the fake engine, loading for a while and filling its memory."""
+    return replace(catalogue, functions={f.id: _pretended(f) for f in catalogue.functions.values()})
+
+
+def _pretended(function: Function) -> Function:
+    if function.engine is Engine.FAKE:
+        return function
+    load_s = 1 + min(9, function.vram_mb // 8192)
+    args = ("--load-s", str(load_s), "--tps", "40", "--tokens", "120", "--memory-mb", str(function.vram_mb))
+    return replace(function, engine=Engine.FAKE, source="", args=args, env={})
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    """Return what changes whenever a file is written or replaced."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -1,0 +1,302 @@
+"""One request's life, from a body that was read to the last byte sent.
+
+It is an ASGI application of its own, returned by the route: the answer goes out without a framework response
+in between, and the client's leaving is seen at once, streaming or not. Whichever ends first, the work or the
+client, ends the other. What is said to the client is the dialect's business (`Call.reply`); when, and through
+which worker, is decided here.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+import structlog
+from litestar.types import Receive, Scope, Send
+from msgspec import Struct
+
+from cortex.functions.spec import STOPS_WHEN_CLIENT_LEAVES
+from cortex.platform.flights import Flights
+from cortex.platform.record import Instance
+from cortex.router.activator import Activator
+from cortex.router.assemble import Assembly, BadStream, asked_to_stream
+from cortex.router.choice import choose
+from cortex.router.dialects.chunks import Plain, Tokens
+from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.dialects.relay import Stream
+from cortex.router.dialects.worker_errors import fault_from_error, fault_from_worker
+from cortex.router.directory import Target
+from cortex.router.refusals import Refusal, UpstreamBroke, UpstreamSilent
+from cortex.router.upstream import Answer, Broken, Stranger, Upstream
+from cortex.router.view import View
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+REPLAYS = 2
+FIRST_KEEP_ALIVE_S, KEEP_ALIVE_S = 1.0, 5.0
+
+
+class Reply(Protocol):
+    """Says a worker's whole answer in the client's dialect. Raises BadAnswer."""
+
+    def plain(self, body: bytes) -> Plain: ...
+
+
+class StreamReply(Reply, Protocol):
+    """Says a worker's stream in the client's dialect, too."""
+
+    def stream(self, request_id: str | None = None) -> Stream: ...
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """A request that was understood: what to send to which of the worker's paths, and how to say its answer."""
+
+    dialect: Dialect
+    path: str
+    body: bytes
+    reply: Reply
+    streams: StreamReply | None = None
+
+
+class Services:
+    """What every exchange needs; made once."""
+
+    def __init__(self, view: View, activator: Activator, flights: Flights, upstream: Upstream) -> None:
+        self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
+
+
+class Exchange:
+    """Serves one request for one function."""
+
+    def __init__(self, services: Services, target: Target, call: Call, request_id: str) -> None:
+        self._services, self._target, self._function = services, target, target.function
+        self._call, self._request_id = call, request_id
+        self._stream = call.streams.stream(request_id) if call.streams else None
+        self._body, self._assembles = call.body, False
+        generates = call.dialect not in ("embeddings", "rerank")
+        if self._stream is None and generates and self._function.engine not in STOPS_WHEN_CLIENT_LEAVES:
+            streamed = asked_to_stream(call.body)
+            self._assembles, self._body = streamed is not None, streamed or call.body
+        self._queued_s = 0.0
+        self._cold = False
+        self._instance = ""
+        self._head_sent = False
+        self._fed = False
+        self._send: Send
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it, unless the client leaves first."""
+        self._send = send
+        work = asyncio.create_task(self._serve())
+        gone = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                log.info("client_left", request=self._request_id, function=self._function.id)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+        if not work.cancelled():
+            work.result()
+
+    async def _serve(self) -> None:
+        try:
+            await self._attempts()
+        except Refusal as refusal:
+            await self._refuse(refusal.fault())
+        except DialectError as error:
+            await self._refuse(error.fault)
+
+    async def _attempts(self) -> None:
+        """Try instance after instance. What broke before its first byte is replayed, twice at most."""
+        for replays_left in range(REPLAYS, -1, -1):
+            instance = self._chosen()
+            if instance is None:
+                instance = await self._patiently(self._awaited())
+            with self._services.flights.aboard(self._function.id, instance.id):
+                self._instance = instance.id
+                try:
+                    async with asyncio.timeout(self._function.request_timeout_s):
+                        await self._forward(instance)
+                        return
+                except TimeoutError:
+                    clock = f"{self._function.request_timeout_s:g} s"
+                    raise UpstreamSilent(f"'{self._function.id}' took longer than {clock}") from None
+                except Broken as broken:
+                    self._services.view.suspect(instance.id)
+                    log.warning(
+                        "upstream_broke",
+                        request=self._request_id,
+                        function=self._function.id,
+                        instance=instance.id,
+                        why=str(broken),
+                        stranger=isinstance(broken, Stranger),
+                    )
+                    if not replays_left:
+                        raise UpstreamBroke(
+                            f"the worker of '{self._function.id}' broke before it answered: {broken}"
+                        ) from None
+
+    def _chosen(self) -> Instance | None:
+        services, target = self._services, self._target
+        ready = services.view.ready(target.function.id, target.revision)
+        return choose(ready, lambda i: services.flights.on(i) + services.view.elsewhere(i))
+
+    async def _awaited(self) -> Instance:
+        """Wait for an instance to come up, and return it."""
+        began = time.monotonic()
+        self._cold = True
+        while (instance := self._chosen()) is None:
+            await self._services.activator.wait_until_ready(self._target)
+        self._queued_s += time.monotonic() - began
+        return instance
+
+    async def _forward(self, instance: Instance) -> None:
+        """Send the request to an instance and its answer to the client.
+
+        Raises Broken before the worker's first byte, and DialectError for an answer that is none.
+        """
+        answer = await self._patiently(self._services.upstream.post(instance, self._call.path, self._body))
+        try:
+            if answer.status != 200:
+                body = await self._patiently(answer.whole())
+                raise DialectError(fault_from_worker(answer.status, body, answer.retry_after))
+            if self._stream is not None:
+                await self._relay(answer, self._stream)
+                return
+            body = await (self._assembled(answer) if self._assembles else answer.whole())
+            plain = self._call.reply.plain(body)
+            await self._send_whole(200, plain.body)
+            self._log(plain.tokens)
+        finally:
+            answer.close()
+
+    async def _assembled(self, answer: Answer) -> bytes:
+        """Read a plain answer out of a worker's stream. Raises Broken: nothing has been sent yet."""
+        assembly = Assembly()
+        try:
+            async for chunk in answer.chunks():
+                assembly.feed(chunk)
+            return assembly.close()
+        except BadStream as bad:
+            if bad.error is None:
+                raise Broken(str(bad)) from None
+            raise DialectError(fault_from_error(bad.error)) from None
+
+    async def _relay(self, answer: Answer, stream: Stream) -> None:
+        """Say a worker's stream as it comes. The dialect knows a whole one from one that broke off."""
+        chunks = answer.chunks()
+        try:
+            chunk = await self._patiently(anext(chunks, b""))
+            while chunk and not stream.over:
+                self._fed = True
+                await self._say(stream, stream.feed(chunk))
+                chunk = b"" if stream.over else await anext(chunks, b"")
+        except Broken as broken:
+            if not self._fed:
+                raise
+            reason = f"the worker of '{self._function.id}' broke off in its answer: {broken}"
+            await self._say(stream, stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
+        else:
+            await self._say(stream, stream.close())
+        await self._send_body(b"", last=True)
+        self._log(stream.tokens)
+
+    async def _say(self, stream: Stream, said: bytes) -> None:
+        """Send what the dialect says; a fault before anything was sent still gets its proper status."""
+        if stream.fault is not None and not self._head_sent:
+            raise DialectError(stream.fault)
+        if said:
+            await self._send_head()
+            await self._send_body(said)
+
+    # Towards the client.
+
+    async def _patiently(self, work: Awaitable[T]) -> T:
+        """Await work, telling a streaming client now and then that it is not forgotten."""
+        if self._stream is None:
+            return await work
+        task = asyncio.ensure_future(work)
+        patience = FIRST_KEEP_ALIVE_S
+        try:
+            while not (await asyncio.wait((task,), timeout=patience))[0]:
+                await self._send_head()
+                await self._send_body(self._stream.ping())
+                patience = KEEP_ALIVE_S
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _refuse(self, fault: Fault) -> None:
+        status = fault.status(self._call.dialect)
+        log.info(
+            "refused",
+            request=self._request_id,
+            function=self._function.id,
+            status=status,
+            kind=fault.kind,
+            why=fault.message,
+        )
+        if self._head_sent and self._stream is not None:
+            await self._send_body(self._stream.fail(fault), last=True)
+            return
+        body = envelope(fault, self._call.dialect, self._request_id)
+        await self._send_whole(status, body, [(k.encode(), v.encode()) for k, v in fault.headers().items()])
+
+    async def _send_head(self) -> None:
+        if self._head_sent:
+            return
+        self._head_sent = True
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *self._told(),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _send_body(self, body: bytes, *, last: bool = False) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def _send_whole(self, status: int, body: bytes, more: list[tuple[bytes, bytes]] | None = None) -> None:
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *self._told(),
+            *(more or []),
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send_body(body, last=True)
+
+    def _told(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that say how a request was served; each SDK looks for its own request id."""
+        identity = self._request_id.encode()
+        return [
+            (b"x-request-id", identity),
+            (b"request-id", identity),
+            (b"x-cortex-function", self._function.id.encode("ascii", "replace")),
+            (b"x-cortex-start", b"cold" if self._cold else b"hot"),
+            (b"x-cortex-queued-ms", str(round(self._queued_s * 1000)).encode()),
+            *([(b"x-cortex-instance", self._instance.encode())] if self._instance else []),
+        ]
+
+    def _log(self, tokens: Tokens) -> None:
+        log.debug(
+            "answered",
+            request=self._request_id,
+            function=self._function.id,
+            instance=self._instance,
+            cold=self._cold,
+            tokens_in=tokens.input,
+            tokens_out=tokens.output,
+        )
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

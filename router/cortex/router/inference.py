@@ -1,0 +1,157 @@
+"""The routes of inference: each reads its dialect and hands over to an Exchange."""
+
+import re
+import secrets
+import time
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cortex.functions.spec import Engine, Function
+from cortex.platform.record import Instance
+from cortex.router.abilities import traits
+from cortex.router.choice import choose
+from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, rerank, wire
+from cortex.router.dialects.errors import BadRequest, Dialect, Kind
+from cortex.router.dialects.worker_errors import fault_from_worker
+from cortex.router.exchange import Call, Exchange, Services
+from cortex.router.refusals import Refusal, UpstreamBroke
+from cortex.router.runtime import Runtime
+from cortex.router.upstream import Broken
+
+Http = Request[Any, Any, Any]
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+COUNT_S = 10.0
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class _Peek(Struct, frozen=True):
+    """What routing needs to know of a body before its function, and so its shape, is known."""
+
+    model: str
+
+
+def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
+    """Return the inference routes of a router."""
+
+    async def generated(request: Http, kind: Dialect) -> ASGIApp:
+        """Serve a request that a worker's chat or completions answers."""
+        body = await _body(request)
+        target = runtime.directory.find(wire.read(body, _Peek).model)
+        function = target.function
+        asked = dialect.read_request(kind, body, traits(function, kind))
+        unique = secrets.token_hex(12)
+        reply = asked.answer(unique, int(time.time()))
+        if isinstance(reply, chat_stream.Reply):
+            reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
+        call = Call(
+            dialect=kind,
+            path=COMPLETIONS if kind == "completions" else CHAT,
+            body=asked.body(function.id),
+            reply=reply,
+            streams=reply if asked.stream else None,
+        )
+        return Exchange(services, target, call, request_id(request))
+
+    async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
+        """Serve a request with one plain answer: embeddings, rerank."""
+        body = await _body(request)
+        asked = embeddings.read(body) if kind == "embeddings" else rerank.read(body)
+        target = runtime.directory.find(asked.model)
+        call = Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
+        return Exchange(services, target, call, request_id(request))
+
+    @post(CHAT, status_code=200)
+    async def chat_completions(request: Http) -> ASGIApp:
+        """Chat: OpenAI's dialect, streamed or not."""
+        return await generated(request, "chat")
+
+    @post(COMPLETIONS, status_code=200)
+    async def completions(request: Http) -> ASGIApp:
+        """Complete a text: OpenAI's older dialect, streamed or not."""
+        return await generated(request, "completions")
+
+    @post("/v1/responses", status_code=200)
+    async def responses(request: Http) -> ASGIApp:
+        """Respond: OpenAI's newer dialect, streamed or not."""
+        return await generated(request, "responses")
+
+    @post("/v1/messages", status_code=200)
+    async def messages_(request: Http) -> ASGIApp:
+        """Chat: Anthropic's dialect, streamed or not."""
+        return await generated(request, "messages")
+
+    @post("/v1/embeddings", status_code=200)
+    async def embeddings_(request: Http) -> ASGIApp:
+        """Embed texts."""
+        return await computed(request, "embeddings", "/v1/embeddings")
+
+    @post("/v1/rerank", status_code=200)
+    async def rerank_(request: Http) -> ASGIApp:
+        """Rank documents by how well they answer a query."""
+        return await computed(request, "rerank", "/v1/rerank")
+
+    @post("/v1/messages/count_tokens", status_code=200)
+    async def count_tokens(request: Http) -> Response[bytes]:
+        """Count a prompt's tokens with the worker's own tokenizer; a cold function is not started for it."""
+        body = await _body(request)
+        target = runtime.directory.find(wire.read(body, _Peek).model)
+        function = target.function
+        asked = messages.read_count(body, traits(function, "messages"))
+        ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
+        headers = {"x-request-id": request_id(request), "x-cortex-function": function.id}
+        headers["request-id"] = headers["x-request-id"]
+        if ready is None:
+            headers["x-cortex-estimate"] = "true"
+            tokens = limits.estimate(asked.upstream.request)
+        else:
+            with runtime.flights.aboard(function.id, ready.id):
+                tokens = await _counted(services, function, ready, asked.count(function.id))
+        answer = msgspec.json.encode({"input_tokens": tokens})
+        return Response(answer, media_type="application/json", headers=headers)
+
+    return [
+        chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,
+    ]  # fmt: skip
+
+
+def request_id(request: Http) -> str:
+    """Return the client's own request id when it is tame, else a fresh one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
+async def _body(request: Http) -> bytes:
+    if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+        raise BadRequest("compressed bodies are not taken: send it as it is", kind=Kind.UNSUPPORTED_MEDIA)
+    return await request.body()
+
+
+async def _counted(services: Services, function: Function, instance: Instance, body: bytes) -> int:
+    """Ask a worker how many tokens a prompt has. llama-server renders first and counts then."""
+    try:
+        if function.engine is not Engine.LLAMACPP:
+            return int((await _asked(services, instance, "/tokenize", body))["count"])
+        rendered = (await _asked(services, instance, "/apply-template", body))["prompt"]
+        text = msgspec.json.encode({"content": rendered, "add_special": True, "parse_special": True})
+        return len((await _asked(services, instance, "/tokenize", text))["tokens"])
+    except (Broken, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        raise UpstreamBroke(f"the worker of '{function.id}' could not count the prompt: {error}") from None
+
+
+async def _asked(services: Services, instance: Instance, path: str, body: bytes) -> dict[str, Any]:
+    answer = await services.upstream.post(instance, path, body)
+    try:
+        whole = await answer.whole()
+    finally:
+        answer.close()
+    if answer.status != 200:
+        fault = fault_from_worker(answer.status, whole)
+        raise Refusal(fault.message) if fault.kind is Kind.INTERNAL else Broken(fault.message)
+    return msgspec.json.decode(whole, type=dict[str, Any])

@@ -1,0 +1,65 @@
+"""`/v1/models`: every function and alias of the catalogue, in its order, with where it is. Pure."""
+
+from typing import Any
+
+from cortex.functions.catalogue import Catalogue
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Function
+from cortex.platform.placement import misfit, need
+from cortex.platform.record import Failure, Fleet, Instance
+
+OWNER = "cortex"
+_BEST_FIRST = (
+    State.READY, State.STARTING, State.PLACING, State.FETCHING, State.DRAINING, State.STOPPING, State.RECLAIMING,
+)  # fmt: skip
+
+
+def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, Any]]:
+    """Return one entry per function and alias; an alias copies its function's and says what it stands for."""
+    entries = {f.id: entry(f, fleet, created) for f in catalogue.functions.values()}
+    aliases = [{**entries[t], "id": alias, "alias_of": t} for alias, t in catalogue.aliases.items()]
+    return [*entries.values(), *aliases]
+
+
+def entry(function: Function, fleet: Fleet, created: int) -> dict[str, Any]:
+    """Return a function's entry in the OpenAI shape, with the fields fleets are asked for besides."""
+    wanted = need(function, None)
+    placed = [(h.name, i) for h in fleet.hosts.values() for i in h.instances if i.function == function.id]
+    return {
+        "id": function.id,
+        "object": "model",
+        "created": created,
+        "owned_by": OWNER,
+        "loaded": any(i.state is State.READY for _, i in placed),
+        "state": state(function, fleet),
+        "feasible_on": sorted(h.name for h in fleet.hosts.values() if misfit(wanted, h) is None),
+        "locations": [
+            {"node": host, "status": _status(i), "vram_estimate_mb": (i.memory_mb or None)}
+            for host, i in sorted(placed, key=lambda p: (p[0], p[1].id))
+        ],
+        "alias_of": None,
+    }
+
+
+def state(function: Function, fleet: Fleet) -> str:
+    """Return where a function is at its best: the state of its furthest instance, `failing` or `cold`."""
+    states = {i.state for h in fleet.hosts.values() for i in h.instances if i.function == function.id}
+    for known in _BEST_FIRST:
+        if known in states:
+            return known
+    return "failing" if any(f.retry_at > fleet.at for f in failures(function, fleet)) else "cold"
+
+
+def failures(function: Function, fleet: Fleet) -> list[Failure]:
+    """Return what hosts say went wrong with a function, newest first."""
+    found = [f for h in fleet.hosts.values() for f in h.failures if f.function == function.id]
+    return sorted(found, key=lambda f: -f.at)
+
+
+def _status(instance: Instance) -> str:
+    """The words clients of the older gateway know: loaded and loading; the rest is said as it is."""
+    if instance.state is State.READY:
+        return "loaded"
+    if instance.state in (State.FETCHING, State.PLACING, State.STARTING):
+        return "loading"
+    return str(instance.state)

@@ -1,0 +1,117 @@
+"""Every way a request can be refused, as one tree, named for what the caller can do next.
+
+Refusal
+├── BadRequest          mend the request
+├── FunctionNotFound    ask for a name that is in the catalogue
+├── HostNotFound        name a host that is alive
+├── QueueFull           come back after `retry_after`
+├── NotReadyInTime      come back: it was still starting when your time was up
+├── NoCapacity          come back: nothing can leave for it now
+├── StartFailed         a person must look; the reason says at what
+├── RecordIsAway        come back: Redis does not answer, so nothing new is started
+├── UpstreamBroke       the worker broke before its first byte, on every try
+├── UpstreamSilent      the worker took longer than the function's request clock allows
+└── UpstreamCutShort    the worker broke in the middle of its answer
+"""
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from cortex.router.dialects.errors import Fault, Kind
+
+
+class Refusal(Exception):
+    """A request that is not served. `fault()` is what its client is told, in whatever dialect."""
+
+    kind = Kind.INTERNAL
+    code: str | None = None
+
+    def __init__(self, message: str, *, retry_after: int | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.retry_after, self.param = message, retry_after, param
+
+    def fault(self) -> Fault:
+        """Return it as a value that every dialect can say."""
+        return Fault(
+            kind=self.kind, message=self.message, code=self.code, param=self.param, retry_after_s=self.retry_after
+        )
+
+
+class BadRequest(Refusal):
+    """The body is not what the route takes."""
+
+    kind = Kind.BAD_REQUEST
+
+
+class FunctionNotFound(Refusal):
+    """The name is neither an id nor an alias of the catalogue."""
+
+    kind = Kind.UNKNOWN_MODEL
+
+    def __init__(self, name: str, near: Sequence[str]) -> None:
+        self._hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        self._name = name[:200]
+        super().__init__(f"the model {self._name!r} is not in the catalogue{self._hint}", param="model")
+
+    def fault(self) -> Fault:
+        """Clients of Anthropic's dialect look for the words `model: NAME`."""
+        return replace(super().fault(), anthropic_message=f"model: {self._name}{self._hint}")
+
+
+class HostNotFound(Refusal):
+    """No host of that name is alive."""
+
+    kind, code = Kind.UNKNOWN_PATH, "host_not_found"
+
+    def __init__(self, name: str, near: Sequence[str]) -> None:
+        hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        super().__init__(f"no host {name[:200]!r} is alive{hint}")
+
+
+class QueueFull(Refusal):
+    """As many requests as the function's `queue` allows are waiting already."""
+
+    kind = Kind.RATE_LIMITED
+
+
+class NotReadyInTime(Refusal):
+    """The function's startup clock ran out before an instance was ready."""
+
+    kind = Kind.LOADING
+
+
+class NoCapacity(Refusal):
+    """No host can take it now."""
+
+    kind, code = Kind.NO_CAPACITY, "no_capacity"
+
+
+class StartFailed(Refusal):
+    """Its start failed, or keeps failing."""
+
+    kind, code = Kind.CRASH_LOOPING, "start_failed"
+
+
+class RecordIsAway(Refusal):
+    """Redis does not answer and no instance is warm."""
+
+    kind, code = Kind.NO_CAPACITY, "record_away"
+
+
+class UpstreamBroke(Refusal):
+    """The worker could not be reached or broke before it answered; replays did not help."""
+
+    kind = Kind.WORKER_ERROR
+
+
+class UpstreamSilent(Refusal):
+    """The request clock ran out."""
+
+    kind = Kind.TIMEOUT
+
+
+class UpstreamCutShort(Refusal):
+    """The worker broke after the answer had begun; only an event in the stream can say so."""
+
+    kind = Kind.WORKER_ERROR

@@ -1,0 +1,205 @@
+"""What a router worker does beside answering requests: follow the record, report itself, sweep.
+
+It is stateless: everything here can be lost at any moment and found again in the record.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Function
+from cortex.platform.cancel import cancelled
+from cortex.platform.flights import Flights
+from cortex.platform.keys import fleet_token
+from cortex.platform.record import Fleet, used_instance
+from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.settings import Settings
+from cortex.router.activator import Activator
+from cortex.router.agents import AgentAway, Agents
+from cortex.router.directory import Directory, Target
+from cortex.router.refusals import Refusal
+from cortex.router.upstream import Upstream
+from cortex.router.view import View
+
+log = structlog.get_logger()
+
+REPORT_S = 1.0
+SWEEP_S = 2.0
+SWEEP_LEASE_S = 6.0
+
+
+class Runtime:
+    """All of one router worker but its HTTP surface. `async with` runs it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.settings = settings
+        self.started = int(time.time())
+        token = fleet_token(Path(settings.token_file).expanduser())
+        self.registry = Registry(settings.redis_url)
+        self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
+        self.view = View(self.registry, self.id)
+        self.flights = Flights(self.id)
+        self.agents = Agents(token)
+        self.upstream = Upstream(token)
+        self.activator = Activator(self.view, self.registry, self.agents, self.flights)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Runtime":
+        with contextlib.suppress(RecordAway):
+            await self.view.refresh()
+            await self._report_now()
+        work = (self.view.follow(), self.directory.follow(), self._report(), self._sweep())
+        self._tasks = [asyncio.create_task(w) for w in work]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await cancelled(self._tasks)
+        await self.activator.close()
+        with contextlib.suppress(RecordAway):
+            await self.registry.touch(self.flights.take_used())
+            await self.registry.remove_router(self.id)
+        await self.agents.close()
+        await self.upstream.close()
+        await self.registry.close()
+
+    # What operators ask for.
+
+    def fleet(self) -> Fleet:
+        """Return the fleet with this router's own report as it is at this moment."""
+        fleet = self.view.fleet
+        own = self.flights.report(self.view.epochs(), time.time())
+        used = fleet.used | self.flights.recent()
+        return replace(fleet, routers={**fleet.routers, self.id: own}, used=used)
+
+    async def warm(self, target: Target) -> str:
+        """Have an instance started whatever failed before; return its id, or that of one there is.
+
+        Raises Refusal.
+        """
+        return await self.activator.ensure(target, force=True)
+
+    async def cordon(self, host: str, *, cordoned: bool) -> None:
+        """Have a host take no new work, or take it again. Raises RecordAway."""
+        await self.registry.cordon(host, cordoned=cordoned)
+        await self.view.refresh()
+
+    async def drain(self, host: str) -> tuple[list[str], list[str]]:
+        """Cordon a host, start elsewhere what it serves where there is room, and let its instances go.
+
+        Return the functions that were moved, and the instances that are going. Raises RecordAway, AgentAway.
+        """
+        await self.cordon(host, cordoned=True)
+        record = self.view.fleet.hosts[host]
+        moved = []
+        for function_id in sorted({i.function for i in record.instances if i.state is State.READY}):
+            function = self.directory.catalogue.functions.get(function_id)
+            if function is not None and await self._moved(function, host):
+                moved.append(function_id)
+        return moved, list(await self.agents.drain(record.address))
+
+    async def _moved(self, function: Function, away_from: str) -> bool:
+        """Start a function on another host and wait until it is ready there. False when nobody takes it."""
+        try:
+            going = await self.activator.propose(function)
+        except Refusal:
+            return False
+        deadline = time.monotonic() + function.start_timeout_s
+        while time.monotonic() < deadline:
+            placed = self.view.instance(going.instance)
+            if placed is not None and placed[1].state is State.READY:
+                return placed[0].name != away_from
+            if self.view.failure(going.instance) is not None:
+                return False
+            await self.view.changed(1.0)
+        return False
+
+    async def cool(self, function: str, *, at_once: bool) -> tuple[list[str], list[str]]:
+        """Let a function's instances go. Return their ids, and the hosts that could not be told."""
+        going: list[str] = []
+        away: list[str] = []
+        for host in self.view.fleet.hosts.values():
+            if any(i.function == function for i in host.instances):
+                try:
+                    going += await self.agents.cool(host.address, function, at_once=at_once)
+                except AgentAway:
+                    away.append(host.name)
+        return going, away
+
+    # In the background.
+
+    async def _report_now(self) -> None:
+        await self.registry.publish_router(self.flights.report(self.view.epochs(), time.time()))
+
+    async def _report(self) -> None:
+        """Report once a second, and at once when an agent waits for it: for an acknowledgement, for the last
+        request to leave a draining instance."""
+        told: tuple[dict[str, int], Sequence[str]] = ({}, ())
+        reported = 0.0
+        while True:
+            await self.view.changed(0.1 if self._draining() else REPORT_S)
+            news = (self.view.epochs(), self._draining())
+            if news == told and time.monotonic() - reported < REPORT_S:
+                continue
+            used = self.flights.take_used()
+            try:
+                await self._report_now()
+                await self.registry.touch(used)
+                self.view.note_used(used)
+                told, reported = news, time.monotonic()
+            except RecordAway:
+                self.flights.put_back(used)
+                await asyncio.sleep(REPORT_S)
+
+    def _draining(self) -> Sequence[str]:
+        """Return the draining instances on which this router has requests in flight."""
+        return [
+            i.id
+            for h in self.view.fleet.hosts.values()
+            for i in h.instances
+            if i.state is State.DRAINING and self.flights.on(i.id)
+        ]
+
+    async def _sweep(self) -> None:
+        """With the sweep lease: tell agents the catalogue, keep minimums warm, drop what is no more."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                if await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
+                    await self._tell_catalogue()
+                    await self._keep_minimums()
+                    await self._forget_gone()
+            except RecordAway:
+                continue
+
+    async def _tell_catalogue(self) -> None:
+        for host in list(self.view.fleet.hosts.values()):
+            if host.catalogue != self.directory.digest:
+                try:
+                    await self.agents.heed(host.address, self.directory.catalogue, self.directory.digest)
+                except AgentAway as error:
+                    log.warning("agent_away", host=host.name, why=str(error))
+
+    async def _keep_minimums(self) -> None:
+        for function in self.directory.catalogue.functions.values():
+            if function.min and not any(h.of(function.id) for h in self.view.fleet.hosts.values()):
+                try:
+                    await self.activator.ensure(self.directory.find(function.id))
+                except Refusal as refusal:
+                    log.warning("minimum_not_kept", function=function.id, why=refusal.message)
+
+    async def _forget_gone(self) -> None:
+        present = {used_instance(i.id) for h in self.view.fleet.hosts.values() for i in h.instances}
+        old = time.time() - 3600
+        await self.registry.forget_used(
+            m for m, at in self.view.fleet.used.items() if m.startswith("i:") and m not in present and at < old
+        )

@@ -1,0 +1,61 @@
+"""Running the router: one process, or several that share one listener."""
+
+import multiprocessing
+import os
+import socket
+
+import structlog
+import uvicorn
+from litestar import Litestar
+from uvicorn.supervisors import Multiprocess
+
+from cortex.platform import log as logging
+from cortex.platform import settings as settings_
+from cortex.platform.leash import die_with_parent
+from cortex.platform.settings import Settings, encode_env
+from cortex.router.app import create_app
+
+log = structlog.get_logger()
+
+BACKLOG = 2048
+
+
+def serve(settings: Settings, workers: int) -> None:
+    """Serve until TERM or Ctrl-C. Requests in flight get `[gateway] drain_s` to finish."""
+    host, _, port = settings.gateway.listen.rpartition(":")
+    host = host.strip("[]")
+    # uvicorn hands its children an import string; they find the settings in the environment.
+    os.environ.update(encode_env(settings))
+    config = uvicorn.Config(
+        "cortex.router.serve:worker",
+        factory=True,
+        host=host,
+        port=int(port),
+        workers=workers,
+        backlog=BACKLOG,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        ws="none",
+        timeout_graceful_shutdown=int(settings.gateway.drain_s),
+        timeout_keep_alive=75,
+    )
+    listener = socket.create_server(
+        (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+    )
+    listener.set_inheritable(True)
+    log.info("router_listens", url=f"http://{settings.gateway.listen}", workers=workers)
+    if workers > 1:
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def worker() -> Litestar:
+    """Build the application in a worker process. It does not outlive the process that started it."""
+    if multiprocessing.parent_process() is not None:
+        die_with_parent()
+    logging.configure()
+    settings, _ = settings_.from_environment(None)
+    return create_app(settings)

@@ -1,0 +1,165 @@
+"""The router's view of the fleet: the whole record in memory, kept fresh by the bell.
+
+The warm path reads only this. When Redis goes away the last view stands, and `away` says so.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+
+import structlog
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.platform.record import Failure, Fleet, HostRecord, Instance, use
+from cortex.platform.registry import RecordAway, Registry
+
+log = structlog.get_logger()
+
+FULL_READ_S = 3.0
+RETRY_S = 0.5
+SUSPECT_S = 2.0
+"""How long an instance that refused us is not chosen: its agent will have said what became of it by then."""
+
+SILENT_S = 30.0
+"""How much longer it is not chosen while its host says nothing: the record may be away, and the worker well."""
+
+
+class View:
+    """What this router knows. `follow()` keeps it fresh for as long as it runs."""
+
+    def __init__(self, registry: Registry, router: str) -> None:
+        self._registry, self._router = registry, router
+        self.fleet = Fleet()
+        self.away = True
+        self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
+        self._elsewhere: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
+        self._suspects: dict[str, tuple[float, float]] = {}
+        self._next: asyncio.Future[None] | None = None
+
+    # Reading it.
+
+    def ready(self, function: str, revision: str) -> tuple[Instance, ...]:
+        """Return the instances that may be given requests now."""
+        found = self._ready.get((function, revision), ())
+        if not self._suspects or not found:
+            return found
+        now = time.monotonic()
+        return tuple(i for i in found if not self._suspected(i.id, now))
+
+    def elsewhere(self, instance: str) -> int:
+        """Return how many requests other routers have in flight on an instance."""
+        return self._elsewhere.get(instance, 0)
+
+    def waiting_elsewhere(self, function: str) -> int:
+        """Return how many requests for a function other routers hold."""
+        return self._waiting.get(function, 0)
+
+    def instance(self, instance: str) -> tuple[HostRecord, Instance] | None:
+        """Return an instance and its host."""
+        for host in self.fleet.hosts.values():
+            for found in host.instances:
+                if found.id == instance:
+                    return host, found
+        return None
+
+    def failure(self, instance: str) -> Failure | None:
+        """Return why an instance failed, if its host still says."""
+        for host in self.fleet.hosts.values():
+            for failure in host.failures:
+                if failure.instance == instance:
+                    return failure
+        return None
+
+    def epochs(self) -> dict[str, int]:
+        """Return, per host, the epoch up to which this view knows of every drain."""
+        return {name: host.epoch for name, host in self.fleet.hosts.items()}
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait until the view changes, at most so long. False when the time is up."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait((self._next,), timeout=timeout_s)
+        return bool(done)
+
+    # Keeping it fresh.
+
+    def suspect(self, instance: str) -> None:
+        """Choose an instance no more for a while: it refused the connection, or another worker answered."""
+        now = time.monotonic()
+        self._suspects = {i: s for i, s in self._suspects.items() if self._suspected(i, now)}
+        self._suspects[instance] = (now + SUSPECT_S, self._said_at(instance))
+
+    def _suspected(self, instance: str, now: float) -> bool:
+        """Whether it refused us a moment ago, or its host has said nothing since: its agent may be away, too."""
+        until, said_at = self._suspects.get(instance, (0.0, -1.0))
+        silent = said_at > 0 and self._said_at(instance) == said_at
+        return now < until or (silent and now < until + SILENT_S)
+
+    def _said_at(self, instance: str) -> float:
+        placed = self.instance(instance)
+        return placed[0].at if placed else 0.0
+
+    def note_used(self, used: Mapping[str, float]) -> None:
+        """Count last uses that were just written; the next full read has them, too."""
+        self.fleet = replace(self.fleet, used=self.fleet.used | dict(used))
+
+    async def refresh(self) -> Fleet:
+        """Read the whole record now. Raises RecordAway."""
+        self._apply(await self._registry.fleet(time.time()))
+        return self.fleet
+
+    async def follow(self) -> None:
+        """Follow the record for ever."""
+        while True:
+            with contextlib.suppress(RecordAway):
+                await self.refresh()
+                self._say(away=False)
+                await self._listen()
+            self._say(away=True)
+            await asyncio.sleep(RETRY_S)
+
+    async def _listen(self) -> None:
+        full = time.monotonic()
+        async for changed in self._registry.bell():
+            kind, _, name = changed.partition(":")
+            if time.monotonic() - full > FULL_READ_S:
+                await self.refresh()
+                full = time.monotonic()
+            elif kind == "host":
+                self._apply(self._with(hosts={name: await self._registry.host(name)}))
+            elif kind == "router" and name != self._router:
+                self._apply(self._with(routers={name: await self._registry.router(name)}))
+
+    def _with(self, *, hosts: Mapping[str, object] | None = None, routers: Mapping[str, object] | None = None) -> Fleet:
+        """Return the fleet with some entries replaced; None takes an entry out."""
+        changes = {
+            field: {k: v for k, v in {**getattr(self.fleet, field), **new}.items() if v is not None}
+            for field, new in (("hosts", hosts), ("routers", routers))
+            if new is not None
+        }
+        return replace(self.fleet, at=time.time(), **changes)
+
+    def _apply(self, fleet: Fleet) -> None:
+        ready: dict[tuple[str, str], list[Instance]] = {}
+        for host in fleet.hosts.values():
+            for instance in host.instances:
+                if instance.state is State.READY:
+                    ready.setdefault((instance.function, instance.revision), []).append(instance)
+        others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self._router}))
+        self.fleet = fleet
+        self._ready = {k: tuple(v) for k, v in ready.items()}
+        self._elsewhere, self._waiting = others.in_flight, others.waiting
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._next is not None and not self._next.done():
+            self._next.set_result(None)
+        self._next = None
+
+    def _say(self, *, away: bool) -> None:
+        if away != self.away:
+            log.warning("record_away") if away else log.info("record_followed")
+        self.away = away

@@ -1,0 +1,72 @@
+"""One running cortex with one router worker and one with two; tests take functions of their own on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cortex.platform.bigram import write_bigram
+from tests.support.catalogues import aliases, entry, fake, gguf
+from tests.support.stack import Stack, free_port, own_redis
+
+ALPHA = "Alpha alder. Alpha acorn. Amber alder."
+BRAVO = "Bravo birch. Bravo bramble. Brown birch."
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny models with no word in common, and a file that is no model."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_bigram(folder / "alpha.gguf", ALPHA, name="alpha")
+    write_bigram(folder / "bravo.gguf", BRAVO, name="bravo")
+    (folder / "garbage.gguf").write_bytes(b"GGUF" + b"\xff" * 4096)
+    return folder
+
+
+@pytest.fixture(scope="session", params=[1, 2], ids=["one-worker", "two-workers"])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[Stack]:
+    """A running cortex."""
+    folder = tmp_path_factory.mktemp(f"stack{request.param}")
+    alpha, bravo = str(weights / "alpha.gguf"), str(weights / "bravo.gguf")
+    taken = free_port()
+    catalogue = "\n".join(
+        [
+            entry("cortex/harbour", engine="llamacpp", source="demo:harbour"),
+            gguf("tiny/alpha", alpha),
+            gguf("tiny/bravo", bravo),
+            gguf("tiny/crowd", alpha, target_concurrency=4),
+            gguf("tiny/killed", alpha),
+            fake("fake/steps", "--answer", "one two three"),
+            fake("fake/reaped", idle_after_s=1),
+            fake("fake/held", idle_after_s=1),
+            fake("fake/slow", "--load-s", "1.5"),
+            fake("fake/wakes", "--load-s", "1.5"),
+            fake("fake/slow-alone", "--load-s", "1.5"),
+            fake("fake/streams", "--tps", "20", "--tokens", "400"),
+            fake("fake/hangs", "--hang", "serving"),
+            fake("fake/loads-long", "--load-s", "30"),
+            fake("fake/echo", "--echo"),
+            fake("fake/thinks", "--reasoning-tokens", "3", "--answer", "so it is"),
+            fake("fake/tools", "--call-tool", "--shape", "vllm"),
+            fake("fake/tools-llama", "--call-tool", "--shape", "llama"),
+            fake("fake/cold", "--answer", "brr"),
+            fake("fake/cut", "--cut-stream-after", "3"),
+            fake("fake/small-queue", "--load-s", "3", queue=2),
+            fake("fake/impatient", "--load-s", "4", start_timeout_s=0.5),
+            fake("fake/stranger", "--wrong-model", "somebody-else"),
+            fake("fake/cooled", "--tps", "10", "--tokens", "20"),
+            fake("fake/dies", "--crash-on-load", "3", "--crash-message", "RuntimeError: wrong kind of weights"),
+            gguf("broken/garbage", str(weights / "garbage.gguf")),
+            gguf("broken/missing", str(weights / "missing.gguf")),
+            fake("broken/port", "--port", str(taken)),
+            entry("broken/engine", engine="vllm", source=alpha),
+            aliases({"small": "tiny/alpha", "crowd": "tiny/crowd", "steps": "fake/steps", "smaller": "small"}),
+        ]
+    )
+    with own_redis(folder) as redis_url:
+        running = Stack(folder, catalogue, workers=request.param, env={"CORTEX_REDIS_URL": redis_url})
+        running.taken_port = taken
+        try:
+            yield running
+        finally:
+            running.end()

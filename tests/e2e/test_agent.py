@@ -1,0 +1,261 @@
+"""An operator's view of GPUs: declared devices, the fake engine, real processes."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.catalogues import entry, fake
+from tests.support.fleet import TOKEN, Fleet
+from tests.support.stack import eventually, own_redis
+
+pytestmark = pytest.mark.xdist_group("agents")
+
+GPUS = {"CORTEX_AGENT__DEVICES": json.dumps([{"name": "24 GB", "vram_mb": 24576}] * 2)}
+LARGE = {"CORTEX_AGENT__DEVICES": json.dumps([{"name": "80 GB", "vram_mb": 81920}])}
+QUICK = {
+    "CORTEX_AGENT__HEALTH_S": "0.3",
+    "CORTEX_AGENT__STOP_GRACE_S": "1",
+    "CORTEX_AGENT__DRAIN_GRACE_S": "4",
+    "CORTEX_AGENT__RESERVE_MB": "0",
+}
+
+
+MODELS = "\n".join(
+    [
+        fake("f/half-a", vram_mb=12000),
+        fake("f/half-b", vram_mb=12000),
+        fake("f/whole", vram_mb=24000, min_devices=1),
+        fake("f/both", vram_mb=40000, min_devices=2),
+        fake("f/large", vram_mb=70000),
+        fake("f/too-large", vram_mb=200_000),
+        fake("f/pinned", vram_mb=24000, pinned_on=["small"]),
+        fake("f/measured", "--memory-mb", "5000", vram_mb=12000),
+        fake("f/long", "--tps", "10", "--tokens", "1000", vram_mb=24000),
+        fake("f/hangs", "--hang", "serving", vram_mb=1000),
+        fake("f/ignores", "--ignore-term", "--leave-grandchild", "--leave-daemon", vram_mb=1000),
+        fake("f/holds", "--leave-grandchild", "--hold-stdout", vram_mb=1000),
+        fake("f/oom", "--crash-on-load", "1", "--crash-message", "torch.OutOfMemoryError: CUDA out of memory"),
+        entry("f/movable", engine="fake", vram_mb=10000),
+    ]
+)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    agents = {"small": {**QUICK, **GPUS}, "tall": {**QUICK, **LARGE}}
+    with own_redis(tmp_path) as url, Fleet(tmp_path, url, MODELS, agents) as running:
+        yield running
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Fleet]:
+    with own_redis(tmp_path) as url, Fleet(tmp_path, url, MODELS, {"small": {**QUICK, **GPUS}}) as running:
+        yield running
+
+
+def devices_of(fleet: Fleet, function: str) -> tuple[str, ...]:
+    (found,) = fleet.function(function)["instances"]
+    return tuple(found["devices"])
+
+
+def test_functions_share_a_device_while_they_fit_and_take_several_when_they_need_them(fleet: Fleet) -> None:
+    for name in ("f/half-a", "f/half-b", "f/both", "f/large"):
+        assert fleet.chat(name).status_code == 200, name
+        if name == "f/both":
+            assert len(devices_of(fleet, "f/both")) == 2
+
+    places = {h.name: {i.function: i.devices for i in h.instances} for h in fleet.records().values()}
+    assert places["tall"]["f/large"] == ("gpu-0",)
+    assert "f/large" not in places["small"]
+
+
+def test_an_idle_function_is_evicted_for_one_that_needs_its_room(small: Fleet) -> None:
+    small.chat("f/whole")
+    small.chat("f/half-a")
+    small.chat("f/half-b")
+
+    answer = small.chat("f/both")  # held until the others may leave
+
+    assert answer.status_code == 200
+    assert small.function("f/whole")["instances"] == []
+    assert small.function("f/both")["instances"][0]["state"] == "ready"
+
+
+def test_the_plan_says_who_would_leave_and_does_nothing(small: Fleet) -> None:
+    small.chat("f/half-a")
+    free = small.cli("fn", "warm", "f/whole", "--plan")
+    small.chat("f/whole")
+    full = json.loads(small.cli("fn", "warm", "f/both", "--plan", "--json").stdout)
+    never = small.cli("fn", "warm", "f/too-large", "--plan")
+
+    assert "would go to small, gpu-1: 24000 MiB each (declared)" in free.stdout
+    assert full["plan"] is None  # both were used just now
+    assert "does not fit by" in full["refused"]["small"]
+    assert never.returncode == 1
+    assert "more than there can ever be" in never.stdout
+    assert small.function("f/both")["state"] == "cold"
+
+
+def test_a_function_that_can_never_fit_is_refused_at_once_and_says_by_how_much(small: Fleet) -> None:
+    answer = small.chat("f/too-large")
+
+    assert answer.status_code == 503
+    assert "175424 MiB more than there can ever be" in answer.json()["error"]["message"]
+    assert "retry-after" not in answer.headers
+
+
+def test_a_busy_or_pinned_function_is_never_evicted(small: Fleet) -> None:
+    assert small.chat("f/pinned").status_code == 200
+    body = {"model": "f/long", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    with small.http.stream("POST", "/v1/chat/completions", json=body) as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("data: "))
+        asking = threading.Thread(target=lambda: small.chat("f/whole"), daemon=True)
+        asking.start()
+        eventually(lambda: small.function("f/whole")["waiting"] == 1, what="one waiting")
+        planned = small.cli("fn", "warm", "f/whole", "--plan")
+        states = {f: small.function(f)["state"] for f in ("f/pinned", "f/long")}
+    asking.join(60)
+
+    assert planned.returncode == 1
+    assert states == {"f/pinned": "ready", "f/long": "ready"}
+    assert small.function("f/pinned")["state"] == "ready"
+    assert small.function("f/whole")["state"] == "ready"  # it came once the stream had ended
+
+
+def test_what_an_instance_really_takes_is_measured_and_used_for_the_next_start(small: Fleet) -> None:
+    small.chat("f/measured")
+    declared = small.function("f/measured")["instances"][0]
+    eventually(lambda: small.function("f/measured")["instances"][0]["used_mb"] == 5000, what="a measurement")
+    small.cli("fn", "cool", "f/measured")
+
+    small.chat("f/measured")
+
+    measured = small.function("f/measured")["instances"][0]
+    assert (declared["memory_mb"], declared["memory_from"]) == (12000, "declared")
+    assert (measured["memory_mb"], measured["memory_from"]) == (5000, "measured")
+
+
+@pytest.mark.parametrize("name", ["f/ignores", "f/holds"])
+def test_workers_that_will_not_go_are_gone_with_all_they_started(small: Fleet, name: str) -> None:
+    small.chat(name)
+    before = small.workers()
+
+    cooled = small.cli("fn", "cool", name)
+
+    assert len(before) > 1
+    assert cooled.returncode == 0, cooled.stderr
+    assert small.workers() == []
+
+
+def test_a_worker_that_hangs_is_replaced_when_it_does_nothing_at_all(small: Fleet) -> None:
+    small.chat("f/half-a")
+    (worker,) = small.workers()
+    first = small.function("f/half-a")["instances"][0]["id"]
+
+    worker.suspend()
+    eventually(
+        lambda: [i["id"] for i in small.function("f/half-a")["instances"]] != [first],
+        within_s=40,
+        what="the stuck worker to go",
+    )
+
+    assert small.chat("f/half-a").status_code == 200
+    assert not psutil.pid_exists(worker.pid) or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_running_out_of_memory_is_tried_once_more_with_more_of_it(small: Fleet) -> None:
+    answer = small.chat("f/oom")
+
+    log = [json.loads(line) for line in small.log("small").splitlines() if "worker_spawned" in line]
+    assert answer.status_code == 503
+    assert "CUDA out of memory" in answer.json()["error"]["message"]
+    assert [line["instance"].endswith("-2") for line in log] == [False, True]
+
+
+def test_a_cordoned_host_takes_nothing_new_and_remembers_it_over_a_restart(fleet: Fleet) -> None:
+    assert fleet.cli("host", "cordon", "tall").returncode == 0
+    fleet.kill("tall")
+    fleet.start_agent("tall")
+    eventually(lambda: "tall" in fleet.records(), what="tall to be back")
+
+    fleet.chat("f/movable")
+    listed = {h["name"]: h for h in json.loads(fleet.cli("host", "ls", "--json").stdout)}
+
+    assert fleet.function("f/movable")["instances"][0]["host"] == "small"
+    assert (listed["tall"]["cordoned"], listed["small"]["cordoned"]) == (True, False)
+    assert fleet.cli("host", "uncordon", "tall").returncode == 0
+    assert fleet.cli("host", "cordon", "tal").returncode == 4
+
+
+def test_a_drained_hosts_functions_move_to_another(fleet: Fleet) -> None:
+    fleet.cli("host", "cordon", "tall")
+    fleet.chat("f/movable")
+    fleet.cli("host", "uncordon", "tall")
+
+    drained = fleet.cli("host", "drain", "small")
+
+    assert (drained.returncode, drained.stdout) == (0, "small: drained; moved f/movable\n")
+    assert fleet.records()["small"].instances == ()
+    hot = fleet.chat("f/movable")
+    assert (hot.headers["x-cortex-start"], fleet.function("f/movable")["instances"][0]["host"]) == ("hot", "tall")
+
+
+def test_a_drain_waits_for_requests_and_says_so_when_they_outlast_the_grace(small: Fleet) -> None:
+    body = {"model": "f/long", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    with small.http.stream("POST", "/v1/chat/completions", json=body) as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("data: "))  # before it, keep-alives of a held stream
+        drained = small.cli("host", "drain", "small")
+        still = [next(lines) for _ in range(3)]
+
+    assert drained.returncode == 1
+    assert "small still serves f/long" in drained.stderr
+    assert still
+
+
+def test_gpu_ls_shows_who_has_what(small: Fleet) -> None:
+    small.chat("f/half-a")
+
+    listed = json.loads(small.cli("gpu", "ls", "--json").stdout)
+
+    shown = [(d["id"], d["total_mb"], d["admitted_mb"]) for d in listed]
+    assert shown == [("gpu-0", 24576, 12000), ("gpu-1", 24576, 0)]
+    assert "f/half-a 12000" in small.cli("gpu", "ls").stdout
+
+
+def test_the_agents_metrics_tell_of_devices_states_and_decisions(small: Fleet) -> None:
+    small.chat("f/half-a")
+    address = small.records()["small"].address
+
+    open_to_all = httpx.get(f"{address}/metrics")
+    told = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
+
+    assert open_to_all.status_code == 401
+    assert 'cortex_agent_instances{state="ready"} 1.0' in told
+    assert 'cortex_agent_device_memory_mb{device="gpu-0",kind="admitted"} 12000.0' in told
+    assert 'cortex_agent_decisions_total{what="placed"} 1.0' in told
+
+
+def test_warming_what_is_warm_somewhere_starts_nothing_elsewhere(fleet: Fleet) -> None:
+    fleet.cli("host", "cordon", "small")
+    fleet.chat("f/movable")
+    fleet.cli("host", "uncordon", "small")
+
+    warmed = [fleet.cli("fn", "warm", "f/movable", "--wait").returncode for _ in range(2)]
+
+    assert warmed == [0, 0]
+    assert fleet.spawned() == 1
+
+
+def test_a_minimum_is_kept_warm_without_a_request(fleet: Fleet) -> None:
+    fleet.models.write_text(fleet.models.read_text() + fake("f/always", min=1, vram_mb=100))
+
+    eventually(lambda: fleet.http.get("/v1/models/f/always").json().get("loaded"), within_s=20, what="the minimum")
+
+    assert fleet.spawned() == 1

@@ -1,0 +1,223 @@
+"""Every dialect over real HTTP, with the real SDKs, on the fake engine's shapes and the real llama.cpp."""
+
+import base64
+import json
+import struct
+import threading
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from tests.e2e.conftest import ALPHA
+from tests.e2e.test_first_light import words
+from tests.support.stack import Stack, eventually
+
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [1], indirect=True, ids=["one-worker"]),
+]
+
+USER: Any = [{"role": "user", "content": "Hello there!"}]
+TOOLS: Any = [
+    {
+        "name": "look",
+        "description": "Look at something.",
+        "input_schema": {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]},
+    }
+]
+
+
+@pytest.fixture
+def claude(stack: Stack) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=stack.url, api_key="none", max_retries=0)
+
+
+@pytest.fixture
+def gpt(stack: Stack) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
+
+
+def test_messages_of_a_real_worker_plain_and_streamed(claude: anthropic.Anthropic) -> None:
+    plain = claude.messages.create(model="small", messages=USER, max_tokens=12)
+    with claude.messages.stream(model="small", messages=USER, max_tokens=12) as stream:
+        streamed = stream.get_final_message()
+
+    for answer in (plain, streamed):
+        assert answer.model == "small"  # the name that was asked for
+        assert answer.stop_reason in ("end_turn", "max_tokens")
+        assert words(answer.content[0].text) <= words(ALPHA)  # type: ignore[union-attr]
+        assert answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0) > 0
+        assert answer.usage.output_tokens > 0
+
+
+def test_responses_of_a_real_worker_plain_and_streamed(gpt: openai.OpenAI) -> None:
+    plain = gpt.responses.create(model="small", input="Hello there!")
+    with gpt.responses.stream(model="small", input="Hello there!") as stream:
+        streamed = stream.get_final_response()
+
+    for answer in (plain, streamed):
+        assert answer.status == "completed"
+        assert words(answer.output_text) <= words(ALPHA)
+        assert answer.usage is not None
+        assert answer.usage.output_tokens > 0
+
+
+def test_case_24_counting_tokens_gives_what_the_usage_gives_and_starts_nothing(
+    stack: Stack, claude: anthropic.Anthropic
+) -> None:
+    answer = claude.messages.create(model="small", messages=USER, max_tokens=1, system="Be brief.")
+    counted = claude.messages.count_tokens(model="small", messages=USER, system="Be brief.")
+    body = {"model": "fake/cold", "messages": USER}
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(stack.http.post("/v1/messages/count_tokens?beta=true", json=body))
+        )
+        for _ in range(24)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert counted.input_tokens == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
+    assert {a.status_code for a in answers} == {200}
+    assert {a.headers["x-cortex-estimate"] for a in answers} == {"true"}
+    assert stack.state("fake/cold") == "cold"
+
+
+@pytest.mark.parametrize("model", ["fake/tools", "fake/tools-llama"])
+def test_a_tool_round_trip_in_messages(claude: anthropic.Anthropic, model: str) -> None:
+    first = claude.messages.create(model=model, messages=USER, tools=TOOLS, max_tokens=100)
+    (call,) = [b for b in first.content if b.type == "tool_use"]
+    history: Any = [
+        *USER,
+        {"role": "assistant", "content": [b.model_dump(exclude_none=True) for b in first.content]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "a gull"}]},
+    ]
+
+    second = claude.messages.create(model=model, messages=history, tools=TOOLS, max_tokens=100)
+
+    assert (first.stop_reason, call.name) == ("tool_use", "look")
+    assert second.stop_reason == "end_turn"
+
+
+def test_the_thoughts_of_a_model_are_thinking_blocks(claude: anthropic.Anthropic) -> None:
+    with claude.messages.stream(model="fake/thinks", messages=USER, max_tokens=100) as stream:
+        kinds = [b.type for b in stream.get_final_message().content]
+
+    assert kinds == ["thinking", "text"]
+
+
+def test_case_40_a_held_message_stream_is_opened_and_pinged(stack: Stack) -> None:
+    stack.cli("fn", "cool", "fake/wakes", "--now")
+    body = {"model": "fake/wakes", "messages": USER, "max_tokens": 5, "stream": True}
+
+    events = [x for x in stack.http.post("/v1/messages", json=body).text.splitlines() if x.startswith("event: ")]
+
+    assert events[:2] == ["event: message_start", "event: ping"]
+    assert events.count("event: message_start") == 1
+    assert events[-1] == "event: message_stop"
+
+
+def test_a_held_response_stream_gets_real_events(stack: Stack) -> None:
+    stack.cli("fn", "cool", "fake/wakes", "--now")
+    body = {"model": "fake/wakes", "input": "x", "stream": True}
+
+    lines = stack.http.post("/v1/responses", json=body).text.splitlines()
+    events = [x.removeprefix("event: ") for x in lines if x.startswith("event: ")]
+
+    assert events[0] == "response.created"
+    assert events[-1] == "response.completed"
+
+
+def test_case_37_a_worker_that_breaks_off_is_an_error_in_every_dialect(stack: Stack) -> None:
+    chat = stack.chat("fake/cut", stream=True).text
+    messages = stack.http.post(
+        "/v1/messages", json={"model": "fake/cut", "messages": USER, "max_tokens": 50, "stream": True}
+    ).text
+    responses = stack.http.post("/v1/responses", json={"model": "fake/cut", "input": "x", "stream": True}).text
+
+    assert '"error"' in chat.splitlines()[-2]
+    assert "[DONE]" not in chat
+    assert "event: error" in messages
+    assert "message_stop" not in messages
+    assert "event: response.failed" in responses
+    assert "response.completed" not in responses
+
+
+def test_errors_are_said_in_the_dialect_of_the_path(stack: Stack, claude: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        claude.messages.create(model="tiny/alfa", messages=USER, max_tokens=5)
+    with pytest.raises(anthropic.BadRequestError):
+        claude.messages.create(model="small", messages="x", max_tokens=5)  # type: ignore[arg-type]
+    failed = stack.http.post("/v1/messages", json={"model": "fake/dies", "messages": USER, "max_tokens": 5})
+    lost = stack.http.get("/v1/messages/nowhere")
+    method = stack.http.get("/v1/messages")
+
+    assert "model: tiny/alfa" in str(unknown.value)
+    assert (failed.status_code, failed.json()["type"], failed.json()["error"]["type"]) == (503, "error", "api_error")
+    assert failed.json()["request_id"] == failed.headers["request-id"]
+    assert (lost.status_code, lost.json()["error"]["type"]) == (404, "not_found_error")
+    assert (method.status_code, method.json()["type"]) == (405, "error")
+
+
+def test_case_60_models_are_listed_in_the_callers_dialect(claude: anthropic.Anthropic, gpt: openai.OpenAI) -> None:
+    page = claude.models.list(limit=3)
+    one = claude.models.retrieve("tiny/bravo")
+    ids = [m.id for m in gpt.models.list()]
+
+    assert [m.id for m in page.data] == ids[:3]
+    assert (one.id, one.type) == ("tiny/bravo", "model")
+    assert [m.id for m in claude.models.list(limit=5)][-1] == ids[-1]  # it follows the pages
+
+
+def test_case_59_embeddings_come_as_the_client_asked(stack: Stack, gpt: openai.OpenAI) -> None:
+    packed = gpt.embeddings.create(model="fake/echo", input=["one", "two"])
+    plain = stack.http.post("/v1/embeddings", json={"model": "fake/echo", "input": "one"}).json()
+    raw = stack.http.post(
+        "/v1/embeddings", json={"model": "fake/echo", "input": "one", "encoding_format": "base64"}
+    ).json()
+
+    numbers = plain["data"][0]["embedding"]
+    unpacked = struct.unpack(f"<{len(numbers)}f", base64.b64decode(raw["data"][0]["embedding"]))
+    assert len(packed.data) == 2
+    assert packed.data[0].embedding == pytest.approx(numbers, rel=1e-5)
+    assert list(unpacked) == pytest.approx(numbers, rel=1e-5)
+
+
+def test_case_54_usage_is_shown_only_to_whom_asked(stack: Stack) -> None:
+    silent = stack.chat("fake/echo", stream=True).text
+    asked = stack.chat("fake/echo", stream=True, stream_options={"include_usage": True}).text
+
+    assert '"choices":[]' not in silent.replace(" ", "")
+    assert json.loads(asked.strip().splitlines()[-3].removeprefix("data: "))["usage"]["completion_tokens"] > 0
+
+
+def test_case_62_compressed_bodies_are_refused_clearly(stack: Stack) -> None:
+    answer = stack.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+
+    assert answer.status_code == 415
+    assert "compressed" in answer.json()["error"]["message"]
+
+
+def test_case_63_an_unknown_model_fails_the_same_streamed_and_not(stack: Stack) -> None:
+    answers = [
+        stack.http.post("/v1/messages", json={"model": "no", "messages": USER, "max_tokens": 5, "stream": streamed})
+        for streamed in (True, False)
+    ]
+
+    assert [a.status_code for a in answers] == [404, 404]
+    assert answers[0].json()["error"] == answers[1].json()["error"]
+
+
+def test_case_39_a_client_of_messages_that_leaves_stops_the_worker(stack: Stack) -> None:
+    body = {"model": "fake/streams", "messages": USER, "max_tokens": 4000, "stream": True}
+    with stack.http.stream("POST", "/v1/messages", json=body) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if "content_block_delta" in line)
+
+    eventually(lambda: stack.function("fake/streams")["in_flight"] == 0, within_s=3, what="none in flight")

@@ -1,0 +1,206 @@
+"""Workers that die, weights that are no weights, ports that are taken: a clear answer, and nobody else hurt."""
+
+import json
+import os
+import signal
+import threading
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import redis
+
+from cortex.platform.process import MARKER
+from cortex.platform.record import HostRecord, RouterReport
+from tests.support.stack import Stack, eventually
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+MESSAGES = [{"role": "user", "content": "Hello!"}]
+
+
+def kill_worker(stack: Stack, name: str) -> str:
+    """KILL the function's worker; return the id of its instance."""
+    instance = stack.instance(name)
+    os.kill(instance["pid"], signal.SIGKILL)
+    return str(instance["id"])
+
+
+def marked(instance: str) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) == instance and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_worker_killed_while_idle_is_replaced_by_the_next_request(stack: Stack) -> None:
+    stack.chat("tiny/killed", max_tokens=1)
+    killed = kill_worker(stack, "tiny/killed")
+
+    answer = stack.chat("tiny/killed", max_tokens=1)
+
+    assert answer.status_code == 200
+    assert answer.headers["x-cortex-instance"] != killed
+    eventually(lambda: not marked(killed), what="nothing left of the killed worker")
+
+
+def test_a_worker_killed_while_streaming_gives_an_error_event_and_the_next_request_works(stack: Stack) -> None:
+    body = {"model": "fake/streams", "messages": MESSAGES, "stream": True}
+    with stack.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if line.startswith("data: "))
+        killed = kill_worker(stack, "fake/streams")
+        rest = [line for line in lines if line]
+
+    again = stack.chat("fake/streams", max_tokens=1)
+
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "worker_error"
+    assert "data: [DONE]" not in rest
+    assert (again.status_code, again.headers["x-cortex-instance"] != killed) == (200, True)
+
+
+def test_a_plain_request_whose_worker_is_killed_is_answered_by_another(stack: Stack) -> None:
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(stack.chat("fake/cooled")))
+    asking.start()
+    eventually(lambda: stack.function("fake/cooled")["in_flight"] == 1, what="one in flight")
+
+    killed = kill_worker(stack, "fake/cooled")
+    asking.join(30)
+
+    assert answers[0].status_code == 200
+    assert answers[0].headers["x-cortex-instance"] != killed
+
+
+def test_a_worker_killed_while_starting_fails_its_waiters_at_once_and_the_next_start_works(stack: Stack) -> None:
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(stack.chat("fake/loads-long")))
+    asking.start()
+    eventually(
+        lambda: [i for i in stack.function("fake/loads-long")["instances"] if i["pid"]],
+        what="the worker's process",
+    )
+
+    kill_worker(stack, "fake/loads-long")
+    asking.join(10)
+
+    error = answers[0].json()["error"]
+    assert (answers[0].status_code, error["code"]) == (503, "start_failed")
+    assert "was killed by SIGKILL while starting" in error["message"]
+    assert stack.cli("fn", "warm", "fake/loads-long").returncode == 0
+    assert stack.cli("fn", "cool", "fake/loads-long", "--now").returncode == 0
+
+
+def test_what_cannot_start_answers_503_with_the_reason_and_others_go_on(stack: Stack) -> None:
+    for name, reason in (
+        ("broken/garbage", "exited with code 1 while starting"),
+        ("broken/missing", "missing.gguf are not there"),
+        ("fake/stranger", "serves somebody-else instead of fake/stranger"),
+        ("fake/dies", "wrong kind of weights"),
+    ):
+        answer = stack.chat(name)
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "start_failed"), answer.text
+        assert reason in answer.json()["error"]["message"]
+        assert "retry-after" not in answer.headers
+    assert stack.chat("tiny/alpha", max_tokens=1).status_code == 200
+
+
+def test_a_port_that_is_taken_is_a_failed_start_with_the_reason(stack: Stack) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", stack.taken_port)):
+        answer = stack.chat("broken/port")
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "start_failed")
+    assert "address already in use" in answer.json()["error"]["message"].lower()
+
+
+def test_starts_that_keep_failing_back_off_and_warm_overrides_it(stack: Stack) -> None:
+    eventually(lambda: stack.chat("fake/dies").status_code == 503 and backs_off(stack, "fake/dies"), what="back-off")
+    spawned = stack.spawned("fake/dies")
+
+    refused = stack.chat("fake/dies")
+    not_spawned = stack.spawned("fake/dies")
+    forced = stack.cli("fn", "warm", "fake/dies", "--wait")
+
+    assert (refused.status_code, "keep failing" in refused.json()["error"]["message"]) == (503, True)
+    assert not_spawned == spawned
+    assert (forced.returncode, stack.spawned("fake/dies")) == (1, spawned + 1)
+    assert stack.state("fake/dies") == "failing"
+
+
+def backs_off(stack: Stack, name: str) -> bool:
+    return stack.function(name)["retry_at"] is not None
+
+
+def test_a_drain_waits_for_every_router_and_a_request_in_flight_takes_it_back(stack: Stack) -> None:
+    """The test is a second router: it reports to the record, late, and with a request in flight."""
+    with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
+
+        def report(**values: Any) -> None:
+            import msgspec
+
+            record.set("cortex:router:test", msgspec.json.encode(RouterReport(id="test", **values)), px=60_000)
+            record.publish("cortex:changed", "router:test")
+
+        def host() -> HostRecord:
+            import msgspec
+
+            return msgspec.json.decode(record.get("cortex:host:here") or b"", type=HostRecord)
+
+        def held() -> Any:
+            return next(i for i in host().instances if i.function == "fake/held")
+
+        try:
+            report(seen={"here": 0})
+            stack.chat("fake/held")
+            eventually(lambda: held().state == "draining", what="the reap to begin")
+            epoch = held().epoch
+
+            report(seen={"here": epoch}, in_flight={held().id: 1})
+            eventually(lambda: held().state == "ready", what="the drain to be taken back")
+            taken_back = held().epoch
+
+            report(seen={"here": 1 << 60})
+            stack.until("fake/held", "cold")
+        finally:
+            record.delete("cortex:router:test")
+
+    assert taken_back > epoch
+
+
+def test_cool_waits_for_the_request_in_flight(stack: Stack) -> None:
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(stack.chat("fake/cooled")))
+    asking.start()
+    eventually(lambda: stack.function("fake/cooled")["in_flight"] == 1, what="one in flight")
+
+    cooled = stack.cli("fn", "cool", "fake/cooled")
+    asking.join(10)
+
+    assert (answers[0].status_code, answers[0].json()["usage"]["completion_tokens"]) == (200, 20)
+    assert (cooled.returncode, cooled.stdout) == (0, "fake/cooled: cold\n")
+
+
+def test_a_record_that_is_away_leaves_warm_functions_warm(stack: Stack) -> None:
+    stack.chat("tiny/alpha", max_tokens=1)
+    with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
+        pid = int(record.info("server")["process_id"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: stack.http.get("/health").json()["record"] == "away", what="the record to be away")
+        warm = stack.chat("tiny/alpha", max_tokens=1)
+        cold = stack.chat("fake/held")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: stack.http.get("/health").json()["record"] == "ok", what="the record to be back")
+
+    assert warm.status_code == 200
+    assert (cold.status_code, cold.json()["error"]["code"]) == (503, "record_away")
+    assert stack.chat("fake/held").status_code == 200

@@ -1,0 +1,181 @@
+"""`cortex up`: begins with nothing, ends with nothing, however it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.catalogues import fake
+from tests.support.stack import CORTEX, Stack, eventually
+
+pytestmark = pytest.mark.xdist_group("agents")
+
+MODELS = fake("fake/one") + fake("fake/loads", "--load-s", "60") + fake("fake/stubborn", "--ignore-term")
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    running = Stack(tmp_path, MODELS)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def test_it_runs_its_own_redis_and_is_found_by_other_commands(stack: Stack) -> None:
+    env = {k: v for k, v in stack.env.items() if k != "CORTEX_URL"}
+
+    listed = subprocess.run([*CORTEX, "status"], env=env, capture_output=True, text=True, check=False)
+
+    assert listed.returncode == 0
+    assert f"http://127.0.0.1:{stack.port}: ok" in listed.stdout
+    assert stack.http.post(
+        "/v1/chat/completions", json={"model": "fake/one", "messages": [{"role": "user", "content": "x"}]}
+    ).is_success
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_within_ten_seconds(stack: Stack, number: signal.Signals) -> None:
+    stack.chat("fake/one")
+    assert stack.cli("fn", "warm", "fake/stubborn", "--wait").returncode == 0
+    assert stack.cli("fn", "warm", "fake/loads").returncode == 0
+
+    stack.process.send_signal(number)
+
+    assert stack.process.wait(10) == 0
+    assert stack.processes() == []
+
+
+def test_a_child_that_hangs_is_killed_with_its_workers(stack: Stack) -> None:
+    stack.chat("fake/one")
+    stack.child("agent").suspend()
+
+    stack.process.terminate()
+
+    stack.process.wait(10)
+    assert stack.processes() == []
+
+
+def test_a_second_signal_ends_it_at_once(stack: Stack) -> None:
+    stack.chat("fake/one")
+    stack.child("agent").suspend()
+    stack.process.send_signal(signal.SIGINT)
+    eventually(lambda: "stopping" in stack.output(), what="the first signal to be heard")
+
+    stack.process.send_signal(signal.SIGINT)
+
+    assert stack.process.wait(3) == 130
+    eventually(lambda: stack.processes() == [], within_s=3, what="nothing left")
+
+
+def test_a_killed_parent_leaves_nothing_behind(stack: Stack) -> None:
+    stack.chat("fake/one")
+
+    stack.process.kill()
+
+    eventually(lambda: stack.processes() == [], within_s=10, what="nothing left")
+
+
+def test_a_child_that_dies_is_started_again(stack: Stack) -> None:
+    first = stack.child("router")
+    first.send_signal(signal.SIGKILL)
+
+    eventually(lambda: answers(stack), within_s=30, what="the router to be back")
+
+    assert stack.child("router").pid != first.pid
+    assert "router was killed by SIGKILL" in stack.output()
+
+
+def answers(stack: Stack) -> bool:
+    import httpx
+
+    try:
+        return stack.chat("fake/one").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def test_a_port_that_is_taken_is_passed_over_with_a_word(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "s"), "XDG_CACHE_HOME": str(tmp_path / "c")}
+        (tmp_path / "m.toml").write_text(MODELS)
+        with subprocess.Popen(
+            [*CORTEX, "up", "--models", str(tmp_path / "m.toml"), "--port", str(port)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as up:
+            assert up.stdout is not None
+            lines = iter(up.stdout)
+            said = next(line for line in lines if "is taken: the router listens on" in line)
+            ready = next(line for line in lines if "cortex is up" in line)
+            up.terminate()
+            up.wait(15)
+
+    assert said.startswith(f"cortex: port {port} is taken")
+    assert f":{port}/" not in ready
+
+
+@pytest.mark.parametrize(
+    ("models", "complaint"),
+    [("[[models]]\n", "has no id"), ("[[models]", "is not TOML"), (None, "cannot be read")],
+)
+def test_a_catalogue_that_does_not_stand_stops_it_before_anything_is_started(
+    tmp_path: Path, models: str | None, complaint: str
+) -> None:
+    path = tmp_path / "m.toml"
+    if models is not None:
+        path.write_text(models)
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "s")}
+
+    ended = subprocess.run([*CORTEX, "up", "--models", str(path)], env=env, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 1
+    assert complaint in " ".join(ended.stderr.split())
+    assert not (tmp_path / "s" / "cortex").exists()
+
+
+def test_settings_that_do_not_stand_name_the_key(tmp_path: Path) -> None:
+    (tmp_path / "cortex.toml").write_text("[gateway]\nlisten = 3\n[agent]\nheartbet_s = 1\n")
+
+    ended = subprocess.run(
+        [*CORTEX, "up", "--config", str(tmp_path / "cortex.toml")], capture_output=True, text=True, check=False
+    )
+
+    said = " ".join(ended.stderr.replace("│", " ").split())
+    assert ended.returncode == 1
+    assert "cortex.toml:2: gateway.listen" in said
+    assert "did you mean 'heartbeat_s'?" in said
+
+
+def test_the_router_refuses_a_public_address_without_a_key(tmp_path: Path) -> None:
+    env = {**os.environ, "CORTEX_GATEWAY__LISTEN": "0.0.0.0:31313", "XDG_STATE_HOME": str(tmp_path)}
+
+    ended = subprocess.run([*CORTEX, "router"], env=env, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 1
+    assert "refusing to listen on 0.0.0.0:31313" in " ".join(ended.stderr.split())
+
+
+def test_a_pretended_fleet_serves_any_catalogue_on_gpus_that_are_not_there(tmp_path: Path) -> None:
+    models = (Path(__file__).parents[2] / "examples" / "fleet.toml").read_text()
+    running = Stack(tmp_path, models, more=["--fake", "--devices", "2x24GB,1x80GB"])
+    try:
+        listed = json.loads(running.cli("gpu", "ls", "--json").stdout)
+        answer = running.chat("small", max_tokens=3)
+        plan = running.cli("fn", "warm", "large", "--plan")
+        wrong = running.cli("up", "--devices", "many")
+
+        assert [d["total_mb"] for d in listed] == [24576, 24576, 81920]
+        assert answer.json()["choices"][0]["message"]["content"]
+        assert "gpu-2: 70000 MiB each (declared)" in plan.stdout
+        assert wrong.returncode == 2
+    finally:
+        running.end()

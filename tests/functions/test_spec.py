@@ -1,0 +1,99 @@
+"""The spec of a function: what its revision depends on, and what may not be in it."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from cortex.functions.spec import LAUNCH_FIELDS, Engine, Function, revision
+
+PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
+
+CHANGES: dict[str, Any] = {
+    "id": "org/other",
+    "engine": Engine.VLLM,
+    "source": "org/repo:file.gguf",
+    "quant": "Q4_K_M",
+    "vram_mb": 1,
+    "min_devices": 2,
+    "min_device_vram_mb": 1,
+    "pinned_on": ("host-a",),
+    "labels": ("fast",),
+    "context": 4096,
+    "args": ("--flash-attn",),
+    "env": {"A": "b"},
+    "min": 1,
+    "max": 2,
+    "target_concurrency": 1,
+    "idle_after_s": 1.0,
+    "queue": 1,
+    "priority": 1,
+    "start_timeout_s": 1.0,
+    "request_timeout_s": 1.0,
+}
+
+
+def test_every_field_is_looked_at_here() -> None:
+    assert tuple(CHANGES) == Function.__struct_fields__
+
+
+@pytest.mark.parametrize("field", LAUNCH_FIELDS)
+def test_a_field_of_the_worker_command_makes_a_new_revision(field: str) -> None:
+    changed = msgspec.structs.replace(PLAIN, **{field: CHANGES[field]})
+
+    assert revision(changed) != revision(PLAIN)
+
+
+@pytest.mark.parametrize("field", [f for f in CHANGES if f not in LAUNCH_FIELDS])
+def test_any_other_field_keeps_the_revision(field: str) -> None:
+    changed = msgspec.structs.replace(PLAIN, **{field: CHANGES[field]})
+
+    assert revision(changed) == revision(PLAIN)
+
+
+def test_a_revision_stays_the_same_from_one_release_to_the_next() -> None:
+    # Were it to change, an upgrade of cortex would replace every instance it finds running.
+    assert revision(PLAIN) == "2281bd855974"
+
+
+def test_the_order_in_which_variables_are_written_does_not_matter() -> None:
+    one = msgspec.structs.replace(PLAIN, env={"A": "1", "B": "2"})
+    other = msgspec.structs.replace(PLAIN, env={"B": "2", "A": "1"})
+
+    assert revision(one) == revision(other)
+
+
+def test_weights_come_from_the_source_else_from_the_id() -> None:
+    assert PLAIN.weights == "org/model"
+    assert msgspec.structs.replace(PLAIN, source="org/repo:a.gguf").weights == "org/repo:a.gguf"
+
+
+def test_a_spec_survives_the_wire() -> None:
+    spec = Function(**CHANGES)
+
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=Function) == spec
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vram_mb", -1),
+        ("vram_mb", 2**70),
+        ("context", 2**63),
+        ("min_devices", 0),
+        ("max", 0),
+        ("target_concurrency", 0),
+        ("idle_after_s", -0.1),
+        ("idle_after_s", float("inf")),
+        ("idle_after_s", float("nan")),
+        ("priority", -(2**70)),
+        ("source", "a\0b"),
+        ("args", ["--a", "b\0c"]),
+        ("env", {"A": "b\0c"}),
+        ("env", {"A=B": "c"}),
+        ("env", {"": "c"}),
+    ],
+)
+def test_what_no_wire_or_process_could_carry_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"id": "org/model", "engine": "fake", field: value}, Function)

@@ -1,0 +1,148 @@
+"""What went wrong with each function, and when to try again."""
+
+import pytest
+
+from cortex.platform.failures import KEPT, LONGEST_BACKOFF_S, Failures, says_out_of_memory
+from cortex.platform.record import Failure, FailureKind
+from tests.support.factories import an_instance
+
+CRASHED = an_instance(function="f", revision="r1")
+
+
+def after(*kinds: FailureKind, now: float = 100.0) -> Failure:
+    """The last failure after these, all at the same time."""
+    failures = Failures()
+    return [failures.add(CRASHED, kind, "why", (), now) for kind in kinds][-1]
+
+
+@pytest.mark.parametrize(
+    ("crashes", "waits"),
+    [(1, 0.0), (2, 0.0), (3, 60.0), (4, 120.0), (5, 240.0), (7, 960.0), (8, 1800.0), (9, 1800.0)],
+)
+def test_from_the_third_crash_in_a_row_starts_back_off(crashes: int, waits: float) -> None:
+    failure = after(*[FailureKind.CRASH] * crashes, now=100.0)
+
+    assert failure.count == crashes
+    assert failure.retry_at == (100.0 + waits if waits else 0.0)
+
+
+def test_running_out_of_memory_counts_as_a_crash() -> None:
+    short, crash = FailureKind.OUT_OF_MEMORY, FailureKind.CRASH
+
+    failure = after(short, crash, short, now=100.0)
+
+    assert (failure.kind, failure.count, failure.retry_at) == (short, 3, 160.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", True),
+        ("llama_model_load: error loading model: failed to allocate CPU buffer", True),
+        ("ValueError: No available memory for the cache blocks.", True),
+        ("MemoryError", True),
+        ("no such file or directory", False),
+        ("", False),
+    ],
+)
+def test_workers_say_in_their_own_words_that_memory_ran_out(line: str, says: bool) -> None:
+    assert says_out_of_memory(["loading", line]) is says
+
+
+def test_a_row_that_never_ends_still_waits_no_longer_than_the_longest() -> None:
+    failures = Failures([Failure(function="f", revision="r1", instance="one", reason="why", at=0, count=5000)])
+
+    failure = failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+
+    assert failure.retry_at == 100.0 + LONGEST_BACKOFF_S
+
+
+@pytest.mark.parametrize("kind", [FailureKind.ROOM, FailureKind.WEIGHTS, FailureKind.CANCELLED])
+def test_what_is_no_crash_neither_counts_nor_backs_off(kind: FailureKind) -> None:
+    assert after(kind, kind, kind, kind).count == 0
+    assert after(kind, kind, kind, kind).retry_at == 0.0
+
+
+@pytest.mark.parametrize("kind", [FailureKind.ROOM, FailureKind.WEIGHTS, FailureKind.CANCELLED])
+def test_what_is_no_crash_does_not_end_a_back_off(kind: FailureKind) -> None:
+    crash = FailureKind.CRASH
+
+    failure = after(crash, crash, crash, kind, now=100.0)
+
+    assert (failure.kind, failure.count, failure.retry_at) == (kind, 3, 160.0)
+
+
+def test_the_failure_is_kept_with_its_last_lines() -> None:
+    failures = Failures()
+    lines = [f"line {n}" for n in range(30)]
+
+    failure = failures.add(CRASHED, FailureKind.CRASH, "exited with 1", lines, 100.0)
+
+    assert failures.of("f", "r1") == failure
+    assert failure == Failure(
+        function="f",
+        revision="r1",
+        instance="one",
+        reason="exited with 1",
+        at=100.0,
+        last_lines=tuple(lines[10:]),
+    )
+
+
+def test_an_older_revision_says_nothing_about_a_newer_one() -> None:
+    failures = Failures()
+    failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+
+    assert failures.of("f", "r2") is None
+
+
+def test_a_new_revision_begins_a_new_row() -> None:
+    failures = Failures()
+    for _ in range(3):
+        failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+
+    failure = failures.add(an_instance(function="f", revision="r2"), FailureKind.CRASH, "why", (), 100.0)
+
+    assert (failure.count, failure.retry_at) == (1, 0.0)
+
+
+def test_what_is_forgotten_begins_a_new_row() -> None:
+    failures = Failures()
+    failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+
+    failures.forget("f")
+    failures.forget("never failed")
+
+    assert failures.all() == ()
+
+
+def test_only_declared_functions_are_remembered() -> None:
+    failures = Failures()
+    failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+    failures.add(an_instance(function="g"), FailureKind.CRASH, "why", (), 100.0)
+
+    failures.keep_only(["g", "h"])
+
+    assert [f.function for f in failures.all()] == ["g"]
+
+
+def test_the_oldest_failure_is_forgotten_first() -> None:
+    failures = Failures()
+    for n in range(KEPT):
+        failures.add(an_instance(function=f"f{n}"), FailureKind.CRASH, "why", (), float(n))
+    failures.add(an_instance(function="f0"), FailureKind.CRASH, "why", (), 900.0)
+
+    failures.add(an_instance(function="new"), FailureKind.CRASH, "why", (), 901.0)
+
+    assert len(failures.all()) == KEPT
+    assert [f.function for f in failures.all()][:1] == ["f2"]
+    assert [f.function for f in failures.all()][-2:] == ["f0", "new"]
+
+
+def test_failures_outlive_the_agent() -> None:
+    kept = after(FailureKind.CRASH, FailureKind.CRASH)
+
+    failure = Failures([kept]).add(CRASHED, FailureKind.CRASH, "why", (), 500.0)
+
+    assert (failure.count, failure.retry_at) == (3, 560.0)

@@ -1,0 +1,81 @@
+"""Keys between processes: derived, never sent, and the token they come from."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from cortex.platform.keys import fleet_token, same, worker_key
+from cortex.platform.settings import SettingsError
+
+
+def test_a_worker_key_is_the_same_wherever_it_is_derived() -> None:
+    # Agents of two versions may share a fleet: the derivation is part of the protocol.
+    assert worker_key("token", "one") == "4aa759f3c35bfe8abffd1edb5513675234cd51fc2483ae78eca8efd55a09a239"
+
+
+def test_every_instance_and_every_fleet_has_keys_of_its_own() -> None:
+    keys = {worker_key(token, instance) for token in ("t", "u") for instance in ("one", "two")}
+
+    assert len(keys) == 4
+
+
+def test_a_worker_key_shows_nothing_of_the_token() -> None:
+    assert "token" not in worker_key("token", "one")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "equal"),
+    [("a", "a", True), ("a", "b", False), ("", "a", False), ("a", "ab", False), ("é", "é", True)],
+)
+def test_secrets_are_the_same_only_when_they_are_equal(given: str, expected: str, equal: bool) -> None:
+    assert same(given, expected) is equal
+
+
+def test_a_token_is_made_once_and_then_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "fleet.token"
+
+    first, second = fleet_token(path), fleet_token(path)
+
+    assert first == second
+    assert len(first) >= 43
+
+
+def test_nobody_else_may_read_the_token_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.token"
+
+    fleet_token(path)
+
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["fleet.token"]
+
+
+def test_a_token_an_operator_wrote_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.token"
+    path.write_text("  of the operator\n")
+
+    assert fleet_token(path) == "of the operator"
+
+
+def test_an_empty_token_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.token"
+    path.write_text("\n")
+
+    with pytest.raises(SettingsError, match="is empty"):
+        fleet_token(path)
+
+
+def test_processes_that_start_at_once_agree_on_one_token(tmp_path: Path) -> None:
+    path, found, gate = tmp_path / "fleet.token", [], threading.Barrier(8)
+
+    def ask() -> None:
+        gate.wait()
+        found.append(fleet_token(path))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == [found[0]] * 8

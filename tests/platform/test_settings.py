@@ -1,0 +1,301 @@
+"""Settings: the file, the environment over it, and refusals that say where and what was meant."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+import tests.support  # noqa: F401
+from cortex.platform.settings import (
+    Agent,
+    DeclaredDevice,
+    Eviction,
+    Gateway,
+    Redis,
+    Settings,
+    SettingsError,
+    encode_env,
+    load,
+    read,
+)
+
+DEFAULTS = replace(Settings(), models_config="/etc/cortex/models.toml")
+
+
+def settings(text: str = "", **env: str) -> Settings:
+    return read(text, file="cortex.toml", folder="/etc/cortex", env=env)[0]
+
+
+def problems(text: str = "", **env: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        settings(text, **env)
+    return str(caught.value).splitlines()
+
+
+def test_every_key_has_a_default() -> None:
+    assert settings() == DEFAULTS
+
+
+def test_a_file_sets_what_it_names_and_nothing_else() -> None:
+    text = """
+        models_config = "fleet/models.toml"
+        [gateway]
+        listen = "0.0.0.0:31313"
+        [eviction]
+        strategy = "priority"
+        [redis]
+        url = "redis://db:6379/1"
+        [agent]
+        name = "beast"
+        labels = ["fast"]
+        heartbeat_s = 1
+        [[agent.devices]]
+        name = "RTX 5090"
+        vram_mb = 32607
+        [[agent.devices]]
+        name = "cpu"
+        vram_mb = 64000
+        kind = "cpu"
+    """
+
+    assert settings(text) == Settings(
+        gateway=Gateway(listen="0.0.0.0:31313"),
+        eviction=Eviction(strategy="priority"),
+        redis=Redis(url="redis://db:6379/1"),
+        agent=Agent(
+            name="beast",
+            labels=("fast",),
+            heartbeat_s=1.0,
+            devices=(
+                DeclaredDevice(name="RTX 5090", vram_mb=32607),
+                DeclaredDevice(name="cpu", vram_mb=64000, kind="cpu"),
+            ),
+        ),
+        models_config="/etc/cortex/fleet/models.toml",
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("models.toml", "/etc/cortex/models.toml"),
+        ("./fleet.toml", "/etc/cortex/fleet.toml"),
+        ("/srv/models.toml", "/srv/models.toml"),
+    ],
+)
+def test_the_catalogue_is_looked_for_beside_the_file(written: str, meant: str) -> None:
+    assert settings(f'models_config = "{written}"').models_config == meant
+
+
+def test_neurons_of_a_seed_file_are_taken_with_a_note() -> None:
+    text = '[[neurons]]\nname = "beast"\nendpoint = "http://beast:13131"'
+
+    found, notes = read(text, file="cortex.toml", folder="/etc/cortex", env={})
+
+    assert found == DEFAULTS
+    assert notes == ["cortex.toml: [[neurons]] is not needed: agents register themselves"]
+
+
+def test_a_host_without_a_name_goes_by_its_host_name() -> None:
+    assert settings(CORTEX_AGENT__NAME="beast").host_name == "beast"
+    assert settings().host_name
+
+
+# The environment.
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "section", "key", "meant"),
+    [
+        ("CORTEX_GATEWAY__LISTEN", "0.0.0.0:80", "gateway", "listen", "0.0.0.0:80"),
+        ("CORTEX_GATEWAY__MAX_BODY_MB", "8", "gateway", "max_body_mb", 8),
+        ("CORTEX_EVICTION__STRATEGY", "priority", "eviction", "strategy", "priority"),
+        ("CORTEX_REDIS__URL", "redis://db", "redis", "url", "redis://db"),
+        ("CORTEX_REDIS_URL", "redis://db", "redis", "url", "redis://db"),
+        ("CORTEX_AGENT__NAME", "123", "agent", "name", "123"),
+        ("CORTEX_AGENT__LABELS", '["a", "b"]', "agent", "labels", ("a", "b")),
+        ("CORTEX_AGENT__KEEP_WORKERS", "false", "agent", "keep_workers", False),
+        ("CORTEX_AGENT__HEARTBEAT_S", "0.5", "agent", "heartbeat_s", 0.5),
+        (
+            "CORTEX_AGENT__DEVICES",
+            '[{"name": "a", "vram_mb": 8}]',
+            "agent",
+            "devices",
+            (DeclaredDevice(name="a", vram_mb=8),),
+        ),
+    ],
+)
+def test_a_variable_overrides_a_key(name: str, value: str, section: str, key: str, meant: object) -> None:
+    assert getattr(getattr(settings(**{name: value}), section), key) == meant
+
+
+def test_the_environment_goes_over_the_file_key_by_key() -> None:
+    text = '[agent]\nname = "file"\nlisten = "0.0.0.0:1"'
+
+    agent = settings(text, CORTEX_AGENT__NAME="variable").agent
+
+    assert (agent.name, agent.listen) == ("variable", "0.0.0.0:1")
+
+
+def test_a_catalogue_can_be_named_by_a_variable() -> None:
+    assert settings(CORTEX_MODELS_CONFIG="/srv/m.toml").models_config == "/srv/m.toml"
+
+
+@pytest.mark.parametrize("name", ["PATH", "CORTEX_URL", "CORTEX_CONFIG", "CORTEX_LOG", "XCORTEX_AGENT__NAME"])
+def test_other_variables_are_left_alone(name: str) -> None:
+    assert settings(**{name: "whatever"}) == DEFAULTS
+
+
+# Refusals.
+
+REFUSED = {
+    "not TOML": ("a =", ["cortex.toml: is not TOML: Invalid value (at end of document)"]),
+    "an unknown section": (
+        "[gatway]\nlisten = ''",
+        ["cortex.toml:1: unknown key 'gatway'; did you mean 'gateway'?"],
+    ),
+    "an unknown key at the top": (
+        'models = "m.toml"',
+        ["cortex.toml:1: unknown key 'models'; did you mean 'models_config'?"],
+    ),
+    "an unknown key": (
+        "[gateway]\n\nlistn = ''",
+        ["cortex.toml:3: unknown key 'gateway.listn'; did you mean 'listen'?"],
+    ),
+    "a wrong type": (
+        "[gateway]\nlisten = 31313",
+        ["cortex.toml:2: gateway.listen: Expected `str`, got `int`"],
+    ),
+    "a wrong choice": (
+        "[eviction]\nstrategy = 'random'",
+        ["cortex.toml:2: eviction.strategy: Invalid enum value 'random'"],
+    ),
+    "a negative number": (
+        "[agent]\nreserve_mb = -1",
+        ["cortex.toml:2: agent.reserve_mb: Expected `int` >= 0"],
+    ),
+    "a heart that does not beat": (
+        "[agent]\nheartbeat_s = 0",
+        ["cortex.toml:2: agent.heartbeat_s: Expected `float` > 0.0"],
+    ),
+    "seconds without end": (
+        "[gateway]\ndrain_s = inf",
+        ["cortex.toml:2: gateway.drain_s: Expected `float` <= 1000000000.0"],
+    ),
+    "a section that is none": ("gateway = 3", ["cortex.toml:1: gateway: Expected `object`, got `int`"]),
+    "an unknown key of the second device": (
+        "[[agent.devices]]\nname = 'a'\nvram_mb = 1\n[[agent.devices]]\nname = 'b'\nvram_mb = 1\ntype = 'gpu'",
+        ["cortex.toml:7: unknown key 'agent.devices.type'; did you mean 'name'?"],
+    ),
+    "a device without a size": (
+        "[agent]\nname = 'a'\n[[agent.devices]]\nname = 'a'",
+        ["cortex.toml:3: agent.devices: Object missing required field `vram_mb` - at `$[0]`"],
+    ),
+    "devices that are none": (
+        "[agent]\ndevices = ['a']",
+        ["cortex.toml:2: agent.devices: Expected `object`, got `str` - at `$[0]`"],
+    ),
+    "a catalogue in nobody's home": (
+        "models_config = '~no-such-user/m.toml'",
+        ["cortex.toml: models_config: Could not determine home directory."],
+    ),
+    "all at once": (
+        "[gateway]\nlisten = 1\nlistn = 2\n[redis]\nurl = 3",
+        [
+            "cortex.toml:2: gateway.listen: Expected `str`, got `int`",
+            "cortex.toml:3: unknown key 'gateway.listn'; did you mean 'listen'?",
+            "cortex.toml:5: redis.url: Expected `str`, got `int`",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_names_the_line_and_the_nearest_key(text: str, said: list[str]) -> None:
+    assert problems(text) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CORTEX_GATEWAY__LISTN", "", "CORTEX_GATEWAY__LISTN: no such setting; did you mean 'listen'?"),
+        ("CORTEX_GATWAY__LISTEN", "", "CORTEX_GATWAY__LISTEN: no such setting; did you mean 'gateway'?"),
+        ("CORTEX_GATEWAY__LISTEN__PORT", "1", "CORTEX_GATEWAY__LISTEN__PORT: no such setting"),
+        ("CORTEX_AGENT__RESERVE_MB", "-1", "CORTEX_AGENT__RESERVE_MB: Expected `int` >= 0"),
+        ("CORTEX_AGENT__KEEP_WORKERS", "yes", "CORTEX_AGENT__KEEP_WORKERS: JSON is malformed: "),
+        ("CORTEX_AGENT__LABELS", "quick", "CORTEX_AGENT__LABELS: JSON is malformed: "),
+        ("CORTEX_EVICTION__STRATEGY", "mru", "CORTEX_EVICTION__STRATEGY: Invalid enum value 'mru'"),
+        ("CORTEX_AGENT__RESERVE_MB", "\udcff", "CORTEX_AGENT__RESERVE_MB: JSON is malformed: "),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, said: str) -> None:
+    assert [line[: len(said)] for line in problems(**{name: value})] == [said]
+
+
+def test_file_and_environment_are_refused_together() -> None:
+    said = problems("gateway = 3", CORTEX_GATEWAY__LISTEN="0.0.0.0:1", CORTEX_AGENT__NAM="a")
+
+    assert said == [
+        "cortex.toml:1: gateway: Expected `object`, got `int`",
+        "CORTEX_AGENT__NAM: no such setting; did you mean 'name'?",
+    ]
+
+
+@given(st.text(alphabet="abm[]{}=\"'\\\n\t .,#-_019e+é\x00", max_size=60), st.text(max_size=10))
+@example("agent = " + "[" * 3000, "")
+@example("agent = " + "9" * 5000, "")
+def test_any_text_gives_settings_or_a_settings_error(text: str, value: str) -> None:
+    try:
+        assert settings(text, CORTEX_AGENT__RESERVE_MB=value)
+    except SettingsError as error:
+        assert str(error)
+
+
+# Files and child processes.
+
+
+def test_a_file_is_read_and_its_folder_is_the_catalogues(tmp_path: Path) -> None:
+    path = tmp_path / "cortex.toml"
+    path.write_text("[gateway]\nlisten = '0.0.0.0:1'")
+
+    found, notes = load(path, {})
+
+    assert found.gateway.listen == "0.0.0.0:1"
+    assert found.models_config == str(tmp_path / "models.toml")
+    assert notes == []
+
+
+def test_no_file_is_all_defaults() -> None:
+    assert load(None, {})[0].gateway == Gateway()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_stops_with_its_name(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "cortex.toml"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(SettingsError, match=r"cortex\.toml: cannot be read"):
+        load(path, {})
+
+
+AGENTS = st.builds(
+    Agent,
+    name=st.text(max_size=5),
+    labels=st.lists(st.text(max_size=5), max_size=2).map(tuple),
+    reserve_mb=st.integers(0, 2**53),
+    heartbeat_s=st.floats(0.001, 1e9),
+    keep_workers=st.booleans(),
+    devices=st.lists(
+        st.builds(DeclaredDevice, name=st.text(max_size=5), vram_mb=st.integers(1, 2**53)), max_size=2
+    ).map(tuple),
+)
+
+
+@given(AGENTS, st.builds(Gateway, listen=st.text(max_size=9), drain_s=st.floats(0, 1e9)))
+def test_a_child_process_gets_the_same_settings(agent: Agent, gateway: Gateway) -> None:
+    ours = replace(DEFAULTS, agent=agent, gateway=gateway, token_file="/run/token")
+
+    assert settings(**encode_env(ours)) == ours

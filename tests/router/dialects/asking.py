@@ -1,0 +1,81 @@
+"""Requests for the tests: the least that a dialect accepts, with the fields a test is about put over it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cortex.router.dialects import chat, messages, responses
+from cortex.router.dialects.errors import BadRequest, Fault
+from cortex.router.dialects.traits import Traits
+
+Json = dict[str, Any]
+
+PLAIN = Traits()
+INLINE = Traits(inline_system=True)
+SEEING = Traits(vision=True)
+THINKING = Traits(reasoning_field="reasoning_content")
+
+PNG = "iVBORw0KGgo="
+
+
+def user(*content: Any) -> Json:
+    return {
+        "role": "user",
+        "content": content[0] if len(content) == 1 and isinstance(content[0], str) else list(content),
+    }
+
+
+def assistant(*content: Any) -> Json:
+    return user(*content) | {"role": "assistant"}
+
+
+def text(said: str) -> Json:
+    return {"type": "text", "text": said}
+
+
+def image() -> Json:
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+
+
+def use(id: str, name: str = "f", **input: Any) -> Json:
+    return {"type": "tool_use", "id": id, "name": name, "input": input}
+
+
+def result(id: str, content: Any = "done", **more: Any) -> Json:
+    return {"type": "tool_result", "tool_use_id": id, "content": content} | more
+
+
+def tool(name: str = "f", **more: Any) -> Json:
+    return {"name": name, "description": "d", "input_schema": {"type": "object", "properties": {}}} | more
+
+
+def messages_body(**fields: Any) -> bytes:
+    base = {"model": "m", "max_tokens": 4096, "messages": [user("hi")]}
+    return json.dumps(base | fields).encode()
+
+
+def ask_messages(traits: Traits = PLAIN, **fields: Any) -> messages.Asked:
+    return messages.read(messages_body(**fields), traits)
+
+
+def ask_responses(traits: Traits = PLAIN, **fields: Any) -> responses.Asked:
+    return responses.read(json.dumps({"model": "m", "input": "hi"} | fields).encode(), traits)
+
+
+def ask_chat(traits: Traits = PLAIN, **fields: Any) -> chat.Asked:
+    base = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    return chat.read(json.dumps(base | fields).encode(), traits)
+
+
+def sent(asked: messages.Asked | responses.Asked | chat.Asked) -> Json:
+    """What the worker gets."""
+    found: Json = json.loads(asked.body("worker"))
+    return found
+
+
+def refused(ask: Any, **fields: Any) -> Fault:
+    """The fault of a request that has to be refused."""
+    with pytest.raises(BadRequest) as caught:
+        ask(**fields)
+    return caught.value.fault

@@ -1,0 +1,238 @@
+"""Faults: the table of errors, in every dialect, and as the SDKs read it; and what workers mean by theirs."""
+
+import json
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.router.dialects import errors
+from cortex.router.dialects.errors import Dialect, Fault, Kind, envelope
+from cortex.router.dialects.worker_errors import fault_from_worker
+from tests.router.dialects import clients
+from tests.router.dialects.examples import examples
+
+TABLE: list[tuple[Kind, int, str, int, str, str | None]] = [
+    (Kind.BAD_REQUEST, 400, "invalid_request_error", 400, "invalid_request_error", None),
+    (Kind.UNSUPPORTED, 400, "invalid_request_error", 400, "invalid_request_error", "unsupported_parameter"),
+    (Kind.PROMPT_TOO_LONG, 400, "invalid_request_error", 400, "invalid_request_error", "context_length_exceeded"),
+    (Kind.NO_KEY, 401, "authentication_error", 401, "invalid_request_error", "invalid_api_key"),
+    (Kind.FORBIDDEN, 403, "permission_error", 403, "invalid_request_error", None),
+    (Kind.UNKNOWN_MODEL, 404, "not_found_error", 404, "invalid_request_error", "model_not_found"),
+    (Kind.UNKNOWN_PATH, 404, "not_found_error", 404, "invalid_request_error", None),
+    (Kind.WRONG_METHOD, 405, "invalid_request_error", 405, "invalid_request_error", None),
+    (Kind.BODY_TOO_BIG, 413, "request_too_large", 413, "invalid_request_error", None),
+    (Kind.RATE_LIMITED, 429, "rate_limit_error", 429, "rate_limit_error", "rate_limit_exceeded"),
+    (Kind.LOADING, 529, "overloaded_error", 503, "server_error", "model_loading"),
+    (Kind.WORKER_ERROR, 502, "api_error", 502, "server_error", "worker_error"),
+    (Kind.INTERNAL, 500, "api_error", 500, "server_error", "worker_error"),
+    (Kind.TIMEOUT, 504, "timeout_error", 504, "server_error", "timeout"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "type_", "openai_status", "openai_type", "code"), TABLE, ids=[row[0] for row in TABLE]
+)
+def test_case_61_the_envelope_is_that_of_the_path_the_client_called(
+    kind: Kind, status: int, type_: str, openai_status: int, openai_type: str, code: str | None
+) -> None:
+    fault = Fault(kind=kind, message="why", param="x")
+
+    assert fault.status("messages") == status
+    assert json.loads(envelope(fault, "messages", "req_1")) == {
+        "type": "error",
+        "error": {"type": type_, "message": "why"},
+        "request_id": "req_1",
+    }
+    for dialect in ("chat", "completions", "embeddings", "rerank", "responses"):
+        assert fault.status(dialect) == openai_status
+        assert json.loads(envelope(fault, dialect)) == {
+            "error": {"message": "why", "type": openai_type, "param": "x", "code": code}
+        }
+
+
+def test_case_61_every_kind_of_fault_has_a_row() -> None:
+    for kind in Kind:
+        fault = Fault(kind=kind, message="why")
+
+        assert 400 <= fault.status("chat") < 600
+        assert fault.failed_code
+        assert envelope(fault, "messages")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Kind.BAD_REQUEST, anthropic.BadRequestError),
+        (Kind.NO_KEY, anthropic.AuthenticationError),
+        (Kind.UNKNOWN_MODEL, anthropic.NotFoundError),
+        (Kind.RATE_LIMITED, anthropic.RateLimitError),
+        (Kind.LOADING, anthropic.InternalServerError),
+        (Kind.TIMEOUT, anthropic.InternalServerError),
+    ],
+)
+def test_case_61_the_anthropic_sdk_raises_the_class_that_is_meant(kind: Kind, expected: type[Exception]) -> None:
+    fault = Fault(kind=kind, message="why")
+
+    with pytest.raises(expected, match="why"):
+        clients.anthropic_plain(envelope(fault, "messages"), fault.status("messages"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Kind.BAD_REQUEST, openai.BadRequestError),
+        (Kind.NO_KEY, openai.AuthenticationError),
+        (Kind.UNKNOWN_MODEL, openai.NotFoundError),
+        (Kind.RATE_LIMITED, openai.RateLimitError),
+        (Kind.LOADING, openai.InternalServerError),
+    ],
+)
+def test_case_61_the_openai_sdk_raises_the_class_that_is_meant(kind: Kind, expected: type[Exception]) -> None:
+    fault = Fault(kind=kind, message="why")
+
+    with pytest.raises(expected, match="why"):
+        clients.chat_plain(envelope(fault, "chat"), fault.status("chat"))
+
+
+def test_waiting_is_advised_only_where_it_helps() -> None:
+    assert Fault(kind=Kind.LOADING, message="", retry_after_s=4.2).headers() == {"retry-after": "5"}
+    assert Fault(kind=Kind.CRASH_LOOPING, message="", retry_after_s=4).headers() == {"x-should-retry": "false"}
+    assert Fault(kind=Kind.BAD_REQUEST, message="").headers() == {}
+
+
+def test_an_unknown_model_is_named_in_each_dialects_words() -> None:
+    fault = errors.unknown_model("qwen", "qwen3")
+
+    assert json.loads(envelope(fault, "messages"))["error"]["message"] == "model: qwen. Did you mean `qwen3`?"
+    assert json.loads(envelope(errors.unknown_model("qwen"), "messages"))["error"]["message"] == "model: qwen"
+    assert json.loads(envelope(fault, "chat"))["error"]["code"] == "model_not_found"
+
+
+def worker(error: Any, status: int = 400) -> Fault:
+    return fault_from_worker(status, json.dumps(error).encode())
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "message"),
+    [
+        (
+            {"error": {"message": "bad top_p", "type": "BadRequestError", "param": "top_p", "code": 400}},
+            400,
+            Kind.BAD_REQUEST,
+            "bad top_p",
+        ),
+        (
+            {"object": "error", "message": "bad", "type": "BadRequestError", "code": 400},
+            400,
+            Kind.BAD_REQUEST,
+            "bad",
+        ),
+        (
+            {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}},
+            503,
+            Kind.LOADING,
+            "Loading model",
+        ),
+        ({"error": {"code": 501, "message": "no", "type": "not_supported_error"}}, 501, Kind.UNSUPPORTED, "no"),
+        (
+            {"error": {"code": 401, "message": "key", "type": "authentication_error"}},
+            401,
+            Kind.WORKER_ERROR,
+            "key",
+        ),
+        (
+            {"error": {"message": "The model `x` does not exist.", "code": 404}},
+            404,
+            Kind.WORKER_ERROR,
+            "The model `x` does not exist.",
+        ),
+        ({"detail": "Invalid key"}, 403, Kind.WORKER_ERROR, "Invalid key"),
+        ({"detail": [{"loc": ["body", "n"], "msg": "too big"}]}, 422, Kind.BAD_REQUEST, "n: too big"),
+        ({"error": "plain words"}, 500, Kind.WORKER_ERROR, "plain words"),
+        ({"error": {"message": "full"}}, 429, Kind.RATE_LIMITED, "full"),
+        ({"error": {"message": "slow"}}, 504, Kind.TIMEOUT, "slow"),
+        ({}, 500, Kind.WORKER_ERROR, "the worker answered 500 and gave no reason"),
+    ],
+)
+def test_what_a_worker_meant_is_kept_in_its_words(body: Any, status: int, kind: Kind, message: str) -> None:
+    fault = worker(body, status)
+
+    assert (fault.kind, fault.message) == (kind, message)
+
+
+def test_seed_defect_a_workers_error_that_is_no_json_keeps_its_words_and_retry_after_its_number() -> None:
+    fault = fault_from_worker(503, b"upstream \xff busy", "17")
+
+    assert fault.message == "upstream \ufffd busy"
+    assert fault.headers() == {"retry-after": "17"}
+
+
+OVERFLOW = {"type": "exceed_context_size_error", "message": "x", "n_prompt_tokens": 40000, "n_ctx": 32768}
+WINDOW = "This model's maximum context length is 32768 tokens"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OVERFLOW,
+        {"message": "The decoder prompt (length 40000) is longer than the maximum model length of 32768. Make"},
+        {"message": f"{WINDOW}. However, your request has 40000 input tokens. Please reduce"},
+        {"message": "the request (40000 tokens) exceeds the available context size (32768 tokens), try"},
+        {"message": "Requested tokens (40000) exceed context window of 32768"},
+        {"message": f"'max_tokens' is too large: 10. {WINDOW} and your request has 40000 input tokens (10 > 3)."},
+    ],
+)
+def test_case_20_a_prompt_that_is_too_long_is_said_in_text_a(error: Any) -> None:
+    fault = worker({"error": error})
+
+    assert fault.kind is Kind.PROMPT_TOO_LONG
+    assert fault.message == "prompt is too long: 40000 tokens > 32768 maximum"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "'max_tokens' or 'max_completion_tokens' is too large: 32000. This model's maximum context length is 32768"
+        " tokens and your request has 20000 input tokens (32000 > 32768 - 20000).",
+        "This model's maximum context length is 32768 tokens. However, you requested 52000 tokens (20000 in the"
+        " messages, 32000 in the completion). Please reduce the length of the messages or completion.",
+        "You passed 20000 input tokens and requested 32000 output tokens. However, the model's context length is"
+        " only 32768 tokens, resulting in a maximum input length of 768 tokens.",
+        "This model's maximum context length is 32768 tokens. However, you requested 32000 output tokens and your"
+        " prompt contains at least 20000 input tokens, for a total of at least 52000 tokens.",
+    ],
+)
+def test_case_20_too_much_together_is_said_in_text_b(message: str) -> None:
+    fault = worker({"error": {"message": message, "code": 400}})
+
+    assert fault == errors.max_tokens_too_large(20000, 32000, 32768)
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["error", "message", "detail", "msg", "loc", "code", "type", "param", "n_ctx", "n_prompt_tokens"]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+)
+
+
+@examples(60)
+@given(st.integers(300, 600), JSON.map(lambda value: json.dumps(value).encode()) | st.binary(), st.none() | st.text())
+def test_any_answer_of_a_worker_is_some_fault(status: int, body: bytes, retry_after: str | None) -> None:
+    fault = fault_from_worker(status, body, retry_after)
+
+    dialects: tuple[Dialect, ...] = ("messages", "chat")
+    for dialect in dialects:
+        assert envelope(fault, dialect)
+        assert fault.headers() is not None

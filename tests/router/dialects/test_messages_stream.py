@@ -1,0 +1,487 @@
+"""Chat streams as Anthropic events: each replayed whole, byte by byte, with a tail, and in one piece."""
+
+from typing import Any
+
+import pytest
+
+from cortex.router.dialects import messages_stream
+from cortex.router.dialects.errors import BadAnswer, Fault, Kind
+from cortex.router.dialects.traits import Traits
+from tests.router.dialects.asking import ask_messages
+from tests.router.dialects.clients import Json, anthropic_plain, anthropic_streamed, events, replay
+from tests.router.dialects.workers import (
+    call,
+    chunk,
+    completion,
+    counted,
+    llama_chunk,
+    said,
+    usage_chunk,
+    whole_call,
+    wire,
+)
+
+START = ["message_start", "ping"]
+END = ["message_delta", "message_stop"]
+
+
+def block(*deltas: str) -> list[str]:
+    return ["content_block_start", *deltas, "content_block_stop"]
+
+
+DELTA = "content_block_delta"
+
+
+def streamed(*chunks: Json, done: bool = True, traits: Traits | None = None, **fields: Any) -> list[Json]:
+    """The events of a worker's stream."""
+    asked = ask_messages(traits or Traits(), stream=True, **fields)
+    return events(replay(lambda: asked.answer("ID", 1).stream("req_1"), wire(*chunks, done=done)))
+
+
+def accumulated(*chunks: Json, **fields: Any) -> Json:
+    """The message that the anthropic package makes of a worker's stream."""
+    asked = ask_messages(stream=True, **fields)
+    return anthropic_streamed(replay(lambda: asked.answer("ID", 1).stream(), wire(*chunks)))
+
+
+def plain(body: bytes, traits: Traits | None = None, **fields: Any) -> Json:
+    """The message that the anthropic package reads out of a whole answer."""
+    return anthropic_plain(ask_messages(traits or Traits(), **fields).answer("ID", 1).plain(body).body)
+
+
+def kinds(found: list[Json]) -> list[str]:
+    return [event["type"] for event in found]
+
+
+def stops(found: list[Json]) -> Json:
+    delta: Json = found[-2]["delta"]
+    return delta
+
+
+def test_an_answer_is_a_message_with_one_block() -> None:
+    found = streamed(chunk(role="assistant", content=""), chunk(content="He"), chunk(content="y"), chunk("stop"))
+
+    assert kinds(found) == [*START, *block(DELTA, DELTA), *END]
+    assert found[0]["message"] == {
+        "id": "msg_ID",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "stop_details": None,
+        "usage": {
+            "input_tokens": 0,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "output_tokens": 0,
+        },
+    }
+    assert stops(found) == {"stop_reason": "end_turn", "stop_sequence": None, "stop_details": None}
+
+
+def test_the_length_of_the_prompt_is_told_at_the_start_when_it_is_known() -> None:
+    stream = ask_messages(stream=True).answer("ID", 1, input_tokens=42).stream()
+
+    assert events(stream.open())[0]["message"]["usage"]["input_tokens"] == 42
+
+
+def test_case_18_a_named_choice_that_ends_in_stop_is_still_a_tool_use() -> None:
+    found = streamed(chunk(**call(0, "c1", "f", "{}")), chunk("stop"))
+
+    assert stops(found)["stop_reason"] == "tool_use"
+
+
+def test_case_20_a_prewarming_request_has_no_content() -> None:
+    found = streamed(chunk(content="x"), chunk("length"), usage_chunk(counted(10, 1)), max_tokens=0)
+    message = plain(completion("length", content="x", usage=counted(10, 1)), max_tokens=0)
+
+    assert kinds(found) == [*START, *END]
+    assert (message["content"], message["usage"]["output_tokens"]) == ([], 0)
+    assert found[-2]["usage"]["output_tokens"] == 0
+
+
+def test_case_21_a_thought_is_a_block_with_a_signature() -> None:
+    found = streamed(chunk(reasoning="hm"), chunk(content="so"), chunk("stop"))
+
+    assert kinds(found) == [*START, *block(DELTA, DELTA), *block(DELTA), *END]
+    assert found[2]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    assert found[4]["delta"]["type"] == "signature_delta"
+    assert found[4]["delta"]["signature"]
+
+
+@pytest.mark.parametrize("word", [{"stop_reason": "END"}, {"stopping_word": "END"}])
+def test_case_23_a_stop_sequence_is_reported_with_its_text(word: Json) -> None:
+    last = chunk("stop")
+    last["choices"][0] |= word
+
+    found = streamed(chunk(content="one E"), chunk(content="N"), last, stop_sequences=["END"])
+
+    assert (stops(found)["stop_reason"], stops(found)["stop_sequence"]) == ("stop_sequence", "END")
+
+
+def test_case_23_a_call_that_a_stop_sequence_cut_is_not_reported_as_a_call_to_run() -> None:
+    told = streamed(chunk(**call(0, "c1", "f", '{"a": "x')), chunk("stop", stop_reason="END"), stop_sequences=["END"])
+    untold = streamed(chunk(**call(0, "c1", "f", '{"a": "x')), chunk("stop"), stop_sequences=["END"])
+
+    assert stops(told) == stops(untold)
+    assert (stops(told)["stop_reason"], stops(told)["stop_sequence"]) == ("stop_sequence", "END")
+
+
+def test_case_23_the_number_of_a_stop_token_is_no_stop_sequence() -> None:
+    assert stops(streamed(chunk(content="x"), chunk("stop", stop_reason=151645)))["stop_reason"] == "end_turn"
+
+
+def test_case_28_an_answer_of_nothing_is_one_empty_block() -> None:
+    found = streamed(chunk(role="assistant", content=""), chunk("stop"))
+
+    assert kinds(found) == [*START, *block(), *END]
+    assert plain(completion(content=""))["content"] == [{"type": "text", "text": ""}]
+
+
+def test_case_29_a_first_chunk_that_says_nothing_still_starts_the_message() -> None:
+    stream = ask_messages(stream=True).answer("ID", 1).stream()
+
+    found = events(stream.feed(wire(llama_chunk(role="assistant", content=None), done=False)))
+
+    assert kinds(found) == START
+
+
+def test_case_30_empty_content_between_deltas_of_a_call_makes_no_block() -> None:
+    found = streamed(
+        chunk(content="", **call(0, "c1", "f", "")),
+        chunk(content="", **call(0, arguments='{"a":')),
+        chunk(content=""),
+        chunk(content="", **call(0, arguments="1}")),
+        chunk("tool_calls", content=""),
+    )
+
+    assert kinds(found) == [*START, *block(DELTA, DELTA), *END]
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [
+            call(0, "c1", "f", '{"a":'),
+            call(0, arguments="1}"),
+            call(1, "c2", "g", '{"b":'),
+            call(1, arguments="2}"),
+        ],
+        [
+            call(0, "c1", "f", '{"a":'),
+            call(1, "c2", "g", '{"b":'),
+            call(0, arguments="1}"),
+            call(1, arguments="2}"),
+        ],
+        [
+            call(0, "c1", "f", '{"a":'),
+            call(0, "c1", "f", "1}"),
+            call(1, "c2", "g", '{"b":'),
+            call(1, "c2", "g", "2}"),
+        ],
+        [call(None, "c1", "f", '{"a":'), call(None, arguments="1}"), call(None, "c2", "g", '{"b":2}')],
+        [call(0, "c1", "f", '{"a":1}'), call(0, "c2", "g", '{"b":2}')],
+        [call(0, "c1", "f", {"a": 1}), call(1, "c2", "g", {"b": 2})],
+    ],
+    ids=["in order", "interleaved", "ids repeated", "no index", "one index for all", "objects"],
+)
+def test_case_31_parallel_calls_are_two_blocks_however_they_arrive(deltas: list[Json]) -> None:
+    message = accumulated(*(chunk(**delta) for delta in deltas), chunk("tool_calls"), usage_chunk())
+
+    assert message["content"] == [
+        {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+        {"type": "tool_use", "id": "c2", "name": "g", "input": {"b": 2}},
+    ]
+    assert message["stop_reason"] == "tool_use"
+
+
+def test_case_31_calls_have_ids_of_the_allowed_letters_and_never_the_same() -> None:
+    one = [whole_call("call.1:x", "f", "{}"), whole_call("call.1:x", "f", "{}"), whole_call("", "g", "{}")]
+
+    ids = [one["id"] for one in plain(completion("tool_calls", tool_calls=one))["content"]]
+
+    assert ids == ["call_1_x", "call_1_x_2", "call_ID_2"]
+
+
+def test_case_32_a_call_may_come_whole_or_its_arguments_before_its_name() -> None:
+    whole = accumulated(chunk(**call(0, "c1", "f", '{"a":1}')), chunk("tool_calls"), usage_chunk())
+    late = accumulated(
+        chunk(**call(0, arguments='{"a":')),
+        chunk(**call(0, "c1", "f", "1}")),
+        chunk("tool_calls"),
+        usage_chunk(),
+    )
+
+    assert whole["content"] == late["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}]
+
+
+def test_case_32_a_call_that_never_gets_a_name_is_not_lost() -> None:
+    found = streamed(chunk(**call(0, arguments="{}")), chunk("tool_calls"))
+
+    assert found[2]["content_block"]["name"] == "unknown_tool"
+
+
+@pytest.mark.parametrize("arguments", ["", "null", " ", None])
+def test_case_12_a_call_without_arguments_has_an_empty_input(arguments: str | None) -> None:
+    message = accumulated(chunk(**call(0, "c1", "f", arguments)), chunk("tool_calls"), usage_chunk())
+    whole = plain(completion("tool_calls", tool_calls=[whole_call("c1", "f", arguments)]))
+
+    assert message["content"] == whole["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {}}]
+
+
+def test_case_33_thoughts_text_and_calls_may_take_turns() -> None:
+    found = streamed(
+        chunk(reasoning="a"),
+        chunk(content="b"),
+        chunk(reasoning="c"),
+        chunk(**call(0, "c1", "f", "{}")),
+        chunk(content="d"),
+        chunk("tool_calls"),
+    )
+
+    starts = [event["content_block"]["type"] for event in found if event["type"] == "content_block_start"]
+    assert starts == ["thinking", "text", "thinking", "tool_use", "text"]
+
+
+def test_case_34_a_delta_is_never_of_another_kind_than_its_block() -> None:
+    found = streamed(
+        chunk(reasoning="a", content="b", **call(0, "c1", "f", '{"a":')),
+        chunk(content="during"),
+        chunk(reasoning="also"),
+        chunk(**call(0, arguments="1}")),
+        chunk("tool_calls"),
+    )
+
+    kind = {"thinking_delta": "thinking", "signature_delta": "thinking", "text_delta": "text"}
+    open_block = ""
+    for event in found:
+        if event["type"] == "content_block_start":
+            open_block = event["content_block"]["type"]
+        if event["type"] == "content_block_delta":
+            assert kind.get(event["delta"]["type"], "tool_use") == open_block
+    assert [event["content_block"]["type"] for event in found if event["type"] == "content_block_start"] == [
+        "thinking",
+        "text",
+        "tool_use",
+        "text",
+        "thinking",
+    ]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(content="x"), chunk("stop"), usage_chunk(counted(10, 5, cached=4))],
+        [chunk(content="x"), chunk("stop", usage=counted(10, 5, cached=4))],
+        [chunk("stop", content="x", usage=counted(10, 5, cached=4))],
+        [chunk(content="x", usage=counted(10, 1)), chunk("stop", usage=counted(10, 5, cached=4))],
+    ],
+)
+def test_case_35_usage_and_the_end_are_found_wherever_they_are(chunks: list[Json]) -> None:
+    found = streamed(*chunks)
+
+    assert kinds(found) == [*START, *block(DELTA), *END]
+    assert found[-2]["usage"] == {
+        "input_tokens": 6,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 4,
+        "output_tokens": 5,
+    }
+
+
+def test_case_35_without_any_usage_there_is_still_usage() -> None:
+    stream = ask_messages(stream=True).answer("ID", 1, input_tokens=7).stream()
+
+    found = events(stream.feed(wire(chunk(content="x"), chunk("stop"))))
+
+    assert found[-2]["usage"]["input_tokens"] == 7
+    assert stream.tokens.input == 7
+
+
+def test_case_36_a_call_that_the_limit_cut_is_sent_as_far_as_it_went() -> None:
+    chunks = [chunk(**call(0, "c1", "f", '{"a": 1, "b": "unfin')), chunk("length"), usage_chunk()]
+    body = completion("length", tool_calls=[whole_call("c1", "f", '{"a": 1, "b": "unfin')])
+
+    found = streamed(*chunks)
+
+    assert found[3]["delta"]["partial_json"] == '{"a": 1, "b": "unfin'
+    assert stops(found)["stop_reason"] == "max_tokens"
+    assert accumulated(*chunks)["content"] == plain(body)["content"]
+    assert plain(body)["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}]
+
+
+def test_case_36_a_full_window_is_not_the_clients_limit() -> None:
+    small = Traits(context_window=100)
+
+    full = plain(completion("length", content="x", usage=counted(90, 10)), small)
+    limited = plain(completion("length", content="x", usage=counted(90, 10)), small, max_tokens=10)
+
+    assert full["stop_reason"] == "model_context_window_exceeded"
+    assert limited["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "done"),
+    [
+        ([], False),
+        ([], True),
+        ([chunk(content="Hel")], False),
+        ([chunk(content="Hel")], True),
+        ([chunk(**call(0, "c1", "f", '{"a":'))], False),
+        ([chunk(content="Hel"), chunk("abort")], True),
+        ([chunk(content="Hel"), {"error": {"message": "boom", "type": "InternalServerError", "code": 500}}], True),
+        ([chunk(content="Hel"), {"choices": "garbage"}], True),
+    ],
+)
+def test_case_37_a_stream_that_breaks_ends_in_an_error_and_nothing_else(chunks: list[Json], done: bool) -> None:
+    found = streamed(*chunks, done=done)
+
+    assert found[-1]["type"] == "error"
+    assert found[-1]["error"]["type"] == "api_error"
+    assert found[-1]["request_id"] == "req_1"
+    assert not {"content_block_stop", "message_delta", "message_stop"} & set(kinds(found))
+
+
+def test_case_37_a_worker_that_is_lost_is_an_error_once() -> None:
+    stream = ask_messages(stream=True).answer("ID", 1).stream()
+    fault = Fault(kind=Kind.TIMEOUT, message="the worker went silent")
+
+    stream.feed(wire(chunk(content="Hel"), done=False))
+
+    assert events(stream.fail(fault))[-1]["error"] == {
+        "type": "timeout_error",
+        "message": "the worker went silent",
+    }
+    assert stream.fault is fault
+    assert stream.over
+    assert stream.fail(fault) + stream.feed(said()) + stream.close() + stream.ping() + stream.open() == b""
+
+
+def test_case_38_a_worker_that_fails_at_once_leaves_the_status_to_the_edge() -> None:
+    stream = ask_messages(stream=True).answer("ID", 1).stream()
+
+    out = stream.feed(wire({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}))
+
+    assert kinds(events(out)) == ["error"]
+    assert stream.fault is not None
+    assert stream.fault.status("messages") == 529
+
+
+def test_case_37_an_answer_that_broke_off_is_no_answer() -> None:
+    reply = ask_messages().answer("ID", 1)
+
+    for body in (completion(None, content="x"), completion("abort", content="x"), b"", b"{}", b'{"choices":[]}'):
+        with pytest.raises(BadAnswer):
+            reply.plain(body)
+
+
+def test_an_end_that_was_announced_needs_no_done() -> None:
+    assert kinds(streamed(chunk(content="x"), chunk("stop"), done=False)) == [*START, *block(DELTA), *END]
+
+
+def test_half_a_chunk_after_the_end_is_not_an_error() -> None:
+    stream = ask_messages(stream=True).answer("ID", 1).stream()
+
+    out = stream.feed(wire(chunk(content="x"), chunk("stop"), done=False) + b'data: {"id":"chatc') + stream.close()
+
+    assert events(out)[-1]["type"] == "message_stop"
+
+
+def test_case_40_a_ping_starts_the_message_and_then_is_a_ping() -> None:
+    stream = ask_messages(stream=True).answer("ID", 1).stream()
+
+    first, second = stream.ping(), stream.ping()
+    rest = stream.feed(said())
+
+    assert kinds(events(first)) == START
+    assert kinds(events(second)) == ["ping"]
+    assert anthropic_streamed(first + second + rest)["content"] == [{"type": "text", "text": "Hello"}]
+
+
+@pytest.mark.parametrize("frame", [lambda data: data, lambda data: data.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize("space", [b"data: ", b"data:"])
+def test_case_42_letters_cut_in_two_and_other_line_ends_change_nothing(frame: Any, space: bytes) -> None:
+    raw = frame(wire(chunk(content="日本"), chunk(content="語 🎈"), chunk("stop")).replace(b"data: ", space))
+    asked = ask_messages(stream=True)
+
+    found = events(replay(lambda: asked.answer("ID", 1).stream(), raw))
+
+    assert [event["delta"]["text"] for event in found if event["type"] == DELTA] == ["日本", "語 🎈"]
+
+
+def test_case_43_an_answer_is_the_same_streamed_and_whole() -> None:
+    usage = counted(20, 9, cached=8) | {"completion_tokens_details": {"reasoning_tokens": 3}}
+    calls = [whole_call("c1", "f", '{"a": [1, 2]}'), whole_call("c2", "g", "{}")]
+
+    stream = accumulated(
+        chunk(role="assistant", content=""),
+        chunk(reasoning_content="think"),
+        chunk(reasoning_content="ing"),
+        chunk(content="te"),
+        chunk(content="xt"),
+        chunk(**call(0, "c1", "f", '{"a": [1')),
+        chunk(**call(0, arguments=", 2]}")),
+        chunk(**call(1, "c2", "g", "{}")),
+        chunk("tool_calls"),
+        usage_chunk(usage),
+    )
+    whole = plain(completion("tool_calls", reasoning="thinking", content="text", tool_calls=calls, usage=usage))
+
+    assert stream == whole
+    assert whole["id"] == "msg_ID"
+    assert whole["usage"]["output_tokens_details"] == {"thinking_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"a": 1} trailing', {"a": 1}),
+        ('{"a": "line\nbreak"}', {"a": "line\nbreak"}),
+        ('{"a": "\\d+"}', {"a": "\\d+"}),
+        ('{"a": 1, oops', {"a": 1}),
+        ("{'a': 1}", {}),
+        ("[1]", {}),
+        ("nonsense", {}),
+    ],
+)
+def test_arguments_that_are_not_json_are_mended_or_told_never_an_error(arguments: str, expected: Json) -> None:
+    stream = accumulated(chunk(**call(0, "c1", "f", arguments)), chunk("tool_calls"), usage_chunk())
+    whole = plain(completion("tool_calls", tool_calls=[whole_call("c1", "f", arguments)]))
+
+    assert stream["content"] == whole["content"]
+    assert whole["content"][0]["input"] == expected
+    assert len(whole["content"]) == (1 if expected.get("a") and "oops" not in arguments else 2)
+
+
+@pytest.mark.parametrize("message", [{"refusal": "I cannot"}, {"content": "I cannot"}], ids=["refused", "filtered"])
+def test_a_refusal_is_text_and_a_reason(message: Json) -> None:
+    finish = "stop" if "refusal" in message else "content_filter"
+
+    found = plain(completion(finish, **message))
+
+    assert found["content"] == [{"type": "text", "text": "I cannot"}]
+    assert found["stop_reason"] == "refusal"
+
+
+def test_seed_defect_a_plain_answer_keeps_its_calls_and_thoughts() -> None:
+    found = plain(completion("tool_calls", reasoning="hm", tool_calls=[whole_call("c1", "f", "{}")]))
+
+    assert [one["type"] for one in found["content"]] == ["thinking", "tool_use"]
+
+
+def test_every_event_has_its_name_and_none_says_done() -> None:
+    asked = ask_messages(stream=True)
+
+    out = replay(lambda: asked.answer("ID", 1).stream(), said())
+
+    assert out.count(b"event: ") == out.count(b"data: ") == len(events(out))
+    assert b"[DONE]" not in out
+
+
+def test_the_machine_can_be_driven_without_any_bytes() -> None:
+    machine = messages_stream.MessagesMachine(ask_messages().answer("ID", 1).answer)
+
+    with pytest.raises(BadAnswer):
+        machine.close()

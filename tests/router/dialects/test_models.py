@@ -1,0 +1,81 @@
+"""The list of models in both shapes, and cut into pages."""
+
+import anthropic
+import msgspec
+import openai
+import pytest
+
+from cortex.router.dialects import models
+from cortex.router.dialects.errors import BadRequest
+from cortex.router.dialects.models import Card
+
+CARDS = [Card(id=name, created=86400) for name in ("a", "org/b", "claude-c", "d")]
+
+
+def test_case_60_a_model_has_the_openai_shape() -> None:
+    card = Card(id="org/b", created=5, extra={"loaded": True, "max_model_len": 100})
+
+    found = models.openai_list([card])
+
+    assert found == {
+        "object": "list",
+        "data": [
+            {
+                "id": "org/b",
+                "object": "model",
+                "created": 5,
+                "owned_by": "cortex",
+                "loaded": True,
+                "max_model_len": 100,
+            }
+        ],
+    }
+    openai.types.Model.model_validate(found["data"][0])
+
+
+def test_case_60_a_model_has_the_anthropic_shape() -> None:
+    card = Card(id="org/b", created=86400, max_input_tokens=100, max_output_tokens=10, vision=True, effort=("low",))
+
+    body = msgspec.json.encode(models.anthropic_model(card))
+
+    found = anthropic.types.ModelInfo.model_validate_json(body)
+    assert (found.id, found.display_name, found.lifecycle) == ("org/b", "org/b", "active")
+    assert found.created_at.isoformat() == "1970-01-02T00:00:00+00:00"
+    assert (found.max_input_tokens, found.max_tokens) == (100, 10)
+    assert found.capabilities is not None
+    assert found.capabilities.image_input.supported
+    assert found.capabilities.effort.low.supported
+    assert not found.capabilities.effort.high.supported
+
+
+def test_case_60_what_is_not_known_is_left_out() -> None:
+    assert not {"max_input_tokens", "max_tokens"} & msgspec.to_builtins(models.anthropic_model(Card(id="a"))).keys()
+    assert msgspec.to_builtins(models.anthropic_model(Card(id="a")))["lifecycle"] == "active"
+
+
+@pytest.mark.parametrize(
+    ("query", "ids", "has_more"),
+    [
+        ({}, ["a", "org/b", "claude-c", "d"], False),
+        ({"limit": "1000"}, ["a", "org/b", "claude-c", "d"], False),
+        ({"limit": "2"}, ["a", "org/b"], True),
+        ({"limit": "2", "after_id": "org/b"}, ["claude-c", "d"], False),
+        ({"limit": "1", "before_id": "claude-c"}, ["org/b"], True),
+        ({"before_id": "a"}, [], False),
+        ({"after_id": "gone"}, ["a", "org/b", "claude-c", "d"], False),
+    ],
+)
+def test_case_60_the_list_comes_in_pages(query: dict[str, str], ids: list[str], has_more: bool) -> None:
+    page = models.anthropic_page(CARDS, **query)
+
+    assert [model.id for model in page.data] == ids
+    assert page.has_more is has_more
+    assert (page.first_id, page.last_id) == ((ids[0], ids[-1]) if ids else (None, None))
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "", "99999999999"])
+def test_case_60_a_limit_that_is_none_is_refused_by_name(limit: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        models.anthropic_page(CARDS, limit)
+
+    assert caught.value.fault.param == "limit"

@@ -1,0 +1,325 @@
+"""Responses requests: what reaches the worker. The numbers are those of the checklist of edge cases."""
+
+from typing import Any
+
+import pytest
+
+from cortex.router.dialects.errors import Kind
+from cortex.router.dialects.traits import Traits
+from tests.router.dialects.asking import INLINE, PLAIN, PNG, SEEING, THINKING, ask_responses, refused, sent
+
+Json = dict[str, Any]
+
+
+def conversation(traits: Traits = PLAIN, **fields: Any) -> list[Json]:
+    found: list[Json] = sent(ask_responses(traits, **fields))["messages"]
+    return found
+
+
+def item(role: str, *texts: str) -> Json:
+    return {"type": "message", "role": role, "content": [{"type": "input_text", "text": one} for one in texts]}
+
+
+def function(name: str = "f", **more: Any) -> Json:
+    return {"type": "function", "name": name, "parameters": {"type": "object", "properties": {}}} | more
+
+
+def called(name: str = "f", call_id: str = "c1", **more: Any) -> Json:
+    return {"type": "function_call", "name": name, "call_id": call_id, "arguments": "{}"} | more
+
+
+def output(call_id: str = "c1", given: Any = "done") -> Json:
+    return {"type": "function_call_output", "call_id": call_id, "output": given}
+
+
+IMAGE = {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}", "detail": "auto"}
+
+CODEX: Json = {
+    "instructions": "",
+    "input": [item("developer", "permissions"), item("developer", "<environment>"), item("user", "run echo")],
+    "tools": [
+        function("exec_command", strict=False),
+        {
+            "type": "namespace",
+            "name": "multi_agent_v1",
+            "description": "agents",
+            "tools": [function("spawn"), function("wait")],
+        },
+        {"type": "web_search", "external_web_access": True},
+    ],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "reasoning": {"effort": "medium", "summary": "auto"},
+    "store": False,
+    "stream": True,
+    "include": ["reasoning.encrypted_content"],
+    "prompt_cache_key": "thread-1",
+    "client_metadata": {"x": "y"},
+}
+
+
+def test_case_44_a_first_turn_of_codex_is_understood() -> None:
+    asked = ask_responses(**CODEX)
+    found = sent(asked)
+
+    assert found["messages"] == [
+        {"role": "system", "content": "permissions\n\n<environment>"},
+        {"role": "user", "content": "run echo"},
+    ]
+    assert [one["function"]["name"] for one in found["tools"]] == [
+        "exec_command",
+        "multi_agent_v1__spawn",
+        "multi_agent_v1__wait",
+    ]
+    assert found["tools"][0]["function"]["strict"] is False
+    assert "strict" not in found["tools"][1]["function"]
+    assert (found["reasoning_effort"], found["parallel_tool_calls"]) == ("medium", True)
+    assert found["stream_options"] == {"include_usage": True}
+    assert not {"client_metadata", "store", "include", "prompt_cache_key"} & found.keys()
+    assert "web_search" in asked.notes[0]
+    assert asked.affinity == "thread-1"
+
+
+def test_case_44_instructions_and_leading_system_items_are_one_system_message() -> None:
+    said = [{"role": "system", "content": "b"}, item("developer", "c"), item("user", "hi")]
+
+    assert conversation(instructions="a", input=said)[0] == {"role": "system", "content": "a\n\nb\n\nc"}
+
+
+@pytest.mark.parametrize("traits", [PLAIN, INLINE])
+def test_case_44_a_later_developer_item_stays_where_it_is(traits: Traits) -> None:
+    said = [item("user", "one"), item("assistant", "two"), item("developer", "mind"), item("user", "three")]
+
+    found = conversation(traits, input=said)
+
+    assert found[2:] == (
+        [{"role": "system", "content": "mind"}, {"role": "user", "content": "three"}]
+        if traits.inline_system
+        else [{"role": "user", "content": "<system-reminder>\nmind\n</system-reminder>\nthree"}]
+    )
+
+
+def test_case_45_a_call_from_a_namespace_maps_back_to_its_flat_name() -> None:
+    said = [item("user", "go"), called("spawn", namespace="multi_agent_v1"), output()]
+
+    found = conversation(**(CODEX | {"input": said}))
+
+    assert found[1]["tool_calls"][0]["function"]["name"] == "multi_agent_v1__spawn"
+
+
+def test_case_45_a_flat_name_that_is_taken_gets_another() -> None:
+    tools = [function("a__b"), {"type": "namespace", "name": "a", "tools": [function("b")]}]
+    said = [item("user", "go"), called("b", namespace="a"), output()]
+
+    found = sent(ask_responses(tools=tools, input=said))
+
+    names = [one["function"]["name"] for one in found["tools"]]
+    assert len(set(names)) == 2
+    assert found["messages"][1]["tool_calls"][0]["function"]["name"] == names[1]
+
+
+def test_case_46_an_image_in_an_output_follows_the_tool_messages() -> None:
+    said = [item("user", "go"), called(), called("g", "c2"), output("c1", [IMAGE]), output("c2")]
+
+    found = conversation(SEEING, input=said)
+
+    assert [message["role"] for message in found] == ["user", "assistant", "tool", "tool", "user"]
+    assert [part["type"] for part in found[4]["content"]] == ["text", "image_url"]
+
+
+def test_case_46_a_model_without_eyes_is_told_of_the_image_in_an_output() -> None:
+    said = [item("user", "go"), called(), output("c1", [{"type": "input_text", "text": "shot"}, IMAGE])]
+
+    assert conversation(input=said)[-1]["content"] == "shot\n[image omitted: this model does not take images]"
+    assert refused(ask_responses, input=[{"role": "user", "content": [IMAGE]}]).param == "input[0].content[0]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"content": None, "encrypted_content": None}, None),
+        ({"content": [], "encrypted_content": "gAAAA"}, None),
+        ({"content": [{"type": "reasoning_text", "text": "hm"}]}, "hm"),
+        ({"summary": [{"type": "summary_text", "text": "short"}]}, "short"),
+    ],
+)
+def test_case_47_thoughts_are_replayed_however_little_of_them_is_left(fields: Json, expected: str | None) -> None:
+    thought = {"type": "reasoning", "id": "rs_1", "summary": []} | fields
+    said = [item("user", "go"), thought, called(), output()]
+
+    message = conversation(THINKING, input=said)[1]
+
+    assert message.get("reasoning_content") == expected
+    assert len(message["tool_calls"]) == 1
+
+
+def test_case_48_items_may_lack_their_id_and_their_type() -> None:
+    said = [
+        {"role": "system", "content": "front"},
+        {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "ok"}]},
+        {"type": "function_call", "name": "f", "call_id": "c1", "arguments": '{"a":1}'},
+        output(),
+    ]
+
+    found = conversation(input=said)
+
+    assert found[2] == {
+        "role": "assistant",
+        "content": "ok",
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
+    }
+
+
+@pytest.mark.parametrize("name", ["previous_response_id", "conversation", "prompt", "background"])
+def test_case_52_what_needs_stored_answers_is_refused_by_name(name: str) -> None:
+    given: Json = {
+        "previous_response_id": "resp_1",
+        "conversation": "c",
+        "prompt": {"id": "p"},
+        "background": True,
+    }
+
+    fault = refused(ask_responses, **{name: given[name]})
+
+    assert (fault.kind, fault.param) == (Kind.UNSUPPORTED, name)
+    absent: Json = {name: None}
+    assert sent(ask_responses(**absent))["messages"]
+
+
+def test_case_52_a_reference_to_a_stored_item_is_refused_by_place() -> None:
+    assert refused(ask_responses, input=[{"type": "item_reference", "id": "x"}]).param == "input[0]"
+
+
+def test_case_53_a_schema_for_the_text_constrains_it() -> None:
+    form = {"type": "json_schema", "name": "out", "schema": {"type": "object"}, "strict": True}
+
+    assert sent(ask_responses(text={"format": form}))["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "out", "schema": {"type": "object"}, "strict": True},
+    }
+    assert sent(ask_responses(text={"format": {"type": "json_object"}}))["response_format"] == {"type": "json_object"}
+    assert "response_format" not in sent(ask_responses(text={"format": {"type": "text"}, "verbosity": "low"}))
+    assert refused(ask_responses, text={"format": {"type": "xml"}}).param == "text.format.type"
+
+
+def test_a_custom_tool_is_a_function_of_one_text() -> None:
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"}
+    tool = {"type": "custom", "name": "apply_patch", "description": "Patches.", "format": grammar}
+    said = [
+        item("user", "go"),
+        {"type": "custom_tool_call", "call_id": "c1", "name": "apply_patch", "input": "*** Begin"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"},
+    ]
+
+    found = sent(ask_responses(tools=[tool], input=said))
+
+    function = found["tools"][0]["function"]
+    assert function["parameters"]["required"] == ["input"]
+    assert "start: /x+/" in function["description"]
+    assert found["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"input":"*** Begin"}'
+    assert found["messages"][2] == {"role": "tool", "tool_call_id": "c1", "content": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected", "names"),
+    [
+        ("required", "required", ["a", "b"]),
+        ("none", "none", ["a", "b"]),
+        ({"type": "function", "name": "b"}, {"type": "function", "function": {"name": "b"}}, ["a", "b"]),
+        (
+            {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "b"}]},
+            "required",
+            ["b"],
+        ),
+        ({"type": "web_search"}, None, ["a", "b"]),
+        (None, None, ["a", "b"]),
+    ],
+)
+def test_every_tool_choice_has_its_counterpart(choice: Any, expected: Any, names: list[str]) -> None:
+    found = sent(ask_responses(tools=[function("a"), function("b")], tool_choice=choice))
+
+    assert found.get("tool_choice") == expected
+    assert [one["function"]["name"] for one in found["tools"]] == names
+
+
+def test_an_engine_that_ignores_names_gets_that_tool_alone() -> None:
+    choice = {"type": "function", "name": "b"}
+    tools = [function("a"), function("b")]
+
+    found = sent(ask_responses(Traits(named_tool_choice=False), tools=tools, tool_choice=choice))
+
+    assert (found["tool_choice"], len(found["tools"])) == ("required", 1)
+
+
+def test_effort_none_stops_thinking() -> None:
+    found = sent(ask_responses(reasoning={"effort": "none"}))
+
+    assert (found["reasoning_effort"], found["chat_template_kwargs"]) == ("none", {"enable_thinking": False})
+
+
+def test_a_file_of_text_is_shown_and_any_other_refused() -> None:
+    notes = {"type": "input_file", "filename": "a.txt", "file_data": "data:text/plain;base64,Ym9keQ=="}
+    pdf = {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}
+
+    assert conversation(input=[{"role": "user", "content": [notes]}])[0]["content"] == "a.txt\nbody"
+    assert refused(ask_responses, input=[{"role": "user", "content": [pdf]}]).param == "input[0].content[0].file_data"
+    assert "omitted" in conversation(input=[called(), output("c1", [pdf])])[-1]["content"]
+
+
+def test_items_that_only_openai_can_read_are_dropped_and_noted() -> None:
+    said = [
+        item("user", "go"),
+        {"type": "web_search_call", "id": "ws"},
+        {"type": "compaction", "encrypted_content": "x"},
+    ]
+
+    asked = ask_responses(input=said)
+
+    assert sent(asked)["messages"] == [{"role": "user", "content": "go"}]
+    assert len(asked.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": ""}, "model"),
+        ({"input": None}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["x"]}, "input[0]"),
+        ({"input": [{"content": "x"}]}, "input[0]"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"type": "function_call", "call_id": "c"}]}, "input[0].name"),
+        ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0]"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": [{"name": ""}]}]}, "tools[0].tools[0].name"),
+        ({"tools": [function()], "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [function()], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: Json, param: str) -> None:
+    fault = refused(ask_responses, **fields)
+
+    assert fault.param == param
+    assert fault.message.startswith(f"{param}: ")
+
+
+def test_the_input_may_be_a_text() -> None:
+    assert conversation(instructions="front", input="hi") == [
+        {"role": "system", "content": "front"},
+        {"role": "user", "content": "hi"},
+    ]
+
+
+def test_max_output_tokens_is_held_to_what_the_function_allows() -> None:
+    traits = Traits(default_output_tokens=50, max_output_tokens=100)
+
+    assert sent(ask_responses(traits, max_output_tokens=900))["max_tokens"] == 100
+    assert sent(ask_responses(traits))["max_tokens"] == 50
+    assert "max_tokens" not in sent(ask_responses())

@@ -1,0 +1,66 @@
+"""Values for tests: each factory fills in what the test does not care about."""
+
+from typing import Any
+
+import tests.support  # noqa: F401  (makes property tests repeatable)
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Engine, Function, revision
+from cortex.platform.placement import Need
+from cortex.platform.record import Device, Fleet, HostRecord, Instance, RouterReport
+
+HOST = "host-a"
+ENGINES = {str(engine): "1" for engine in Engine}
+
+
+def a_function(id: str = "org/model", *, engine: Engine = Engine.FAKE, **rest: Any) -> Function:
+    """A declared function; 1000 MiB unless told otherwise."""
+    return Function(id=id, engine=engine, **{"vram_mb": 1000, **rest})
+
+
+def a_device(id: str = "gpu-0", total_mb: int = 10_000, *, kind: str = "gpu", reserve_mb: int = 0) -> Device:
+    """A device whose whole memory may be used."""
+    return Device(id=id, name=id, kind=kind, total_mb=total_mb, reserve_mb=reserve_mb)
+
+
+def an_instance(
+    id: str = "one", *, function: str = "org/model", state: State = State.READY, ready: float = 0.0, **rest: Any
+) -> Instance:
+    """An instance on `gpu-0` that has been idle since `ready`."""
+    values = {"revision": revision(a_function(function)), "devices": ("gpu-0",), "memory_mb": 1000, **rest}
+    return Instance(id=id, function=function, state=state, since=ready, created=ready, ready=ready, **values)
+
+
+def a_host(*instances: Instance, devices: tuple[Device, ...] | None = None, **rest: Any) -> HostRecord:
+    """A host with every engine, and one GPU of 10000 MiB unless told otherwise."""
+    values = {"engines": ENGINES, **rest}
+    return HostRecord(
+        name=HOST,
+        address="http://host-a:13131",
+        devices=(a_device(),) if devices is None else devices,
+        instances=instances,
+        **values,
+    )
+
+
+def a_need(memory_mb: int = 1000, *, function: str = "org/new", **rest: Any) -> Need:
+    """What an instance of `org/new` needs."""
+    return Need(function=function, engine="fake", memory_mb=memory_mb, **rest)
+
+
+def a_report(id: str = "router-1", *, seen: int = 0, **rest: Any) -> RouterReport:
+    """A router's report; `seen` is the epoch of `host-a` it has acknowledged."""
+    return RouterReport(id=id, seen={HOST: seen}, **rest)
+
+
+def a_fleet(*reports: RouterReport, used: dict[str, float] | None = None, cordoned: bool = False) -> Fleet:
+    """A reading of the record with these routers in it."""
+    return Fleet(
+        routers={r.id: r for r in reports},
+        used=used or {},
+        cordoned=frozenset([HOST] if cordoned else []),
+    )
+
+
+def an_instance_on(id: str, device: str, memory_mb: int) -> Instance:
+    """An instance of a function of its own, idle for long, on one device."""
+    return an_instance(id, function=f"org/{id}", devices=(device,), memory_mb=memory_mb)

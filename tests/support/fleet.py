@@ -1,0 +1,158 @@
+"""Several agents and a router on one machine, each a process the test may kill and start again."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import psutil
+import redis
+
+from cortex.platform.process import MARKER, OWNER, owner
+from cortex.platform.record import HostRecord
+from tests.support.stack import CORTEX, eventually, free_port
+
+TOKEN = "test-token"
+
+
+class Fleet:
+    """Redis is the caller's. `agents` maps a host's name to more environment for its agent."""
+
+    def __init__(
+        self, folder: Path, redis_url: str, models: str, agents: dict[str, dict[str, str]], *, workers: int = 1
+    ) -> None:
+        self.folder, self.redis_url = folder, redis_url
+        self.models = folder / "models.toml"
+        self.models.write_text(models)
+        (folder / "token").write_text(TOKEN)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "PYTHONDONTWRITE"))}
+        self._base = {
+            **inherited,
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "CORTEX_REDIS_URL": redis_url,
+            "CORTEX_TOKEN_FILE": str(folder / "token"),
+            "CORTEX_MODELS_CONFIG": str(self.models),
+        }
+        self._agent_env = {
+            name: {
+                **self._base,
+                "CORTEX_AGENT__NAME": name,
+                "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}",
+                "CORTEX_AGENT__STATE_DIR": str(folder / f"state-{name}"),
+                "CORTEX_AGENT__LOG_DIR": str(folder / f"logs-{name}"),
+                **more,
+            }
+            for name, more in agents.items()
+        }
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.env = {**self._base, "CORTEX_GATEWAY__LISTEN": self.url.removeprefix("http://"), "CORTEX_URL": self.url}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._workers = workers
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    def __enter__(self) -> "Fleet":
+        try:
+            for name in self._agent_env:
+                self.start_agent(name)
+            self.start_router()
+            eventually(lambda: self._hosts() == set(self._agent_env), within_s=30, what="every host to be known")
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def start_agent(self, name: str) -> None:
+        """Start a host's agent."""
+        self._start(name, ["agent"], self._agent_env[name])
+
+    def start_router(self) -> None:
+        """Start the router and wait until it answers."""
+        self._start("router", ["router", "--workers", str(self._workers)], self.env)
+        eventually(self._answers, within_s=30, what="the router")
+
+    def _start(self, name: str, arguments: list[str], env: dict[str, str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [*CORTEX, *arguments], env=env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End one process and wait for it."""
+        self.processes[name].send_signal(number)
+        self.processes[name].wait(15)
+
+    def end(self) -> None:
+        """End everything, workers included."""
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait(10)
+        for worker in self.workers():
+            with contextlib.suppress(psutil.Error):
+                worker.kill()
+
+    def workers(self) -> list[psutil.Process]:
+        """Return every process that any of these agents started, alive, known or not."""
+        marks = {owner(Path(env["CORTEX_AGENT__STATE_DIR"])) for env in self._agent_env.values()}
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(OWNER) in marks:
+                    found.append(process)
+        return found
+
+    def instances_of_workers(self) -> set[str]:
+        """Return the instances whose processes are alive."""
+        found = set()
+        for process in self.workers():
+            with contextlib.suppress(psutil.Error):
+                found.add(process.environ()[MARKER])
+        return found
+
+    def log(self, name: str) -> str:
+        """Return the log of an agent or the router."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def spawned(self) -> int:
+        """Return how many workers were ever started."""
+        return sum(self.log(name).count('"worker_spawned"') for name in self._agent_env)
+
+    def records(self) -> dict[str, HostRecord]:
+        """Return what the agents say in the record."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            values = [client.get(f"cortex:host:{name}") for name in self._agent_env]
+        decoded = [msgspec.json.decode(v, type=HostRecord) for v in values if v]
+        return {h.name: h for h in decoded}
+
+    def function(self, name: str) -> dict[str, Any]:
+        """Return what the router says of a function."""
+        found: dict[str, Any] = self.http.get(f"/admin/functions/{name}").json()
+        return found
+
+    def chat(self, model: str, **more: Any) -> httpx.Response:
+        """Ask for a chat completion."""
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], **more}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a `cortex` command against it."""
+        argv = [sys.executable, "-m", "cortex.cli", *arguments]
+        return subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=90, check=False)
+
+    def _answers(self) -> bool:
+        try:
+            return self.http.get("/health").is_success
+        except httpx.HTTPError:
+            return False
+
+    def _hosts(self) -> set[str]:
+        return {h["name"] for h in self.http.get("/admin/hosts").json()["hosts"]}

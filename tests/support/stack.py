@@ -1,0 +1,192 @@
+"""A whole cortex on this machine for tests: the real `cortex up`, in directories of its own.
+
+`Stack` starts it, talks to it and ends it; nothing of one stack is seen by another. `eventually` waits for
+something to become true, with a deadline.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+import redis
+
+from cortex.platform import embedded_redis
+
+T = TypeVar("T")
+
+CORTEX = [sys.executable, "-m", "cortex.cli"]
+START_S = 40.0
+
+
+def eventually(look: Callable[[], T], *, within_s: float = 15.0, what: str = "") -> T:
+    """Look until what is seen is true, and return it."""
+    deadline = time.monotonic() + within_s
+    while True:
+        seen = look()
+        if seen:
+            return seen
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what or look}; last seen: {seen!r}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Stack:
+    """A running `cortex up`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        models: str,
+        *,
+        workers: int = 1,
+        env: dict[str, str] | None = None,
+        more: Sequence[str] = (),
+    ) -> None:
+        self.folder = folder
+        self.models = folder / "models.toml"
+        self.models.write_text(models)
+        self.port = free_port()
+        self.taken_port = 0
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "PYTHONDONTWRITE"))},
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}",
+            "CORTEX_AGENT__NAME": "here",
+            "PYTHONUNBUFFERED": "1",
+            **(env or {}),
+        }
+        self.process = subprocess.Popen(
+            [*CORTEX, "up", "--models", str(self.models), "--port", str(self.port), "--workers", str(workers), *more],
+            env=self.env,
+            stdout=(folder / "up.out").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            eventually(lambda: self._is_up(), within_s=START_S, what="cortex up")
+        except AssertionError:
+            self.end()
+            raise AssertionError(f"cortex up did not come up:\n{self.output()}") from None
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env["CORTEX_URL"] = self.url
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, f"cortex up ended:\n{self.output()}"
+        return "Ctrl-C stops everything" in self.output()
+
+    def output(self) -> str:
+        """Return all it has printed."""
+        return (self.folder / "up.out").read_text()
+
+    def log(self, name: str) -> str:
+        """Return the log of one of its children."""
+        return (self.folder / "state" / "cortex" / "log" / f"{name}.log").read_text()
+
+    def end(self) -> None:
+        """Stop it, however it is."""
+        below = self.processes()
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+        for left in (*below, *self.processes()):
+            with contextlib.suppress(psutil.Error):
+                left.kill()
+        self.process.wait(5)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every process that belongs to it, workers included, by the state directory they were given."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if (
+                    process.status() != psutil.STATUS_ZOMBIE
+                    and process.pid != self.process.pid
+                    and process.environ().get("XDG_STATE_HOME") == self.env["XDG_STATE_HOME"]
+                ):
+                    found.append(process)
+        return found
+
+    def child(self, name: str) -> psutil.Process:
+        """Return one of the processes `cortex up` started: agent, jobs or router."""
+        for process in psutil.Process(self.process.pid).children():
+            if name in process.cmdline():
+                return process
+        raise AssertionError(f"no {name} runs")
+
+    def cli(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a `cortex` command against it."""
+        return subprocess.run(
+            [*CORTEX, *arguments], env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def function(self, name: str) -> dict[str, Any]:
+        """Return what the router says of a function."""
+        answer = self.http.get(f"/admin/functions/{name}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def instance(self, name: str) -> dict[str, Any]:
+        """Return the function's only instance."""
+        (found,) = self.function(name)["instances"]
+        return dict(found)
+
+    def state(self, name: str) -> str:
+        """Return a function's state."""
+        return str(self.function(name)["state"])
+
+    def until(self, name: str, state: str, within_s: float = 20.0) -> None:
+        """Wait until a function is in a state."""
+        eventually(lambda: self.state(name) == state, within_s=within_s, what=f"{name} to be {state}")
+
+    def spawned(self, name: str) -> int:
+        """Return how many workers of a function were ever started."""
+        return sum(
+            '"worker_spawned"' in line and f'"function": "{name}"' in line for line in self.log("agent").splitlines()
+        )
+
+    def chat(self, model: str, text: str = "Hello!", **more: Any) -> httpx.Response:
+        """Ask for a chat completion."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+        return self.http.post("/v1/chat/completions", json=body)
+
+
+@contextlib.contextmanager
+def own_redis(folder: Path) -> Iterator[str]:
+    """Run a Redis of the test's own; yields its URL."""
+    socket_path = folder / "r.sock"
+    server = subprocess.Popen(
+        embedded_redis.command(embedded_redis.server(), folder, socket_path), stdout=subprocess.DEVNULL
+    )
+    url = f"unix://{socket_path}"
+    try:
+        eventually(lambda: _answers(url), what="redis")
+        yield url
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait(5)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False

@@ -1,0 +1,44 @@
+"""What the documents promise is there."""
+
+import re
+from pathlib import Path
+
+from cortex.functions.spec import Function
+from cortex.router.directory import load
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_committed_catalogue_stands_and_has_every_option_once() -> None:
+    text = (ROOT / "models.toml").read_text()
+
+    keys = re.findall(r"^([a-z_]+) =", text, re.MULTILINE)
+    assert load(ROOT / "models.toml").functions
+    assert sorted(k for k in keys if k != "idle_after_s") == sorted(
+        f for f in Function.__struct_fields__ if f != "idle_after_s"
+    )
+    assert keys.count("idle_after_s") == 1
+
+
+def test_the_example_fleet_stands() -> None:
+    assert len(load(ROOT / "examples" / "fleet.toml").functions) == 5
+
+
+def test_every_module_of_an_area_is_in_its_readme() -> None:
+    for area in ("functions", "platform", "router"):
+        readme = (ROOT / area / "README.md").read_text()
+        folder = ROOT / area / "cortex" / area
+        names = [p.name for p in folder.iterdir() if p.suffix == ".py" and p.name != "__init__.py"]
+        packages = [p.name for p in folder.iterdir() if p.is_dir() and (p / "__init__.py").exists()]
+
+        missing = [n for n in (*names, *packages) if n not in readme]
+
+        assert not missing, f"{area}/README.md says nothing of {missing}"
+
+
+def test_the_readmes_commands_are_recipes_and_subcommands_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    recipes = re.findall(r"^([a-z-]+)[^:=\n]*:", (ROOT / "Justfile").read_text(), re.MULTILINE)
+
+    for recipe in re.findall(r"(?:uv run |`)just ([a-z-]+)", readme):
+        assert recipe in recipes, recipe
