@@ -60,6 +60,7 @@ class Failures:
             count=row,
             retry_at=retry_at,
             last_lines=tuple(last_lines)[-20:],
+            served=instance.ready > 0,
         )
         self._by_function.pop(instance.function, None)  # the newest goes last
         self._by_function[instance.function] = failure

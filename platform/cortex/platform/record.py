@@ -109,6 +109,8 @@ class Failure(Struct, frozen=True, kw_only=True):
     """Crashes in a row; starts back off from the third on."""
     retry_at: float = 0.0
     last_lines: tuple[str, ...] = ()
+    served: bool = False
+    """It had been ready: what failed was no start, and the next one may do."""
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import time
 
 import structlog
 
-from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.lifecycle import COMING, LIVE
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Going, Planned, Refused
 from cortex.platform.cancel import cancelled
@@ -166,7 +166,8 @@ class Activator:
 
         (1) an instance is ready: done;
         (2) one is on its way: wait for it;
-        (3) the one we waited for failed: that is the answer, unless only its place was lost;
+        (3) the one we waited for failed: that is the answer, unless only its place was lost, or it had been
+            ready (we saw it before its agent saw it die): then another is proposed;
         (4) nobody has room now: ask again as soon as something changes;
         (5) else propose one, under the claim.
         """
@@ -183,10 +184,11 @@ class Activator:
             failure = self._view.failure(awaited) if awaited else None  # (3)
             if failure is not None:
                 awaited = ""
-                if failure.kind is not FailureKind.ROOM:
+                if failure.kind is FailureKind.ROOM:
+                    await self._view.changed(NO_ROOM_S)
+                elif not failure.served:
                     last = f" (last line: {failure.last_lines[-1]})" if failure.last_lines else ""
                     raise StartFailed(f"'{function.id}' did not start: {failure.reason}{last}")
-                await self._view.changed(NO_ROOM_S)
             elif awaited and time.monotonic() - unseen_since < UNSEEN_S:
                 # Asked for, but not in our view yet, or its host is away just now.
                 await self._view.changed(NO_ROOM_S)
@@ -221,8 +223,8 @@ class Activator:
 
     def _coming(self, function: Function, rev: str) -> Instance | None:
         for host in self._view.fleet.hosts.values():
-            for instance in host.of(function.id):
-                if instance.revision == rev and instance.state is not State.READY:
+            for instance in host.instances:
+                if (instance.function, instance.revision) == (function.id, rev) and instance.state in COMING:
                     return instance
         return None
 

@@ -1,0 +1,89 @@
+"""What the activator does with what it sees. The record and the agents are values; nothing sleeps."""
+
+import asyncio
+from typing import cast
+
+import pytest
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Function, revision
+from cortex.platform.agent_messages import Going
+from cortex.platform.failures import Failures
+from cortex.platform.flights import Flights
+from cortex.platform.record import FailureKind, Fleet, Instance
+from cortex.platform.registry import Registry
+from cortex.router.activator import Activator
+from cortex.router.agents import Agents
+from cortex.router.directory import Target
+from cortex.router.refusals import StartFailed
+from cortex.router.view import View
+from tests.support.factories import a_function, a_host, an_instance
+
+FUNCTION = a_function()
+TARGET = Target(FUNCTION, revision(FUNCTION))
+
+
+class Stage:
+    """One host as the router sees it. Each proposal that is taken turns the record's page: `pages` says to what."""
+
+    def __init__(self, *pages: tuple[Instance, ...]) -> None:
+        self._pages, self.proposed = pages, 0
+        self.failures = Failures()
+        self._view = View(cast(Registry, self), "router-1")
+        self._activator = Activator(self._view, cast(Registry, self), cast(Agents, self), Flights("router-1"))
+
+    async def fleet(self, now: float) -> Fleet:
+        host = replace(a_host(*self._pages[self.proposed]), failures=self.failures.all() if self.proposed else ())
+        return Fleet(hosts={host.name: host}, at=now)
+
+    async def claim(self, function: str, token: str, ttl_s: float) -> bool:
+        return True
+
+    async def release(self, function: str, token: str) -> None:
+        return None
+
+    async def ensure(self, address: str, function: Function, *, force: bool = False) -> Going:
+        self.proposed += 1
+        return Going(f"new-{self.proposed}", State.STARTING)
+
+    async def served(self) -> None:
+        """Wait as a request does, while the record is read again and again."""
+        await self._view.refresh()
+        waiting = asyncio.create_task(self._activator.wait_until_ready(TARGET))
+        async with asyncio.timeout(5):
+            while not waiting.done():
+                await asyncio.sleep(0)
+                await self._view.refresh()
+        await waiting
+
+
+@pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING, State.RECLAIMING])
+async def test_an_instance_on_its_way_out_is_not_waited_for(state: State) -> None:
+    stage = Stage((an_instance("old", state=state),), (an_instance("new-1", ready=1.0),))
+
+    await stage.served()
+
+    assert stage.proposed == 1
+
+
+async def test_a_worker_that_dies_before_its_agent_says_so_is_no_failed_start() -> None:
+    """The agent answers `ensure` with the worker it still believes in; what it says next is that it crashed."""
+    dead = an_instance("new-1", ready=1.0)
+    stage = Stage((), (replace(dead, state=State.RECLAIMING),), (an_instance("new-2", ready=2.0),))
+    stage.failures.add(dead, FailureKind.CRASH, "the worker was killed by SIGKILL while it was ready", (), 1.0)
+
+    await stage.served()
+
+    assert stage.proposed == 2
+
+
+async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() -> None:
+    stage = Stage((), ())
+    starting = an_instance("new-1", state=State.STARTING)
+    stage.failures.add(starting, FailureKind.CRASH, "the worker exited with code 1 while starting", ("why",), 1.0)
+
+    with pytest.raises(StartFailed, match=r"exited with code 1 while starting \(last line: why\)"):
+        await stage.served()
+
+    assert stage.proposed == 1
