@@ -55,6 +55,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             fake("fake/impatient", "--load-s", "4", start_timeout_s=0.5),
             fake("fake/stranger", "--wrong-model", "somebody-else"),
             fake("fake/cooled", "--tps", "10", "--tokens", "20"),
+            fake("fake/grows", "--tps", "20", "--tokens", "400", max=2, target_concurrency=1, idle_after_s=2),
             fake("fake/dies", "--crash-on-load", "3", "--crash-message", "RuntimeError: wrong kind of weights"),
             gguf("broken/garbage", str(weights / "garbage.gguf")),
             gguf("broken/missing", str(weights / "missing.gguf")),

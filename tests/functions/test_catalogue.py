@@ -440,11 +440,10 @@ def test_the_error_reads_as_the_list_of_its_problems() -> None:
 
 
 def test_what_is_kept_without_effect_is_said() -> None:
-    catalogue = load(ONE + 'quant = "Q8_0"\nmax = 2')
+    catalogue = load(ONE + 'quant = "Q8_0"')
 
     assert notes(catalogue) == [
         "m: quant = 'Q8_0' is kept, but the weights' quantisation is not chosen by it yet: name the file in `source`",
-        "m: max = 2 is kept, but more than one instance per function is not started yet",
     ]
 
 

@@ -271,6 +271,28 @@ def test_room_that_is_gone_when_the_weights_arrive_is_a_failure_for_the_waiters(
     assert (failure.kind, failure.reason) == (FailureKind.ROOM, "does not fit by 2000 MiB: g is pinned")
 
 
+# One more instance
+
+
+def test_one_more_is_started_beside_those_that_are_named() -> None:
+    scheduler = a_scheduler()
+    bring_up(scheduler, SMALL)
+
+    assert scheduler.ensure(SMALL, HERE, "two", 1.0, beside=("one",)) == Going("two", State.STARTING)
+    assert scheduler.ensure(SMALL, HERE, "three", 1.0, beside=("one",)).instance == "two"  # type: ignore[union-attr]
+
+
+def test_one_more_is_refused_where_somebody_would_have_to_leave_for_it() -> None:
+    scheduler = a_scheduler()
+    bring_up(scheduler)
+    bring_up(scheduler, SMALL, "small")
+
+    answer = scheduler.ensure(F, HERE, "two", 100.0, beside=("one",), evict=False)
+
+    assert answer == Refused("no room is free for one more instance", When.LATER)
+    assert states(scheduler) == {"one": State.READY, "small": State.READY}
+
+
 # Eviction and the drain handshake
 
 
@@ -465,6 +487,22 @@ def test_an_instance_is_not_reaped_that_is(function: Function, fleet: Fleet | No
     scheduler.reported(fleet, 1000.0)
 
     assert states(scheduler) == {"one": State.READY}
+
+
+def test_a_minimum_counts_the_instances_of_all_hosts_and_keeps_those_of_lowest_id() -> None:
+    scheduler = a_scheduler()
+    bring_up(scheduler, replace(F, min=1, max=2), "m")
+    lower, higher = (
+        replace(a_host(an_instance(i, function="f", ready=1.0)), name="host-b", address="http://host-b:13131")
+        for i in ("a", "z")
+    )
+
+    scheduler.reported(replace(a_fleet(a_report()), hosts={"host-b": higher}), 1000.0)
+    beside_a_higher = states(scheduler)
+    scheduler.reported(replace(a_fleet(a_report()), hosts={"host-b": lower}), 2000.0)
+
+    assert beside_a_higher == {"m": State.READY}
+    assert states(scheduler) == {"m": State.DRAINING}
 
 
 def test_an_instance_that_never_idles_long_serves_the_request_it_was_started_for() -> None:

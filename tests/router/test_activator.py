@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.functions.spec import Function, revision
-from cortex.platform.agent_messages import Going
+from cortex.functions.spec import revision
+from cortex.platform.agent_messages import Ensure, Going
 from cortex.platform.failures import Failures
 from cortex.platform.flights import Flights
 from cortex.platform.record import FailureKind, Fleet, Instance
@@ -29,9 +29,10 @@ class Stage:
 
     def __init__(self, *pages: tuple[Instance, ...]) -> None:
         self._pages, self.proposed = pages, 0
+        self.asked: list[Ensure] = []
         self.failures = Failures()
         self._view = View(cast(Registry, self), "router-1")
-        self._activator = Activator(self._view, cast(Registry, self), cast(Agents, self), Flights("router-1"))
+        self.activator = Activator(self._view, cast(Registry, self), cast(Agents, self), Flights("router-1"))
 
     async def fleet(self, now: float) -> Fleet:
         host = replace(a_host(*self._pages[self.proposed]), failures=self.failures.all() if self.proposed else ())
@@ -43,14 +44,15 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, address: str, function: Function, *, force: bool = False) -> Going:
+    async def ensure(self, address: str, asked: Ensure) -> Going:
+        self.asked.append(asked)
         self.proposed += 1
         return Going(f"new-{self.proposed}", State.STARTING)
 
     async def served(self) -> None:
         """Wait as a request does, while the record is read again and again."""
         await self._view.refresh()
-        waiting = asyncio.create_task(self._activator.wait_until_ready(TARGET))
+        waiting = asyncio.create_task(self.activator.wait_until_ready(TARGET))
         async with asyncio.timeout(5):
             while not waiting.done():
                 await asyncio.sleep(0)
@@ -87,3 +89,18 @@ async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() 
         await stage.served()
 
     assert stage.proposed == 1
+
+
+async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
+    stage = Stage((an_instance("a"), an_instance("b")), ())
+
+    going = await stage.activator.add(TARGET, evict=False)
+
+    assert going == Going("new-1", State.STARTING)
+    assert stage.asked == [Ensure(FUNCTION, beside=("a", "b"), evict=False)]
+
+
+async def test_no_further_one_is_asked_for_while_one_is_coming() -> None:
+    stage = Stage((an_instance("a"), an_instance("b", state=State.STARTING)))
+
+    assert await stage.activator.add(TARGET, evict=True) is None

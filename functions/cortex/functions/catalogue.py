@@ -21,7 +21,6 @@ _SHARED = tuple(k for k in _KEYS if k not in ("id", "source"))  # what [defaults
 _OTHER_WORD = {"engine": "harness", "harness": "engine"}
 _NOT_YET = {
     "quant": "the weights' quantisation is not chosen by it yet: name the file in `source`",
-    "max": "more than one instance per function is not started yet",
 }
 
 

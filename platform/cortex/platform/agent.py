@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -116,14 +116,18 @@ class Agent:
 
     # What callers ask for.
 
-    async def ensure(self, function: Function, *, force: bool = False) -> Going | Refused:
+    async def ensure(
+        self, function: Function, *, force: bool = False, beside: Collection[str] = (), evict: bool = True
+    ) -> Going | Refused:
         """See to it that an instance of `function` is up or coming; answer once the record says so."""
         try:
             here = await asyncio.to_thread(weights.find, function, Path(self.settings.agent.cache_dir))
         except weights.WeightsUnavailable as error:
             return Refused(str(error), When.NEVER)
         instance = secrets.token_hex(8)
-        answer = self._decide(lambda s, now: s.ensure(function, here, instance, now, force=force))
+        answer = self._decide(
+            lambda s, now: s.ensure(function, here, instance, now, force=force, beside=beside, evict=evict)
+        )
         await self._publish()
         return answer
 

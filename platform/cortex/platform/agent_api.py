@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> Litestar:
 
     @post("/functions/ensure", guards=[fleet_only], status_code=200)
     async def ensure(data: Ensure) -> Going | Refused:
-        return await agent.ensure(data.function, force=data.force)
+        return await agent.ensure(data.function, force=data.force, beside=data.beside, evict=data.evict)
 
     @post("/functions/plan", guards=[fleet_only], status_code=200)
     async def plan(data: Plan) -> Planned | Refused:

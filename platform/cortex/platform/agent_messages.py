@@ -10,10 +10,16 @@ from cortex.platform.record import Failure
 
 
 class Ensure(Struct, frozen=True):
-    """Ask for an instance of a function; `force` overrides the back-off after failed starts."""
+    """Ask for an instance of a function; `force` overrides the back-off after failed starts.
+
+    `beside` are instances that do not count: the caller wants one more than those. With `evict` false it is
+    started into free room or not at all.
+    """
 
     function: Function
     force: bool = False
+    beside: tuple[str, ...] = ()
+    evict: bool = True
 
 
 class Plan(Struct, frozen=True):

@@ -5,7 +5,7 @@ what belongs to it: the epoch that routers must have seen, the effect for the su
 step is taken is decided in `settling.py` and `scheduler.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -94,9 +94,11 @@ class Roster:
 
     # Who stands where.
 
-    def _up(self, function: str, rev: str) -> Instance | None:
+    def _up(self, function: str, rev: str, beside: Collection[str] = ()) -> Instance | None:
         """The instance that `ensure` need only name: one that is live, else one whose drain can be taken back."""
-        same = [i for i in self._instances.values() if (i.function, i.revision) == (function, rev)]
+        same = [
+            i for i in self._instances.values() if (i.function, i.revision) == (function, rev) and i.id not in beside
+        ]
         live = [i for i in same if i.state in LIVE]
         idle = [
             i

@@ -7,7 +7,7 @@ be done is an effect the loop hands to the supervisor, which answers with events
 acknowledged, a start that shows no sign of life.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -18,7 +18,7 @@ from cortex.platform.effects import Fetch, Reclaim, Stop
 from cortex.platform.failures import says_out_of_memory
 from cortex.platform.kept import Kept, Weights
 from cortex.platform.ledger import Entry
-from cortex.platform.placement import NoRoom, When
+from cortex.platform.placement import NoRoom, Placement, When
 from cortex.platform.record import Device, FailureKind, Fleet, Held, Instance, Use, use
 from cortex.platform.settling import Settling
 
@@ -72,17 +72,19 @@ class Scheduler(Settling):
         now: float,
         *,
         force: bool = False,
+        beside: Collection[str] = (),
+        evict: bool = True,
     ) -> Going | Refused:
-        """See to it that an instance of `function` is up or coming:
+        """See to it that an instance of `function` is up or coming, other than those `beside`:
 
         (1) one is: that one; a drain that nothing depends on is taken back for it;
         (2) its starts keep failing: refused until the back-off is over, unless forced;
-        (3) it does not fit: refused, with the reason;
+        (3) it does not fit, or only at others' expense without `evict`: refused, with the reason;
         (4) its weights are missing: fetched first, room is made for them when they are here;
         (5) room is made and it is started as `instance_id`.
         """
         rev = revision(function)
-        up = self._up(function.id, rev)  # (1)
+        up = self._up(function.id, rev, beside)  # (1)
         if up and up.state is State.DRAINING:
             self._take_back(up, "wanted again", now)
             return Going(up.id, State.READY)
@@ -100,7 +102,9 @@ class Scheduler(Settling):
             )
         wanted = self._need(function, weights)
         spot = self._place(wanted, now)  # (3)
-        if weights is not None and (isinstance(spot, NoRoom) or spot.evict):
+        if not evict and isinstance(spot, Placement) and spot.waits_for:
+            spot = NoRoom(reason="no room is free for one more instance", when=When.LATER)
+        elif weights is not None and (isinstance(spot, NoRoom) or spot.evict):
             spot = self._consolidated(wanted, now) or spot
         if isinstance(spot, NoRoom):
             self._decide("refused", function.id, "", spot.reason)

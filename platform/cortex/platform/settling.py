@@ -98,11 +98,20 @@ class Settling(Roster):
             return
         if usage.in_flight.get(instance.id) or usage.waiting.get(instance.function):
             return
-        serving = [i for i in self._instances.values() if i.function == function.id and i.state is State.READY]
         # One that was taken back is wanted: it begins to idle anew.
         idle = now - max(usage.last_used(instance), instance.since)
-        if idle >= max(function.idle_after_s, REAP_LEAST_S) and len(serving) > function.min:
+        if idle >= max(function.idle_after_s, REAP_LEAST_S) and not self._kept_as_minimum(instance, function):
             self._drain(instance, "idle", now)
+
+    def _kept_as_minimum(self, instance: Instance, function: Function) -> bool:
+        """Whether it is among those that the function's `min` keeps, over all hosts: the ready ones of lowest id.
+
+        Every agent comes to the same answer by itself, and routers prefer the same ones among equals.
+        """
+        elsewhere = (h for h in self._fleet.hosts.values() if h.name != self._host.name) if self._fleet else ()
+        instances = (*self._instances.values(), *(i for h in elsewhere for i in h.instances))
+        ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
+        return instance.id in ready[: function.min]
 
     def _settle_draining(self, instance: Instance, usage: Use | None, now: float) -> None:
         """Finish the drain handshake: every live router has seen it and nothing is in flight."""

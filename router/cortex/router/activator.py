@@ -11,12 +11,13 @@ import contextlib
 import math
 import secrets
 import time
+from collections.abc import AsyncIterator
 
 import structlog
 
 from cortex.functions.lifecycle import COMING, LIVE
 from cortex.functions.spec import Function
-from cortex.platform.agent_messages import Going, Planned, Refused
+from cortex.platform.agent_messages import Ensure, Going, Planned, Refused
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.placement import Need, When, misfit, need
@@ -91,15 +92,27 @@ class Activator:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
         raise NotReadyInTime(f"another router keeps the claim on '{function.id}'", retry_after=RETRY_AFTER_S)
 
-    async def propose(self, function: Function, *, force: bool = False) -> Going:
+    async def add(self, target: Target, *, evict: bool) -> Going | None:
+        """Have one more instance started beside those that serve; None when one is coming already, or another
+        router is at it. Raises Refusal or RecordAway.
+        """
+        function, rev = target.function, target.revision
+        async with self._claim(function.id) as claimed:
+            if not claimed or self._coming(function, rev):
+                return None
+            beside = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
+            return await self.propose(Ensure(function, beside=beside, evict=evict))
+
+    async def propose(self, asked: Ensure) -> Going:
         """Have an instance started on the first host that takes it, whatever others have. Raises Refusal."""
+        function = asked.function
         wanted = need(function, None)
         fleet = self._view.fleet
         usage = use(fleet)
         refusals: list[tuple[str, Refused]] = []
         for host in hosts_to_ask(wanted, function, fleet, usage, time.time()):
             try:
-                answer = await self._agents.ensure(fleet.hosts[host].address, function, force=force)
+                answer = await self._agents.ensure(fleet.hosts[host].address, asked)
             except AgentAway as error:
                 log.warning("agent_away", host=host, why=str(error))
                 refusals.append((host, Refused(str(error), When.LATER)))
@@ -209,17 +222,24 @@ class Activator:
 
     async def _claimed(self, function: Function, rev: str, *, force: bool = False) -> Going | None:
         """Propose under the claim; None when another router has it, or has been faster."""
+        async with self._claim(function.id) as claimed:
+            if not claimed or self._coming(function, rev) or self._view.ready(function.id, rev):
+                return None
+            return await self.propose(Ensure(function, force=force))
+
+    @contextlib.asynccontextmanager
+    async def _claim(self, function: str) -> AsyncIterator[bool]:
+        """Hold the right to propose a start, with the record read again; False: another router has it."""
         token = secrets.token_hex(8)
-        if not await self._registry.claim(function.id, token, CLAIM_S):
-            return None
+        if not await self._registry.claim(function, token, CLAIM_S):
+            yield False
+            return
         try:
             await self._view.refresh()
-            if self._coming(function, rev) or self._view.ready(function.id, rev):
-                return None
-            return await self.propose(function, force=force)
+            yield True
         finally:
             with contextlib.suppress(RecordAway):
-                await self._registry.release(function.id, token)
+                await self._registry.release(function, token)
 
     def _coming(self, function: Function, rev: str) -> Instance | None:
         for host in self._view.fleet.hosts.values():

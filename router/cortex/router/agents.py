@@ -40,10 +40,10 @@ class Agents:
         """Close the connections."""
         await self._http.aclose()
 
-    async def ensure(self, address: str, function: Function, *, force: bool = False) -> Going | Refused:
+    async def ensure(self, address: str, asked: Ensure) -> Going | Refused:
         """Ask for an instance of a function. Raises AgentAway."""
         with _mapped(address):
-            answer = await self._send("POST", f"{address}/functions/ensure", Ensure(function, force))
+            answer = await self._send("POST", f"{address}/functions/ensure", asked)
             return msgspec.json.decode(answer, type=Going | Refused)
 
     async def plan(self, address: str, function: Function) -> Planned | Refused:

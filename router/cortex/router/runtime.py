@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
+from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.keys import fleet_token
@@ -27,6 +28,7 @@ from cortex.router.activator import Activator
 from cortex.router.agents import AgentAway, Agents
 from cortex.router.directory import Directory, Target
 from cortex.router.refusals import Refusal
+from cortex.router.scaling import Scaling
 from cortex.router.upstream import Upstream
 from cortex.router.view import View
 
@@ -52,6 +54,7 @@ class Runtime:
         self.agents = Agents(token)
         self.upstream = Upstream(token)
         self.activator = Activator(self.view, self.registry, self.agents, self.flights)
+        self._scaling = Scaling()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Runtime":
@@ -110,7 +113,7 @@ class Runtime:
     async def _moved(self, function: Function, away_from: str) -> bool:
         """Start a function on another host and wait until it is ready there. False when nobody takes it."""
         try:
-            going = await self.activator.propose(function)
+            going = await self.activator.propose(Ensure(function))
         except Refusal:
             return False
         deadline = time.monotonic() + function.start_timeout_s
@@ -170,13 +173,13 @@ class Runtime:
         ]
 
     async def _sweep(self) -> None:
-        """With the sweep lease: tell agents the catalogue, keep minimums warm, drop what is no more."""
+        """With the sweep lease: tell agents the catalogue, keep minimums warm, scale out, drop what is no more."""
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
                 if await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
                     await self._tell_catalogue()
-                    await self._keep_minimums()
+                    await self._scale()
                     await self._forget_gone()
             except RecordAway:
                 continue
@@ -189,13 +192,13 @@ class Runtime:
                 except AgentAway as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 
-    async def _keep_minimums(self) -> None:
-        for function in self.directory.catalogue.functions.values():
-            if function.min and not any(h.of(function.id) for h in self.view.fleet.hosts.values()):
-                try:
-                    await self.activator.ensure(self.directory.find(function.id))
-                except Refusal as refusal:
-                    log.warning("minimum_not_kept", function=function.id, why=refusal.message)
+    async def _scale(self) -> None:
+        functions = self.directory.catalogue.functions
+        for want in self._scaling.wanted(functions.values(), self.view.fleet, time.time()):
+            try:
+                await self.activator.add(self.directory.find(want.function), evict=want.promised)
+            except Refusal as refusal:
+                log.warning("not_scaled", function=want.function, why=refusal.message)
 
     async def _forget_gone(self) -> None:
         present = {used_instance(i.id) for h in self.view.fleet.hosts.values() for i in h.instances}

@@ -1,0 +1,32 @@
+"""A function with more to do than one instance should: another is started, and let go again."""
+
+import contextlib
+
+import pytest
+
+from tests.support.stack import Stack, eventually
+
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
+
+
+def test_a_busy_function_gets_another_instance_and_an_idle_one_loses_it(stack: Stack) -> None:
+    body = {"model": "fake/grows", "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
+    with contextlib.ExitStack() as streams:
+        for _ in range(3):
+            streams.enter_context(stack.http.stream("POST", "/v1/chat/completions", json=body))
+        first = stack.instance("fake/grows")["id"]
+        eventually(lambda: len(ready(stack)) == 2, what="a second instance")
+        late = streams.enter_context(stack.http.stream("POST", "/v1/chat/completions", json=body))
+        chosen = late.headers["x-cortex-instance"]
+
+    eventually(lambda: stack.state("fake/grows") == "cold", what="both to be let go")
+
+    assert chosen != first
+    assert stack.spawned("fake/grows") == 2
+
+
+def ready(stack: Stack) -> list[str]:
+    return [i["id"] for i in stack.function("fake/grows")["instances"] if i["state"] == "ready"]

@@ -1,0 +1,63 @@
+"""Which functions want one more instance, case by case."""
+
+import pytest
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Function
+from cortex.platform.record import Fleet, Instance
+from cortex.router.scaling import PATIENCE_S, Scaling, Want
+from tests.support.factories import a_fleet, a_function, a_host, a_report, an_instance
+
+GROWS = a_function(max=2, target_concurrency=4)
+ONE_MORE = [Want("org/model", promised=False)]
+PROMISED = [Want("org/model", promised=True)]
+
+
+def fleet(*instances: Instance, busy: dict[str, int] | None = None) -> Fleet:
+    host = a_host(*instances)
+    report = a_report(in_flight=busy or {})
+    return Fleet(hosts={host.name: host}, routers={report.id: report}, at=0.0)
+
+
+def wanted_in_the_end(function: Function, seen: Fleet) -> list[Want]:
+    """Ask twice, so that whatever has to last has lasted."""
+    scaling = Scaling()
+    scaling.wanted([function], seen, 100.0)
+    return scaling.wanted([function], seen, 100.0 + PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("function", "seen", "wanted"),
+    [
+        (GROWS, fleet(an_instance("a"), busy={"a": 5}), ONE_MORE),
+        (GROWS, fleet(an_instance("a"), busy={"a": 4}), []),
+        (GROWS, fleet(an_instance("a"), an_instance("b", state=State.STARTING), busy={"a": 50}), []),
+        (GROWS, fleet(an_instance("a"), an_instance("b"), busy={"a": 50}), []),
+        (GROWS, fleet(an_instance("a"), an_instance("b", state=State.STOPPING), busy={"a": 5}), ONE_MORE),
+        (GROWS, fleet(), []),
+        (a_function(min=1), fleet(), PROMISED),
+        (a_function(min=2, max=3), fleet(an_instance("a")), PROMISED),
+        (a_function(min=2, max=3), fleet(an_instance("a"), an_instance("b")), []),
+        (a_function(min=2, max=3), fleet(an_instance("a", state=State.FETCHING)), []),
+    ],
+    ids=[
+        "over the target", "at the target", "one is coming", "at the maximum", "one is leaving", "cold",
+        "cold, with a minimum", "below its minimum", "at its minimum", "the minimum is coming",
+    ],
+)  # fmt: skip
+def test_one_more_is_wanted(function: Function, seen: Fleet, wanted: list[Want]) -> None:
+    assert wanted_in_the_end(function, seen) == wanted
+
+
+def test_a_burst_that_is_over_soon_starts_nothing() -> None:
+    scaling = Scaling()
+    over, calm = fleet(an_instance("a"), busy={"a": 5}), fleet(an_instance("a"), busy={"a": 1})
+
+    asked = [scaling.wanted([GROWS], seen, at) for seen, at in ((over, 0.0), (calm, 2.0), (over, 4.0), (over, 6.0))]
+
+    assert asked == [[], [], [], []]
+    assert scaling.wanted([GROWS], over, 4.0 + PATIENCE_S) == ONE_MORE
+
+
+def test_a_fleet_that_is_not_there_wants_nothing_but_minimums() -> None:
+    assert Scaling().wanted([GROWS, a_function("org/kept", min=1)], a_fleet(), 0.0) == [Want("org/kept", promised=True)]
