@@ -103,6 +103,7 @@ def test_ensure_places_and_starts_a_worker() -> None:
         memory_from="declared",
         phase="starting",
         last_sign=10.0,
+        phases={"placing": 0.0},
         started=10.0,
     )
     assert answer == Going("one", State.STARTING)

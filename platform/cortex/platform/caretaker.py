@@ -42,7 +42,6 @@ class Caretaker:
         self._settings, self._devices, self._supervisor = settings, devices, supervisor
         self._registry, self._scheduler, self._tell = registry, scheduler, tell
         self._ledger: dict[str, ledger.Entry] = {}
-        self._start_learned: set[str] = set()
         self._problem = ""
         self.reading = Reading(devices=())
 
@@ -72,9 +71,7 @@ class Caretaker:
                 known = ledger.for_host(self._ledger, self._scheduler.record().devices)
                 self._tell(lambda s, _, known=known: s.learned(known))  # type: ignore[misc]
             ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
-            names = {i.id for i in ready}
-            self._supervisor.forget_misses(names)
-            self._start_learned &= names
+            self._supervisor.forget_misses({i.id for i in ready})
             await asyncio.gather(*(self._supervisor.check(i) for i in ready))
             held = await self._held(ready)
             for instance in ready:
@@ -116,15 +113,16 @@ class Caretaker:
             return
         used_mb = held_mb or await self._supervisor.used_mb(instance, function.engine)
         device = _first_device(instance, self._scheduler.record().devices)
-        if not used_mb or device is None:
+        if device is None:
             return
-        self._tell(lambda s, _: s.used(instance.id, used_mb))
         field = ledger.key(instance.revision, device)
-        known = self._ledger.get(field)
-        entry = ledger.with_memory(known, used_mb, time.time())
-        if instance.id not in self._start_learned:
-            self._start_learned.add(instance.id)
-            entry = ledger.with_start(entry or known, instance.ready - instance.started, time.time())
+        known, entry = self._ledger.get(field), None
+        if used_mb:
+            self._tell(lambda s, _: s.used(instance.id, used_mb))
+            entry = ledger.with_memory(known, used_mb, time.time())
+        if instance.phases and (known is None or known.started_at < instance.ready):
+            start_s = instance.ready - instance.started
+            entry = ledger.with_start(entry or known, start_s, instance.phases, instance.ready, time.time())
         if entry is not None:
             self._ledger[field] = entry
             with contextlib.suppress(RecordAway):

@@ -21,6 +21,10 @@ class Entry(Struct, frozen=True, kw_only=True):
     memory_mb: int = 0
     start_s: float = 0.0
     starts: int = 0
+    phases: dict[str, float] = {}
+    """The last start, by phase."""
+    started_at: float = 0.0
+    """When the last start was over."""
     at: float = 0.0
 
 
@@ -46,9 +50,11 @@ def with_memory(entry: Entry | None, memory_mb: int, now: float) -> Entry | None
     return replace(known, memory_mb=memory_mb, at=now) if memory_mb > known.memory_mb * GROWN else None
 
 
-def with_start(entry: Entry | None, start_s: float, now: float) -> Entry:
+def with_start(entry: Entry | None, start_s: float, phases: Mapping[str, float], ready: float, now: float) -> Entry:
     """Return the entry after one more start."""
     known = entry or Entry()
     weight = min(known.starts, 9)
     mean = (known.start_s * weight + start_s) / (weight + 1)
-    return replace(known, start_s=round(mean, 3), starts=known.starts + 1, at=now)
+    return replace(
+        known, start_s=round(mean, 3), starts=known.starts + 1, phases=dict(phases), started_at=ready, at=now
+    )

@@ -72,6 +72,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     progress: float | None = None
     last_sign: float = 0.0
     """When it last showed a sign of life while starting."""
+    phases: dict[str, float] = {}
+    """Seconds it spent in each state on its way up."""
     started: float = 0.0
     ready: float = 0.0
     why: str = ""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import LIVE, State, Step, after
+from cortex.functions.lifecycle import COMING, LIVE, State, Step, after
 from cortex.functions.spec import Function
 from cortex.platform.effects import Decided, Effect, Stop
 from cortex.platform.failures import Failures
@@ -153,6 +153,9 @@ class Roster:
         self._effects.append(Stop(instance, self._rules.stop_grace_s))
 
     def _step(self, instance: Instance, step: Step, now: float) -> Instance:
+        if instance.state in COMING:
+            spent = round(now - instance.since, 3)
+            instance = replace(instance, phases={**instance.phases, str(instance.state): spent})
         return self._put(replace(instance, state=after(instance.state, step), since=now))
 
     def _put(self, instance: Instance) -> Instance:

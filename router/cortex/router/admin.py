@@ -1,6 +1,7 @@
 """What operators see and do: `/admin/…`. The CLI is its client."""
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from litestar import get, post
@@ -8,10 +9,12 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct, to_builtins
 
 from cortex.functions.names import nearest
-from cortex.functions.spec import Function
-from cortex.platform.record import Fleet, Instance, use, used_function
+from cortex.functions.spec import Function, revision
+from cortex.platform.ledger import Entry
+from cortex.platform.record import Fleet, Instance, Use, use, used_function
 from cortex.platform.registry import RecordAway
 from cortex.router.agents import AgentAway
+from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
 from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
 from cortex.router.runtime import Runtime
@@ -35,6 +38,10 @@ class Placed(Struct, frozen=True, kw_only=True):
     progress: float | None
     since: float
     start_s: float | None
+    phases: dict[str, float]
+    """Seconds spent in each state on its way up."""
+    left_s: float | None
+    """How long it will still take to come up, by what earlier starts took; None when there is no telling."""
     idle_in_s: float | None
     """Seconds until it is reaped, if it stays idle; None while it is in use or never reaped."""
     why: str
@@ -51,28 +58,30 @@ class Row(Struct, frozen=True, kw_only=True):
     in_flight: int
     waiting: int
     last_used: float | None
+    last_start: LastStart | None
+    """Its last start by phase."""
+    expected_start_s: float | None
+    """How long a start takes from the worker's launch on, by earlier ones; None when none is known."""
     failure: str | None
     retry_at: float | None
     last_lines: tuple[str, ...]
 
 
-def rows(functions: dict[str, Function], aliases: dict[str, list[str]], fleet: Fleet, now: float) -> list[Row]:
-    """Return a row per function, in catalogue order. Pure."""
-    usage = use(fleet)
-    return [_row(f, aliases.get(f.id, []), fleet, usage.in_flight, usage.waiting, now) for f in functions.values()]
-
-
-def _row(
-    function: Function,
-    aliases: list[str],
+def rows(
+    functions: Iterable[Function],
+    aliases: Mapping[str, list[str]],
     fleet: Fleet,
-    in_flight: dict[str, int],
-    waiting: dict[str, int],
+    ledger: Mapping[str, Entry],
     now: float,
-) -> Row:
-    usage = use(fleet)
+) -> list[Row]:
+    """Return a row per function, in catalogue order. Pure."""
+    usage, known = use(fleet), by_revision(ledger)
+    return [_row(f, aliases.get(f.id, []), fleet, usage, known.get(revision(f)), now) for f in functions]
+
+
+def _row(function: Function, aliases: list[str], fleet: Fleet, usage: Use, known: Entry | None, now: float) -> Row:
     placed = [
-        _placed(host.name, i, function, in_flight.get(i.id, 0), usage.last_used(i), now)
+        _placed(host.name, i, function, usage, known, now)
         for host in fleet.hosts.values()
         for i in host.instances
         if i.function == function.id
@@ -85,15 +94,18 @@ def _row(
         state=state(function, fleet),
         instances=placed,
         in_flight=sum(p.in_flight for p in placed),
-        waiting=waiting.get(function.id, 0),
+        waiting=usage.waiting.get(function.id, 0),
         last_used=fleet.used.get(used_function(function.id)),
+        last_start=last_start(revision(function), fleet, known),
+        expected_start_s=(known.start_s or None) if known else None,
         failure=failure.reason if failure else None,
         retry_at=(failure.retry_at or None) if failure else None,
         last_lines=failure.last_lines if failure else (),
     )
 
 
-def _placed(host: str, instance: Instance, function: Function, in_flight: int, last_used: float, now: float) -> Placed:
+def _placed(host: str, instance: Instance, function: Function, usage: Use, known: Entry | None, now: float) -> Placed:
+    in_flight, last_used = usage.in_flight.get(instance.id, 0), usage.last_used(instance)
     idles = instance.ready and not in_flight and not instance.pinned and not function.min
     return Placed(
         id=instance.id,
@@ -111,6 +123,8 @@ def _placed(host: str, instance: Instance, function: Function, in_flight: int, l
         progress=instance.progress,
         since=instance.since,
         start_s=round(instance.ready - instance.started, 3) if instance.ready else None,
+        phases=instance.phases,
+        left_s=left_s(instance, known, now),
         idle_in_s=max(0.0, round(last_used + function.idle_after_s - now, 1)) if idles else None,
         why=instance.why,
     )
@@ -123,14 +137,15 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     async def functions() -> dict[str, Any]:
         catalogue = runtime.directory.catalogue
         aliases = {f: catalogue.aliases_of(f) for f in catalogue.functions}
-        found = rows(catalogue.functions, aliases, runtime.fleet(), time.time())
+        ledger = await runtime.history.ledger()
+        found = rows(catalogue.functions.values(), aliases, runtime.fleet(), ledger, time.time())
         return {"functions": to_builtins(found)}
 
     @get("/admin/functions/{name:path}")
     async def function(name: str) -> dict[str, Any]:
         target = runtime.directory.find(name.lstrip("/"))
         aliases = {target.function.id: runtime.directory.catalogue.aliases_of(target.function.id)}
-        found = rows({target.function.id: target.function}, aliases, runtime.fleet(), time.time())
+        found = rows([target.function], aliases, runtime.fleet(), await runtime.history.ledger(), time.time())
         described: dict[str, Any] = to_builtins(found[0])
         return described | {"revision": target.revision}
 

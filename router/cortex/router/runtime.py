@@ -27,6 +27,7 @@ from cortex.platform.settings import Settings
 from cortex.router.activator import Activator
 from cortex.router.agents import AgentAway, Agents
 from cortex.router.directory import Directory, Target
+from cortex.router.history import History
 from cortex.router.refusals import Refusal
 from cortex.router.scaling import Scaling
 from cortex.router.upstream import Upstream
@@ -51,6 +52,7 @@ class Runtime:
         self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
         self.view = View(self.registry, self.id)
         self.flights = Flights(self.id)
+        self.history = History(self.registry)
         self.agents = Agents(token)
         self.upstream = Upstream(token)
         self.activator = Activator(self.view, self.registry, self.agents, self.flights)
