@@ -439,14 +439,6 @@ def test_the_error_reads_as_the_list_of_its_problems() -> None:
 # Notes.
 
 
-def test_what_is_kept_without_effect_is_said() -> None:
-    catalogue = load(ONE + 'quant = "Q8_0"')
-
-    assert notes(catalogue) == [
-        "m: quant = 'Q8_0' is kept, but the weights' quantisation is not chosen by it yet: name the file in `source`",
-    ]
-
-
 def test_a_plain_catalogue_needs_no_notes() -> None:
     assert notes(load(ONE)) == []
 

@@ -13,6 +13,7 @@ CHANGES: dict[str, Any] = {
     "id": "org/other",
     "engine": Engine.VLLM,
     "source": "org/repo:file.gguf",
+    "revision": "v1.0",
     "quant": "Q4_K_M",
     "vram_mb": 1,
     "min_devices": 2,

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from cortex.functions.names import did_you_mean, fault_in, nearest
+from cortex.functions.sources import BadSource, source_of
 from cortex.functions.spec import Engine, Function
 from cortex.functions.toml_lines import TomlLines
 
@@ -19,9 +20,8 @@ _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
 _KEYS = (*Function.__struct_fields__, "harness")
 _SHARED = tuple(k for k in _KEYS if k not in ("id", "source"))  # what [defaults] may set
 _OTHER_WORD = {"engine": "harness", "harness": "engine"}
-_NOT_YET = {
-    "quant": "the weights' quantisation is not chosen by it yet: name the file in `source`",
-}
+_NOT_YET: dict[str, str] = {}
+"""Keys that are taken but whose effect comes later, and why they have none yet."""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -73,14 +73,24 @@ def read(text: str, *, file: str, folder: str) -> Catalogue:
 
 
 def notes(catalogue: Catalogue) -> list[str]:
-    """Say which settings are kept but have no effect yet, so that nothing is ignored in silence."""
+    """Say which settings have no effect yet and which sources lead nowhere: nothing is ignored in silence."""
     blank = Function(id="-", engine=Engine.LLAMACPP)
-    return [
+    unsure = [f"{f.id}: {why}" for f in catalogue.functions.values() if (why := _doubt(f))]
+    return unsure + [
         f"{f.id}: {key} = {getattr(f, key)!r} is kept, but {why}"
         for f in catalogue.functions.values()
         for key, why in _NOT_YET.items()
         if getattr(f, key) != getattr(blank, key)
     ]
+
+
+def _doubt(function: Function) -> str:
+    """Why a function's weights cannot be found as it stands. It may be served all the same once it is mended."""
+    try:
+        source_of(function)
+    except BadSource as error:
+        return str(error)
+    return ""
 
 
 class _Reader:

@@ -42,7 +42,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     id: str
     engine: Engine
     source: Word = ""
-    quant: str = ""
+    revision: Word = ""
+    quant: Word = ""
     vram_mb: Count = 0
     min_devices: Positive = 1
     min_device_vram_mb: Count = 0
@@ -67,12 +68,22 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 
 LAUNCH_FIELDS = (
-    "id", "engine", "source", "quant", "min_devices", "context", "args", "env", "target_concurrency",
+    "id", "engine", "source", "revision", "quant", "min_devices", "context", "args", "env", "target_concurrency",
 )  # fmt: skip
 """Fields that change the worker's command. A change in any of them is a new revision."""
 
 
+_SINCE_THE_FIRST = frozenset(
+    ("id", "engine", "source", "quant", "min_devices", "context", "args", "env", "target_concurrency")
+)
+"""Launch fields that count even at their default. A newer one counts when it is set, so that an upgrade of cortex
+replaces no instance that is running."""
+_DEFAULTS = Function(id="", engine=Engine.FAKE)
+
+
 def revision(function: Function) -> str:
     """Return 12 hex digits that name the worker command this spec leads to."""
-    launched = msgspec.json.encode({f: getattr(function, f) for f in LAUNCH_FIELDS}, order="sorted")
+    said = {f: getattr(function, f) for f in LAUNCH_FIELDS}
+    counted = {f: v for f, v in said.items() if f in _SINCE_THE_FIRST or v != getattr(_DEFAULTS, f)}
+    launched = msgspec.json.encode(counted, order="sorted")
     return hashlib.sha256(launched).hexdigest()[:12]
