@@ -50,15 +50,14 @@ class Flights:
         """Return how many requests wait for a function."""
         return len(self._waiting.get(function, ()))
 
+    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return how many are in flight per instance, and how many wait per function."""
+        return {k: len(v) for k, v in self._in_flight.items()}, {k: len(v) for k, v in self._waiting.items()}
+
     def report(self, seen: dict[str, int], now: float) -> RouterReport:
         """Return the process's report; `seen` are the epochs its choices respect."""
-        return RouterReport(
-            id=self._process,
-            at=now,
-            in_flight={k: len(v) for k, v in self._in_flight.items()},
-            waiting={k: len(v) for k, v in self._waiting.items()},
-            seen=seen,
-        )
+        in_flight, waiting = self.counts()
+        return RouterReport(id=self._process, at=now, in_flight=in_flight, waiting=waiting, seen=seen)
 
     def take_used(self) -> dict[str, float]:
         """Return the last uses since the last call. Requests still in flight count as used now."""

@@ -24,6 +24,8 @@ T = TypeVar("T")
 HOST, ROUTER, CLAIM = "cortex:host:", "cortex:router:", "cortex:claim:"
 USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
 SWEEP, LEDGER = "cortex:sweep", "cortex:ledger"
+QUESTION, ANSWERS = "cortex:question:", "cortex:answers:"
+ANSWERS_S = 10.0
 ROUTER_TTL_S = 10.0
 """A router that does not report this long counts as dead, and what it had in flight as over. Reports come every
 second: a router that is merely starved of CPU for a while must not have its requests cut by a drain."""
@@ -206,6 +208,34 @@ class Registry:
         async with _bounded(self._timeout_s):
             await (self._redis.sadd if cordoned else self._redis.srem)(CORDON, host)
             await self._redis.publish(CHANGED, f"host:{host}")
+
+    # Questions that one router worker asks all of them.
+
+    async def ask(self, token: str, question: bytes) -> None:
+        """Put a question and ring the bell for it."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(QUESTION + token, question, px=round(ANSWERS_S * 1000))
+            pipe.publish(CHANGED, f"ask:{token}")
+            await pipe.execute()
+
+    async def question(self, token: str) -> bytes | None:
+        """Read a question."""
+        async with _bounded(self._timeout_s):
+            found = await self._redis.get(QUESTION + token)
+        return found.encode() if isinstance(found, str) else found
+
+    async def answer(self, token: str, answer: bytes) -> None:
+        """Answer a question."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+            pipe.rpush(ANSWERS + token, answer)
+            pipe.pexpire(ANSWERS + token, round(ANSWERS_S * 1000))
+            await pipe.execute()
+
+    async def next_answer(self, token: str, timeout_s: float) -> bytes | None:
+        """Wait for one answer to a question."""
+        async with _bounded(self._timeout_s):
+            found: Any = await self._redis.blpop([ANSWERS + token], timeout=timeout_s)
+        return found[1] if found else None
 
     # Receipts.
 

@@ -13,7 +13,7 @@ from litestar.exceptions import HTTPException
 
 from cortex.functions.spec import Function
 from cortex.platform.settings import Settings
-from cortex.router import admin, inference
+from cortex.router import admin, inference, request_routes
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.exchange import Services
@@ -32,7 +32,7 @@ _KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG
 def create_app(settings: Settings) -> Litestar:
     """Build one router worker. Raises CatalogueError or OSError when the catalogue does not stand."""
     runtime = Runtime(settings)
-    services = Services(runtime.view, runtime.activator, runtime.flights, runtime.upstream)
+    services = Services(runtime.view, runtime.activator, runtime.flights, runtime.upstream, runtime.journeys)
     most = settings.gateway.max_body_mb * 1024 * 1024
 
     @get("/v1/models")
@@ -82,7 +82,15 @@ def create_app(settings: Settings) -> Litestar:
             yield
 
     return Litestar(
-        [*inference.routes(runtime, services), models, model, health, root, *admin.routes(runtime)],
+        [
+            *inference.routes(runtime, services),
+            models,
+            model,
+            health,
+            root,
+            *admin.routes(runtime),
+            *request_routes.routes(runtime),
+        ],
         lifespan=[run],
         exception_handlers={
             Refusal: _refused,
@@ -93,7 +101,7 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=most,
         openapi_config=None,
         logging_config=None,
-    )
+    )  # fmt: skip
 
 
 def _is_anthropic(request: Http) -> bool:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable
 from typing import Protocol, TypeVar
 
-import structlog
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
@@ -26,11 +25,11 @@ from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, en
 from cortex.router.dialects.relay import Stream
 from cortex.router.dialects.worker_errors import fault_from_error, fault_from_worker
 from cortex.router.directory import Target
-from cortex.router.refusals import Refusal, UpstreamBroke, UpstreamSilent
-from cortex.router.upstream import Answer, Broken, Stranger, Upstream
+from cortex.router.journey import Journey, Journeys
+from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
+from cortex.router.upstream import Answer, Broken, Upstream
 from cortex.router.view import View
 
-log = structlog.get_logger()
 T = TypeVar("T")
 
 REPLAYS = 2
@@ -62,14 +61,19 @@ class Call(Struct, frozen=True, kw_only=True):
 class Services:
     """What every exchange needs; made once."""
 
-    def __init__(self, view: View, activator: Activator, flights: Flights, upstream: Upstream) -> None:
+    def __init__(
+        self, view: View, activator: Activator, flights: Flights, upstream: Upstream, journeys: Journeys
+    ) -> None:
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
+        self.journeys = journeys
 
 
 class Exchange:
     """Serves one request for one function."""
 
-    def __init__(self, services: Services, target: Target, call: Call, request_id: str) -> None:
+    def __init__(
+        self, services: Services, target: Target, call: Call, request_id: str, *, asked: str = "", read_s: float = 0.0
+    ) -> None:
         self._services, self._target, self._function = services, target, target.function
         self._call, self._request_id = call, request_id
         self._stream = call.streams.stream(request_id) if call.streams else None
@@ -78,26 +82,31 @@ class Exchange:
         if self._stream is None and generates and self._function.engine not in STOPS_WHEN_CLIENT_LEAVES:
             streamed = asked_to_stream(call.body)
             self._assembles, self._body = streamed is not None, streamed or call.body
-        self._queued_s = 0.0
-        self._cold = False
-        self._instance = ""
-        self._head_sent = False
-        self._fed = False
+        streams = self._stream is not None
+        self.journey = Journey(
+            request_id, self._function.id, asked or self._function.id, call.dialect, streams=streams, read_s=read_s
+        )
+        self._cancelled = False
         self._send: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it, unless the client leaves first."""
         self._send = send
+        journey = self.journey
+        self._services.journeys.begun(journey)
         work = asyncio.create_task(self._serve())
+        journey.cancel = lambda: self._cancel(work)
         gone = asyncio.create_task(_left(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                log.info("client_left", request=self._request_id, function=self._function.id)
+                journey.left, journey.fault = True, Kind.CLIENT_GONE
+                journey.status = journey.status or 499
         finally:
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
+            self._services.journeys.over(journey)
         if not work.cancelled():
             work.result()
 
@@ -105,9 +114,20 @@ class Exchange:
         try:
             await self._attempts()
         except Refusal as refusal:
+            self.journey.why = refusal.message
             await self._refuse(refusal.fault())
         except DialectError as error:
             await self._refuse(error.fault)
+        except asyncio.CancelledError:
+            if not self._cancelled:
+                raise
+            self.journey.why = "cancelled by an operator"
+            await self._refuse(Cancelled(f"this request was {self.journey.why}").fault())
+
+    def _cancel(self, work: asyncio.Task[None]) -> None:
+        """End the request from outside: its client is told so, and the worker stops."""
+        self._cancelled = True
+        work.cancel()
 
     async def _attempts(self) -> None:
         """Try instance after instance. What broke before its first byte is replayed, twice at most."""
@@ -116,7 +136,8 @@ class Exchange:
             if instance is None:
                 instance = await self._patiently(self._awaited())
             with self._services.flights.aboard(self._function.id, instance.id):
-                self._instance = instance.id
+                placed = self._services.view.placed(instance.id)
+                self.journey.forwarded(instance.id, placed[1] if placed else "")
                 try:
                     async with asyncio.timeout(self._function.request_timeout_s):
                         await self._forward(instance)
@@ -126,14 +147,7 @@ class Exchange:
                     raise UpstreamSilent(f"'{self._function.id}' took longer than {clock}") from None
                 except Broken as broken:
                     self._services.view.suspect(instance.id)
-                    log.warning(
-                        "upstream_broke",
-                        request=self._request_id,
-                        function=self._function.id,
-                        instance=instance.id,
-                        why=str(broken),
-                        stranger=isinstance(broken, Stranger),
-                    )
+                    self.journey.broke(str(broken))
                     if not replays_left:
                         raise UpstreamBroke(
                             f"the worker of '{self._function.id}' broke before it answered: {broken}"
@@ -146,11 +160,13 @@ class Exchange:
 
     async def _awaited(self) -> Instance:
         """Wait for an instance to come up, and return it."""
-        began = time.monotonic()
-        self._cold = True
-        while (instance := self._chosen()) is None:
-            await self._services.activator.wait_until_ready(self._target)
-        self._queued_s += time.monotonic() - began
+        began, journey = time.monotonic(), self.journey
+        journey.cold, journey.phase = True, "waiting"
+        try:
+            while (instance := self._chosen()) is None:
+                await self._services.activator.wait_until_ready(self._target)
+        finally:
+            journey.queued_s += time.monotonic() - began
         return instance
 
     async def _forward(self, instance: Instance) -> None:
@@ -167,9 +183,12 @@ class Exchange:
                 await self._relay(answer, self._stream)
                 return
             body = await (self._assembled(answer) if self._assembles else answer.whole())
+            now = time.monotonic()
+            self.journey.piece(now)
             plain = self._call.reply.plain(body)
+            self.journey.translate_s = time.monotonic() - now
+            self._spent(plain.tokens)
             await self._send_whole(200, plain.body)
-            self._log(plain.tokens)
         finally:
             answer.close()
 
@@ -187,26 +206,32 @@ class Exchange:
 
     async def _relay(self, answer: Answer, stream: Stream) -> None:
         """Say a worker's stream as it comes. The dialect knows a whole one from one that broke off."""
-        chunks = answer.chunks()
+        chunks, journey, clock = answer.chunks(), self.journey, time.monotonic
         try:
             chunk = await self._patiently(anext(chunks, b""))
             while chunk and not stream.over:
-                self._fed = True
-                await self._say(stream, stream.feed(chunk))
+                now = clock()
+                journey.piece(now)
+                said = stream.feed(chunk)
+                journey.translate_s += clock() - now
+                await self._say(stream, said)
                 chunk = b"" if stream.over else await anext(chunks, b"")
         except Broken as broken:
-            if not self._fed:
+            if not journey.pieces:
                 raise
             reason = f"the worker of '{self._function.id}' broke off in its answer: {broken}"
             await self._say(stream, stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
         else:
             await self._say(stream, stream.close())
+        finally:
+            self._spent(stream.tokens)
+        if stream.fault is not None:
+            journey.fault = stream.fault.kind
         await self._send_body(b"", last=True)
-        self._log(stream.tokens)
 
     async def _say(self, stream: Stream, said: bytes) -> None:
         """Send what the dialect says; a fault before anything was sent still gets its proper status."""
-        if stream.fault is not None and not self._head_sent:
+        if stream.fault is not None and not self.journey.head:
             raise DialectError(stream.fault)
         if said:
             await self._send_head()
@@ -233,24 +258,17 @@ class Exchange:
 
     async def _refuse(self, fault: Fault) -> None:
         status = fault.status(self._call.dialect)
-        log.info(
-            "refused",
-            request=self._request_id,
-            function=self._function.id,
-            status=status,
-            kind=fault.kind,
-            why=fault.message,
-        )
-        if self._head_sent and self._stream is not None:
+        self.journey.fault = fault.kind
+        if self.journey.head and self._stream is not None:
             await self._send_body(self._stream.fail(fault), last=True)
             return
         body = envelope(fault, self._call.dialect, self._request_id)
         await self._send_whole(status, body, [(k.encode(), v.encode()) for k, v in fault.headers().items()])
 
     async def _send_head(self) -> None:
-        if self._head_sent:
+        if self.journey.head:
             return
-        self._head_sent = True
+        self.journey.head, self.journey.status = True, 200
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
@@ -269,31 +287,25 @@ class Exchange:
             *self._told(),
             *(more or []),
         ]
+        self.journey.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send_body(body, last=True)
 
     def _told(self) -> list[tuple[bytes, bytes]]:
         """Return the headers that say how a request was served; each SDK looks for its own request id."""
-        identity = self._request_id.encode()
+        identity, journey = self._request_id.encode(), self.journey
         return [
             (b"x-request-id", identity),
             (b"request-id", identity),
             (b"x-cortex-function", self._function.id.encode("ascii", "replace")),
-            (b"x-cortex-start", b"cold" if self._cold else b"hot"),
-            (b"x-cortex-queued-ms", str(round(self._queued_s * 1000)).encode()),
-            *([(b"x-cortex-instance", self._instance.encode())] if self._instance else []),
+            (b"x-cortex-start", b"cold" if journey.cold else b"hot"),
+            (b"x-cortex-queued-ms", str(round(journey.queued_s * 1000)).encode()),
+            *([(b"x-cortex-instance", journey.instance.encode())] if journey.instance else []),
         ]
 
-    def _log(self, tokens: Tokens) -> None:
-        log.debug(
-            "answered",
-            request=self._request_id,
-            function=self._function.id,
-            instance=self._instance,
-            cold=self._cold,
-            tokens_in=tokens.input,
-            tokens_out=tokens.output,
-        )
+    def _spent(self, tokens: Tokens) -> None:
+        journey = self.journey
+        journey.tokens_in, journey.tokens_out, journey.cached = tokens.input, tokens.output, tokens.cached
 
 
 async def _left(receive: Receive) -> None:

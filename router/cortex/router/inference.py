@@ -43,7 +43,9 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     async def generated(request: Http, kind: Dialect) -> ASGIApp:
         """Serve a request that a worker's chat or completions answers."""
         body = await _body(request)
-        target = runtime.directory.find(wire.read(body, _Peek).model)
+        began = time.monotonic()
+        name = wire.read(body, _Peek).model
+        target = runtime.directory.find(name)
         function = target.function
         asked = dialect.read_request(kind, body, traits(function, kind))
         unique = secrets.token_hex(12)
@@ -57,15 +59,18 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             reply=reply,
             streams=reply if asked.stream else None,
         )
-        return Exchange(services, target, call, request_id(request))
+        read_s = time.monotonic() - began
+        return Exchange(services, target, call, request_id(request), asked=name, read_s=read_s)
 
     async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
         """Serve a request with one plain answer: embeddings, rerank."""
         body = await _body(request)
+        began = time.monotonic()
         asked = embeddings.read(body) if kind == "embeddings" else rerank.read(body)
         target = runtime.directory.find(asked.model)
         call = Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
-        return Exchange(services, target, call, request_id(request))
+        read_s = time.monotonic() - began
+        return Exchange(services, target, call, request_id(request), asked=asked.model, read_s=read_s)
 
     @post(CHAT, status_code=200)
     async def chat_completions(request: Http) -> ASGIApp:

@@ -4,6 +4,7 @@ Refusal
 ├── BadRequest          mend the request
 ├── FunctionNotFound    ask for a name that is in the catalogue
 ├── HostNotFound        name a host that is alive
+├── RequestNotFound     name a request that is under way, or was lately
 ├── QueueFull           come back after `retry_after`
 ├── NotReadyInTime      come back: it was still starting when your time was up
 ├── NoCapacity          come back: nothing can leave for it now
@@ -11,7 +12,8 @@ Refusal
 ├── RecordIsAway        come back: Redis does not answer, so nothing new is started
 ├── UpstreamBroke       the worker broke before its first byte, on every try
 ├── UpstreamSilent      the worker took longer than the function's request clock allows
-└── UpstreamCutShort    the worker broke in the middle of its answer
+├── UpstreamCutShort    the worker broke in the middle of its answer
+└── Cancelled           an operator ended it; ask again if you still want it
 """
 
 from collections.abc import Sequence
@@ -69,6 +71,15 @@ class HostNotFound(Refusal):
         super().__init__(f"no host {name[:200]!r} is alive{hint}")
 
 
+class RequestNotFound(Refusal):
+    """No router worker knows a request of that id."""
+
+    kind, code = Kind.UNKNOWN_PATH, "request_not_found"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no request {id[:128]!r} is under way, or was lately")
+
+
 class QueueFull(Refusal):
     """As many requests as the function's `queue` allows are waiting already."""
 
@@ -115,3 +126,9 @@ class UpstreamCutShort(Refusal):
     """The worker broke after the answer had begun; only an event in the stream can say so."""
 
     kind = Kind.WORKER_ERROR
+
+
+class Cancelled(Refusal):
+    """An operator cancelled the request."""
+
+    kind, code = Kind.CLIENT_GONE, "cancelled"  # SDKs try again after a status of 500 and above, and must not

@@ -24,12 +24,17 @@ from cortex.platform.keys import fleet_token
 from cortex.platform.record import Fleet, used_instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import Settings
+from cortex.router import request_log
 from cortex.router.activator import Activator
 from cortex.router.agents import AgentAway, Agents
+from cortex.router.counting import Counting
 from cortex.router.directory import Directory, Target
 from cortex.router.history import History
+from cortex.router.inquiry import Inquiry
+from cortex.router.journey import Journey, Journeys
 from cortex.router.refusals import Refusal
 from cortex.router.scaling import Scaling
+from cortex.router.traffic import Traffic
 from cortex.router.upstream import Upstream
 from cortex.router.view import View
 
@@ -57,6 +62,10 @@ class Runtime:
         self.upstream = Upstream(token)
         self.activator = Activator(self.view, self.registry, self.agents, self.flights)
         self._scaling = Scaling()
+        self.counting = Counting(self.view, self.flights)
+        self.traffic = Traffic()
+        self.journeys = Journeys([self.counting.note, self._note_traffic, request_log.note])
+        self.inquiry = Inquiry(self.registry, self.view, self)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Runtime":
@@ -70,12 +79,16 @@ class Runtime:
     async def __aexit__(self, *_: object) -> None:
         await cancelled(self._tasks)
         await self.activator.close()
+        await self.inquiry.close()
         with contextlib.suppress(RecordAway):
             await self.registry.touch(self.flights.take_used())
             await self.registry.remove_router(self.id)
         await self.agents.close()
         await self.upstream.close()
         await self.registry.close()
+
+    def _note_traffic(self, journey: Journey) -> None:
+        self.traffic.note(journey, time.time())
 
     # What operators ask for.
 

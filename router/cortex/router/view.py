@@ -6,7 +6,7 @@ The warm path reads only this. When Redis goes away the last view stands, and `a
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 from msgspec.structs import replace
@@ -31,11 +31,13 @@ class View:
 
     def __init__(self, registry: Registry, router: str) -> None:
         self._registry, self._router = registry, router
+        self.on_question: Callable[[str], None] = lambda _: None
         self.fleet = Fleet()
         self.away = True
         self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
         self._elsewhere: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
+        self._placed: dict[str, tuple[str, str]] = {}
         self._suspects: dict[str, tuple[float, float]] = {}
         self._next: asyncio.Future[None] | None = None
 
@@ -64,6 +66,15 @@ class View:
                 if found.id == instance:
                     return host, found
         return None
+
+    def placed(self, instance: str) -> tuple[str, str] | None:
+        """Return the function and the host of an instance that is in the record."""
+        return self._placed.get(instance)
+
+    def suspects(self) -> list[str]:
+        """Return the instances that are not chosen just now, because they refused us."""
+        now = time.monotonic()
+        return [i for i in self._suspects if self._suspected(i, now)]
 
     def failure(self, instance: str) -> Failure | None:
         """Return why an instance failed, if its host still says."""
@@ -130,6 +141,8 @@ class View:
                 full = time.monotonic()
             elif kind == "host":
                 self._apply(self._with(hosts={name: await self._registry.host(name)}))
+            elif kind == "ask":
+                self.on_question(name)
             elif kind == "router" and name != self._router:
                 self._apply(self._with(routers={name: await self._registry.router(name)}))
 
@@ -151,6 +164,7 @@ class View:
         others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self._router}))
         self.fleet = fleet
         self._ready = {k: tuple(v) for k, v in ready.items()}
+        self._placed = {i.id: (i.function, h.name) for h in fleet.hosts.values() for i in h.instances}
         self._elsewhere, self._waiting = others.in_flight, others.waiting
         self._wake()
 

@@ -1,0 +1,180 @@
+"""Counting: what one process has counted, how several are added up, and how Prometheus reads it.
+
+A `Meter` is plain dictionaries: the warm path adds to them and nothing else. Its `snapshot()` is a value that
+travels as JSON; `added()` sums those of several processes; `text()` is what is scraped. Gauges are said anew in
+each snapshot, so those of a process that is gone are gone with it, while its counts go on counting.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from cortex.platform.metrics import TABLE, Metric
+
+MOST_SERIES = 20_000
+"""Per process. Labels are bounded, so this is for mistakes: what is over it is dropped, and that is counted."""
+
+Labels = tuple[str, ...]
+
+
+class Count(Struct, frozen=True):
+    """The value of one series: a counter's or a gauge's."""
+
+    name: str
+    labels: Labels
+    value: float
+
+
+class Spread(Struct, frozen=True):
+    """One series of a histogram: how many in each bucket, the last for what is over all of them, and their sum."""
+
+    name: str
+    labels: Labels
+    counts: tuple[int, ...]
+    sum: float
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """All a process has counted."""
+
+    counts: tuple[Count, ...] = ()
+    spreads: tuple[Spread, ...] = ()
+    gauges: tuple[Count, ...] = ()
+    dropped: int = 0
+
+
+class Meter:
+    """Counters and histograms of one process."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, Labels], float] = {}
+        self._spreads: dict[tuple[str, Labels], tuple[list[int], list[float]]] = {}
+        self._dropped = 0
+
+    def count(self, metric: Metric, labels: Labels, by: float = 1) -> None:
+        """Add to a counter."""
+        key = (metric.name, labels)
+        known = self._counts.get(key)
+        if known is None:
+            if self._full():
+                return
+            known = 0.0
+        self._counts[key] = known + by
+
+    def observe(self, metric: Metric, labels: Labels, value: float) -> None:
+        """Put a value into its bucket."""
+        spread = self._spread(metric, labels)
+        if spread is not None:
+            spread[0][bisect_left(metric.buckets, value)] += 1
+            spread[1][0] += value
+
+    def observed(self, metric: Metric, labels: Labels, counts: Iterable[int], total: float) -> None:
+        """Add values that were put into buckets before."""
+        spread = self._spread(metric, labels)
+        if spread is not None:
+            for at, number in enumerate(counts):
+                spread[0][at] += number
+            spread[1][0] += total
+
+    def snapshot(self, gauges: Iterable[Count] = ()) -> Snapshot:
+        """Return everything counted so far, and how things stand now."""
+        return Snapshot(
+            counts=tuple(Count(name, labels, value) for (name, labels), value in self._counts.items()),
+            spreads=tuple(Spread(name, labels, tuple(c), s[0]) for (name, labels), (c, s) in self._spreads.items()),
+            gauges=tuple(gauges),
+            dropped=self._dropped,
+        )
+
+    def _spread(self, metric: Metric, labels: Labels) -> tuple[list[int], list[float]] | None:
+        key = (metric.name, labels)
+        spread = self._spreads.get(key)
+        if spread is None:
+            if self._full():
+                return None
+            spread = self._spreads[key] = ([0] * (len(metric.buckets) + 1), [0.0])
+        return spread
+
+    def _full(self) -> bool:
+        if len(self._counts) + len(self._spreads) < MOST_SERIES:
+            return False
+        self._dropped += 1
+        return True
+
+
+def added(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Return the sum of several processes' counts and gauges."""
+    counts: dict[tuple[str, Labels], float] = {}
+    gauges: dict[tuple[str, Labels], float] = {}
+    spreads: dict[tuple[str, Labels], Spread] = {}
+    dropped = 0
+    for snapshot in snapshots:
+        dropped += snapshot.dropped
+        for into, found in ((counts, snapshot.counts), (gauges, snapshot.gauges)):
+            for one in found:
+                key = (one.name, one.labels)
+                into[key] = into.get(key, 0.0) + one.value
+        for spread in snapshot.spreads:
+            key = (spread.name, spread.labels)
+            known = spreads.get(key)
+            if known is not None and len(known.counts) == len(spread.counts):
+                both = tuple(a + b for a, b in zip(known.counts, spread.counts, strict=True))
+                spread = Spread(spread.name, spread.labels, both, known.sum + spread.sum)
+            spreads[key] = spread
+    return Snapshot(
+        counts=tuple(Count(n, ls, v) for (n, ls), v in counts.items()),
+        gauges=tuple(Count(n, ls, v) for (n, ls), v in gauges.items()),
+        spreads=tuple(spreads.values()),
+        dropped=dropped,
+    )
+
+
+def text(snapshot: Snapshot) -> bytes:
+    """Return a snapshot as Prometheus reads it. What is not in the table, or has other labels, is left out."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Said(snapshot))
+    return generate_latest(registry)
+
+
+class _Said(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Family]:
+        values: dict[str, list[Count]] = {}
+        for one in (*self._snapshot.counts, *self._snapshot.gauges):
+            values.setdefault(one.name, []).append(one)
+        spreads: dict[str, list[Spread]] = {}
+        for spread in self._snapshot.spreads:
+            spreads.setdefault(spread.name, []).append(spread)
+        for metric in TABLE:
+            family = _family(metric, values, spreads)
+            if family.samples:
+                yield family
+
+
+def _family(metric: Metric, values: Mapping[str, list[Count]], spreads: Mapping[str, list[Spread]]) -> Family:
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for spread in spreads.get(metric.name, ()):
+            if len(spread.labels) == len(metric.labels) and len(spread.counts) == len(metric.buckets) + 1:
+                histogram.add_metric(spread.labels, _cumulative(metric, spread), spread.sum)
+        return histogram
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=metric.labels)
+    for one in values.get(metric.name, ()):
+        if len(one.labels) == len(metric.labels):
+            family.add_metric(one.labels, one.value)
+    return family
+
+
+def _cumulative(metric: Metric, spread: Spread) -> list[tuple[str, float]]:
+    total, buckets = 0, []
+    for bound, number in zip((*(repr(float(b)) for b in metric.buckets), "+Inf"), spread.counts, strict=True):
+        total += number
+        buckets.append((bound, float(total)))
+    return buckets

@@ -1,0 +1,199 @@
+"""Every metric cortex has: the one table of names, labels and meanings. `docs/metrics.md` is generated from it.
+
+`owner` says who counts. What a *router* counts is its own: add the routers up. What is said of the *fleet* is read
+from the record and so the same at every router: take the maximum, never the sum. Labels are bounded: functions of
+the catalogue (`model`), hosts (`node`, the older system's word), devices, and words of this code; never a
+request, a client or a text.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+Kind = Literal["counter", "gauge", "histogram"]
+Owner = Literal["router", "fleet"]
+
+SHORT_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+"""For what a router adds."""
+TOKEN_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Between two pieces of an answer: 500 to 0.2 a second."""
+FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+"""Until a first token, warm (tens of milliseconds) or after a start (minutes)."""
+LONG_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+"""For whole requests and starts."""
+RATE = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 400.0)
+"""Tokens a second."""
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """One metric. A counter's name ends in `_total`; a histogram has buckets."""
+
+    name: str
+    kind: Kind
+    owner: Owner
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(name: str, owner: Owner, labels: str, help: str) -> Metric:
+    return Metric(name=name, kind="counter", owner=owner, labels=tuple(labels.split()), help=help)
+
+
+def _gauge(name: str, owner: Owner, labels: str, help: str) -> Metric:
+    return Metric(name=name, kind="gauge", owner=owner, labels=tuple(labels.split()), help=help)
+
+
+def _histogram(name: str, owner: Owner, labels: str, buckets: tuple[float, ...], help: str) -> Metric:
+    return Metric(name=name, kind="histogram", owner=owner, labels=tuple(labels.split()), help=help, buckets=buckets)
+
+
+# Requests. The first nine have the names and labels they had in the older system.
+
+REQUESTS = _counter("cortex_requests_total", "router", "model node", "Requests for a function that came to an end.")
+ERRORS = _counter(
+    "cortex_request_errors_total",
+    "router",
+    "model node",
+    "Requests that ended with a status of 500 and above, or with an error in the stream.",
+)
+DURATION = _histogram(
+    "cortex_request_duration_seconds", "router", "model node", LONG_S, "From a request's arrival to its last byte."
+)
+FIRST_TOKEN = _histogram(
+    "cortex_time_to_first_token_seconds",
+    "router",
+    "model node",
+    FIRST_S,
+    "From a streaming request's arrival to the worker's first piece, waiting included.",
+)
+TOKENS_PER_SECOND = _histogram(
+    "cortex_tokens_per_second", "router", "model node", RATE, "Tokens of a streamed answer, from the first to the last."
+)
+TOKENS_IN = _counter(
+    "cortex_prompt_tokens_total", "router", "model node", "Tokens of prompts, cached or not, as the workers count."
+)
+TOKENS_OUT = _counter("cortex_completion_tokens_total", "router", "model node", "Tokens of answers.")
+TOKENS_CACHED = _counter(
+    "cortex_cached_prompt_tokens_total", "router", "model node", "Tokens of prompts that a worker had cached."
+)
+REJECTIONS = _counter(
+    "cortex_model_rejections_total", "router", "model reason", "Requests refused by the router, by the kind of fault."
+)
+RESPONSES = _counter(
+    "cortex_responses_total", "router", "model dialect status", "Answers by dialect and HTTP status, as the client saw."
+)
+QUEUE_WAIT = _histogram(
+    "cortex_queue_wait_seconds", "router", "model", LONG_S, "How long requests were held for an instance; only those."
+)
+INTER_TOKEN = _histogram(
+    "cortex_inter_token_seconds", "router", "model node", TOKEN_S, "Between two pieces of a stream from a worker."
+)
+OVERHEAD = _histogram(
+    "cortex_overhead_seconds",
+    "router",
+    "stage",
+    SHORT_S,
+    "What the router itself took of a request: `read` (understand it), `choose` (find an instance), `translate` (say "
+    "the answer in the client's dialect, all pieces together).",
+)
+REPLAYS = _counter(
+    "cortex_replays_total", "router", "model node", "Requests sent again because the worker on that host broke first."
+)
+DISCONNECTS = _counter("cortex_client_disconnects_total", "router", "model", "Clients that left before the end.")
+IN_FLIGHT = _gauge("cortex_requests_in_flight", "router", "model node", "Requests a worker is busy with now.")
+WAITING = _gauge("cortex_requests_waiting", "router", "model", "Requests held for an instance now.")
+BREAKER = _gauge(
+    "cortex_breaker_open",
+    "router",
+    "model node",
+    "Instances not chosen for the moment because they refused a connection; per worker process that saw it.",
+)
+AWAY = _gauge("cortex_record_away", "router", "", "Worker processes of this router that cannot read the record.")
+PROCESSES = _gauge("cortex_router_processes", "router", "", "Worker processes of this router.")
+CPU = _counter("cortex_router_cpu_seconds_total", "router", "", "CPU time of this router's worker processes.")
+DROPPED = _counter(
+    "cortex_series_dropped_total", "router", "", "Counts not kept because a process had too many series already."
+)
+
+# The fleet, as its agents count.
+
+COLD_STARTS = _counter("cortex_cold_starts_total", "fleet", "model node", "Instances that came up.")
+EVICTIONS = _counter("cortex_evictions_total", "fleet", "model node", "Instances stopped to make room for others.")
+REGRETTED = _counter(
+    "cortex_evictions_regretted_total",
+    "fleet",
+    "model node",
+    "Evicted functions that were wanted again within five minutes while nowhere else ready.",
+)
+STARTS = _counter(
+    "cortex_starts_total",
+    "fleet",
+    "node model path",
+    "Instances that came up, by what it took: `fetched` (weights first), `evicted` (others had to leave), `plain`.",
+)
+START_PHASE = _histogram(
+    "cortex_start_phase_seconds", "fleet", "node model phase", LONG_S, "How long starts spent in each phase."
+)
+START_FAILURES = _counter(
+    "cortex_start_failures_total", "fleet", "node model reason", "Instances that failed, by the kind of failure."
+)
+DRAINS = _counter("cortex_drains_total", "fleet", "node model why", "Instances asked to finish and go, by reason.")
+NO_ROOM = _counter("cortex_placement_refusals_total", "fleet", "node model", "Starts a host had no room for.")
+DECISIONS = _counter("cortex_decisions_total", "fleet", "node what", "Decisions of agents, by what was done.")
+
+# The fleet, as the record says.
+
+RECORD_UP = _gauge("cortex_record_up", "fleet", "", "1 while Redis answers this router's metrics port.")
+RECORD_PING = _gauge("cortex_record_ping_seconds", "fleet", "", "How long Redis took to answer.")
+ROUTERS = _gauge("cortex_routers", "fleet", "", "Router worker processes that report.")
+HOSTS = _gauge("cortex_hosts", "fleet", "state", "Hosts that report, `open` or `cordoned`.")
+HOST_AGE = _gauge("cortex_host_silent_seconds", "fleet", "node", "How long ago a host last reported.")
+INSTANCES = _gauge("cortex_instances", "fleet", "node model state", "Instances by state.")
+MODEL_IN_FLIGHT = _gauge(
+    "cortex_model_in_flight", "fleet", "node model", "Requests in flight, over all routers, as they last reported."
+)
+MODEL_QUEUE = _gauge("cortex_model_queue_depth", "fleet", "model", "Requests held, over all routers.")
+DEVICE_MEMORY = _gauge(
+    "cortex_device_memory_mb",
+    "fleet",
+    "node device kind",
+    "MiB of a device: `total`, `budget` (what instances may take), `admitted` (what they were given), `foreign` (held "
+    "by processes that are none of cortex's), `used` (measured).",
+)
+VRAM_USED = _gauge("cortex_device_vram_used_mb", "fleet", "node device", "MiB in use, as the hardware reports.")
+VRAM_FREE = _gauge("cortex_device_vram_free_mb", "fleet", "node device", "MiB not in use, as the hardware reports.")
+UTILIZATION = _gauge("cortex_device_utilization_pct", "fleet", "node device", "How busy a device is.")
+TEMPERATURE = _gauge("cortex_device_temp_c", "fleet", "node device", "A device's temperature.")
+BACKOFF = _gauge(
+    "cortex_start_backoff", "fleet", "node model", "1 while a host refuses to start a function that kept failing."
+)
+JOBS = _gauge("cortex_jobs", "fleet", "queue state", "Jobs: `queued`, `started`, `failed`, `finished`.")
+
+TABLE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+
+_INTRODUCTION = """# Metrics
+
+A router serves Prometheus on a port of its own, `[gateway] metrics_listen` (31314), path `/metrics`, for all of its
+worker processes together. Whoever reaches the port may read it; it listens on loopback unless told otherwise.
+`deploy/monitoring/` has a scrape configuration, alert rules and a Grafana dashboard.
+
+What a **router** counts is its own: add routers up. What is said of the **fleet** is read from the record and is the
+same at every router: take the maximum (`max by (…)`), never the sum. It is absent while Redis does not answer, rather
+than stale. `model` is a function's id, `node` a host's name (`none`: the request reached no host). This page is
+generated from the table in the code: `just docs`.
+
+| name | kind | of | labels | what |
+|---|---|---|---|---|"""
+
+
+def documented() -> str:
+    """Return `docs/metrics.md`."""
+    lines = [_INTRODUCTION]
+    for m in TABLE:
+        labels = ", ".join(f"`{label}`" for label in m.labels) or "–"
+        lines.append(f"| `{m.name}` | {m.kind} | {m.owner} | {labels} | {m.help} |")
+    lines += ["", "Buckets of the histograms, upper bounds:", ""]
+    lines += [f"- `{m.name}`: {', '.join(f'{b:g}' for b in m.buckets)}" for m in TABLE if m.buckets]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,128 @@
+"""Asking all router workers something only each of them knows: its live requests, its last hour.
+
+Whoever asks answers for itself and puts the question into the record; the bell tells the others, who answer into a
+list that expires. It waits for as many answers as there are workers that report, and never longer than half a
+second: a worker that just died is not waited for long.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from cortex.platform.cancel import cancelled
+from cortex.platform.registry import RecordAway, Registry
+from cortex.router.journey import Journeys, Told, told
+from cortex.router.traffic import Bucket, Traffic, together
+from cortex.router.view import View
+
+PATIENCE_S = 0.5
+FRESH_S = 1.0
+"""An answer about traffic serves everybody who asks within so long."""
+
+
+class Question(Struct, frozen=True):
+    """`requests`, `cancel` (of a request id), `find` (one) or `traffic`."""
+
+    about: str
+    id: str = ""
+    asker: str = ""
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """What one worker says."""
+
+    requests: list[Told] = []
+    cancelled: int = 0
+    hour: list[Bucket] = []
+    lately: dict[str, Bucket] = {}
+
+
+class Knows(Protocol):
+    """What a worker answers from."""
+
+    id: str
+    journeys: Journeys
+    traffic: Traffic
+
+
+class Inquiry:
+    """Asks, and answers. `async with` is not needed: what is under way ends with `close()`."""
+
+    def __init__(self, registry: Registry, view: View, knows: Knows) -> None:
+        self._registry, self._view, self._knows = registry, view, knows
+        self._answering: set[asyncio.Task[None]] = set()
+        self._traffic: tuple[float, tuple[list[Bucket], dict[str, Bucket]]] = (float("-inf"), ([], {}))
+        view.on_question = self._asked
+
+    async def close(self) -> None:
+        """Answer no more."""
+        await cancelled(self._answering)
+
+    async def requests(self) -> list[Told]:
+        """Return the live requests of all workers, oldest first."""
+        found = [t for r in await self._all(Question("requests")) for t in r.requests]
+        return sorted(found, key=lambda t: t.at)
+
+    async def find(self, id: str) -> list[Told]:
+        """Return the requests of an id, live ones and the last few that are over, wherever they were served."""
+        found = [t for r in await self._all(Question("find", id)) for t in r.requests]
+        return sorted(found, key=lambda t: (t.phase == "over", -t.at))
+
+    async def cancel(self, id: str) -> int:
+        """Cancel the requests of an id, wherever they are served; return how many."""
+        return sum(r.cancelled for r in await self._all(Question("cancel", id)))
+
+    async def traffic(self) -> tuple[list[Bucket], dict[str, Bucket]]:
+        """Return the last hour of all workers together, and per function the last five minutes."""
+        read, known = self._traffic
+        if time.monotonic() - read > FRESH_S:
+            known = together((r.hour, r.lately) for r in await self._all(Question("traffic")))
+            self._traffic = (time.monotonic(), known)
+        return known
+
+    async def _all(self, question: Question) -> list[Reply]:
+        replies = [self._reply(question)]
+        others = len(self._view.fleet.routers.keys() - {self._knows.id})
+        if not others:
+            return replies
+        token = secrets.token_hex(8)
+        with contextlib.suppress(RecordAway, TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                asked = Question(question.about, question.id, self._knows.id)
+                await self._registry.ask(token, msgspec.json.encode(asked))
+                while others and (answer := await self._registry.next_answer(token, PATIENCE_S)):
+                    others -= 1
+                    with contextlib.suppress(msgspec.MsgspecError):
+                        replies.append(msgspec.json.decode(answer, type=Reply))
+        return replies
+
+    def _asked(self, token: str) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(self._answer(token))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, token: str) -> None:
+        with contextlib.suppress(RecordAway, msgspec.MsgspecError):
+            raw = await self._registry.question(token)
+            question = msgspec.json.decode(raw, type=Question) if raw else None
+            if question is not None and question.asker != self._knows.id:
+                await self._registry.answer(token, msgspec.json.encode(self._reply(question)))
+
+    def _reply(self, question: Question) -> Reply:
+        journeys, router = self._knows.journeys, self._knows.id
+        match question.about:
+            case "requests":
+                return Reply(requests=[told(j, router) for j in journeys.live()])
+            case "find":
+                return Reply(requests=[told(j, router) for j in journeys.find(question.id)])
+            case "cancel":
+                return Reply(cancelled=journeys.cancel(question.id))
+            case "traffic":
+                hour, lately = self._knows.traffic.since(time.time())
+                return Reply(hour=hour, lately=lately)
+        return Reply()

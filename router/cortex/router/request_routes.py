@@ -1,0 +1,72 @@
+"""`/admin/requests` and `/admin/traffic`: what all router workers are busy with, and were in the last hour."""
+
+import time
+from typing import Any
+
+from litestar import get, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import to_builtins
+
+from cortex.router.refusals import RequestNotFound
+from cortex.router.runtime import Runtime
+from cortex.router.traffic import BUCKET_S, Bucket
+
+
+def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+    """Return the routes about requests."""
+
+    @get("/admin/requests", opt={"needs": "status"})
+    async def requests(function: str = "") -> dict[str, Any]:
+        """List the requests under way, oldest first, over all workers of all routers."""
+        wanted = runtime.directory.find(function).function.id if function else ""
+        found = [t for t in await runtime.inquiry.requests() if not wanted or t.function == wanted]
+        return {"requests": to_builtins(found)}
+
+    @get("/admin/requests/{id:str}", opt={"needs": "status"})
+    async def request_(id: str) -> dict[str, Any]:
+        """Say how a request went or goes: one that is under way, or one of the last few hundred."""
+        found = await runtime.inquiry.find(id)
+        if not found:
+            raise RequestNotFound(id)
+        return {"requests": to_builtins(found)}
+
+    @post("/admin/requests/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
+    async def cancel(id: str) -> dict[str, Any]:
+        """Cancel a request, wherever it is served. Its client is told, and the worker stops."""
+        number = await runtime.inquiry.cancel(id)
+        if not number:
+            raise RequestNotFound(id)
+        return {"cancelled": number}
+
+    @get("/admin/traffic", opt={"needs": "status"})
+    async def traffic() -> dict[str, Any]:
+        """The last hour in buckets of ten seconds, and per function the last five minutes."""
+        hour, lately = await runtime.inquiry.traffic()
+        return {
+            "now": round(time.time(), 3),
+            "bucket_s": BUCKET_S,
+            "hour": [_said(b) for b in hour],
+            "functions": {f: _said(b) for f, b in lately.items()},
+        }
+
+    return [requests, request_, cancel, traffic]
+
+
+def _said(bucket: Bucket) -> dict[str, Any]:
+    """Return a bucket with its means; None where nothing was measured."""
+    return {
+        "at": bucket.at,
+        "requests": bucket.requests,
+        "errors": bucket.errors,
+        "cold": bucket.cold,
+        "mean_s": _mean(bucket.duration_s, bucket.requests),
+        "longest_s": round(bucket.longest_s, 3),
+        "first_s": _mean(bucket.first_s, bucket.firsts),
+        "tokens_in": bucket.tokens_in,
+        "tokens_out": bucket.tokens_out,
+        "tokens_per_s": _mean(bucket.timed_tokens, bucket.timed_s),
+    }
+
+
+def _mean(total: float, number: float) -> float | None:
+    return round(total / number, 4) if number else None

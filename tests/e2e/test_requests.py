@@ -1,0 +1,86 @@
+"""Requests as operators see them: under way, cancelled, and afterwards. Over all router workers."""
+
+import json
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.stack import Stack, eventually
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+BODY = {"model": "fake/streams", "messages": [{"role": "user", "content": "a secret question"}], "stream": True}
+
+
+def live(stack: Stack) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = stack.http.get("/admin/requests?function=fake/streams").json()["requests"]
+    return found
+
+
+def test_a_request_under_way_is_listed_and_can_be_cancelled(stack: Stack) -> None:
+    stack.chat("fake/streams", max_tokens=1)
+    lines: list[str] = []
+
+    def ask() -> None:
+        with stack.http.stream("POST", "/v1/chat/completions", json=BODY, headers={"x-request-id": "mine"}) as answer:
+            lines.extend(answer.iter_lines())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    eventually(lambda: any(r["phase"] == "streaming" and r["tokens_out"] > 1 for r in live(stack)), what="tokens")
+
+    (row,) = live(stack)
+    assert (row["id"], row["function"], row["host"], row["dialect"]) == ("mine", "fake/streams", "here", "chat")
+    assert row["start"] == "hot"
+    cancelled = stack.http.post("/admin/requests/mine/cancel")
+    asking.join(10)
+
+    assert cancelled.json() == {"cancelled": 1}
+    assert not asking.is_alive()
+    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert "cancelled by an operator" in told[-1]["error"]["message"]
+    assert not any("[DONE]" in line for line in lines)
+    assert live(stack) == []
+    (over,) = stack.http.get("/admin/requests/mine").json()["requests"]
+    assert (over["phase"], over["status"], over["why"]) == ("over", 200, "cancelled by an operator")
+
+
+def test_a_request_nobody_knows_cannot_be_cancelled(stack: Stack) -> None:
+    answer = stack.http.post("/admin/requests/never/cancel")
+
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "request_not_found"
+
+
+def test_the_last_hours_traffic_is_that_of_all_workers(stack: Stack) -> None:
+    def requests() -> int:
+        return sum(b["requests"] for b in stack.http.get("/admin/traffic").json()["hour"])
+
+    before = requests()
+    for _ in range(6):  # a new connection each: with two workers both get some
+        with httpx.Client(base_url=stack.url, trust_env=False) as http:
+            body = {"model": "fake/steps", "messages": [{"role": "user", "content": "hi"}]}
+            assert http.post("/v1/chat/completions", json=body, timeout=60).is_success
+
+    eventually(lambda: requests() >= before + 6, what="the last hour to have them")
+    said = stack.http.get("/admin/traffic").json()
+    assert said["functions"]["fake/steps"]["requests"] >= 6
+    assert said["functions"]["fake/steps"]["tokens_out"] > 0
+
+
+def test_every_request_is_one_line_of_the_log_without_its_words(stack: Stack) -> None:
+    stack.http.post(
+        "/v1/chat/completions", json=BODY | {"stream": False, "model": "steps"}, headers={"x-request-id": "logged"}
+    )
+
+    def logged() -> list[dict[str, Any]]:
+        lines = (json.loads(line) for line in stack.log("router").splitlines() if '"logged"' in line)
+        return [line for line in lines if line["event"] == "request"]
+
+    eventually(lambda: bool(logged()), what="the line")
+    (line,) = logged()
+    assert (line["function"], line["asked"], line["status"]) == ("fake/steps", "steps", 200)
+    assert line["tokens_out"] == 3
+    assert "secret" not in stack.log("router")
