@@ -299,3 +299,26 @@ def test_a_child_process_gets_the_same_settings(agent: Agent, gateway: Gateway) 
     ours = replace(DEFAULTS, agent=agent, gateway=gateway, token_file="/run/token")
 
     assert settings(**encode_env(ours)) == ours
+
+
+@pytest.mark.parametrize(
+    ("url", "whole"),
+    [
+        ("", "redis://:p%2Fss%3A%40w@127.0.0.1:6379/0"),
+        ("redis://cortex-agent@db:6380/1", "redis://cortex-agent:p%2Fss%3A%40w@db:6380/1"),
+        ("unix://cortex@/run/redis.sock?db=1", "unix://cortex:p%2Fss%3A%40w@/run/redis.sock?db=1"),
+    ],
+)
+def test_the_password_of_redis_is_read_from_its_own_file(url: str, whole: str, tmp_path: Path) -> None:
+    secret = tmp_path / "redis.password"
+    secret.write_text("p/ss:@w\n")
+
+    found = settings(f'[redis]\nurl = "{url}"\npassword_file = "{secret}"')
+
+    assert found.redis_url == whole
+    assert "p/ss" not in repr(encode_env(found))
+
+
+def test_a_password_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingsError, match="password_file: /nowhere/secret"):
+        _ = settings('[redis]\npassword_file = "/nowhere/secret"').redis_url

@@ -22,7 +22,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
-from cortex.platform import devices, engines, process, state_file, weights
+from cortex.platform import devices, engines, process, state_file, systemd, weights
 from cortex.platform.agent_messages import Going, Planned, Refused
 from cortex.platform.cancel import cancelled
 from cortex.platform.caretaker import Caretaker
@@ -105,6 +105,7 @@ class Agent:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        systemd.notify("STOPPING=1")
         if not self.settings.agent.keep_workers:
             await self._stop_all()
         await cancelled(self._tasks)
@@ -303,7 +304,9 @@ class Agent:
         host, _, port = self.settings.agent.listen.rpartition(":")
         await process.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
         await self._publish()
+        systemd.notify("READY=1")
         while True:
+            systemd.notify("WATCHDOG=1")
             try:
                 async with asyncio.timeout(self.settings.agent.heartbeat_s):
                     await self._changed.wait()

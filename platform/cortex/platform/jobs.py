@@ -8,13 +8,14 @@ import asyncio
 import hashlib
 import time
 from pathlib import Path
+from typing import Any
 
 import redis
 import structlog
 from rq import Queue, Worker
 from rq.job import Job, JobStatus
 
-from cortex.platform import weights
+from cortex.platform import systemd, weights
 from cortex.platform.leash import die_with_parent
 
 log = structlog.get_logger()
@@ -23,6 +24,8 @@ JOB_TIMEOUT_S = 6 * 3600
 WORKER_WAIT_S = 15.0
 """How long a queued job may wait for a job worker to show itself."""
 POLL_S = 0.05
+WORKER_TTL_S = 75
+"""A job worker shows itself every minute: RQ does so 15 s before its time is up."""
 
 
 class JobFailed(Exception):
@@ -81,9 +84,22 @@ def _workers(url: str, host: str) -> int:
     return int(Worker.count(connection=connection, queue=Queue(queue_name(host), connection=connection)))
 
 
+class _Worker(Worker):
+    """RQ's worker; every sign of life to Redis is one to the service manager too."""
+
+    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
+        systemd.notify("WATCHDOG=1")
+        super().heartbeat(*args, **kwargs)
+
+    def request_stop(self, *args: Any) -> None:
+        systemd.notify("STOPPING=1")
+        super().request_stop(*args)  # type: ignore[no-untyped-call]
+
+
 def work(url: str, host: str) -> None:
     """Run the host's job worker until TERM or Ctrl-C; a job that runs then is finished first."""
     connection = redis.Redis.from_url(url)
-    worker = Worker([Queue(queue_name(host), connection=connection)], connection=connection)
+    worker = _Worker([Queue(queue_name(host), connection=connection)], connection=connection, worker_ttl=WORKER_TTL_S)
     log.info("jobs_started", host=host)
+    systemd.notify("READY=1")
     worker.work(logging_level="WARNING")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from cortex.platform import systemd
+
 MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"
 """Environment variables of every worker: its instance, and the agent whose it is."""
 
@@ -26,9 +28,9 @@ class NoPort(Exception):
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -> subprocess.Popen[bytes]:
-    """Start a worker. Its output is appended to `log`; it inherits no cortex settings. Raises OSError."""
+    """Start a worker. Its output is appended to `log`; it inherits nothing meant for the agent. Raises OSError."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_") and k not in systemd.ENVIRONMENT}
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         return subprocess.Popen(

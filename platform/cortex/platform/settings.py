@@ -2,7 +2,8 @@
 
 Every key has a default. A file that does not parse, an unknown key or a wrong value stops the process with
 the line and the nearest key. `CORTEX_GATEWAY__LISTEN` overrides `[gateway] listen`, and so for every key;
-`CORTEX_REDIS_URL` is short for `CORTEX_REDIS__URL`. Nothing else in cortex reads the environment.
+`CORTEX_REDIS_URL` is short for `CORTEX_REDIS__URL`. Nothing else in cortex reads the environment, but for what a
+service manager puts there (`systemd.py`).
 """
 
 import os
@@ -12,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import platformdirs
@@ -50,6 +52,8 @@ class Redis(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     url: str = ""
     """Default: `redis://127.0.0.1:6379/0`; for `cortex up`, a Redis of its own."""
+    password_file: str = ""
+    """The password for `url`, in a file of its own, so that it is in no setting and no environment."""
 
 
 class DeclaredDevice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,8 +115,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def redis_url(self) -> str:
-        """Where the record is."""
-        return self.redis.url or DEFAULT_REDIS_URL
+        """Where the record is, with the password if one is kept in a file. Raises SettingsError."""
+        url, file = self.redis.url or DEFAULT_REDIS_URL, self.redis.password_file
+        if not file:
+            return url
+        try:
+            password = Path(file).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"[redis] password_file: {file} cannot be read: {error}") from None
+        parts = urlsplit(url)
+        user, _, rest = parts.netloc.rpartition("@")
+        return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{rest}").geturl()
 
     @property
     def host_name(self) -> str:

@@ -110,22 +110,29 @@ def agent(config: Path | None) -> None:
     """Run this host's agent: it starts, watches and stops the workers."""
     import uvicorn
 
+    from cortex.platform import systemd
     from cortex.platform.agent_api import create_app
 
     settings = _settings(config)
     log.configure()
     host, _, port = settings.agent.listen.rpartition(":")
+    passed = systemd.listeners().get("agent")
     try:
-        uvicorn.run(
-            create_app(settings),
-            host=host.strip("[]"),
-            port=int(port),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=2,
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings),
+                host=host.strip("[]"),
+                port=int(port),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=2,
+            )
         )
+        server.run(sockets=[passed] if passed else None)
+        if not server.started:
+            sys.exit(exits.FAILED)
     except OSError as error:
         raise exits.Failed(str(error)) from None
 
@@ -173,8 +180,8 @@ def main() -> None:
     """Run the command line."""
     try:
         cli.main(standalone_mode=True)
-    except exits.Failed as failed:
+    except (exits.Failed, SettingsError) as failed:
         click.echo(f"cortex: {failed}", err=True)
-        sys.exit(failed.exit_code)
+        sys.exit(failed.exit_code if isinstance(failed, exits.Failed) else exits.FAILED)
     except KeyboardInterrupt:
         os._exit(exits.INTERRUPTED)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
+from cortex.platform import systemd
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
@@ -74,6 +75,7 @@ class Runtime:
             await self._report_now()
         work = (self.view.follow(), self.directory.follow(), self._report(), self._sweep())
         self._tasks = [asyncio.create_task(w) for w in work]
+        systemd.notify("READY=1")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -165,6 +167,7 @@ class Runtime:
         reported = 0.0
         while True:
             await self.view.changed(0.1 if self._draining() else REPORT_S)
+            systemd.notify("WATCHDOG=1")
             news = (self.view.epochs(), self._draining())
             if news == told and time.monotonic() - reported < REPORT_S:
                 continue

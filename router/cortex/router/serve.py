@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -11,6 +12,7 @@ from uvicorn.supervisors import Multiprocess
 
 from cortex.platform import log as logging
 from cortex.platform import settings as settings_
+from cortex.platform import systemd
 from cortex.platform.leash import die_with_parent
 from cortex.platform.settings import Settings, encode_env
 from cortex.router.app import create_app
@@ -41,15 +43,28 @@ def serve(settings: Settings, workers: int) -> None:
         timeout_graceful_shutdown=int(settings.gateway.drain_s),
         timeout_keep_alive=75,
     )
-    listener = socket.create_server(
+    # With a listener of the service manager's, clients wait during our restart instead of being refused.
+    listener = systemd.listeners().get("http") or socket.create_server(
         (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
     )
     listener.set_inheritable(True)
     log.info("router_listens", url=f"http://{settings.gateway.listen}", workers=workers)
     if workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
+        _Parent(config, sockets=[listener]).run()
     else:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Single(config).run(sockets=[listener])
+
+
+class _Single(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        systemd.notify("STOPPING=1")
+        super().handle_exit(sig, frame)
+
+
+class _Parent(Multiprocess):
+    def handle_term(self) -> None:
+        systemd.notify("STOPPING=1")
+        super().handle_term()
 
 
 def worker() -> Litestar:

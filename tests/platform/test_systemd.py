@@ -1,0 +1,69 @@
+"""What passes between a service manager and a process: listeners in, signs of life out."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cortex.platform import systemd
+
+ACCEPTS_ONE = """
+from cortex.platform import systemd
+passed = systemd.listeners()
+client, _ = passed["http"].accept()
+client.sendall(",".join(passed).encode())
+"""
+AS_SYSTEMD_DOES = """
+import os, sys
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.dup2(int(sys.argv[1]), 3)
+os.set_inheritable(3, True)
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
+"""
+
+
+def test_a_passed_listener_is_found_by_its_name_and_serves_who_connected_before() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        held.set_inheritable(True)
+        early = socket.create_connection(held.getsockname(), timeout=30)
+        child = subprocess.run(
+            [sys.executable, "-c", AS_SYSTEMD_DOES, str(held.fileno()), ACCEPTS_ONE],
+            env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"},
+            pass_fds=[held.fileno()],
+            timeout=30,
+            check=True,
+        )
+
+        assert child.returncode == 0
+        assert early.recv(100) == b"http"
+        early.close()
+
+
+def test_listeners_meant_for_another_process_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", "1")
+    monkeypatch.setenv("LISTEN_FDS", "1")
+
+    assert systemd.listeners() == {}
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+def test_signs_reach_the_service_manager(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"cortex-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + name if abstract else name)
+        manager.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
+
+        systemd.notify("READY=1", "STATUS=well")
+
+        assert manager.recv(1000) == b"READY=1\nSTATUS=well"
+
+
+def test_without_a_service_manager_signs_go_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    systemd.notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
+    systemd.notify("READY=1")
