@@ -61,7 +61,15 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             gguf("broken/missing", str(weights / "missing.gguf")),
             fake("broken/port", "--port", str(taken)),
             entry("broken/engine", engine="vllm", source=alpha),
-            aliases({"small": "tiny/alpha", "crowd": "tiny/crowd", "steps": "fake/steps", "smaller": "small"}),
+            aliases(
+                {
+                    "cortex/demo": "cortex/harbour",
+                    "small": "tiny/alpha",
+                    "crowd": "tiny/crowd",
+                    "steps": "fake/steps",
+                    "smaller": "small",
+                }
+            ),
         ]
     )
     with own_redis(folder) as redis_url:

@@ -1,0 +1,65 @@
+"""What the documents tell people to type is typed here, against a running cortex."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack import CORTEX, Stack
+
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [1], ids=["one-worker"], indirect=True),
+]
+
+ROOT = Path(__file__).parent.parent.parent
+DEFAULT_URL = "http://127.0.0.1:31313"
+
+
+def blocks(document: str, section: str, language: str) -> str:
+    """Return the code of one language in a section of a document, as it stands there."""
+    text = (ROOT / document).read_text()
+    body = re.split(r"^## ", text.partition(f"## {section}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", body, re.MULTILINE | re.DOTALL))
+
+
+def typed(stack: Stack, commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type commands into a shell in which a curl that meets an error fails."""
+    (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
+    commands = commands.replace("uv run cortex", shlex.join(CORTEX)).replace(DEFAULT_URL, stack.url)
+    env = {**stack.env, "CURL_HOME": str(folder), "CORTEX": stack.url, "KEY": "none"}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "section", "answers"),
+    [
+        (
+            "docs/api.md",
+            "With curl",
+            ["chat.completion", "[DONE]", '"response"', '"stop_reason"', "input_tokens", '"list"'],
+        )
+    ],
+)
+def test_the_commands_of_a_document_do_what_it_says(
+    stack: Stack, tmp_path: Path, document: str, section: str, answers: list[str]
+) -> None:
+    ran = typed(stack, blocks(document, section, "sh"), tmp_path)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert [a for a in answers if a not in ran.stdout] == []
+
+
+def test_the_python_of_the_api_document_runs(stack: Stack) -> None:
+    code = blocks("docs/api.md", "With the SDKs", "python").replace(DEFAULT_URL, stack.url)
+
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=60)
+
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.split()) >= 2
