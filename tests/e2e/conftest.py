@@ -34,7 +34,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             entry("cortex/harbour", engine="llamacpp", source="demo:harbour"),
             gguf("tiny/alpha", alpha),
             gguf("tiny/bravo", bravo),
-            gguf("tiny/crowd", alpha, target_concurrency=4),
+            gguf("tiny/crowd", alpha, target_concurrency=4, context=4096),
             gguf("tiny/killed", alpha),
             fake("fake/steps", "--answer", "one two three"),
             fake("fake/reaped", idle_after_s=1),

@@ -175,6 +175,22 @@ def test_case_60_models_are_listed_in_the_callers_dialect(claude: anthropic.Anth
     assert [m.id for m in claude.models.list(limit=5)][-1] == ids[-1]  # it follows the pages
 
 
+def test_case_60_a_cold_model_is_described_from_its_weights_and_a_warm_one_by_its_worker(stack: Stack) -> None:
+    def described(model: str) -> dict[str, Any]:
+        return dict(stack.http.get(f"/v1/models/{model}").json())
+
+    eventually(lambda: "max_model_len" in described("tiny/killed"), what="the weights to be read")
+    stack.chat("tiny/crowd", max_tokens=1)
+    eventually(lambda: described("tiny/crowd")["loaded"], what="it to be loaded")
+    cold, warm = described("tiny/killed"), described("tiny/crowd")
+    shape = {"anthropic-version": "2023-06-01"}
+
+    assert (cold["max_model_len"], cold["tool_call"], cold["reasoning"]) == (32768, False, False)
+    assert cold["capabilities"] == ["text"]
+    assert warm["max_model_len"] == 4096
+    assert stack.http.get("/v1/models/tiny/crowd", headers=shape).json()["max_input_tokens"] == 4096
+
+
 def test_case_59_embeddings_come_as_the_client_asked(stack: Stack, gpt: openai.OpenAI) -> None:
     packed = gpt.embeddings.create(model="fake/echo", input=["one", "two"])
     plain = stack.http.post("/v1/embeddings", json={"model": "fake/echo", "input": "one"}).json()

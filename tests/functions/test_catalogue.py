@@ -262,6 +262,13 @@ REFUSED = {
         ONE + "idle_after = 3",
         ["models.toml:4: m: unknown key 'idle_after'; did you mean 'idle_after_s'?"],
     ),
+    "an unknown key within a small table": (
+        '[[models]]\nid = "m"\nengine = "fake"\nsampling = { temprature = 1.0 }\ntemplate = { tool = true }',
+        [
+            "models.toml:4: m: sampling: unknown key 'temprature'; did you mean 'temperature'?",
+            "models.toml:5: m: template: unknown key 'tool'; did you mean 'tools'?",
+        ],
+    ),
     "an unknown key in the second entry": (
         ONE + '[[models]]\nid = "n"\nengine = "fake"\nvram = 3',
         ["models.toml:7: n: unknown key 'vram'; did you mean 'vram_mb'?"],

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cortex.functions.capabilities import Cost, Sampling, Template
 from cortex.functions.spec import LAUNCH_FIELDS, Engine, Function, revision
 
 PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
@@ -31,6 +32,16 @@ CHANGES: dict[str, Any] = {
     "priority": 1,
     "start_timeout_s": 1.0,
     "request_timeout_s": 1.0,
+    "vision": True,
+    "template": Template(inline_system=True),
+    "effort": {"xhigh": "high"},
+    "sampling": Sampling(temperature=0.5),
+    "default_output_tokens": 1,
+    "max_output_tokens": 1,
+    "on_long_prompt": "clamp",
+    "remote_images": True,
+    "native": ("messages",),
+    "cost": Cost(input=1.0),
 }
 
 

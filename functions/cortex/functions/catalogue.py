@@ -166,6 +166,8 @@ class _Reader:
                 self._report(where, f"unknown key '{key}'{did_you_mean(key, allowed, cutoff=0)}", line)
             elif key == "harness":
                 yield key, value  # the seed's word for engine: read in `_engine`, where quant is known
+            elif unknown := _unknown_within(key, value):
+                self._report(where, f"{key}: {unknown}", line)
             else:
                 try:
                     yield key, msgspec.convert(value, _TYPES[key])
@@ -246,6 +248,14 @@ class _Reader:
                 self.lines.key("aliases", alias),
             )
         return None
+
+
+def _unknown_within(key: str, value: Any) -> str:
+    """Say which key of a small table, such as `sampling = { ... }`, is none, and which was meant."""
+    fields = getattr(_TYPES[key], "__struct_fields__", None)
+    if fields is None or not isinstance(value, dict):
+        return ""
+    return "; ".join(f"unknown key '{k}'{did_you_mean(k, fields, cutoff=0)}" for k in value if k not in fields)
 
 
 def _line_of(error: Exception) -> int | None:

@@ -7,16 +7,19 @@ instance.
 
 import enum
 import hashlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+
+from cortex.functions.capabilities import Cost, Level, Sampling, Template
 
 # Bounded above, because a spec travels as JSON, which has no infinity and no more than 64 bits.
 Whole = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 # What the system takes as an argument or an environment variable has no NUL in it.
 Word = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Variable = Annotated[str, Meta(pattern=r"^[^=\x00]+$")]
@@ -60,6 +63,16 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     priority: Whole = 0
     start_timeout_s: Seconds = 600.0
     request_timeout_s: Seconds = 3600.0
+    vision: bool | Literal["auto"] = "auto"
+    template: Template = Template()
+    effort: dict[Level, str] = {}
+    sampling: Sampling = Sampling()
+    default_output_tokens: Tokens = 0
+    max_output_tokens: Tokens = 0
+    on_long_prompt: Literal["error", "clamp"] = "error"
+    remote_images: bool = False
+    native: tuple[Literal["messages", "responses"], ...] = ()
+    cost: Cost = Cost()
 
     @property
     def weights(self) -> str:

@@ -100,7 +100,14 @@ class Agent:
         await self._adopt()
         await self._caretaker.measure()
         self._tasks = [
-            loop.create_task(c) for c in (self._beat(), self._tick(), self._listen(), self._caretaker.look_after())
+            loop.create_task(c)
+            for c in (
+                self._beat(),
+                self._tick(),
+                self._listen(),
+                self._caretaker.look_after(),
+                self._caretaker.study(),
+            )
         ]
         return self
 
@@ -155,6 +162,7 @@ class Agent:
     async def heed(self, catalogue: Catalogue, digest: str) -> None:
         """Take a new catalogue."""
         self._decide(lambda s, now: s.heed(catalogue.functions, digest, now))
+        self._caretaker.curious.set()
         await self._publish()
 
     def record(self) -> HostRecord:

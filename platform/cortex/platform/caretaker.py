@@ -1,20 +1,23 @@
 """Looks after what runs: reads the devices, checks ready workers' health, learns what they really take.
 
 It decides nothing. What it sees is told to the scheduler; what is worth knowing for the next start goes into the
-ledger.
+ledger. What the weights here say about their models is told too, for clients that ask before anything runs.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import structlog
 
-from cortex.functions.lifecycle import State
-from cortex.functions.spec import Engine
-from cortex.platform import ledger, process
+from cortex.functions.capabilities import Known
+from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.spec import Engine, Function
+from cortex.platform import ledger, process, weights
 from cortex.platform.devices import Devices, Reading, accounted
+from cortex.platform.model_facts import ModelFacts
 from cortex.platform.record import Device, Instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduler import Scheduler
@@ -25,6 +28,10 @@ log = structlog.get_logger()
 
 SETTLED_S = 5.0
 """How long after it is ready a worker must show up on its GPU."""
+
+
+STUDY_S = 60.0
+"""How often the weights are looked at again: they may come and go without the catalogue changing."""
 
 
 class Caretaker:
@@ -43,6 +50,10 @@ class Caretaker:
         self._registry, self._scheduler, self._tell = registry, scheduler, tell
         self._ledger: dict[str, ledger.Entry] = {}
         self._problem = ""
+        self._facts = ModelFacts()
+        self._running: frozenset[str] = frozenset()
+        self.curious = asyncio.Event()
+        """Set when there is something new to study."""
         self.reading = Reading(devices=())
 
     async def measure(self) -> None:
@@ -76,8 +87,35 @@ class Caretaker:
             held = await self._held(ready)
             for instance in ready:
                 await self._learn(instance, held.get(instance.id))
+            running = frozenset(i.function for i in self._scheduler.record().instances if i.state in LIVE)
+            if running - self._running:  # weights that were fetched for it are new here
+                self.curious.set()
+            self._running = running
             await asyncio.to_thread(self._supervisor.trim_logs)
             await asyncio.sleep(self._settings.agent.health_s)
+
+    async def study(self) -> None:
+        """Learn what the weights on this host say, whenever there may be news, for ever."""
+        while True:
+            functions = self._scheduler.catalogue().values()
+            found = await asyncio.to_thread(self._studied, list(functions))
+            if found != self._scheduler.record().models:
+                self._tell(lambda s, _, found=found: s.studied(found))  # type: ignore[misc]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STUDY_S):
+                    await self.curious.wait()
+            self.curious.clear()
+
+    def _studied(self, functions: Iterable[Function]) -> dict[str, Known]:
+        cache = Path(self._settings.agent.cache_dir)
+        found: dict[str, Known] = {}
+        for function in functions:
+            with contextlib.suppress(weights.WeightsUnavailable, OSError):
+                here = weights.find(function, cache)
+                known = self._facts.of(function, here.path) if here else None
+                if known is not None:
+                    found[function.id] = known
+        return found
 
     def _pids(self) -> dict[str, int]:
         return {i.id: i.pid for i in self._scheduler.record().instances if i.pid}

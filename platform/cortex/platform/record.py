@@ -9,6 +9,7 @@ import enum
 
 from msgspec import Struct
 
+from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import LIVE, State
 
 
@@ -86,6 +87,10 @@ class Instance(Struct, frozen=True, kw_only=True):
     """The instance that takes over, on other devices, before this one leaves."""
     pinned: bool = False
     priority: int = 0
+    context: int = 0
+    """Tokens one request may use, as the worker says; 0: it does not."""
+    vision: bool | None = None
+    """Whether it takes images, as the worker says."""
 
 
 class FailureKind(enum.StrEnum):
@@ -136,6 +141,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """The highest epoch of any instance; a router that has seen it has seen every drain."""
     catalogue: str = ""
     """Digest of the catalogue the agent last heard of."""
+    models: dict[str, Known] = {}
+    """By function, what the weights on this host say about it."""
 
     def of(self, function: str) -> list[Instance]:
         """Return the function's instances that are serving or on their way."""

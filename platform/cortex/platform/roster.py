@@ -74,6 +74,10 @@ class Roster:
         """Return a function as the catalogue last heard declares it."""
         return self._catalogue.get(function) if self._catalogue else None
 
+    def catalogue(self) -> dict[str, Function]:
+        """Return all functions of the catalogue last heard."""
+        return dict(self._catalogue or {})
+
     def in_flight(self, instance: str) -> int:
         """Return how many requests were in flight on an instance when the reports were last read."""
         return use(self._fleet).in_flight.get(instance, 0) if self._fleet else 0

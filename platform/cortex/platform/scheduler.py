@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import TRANSITIONS, State, Step
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Going, Planned, Refused, Victim
@@ -21,6 +22,7 @@ from cortex.platform.ledger import Entry
 from cortex.platform.placement import NoRoom, Placement, When
 from cortex.platform.record import Device, FailureKind, Fleet, Held, Instance, Use, use
 from cortex.platform.settling import Settling
+from cortex.platform.worker_card import WorkerCard
 
 MISSES_TO_ACT = 3
 """Health checks in a row that go unanswered before anything is done about it."""
@@ -233,6 +235,10 @@ class Scheduler(Settling):
         """New readings of the host's devices, and who else holds their memory."""
         self._host = replace(self._host, devices=tuple(devices), foreign=tuple(foreign), problem=problem)
 
+    def studied(self, models: Mapping[str, Known]) -> None:
+        """What the weights on this host say about their models."""
+        self._host = replace(self._host, models=dict(models))
+
     def reported(self, fleet: Fleet | None, now: float) -> None:
         """What the routers say; None when the record cannot be read, and then nobody counts as idle."""
         if fleet is None:
@@ -285,6 +291,11 @@ class Scheduler(Settling):
             self._step(instance, Step.ANSWERED, now)
             self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s")
             self.settle(now)
+
+    def introduced(self, instance_id: str, card: WorkerCard) -> None:
+        """What the worker says of itself."""
+        if instance := self._instances.get(instance_id):
+            self._put(replace(instance, context=card.context, vision=card.vision))
 
     def exited(self, instance_id: str, how: str, last_lines: Sequence[str], now: float) -> None:
         """The worker's process is gone; `how` says it in words. Nobody asked for it unless it was stopping."""

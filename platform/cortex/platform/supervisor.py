@@ -20,7 +20,7 @@ from cortex.functions.launch import CannotLaunch, Slot, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
-from cortex.platform import cgroup, jobs, process, weights
+from cortex.platform import cgroup, jobs, process, weights, worker_card
 from cortex.platform.cancel import cancelled
 from cortex.platform.effects import Decided, Effect, Fetch, Reclaim, Spawn, Stop
 from cortex.platform.engines import Engines
@@ -29,6 +29,7 @@ from cortex.platform.keys import worker_key
 from cortex.platform.record import Instance
 from cortex.platform.scheduler import Scheduler
 from cortex.platform.settings import Settings
+from cortex.platform.worker_card import WorkerCard
 
 log = structlog.get_logger()
 
@@ -203,6 +204,7 @@ class Supervisor:
         while process.alive(pid, started):
             served = await self._served(url, health, worker_key(self._token, instance))
             if served is not None and function in served:
+                self._tell(lambda s, _, card=served[function]: s.introduced(instance, card))  # type: ignore[misc]
                 self._tell(lambda s, now: s.answered(instance, now))
                 return
             if served is not None:
@@ -215,13 +217,13 @@ class Supervisor:
             await asyncio.sleep(wait)
             wait = min(wait * 1.3, PROBE_MOST_S)
 
-    def _misfit(self, instance: str, function: str, served: list[str]) -> None:
+    def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
         reason = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
         last = process.tail(self.log_path(function, instance))
         self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
 
-    async def _served(self, url: str, health: str, key: str) -> list[str] | None:
-        """Return the models a healthy worker says it serves; None while it is not healthy."""
+    async def _served(self, url: str, health: str, key: str) -> dict[str, WorkerCard] | None:
+        """Return the models a healthy worker says it serves, and what it says of them; None while it is not healthy."""
         if self._http is None:
             self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S))
         try:
@@ -232,8 +234,7 @@ class Supervisor:
             async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
                 if answer.status == 503:
                     return None
-                models = await answer.json(content_type=None)
-                return [str(m.get("id")) for m in models.get("data", [])] if answer.status == 200 else []
+                return worker_card.read(await answer.json(content_type=None)) if answer.status == 200 else {}
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AttributeError):
             return None
 

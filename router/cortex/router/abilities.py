@@ -1,41 +1,108 @@
-"""What translation may rely on for a function: its engine's ways, its own settings. Pure.
+"""What translation may rely on for a function: its engine's ways, what its weights and worker say, its own settings.
 
 Clients that speak the workers' own dialect are passed through as they are: their requests are the worker's to
-judge. Translated requests are written carefully, for the engine at hand.
+judge, and only what is known not to work is changed for them. Translated requests are written carefully, for the
+engine at hand: what is not known to work is not sent. Pure.
 """
 
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from cortex.functions.capabilities import Known, Template, template_of
 from cortex.functions.spec import Engine, Function
+from cortex.platform.record import HostRecord, Instance
 from cortex.router.dialects.errors import Dialect
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.traits import EFFORT, Traits
 
-PASSED_ON = Traits(
-    inline_system=True,
-    developer_role=True,
-    vision=True,
-    remote_images=True,
-    reasoning_field="reasoning_content",
-)
+PASSED_ON = Traits(inline_system=True, developer_role=True, vision=True)
+CAREFUL = Traits()
+
+_SAME_DIALECT = ("chat", "completions")
 
 
-def traits(function: Function, dialect: Dialect) -> Traits:
-    """Return what a request of this dialect may ask of this function."""
-    if dialect in ("chat", "completions"):
-        return PASSED_ON
-    return _translated(function.engine, function.context)
+class Abilities:
+    """Works traits out once for each function and what is known of it, and remembers them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, bool], tuple[Function, Known | None, int, bool | None, Traits]] = {}
+
+    def of(self, function: Function, dialect: Dialect, known: Known | None, ready: Sequence[Instance]) -> Traits:
+        """Return what a request of this dialect may ask of this function, given the instances that are ready."""
+        same = dialect in _SAME_DIALECT
+        window, eyes = window_of(ready), sees(ready)
+        kept = self._kept.get((function.id, same))
+        if kept is not None and kept[0] is function and kept[1] is known and kept[2:4] == (window, eyes):
+            return kept[4]
+        if len(self._kept) > 4096:
+            self._kept.clear()
+        found = traits(function, known, window, eyes, PASSED_ON if same else CAREFUL)
+        self._kept[function.id, same] = (function, known, window, eyes, found)
+        return found
 
 
-@lru_cache(maxsize=256)
-def _translated(engine: Engine, context: int) -> Traits:
-    llama = engine is Engine.LLAMACPP
-    budget: Literal["thinking_token_budget", "thinking_budget_tokens"]
-    budget = "thinking_budget_tokens" if llama else "thinking_token_budget"
+def traits(function: Function, known: Known | None, window: int, eyes: bool | None, base: Traits) -> Traits:
+    """Put together what a function can take; `base` stands for what nobody knows."""
+    llama = function.engine is Engine.LLAMACPP
+    template = template_of(known, function.template)
+    seeing = vision(function, known, eyes)
     return Traits(
-        context_window=context or None,
-        reasoning_field="reasoning_content" if llama else "reasoning",
-        thinking_budget=budget,
+        inline_system=base.inline_system if template.inline_system is None else template.inline_system,
+        developer_role=base.developer_role if template.developer_role is None else template.developer_role,
+        content_parts=True if template.content_parts is None else template.content_parts,
+        tool_ids=template.tool_ids or "any",
+        reasoning_field=_reasoning_field(function, template),
+        thinking_switch=base.thinking_switch if template.thinking_switch is None else template.thinking_switch or None,
+        effort=effort(function, known),
+        vision=base.vision if seeing is None else seeing,
+        context_window=window or function.context or None,
+        thinking_budget="thinking_budget_tokens" if llama else "thinking_token_budget",
         # llama-server turns a choice that names a tool into "auto" without a word.
         named_tool_choice=not llama,
+        default_output_tokens=function.default_output_tokens or None,
+        max_output_tokens=function.max_output_tokens or None,
+        sampling=function.sampling,
+        on_long_prompt=function.on_long_prompt,
+        remote_images=function.remote_images,
     )
+
+
+def vision(function: Function, known: Known | None, eyes: bool | None) -> bool | None:
+    """Whether it takes images: its operator knows, else its worker, else its weights."""
+    if not isinstance(function.vision, str):
+        return function.vision
+    return eyes if eyes is not None else known.vision if known else None
+
+
+def effort(function: Function, known: Known | None) -> dict[str, str]:
+    """For each effort a client may name, what the template is told: what was found, the operator's word over it."""
+    found = (known.effort if known else None) or EFFORT
+    return found | {str(level): told for level, told in function.effort.items()}
+
+
+def window_of(ready: Sequence[Instance]) -> int:
+    """The tightest context of the instances that say theirs; 0: none does."""
+    return min((i.context for i in ready if i.context), default=0)
+
+
+def known_models(hosts: Mapping[str, HostRecord]) -> dict[str, Known]:
+    """What is known of each function, from the first host (by name) whose weights say something."""
+    found: dict[str, Known] = {}
+    for name in sorted(hosts):
+        for function, known in hosts[name].models.items():
+            found.setdefault(function, known)
+    return found
+
+
+def sees(ready: Sequence[Instance]) -> bool | None:
+    """Whether the running workers take images, as they say."""
+    said = [i.vision for i in ready if i.vision is not None]
+    return all(said) if said else None
+
+
+def _reasoning_field(function: Function, template: Template) -> Literal["reasoning_content", "reasoning"] | None:
+    """The worker's name for thoughts of earlier turns; None when the template does not want them back."""
+    if template.reasoning_field == "none":
+        return None
+    if function.template.reasoning_field is not None and template.reasoning_field is not None:
+        return template.reasoning_field
+    return "reasoning_content" if function.engine is Engine.LLAMACPP else "reasoning"

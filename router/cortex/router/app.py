@@ -11,11 +11,12 @@ import structlog
 from litestar import Litestar, Request, Response, get
 from litestar.exceptions import HTTPException
 
-from cortex.functions.spec import Function
 from cortex.platform.settings import Settings
 from cortex.router import admin, inference, request_routes
+from cortex.router.describing import card
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
+from cortex.router.directory import Target
 from cortex.router.exchange import Services
 from cortex.router.inference import request_id
 from cortex.router.listing import entry, listing
@@ -35,6 +36,10 @@ def create_app(settings: Settings) -> Litestar:
     services = Services(runtime.view, runtime.activator, runtime.flights, runtime.upstream, runtime.journeys)
     most = settings.gateway.max_body_mb * 1024 * 1024
 
+    def described_card(described: dict[str, Any], target: Target) -> Card:
+        function, view = target.function, runtime.view
+        return card(described, function, view.known(function.id), view.ready(function.id, target.revision))
+
     @get("/v1/models")
     async def models(
         request: Http, limit: str | None = None, after_id: str | None = None, before_id: str | None = None
@@ -42,7 +47,7 @@ def create_app(settings: Settings) -> Litestar:
         """List every function and alias of the catalogue, warm or cold, in the caller's dialect."""
         entries = listing(runtime.directory.catalogue, runtime.view.fleet, runtime.started)
         if _is_anthropic(request):
-            cards = [_card(e, runtime.directory.find(e["id"]).function) for e in entries]
+            cards = [described_card(e, runtime.directory.find(e["id"])) for e in entries]
             return _json(request, anthropic_page(cards, limit, after_id, before_id))
         return _json(request, {"object": "list", "data": entries})
 
@@ -50,12 +55,13 @@ def create_app(settings: Settings) -> Litestar:
     async def model(request: Http, model_id: str) -> Response[bytes]:
         """Describe one function or alias. Ids with a slash may be sent as `%2F`."""
         name = model_id.lstrip("/")
-        function = runtime.directory.find(name).function
-        described = entry(function, runtime.view.fleet, runtime.started)
+        target = runtime.directory.find(name)
+        function = target.function
+        described = entry(function, runtime.view.fleet, runtime.started, runtime.view.known(function.id))
         if name != function.id:
             described |= {"id": name, "alias_of": function.id}
         if _is_anthropic(request):
-            return _json(request, anthropic_model(_card(described, function)))
+            return _json(request, anthropic_model(described_card(described, target)))
         return _json(request, described)
 
     @get("/health")
@@ -107,11 +113,6 @@ def create_app(settings: Settings) -> Litestar:
 def _is_anthropic(request: Http) -> bool:
     """Both dialects list models at one path; Anthropic's clients always send their version."""
     return "anthropic-version" in request.headers
-
-
-def _card(described: dict[str, Any], function: Function) -> Card:
-    window = function.context or None
-    return Card(id=described["id"], created=described["created"], max_input_tokens=window, max_output_tokens=window)
 
 
 def _json(request: Http, value: object) -> Response[bytes]:

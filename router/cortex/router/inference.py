@@ -14,11 +14,13 @@ from msgspec.structs import replace
 
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Instance
-from cortex.router.abilities import traits
+from cortex.router.abilities import Abilities
 from cortex.router.choice import choose
 from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, rerank, wire
 from cortex.router.dialects.errors import BadRequest, Dialect, Kind
+from cortex.router.dialects.traits import Traits
 from cortex.router.dialects.worker_errors import fault_from_worker
+from cortex.router.directory import Target
 from cortex.router.exchange import Call, Exchange, Services
 from cortex.router.refusals import Refusal, UpstreamBroke
 from cortex.router.runtime import Runtime
@@ -39,6 +41,11 @@ class _Peek(Struct, frozen=True):
 
 def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
+    abilities = Abilities()
+
+    def traits(target: Target, kind: Dialect) -> Traits:
+        function, view = target.function, runtime.view
+        return abilities.of(function, kind, view.known(function.id), view.ready(function.id, target.revision))
 
     async def generated(request: Http, kind: Dialect) -> ASGIApp:
         """Serve a request that a worker's chat or completions answers."""
@@ -47,7 +54,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         name = wire.read(body, _Peek).model
         target = runtime.directory.find(name)
         function = target.function
-        asked = dialect.read_request(kind, body, traits(function, kind))
+        asked = dialect.read_request(kind, body, traits(target, kind))
         unique = secrets.token_hex(12)
         reply = asked.answer(unique, int(time.time()))
         if isinstance(reply, chat_stream.Reply):
@@ -108,7 +115,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         body = await _body(request)
         target = runtime.directory.find(wire.read(body, _Peek).model)
         function = target.function
-        asked = messages.read_count(body, traits(function, "messages"))
+        asked = messages.read_count(body, traits(target, "messages"))
         ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
         headers = {"x-request-id": request_id(request), "x-cortex-function": function.id}
         headers["request-id"] = headers["x-request-id"]

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from cortex.functions.capabilities import Known
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.placement import misfit, need
 from cortex.platform.record import Failure, Fleet, Instance
+from cortex.router.abilities import known_models
+from cortex.router.describing import abilities
 
 OWNER = "cortex"
 _BEST_FIRST = (
@@ -16,12 +19,13 @@ _BEST_FIRST = (
 
 def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, Any]]:
     """Return one entry per function and alias; an alias copies its function's and says what it stands for."""
-    entries = {f.id: entry(f, fleet, created) for f in catalogue.functions.values()}
+    known = known_models(fleet.hosts)
+    entries = {f.id: entry(f, fleet, created, known.get(f.id)) for f in catalogue.functions.values()}
     aliases = [{**entries[t], "id": alias, "alias_of": t} for alias, t in catalogue.aliases.items()]
     return [*entries.values(), *aliases]
 
 
-def entry(function: Function, fleet: Fleet, created: int) -> dict[str, Any]:
+def entry(function: Function, fleet: Fleet, created: int, known: Known | None) -> dict[str, Any]:
     """Return a function's entry in the OpenAI shape, with the fields fleets are asked for besides."""
     wanted = need(function, None)
     placed = [(h.name, i) for h in fleet.hosts.values() for i in h.instances if i.function == function.id]
@@ -38,6 +42,7 @@ def entry(function: Function, fleet: Fleet, created: int) -> dict[str, Any]:
             for host, i in sorted(placed, key=lambda p: (p[0], p[1].id))
         ],
         "alias_of": None,
+        **abilities(function, known, [i for _, i in placed if i.state is State.READY]),
     }
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 import structlog
 from msgspec.structs import replace
 
+from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Failure, Fleet, HostRecord, Instance, use
 from cortex.platform.registry import RecordAway, Registry
+from cortex.router.abilities import known_models
 
 log = structlog.get_logger()
 
@@ -34,6 +36,7 @@ class View:
         self.on_question: Callable[[str], None] = lambda _: None
         self.fleet = Fleet()
         self.away = True
+        self._known: dict[str, Known] = {}
         self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
         self._elsewhere: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
@@ -58,6 +61,10 @@ class View:
     def waiting_elsewhere(self, function: str) -> int:
         """Return how many requests for a function other routers hold."""
         return self._waiting.get(function, 0)
+
+    def known(self, function: str) -> Known | None:
+        """Return what some host's weights say about a function."""
+        return self._known.get(function)
 
     def instance(self, instance: str) -> tuple[HostRecord, Instance] | None:
         """Return an instance and its host."""
@@ -162,6 +169,8 @@ class View:
                 if instance.state is State.READY:
                     ready.setdefault((instance.function, instance.revision), []).append(instance)
         others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self._router}))
+        if fleet.hosts is not self.fleet.hosts:
+            self._known = known_models(fleet.hosts)
         self.fleet = fleet
         self._ready = {k: tuple(v) for k, v in ready.items()}
         self._placed = {i.id: (i.function, h.name) for h in fleet.hosts.values() for i in h.instances}

@@ -6,9 +6,10 @@ from typing import Any
 import openai
 import pytest
 
+from cortex.functions.capabilities import Sampling
 from cortex.router.dialects import chat
 from cortex.router.dialects.errors import BadAnswer, Fault, Kind
-from cortex.router.dialects.traits import Sampling, Traits
+from cortex.router.dialects.traits import Traits
 from tests.router.dialects.asking import INLINE, PLAIN, PNG, SEEING, Json, ask_chat, refused, sent
 from tests.router.dialects.clients import chat_plain, chat_streamed, pieces, replay
 from tests.router.dialects.workers import (

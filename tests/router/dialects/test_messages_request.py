@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from cortex.functions.capabilities import Sampling
 from cortex.router.dialects import limits, messages
 from cortex.router.dialects.errors import DialectError, Kind
-from cortex.router.dialects.traits import Sampling, Traits
+from cortex.router.dialects.traits import Traits
 from tests.router.dialects.asking import (
     INLINE,
     PLAIN,

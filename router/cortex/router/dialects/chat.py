@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from cortex.functions.capabilities import Sampling
 from cortex.router.dialects import chat_messages, conversation, wire
 from cortex.router.dialects.chat_stream import Reply
 from cortex.router.dialects.errors import BadRequest
-from cortex.router.dialects.traits import Sampling, Traits
+from cortex.router.dialects.traits import Traits
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from cortex.router.dialects.traits import Sampling, Traits
+from cortex.functions.capabilities import Sampling
+from cortex.router.dialects.traits import Traits
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):

@@ -7,23 +7,12 @@ from typing import Literal
 
 import msgspec
 
+from cortex.functions.capabilities import Sampling
+
 # A template that knows only three levels raises on a fourth, so the outer ones fold inwards.
 EFFORT = {"none": "none", "minimal": "low", "low": "low", "medium": "medium"} | dict.fromkeys(
     ("high", "xhigh", "max"), "high"
 )
-
-
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Used where the client says nothing."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    repeat_penalty: float | None = None
 
 
 class Traits(msgspec.Struct, frozen=True, kw_only=True):

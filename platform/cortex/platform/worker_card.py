@@ -1,0 +1,37 @@
+"""What a worker says of itself once it is up, in its `/v1/models`: how long a request may be, and whether it sees.
+
+This beats what the weights say: the engine may have been given less, or have found no memory for more.
+"""
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class WorkerCard(Struct, frozen=True):
+    """0 and None: the worker does not say."""
+
+    context: int = 0
+    vision: bool | None = None
+
+
+def read(models: Any) -> dict[str, WorkerCard]:
+    """Return by id the models that a worker lists: with vLLM's `max_model_len`, llama-server's `meta` and
+    `architecture`. The latter's `n_ctx` is what one of its slots has, so what one request may use.
+    """
+    listed = _object(models).get("data")
+    entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
+    return {str(e.get("id")): _card(e) for e in entries}
+
+
+def _card(entry: dict[str, Any]) -> WorkerCard:
+    context = entry.get("max_model_len") or _object(entry.get("meta")).get("n_ctx")
+    senses = _object(entry.get("architecture")).get("input_modalities")
+    return WorkerCard(
+        context=context if isinstance(context, int) and context > 0 else 0,
+        vision="image" in senses if isinstance(senses, list) else None,
+    )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
