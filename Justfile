@@ -35,3 +35,7 @@ types:
 # who may import whom
 layers:
     uv run lint-imports
+
+# write the generated pages of docs/ anew; a test keeps them so
+docs:
+    uv run python -m tests.support.pages

@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from cortex.functions.spec import Function
 from cortex.router.directory import load
+from tests.support.pages import DOCS, PAGES
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +45,8 @@ def test_the_readmes_commands_are_recipes_and_subcommands_that_exist() -> None:
 
     for recipe in re.findall(r"(?:uv run |`)just ([a-z-]+)", readme):
         assert recipe in recipes, recipe
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_pages_are_what_the_code_says(page: str) -> None:
+    assert (DOCS / page).read_text() == PAGES[page](), "run `just docs`"

@@ -237,9 +237,9 @@ def test_the_agents_metrics_tell_of_devices_states_and_decisions(small: Fleet) -
     told = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
 
     assert open_to_all.status_code == 401
-    assert 'cortex_agent_instances{state="ready"} 1.0' in told
-    assert 'cortex_agent_device_memory_mb{device="gpu-0",kind="admitted"} 12000.0' in told
-    assert 'cortex_agent_decisions_total{what="placed"} 1.0' in told
+    assert 'cortex_instances{model="f/half-a",node="small",state="ready"} 1.0' in told
+    assert 'cortex_device_memory_mb{device="gpu-0",kind="admitted",node="small"} 12000.0' in told
+    assert 'cortex_decisions_total{node="small",what="placed"} 1.0' in told
 
 
 def test_warming_what_is_warm_somewhere_starts_nothing_elsewhere(fleet: Fleet) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
 from cortex.platform import devices, engines, process, state_file, systemd, weights
+from cortex.platform.agent_counts import AgentCounts
 from cortex.platform.agent_messages import Going, Planned, Refused
 from cortex.platform.cancel import cancelled
 from cortex.platform.caretaker import Caretaker
@@ -89,8 +89,9 @@ class Agent:
         self._next: asyncio.Future[None] | None = None
         self._seen = host.epoch
         self._publishing = asyncio.Lock()
+        self._fleet: Fleet | None = None
         self._receipts: list[dict[str, str]] = []
-        self.decided: Counter[str] = Counter()
+        self.counts = AgentCounts(settings.host_name)
         self.record_away = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -268,7 +269,7 @@ class Agent:
 
     def _note(self, decided: Decided) -> None:
         log.info(decided.what, function=decided.function, instance=decided.instance, why=decided.why)
-        self.decided[decided.what] += 1
+        self.counts.decided(decided, self.scheduler.record(), self._fleet, time.time())
         self._receipts.append(
             {
                 "at": f"{time.time():.3f}",
@@ -294,6 +295,7 @@ class Agent:
                     self._published, self._due = record, 0.0
                     beat_s = self.settings.agent.heartbeat_s
                     await self._registry.publish_host(replace(record, at=time.time()), beat_s * TTL_BEATS)
+                    await self._registry.publish_counts(record.name, self.counts.snapshot(), beat_s * TTL_BEATS)
                     self._due = time.monotonic() + beat_s / 2
                 receipts, self._receipts = self._receipts, []
                 if receipts:
@@ -325,7 +327,9 @@ class Agent:
     async def _tick(self) -> None:
         """Read the routers' reports and let time pass for the scheduler."""
         while True:
-            fleet = await self._read()
+            fleet = self._fleet = await self._read()
+            if fleet is not None:
+                self.counts.looked(fleet, time.time())
             self.tell(lambda s, now, fleet=fleet: s.reported(fleet, now))  # type: ignore[misc]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from cortex.platform.ledger import Entry
+from cortex.platform.meter import Snapshot
 from cortex.platform.record import Fleet, HostRecord, RouterReport
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ T = TypeVar("T")
 HOST, ROUTER, CLAIM = "cortex:host:", "cortex:router:", "cortex:claim:"
 USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
 SWEEP, LEDGER = "cortex:sweep", "cortex:ledger"
-QUESTION, ANSWERS = "cortex:question:", "cortex:answers:"
+COUNTS, QUESTION, ANSWERS = "cortex:counts:", "cortex:question:", "cortex:answers:"
 ANSWERS_S = 10.0
 ROUTER_TTL_S = 10.0
 """A router that does not report this long counts as dead, and what it had in flight as over. Reports come every
@@ -85,6 +86,18 @@ class Registry:
             pipe.set(HOST + record.name, msgspec.json.encode(record), px=round(ttl_s * 1000))
             pipe.publish(CHANGED, f"host:{record.name}")
             await pipe.execute()
+
+    async def publish_counts(self, host: str, counts: Snapshot, ttl_s: float) -> None:
+        """Write what a host's agent has counted."""
+        async with _bounded(self._timeout_s):
+            await self._redis.set(COUNTS + host, msgspec.json.encode(counts), px=round(ttl_s * 1000))
+
+    async def counted(self, hosts: Iterable[str]) -> list[Snapshot]:
+        """Read what the agents of these hosts have counted."""
+        keys = [COUNTS + h for h in hosts]
+        async with _bounded(self._timeout_s):
+            values = await self._redis.mget(keys) if keys else []
+        return [s for v in values if (s := _decoded(v, Snapshot))]
 
     async def remove_host(self, name: str) -> None:
         """Take a host out of the record: its agent ends."""
@@ -188,6 +201,21 @@ class Registry:
                 return False
             await self._redis.pexpire(SWEEP, round(ttl_s * 1000))
             return True
+
+    # Jobs are RQ's; this only counts them.
+
+    async def jobs(self) -> dict[tuple[str, str], int]:
+        """Return how many jobs are in which state, by queue."""
+        async with _bounded(self._timeout_s):
+            queues = sorted(_text(q).removeprefix("rq:queue:") for q in await self._redis.smembers("rq:queues"))
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for queue in queues:
+                    pipe.llen(f"rq:queue:{queue}")
+                    for kept in ("wip", "failed", "finished"):
+                        pipe.zcard(f"rq:{kept}:{queue}")
+                numbers = await pipe.execute()
+        states = [(q, s) for q in queues for s in ("queued", "started", "failed", "finished")]
+        return dict(zip(states, numbers, strict=True))
 
     # The ledger, by agents; cordons, by operators.
 

@@ -139,6 +139,8 @@ class Roster:
     def _drain(self, instance: Instance, why: str, now: float) -> None:
         self._epoch += 1
         instance = replace(instance, epoch=self._epoch, why=why, deadline=now + self._rules.drain_grace_s)
+        if not why.startswith("evicted"):  # that has a receipt of its own
+            self._decide("draining", instance.function, instance.id, why)
         self._step(instance, Step.DRAIN, now)
 
     def _take_back(self, instance: Instance, why: str, now: float) -> None:

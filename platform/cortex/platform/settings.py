@@ -35,6 +35,9 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     listen: str = "127.0.0.1:31313"
     metrics_listen: str = "127.0.0.1:31314"
+    """Where Prometheus reads; empty: nowhere."""
+    metrics_dir: str = str(Path(_DIRS.user_state_dir) / "metrics")
+    """Where worker processes leave what they counted, in a folder per router."""
     max_body_mb: Positive = 64
     drain_s: Seconds = 30.0
     """How long a stopping router finishes the requests it holds."""

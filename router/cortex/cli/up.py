@@ -132,6 +132,8 @@ def _prepared(settings: Settings, models: Path | None, port: int | None) -> tupl
     if not address.is_loopback(listen):
         raise Failed(f"`cortex up` listens on loopback only, not on {listen}")
     gateway = replace(settings.gateway, listen=_free(listen, "the router"), drain_s=4.0)
+    if gateway.metrics_listen:
+        gateway = replace(gateway, metrics_listen=_free(gateway.metrics_listen, "metrics", _port(gateway.listen)))
     agent = replace(
         settings.agent,
         listen=_free(settings.agent.listen, "the agent"),
@@ -141,9 +143,16 @@ def _prepared(settings: Settings, models: Path | None, port: int | None) -> tupl
     return replace(settings, models_config=str(path), gateway=gateway, agent=agent), catalogue
 
 
-def _free(listen: str, whose: str) -> str:
+def _port(listen: str) -> int:
+    return int(listen.rpartition(":")[2])
+
+
+def _free(listen: str, whose: str, taken: int = 0) -> str:
     host, _, wanted = listen.rpartition(":")
-    found = address.free(host.strip("[]"), int(wanted))
+    first = int(wanted) + (int(wanted) == taken)
+    found = address.free(host.strip("[]"), first)
+    if found == taken:
+        found = address.free(host.strip("[]"), taken + 1)
     if found is None:
         raise Failed(f"no port from {wanted} on is free for {whose}")
     if found != int(wanted):

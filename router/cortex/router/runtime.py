@@ -35,6 +35,7 @@ from cortex.router.inquiry import Inquiry
 from cortex.router.journey import Journey, Journeys
 from cortex.router.refusals import Refusal
 from cortex.router.scaling import Scaling
+from cortex.router.tallies import Tally
 from cortex.router.traffic import Traffic
 from cortex.router.upstream import Upstream
 from cortex.router.view import View
@@ -42,6 +43,7 @@ from cortex.router.view import View
 log = structlog.get_logger()
 
 REPORT_S = 1.0
+COUNT_S = 1.0
 SWEEP_S = 2.0
 SWEEP_LEASE_S = 6.0
 
@@ -67,13 +69,14 @@ class Runtime:
         self.traffic = Traffic()
         self.journeys = Journeys([self.counting.note, self._note_traffic, request_log.note])
         self.inquiry = Inquiry(self.registry, self.view, self)
+        self._tally = Tally(Path(settings.gateway.metrics_dir))
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Runtime":
         with contextlib.suppress(RecordAway):
             await self.view.refresh()
             await self._report_now()
-        work = (self.view.follow(), self.directory.follow(), self._report(), self._sweep())
+        work = (self.view.follow(), self.directory.follow(), self._report(), self._sweep(), self._count())
         self._tasks = [asyncio.create_task(w) for w in work]
         systemd.notify("READY=1")
         return self
@@ -85,6 +88,7 @@ class Runtime:
         with contextlib.suppress(RecordAway):
             await self.registry.touch(self.flights.take_used())
             await self.registry.remove_router(self.id)
+        self._tally.write(self.counting.snapshot())
         await self.agents.close()
         await self.upstream.close()
         await self.registry.close()
@@ -180,6 +184,12 @@ class Runtime:
             except RecordAway:
                 self.flights.put_back(used)
                 await asyncio.sleep(REPORT_S)
+
+    async def _count(self) -> None:
+        """Leave what was counted for whoever serves the metrics."""
+        while True:
+            self._tally.write(self.counting.snapshot())
+            await asyncio.sleep(COUNT_S)
 
     def _draining(self) -> Sequence[str]:
         """Return the draining instances on which this router has requests in flight."""

@@ -3,19 +3,24 @@
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 from types import FrameType
 
 import structlog
 import uvicorn
 from litestar import Litestar
+from msgspec.structs import replace
 from uvicorn.supervisors import Multiprocess
 
+from cortex.functions.names import slug
 from cortex.platform import log as logging
 from cortex.platform import settings as settings_
 from cortex.platform import systemd
 from cortex.platform.leash import die_with_parent
 from cortex.platform.settings import Settings, encode_env
+from cortex.router import tallies
 from cortex.router.app import create_app
+from cortex.router.metrics_port import MetricsPort
 
 log = structlog.get_logger()
 
@@ -24,6 +29,17 @@ BACKLOG = 2048
 
 def serve(settings: Settings, workers: int) -> None:
     """Serve until TERM or Ctrl-C. Requests in flight get `[gateway] drain_s` to finish."""
+    folder = Path(settings.gateway.metrics_dir) / slug(settings.gateway.listen)
+    try:
+        tallies.clear(folder)
+    except OSError as error:
+        log.error("metrics_not_kept", folder=str(folder), why=str(error))
+    gateway = replace(settings.gateway, metrics_dir=str(folder))
+    with MetricsPort(settings, folder):
+        _serve(replace(settings, gateway=gateway), workers)
+
+
+def _serve(settings: Settings, workers: int) -> None:
     host, _, port = settings.gateway.listen.rpartition(":")
     host = host.strip("[]")
     # uvicorn hands its children an import string; they find the settings in the environment.

@@ -1,0 +1,15 @@
+"""The pages of `docs/` that are generated: `just docs` writes them, a test compares them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cortex.platform import metrics
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+PAGES: dict[str, Callable[[], str]] = {"metrics.md": metrics.documented}
+
+
+if __name__ == "__main__":
+    DOCS.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
