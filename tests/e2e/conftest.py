@@ -49,6 +49,8 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             fake("fake/thinks", "--reasoning-tokens", "3", "--answer", "so it is"),
             fake("fake/tools", "--call-tool", "--shape", "vllm"),
             fake("fake/tools-llama", "--call-tool", "--shape", "llama"),
+            gguf("tiny/clamps", alpha, context=1024, target_concurrency=1, on_long_prompt="clamp"),
+            fake("fake/pattern", "--refuse-pattern", "--call-tool"),
             fake("fake/cold", "--answer", "brr"),
             fake("fake/cut", "--cut-stream-after", "3"),
             fake("fake/small-queue", "--load-s", "3", queue=2),

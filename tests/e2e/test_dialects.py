@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 import threading
 from typing import Any
@@ -87,6 +88,39 @@ def test_case_24_counting_tokens_gives_what_the_usage_gives_and_starts_nothing(
     assert {a.status_code for a in answers} == {200}
     assert {a.headers["x-cortex-estimate"] for a in answers} == {"true"}
     assert stack.state("fake/cold") == "cold"
+
+
+def test_case_20_what_does_not_fit_is_refused_with_the_workers_own_numbers(claude: anthropic.Anthropic) -> None:
+    long: Any = [{"role": "user", "content": "Alpha alder. " * 200}]
+    longer: Any = [{"role": "user", "content": "Alpha alder. " * 3000}]
+    tokens = claude.messages.count_tokens(model="tiny/crowd", messages=long).input_tokens
+    claude.messages.create(model="tiny/crowd", messages=USER, max_tokens=1)
+    counted = claude.messages.count_tokens(model="tiny/crowd", messages=long).input_tokens
+
+    with pytest.raises(anthropic.BadRequestError) as together:
+        claude.messages.create(model="tiny/crowd", messages=long, max_tokens=16000)
+    with pytest.raises(anthropic.BadRequestError) as alone:
+        claude.messages.create(model="tiny/crowd", messages=longer, max_tokens=10)
+    again = claude.messages.create(model="tiny/crowd", messages=long, max_tokens=4096 - counted)
+    clamped = claude.messages.create(model="tiny/clamps", messages=USER, max_tokens=16000)
+
+    assert tokens > 0
+    assert f"exceed context limit: {counted} + 16000 > 4096, decrease" in str(together.value)
+    assert re.search(r"prompt is too long: \d{4,} tokens > 4096 maximum", str(alone.value))
+    assert again.usage.input_tokens + (again.usage.cache_read_input_tokens or 0) == counted
+    assert clamped.stop_reason in ("end_turn", "model_context_window_exceeded")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_case_15_a_tool_whose_schema_the_worker_cannot_say_is_called_all_the_same(stack: Stack, streamed: bool) -> None:
+    schema = {"type": "object", "properties": {"at": {"type": "string", "pattern": "^(?=a)b"}}, "required": ["at"]}
+    tools = [{"name": "look", "input_schema": schema}]
+    body = {"model": "fake/pattern", "messages": USER, "max_tokens": 50, "tools": tools, "stream": streamed}
+
+    answer = stack.http.post("/v1/messages", json=body)
+
+    assert answer.status_code == 200
+    assert '"tool_use"' in answer.text
 
 
 @pytest.mark.parametrize("model", ["fake/tools", "fake/tools-llama"])

@@ -1,17 +1,49 @@
 """Which instance serves a request, and which hosts to ask for a new one. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from math import ceil
 
 from cortex.functions.spec import Function
 from cortex.platform.placement import Need, NoRoom, Placement, When, place
 from cortex.platform.record import Fleet, HostRecord, Instance, Use
 
+SLACK = 1.25
+"""How much more than its share of all requests an instance takes to keep sessions together."""
 
-def choose(ready: Sequence[Instance], load: Callable[[str], int]) -> Instance | None:
-    """Return the instance with the fewest requests in flight; the lowest id among equals."""
-    if len(ready) < 2:
+SESSION_HEADERS = ("x-claude-code-session-id", "x-session-affinity", "x-session-id", "session-id", "thread-id")
+"""How clients name their session, most telling first."""
+
+
+def affinity(headers: Mapping[str, str], asked: str | None) -> str | None:
+    """Return what all requests of one session have in common; `asked` is what the body says."""
+    return next((value for name in SESSION_HEADERS if (value := headers.get(name))), asked)
+
+
+def choose(
+    ready: Sequence[Instance], load: Callable[[str], int], session: str | None = None, enough: int = 1
+) -> Instance | None:
+    """Return the instance to serve a request:
+
+    (1) there is no choice;
+    (2) the session's own, which has its prompt in the cache, unless that one is busier than its share or has
+        `enough` in flight; then the next in the session's order, which is the same in every router;
+    (3) the one with the fewest requests in flight; the lowest id among equals.
+    """
+    if len(ready) < 2:  # (1)
         return ready[0] if ready else None
-    return min(ready, key=lambda i: (load(i.id), i.id))
+    if session is not None:  # (2)
+        in_flight = {i.id: load(i.id) for i in ready}
+        share = max(2, ceil(SLACK * (sum(in_flight.values()) + 1) / len(ready)))
+        for instance in sorted(ready, key=lambda i: _rank(session, i.id)):
+            if in_flight[instance.id] < min(share, enough):
+                return instance
+    return min(ready, key=lambda i: (load(i.id), i.id))  # (3)
+
+
+def _rank(session: str, instance: str) -> bytes:
+    """Rendezvous hashing: when an instance comes or goes, only its own sessions move."""
+    return blake2b(f"{session}\0{instance}".encode(), digest_size=8).digest()
 
 
 def hosts_to_ask(need: Need, function: Function, fleet: Fleet, use: Use, now: float) -> list[str]:

@@ -20,11 +20,13 @@ from cortex.platform.record import Instance
 from cortex.router.activator import Activator
 from cortex.router.assemble import Assembly, BadStream, asked_to_stream
 from cortex.router.choice import choose
+from cortex.router.dialects import grammar
 from cortex.router.dialects.chunks import Plain, Tokens
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.relay import Stream
 from cortex.router.dialects.worker_errors import fault_from_error, fault_from_worker
 from cortex.router.directory import Target
+from cortex.router.fitting import Settle
 from cortex.router.journey import Journey, Journeys
 from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
 from cortex.router.upstream import Answer, Broken, Upstream
@@ -56,6 +58,9 @@ class Call(Struct, frozen=True, kw_only=True):
     body: bytes
     reply: Reply
     streams: StreamReply | None = None
+    affinity: str | None = None
+    settle: Settle | None = None
+    """Makes the body for the instance that was chosen, where that one has a say in it."""
 
 
 class Services:
@@ -77,11 +82,9 @@ class Exchange:
         self._services, self._target, self._function = services, target, target.function
         self._call, self._request_id = call, request_id
         self._stream = call.streams.stream(request_id) if call.streams else None
-        self._body, self._assembles = call.body, False
         generates = call.dialect not in ("embeddings", "rerank")
-        if self._stream is None and generates and self._function.engine not in STOPS_WHEN_CLIENT_LEAVES:
-            streamed = asked_to_stream(call.body)
-            self._assembles, self._body = streamed is not None, streamed or call.body
+        notices = self._function.engine in STOPS_WHEN_CLIENT_LEAVES
+        self._streams_anyway = self._stream is None and generates and not notices
         streams = self._stream is not None
         self.journey = Journey(
             request_id, self._function.id, asked or self._function.id, call.dialect, streams=streams, read_s=read_s
@@ -154,9 +157,13 @@ class Exchange:
                         ) from None
 
     def _chosen(self) -> Instance | None:
-        services, target = self._services, self._target
-        ready = services.view.ready(target.function.id, target.revision)
-        return choose(ready, lambda i: services.flights.on(i) + services.view.elsewhere(i))
+        target = self._target
+        ready = self._services.view.ready(target.function.id, target.revision)
+        enough = target.function.target_concurrency
+        return choose(ready, self._load, self._call.affinity, enough)
+
+    def _load(self, instance: str) -> int:
+        return self._services.flights.on(instance) + self._services.view.elsewhere(instance)
 
     async def _awaited(self) -> Instance:
         """Wait for an instance to come up, and return it."""
@@ -174,7 +181,25 @@ class Exchange:
 
         Raises Broken before the worker's first byte, and DialectError for an answer that is none.
         """
-        answer = await self._patiently(self._services.upstream.post(instance, self._call.path, self._body))
+        settle = self._call.settle
+        body = self._call.body if settle is None else await self._patiently(settle(instance))
+        try:
+            await self._send_on(instance, body)
+        except DialectError as error:
+            looser = grammar.loosened(body) if self._stumbled(error.fault) else None
+            if looser is None:
+                raise
+            await self._send_on(instance, looser)
+
+    def _stumbled(self, fault: Fault) -> bool:
+        """Whether the worker refused the request for a schema it cannot make a grammar of, and nothing was said."""
+        return not self.journey.pieces and grammar.complains(fault.message)
+
+    async def _send_on(self, instance: Instance, body: bytes) -> None:
+        streamed = asked_to_stream(body) if self._streams_anyway else None
+        answer = await self._patiently(
+            self._services.upstream.post(instance, self._call.path, body if streamed is None else streamed)
+        )
         try:
             if answer.status != 200:
                 body = await self._patiently(answer.whole())
@@ -182,7 +207,7 @@ class Exchange:
             if self._stream is not None:
                 await self._relay(answer, self._stream)
                 return
-            body = await (self._assembled(answer) if self._assembles else answer.whole())
+            body = await (answer.whole() if streamed is None else self._assembled(answer))
             now = time.monotonic()
             self.journey.piece(now)
             plain = self._call.reply.plain(body)

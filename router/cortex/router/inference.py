@@ -12,24 +12,20 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.functions.spec import Engine, Function
-from cortex.platform.record import Instance
 from cortex.router.abilities import Abilities
-from cortex.router.choice import choose
+from cortex.router.choice import affinity, choose
 from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, rerank, wire
 from cortex.router.dialects.errors import BadRequest, Dialect, Kind
 from cortex.router.dialects.traits import Traits
-from cortex.router.dialects.worker_errors import fault_from_worker
 from cortex.router.directory import Target
 from cortex.router.exchange import Call, Exchange, Services
-from cortex.router.refusals import Refusal, UpstreamBroke
+from cortex.router.fitting import fitting
 from cortex.router.runtime import Runtime
-from cortex.router.upstream import Broken
+from cortex.router.tokenizer import Tokenizer
 
 Http = Request[Any, Any, Any]
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-COUNT_S = 10.0
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -41,7 +37,7 @@ class _Peek(Struct, frozen=True):
 
 def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
-    abilities = Abilities()
+    abilities, tokenizer = Abilities(), Tokenizer(services.upstream)
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function, view = target.function, runtime.view
@@ -54,17 +50,21 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         name = wire.read(body, _Peek).model
         target = runtime.directory.find(name)
         function = target.function
-        asked = dialect.read_request(kind, body, traits(target, kind))
+        able = traits(target, kind)
+        asked = dialect.read_request(kind, body, able)
         unique = secrets.token_hex(12)
         reply = asked.answer(unique, int(time.time()))
         if isinstance(reply, chat_stream.Reply):
             reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
+        sent = asked.body(function.id)
         call = Call(
             dialect=kind,
             path=COMPLETIONS if kind == "completions" else CHAT,
-            body=asked.body(function.id),
+            body=sent,
             reply=reply,
             streams=reply if asked.stream else None,
+            affinity=affinity(request.headers, asked.affinity),
+            settle=fitting(tokenizer, function, kind, asked, sent, able),
         )
         read_s = time.monotonic() - began
         return Exchange(services, target, call, request_id(request), asked=name, read_s=read_s)
@@ -124,7 +124,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             tokens = limits.estimate(asked.upstream.request)
         else:
             with runtime.flights.aboard(function.id, ready.id):
-                tokens = await _counted(services, function, ready, asked.count(function.id))
+                tokens = await tokenizer.count(function, ready, asked.count(function.id))
         answer = msgspec.json.encode({"input_tokens": tokens})
         return Response(answer, media_type="application/json", headers=headers)
 
@@ -143,27 +143,3 @@ async def _body(request: Http) -> bytes:
     if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         raise BadRequest("compressed bodies are not taken: send it as it is", kind=Kind.UNSUPPORTED_MEDIA)
     return await request.body()
-
-
-async def _counted(services: Services, function: Function, instance: Instance, body: bytes) -> int:
-    """Ask a worker how many tokens a prompt has. llama-server renders first and counts then."""
-    try:
-        if function.engine is not Engine.LLAMACPP:
-            return int((await _asked(services, instance, "/tokenize", body))["count"])
-        rendered = (await _asked(services, instance, "/apply-template", body))["prompt"]
-        text = msgspec.json.encode({"content": rendered, "add_special": True, "parse_special": True})
-        return len((await _asked(services, instance, "/tokenize", text))["tokens"])
-    except (Broken, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
-        raise UpstreamBroke(f"the worker of '{function.id}' could not count the prompt: {error}") from None
-
-
-async def _asked(services: Services, instance: Instance, path: str, body: bytes) -> dict[str, Any]:
-    answer = await services.upstream.post(instance, path, body)
-    try:
-        whole = await answer.whole()
-    finally:
-        answer.close()
-    if answer.status != 200:
-        fault = fault_from_worker(answer.status, whole)
-        raise Refusal(fault.message) if fault.kind is Kind.INTERNAL else Broken(fault.message)
-    return msgspec.json.decode(whole, type=dict[str, Any])

@@ -14,7 +14,7 @@ from cortex.platform.fake_engine.request import (
     StreamOptions,
     inputs,
 )
-from cortex.platform.fake_engine.script import Script
+from cortex.platform.fake_engine.script import BadScript, Script
 from cortex.platform.fake_engine.shapes import SHAPES
 from cortex.platform.fake_engine.step import Step
 
@@ -37,6 +37,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 def chat_job(body: bytes, script: Script, model: str) -> Job:
     """`POST /v1/chat/completions`."""
     asked = _chat.decode(body)
+    if script.refuse_pattern and any(b'"pattern"' in msgspec.json.encode(t.function) for t in asked.tools or ()):
+        raise BadScript("Failed to parse grammar: JSON schema conversion failed: patterns are not supported")
     shape = SHAPES[script.shape]
     answer = chat_answer(asked, script, model)
     return Job(

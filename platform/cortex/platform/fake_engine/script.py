@@ -87,6 +87,9 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     crash_code: Annotated[ExitCode, Meta(description="exit code of a crash while serving")] = 1
     fail_status: Annotated[Status | None, Meta(description="answer requests with this error")] = None
     fail_every: Annotated[Nth, Meta(description="of those, only every nth")] = 1
+    refuse_pattern: Annotated[
+        bool, Meta(description="answer 400 to tool schemas with a `pattern`, which no grammar of its can say")
+    ] = False
     cut_stream_after: Annotated[
         Amount | None, Meta(description="close the connection after this many tokens, without a finish")
     ] = None

@@ -12,6 +12,7 @@ from cortex.router.dialects.wire import text_of
 _BYTES_PER_TOKEN = 3.6
 _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_IMAGE = 1000
+_TEMPLATE_TOKENS = 1024
 
 
 def fit(prompt_tokens: int, max_tokens: int | None, traits: Traits) -> int | None:
@@ -34,6 +35,11 @@ def fit(prompt_tokens: int, max_tokens: int | None, traits: Traits) -> int | Non
     if traits.on_long_prompt == "clamp":  # (4)
         return room
     raise DialectError(max_tokens_too_large(prompt_tokens, max_tokens, window))  # (5)
+
+
+def surely_fits(body_bytes: int, max_tokens: int | None, window: int | None) -> bool:
+    """Whether nobody need count: a token takes a byte at least, and the template adds a little of its own."""
+    return window is not None and body_bytes + (max_tokens or 0) + _TEMPLATE_TOKENS <= window
 
 
 def estimate(request: Request) -> int:

@@ -1,0 +1,42 @@
+"""Counting a prompt's tokens with the worker's own tokenizer and template: nobody else knows."""
+
+from typing import Any
+
+import msgspec
+
+from cortex.functions.spec import Engine, Function
+from cortex.platform.record import Instance
+from cortex.router.dialects.worker_errors import fault_from_worker
+from cortex.router.refusals import UpstreamBroke
+from cortex.router.upstream import Broken, Upstream
+
+
+class Tokenizer:
+    """Asks workers."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    async def count(self, function: Function, instance: Instance, body: bytes) -> int:
+        """Return how many tokens a request's prompt has. llama-server renders first and counts then.
+
+        Raises UpstreamBroke when the worker cannot tell.
+        """
+        try:
+            if function.engine is not Engine.LLAMACPP:
+                return int((await self._ask(instance, "/tokenize", body))["count"])
+            rendered = (await self._ask(instance, "/apply-template", body))["prompt"]
+            text = msgspec.json.encode({"content": rendered, "add_special": True, "parse_special": True})
+            return len((await self._ask(instance, "/tokenize", text))["tokens"])
+        except (Broken, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+            raise UpstreamBroke(f"the worker of '{function.id}' could not count the prompt: {error}") from None
+
+    async def _ask(self, instance: Instance, path: str, body: bytes) -> dict[str, Any]:
+        answer = await self._upstream.post(instance, path, body)
+        try:
+            whole = await answer.whole()
+        finally:
+            answer.close()
+        if answer.status != 200:
+            raise Broken(fault_from_worker(answer.status, whole).message)
+        return msgspec.json.decode(whole, type=dict[str, Any])

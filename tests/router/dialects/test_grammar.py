@@ -1,0 +1,88 @@
+"""Case 15: schemas that a worker's grammars cannot say."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cortex.router.dialects.grammar import complains, loosened
+
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "pattern": {"type": "string", "pattern": "^(?=a)b", "minLength": 2, "description": "d"},
+        "n": {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": {"format": "kept"}}]},
+        "list": {"type": "array", "items": {"type": "string", "format": "date"}, "maxItems": 3},
+    },
+    "required": ["pattern"],
+}
+
+
+def body(**more: Any) -> bytes:
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": SCHEMA}}
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]} | more).encode()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Failed to parse grammar",
+        "JSON schema conversion failed:\nPattern must start with '^' and end with '$'",
+        "Failed to initialize samplers: failed to parse grammar",
+        "The provided JSON schema contains features not supported by xgrammar.",
+        "Invalid grammar specification: unexpected token",
+        'Grammar error: Unimplemented keys: ["propertyNames"]',
+    ],
+)
+def test_case_15_workers_say_in_many_words_that_a_grammar_failed(message: str) -> None:
+    assert complains(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["max_tokens is too large", "The model `x` does not exist.", "invalid role", "Failed to load image: no such type"],
+)
+def test_case_15_other_complaints_are_none_of_a_grammars(message: str) -> None:
+    assert not complains(message)
+
+
+def test_case_15_what_no_grammar_can_say_is_left_out_and_the_rest_stays() -> None:
+    found = loosened(body(seed=1))
+
+    assert found is not None
+    asked = json.loads(found)
+    assert asked["seed"] == 1
+    assert asked["tools"][0]["function"] == {
+        "name": "f",
+        "parameters": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "pattern": {"type": "string", "description": "d"},
+                "n": {"anyOf": [{"type": "number"}, {"const": {"format": "kept"}}]},
+                "list": {"type": "array", "items": {"type": "string"}},
+            },
+            "required": ["pattern"],
+        },
+    }
+    assert loosened(found) is None  # it is tried once
+
+
+def test_case_15_a_schema_of_the_answer_is_never_loosened() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+
+    assert loosened(json.dumps({"model": "m", "messages": [], "response_format": form}).encode()) is None
+    found = loosened(body(response_format=form))
+    assert found is not None
+    assert json.loads(found)["response_format"] == form
+
+
+def test_case_15_a_schema_nested_without_end_is_cut() -> None:
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(200):
+        deep = {"type": "array", "items": deep}
+    tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
+
+    assert loosened(json.dumps({"tools": [tool]}).encode()) is not None
