@@ -18,9 +18,11 @@ from cortex.platform.placement import (
     When,
     cheapest_victims,
     displaceable,
+    least_valuable_first,
     misfit,
     need,
     place,
+    protection,
 )
 from cortex.platform.record import Device, HostRecord, Instance, Use, used_instance
 from tests.support.factories import a_device, a_function, a_host, a_need, an_instance
@@ -638,3 +640,26 @@ def test_the_order_of_instances_and_devices_makes_no_difference(scene: Scene, ra
     shuffled = replace(scene.host, instances=tuple(instances), devices=tuple(devices))
 
     assert Scene(shuffled, scene.reports, scene.wanted, scene.strategy).place() == scene.place()
+
+
+@pytest.mark.parametrize(
+    ("change", "use", "why"),
+    [
+        ({}, Use(), ""),
+        ({"state": State.STARTING}, Use(), "starting"),
+        ({"pinned": True}, Use(), "pinned"),
+        ({}, Use(in_flight={"one": 1}), "busy"),
+        ({"ready": NOW - 5}, Use(), "just loaded"),
+        ({}, Use(known=False), "no router says who is in use"),
+    ],
+)
+def test_an_instance_that_may_not_be_evicted_says_why(change: dict[str, Any], use: Use, why: str) -> None:
+    assert protection(an_instance(**change), use, NOW) == why
+
+
+def test_the_least_recently_used_goes_first_unless_priorities_decide() -> None:
+    last = used(one=50.0, two=10.0)
+    both = [an_instance("one", priority=0), an_instance("two", priority=5)]
+
+    assert [i.id for i in least_valuable_first(both, last, strategy="lru")] == ["two", "one"]
+    assert [i.id for i in least_valuable_first(both, last, strategy="priority")] == ["one", "two"]

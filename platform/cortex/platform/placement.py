@@ -8,7 +8,7 @@ whose most valuable member is worth least is taken, and none of its members is s
 """
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 
 from msgspec import Struct
@@ -180,14 +180,30 @@ def misfit(need: Need, host: HostRecord) -> NoRoom | None:
 
 def displaceable(instance: Instance, need: Need, use: Use, now: float, *, strategy: str) -> bool:
     """Whether an instance may be evicted for `need`: ready, idle, unpinned, past its protection."""
-    if not use.known or instance.state is not State.READY or instance.pinned:
-        return False
-    if use.in_flight.get(instance.id, 0):
-        return False
     if strategy == "priority" and instance.priority > need.priority:
         return False
+    return not protection(instance, use, now)
+
+
+def protection(instance: Instance, use: Use, now: float) -> str:
+    """Why an instance may not be evicted now, whoever wants its room; "" when it may."""
+    if not use.known:
+        return "no router says who is in use"
+    if instance.state is not State.READY:
+        return str(instance.state)
+    if instance.pinned:
+        return "pinned"
+    if use.in_flight.get(instance.id, 0):
+        return "busy"
     served = use.last_used(instance) > instance.ready
-    return now - instance.ready >= (RESIDENCY_S if served else FIRST_SERVE_S)
+    if now - instance.ready < (RESIDENCY_S if served else FIRST_SERVE_S):
+        return "just loaded"
+    return ""
+
+
+def least_valuable_first(instances: Iterable[Instance], use: Use, *, strategy: str) -> list[Instance]:
+    """Return instances in the order in which they are let go when room is needed."""
+    return sorted(instances, key=lambda i: _worth(i, use, strategy))
 
 
 def cheapest_victims(
@@ -200,7 +216,7 @@ def cheapest_victims(
     of the set can be spared.
     """
     chosen: list[Instance] = []
-    for candidate in sorted(candidates, key=lambda i: _worth(i, use, strategy)):
+    for candidate in least_valuable_first(candidates, use, strategy=strategy):
         if _frees(short, chosen):
             break
         if any(d in short and short[d] > 0 for d in candidate.devices):
@@ -250,7 +266,7 @@ def _freed(need: Need, free: Mapping[str, int], candidates: Sequence[Instance], 
     rule no more of them than are needed, which spares trying every set of devices of a large host.
     """
     room = dict(free)
-    for candidate in sorted(candidates, key=lambda i: _worth(i, use, strategy)):
+    for candidate in least_valuable_first(candidates, use, strategy=strategy):
         for device in room.keys() & candidate.devices:
             room[device] += candidate.memory_mb
         enough = sorted(d for d, mb in room.items() if mb >= need.memory_mb)
