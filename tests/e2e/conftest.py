@@ -52,6 +52,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             gguf("tiny/clamps", alpha, context=1024, target_concurrency=1, on_long_prompt="clamp"),
             fake("fake/pattern", "--refuse-pattern", "--call-tool"),
             fake("fake/cold", "--answer", "brr"),
+            fake("fake/planned"),
             fake("fake/cut", "--cut-stream-after", "3"),
             fake("fake/small-queue", "--load-s", "3", queue=2),
             fake("fake/impatient", "--load-s", "4", start_timeout_s=0.5),

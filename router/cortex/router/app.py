@@ -22,6 +22,7 @@ from cortex.router.inference import request_id
 from cortex.router.listing import entry, listing
 from cortex.router.refusals import Refusal
 from cortex.router.runtime import Runtime
+from cortex.router.status import routes as status
 
 log = structlog.get_logger()
 Http = Request[Any, Any, Any]
@@ -96,6 +97,7 @@ def create_app(settings: Settings) -> Litestar:
             root,
             *admin.routes(runtime),
             *request_routes.routes(runtime),
+            *status.routes(runtime),
         ],
         lifespan=[run],
         exception_handlers={

@@ -1,5 +1,6 @@
 """`/v1/models`: every function and alias of the catalogue, in its order, with where it is. Pure."""
 
+from collections.abc import Collection
 from typing import Any
 
 from cortex.functions.capabilities import Known
@@ -49,10 +50,15 @@ def entry(function: Function, fleet: Fleet, created: int, known: Known | None) -
 def state(function: Function, fleet: Fleet) -> str:
     """Return where a function is at its best: the state of its furthest instance, `failing` or `cold`."""
     states = {i.state for h in fleet.hosts.values() for i in h.instances if i.function == function.id}
+    return furthest(states, failing=any(f.retry_at > fleet.at for f in failures(function, fleet)))
+
+
+def furthest(states: Collection[State], *, failing: bool) -> str:
+    """Return the one state that says how far a function has come."""
     for known in _BEST_FIRST:
         if known in states:
             return known
-    return "failing" if any(f.retry_at > fleet.at for f in failures(function, fleet)) else "cold"
+    return "failing" if failing else "cold"
 
 
 def failures(function: Function, fleet: Fleet) -> list[Failure]:

@@ -1,0 +1,201 @@
+"""Hosts, what fills their devices, and who goes next. Pure.
+
+The order of leaving is the placement's own (`least_valuable_first`), and so is what protects an instance
+(`protection`). Which of them a function really displaces depends on what it needs: the plan of a warm says so.
+"""
+
+from cortex.functions.catalogue import Catalogue
+from cortex.functions.lifecycle import State
+from cortex.platform.placement import LEAVING, least_valuable_first, protection
+from cortex.platform.record import Device, HostRecord, Instance
+from cortex.router.status.known import SILENT_S, Index, Known, key
+from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
+from cortex.router.status.troubles import trouble
+from cortex.router.status.words import ago, mib
+
+MOST_DEPARTURES = 8
+NO_TELLING = "nobody says where its memory is"
+
+
+def hosts(known: Known, index: Index) -> tuple[Host, ...]:
+    """Return every host: those with a problem first, then by name. One that is cordoned and away is there, too."""
+    found = [host(record, known, index) for record in known.fleet.hosts.values()]
+    gone = known.fleet.cordoned.difference(known.fleet.hosts)
+    found += [_away(name) for name in gone]
+    return tuple(sorted(found, key=lambda h: h.order))
+
+
+def host(record: HostRecord, known: Known, index: Index) -> Host:
+    """Return one host."""
+    cordoned = record.name in known.fleet.cordoned
+    mood = "problem" if record.problem else "cordoned" if cordoned else "ok"
+    order = order_of_leaving(record, known, index)
+    first = next((leaving.function for leaving in order if not leaving.protected), "")
+    return Host(
+        key=key("host", record.name),
+        order=f"{0 if record.problem else 1}{record.name}",
+        name=record.name,
+        mood=mood,
+        problem=record.problem,
+        bars=tuple(bar(device, record, index) for device in record.devices),
+        instances=len(record.instances),
+        in_flight=sum(index.in_flight(i) for i in record.instances),
+        next_out=first,
+        silent_since=record.at if known.now - record.at > SILENT_S else None,
+    )
+
+
+def _away(name: str) -> Host:
+    return Host(
+        key=key("host", name), order=f"0{name}", name=name, mood="problem", bars=(), instances=0, in_flight=0,
+        problem="cordoned, and away: its agent does not report", next_out="",
+    )  # fmt: skip
+
+
+def bar(device: Device, record: HostRecord, index: Index) -> Bar:
+    """Return a device's memory, piece by piece: instances as they came, then what others hold."""
+    there = sorted((i for i in record.instances if device.id in i.devices), key=lambda i: (i.created, i.id))
+    total = max(device.total_mb, 1)
+    segments: list[Segment] = []
+    at = 0.0
+    for instance in there:
+        width = min(instance.memory_mb / total, 1 - at)
+        segments.append(_segment(instance, at, width, index))
+        at += width
+    foreign = min(device.foreign_mb / total, 1 - at)
+    if device.foreign_mb:
+        held = [h.command or f"pid {h.pid}" for h in record.foreign if h.device == device.id]
+        note = f"{mib(device.foreign_mb)} held by processes that are not cortex's: {', '.join(held) or 'unknown'}"
+        segments.append(
+            Segment(
+                label="foreign",
+                tone="foreign",
+                source="foreign",
+                at=at,
+                width=foreign,
+                mb=device.foreign_mb,
+                measured_mb=device.foreign_mb,
+                note=note,
+            )
+        )
+    taken = sum(i.memory_mb for i in there) + device.foreign_mb
+    return Bar(
+        id=device.id,
+        name=device.name,
+        label=f"GPU {device.index}" if device.index is not None else device.id,
+        total_mb=device.total_mb,
+        taken_mb=taken,
+        free_mb=max(0, device.budget_mb - taken),
+        kept_free_mb=device.reserve_mb,
+        segments=tuple(segments),
+        note=device.note,
+        utilization_pct=device.utilization_pct,
+        temp_c=device.temp_c,
+    )
+
+
+def _segment(instance: Instance, at: float, width: float, index: Index) -> Segment:
+    each = round(instance.used_mb / max(1, len(instance.devices))) if instance.used_mb is not None else None
+    flying = index.in_flight(instance)
+    said = [f"{mib(instance.memory_mb)} {instance.memory_from or 'reserved'}"]
+    if each is not None:
+        said.append(f"{mib(each)} seen in use")
+    said.append(f"{flying} in flight" if flying else "idle" if instance.state is State.READY else str(instance.state))
+    return Segment(
+        label=instance.function,
+        tone=index.tone(instance),
+        source=instance.memory_from or "declared",
+        at=at,
+        width=width,
+        mb=instance.memory_mb,
+        measured_mb=each,
+        note=f"{instance.function}: {', '.join(said)}",
+    )
+
+
+def order_of_leaving(record: HostRecord, known: Known, index: Index) -> tuple[Leaving, ...]:
+    """Return a host's instances in the order in which they would be evicted; those that may not be, last."""
+    there = [i for i in record.instances if i.state not in LEAVING]
+    ordered = least_valuable_first(there, index.usage, strategy=known.strategy)
+    guarded = {i.id: protection(i, index.usage, known.now) for i in ordered}
+    free = [i for i in ordered if not guarded[i.id]]
+    kept = [i for i in ordered if guarded[i.id]]
+    return tuple(
+        _leaving(instance, rank, record.name, guarded[instance.id], known, index)
+        for rank, instance in enumerate((*free, *kept), 1)
+    )
+
+
+def _leaving(instance: Instance, rank: int, host: str, protected: str, known: Known, index: Index) -> Leaving:
+    last = index.usage.last_used(instance)
+    if protected:
+        why = f"not now: {protected}"
+    elif known.strategy == "priority":
+        why = f"priority {instance.priority}, then least recently used"
+    else:
+        why = "least recently used" if rank == 1 else f"used later than {rank - 1} other{'s' if rank > 2 else ''}"
+    return Leaving(
+        host=host,
+        function=instance.function,
+        instance=instance.id,
+        mb=instance.memory_mb * max(1, len(instance.devices)),
+        idle_since=last,
+        reaped_at=None if protected else reaped_at(instance, known.catalogue, index),
+        why=why,
+        rank=rank,
+        protected=protected,
+    )
+
+
+def reaped_at(instance: Instance, catalogue: Catalogue, index: Index) -> float | None:
+    """Return when an idle instance is let go by itself; None while it is in use, or when it never is."""
+    function = catalogue.functions.get(instance.function)
+    if function is None or instance.state is not State.READY or instance.pinned or function.min:
+        return None
+    if index.in_flight(instance):
+        return None
+    return index.usage.last_used(instance) + function.idle_after_s
+
+
+def departures(known: Known, index: Index) -> Departures:
+    """Return who would go first on each host, fullest host first."""
+    firsts = []
+    for record in known.fleet.hosts.values():
+        order = order_of_leaving(record, known, index)
+        if order and not order[0].protected:
+            firsts.append((-_fullness(record), record.name, order[0]))
+    ordered = [leaving for *_, leaving in sorted(firsts, key=lambda f: f[:2])]
+    return Departures(
+        strategy=known.strategy,
+        first=tuple(ordered[:MOST_DEPARTURES]),
+        more=max(0, len(ordered) - MOST_DEPARTURES),
+    )
+
+
+def _fullness(record: HostRecord) -> float:
+    budget = sum(d.budget_mb for d in record.devices)
+    taken = sum(i.memory_mb * max(1, len(i.devices)) for i in record.instances)
+    return (taken + sum(d.foreign_mb for d in record.devices)) / max(1, budget)
+
+
+def details(record: HostRecord, known: Known, index: Index) -> HostDetails:
+    """Return everything about one host."""
+    foreign = tuple(
+        f"{h.command or 'unknown'} (pid {h.pid}, {mib(h.memory_mb) if h.memory_mb is not None else 'size unknown'})"
+        for h in record.foreign
+    )
+    return HostDetails(
+        host=host(record, known, index),
+        address=record.address,
+        version=record.version,
+        engines=tuple(sorted(record.engines.items())),
+        labels=record.labels,
+        order=order_of_leaving(record, known, index),
+        foreign=foreign,
+        troubles=tuple(trouble(record, failure) for failure in sorted(record.failures, key=lambda f: -f.at)),
+    )
+
+
+def seen(record: HostRecord, now: float) -> str:
+    """Say how long ago a host was heard of."""
+    return ago(now - record.at)

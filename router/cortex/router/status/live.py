@@ -1,0 +1,139 @@
+"""The page, kept true: one look a second however many watch, and each is sent what changed since.
+
+Nobody watching costs nothing. A watcher that reads slowly misses moments, never pieces: it is given the
+difference between what it has and what is now, so nothing queues up for it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from cortex.platform.cancel import cancelled
+from cortex.router.status.known import Known
+from cortex.router.status.page import picture
+from cortex.router.status.render import Fragment, fragment, fragments
+
+log = structlog.get_logger()
+
+LOOK_S = 1.0
+MOST_WATCHERS = 100
+MOST_AT_ONCE = 60
+"""Fragments in one event; a first look at a large fleet is sent in several."""
+WATCH_S = 900.0
+"""A stream ends after so long and the browser comes again: then its key is checked again, too."""
+BEAT_S = 10.0
+"""When nothing changed, this often something is sent all the same, so that the browser knows that we live."""
+
+
+class Piece(Struct, frozen=True, omit_defaults=True):
+    """A fragment as it is sent."""
+
+    id: str
+    html: str
+    into: str = ""
+    order: str = ""
+
+
+class News(Struct, frozen=True, omit_defaults=True):
+    """One event."""
+
+    now: float
+    put: list[Piece] = []
+    drop: list[str] = []
+    whole: bool = False
+    """The first look is told to its end: what was not in it is gone."""
+
+
+class TooManyWatch(Exception):
+    """No more streams are served by this process."""
+
+
+class Live:
+    """Renders for all who watch."""
+
+    def __init__(self, look: Callable[[], Awaitable[Known]], stopping: Callable[[], bool] = lambda: False) -> None:
+        self._look, self._stopping = look, stopping
+        self._pieces: dict[str, tuple[int, Fragment, Piece]] = {}
+        self._frame, self._now = 0, 0.0
+        self._turn = asyncio.Condition()
+        self._watchers = 0
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Look no more."""
+        await cancelled([self._renewing] if self._renewing else [])
+
+    async def watch(self) -> AsyncIterator[bytes]:
+        """Yield events for one watcher. Raises TooManyWatch."""
+        if self._watchers >= MOST_WATCHERS:
+            raise TooManyWatch(f"{MOST_WATCHERS} watch already")
+        self._watchers += 1
+        try:
+            if self._renewing is None or self._renewing.done():
+                self._frame = 0  # what was rendered for earlier watchers may be old
+                self._renewing = asyncio.create_task(self._renew())
+            yield b"retry: 2000\n\n"
+            async for news in self._news():
+                yield b"data: " + msgspec.json.encode(news) + b"\n\n"
+        finally:
+            self._watchers -= 1
+
+    async def _news(self) -> AsyncIterator[News]:
+        has: dict[str, int] = {}
+        seen, sent = 0, 0.0
+        ends = time.monotonic() + WATCH_S
+        while time.monotonic() < ends and not self._stopping():
+            if not await self._newer(seen):
+                continue
+            first, seen, now = not has, self._frame, self._now
+            put = [(i, v, piece) for i, (v, _, piece) in self._pieces.items() if has.get(i) != v]
+            drop = [i for i in has if i not in self._pieces]
+            has = {i: v for i, (v, _, _) in self._pieces.items()}
+            for begin in range(0, len(put), MOST_AT_ONCE):
+                end = begin + MOST_AT_ONCE
+                last = end >= len(put)
+                yield News(now, [p for *_, p in put[begin:end]], drop if last else [], whole=first and last)
+                sent = time.monotonic()
+            if (drop and not put) or time.monotonic() - sent > BEAT_S:
+                yield News(now, drop=drop)
+                sent = time.monotonic()
+
+    async def _newer(self, seen: int) -> bool:
+        """Wait a moment for a look that is newer than one already seen."""
+        async with self._turn:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._turn.wait_for(lambda: self._frame > seen)
+        return self._frame > seen
+
+    async def _renew(self) -> None:
+        """Look once a second for as long as anybody watches."""
+        while self._watchers:
+            began = time.monotonic()
+            try:
+                await self._take(await self._look())
+            except Exception as error:
+                log.error("status_not_shown", exc_info=error)
+            await asyncio.sleep(max(0.0, LOOK_S - (time.monotonic() - began)))
+
+    async def _take(self, known: Known) -> None:
+        """Render what changed. Between pieces others may run: inference has the same loop."""
+        frame = self._frame + 1
+        pieces = {}
+        for nth, new in enumerate(fragments(picture(known))):
+            had = self._pieces.get(new.id)
+            if had is not None and had[1] == new:
+                pieces[new.id] = had
+                continue
+            html = fragment(new, known.now)
+            pieces[new.id] = (frame, new, Piece(new.id, html, new.into, new.order))
+            if nth % 20 == 0:
+                await asyncio.sleep(0)
+        self._pieces, self._frame, self._now = pieces, frame, known.now
+        async with self._turn:
+            self._turn.notify_all()

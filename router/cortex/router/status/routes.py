@@ -1,0 +1,149 @@
+"""`/status` and what belongs to it. Reading needs the right `status`; what the page does, it does by `/admin`."""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from litestar import Request, Response, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
+
+from cortex.functions.names import nearest
+from cortex.functions.spec import Engine, Function
+from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity
+from cortex.router.runtime import Runtime
+from cortex.router.status import assets, hosts, plans, rows
+from cortex.router.status.known import Index, Known
+from cortex.router.status.live import Live, TooManyWatch
+from cortex.router.status.page import picture
+from cortex.router.status.plans import Plan
+from cortex.router.status.render import page, render
+from cortex.router.status.sources import Sources
+
+Http = Request[Any, Any, Any]
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+READ: dict[str, Any] = {"opt": {"needs": "status"}, "response_headers": HEADERS}
+VERBS_ON_FUNCTIONS, VERBS_ON_HOSTS = ("warm", "cool", "pin", "unpin"), ("cordon", "uncordon", "drain")
+
+
+def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+    """Return the page's routes."""
+    sources = Sources(runtime)
+    live = Live(sources.known, stopping())
+
+    @get("/status", **READ)
+    async def status(request: Http) -> Response[str]:
+        """Show the page; it is whole without its scripts."""
+        shown = picture(await sources.known())
+        return _html(page(shown, may_act=may_act(request)))
+
+    @get("/status/live", **READ)
+    async def events() -> Stream:
+        """Send what changes, as server-sent events."""
+        watching = live.watch()
+        try:
+            first = await anext(watching)
+        except TooManyWatch as error:
+            raise NoCapacity(str(error), retry_after=30) from None
+
+        async def told() -> Any:
+            yield first
+            async for event in watching:
+                yield event
+
+        return Stream(told(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+    @get("/status/function/{name:path}", **READ)
+    async def function(request: Http, name: str) -> Response[str]:
+        """Show everything about one function."""
+        known = await sources.known()
+        index = Index(known.fleet)
+        shown = rows.details(_function(runtime, name.lstrip("/"), index), known, index)
+        return _html(render("function.html", known.now, it=shown, may_act=may_act(request)))
+
+    @get("/status/host/{name:str}", **READ)
+    async def host(request: Http, name: str) -> Response[str]:
+        """Show everything about one host."""
+        known = await sources.known()
+        record = known.fleet.hosts.get(name)
+        if record is None:
+            raise HostNotFound(name, nearest(name, known.fleet.hosts))
+        shown = hosts.details(record, known, Index(known.fleet))
+        return _html(render("machine.html", known.now, it=shown, may_act=may_act(request)))
+
+    @get("/status/plan", **READ)
+    async def plan(request: Http, do: str, function: str = "", host: str = "") -> Response[str]:
+        """Show what an action would do, before it is done."""
+        known = await sources.known()
+        planned = await _planned(runtime, known, do, function, host)
+        return _html(render("plan.html", known.now, it=planned, may_act=may_act(request)))
+
+    @get("/status/assets/{name:str}", opt={"needs": "nothing"})
+    async def file(name: str) -> Response[bytes]:
+        """Serve a file of the page. Its name says what is in it, so it may be kept for ever."""
+        found = assets.asset(name)
+        if found is None:
+            return Response(b"", status_code=404)
+        kept = {"cache-control": "public, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
+        return Response(found.body, media_type=found.media_type, headers=kept)
+
+    return [status, events, function, host, plan, file]
+
+
+def may_act(request: Http) -> bool:
+    """Whether whoever looks may change something, too."""
+    principal = request.scope["state"].get("principal")
+    return principal is None or principal.may("admin")
+
+
+async def _planned(runtime: Runtime, known: Known, do: str, function: str, host: str) -> Plan:
+    index = Index(known.fleet)
+    if do in VERBS_ON_FUNCTIONS:
+        spec = _function(runtime, function, index)
+        if do == "warm":
+            planned, refusals = await runtime.activator.plan(runtime.directory.find(spec.id).function)
+            return plans.warm(spec, planned, refusals, time.time())
+        if do == "cool":
+            return plans.cool(spec, known, index)
+        return plans.pin(spec, index) if do == "pin" else plans.unpin(spec, index)
+    if do not in VERBS_ON_HOSTS:
+        raise BadRequest(f"'{do[:50]}' is none of {', '.join((*VERBS_ON_FUNCTIONS, *VERBS_ON_HOSTS))}")
+    record = known.fleet.hosts.get(host)
+    if record is None and (do == "drain" or host not in known.fleet.cordoned):
+        raise HostNotFound(host, nearest(host, known.fleet.hosts))
+    if record is not None and do == "drain":
+        return plans.drain(record, known, index)
+    return plans.cordon(host, record) if do == "cordon" else plans.uncordon(host)
+
+
+def _function(runtime: Runtime, name: str, index: Index) -> Function:
+    """Return a function of the catalogue, or the shell of one that runs although it is not in it any more."""
+    if name not in runtime.directory.catalogue.functions and name in index.placed:
+        return Function(id=name, engine=Engine.COMMAND)
+    return runtime.directory.find(name).function
+
+
+def _html(text: str) -> Response[str]:
+    return Response(text, media_type="text/html")
+
+
+def stopping() -> Callable[[], bool]:
+    """Return how to see that the server stops: uvicorn waits for open streams before it says so to anybody."""
+
+    def seen() -> bool:
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        return bool(getattr(server, "should_exit", False))
+
+    return seen

@@ -1,0 +1,64 @@
+"""How figures are said: sizes, spans, counts. Pure. The browser's script says spans in the same way."""
+
+
+def mib(mb: float) -> str:
+    """Say memory: in GiB with one decimal, in MiB below one."""
+    return f"{gib(mb)} GiB" if mb >= 1024 else f"{mb:.0f} MiB"
+
+
+def gib(mb: float) -> str:
+    """Say GiB without the unit."""
+    size = mb / 1024
+    return f"{size:.0f}" if size >= 99.5 else f"{size:.1f}"
+
+
+def span(seconds: float) -> str:
+    """Say a length of time in one or two units."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 5 and rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d"
+
+
+def clock(seconds: float) -> str:
+    """Say a length of time that goes on: whole seconds, then minutes."""
+    seconds = max(0, int(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes < 10 else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d"
+
+
+def ago(seconds: float) -> str:
+    """Say how long ago something was."""
+    return "now" if seconds < 1 else f"{clock(seconds if seconds < 60 else seconds - seconds % 60)} ago"
+
+
+def millis(ms: float | None) -> str:
+    """Say a latency."""
+    if ms is None:
+        return "–"
+    return f"{ms:.0f} ms" if ms < 999.5 else f"{ms / 1000:.1f} s" if ms < 99_950 else f"{ms / 1000:.0f} s"
+
+
+def rate(value: float | None) -> str:
+    """Say a rate with as many digits as mean something."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def some(count: int, noun: str, plural: str = "") -> str:
+    """Say a count with its noun."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}".replace(",", "\u202f")

@@ -1,0 +1,115 @@
+"""The status page over HTTP: what it may load, what it shows, how it stays true."""
+
+import json
+import re
+from collections.abc import Iterator
+from html import unescape
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.stack import Stack, eventually
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+def news(answer: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The events of a stream that is being read."""
+    for line in answer.iter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_the_page_comes_whole_with_a_policy_that_lets_nothing_else_in(stack: Stack) -> None:
+    answer = stack.http.get("/status")
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-security-policy"] == POLICY
+    assert answer.headers["cache-control"] == "no-store"
+    for name in ("fake/steps", "tiny/alpha", "broken/engine"):
+        assert f'data-id="{name}"' in answer.text
+
+
+def test_its_files_may_be_kept_for_ever_and_need_no_key(stack: Stack) -> None:
+    urls = re.findall(r'(?:src|href)="(/status/assets/[^"]+)"', stack.http.get("/status").text)
+
+    answers = [httpx.get(stack.url + url, trust_env=False) for url in urls]
+
+    assert len(answers) == 4
+    assert all(a.status_code == 200 and "immutable" in a.headers["cache-control"] for a in answers)
+    assert {a.headers["content-type"].partition(";")[0] for a in answers} == {
+        "text/css", "text/javascript", "image/svg+xml",
+    }  # fmt: skip
+    assert stack.http.get("/status/assets/nothing.js").status_code == 404
+
+
+def test_the_stream_sends_everything_once_and_then_only_what_changed(stack: Stack) -> None:
+    with stack.http.stream("GET", "/status/live") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = news(answer)
+        whole = next(e for e in events if e.get("whole"))
+        stack.chat("fake/cold")
+        changed = next(p for e in events for p in e.get("put", []) if 'data-id="fake/cold"' in p["html"])
+
+    assert whole["now"] > 0
+    assert changed["into"] == "functions"
+    assert 'data-tone="cold"' not in changed["html"]
+
+
+def test_a_stream_stays_small_however_large_the_first_look_is(stack: Stack) -> None:
+    with stack.http.stream("GET", "/status/live") as answer:
+        first = next(news(answer))
+
+    assert 0 < len(first["put"]) <= 60
+
+
+def test_a_functions_details_and_the_plan_of_a_warm_are_shown_before_anything_is_done(stack: Stack) -> None:
+    before = stack.spawned("fake/planned")
+
+    details = stack.http.get("/status/function/fake%2Fplanned")
+    plan = stack.http.get("/status/plan", params={"do": "warm", "function": "fake/planned"})
+
+    assert "fake/planned" in details.text
+    assert "It would start on here" in unescape(plan.text)
+    assert 'data-post="/admin/functions/fake%2Fplanned/warm"' in plan.text
+    assert stack.spawned("fake/planned") == before
+    assert stack.state("fake/planned") == "cold"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/status/function/no/such", 404),
+        ("/status/host/nowhere", 404),
+        ("/status/plan?do=warm&function=no/such", 404),
+        ("/status/plan?do=drain&host=nowhere", 404),
+        ("/status/plan?do=destroy", 400),
+    ],
+)
+def test_what_is_not_there_is_said_as_an_error(stack: Stack, path: str, status: int) -> None:
+    answer = stack.http.get(path)
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+def test_a_failed_start_is_shown_with_the_workers_last_lines(stack: Stack) -> None:
+    stack.chat("fake/dies")
+
+    page = eventually(lambda: p if "wrong kind of weights" in (p := stack.http.get("/status").text) else "")
+
+    assert "<pre" in page[page.index("troubles-title") :]
+
+
+def test_the_host_page_says_who_would_leave_first(stack: Stack) -> None:
+    stack.chat("fake/steps")
+
+    shown = stack.http.get("/status/host/here").text
+
+    assert "Who would leave first" in shown
+    assert "fake/steps" in shown

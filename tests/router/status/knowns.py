@@ -1,0 +1,38 @@
+"""What a router may know, made up for tests of the status page."""
+
+from typing import Any
+
+from cortex.functions.catalogue import Catalogue
+from cortex.functions.spec import Function, revision
+from cortex.platform.record import Fleet, HostRecord, RouterReport
+from cortex.router.status.known import Known
+
+NOW = 10_000.0
+
+
+def known(
+    *functions: Function,
+    hosts: tuple[HostRecord, ...] = (),
+    in_flight: dict[str, int] | None = None,
+    waiting: dict[str, int] | None = None,
+    used: dict[str, float] | None = None,
+    aliases: dict[str, str] | None = None,
+    cordoned: tuple[str, ...] = (),
+    **rest: Any,
+) -> Known:
+    """What a router with this catalogue knows of these hosts, whose records are fresh."""
+    report = RouterReport(id="router-1", in_flight=in_flight or {}, waiting=waiting or {})
+    fleet = Fleet(
+        hosts={h.name: h for h in hosts},
+        routers={"router-1": report},
+        used=used or {},
+        cordoned=frozenset(cordoned),
+        at=NOW,
+    )
+    return Known(
+        catalogue=Catalogue({f.id: f for f in functions}, aliases or {}),
+        revisions={f.id: revision(f) for f in functions},
+        fleet=fleet,
+        now=NOW,
+        **rest,
+    )

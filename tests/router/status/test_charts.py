@@ -1,0 +1,44 @@
+"""Lines over time."""
+
+import pytest
+
+from cortex.router.status.charts import chart, round_top
+from cortex.router.status.model import Series
+
+
+def series(*values: float | None) -> Series:
+    return Series(values=values, step_s=60.0, ends=0.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "top"), [(0, 1), (0.3, 0.5), (1, 1), (1.2, 2), (4.9, 5), (7, 10), (11, 20), (420, 500), (1000, 1000)]
+)
+def test_a_scale_ends_at_a_round_number(most: float, top: float) -> None:
+    assert round_top(most) == pytest.approx(top)
+
+
+def test_a_line_goes_from_edge_to_edge_and_zero_is_at_the_foot() -> None:
+    made = chart(series(0, 5, 10))
+
+    assert made.lines == ("M0.0,100.0L50.0,50.0L100.0,0.0",)
+    assert made.area == "M0.0,100.0L0.0,100.0L50.0,50.0L100.0,0.0L100.0,100.0Z"
+
+
+def test_a_gap_stays_a_gap() -> None:
+    made = chart(series(1, 1, None, 1, 1))
+
+    assert made.lines[0].count("M") == 2
+
+
+def test_a_lone_point_can_be_seen() -> None:
+    assert chart(series(None, 1, None)).lines == ("M49.6,0.0L50.4,0.0",)
+
+
+def test_two_lines_share_a_scale() -> None:
+    made = chart(series(1, 1), series(2, 2))
+
+    assert made.lines == ("M0.0,50.0L100.0,50.0", "M0.0,0.0L100.0,0.0")
+
+
+def test_without_a_value_the_chart_is_empty() -> None:
+    assert chart(None, series(None, None)).empty

@@ -1,0 +1,264 @@
+"""What the page says, from what a router knows: values in, values out."""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import revision
+from cortex.platform.ledger import Entry
+from cortex.platform.record import Failure, Held
+from cortex.router.status.known import Index
+from cortex.router.status.page import picture
+from cortex.router.status.rows import details
+from tests.router.status.knowns import NOW, known
+from tests.support.factories import a_device, a_function, a_host, an_instance
+
+FAILED = Failure(
+    function="org/model", revision="", instance="one", reason="it ended", at=NOW - 5, count=3, retry_at=NOW + 60,
+    last_lines=("Traceback", "CUDA error"),
+)  # fmt: skip
+
+
+def fresh(*instances: Any, **rest: Any) -> Any:
+    """A host that has just been heard of."""
+    return a_host(*instances, at=NOW, **rest)
+
+
+def test_the_page_says_in_one_line_what_is_warm() -> None:
+    shown = picture(known(a_function(), a_function("org/other"), hosts=(fresh(an_instance()),)))
+
+    assert shown.verdict.well
+    assert shown.verdict.text == "1 of 2 functions is warm on 1 host"
+    assert not shown.verdict.attention
+
+
+@pytest.mark.parametrize(
+    ("instance", "in_flight", "tone", "state"),
+    [
+        (None, {}, "cold", "cold"),
+        (an_instance(), {}, "idle", "ready"),
+        (an_instance(), {"one": 2}, "busy", "ready"),
+        (an_instance(state=State.STARTING), {}, "coming", "starting"),
+        (an_instance(state=State.FETCHING), {}, "coming", "fetching"),
+        (an_instance(state=State.DRAINING), {"one": 1}, "leaving", "draining"),
+        (an_instance(state=State.RECLAIMING), {}, "leaving", "reclaiming"),
+    ],
+)
+def test_a_function_looks_like_its_furthest_instance(
+    instance: Any, in_flight: dict[str, int], tone: str, state: str
+) -> None:
+    there = (fresh(instance),) if instance else (fresh(),)
+
+    (row,) = picture(known(a_function(), hosts=there, in_flight=in_flight)).rows
+
+    assert (row.tone, row.state, row.in_flight) == (tone, state, sum(in_flight.values()))
+
+
+def test_an_idle_function_says_when_it_is_let_go_and_a_pinned_one_why_it_is_not() -> None:
+    idle = an_instance(ready=NOW - 100)
+    function = a_function(idle_after_s=300.0)
+
+    (row,) = picture(known(function, hosts=(fresh(idle),))).rows
+    (pinned,) = picture(known(function, hosts=(fresh(replace(idle, pinned=True)),))).rows
+    (kept,) = picture(known(replace(function, min=1), hosts=(fresh(idle),))).rows
+
+    assert row.idle_until == NOW + 200
+    assert (pinned.idle_until, pinned.kept) == (None, "pinned")
+    assert (kept.idle_until, kept.kept) == (None, "at least 1 kept warm")
+
+
+def test_what_fails_comes_first_then_what_comes_up_then_the_warm_then_the_cold() -> None:
+    names = ["org/cold", "org/idle", "org/busy", "org/coming", "org/model"]
+    host = fresh(
+        an_instance("a", function="org/idle"),
+        an_instance("b", function="org/busy"),
+        an_instance("c", function="org/coming", state=State.PLACING),
+        failures=(FAILED,),
+    )
+
+    rows = picture(known(*map(a_function, names), hosts=(host,), in_flight={"b": 1})).rows
+
+    assert [r.id for r in rows] == ["org/model", "org/coming", "org/busy", "org/idle", "org/cold"]
+
+
+def test_what_runs_although_the_catalogue_does_not_name_it_is_shown() -> None:
+    (row,) = picture(known(hosts=(fresh(an_instance(function="org/gone")),))).rows
+
+    assert (row.id, row.engine, row.tone) == ("org/gone", "not in the catalogue", "idle")
+
+
+def test_a_failing_function_is_the_first_thing_said_with_the_workers_last_lines() -> None:
+    shown = picture(known(a_function(), hosts=(fresh(failures=(FAILED,)),)))
+
+    assert not shown.verdict.well
+    (point,) = shown.verdict.attention
+    assert (point.text, point.detail, point.to) == ("org/model does not start", "it ended", shown.rows[0].key)
+    assert shown.troubles[0].last_lines == ("Traceback", "CUDA error")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"away": True}, "Redis does not answer"),
+        ({"hosts": ()}, "No host is there"),
+        ({"problem": "models.toml:3: unknown key"}, "The catalogue does not stand"),
+        ({"hosts": (fresh(problem="NVML does not answer"),)}, "host-a has a problem"),
+        ({"hosts": (a_host(at=NOW - 60),)}, "host-a is late with its report"),
+        ({"waiting": {"org/model": 3}}, "org/model has no place yet"),
+        ({"cordoned": ("host-z",)}, "host-z has a problem"),
+    ],
+)
+def test_whatever_is_amiss_is_said_at_the_top(change: dict[str, Any], text: str) -> None:
+    shown = picture(known(a_function(), **{"hosts": (fresh(),), **change}))
+
+    assert text in [point.text for point in shown.verdict.attention]
+
+
+def test_only_so_much_is_listed_at_the_top_and_the_gravest_first() -> None:
+    failures = tuple(replace(FAILED, function=f"org/{n}") for n in range(20))
+    functions = [a_function(f"org/{n}") for n in range(20)]
+
+    verdict = picture(known(*functions, hosts=(a_host(failures=failures, at=NOW - 60),))).verdict
+
+    assert len(verdict.attention) == 6
+    assert all(point.grave for point in verdict.attention)
+    assert verdict.more == 15
+
+
+# Starts.
+
+
+def test_a_start_says_how_long_it_should_take_by_earlier_ones_and_who_waits() -> None:
+    function = a_function()
+    coming = an_instance(state=State.STARTING, started=NOW - 10, phase="loading weights", progress=0.4, last_sign=NOW)
+    starts = {revision(function): Entry(start_s=30.0, starts=2)}
+
+    (start,) = picture(known(function, hosts=(fresh(coming),), waiting={"org/model": 7}, starts=starts)).starts
+
+    assert (start.phase, start.share, start.since, start.expected_s) == ("loading weights", 0.4, NOW - 10, 30.0)
+    assert (start.waiting, start.silent_since) == (7, None)
+
+
+def test_a_start_that_has_gone_silent_says_since_when() -> None:
+    coming = an_instance(state=State.STARTING, started=NOW - 100, last_sign=NOW - 50)
+
+    (start,) = picture(known(a_function(), hosts=(fresh(coming),))).starts
+
+    assert (start.silent_since, start.expected_s) == (NOW - 50, None)
+
+
+def test_a_start_names_the_functions_that_leave_for_it() -> None:
+    leaving = an_instance("old", function="org/old", state=State.DRAINING)
+    coming = an_instance("new", state=State.PLACING, waits_for=("old",))
+
+    (start,) = picture(known(a_function(), hosts=(fresh(leaving, coming),))).starts
+
+    assert start.waits_for == ("org/old",)
+
+
+# Hosts and who goes next.
+
+
+def test_a_devices_bar_is_split_by_instance_and_says_where_each_number_comes_from() -> None:
+    device = replace(a_device(total_mb=10_000, reserve_mb=1000), foreign_mb=2000)
+    one = an_instance("one", memory_mb=3000, memory_from="measured", used_mb=2500, ready=1.0)
+    two = an_instance("two", function="org/two", memory_mb=1000, memory_from="declared", ready=2.0)
+    held = Held(device="gpu-0", pid=7, command="game")
+
+    (host,) = picture(known(hosts=(fresh(one, two, devices=(device,), foreign=(held,)),))).hosts
+    (bar,) = host.bars
+
+    assert [(s.label, s.source, s.at, s.width, s.measured_mb) for s in bar.segments] == [
+        ("org/model", "measured", 0.0, 0.3, 2500),
+        ("org/two", "declared", 0.3, 0.1, None),
+        ("foreign", "foreign", 0.4, 0.2, 2000),
+    ]
+    assert "game" in bar.segments[2].note
+    assert (bar.taken_mb, bar.free_mb) == (6000, 3000)
+
+
+def test_a_bar_never_runs_over_its_end() -> None:
+    device = replace(a_device(total_mb=1000), foreign_mb=900)
+    big = an_instance(memory_mb=5000)
+
+    ((bar,),) = (h.bars for h in picture(known(hosts=(fresh(big, devices=(device,)),))).hosts)
+
+    assert sum(s.width for s in bar.segments) == 1.0
+
+
+def test_the_least_recently_used_is_the_first_to_go_and_the_protected_are_not_named() -> None:
+    host = fresh(
+        an_instance("one", function="org/used", ready=1.0),
+        an_instance("two", function="org/forgotten", ready=2.0),
+        an_instance("three", function="org/pinned", ready=0.0, pinned=True),
+    )
+    functions = [a_function(f) for f in ("org/used", "org/forgotten", "org/pinned")]
+
+    shown = picture(known(*functions, hosts=(host,), used={"i:one": NOW - 20, "i:two": NOW - 400}))
+
+    (first,) = shown.departures.first
+    assert (first.function, first.why) == ("org/forgotten", "least recently used")
+    assert (first.idle_since, first.reaped_at) == (NOW - 400, NOW - 100)
+    assert shown.hosts[0].next_out == "org/forgotten"
+
+
+def test_nobody_is_named_when_all_are_busy() -> None:
+    shown = picture(known(a_function(), hosts=(fresh(an_instance()),), in_flight={"one": 1}))
+
+    assert shown.departures.first == ()
+
+
+def test_a_host_that_is_cordoned_and_away_is_still_shown() -> None:
+    hosts = picture(known(hosts=(fresh(),), cordoned=("host-z", "host-a"))).hosts
+
+    assert [(h.name, h.mood) for h in hosts] == [("host-z", "problem"), ("host-a", "cordoned")]
+
+
+# Details.
+
+
+def test_a_functions_details_have_its_last_start_by_phase() -> None:
+    function = a_function()
+    warm = an_instance(ready=NOW - 50, phases={"placing": 1.0, "starting": 3.0})
+    told = known(function, hosts=(fresh(warm),))
+
+    shown = details(function, told, Index(told.fleet))
+
+    assert [(p.name, p.seconds, p.at, p.width) for p in shown.phases] == [
+        ("placing", 1.0, 0.0, 0.25),
+        ("starting", 3.0, 0.25, 0.75),
+    ]
+    assert (shown.phases_at, shown.row.last_start_s) == (NOW - 50, 4.0)
+
+
+def test_a_cold_functions_last_start_is_remembered() -> None:
+    function = a_function()
+    entry = Entry(start_s=4.0, starts=1, phases={"starting": 4.0}, started_at=NOW - 900)
+    told = known(function, hosts=(fresh(),), starts={revision(function): entry})
+
+    shown = details(function, told, Index(told.fleet))
+
+    assert (shown.phases_at, shown.row.last_start_s, shown.row.expected_s) == (NOW - 900, 4.0, 4.0)
+
+
+def test_a_functions_environment_is_not_shown() -> None:
+    function = a_function(env={"HF_TOKEN": "hf_secret"}, context=4096)
+    told = known(function)
+
+    assert "secret" not in repr(details(function, told, Index(told.fleet)))
+
+
+# Sending only what changed.
+
+
+def test_nothing_is_different_a_second_later_when_nothing_happened() -> None:
+    host = fresh(
+        an_instance(ready=NOW - 60), an_instance("two", function="org/two", state=State.STARTING, last_sign=NOW)
+    )
+    told = known(a_function(), a_function("org/two"), hosts=(host,))
+
+    later = picture(replace(told, now=NOW + 1))
+
+    assert replace(later, now=NOW) == picture(told)
