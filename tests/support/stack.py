@@ -84,11 +84,21 @@ class Stack:
             raise AssertionError(f"cortex up did not come up:\n{self.output()}") from None
         self.url = f"http://127.0.0.1:{self.port}"
         self.env["CORTEX_URL"] = self.url
-        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, auth=self._as_its_user)
 
     def _is_up(self) -> bool:
         assert self.process.poll() is None, f"cortex up ended:\n{self.output()}"
         return "Ctrl-C stops everything" in self.output()
+
+    def local_key(self) -> str:
+        """Return the admin key that `cortex up` wrote for its user."""
+        return (self.folder / "state" / "cortex" / "local.key").read_text().strip()
+
+    def _as_its_user(self, request: httpx.Request) -> httpx.Request:
+        """Changes need the local key; everything else goes without one, as from any program of the machine."""
+        if request.url.path.startswith("/admin/") and request.method != "GET":
+            request.headers.setdefault("authorization", f"Bearer {self.local_key()}")
+        return request
 
     def output(self) -> str:
         """Return all it has printed."""

@@ -6,8 +6,12 @@ import socket
 
 def is_loopback(listen: str) -> bool:
     """Whether `host:port` can be reached from this machine only."""
-    host = listen.rpartition(":")[0].strip("[]")
-    if host == "localhost":
+    return is_loopback_name(listen.rpartition(":")[0].strip("[]"))
+
+
+def is_loopback_name(host: str) -> bool:
+    """Whether a name or an address is this machine's own, whatever a name server says."""
+    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -23,7 +23,7 @@ from cortex.platform.settings import Settings
 def create_app(settings: Settings) -> Litestar:
     """Build the agent and its API; the agent lives as long as the application."""
     token = fleet_token(Path(settings.token_file).expanduser())
-    registry = Registry(settings.redis_url)
+    registry = Registry.of(settings)
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 

@@ -6,7 +6,7 @@ and fails with RecordAway, whatever went wrong underneath.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -16,21 +16,25 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from cortex.platform.api_keys import ApiKey
 from cortex.platform.ledger import Entry
 from cortex.platform.meter import Snapshot
 from cortex.platform.record import Fleet, HostRecord, RouterReport
+from cortex.platform.settings import Settings
 
 T = TypeVar("T")
 
 HOST, ROUTER, CLAIM = "cortex:host:", "cortex:router:", "cortex:claim:"
 USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
-SWEEP, LEDGER = "cortex:sweep", "cortex:ledger"
+SWEEP, LEDGER, KEY = "cortex:sweep", "cortex:ledger", "cortex:key:"
 COUNTS, QUESTION, ANSWERS = "cortex:counts:", "cortex:question:", "cortex:answers:"
 ANSWERS_S = 10.0
 ROUTER_TTL_S = 10.0
 """A router that does not report this long counts as dead, and what it had in flight as over. Reports come every
 second: a router that is merely starved of CPU for a while must not have its requests cut by a drain."""
 DECISIONS_KEPT = 5000
+EXPIRED_KEPT_S = 30 * 86400
+"""How long a key that has expired can still be seen."""
 
 _RELEASE = """
 -- KEYS[1] the claim; ARGV[1] our token. Delete the claim only while it is ours.
@@ -69,9 +73,24 @@ class Registry:
         )
         self._release = self._redis.register_script(_RELEASE)
 
+    @classmethod
+    def of(cls, settings: Settings) -> "Registry":
+        """Return a connection to the record that these settings name."""
+        return cls(settings.redis_url)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+
+    def script(self, text: str) -> Callable[[Sequence[str], Sequence[str | int]], Awaitable[Any]]:
+        """Return a Lua script as something to call with its keys and arguments. Raises RecordAway when called."""
+        script = self._redis.register_script(text)
+
+        async def run(keys: Sequence[str], args: Sequence[str | int]) -> Any:
+            async with _bounded(self._timeout_s):
+                return await script(keys=list(keys), args=list(args))
+
+        return run
 
     async def ping(self) -> None:
         """Raise RecordAway unless Redis answers."""
@@ -265,6 +284,40 @@ class Registry:
             found: Any = await self._redis.blpop([ANSWERS + token], timeout=timeout_s)
         return found[1] if found else None
 
+    # API keys, by operators.
+
+    async def keys(self) -> list[ApiKey]:
+        """Read every API key's record. One that cannot be read is not there: nobody comes in with it."""
+        async with _bounded(self._timeout_s):
+            names = sorted([k async for k in self._redis.scan_iter(match=KEY + "*", count=1000)])
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hgetall(name)
+                found = await pipe.execute()
+        keys = (_key(_text(n).removeprefix(KEY), fields) for n, fields in zip(names, found, strict=True))
+        return [k for k in keys if k is not None]
+
+    async def put_keys(self, *keys: ApiKey) -> None:
+        """Write API keys' records, all or none, and ring the bell."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
+            for key in keys:
+                fields: Any = {f: msgspec.json.encode(v) for f, v in msgspec.to_builtins(key).items() if f != "digest"}
+                pipe.hset(KEY + key.digest, mapping=fields)
+                if key.expires:
+                    pipe.expireat(KEY + key.digest, round(key.expires + EXPIRED_KEPT_S))
+                else:
+                    pipe.persist(KEY + key.digest)
+            pipe.publish(CHANGED, "key:")
+            await pipe.execute()
+
+    async def drop_keys(self, digests: Iterable[str]) -> None:
+        """Delete API keys' records and ring the bell."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
+            for one in digests:
+                pipe.delete(KEY + one)
+            pipe.publish(CHANGED, "key:")
+            await pipe.execute()
+
     # Receipts.
 
     async def decided(self, receipts: Iterable[Mapping[str, str]]) -> None:
@@ -282,6 +335,14 @@ def _decoded(value: bytes | str | None, kind: type[T]) -> T | None:
         return None
     try:
         return msgspec.json.decode(value, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _key(digest: str, fields: Mapping[bytes, bytes]) -> ApiKey | None:
+    try:
+        values = {_text(f): msgspec.json.decode(v) for f, v in fields.items()}
+        return msgspec.convert({**values, "digest": digest}, ApiKey)
     except msgspec.MsgspecError:
         return None
 

@@ -41,6 +41,12 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_mb: Positive = 64
     drain_s: Seconds = 30.0
     """How long a stopping router finishes the requests it holds."""
+    insecure: bool = False
+    """Serve anybody who reaches `listen`, and obey them, as long as no API key was made."""
+    require_key: bool = False
+    """Serve nobody without an API key, even on loopback: for a router behind a proxy on the same machine."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names beside loopback's own under which a router without any API key answers browsers."""
 
 
 class Eviction(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,6 +121,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Serve every function with the fake engine, whatever its own: for trying a fleet without its GPUs."""
     token_file: str = str(Path(_DIRS.user_state_dir) / "fleet.token")
     """The secret that routers and agents share; made on first use."""
+    local_key_file: str = ""
+    """Holds the admin key of this machine's user; `cortex up` writes one and says so here."""
 
     @property
     def redis_url(self) -> str:
@@ -184,6 +192,7 @@ def encode_env(settings: Settings) -> dict[str, str]:
         "CORTEX_PRETEND": "true" if settings.pretend else "false",
         "CORTEX_MODELS_CONFIG": settings.models_config,
         "CORTEX_TOKEN_FILE": settings.token_file,
+        "CORTEX_LOCAL_KEY_FILE": settings.local_key_file,
     }
     for section in ("gateway", "eviction", "redis", "agent"):
         for key, value in msgspec.to_builtins(getattr(settings, section)).items():
@@ -234,8 +243,8 @@ def _struct_in(hint: Any) -> type[Struct] | None:
 
 
 _SHORT = {"CORTEX_REDIS_URL": "CORTEX_REDIS__URL"}
-_PLAIN = {"models_config", "token_file", "pretend"}
-_OTHER = {"CORTEX_URL", "CORTEX_CONFIG", "CORTEX_LOG"}
+_PLAIN = {"models_config", "token_file", "local_key_file", "pretend"}
+_OTHER = {"CORTEX_URL", "CORTEX_CONFIG", "CORTEX_LOG", "CORTEX_API_KEY"}
 
 
 def _override(values: dict[str, Any], name: str, text: str, problems: list[str]) -> None:

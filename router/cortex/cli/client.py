@@ -7,7 +7,7 @@ from urllib.parse import quote
 import httpx
 
 from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
-from cortex.cli.local import running
+from cortex.cli.local import key_for, running
 
 DEFAULT_URL = "http://127.0.0.1:31313"
 
@@ -25,47 +25,50 @@ class Router:
 
     def __init__(self) -> None:
         self.url = router_url()
-        self._http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        key = os.environ.get("CORTEX_API_KEY") or key_for(self.url)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
 
     def functions(self) -> list[dict[str, Any]]:
         """Return every function."""
-        found: list[dict[str, Any]] = self._ask("GET", "/admin/functions")["functions"]
+        found: list[dict[str, Any]] = self.ask("GET", "/admin/functions")["functions"]
         return found
 
     def function(self, name: str) -> dict[str, Any]:
         """Return one function, by id or alias."""
-        return self._ask("GET", f"/admin/functions/{quote(name, safe='')}")
+        return self.ask("GET", f"/admin/functions/{quote(name, safe='')}")
 
     def warm(self, name: str) -> str:
         """Have a function brought up; return the instance's id."""
-        return str(self._ask("POST", f"/admin/functions/{quote(name, safe='')}/warm")["instance"])
+        return str(self.ask("POST", f"/admin/functions/{quote(name, safe='')}/warm")["instance"])
 
     def cool(self, name: str, *, now: bool) -> list[str]:
         """Let a function's instances go; return their ids."""
         path = f"/admin/functions/{quote(name, safe='')}/cool{'?now=1' if now else ''}"
-        going: list[str] = self._ask("POST", path)["instances"]
+        going: list[str] = self.ask("POST", path)["instances"]
         return going
 
     def plan(self, name: str) -> dict[str, Any]:
         """Return what warming a function would do."""
-        return self._ask("POST", f"/admin/functions/{quote(name, safe='')}/warm?plan=1")
+        return self.ask("POST", f"/admin/functions/{quote(name, safe='')}/warm?plan=1")
 
     def on_host(self, host: str, verb: str) -> dict[str, Any]:
         """Cordon, uncordon or drain a host."""
-        return self._ask("POST", f"/admin/hosts/{quote(host, safe='')}/{verb}", timeout=3600)
+        return self.ask("POST", f"/admin/hosts/{quote(host, safe='')}/{verb}", timeout=3600)
 
     def hosts(self) -> list[dict[str, Any]]:
         """Return every live host's record."""
-        found: list[dict[str, Any]] = self._ask("GET", "/admin/hosts")["hosts"]
+        found: list[dict[str, Any]] = self.ask("GET", "/admin/hosts")["hosts"]
         return found
 
     def health(self) -> dict[str, Any]:
         """Return the router's health."""
-        return self._ask("GET", "/health")
+        return self.ask("GET", "/health")
 
-    def _ask(self, method: str, path: str, *, timeout: float = 30) -> dict[str, Any]:
+    def ask(self, method: str, path: str, body: Any = None, *, timeout: float = 30) -> dict[str, Any]:
+        """Send a request and return its answer."""
         try:
-            answer = self._http.request(method, path, timeout=timeout)
+            answer = self._http.request(method, path, json=body, timeout=timeout)
             body = answer.json()
         except httpx.HTTPError as error:
             raise Failed(
@@ -82,7 +85,10 @@ class Router:
         hints = {
             "model_not_found": "`cortex fn ls` lists every function.",
             "host_not_found": "`cortex host ls` lists every host.",
+            "key_not_found": "`cortex key ls` lists every key.",
         }
         hint = hints.get(refusal.get("code"), "")
         code = NOT_FOUND if hint else FAILED
+        if answer.status_code in (401, 403):
+            hint = "CORTEX_API_KEY is the key these commands send; `cortex key new NAME --admin` makes one."
         raise Failed(str(refusal.get("message", answer.text)), code=code, hint=hint)

@@ -1,12 +1,15 @@
 """How the commands of one user find each other: what a running `cortex up` says of itself, in a private file."""
 
 import os
+import secrets
 from pathlib import Path
 
 import msgspec
 import platformdirs
 import psutil
 from msgspec import Struct
+
+from cortex.platform.api_keys import PREFIX, SECRET_BYTES
 
 
 class Running(Struct, frozen=True):
@@ -39,6 +42,36 @@ def withdraw() -> None:
     found = _read()
     if found is not None and found.pid == os.getpid():
         (state_dir() / "up.json").unlink(missing_ok=True)
+        local_key_path().unlink(missing_ok=True)
+
+
+def local_key_path() -> Path:
+    """Return where `cortex up` keeps the admin key of the user who runs it."""
+    return state_dir() / "local.key"
+
+
+def make_key() -> Path:
+    """Write a fresh admin key that only this user can read; return its file."""
+    path = local_key_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(PREFIX + secrets.token_urlsafe(SECRET_BYTES) + "\n")
+    fresh.replace(path)
+    return path
+
+
+def key_for(url: str) -> str:
+    """Return the local admin key, if that URL is this user's own `cortex up`; it is sent nowhere else."""
+    found = running()
+    if found is None or found.url != url:
+        return ""
+    try:
+        return local_key_path().read_text().strip()
+    except OSError:
+        return ""
 
 
 def running() -> Running | None:

@@ -10,6 +10,7 @@ import rich_click as click
 from cortex.cli import exits
 from cortex.cli.fn import fn
 from cortex.cli.host import gpu, host
+from cortex.cli.key import key
 from cortex.cli.status import status
 from cortex.platform import log
 from cortex.platform import settings as settings_
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for group in (fn, host, gpu):
+for group in (fn, host, gpu, key):
     cli.add_command(group)
 cli.add_command(status)
 
@@ -84,16 +85,28 @@ def serve(config: Path | None) -> None:
 
 
 def _route(settings: Settings, workers: int, insecure: bool) -> None:
+    from msgspec.structs import replace
+
     from cortex.functions.catalogue import CatalogueError
     from cortex.platform.address import is_loopback
     from cortex.router.directory import load
     from cortex.router.serve import serve as run
 
     log.configure()
-    if not insecure and not is_loopback(settings.gateway.listen):
-        raise exits.Failed(
-            f"refusing to listen on {settings.gateway.listen}: anybody who reaches it could use the models",
-            hint="Listen on 127.0.0.1, or say --insecure if the network keeps others out.",
+    settings = replace(settings, gateway=replace(settings.gateway, insecure=insecure or settings.gateway.insecure))
+    listen = settings.gateway.listen
+    if not is_loopback(listen) and not _any_key(settings):
+        if not settings.gateway.insecure:
+            raise exits.Failed(
+                f"refusing to listen on {listen}: there is no API key, so anybody who reaches it could use the "
+                "models and stop them",
+                hint="Make a key first: `cortex key new NAME --admin --record` (with the same --config). "
+                "Or listen on 127.0.0.1. Or say --insecure if the network keeps everybody else out.",
+            )
+        click.echo(
+            f"cortex: --insecure: whoever reaches {listen} can use every model, see "
+            "what everybody runs, and start and stop everything, until somebody makes an API key",
+            err=True,
         )
     try:
         load(Path(settings.models_config))
@@ -102,6 +115,28 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
         raise exits.Failed(str(error), hint="Nothing was started.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise exits.Failed(str(error)) from None
+
+
+def _any_key(settings: Settings) -> bool:
+    """Whether anybody has made an API key."""
+    from cortex.platform.registry import RecordAway, Registry
+
+    async def keys() -> bool:
+        registry = Registry.of(settings)
+        try:
+            return bool(await registry.keys())
+        finally:
+            await registry.close()
+
+    try:
+        return asyncio.run(keys())
+    except RecordAway as error:
+        if settings.gateway.insecure:
+            return False
+        raise exits.Failed(
+            f"refusing to listen on {settings.gateway.listen} before it is known whether there is an API key: {error}",
+            hint="Start Redis first; CORTEX_REDIS_URL or --config says where it is.",
+        ) from None
 
 
 @cli.command()

@@ -97,6 +97,7 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked)
     try:
+        settings = replace(settings, local_key_file=str(local.make_key()))
         settings = await _with_redis(settings, runtime_dir, children)
         await _started(settings, children, workers, stop)
         if stop.is_set():
@@ -174,7 +175,7 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
         children.append(redis)
         await redis.start()
         settings = replace(settings, redis=replace(settings.redis, url=f"unix://{socket_path}"))
-    registry = Registry(settings.redis_url)
+    registry = Registry.of(settings)
     try:
         async with asyncio.timeout(START_S):
             while True:

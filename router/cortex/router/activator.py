@@ -18,6 +18,7 @@ import structlog
 from cortex.functions.lifecycle import COMING, LIVE
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Ensure, Going, Planned, Refused
+from cortex.platform.api_keys import Priority
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.placement import Need, When, misfit, need
@@ -51,15 +52,15 @@ class Activator:
         """End every start this router drives. What the agents have begun goes on."""
         await cancelled(self._starts.values())
 
-    async def wait_until_ready(self, target: Target) -> None:
+    async def wait_until_ready(self, target: Target, priority: Priority = Priority.NORMAL) -> None:
         """Return once an instance is ready, which may be gone again when the caller looks.
 
         Raises QueueFull, NotReadyInTime, NoCapacity, StartFailed or RecordIsAway.
         """
         function = target.function
         held = self._flights.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
-        if held >= function.queue:
-            raise QueueFull(f"{function.queue} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
+        if held >= priority.share(function.queue):
+            raise QueueFull(f"{held} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
         with self._flights.waiting(function.id):
             start = self._joined(target)
             done, _ = await asyncio.wait((start,), timeout=function.start_timeout_s)

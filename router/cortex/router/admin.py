@@ -133,7 +133,7 @@ def _placed(host: str, instance: Instance, function: Function, usage: Use, known
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     """Return the admin routes of a router."""
 
-    @get("/admin/functions")
+    @get("/admin/functions", opt={"needs": "status"})
     async def functions() -> dict[str, Any]:
         catalogue = runtime.directory.catalogue
         aliases = {f: catalogue.aliases_of(f) for f in catalogue.functions}
@@ -141,7 +141,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         found = rows(catalogue.functions.values(), aliases, runtime.fleet(), ledger, time.time())
         return {"functions": to_builtins(found)}
 
-    @get("/admin/functions/{name:path}")
+    @get("/admin/functions/{name:path}", opt={"needs": "status"})
     async def function(name: str) -> dict[str, Any]:
         target = runtime.directory.find(name.lstrip("/"))
         aliases = {target.function.id: runtime.directory.catalogue.aliases_of(target.function.id)}
@@ -149,7 +149,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         described: dict[str, Any] = to_builtins(found[0])
         return described | {"revision": target.revision}
 
-    @post("/admin/functions/{name:path}", status_code=200)
+    @post("/admin/functions/{name:path}", status_code=200, opt={"needs": "admin"})
     async def act(name: str, now: bool = False, plan: bool = False) -> dict[str, Any]:
         """`…/{id}/warm?plan=1`, `…/{id}/cool?now=1`. Ids may hold slashes: the verb is the last segment."""
         function_id, _, verb = name.lstrip("/").rpartition("/")
@@ -166,7 +166,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             return {"instances": going}
         raise BadRequest(f"'{verb[:50]}' is not something to do with a function; 'warm' and 'cool' are")
 
-    @get("/admin/hosts")
+    @get("/admin/hosts", opt={"needs": "status"})
     async def hosts() -> dict[str, Any]:
         fleet = runtime.fleet()
         busy = use(fleet).in_flight
@@ -181,7 +181,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         gone = sorted(fleet.cordoned.difference(fleet.hosts))
         return {"hosts": found, "cordoned_and_away": gone}
 
-    @post("/admin/hosts/{host:str}/{verb:str}", status_code=200)
+    @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin"})
     async def act_on_host(host: str, verb: str) -> dict[str, Any]:
         """`cordon`, `uncordon` or `drain` a host. A host that is away can be cordoned all the same."""
         fleet = runtime.view.fleet

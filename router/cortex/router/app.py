@@ -12,11 +12,12 @@ from litestar import Litestar, Request, Response, get
 from litestar.exceptions import HTTPException
 
 from cortex.platform.settings import Settings
-from cortex.router import admin, inference, request_routes
+from cortex.router import admin, inference, key_routes, request_routes
 from cortex.router.describing import card
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.directory import Target
+from cortex.router.door import Door, caller
 from cortex.router.exchange import Services
 from cortex.router.inference import request_id
 from cortex.router.listing import entry, listing
@@ -35,28 +36,34 @@ def create_app(settings: Settings) -> Litestar:
     """Build one router worker. Raises CatalogueError or OSError when the catalogue does not stand."""
     runtime = Runtime(settings)
     services = Services(runtime.view, runtime.activator, runtime.flights, runtime.upstream, runtime.journeys)
+    door = Door(runtime.keys, settings.gateway)
     most = settings.gateway.max_body_mb * 1024 * 1024
 
     def described_card(described: dict[str, Any], target: Target) -> Card:
         function, view = target.function, runtime.view
         return card(described, function, view.known(function.id), view.ready(function.id, target.revision))
 
-    @get("/v1/models")
+    @get("/v1/models", opt={"needs": "inference"})
     async def models(
         request: Http, limit: str | None = None, after_id: str | None = None, before_id: str | None = None
     ) -> Response[bytes]:
-        """List every function and alias of the catalogue, warm or cold, in the caller's dialect."""
-        entries = listing(runtime.directory.catalogue, runtime.view.fleet, runtime.started)
+        """List every function and alias the caller may use, warm or cold, in the caller's dialect."""
+        may_use = caller(request).may_use
+        entries = [
+            e
+            for e in listing(runtime.directory.catalogue, runtime.view.fleet, runtime.started)
+            if may_use(e["alias_of"] or e["id"])
+        ]
         if _is_anthropic(request):
             cards = [described_card(e, runtime.directory.find(e["id"])) for e in entries]
             return _json(request, anthropic_page(cards, limit, after_id, before_id))
         return _json(request, {"object": "list", "data": entries})
 
-    @get("/v1/models/{model_id:path}")
+    @get("/v1/models/{model_id:path}", opt={"needs": "inference"})
     async def model(request: Http, model_id: str) -> Response[bytes]:
         """Describe one function or alias. Ids with a slash may be sent as `%2F`."""
         name = model_id.lstrip("/")
-        target = runtime.directory.find(name)
+        target = runtime.directory.find_for(name, caller(request))
         function = target.function
         described = entry(function, runtime.view.fleet, runtime.started, runtime.view.known(function.id))
         if name != function.id:
@@ -65,7 +72,7 @@ def create_app(settings: Settings) -> Litestar:
             return _json(request, anthropic_model(described_card(described, target)))
         return _json(request, described)
 
-    @get("/health")
+    @get("/health", opt={"needs": "nothing"})
     async def health() -> dict[str, Any]:
         """Say whether requests can be served, and what is amiss."""
         fleet = runtime.view.fleet
@@ -78,7 +85,7 @@ def create_app(settings: Settings) -> Litestar:
             "catalogue": runtime.directory.problem or "ok",
         }
 
-    @get("/")
+    @get("/", opt={"needs": "nothing"})
     async def root() -> dict[str, str]:
         """Say what this is."""
         return {"name": "cortex", "models": "/v1/models", "health": "/health"}
@@ -98,7 +105,9 @@ def create_app(settings: Settings) -> Litestar:
             *admin.routes(runtime),
             *request_routes.routes(runtime),
             *status.routes(runtime),
+            *key_routes.routes(runtime.registry, runtime.keys),
         ],
+        guards=[door.guard],
         lifespan=[run],
         exception_handlers={
             Refusal: _refused,

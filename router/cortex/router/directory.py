@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue, CatalogueError, read
 from cortex.functions.spec import Engine, Function, revision
-from cortex.router.refusals import FunctionNotFound
+from cortex.platform.api_keys import Principal
+from cortex.router.refusals import FunctionNotFound, NotAllowed
 
 log = structlog.get_logger()
 
@@ -44,6 +45,16 @@ class Directory:
         target = self._targets.get(name)
         if target is None:
             raise FunctionNotFound(name, self.catalogue.nearest(name))
+        return target
+
+    def find_for(self, name: str, caller: Principal) -> Target:
+        """Return what a name stands for, to a caller who may use it. Raises FunctionNotFound or NotAllowed."""
+        target = self._targets.get(name)
+        if target is None:
+            near = (n for n in self.catalogue.nearest(name) if n in self._targets)
+            raise FunctionNotFound(name, [n for n in near if caller.may_use(self._targets[n].function.id)])
+        if not caller.may_use(target.function.id):
+            raise NotAllowed(f"the key '{caller.name}' may not use the model {name[:200]!r}")
         return target
 
     async def follow(self) -> None:

@@ -15,6 +15,7 @@ from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from cortex.functions.spec import STOPS_WHEN_CLIENT_LEAVES
+from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.platform.flights import Flights
 from cortex.platform.record import Instance
 from cortex.router.activator import Activator
@@ -77,7 +78,15 @@ class Exchange:
     """Serves one request for one function."""
 
     def __init__(
-        self, services: Services, target: Target, call: Call, request_id: str, *, asked: str = "", read_s: float = 0.0
+        self,
+        services: Services,
+        target: Target,
+        call: Call,
+        request_id: str,
+        caller: Principal,
+        *,
+        asked: str = "",
+        read_s: float = 0.0,
     ) -> None:
         self._services, self._target, self._function = services, target, target.function
         self._call, self._request_id = call, request_id
@@ -89,6 +98,8 @@ class Exchange:
         self.journey = Journey(
             request_id, self._function.id, asked or self._function.id, call.dialect, streams=streams, read_s=read_s
         )
+        self._caller = caller
+        self.journey.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
         self._send: Send
 
@@ -171,7 +182,7 @@ class Exchange:
         journey.cold, journey.phase = True, "waiting"
         try:
             while (instance := self._chosen()) is None:
-                await self._services.activator.wait_until_ready(self._target)
+                await self._services.activator.wait_until_ready(self._target, self._caller.priority)
         finally:
             journey.queued_s += time.monotonic() - began
         return instance

@@ -18,6 +18,7 @@ from cortex.router.dialects import chat_stream, dialect, embeddings, limits, mes
 from cortex.router.dialects.errors import BadRequest, Dialect, Kind
 from cortex.router.dialects.traits import Traits
 from cortex.router.directory import Target
+from cortex.router.door import caller
 from cortex.router.exchange import Call, Exchange, Services
 from cortex.router.fitting import fitting
 from cortex.router.runtime import Runtime
@@ -48,7 +49,8 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         body = await _body(request)
         began = time.monotonic()
         name = wire.read(body, _Peek).model
-        target = runtime.directory.find(name)
+        who = caller(request)
+        target = runtime.directory.find_for(name, who)
         function = target.function
         able = traits(target, kind)
         asked = dialect.read_request(kind, body, able)
@@ -67,53 +69,56 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             settle=fitting(tokenizer, function, kind, asked, sent, able),
         )
         read_s = time.monotonic() - began
-        return Exchange(services, target, call, request_id(request), asked=name, read_s=read_s)
+        exchange = Exchange(services, target, call, request_id(request), who, asked=name, read_s=read_s)
+        return runtime.metering.around(exchange, exchange.journey, who, len(body))
 
     async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
         """Serve a request with one plain answer: embeddings, rerank."""
         body = await _body(request)
         began = time.monotonic()
         asked = embeddings.read(body) if kind == "embeddings" else rerank.read(body)
-        target = runtime.directory.find(asked.model)
+        who = caller(request)
+        target = runtime.directory.find_for(asked.model, who)
         call = Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
         read_s = time.monotonic() - began
-        return Exchange(services, target, call, request_id(request), asked=asked.model, read_s=read_s)
+        exchange = Exchange(services, target, call, request_id(request), who, asked=asked.model, read_s=read_s)
+        return runtime.metering.around(exchange, exchange.journey, who, len(body))
 
-    @post(CHAT, status_code=200)
+    @post(CHAT, status_code=200, opt={"needs": "inference"})
     async def chat_completions(request: Http) -> ASGIApp:
         """Chat: OpenAI's dialect, streamed or not."""
         return await generated(request, "chat")
 
-    @post(COMPLETIONS, status_code=200)
+    @post(COMPLETIONS, status_code=200, opt={"needs": "inference"})
     async def completions(request: Http) -> ASGIApp:
         """Complete a text: OpenAI's older dialect, streamed or not."""
         return await generated(request, "completions")
 
-    @post("/v1/responses", status_code=200)
+    @post("/v1/responses", status_code=200, opt={"needs": "inference"})
     async def responses(request: Http) -> ASGIApp:
         """Respond: OpenAI's newer dialect, streamed or not."""
         return await generated(request, "responses")
 
-    @post("/v1/messages", status_code=200)
+    @post("/v1/messages", status_code=200, opt={"needs": "inference"})
     async def messages_(request: Http) -> ASGIApp:
         """Chat: Anthropic's dialect, streamed or not."""
         return await generated(request, "messages")
 
-    @post("/v1/embeddings", status_code=200)
+    @post("/v1/embeddings", status_code=200, opt={"needs": "inference"})
     async def embeddings_(request: Http) -> ASGIApp:
         """Embed texts."""
         return await computed(request, "embeddings", "/v1/embeddings")
 
-    @post("/v1/rerank", status_code=200)
+    @post("/v1/rerank", status_code=200, opt={"needs": "inference"})
     async def rerank_(request: Http) -> ASGIApp:
         """Rank documents by how well they answer a query."""
         return await computed(request, "rerank", "/v1/rerank")
 
-    @post("/v1/messages/count_tokens", status_code=200)
+    @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
     async def count_tokens(request: Http) -> Response[bytes]:
         """Count a prompt's tokens with the worker's own tokenizer; a cold function is not started for it."""
         body = await _body(request)
-        target = runtime.directory.find(wire.read(body, _Peek).model)
+        target = runtime.directory.find_for(wire.read(body, _Peek).model, caller(request))
         function = target.function
         asked = messages.read_count(body, traits(target, "messages"))
         ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)

@@ -2,9 +2,13 @@
 
 Refusal
 ├── BadRequest          mend the request
+├── NoKey               send an API key that is known
+├── NotAllowed          ask for another key: this one is not for that
 ├── FunctionNotFound    ask for a name that is in the catalogue
 ├── HostNotFound        name a host that is alive
 ├── RequestNotFound     name a request that is under way, or was lately
+├── KeyNotFound         name an API key that there is
+├── KeyNameTaken        take another name, or rotate the key that has it
 ├── QueueFull           come back after `retry_after`
 ├── NotReadyInTime      come back: it was still starting when your time was up
 ├── NoCapacity          come back: nothing can leave for it now
@@ -46,6 +50,18 @@ class BadRequest(Refusal):
     kind = Kind.BAD_REQUEST
 
 
+class NoKey(Refusal):
+    """There is no API key in the request, or one that nobody has."""
+
+    kind = Kind.NO_KEY
+
+
+class NotAllowed(Refusal):
+    """The caller is known, and may not do this."""
+
+    kind = Kind.FORBIDDEN
+
+
 class FunctionNotFound(Refusal):
     """The name is neither an id nor an alias of the catalogue."""
 
@@ -78,6 +94,18 @@ class RequestNotFound(Refusal):
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no request {id[:128]!r} is under way, or was lately")
+
+
+class KeyNotFound(Refusal):
+    """No API key has that name or id."""
+
+    kind, code = Kind.UNKNOWN_PATH, "key_not_found"
+
+
+class KeyNameTaken(Refusal):
+    """An API key has that name already."""
+
+    kind, code = Kind.BAD_REQUEST, "key_name_taken"
 
 
 class QueueFull(Refusal):

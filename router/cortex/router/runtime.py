@@ -22,6 +22,7 @@ from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.keys import fleet_token
+from cortex.platform.quota import Quota
 from cortex.platform.record import Fleet, used_instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import Settings
@@ -33,6 +34,8 @@ from cortex.router.directory import Directory, Target
 from cortex.router.history import History
 from cortex.router.inquiry import Inquiry
 from cortex.router.journey import Journey, Journeys
+from cortex.router.keyring import KeyRing, local_key
+from cortex.router.metering import Metering
 from cortex.router.refusals import Refusal
 from cortex.router.scaling import Scaling
 from cortex.router.tallies import Tally
@@ -56,7 +59,8 @@ class Runtime:
         self.settings = settings
         self.started = int(time.time())
         token = fleet_token(Path(settings.token_file).expanduser())
-        self.registry = Registry(settings.redis_url)
+        self.registry = Registry.of(settings)
+        self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
         self.view = View(self.registry, self.id)
         self.flights = Flights(self.id)
@@ -68,15 +72,25 @@ class Runtime:
         self.counting = Counting(self.view, self.flights)
         self.traffic = Traffic()
         self.journeys = Journeys([self.counting.note, self._note_traffic, request_log.note])
+        self.metering = Metering(Quota(self.registry), self.view, self.journeys)
         self.inquiry = Inquiry(self.registry, self.view, self)
         self._tally = Tally(Path(settings.gateway.metrics_dir))
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Runtime":
         with contextlib.suppress(RecordAway):
+            await self.keys.refresh()
             await self.view.refresh()
             await self._report_now()
-        work = (self.view.follow(), self.directory.follow(), self._report(), self._sweep(), self._count())
+        work = (
+            self.keys.follow(),
+            self.metering.renew(),
+            self.view.follow(),
+            self.directory.follow(),
+            self._report(),
+            self._sweep(),
+            self._count(),
+        )
         self._tasks = [asyncio.create_task(w) for w in work]
         systemd.notify("READY=1")
         return self

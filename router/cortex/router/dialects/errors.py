@@ -106,6 +106,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
             headers["retry-after"] = str(max(1, ceil(self.retry_after_s)))
         if self.kind in _HOPELESS:
             headers["x-should-retry"] = "false"
+        if self.kind is Kind.NO_KEY:
+            headers["www-authenticate"] = "Bearer"
         return headers
 
 

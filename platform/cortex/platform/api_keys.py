@@ -1,0 +1,162 @@
+"""API keys as values: who a caller is, and what that allows. Pure: secrets, ids and times are arguments.
+
+A key is shown once and kept nowhere: the record holds its SHA-256. A fast hash is right here, because a key is
+32 random bytes and nobody can guess one; and a table of digests tells a clock nothing about the keys.
+"""
+
+import enum
+import fnmatch
+import hashlib
+from collections.abc import Iterable
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+PREFIX = "sk-cortex-"
+"""What every key begins with, so that secret scanners and people know one when they see it."""
+SECRET_BYTES = 32
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Glob = Annotated[str, Meta(min_length=1, max_length=200)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}\Z")]
+"""Names reach logs, labels and paths: they are tame."""
+
+
+class Right(enum.StrEnum):
+    """What a route needs; every route's `opt["needs"]` is one of these."""
+
+    NOTHING = "nothing"
+    INFERENCE = "inference"
+    STATUS = "status"
+    ADMIN = "admin"
+
+
+class Scope(enum.StrEnum):
+    """What a key is for."""
+
+    INFERENCE = "inference"
+    STATUS = "status"
+    ADMIN = "admin"
+
+
+RIGHTS = {
+    Scope.INFERENCE: frozenset({Right.NOTHING, Right.INFERENCE}),
+    Scope.STATUS: frozenset({Right.NOTHING, Right.STATUS}),
+    Scope.ADMIN: frozenset(Right),
+}
+
+
+class Priority(enum.StrEnum):
+    """How much of a function's queue a key's requests may fill."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+    def share(self, queue: int) -> int:
+        """Return how many may wait for a function when one more of this priority comes: low leaves the second half
+        of the queue to others, and high finds half as much again when everybody else is turned away."""
+        match self:
+            case Priority.LOW:
+                return -(-queue // 2)
+            case Priority.HIGH:
+                return queue + -(-queue // 2)
+        return queue
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What a key may use over all routers; 0 is without end."""
+
+    rpm: Count = 0
+    tpm: Count = 0
+    concurrent: Count = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.rpm or self.tpm or self.concurrent)
+
+
+class ApiKey(Struct, frozen=True, kw_only=True):
+    """One key as the record holds it, under the SHA-256 of the key itself."""
+
+    digest: str
+    id: str
+    """Names the key over its rotations; limits are counted under it."""
+    name: Name
+    scope: Scope = Scope.INFERENCE
+    functions: Annotated[tuple[Glob, ...], Meta(max_length=100)] = ()
+    """Globs of function ids; none: all of them."""
+    limits: Limits = Limits()
+    priority: Priority = Priority.NORMAL
+    created: float = 0.0
+    expires: float = 0.0
+    """Unix time; 0: never."""
+    replaced: bool = False
+    """It was rotated: another key has taken its place, and it ends when the overlap does."""
+
+    def over(self, now: float) -> bool:
+        """Whether it has expired."""
+        return bool(self.expires) and now >= self.expires
+
+
+class Principal(Struct, frozen=True, kw_only=True):
+    """Who a request comes from, and what that allows."""
+
+    id: str
+    name: str
+    scope: str
+    rights: frozenset[Right]
+    functions: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    priority: Priority = Priority.NORMAL
+    expires: float = 0.0
+
+    def may(self, right: str) -> bool:
+        """Whether a route that needs this right is open to it."""
+        return right in self.rights
+
+    def may_use(self, function: str) -> bool:
+        """Whether it may use a function, by the function's id."""
+        return not self.functions or any(fnmatch.fnmatchcase(function, glob) for glob in self.functions)
+
+
+ANONYMOUS = "anonymous"
+LOCAL = Principal(id="local", name="local", scope=Scope.ADMIN, rights=RIGHTS[Scope.ADMIN])
+"""Whoever has the key that `cortex up` wrote for the user who runs it."""
+
+
+def anonymous(*rights: Right) -> Principal:
+    """Return a caller without a key."""
+    return Principal(id=ANONYMOUS, name=ANONYMOUS, scope=ANONYMOUS, rights=frozenset({Right.NOTHING, *rights}))
+
+
+def principal(key: ApiKey) -> Principal:
+    """Return who comes with a key."""
+    return Principal(
+        id=key.id,
+        name=key.name,
+        scope=key.scope,
+        rights=RIGHTS[key.scope],
+        functions=key.functions,
+        limits=key.limits,
+        priority=key.priority,
+        expires=key.expires,
+    )
+
+
+def digest(secret: str) -> str:
+    """Return what a key is known by."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def known_as(keys: Iterable[ApiKey], name: str) -> list[ApiKey]:
+    """Return the keys meant by a name or an id, the one that is current first."""
+    found = [k for k in keys if name in (k.name, k.id)]
+    return sorted(found, key=lambda k: (k.replaced, -k.created))
+
+
+def rotated(current: ApiKey, fresh: str, now: float, overlap_s: float) -> tuple[ApiKey, ApiKey]:
+    """Return the key that takes the place of the current one, and the current one with its end."""
+    until = now + overlap_s
+    ending = replace(current, replaced=True, expires=min(until, current.expires) if current.expires else until)
+    return replace(current, digest=fresh, created=now), ending

@@ -1,0 +1,140 @@
+"""What keys with limits have used, counted in Redis so that it holds over all routers.
+
+Requests and tokens a minute are two buckets that fill up again evenly: full, they hold one minute's worth. A request
+takes an estimate of its prompt's tokens out when it begins; when it has ended, what it really used, in and out, is
+settled. A bucket may be in debt after a long answer, and then it takes a while until the next request.
+
+Requests at a time are tickets in a sorted set, each with its end; the router that holds one renews it. All of it
+expires by itself: a router that dies with tickets in its hand gives them back within `LEASE_S`.
+"""
+
+import math
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from cortex.platform.api_keys import Limits
+from cortex.platform.registry import Registry
+
+LEASE_S = 15.0
+
+_LEVEL = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- What a bucket of a size holds now. One nobody has touched is full.
+local function level(field, size)
+  local held = redis.call('HMGET', KEYS[1], field, field .. '_at')
+  if not held[1] then return size end
+  return math.min(size, tonumber(held[1]) + (now - tonumber(held[2])) * size / 60000)
+end
+local function fill(field, size, holds)
+  redis.call('HSET', KEYS[1], field, holds, field .. '_at', now)
+  -- Until it is full again, and a minute more: then it is the same as none.
+  local ttl = math.ceil((size - holds) * 60000 / size) + 60000
+  if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
+end
+"""
+
+_TAKE = (
+    _LEVEL
+    + """
+-- KEYS[1] the key's buckets; KEYS[2] its tickets.
+-- ARGV: 1 a ticket; 2, 3, 4 requests and tokens a minute, requests at a time (0: no limit); 5 tokens to take;
+--       6 for how many ms a ticket holds.
+local rpm, tpm, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local need = math.min(tonumber(ARGV[5]), tpm)
+local requests, tokens = level('requests', rpm), level('tokens', tpm)
+local short, wait = '', 0
+if rpm > 0 and requests < 1 then
+  short, wait = 'requests', (1 - requests) * 60000 / rpm
+end
+if tpm > 0 and tokens < need and (need - tokens) * 60000 / tpm > wait then
+  short, wait = 'tokens', (need - tokens) * 60000 / tpm
+end
+if short == '' and most > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  if redis.call('ZCARD', KEYS[2]) >= most then short, wait = 'concurrent', 1000 end
+end
+if short == '' then
+  if rpm > 0 then requests = requests - 1; fill('requests', rpm, requests) end
+  if tpm > 0 then tokens = tokens - need; fill('tokens', tpm, tokens) end
+  if most > 0 then
+    redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[1])
+    redis.call('PEXPIRE', KEYS[2], ARGV[6])
+  end
+end
+local full_r = rpm > 0 and (rpm - requests) * 60000 / rpm or 0
+local full_t = tpm > 0 and (tpm - tokens) * 60000 / tpm or 0
+return {short, math.ceil(wait), math.floor(requests), math.floor(tokens), math.ceil(full_r), math.ceil(full_t), need}
+"""
+)
+
+_SETTLE = (
+    _LEVEL
+    + """
+-- KEYS as above. ARGV: 1 the ticket; 2 tokens a minute; 3 tokens that were taken; 4 tokens that were used.
+redis.call('ZREM', KEYS[2], ARGV[1])
+local tpm = tonumber(ARGV[2])
+if tpm > 0 then
+  fill('tokens', tpm, math.min(tpm, level('tokens', tpm) + ARGV[3] - ARGV[4]))
+end
+"""
+)
+
+_RENEW = """
+-- KEYS[1] a key's tickets; ARGV: for how many ms they hold, and those that are still in a router's hand.
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+"""
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What became of asking for a request's share. `short` says of what there was too little, if it was refused."""
+
+    short: str = ""
+    wait_s: float = 0.0
+    requests_left: int = 0
+    tokens_left: int = 0
+    requests_full_s: float = 0.0
+    """When the whole minute's worth is there again."""
+    tokens_full_s: float = 0.0
+    taken: int = 0
+
+
+class Quota:
+    """Counts what keys use. Every call raises RecordAway."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._take, self._settle, self._renew = (registry.script(s) for s in (_TAKE, _SETTLE, _RENEW))
+
+    async def take(self, key: str, limits: Limits, ticket: str, tokens: int) -> Verdict:
+        """Take a request's share of a key's limits, all of it or none."""
+        lease = round(LEASE_S * 1000)
+        found = await self._take(
+            _names(key), [ticket, limits.rpm, limits.tpm, limits.concurrent, max(1, tokens), lease]
+        )
+        short, wait, requests, left, full_r, full_t, taken = found
+        return Verdict(
+            short=short.decode() if isinstance(short, bytes) else short,
+            wait_s=wait / 1000,
+            requests_left=max(0, requests),
+            tokens_left=max(0, left),
+            requests_full_s=full_r / 1000,
+            tokens_full_s=full_t / 1000,
+            taken=taken,
+        )
+
+    async def settle(self, key: str, limits: Limits, ticket: str, taken: int, used: int) -> None:
+        """Give a ticket back, and put right what was taken."""
+        await self._settle(_names(key), [ticket, limits.tpm, taken, used])
+
+    async def renew(self, key: str, tickets: Sequence[str]) -> None:
+        """Hold on to tickets."""
+        await self._renew(_names(key)[1:], [math.ceil(LEASE_S * 1000), *tickets])
+
+
+def _names(key: str) -> list[str]:
+    # One hash tag, so that both are on one node of a cluster.
+    return [f"cortex:quota:{{{key}}}", f"cortex:tickets:{{{key}}}"]

@@ -1,0 +1,275 @@
+"""`cortex key`: who may use the models, and how much.
+
+The commands ask the router, as all do. With `--record` they read and write Redis themselves: so the first key is
+made where no router may listen without one.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import rich_click as click
+from msgspec import to_builtins
+
+from cortex.cli.client import Router
+from cortex.cli.exits import NOT_FOUND, UNREACHABLE, Failed
+from cortex.cli.tables import ago, console, span, table
+from cortex.platform import settings as settings_
+from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.settings import SettingsError
+from cortex.router.key_routes import Keys, Overlap, Wanted, shown
+from cortex.router.refusals import KeyNotFound, Refusal
+
+T = TypeVar("T")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Span(click.ParamType[int]):
+    """A length of time such as 30d, 12h or 90m."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it in seconds."""
+        match = re.fullmatch(r"(\d{1,6})([smhdw])", str(value))
+        if match is None:
+            self.fail(f"'{value}' is not like 30d, 12h or 90m", param, ctx)
+        return int(match[1]) * _UNITS[match[2]]
+
+
+class Record:
+    """The same as `Router` for keys, straight in Redis."""
+
+    def __init__(self, config: Path | None) -> None:
+        try:
+            self._settings, _ = settings_.from_environment(config)
+        except SettingsError as error:
+            raise Failed(str(error)) from None
+
+    def keys(self, name: str = "") -> list[dict[str, Any]]:
+        """Return every key, or those of a name."""
+        found = self._with(lambda k: k.named(name) if name else k.all())
+        return [shown(key) for key in found]
+
+    def new_key(self, wanted: Wanted) -> dict[str, Any]:
+        """Make a key."""
+        secret, key = self._with(lambda k: k.make(wanted))
+        return {"key": secret, **shown(key)}
+
+    def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
+        """Make another key in the place of one."""
+        secret, key = self._with(lambda k: k.rotate(name, overlap_s))
+        return {"key": secret, **shown(key)}
+
+    def revoke_key(self, name: str) -> list[str]:
+        """Delete a key."""
+        return [key.id for key in self._with(lambda k: k.revoke(name))]
+
+    def _with(self, work: Callable[[Keys], Awaitable[T]]) -> T:
+        async def done() -> T:
+            registry = Registry.of(self._settings)
+            try:
+                return await work(Keys(registry))
+            finally:
+                await registry.close()
+
+        try:
+            return asyncio.run(done())
+        except KeyNotFound as refusal:
+            raise Failed(refusal.message, code=NOT_FOUND, hint="`cortex key ls` lists every key.") from None
+        except Refusal as refusal:
+            raise Failed(refusal.message) from None
+        except RecordAway as error:
+            raise Failed(str(error), code=UNREACHABLE, hint="CORTEX_REDIS_URL or --config says where it is.") from None
+
+
+class RouterKeys:
+    """Keys by way of a router."""
+
+    def __init__(self) -> None:
+        self._router = Router()
+
+    def keys(self, name: str = "") -> list[dict[str, Any]]:
+        """Return every key, or those of a name."""
+        found: list[dict[str, Any]] = self._router.ask("GET", f"/admin/keys{f'/{name}' if name else ''}")["keys"]
+        return found
+
+    def new_key(self, wanted: Wanted) -> dict[str, Any]:
+        """Make a key."""
+        return self._router.ask("POST", "/admin/keys", to_builtins(wanted))
+
+    def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
+        """Make another key in the place of one."""
+        return self._router.ask("POST", f"/admin/keys/{name}/rotate", to_builtins(Overlap(overlap_s=overlap_s)))
+
+    def revoke_key(self, name: str) -> list[str]:
+        """Delete a key."""
+        gone: list[str] = self._router.ask("POST", f"/admin/keys/{name}/revoke")["revoked"]
+        return gone
+
+
+def _over(record: bool, config: Path | None) -> Record | RouterKeys:
+    return Record(config) if record or config else RouterKeys()
+
+
+_record = click.option("--record", is_flag=True, help="Go straight to Redis: no router has to run.")
+_config = click.option("-c", "--config", type=click.Path(path_type=Path), help="The same, with this cortex.toml.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def key() -> None:
+    """Make, see, rotate and revoke API keys.
+
+    As soon as there is one, every request needs one.
+    """
+
+
+@key.command()
+@click.argument("name")
+@click.option("--functions", multiple=True, metavar="GLOB", help="Only these functions, such as 'qwen*'; repeatable.")
+@click.option("--admin", is_flag=True, help="For everything: inference, reading, changes.")
+@click.option("--status", "reads", is_flag=True, help="For reading only: status, functions, hosts; no inference.")
+@click.option("--rpm", type=click.IntRange(0), default=0, help="Requests a minute [default: no limit].")
+@click.option("--tpm", type=click.IntRange(0), default=0, help="Tokens a minute, in and out [default: no limit].")
+@click.option("--concurrent", type=click.IntRange(0), default=0, help="Requests at a time [default: no limit].")
+@click.option(
+    "--priority",
+    type=click.Choice(["low", "normal", "high"]),
+    default="normal",
+    show_default=True,
+    help="low may fill half of a function's queue, high half as much again as there is.",
+)
+@click.option("--expires", "expires_s", type=Span(), default="0s", help="When it ends, such as 30d [default: never].")
+@_record
+@_config
+@_json
+def new(
+    name: str,
+    functions: tuple[str, ...],
+    admin: bool,
+    reads: bool,
+    rpm: int,
+    tpm: int,
+    concurrent: int,
+    priority: str,
+    expires_s: int,
+    record: bool,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a key and print it: it is shown this once and stored nowhere."""
+    if admin and reads:
+        raise click.UsageError("a key is either --admin or --status")
+    wanted = _wanted(
+        name=name,
+        scope="admin" if admin else "status" if reads else "inference",
+        functions=functions,
+        rpm=rpm,
+        tpm=tpm,
+        concurrent=concurrent,
+        priority=priority,
+        expires_s=expires_s,
+    )
+    _print_made(_over(record, config).new_key(wanted), as_json)
+
+
+@key.command()
+@_record
+@_config
+@_json
+def ls(record: bool, config: Path | None, as_json: bool) -> None:
+    """List every key, without the keys themselves."""
+    found = _over(record, config).keys()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo("There is no API key: `cortex key new NAME` makes one.")
+        return
+    rows = table("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "MADE", "ENDS")
+    for k in found:
+        limits = k["limits"]
+        rows.add_row(
+            k["name"],
+            k["id"],
+            k["scope"],
+            ", ".join(k["functions"]) or "all",
+            *(str(limits[f] or "-") for f in ("rpm", "tpm", "concurrent")),
+            k["priority"],
+            ago(k["created"]),
+            _end(k),
+        )
+    console().print(rows)
+
+
+@key.command()
+@click.argument("name")
+@_record
+@_config
+@_json
+def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
+    """Show one key, by name or id, and those it was rotated from."""
+    found = _over(record, config).keys(name)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for k in found:
+        limits = k["limits"]
+        click.echo(f"{k['name']} ({k['id']}), for {k['scope']}, made {ago(k['created'])}, ends: {_end(k)}")
+        click.echo(f"  functions: {', '.join(k['functions']) or 'all'}")
+        click.echo(
+            f"  requests a minute: {limits['rpm'] or 'no limit'} · tokens a minute: {limits['tpm'] or 'no limit'}"
+            f" · at a time: {limits['concurrent'] or 'no limit'} · priority: {k['priority']}"
+        )
+        click.echo(f"  begins its SHA-256 with {k['digest']}")
+
+
+@key.command()
+@click.argument("name")
+@click.option("--overlap", type=Span(), default="0s", help="How long the old key still opens, such as 24h.")
+@_record
+@_config
+@_json
+def rotate(name: str, overlap: int, record: bool, config: Path | None, as_json: bool) -> None:
+    """Make another key with the same name, rights and limits, and end the old one."""
+    _print_made(_over(record, config).rotate_key(name, overlap), as_json)
+
+
+@key.command()
+@click.argument("name")
+@_record
+@_config
+@_json
+def revoke(name: str, record: bool, config: Path | None, as_json: bool) -> None:
+    """Delete a key, by name or id. It opens nothing from then on, on any router."""
+    gone = _over(record, config).revoke_key(name)
+    click.echo(json.dumps({"revoked": gone}) if as_json else f"{name}: revoked")
+
+
+def _wanted(**values: Any) -> Wanted:
+    try:
+        return msgspec.convert(values, Wanted)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(f"{error} (a name has letters, digits and ._@- in it)") from None
+
+
+def _print_made(made: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(made))
+        return
+    click.echo(f"The key of '{made['name']}' ({made['scope']}), shown only this once:", err=True)
+    click.echo(made["key"])
+
+
+def _end(key: dict[str, Any]) -> str:
+    if not key["expires"]:
+        return "never"
+    left = key["expires"] - time.time()
+    said = "expired" if left <= 0 else f"in {span(left)}"
+    return f"{said} (rotated)" if key["replaced"] else said

@@ -1,0 +1,142 @@
+"""What keys use, counted in a real Redis: over routers, over time, over deaths."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis.asyncio
+
+from cortex.platform import quota
+from cortex.platform.api_keys import Limits
+from cortex.platform.quota import Quota, Verdict
+from cortex.platform.registry import RecordAway, Registry
+from tests.support.stack import own_redis
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with own_redis(tmp_path_factory.mktemp("r")) as found:
+        yield found
+
+
+@pytest.fixture
+async def counts(url: str) -> AsyncIterator[Quota]:
+    registry = Registry(url)
+    async with redis.asyncio.Redis.from_url(url) as client:
+        await client.flushall()
+    yield Quota(registry)
+    await registry.close()
+
+
+async def taken(counts: Quota, limits: Limits, times: int = 1, *, key: str = "k", tokens: int = 10) -> list[Verdict]:
+    return [await counts.take(key, limits, f"{key}{n}", tokens) for n in range(times)]
+
+
+async def test_as_many_requests_as_the_limit_and_then_a_wait_that_is_said(counts: Quota) -> None:
+    *well, over = await taken(counts, Limits(rpm=3), 4)
+
+    assert [v.short for v in well] == ["", "", ""]
+    assert [v.requests_left for v in well] == [2, 1, 0]
+    assert over.short == "requests"
+    assert 15 < over.wait_s <= 20
+
+
+async def test_each_key_has_limits_of_its_own(counts: Quota) -> None:
+    await taken(counts, Limits(rpm=1), key="a")
+
+    (other,) = await taken(counts, Limits(rpm=1), key="b")
+
+    assert other.short == ""
+
+
+async def test_tokens_that_were_used_count_and_those_that_were_not_come_back(counts: Quota) -> None:
+    limits = Limits(tpm=1000)
+    (first,) = await taken(counts, limits, tokens=100)
+    await counts.settle("k", limits, "k0", first.taken, 40)
+    (second,) = await taken(counts, limits, tokens=100)
+
+    assert first.tokens_left == 900
+    assert 860 <= second.tokens_left <= 870
+    assert 5 < second.tokens_full_s < 9
+
+
+async def test_a_long_answer_leaves_a_debt_to_wait_for(counts: Quota) -> None:
+    limits = Limits(tpm=1000)
+    (first,) = await taken(counts, limits, tokens=100)
+    await counts.settle("k", limits, "k0", first.taken, 3000)
+
+    (second,) = await taken(counts, limits, tokens=1)
+
+    assert second.short == "tokens"
+    assert 115 < second.wait_s <= 121
+
+
+async def test_a_prompt_larger_than_the_whole_bucket_is_served_when_the_bucket_is_full(counts: Quota) -> None:
+    first, second = await taken(counts, Limits(tpm=50), 2, tokens=1000)
+
+    assert (first.short, second.short) == ("", "tokens")
+    assert first.taken == 50
+
+
+async def test_a_refused_request_takes_nothing(counts: Quota) -> None:
+    limits = Limits(rpm=100, tpm=1000, concurrent=1)
+    (held,) = await taken(counts, limits, tokens=100)
+    refused = await counts.take("k", limits, "other", 100)
+    await counts.settle("k", limits, "k0", held.taken, 100)
+    after = await counts.take("k", limits, "third", 100)
+
+    assert refused.short == "concurrent"
+    assert after.requests_left == 98
+    assert 795 <= after.tokens_left <= 805
+
+
+async def test_a_ticket_that_is_given_back_lets_the_next_one_in(counts: Quota) -> None:
+    limits = Limits(concurrent=2)
+    verdicts = await taken(counts, limits, 3)
+    await counts.settle("k", limits, "k0", 0, 0)
+
+    assert [v.short for v in verdicts] == ["", "", "concurrent"]
+    assert (await counts.take("k", limits, "next", 1)).short == ""
+
+
+async def test_many_at_once_are_counted_exactly(counts: Quota) -> None:
+    verdicts = await asyncio.gather(*(counts.take("k", Limits(concurrent=7), f"t{n}", 1) for n in range(40)))
+
+    assert sum(not v.short for v in verdicts) == 7
+
+
+async def test_tickets_of_a_router_that_died_end_by_themselves_and_those_in_hand_are_renewed(
+    counts: Quota, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "LEASE_S", 0.3)
+    limits = Limits(concurrent=1)
+    await taken(counts, limits)
+    renewed_until = time.monotonic() + 0.6
+    while time.monotonic() < renewed_until:
+        await counts.renew("k", ["k0"])
+        assert (await counts.take("k", limits, "second", 1)).short == "concurrent"
+
+    died = time.monotonic()
+    while (await counts.take("k", limits, "third", 1)).short:
+        assert time.monotonic() - died < 2
+
+    assert time.monotonic() - died > 0.2
+
+
+async def test_everything_that_is_counted_expires(counts: Quota, url: str) -> None:
+    await taken(counts, Limits(rpm=10, tpm=10, concurrent=10))
+
+    async with redis.asyncio.Redis.from_url(url) as client:
+        lives = {name: await client.pttl(name) async for name in client.scan_iter("cortex:*")}
+
+    assert len(lives) == 2
+    assert all(0 < ms <= 120_000 for ms in lives.values())
+
+
+async def test_without_a_record_nobody_can_count() -> None:
+    registry = Registry("unix:///nowhere.sock")
+
+    with pytest.raises(RecordAway):
+        await Quota(registry).take("k", Limits(rpm=1), "t", 1)
+    await registry.close()

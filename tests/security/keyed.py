@@ -1,0 +1,89 @@
+"""A running cortex on which somebody has made keys."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from click.testing import CliRunner
+
+from cortex.cli.exits import Failed
+from cortex.cli.main import cli
+from tests.support.catalogues import aliases, fake
+from tests.support.stack import Stack, eventually, own_redis
+
+CATALOGUE = "\n".join(
+    [
+        fake("one/open", "--answer", "one two three"),
+        fake("one/slow", "--tps", "10", "--tokens", "30"),
+        fake("two/other", "--answer", "four"),
+        aliases({"mine": "one/open", "theirs": "two/other"}),
+    ]
+)
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Keyed:
+    """The stack, its keys by what they are for, and clients that send them."""
+
+    def __init__(self, stack: Stack, redis_url: str) -> None:
+        self.stack, self.url, self.redis_url = stack, stack.url, redis_url
+        self.keys = {"local": stack.local_key()}
+        self.keys["inference"] = self.make("inference", functions=["one/*"])
+        self.keys["other"] = self.make("other", functions=["two/*"])
+        self.keys["status"] = self.make("status", scope="status")
+        self.keys["admin"] = self.make("admin", scope="admin")
+
+    def make(self, name: str, **wanted: Any) -> str:
+        """Make a key, and return it."""
+        with self.client("local") as http:
+            made = http.post("/admin/keys", json={"name": name, **wanted})
+        assert made.status_code == 201, made.text
+        return str(made.json()["key"])
+
+    def cli(self, *arguments: str, key: str = "") -> Result:
+        """Run a `cortex` command in this process: starting one takes most of a second."""
+        env = {**{k: v for k, v in self.stack.env.items() if k.startswith(("CORTEX_", "XDG_"))}, "CORTEX_API_KEY": key}
+        done = CliRunner(env=env).invoke(cli, arguments)
+        if isinstance(done.exception, Failed):
+            return Result(done.exception.exit_code, done.stdout, str(done.exception))
+        return Result(done.exit_code, done.stdout, done.stderr)
+
+    def client(self, key: str = "", **rest: Any) -> httpx.Client:
+        """Return a client that sends a key: the name of one, or the key itself; nothing sends none."""
+        secret = self.keys.get(key, key)
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, **rest)
+
+    def ask(self, key: str, model: str = "one/open", **more: Any) -> httpx.Response:
+        """Ask a model for an answer."""
+        with self.client(key) as http:
+            body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], **more}
+            return http.post("/v1/chat/completions", json=body)
+
+    def everywhere(self, key: str, status: int) -> None:
+        """Wait until every router worker answers a key so: several times over, on connections of their own."""
+        eventually(
+            lambda: all(self.ask(key, max_tokens=1).status_code == status for _ in range(6)),
+            within_s=5,
+            what=f"{status} from every worker",
+        )
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Keyed]:
+    """Run one."""
+    with own_redis(folder) as redis_url:
+        stack = Stack(folder, CATALOGUE, workers=2, env={"CORTEX_REDIS_URL": redis_url})
+        try:
+            yield Keyed(stack, redis_url)
+        finally:
+            stack.end()

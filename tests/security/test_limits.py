@@ -1,0 +1,104 @@
+"""Limits of a key, over both router workers, on the wire of each dialect."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import redis
+
+from tests.security.keyed import Keyed
+from tests.support.stack import eventually
+
+pytestmark = pytest.mark.xdist_group("security")
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+def test_requests_a_minute_hold_over_all_workers_and_the_last_is_told_when_to_come_back(keyed: Keyed) -> None:
+    key = keyed.make("three", rpm=3)
+    keyed.everywhere("inference", 200)
+
+    eventually(lambda: keyed.ask(key).status_code != 401, what="the key to be known")
+    answers = [keyed.ask(key) for _ in range(12)]
+
+    served = [a for a in answers if a.status_code == 200]
+    over = [a for a in answers if a.status_code == 429]
+    assert len(served) in (2, 3)  # the first was taken above; a bucket fills while we ask
+    assert len(served) + len(over) == 12
+    assert int(over[0].headers["retry-after"]) <= 20
+    assert over[0].headers["x-ratelimit-limit-requests"] == "3"
+    assert over[0].json()["error"]["code"] == "rate_limit_exceeded"
+    assert served[0].headers["x-ratelimit-remaining-requests"] in ("1", "2")
+
+
+def test_anthropics_clients_get_their_own_headers_and_error(keyed: Keyed) -> None:
+    key = keyed.make("one-message", rpm=1)
+    with keyed.client() as http:
+
+        def ask() -> httpx.Response:
+            body = {"model": "one/open", "max_tokens": 4, "messages": HELLO}
+            return http.post("/v1/messages", json=body, headers={"x-api-key": key})
+
+        eventually(lambda: ask().status_code == 429, what="the key to be known on both workers, and used up")
+        second = ask()
+
+    assert second.headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert second.headers["anthropic-ratelimit-requests-reset"].endswith("Z")
+    assert (second.status_code, second.json()["error"]["type"]) == (429, "rate_limit_error")
+
+
+def test_no_more_at_a_time_than_allowed_and_the_next_as_soon_as_a_stream_has_ended(keyed: Keyed) -> None:
+    key = keyed.make("two-at-a-time", concurrent=2)
+    keyed.everywhere(key, 200)
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: keyed.ask(key, "one/slow", stream=True).status_code, range(8)))
+
+    assert sorted(statuses) == [200, 200, 429, 429, 429, 429, 429, 429]
+    assert keyed.ask(key).status_code == 200
+
+
+def test_a_client_that_leaves_gives_its_place_back(keyed: Keyed) -> None:
+    key = keyed.make("leaver", concurrent=1)
+    keyed.everywhere(key, 200)
+    body = {"model": "one/slow", "messages": HELLO, "stream": True}
+
+    with keyed.client(key) as http, http.stream("POST", "/v1/chat/completions", json=body) as stream:
+        pieces = stream.iter_bytes()  # kept: the stream is closed with it
+        next(pieces)
+        busy = keyed.ask(key).status_code
+
+    assert (stream.status_code, busy) == (200, 429)
+    eventually(lambda: keyed.ask(key).status_code == 200, within_s=2, what="its place to be free")
+
+
+def test_tokens_of_a_stream_are_settled_when_it_has_ended(keyed: Keyed) -> None:
+    key = keyed.make("frugal", tpm=1_000_000)
+    keyed.everywhere(key, 200)
+    keyed.ask(key, stream=True)
+
+    left = int(keyed.ask(key, messages=[{"role": "user", "content": "x" * 400_000}]).headers[
+        "x-ratelimit-remaining-tokens"
+    ])  # fmt: skip
+
+    after = eventually(
+        lambda: n if (n := int(keyed.ask(key).headers["x-ratelimit-remaining-tokens"])) != left else None,
+        what="the long prompt to be settled",
+    )
+    assert 880_000 < left < 901_000
+    assert after != left
+
+
+def test_a_key_without_limits_costs_nothing_in_redis(keyed: Keyed) -> None:
+    keyed.everywhere("inference", 200)
+    with redis.Redis.from_url(keyed.redis_url) as client:
+        before = client.info("commandstats")
+        for _ in range(20):
+            keyed.ask("inference")
+        after = client.info("commandstats")
+        names = list(client.scan_iter("cortex:quota:*"))
+
+    evals = [s.get("cmdstat_evalsha", {}).get("calls", 0) for s in (before, after)]
+    assert evals[0] == evals[1]
+    with keyed.client("admin") as http:
+        (key,) = http.get("/admin/keys/inference").json()["keys"]
+    assert not [n for n in names if key["id"].encode() in n]
