@@ -39,3 +39,39 @@ layers:
 # write the generated pages of docs/ anew; a test keeps them so
 docs:
     uv run python -m tests.support.pages
+
+# bring every machine of an inventory to this checkout; arguments go to ansible-playbook (--limit, --tags, --check --diff)
+deploy inventory *args:
+    uv run python deploy/run.py deploy {{inventory}} {{args}}
+
+# push models.toml alone, in seconds
+deploy-models inventory *args:
+    uv run python deploy/run.py models {{inventory}} {{args}}
+
+# every machine back to the version it had before
+rollback inventory *args:
+    uv run python deploy/run.py rollback {{inventory}} {{args}}
+
+# what runs where, and whether it is well
+fleet-status inventory *args:
+    uv run python deploy/run.py status {{inventory}} {{args}}
+
+# drain, stop and remove cortex; with --limit HOST only there
+undeploy inventory *args:
+    uv run python deploy/run.py undeploy {{inventory}} {{args}}
+
+# make a fleet's secrets beside its inventory, encrypted, once
+secrets inventory:
+    uv run python deploy/run.py secrets {{inventory}}
+
+# this checkout and all it needs as wheels with hashes, for hosts without any index
+wheelhouse *args:
+    uv run python deploy/wheelhouse.py {{args}}
+
+# a fleet of real Debian hosts on this machine, from nothing to nothing (root; about 15 minutes)
+test-fleet *args:
+    uv run python -m tests.fleet {{args}}
+
+# style of the deployment
+lint-deploy:
+    uv run --group lint ansible-lint -c deploy/ansible/.ansible-lint --offline deploy/ansible

@@ -88,7 +88,8 @@ class _Worker(Worker):
     """RQ's worker; every sign of life to Redis is one to the service manager too."""
 
     def heartbeat(self, *args: Any, **kwargs: Any) -> None:
-        systemd.notify("WATCHDOG=1")
+        if not self._is_horse:  # the child that does a job: it does not speak for the service
+            systemd.notify("WATCHDOG=1")
         super().heartbeat(*args, **kwargs)
 
     def request_stop(self, *args: Any) -> None:
