@@ -1,5 +1,6 @@
 """One running cortex with one router worker and one with two; tests take functions of their own on it."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cortex.platform.bigram import write_bigram
 from tests.support.catalogues import aliases, entry, fake, gguf
 from tests.support.stack import Stack, free_port, own_redis
 
+FAKE = [sys.executable, "-m", "cortex.platform.fake_engine", "--model={model}", "--host={host}", "--port={port}"]
 ALPHA = "Alpha alder. Alpha acorn. Amber alder."
 BRAVO = "Bravo birch. Bravo bramble. Brown birch."
 
@@ -63,6 +65,8 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             gguf("broken/garbage", str(weights / "garbage.gguf")),
             gguf("broken/missing", str(weights / "missing.gguf")),
             fake("broken/port", "--port", str(taken)),
+            entry("any/command", engine="command", command=[*FAKE, "--answer", "four five"], idle_after_s=60),
+            entry("broken/command", engine="command", command=["no-such-program", "--port", "{port}"]),
             entry("broken/engine", engine="vllm", source=alpha),
             aliases(
                 {

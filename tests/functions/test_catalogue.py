@@ -138,7 +138,7 @@ def test_functions_and_aliases_stand_in_the_order_declared() -> None:
     ("declared", "engine"),
     [
         ('engine = "vllm"', Engine.VLLM),
-        ('engine = "command"', Engine.COMMAND),
+        ('engine = "command"\ncommand = ["serve", "{port}"]', Engine.COMMAND),
         ('harness = "llamacpp"', Engine.LLAMACPP),
         ('harness = "fake"', Engine.FAKE),
         ('harness = "candle"', Engine.VLLM),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import tests.support  # noqa: F401
-from cortex.functions.launch import CannotLaunch, Launch, Slot, launch
+from cortex.functions.launch import CannotLaunch, Launch, Slot, launch, vllm
 from cortex.functions.spec import Engine, Function
 
 SLOT = Slot(
@@ -16,8 +16,31 @@ SLOT = Slot(
     port=20001,
     weights="/cache/model.gguf",
     key="secret-of-the-worker",
-    tools={"llama-server": ("/usr/bin/llama-server",), "fake": ("python", "-m", "cortex.platform.fake_engine")},
+    tools={
+        "llama-server": ("/usr/bin/llama-server",),
+        "xllamacpp": ("python", "-m", "cortex.platform.llama_server"),
+        "llama_cpp.server": ("/opt/py/bin/python", "-m", "llama_cpp.server"),
+        "vllm": ("/opt/vllm/bin/vllm", "serve"),
+        "fake": ("python", "-m", "cortex.platform.fake_engine"),
+    },
 )
+ON_GPU = replace(
+    SLOT,
+    weights="/cache/model",
+    devices=("GPU-1b",),
+    device_kind="gpu",
+    device_total_mb=24_576,
+    memory_mb=8000,
+    weights_mb=4000,
+    cache="/var/cache/cortex/engines/vllm-0.32.0/nvidia-rtx",
+)
+VARIABLE = {
+    Engine.VLLM: "VLLM_API_KEY",
+    Engine.LLAMACPP: "LLAMA_API_KEY",
+    Engine.COMMAND: "CORTEX_WORKER_KEY",
+    Engine.FAKE: "CORTEX_WORKER_KEY",
+}
+ENGINES = list(Engine)
 NASTY = ["; rm -rf /", "$(reboot)", "`id`", "a b", "--api-key", "-h", "'\"", "*", "a\nb"]
 
 
@@ -38,6 +61,7 @@ def test_llamacpp_is_started_like_this() -> None:
         ),
         env={"LLAMA_API_KEY": "secret-of-the-worker"},
         health_path="/health",
+        server="llama-server",
     )  # fmt: skip
 
 
@@ -64,6 +88,7 @@ def test_the_fake_engine_is_started_like_this() -> None:
             "--load-s", "2",
         ),
         env={"CORTEX_WORKER_KEY": "secret-of-the-worker"},
+        server="fake",
     )  # fmt: skip
 
 
@@ -73,45 +98,292 @@ def test_the_fake_engine_declares_its_memory_in_a_file_of_its_own() -> None:
     assert started.env["CORTEX_FAKE_MEMORY_FILE"] == "/run/cortex/one.memory"
 
 
-@pytest.mark.parametrize("engine", [Engine.LLAMACPP, Engine.FAKE])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_devices_are_named_by_uuid(engine: Engine) -> None:
     env = launch(of(engine), replace(SLOT, devices=("GPU-1b", "GPU-0a"))).env
 
     assert env["CUDA_VISIBLE_DEVICES"] == "GPU-1b,GPU-0a"
 
 
-@pytest.mark.parametrize("engine", [Engine.LLAMACPP, Engine.FAKE])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_host_without_gpus_hides_none(engine: Engine) -> None:
     assert "CUDA_VISIBLE_DEVICES" not in launch(of(engine), SLOT).env
 
 
-@pytest.mark.parametrize("engine", [Engine.LLAMACPP, Engine.FAKE])
-def test_the_key_is_in_the_environment_and_never_in_the_argv(engine: Engine) -> None:
-    started = launch(of(engine, args=("--verbose",), env={"A": "b"}), SLOT)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("server", ["", "xllamacpp", "llama_cpp.server"])
+def test_the_key_is_in_the_environment_and_never_in_the_argv(engine: Engine, server: Any) -> None:
+    server = server if engine is Engine.LLAMACPP else ""
+    command = ("serve", "{port}", "{model}", "{key_file}")
+    started = launch(of(engine, args=("--verbose",), env={"A": "b"}, server=server, command=command), SLOT)
 
     assert SLOT.key in started.env.values()
     assert not [word for word in started.argv if SLOT.key in word]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_catalogue_cannot_set_the_key(engine: Engine) -> None:
+    started = launch(of(engine, env={VARIABLE[engine]: "known-to-all"}), SLOT)
+
+    assert started.env[VARIABLE[engine]] == SLOT.key
+
+
 @pytest.mark.parametrize(
-    ("engine", "variable"), [(Engine.LLAMACPP, "LLAMA_API_KEY"), (Engine.FAKE, "CORTEX_WORKER_KEY")]
+    ("function", "what"),
+    [
+        (of(Engine.VLLM), "no 'vllm' on this host"),
+        (of(Engine.FAKE), "no 'fake' on this host"),
+        (of(Engine.LLAMACPP, server="xllamacpp"), "no 'xllamacpp' on this host"),
+        (of(Engine.LLAMACPP), "no server of llama.cpp on this host"),
+    ],
 )
-def test_a_catalogue_cannot_set_the_key(engine: Engine, variable: str) -> None:
-    started = launch(of(engine, env={variable: "known-to-all"}), SLOT)
-
-    assert started.env[variable] == SLOT.key
-
-
-@pytest.mark.parametrize("engine", [Engine.VLLM, Engine.COMMAND])
-def test_an_engine_that_is_not_there_is_named(engine: Engine) -> None:
-    with pytest.raises(CannotLaunch, match=f"engine '{engine}'"):
-        launch(of(engine), SLOT)
+def test_a_tool_the_host_lacks_is_named(function: Function, what: str) -> None:
+    with pytest.raises(CannotLaunch, match=what):
+        launch(function, replace(SLOT, tools={}))
 
 
-@pytest.mark.parametrize(("engine", "tool"), [(Engine.LLAMACPP, "llama-server"), (Engine.FAKE, "fake")])
-def test_a_tool_the_host_lacks_is_named(engine: Engine, tool: str) -> None:
-    with pytest.raises(CannotLaunch, match=f"no '{tool}' on this host"):
-        launch(of(engine), replace(SLOT, tools={}))
+# llama.cpp.
+
+
+def test_a_spec_may_name_one_of_llama_cpps_servers() -> None:
+    started = launch(of(Engine.LLAMACPP, server="xllamacpp"), SLOT)
+
+    assert (started.argv[:3], started.server) == (("python", "-m", "cortex.platform.llama_server"), "xllamacpp")
+
+
+def test_without_a_name_the_first_server_that_is_there_serves() -> None:
+    tools = {k: v for k, v in SLOT.tools.items() if k != "llama-server"}
+
+    assert launch(of(Engine.LLAMACPP), replace(SLOT, tools=tools)).server == "xllamacpp"
+
+
+def test_llama_cpp_python_is_started_like_this() -> None:
+    assert launch(of(Engine.LLAMACPP, server="llama_cpp.server", context=2048), SLOT) == Launch(
+        argv=(
+            "/opt/py/bin/python", "-m", "llama_cpp.server",
+            "--model", "/cache/model.gguf",
+            "--model_alias", "org/model",
+            "--host", "127.0.0.1",
+            "--port", "20001",
+            "--interrupt_requests", "False",
+            "--n_ctx", "2048",
+        ),
+        env={"API_KEY": "secret-of-the-worker"},
+        health_path="/v1/models",
+        server="llama_cpp.server",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("embed", ("--embeddings", "--batch-size", "512", "--ubatch-size", "512")),
+        ("rerank", ("--rerank", "--batch-size", "512", "--ubatch-size", "512")),
+        ("generate", ()),
+        ("auto", ()),
+    ],
+)
+def test_llama_cpp_is_told_its_task(task: Any, flags: tuple[str, ...]) -> None:
+    argv = launch(of(Engine.LLAMACPP, task=task, context=512), SLOT).argv
+
+    assert argv[argv.index("--ctx-size") + 2 :] == flags
+
+
+def test_templates_and_eyes_are_handed_on() -> None:
+    argv = launch(of(Engine.LLAMACPP, chat_template="/srv/chat.jinja", mmproj="/srv/eyes.gguf"), SLOT).argv
+
+    assert argv[-4:] == ("--mmproj", "/srv/eyes.gguf", "--chat-template-file", "/srv/chat.jinja")
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "layers", "gpus", "expected"),
+    [
+        (8000, 32, 1, "999"),  # all of it fits
+        (8000, 0, 1, "999"),  # nobody counted
+        (2000, 32, 1, "13"),  # 2000 of 4000 × 1.15, and 32 layers
+        (2000, 32, 2, "999"),  # on two devices it fits
+        (1, 32, 1, "0"),
+    ],
+)
+def test_as_many_layers_go_onto_the_gpu_as_the_placed_memory_holds(
+    memory_mb: int, layers: int, gpus: int, expected: str
+) -> None:
+    devices = tuple(f"GPU-{n}" for n in range(gpus))
+    slot = replace(ON_GPU, memory_mb=memory_mb, layers=layers, devices=devices)
+
+    argv = launch(of(Engine.LLAMACPP), slot).argv
+
+    assert argv[argv.index("--n-gpu-layers") + 1] == expected
+
+
+# vLLM.
+
+
+def test_vllm_is_started_like_this() -> None:
+    function = of(Engine.VLLM, context=8192, min_devices=2, dtype="bfloat16", quant="FP8", args=("--seed", "1"))
+
+    assert launch(function, replace(ON_GPU, devices=("GPU-1b", "GPU-0a"))) == Launch(
+        argv=(
+            "/opt/vllm/bin/vllm", "serve", "/cache/model",
+            "--served-model-name", "org/model",
+            "--host", "127.0.0.1",
+            "--port", "20001",
+            "--gpu-memory-utilization", "0.3255",
+            "--tensor-parallel-size", "2",
+            "--max-model-len", "8192",
+            "--dtype", "bfloat16",
+            "--quantization", "fp8",
+            "--seed", "1",
+        ),
+        env={
+            "VLLM_CACHE_ROOT": "/var/cache/cortex/engines/vllm-0.32.0/nvidia-rtx/vllm",
+            "TRITON_CACHE_DIR": "/var/cache/cortex/engines/vllm-0.32.0/nvidia-rtx/triton",
+            "TORCHINDUCTOR_CACHE_DIR": "/var/cache/cortex/engines/vllm-0.32.0/nvidia-rtx/inductor",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_DO_NOT_TRACK": "1",
+            "CUDA_VISIBLE_DEVICES": "GPU-1b,GPU-0a",
+            "VLLM_API_KEY": "secret-of-the-worker",
+            "VLLM_SERVER_DEV_MODE": "0",
+        },
+        server="vllm",
+    )  # fmt: skip
+
+
+def test_a_build_without_a_working_script_is_started_by_its_module() -> None:
+    module = ("/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server")
+
+    argv = launch(of(Engine.VLLM), replace(ON_GPU, tools={"vllm": module})).argv
+
+    assert argv[:5] == (*module, "--model", "/cache/model")
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "total_mb", "expected"),
+    [(8000, 24_576, "0.3255"), (24_576, 24_576, "0.9900"), (1, 81_920, "0.0001"), (0, 0, "0.5")],
+)
+def test_vllm_gets_the_share_that_was_placed_and_never_its_own_default(
+    memory_mb: int, total_mb: int, expected: str
+) -> None:
+    argv = launch(of(Engine.VLLM), replace(ON_GPU, memory_mb=memory_mb, device_total_mb=total_mb)).argv
+
+    assert argv[argv.index("--gpu-memory-utilization") + 1] == expected
+
+
+@given(st.lists(st.integers(1, 24_576), min_size=2, max_size=6))
+def test_the_shares_of_neighbours_never_add_up_to_more_than_was_placed(memories: list[int]) -> None:
+    shares = [float(vllm.share(replace(ON_GPU, memory_mb=mb))) for mb in memories if mb >= 25]
+
+    assert sum(shares) * 24_576 <= sum(memories)
+
+
+@pytest.mark.parametrize(("memory_mb", "gib"), [(2500, "1"), (9000, "5"), (100, "1")])
+def test_on_a_cpu_vllm_is_told_how_large_its_cache_may_be(memory_mb: int, gib: str) -> None:
+    slot = replace(ON_GPU, devices=(), device_kind="cpu", weights_mb=1500, memory_mb=memory_mb)
+
+    started = launch(of(Engine.VLLM), slot)
+
+    assert started.env["VLLM_CPU_KVCACHE_SPACE"] == gib
+    assert "--enforce-eager" in started.argv
+
+
+@pytest.mark.parametrize(
+    ("name", "tools", "thoughts"),
+    [
+        ("Qwen/Qwen3-8B", "hermes", "qwen3"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "hermes", None),
+        ("Qwen/Qwen3-Coder-30B-A3B-Instruct", "qwen3_coder", None),
+        ("Qwen/Qwen2.5-7B-Instruct", "hermes", None),
+        ("meta-llama/Llama-3.3-70B-Instruct", "llama3_json", None),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "llama4_pythonic", None),
+        ("mistralai/Magistral-Small-2509", "mistral", "mistral"),
+        ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "mistral", None),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "hermes", "deepseek_r1"),
+        ("deepseek-ai/DeepSeek-V3.1", "deepseek_v31", "deepseek_v3"),
+        ("openai/gpt-oss-20b", "openai", "openai_gptoss"),
+        ("zai-org/GLM-4.5-Air", "glm45", "glm45"),
+        ("moonshotai/Kimi-K2-Instruct", "kimi_k2", None),
+        ("google/gemma-2-2b-it", None, None),
+        ("somebody/their-own", None, None),
+    ],
+)
+def test_tools_and_thoughts_are_parsed_as_the_models_family_writes_them(
+    name: str, tools: str | None, thoughts: str | None
+) -> None:
+    argv = launch(Function(id=name, engine=Engine.VLLM), ON_GPU).argv
+
+    assert (after("--tool-call-parser", argv), after("--reasoning-parser", argv)) == (tools, thoughts)
+    assert ("--enable-auto-tool-choice" in argv) == (tools is not None)
+
+
+def test_the_sources_name_tells_the_family_of_a_model_with_a_name_of_its_own() -> None:
+    argv = launch(of(Engine.VLLM, source="Qwen/Qwen3-8B"), ON_GPU).argv
+
+    assert after("--tool-call-parser", argv) == "hermes"
+
+
+def test_a_spec_may_name_its_parsers_or_none() -> None:
+    named = launch(of(Engine.VLLM, tool_parser="xlam", reasoning_parser="granite"), ON_GPU).argv
+    none = launch(Function(id="Qwen/Qwen3-8B", engine=Engine.VLLM, tool_parser="none", reasoning_parser="none"), ON_GPU)
+
+    assert (after("--tool-call-parser", named), after("--reasoning-parser", named)) == ("xlam", "granite")
+    assert not {"--tool-call-parser", "--reasoning-parser", "--enable-auto-tool-choice"} & set(none.argv)
+
+
+@pytest.mark.parametrize("task", ["embed", "rerank"])
+def test_a_model_that_embeds_or_ranks_gets_no_parsers(task: Any) -> None:
+    argv = launch(Function(id="Qwen/Qwen3-Embedding-0.6B", engine=Engine.VLLM, task=task), ON_GPU).argv
+
+    assert after("--runner", argv) == "pooling"
+    assert "--tool-call-parser" not in argv
+
+
+@pytest.mark.parametrize(("sleep", "mode"), [(False, "0"), (True, "1")])
+def test_endpoints_for_developers_are_served_only_with_sleep(sleep: bool, mode: str) -> None:
+    started = launch(of(Engine.VLLM, sleep=sleep, env={"VLLM_SERVER_DEV_MODE": "1"}), ON_GPU)
+
+    assert started.env["VLLM_SERVER_DEV_MODE"] == mode
+    assert ("--enable-sleep-mode" in started.argv) == sleep
+
+
+# Any program.
+
+
+def test_a_command_gets_its_places_filled_in() -> None:
+    command = (
+        "python", "-m", "sglang.launch_server", "--port", "{port}", "--host={host}", "--model-path", "{source}",
+        "--served-model-name", "{model}", "--key-file", "{key_file}", "--gpus", "{devices}", '{"a": {b}}',
+    )  # fmt: skip
+    slot = replace(ON_GPU, devices=("GPU-1b", "GPU-0a"), key_file="/run/cortex/one.key")
+
+    assert launch(of(Engine.COMMAND, command=command, health_path="/ready", env={"A": "b"}), slot) == Launch(
+        argv=(
+            "python", "-m", "sglang.launch_server", "--port", "20001", "--host=127.0.0.1",
+            "--model-path", "/cache/model", "--served-model-name", "org/model",
+            "--key-file", "/run/cortex/one.key", "--gpus", "GPU-1b,GPU-0a", '{"a": {b}}',
+        ),
+        env={"A": "b", "CUDA_VISIBLE_DEVICES": "GPU-1b,GPU-0a", "CORTEX_WORKER_KEY": "secret-of-the-worker"},
+        health_path="/ready",
+        server="command",
+        files={"/run/cortex/one.key": "secret-of-the-worker"},
+    )  # fmt: skip
+
+
+def test_what_is_filled_in_is_not_looked_at_again() -> None:
+    started = launch(Function(id="{key_file}", engine=Engine.COMMAND, command=("serve", "{model}", "{port}")), SLOT)
+
+    assert started.argv == ("serve", "{key_file}", "20001")
+
+
+@given(st.sampled_from(NASTY) | st.text(max_size=20))
+def test_a_command_stays_as_many_arguments_as_it_was_written(name: str) -> None:
+    function = Function(id=name, engine=Engine.COMMAND, command=("serve", "{port}", "{model}", "{source}"))
+
+    assert launch(function, replace(SLOT, weights=name)).argv == ("serve", "20001", name, name)
+
+
+def after(flag: str, argv: tuple[str, ...]) -> str | None:
+    return argv[argv.index(flag) + 1] if flag in argv else None
 
 
 @given(st.sampled_from(NASTY) | st.text(max_size=20), st.sampled_from(NASTY), st.sampled_from(NASTY))

@@ -42,6 +42,17 @@ CHANGES: dict[str, Any] = {
     "remote_images": True,
     "native": ("messages",),
     "cost": Cost(input=1.0),
+    "server": "llama-server",
+    "task": "embed",
+    "dtype": "bfloat16",
+    "tool_parser": "hermes",
+    "reasoning_parser": "none",
+    "chat_template": "/srv/chat.jinja",
+    "mmproj": "/srv/eyes.gguf",
+    "sleep": True,
+    "command": ("serve", "{port}"),
+    "health_path": "/ready",
+    "dialects": ("chat",),
 }
 
 

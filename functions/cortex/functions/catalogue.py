@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cortex.functions.launch.command import PLACES, unknown_places, wants
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.sources import BadSource, source_of
 from cortex.functions.spec import Engine, Function
@@ -182,12 +183,14 @@ class _Reader:
         engine = self._engine(values, nth, where)
         if engine is None:
             return None
-        source = values.get("source", "")
-        if source.startswith("./"):
-            values["source"] = f"{self.folder}/{source[2:]}"
+        for key in ("source", "chat_template", "mmproj"):
+            if values.get(key, "").startswith("./"):
+                values[key] = f"{self.folder}/{values[key][2:]}"
         function = Function(**{k: v for k, v in values.items() if k not in ("engine", "harness")}, engine=engine)
         if function.min > function.max:
             self._report(where, f"min = {function.min} is more than max = {function.max}", line)
+        for key, what in _misfits(function):
+            self._report(where, what, self.lines.key("models", key, nth) or line)
         return function
 
     def _engine(self, values: Mapping[str, Any], nth: int, where: str) -> Engine | None:
@@ -256,6 +259,23 @@ def _unknown_within(key: str, value: Any) -> str:
     if fields is None or not isinstance(value, dict):
         return ""
     return "; ".join(f"unknown key '{k}'{did_you_mean(k, fields, cutoff=0)}" for k in value if k not in fields)
+
+
+def _misfits(function: Function) -> Iterator[tuple[str, str]]:
+    """Yield the keys that make no sense with an entry's engine, and why."""
+    if function.engine is Engine.COMMAND:
+        if not function.command:
+            yield "engine", 'engine = "command" needs a command: command = ["program", "--port", "{port}"]'
+        elif not wants(function.command, "port"):
+            yield "command", "the command has no {port}: cortex chooses where it listens"
+        for name in unknown_places(function.command):
+            yield "command", f"unknown place '{{{name}}}'{did_you_mean(name, PLACES, cutoff=0)}"
+    elif function.command:
+        yield "command", f'command is for engine = "command", not "{function.engine}"'
+    if function.server and function.engine is not Engine.LLAMACPP:
+        yield "server", f'server is for engine = "llamacpp", not "{function.engine}"'
+    if function.sleep and function.engine is not Engine.VLLM:
+        yield "sleep", f'sleep is for engine = "vllm", not "{function.engine}"'
 
 
 def _line_of(error: Exception) -> int | None:

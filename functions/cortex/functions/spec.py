@@ -23,6 +23,7 @@ Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 # What the system takes as an argument or an environment variable has no NUL in it.
 Word = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Variable = Annotated[str, Meta(pattern=r"^[^=\x00]+$")]
+Path = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
 
 
 class Engine(enum.StrEnum):
@@ -32,11 +33,6 @@ class Engine(enum.StrEnum):
     LLAMACPP = "llamacpp"
     COMMAND = "command"
     FAKE = "fake"
-
-
-STOPS_WHEN_CLIENT_LEAVES = frozenset({Engine.VLLM, Engine.COMMAND, Engine.FAKE})
-"""Engines that give up a plain request when its connection closes. llama.cpp's server does so for streams only
-(seen: a plain request of 30000 tokens ran on for 27 s after its client had left)."""
 
 
 class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -73,6 +69,24 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     remote_images: bool = False
     native: tuple[Literal["messages", "responses"], ...] = ()
     cost: Cost = Cost()
+    server: Literal["", "llama-server", "xllamacpp", "llama_cpp.server"] = ""
+    task: Literal["auto", "generate", "embed", "rerank"] = "auto"
+    dtype: Word = ""
+    tool_parser: Word = "auto"
+    reasoning_parser: Word = "auto"
+    chat_template: Word = ""
+    mmproj: Word = ""
+    sleep: bool = False
+    command: tuple[Word, ...] = ()
+    health_path: Path = "/health"
+    dialects: tuple[Literal["chat", "completions", "embeddings", "rerank"], ...] = ()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its engine needs weights that are on the host: a command only if it has a place for them."""
+        if self.engine is Engine.COMMAND:
+            return any("{source}" in word for word in self.command)
+        return self.engine is not Engine.FAKE
 
     @property
     def weights(self) -> str:
@@ -82,6 +96,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 LAUNCH_FIELDS = (
     "id", "engine", "source", "revision", "quant", "min_devices", "context", "args", "env", "target_concurrency",
+    "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "sleep", "command",
+    "health_path",
 )  # fmt: skip
 """Fields that change the worker's command. A change in any of them is a new revision."""
 

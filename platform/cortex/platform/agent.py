@@ -50,7 +50,7 @@ class Agent:
     """One host's agent. `async with` runs it; `ensure()` and `cool()` are what its API calls."""
 
     def __init__(self, settings: Settings, token: str, registry: Registry) -> None:
-        found = engines.discover()
+        found = engines.discover(settings.agent.engines)
         now = time.time()
         host = HostRecord(
             name=settings.host_name,
@@ -58,6 +58,7 @@ class Agent:
             version=version("cortex"),
             labels=settings.agent.labels,
             engines=found.versions,
+            servers=found.servers,
             devices=devices.discover(settings.agent),
             failures=state_file.read(_state_path(settings)).failures,
             # Epochs go on rising over restarts: routers remember the highest they have seen.
@@ -72,8 +73,9 @@ class Agent:
             defrag_after_cycles=settings.eviction.defrag_after_cycles,
         )
         self.settings = settings
+        self._engines = found
         self.scheduler = Scheduler(host, rules)
-        self.supervisor = Supervisor(settings, token, found, self.tell, self._back)
+        self.supervisor = Supervisor(settings, token, found, self.tell, self._back, self.scheduler.record)
         self._flights = Flights(f"agent:{settings.host_name}")
         self._registry = registry
         self._devices = devices.Devices(settings.agent)
@@ -129,6 +131,8 @@ class Agent:
         self, function: Function, *, force: bool = False, beside: Collection[str] = (), evict: bool = True
     ) -> Going | Refused:
         """See to it that an instance of `function` is up or coming; answer once the record says so."""
+        if lacking := self._engines.lacks(function):
+            return Refused(lacking, When.NEVER)
         try:
             here = await asyncio.to_thread(weights.find, function, Path(self.settings.agent.cache_dir))
         except weights.WeightsUnavailable as error:
@@ -142,6 +146,8 @@ class Agent:
 
     async def plan(self, function: Function) -> Planned | Refused:
         """Say what `ensure` would do, without doing it."""
+        if lacking := self._engines.lacks(function):
+            return Refused(lacking, When.NEVER)
         try:
             here = await asyncio.to_thread(weights.find, function, Path(self.settings.agent.cache_dir))
         except weights.WeightsUnavailable as error:

@@ -19,6 +19,7 @@ class Spawn(Struct, frozen=True):
     instance: Instance
     function: Function
     weights: str
+    weights_mb: int = 0
 
 
 class Stop(Struct, frozen=True):

@@ -14,7 +14,7 @@ from itertools import combinations, islice
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
-from cortex.functions.spec import Function
+from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Device, HostRecord, Instance, Use
 
 FIRST_SERVE_S = 30.0
@@ -26,6 +26,9 @@ RESIDENCY_S = 10.0
 MOST_DEVICE_SETS = 200
 """Sets of devices compared for a function that needs several. Which are compared is exact, see `_freed`."""
 
+OVERHEAD_MB = {Engine.VLLM: 3072}
+"""What an instance takes beside its weights, where an estimate has nothing better; 512 MiB of any other engine."""
+
 LEAVING = frozenset({State.DRAINING, State.STOPPING, State.RECLAIMING})
 
 
@@ -34,6 +37,8 @@ class Need(Struct, frozen=True, kw_only=True):
 
     function: str
     engine: str
+    server: str = ""
+    """The one server it must be; empty: any of the engine."""
     devices: int = 1
     device_total_mb: int = 0
     memory_mb: int = 0
@@ -72,18 +77,22 @@ class NoRoom(Struct, frozen=True, kw_only=True):
 def need(function: Function, weights_mb: int | None, measured_mb: int | None = None) -> Need:
     """Return what a function needs: measured beats declared beats estimated from the weights.
 
-    The estimate is 1.2 × the weights plus 512 MiB for buffers and caches, over all devices.
+    The estimate is 1.2 × the weights and something for buffers and caches, over all devices. vLLM fills whatever it
+    is given, so of a measure only what it took beyond that says something: less would shrink its cache with each
+    start, and all of it would make it grow.
     """
-    if measured_mb:
-        total, source = measured_mb, "measured"
-    elif function.vram_mb:
+    if function.vram_mb:
         total, source = function.vram_mb, "declared"
     else:
         source = "estimated"
-        total = round((weights_mb or 0) * 1.2) + 512
+        total = round((weights_mb or 0) * 1.2) + OVERHEAD_MB.get(function.engine, 512)
+    fills = function.engine is Engine.VLLM
+    if measured_mb and (not fills or measured_mb > total):
+        total, source = measured_mb, "measured"
     return Need(
         function=function.id,
         engine=function.engine,
+        server=function.server,
         devices=function.min_devices,
         device_total_mb=function.min_device_vram_mb,
         memory_mb=-(-total // function.min_devices),
@@ -163,6 +172,8 @@ def misfit(need: Need, host: HostRecord) -> NoRoom | None:
         return NoRoom(reason=f"lacks the label {', '.join(missing)}", when=When.NEVER)
     if need.engine not in host.engines:
         return NoRoom(reason=f"engine '{need.engine}' is not there", when=When.NEVER)
+    if need.server and need.server not in host.servers:
+        return NoRoom(reason=f"server '{need.server}' is not there", when=When.NEVER)
     large = [d for d in host.devices if d.total_mb >= need.device_total_mb]
     if len(large) < need.devices:
         size = f" of at least {need.device_total_mb} MiB" if need.device_total_mb else ""

@@ -45,6 +45,14 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -
         os.close(descriptor)
 
 
+def write_private(path: Path, content: str) -> None:
+    """Write a file that only its user may read. Raises OSError."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(content)
+
+
 def owner(state_dir: Path) -> str:
     """Return the mark of the agent that keeps its state in a directory; it outlives the agent's restarts."""
     return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]

@@ -69,6 +69,11 @@ class Instance(Struct, frozen=True, kw_only=True):
     url: str = ""
     pid: int = 0
     process_started: float = 0.0
+    server: str = ""
+    """Which server it runs: a row of `servers.py`."""
+    health_path: str = "/health"
+    path: str = ""
+    """How it was started: `plain`, or `warm` from a launcher that was parked; and why, where that says something."""
     phase: str = ""
     progress: float | None = None
     last_sign: float = 0.0
@@ -130,6 +135,11 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     at: float = 0.0
     labels: tuple[str, ...] = ()
     engines: dict[str, str] = {}
+    """Engines it can run, with their versions."""
+    servers: tuple[str, ...] = ()
+    """And which servers of them: rows of `servers.py`."""
+    launchers: dict[str, str] = {}
+    """By engine, how the launcher stands that is kept ready for its next start."""
     devices: tuple[Device, ...] = ()
     instances: tuple[Instance, ...] = ()
     foreign: tuple[Held, ...] = ()

@@ -271,11 +271,24 @@ class Scheduler(Settling):
             self._step(instance, Step.ABANDONED, now)
             self.settle(now)
 
-    def spawned(self, instance_id: str, pid: int, process_started: float, url: str, now: float) -> None:
-        """The worker's process runs."""
+    def spawned(
+        self,
+        instance_id: str,
+        pid: int,
+        process_started: float,
+        url: str,
+        now: float,
+        *,
+        server: str = "",
+        health_path: str = "/health",
+        path: str = "plain",
+    ) -> None:
+        """The worker's process runs; `path` says how it was started."""
         instance = self._instances.get(instance_id)
-        if instance is not None and instance.state in (State.STARTING, State.STOPPING):
-            self._put(replace(instance, pid=pid, process_started=process_started, url=url, started=now, last_sign=now))
+        if instance is None or instance.state not in (State.STARTING, State.STOPPING):
+            return
+        instance = replace(instance, pid=pid, process_started=process_started, url=url, started=now, last_sign=now)
+        self._put(replace(instance, server=server, health_path=health_path, path=path))
 
     def sign_of_life(self, instance_id: str, phase: str, now: float) -> None:
         """A starting worker wrote to its log or made progress."""
@@ -289,7 +302,8 @@ class Scheduler(Settling):
         if instance is not None and instance.state is State.STARTING:
             instance = replace(instance, ready=now, phase="", progress=None)
             self._step(instance, Step.ANSWERED, now)
-            self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s")
+            how = f" ({instance.path} start)" if instance.path not in ("", "plain") else ""
+            self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s{how}")
             self.settle(now)
 
     def introduced(self, instance_id: str, card: WorkerCard) -> None:

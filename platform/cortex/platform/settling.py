@@ -63,7 +63,8 @@ class Settling(Roster):
         instance = replace(instance, started=now, last_sign=now, phase="starting")
         instance = self._step(instance, Step.PLACED, now)
         self._cycles += 1
-        self._effects.append(Spawn(instance, self._functions[instance.id], self._weights[instance.id].path))
+        weights = self._weights[instance.id]
+        self._effects.append(Spawn(instance, self._functions[instance.id], weights.path, weights.size_mb))
 
     def _settle_starting(self, instance: Instance, now: float) -> None:
         silent, total = now - instance.last_sign, now - instance.started

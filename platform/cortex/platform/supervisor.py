@@ -16,17 +16,17 @@ from typing import Protocol
 import aiohttp
 import structlog
 
-from cortex.functions.launch import CannotLaunch, Slot, launch
+from cortex.functions.launch import CannotLaunch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
-from cortex.platform import cgroup, jobs, process, weights, worker_card
+from cortex.platform import cgroup, jobs, process, slots, weights, worker_card
 from cortex.platform.cancel import cancelled
 from cortex.platform.effects import Decided, Effect, Fetch, Reclaim, Spawn, Stop
 from cortex.platform.engines import Engines
 from cortex.platform.kept import Kept, Weights
 from cortex.platform.keys import worker_key
-from cortex.platform.record import Instance
+from cortex.platform.record import HostRecord, Instance
 from cortex.platform.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.worker_card import WorkerCard
@@ -61,8 +61,17 @@ class MemoryBack(Protocol):
 class Supervisor:
     """The hands of one agent."""
 
-    def __init__(self, settings: Settings, token: str, engines: Engines, tell: Tell, back: MemoryBack) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        token: str,
+        engines: Engines,
+        tell: Tell,
+        back: MemoryBack,
+        record: Callable[[], HostRecord],
+    ) -> None:
         self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
+        self._record = record
         self._tasks: set[asyncio.Task[None]] = set()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
@@ -107,7 +116,7 @@ class Supervisor:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
-                served = await self._served(instance.url, "/health", worker_key(self._token, instance.id))
+                served = await self._served(instance.url, instance.health_path, worker_key(self._token, instance.id))
                 return served is None or instance.function in served
         return True
 
@@ -117,7 +126,9 @@ class Supervisor:
         self._ports[instance.id] = int(instance.url.rpartition(":")[2])
         self._own(self._watch(instance.id, instance.function, instance.pid))
         if instance.state is State.STARTING:
-            self._own(self._await_ready(instance.id, instance.function, instance.url, "/health", instance.pid))
+            self._own(
+                self._await_ready(instance.id, instance.function, instance.url, instance.health_path, instance.pid)
+            )
 
     async def clear_orphans(self, known: Collection[str]) -> None:
         """Kill what earlier agents of this host started and nobody knows: by the mark they gave it."""
@@ -156,18 +167,14 @@ class Supervisor:
         key = worker_key(self._token, instance.id)
         try:
             port = process.free_port(agent.worker_host, agent.worker_ports, taken=set(self._ports.values()))
-            slot = Slot(
-                host=agent.worker_host,
-                port=port,
-                weights=effect.weights,
-                key=key,
-                tools=self._engines.tools,
-                devices=tuple(d for d in instance.devices if d.startswith("GPU-")),
-                memory_mb=instance.memory_mb,
-                scratch=str(self.scratch(instance.id)),
+            scratch = self.scratch(instance.id)
+            scratch.parent.mkdir(parents=True, exist_ok=True)
+            slot = slots.slot(
+                effect, agent, self._engines, self._record().devices, port=port, key=key, scratch=str(scratch)
             )
-            self.scratch(instance.id).parent.mkdir(parents=True, exist_ok=True)
             command = launch(function, slot)
+            for path, content in command.files.items():
+                process.write_private(Path(path), content)
             self._forget_old_logs(log_path.parent)
             owned = {process.OWNER: self._owner}
             argv = cgroup.entered(self._groups, instance.id, command.argv)
@@ -180,7 +187,17 @@ class Supervisor:
         self._ports[instance.id] = port
         url = f"http://{agent.worker_host}:{port}"
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid)
-        self._tell(lambda s, now: s.spawned(instance.id, child.pid, process.started_at(child.pid), url, now))
+        self._tell(
+            lambda s, now: s.spawned(
+                instance.id,
+                child.pid,
+                process.started_at(child.pid),
+                url,
+                now,
+                server=command.server,
+                health_path=command.health_path,
+            )
+        )
         self._own(self._watch(instance.id, function.id, child.pid))
         self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid))
 
@@ -227,10 +244,10 @@ class Supervisor:
         if self._http is None:
             self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S))
         try:
-            async with self._http.get(url + health) as answer:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with self._http.get(url + health, headers=headers) as answer:
                 if answer.status != 200:
                     return None
-            headers = {"Authorization": f"Bearer {key}"}
             async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
                 if answer.status == 503:
                     return None
@@ -242,7 +259,7 @@ class Supervisor:
 
     async def check(self, instance: Instance) -> None:
         """Look after a ready worker: one health check, and what it does if it fails it again and again."""
-        served = await self._served(instance.url, "/health", worker_key(self._token, instance.id))
+        served = await self._served(instance.url, instance.health_path, worker_key(self._token, instance.id))
         if served is not None:
             self._misses.pop(instance.id, None)
             return
@@ -294,7 +311,9 @@ class Supervisor:
                         await asyncio.sleep(0.02)
             if any(d.startswith("GPU-") for d in instance.devices):
                 await self._memory_back({instance.pid, *(p.pid for p in left)})
-        self.scratch(instance.id).unlink(missing_ok=True)
+        scratch = self.scratch(instance.id)
+        for path in (scratch, Path(f"{scratch}.key")):
+            path.unlink(missing_ok=True)
         self._tell(lambda s, now: s.reclaimed(instance.id, now))
 
     async def _memory_back(self, pids: set[int]) -> None:

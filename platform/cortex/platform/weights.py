@@ -8,7 +8,7 @@ writes itself.
 from pathlib import Path
 
 from cortex.functions.names import slug
-from cortex.functions.spec import Engine, Function
+from cortex.functions.spec import Function
 from cortex.platform.bigram import demo_text, write_bigram
 from cortex.platform.kept import Weights
 
@@ -25,7 +25,7 @@ def find(function: Function, cache: Path) -> Weights | None:
 
     Raises WeightsUnavailable when they can be neither found nor fetched.
     """
-    if function.engine is Engine.FAKE:
+    if not function.has_weights:
         return Weights("", 0)
     source = function.weights
     if source.startswith(DEMO):

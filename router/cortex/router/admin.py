@@ -34,6 +34,10 @@ class Placed(Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...]
     pid: int
     url: str
+    server: str
+    """Which server it runs."""
+    path: str
+    """How it was started: plain, or warm from a parked launcher."""
     phase: str
     progress: float | None
     since: float
@@ -119,6 +123,8 @@ def _placed(host: str, instance: Instance, function: Function, usage: Use, known
         devices=instance.devices,
         pid=instance.pid,
         url=instance.url,
+        server=instance.server,
+        path=instance.path,
         phase=instance.phase,
         progress=instance.progress,
         since=instance.since,

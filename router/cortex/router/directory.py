@@ -103,7 +103,7 @@ def _pretended(function: Function) -> Function:
         return function
     load_s = 1 + min(9, function.vram_mb // 8192)
     args = ("--load-s", str(load_s), "--tps", "40", "--tokens", "120", "--memory-mb", str(function.vram_mb))
-    return replace(function, engine=Engine.FAKE, source="", args=args, env={})
+    return replace(function, engine=Engine.FAKE, source="", args=args, env={}, server="", command=(), sleep=False)
 
 
 def _mark(path: Path) -> tuple[int, int, int]:

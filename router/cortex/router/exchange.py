@@ -14,11 +14,12 @@ from typing import Protocol, TypeVar
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
-from cortex.functions.spec import STOPS_WHEN_CLIENT_LEAVES
+from cortex.functions.servers import server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.platform.flights import Flights
 from cortex.platform.record import Instance
 from cortex.router.activator import Activator
+from cortex.router.asking import must_take
 from cortex.router.assemble import Assembly, BadStream, asked_to_stream
 from cortex.router.choice import choose
 from cortex.router.dialects import grammar
@@ -30,6 +31,7 @@ from cortex.router.directory import Target
 from cortex.router.fitting import Settle
 from cortex.router.journey import Journey, Journeys
 from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
+from cortex.router.turns import Turns
 from cortex.router.upstream import Answer, Broken, Upstream
 from cortex.router.view import View
 
@@ -72,6 +74,7 @@ class Services:
     ) -> None:
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
         self.journeys = journeys
+        self.turns = Turns()
 
 
 class Exchange:
@@ -92,7 +95,7 @@ class Exchange:
         self._call, self._request_id = call, request_id
         self._stream = call.streams.stream(request_id) if call.streams else None
         generates = call.dialect not in ("embeddings", "rerank")
-        notices = self._function.engine in STOPS_WHEN_CLIENT_LEAVES
+        notices = server_of(self._function).stops_when_client_leaves
         self._streams_anyway = self._stream is None and generates and not notices
         streams = self._stream is not None
         self.journey = Journey(
@@ -149,11 +152,17 @@ class Exchange:
             instance = self._chosen()
             if instance is None:
                 instance = await self._patiently(self._awaited())
-            with self._services.flights.aboard(self._function.id, instance.id):
+            server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
+            with (
+                self._services.flights.aboard(self._function.id, instance.id),
+                self._services.turns.at(instance.id, server.parallel) as turn,
+            ):
                 placed = self._services.view.placed(instance.id)
                 self.journey.forwarded(instance.id, placed[1] if placed else "")
                 try:
                     async with asyncio.timeout(self._function.request_timeout_s):
+                        if server.parallel:
+                            await self._patiently(turn.come(self._function.queue, self._function.id))
                         await self._forward(instance)
                         return
                 except TimeoutError:

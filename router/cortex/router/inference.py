@@ -12,7 +12,9 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.servers import server_of
 from cortex.router.abilities import Abilities
+from cortex.router.asking import must_speak
 from cortex.router.choice import affinity, choose
 from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, rerank, wire
 from cortex.router.dialects.errors import BadRequest, Dialect, Kind
@@ -52,6 +54,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         who = caller(request)
         target = runtime.directory.find_for(name, who)
         function = target.function
+        must_speak(function, kind)
         able = traits(target, kind)
         asked = dialect.read_request(kind, body, able)
         unique = secrets.token_hex(12)
@@ -79,6 +82,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         asked = embeddings.read(body) if kind == "embeddings" else rerank.read(body)
         who = caller(request)
         target = runtime.directory.find_for(asked.model, who)
+        must_speak(target.function, kind)
         call = Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
         read_s = time.monotonic() - began
         exchange = Exchange(services, target, call, request_id(request), who, asked=asked.model, read_s=read_s)
@@ -124,7 +128,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
         headers = {"x-request-id": request_id(request), "x-cortex-function": function.id}
         headers["request-id"] = headers["x-request-id"]
-        if ready is None:
+        if ready is None or server_of(function, ready.server).counts == "no":
             headers["x-cortex-estimate"] = "true"
             tokens = limits.estimate(asked.upstream.request)
         else:

@@ -4,6 +4,7 @@ Refusal
 ├── BadRequest          mend the request
 ├── NoKey               send an API key that is known
 ├── NotAllowed          ask for another key: this one is not for that
+├── CannotServe         ask another function: this one's server cannot do it
 ├── FunctionNotFound    ask for a name that is in the catalogue
 ├── HostNotFound        name a host that is alive
 ├── RequestNotFound     name a request that is under way, or was lately
@@ -60,6 +61,12 @@ class NotAllowed(Refusal):
     """The caller is known, and may not do this."""
 
     kind = Kind.FORBIDDEN
+
+
+class CannotServe(Refusal):
+    """The server behind the function cannot do what was asked."""
+
+    kind = Kind.UNSUPPORTED
 
 
 class FunctionNotFound(Refusal):

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from cortex.functions.spec import Engine, Function
+from cortex.functions.servers import server_of
+from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.worker_errors import fault_from_worker
 from cortex.router.refusals import UpstreamBroke
@@ -22,8 +23,11 @@ class Tokenizer:
 
         Raises UpstreamBroke when the worker cannot tell.
         """
+        counts = server_of(function, instance.server).counts
+        if counts == "no":
+            raise UpstreamBroke(f"the worker of '{function.id}' cannot count a prompt's tokens")
         try:
-            if function.engine is not Engine.LLAMACPP:
+            if counts == "tokenize":
                 return int((await self._ask(instance, "/tokenize", body))["count"])
             rendered = (await self._ask(instance, "/apply-template", body))["prompt"]
             text = msgspec.json.encode({"content": rendered, "add_special": True, "parse_special": True})

@@ -1,0 +1,81 @@
+"""What each server can do: one table. Pure.
+
+A row is a program that answers requests, not an engine: llama.cpp has three servers that differ. Routers read it to
+refuse in so many words what a worker would break on, to queue for one that works on a single request, and to choose
+how tokens are counted. Nothing else in cortex asks which engine it talks to in order to know what it can do.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cortex.functions.spec import Engine, Function
+
+TALKS = frozenset({"chat", "completions"})
+
+
+class Server(Struct, frozen=True, kw_only=True):
+    """What one server can do. `dialects` are its own endpoints; routers translate others into chat."""
+
+    dialects: frozenset[str] = TALKS
+    tools: bool = True
+    """Parses what a model writes into tool calls."""
+    reasoning: bool = True
+    """Tells a model's thoughts from its answer."""
+    parallel: int | None = None
+    """Requests it works on at a time; None: as many as `target_concurrency` asks for."""
+    counts: Literal["tokenize", "template", "no"] = "no"
+    """Tells how many tokens a prompt has: at once, after its template was applied, or not at all."""
+    sleep: bool = False
+    """Can give its memory back and come back without a new start."""
+    streamed_usage: bool = True
+    """Says at a stream's end how many tokens there were."""
+    stops_when_client_leaves: bool = True
+    """Gives up a plain request when its connection closes, not only a streamed one."""
+
+
+_LLAMA = Server(
+    dialects=TALKS | {"embeddings", "rerank"},
+    counts="template",
+    # Seen: a plain request of 30000 tokens ran on for 27 s after its client had left.
+    stops_when_client_leaves=False,
+)
+
+SERVERS: dict[str, Server] = {
+    "vllm": Server(dialects=TALKS | {"embeddings", "rerank"}, counts="tokenize", sleep=True),
+    "llama-server": _LLAMA,
+    "xllamacpp": _LLAMA,
+    "llama_cpp.server": Server(
+        dialects=TALKS | {"embeddings"},
+        tools=False,
+        reasoning=False,
+        parallel=1,
+        streamed_usage=False,
+        stops_when_client_leaves=False,
+    ),
+    "command": Server(),
+    "fake": Server(dialects=TALKS | {"embeddings", "rerank"}, counts="tokenize", sleep=True),
+}
+
+_BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}
+
+
+def server_of(function: Function, ran: str = "") -> Server:
+    """Return what can be asked of a function: of the server an instance of it runs, else of the likeliest one.
+
+    (1) a command does what its entry declares;
+    (2) a task narrows what a server could do;
+    (3) `auto` is for vLLM to find out from the model; llama.cpp generates unless told otherwise.
+    """
+    if function.engine is Engine.LLAMACPP:
+        server = SERVERS.get(ran or function.server or "llama-server", _LLAMA)
+    else:
+        server = SERVERS[function.engine]
+    if function.engine is Engine.COMMAND and function.dialects:  # (1)
+        return replace(server, dialects=frozenset(function.dialects))
+    task = function.task
+    if task == "auto" and function.engine is Engine.LLAMACPP:  # (3)
+        task = "generate"
+    narrowed = _BY_TASK.get(task)
+    return replace(server, dialects=server.dialects & narrowed) if narrowed else server  # (2)

@@ -1,0 +1,44 @@
+"""Engines end to end: any program by its command line, and what a function's server cannot do."""
+
+import json
+
+import psutil
+import pytest
+
+from tests.support.stack import Stack
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+
+def test_any_program_serves_by_its_command_line(stack: Stack) -> None:
+    answer = stack.chat("any/command")
+
+    assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, "four five")
+    instance = stack.instance("any/command")
+    worker = psutil.Process(instance["pid"])
+    key = worker.environ()["CORTEX_WORKER_KEY"]
+    assert instance["server"] == "command"
+    assert not [word for word in worker.cmdline() if key in word]
+
+
+def test_what_a_server_does_not_serve_is_refused_before_anything_starts(stack: Stack) -> None:
+    answer = stack.http.post("/v1/embeddings", json={"model": "broken/command", "input": "a"})
+
+    assert answer.status_code == 400
+    assert "'broken/command' serves chat, completions, not embeddings" in answer.json()["error"]["message"]
+
+
+def test_a_program_no_host_has_is_named(stack: Stack) -> None:
+    answer = stack.chat("broken/command")
+
+    assert answer.status_code == 503
+    assert "no program 'no-such-program' on this host" in answer.json()["error"]["message"]
+
+
+def test_host_ls_shows_the_engines_with_their_versions(stack: Stack) -> None:
+    (host,) = json.loads(stack.cli("host", "ls", "--json").stdout)
+    table = stack.cli("host", "ls").stdout
+
+    assert {"llamacpp", "fake", "command"} <= set(host["engines"])
+    assert "xllamacpp" in host["servers"]
+    assert "llamacpp (" in " ".join(table.split())

@@ -1,0 +1,44 @@
+"""What each server can do: the table, and what a spec makes of it."""
+
+from typing import Any
+
+import pytest
+
+from cortex.functions.launch import llamacpp
+from cortex.functions.servers import SERVERS, server_of
+from cortex.functions.spec import Engine, Function
+
+EVERYTHING = {"chat", "completions", "embeddings", "rerank"}
+
+
+def of(engine: Engine, **rest: Any) -> Function:
+    return Function(id="org/model", engine=engine, **rest)
+
+
+def test_every_engine_and_every_server_of_llama_cpp_has_a_row() -> None:
+    assert set(SERVERS) == {str(e) for e in Engine if e is not Engine.LLAMACPP} | set(llamacpp.ORDER)
+
+
+@pytest.mark.parametrize(
+    ("function", "serves"),
+    [
+        (of(Engine.VLLM), EVERYTHING),  # it looks at the model
+        (of(Engine.VLLM, task="generate"), {"chat", "completions"}),
+        (of(Engine.VLLM, task="embed"), {"embeddings"}),
+        (of(Engine.LLAMACPP), {"chat", "completions"}),
+        (of(Engine.LLAMACPP, task="embed"), {"embeddings"}),
+        (of(Engine.LLAMACPP, task="rerank"), {"rerank"}),
+        (of(Engine.LLAMACPP, task="rerank", server="llama_cpp.server"), set()),
+        (of(Engine.COMMAND), {"chat", "completions"}),
+        (of(Engine.COMMAND, dialects=("embeddings",)), {"embeddings"}),
+        (of(Engine.FAKE), EVERYTHING),
+    ],
+)
+def test_a_function_serves_what_its_engine_can_and_its_task_leaves(function: Function, serves: set[str]) -> None:
+    assert server_of(function).dialects == serves
+
+
+def test_the_server_that_runs_counts_more_than_the_likeliest_one() -> None:
+    assert server_of(of(Engine.LLAMACPP)).tools
+    assert not server_of(of(Engine.LLAMACPP), "llama_cpp.server").tools
+    assert server_of(of(Engine.LLAMACPP, server="llama_cpp.server")).parallel == 1

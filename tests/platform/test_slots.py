@@ -1,0 +1,53 @@
+"""A slot is put together from the placement, and an engine is never told more than was placed."""
+
+from typing import Any
+
+from cortex.functions.launch import Slot
+from cortex.functions.spec import Engine, Function
+from cortex.platform.effects import Spawn
+from cortex.platform.engines import Engines
+from cortex.platform.placement import need
+from cortex.platform.settings import Agent
+from cortex.platform.slots import slot
+from tests.support.factories import a_device, an_instance
+
+ENGINES = Engines({"vllm": "0.32.0"}, {"vllm": ("vllm", "serve")}, {"vllm": "vllm-0.32.0-torch-2.13.0"})
+
+
+def made(function: Function, devices: Any, **placed: Any) -> Slot:
+    instance = an_instance(devices=tuple(d.id for d in devices), **placed)
+    effect = Spawn(instance, function, "/cache/model", 1000)
+    return slot(effect, Agent(cache_dir="/cache"), ENGINES, devices, port=1, key="k", scratch="/run/one")
+
+
+def test_the_smallest_of_several_devices_sets_the_share() -> None:
+    here = made(Function(id="m", engine=Engine.VLLM), [a_device("GPU-0", 24_000), a_device("GPU-1", 16_000)])
+
+    assert (here.device_kind, here.device_total_mb, here.devices) == ("gpu", 16_000, ("GPU-0", "GPU-1"))
+
+
+def test_a_declared_gpu_is_a_gpu_that_the_worker_is_not_told_of() -> None:
+    here = made(Function(id="m", engine=Engine.VLLM), [a_device("gpu-0", 24_000)])
+
+    assert (here.device_kind, here.devices) == ("gpu", ())
+
+
+def test_what_an_engine_compiled_is_kept_by_build_and_kind_of_device() -> None:
+    here = made(Function(id="m", engine=Engine.VLLM), [a_device("cpu", kind="cpu")])
+
+    assert here.cache == "/cache/engines/vllm-vllm-0.32.0-torch-2.13.0/cpu"
+
+
+def test_an_engine_that_fills_its_share_is_told_what_was_meant_not_what_it_took() -> None:
+    function = Function(id="m", engine=Engine.VLLM, vram_mb=4000)
+
+    here = made(function, [a_device("GPU-0")], memory_mb=4700, memory_from="measured")
+
+    assert here.memory_mb == 4000
+
+
+def test_an_engine_that_fills_its_share_neither_shrinks_nor_grows_with_each_start() -> None:
+    function = Function(id="m", engine=Engine.VLLM, vram_mb=4000)
+
+    assert (need(function, 1000, 2500).memory_mb, need(function, 1000, 2500).memory_from) == (4000, "declared")
+    assert (need(function, 1000, 4700).memory_mb, need(function, 1000, 4700).memory_from) == (4700, "measured")
