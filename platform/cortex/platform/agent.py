@@ -29,6 +29,7 @@ from cortex.platform.caretaker import Caretaker
 from cortex.platform.effects import Decided
 from cortex.platform.flights import Flights
 from cortex.platform.placement import When
+from cortex.platform.receipts import Receipt, numbers
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.roster import Rules
@@ -42,6 +43,7 @@ T = TypeVar("T")
 TICK_S = 0.5
 TTL_BEATS = 3
 RECEIPTS_WAITING = 1000
+SAME_REFUSAL_S = 30.0
 STOP_ALL_S = 8.0
 LISTEN_S = 10.0
 
@@ -92,7 +94,8 @@ class Agent:
         self._seen = host.epoch
         self._publishing = asyncio.Lock()
         self._fleet: Fleet | None = None
-        self._receipts: list[dict[str, str]] = []
+        self._receipts: list[Receipt] = []
+        self._refused: dict[str, tuple[str, float]] = {}
         self.counts = AgentCounts(settings.host_name)
         self.record_away = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -275,16 +278,25 @@ class Agent:
 
     def _note(self, decided: Decided) -> None:
         log.info(decided.what, function=decided.function, instance=decided.instance, why=decided.why)
-        self.counts.decided(decided, self.scheduler.record(), self._fleet, time.time())
+        record, now, host = self.scheduler.record(), time.time(), self.settings.host_name
+        self.counts.decided(decided, record, self._fleet, now)
+        if decided.what == "refused":
+            # Whoever waits for room asks again and again; the same answer is worth one receipt in a while.
+            before, at = self._refused.get(decided.function, ("", 0.0))
+            if before == decided.why and now - at < SAME_REFUSAL_S:
+                return
+            self._refused[decided.function] = (decided.why, now)
         self._receipts.append(
-            {
-                "at": f"{time.time():.3f}",
-                "host": self.settings.host_name,
-                "what": decided.what,
-                "function": decided.function,
-                "instance": decided.instance,
-                "why": decided.why,
-            }
+            Receipt(
+                at=now,
+                by=f"agent:{host}",
+                host=host,
+                what=decided.what,
+                function=decided.function,
+                instance=decided.instance,
+                why=decided.why,
+                numbers=numbers(decided, record, self._fleet, now),
+            )
         )
         del self._receipts[:-RECEIPTS_WAITING]
 

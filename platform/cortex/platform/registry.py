@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.ledger import Entry
 from cortex.platform.meter import Snapshot
+from cortex.platform.receipts import Receipt, fields, receipt
 from cortex.platform.record import Fleet, HostRecord, RouterReport
 from cortex.platform.settings import Settings
 
@@ -35,6 +36,7 @@ second: a router that is merely starved of CPU for a while must not have its req
 DECISIONS_KEPT = 5000
 EXPIRED_KEPT_S = 30 * 86400
 """How long a key that has expired can still be seen."""
+READ_AT_ONCE = 500
 
 _RELEASE = """
 -- KEYS[1] the claim; ARGV[1] our token. Delete the claim only while it is ours.
@@ -320,13 +322,44 @@ class Registry:
 
     # Receipts.
 
-    async def decided(self, receipts: Iterable[Mapping[str, str]]) -> None:
+    async def decided(self, receipts: Iterable[Receipt]) -> None:
         """Append receipts to the stream of decisions."""
         async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            for receipt in receipts:
-                fields: Any = dict(receipt)  # redis-py's dict type is invariant in its keys
-                pipe.xadd(DECISIONS, fields, maxlen=DECISIONS_KEPT, approximate=True)
+            for one in receipts:
+                kept: Any = fields(one)  # redis-py's dict type is invariant in its keys
+                pipe.xadd(DECISIONS, kept, maxlen=DECISIONS_KEPT, approximate=True)
             await pipe.execute()
+
+    async def decisions(self, wanted: Mapping[str, str], limit: int) -> list[Receipt]:
+        """Return receipts with these fields, newest first."""
+        found: list[Receipt] = []
+        before = "+"
+        while len(found) < limit:
+            async with _bounded(self._timeout_s):
+                entries: Any = await self._redis.xrevrange(DECISIONS, max=before, count=READ_AT_ONCE)
+            for id, kept in entries:
+                words = _words(kept)
+                if all(words.get(k) == v for k, v in wanted.items()):
+                    found.append(receipt(_text(id), words))
+            if len(entries) < READ_AT_ONCE:
+                break
+            before = f"({_text(entries[-1][0])}"
+        return found[:limit]
+
+    async def decisions_after(self, last: str, timeout_s: float) -> tuple[list[Receipt], str]:
+        """Wait for receipts after one; return them and the last one's id. "$" is the end of the stream as it is."""
+        async with _bounded(self._timeout_s):
+            if last == "$":
+                newest: Any = await self._redis.xrevrange(DECISIONS, count=1)
+                last = _text(newest[0][0]) if newest else "0"
+            read: Any = await self._redis.xread({DECISIONS: last}, count=READ_AT_ONCE, block=round(timeout_s * 1000))
+        entries = read[0][1] if isinstance(read, list) and read else next(iter(read.values()), [[]])[0] if read else []
+        found = [receipt(_text(id), _words(kept)) for id, kept in entries]
+        return found, found[-1].id if found else last
+
+
+def _words(kept: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
+    return {_text(k): _text(v) for k, v in kept.items()}
 
 
 def _decoded(value: bytes | str | None, kind: type[T]) -> T | None:

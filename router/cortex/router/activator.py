@@ -22,11 +22,12 @@ from cortex.platform.api_keys import Priority
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.placement import Need, When, misfit, need
-from cortex.platform.record import FailureKind, Instance, use
+from cortex.platform.record import FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.router.agents import AgentAway, Agents
-from cortex.router.choice import hosts_to_ask, why_nowhere
+from cortex.router.choice import considered, hosts_to_ask, why_nowhere
 from cortex.router.directory import Target
+from cortex.router.receipts import Receipts
 from cortex.router.refusals import NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, Refusal, StartFailed
 from cortex.router.view import View
 
@@ -44,7 +45,10 @@ RETRY_AFTER_S = 5
 class Activator:
     """Brings functions up. `run()` owns the starts; requests come and go."""
 
-    def __init__(self, view: View, registry: Registry, agents: Agents, flights: Flights) -> None:
+    def __init__(
+        self, view: View, registry: Registry, agents: Agents, flights: Flights, receipts: Receipts | None = None
+    ) -> None:
+        self._receipts = receipts or Receipts("")
         self._view, self._registry, self._agents, self._flights = view, registry, agents, flights
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
 
@@ -119,9 +123,30 @@ class Activator:
                 refusals.append((host, Refused(str(error), When.LATER)))
                 continue
             if isinstance(answer, Going):
+                self._note_proposed(function, wanted, fleet, refusals, host, answer)
                 return answer
             refusals.append((host, answer))
-        raise self._refusal(function, wanted, refusals)
+        refusal = self._refusal(function, wanted, refusals)
+        self._receipts.note_once("nowhere", function.id, why=refusal.message)
+        raise refusal
+
+    def _note_proposed(
+        self,
+        function: Function,
+        wanted: Need,
+        fleet: Fleet,
+        refusals: list[tuple[str, Refused]],
+        host: str,
+        going: Going,
+    ) -> None:
+        """Leave a receipt: which hosts there were, what each was good for, and who said no before this one."""
+        numbers = {
+            "considered": considered(wanted, function, fleet, use(fleet), time.time()),
+            "said_no": {name: refused.reason for name, refused in refusals},
+            "waiting": self._flights.waiting_for(function.id),
+        }
+        why = "the best of the hosts that take it" if not refusals else "the best of those that did not refuse"
+        self._receipts.note("proposed", function.id, host=host, instance=going.instance, why=why, numbers=numbers)
 
     async def plan(self, function: Function) -> tuple[Planned | None, dict[str, str]]:
         """Return what a start would do, and why the hosts that come before it, or all, will not have it."""

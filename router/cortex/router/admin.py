@@ -159,6 +159,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     async def act(name: str, now: bool = False, plan: bool = False) -> dict[str, Any]:
         """`…/{id}/warm?plan=1`, `…/{id}/cool?now=1`. Ids may hold slashes: the verb is the last segment."""
         function_id, _, verb = name.lstrip("/").rpartition("/")
+        if not plan and (meant := runtime.directory.known(function_id)):
+            runtime.receipts.asked(verb, meant.function.id, now=now)
         if verb == "warm" and plan:
             planned, refusals = await runtime.activator.plan(runtime.directory.find(function_id).function)
             return {"plan": to_builtins(planned), "refused": refusals}
@@ -195,6 +197,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             raise BadRequest(f"'{verb[:50]}' is not something to do with a host; cordon, uncordon and drain are")
         if host not in fleet.hosts and (verb == "drain" or host not in fleet.cordoned):
             raise HostNotFound(host, nearest(host, fleet.hosts))
+        runtime.receipts.asked(verb, host=host)
         try:
             if verb == "drain":
                 moved, going = await runtime.drain(host)

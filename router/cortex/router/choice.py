@@ -65,6 +65,21 @@ def hosts_to_ask(need: Need, function: Function, fleet: Fleet, use: Use, now: fl
     return [name for *_, name in sorted(ranked)]
 
 
+def considered(need: Need, function: Function, fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
+    """Return what every host was good for, best first: how many would have to leave there, or why it cannot."""
+    order = hosts_to_ask(need, function, fleet, use, now)
+    asked = [_considered(need, fleet.hosts[name], fleet, use, now) for name in order]
+    never = [_considered(need, h, fleet, use, now) for name, h in sorted(fleet.hosts.items()) if name not in order]
+    return asked + never
+
+
+def _considered(need: Need, host: HostRecord, fleet: Fleet, use: Use, now: float) -> dict[str, object]:
+    guess = place(need, host, use, now, cordoned=host.name in fleet.cordoned)
+    if isinstance(guess, NoRoom):
+        return {"host": host.name, "why_not": guess.reason}
+    return {"host": host.name, "evict": list(guess.evict), "devices": list(guess.devices)}
+
+
 def why_nowhere(need: Need, fleet: Fleet, use: Use, now: float) -> str:
     """Say for every host why it cannot take a function."""
     if not fleet.hosts:

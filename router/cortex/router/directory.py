@@ -57,6 +57,10 @@ class Directory:
             raise NotAllowed(f"the key '{caller.name}' may not use the model {name[:200]!r}")
         return target
 
+    def known(self, name: str) -> Target | None:
+        """Return what a name stands for, if it is in the catalogue."""
+        return self._targets.get(name)
+
     async def follow(self) -> None:
         """Look at the file twice a second and take every change that stands."""
         while True:

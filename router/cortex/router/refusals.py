@@ -14,6 +14,7 @@ Refusal
 ├── NotReadyInTime      come back: it was still starting when your time was up
 ├── NoCapacity          come back: nothing can leave for it now
 ├── StartFailed         a person must look; the reason says at what
+├── TooManyListeners    come back, or ask another worker, to follow the events
 ├── RecordIsAway        come back: Redis does not answer, so nothing new is started
 ├── UpstreamBroke       the worker broke before its first byte, on every try
 ├── UpstreamSilent      the worker took longer than the function's request clock allows
@@ -137,6 +138,12 @@ class StartFailed(Refusal):
     """Its start failed, or keeps failing."""
 
     kind, code = Kind.CRASH_LOOPING, "start_failed"
+
+
+class TooManyListeners(Refusal):
+    """As many clients as a worker allows follow its events already."""
+
+    kind = Kind.RATE_LIMITED
 
 
 class RecordIsAway(Refusal):

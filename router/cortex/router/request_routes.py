@@ -33,6 +33,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @post("/admin/requests/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
     async def cancel(id: str) -> dict[str, Any]:
         """Cancel a request, wherever it is served. Its client is told, and the worker stops."""
+        runtime.receipts.asked("cancel", request=id[:128])
         number = await runtime.inquiry.cancel(id)
         if not number:
             raise RequestNotFound(id)

@@ -36,6 +36,7 @@ from cortex.router.inquiry import Inquiry
 from cortex.router.journey import Journey, Journeys
 from cortex.router.keyring import KeyRing, local_key
 from cortex.router.metering import Metering
+from cortex.router.receipts import Receipts
 from cortex.router.refusals import Refusal
 from cortex.router.scaling import Scaling
 from cortex.router.tallies import Tally
@@ -67,11 +68,12 @@ class Runtime:
         self.history = History(self.registry)
         self.agents = Agents(token)
         self.upstream = Upstream(token)
-        self.activator = Activator(self.view, self.registry, self.agents, self.flights)
+        self.receipts = Receipts(self.id)
+        self.activator = Activator(self.view, self.registry, self.agents, self.flights, self.receipts)
         self._scaling = Scaling()
         self.counting = Counting(self.view, self.flights)
         self.traffic = Traffic()
-        self.journeys = Journeys([self.counting.note, self._note_traffic, request_log.note])
+        self.journeys = Journeys([self.counting.note, self._note_traffic, request_log.note, self.receipts.noted])
         self.metering = Metering(Quota(self.registry), self.view, self.journeys)
         self.inquiry = Inquiry(self.registry, self.view, self)
         self._tally = Tally(Path(settings.gateway.metrics_dir))
@@ -103,6 +105,7 @@ class Runtime:
             await self.registry.touch(self.flights.take_used())
             await self.registry.remove_router(self.id)
         self._tally.write(self.counting.snapshot())
+        await self._write_receipts()
         await self.agents.close()
         await self.upstream.close()
         await self.registry.close()
@@ -203,7 +206,14 @@ class Runtime:
         """Leave what was counted for whoever serves the metrics."""
         while True:
             self._tally.write(self.counting.snapshot())
+            await self._write_receipts()
             await asyncio.sleep(COUNT_S)
+
+    async def _write_receipts(self) -> None:
+        """While the record is away they are lost: they are for asking why, not for counting."""
+        with contextlib.suppress(RecordAway):
+            if receipts := self.receipts.taken():
+                await self.registry.decided(receipts)
 
     def _draining(self) -> Sequence[str]:
         """Return the draining instances on which this router has requests in flight."""

@@ -1,0 +1,66 @@
+"""Why what happened happened: receipts of a running cortex, and events as they come."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.stack import Stack, eventually
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+
+def decisions(stack: Stack, **wanted: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = stack.http.get("/admin/decisions", params=wanted).json()["decisions"]
+    return found
+
+
+def test_a_cold_start_leaves_receipts_from_the_request_to_the_worker(stack: Stack) -> None:
+    stack.cli("fn", "cool", "fake/cold", "--now")
+    messages = [{"role": "user", "content": "a secret question"}]
+    body = {"model": "fake/cold", "messages": messages}
+    assert stack.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "why-1"}).is_success
+
+    eventually(lambda: decisions(stack, request="why-1"), what="the request's receipt")
+    (waited,) = decisions(stack, request="why-1")
+    assert (waited["what"], waited["function"], waited["host"]) == ("waited", "fake/cold", "here")
+    mine = decisions(stack, instance=waited["instance"])
+    assert {"proposed", "placed", "ready", "waited"} <= {r["what"] for r in mine}
+    (proposed,) = [r for r in mine if r["what"] == "proposed"]
+    assert [c["host"] for c in proposed["numbers"]["considered"]] == ["here"]
+    (ready,) = [r for r in mine if r["what"] == "ready"]
+    assert ready["numbers"]["phases"]["starting"] > 0
+    assert "secret" not in json.dumps(decisions(stack, limit="5000"))
+
+
+def test_a_full_queue_and_a_failed_start_say_why(stack: Stack) -> None:
+    stack.chat("broken/garbage")
+
+    eventually(lambda: decisions(stack, function="broken/garbage", what="not_served"), what="the refusal's receipt")
+    refused = decisions(stack, function="broken/garbage", what="not_served")[0]
+    assert refused["numbers"]["status"] == 503
+    assert refused["why"]
+    failed = decisions(stack, function="broken/garbage", what="failed")[0]
+    assert failed["numbers"]["kind"] in ("crash", "weights")
+
+
+def test_what_an_operator_asks_for_is_a_receipt_and_an_event(stack: Stack) -> None:
+    stack.until("fake/steps", "ready") if stack.chat("steps").is_success else None
+    with stack.http.stream("GET", "/admin/events", params={"function": "fake/steps"}) as events:
+        lines = events.iter_lines()
+        assert next(lines) == ": here"
+        stack.http.post("/admin/functions/fake/steps/cool")
+        heard = [json.loads(line.removeprefix("data: ")) for line in _until(lines, '"what":"asked"')]
+
+    asked = [h for h in heard if h.get("what") == "asked"]
+    assert (asked[0]["by"], asked[0]["why"], asked[0]["function"]) == ("operator", "cool", "fake/steps")
+
+
+def _until(lines: Any, text: str) -> list[str]:
+    found = []
+    for line in lines:
+        if line.startswith("data: "):
+            found.append(line)
+            if text in line:
+                break
+    return found
