@@ -20,6 +20,7 @@ CHANGES: dict[str, Any] = {
     "min_devices": 2,
     "min_device_vram_mb": 1,
     "pinned_on": ("host-a",),
+    "pinned": True,
     "labels": ("fast",),
     "context": 4096,
     "args": ("--flash-attn",),

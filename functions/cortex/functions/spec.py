@@ -47,6 +47,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     min_devices: Positive = 1
     min_device_vram_mb: Count = 0
     pinned_on: tuple[str, ...] = ()
+    pinned: bool = False
     labels: tuple[str, ...] = ()
     context: Count = 0
     args: tuple[Word, ...] = ()

@@ -172,6 +172,14 @@ class RouterReport(Struct, frozen=True, kw_only=True):
     """Per host, the epoch up to which this router has stopped choosing draining instances."""
 
 
+class Override(Struct, frozen=True, kw_only=True):
+    """What an operator set for a function at run time, over its catalogue entry; None: as the catalogue says."""
+
+    pinned: bool | None = None
+    min: int | None = None
+    max: int | None = None
+
+
 class Fleet(Struct, frozen=True, kw_only=True):
     """One reading of the whole record. What is not in it is not alive."""
 
@@ -180,6 +188,8 @@ class Fleet(Struct, frozen=True, kw_only=True):
     used: dict[str, float] = {}
     """Last use of each function (`f:<id>`) and instance (`i:<id>`)."""
     cordoned: frozenset[str] = frozenset()
+    overrides: dict[str, Override] = {}
+    """By function."""
     at: float = 0.0
 
 

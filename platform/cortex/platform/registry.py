@@ -20,12 +20,14 @@ from cortex.platform.api_keys import ApiKey
 from cortex.platform.ledger import Entry
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
-from cortex.platform.record import Fleet, HostRecord, RouterReport
+from cortex.platform.record import Fleet, HostRecord, Override, RouterReport
 from cortex.platform.settings import Settings
 
 T = TypeVar("T")
 
-HOST, ROUTER, CLAIM = "cortex:host:", "cortex:router:", "cortex:claim:"
+HOST, ROUTER, OVERRIDE, CLAIM = "cortex:host:", "cortex:router:", "cortex:override:", "cortex:claim:"
+FLEET = "cortex:[hor]*"
+"""Hosts, overrides and routers, found in one pass over the keys."""
 USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
 SWEEP, LEDGER, KEY = "cortex:sweep", "cortex:ledger", "cortex:key:"
 COUNTS, QUESTION, ANSWERS = "cortex:counts:", "cortex:question:", "cortex:answers:"
@@ -170,21 +172,28 @@ class Registry:
     async def fleet(self, now: float) -> Fleet:
         """Read the whole record."""
         async with _bounded(self._timeout_s):
-            host_keys = sorted([k async for k in self._redis.scan_iter(match=HOST + "*", count=1000)])
-            router_keys = sorted([k async for k in self._redis.scan_iter(match=ROUTER + "*", count=1000)])
+            found = sorted([_text(k) async for k in self._redis.scan_iter(match=FLEET, count=1000)])
+            host_keys = [k for k in found if k.startswith(HOST)]
+            router_keys = [k for k in found if k.startswith(ROUTER)]
+            override_keys = [k for k in found if k.startswith(OVERRIDE)]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in (*host_keys, *router_keys):
                     pipe.get(key)
+                for key in override_keys:
+                    pipe.hgetall(key)
                 pipe.zrange(USED, 0, -1, withscores=True)
                 pipe.smembers(CORDON)
                 *values, used, cordoned = await pipe.execute()
         hosts = [h for v in values[: len(host_keys)] if (h := _decoded(v, HostRecord))]
-        routers = [r for v in values[len(host_keys) :] if (r := _decoded(v, RouterReport))]
+        reports = values[len(host_keys) : len(host_keys) + len(router_keys)]
+        routers = [r for v in reports if (r := _decoded(v, RouterReport))]
+        overrides = zip(override_keys, values[len(host_keys) + len(router_keys) :], strict=True)
         return Fleet(
             hosts={h.name: h for h in hosts},
             routers={r.id: r for r in routers},
             used={member.decode(): score for member, score in used},
             cordoned=frozenset(c.decode() for c in cordoned),
+            overrides={key.removeprefix(OVERRIDE): _override(kept) for key, kept in overrides},
             at=now,
         )
 
@@ -320,6 +329,16 @@ class Registry:
             pipe.publish(CHANGED, "key:")
             await pipe.execute()
 
+    async def override(self, function: str, override: Override) -> None:
+        """Set what goes for a function over its catalogue entry; nothing set: as the catalogue says."""
+        values: Any = {k: int(v) for k, v in msgspec.structs.asdict(override).items() if v is not None}
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(OVERRIDE + function)
+            if values:
+                pipe.hset(OVERRIDE + function, mapping=values)
+            pipe.publish(CHANGED, f"override:{function}")
+            await pipe.execute()
+
     # Receipts.
 
     async def decided(self, receipts: Iterable[Receipt]) -> None:
@@ -356,6 +375,12 @@ class Registry:
         entries = read[0][1] if isinstance(read, list) and read else next(iter(read.values()), [[]])[0] if read else []
         found = [receipt(_text(id), _words(kept)) for id, kept in entries]
         return found, found[-1].id if found else last
+
+
+def _override(kept: Mapping[bytes | str, bytes | str]) -> Override:
+    numbers = {k: int(v) for k, v in _words(kept).items() if v.isdecimal()}
+    pinned = numbers.get("pinned")
+    return Override(pinned=None if pinned is None else bool(pinned), min=numbers.get("min"), max=numbers.get("max"))
 
 
 def _words(kept: Mapping[bytes | str, bytes | str]) -> dict[str, str]:

@@ -118,7 +118,7 @@ class Scheduler(Settling):
             state=State.FETCHING if weights is None else State.PLACING,
             since=now,
             created=now,
-            pinned=self._host.name in function.pinned_on,
+            pinned=function.pinned or self._host.name in function.pinned_on,
             priority=function.priority,
         )
         self._instances[instance_id] = instance
@@ -182,7 +182,7 @@ class Scheduler(Settling):
                 self._let_go(instance, "superseded", now)
             else:
                 self._functions[instance.id] = declared
-                pinned = self._host.name in declared.pinned_on
+                pinned = declared.pinned or self._host.name in declared.pinned_on
                 self._put(replace(instance, pinned=pinned, priority=declared.priority))
         self._failures.keep_only(catalogue)
         self.settle(now)

@@ -2,22 +2,26 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
 from msgspec import Struct, to_builtins
+from msgspec.structs import asdict
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function, revision
 from cortex.platform.ledger import Entry
-from cortex.platform.record import Fleet, Instance, Use, use, used_function
+from cortex.platform.record import Fleet, Instance, Override, Use, use, used_function
 from cortex.platform.registry import RecordAway
 from cortex.router.agents import AgentAway
 from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
 from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
 from cortex.router.runtime import Runtime
+
+VERBS = "warm, cool, pin, unpin, set and reset"
 
 
 class Placed(Struct, frozen=True, kw_only=True):
@@ -28,6 +32,7 @@ class Placed(Struct, frozen=True, kw_only=True):
     state: str
     revision: str
     in_flight: int
+    pinned: bool
     memory_mb: int
     memory_from: str
     used_mb: int | None
@@ -61,6 +66,11 @@ class Row(Struct, frozen=True, kw_only=True):
     instances: list[Placed]
     in_flight: int
     waiting: int
+    pinned: bool
+    min: int
+    max: int
+    overridden: list[str]
+    """Which of these an operator set at run time, over the catalogue."""
     last_used: float | None
     last_start: LastStart | None
     """Its last start by phase."""
@@ -99,6 +109,10 @@ def _row(function: Function, aliases: list[str], fleet: Fleet, usage: Use, known
         instances=placed,
         in_flight=sum(p.in_flight for p in placed),
         waiting=usage.waiting.get(function.id, 0),
+        pinned=function.pinned,
+        min=function.min,
+        max=function.max,
+        overridden=[k for k, v in asdict(fleet.overrides.get(function.id, Override())).items() if v is not None],
         last_used=fleet.used.get(used_function(function.id)),
         last_start=last_start(revision(function), fleet, known),
         expected_start_s=(known.start_s or None) if known else None,
@@ -117,6 +131,7 @@ def _placed(host: str, instance: Instance, function: Function, usage: Use, known
         state=instance.state,
         revision=instance.revision,
         in_flight=in_flight,
+        pinned=instance.pinned,
         memory_mb=instance.memory_mb,
         memory_from=instance.memory_from,
         used_mb=instance.used_mb,
@@ -156,8 +171,17 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         return described | {"revision": target.revision}
 
     @post("/admin/functions/{name:path}", status_code=200, opt={"needs": "admin"})
-    async def act(name: str, now: bool = False, plan: bool = False) -> dict[str, Any]:
-        """`…/{id}/warm?plan=1`, `…/{id}/cool?now=1`. Ids may hold slashes: the verb is the last segment."""
+    async def act(
+        name: str,
+        now: bool = False,
+        plan: bool = False,
+        least: Annotated[int | None, Parameter(query="min", ge=0, le=1000)] = None,
+        most: Annotated[int | None, Parameter(query="max", ge=1, le=1000)] = None,
+    ) -> dict[str, Any]:
+        """`…/{id}/warm?plan=1`, `…/cool?now=1`, `…/pin`, `…/unpin`, `…/set?min=1&max=2`, `…/reset`.
+
+        Ids may hold slashes: the verb is the last segment.
+        """
         function_id, _, verb = name.lstrip("/").rpartition("/")
         if not plan and (meant := runtime.directory.known(function_id)):
             runtime.receipts.asked(verb, meant.function.id, now=now)
@@ -172,7 +196,21 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             if away:
                 raise NoCapacity(f"these hosts could not be told: {', '.join(away)}", retry_after=5)
             return {"instances": going}
-        raise BadRequest(f"'{verb[:50]}' is not something to do with a function; 'warm' and 'cool' are")
+        changes: dict[str, int | bool | None]
+        match verb:
+            case "pin" | "unpin":
+                changes = {"pinned": verb == "pin"}
+            case "set":
+                changes = {k: v for k, v in (("min", least), ("max", most)) if v is not None}
+            case "reset":
+                changes = dict.fromkeys(("pinned", "min", "max"))
+            case _:
+                raise BadRequest(f"'{verb[:50]}' is not something to do with a function; {VERBS} are")
+        try:
+            changed = await runtime.override(runtime.directory.find(function_id).function, **changes)
+        except RecordAway as error:
+            raise RecordIsAway(str(error), retry_after=5) from None
+        return {"id": changed.id, "pinned": changed.pinned, "min": changed.min, "max": changed.max}
 
     @get("/admin/hosts", opt={"needs": "status"})
     async def hosts() -> dict[str, Any]:

@@ -6,16 +6,18 @@ A changed file takes effect without a restart. A file that does not stand leaves
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from cortex.functions.catalogue import Catalogue, CatalogueError, read
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.api_keys import Principal
+from cortex.platform.record import Override
 from cortex.router.refusals import FunctionNotFound, NotAllowed
 
 log = structlog.get_logger()
@@ -38,6 +40,7 @@ class Directory:
         self._path, self._pretend = path, pretend
         self._seen = _mark(path)
         self.problem = ""
+        self._overrides: dict[str, Override] = {}
         self._take(load(path))
 
     def find(self, name: str) -> Target:
@@ -56,6 +59,10 @@ class Directory:
         if not caller.may_use(target.function.id):
             raise NotAllowed(f"the key '{caller.name}' may not use the model {name[:200]!r}")
         return target
+
+    def declared(self, function: str) -> Function | None:
+        """Return a function as the file declares it, without what operators set at run time."""
+        return self._declared.functions.get(function)
 
     def known(self, name: str) -> Target | None:
         """Return what a name stands for, if it is in the catalogue."""
@@ -81,9 +88,17 @@ class Directory:
         self._take(catalogue)
         log.info("catalogue_taken", functions=len(catalogue.functions), aliases=len(catalogue.aliases))
 
+    def override(self, overrides: Mapping[str, Override]) -> None:
+        """Take what operators set at run time, over the catalogue."""
+        if overrides != self._overrides:
+            self._overrides = dict(overrides)
+            self._take(self._declared)
+
     def _take(self, catalogue: Catalogue) -> None:
+        self._declared = catalogue
         if self._pretend:
             catalogue = pretended(catalogue)
+        catalogue = overridden(catalogue, self._overrides)
         targets = {f.id: Target(f, revision(f)) for f in catalogue.functions.values()}
         for alias, function in catalogue.aliases.items():
             targets[alias] = targets[function]
@@ -100,6 +115,19 @@ def load(path: Path) -> Catalogue:
 def pretended(catalogue: Catalogue) -> Catalogue:
     """Return the catalogue with every function on the fake engine, loading for a while and filling its memory."""
     return replace(catalogue, functions={f.id: _pretended(f) for f in catalogue.functions.values()})
+
+
+def overridden(catalogue: Catalogue, overrides: Mapping[str, Override]) -> Catalogue:
+    """Return the catalogue as operators have changed it at run time."""
+    functions = {f.id: _overridden(f, overrides.get(f.id)) for f in catalogue.functions.values()}
+    return replace(catalogue, functions=functions)
+
+
+def _overridden(function: Function, override: Override | None) -> Function:
+    if override is None:
+        return function
+    changes = {k: v for k, v in asdict(override).items() if v is not None}
+    return replace(function, **changes)
 
 
 def _pretended(function: Function) -> Function:

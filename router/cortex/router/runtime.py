@@ -23,7 +23,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.keys import fleet_token
 from cortex.platform.quota import Quota
-from cortex.platform.record import Fleet, used_instance
+from cortex.platform.record import Fleet, Override, used_instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import Settings
 from cortex.router import request_log
@@ -37,7 +37,7 @@ from cortex.router.journey import Journey, Journeys
 from cortex.router.keyring import KeyRing, local_key
 from cortex.router.metering import Metering
 from cortex.router.receipts import Receipts
-from cortex.router.refusals import Refusal
+from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.scaling import Scaling
 from cortex.router.tallies import Tally
 from cortex.router.traffic import Traffic
@@ -134,6 +134,20 @@ class Runtime:
         await self.registry.cordon(host, cordoned=cordoned)
         await self.view.refresh()
 
+    async def override(self, function: Function, **changes: int | bool | None) -> Function:
+        """Set what goes for a function over its catalogue entry, until it is reset. Raises RecordAway, BadRequest."""
+        known = self.view.fleet.overrides.get(function.id, Override())
+        wanted = replace(known, **changes)
+        declared = self.directory.declared(function.id) or function
+        least = declared.min if wanted.min is None else wanted.min
+        most = declared.max if wanted.max is None else wanted.max
+        if least > most or most < 1:
+            raise BadRequest(f"'{function.id}' would have at least {least} and at most {most} instances")
+        await self.registry.override(function.id, wanted)
+        await self.view.refresh()
+        self.directory.override(self.view.fleet.overrides)
+        return self.directory.find(function.id).function
+
     async def drain(self, host: str) -> tuple[list[str], list[str]]:
         """Cordon a host, start elsewhere what it serves where there is room, and let its instances go.
 
@@ -188,6 +202,7 @@ class Runtime:
         reported = 0.0
         while True:
             await self.view.changed(0.1 if self._draining() else REPORT_S)
+            self.directory.override(self.view.fleet.overrides)
             systemd.notify("WATCHDOG=1")
             news = (self.view.epochs(), self._draining())
             if news == told and time.monotonic() - reported < REPORT_S:

@@ -148,6 +148,8 @@ class View:
                 full = time.monotonic()
             elif kind == "host":
                 self._apply(self._with(hosts={name: await self._registry.host(name)}))
+            elif kind == "override":
+                await self.refresh()
             elif kind == "ask":
                 self.on_question(name)
             elif kind == "router" and name != self._router:

@@ -1,0 +1,28 @@
+"""Pinning and other settings at run time, on a running cortex."""
+
+import pytest
+
+from tests.support.stack import Stack, eventually
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+
+def test_a_pinned_function_is_not_let_go_until_it_is_unpinned(stack: Stack) -> None:
+    pinned = stack.http.post("/admin/functions/fake/reaped/pin")  # idles for a second at most
+    assert pinned.json() == {"id": "fake/reaped", "pinned": True, "min": 0, "max": 1}
+    stack.chat("fake/reaped")
+
+    eventually(lambda: stack.instance("fake/reaped")["pinned"], what="the agent to hear of it")
+    assert stack.instance("fake/reaped")["idle_in_s"] is None
+    assert stack.function("fake/reaped")["overridden"] == ["pinned"]
+
+    stack.http.post("/admin/functions/fake/reaped/reset")
+    stack.until("fake/reaped", "cold")
+    assert stack.function("fake/reaped")["overridden"] == []
+
+
+def test_settings_that_contradict_each_other_are_refused(stack: Stack) -> None:
+    answer = stack.http.post("/admin/functions/fake/steps/set?min=3")
+
+    assert answer.status_code == 400
+    assert "at least 3 and at most 1" in answer.json()["error"]["message"]
