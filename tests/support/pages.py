@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cortex.platform import metrics
+from tests.support import cli_page
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-PAGES: dict[str, Callable[[], str]] = {"metrics.md": metrics.documented}
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page.page, "metrics.md": metrics.documented}
 
 
 if __name__ == "__main__":

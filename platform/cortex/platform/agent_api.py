@@ -79,7 +79,7 @@ def create_app(settings: Settings) -> Litestar:
     return Litestar(
         [
             ensure, plan, cool, drain, heed, record, instances, instance, devices, metrics,
-            worker_logs.route(agent, fleet_only),
+            *worker_logs.routes(agent, fleet_only),
             seed_api.routes(agent, relay, settings, fleet_only),
         ],
         lifespan=[lambda _: agent, lambda _: relay],

@@ -1,7 +1,7 @@
 """What a worker wrote: the end of it, everything as it comes, or the run before.
 
-A log is found by the id of an instance that the agent knows, one that is there or one whose failure is kept,
-and by nothing else: no other file can be read this way.
+A log is found by the id of an instance that the agent knows, one that is there or one whose failure is kept, or
+by a function's id, whose folder is a slug of it; and by nothing else: no other file can be read this way.
 """
 
 import asyncio
@@ -24,13 +24,16 @@ CHUNK_BYTES = 256 * 1024
 LOOK_S = 0.2
 
 
-def route(agent: Agent, guard: Guard) -> HTTPRouteHandler:
-    """Return `GET /instances/{id}/logs`."""
+Lines = Annotated[int, Parameter(ge=1, le=10_000)]
+
+
+def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
+    """Return `GET /instances/{id}/logs` and `GET /logs?function=`."""
 
     @get("/instances/{instance_id:str}/logs", guards=[guard])
     async def logs(
         instance_id: str,
-        lines: Annotated[int, Parameter(ge=1, le=10_000)] = 200,
+        lines: Lines = 200,
         follow: bool = False,
         run: Literal["current", "previous"] = "current",
     ) -> Response[Any]:
@@ -39,15 +42,35 @@ def route(agent: Agent, guard: Guard) -> HTTPRouteHandler:
         if run == "previous":
             running = {agent.supervisor.log_path(i.function, i.id) for i in agent.record().instances}
             path = await asyncio.to_thread(before, path, running)
+        return await said(path, lines, instance_id if follow and run == "current" else "")
+
+    @get("/logs", guards=[guard])
+    async def function_logs(
+        function: str, lines: Lines = 200, follow: bool = False, run: Literal["current", "previous"] = "current"
+    ) -> Response[Any]:
+        """Return the last lines of a function's newest run, or of the one before, whether its worker lives or not."""
+        mine = [i for i in agent.record().instances if i.function == function]
+        newest = max(mine, key=lambda i: i.created, default=None)
+        running = {agent.supervisor.log_path(i.function, i.id) for i in mine}
+        folder = agent.supervisor.log_path(function, "any").parent
+        path = agent.supervisor.log_path(function, newest.id) if newest else folder / "none"
+        if run == "previous" or newest is None or not path.exists():
+            path = await asyncio.to_thread(before, path, running)
+            if newest is None and run == "previous":
+                path = await asyncio.to_thread(before, path, running)
+        return await said(path, lines, newest.id if newest and follow and run == "current" else "")
+
+    async def said(path: Path, lines: int, follow: str) -> Response[Any]:
+        """Return the end of a log, and what is added while an instance to follow is there."""
         start = await asyncio.to_thread(last_lines, path, lines)
 
         def running_still() -> bool:
-            return follow and run == "current" and agent.instance(instance_id) is not None
+            return bool(follow) and agent.instance(follow) is not None
 
         content = written(path, start, running_still, lambda: agent.changed(LOOK_S))
         return Stream(content, media_type=MediaType.TEXT)
 
-    return logs
+    return [logs, function_logs]
 
 
 def _log_of(agent: Agent, instance_id: str) -> Path:

@@ -1,8 +1,9 @@
 """The CLI's way to a router: over HTTP, as any other client."""
 
 import os
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -23,11 +24,11 @@ def router_url() -> str:
 class Router:
     """A router's admin API. Every method raises Failed with what to do next."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = 30) -> None:
         self.url = router_url()
         key = os.environ.get("CORTEX_API_KEY") or key_for(self.url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
 
     def functions(self) -> list[dict[str, Any]]:
         """Return every function."""
@@ -61,6 +62,37 @@ class Router:
         found: list[dict[str, Any]] = self.ask("GET", "/admin/hosts")["hosts"]
         return found
 
+    def decisions(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Return receipts, newest first."""
+        asked = {k: v for k, v in wanted.items() if v}
+        found: list[dict[str, Any]] = self.get("/admin/decisions", **asked)["decisions"]
+        return found
+
+    def set(self, name: str, verb: str, **values: int) -> dict[str, Any]:
+        """Change what goes for a function at run time."""
+        return self.post(f"/admin/functions/{quote(name, safe='')}/{verb}?{urlencode(values)}")
+
+    def get(self, path: str, **asked: Any) -> dict[str, Any]:
+        """Read anything."""
+        return self.ask("GET", f"{path}?{urlencode(asked)}" if asked else path)
+
+    def post(self, path: str, body: Any = None, *, timeout_s: float = 30) -> dict[str, Any]:
+        """Do anything."""
+        return self.ask("POST", path, body, timeout=timeout_s)
+
+    def lines(self, path: str, asked: Mapping[str, Any], *, body: Any = None) -> Iterator[str]:
+        """Yield the lines of an answer as they come; with a body it is posted."""
+        timeout = httpx.Timeout(30, read=None)
+        method = "POST" if body is not None else "GET"
+        try:
+            with self._http.stream(method, path, params=dict(asked), json=body, timeout=timeout) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    self._refused(answer)
+                yield from answer.iter_lines()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
     def health(self) -> dict[str, Any]:
         """Return the router's health."""
         return self.ask("GET", "/health")
@@ -69,23 +101,31 @@ class Router:
         """Send a request and return its answer."""
         try:
             answer = self._http.request(method, path, json=body, timeout=timeout)
-            body = answer.json()
         except httpx.HTTPError as error:
-            raise Failed(
-                f"no router answers at {self.url}: {error}",
-                code=UNREACHABLE,
-                hint="Start one with `cortex up`, or set CORTEX_URL to the one you mean.",
-            ) from None
+            raise self._unreachable(error) from None
+        if not answer.is_success:
+            self._refused(answer)
+        return self._read(answer)
+
+    def _read(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = answer.json()
         except ValueError:
             raise Failed(f"{self.url} answers, but not as a cortex router does", code=UNREACHABLE) from None
-        if answer.is_success:
-            found: dict[str, Any] = body
-            return found
-        refusal = body.get("error", {})
+        return found
+
+    def _unreachable(self, error: httpx.HTTPError) -> Failed:
+        hint = "Start one with `cortex up`, or set CORTEX_URL to the one you mean."
+        return Failed(f"no router answers at {self.url}: {error}", code=UNREACHABLE, hint=hint)
+
+    def _refused(self, answer: httpx.Response) -> NoReturn:
+        refusal = self._read(answer).get("error", {})
         hints = {
             "model_not_found": "`cortex fn ls` lists every function.",
             "host_not_found": "`cortex host ls` lists every host.",
             "key_not_found": "`cortex key ls` lists every key.",
+            "request_not_found": "`cortex req ls` lists the requests under way.",
+            "instance_not_found": "`cortex fn history NAME` says what happened to it.",
         }
         hint = hints.get(refusal.get("code"), "")
         code = NOT_FOUND if hint else FAILED

@@ -9,6 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
+from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
 
 POLL_S = 0.15
@@ -52,7 +53,7 @@ def ls(as_json: bool) -> None:
 
 
 @fn.command()
-@click.argument("name")
+@click.argument("name", type=FUNCTION)
 @click.option("--plan", is_flag=True, help="Only say what it would do: where, and who would be evicted.")
 @click.option("--wait", is_flag=True, help="Wait until it is ready; exit 0 only then.")
 @click.option("--timeout", "timeout_s", type=float, default=3600, show_default=True, help="Longest wait, seconds.")
@@ -61,7 +62,7 @@ def warm(name: str, plan: bool, wait: bool, timeout_s: float, as_json: bool) -> 
     """Bring a function up now, whatever failed before."""
     router = Router()
     if plan:
-        _show_plan(router.plan(name), name, as_json)
+        show_plan(router.plan(name), name, as_json)
         return
     instance = router.warm(name)
     function = _followed(router, name, instance, timeout_s) if wait else router.function(name)
@@ -72,7 +73,7 @@ def warm(name: str, plan: bool, wait: bool, timeout_s: float, as_json: bool) -> 
 
 
 @fn.command()
-@click.argument("name")
+@click.argument("name", type=FUNCTION)
 @click.option("--now", is_flag=True, help="At once: requests in flight are cut.")
 @click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Longest wait, seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
@@ -104,7 +105,8 @@ def cool(name: str, now: bool, timeout_s: float, as_json: bool) -> None:
         click.echo(f"{function['id']}: {function['state']}" + ("" if going else " (nothing was warm)"))
 
 
-def _show_plan(answer: dict[str, Any], name: str, as_json: bool) -> None:
+def show_plan(answer: dict[str, Any], name: str, as_json: bool) -> None:
+    """Print what a start would do. Raises Failed when it cannot be done."""
     planned = answer["plan"]
     if as_json:
         click.echo(json.dumps(answer))

@@ -7,8 +7,9 @@ from typing import Any
 import rich_click as click
 
 from cortex.cli.client import Router
-from cortex.cli.exits import Failed
+from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.fn import POLL_S, progress_bar
+from cortex.cli.names import HOST
 from cortex.cli.tables import ago, console, table
 
 
@@ -47,7 +48,40 @@ def ls(as_json: bool) -> None:
 
 
 @host.command()
-@click.argument("name")
+@click.argument("name", type=HOST)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def show(name: str, as_json: bool) -> None:
+    """Show all there is to know of a host: devices, instances, foreign processes, failures."""
+    found = next((h for h in Router().hosts() if h["name"] == name), None)
+    if found is None:
+        raise Failed(f"no host '{name}' is alive", code=NOT_FOUND, hint="`cortex host ls` lists every host.")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    out = console()
+    state = "cordoned" if found["cordoned"] else "open"
+    out.print(
+        f"{name}: {state}, at {found['address']}, version {found['version']}, seen {ago(found['at'])}", markup=False
+    )
+    out.print(f"engines: {', '.join(found['engines']) or 'none'}", markup=False)
+    if found["labels"]:
+        out.print(f"labels: {', '.join(found['labels'])}", markup=False)
+    for d in found["devices"]:
+        held = ", ".join(_holders(found, d["id"])) or "nothing"
+        note = f" ({d['note']})" if d["note"] else ""
+        out.print(f"{d['id']}: {d['name']}, {_on(found, d['id'])}/{d['total_mb']} MiB: {held}{note}", markup=False)
+    rows = table("INSTANCE", "FUNCTION", "STATE", "SINCE", "DEVICES", "PID", "WHY")
+    for i in found["instances"]:
+        where = ", ".join(i["devices"]) or "-"
+        rows.add_row(i["id"], i["function"], i["state"], ago(i["since"]), where, str(i["pid"] or "-"), i["why"] or "-")
+    if found["instances"]:
+        out.print(rows)
+    for f in found["failures"]:
+        out.print(f"failed: {f['function']}, {ago(f['at'])}: {f['reason']}", markup=False)
+
+
+@host.command()
+@click.argument("name", type=HOST)
 def cordon(name: str) -> None:
     """Have a host take no new work. What runs there goes on. It is remembered over restarts."""
     Router().on_host(name, "cordon")
@@ -55,7 +89,7 @@ def cordon(name: str) -> None:
 
 
 @host.command()
-@click.argument("name")
+@click.argument("name", type=HOST)
 def uncordon(name: str) -> None:
     """Have a host take new work again."""
     Router().on_host(name, "uncordon")
@@ -63,7 +97,7 @@ def uncordon(name: str) -> None:
 
 
 @host.command()
-@click.argument("name")
+@click.argument("name", type=HOST)
 @click.option("--timeout", "timeout_s", type=float, default=600, show_default=True, help="Longest wait, seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 def drain(name: str, timeout_s: float, as_json: bool) -> None:

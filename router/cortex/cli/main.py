@@ -2,16 +2,24 @@
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import rich_click as click
 
-from cortex.cli import exits
+from cortex.cli import exits, fn_show
+from cortex.cli.call import call
+from cortex.cli.completion import completion
+from cortex.cli.decisions import events, why
+from cortex.cli.doctor import doctor
 from cortex.cli.fn import fn
 from cortex.cli.host import gpu, host
 from cortex.cli.key import key
+from cortex.cli.req import req
 from cortex.cli.status import status
+from cortex.cli.top import top
 from cortex.platform import log
 from cortex.platform import settings as settings_
 from cortex.platform.settings import Settings, SettingsError
@@ -34,9 +42,23 @@ def cli() -> None:
     """
 
 
-for group in (fn, host, gpu, key):
-    cli.add_command(group)
-cli.add_command(status)
+for command in (
+    fn,
+    host,
+    gpu,
+    key,
+    req,
+    status,
+    top,
+    why,
+    events,
+    call,
+    doctor,
+    completion,
+):
+    cli.add_command(command)
+for command in fn_show.COMMANDS:
+    fn.add_command(command)
 
 
 @cli.command()
@@ -211,12 +233,21 @@ def _settings(config: Path | None) -> Settings:
     return settings
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt, which click turns into an "Aborted!" and the exit code of any failure."""
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise Interrupted
+
+
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGINT, _interrupt)  # what serves sets handlers of its own
     try:
-        cli.main(standalone_mode=True)
+        cli.main(prog_name="cortex", standalone_mode=True)
     except (exits.Failed, SettingsError) as failed:
         click.echo(f"cortex: {failed}", err=True)
         sys.exit(failed.exit_code if isinstance(failed, exits.Failed) else exits.FAILED)
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         os._exit(exits.INTERRUPTED)

@@ -1,6 +1,6 @@
 """The router's client to agents: say `ensure`, never "if not running then start"."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,23 @@ class Agents:
         """Tell an agent the catalogue. Raises AgentAway."""
         with _mapped(address):
             await self._send("PUT", f"{address}/catalogue", Heed(catalogue, digest))
+
+    async def logs(self, address: str, path: str, asked: Mapping[str, str | int]) -> httpx.Response | None:
+        """Open a worker's log on a host, to be read as it comes and closed by the caller; None when it has none.
+
+        Raises AgentAway.
+        """
+        with _mapped(address):
+            timeout = httpx.Timeout(TIMEOUT_S, read=None)
+            request = self._http.build_request("GET", address + path, params=dict(asked), timeout=timeout)
+            answer = await self._http.send(request, stream=True)
+            if answer.status_code == httpx.codes.OK:
+                return answer
+            await answer.aclose()
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                return None
+            answer.raise_for_status()
+            return None
 
     async def _send(self, method: str, url: str, body: Any) -> bytes:
         answer = await self._http.request(method, url, content=msgspec.json.encode(body))

@@ -7,6 +7,7 @@ Refusal
 ├── CannotServe         ask another function: this one's server cannot do it
 ├── FunctionNotFound    ask for a name that is in the catalogue
 ├── HostNotFound        name a host that is alive
+├── InstanceNotFound    name an instance that some host knows
 ├── RequestNotFound     name a request that is under way, or was lately
 ├── KeyNotFound         name an API key that there is
 ├── KeyNameTaken        take another name, or rotate the key that has it
@@ -93,6 +94,12 @@ class HostNotFound(Refusal):
     def __init__(self, name: str, near: Sequence[str]) -> None:
         hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
         super().__init__(f"no host {name[:200]!r} is alive{hint}")
+
+
+class InstanceNotFound(Refusal):
+    """No host knows such an instance, or has kept such a log."""
+
+    kind, code = Kind.UNKNOWN_PATH, "instance_not_found"
 
 
 class RequestNotFound(Refusal):

@@ -1,0 +1,20 @@
+"""`cortex completion`: the script that makes a shell complete commands, options, functions and hosts."""
+
+import rich_click as click
+from click.shell_completion import get_completion_class
+
+INSTALL = {
+    "bash": "cortex completion bash > ~/.local/share/bash-completion/completions/cortex",
+    "zsh": "cortex completion zsh > ~/.zfunc/_cortex  (with ~/.zfunc in fpath)",
+    "fish": "cortex completion fish > ~/.config/fish/completions/cortex.fish",
+}
+
+
+@click.command(epilog="  ·  ".join(INSTALL.values()))
+@click.argument("shell", type=click.Choice(list(INSTALL)))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script for a shell; functions and hosts are completed, too."""
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(ctx.find_root().command, {}, "cortex", "_CORTEX_COMPLETE").source())

@@ -1,0 +1,283 @@
+"""`cortex doctor`: what is wrong with this installation, and what to do about it.
+
+Every check returns findings and never raises: one that cannot look says so. Nothing is changed.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import redis
+import rich_click as click
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from cortex.cli.client import Router
+from cortex.cli.exits import FAILED, Failed
+from cortex.cli.tables import console
+from cortex.platform import settings as settings_
+from cortex.platform.settings import Settings, SettingsError
+
+LITTLE_DISK_GB = 5.0
+SKEW_S = 1.0
+SLOW_REDIS_S = 0.05
+MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
+
+
+class Finding(Struct, frozen=True):
+    """What one check saw. `do` is what helps; empty when nothing is wrong."""
+
+    level: Literal["ok", "warning", "problem"]
+    about: str
+    said: str
+    do: str = ""
+
+
+@click.command()
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="The cortex.toml this machine uses.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def doctor(config: Path | None, as_json: bool) -> None:
+    """Look for what is wrong: settings, catalogue, Redis, agents, engines, clocks, ports, disk, permissions."""
+    found = list(examined(config))
+    if as_json:
+        click.echo(json.dumps([asdict(f) for f in found], indent=2))
+    else:
+        out = console()
+        for f in found:
+            mark, colour = MARKS[f.level]
+            out.print(f"[{colour}]{mark}[/] ", end="")
+            out.print(f"{f.about}: {f.said}", markup=False)
+            if f.do:
+                out.print(f"    {f.do}", markup=False)
+    if any(f.level == "problem" for f in found):
+        raise SystemExit(FAILED)
+
+
+def examined(config: Path | None) -> Iterator[Finding]:
+    """Run every check."""
+    try:
+        settings, _ = settings_.from_environment(config)
+    except SettingsError as error:
+        yield Finding("problem", "settings", str(error), "Mend the line; every process refuses to start with it.")
+        return
+    yield Finding("ok", "settings", str(config or os.environ.get("CORTEX_CONFIG") or "defaults and environment"))
+    router = Router(timeout_s=5)
+    hosts: list[dict[str, Any]] = []
+    with contextlib.suppress(Failed):
+        hosts = router.hosts()
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        lambda: the_router(router),
+        lambda: the_hosts(hosts, time.time()),
+        lambda: the_functions(router),
+        lambda: the_redis(settings, expected=bool(settings.redis.url)),
+        lambda: the_agents(hosts),
+        lambda: the_disks(settings),
+        lambda: the_token(Path(settings.token_file).expanduser()),
+        lambda: the_ports(settings, used=bool(hosts)),
+    )
+    for check in checks:
+        try:
+            yield from check()
+        except Failed as failed:
+            yield Finding("problem", "router", str(failed))
+
+
+def the_router(router: Router) -> Iterator[Finding]:
+    """Whether one answers, and what it says of itself."""
+    health = router.health()
+    if health["record"] != "ok":
+        yield Finding(
+            "problem",
+            "router",
+            f"{router.url} cannot reach Redis: only what is warm is served",
+            "Start Redis, or mend `[redis] url`; the router finds it again by itself.",
+        )
+    else:
+        yield Finding("ok", "router", f"{router.url} answers: {health['status']}")
+    if health["catalogue"] != "ok":
+        yield Finding("problem", "catalogue", health["catalogue"], "`cortex check` says all that is wrong with it.")
+
+
+def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
+    """Whether hosts report, when they last did, and whether their devices can be read."""
+    if not hosts:
+        yield Finding(
+            "problem", "hosts", "no host reports", "Run `cortex agent` on one, with the same Redis and token."
+        )
+    for host in hosts:
+        name, apart = host["name"], host["at"] - now
+        if apart > SKEW_S:
+            yield Finding(
+                "problem",
+                f"host {name}",
+                f"its clock is {apart:.1f} s ahead of this machine's",
+                "Run an NTP client on both: idle times and back-offs are compared across machines.",
+            )
+        elif -apart > 15:
+            yield Finding("warning", f"host {name}", f"last reported {-apart:.0f} s ago", "Is its clock behind?")
+        else:
+            state = "cordoned: it takes no new work" if host["cordoned"] else f"{len(host['devices'])} devices"
+            yield Finding(
+                "warning" if host["cordoned"] else "ok",
+                f"host {name}",
+                state,
+                f"`cortex host uncordon {name}`" if host["cordoned"] else "",
+            )
+        if host["problem"]:
+            yield Finding(
+                "problem",
+                f"host {name}",
+                f"its devices cannot be read: {host['problem']}",
+                "`nvidia-smi` on that host shows more; a driver that was upgraded needs a reboot.",
+            )
+        if not host["engines"]:
+            yield Finding(
+                "problem", f"host {name}", "it has no engine", "Install vllm, llama-server or xllamacpp there."
+            )
+
+
+def the_functions(router: Router) -> Iterator[Finding]:
+    """Whether every function could run somewhere, and what keeps failing."""
+    functions = {f["id"]: f for f in router.functions()}
+    models = router.get("/v1/models")["data"]
+    nowhere = [m["id"] for m in models if m["id"] in functions and not m["feasible_on"]]
+    if nowhere:
+        yield Finding(
+            "warning",
+            "functions",
+            f"no host could ever run {', '.join(nowhere[:10])}",
+            f"`cortex fn plan {nowhere[0]}` says why, host by host.",
+        )
+    for f in functions.values():
+        if f["state"] == "failing":
+            yield Finding(
+                "problem",
+                f["id"],
+                f"keeps failing: {f['failure']}",
+                f"`cortex fn logs {f['id']} --run previous`, then `cortex fn warm {f['id']} --wait`",
+            )
+    if not nowhere:
+        yield Finding("ok", "functions", f"{len(functions)}, each with a host that could run it")
+
+
+def the_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
+    """Whether it answers from here, fast enough, and keeps what it is given."""
+    url = settings.redis_url
+    try:
+        with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+            began = time.monotonic()
+            client.ping()
+            took = time.monotonic() - began
+            said: Any = client.info()
+            skew = float(said["server_time_usec"]) / 1e6 - time.time() if "server_time_usec" in said else 0.0
+    except (redis.RedisError, OSError) as error:
+        if expected:
+            yield Finding(
+                "problem", "redis", f"{_bare(url)} does not answer: {error}", "Start it, or mend `[redis] url`."
+            )
+        else:
+            yield Finding("ok", "redis", "none is configured: `cortex up` runs its own")
+        return
+    yield Finding("ok", "redis", f"{_bare(url)} answers in {took * 1000:.1f} ms, version {said['redis_version']}")
+    if took > SLOW_REDIS_S:
+        yield Finding("warning", "redis", f"it takes {took * 1000:.0f} ms", "Starts wait for it; warm requests do not.")
+    if said.get("maxmemory_policy", "noeviction") != "noeviction":
+        yield Finding(
+            "problem",
+            "redis",
+            f"it throws keys away when full ({said['maxmemory_policy']})",
+            "Set maxmemory-policy noeviction: API keys and cordons are kept there.",
+        )
+    if said.get("rdb_last_bgsave_status", "ok") != "ok":
+        yield Finding("problem", "redis", "its last save failed", "Look at its log: the disk may be full.")
+    if abs(skew) > SKEW_S:
+        yield Finding(
+            "warning", "redis", f"its clock is {skew:+.1f} s from this machine's", "Run an NTP client on both."
+        )
+
+
+def the_agents(hosts: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether agents can be reached from this machine."""
+    for host in hosts:
+        try:
+            httpx.get(f"{host['address']}/health", timeout=3, trust_env=False).raise_for_status()
+        except httpx.HTTPError as error:
+            yield Finding(
+                "warning",
+                f"agent {host['name']}",
+                f"{host['address']} does not answer from here: {error}",
+                "Routers must reach it: check `[agent] listen`, `address` and the firewall.",
+            )
+        else:
+            yield Finding("ok", f"agent {host['name']}", f"{host['address']} answers")
+
+
+def the_disks(settings: Settings) -> Iterator[Finding]:
+    """Whether there is room, and whether we may write."""
+    for about, folder in (
+        ("cache", settings.agent.cache_dir),
+        ("state", settings.agent.state_dir),
+        ("worker logs", settings.agent.log_dir),
+    ):
+        path = Path(folder).expanduser()
+        there = next(p for p in (path, *path.parents) if p.exists())
+        if not os.access(there, os.W_OK):
+            yield Finding(
+                "problem", about, f"{path} cannot be written to by this user", f"chown it, or set another {about}_dir."
+            )
+            continue
+        free = shutil.disk_usage(there).free / 1e9
+        if free < LITTLE_DISK_GB:
+            yield Finding(
+                "warning", about, f"{free:.1f} GB are left at {path}", "Weights need room: delete some, or move it."
+            )
+        else:
+            yield Finding("ok", about, f"{free:.0f} GB are left at {path}")
+
+
+def the_token(path: Path) -> Iterator[Finding]:
+    """Whether the fleet token is there, readable, and private."""
+    if not path.exists():
+        yield Finding("ok", "fleet token", f"{path} will be made on first use")
+        return
+    if not os.access(path, os.R_OK):
+        yield Finding("problem", "fleet token", f"{path} cannot be read by this user", "Run as the user who owns it.")
+        return
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        yield Finding("problem", "fleet token", f"others can read {path}", f"chmod 600 {path}")
+        return
+    yield Finding("ok", "fleet token", str(path))
+
+
+def the_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:
+    """Whether our ports are ours to take, when nothing of cortex runs here."""
+    if used:
+        return
+    for about, listen in (
+        ("router port", settings.gateway.listen),
+        ("metrics port", settings.gateway.metrics_listen),
+        ("agent port", settings.agent.listen),
+    ):
+        if not listen:
+            continue
+        host, _, port = listen.rpartition(":")
+        try:
+            with socket.create_server((host.strip("[]"), int(port))):
+                yield Finding("ok", about, f"{listen} is free")
+        except OSError as error:
+            yield Finding(
+                "problem", about, f"{listen} cannot be taken: {error}", f"`ss -ltnp sport = :{port}` names the holder."
+            )
+
+
+def _bare(url: str) -> str:
+    """The URL without a password."""
+    return url.rpartition("@")[2] if "@" in url else url

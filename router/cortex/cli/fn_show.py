@@ -1,0 +1,176 @@
+"""`cortex fn show|plan|history|logs|pin|unpin|set|reset`: one function in detail, and its settings at run time."""
+
+import json
+import sys
+import time
+from typing import Any
+
+import rich_click as click
+
+from cortex.cli.client import Router
+from cortex.cli.decisions import decision_table
+from cortex.cli.exits import Failed
+from cortex.cli.fn import show_plan
+from cortex.cli.names import FUNCTION
+from cortex.cli.tables import ago, console, span, table
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+@click.command()
+@click.argument("name", type=FUNCTION)
+@_json
+def show(name: str, as_json: bool) -> None:
+    """Show all there is to know of a function: settings, instances, last start, last failure."""
+    router = Router()
+    found = router.function(name)
+    lately = router.get("/admin/traffic")["functions"].get(found["id"])
+    if as_json:
+        click.echo(json.dumps({**found, "last_five_minutes": lately}, indent=2))
+        return
+    out = console()
+    out.print(f"[bold]{found['id']}[/]: {found['state']}")
+    said = {
+        "aliases": ", ".join(found["aliases"]),
+        "engine": found["engine"],
+        "instances": f"{len(found['instances'])} (at least {found['min']}, at most {found['max']})"
+        + (", pinned" if found["pinned"] else ""),
+        "set at run time": ", ".join(found["overridden"]),
+        "in flight": f"{found['in_flight']}, {found['waiting']} waiting",
+        "last used": ago(found["last_used"]),
+        "last five minutes": _lately(lately),
+        "last start": _start(found["last_start"]),
+        "a start takes": span(found["expected_start_s"]) if found["expected_start_s"] else "",
+        "last failure": found["failure"] or "",
+        "tried again in": _until(found["retry_at"]),
+    }
+    for key, value in said.items():
+        if value:
+            out.print(f"  {key:18} {value}", markup=False)
+    for line in found["last_lines"][-5:] if found["failure"] else []:
+        out.print(f"  {'':18} {line}", markup=False)
+    if found["instances"]:
+        rows = table("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
+        for i in found["instances"]:
+            left = f" ({span(i['left_s'])} left)" if i["left_s"] is not None else ""
+            rows.add_row(
+                i["id"],
+                i["host"],
+                i["state"] + left,
+                ", ".join(i["devices"]) or "-",
+                f"{i['memory_mb']} ({i['memory_from']})",
+                "-" if i["used_mb"] is None else str(i["used_mb"]),
+                str(i["in_flight"]),
+                "-" if i["start_s"] is None else f"{i['start_s']:.1f}s",
+                span(i["idle_in_s"]),
+            )
+        out.print(rows)
+
+
+@click.command()
+@click.argument("name", type=FUNCTION)
+@_json
+def plan(name: str, as_json: bool) -> None:
+    """Say what a start would do now: where it would go, and who would be evicted. Nothing is started."""
+    show_plan(Router().plan(name), name, as_json)
+
+
+@click.command()
+@click.argument("name", type=FUNCTION)
+@click.option("-n", "--limit", type=click.IntRange(1, 5000), default=50, show_default=True, help="Receipts to show.")
+@_json
+def history(name: str, limit: int, as_json: bool) -> None:
+    """Show what happened to a function lately: starts by phase, evictions, drains, failures."""
+    router = Router()
+    found = router.function(name)
+    receipts = router.decisions(function=found["id"], limit=limit)
+    if as_json:
+        click.echo(json.dumps({"last_start": found["last_start"], "decisions": receipts}, indent=2))
+        return
+    if found["last_start"]:
+        console().print(f"last start: {_start(found['last_start'])}", markup=False)
+    console().print(decision_table(receipts, function=False))
+
+
+@click.command()
+@click.argument("name", type=FUNCTION)
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines are written, until the worker is gone.")
+@click.option("-n", "--lines", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Lines to show.")
+@click.option(
+    "--run", type=click.Choice(["current", "previous"]), default="current", show_default=True, help="Which run."
+)
+@click.option("--host", default="", help="Of the worker on this host.")
+@click.option("--instance", default="", help="Of this instance.")
+@click.option("--grep", default="", help="Only lines with this text.")
+def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str, grep: str) -> None:
+    """Show what a function's worker wrote, from whatever host; also when it is gone by now."""
+    asked: dict[str, Any] = {"lines": 10_000 if grep and not follow else lines, "follow": int(follow), "run": run}
+    if not instance:
+        asked |= {"function": name, **({"host": host} if host else {})}
+    path = f"/admin/instances/{instance}/logs" if instance else "/admin/logs"
+    for line in Router().lines(path, asked):
+        if grep in line:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+@click.command()
+@click.argument("name", type=FUNCTION)
+def pin(name: str) -> None:
+    """Keep a function: once it is up it is never let go for idling and never evicted."""
+    _said(Router().set(name, "pin"))
+
+
+@click.command()
+@click.argument("name", type=FUNCTION)
+def unpin(name: str) -> None:
+    """Let a function be let go and evicted again. `pinned_on` in the catalogue stays."""
+    _said(Router().set(name, "unpin"))
+
+
+@click.command("set")
+@click.argument("name", type=FUNCTION)
+@click.option("--min", "least", type=click.IntRange(0, 1000), help="Instances kept warm.")
+@click.option("--max", "most", type=click.IntRange(1, 1000), help="Instances at most.")
+def set_(name: str, least: int | None, most: int | None) -> None:
+    """Set how many instances a function has, over the catalogue, until `reset`."""
+    if least is None and most is None:
+        raise Failed("nothing to set", hint="Say --min, --max or both.", code=2)
+    _said(Router().set(name, "set", **{k: v for k, v in (("min", least), ("max", most)) if v is not None}))
+
+
+@click.command()
+@click.argument("name", type=FUNCTION)
+def reset(name: str) -> None:
+    """Take back what was set at run time: as the catalogue says."""
+    _said(Router().set(name, "reset"))
+
+
+COMMANDS = (show, plan, history, logs, pin, unpin, set_, reset)
+
+
+def _said(answer: dict[str, Any]) -> None:
+    pinned = ", pinned" if answer["pinned"] else ""
+    click.echo(f"{answer['id']}: at least {answer['min']}, at most {answer['max']} instances{pinned}")
+
+
+def _start(start: dict[str, Any] | None) -> str:
+    if start is None:
+        return ""
+    phases = ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in start["phases"].items())
+    return f"{ago(start['at'])}, {start['total_s']:.1f}s in all: {phases}"
+
+
+def _lately(bucket: dict[str, Any] | None) -> str:
+    if bucket is None:
+        return ""
+    said = f"{bucket['requests']} requests, {bucket['errors']} failed"
+    if bucket["first_s"] is not None:
+        said += f", first token after {bucket['first_s'] * 1000:.0f} ms"
+    if bucket["tokens_per_s"] is not None:
+        said += f", {bucket['tokens_per_s']:.1f} tokens/s"
+    return said
+
+
+def _until(at: float | None) -> str:
+    return span(at - time.time()) if at and at > time.time() else ""

@@ -1,0 +1,47 @@
+"""`cortex req`: the requests under way, and ending one."""
+
+import json
+
+import rich_click as click
+
+from cortex.cli.client import Router
+from cortex.cli.tables import console, span, table
+
+
+@click.group()
+def req() -> None:
+    """See the requests under way; cancel one."""
+
+
+@req.command("ls")
+@click.option("--function", default="", help="Only of this function.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def ls(function: str, as_json: bool) -> None:
+    """List the requests under way on all routers, oldest first."""
+    found = Router().get("/admin/requests", **({"function": function} if function else {}))["requests"]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows = table("REQUEST", "FUNCTION", "DIALECT", "PHASE", "AGE", "QUEUED", "TOKENS", "HOST", "INSTANCE", "KEY")
+    for r in found:
+        rows.add_row(
+            r["id"],
+            r["function"],
+            r["dialect"] + (" stream" if r["stream"] else ""),
+            r["phase"],
+            span(r["age_s"]),
+            f"{r['queued_ms']} ms" if r["queued_ms"] else "-",
+            str(r["tokens_out"]),
+            r["host"] or "-",
+            r["instance"] or "-",
+            r["who"] or "-",
+        )
+    console().print(rows)
+
+
+@req.command()
+@click.argument("id")
+def cancel(id: str) -> None:
+    """Cancel a request: its client is told so, and the worker stops."""
+    number = Router().post(f"/admin/requests/{id}/cancel")["cancelled"]
+    click.echo(f"{id}: cancelled" + (f" ({number} requests)" if number > 1 else ""))

@@ -1,0 +1,137 @@
+"""The command line on a running cortex: what it prints, and how it ends."""
+
+import json
+import signal
+import subprocess
+import threading
+
+import pytest
+
+from tests.support.stack import CORTEX, Stack, eventually
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+
+@pytest.fixture
+def one(stack: Stack) -> Stack:
+    """The stack with one router worker: the command line is the same with two."""
+    if stack.folder.name.startswith("stack2"):
+        pytest.skip("once is enough")
+    return stack
+
+
+def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(one: Stack) -> None:
+    told = one.cli("call", "fake/steps", "hi")
+    piped = subprocess.run(
+        [*CORTEX, "call", "steps"], env=one.env, input="hi", capture_output=True, text=True, timeout=60, check=False
+    )
+    unknown = one.cli("call", "fake/step", "hi")
+
+    assert (told.returncode, told.stdout) == (0, "one two three\n")
+    assert piped.stdout == "one two three\n"
+    assert unknown.returncode == 4
+    assert "did you mean 'fake/steps'" in unknown.stderr
+    assert "cortex fn ls" in unknown.stderr
+
+
+def test_ctrl_c_ends_a_call_with_130_and_nothing_else(one: Stack) -> None:
+    process = subprocess.Popen(
+        [*CORTEX, "call", "fake/streams", "hi"], env=one.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert err == ""
+
+
+def test_why_tells_of_a_function_and_of_a_request(one: Stack) -> None:
+    one.cli("fn", "cool", "fake/cold", "--now")
+    body = {"model": "fake/cold", "messages": [{"role": "user", "content": "hi"}]}
+    one.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-why"})
+
+    def known() -> bool:
+        found = json.loads(one.cli("why", "cli-why", "--json").stdout)
+        return {"waited", "proposed", "ready"} <= {r["what"] for r in found["decisions"]}
+
+    eventually(known, what="the receipts")
+    request, function = one.cli("why", "cli-why").stdout, one.cli("why", "fake/cold").stdout
+    nobody = one.cli("why", "who-knows")
+
+    assert "cli-why: fake/cold (chat), over, status 200" in request
+    assert "nothing was ready" in request
+    assert "the best of the hosts that take it" in function
+    assert nobody.returncode == 4
+
+
+def test_requests_are_listed_and_cancelled(one: Stack) -> None:
+    body = {"model": "fake/streams", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+    def ask() -> None:
+        one.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-req"})
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    eventually(lambda: "cli-req" in one.cli("req", "ls").stdout, what="the request")
+
+    cancelled = one.cli("req", "cancel", "cli-req")
+    asking.join(20)
+
+    assert cancelled.stdout == "cli-req: cancelled\n"
+    assert not asking.is_alive()
+    assert one.cli("req", "cancel", "cli-req").returncode == 4
+
+
+def test_logs_come_from_the_worker_and_from_the_run_before(one: Stack) -> None:
+    one.chat("fake/cold")
+    now = one.cli("fn", "logs", "fake/cold").stdout
+    one.cli("fn", "cool", "fake/cold", "--now")
+    gone = one.cli("fn", "logs", "fake/cold").stdout
+    one.chat("fake/cold")
+    before = one.cli("fn", "logs", "fake/cold", "--run", "previous", "--grep", "startup").stdout
+    never = one.cli("fn", "logs", "fake/stranger", "--run", "previous")
+
+    assert "Application startup complete" in now
+    assert "Application startup complete" in gone
+    assert "Application startup complete" in before
+    assert len(before.splitlines()) == 1
+    assert never.returncode == 4
+
+
+def test_lists_are_json_with_stable_names(one: Stack) -> None:
+    one.chat("fake/steps")
+
+    shown = json.loads(one.cli("fn", "show", "steps", "--json").stdout)
+    seen = json.loads(one.cli("top", "--json").stdout)
+    hosts = json.loads(one.cli("host", "show", "here", "--json").stdout)
+
+    assert {"id", "aliases", "state", "instances", "min", "max", "pinned", "last_start", "expected_start_s"} <= set(
+        shown
+    )
+    assert set(seen) == {"health", "hosts", "functions", "traffic", "requests"}
+    assert {"name", "devices", "instances", "failures", "cordoned"} <= set(hosts)
+    assert "here" in one.cli("top", "--once").stdout
+
+
+def test_the_doctor_says_what_is_wrong_and_what_to_do(one: Stack) -> None:
+    found = json.loads(one.cli("doctor", "--json").stdout)
+    away = dict(one.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
+    lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
+
+    levels = {f["about"]: f["level"] for f in found}
+    assert levels["router"] == levels["redis"] == levels["agent here"] == levels["fleet token"] == "ok"
+    assert lost.returncode == 1
+    assert "no router answers at http://127.0.0.1:9" in lost.stdout
+    assert "Start it, or mend `[redis] url`." in lost.stdout
+
+
+def test_a_shell_completes_functions(one: Stack) -> None:
+    words = {"COMP_WORDS": "cortex fn warm fake/ste", "COMP_CWORD": "3", "_CORTEX_COMPLETE": "bash_complete"}
+
+    told = subprocess.run(CORTEX, env={**one.env, **words}, capture_output=True, text=True, timeout=60, check=False)
+
+    assert "plain,fake/steps" in told.stdout
+    assert "_CORTEX_COMPLETE=bash_complete" in one.cli("completion", "bash").stdout
