@@ -50,3 +50,9 @@ def test_the_readmes_commands_are_recipes_and_subcommands_that_exist() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_pages_are_what_the_code_says(page: str) -> None:
     assert (DOCS / page).read_text() == PAGES[page](), "run `just docs`"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    tables = (DOCS / "cortex.md").read_text() + (DOCS / "models.md").read_text()
+
+    assert re.findall(r"^(\| `\w+` \|.*\|  \|)$", tables, re.MULTILINE) == []

@@ -34,11 +34,13 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[gateway]`: the router's listeners and limits."""
 
     listen: str = "127.0.0.1:31313"
+    """Where clients reach the router."""
     metrics_listen: str = "127.0.0.1:31314"
     """Where Prometheus reads; empty: nowhere."""
     metrics_dir: str = str(Path(_DIRS.user_state_dir) / "metrics")
     """Where worker processes leave what they counted, in a folder per router."""
     max_body_mb: Positive = 64
+    """A request whose body is larger gets 413."""
     drain_s: Seconds = 30.0
     """How long a stopping router finishes the requests it holds."""
     insecure: bool = False
@@ -53,7 +55,9 @@ class Eviction(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[eviction]`: who leaves when room is needed."""
 
     strategy: Literal["lru", "priority"] = "lru"
+    """Least recently used first, or lowest `priority` first."""
     defrag_after_cycles: Count = 0
+    """Starts between two times small functions are moved together for one that needs several devices; 0: never."""
 
 
 class Redis(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,8 +73,11 @@ class DeclaredDevice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`[[agent.devices]]`: a device that discovery cannot see, or sees wrongly."""
 
     name: str
+    """For people to read."""
     vram_mb: Positive
+    """Its memory, MiB."""
     kind: Literal["gpu", "cpu"] = "gpu"
+    """Whether one start at a time is made on it (gpu), or several (cpu)."""
     uuid: str = ""
     """The id of the real GPU it stands for, such as `GPU-5b1c…`; without one, workers are told of no device."""
 
@@ -89,6 +96,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str = ""
     """The host's name in the record; default: its host name."""
     listen: str = "127.0.0.1:13131"
+    """Where routers reach this agent."""
     address: str = ""
     """The URL at which routers reach this agent; default: from `listen`."""
     worker_host: str = "127.0.0.1"
@@ -96,9 +104,13 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     worker_ports: str = ""
     """A range such as `20000-20100`; default: any free port."""
     state_dir: str = str(Path(_DIRS.user_state_dir) / "agent")
+    """What outlives a restart: which workers run."""
     log_dir: str = str(Path(_DIRS.user_log_dir) / "workers")
+    """Logs of workers."""
     cache_dir: str = _DIRS.user_cache_dir
+    """Weights, and what engines compile."""
     labels: tuple[str, ...] = ()
+    """Words that functions may ask for with their own `labels`."""
     devices: tuple[DeclaredDevice, ...] = ()
     engines: tuple[DeclaredEngine, ...] = ()
     launcher: bool = True
@@ -106,6 +118,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reserve_mb: Count = 1024
     """Memory kept free: of RAM on a CPU host, of each GPU otherwise half of it at most."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
+    """How often the host says that it is alive; after three it counts as gone."""
     health_s: Annotated[float, Meta(gt=0)] = 5.0
     """How often ready workers are checked and measured."""
     stop_grace_s: Seconds = 5.0
@@ -128,6 +141,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     redis: Redis = Redis()
     agent: Agent = Agent()
     models_config: str = "models.toml"
+    """The catalogue; a relative path is taken from the folder of `cortex.toml`."""
     pretend: bool = False
     """Serve every function with the fake engine, whatever its own: for trying a fleet without its GPUs."""
     token_file: str = str(Path(_DIRS.user_state_dir) / "fleet.token")
