@@ -86,6 +86,7 @@ class DeclaredEngine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`[[agent.engines]]`: an engine that lives in a virtual environment, or a folder, of its own."""
 
     name: Literal["vllm", "llama-server", "llama_cpp.server"]
+    """What is there."""
     path: str
     """The virtual environment, its Python, or the binary."""
 
