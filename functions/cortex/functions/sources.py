@@ -24,17 +24,17 @@ class BadSource(Exception):
     """The `source` is nothing that weights can come from; the text says what it could be."""
 
 
-class Nothing(Struct, frozen=True):
+class Nothing(Struct, frozen=True, tag="nothing"):
     """There are no weights: the engine pretends, or its command brings its own."""
 
 
-class Local(Struct, frozen=True):
+class Local(Struct, frozen=True, tag="local"):
     """A file or folder that is on the host already, or never will be."""
 
     path: str
 
 
-class Demo(Struct, frozen=True):
+class Demo(Struct, frozen=True, tag="demo"):
     """The model that cortex writes itself."""
 
     name: str
@@ -43,7 +43,7 @@ class Demo(Struct, frozen=True):
         return DEMO + self.name
 
 
-class Repo(Struct, frozen=True, kw_only=True):
+class Repo(Struct, frozen=True, kw_only=True, tag="repo"):
     """Files of a repository on the hub. At most one of `file` and `quant` is set."""
 
     repo: str
@@ -72,7 +72,7 @@ Source = Nothing | Local | Demo | Repo
 def source_of(function: Function) -> Source:
     """Return where a function's weights come from. Raises BadSource."""
     engine, said = function.engine, function.weights
-    if engine is Engine.FAKE or (engine is Engine.COMMAND and not function.source):
+    if not function.has_weights:
         return Nothing()
     if said.startswith(DEMO):
         return Demo(said.removeprefix(DEMO))

@@ -16,14 +16,15 @@ from typing import TypeVar
 
 import structlog
 from msgspec.structs import replace
+from redis.exceptions import RedisError
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
-from cortex.platform import devices, engines, process, state_file, systemd, weights
+from cortex.platform import devices, engines, process, state_file, stock, systemd, weights
 from cortex.platform.agent_counts import AgentCounts
-from cortex.platform.agent_messages import Going, Planned, Refused
+from cortex.platform.agent_messages import Going, Planned, Refused, Remove, Removed, Stored
 from cortex.platform.cancel import cancelled
 from cortex.platform.caretaker import Caretaker
 from cortex.platform.effects import Decided
@@ -46,6 +47,8 @@ RECEIPTS_WAITING = 1000
 SAME_REFUSAL_S = 30.0
 STOP_ALL_S = 8.0
 LISTEN_S = 10.0
+STOCK_S = 20.0
+"""How often it is looked which weights are here: somebody may have put some there by hand."""
 
 
 class Agent:
@@ -90,6 +93,8 @@ class Agent:
         self._saved: tuple[object, ...] = ()
         self._changed = asyncio.Event()
         self._rung = asyncio.Event()
+        self._stock = asyncio.Event()
+        self._fetching: set[str] = set()
         self._next: asyncio.Future[None] | None = None
         self._seen = host.epoch
         self._publishing = asyncio.Lock()
@@ -113,6 +118,7 @@ class Agent:
                 self._listen(),
                 self._caretaker.look_after(),
                 self._caretaker.study(),
+                self._take_stock(),
             )
         ]
         return self
@@ -173,7 +179,21 @@ class Agent:
         """Take a new catalogue."""
         self._decide(lambda s, now: s.heed(catalogue.functions, digest, now))
         self._caretaker.curious.set()
+        self._stock.set()
         await self._publish()
+
+    async def stored(self) -> list[Stored]:
+        """Return all weights on this host."""
+        declared, running = self.scheduler.catalogue().values(), self.scheduler.started_from()
+        return await asyncio.to_thread(stock.inventory, Path(self.settings.agent.cache_dir), declared, running)
+
+    async def remove_weights(self, asked: Remove) -> Removed:
+        """Remove stored weights that nobody uses."""
+        going_on = [f.source for f in await self.supervisor.fetches.all(()) if f.alive]
+        found, cache = await self.stored(), Path(self.settings.agent.cache_dir)
+        removed = await asyncio.to_thread(stock.remove, cache, found, asked, going_on)
+        self._stock.set()
+        return removed
 
     def record(self) -> HostRecord:
         """Return the host's record as it would be published now."""
@@ -231,6 +251,10 @@ class Agent:
         self._save()
         if self.scheduler.record().epoch > self._seen:
             self._rung.set()
+        fetching = {i.id for i in self.scheduler.record().instances if i.state is State.FETCHING}
+        if self._fetching - fetching:
+            self._stock.set()
+        self._fetching = fetching
         if self._next is not None:
             self._next.set_result(None)
             self._next = None
@@ -370,6 +394,24 @@ class Agent:
         # `ready()` looks at the scheduler itself: nothing that drains by now is chosen here any more.
         own = self._flights.report({self.settings.host_name: self.scheduler.record().epoch}, time.time())
         return replace(fleet, routers={**fleet.routers, own.id: own})
+
+    async def _take_stock(self) -> None:
+        """Know which weights are here, and call off fetches that no declared function wants any more."""
+        heard = ""
+        while True:
+            self._stock.clear()
+            declared = self.scheduler.catalogue().values()
+            held = await asyncio.to_thread(weights.held, declared, Path(self.settings.agent.cache_dir))
+            if held != self.scheduler.record().weights:
+                self.tell(lambda s, _, held=held: s.holds(held))  # type: ignore[misc]
+                self._caretaker.curious.set()
+            if (digest := self.scheduler.record().catalogue) != heard:
+                with contextlib.suppress(RedisError):
+                    await self.supervisor.fetches.keep_only(declared)
+                    heard = digest
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOCK_S):
+                    await self._stock.wait()
 
     async def _listen(self) -> None:
         """A router's new report may complete a drain: look at once, not at the next tick."""

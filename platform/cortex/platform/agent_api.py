@@ -10,7 +10,7 @@ from litestar.exceptions import NotAuthorizedException, NotFoundException
 from litestar.handlers import BaseRouteHandler
 from msgspec import to_builtins
 
-from cortex.platform import agent_metrics, seed_api, worker_logs
+from cortex.platform import agent_metrics, seed_api, weights_api, worker_logs
 from cortex.platform.agent import Agent
 from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused
 from cortex.platform.keys import fleet_token, same
@@ -80,6 +80,7 @@ def create_app(settings: Settings) -> Litestar:
         [
             ensure, plan, cool, drain, heed, record, instances, instance, devices, metrics,
             *worker_logs.routes(agent, fleet_only),
+            *weights_api.routes(agent, fleet_only),
             seed_api.routes(agent, relay, settings, fleet_only),
         ],
         lifespan=[lambda _: agent, lambda _: relay],

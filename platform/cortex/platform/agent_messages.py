@@ -1,6 +1,7 @@
 """What routers and agents say to each other, as values."""
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
@@ -79,3 +80,81 @@ class Planned(Struct, frozen=True, kw_only=True, tag="planned"):
     evict: tuple[Victim, ...] = ()
     retry_at: float = 0.0
     """Until when starts are refused because they kept failing; `warm` overrides that."""
+
+
+class Fetching(Struct, frozen=True, kw_only=True):
+    """A fetch as it stands; what `/admin/jobs` shows of it. Bytes, seconds, Unix times."""
+
+    id: str
+    source: str
+    state: str
+    """queued, fetching, waiting (to try again), done, failed or stopped."""
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    """Bytes a second, lately."""
+    why: str = ""
+    """Why it waits or failed."""
+    retry_at: float = 0.0
+    asked: float = 0.0
+    kept: bool = False
+    """Somebody asked for it by name: it goes on though no instance waits for it."""
+    functions: tuple[str, ...] = ()
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How long it still takes at this rate, if that can be said."""
+        return (self.total - self.done) / self.rate if self.rate > 0 and self.total else None
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of it is here, from 0 to 1, if that can be said."""
+        return min(1.0, self.done / self.total) if self.total else None
+
+    def named(self, functions: tuple[str, ...]) -> "Fetching":
+        """Return it with the functions it is for."""
+        return replace(self, functions=functions)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still going on, or about to."""
+        return self.state in ("queued", "fetching", "waiting")
+
+
+class Prefetch(Struct, frozen=True):
+    """Ask for a function's weights to be fetched though nobody waits for them."""
+
+    function: Function
+
+
+class Remove(Struct, frozen=True):
+    """Ask for stored weights to be removed: those named, or all that no declared function wants."""
+
+    names: tuple[str, ...] = ()
+    unused: bool = False
+    dry_run: bool = False
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """Weights on a host, as `cortex weights ls` shows them."""
+
+    name: str
+    """How they are named as a source: `org/name@revision:Q4_K_M`."""
+    kind: str
+    """hub, demo, by hand, path (a file that is none of ours), or partial (a download that is not finished)."""
+    size: int
+    """Bytes."""
+    path: str
+    commit: str = ""
+    at: float = 0.0
+    functions: tuple[str, ...] = ()
+    """Declared functions that use them."""
+    in_use: bool = False
+    """An instance has been started from them."""
+
+
+class Removed(Struct, frozen=True, kw_only=True):
+    """Answer to remove: what went, or would go, and what stays and why."""
+
+    removed: tuple[Stored, ...] = ()
+    kept: dict[str, str] = {}

@@ -13,6 +13,13 @@ class Fetch(Struct, frozen=True):
     function: Function
 
 
+class CallOff(Struct, frozen=True):
+    """The instance that waited for these weights is gone: nobody may want them any more. No event follows."""
+
+    instance: Instance
+    function: Function
+
+
 class Spawn(Struct, frozen=True):
     """Start the worker of an instance: `spawned`, then `answered` or `exited`, or `spawn_failed` follows."""
 
@@ -44,4 +51,4 @@ class Decided(Struct, frozen=True):
     why: str
 
 
-Effect = Fetch | Spawn | Stop | Reclaim | Decided
+Effect = Fetch | CallOff | Spawn | Stop | Reclaim | Decided

@@ -147,6 +147,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     problem: str = ""
     """Why the devices cannot be read, if they cannot."""
     failures: tuple[Failure, ...] = ()
+    weights: dict[str, int] = {}
+    """Functions whose weights are on this host, with their size in MiB."""
     epoch: int = 0
     """The highest epoch of any instance; a router that has seen it has seen every drain."""
     catalogue: str = ""

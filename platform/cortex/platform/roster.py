@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, LIVE, State, Step, after
 from cortex.functions.spec import Function
-from cortex.platform.effects import Decided, Effect, Stop
+from cortex.platform.effects import CallOff, Decided, Effect, Stop
 from cortex.platform.failures import Failures
 from cortex.platform.kept import AgentState, Kept, Weights
 from cortex.platform.ledger import Entry
@@ -77,6 +77,10 @@ class Roster:
     def catalogue(self) -> dict[str, Function]:
         """Return all functions of the catalogue last heard."""
         return dict(self._catalogue or {})
+
+    def started_from(self) -> set[str]:
+        """Return the paths of all weights that instances were, or are to be, started from."""
+        return {w.path for w in self._weights.values()}
 
     def in_flight(self, instance: str) -> int:
         """Return how many requests were in flight on an instance when the reports were last read."""
@@ -159,6 +163,8 @@ class Roster:
         self._effects.append(Stop(instance, self._rules.stop_grace_s))
 
     def _step(self, instance: Instance, step: Step, now: float) -> Instance:
+        if instance.state is State.FETCHING and step is Step.ABANDONED:
+            self._effects.append(CallOff(instance, self._functions[instance.id]))
         if instance.state in COMING:
             spent = round(now - instance.since, 3)
             instance = replace(instance, phases={**instance.phases, str(instance.state): spent})

@@ -239,6 +239,10 @@ class Scheduler(Settling):
         """What the weights on this host say about their models."""
         self._host = replace(self._host, models=dict(models))
 
+    def holds(self, weights: Mapping[str, int]) -> None:
+        """Which functions' weights are on this host, with their size in MiB."""
+        self._host = replace(self._host, weights=dict(weights))
+
     def reported(self, fleet: Fleet | None, now: float) -> None:
         """What the routers say; None when the record cannot be read, and then nobody counts as idle."""
         if fleet is None:

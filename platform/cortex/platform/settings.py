@@ -134,6 +134,17 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Leave the workers running when the agent stops; the next agent takes them over."""
 
 
+class Hub(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[hub]`: where weights are fetched from."""
+
+    endpoint: str = ""
+    """A mirror of the HuggingFace hub; default: `HF_ENDPOINT`, else huggingface.co."""
+    token_file: str = ""
+    """A file with the token for gated and private repositories; default: `HF_TOKEN`, else what `hf auth login` kept."""
+    keep_free_mb: Count = 2048
+    """Disk that downloads leave free."""
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of `cortex.toml`."""
 
@@ -141,6 +152,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     eviction: Eviction = Eviction()
     redis: Redis = Redis()
     agent: Agent = Agent()
+    hub: Hub = Hub()
     models_config: str = "models.toml"
     """The catalogue; a relative path is taken from the folder of `cortex.toml`."""
     pretend: bool = False
@@ -220,7 +232,7 @@ def encode_env(settings: Settings) -> dict[str, str]:
         "CORTEX_TOKEN_FILE": settings.token_file,
         "CORTEX_LOCAL_KEY_FILE": settings.local_key_file,
     }
-    for section in ("gateway", "eviction", "redis", "agent"):
+    for section in ("gateway", "eviction", "redis", "agent", "hub"):
         for key, value in msgspec.to_builtins(getattr(settings, section)).items():
             env[f"CORTEX_{section}__{key}".upper()] = (
                 value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -20,11 +20,12 @@ from cortex.functions.launch import CannotLaunch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
-from cortex.platform import cgroup, jobs, process, slots, weights, worker_card
+from cortex.platform import cgroup, process, slots, worker_card
 from cortex.platform.cancel import cancelled
-from cortex.platform.effects import Decided, Effect, Fetch, Reclaim, Spawn, Stop
+from cortex.platform.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
 from cortex.platform.engines import Engines
-from cortex.platform.kept import Kept, Weights
+from cortex.platform.fetches import Fetches
+from cortex.platform.kept import Kept
 from cortex.platform.keys import worker_key
 from cortex.platform.record import HostRecord, Instance
 from cortex.platform.scheduler import Scheduler
@@ -72,7 +73,9 @@ class Supervisor:
     ) -> None:
         self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
         self._record = record
+        self.fetches = Fetches(settings, tell)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bringing: dict[str, asyncio.Task[None]] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
@@ -84,6 +87,7 @@ class Supervisor:
     async def close(self) -> None:
         """Let go of every watch; the workers themselves live on."""
         await cancelled(self._tasks)
+        self.fetches.close()
         if self._http:
             await self._http.close()
         cgroup.leave(self._groups)
@@ -92,7 +96,11 @@ class Supervisor:
         """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
         match effect:
             case Fetch():
-                self._own(self._fetch(effect))
+                name = effect.instance.id
+                bringing = self._bringing[name] = self._own(self.fetches.bring(effect.instance, effect.function))
+                bringing.add_done_callback(lambda _: self._bringing.pop(name, None))
+            case CallOff():
+                self._own(self._call_off(effect))
             case Spawn():
                 self._spawn(effect)
             case Stop():
@@ -102,10 +110,17 @@ class Supervisor:
             case Decided():
                 pass  # receipts are the agent's
 
-    def _own(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _own(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _call_off(self, effect: CallOff) -> None:
+        bringing = self._bringing.pop(effect.instance.id, None)
+        if bringing is not None:
+            await cancelled([bringing])
+        await self.fetches.given_up(effect.function)
 
     # After a restart.
 
@@ -136,23 +151,6 @@ class Supervisor:
             if instance not in known:
                 log.warning("orphan_killed", instance=instance, pid=pid)
                 await asyncio.to_thread(process.kill_remains, 0, instance)
-
-    # Weights.
-
-    async def _fetch(self, effect: Fetch) -> None:
-        instance, source = effect.instance.id, effect.function.weights
-        agent = self._settings.agent
-        try:
-            await jobs.fetched(self._settings.redis_url, self._settings.host_name, source, agent.cache_dir)
-            found = weights.find(effect.function, Path(agent.cache_dir))
-            if found is None:
-                raise jobs.JobFailed("they are still missing after the job that fetched them")
-        except Exception as error:  # Redis, RQ, disk: whatever it was, the function fails with its text
-            reason = f"the weights '{source}' could not be fetched: {error}"
-            self._tell(lambda s, now: s.fetch_failed(instance, reason, now))
-            return
-        here: Weights = found
-        self._tell(lambda s, now: s.fetched(instance, here, now))
 
     # Starting.
 

@@ -198,11 +198,14 @@ def agent(config: Path | None) -> None:
 @_config
 def jobs(config: Path | None) -> None:
     """Run this host's job worker: it fetches weights."""
-    from cortex.platform.jobs import work
+    from cortex.platform.jobs import AnotherWorker, work
 
     settings = _settings(config)
     log.configure()
-    work(settings.redis_url, settings.host_name)
+    try:
+        work(settings)
+    except AnotherWorker as error:
+        raise exits.Failed(str(error)) from None
 
 
 @cli.command()

@@ -280,5 +280,6 @@ class Activator:
             for instance in host.of(function.id):
                 if instance.state in LIVE:
                     so_far = time.time() - instance.created
-                    return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s"
+                    phase = f" ({instance.phase})" if instance.phase else ""
+                    return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
         return "no host has had room for it"

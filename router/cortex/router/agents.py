@@ -2,20 +2,42 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Function
-from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused
+from cortex.platform.agent_messages import (
+    Cool,
+    Ensure,
+    Going,
+    Heed,
+    Plan,
+    Planned,
+    Prefetch,
+    Refused,
+    Remove,
+    Removed,
+    Stored,
+)
 
+T = TypeVar("T")
 TIMEOUT_S = 10.0
 
 
 class AgentAway(Exception):
     """The agent did not answer, or not as an agent does."""
+
+
+class AgentRefused(Exception):
+    """The agent answered that it will not, or cannot; the text says why."""
+
+    def __init__(self, why: str, status: int) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 @contextmanager
@@ -85,6 +107,37 @@ class Agents:
                 return None
             answer.raise_for_status()
             return None
+
+    # Weights.
+
+    async def stored(self, address: str) -> list[Stored]:
+        """Ask what weights a host has. Raises AgentAway."""
+        return await self._asked("GET", f"{address}/weights", None, list[Stored])
+
+    async def remove_weights(self, address: str, asked: Remove) -> Removed:
+        """Have stored weights removed. Raises AgentAway or AgentRefused."""
+        return await self._asked("POST", f"{address}/weights/remove", asked, Removed)
+
+    async def prefetch(self, address: str, function: Function) -> str:
+        """Have a function's weights fetched; return the job. Raises AgentAway or AgentRefused."""
+        answer = await self._asked("POST", f"{address}/weights/fetch", Prefetch(function), dict[str, str])
+        return answer["job"]
+
+    async def jobs(self, address: str) -> list[dict[str, Any]]:
+        """Ask for a host's fetches. Raises AgentAway or AgentRefused."""
+        return await self._asked("GET", f"{address}/jobs", None, list[dict[str, Any]])
+
+    async def cancel_job(self, address: str, job: str) -> None:
+        """Stop a fetch. Raises AgentAway or AgentRefused."""
+        await self._asked("POST", f"{address}/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
+
+    async def _asked(self, method: str, url: str, body: Any, kind: type[T]) -> T:
+        with _mapped(url):
+            answer = await self._http.request(method, url, content=msgspec.json.encode(body) if body else None)
+            if answer.status_code in (400, 404, 503):
+                raise AgentRefused(str(answer.json().get("detail", answer.text)), answer.status_code)
+            answer.raise_for_status()
+            return msgspec.json.decode(answer.content, type=kind)
 
     async def _send(self, method: str, url: str, body: Any) -> bytes:
         answer = await self._http.request(method, url, content=msgspec.json.encode(body))

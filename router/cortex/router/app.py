@@ -12,7 +12,15 @@ from litestar import Litestar, Request, Response, get
 from litestar.exceptions import HTTPException
 
 from cortex.platform.settings import Settings
-from cortex.router import admin, decision_routes, inference, instance_routes, key_routes, request_routes
+from cortex.router import (
+    admin,
+    decision_routes,
+    inference,
+    instance_routes,
+    key_routes,
+    request_routes,
+    weights_routes,
+)
 from cortex.router.describing import card
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
@@ -108,6 +116,7 @@ def create_app(settings: Settings) -> Litestar:
             *key_routes.routes(runtime.registry, runtime.keys),
             *decision_routes.routes(runtime),
             *instance_routes.routes(runtime),
+            *weights_routes.routes(runtime),
         ],
         guards=[door.guard],
         lifespan=[run],

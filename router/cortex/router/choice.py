@@ -49,8 +49,8 @@ def _rank(session: str, instance: str) -> bytes:
 def hosts_to_ask(need: Need, function: Function, fleet: Fleet, use: Use, now: float) -> list[str]:
     """Return the hosts that may take a function, best first. A guess: the agent asked decides.
 
-    In order: those it is pinned on, room without eviction, the fewest evictions, those that may have room
-    later, and the name. Hosts it can never run on, and cordoned ones, are left out.
+    In order: those it is pinned on, those that hold its weights, room without eviction, the fewest evictions, those
+    that may have room later, and the name. Hosts it can never run on, and cordoned ones, are left out.
     """
     ranked = []
     for host in fleet.hosts.values():
@@ -61,7 +61,7 @@ def hosts_to_ask(need: Need, function: Function, fleet: Fleet, use: Use, now: fl
             continue
         pinned = host.name in function.pinned_on
         evictions = len(guess.evict) if isinstance(guess, Placement) else 1_000_000
-        ranked.append((not pinned, evictions, host.name))
+        ranked.append((not pinned, function.id not in host.weights, evictions, host.name))
     return [name for *_, name in sorted(ranked)]
 
 

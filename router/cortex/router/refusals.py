@@ -11,6 +11,7 @@ Refusal
 ├── RequestNotFound     name a request that is under way, or was lately
 ├── KeyNotFound         name an API key that there is
 ├── KeyNameTaken        take another name, or rotate the key that has it
+├── JobNotFound         name a job that is going on
 ├── QueueFull           come back after `retry_after`
 ├── NotReadyInTime      come back: it was still starting when your time was up
 ├── NoCapacity          come back: nothing can leave for it now
@@ -121,6 +122,16 @@ class KeyNameTaken(Refusal):
     """An API key has that name already."""
 
     kind, code = Kind.BAD_REQUEST, "key_name_taken"
+
+
+class JobNotFound(Refusal):
+    """No job of that id is going on."""
+
+    kind, code = Kind.UNKNOWN_PATH, "job_not_found"
+
+    def __init__(self, name: str, near: Sequence[str]) -> None:
+        hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        super().__init__(f"no job {name[:200]!r} is going on{hint}")
 
 
 class QueueFull(Refusal):

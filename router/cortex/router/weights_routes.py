@@ -1,0 +1,146 @@
+"""What operators see and do with weights and their downloads: `/admin/weights`, `/admin/jobs`.
+
+Everything here is the hosts' own: each agent is asked, and one that does not answer is named in `away`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from litestar import get, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct, to_builtins
+
+from cortex.functions.names import nearest
+from cortex.platform.agent_messages import Remove
+from cortex.platform.placement import need
+from cortex.platform.record import HostRecord, use
+from cortex.router.agents import AgentAway, AgentRefused
+from cortex.router.choice import hosts_to_ask, why_nowhere
+from cortex.router.refusals import BadRequest, HostNotFound, JobNotFound, NoCapacity, Refusal
+from cortex.router.runtime import Runtime
+
+T = TypeVar("T")
+
+
+class Unwanted(Struct, frozen=True):
+    """Which weights to remove, and where; no host: everywhere."""
+
+    names: tuple[str, ...] = ()
+    unused: bool = False
+    dry_run: bool = False
+    host: str = ""
+
+
+class Wanted(Struct, frozen=True):
+    """Which function's weights to fetch, and where; no host: where the function would be started."""
+
+    function: str
+    host: str = ""
+
+
+def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+    """Return the routes."""
+
+    @get("/admin/weights", opt={"needs": "status"})
+    async def weights(host: str = "") -> dict[str, Any]:
+        """List what every host has, or one of them."""
+        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.stored(h.address))
+        rows = [{"host": h, **to_builtins(s)} for h, stored in found.items() for s in stored]
+        return {"weights": rows, "away": away}
+
+    @post("/admin/weights/remove", opt={"needs": "admin"}, status_code=200)
+    async def remove(data: Unwanted) -> dict[str, Any]:
+        """Remove weights that nobody uses: by function or source, or all that no function declares."""
+        if not data.names and not data.unused:
+            raise BadRequest("say which weights: `names`, or `unused`")
+        catalogue = runtime.directory.catalogue
+        names = tuple(catalogue.aliases.get(n, n) for n in data.names)
+        asked = Remove(names, data.unused, data.dry_run)
+        hosts = _hosts(runtime, data.host)
+        for one in hosts:  # an agent that does not know the catalogue yet knows not what is unused
+            if data.unused and one.catalogue != runtime.directory.digest:
+                await _one(one, runtime.agents.heed(one.address, catalogue, runtime.directory.digest))
+        found, away = await _from_all(hosts, lambda h: runtime.agents.remove_weights(h.address, asked))
+        rows = [{"host": h, **to_builtins(s)} for h, told in found.items() for s in told.removed]
+        kept = [{"host": h, "name": n, "why": w} for h, told in found.items() for n, w in told.kept.items()]
+        return {"removed": rows, "kept": kept, "away": away, "dry_run": data.dry_run}
+
+    @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
+    async def fetch(data: Wanted) -> dict[str, Any]:
+        """Fetch a function's weights now, without starting it."""
+        function = runtime.directory.find(data.function).function
+        fleet = runtime.view.fleet
+        if data.host:
+            (chosen,) = _hosts(runtime, data.host)
+        else:
+            wanted = need(function, None)
+            names = hosts_to_ask(wanted, function, fleet, use(fleet), time.time())
+            if not names:
+                why = why_nowhere(wanted, fleet, use(fleet), time.time())
+                raise NoCapacity(f"no host can run '{function.id}': {why}")
+            chosen = fleet.hosts[names[0]]
+        job = await _one(chosen, runtime.agents.prefetch(chosen.address, function))
+        return {"host": chosen.name, "job": job, "function": function.id}
+
+    @get("/admin/jobs", opt={"needs": "status"})
+    async def jobs(host: str = "") -> dict[str, Any]:
+        """List the downloads that are going on, and those that ended lately."""
+        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.jobs(h.address))
+        return {"jobs": [{"host": h, **j} for h, listed in found.items() for j in listed], "away": away}
+
+    @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
+    async def cancel(job: str) -> dict[str, str]:
+        """Stop a download, whoever waits for it. What has come stays."""
+        hosts = _hosts(runtime, "")
+        found, _ = await _from_all(hosts, lambda h: runtime.agents.jobs(h.address))
+        known = {j["id"]: h for h, listed in found.items() for j in listed if j["alive"]}
+        if job not in known:
+            raise JobNotFound(job, nearest(job, known))
+        host = next(h for h in hosts if h.name == known[job])
+        await _one(host, runtime.agents.cancel_job(host.address, job))
+        return {"host": host.name, "job": job}
+
+    return [weights, remove, fetch, jobs, cancel]
+
+
+def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
+    hosts = runtime.view.fleet.hosts
+    if not name:
+        return [hosts[h] for h in sorted(hosts)]
+    if name not in hosts:
+        raise HostNotFound(name, nearest(name, hosts))
+    return [hosts[name]]
+
+
+async def _from_all(
+    hosts: Iterable[HostRecord], ask: Callable[[HostRecord], Awaitable[T]]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Ask hosts side by side; return their answers, and why the others gave none."""
+    asked = list(hosts)
+    answers = await asyncio.gather(*(ask(h) for h in asked), return_exceptions=True)
+    found: dict[str, T] = {}
+    away: dict[str, str] = {}
+    for host, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, AgentAway | AgentRefused):
+            away[host.name] = str(answer)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            found[host.name] = answer
+    return found, away
+
+
+async def _one(host: HostRecord, asking: Awaitable[T]) -> T:
+    try:
+        return await asking
+    except AgentAway as error:
+        raise NoCapacity(str(error), retry_after=5) from None
+    except AgentRefused as error:
+        raise _refusal(host, error) from None
+
+
+def _refusal(host: HostRecord, error: AgentRefused) -> Refusal:
+    said = f"{host.name}: {error}"
+    return NoCapacity(said, retry_after=5) if error.status == 503 else BadRequest(said)
