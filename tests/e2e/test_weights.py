@@ -1,12 +1,16 @@
 """Weights that are not there yet: from a hub on loopback to an answer, whatever happens on the way."""
 
+import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from cortex.cli.main import cli
 from cortex.platform.bigram import write_bigram
 from tests.e2e.conftest import ALPHA
 from tests.support.catalogues import entry
@@ -29,7 +33,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def hub(alpha: bytes) -> Iterator[FakeHub]:
     with fake_hub() as running:
-        for name in ("cold", "slow", "killed", "cooled", "asked", "gone", "gated"):
+        for name in ("cold", "slow", "killed", "cooled", "asked", "gone", "gated", "pre"):
             running.repos[f"org/{name}"] = {FILE: alpha, "README.md": b"x"}
         running.tokens["org/gated"], running.gated = TOKEN, {"org/gated"}
         yield running
@@ -43,7 +47,7 @@ def hub_entry(name: str, **keys: object) -> str:
 def stack(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("weights-stack")
     (folder / "hf-token").write_text(TOKEN)
-    models = [hub_entry(n) for n in ("cold", "killed", "cooled", "asked", "gone", "gated", "unknown")]
+    models = [hub_entry(n) for n in ("cold", "killed", "cooled", "asked", "gone", "gated", "pre", "unknown")]
     models += [hub_entry("slow", start_timeout_s=1.5), entry("w/fake", engine="fake")]
     env = {"CORTEX_HUB__ENDPOINT": hub.url, "CORTEX_HUB__TOKEN_FILE": str(folder / "hf-token")}
     running = Stack(folder, "\n".join(models), env=env)
@@ -64,6 +68,12 @@ def asked(stack: Stack, name: str) -> tuple[threading.Thread, list[Any]]:
     thread = threading.Thread(target=lambda: answers.append(stack.chat(name)), daemon=True)
     thread.start()
     return thread, answers
+
+
+def run(stack: Stack, *arguments: str) -> Result:
+    """Run a command in this process: starting another takes most of the time."""
+    env = {k: stack.env[k] for k in ("CORTEX_URL", "XDG_STATE_HOME", "XDG_CACHE_HOME")}
+    return CliRunner().invoke(cli, arguments, env={**os.environ, **env})
 
 
 def job(stack: Stack, name: str) -> dict[str, Any]:
@@ -134,9 +144,9 @@ def test_a_fetch_that_nobody_wants_any_more_is_called_off(stack: Stack, hub: Fak
     thread, answers = asked(stack, "w/cooled")
     eventually(lambda: job(stack, "cooled").get("state") == "fetching", what="the fetch")
 
-    cooled = stack.cli("fn", "cool", "w/cooled")
+    cooled = run(stack, "fn", "cool", "w/cooled")
 
-    assert cooled.returncode == 0
+    assert cooled.exit_code == 0
     eventually(lambda: job(stack, "cooled").get("state", "stopped") == "stopped", what="the job to stop")
     thread.join(10)
     assert answers[0].status_code == 503
@@ -158,3 +168,63 @@ def test_what_the_hub_does_not_have_is_said_with_the_function_and_what_to_do(sta
     assert answer.status_code == 503
     assert "the weights of 'w/unknown' ('org/unknown') could not be fetched" in said
     assert "by-hand/org/unknown" in said
+
+
+def test_weights_are_fetched_ahead_estimated_listed_and_removed_from_the_command_line(
+    stack: Stack, hub: FakeHub, alpha: bytes
+) -> None:
+    before = run(stack, "fn", "estimate", "w/pre")
+    fetched = run(stack, "fn", "prefetch", "w/pre", "--host", "here")
+    after = json.loads(run(stack, "fn", "estimate", "w/pre", "--json").stdout)
+    listed = json.loads(run(stack, "weights", "ls", "--json").stdout)["weights"]
+    would = run(stack, "weights", "rm", "w/pre", "--dry-run")
+    removed = run(stack, "weights", "rm", "w/pre")
+    again = run(stack, "weights", "rm", "w/pre")
+    left = json.loads(run(stack, "weights", "ls", "--json").stdout)["weights"]
+
+    assert "not on here yet" in before.stdout
+    assert fetched.stdout == "here: has org/pre:Q4_K_M (4 MiB)\n"
+    assert stack.spawned("w/pre") == 0
+    assert (after["here"], after["weights_mb"]) == (True, 4)
+    assert f"{after['total_mb']} MiB" in before.stdout  # the hub's word is as good as the file
+    assert [w["functions"] for w in listed if w["name"] == "org/pre:Q4_K_M"] == [["w/pre"]]
+    assert would.stdout == "here: would remove org/pre:Q4_K_M (4 MiB)\n"
+    assert removed.stdout == "here: removed org/pre:Q4_K_M (4 MiB)\n"
+    assert "there are no such weights on this host" in str(again.exception)
+    assert [w for w in left if w["name"] == "org/pre:Q4_K_M"] == []
+    assert not (Path(stack.env["XDG_CACHE_HOME"]) / "cortex" / "hub" / "models--org--pre").exists()
+
+
+def test_weights_that_are_in_use_or_not_ours_stay(stack: Stack, weights: Path) -> None:
+    path = str(weights / "alpha.gguf")
+    stack.models.write_text(stack.models.read_text() + entry("w/path", engine="llamacpp", source=path))
+    stack.chat("w/cold")
+    eventually(lambda: path in run(stack, "weights", "ls").stdout, what="the new function's weights to be listed")
+
+    busy = run(stack, "weights", "rm", "w/cold")
+    not_ours = run(stack, "weights", "rm", "w/path")
+    unused = run(stack, "weights", "rm", "--unused", "--dry-run")
+
+    assert "an instance runs from it" in str(busy.exception)
+    assert f"cortex did not put {path} there" in str(not_ours.exception)
+    assert "org/cold" not in unused.stdout
+    assert (weights / "alpha.gguf").exists()
+
+
+def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
+    hub.bytes_s = len(alpha) / 60
+    begun = run(stack, "fn", "prefetch", "w/asked", "--no-wait")
+    eventually(lambda: job(stack, "asked").get("total"), what="progress")
+
+    listed = run(stack, "jobs", "ls")
+    cancelled = run(stack, "jobs", "cancel", "org/asked:Q4_K_M")
+
+    assert begun.stdout == "here: fetching the weights of w/asked\n"
+    (line,) = (line.split() for line in listed.stdout.splitlines() if line.startswith("here  org/asked"))
+    assert line[1:4] == ["org/asked:Q4_K_M", "w/asked", "fetching"]
+    assert "░" in listed.stdout
+    assert cancelled.stdout == "here: cancelled org/asked:Q4_K_M\n"
+    eventually(lambda: job(stack, "asked")["state"] == "stopped", what="it to stop")
+    assert "no download 'org/asked:Q4_K_M' is going on" in str(
+        run(stack, "jobs", "cancel", "org/asked:Q4_K_M").exception
+    )

@@ -50,6 +50,7 @@ class Fetches:
         self._jobs = Jobs(settings.redis_url, settings.host_name)
         self._tell = tell
         self._wanted: dict[str, set[str]] = {}
+        self._for: dict[str, set[str]] = {}
         self._called_off: set[str] = set()
         self._asking = asyncio.Lock()
 
@@ -64,6 +65,7 @@ class Fetches:
             source = _fetchable(function)
             name = job_id(self._host, source)
             self._wanted.setdefault(name, set()).add(instance.id)
+            self._for.setdefault(name, set()).add(function.id)
             await self._followed(source, instance)
             found = await asyncio.to_thread(weights.find, function, self._cache)
             if found is None:
@@ -98,6 +100,7 @@ class Fetches:
     async def prefetch(self, function: Function) -> str:
         """Have a function's weights fetched though no instance waits for them. Return the job's id."""
         source = _fetchable(function)
+        self._for.setdefault(job_id(self._host, source), set()).add(function.id)
         return await self._asked(source, kept=True)
 
     async def cancel(self, name: str) -> bool:
@@ -111,9 +114,10 @@ class Fetches:
 
     async def all(self, declared: Collection[Function]) -> list[Fetching]:
         """Return every fetch that the record knows of, with the functions it is for."""
-        for_whom = self._for_whom(declared)
         found = await asyncio.to_thread(self._jobs.all)
-        return [f.named(for_whom.get(f.id, ())) for f in found]
+        self._for = {f.id: self._for.get(f.id, set()) for f in found}
+        for_whom = self._for_whom(declared)  # who asked may be newer than the catalogue here
+        return [f.named(tuple(sorted({*for_whom.get(f.id, ()), *self._for[f.id]}))) for f in found]
 
     async def keep_only(self, declared: Collection[Function]) -> None:
         """Call off what no declared function wants and no instance waits for."""

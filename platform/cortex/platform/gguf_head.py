@@ -31,9 +31,19 @@ def read(path: Path) -> dict[str, Value]:
             raise BadGguf(f"{path}: {error}") from None
 
 
+def begun(start: bytes) -> dict[str, Value]:
+    """Return what the first bytes of a file tell, which may break off anywhere; nothing if it is no GGUF."""
+    head = _Head(start)
+    try:
+        return head.values()
+    except (struct.error, ValueError, IndexError):
+        return head.found
+
+
 class _Head:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data, self._at, self._end = data, 0, len(data)
+        self.found: dict[str, Value] = {}
 
     def values(self) -> dict[str, Value]:
         if self._data[:4] != b"GGUF":
@@ -42,7 +52,7 @@ class _Head:
         version, _tensors, count = self._u32(), self._u64(), self._u64()
         if version not in (2, 3) or count > _MOST_KEYS:
             raise ValueError(f"version {version} with {count} keys is none that is known")
-        found: dict[str, Value] = {}
+        found = self.found
         for _ in range(count):
             name, kind = self._text(), self._u32()
             if kind == _ARRAY:

@@ -16,17 +16,21 @@ says a token or the query of a signed address.
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from cortex.functions.selection import File
+
+if TYPE_CHECKING:
+    from huggingface_hub.file_download import HfFileMetadata
 
 MIB = 1024 * 1024
 CHUNK = MIB // 2
@@ -81,12 +85,11 @@ class Hub:
             progress(pointer.stat().st_size)
             return pointer
         with self._mapped(f"{path} of {repo}"):
-            from huggingface_hub import constants, hf_hub_download
-            from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url
+            from huggingface_hub import constants, hf_hub_download, hf_hub_url
             from huggingface_hub.utils._fixes import WeakFileLock
 
             url = hf_hub_url(repo, path, revision=commit, endpoint=self._endpoint)
-            told = get_hf_file_metadata(url, token=self._token or False, endpoint=self._endpoint)
+            told = self._told(url)
             if told.etag is None or told.size is None or not _is_name(told.etag):
                 raise WeightsUnavailable(f"{urlsplit(url).netloc} does not say what {path} is: it is no hub")
             if told.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
@@ -112,6 +115,21 @@ class Hub:
                     self._transfer(url, told.location, blob, told.size, progress)
                 _point(pointer, blob)
         return pointer
+
+    def head(self, repo: str, commit: str, path: str, count: int) -> bytes:
+        """Return the first bytes of a file. Raises HubAway or WeightsUnavailable."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+
+        with self._mapped(f"{path} of {repo}"):
+            url = hf_hub_url(repo, path, revision=commit, endpoint=self._endpoint)
+            told = self._told(url)
+            most = min(count, told.size or count)
+            taken = io.BytesIO()
+            headers = {**self._headers(url, told.location), "range": f"bytes=0-{most - 1}"}
+            if most:
+                http_get(told.location, taken, headers=headers, tqdm_class=_Silent)
+            return taken.getvalue()[:count]
 
     def folder(self, repo: str) -> Path:
         """Return where a repository is kept."""
@@ -147,11 +165,8 @@ class Hub:
     def _transfer(self, url: str, location: str, blob: Path, size: int, progress: Progress) -> None:
         from huggingface_hub import constants
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils._headers import build_hf_headers
 
-        headers = {**build_hf_headers(token=self._token or False), "accept-encoding": "identity"}
-        if urlsplit(location).netloc != urlsplit(url).netloc:
-            headers.pop("authorization", None)  # the signed address of a CDN: our token is none of its business
+        headers = self._headers(url, location)
         constants.DOWNLOAD_CHUNK_SIZE = CHUNK
         partial = blob.with_name(f"{blob.name}.incomplete")
         with partial.open("ab+") as raw:
@@ -173,6 +188,20 @@ class Hub:
             partial.unlink()
             raise HubAway(f"what came is not what the hub has (its SHA-256 is not {blob.name[:12]}…)")
         partial.replace(blob)
+
+    def _told(self, url: str) -> "HfFileMetadata":
+        """Ask what a file is and where its content stands."""
+        from huggingface_hub import get_hf_file_metadata
+
+        return get_hf_file_metadata(url, token=self._token or False, endpoint=self._endpoint)
+
+    def _headers(self, url: str, location: str) -> dict[str, str]:
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        headers = {**build_hf_headers(token=self._token or False), "accept-encoding": "identity"}
+        if urlsplit(location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)  # the signed address of a CDN: our token is none of its business
+        return headers
 
     @contextlib.contextmanager
     def _mapped(self, what: str) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """What a host's agent says of its weights and fetches, and is told to do with them."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -10,10 +11,12 @@ from litestar.types import Guard
 from msgspec import to_builtins
 from redis.exceptions import RedisError
 
+from cortex.functions.estimate import Estimate
 from cortex.platform.agent import Agent
 from cortex.platform.agent_messages import Fetching, Prefetch, Remove, Removed, Stored
+from cortex.platform.estimating import estimated
 from cortex.platform.fetches import said
-from cortex.platform.weights import WeightsUnavailable
+from cortex.platform.weights import HubAway, WeightsUnavailable
 
 
 def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
@@ -41,6 +44,16 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
         except RedisError as error:
             raise ServiceUnavailableException(f"the queue cannot be reached: {error}") from None
 
+    @post("/weights/estimate", guards=[guard], status_code=200)
+    async def estimate(data: Prefetch) -> Estimate:
+        """Say how much memory an instance of a function will take."""
+        try:
+            return await asyncio.to_thread(estimated, data.function, agent.settings)
+        except HubAway as error:
+            raise ServiceUnavailableException(str(error)) from None
+        except WeightsUnavailable as error:
+            raise ClientException(str(error)) from None
+
     @get("/jobs", guards=[guard])
     async def jobs() -> list[dict[str, Any]]:
         try:
@@ -59,7 +72,7 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
             raise NotFoundException(f"no job '{job[:100]}' is going on here")
         return {"job": job}
 
-    return [weights, remove, prefetch, jobs, cancel]
+    return [weights, remove, prefetch, estimate, jobs, cancel]
 
 
 def described(fetching: Fetching) -> dict[str, Any]:

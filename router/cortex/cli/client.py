@@ -93,6 +93,31 @@ class Router:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 
+    def stored(self, host: str) -> dict[str, Any]:
+        """Return the weights on every host, or on one."""
+        return self.ask("GET", f"/admin/weights?host={quote(host, safe='')}")
+
+    def remove_weights(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Remove weights; return what went and what stays."""
+        return self.ask("POST", "/admin/weights/remove", timeout=600, body=asked)
+
+    def prefetch(self, name: str, host: str) -> dict[str, Any]:
+        """Have a function's weights fetched; return the host and the job."""
+        return self.ask("POST", "/admin/weights/fetch", body={"function": name, "host": host})
+
+    def estimate(self, name: str, host: str) -> dict[str, Any]:
+        """Return how much memory a function will take."""
+        query = f"function={quote(name, safe='')}&host={quote(host, safe='')}"
+        return self.ask("GET", f"/admin/weights/estimate?{query}", timeout=90)
+
+    def jobs(self, host: str) -> dict[str, Any]:
+        """Return the downloads on every host, or on one."""
+        return self.ask("GET", f"/admin/jobs?host={quote(host, safe='')}")
+
+    def cancel_job(self, job: str) -> dict[str, Any]:
+        """Stop a download."""
+        return self.ask("POST", f"/admin/jobs/{quote(job, safe='')}/cancel")
+
     def health(self) -> dict[str, Any]:
         """Return the router's health."""
         return self.ask("GET", "/health")
@@ -126,6 +151,7 @@ class Router:
             "key_not_found": "`cortex key ls` lists every key.",
             "request_not_found": "`cortex req ls` lists the requests under way.",
             "instance_not_found": "`cortex fn history NAME` says what happened to it.",
+            "job_not_found": "`cortex jobs ls` lists every download.",
         }
         hint = hints.get(refusal.get("code"), "")
         code = NOT_FOUND if hint else FAILED

@@ -148,7 +148,10 @@ def _followed(router: Router, name: str, instance: str, timeout_s: float) -> dic
                 raise Failed(f"{function['id']} is still {function['state']} after {timeout_s:g} s")
             if mine is not None:
                 percent = f" {mine['progress']:.0%}" if mine["progress"] is not None else ""
-                progress.update(task, description=f"{function['id']}: {mine['state']} on {mine['host']}{percent}")
+                phase = f", {mine['phase']}" if mine["state"] == "fetching" and mine["phase"] else ""
+                progress.update(
+                    task, description=f"{function['id']}: {mine['state']} on {mine['host']}{percent}{phase}"
+                )
             time.sleep(POLL_S)
 
 

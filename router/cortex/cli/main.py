@@ -9,28 +9,26 @@ from types import FrameType
 
 import rich_click as click
 
-from cortex.cli import exits, fn_show
+from cortex.cli import exits, fn_show, prefetch
 from cortex.cli.call import call
 from cortex.cli.completion import completion
 from cortex.cli.decisions import events, why
 from cortex.cli.doctor import doctor
 from cortex.cli.fn import fn
 from cortex.cli.host import gpu, host
+from cortex.cli.jobs import jobs
 from cortex.cli.key import key
 from cortex.cli.req import req
+from cortex.cli.settings import config_option, settings_of
 from cortex.cli.status import status
 from cortex.cli.top import top
+from cortex.cli.weights import weights
 from cortex.platform import log
-from cortex.platform import settings as settings_
 from cortex.platform.settings import Settings, SettingsError
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.GROUP_ARGUMENTS_OPTIONS = True
-
-_config = click.option(
-    "-c", "--config", type=click.Path(path_type=Path), help="The cortex.toml to read [default: none]."
-)
 
 
 @click.group(epilog=exits.HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +45,8 @@ for command in (
     host,
     gpu,
     key,
+    weights,
+    jobs,
     req,
     status,
     top,
@@ -57,12 +57,12 @@ for command in (
     completion,
 ):
     cli.add_command(command)
-for command in fn_show.COMMANDS:
+for command in (*fn_show.COMMANDS, *prefetch.COMMANDS):
     fn.add_command(command)
 
 
 @cli.command()
-@_config
+@config_option
 @click.option("--models", type=click.Path(path_type=Path), help="The catalogue [default: models.toml].")
 @click.option("--port", type=click.IntRange(1, 65535), help="The router's port [default: 31313].")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Router processes.")
@@ -81,7 +81,7 @@ def up(
     from cortex.platform.settings import declared_devices
 
     log.configure()
-    settings = _settings(config)
+    settings = settings_of(config)
     if devices:
         declared = declared_devices(devices)
         if declared is None:
@@ -91,19 +91,19 @@ def up(
 
 
 @cli.command()
-@_config
+@config_option
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
 @click.option("--insecure", is_flag=True, help="Listen on an address other than loopback without any key.")
 def router(config: Path | None, workers: int, insecure: bool) -> None:
     """Run a router: the URL that clients talk to."""
-    _route(_settings(config), workers, insecure)
+    _route(settings_of(config), workers, insecure)
 
 
 @cli.command(hidden=True)
-@_config
+@config_option
 def serve(config: Path | None) -> None:
     """Run a router (the name this command had before)."""
-    _route(_settings(config), 1, insecure=False)
+    _route(settings_of(config), 1, insecure=False)
 
 
 def _route(settings: Settings, workers: int, insecure: bool) -> None:
@@ -162,7 +162,7 @@ def _any_key(settings: Settings) -> bool:
 
 
 @cli.command()
-@_config
+@config_option
 def agent(config: Path | None) -> None:
     """Run this host's agent: it starts, watches and stops the workers."""
     import uvicorn
@@ -170,7 +170,7 @@ def agent(config: Path | None) -> None:
     from cortex.platform import systemd
     from cortex.platform.agent_api import create_app
 
-    settings = _settings(config)
+    settings = settings_of(config)
     log.configure()
     host, _, port = settings.agent.listen.rpartition(":")
     passed = systemd.listeners().get("agent")
@@ -195,20 +195,6 @@ def agent(config: Path | None) -> None:
 
 
 @cli.command()
-@_config
-def jobs(config: Path | None) -> None:
-    """Run this host's job worker: it fetches weights."""
-    from cortex.platform.jobs import AnotherWorker, work
-
-    settings = _settings(config)
-    log.configure()
-    try:
-        work(settings)
-    except AnotherWorker as error:
-        raise exits.Failed(str(error)) from None
-
-
-@cli.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("models.toml"))
 def check(file: Path) -> None:
     """Check a catalogue: every problem at once, and what is kept but has no effect yet."""
@@ -224,16 +210,6 @@ def check(file: Path) -> None:
     for note in notes(catalogue):
         click.echo(f"note: {note}")
     click.echo(f"{file}: {len(catalogue.functions)} functions, {len(catalogue.aliases)} aliases: all well")
-
-
-def _settings(config: Path | None) -> Settings:
-    try:
-        settings, notes = settings_.from_environment(config)
-    except SettingsError as error:
-        raise exits.Failed(str(error)) from None
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    return settings
 
 
 class Interrupted(BaseException):

@@ -36,3 +36,18 @@ def span(seconds: float | None) -> str:
         return f"{minutes}m{second:02}s"
     hours, minute = divmod(minutes, 60)
     return f"{hours}h{minute:02}m" if hours < 48 else f"{hours // 24}d{hours % 24:02}h"
+
+
+def size(count: float) -> str:
+    """Say a number of bytes."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def bar(fraction: float | None, width: int = 16) -> str:
+    """Draw how much of something is done."""
+    full = round((fraction or 0.0) * width)
+    return "█" * full + "░" * (width - full)

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from cortex.functions.catalogue import Catalogue
+from cortex.functions.estimate import Estimate
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import (
     Cool,
@@ -26,6 +27,8 @@ from cortex.platform.agent_messages import (
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0
+HUB_TIMEOUT_S = 60.0
+"""For what an agent asks its hub about."""
 
 
 class AgentAway(Exception):
@@ -123,6 +126,11 @@ class Agents:
         answer = await self._asked("POST", f"{address}/weights/fetch", Prefetch(function), dict[str, str])
         return answer["job"]
 
+    async def estimate(self, address: str, function: Function) -> Estimate:
+        """Ask how much memory a function takes. Raises AgentAway or AgentRefused."""
+        url = f"{address}/weights/estimate"
+        return await self._asked("POST", url, Prefetch(function), Estimate, within_s=HUB_TIMEOUT_S)
+
     async def jobs(self, address: str) -> list[dict[str, Any]]:
         """Ask for a host's fetches. Raises AgentAway or AgentRefused."""
         return await self._asked("GET", f"{address}/jobs", None, list[dict[str, Any]])
@@ -131,9 +139,10 @@ class Agents:
         """Stop a fetch. Raises AgentAway or AgentRefused."""
         await self._asked("POST", f"{address}/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
 
-    async def _asked(self, method: str, url: str, body: Any, kind: type[T]) -> T:
+    async def _asked(self, method: str, url: str, body: Any, kind: type[T], *, within_s: float = TIMEOUT_S) -> T:
         with _mapped(url):
-            answer = await self._http.request(method, url, content=msgspec.json.encode(body) if body else None)
+            content = msgspec.json.encode(body) if body else None
+            answer = await self._http.request(method, url, content=content, timeout=within_s)
             if answer.status_code in (400, 404, 503):
                 raise AgentRefused(str(answer.json().get("detail", answer.text)), answer.status_code)
             answer.raise_for_status()

@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct, to_builtins
 
 from cortex.functions.names import nearest
+from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Remove
 from cortex.platform.placement import need
 from cortex.platform.record import HostRecord, use
@@ -71,18 +72,17 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     async def fetch(data: Wanted) -> dict[str, Any]:
         """Fetch a function's weights now, without starting it."""
         function = runtime.directory.find(data.function).function
-        fleet = runtime.view.fleet
-        if data.host:
-            (chosen,) = _hosts(runtime, data.host)
-        else:
-            wanted = need(function, None)
-            names = hosts_to_ask(wanted, function, fleet, use(fleet), time.time())
-            if not names:
-                why = why_nowhere(wanted, fleet, use(fleet), time.time())
-                raise NoCapacity(f"no host can run '{function.id}': {why}")
-            chosen = fleet.hosts[names[0]]
+        chosen = _best(runtime, function, data.host)
         job = await _one(chosen, runtime.agents.prefetch(chosen.address, function))
         return {"host": chosen.name, "job": job, "function": function.id}
+
+    @get("/admin/weights/estimate", opt={"needs": "status"})
+    async def estimate(function: str, host: str = "") -> dict[str, Any]:
+        """Say how much memory an instance of a function will take, also when its weights are nowhere yet."""
+        wanted = runtime.directory.find(function).function
+        chosen = _best(runtime, wanted, host)
+        told = await _one(chosen, runtime.agents.estimate(chosen.address, wanted))
+        return {"host": chosen.name, **to_builtins(told)}
 
     @get("/admin/jobs", opt={"needs": "status"})
     async def jobs(host: str = "") -> dict[str, Any]:
@@ -102,7 +102,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         await _one(host, runtime.agents.cancel_job(host.address, job))
         return {"host": host.name, "job": job}
 
-    return [weights, remove, fetch, jobs, cancel]
+    return [weights, remove, fetch, estimate, jobs, cancel]
 
 
 def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
@@ -112,6 +112,18 @@ def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
     if name not in hosts:
         raise HostNotFound(name, nearest(name, hosts))
     return [hosts[name]]
+
+
+def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:
+    """The host that is named, or the first that would be asked to start a function."""
+    if host:
+        return _hosts(runtime, host)[0]
+    fleet, wanted = runtime.view.fleet, need(function, None)
+    names = hosts_to_ask(wanted, function, fleet, use(fleet), time.time())
+    if not names:
+        why = why_nowhere(wanted, fleet, use(fleet), time.time())
+        raise NoCapacity(f"no host can run '{function.id}': {why}")
+    return fleet.hosts[names[0]]
 
 
 async def _from_all(

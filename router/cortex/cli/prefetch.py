@@ -1,0 +1,55 @@
+"""`cortex fn prefetch` and `cortex fn estimate`: a function's weights before it is started."""
+
+import json
+import time
+
+import rich_click as click
+
+from cortex.cli.client import Router
+from cortex.cli.jobs import POLL_S, ended, watched
+from cortex.cli.tables import size
+
+
+@click.command()
+@click.argument("name")
+@click.option("--host", default="", help="Where to [default: where it would be started].")
+@click.option("--no-wait", is_flag=True, help="Only begin; `cortex jobs ls` shows how it goes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
+def prefetch(name: str, host: str, no_wait: bool, as_json: bool) -> None:
+    """Fetch a function's weights to a host without starting it; of a branch, what it is at now."""
+    router = Router()
+    told = router.prefetch(name, host)
+    if no_wait:
+        click.echo(json.dumps(told) if as_json else f"{told['host']}: fetching the weights of {told['function']}")
+        return
+    found = watched(router, lambda j: j["id"] == told["job"])
+    while not found or found[0]["alive"]:
+        listed = [j for j in router.jobs(told["host"])["jobs"] if j["id"] == told["job"]]
+        found = listed or [{**told, "source": name, "state": "gone", "why": "", "alive": False, "total": 0}]
+        time.sleep(POLL_S if found[0]["alive"] else 0)
+    ended(found[0])
+    if as_json:
+        click.echo(json.dumps({**told, **found[0]}))
+    else:
+        click.echo(f"{told['host']}: has {found[0]['source']} ({size(found[0]['total'])})")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--host", default="", help="Which host to ask [default: where it would be started].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def estimate(name: str, host: str, as_json: bool) -> None:
+    """Say how much memory a function will take, from its files and its model's configuration, without loading it."""
+    told = Router().estimate(name, host)
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    each = f", {told['per_device_mb']} MiB on each of {told['devices']} devices" if told["devices"] > 1 else ""
+    click.echo(f"{told['function']}: about {told['total_mb']} MiB{each}")
+    click.echo(f"  {told['formula']}")
+    click.echo(f"  weights: {'on ' + told['host'] if told['here'] else 'not on ' + told['host'] + ' yet'}")
+    if told["declared_mb"]:
+        click.echo(f"  vram_mb says {told['declared_mb']} MiB, which is used until it has been measured")
+
+
+COMMANDS = (prefetch, estimate)

@@ -1,0 +1,81 @@
+"""What an instance will take: known models, by hand."""
+
+from typing import Any
+
+import pytest
+
+from cortex.functions.estimate import MIB, Shape, estimate, shape_of_config, shape_of_gguf
+from cortex.functions.spec import Engine, Function
+
+LLAMA_8B = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "max_position_embeddings": 131072,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "per_token"),
+    [
+        (LLAMA_8B, 32 * 8 * 256),  # 128 KiB at 16 bits, as its makers say
+        ({**LLAMA_8B, "head_dim": 64}, 32 * 8 * 128),
+        ({"text_config": LLAMA_8B, "model_type": "vlm"}, 32 * 8 * 256),
+        ({"n_layer": 12, "n_head": 12, "n_embd": 768}, 12 * 12 * 128),  # GPT-2: every head has its own
+        ({**LLAMA_8B, "layer_types": ["linear_attention"] * 24 + ["full_attention"] * 8}, 8 * 8 * 256),
+        ({**LLAMA_8B, "full_attention_interval": 4}, 8 * 8 * 256),
+        ({**LLAMA_8B, "num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 61 * 576),
+    ],
+)
+def test_the_cache_is_read_off_a_config(config: dict[str, Any], per_token: int) -> None:
+    shape = shape_of_config(config)
+
+    assert shape is not None
+    assert shape.numbers_per_token == per_token
+
+
+@pytest.mark.parametrize("config", [{}, {"num_hidden_layers": "32"}, {**LLAMA_8B, "num_hidden_layers": -1}])
+def test_a_config_that_does_not_tell_gives_nothing(config: dict[str, Any]) -> None:
+    assert shape_of_config(config) is None
+
+
+def test_the_cache_is_read_off_a_gguf() -> None:
+    head = {
+        "general.architecture": "qwen3",
+        "qwen3.block_count": 36,
+        "qwen3.attention.head_count": 32,
+        "qwen3.attention.head_count_kv": 8,
+        "qwen3.attention.key_length": 128,
+        "qwen3.embedding_length": 4096,
+        "qwen3.context_length": 40960,
+    }
+
+    assert shape_of_gguf(head) == Shape(
+        numbers_per_token=36 * 8 * 256, longest=40960, said="36 layers × 8 heads × (128 + 128)"
+    )
+    assert shape_of_gguf({}) is None
+
+
+def test_an_instance_takes_weights_and_cache_and_overhead_over_its_devices() -> None:
+    function = Function(id="f", engine=Engine.VLLM, context=8192, target_concurrency=4, min_devices=2)
+
+    found = estimate(function, 16_000 * MIB, shape_of_config(LLAMA_8B), here=False)
+
+    assert (found.tokens, found.cache_mb) == (32768, 4096)
+    assert found.total_mb == 16_000 + 4096 + 2 * 2048
+    assert found.per_device_mb == found.total_mb // 2
+    assert "32768 tokens (8192 × 4 at a time) × 131072 bytes a token" in found.formula
+
+
+def test_without_a_context_the_models_own_longest_counts_once() -> None:
+    found = estimate(Function(id="f", engine=Engine.LLAMACPP), MIB, shape_of_config(LLAMA_8B), here=True)
+
+    assert (found.tokens, found.cache_mb) == (131072, 16384)
+
+
+def test_what_the_cache_takes_may_be_unknown() -> None:
+    found = estimate(Function(id="f", engine=Engine.LLAMACPP, context=10), MIB, None, here=True)
+
+    assert (found.cache_mb, found.total_mb) == (None, 513)
+    assert "does not tell" in found.formula
