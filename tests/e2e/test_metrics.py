@@ -13,7 +13,7 @@ pytestmark = pytest.mark.xdist_group("stack")
 
 def reader(stack: Stack) -> Callable[[str], float]:
     """Return what reads a series off the port, by a pattern; 0 when it is not there."""
-    (url,) = re.findall(r'"url": "([^"]+/metrics)"', stack.log("router"))[-1:]
+    url = eventually(lambda: re.findall(r'"url": "([^"]+/metrics)"', stack.log("router")), what="the metrics port")[-1]
 
     def read(series: str) -> float:
         text = httpx.get(url, trust_env=False).text
