@@ -1,5 +1,7 @@
 """Where weights come from: what an operator may write, and what it means."""
 
+from typing import Any
+
 import pytest
 
 from cortex.functions.catalogue import notes, read
@@ -14,7 +16,7 @@ LLAMA, VLLM, FAKE, COMMAND = Engine.LLAMACPP, Engine.VLLM, Engine.FAKE, Engine.C
     [
         (FAKE, {"source": "anything at all"}, Nothing()),
         (COMMAND, {}, Nothing()),
-        (COMMAND, {"source": "org/model"}, Repo(repo="org/model")),
+        (COMMAND, {"source": "org/model", "command": ("serve", "{source}")}, Repo(repo="org/model")),
         (LLAMA, {"source": "demo:harbour"}, Demo("harbour")),
         (LLAMA, {"source": "/srv/m.gguf"}, Local("/srv/m.gguf")),
         (VLLM, {"source": "~/m"}, Local("~/m")),
@@ -29,8 +31,8 @@ LLAMA, VLLM, FAKE, COMMAND = Engine.LLAMACPP, Engine.VLLM, Engine.FAKE, Engine.C
         (VLLM, {"source": "org/m:b.gguf"}, Repo(repo="org/m", file="b.gguf", gguf=True)),
     ],
 )
-def test_a_source_is_read_as_what_it_is(engine: Engine, keys: dict[str, str], source: object) -> None:
-    assert source_of(Function(id="org/id", engine=engine, **keys)) == source  # type: ignore[arg-type]
+def test_a_source_is_read_as_what_it_is(engine: Engine, keys: dict[str, Any], source: object) -> None:
+    assert source_of(Function(id="org/id", engine=engine, **keys)) == source
 
 
 @pytest.mark.parametrize(
