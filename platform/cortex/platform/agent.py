@@ -64,6 +64,7 @@ class Agent:
             labels=settings.agent.labels,
             engines=found.versions,
             servers=found.servers,
+            launchers={"vllm": "off"} if "vllm" in found.tools and not settings.agent.launcher else {},
             devices=devices.discover(settings.agent),
             failures=state_file.read(_state_path(settings)).failures,
             # Epochs go on rising over restarts: routers remember the highest they have seen.
@@ -110,6 +111,7 @@ class Agent:
         self._lock = state_file.lock(self._state_path)
         await self._adopt()
         await self._caretaker.measure()
+        self.supervisor.keep_launcher()
         self._tasks = [
             loop.create_task(c)
             for c in (

@@ -66,7 +66,10 @@ class AgentCounts:
         if instance is None:
             return
         waited = instance.phases.get(State.PLACING, 0.0) > 0.05
-        path = "fetched" if State.FETCHING in instance.phases else "evicted" if waited else "plain"
+        how = "warm" if instance.path == "warm" else "plain"
+        path = "fetched" if State.FETCHING in instance.phases else "evicted" if waited else how
+        meter = self._meter
+        meter.count(metrics.LAUNCHES, (self._node, instance.server, how))
         self._meter.count(metrics.STARTS, (self._node, instance.function, path))
         for phase, seconds in instance.phases.items():
             self._meter.observe(metrics.START_PHASE, (self._node, instance.function, phase), seconds)

@@ -34,13 +34,18 @@ def entered(home: Path | None, instance: str, argv: Sequence[str]) -> list[str]:
     The process enters before it is the worker: one that was put in from outside could have forked before. The
     arguments go to the shell as positions, never as text.
     """
+    door = made(home, instance)
+    return list(argv) if door is None else ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(door), *argv]
+
+
+def made(home: Path | None, instance: str) -> Path | None:
+    """Make a worker's group; return the file in which a process writes its number to enter, None without groups."""
     if home is None:
-        return list(argv)
-    try:
+        return None
+    with contextlib.suppress(OSError):
         (home / instance).mkdir(exist_ok=True)
-    except OSError:
-        return list(argv)
-    return ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(home / instance / "cgroup.procs"), *argv]
+        return home / instance / "cgroup.procs"
+    return None
 
 
 def leave(home: Path | None) -> None:

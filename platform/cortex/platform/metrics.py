@@ -130,7 +130,14 @@ STARTS = _counter(
     "cortex_starts_total",
     "fleet",
     "node model path",
-    "Instances that came up, by what it took: `fetched` (weights first), `evicted` (others had to leave), `plain`.",
+    "Instances that came up, by what it took: `fetched` (weights first), `evicted` (others had to leave), `warm` (a "
+    "parked launcher), `plain`.",
+)
+LAUNCHES = _counter(
+    "cortex_launches_total",
+    "fleet",
+    "node server how",
+    "Instances that came up, by their server and how it was begun: `warm` (from a parked launcher) or `plain`.",
 )
 START_PHASE = _histogram(
     "cortex_start_phase_seconds", "fleet", "node model phase", LONG_S, "How long starts spent in each phase."

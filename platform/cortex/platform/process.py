@@ -30,12 +30,11 @@ class NoPort(Exception):
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -> subprocess.Popen[bytes]:
     """Start a worker. Its output is appended to `log`; it inherits nothing meant for the agent. Raises OSError."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_") and k not in systemd.ENVIRONMENT}
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         return subprocess.Popen(
             list(argv),
-            env={**inherited, **env, MARKER: marker},
+            env=environment(env, marker),
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=subprocess.STDOUT,
@@ -43,6 +42,12 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -
         )
     finally:
         os.close(descriptor)
+
+
+def environment(env: Mapping[str, str], marker: str) -> dict[str, str]:
+    """Return a worker's whole environment, its marker last: what the agent has, but nothing meant for the agent."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_") and k not in systemd.ENVIRONMENT}
+    return {**inherited, **env, MARKER: marker}
 
 
 def write_private(path: Path, content: str) -> None:

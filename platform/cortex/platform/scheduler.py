@@ -243,6 +243,10 @@ class Scheduler(Settling):
         """Which functions' weights are on this host, with their size in MiB."""
         self._host = replace(self._host, weights=dict(weights))
 
+    def launcher(self, engine: str, state: str) -> None:
+        """How the launcher stands that is kept for an engine's next start."""
+        self._host = replace(self._host, launchers={**self._host.launchers, engine: state})
+
     def reported(self, fleet: Fleet | None, now: float) -> None:
         """What the routers say; None when the record cannot be read, and then nobody counts as idle."""
         if fleet is None:

@@ -16,7 +16,7 @@ from typing import Protocol
 import aiohttp
 import structlog
 
-from cortex.functions.launch import CannotLaunch, launch
+from cortex.functions.launch import CannotLaunch, Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
@@ -27,6 +27,7 @@ from cortex.platform.engines import Engines
 from cortex.platform.fetches import Fetches
 from cortex.platform.kept import Kept
 from cortex.platform.keys import worker_key
+from cortex.platform.launcher.keeper import Keeper
 from cortex.platform.record import HostRecord, Instance
 from cortex.platform.scheduler import Scheduler
 from cortex.platform.settings import Settings
@@ -83,11 +84,26 @@ class Supervisor:
         self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
         self._groups = cgroup.home(self._owner)
+        self._warm: dict[str, Spawn] = {}
+        """Starts a launcher took that are not ready yet: what fails of them is started plainly."""
+        wanted = settings.agent.launcher and "vllm" in engines.tools
+        self._keeper = Keeper(
+            engines.tools["vllm"] if wanted else None,
+            owner=self._owner,
+            log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
+            busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
+            told=lambda state: self._tell(lambda s, _: s.launcher("vllm", state)),
+        )
+
+    def keep_launcher(self) -> None:
+        """Keep a launcher parked from now on. What an earlier agent left has to be cleared away before."""
+        self._own(self._keeper.keep())
 
     async def close(self) -> None:
         """Let go of every watch; the workers themselves live on."""
         await cancelled(self._tasks)
         self.fetches.close()
+        await self._keeper.close()
         if self._http:
             await self._http.close()
         cgroup.leave(self._groups)
@@ -158,7 +174,7 @@ class Supervisor:
         """Return where an instance's output goes."""
         return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
 
-    def _spawn(self, effect: Spawn) -> None:
+    def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
         instance, function = effect.instance, effect.function
         agent = self._settings.agent
         log_path = self.log_path(function.id, instance.id)
@@ -174,17 +190,17 @@ class Supervisor:
             for path, content in command.files.items():
                 process.write_private(Path(path), content)
             self._forget_old_logs(log_path.parent)
-            owned = {process.OWNER: self._owner}
-            argv = cgroup.entered(self._groups, instance.id, command.argv)
-            child = process.spawn(argv, command.env | owned, log_path, instance.id)
+            child, path = self._begun(instance.id, command, log_path, not_warm)
         except (CannotLaunch, process.NoPort, OSError) as error:
             reason = f"the worker could not be started: {error}"
             self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now))
             return
+        if path == "warm":
+            self._warm[instance.id] = effect
         self._children[instance.id] = child
         self._ports[instance.id] = port
         url = f"http://{agent.worker_host}:{port}"
-        log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid)
+        log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
         self._tell(
             lambda s, now: s.spawned(
                 instance.id,
@@ -194,17 +210,39 @@ class Supervisor:
                 now,
                 server=command.server,
                 health_path=command.health_path,
+                path=path,
             )
         )
         self._own(self._watch(instance.id, function.id, child.pid))
         self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid))
 
+    def _begun(
+        self, instance: str, command: Launch, log_path: Path, not_warm: str
+    ) -> tuple[subprocess.Popen[bytes], str]:
+        """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
+        env = command.env | {process.OWNER: self._owner}
+        path = "plain"
+        if command.server == "vllm" and self._settings.agent.launcher:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            whole, group = process.environment(env, instance), cgroup.made(self._groups, instance)
+            taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
+            if not isinstance(taken, str):
+                return taken, "warm"
+            path = f"plain: {taken}"
+        argv = cgroup.entered(self._groups, instance, command.argv)
+        return process.spawn(argv, env, log_path, instance), path
+
     async def _watch(self, instance: str, function: str, pid: int) -> None:
-        """Tell of the worker's end, however it comes."""
+        """Tell of the worker's end, however it comes; one that came warm and did not get far is begun anew instead."""
         await process.ended(pid)
         child = self._children.pop(instance, None)
         self._ports.pop(instance, None)
         how = process.how_it_ended(child.wait() if child else None)
+        if effect := self._warm.pop(instance, None):
+            log.warning("warm_start_failed", function=function, instance=instance, how=how)
+            await self._cleared(pid, instance)
+            self._spawn(effect, not_warm=f"the warm start {how}")
+            return
         last = process.tail(self.log_path(function, instance))
         log.info("worker_ended", function=function, instance=instance, how=how)
         self._tell(lambda s, now: s.exited(instance, how, last, now))
@@ -219,6 +257,7 @@ class Supervisor:
         while process.alive(pid, started):
             served = await self._served(url, health, worker_key(self._token, instance))
             if served is not None and function in served:
+                self._warm.pop(instance, None)
                 self._tell(lambda s, _, card=served[function]: s.introduced(instance, card))  # type: ignore[misc]
                 self._tell(lambda s, now: s.answered(instance, now))
                 return
@@ -288,6 +327,7 @@ class Supervisor:
     async def _stop(self, effect: Stop) -> None:
         """TERM, grace, KILL. `_watch` tells of the end."""
         pid, started = effect.instance.pid, effect.instance.process_started
+        self._warm.pop(effect.instance.id, None)
         if not process.alive(pid, started):
             return
         process.signal_group(pid, signal.SIGTERM)
@@ -301,18 +341,22 @@ class Supervisor:
         """Kill what the worker left behind until nothing is left, and wait until its GPUs' memory is back."""
         if instance.pid:
             left = await asyncio.to_thread(process.remains, instance.pid, instance.id)
-            await asyncio.to_thread(cgroup.kill, self._groups, instance.id)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(KILLED_WITHIN_S):
-                    # A poll: the kernel tells of no process's end but a child's.
-                    while await asyncio.to_thread(process.kill_remains, instance.pid, instance.id):  # noqa: ASYNC110
-                        await asyncio.sleep(0.02)
+            await self._cleared(instance.pid, instance.id)
             if any(d.startswith("GPU-") for d in instance.devices):
                 await self._memory_back({instance.pid, *(p.pid for p in left)})
         scratch = self.scratch(instance.id)
         for path in (scratch, Path(f"{scratch}.key")):
             path.unlink(missing_ok=True)
         self._tell(lambda s, now: s.reclaimed(instance.id, now))
+
+    async def _cleared(self, pid: int, instance: str) -> None:
+        """Kill whatever a worker left, until nothing is left."""
+        await asyncio.to_thread(cgroup.kill, self._groups, instance)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KILLED_WITHIN_S):
+                # A poll: the kernel tells of no process's end but a child's.
+                while await asyncio.to_thread(process.kill_remains, pid, instance):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
     async def _memory_back(self, pids: set[int]) -> None:
         with contextlib.suppress(TimeoutError):

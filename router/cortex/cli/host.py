@@ -40,7 +40,7 @@ def ls(as_json: bool) -> None:
             f"{_taken(h)}/{sum(d['total_mb'] for d in h['devices'])}",
             str(len(h["instances"])),
             str(h["in_flight"]),
-            ", ".join(f"{e} ({v})" if v != e else e for e, v in h["engines"].items()),
+            _engines(h),
             h["version"],
             ago(h["at"]),
         )
@@ -148,6 +148,15 @@ def gpu_ls(as_json: bool) -> None:
     for h in hosts:
         if h["problem"]:
             out.print(f"{h['name']}: the devices cannot be read: {h['problem']}", markup=False)
+
+
+def _engines(host: dict[str, Any]) -> str:
+    launchers = host.get("launchers", {})
+    said = (
+        (e, ", ".join([*([v] if v != e else []), *([f"launcher {launchers[e]}"] if e in launchers else [])]))
+        for e, v in host["engines"].items()
+    )
+    return ", ".join(f"{e} ({more})" if more else e for e, more in said)
 
 
 def _taken(host: dict[str, Any]) -> int:

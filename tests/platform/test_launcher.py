@@ -1,0 +1,234 @@
+"""Which starts a parked launcher takes; and parking, handing over and dying, with a real process and a small engine.
+
+The engine here is a folder of a few modules called `vllm`, enough for the launcher to import and to run: what is
+shown is the launcher's own work. Real vLLM is in `tests/vllm`.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cortex.platform import process
+from cortex.platform.launcher.fitness import unfit
+from cortex.platform.launcher.keeper import Keeper
+
+SERVER = """
+import json, multiprocessing, os, sys, time
+import vllm.v1.engine.core as core
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=core.run, args=(sender,))
+    child.start()
+    said = receiver.recv()
+    said["front"] = {"argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid()}
+    print(json.dumps(said), flush=True)
+    time.sleep(60)
+"""
+CORE = """
+import multiprocessing, os, sys, time
+IMPORTED = time.time()
+
+def worker(answer):
+    answer.send({"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid(), "argv": sys.argv})
+    time.sleep(60)
+
+def run(answer):
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    context.Process(target=worker, args=(sender,)).start()
+    print("the core speaks", flush=True)
+    answer.send({"core": {"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid()},
+                 "worker": receiver.recv()})
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """How the small engine is run."""
+    root = tmp_path / "lib" / "vllm"
+    for name, text in {
+        "__init__.py": "", "v1/__init__.py": "", "v1/engine/__init__.py": "", "v1/engine/core.py": CORE,
+        "entrypoints/__init__.py": "", "entrypoints/openai/__init__.py": "", "entrypoints/openai/api_server.py": SERVER,
+    }.items():  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    return (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+
+
+class Kept:
+    """A keeper at work, and what it told."""
+
+    def __init__(self, command: tuple[str, ...], folder: Path) -> None:
+        self.told: list[str] = []
+        self.folder = folder
+        self.keeper = Keeper(
+            command, owner="owner", log_path=folder / "launcher.log", busy=lambda: False, told=self.told.append
+        )
+        self.command = command
+
+    async def until(self, state: str, times: int = 1) -> None:
+        await until(lambda: sum(t.startswith(state) for t in self.told) >= times)
+
+    def pid(self) -> int:
+        assert self.keeper._child is not None
+        return self.keeper._child.pid
+
+    def start(self, instance: str = "0123456789abcdef-2", **env: str) -> subprocess.Popen[bytes] | str:
+        argv = (*self.command, "--model", "tiny")
+        wanted = process.environment({"HF_HUB_OFFLINE": "1", process.OWNER: "owner", **env}, instance)
+        return self.keeper.hand_over(argv, wanted, self.folder / "instance.log", None)
+
+    async def said(self) -> dict[str, dict[str, object]]:
+        log = self.folder / "instance.log"
+        await until(lambda: log.exists() and '"front"' in log.read_text())
+        found: dict[str, dict[str, object]] = json.loads(
+            next(line for line in log.read_text().splitlines() if line.startswith("{"))
+        )
+        return found
+
+
+@pytest.fixture
+async def kept(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[Kept]:
+    running = Kept(engine, tmp_path)
+    task = asyncio.ensure_future(running.keeper.keep())
+    before = {p.pid for p in psutil.process_iter()}
+    try:
+        yield running
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await running.keeper.close()
+        for _, pid in process.owned("owner"):
+            if pid not in before:
+                os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_start_becomes_the_instance_with_all_three_processes_imported_before(kept: Kept) -> None:
+    await kept.until("parked")
+    parked, handed_over = kept.pid(), time.time()
+
+    child = kept.start(ASKED="yes")
+    said = await kept.said()
+
+    assert isinstance(child, subprocess.Popen)
+    assert child.pid == parked == os.getsid(child.pid) == os.getpgid(child.pid) == said["front"]["pid"]
+    assert said["front"]["argv"] == ["vllm", "--model", "tiny"] == said["worker"]["argv"]
+    for one in said.values():
+        assert one["env"] == "yes"
+        assert float(str(one["imported_s"])) < handed_over
+        # The marker of the instance is what any process of the machine sees, and so is found by.
+        assert psutil.Process(int(str(one["pid"]))).environ()[process.MARKER] == "0123456789abcdef-2"
+    assert "the core speaks" in (kept.folder / "instance.log").read_text()
+    assert {pid for name, pid in process.owned("owner") if name == "0123456789abcdef-2"} >= {
+        int(str(one["pid"])) for one in said.values()
+    }
+
+
+async def test_a_fresh_one_is_parked_behind_it(kept: Kept) -> None:
+    await kept.until("parked")
+    kept.start()
+
+    await kept.until("parked", times=2)
+
+    assert "handed over" in kept.told
+
+
+async def test_the_worker_is_found_and_killed_whole_by_its_marker(kept: Kept) -> None:
+    await kept.until("parked")
+    child = kept.start()
+    assert isinstance(child, subprocess.Popen)
+    said = await kept.said()
+    child.kill()
+    child.wait()
+
+    await until(lambda: not process.kill_remains(child.pid, "0123456789abcdef-2"))
+
+    assert not [one for one in said.values() if _runs(int(str(one["pid"])))]
+
+
+async def test_one_that_is_killed_while_parked_is_replaced(kept: Kept) -> None:
+    await kept.until("parked")
+    first = kept.pid()
+
+    os.killpg(first, signal.SIGKILL)
+    await kept.until("failed: it was killed by SIGKILL while it was parked")
+    refused = kept.start()
+    await kept.until("parked", times=2)
+
+    assert isinstance(refused, str)
+    assert kept.pid() != first
+
+
+async def test_one_that_dies_at_the_hand_over_is_seen_to_end(kept: Kept) -> None:
+    await kept.until("parked")
+    os.kill(kept.pid(), signal.SIGSTOP)
+    child = kept.start()
+    assert isinstance(child, subprocess.Popen)
+
+    child.kill()
+
+    assert child.wait(5) == -signal.SIGKILL
+
+
+async def test_a_parked_one_ends_with_its_agent(kept: Kept) -> None:
+    await kept.until("parked")
+    pid = kept.pid()
+    assert kept.keeper._line is not None
+
+    kept.keeper._line.close()  # as the kernel does when an agent dies, however it dies
+
+    await until(lambda: not _runs(pid))
+
+
+async def test_an_engine_that_cannot_be_imported_is_no_launcher_and_says_so(tmp_path: Path) -> None:
+    kept = Kept((sys.executable, "-m", "vllm.entrypoints.openai.api_server"), tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+
+    await kept.until("failed: it exited with code 1 while importing")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert isinstance(kept.start(), str)
+    assert "could not import the engine's core" in (tmp_path / "launcher.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted", "why"),
+    [
+        ((), {"CUDA_VISIBLE_DEVICES": "GPU-1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}, ""),
+        ((), {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}, "OMP_NUM_THREADS is read while importing"),
+        ((), {"HF_HUB_OFFLINE": "0"}, "HF_HUB_OFFLINE is read while importing"),
+        ((), {}, "HF_HUB_OFFLINE is read while importing"),
+        (("--numa-bind",), {"HF_HUB_OFFLINE": "1"}, "--numa-bind needs a process of its own"),
+    ],
+)
+def test_what_is_read_while_importing_cannot_be_changed_any_more(
+    argv: tuple[str, ...], wanted: dict[str, str], why: str
+) -> None:
+    assert unfit(argv, wanted, {"HF_HUB_OFFLINE": "1", "CORTEX_OWNER": "o"}) == why
+
+
+async def until(look: Callable[[], object], within_s: float = 30) -> None:
+    async with asyncio.timeout(within_s):
+        while not look():  # noqa: ASYNC110 (another process's doing)
+            await asyncio.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
