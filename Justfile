@@ -75,3 +75,7 @@ test-fleet *args:
 # style of the deployment
 lint-deploy:
     uv run --group lint ansible-lint -c deploy/ansible/.ansible-lint --offline deploy/ansible
+
+# the clients people use, for real and without network: a table client × case (installs a gigabyte, once)
+test-clients *args:
+    uv run python -m tests.clients {{args}}

@@ -66,6 +66,23 @@ def test_responses_of_a_real_worker_plain_and_streamed(gpt: openai.OpenAI) -> No
         assert answer.usage.output_tokens > 0
 
 
+def test_a_function_may_hand_a_dialect_to_its_engines_own(
+    stack: Stack, claude: anthropic.Anthropic, gpt: openai.OpenAI
+) -> None:
+    plain = claude.messages.create(model="tiny/native", messages=USER, max_tokens=12)
+    with claude.messages.stream(model="tiny/native", messages=USER, max_tokens=12) as stream:
+        streamed = stream.get_final_message()
+    responses = gpt.responses.create(model="tiny/native", input="Hello there!")
+    body = {"model": "tiny/native", "messages": [{"role": "user", "content": 7}], "max_tokens": 5}
+    refused = stack.http.post("/v1/messages", json=body)
+
+    for answer in (plain, streamed):
+        assert words(answer.content[0].text) <= words(ALPHA)  # type: ignore[union-attr]
+        assert answer.usage.output_tokens > 0
+    assert words(responses.output_text) <= words(ALPHA)
+    assert (refused.status_code, refused.json()["type"]) == (400, "error")
+
+
 def test_case_24_counting_tokens_gives_what_the_usage_gives_and_starts_nothing(
     stack: Stack, claude: anthropic.Anthropic
 ) -> None:

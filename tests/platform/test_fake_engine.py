@@ -382,6 +382,30 @@ def test_a_tools_result_is_answered_in_words(worker: Worker) -> None:
     assert worker.ask(messages=messages, tools=tools).json()["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_planned_calls_that_are_offered_come_together_and_their_results_are_counted(
+    worker: Worker, shape: str
+) -> None:
+    calls = [{"name": n, "arguments": {"at": n}} for n in ("look", "elsewhere", "jump")]
+    worker.script(shape=shape, calls=json.dumps(calls), report_results=True)
+    tools: Any = [{"type": "function", "function": {"name": name}} for name in ("look", "jump")]
+    with worker.openai.chat.completions.stream(model=MODEL, messages=HELLO, tools=tools) as stream:
+        streamed: Any = stream.get_final_completion().choices[0].message.tool_calls
+    whole: Any = worker.openai.chat.completions.create(model=MODEL, messages=HELLO, tools=tools).choices[0].message
+    results = [{"role": "tool", "tool_call_id": c.id, "content": "done"} for c in whole.tool_calls]
+    shown = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
+    history = [*HELLO, whole.model_dump(exclude_none=True), *results, shown]
+
+    for called in (streamed, whole.tool_calls):
+        assert [(c.function.name, json.loads(c.function.arguments)) for c in called] == [
+            ("look", {"at": "look"}),
+            ("jump", {"at": "jump"}),
+        ]
+        assert len({c.id for c in called}) == 2
+    answer = worker.ask(messages=history, tools=tools).json()["choices"][0]["message"]["content"]
+    assert answer == "I have 2 results and 1 images."
+
+
 def test_a_call_demanded_by_name_finishes_with_stop_on_vllm(worker: Worker) -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("look", "jump")]
     choice = {"type": "function", "function": {"name": "jump"}}

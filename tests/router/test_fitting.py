@@ -54,7 +54,7 @@ async def test_case_20_a_prompt_that_is_too_long_is_refused_in_text_a() -> None:
     assert settled is not None
 
     with pytest.raises(DialectError, match=r"^prompt is too long: 40000 tokens > 32768 maximum$"):
-        await settled(WORKER)
+        await settled(WORKER, False)
 
 
 async def test_case_20_a_prompt_and_answer_that_are_too_long_together_are_refused_in_text_b() -> None:
@@ -62,7 +62,7 @@ async def test_case_20_a_prompt_and_answer_that_are_too_long_together_are_refuse
     assert settled is not None
 
     with pytest.raises(DialectError) as refused:
-        await settled(WORKER)
+        await settled(WORKER, False)
 
     assert refused.value.fault.message == (
         "input length and `max_tokens` exceed context limit: 20000 + 32000 > 32768,"
@@ -75,7 +75,17 @@ async def test_case_20_a_function_may_rather_answer_shortly(dialect: Dialect) ->
     settled = settle(Counts(20000), dialect, max_tokens=32000, on_long_prompt="clamp")
     assert settled is not None
 
-    assert json.loads(await settled(WORKER))["max_tokens"] == 12768
+    assert json.loads(await settled(WORKER, False))["max_tokens"] == 12768
+
+
+async def test_case_20_a_client_whose_stream_has_begun_cannot_ask_again_and_gets_the_room_there_is() -> None:
+    settled, hopeless = settle(Counts(20000), max_tokens=32000), settle(Counts(40000), max_tokens=32000)
+    assert settled is not None
+    assert hopeless is not None
+
+    assert json.loads(await settled(WORKER, True))["max_tokens"] == 12768
+    with pytest.raises(DialectError, match="prompt is too long"):
+        await hopeless(WORKER, True)
 
 
 async def test_case_20_what_fits_after_all_is_sent_as_it_is() -> None:
@@ -83,7 +93,7 @@ async def test_case_20_what_fits_after_all_is_sent_as_it_is() -> None:
     settled = settle(counts, "responses", max_output_tokens=20000)
     assert settled is not None
 
-    assert json.loads(await settled(WORKER))["max_tokens"] == 20000
+    assert json.loads(await settled(WORKER, False))["max_tokens"] == 20000
     assert counts.asked == 1
 
 
@@ -96,17 +106,17 @@ async def test_case_20_without_a_known_window_the_chosen_worker_decides() -> Non
     settled = settle(counts, window=None, max_tokens=100)
     assert settled is not None
 
-    assert json.loads(await settled(an_instance()))["max_tokens"] == 100
+    assert json.loads(await settled(an_instance(), False))["max_tokens"] == 100
     assert counts.asked == 0
     with pytest.raises(DialectError, match="prompt is too long"):
-        await settled(WORKER)
+        await settled(WORKER, False)
 
 
 async def test_a_worker_that_cannot_count_decides_for_itself() -> None:
     settled = settle(Counts(None), max_tokens=32000)
     assert settled is not None
 
-    assert json.loads(await settled(WORKER))["max_tokens"] == 32000
+    assert json.loads(await settled(WORKER, False))["max_tokens"] == 32000
 
 
 @pytest.mark.parametrize(

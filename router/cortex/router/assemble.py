@@ -12,6 +12,9 @@ import msgspec
 
 from cortex.router.dialects.sse import Event, SSEDecoder
 
+ASSEMBLED = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""The worker's paths whose streams can be put together here."""
+
 _TAGS = frozenset({"role", "id", "type", "name"})
 """Texts that name something: said again, they replace; they do not grow."""
 

@@ -20,7 +20,7 @@ from cortex.platform.flights import Flights
 from cortex.platform.record import Instance
 from cortex.router.activator import Activator
 from cortex.router.asking import must_take
-from cortex.router.assemble import Assembly, BadStream, asked_to_stream
+from cortex.router.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
 from cortex.router.choice import choose
 from cortex.router.dialects import grammar
 from cortex.router.dialects.chunks import Plain, Tokens
@@ -94,9 +94,8 @@ class Exchange:
         self._services, self._target, self._function = services, target, target.function
         self._call, self._request_id = call, request_id
         self._stream = call.streams.stream(request_id) if call.streams else None
-        generates = call.dialect not in ("embeddings", "rerank")
         notices = server_of(self._function).stops_when_client_leaves
-        self._streams_anyway = self._stream is None and generates and not notices
+        self._streams_anyway = self._stream is None and call.path in ASSEMBLED and not notices
         streams = self._stream is not None
         self.journey = Journey(
             request_id, self._function.id, asked or self._function.id, call.dialect, streams=streams, read_s=read_s
@@ -202,7 +201,7 @@ class Exchange:
         Raises Broken before the worker's first byte, and DialectError for an answer that is none.
         """
         settle = self._call.settle
-        body = self._call.body if settle is None else await self._patiently(settle(instance))
+        body = self._call.body if settle is None else await self._patiently(settle(instance, self.journey.head))
         try:
             await self._send_on(instance, body)
         except DialectError as error:

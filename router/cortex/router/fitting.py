@@ -24,8 +24,9 @@ from cortex.router.refusals import UpstreamBroke
 
 log = structlog.get_logger()
 
-Settle = Callable[[Instance], Awaitable[bytes]]
-"""Makes the body to send to an instance. Raises DialectError when there is no way."""
+Settle = Callable[[Instance, bool], Awaitable[bytes]]
+"""Makes the body to send to an instance, given whether its client's stream has begun already. Raises DialectError
+when there is no way."""
 
 
 class Counter(Protocol):
@@ -44,7 +45,7 @@ def fitting(
     if limits.surely_fits(len(body), asked.max_tokens, traits.context_window):
         return None
 
-    async def fitted(instance: Instance) -> bytes:
+    async def fitted(instance: Instance, begun: bool) -> bytes:
         window = instance.context or function.context
         if not window or limits.surely_fits(len(body), asked.max_tokens, window):
             return body
@@ -53,7 +54,9 @@ def fitting(
         except UpstreamBroke as broke:
             log.info("prompt_not_counted", function=function.id, why=broke.message)
             return body
-        allowed = limits.fit(tokens, asked.max_tokens, replace(traits, context_window=window))
+        # Once a stream has begun nobody asks again for less (Claude Code gives up): it gets the room there is.
+        rule = "clamp" if begun else traits.on_long_prompt
+        allowed = limits.fit(tokens, asked.max_tokens, replace(traits, context_window=window, on_long_prompt=rule))
         return body if allowed == asked.max_tokens else asked.body(function.id, allowed)
 
     return fitted

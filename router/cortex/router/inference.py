@@ -16,7 +16,7 @@ from cortex.functions.servers import server_of
 from cortex.router.abilities import Abilities
 from cortex.router.asking import must_speak
 from cortex.router.choice import affinity, choose
-from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, rerank, wire
+from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, native, rerank, wire
 from cortex.router.dialects.errors import BadRequest, Dialect, Kind
 from cortex.router.dialects.traits import Traits
 from cortex.router.directory import Target
@@ -56,7 +56,8 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         function = target.function
         must_speak(function, kind)
         able = traits(target, kind)
-        asked = dialect.read_request(kind, body, able)
+        spoken: native.Spoken | None = kind if kind in function.native else None
+        asked = dialect.read_request(kind, body, able) if spoken is None else native.read(spoken, body)
         unique = secrets.token_hex(12)
         reply = asked.answer(unique, int(time.time()))
         if isinstance(reply, chat_stream.Reply):
@@ -64,12 +65,12 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         sent = asked.body(function.id)
         call = Call(
             dialect=kind,
-            path=COMPLETIONS if kind == "completions" else CHAT,
+            path=native.PATHS[spoken] if spoken else COMPLETIONS if kind == "completions" else CHAT,
             body=sent,
             reply=reply,
             streams=reply if asked.stream else None,
             affinity=affinity(request.headers, asked.affinity),
-            settle=fitting(tokenizer, function, kind, asked, sent, able),
+            settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
         )
         read_s = time.monotonic() - began
         exchange = Exchange(services, target, call, request_id(request), who, asked=name, read_s=read_s)

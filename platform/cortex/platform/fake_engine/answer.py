@@ -66,16 +66,25 @@ class Say(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """The opening of a tool call."""
+    """The opening of a tool call, the `index`th of its answer."""
 
     digest: str
     name: str
+    index: int = 0
 
 
 class Arguments(msgspec.Struct, frozen=True):
     """A piece of that call's arguments, which are JSON only once joined."""
 
     text: str
+    index: int = 0
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """A call that the script has ready."""
+
+    name: str
+    arguments: dict[str, object] = {}
 
 
 Delta = Think | Say | Call | Arguments
@@ -104,14 +113,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return "".join(delta.text for delta in self.deltas if isinstance(delta, Think))
 
     @property
-    def call(self) -> Call | None:
-        """The tool call, if there is one."""
-        return next((delta for delta in self.deltas if isinstance(delta, Call)), None)
+    def calls(self) -> list[Call]:
+        """The tool calls."""
+        return [delta for delta in self.deltas if isinstance(delta, Call)]
 
-    @property
-    def arguments(self) -> str:
-        """That call's arguments, as far as the token limit let them come."""
-        return "".join(delta.text for delta in self.deltas if isinstance(delta, Arguments))
+    def arguments(self, call: Call) -> str:
+        """A call's arguments, as far as the token limit let them come."""
+        return "".join(d.text for d in self.deltas if isinstance(d, Arguments) and d.index == call.index)
 
     def within(self, limit: int | None) -> "Answer":
         """The same answer, cut off after so many tokens."""
@@ -125,13 +133,17 @@ def chat_answer(asked: ChatRequest, script: Script, model: str) -> Answer:
     digest = _digest(model, asked.prompt)
     said: list[Delta] = [Think(word) for word in _words(digest, "hm", script.reasoning_tokens)]
     finish: Finish = "stop"
-    if (function := called(asked, script)) is None:
-        said += [Say(piece) for piece in _pieces(digest, asked.last_user_text, script, model)]
-    else:
-        arguments = msgspec.json.encode(_example(function.parameters)).decode()
-        said += [Call(digest, function.name), *map(Arguments, _split(arguments, ARGUMENT_PIECE))]
+    calls = _calls(asked, script)
+    for index, (name, arguments) in enumerate(calls):
+        own = f"{index:x}{digest[1:]}" if index else digest
+        said += [Call(own, name, index), *(Arguments(text, index) for text in _split(arguments, ARGUMENT_PIECE))]
+    if calls:
         # vLLM finishes a call that was demanded by name with "stop".
         finish = "stop" if isinstance(asked.tool_choice, dict) else "tool_calls"
+    elif script.report_results and asked.results:
+        said += [Say(piece) for piece in _tokens(f"I have {asked.results} results and {asked.images} images.")]
+    else:
+        said += [Say(piece) for piece in _pieces(digest, asked.last_user_text, script, model)]
     answer = Answer(
         digest=digest,
         model=model,
@@ -159,6 +171,16 @@ def text_answer(asked: CompletionRequest, script: Script, model: str) -> Answer:
         tps=script.tps,
     )
     return answer.within(asked.max_tokens)
+
+
+def _calls(asked: ChatRequest, script: Script) -> list[tuple[str, str]]:
+    """The calls of an answer, by name and arguments: those of the script that are offered, or an example of one."""
+    offered = {tool.function.name for tool in asked.tools or ()}
+    if script.calls is not None and not asked.results:
+        planned = msgspec.json.decode(script.calls, type=list[Planned])
+        return [(one.name, msgspec.json.encode(one.arguments).decode()) for one in planned if one.name in offered]
+    function = called(asked, script)
+    return [] if function is None else [(function.name, msgspec.json.encode(_example(function.parameters)).decode())]
 
 
 def called(asked: ChatRequest, script: Script) -> Function | None:

@@ -40,12 +40,18 @@ class LlamaShape:
     def chat_whole(self, answer: Answer) -> dict[str, object]:
         """The same answer in one piece."""
         message: dict[str, object] = {"role": "assistant"}
-        message["content"] = answer.content if answer.content or not answer.call else None
+        message["content"] = answer.content if answer.content or not answer.calls else None
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
-        if answer.call:
-            function = {"name": answer.call.name, "arguments": answer.arguments}
-            message["tool_calls"] = [{"type": "function", "function": function, "id": answer.call.digest}]
+        if answer.calls:
+            message["tool_calls"] = [
+                {
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": answer.arguments(call)},
+                    "id": call.digest,
+                }
+                for call in answer.calls
+            ]
         choice = {"finish_reason": answer.finish, "index": 0, "message": message}
         return {
             "choices": [choice],
@@ -122,11 +128,11 @@ def _delta(delta: Delta) -> dict[str, object]:
             return {"reasoning_content": text}
         case Say(text):
             return {"content": text}
-        case Call(digest, name):
-            identity = {"index": 0, "id": digest, "type": "function"}
+        case Call(digest, name, index):
+            identity = {"index": index, "id": digest, "type": "function"}
             return {"tool_calls": [{**identity, "function": {"name": name}}]}
-        case Arguments(text):
-            return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+        case Arguments(text, index):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
 def _text_choice(text: str, finish: str | None) -> dict[str, object]:

@@ -13,9 +13,10 @@ TokenLimit = Annotated[int, Meta(ge=0)]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A piece of a message; only text counts."""
+    """A piece of a message; only text counts as tokens."""
 
     text: str | None = None
+    type: str = "text"
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -72,6 +73,17 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     def last_user_text(self) -> str:
         """What the user said last."""
         return next((turn.text for turn in reversed(self.messages) if turn.role == "user"), "")
+
+    @property
+    def results(self) -> int:
+        """How many results of tools there are."""
+        return sum(message.role == "tool" for message in self.messages)
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        parts = (part for turn in self.messages if isinstance(turn.content, list) for part in turn.content)
+        return sum(part.type == "image_url" for part in parts)
 
     @property
     def prompt_tokens(self) -> int:

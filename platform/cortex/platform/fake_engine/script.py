@@ -64,6 +64,16 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "a request whose tool_choice demands a call gets one in any case"
         ),
     ] = False
+    calls: Annotated[
+        str | None,
+        Meta(
+            description="call these tools, all in one answer, as far as a request offers them and has no result yet: "
+            'a JSON list of {"name": ..., "arguments": {...}}'
+        ),
+    ] = None
+    report_results: Annotated[
+        bool, Meta(description="answer tool results with how many of them and how many images there are")
+    ] = False
     shape: Annotated[Literal["vllm", "llama"], Meta(description="word answers and streams as this engine does")] = (
         "vllm"
     )

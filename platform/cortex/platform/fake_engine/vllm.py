@@ -39,7 +39,7 @@ class VllmShape:
         """The same answer in one piece."""
         message = {
             "role": "assistant",
-            "content": answer.content if answer.content or not answer.call else None,
+            "content": answer.content if answer.content or not answer.calls else None,
             "refusal": None,
             "annotations": None,
             "audio": None,
@@ -141,18 +141,22 @@ def _delta(delta: Delta) -> dict[str, object]:
             return {"reasoning": text}
         case Say(text):
             return {"content": text}
-        case Call(digest, name):
+        case Call(digest, name, index):
             identity = {"id": f"chatcmpl-tool-{digest}", "type": "function"}
-            return {"tool_calls": [{**identity, "index": 0, "function": {"name": name}}]}
-        case Arguments(text):
-            return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+            return {"tool_calls": [{**identity, "index": index, "function": {"name": name}}]}
+        case Arguments(text, index):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
 def _tool_calls(answer: Answer) -> list[dict[str, object]]:
-    if answer.call is None:
-        return []
-    function = {"name": answer.call.name, "arguments": answer.arguments}
-    return [{"id": f"chatcmpl-tool-{answer.call.digest}", "type": "function", "function": function}]
+    return [
+        {
+            "id": f"chatcmpl-tool-{call.digest}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": answer.arguments(call)},
+        }
+        for call in answer.calls
+    ]
 
 
 def _text(delta: Delta) -> str:

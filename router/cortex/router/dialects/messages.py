@@ -160,7 +160,7 @@ def _asked(said: _Wire, traits: Traits) -> Asked:
         stop_sequences=stops,
         context_window=traits.context_window,
         prewarm=prewarm,
-        affinity=_affinity(said.metadata),
+        affinity=session_of(said.metadata),
         notes=tuple(reader.notes),
     )
 
@@ -233,7 +233,7 @@ def _prefill(request: Request, traits: Traits) -> None:
     request.continue_final_message, request.add_generation_prompt = True, False
 
 
-def _affinity(metadata: object) -> str | None:
+def session_of(metadata: object) -> str | None:
     """Who is talking: Claude Code's user id is JSON in a string, with the session inside."""
     user = metadata.get("user_id") if isinstance(metadata, dict) else None
     if not isinstance(user, str) or not user:

@@ -1,0 +1,227 @@
+"""Requests in a dialect that the worker speaks itself, for functions that ask for that: handed over and handed back.
+
+Nothing is translated. The model's name is replaced, the billing header is taken out of the prompt, usage is read as
+it passes; and a stream that broke off still never ends the way a whole one does.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from cortex.router.dialects import hygiene, wire
+from cortex.router.dialects.chunks import Plain, Tokens
+from cortex.router.dialects.errors import BadAnswer, BadRequest, Fault, Kind, anthropic_error
+from cortex.router.dialects.messages import session_of
+from cortex.router.dialects.sse import Event, SSEDecoder
+
+Spoken = Literal["messages", "responses"]
+PATHS: dict[Spoken, str] = {"messages": "/v1/messages", "responses": "/v1/responses"}
+
+_USAGE = frozenset({"message_start", "message_delta", "response.completed", "response.incomplete", "response.failed"})
+_ENDS = frozenset({"message_stop", "error", "response.completed", "response.incomplete", "response.failed"})
+_BEGUN = frozenset({"response.created"})
+
+
+class _Wire(msgspec.Struct):
+    model: str
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_output_tokens: int | None = None
+    prompt_cache_key: str | None = None
+    metadata: Any = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+class _Said(msgspec.Struct):
+    """What of an answer, or an event, is read in passing."""
+
+    type: str | None = None
+    usage: _Usage | None = None
+    message: "_Said | None" = None
+    response: "_Said | None" = None
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    dialect: Spoken
+    model: str
+    stream: bool
+    max_tokens: int | None
+    whole: bytes
+    affinity: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def body(self, model: str, max_tokens: int | None = None) -> bytes:
+        """What to send: the client's own words, to the worker's name."""
+        return wire.renamed(self.whole, self.model, model)
+
+    def count(self, model: str) -> bytes:
+        return self.body(model)
+
+    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+        return Reply(self.dialect)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    dialect: Spoken
+
+    def plain(self, body: bytes) -> Plain:
+        """The worker's answer as it is; raises `BadAnswer` when it is none."""
+        try:
+            said = msgspec.json.decode(body, type=_Said)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
+        return Plain(body, _tokens(said.usage, Tokens(), self.dialect))
+
+    def stream(self, request_id: str | None = None) -> "NativeStream":
+        return NativeStream(self.dialect, request_id)
+
+
+class NativeStream:
+    """The `Stream` of a worker that speaks the client's dialect: whole frames pass, their names are watched."""
+
+    def __init__(self, dialect: Spoken, request_id: str | None) -> None:
+        self.fault: Fault | None = None
+        self.over = False
+        self.tokens = Tokens()
+        self._dialect: Spoken = dialect
+        self._request_id = request_id
+        self._frames = SSEDecoder()
+        self._response: dict[str, Any] = {}
+
+    def open(self) -> bytes:
+        return b""
+
+    def ping(self) -> bytes:
+        """Before the worker's own beginning, so nothing that would be a beginning."""
+        if self.over:
+            return b""
+        return b'event: ping\ndata: {"type":"ping"}\n\n' if self._dialect == "messages" else b": waiting\n\n"
+
+    def feed(self, data: bytes) -> bytes:
+        if self.over:
+            return b""
+        out: list[bytes] = []
+        try:
+            for frame in self._frames.feed(data):
+                out.append(self._passed(frame))
+                if self.over:
+                    break
+        except BadAnswer as error:
+            out.append(self.fail(error.fault))
+        return b"".join(out)
+
+    def close(self) -> bytes:
+        if self.over:
+            return b""
+        out = [self._passed(frame) for frame in self._frames.close() if not self.over and _whole(frame)]
+        if not self.over:
+            reason = "the worker's answer ended before it was complete"
+            out.append(self.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
+        return b"".join(out)
+
+    def fail(self, fault: Fault) -> bytes:
+        if self.over:
+            return b""
+        self.over, self.fault = True, fault
+        if self._dialect == "messages":
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(anthropic_error(fault, self._request_id))
+        said = {"code": fault.failed_code, "message": fault.message}
+        response = {"id": "", "object": "response", "output": [], **self._response, "status": "failed", "error": said}
+        event = {"type": "response.failed", "response": response}
+        return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
+
+    def _passed(self, frame: Event) -> bytes:
+        name = frame.event.decode("utf-8", "replace")
+        if name in _USAGE or name in _BEGUN:
+            self._look(frame.data, name)
+        if name in _ENDS:
+            self.over = True
+            if name == "error":
+                self.fault = Fault(kind=Kind.WORKER_ERROR, message="the worker said so in its stream")
+        head = b"event: %b\n" % frame.event if frame.event else b""
+        return head + b"".join(b"data: %b\n" % line for line in frame.data.split(b"\n")) + b"\n"
+
+    def _look(self, data: bytes, name: str) -> None:
+        try:
+            said = msgspec.json.decode(data, type=_Said)
+            if name in _BEGUN:
+                self._response = msgspec.json.decode(data, type=dict[str, Any]).get("response") or {}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
+        inner = said.message or said.response or said
+        self.tokens = _tokens(inner.usage, self.tokens, self._dialect)
+
+
+@wire.parser
+def read(dialect: Spoken, body: bytes) -> Asked:
+    """A request for a worker that speaks this dialect; raises `BadRequest`. The rest is the worker's to judge."""
+    said = wire.read(body, _Wire)
+    if not said.model:
+        raise BadRequest("expected a name", "model")
+    whole = body
+    if dialect == "messages" and hygiene.MARK in body:
+        whole = _without_billing(body)
+    return Asked(
+        dialect=dialect,
+        model=said.model,
+        stream=bool(said.stream),
+        max_tokens=said.max_tokens if dialect == "messages" else said.max_output_tokens,
+        whole=whole,
+        affinity=said.prompt_cache_key or session_of(said.metadata),
+    )
+
+
+def _without_billing(body: bytes) -> bytes:
+    """The request without the header that changes from one conversation to the next."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    if "system" in fields:
+        fields["system"] = _raw(_clean(msgspec.json.decode(fields["system"])))
+    messages: Any = msgspec.json.decode(fields.get("messages", b"[]"))
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict) and message.get("role") == "system":
+            message["content"] = _clean(message.get("content"))
+    return msgspec.json.encode(fields | {"messages": _raw(messages)})
+
+
+def _clean(content: Any) -> Any:
+    if isinstance(content, str):
+        return hygiene.without_billing(content)
+    if not isinstance(content, list):
+        return content
+    kept = []
+    for block in content:
+        text = block.get("text") if isinstance(block, dict) else None
+        if not isinstance(text, str):
+            kept.append(block)
+        elif clean := hygiene.without_billing(text):
+            kept.append({**block, "text": clean})
+    return kept
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _tokens(usage: _Usage | None, known: Tokens, dialect: Spoken) -> Tokens:
+    """The cost as the worker counted it; what it does not repeat stays. Anthropic counts the cached apart."""
+    if usage is None:
+        return known
+    cached, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
+    prompt = known.input if usage.input_tokens is None else usage.input_tokens + cached + written
+    output = known.output if usage.output_tokens is None else usage.output_tokens
+    return Tokens(input=max(0, prompt), cached=max(0, cached), written=max(0, written), output=max(0, output))
+
+
+def _whole(frame: Event) -> bool:
+    """What the end cut off may be half a frame."""
+    try:
+        msgspec.json.decode(frame.data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
