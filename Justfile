@@ -79,3 +79,7 @@ lint-deploy:
 # the clients people use, for real and without network: a table client × case (installs a gigabyte, once)
 test-clients *args:
     uv run python -m tests.clients {{args}}
+
+# what a dialect costs per chunk, beside passing chat on
+bench-dialects *args:
+    uv run python -m tests.bench_dialects {{args}}

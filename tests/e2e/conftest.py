@@ -53,6 +53,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             fake("fake/tools-llama", "--call-tool", "--shape", "llama"),
             gguf("tiny/clamps", alpha, context=1024, target_concurrency=1, on_long_prompt="clamp"),
             gguf("tiny/native", alpha, target_concurrency=1, native=["messages", "responses"]),
+            fake("fake/fails", "--fail-status", "500"),
             fake("fake/pattern", "--refuse-pattern", "--call-tool"),
             fake("fake/cold", "--answer", "brr"),
             fake("fake/planned"),

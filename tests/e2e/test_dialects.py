@@ -5,6 +5,8 @@ import json
 import re
 import struct
 import threading
+import time
+from itertools import pairwise
 from typing import Any
 
 import anthropic
@@ -269,6 +271,43 @@ def test_case_62_compressed_bodies_are_refused_clearly(stack: Stack) -> None:
 
     assert answer.status_code == 415
     assert "compressed" in answer.json()["error"]["message"]
+
+
+def test_case_62_a_body_of_a_hundred_megabytes_is_refused_in_the_dialects_own_words(stack: Stack) -> None:
+    answer = stack.http.post("/v1/messages", content=b"x" * (100 << 20))
+
+    assert (answer.status_code, answer.json()["error"]["type"]) == (413, "request_too_large")
+
+
+def test_case_38_a_worker_that_fails_before_its_first_byte_has_a_proper_status(stack: Stack) -> None:
+    stack.cli("fn", "warm", "fake/fails", "--wait")
+    body = {"model": "fake/fails", "messages": USER, "max_tokens": 5, "input": "x", "stream": True}
+
+    answers = {p: stack.http.post(f"/v1/{p}", json=body) for p in ("messages", "chat/completions", "responses")}
+
+    assert {p: a.status_code for p, a in answers.items()} == dict.fromkeys(answers, 502)
+    assert all("The script says so." in a.json()["error"]["message"] for a in answers.values())
+    assert answers["messages"].json()["type"] == "error"
+
+
+@pytest.mark.parametrize("path", ["messages", "chat/completions", "responses"])
+def test_case_41_pieces_are_sent_on_as_they_come_and_no_proxy_may_hold_them(stack: Stack, path: str) -> None:
+    stack.cli("fn", "warm", "fake/streams", "--wait")
+    body = {"model": "fake/streams", "messages": USER, "max_tokens": 400, "input": "x", "stream": True}
+    came: list[float] = []
+
+    with stack.http.stream("POST", f"/v1/{path}", json=body) as answer:
+        for line in answer.iter_lines():
+            if "delta" in line and line.startswith("data:"):
+                came.append(time.monotonic())
+            if len(came) > 12:
+                break
+
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    # Twenty tokens a second: ten of them take half a second when nobody gathers them up.
+    assert came[-1] - came[2] > 0.4
+    assert max(b - a for a, b in pairwise(came[2:])) < 0.4
 
 
 def test_case_63_an_unknown_model_fails_the_same_streamed_and_not(stack: Stack) -> None:

@@ -55,6 +55,8 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         target = runtime.directory.find_for(name, who)
         function = target.function
         must_speak(function, kind)
+        if function.remote_images:
+            body = await runtime.images.inlined(body)
         able = traits(target, kind)
         spoken: native.Spoken | None = kind if kind in function.native else None
         asked = dialect.read_request(kind, body, able) if spoken is None else native.read(spoken, body)

@@ -38,6 +38,7 @@ from cortex.router.keyring import KeyRing, local_key
 from cortex.router.metering import Metering
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
+from cortex.router.remote_images import RemoteImages
 from cortex.router.scaling import Scaling
 from cortex.router.tallies import Tally
 from cortex.router.traffic import Traffic
@@ -68,6 +69,7 @@ class Runtime:
         self.history = History(self.registry)
         self.agents = Agents(token)
         self.upstream = Upstream(token)
+        self.images = RemoteImages()
         self.receipts = Receipts(self.id)
         self.activator = Activator(self.view, self.registry, self.agents, self.flights, self.receipts)
         self._scaling = Scaling()
@@ -108,6 +110,7 @@ class Runtime:
         await self._write_receipts()
         await self.agents.close()
         await self.upstream.close()
+        await self.images.close()
         await self.registry.close()
 
     def _note_traffic(self, journey: Journey) -> None:

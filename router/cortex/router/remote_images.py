@@ -1,0 +1,184 @@
+"""Fetching images that clients give as addresses, for functions that allow it: they are sent on as data.
+
+Neither the router nor a worker may be made to read what only this network can reach. So the router fetches, never
+the worker; it looks names up itself and connects only to addresses of the public internet, on every redirect anew;
+and it takes images only, few and not too large, within a few seconds.
+"""
+
+import asyncio
+import base64
+import ipaddress
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from cortex.router.dialects.errors import BadRequest
+
+MOST_IMAGES, MOST_BYTES, MOST_HOPS, PATIENCE_S = 16, 20 << 20, 3, 15.0
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Public by the registry, but they stand for IPv4 addresses, which may be private: NAT64, 6to4, Teredo.
+_DISGUISES = tuple(ipaddress.IPv6Network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+
+Node = dict[str, Any]
+
+
+class NotFetched(Exception):
+    """The reason, for the client."""
+
+
+class RemoteImages:
+    """Fetches. `resolver` is how names are looked up."""
+
+    def __init__(self, resolver: AbstractResolver | None = None) -> None:
+        self._resolver = resolver
+        self._http: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._http is not None:
+            await self._http.close()
+
+    async def inlined(self, body: bytes) -> bytes:
+        """Return a request of any dialect with its remote images as data. Raises BadRequest that names the field."""
+        if b"http" not in body:
+            return body
+        try:
+            request: Any = msgspec.json.decode(body)
+            found = list(_images(request, ""))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return body  # whoever reads it next says what is wrong with it
+        if not found:
+            return body
+        if len(found) > MOST_IMAGES:
+            raise BadRequest(f"no more than {MOST_IMAGES} images are fetched for one request", found[MOST_IMAGES][0])
+        async with asyncio.TaskGroup() as tasks:
+            fetched = [tasks.create_task(self._named(at, url)) for at, _, url in found]
+        for (at, node, _), task in zip(found, fetched, strict=True):
+            result = task.result()
+            if isinstance(result, NotFetched):
+                raise BadRequest(f"the image could not be fetched: {result}", at)
+            _put(node, *result)
+        return msgspec.json.encode(request)
+
+    async def _named(self, at: str, url: str) -> tuple[str, bytes] | NotFetched:
+        """Fetch; a failure is a value, so that the others' are not cancelled into nonsense."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self.fetch(url)
+        except NotFetched as error:
+            return error
+        except TimeoutError:
+            return NotFetched(f"it took longer than {PATIENCE_S:g} s")
+        except (aiohttp.ClientError, OSError, ValueError):
+            return NotFetched("the address does not answer")
+
+    async def fetch(self, url: str) -> tuple[str, bytes]:
+        """Return the type and bytes of an image. Raises NotFetched, TimeoutError or aiohttp's errors."""
+        if self._http is None:
+            connector = aiohttp.TCPConnector(resolver=PublicOnly(self._resolver), force_close=True, limit=MOST_IMAGES)
+            self._http = aiohttp.ClientSession(
+                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        here = URL(url)
+        for _ in range(MOST_HOPS + 1):
+            _refuse_private(here)
+            async with self._http.get(here, allow_redirects=False, headers={"Accept": "image/*"}) as answer:
+                if answer.status in _REDIRECTS:
+                    here = here.join(URL(answer.headers.get("Location", "")))
+                    continue
+                if answer.status != 200:
+                    raise NotFetched(f"its server answered {answer.status}")
+                if not answer.content_type.startswith("image/"):
+                    raise NotFetched(f"it is {answer.content_type}, not an image")
+                data = bytearray()
+                async for piece in answer.content.iter_any():
+                    data += piece
+                    if len(data) > MOST_BYTES:
+                        raise NotFetched(f"it is larger than {MOST_BYTES >> 20} MiB")
+                return answer.content_type, bytes(data)
+        raise NotFetched("it is redirected again and again")
+
+
+class PublicOnly(AbstractResolver):
+    """Looks names up and keeps the public addresses: what is connected to is what was looked at."""
+
+    def __init__(self, inner: AbstractResolver | None = None) -> None:
+        self._inner = inner or aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the public addresses of a name. Raises NotFetched when it has none."""
+        public = [one for one in await self._inner.resolve(host, port, family) if is_public(one["host"])]
+        if not public:
+            raise NotFetched("its address is not a public one")
+        return public
+
+    async def close(self) -> None:
+        """Let go of the resolver."""
+        await self._inner.close()
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is of the public internet, whatever it is written as."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            parsed = parsed.ipv4_mapped
+        elif any(parsed in network for network in _DISGUISES):
+            return False
+    return parsed.is_global and not parsed.is_multicast
+
+
+def _refuse_private(url: URL) -> None:
+    """What is no name is not looked up, so it is looked at here."""
+    if url.scheme not in ("http", "https") or not url.host:
+        raise NotFetched("only http and https addresses are fetched")
+    literal = url.host.replace(".", "").isdigit() or ":" in url.host
+    if literal and not is_public(url.host):
+        raise NotFetched("its address is not a public one")
+
+
+def _images(node: Any, at: str) -> Iterator[tuple[str, Node, str]]:
+    """Find the images given as addresses, in the three ways there are: where, what, and its address."""
+    if isinstance(node, list):
+        for index, one in enumerate(node):
+            yield from _images(one, f"{at}[{index}]")
+        return
+    if not isinstance(node, dict):
+        return
+    if (url := _address(node)) is not None:
+        yield at, node, url
+        return
+    for key, value in node.items():
+        yield from _images(value, f"{at}.{key}" if at else key)
+
+
+def _address(node: Node) -> str | None:
+    match node:
+        case {"type": "image_url", "image_url": {"url": str(url)}}:
+            pass
+        case {"type": "image_url" | "input_image", "image_url": str(url)}:
+            pass
+        case {"type": "image", "source": {"type": "url", "url": str(url)}}:
+            pass
+        case _:
+            return None
+    return url if url[:8].lower().startswith(("http://", "https://")) else None
+
+
+def _put(node: Node, media_type: str, data: bytes) -> None:
+    encoded = base64.b64encode(data).decode()
+    if node["type"] == "image":
+        node["source"] = {"type": "base64", "media_type": media_type, "data": encoded}
+        return
+    url = f"data:{media_type};base64,{encoded}"
+    node["image_url"] = {**node["image_url"], "url": url} if isinstance(node["image_url"], dict) else url
