@@ -14,6 +14,11 @@ check: lint types layers test
 test *args:
     uv run pytest -n 2 --dist loadgroup {{args}}
 
+# the status page in a real browser; pictures of it land in artifacts/
+test-browser *args:
+    command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+    uv run --group browser pytest -n0 tests/browser --timeout 300 {{args}}
+
 # random requests and random faults for so many seconds; CORTEX_SOAK_SEED=n makes the same choices again
 soak seconds="120":
     CORTEX_SOAK_S={{seconds}} uv run pytest tests/e2e/test_soak.py --timeout 3600

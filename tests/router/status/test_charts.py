@@ -42,3 +42,14 @@ def test_two_lines_share_a_scale() -> None:
 
 def test_without_a_value_the_chart_is_empty() -> None:
     assert chart(None, series(None, None)).empty
+
+
+def test_the_time_before_anything_was_known_is_left_out() -> None:
+    made = chart(series(*[None] * 40, *[1.0] * 20), series(*[None] * 50, *[1.0] * 10))
+
+    assert made.minutes == 19
+    assert made.lines[0].startswith("M0.0,0.0L")
+
+
+def test_a_young_line_is_given_ten_minutes() -> None:
+    assert chart(series(*[None] * 59, 1.0)).minutes == 10

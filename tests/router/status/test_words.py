@@ -28,9 +28,7 @@ def test_a_running_clock_says_whole_seconds(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "now"), (9, "9 s ago"), (119, "1 min 00 s ago"), (700, "11 min ago")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "now"), (9, "9 s ago"), (119, "1 min ago"), (700, "11 min ago")])
 def test_what_is_past_is_said_in_minutes_after_the_first(seconds: float, text: str) -> None:
     assert ago(seconds) == text
 

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.router.status.model import Series
 
 BOX = 100.0
+LEAST_POINTS = 11
 _STEPS = (1, 2, 5, 10)
 
 
@@ -24,7 +26,7 @@ class Chart(Struct, frozen=True, kw_only=True):
 
 def chart(*series: Series | None) -> Chart:
     """Return the lines, scaled together to a round top."""
-    there = [s for s in series if s is not None]
+    there = _trimmed([s for s in series if s is not None])
     most = max((v for s in there for v in s.values if v is not None), default=0.0)
     top = round_top(most)
     lines = tuple(" ".join(_line(run) for run in _runs(s, top)) for s in there)
@@ -32,6 +34,14 @@ def chart(*series: Series | None) -> Chart:
     first = there[0] if there else None
     minutes = round(first.step_s * max(1, len(first.values) - 1) / 60) if first else 60
     return Chart(top=top, lines=lines, area=area, minutes=minutes, empty=not any(lines))
+
+
+def _trimmed(series: Sequence[Series]) -> list[Series]:
+    """Leave out the time before anything was known, but for the last minutes: a young line is drawn large."""
+    known = [n for s in series for n, v in enumerate(s.values) if v is not None]
+    longest = max((len(s.values) for s in series), default=0)
+    begin = max(0, min(min(known), longest - LEAST_POINTS)) if known else 0
+    return [replace(s, values=s.values[begin:]) for s in series]
 
 
 def round_top(most: float) -> float:

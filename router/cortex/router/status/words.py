@@ -42,7 +42,9 @@ def clock(seconds: float) -> str:
 
 def ago(seconds: float) -> str:
     """Say how long ago something was."""
-    return "now" if seconds < 1 else f"{clock(seconds if seconds < 60 else seconds - seconds % 60)} ago"
+    if 60 <= seconds < 3600:
+        return f"{int(seconds // 60)} min ago"
+    return "now" if seconds < 1 else f"{clock(seconds)} ago"
 
 
 def millis(ms: float | None) -> str:

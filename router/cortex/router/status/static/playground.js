@@ -45,6 +45,7 @@
     constructor() {
       this.began = performance.now();
       this.last = null;
+      this.held = false;
       steps.replaceChildren();
       steps.hidden = false;
     }
@@ -52,6 +53,7 @@
     say(text, kind = "") {
       if (this.last?.dataset.said === text) return;
       this.last?.classList.add("over");
+      this.held ||= text.startsWith("held");
       const item = document.createElement("li");
       item.dataset.said = text;
       item.className = kind;
@@ -103,7 +105,7 @@
         signal: running.signal,
       });
       if (!reply.ok) throw new Error((await reply.json().catch(() => null))?.error?.message ?? `the router answered ${reply.status}`);
-      if (reply.headers.get("x-cortex-start") === "cold") progress.say("held until it is up", "coming");
+      if (reply.headers.get("x-cortex-start") === "cold" && !progress.held) progress.say("held until it is up", "coming");
       for await (const event of events(reply.body)) {
         if (event.error) throw new Error(event.error.message ?? "the answer broke off");
         if (event.usage) usage = event.usage;

@@ -26,7 +26,7 @@ function said(time) {
   switch (time.dataset.say) {
     case "since": return clock(gone);
     case "left": return gone < 0 ? clock(-gone + 0.999) : time.dataset.over;
-    default: return gone < 1 ? "now" : `${clock(gone < 60 ? gone : gone - (gone % 60))} ago`;
+    default: return gone < 1 ? "now" : `${gone < 60 || gone >= 3600 ? clock(gone) : `${Math.floor(gone / 60)} min`} ago`;
   }
 }
 
