@@ -35,11 +35,11 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
-    """Open a page in a size and a theme. A word in its console or an error in its scripts fails the test."""
+    """Open the page in a size and a theme, logged in. A word in its console fails the test."""
     said: list[str] = []
     with ExitStack() as contexts:
 
-        def opened(url: str, size: str = "laptop", theme: str = "light", **more: Any) -> Any:
+        def opened(stack: Stack, size: str = "laptop", theme: str = "light", **more: Any) -> Any:
             width, height = SIZES[size]
             context = browser.new_context(
                 viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce", **more
@@ -49,7 +49,11 @@ def open_page(browser: Any) -> Iterator[Open]:
             page.set_default_timeout(15_000)
             page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
             page.on("pageerror", lambda error: said.append(f"error: {error}"))
-            page.goto(url + "/status")
+            if more.get("java_script_enabled", True):
+                page.goto(f"{stack.url}/status/login#key={stack.local_key()}")
+                page.wait_for_url(f"{stack.url}/status")
+            else:
+                page.goto(f"{stack.url}/status")
             return page
 
         yield opened

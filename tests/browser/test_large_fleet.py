@@ -101,7 +101,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_five_hundred_functions_on_fifty_hosts_are_shown_and_found(
     crowd: Stack, open_page: Open, shot: Callable[..., None], tell: Callable[[str], None]
 ) -> None:
-    page = open_page(crowd.url, "wall", "dark")
+    page = open_page(crowd, "wall", "dark")
     page.wait_for_selector('#link[data-state="live"]')
     eventually(lambda: page.locator("#hosts > li").count() > HOSTS, what="every host to be shown")
     page.wait_for_timeout(1500)
@@ -122,7 +122,7 @@ def test_five_hundred_functions_on_fifty_hosts_are_shown_and_found(
 
 
 def test_the_phone_can_carry_it_too(crowd: Stack, open_page: Open, shot: Callable[..., None]) -> None:
-    page = open_page(crowd.url, "phone", "light")
+    page = open_page(crowd, "phone", "light")
     page.wait_for_selector('#link[data-state="live"]')
     eventually(lambda: page.locator("#hosts > li").count() > HOSTS, what="every host to be shown")
 

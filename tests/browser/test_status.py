@@ -38,7 +38,7 @@ def grave_faults(page: Any) -> list[str]:
 
 
 def test_the_page_follows_the_fleet_without_being_loaded_again(fleet: Stack, open_page: Open) -> None:
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
     page.evaluate("window.notLoadedAgain = true")
 
@@ -54,7 +54,7 @@ def test_a_start_is_shown_on_its_way_with_the_time_it_should_take(fleet: Stack, 
     fleet.chat("org/slow")
     fleet.cli("fn", "cool", "org/slow")
     fleet.until("org/slow", "cold")
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
     eventually(lambda: fleet.function("org/slow")["expected_start_s"], what="the start to be in the ledger")
 
@@ -72,7 +72,7 @@ def test_a_start_is_shown_on_its_way_with_the_time_it_should_take(fleet: Stack, 
 def test_a_failing_function_is_said_at_the_top_with_its_last_lines(fleet: Stack, open_page: Open, shot: Shot) -> None:
     for _ in range(3):
         fleet.chat("org/broken")
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
 
     assert "org/broken does not start" in page.locator("#verdict").inner_text()
@@ -83,7 +83,7 @@ def test_a_failing_function_is_said_at_the_top_with_its_last_lines(fleet: Stack,
 def test_warm_and_cool_show_their_plan_first(fleet: Stack, open_page: Open, shot: Shot) -> None:
     fleet.cli("fn", "cool", "org/middle")
     fleet.until("org/middle", "cold")
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
 
     row(page, "org/middle").get_by_role("button", name="Warm").click()
@@ -101,7 +101,7 @@ def test_warm_and_cool_show_their_plan_first(fleet: Stack, open_page: Open, shot
 
 
 def test_what_cannot_be_done_says_why_and_cannot_be_asked_for(fleet: Stack, open_page: Open) -> None:
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
 
     row(page, "org/vast").get_by_role("button", name="Warm").click()
@@ -113,7 +113,7 @@ def test_what_cannot_be_done_says_why_and_cannot_be_asked_for(fleet: Stack, open
 
 
 def test_a_host_is_cordoned_and_uncordoned(fleet: Stack, open_page: Open, shot: Shot) -> None:
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
     panel = page.locator("#panel")
 
@@ -131,7 +131,7 @@ def test_a_host_is_cordoned_and_uncordoned(fleet: Stack, open_page: Open, shot: 
 
 def test_a_drain_says_what_becomes_of_everything(fleet: Stack, open_page: Open) -> None:
     fleet.chat("org/small")
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
 
     page.locator("#hosts").get_by_role("button", name="here").click()
@@ -144,7 +144,7 @@ def test_a_drain_says_what_becomes_of_everything(fleet: Stack, open_page: Open) 
 def test_a_prompt_is_watched_on_its_way_from_zero(fleet: Stack, open_page: Open, shot: Shot) -> None:
     fleet.cli("fn", "cool", "org/slow", "--now")
     fleet.until("org/slow", "cold")
-    page = open_page(fleet.url, theme="dark")
+    page = open_page(fleet, theme="dark")
     live(page)
 
     page.locator(".top").get_by_role("button", name="Try a prompt").click()
@@ -179,7 +179,7 @@ def test_a_prompt_to_nobody_says_so(fleet: Stack, browser: Any) -> None:
 def test_everything_can_be_reached_by_keyboard(fleet: Stack, open_page: Open) -> None:
     fleet.cli("fn", "cool", "org/small", "--now")
     fleet.until("org/small", "cold")
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
 
     page.keyboard.press("Tab")
@@ -205,7 +205,7 @@ def test_everything_can_be_reached_by_keyboard(fleet: Stack, open_page: Open) ->
 
 def test_what_has_the_focus_keeps_it_while_its_row_changes(fleet: Stack, open_page: Open) -> None:
     fleet.chat("org/small")
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
     row(page, "org/small").locator("button.link").focus()
 
@@ -216,7 +216,7 @@ def test_what_has_the_focus_keeps_it_while_its_row_changes(fleet: Stack, open_pa
 
 
 def test_functions_are_found_by_name_alias_and_state(fleet: Stack, open_page: Open) -> None:
-    page = open_page(fleet.url)
+    page = open_page(fleet)
     live(page)
     shown = page.locator("#functions > tr:visible")
 
@@ -235,7 +235,7 @@ def test_axe_finds_nothing_grave_in_any_size_and_theme(
     fleet: Stack, open_page: Open, shot: Shot, size: str, theme: str
 ) -> None:
     fleet.chat("org/small")
-    page = open_page(fleet.url, size, theme)
+    page = open_page(fleet, size, theme)
     live(page)
     becomes(page, "org/small", "idle")
 
@@ -254,7 +254,7 @@ def test_axe_finds_nothing_grave_in_any_size_and_theme(
 
 def test_without_scripts_the_page_is_a_snapshot(fleet: Stack, open_page: Open, shot: Shot) -> None:
     fleet.chat("org/small")
-    page = open_page(fleet.url, java_script_enabled=False)
+    page = open_page(fleet, java_script_enabled=False)
 
     assert "This is a snapshot" in page.locator(".note-bar").inner_text()
     assert row(page, "org/small").get_attribute("data-tone") == "idle"

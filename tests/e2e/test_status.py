@@ -113,3 +113,70 @@ def test_the_host_page_says_who_would_leave_first(stack: Stack) -> None:
 
     assert "Who would leave first" in shown
     assert "fake/steps" in shown
+
+
+# Logging in.
+
+
+def _cookie(answer: httpx.Response) -> str:
+    return answer.headers["set-cookie"].partition(";")[0]
+
+
+def test_a_key_logs_a_browser_in_by_a_cookie_that_scripts_cannot_read(stack: Stack) -> None:
+    answer = httpx.post(f"{stack.url}/status/login", data={"key": stack.local_key()}, trust_env=False)
+
+    assert (answer.status_code, answer.headers["location"]) == (303, "/status")
+    attributes = answer.headers["set-cookie"].lower()
+    assert "httponly" in attributes
+    assert "samesite=strict" in attributes
+
+
+def test_with_the_cookie_the_page_may_act_and_only_from_its_own_site(stack: Stack) -> None:
+    answer = httpx.post(f"{stack.url}/status/login", data={"key": stack.local_key()}, trust_env=False)
+    own = {"cookie": _cookie(answer), "sec-fetch-site": "same-origin"}
+    act = f"{stack.url}/admin/functions/fake/planned/unpin"
+
+    page = httpx.get(f"{stack.url}/status", headers=own, trust_env=False).text
+
+    assert "Log out" in page
+    assert httpx.post(act, headers=own, trust_env=False).status_code == 200
+    assert httpx.post(act, headers={**own, "sec-fetch-site": "cross-site"}, trust_env=False).status_code == 403
+
+
+def test_without_a_key_the_plan_is_shown_but_cannot_be_carried_out(stack: Stack) -> None:
+    plan = httpx.get(f"{stack.url}/status/plan", params={"do": "warm", "function": "fake/planned"}, trust_env=False)
+
+    assert "Changes need an admin key" in plan.text
+    assert '<button class="primary" disabled' in plan.text
+    assert httpx.post(f"{stack.url}/admin/functions/fake/planned/warm", trust_env=False).status_code == 401
+
+
+def test_a_wrong_key_and_another_site_are_not_let_in(stack: Stack) -> None:
+    login = f"{stack.url}/status/login"
+
+    wrong = httpx.post(login, data={"key": "ck_wrong"}, trust_env=False)
+    elsewhere = httpx.post(
+        login, data={"key": stack.local_key()}, headers={"sec-fetch-site": "cross-site"}, trust_env=False
+    )
+    long = httpx.post(login, content=b"key=" + b"x" * 10_000, trust_env=False)
+
+    assert (wrong.status_code, elsewhere.status_code, long.status_code) == (401, 403, 400)
+    assert not {"set-cookie"} & {*wrong.headers, *elsewhere.headers, *long.headers}
+    assert "not known here" in wrong.text
+
+
+def test_logging_out_takes_the_cookie_back(stack: Stack) -> None:
+    answer = httpx.post(f"{stack.url}/status/logout", trust_env=False)
+
+    assert answer.headers["location"] == "/status/login"
+    assert "max-age=0" in answer.headers["set-cookie"].lower()
+
+
+def test_every_decision_is_on_the_page(stack: Stack) -> None:
+    stack.chat("fake/steps")
+
+    def decided() -> str:
+        page = stack.http.get("/status").text
+        return page[page.index("decisions-title") :]
+
+    assert eventually(lambda: "fake/steps" in (shown := decided()) and "ready" in shown)

@@ -140,10 +140,17 @@ class Stack:
                 return process
         raise AssertionError(f"no {name} runs")
 
-    def cli(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str, timeout: float = 60, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a `cortex` command against it."""
         return subprocess.run(
-            [*CORTEX, *arguments], env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+            [*CORTEX, *arguments],
+            env={**self.env, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     def function(self, name: str) -> dict[str, Any]:

@@ -21,12 +21,17 @@ def router_url() -> str:
     return found.url if found else DEFAULT_URL
 
 
+def api_key(url: str) -> str:
+    """Return the key to show a router: `CORTEX_API_KEY`, else that of this user's own `cortex up`, else nothing."""
+    return os.environ.get("CORTEX_API_KEY") or key_for(url)
+
+
 class Router:
     """A router's admin API. Every method raises Failed with what to do next."""
 
     def __init__(self, timeout_s: float = 30) -> None:
         self.url = router_url()
-        key = os.environ.get("CORTEX_API_KEY") or key_for(self.url)
+        key = api_key(self.url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
 

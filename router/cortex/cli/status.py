@@ -4,15 +4,21 @@ import json
 
 import rich_click as click
 
-from cortex.cli.client import Router
+from cortex.cli.browser import open_page
+from cortex.cli.client import Router, api_key
 from cortex.cli.tables import ago, console, table
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def status(as_json: bool) -> None:
+@click.option("--open", "opens", is_flag=True, help="Open the status page in a browser, logged in.")
+def status(as_json: bool, opens: bool) -> None:
     """Show the router's health, the hosts and what is warm."""
     router = Router()
+    if opens:
+        click.echo(f"{router.url}/status")
+        open_page(router.url, api_key(router.url))
+        return
     health, hosts, functions = router.health(), router.hosts(), router.functions()
     if as_json:
         click.echo(json.dumps({"url": router.url, "health": health, "hosts": hosts, "functions": functions}, indent=2))

@@ -96,7 +96,7 @@ def create_app(settings: Settings) -> Litestar:
     @get("/", opt={"needs": "nothing"})
     async def root() -> dict[str, str]:
         """Say what this is."""
-        return {"name": "cortex", "models": "/v1/models", "health": "/health"}
+        return {"name": "cortex", "models": "/v1/models", "health": "/health", "status": "/status"}
 
     @asynccontextmanager
     async def run(_: Litestar) -> AsyncIterator[None]:

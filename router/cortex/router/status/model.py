@@ -192,6 +192,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     at: float
     what: str
+    by: str = ""
     function: str
     host: str
     instance: str
@@ -266,6 +267,8 @@ class Details(Struct, frozen=True, kw_only=True):
     phases: tuple[Phase, ...] = ()
     """Of its last cold start."""
     phases_at: float | None = None
+    pinned: bool = False
+    """Whether it is to be kept, by its entry or by an operator."""
 
 
 class HostDetails(Struct, frozen=True, kw_only=True):

@@ -45,7 +45,7 @@ def fragment(piece: Fragment, now: float) -> str:
     return render(piece.template, now, it=piece.value, id=piece.id, order=piece.order)
 
 
-def page(shown: Picture, *, may_act: bool) -> str:
+def page(shown: Picture, *, may_act: bool, logged_in: bool = False) -> str:
     """Return the whole page."""
     pieces = fragments(shown)
     inner = {p.id: Markup(fragment(p, shown.now)) for p in pieces}  # noqa: S704  (our own templates' output)
@@ -54,7 +54,7 @@ def page(shown: Picture, *, may_act: bool) -> str:
         for name in ("hosts", "functions")
     }
     names = [n for r in sorted(shown.rows, key=lambda r: r.id) for n in (r.id, *r.aliases)]
-    return render("page.html", shown.now, parts=inner | lists, names=names, shown=shown, may_act=may_act)
+    return render("page.html", shown.now, parts=inner | lists, names=names, may_act=may_act, logged_in=logged_in)
 
 
 def render(template: str, now: float | None = None, **values: Any) -> str:

@@ -11,9 +11,11 @@ from litestar.response import Stream
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function
-from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity
+from cortex.platform.api_keys import Right
+from cortex.router.door import caller
+from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, NoKey, NotAllowed
 from cortex.router.runtime import Runtime
-from cortex.router.status import assets, hosts, plans, rows
+from cortex.router.status import assets, hosts, login, plans, rows
 from cortex.router.status.known import Index, Known
 from cortex.router.status.live import Live, TooManyWatch
 from cortex.router.status.page import picture
@@ -43,11 +45,11 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     sources = Sources(runtime)
     live = Live(sources.known, stopping())
 
-    @get("/status", **READ)
+    @get("/status", exception_handlers={NoKey: login.to_login, NotAllowed: login.to_login}, **READ)
     async def status(request: Http) -> Response[str]:
         """Show the page; it is whole without its scripts."""
         shown = picture(await sources.known())
-        return _html(page(shown, may_act=may_act(request)))
+        return _html(page(shown, may_act=may_act(request), logged_in=login.logged_in(request)))
 
     @get("/status/live", **READ)
     async def events() -> Stream:
@@ -99,13 +101,12 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         kept = {"cache-control": "public, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
         return Response(found.body, media_type=found.media_type, headers=kept)
 
-    return [status, events, function, host, plan, file]
+    return [status, events, function, host, plan, file, *login.routes(runtime, HEADERS)]
 
 
 def may_act(request: Http) -> bool:
     """Whether whoever looks may change something, too."""
-    principal = request.scope["state"].get("principal")
-    return principal is None or principal.may("admin")
+    return caller(request).may(Right.ADMIN)
 
 
 async def _planned(runtime: Runtime, known: Known, do: str, function: str, host: str) -> Plan:

@@ -7,7 +7,7 @@ from msgspec.structs import asdict
 from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.ledger import Entry
-from cortex.platform.record import HostRecord, Instance, used_function
+from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.router.listing import furthest
 from cortex.router.status.hosts import reaped_at
 from cortex.router.status.known import Index, Known, Rates, key
@@ -47,7 +47,7 @@ def row(function: Function, nth: int, aliases: tuple[str, ...], known: Known, in
     entry = known.starts.get(known.revisions.get(function.id, ""))
     rates = known.rates.get(function.id, Rates())
     last = _last_start([i for _, i in placed], entry)
-    pinned = any(i.pinned for _, i in placed)
+    pinned = function.pinned or any(i.pinned for _, i in placed)
     unnamed = function.id not in known.catalogue.functions
     return Row(
         key=key("fn", function.id),
@@ -87,7 +87,8 @@ def details(function: Function, known: Known, index: Index) -> Details:
         revision=revision,
         instances=tuple(_placed(h, i, revision, known, index) for h, i in placed),
         troubles=tuple(trouble(h, f) for h, f in index.failures.get(function.id, [])),
-        settings=_settings(function),
+        settings=(*_settings(function), *_at_run_time(known.fleet.overrides.get(function.id))),
+        pinned=function.pinned,
         last_used=known.fleet.used.get(used_function(function.id)),
         phases=last[1] if last else (),
         phases_at=last[0] if last else None,
@@ -148,6 +149,12 @@ def _settings(function: Function) -> tuple[tuple[str, str], ...]:
     blank = asdict(Function(id=function.id, engine=function.engine))
     said = {k: v for k, v in asdict(function).items() if v != blank[k] and k != "env"}
     return tuple((key, _said(key, value)) for key, value in said.items())
+
+
+def _at_run_time(override: Override | None) -> tuple[tuple[str, str], ...]:
+    """Return what an operator has set over the catalogue."""
+    said = {k: v for k, v in asdict(override).items() if v is not None} if override else {}
+    return (("set at run time", ", ".join(f"{k} = {str(v).lower()}" for k, v in said.items())),) if said else ()
 
 
 def _said(key: str, value: object) -> str:

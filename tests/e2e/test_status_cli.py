@@ -1,0 +1,29 @@
+"""`cortex status --open`: the page in a browser, logged in, and the key nowhere where others could read it."""
+
+import stat
+from pathlib import Path
+
+from tests.support.stack import Stack
+
+
+def test_it_prints_where_the_page_is_and_opens_it_logged_in(stack: Stack, tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text('#!/bin/sh\nprintf "%s" "$1" > ' + str(tmp_path / "asked"))
+    browser.chmod(0o755)
+
+    done = stack.cli("status", "--open", env={"BROWSER": f"{browser} %s"})
+
+    assert f"{stack.url}/status" in done.stdout
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith("file://")
+    assert stack.local_key() not in asked + done.stdout + done.stderr
+    page = Path(asked.removeprefix("file://"))
+    assert f"{stack.url}/status/login#key={stack.local_key()}" in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+
+
+def test_without_a_browser_it_says_where_the_page_is(stack: Stack) -> None:
+    done = stack.cli("status", "--open", env={"BROWSER": "/nonexistent %s", "PATH": ""})
+
+    assert done.returncode == 0
+    assert f"{stack.url}/status" in done.stdout
