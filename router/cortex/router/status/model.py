@@ -209,6 +209,8 @@ class Job(Struct, frozen=True, kw_only=True):
     share: float | None
     said: str
     at: float | None
+    ends: float | None = None
+    """When it should be over, at this rate."""
 
 
 class Trouble(Struct, frozen=True, kw_only=True):

@@ -5,8 +5,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
+import msgspec
 import structlog
 
+from cortex.platform.agent_messages import Fetching
 from cortex.platform.cancel import cancelled
 from cortex.platform.ledger import Entry
 from cortex.platform.receipts import Receipt
@@ -15,7 +17,8 @@ from cortex.router.history import by_revision
 from cortex.router.runtime import Runtime
 from cortex.router.status.flow import flow, rates
 from cortex.router.status.known import Known
-from cortex.router.status.model import Decision
+from cortex.router.status.model import Decision, Job
+from cortex.router.status.words import mib
 from cortex.router.traffic import Bucket
 
 log = structlog.get_logger()
@@ -23,7 +26,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 0.4
 """How long a page waits for what is read beside the view; what comes later is on the next look."""
-TRAFFIC_S, LEDGER_S, DECISIONS_S = 5.0, 2.0, 2.0
+TRAFFIC_S, LEDGER_S, DECISIONS_S, JOBS_S = 5.0, 2.0, 2.0, 3.0
+GOING_ON = ("queued", "fetching", "waiting")
 MOST_RECEIPTS = 100
 NOT_SHOWN = frozenset({"waited", "more"})
 """Receipts of single requests that went well, or of receipts: they would push out the rest."""
@@ -69,14 +73,15 @@ class Sources:
         nothing: tuple[list[Bucket], dict[str, Bucket]] = ([], {})
         self._traffic = Reading(runtime.inquiry.traffic, TRAFFIC_S, nothing)
         self._decisions: Reading[Sequence[Decision]] = Reading(self._decided, DECISIONS_S, ())
+        self._jobs: Reading[Sequence[Job] | None] = Reading(self._fetching, JOBS_S, None)
         known: Mapping[str, Entry] = {}
         self._ledger = Reading(runtime.history.ledger, LEDGER_S, known)
 
     async def known(self) -> Known:
         """Return what is known now. Never fails: what cannot be read is as it was, or not there."""
         runtime = self._runtime
-        (hour, lately), ledger, decisions = await asyncio.gather(
-            self._traffic.look(), self._ledger.look(), self._decisions.look()
+        (hour, lately), ledger, decisions, jobs = await asyncio.gather(
+            self._traffic.look(), self._ledger.look(), self._decisions.look(), self._jobs.look()
         )
         catalogue, now = runtime.directory.catalogue, time.time()
         return Known(
@@ -87,6 +92,7 @@ class Sources:
             flow=flow(hour, now),
             rates=rates(lately),
             decisions=decisions,
+            jobs=jobs,
             strategy=runtime.settings.eviction.strategy,
             away=runtime.view.away,
             problem=runtime.directory.problem,
@@ -96,6 +102,43 @@ class Sources:
     async def _decided(self) -> Sequence[Decision]:
         receipts = await self._runtime.registry.decisions({}, MOST_RECEIPTS)
         return [decision(r) for r in receipts if r.what not in NOT_SHOWN]
+
+    async def _fetching(self) -> Sequence[Job]:
+        """Ask every host for its downloads. One that does not answer in time has none to show."""
+        hosts = list(self._runtime.view.fleet.hosts.values())
+        asked = (asyncio.wait_for(self._runtime.agents.jobs(h.address), JOBS_S) for h in hosts)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        found = [
+            job(host.name, msgspec.convert(one, Fetching), time.time())
+            for host, listed in zip(hosts, answers, strict=True)
+            if not isinstance(listed, BaseException)
+            for one in listed
+        ]
+        return sorted(found, key=lambda j: (j.state not in GOING_ON, -(j.at or 0.0)))
+
+
+def job(host: str, fetching: Fetching, now: float) -> Job:
+    """Return a download as the page shows it."""
+    said = " · ".join(s for s in (", ".join(fetching.functions), _how_far(fetching), fetching.why) if s)
+    left = fetching.remaining_s
+    return Job(
+        id=fetching.id,
+        host=host,
+        what=fetching.source,
+        state=fetching.state,
+        share=fetching.fraction if fetching.state in GOING_ON else None,
+        said=said,
+        at=fetching.asked or None,
+        ends=round(now + left) if left is not None and fetching.alive else None,
+    )
+
+
+def _how_far(fetching: Fetching) -> str:
+    if not fetching.total:
+        return ""
+    total = mib(fetching.total / 2**20)
+    rate = f", {mib(fetching.rate / 2**20)}/s" if fetching.rate and fetching.alive else ""
+    return total if fetching.done >= fetching.total else f"{mib(fetching.done / 2**20)} of {total}{rate}"
 
 
 def decision(receipt: Receipt) -> Decision:
