@@ -8,19 +8,23 @@ import pytest
 
 from cortex.platform.bigram import write_bigram
 from tests.support.catalogues import aliases, entry, fake, gguf
+from tests.support.histogram import write_histogram
 from tests.support.stack import Stack, free_port, own_redis
 
 FAKE = [sys.executable, "-m", "cortex.platform.fake_engine", "--model={model}", "--host={host}", "--port={port}"]
 ALPHA = "Alpha alder. Alpha acorn. Amber alder."
 BRAVO = "Bravo birch. Bravo bramble. Brown birch."
+WORDS = "A red boat lies still. The keeper lights a lamp at night. Fish swim under the pier. Bread is baked at dawn."
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny models with no word in common, and a file that is no model."""
+    """Two tiny models with no word in common, two that compare texts by their words, and a file that is no model."""
     folder = tmp_path_factory.mktemp("weights")
     write_bigram(folder / "alpha.gguf", ALPHA, name="alpha")
     write_bigram(folder / "bravo.gguf", BRAVO, name="bravo")
+    write_histogram(folder / "embeds.gguf", WORDS, name="embeds")
+    write_histogram(folder / "reranks.gguf", WORDS, name="reranks", rerank=True)
     (folder / "garbage.gguf").write_bytes(b"GGUF" + b"\xff" * 4096)
     return folder
 
@@ -36,6 +40,8 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             entry("cortex/harbour", engine="llamacpp", source="demo:harbour"),
             gguf("tiny/alpha", alpha),
             gguf("tiny/bravo", bravo),
+            gguf("tiny/embeds", str(weights / "embeds.gguf"), task="embed"),
+            gguf("tiny/reranks", str(weights / "reranks.gguf"), task="rerank"),
             gguf("tiny/crowd", alpha, target_concurrency=4, context=4096),
             gguf("tiny/killed", alpha),
             fake("fake/steps", "--answer", "one two three"),
