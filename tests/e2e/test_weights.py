@@ -33,7 +33,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def hub(alpha: bytes) -> Iterator[FakeHub]:
     with fake_hub() as running:
-        for name in ("cold", "slow", "killed", "cooled", "asked", "gone", "gated", "pre"):
+        for name in ("cold", "slow", "killed", "cooled", "asked", "gone", "gated", "pre", "undeclared"):
             running.repos[f"org/{name}"] = {FILE: alpha, "README.md": b"x"}
         running.tokens["org/gated"], running.gated = TOKEN, {"org/gated"}
         yield running
@@ -228,3 +228,18 @@ def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, 
     assert "no download 'org/asked:Q4_K_M' is going on" in str(
         run(stack, "jobs", "cancel", "org/asked:Q4_K_M").exception
     )
+
+
+def test_a_fetch_for_a_function_that_is_no_longer_declared_is_called_off(
+    stack: Stack, hub: FakeHub, alpha: bytes
+) -> None:
+    hub.bytes_s = len(alpha) / 60
+    declared = stack.models.read_text()
+    stack.models.write_text(declared + hub_entry("undeclared"))
+    eventually(lambda: stack.http.get("/admin/functions/w/undeclared").is_success, what="the catalogue")
+    run(stack, "fn", "prefetch", "w/undeclared", "--no-wait")
+    eventually(lambda: job(stack, "undeclared").get("state") == "fetching", what="the fetch")
+
+    stack.models.write_text(declared)
+
+    eventually(lambda: job(stack, "undeclared").get("state") == "stopped", what="it to be called off")

@@ -219,6 +219,25 @@ def test_a_hub_that_cannot_be_reached_says_where_files_may_be_put_by_hand(tmp_pa
         weights.fetch(source_of(wanted), tmp_path, way, lambda _: None)
 
 
+def test_offline_nothing_is_asked_and_the_error_says_so(hub: FakeHub, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tests.platform.test_hub import *\n"
+        "cache = Path(sys.argv[1]); way = Hub(weights.hub_cache(cache), endpoint=sys.argv[2])\n"
+        "try: weights.fetch(Repo(repo='org/m', quant='Q4_K_M', gguf=True), cache, way, print)\n"
+        "except WeightsUnavailable as error: print(type(error).__name__, error)"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), hub.url], env=env, capture_output=True, text=True, check=False
+    )
+
+    assert "org/m is not on this host, and HF_HUB_OFFLINE forbids to fetch it" in done.stdout
+    assert f"put its files into {tmp_path}/by-hand/org/m" in done.stdout
+    assert done.stdout.startswith("WeightsUnavailable")
+    assert hub.seen == []
+
+
 def test_files_put_by_hand_are_taken_when_they_are_whole(tmp_path: Path) -> None:
     folder = tmp_path / "by-hand" / "org" / "m"
     folder.mkdir(parents=True)
@@ -299,6 +318,26 @@ def test_a_mirror_cannot_write_outside_the_cache(hub: FakeHub, tmp_path: Path) -
 
     with pytest.raises(WeightsUnavailable, match="no GGUF"):
         fetched(hub, function("org/m", quant="Q4_K_M"), tmp_path)
+
+
+def test_memory_is_estimated_from_the_head_of_a_file_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    from cortex.platform.bigram import write_bigram
+    from cortex.platform.estimating import estimated
+    from cortex.platform.settings import Agent, Settings
+    from cortex.platform.settings import Hub as HubSettings
+
+    write_bigram(tmp_path / "m.gguf", "One two. Two three.", name="m")
+    hub.repos["org/tiny"] = {"m.gguf": (tmp_path / "m.gguf").read_bytes() + bytes(5_000_000)}
+    hub.repos["org/snap"]["config.json"] = b'{"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}'
+    settings = Settings(agent=Agent(cache_dir=str(tmp_path / "cache")), hub=HubSettings(endpoint=hub.url))
+
+    gguf = estimated(function("org/tiny"), settings)
+    snap = estimated(Function(id="b", engine=Engine.VLLM, source="org/snap", context=1024), settings)
+
+    assert (gguf.weights_mb, gguf.tokens, gguf.here) == (5, 32768, False)
+    assert "1 layers × 1 heads × (32 + 32)" in gguf.formula
+    assert "2 layers × 4 heads × (16 + 16)" in snap.formula
+    assert hub.sent["m.gguf"] <= 2**20
 
 
 def test_signatures_of_addresses_are_not_said() -> None:

@@ -146,16 +146,17 @@ def _handler(hub: FakeHub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
             content = hub.repos[repo][path]
             if hub.wrong[path]:
                 content = hub.wrong[path].pop(0)
-            begin, given = 0, self.headers.get("range", "")
-            if given and hub.ranges:
-                begin = int(given.removeprefix("bytes=").partition("-")[0])
+            begin, end, given = 0, len(content), self.headers.get("range", "") if hub.ranges else ""
+            if given:
+                first, _, last = given.removeprefix("bytes=").partition("-")
+                begin, end = int(first), min(end, int(last or end) + 1)
             if begin > len(content):
                 self._say(416, {})
                 return
-            part = content[begin:]
-            self.send_response(206 if begin else 200)
-            if begin:
-                self.send_header("content-range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+            part = content[begin:end]
+            self.send_response(206 if given else 200)
+            if given:
+                self.send_header("content-range", f"bytes {begin}-{end - 1}/{len(content)}")
             for key, value in {**(more or {}), "content-length": str(len(part))}.items():
                 self.send_header(key, value)
             self.end_headers()
