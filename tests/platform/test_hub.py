@@ -159,8 +159,9 @@ def test_wrong_content_is_never_taken_for_the_file(hub: FakeHub, tmp_path: Path,
     hub.wrong["m-Q4_K_M.gguf"] = [wrong]
     wanted = function("org/m", quant="Q4_K_M")
 
-    with pytest.raises(HubAway):
+    with pytest.raises(HubAway) as failed:
         fetched(hub, wanted, tmp_path)
+    assert "secret" not in str(failed.value)
     assert weights.find(wanted, tmp_path) is None
     fetched(hub, wanted, tmp_path)
 

@@ -16,7 +16,6 @@ says a token or the query of a signed address.
 
 import contextlib
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 CHUNK = MIB // 2
 """What a killed download loses of each file at most. The library's own measure is 10 MB, and so coarse a progress."""
+HEAD_S = 10.0
 OURS_MARK = ".cortex"
 """In the folder of a repository that cortex began: only such are ever removed."""
 Progress = Callable[[int], None]
@@ -119,17 +119,20 @@ class Hub:
     def head(self, repo: str, commit: str, path: str, count: int) -> bytes:
         """Return the first bytes of a file. Raises HubAway or WeightsUnavailable."""
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 
         with self._mapped(f"{path} of {repo}"):
             url = hf_hub_url(repo, path, revision=commit, endpoint=self._endpoint)
             told = self._told(url)
-            most = min(count, told.size or count)
-            taken = io.BytesIO()
-            headers = {**self._headers(url, told.location), "range": f"bytes=0-{most - 1}"}
-            if most:
-                http_get(told.location, taken, headers=headers, tqdm_class=_Silent)
-            return taken.getvalue()[:count]
+            headers = {**self._headers(url, told.location), "range": f"bytes=0-{count - 1}"}
+            taken = bytearray()
+            with http_stream_backoff("GET", told.location, headers=headers, timeout=HEAD_S) as answer:
+                hf_raise_for_status(answer)
+                for chunk in answer.iter_bytes():
+                    taken += chunk
+                    if len(taken) >= count:  # a server need not heed ranges
+                        break
+            return bytes(taken[:count])
 
     def folder(self, repo: str) -> Path:
         """Return where a repository is kept."""
@@ -276,8 +279,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def clean(text: str) -> str:
-    """Return a message in one line, without the queries of addresses: they may be signed."""
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", " ".join(text.split()))[:500]
+    """Return a message in one line, without the queries of addresses: they may be signed. Some come cut short."""
+    return re.sub(r"\?[^\s'\")]+", "", " ".join(text.split()))[:500]
 
 
 class _Checked:
