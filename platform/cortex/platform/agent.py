@@ -59,7 +59,7 @@ class Agent:
         now = time.time()
         host = HostRecord(
             name=settings.host_name,
-            address=settings.agent.address or f"http://{settings.agent.listen}",
+            address=settings.agent.address or f"{_scheme(settings)}://{settings.agent.listen}",
             version=version("cortex"),
             labels=settings.agent.labels,
             engines=found.versions,
@@ -439,3 +439,7 @@ class Agent:
 
 def _state_path(settings: Settings) -> Path:
     return Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
+
+
+def _scheme(settings: Settings) -> str:
+    return "https" if settings.agent.tls_cert else "http"

@@ -80,7 +80,8 @@ def routes(agent: Agent, relay: Relay, settings: Settings, guard: Guard) -> Rout
     """Return the routes. `guard` is on all of them but `/health`."""
     guards = [guard]
     born = time.monotonic()
-    endpoint_url = f"http://localhost:{settings.agent.listen.rpartition(':')[2]}"
+    scheme = "https" if settings.agent.tls_cert else "http"
+    endpoint_url = f"{scheme}://localhost:{settings.agent.listen.rpartition(':')[2]}"
 
     @get("/health")
     async def health() -> dict[str, Any]:

@@ -49,6 +49,11 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Serve nobody without an API key, even on loopback: for a router behind a proxy on the same machine."""
     allowed_hosts: tuple[str, ...] = ()
     """Names beside loopback's own under which a router without any API key answers browsers."""
+    tls_cert: str = ""
+    tls_key: str = ""
+    """A certificate and its key: the router then speaks https. Renewed files are taken without a restart."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose `X-Forwarded-For` is believed; none by default."""
 
 
 class Eviction(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +105,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where routers reach this agent."""
     address: str = ""
     """The URL at which routers reach this agent; default: from `listen`."""
+    tls_cert: str = ""
+    tls_key: str = ""
+    """The same for the agent; `address` then begins with https."""
     worker_host: str = "127.0.0.1"
     """The address workers listen on."""
     worker_ports: str = ""
@@ -159,13 +167,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Serve every function with the fake engine, whatever its own: for trying a fleet without its GPUs."""
     token_file: str = str(Path(_DIRS.user_state_dir) / "fleet.token")
     """The secret that routers and agents share; made on first use."""
+    ca_file: str = ""
+    """Certificates that cortex trusts, beside the system's, when it calls a router, an agent or Redis by TLS."""
     local_key_file: str = ""
     """Holds the admin key of this machine's user; `cortex up` writes one and says so here."""
 
     @property
     def redis_url(self) -> str:
         """Where the record is, with the password if one is kept in a file. Raises SettingsError."""
-        url, file = self.redis.url or DEFAULT_REDIS_URL, self.redis.password_file
+        url, file = self._trusting(self.redis.url or DEFAULT_REDIS_URL), self.redis.password_file
         if not file:
             return url
         try:
@@ -175,6 +185,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         parts = urlsplit(url)
         user, _, rest = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{rest}").geturl()
+
+    def _trusting(self, url: str) -> str:
+        if not self.ca_file or not url.startswith("rediss://") or "ssl_ca_certs=" in url:
+            return url
+        given = quote(str(Path(self.ca_file).expanduser()), safe="/")
+        return f"{url}{'&' if '?' in url else '?'}ssl_ca_certs={given}"
 
     @property
     def host_name(self) -> str:
@@ -230,6 +246,7 @@ def encode_env(settings: Settings) -> dict[str, str]:
         "CORTEX_PRETEND": "true" if settings.pretend else "false",
         "CORTEX_MODELS_CONFIG": settings.models_config,
         "CORTEX_TOKEN_FILE": settings.token_file,
+        "CORTEX_CA_FILE": settings.ca_file,
         "CORTEX_LOCAL_KEY_FILE": settings.local_key_file,
     }
     for section in ("gateway", "eviction", "redis", "agent", "hub"):
@@ -281,7 +298,7 @@ def _struct_in(hint: Any) -> type[Struct] | None:
 
 
 _SHORT = {"CORTEX_REDIS_URL": "CORTEX_REDIS__URL"}
-_PLAIN = {"models_config", "token_file", "local_key_file", "pretend"}
+_PLAIN = {"models_config", "ca_file", "token_file", "local_key_file", "pretend"}
 _OTHER = {"CORTEX_URL", "CORTEX_CONFIG", "CORTEX_LOG", "CORTEX_API_KEY"}
 
 

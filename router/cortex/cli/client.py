@@ -9,6 +9,7 @@ import httpx
 
 from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.local import key_for, running
+from cortex.platform.certificates import trust
 
 DEFAULT_URL = "http://127.0.0.1:31313"
 
@@ -33,7 +34,10 @@ class Router:
         self.url = router_url()
         key = api_key(self.url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+        trusted = trust(os.environ.get("CORTEX_CA_FILE", ""))
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False, verify=trusted
+        )
 
     def functions(self) -> list[dict[str, Any]]:
         """Return every function."""

@@ -31,6 +31,10 @@ click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.GROUP_ARGUMENTS_OPTIONS = True
 
 
+_tls_cert = click.option("--tls-cert", metavar="FILE", help="Speak https with this certificate, and follow the file.")
+_tls_key = click.option("--tls-key", metavar="FILE", help="The key of the certificate.")
+
+
 @click.group(epilog=exits.HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cortex", prog_name="cortex")
 def cli() -> None:
@@ -94,9 +98,16 @@ def up(
 @config_option
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
 @click.option("--insecure", is_flag=True, help="Listen on an address other than loopback without any key.")
-def router(config: Path | None, workers: int, insecure: bool) -> None:
+@_tls_cert
+@_tls_key
+def router(config: Path | None, workers: int, insecure: bool, tls_cert: str | None, tls_key: str | None) -> None:
     """Run a router: the URL that clients talk to."""
-    _route(settings_of(config), workers, insecure)
+    from msgspec.structs import replace
+
+    settings = settings_of(config)
+    gateway = settings.gateway
+    gateway = replace(gateway, tls_cert=tls_cert or gateway.tls_cert, tls_key=tls_key or gateway.tls_key)
+    _route(replace(settings, gateway=gateway), workers, insecure)
 
 
 @cli.command(hidden=True)
@@ -163,30 +174,30 @@ def _any_key(settings: Settings) -> bool:
 
 @cli.command()
 @config_option
-def agent(config: Path | None) -> None:
+@_tls_cert
+@_tls_key
+def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> None:
     """Run this host's agent: it starts, watches and stops the workers."""
     import uvicorn
+    from msgspec.structs import replace
 
-    from cortex.platform import systemd
+    from cortex.platform import listener, systemd
     from cortex.platform.agent_api import create_app
 
     settings = settings_of(config)
+    own = settings.agent
+    settings = replace(settings, agent=replace(own, tls_cert=tls_cert or own.tls_cert, tls_key=tls_key or own.tls_key))
     log.configure()
-    host, _, port = settings.agent.listen.rpartition(":")
     passed = systemd.listeners().get("agent")
     try:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(settings),
-                host=host.strip("[]"),
-                port=int(port),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                ws="none",
-                timeout_graceful_shutdown=2,
-            )
+        served = listener.config(
+            create_app(settings),
+            settings.agent.listen,
+            cert=settings.agent.tls_cert,
+            key=settings.agent.tls_key,
+            timeout_graceful_shutdown=2,
         )
+        server = uvicorn.Server(served)
         server.run(sockets=[passed] if passed else None)
         if not server.started:
             sys.exit(exits.FAILED)

@@ -132,11 +132,14 @@ def _prepared(settings: Settings, models: Path | None, port: int | None) -> tupl
     listen = f"127.0.0.1:{port}" if port else settings.gateway.listen
     if not address.is_loopback(listen):
         raise Failed(f"`cortex up` listens on loopback only, not on {listen}")
-    gateway = replace(settings.gateway, listen=_free(listen, "the router"), drain_s=4.0)
+    # Loopback needs no TLS, and the commands would have to trust a certificate for it.
+    gateway = replace(settings.gateway, tls_cert="", tls_key="", listen=_free(listen, "the router"), drain_s=4.0)
     if gateway.metrics_listen:
         gateway = replace(gateway, metrics_listen=_free(gateway.metrics_listen, "metrics", _port(gateway.listen)))
     agent = replace(
         settings.agent,
+        tls_cert="",
+        tls_key="",
         listen=_free(settings.agent.listen, "the agent"),
         keep_workers=False,
         stop_grace_s=min(settings.agent.stop_grace_s, 3.0),

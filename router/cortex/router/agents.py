@@ -24,6 +24,7 @@ from cortex.platform.agent_messages import (
     Removed,
     Stored,
 )
+from cortex.platform.certificates import trust
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0
@@ -54,8 +55,9 @@ def _mapped(address: str) -> Iterator[None]:
 class Agents:
     """All agents, by the address in their host's record."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, ca_file: str = "") -> None:
         self._http = httpx.AsyncClient(
+            verify=trust(ca_file),
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
             timeout=TIMEOUT_S,
             trust_env=False,

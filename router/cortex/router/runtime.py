@@ -67,7 +67,7 @@ class Runtime:
         self.view = View(self.registry, self.id)
         self.flights = Flights(self.id)
         self.history = History(self.registry)
-        self.agents = Agents(token)
+        self.agents = Agents(token, settings.ca_file)
         self.upstream = Upstream(token)
         self.images = RemoteImages()
         self.receipts = Receipts(self.id)

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from uvicorn.supervisors import Multiprocess
 
 from cortex.functions.names import slug
+from cortex.platform import listener, systemd
 from cortex.platform import log as logging
 from cortex.platform import settings as settings_
-from cortex.platform import systemd
 from cortex.platform.leash import die_with_parent
 from cortex.platform.settings import Settings, encode_env
 from cortex.router import tallies
@@ -40,35 +40,35 @@ def serve(settings: Settings, workers: int) -> None:
 
 
 def _serve(settings: Settings, workers: int) -> None:
-    host, _, port = settings.gateway.listen.rpartition(":")
+    gateway = settings.gateway
+    host, _, port = gateway.listen.rpartition(":")
     host = host.strip("[]")
     # uvicorn hands its children an import string; they find the settings in the environment.
     os.environ.update(encode_env(settings))
-    config = uvicorn.Config(
+    config = listener.config(
         "cortex.router.serve:worker",
+        gateway.listen,
+        cert=gateway.tls_cert,
+        key=gateway.tls_key,
+        proxies=gateway.trusted_proxies,
         factory=True,
-        host=host,
-        port=int(port),
         workers=workers,
         backlog=BACKLOG,
-        log_config=None,
-        access_log=False,
-        server_header=False,
         date_header=True,
-        ws="none",
-        timeout_graceful_shutdown=int(settings.gateway.drain_s),
+        timeout_graceful_shutdown=int(gateway.drain_s),
         timeout_keep_alive=75,
     )
     # With a listener of the service manager's, clients wait during our restart instead of being refused.
-    listener = systemd.listeners().get("http") or socket.create_server(
+    opened = systemd.listeners().get("http") or socket.create_server(
         (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
     )
-    listener.set_inheritable(True)
-    log.info("router_listens", url=f"http://{settings.gateway.listen}", workers=workers)
+    opened.set_inheritable(True)
+    scheme = "https" if gateway.tls_cert else "http"
+    log.info("router_listens", url=f"{scheme}://{gateway.listen}", workers=workers)
     if workers > 1:
-        _Parent(config, sockets=[listener]).run()
+        _Parent(config, sockets=[opened]).run()
     else:
-        _Single(config).run(sockets=[listener])
+        _Single(config).run(sockets=[opened])
 
 
 class _Single(uvicorn.Server):

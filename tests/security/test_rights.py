@@ -1,0 +1,134 @@
+"""Who may do what: every route of the running router and agent, asked by every kind of caller.
+
+The routes are read off the applications: one that has no row here fails.
+"""
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from litestar import Litestar
+
+from cortex.platform import agent_api
+from cortex.platform.settings import Settings
+from cortex.router.app import create_app
+from tests.security.keyed import Keyed
+
+pytestmark = [pytest.mark.xdist_group("security"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+OPEN, INFERENCE, STATUS, ADMIN = "nothing", "inference", "status", "admin"
+ROUTER = {
+    "GET /": OPEN,
+    "GET /health": OPEN,
+    "GET /v1/models": INFERENCE,
+    "GET /v1/models/{model_id}": INFERENCE,
+    "POST /v1/chat/completions": INFERENCE,
+    "POST /v1/completions": INFERENCE,
+    "POST /v1/embeddings": INFERENCE,
+    "POST /v1/messages": INFERENCE,
+    "POST /v1/messages/count_tokens": INFERENCE,
+    "POST /v1/rerank": INFERENCE,
+    "POST /v1/responses": INFERENCE,
+    "GET /admin/functions": STATUS,
+    "GET /admin/functions/{name}": STATUS,
+    "GET /admin/hosts": STATUS,
+    "GET /admin/keys": STATUS,
+    "GET /admin/keys/{name}": STATUS,
+    "GET /admin/requests": STATUS,
+    "GET /admin/traffic": STATUS,
+    "GET /admin/requests/{id}": STATUS,
+    "GET /status": STATUS,
+    "GET /status/assets/{name}": OPEN,
+    "GET /status/function/{name}": STATUS,
+    "GET /status/host/{name}": STATUS,
+    "GET /status/live": STATUS,
+    "GET /status/plan": STATUS,
+    "POST /admin/functions/{name}": ADMIN,
+    "POST /admin/hosts/{host}/{verb}": ADMIN,
+    "POST /admin/keys": ADMIN,
+    "POST /admin/keys/{name}/revoke": ADMIN,
+    "POST /admin/keys/{name}/rotate": ADMIN,
+    "POST /admin/requests/{id}/cancel": ADMIN,
+}
+MAY = {
+    OPEN: {"", "wrong", "fleet", "inference", "other", "status", "admin", "local"},
+    INFERENCE: {"inference", "other", "admin", "local"},
+    STATUS: {"status", "admin", "local"},
+    ADMIN: {"admin", "local"},
+}
+AGENT_OPEN = {"GET /health"}
+
+
+def routes(app: Litestar) -> dict[str, object]:
+    """Return what every route says it needs, by method and path."""
+    return {
+        f"{method} {route.path_format}": handler.opt.get("needs")
+        for route in app.routes
+        for handler in getattr(route, "route_handlers", [])
+        for method in handler.http_methods
+        if method != "OPTIONS"
+    }
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder: Path = tmp_path_factory.mktemp("app")
+    (folder / "models.toml").write_text("")
+    return Settings(models_config=str(folder / "models.toml"), token_file=str(folder / "token"))
+
+
+async def test_every_route_of_the_router_has_a_row_and_says_what_it_needs(settings: Settings) -> None:
+    found = routes(create_app(settings))
+
+    assert {r: n for r, n in found.items() if ROUTER.get(r) != n} == {}, "add a row to the table above, or the mark"
+    assert {r for r in ROUTER if r not in found} == set()
+
+
+@pytest.mark.parametrize("caller", sorted(MAY[OPEN]))
+def test_every_route_of_the_router_is_open_to_those_it_is_for_and_closed_to_all_others(
+    keyed: Keyed, caller: str
+) -> None:
+    keyed.everywhere("inference", 200)
+    keyed.keys["fleet"] = fleet_token(keyed)
+    expected, seen = {}, {}
+    with keyed.client(caller) as http:
+        for route, needs in ROUTER.items():
+            expected[route] = "open" if caller in MAY[needs] else "closed"
+            seen[route] = asked(http, route)
+
+    assert seen == expected
+
+
+@pytest.mark.parametrize("caller", ["", "wrong", "inference", "admin", "local", "fleet"])
+def test_every_route_of_an_agent_but_its_health_needs_the_fleet_token(keyed: Keyed, caller: str) -> None:
+    app = agent_api.create_app(
+        Settings(models_config="", token_file=str(keyed.stack.folder / "state" / "cortex" / "fleet.token"))
+    )
+    keyed.keys["fleet"] = fleet_token(keyed)
+    expected, seen = {}, {}
+    with httpx.Client(
+        base_url=f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}",
+        headers={"authorization": f"Bearer {keyed.keys.get(caller, caller)}"} if caller else {},
+        trust_env=False,
+    ) as http:
+        for route in routes(app):
+            if caller == "fleet" and not route.startswith("GET"):
+                continue  # those do what they say
+            expected[route] = "open" if caller == "fleet" or route in AGENT_OPEN else "closed"
+            seen[route] = asked(http, route)
+
+    assert seen == expected
+
+
+def asked(http: httpx.Client, route: str) -> str:
+    """Ask for a route in a way that does no harm where it is let in, and say whether it was."""
+    method, path = route.split()
+    path = re.sub(r"\{[^}]*\}", "nobody", path)
+    with http.stream(method, path, content=b"not json" if method != "GET" else None) as answer:
+        assert answer.status_code < 500, f"{route}: {answer.status_code}"
+        return "closed" if answer.status_code in (401, 403) else "open"
+
+
+def fleet_token(keyed: Keyed) -> str:
+    return (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
