@@ -44,6 +44,8 @@ def read(body: bytes, shape: type[T]) -> T:
         if not body.isascii():
             body.decode("utf-8")  # msgspec skips over unknown fields without looking into them
         return msgspec.json.decode(body, type=shape)
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not valid UTF-8 at byte {error.start}") from None
     except msgspec.ValidationError as error:

@@ -1,0 +1,314 @@
+"""Requests as attackers send them, byte for byte, against the running router and agent."""
+
+import json
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.security.keyed import Keyed
+from tests.security.raw import say
+
+pytestmark = pytest.mark.xdist_group("security")
+BODY = json.dumps({"model": "one/open", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
+
+
+def request(
+    keyed: Keyed, *lines: str, body: bytes = BODY, length: bool = True, path: str = "/v1/chat/completions"
+) -> bytes:
+    """Return a request as bytes; `lines` are more headers, exactly as they are."""
+    head = [f"POST {path} HTTP/1.1", "Host: cortex", f"x-api-key: {keyed.keys['inference']}", *lines]
+    if length:
+        head.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+
+
+@pytest.fixture(autouse=True)
+def warm(keyed: Keyed) -> None:
+    keyed.everywhere("inference", 200)
+
+
+SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: evil\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        (["Content-Length: 5"], BODY),
+        (["Content-Length: 5, 5"], BODY),
+        (["Content-Length: +5"], BODY),
+        (["Content-Length: 0x5"], BODY),
+        (["Content-Length: -1"], BODY),
+        (["Content-Length : 5"], BODY),
+        (["Content-Length: 99999999999999999999999999"], BODY),
+        (["Transfer-Encoding: chunked"], b"0\r\n\r\n" + SMUGGLED),
+        (["Transfer-Encoding: chunked", "Transfer-Encoding: identity"], b"0\r\n\r\n" + SMUGGLED),
+        (["Transfer-Encoding: xchunked"], b"0\r\n\r\n" + SMUGGLED),
+        (["Transfer-Encoding : chunked"], b"0\r\n\r\n" + SMUGGLED),
+        (["Transfer-Encoding: chunked, identity"], b"0\r\n\r\n" + SMUGGLED),
+        ([" folded: header"], BODY),
+        (["no-colon"], BODY),
+        (["bare\nnewline: x"], BODY),
+        (["nul: a\0b"], BODY),
+    ],
+)
+def test_a_request_of_which_two_servers_could_think_different_things_is_none(
+    keyed: Keyed, lines: list[str], body: bytes
+) -> None:
+    said = say(keyed.stack.port, request(keyed, *lines, body=body))
+
+    assert said.closed
+    assert len(said.statuses) == 1
+    assert said.statuses[0] in (400, 415)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"ffffffffffffffffffff\r\nx",
+        b"-1\r\nx\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+        b"5\nhello\n0\n\n",
+        b"zz\r\nhello\r\n0\r\n\r\n",
+        b"5;" + b"a" * 200_000 + b"\r\nhello\r\n0\r\n\r\n",
+        b"1\r\n{\r\n" * 3 + b"0\r\n\r\n",
+        b"0\r\n" + b"trailer: x\r\n" * 50_000 + b"\r\n",
+    ],
+    ids=["huge", "negative", "hex-prefix", "bare-newlines", "letters", "long-extension", "no-json", "many-trailers"],
+)
+def test_absurd_chunks_are_a_bad_request_and_nothing_worse(keyed: Keyed, chunks: bytes) -> None:
+    said = say(
+        keyed.stack.port,
+        request(keyed, "Transfer-Encoding: chunked", "Connection: close", body=b"", length=False) + chunks,
+        half_close=True,
+    )
+
+    assert [s for s in said.statuses if s >= 500] == []
+    assert [s for s in said.statuses if s == 200] == []
+    assert said.closed
+
+
+def test_requests_in_a_row_are_answered_in_their_order_each_for_itself(keyed: Keyed) -> None:
+    first = request(keyed, "x-request-id: first")
+    closed = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nx-request-id: second\r\n\r\n"
+    third = request(keyed, "x-request-id: third", "Connection: close")
+
+    said = say(keyed.stack.port, first + closed + third, silence_s=5)
+
+    assert said.statuses == [200, 401, 200]
+    places = [said.raw.index(b"\r\nx-request-id: " + name) for name in (b"first", b"second", b"third")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0"])
+def test_nobody_is_upgraded(keyed: Keyed, upgrade: str) -> None:
+    said = say(
+        keyed.stack.port,
+        f"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: {upgrade}\r\n\r\n".encode(),
+        silence_s=3,
+    )
+
+    assert 101 not in said.statuses
+    assert [s for s in said.statuses if s >= 500] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\r\nx-evil: 1",
+        "a\nb",
+        "a\0b",
+        "../../etc/passwd",
+        "one/../two/other",
+        "%2e%2e/x",
+        "\u2028",
+        "é" * 300,
+        "x" * 100_000,
+    ],
+)
+def test_a_models_name_that_is_an_attack_is_unknown_and_stays_in_its_place(keyed: Keyed, name: str) -> None:
+    answer = keyed.ask("inference", name)
+    with keyed.client("inference") as http:
+        looked = http.get("/v1/models/" + "".join(f"%{b:02x}" for b in name.encode())[:3000])
+
+    for one in (answer, looked):
+        assert one.status_code in (400, 403, 404)
+        assert "x-evil" not in one.headers
+        assert len(one.content) < 2000
+        assert one.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("given", ["a\tb", "x" * 129, "é", "a b", "<script>", "%0d%0aset-cookie:x"])
+def test_a_request_id_that_is_not_tame_is_replaced(keyed: Keyed, given: str) -> None:
+    said = say(keyed.stack.port, request(keyed, f"x-request-id: {given}", "Connection: close"), silence_s=5)
+
+    assert said.statuses == [200]
+    assert b"\r\nx-request-id: req_" in said.raw
+    assert given.encode("latin-1") not in said.raw
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 200_000,
+        b'{"model":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model":"one/open","messages":' + b'[{"role":"user","content":' * 5000 + b"1" + b"}]" * 5000 + b"}",
+        b'{"model":"one/open","messages":[],"max_tokens":1e999999}',
+        b'{"model":"one/open","messages":[],"seed":' + b"9" * 100_000 + b"}",
+        b'{"model":"one/open\\u0000","messages":[]}',
+        b'{"model":"\\ud800","messages":[]}',
+        b"\xff\xfe{}",
+        b"",
+        b"null",
+        b'{"model": {"$ref": "#"}}',
+    ],
+    ids=lambda b: repr(b[:24]),
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings"])
+def test_bodies_that_are_bombs_are_refused_at_once(keyed: Keyed, path: str, body: bytes) -> None:
+    began = time.monotonic()
+    with keyed.client("inference") as http:
+        answer = http.post(path, content=body)
+
+    assert answer.status_code in (400, 404)
+    assert answer.json()["error"]["message"]
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
+def test_nothing_is_unpacked_for_anybody(keyed: Keyed, encoding: str) -> None:
+    with keyed.client("inference") as http:
+        answer = http.post("/v1/chat/completions", content=b"\x1f\x8b" * 100, headers={"content-encoding": encoding})
+
+    assert answer.status_code == 415
+
+
+def test_a_body_that_is_too_large_is_refused_by_its_length_before_it_is_sent(keyed: Keyed) -> None:
+    said = say(
+        keyed.stack.port,
+        request(keyed, f"Content-Length: {10**10}", "Connection: close", body=b"{", length=False),
+        silence_s=3,
+    )
+
+    assert said.statuses == [413]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://169.254.169.254/latest/meta-data", "http://127.0.0.1:6379/", "file:///etc/passwd", "gopher://x", "//x"],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_no_address_is_fetched_for_anybody(keyed: Keyed, path: str, url: str) -> None:
+    content = {
+        "/v1/chat/completions": [{"type": "image_url", "image_url": {"url": url}}],
+        "/v1/messages": [{"type": "image", "source": {"type": "url", "url": url}}],
+        "/v1/responses": [{"type": "input_image", "image_url": url}],
+    }[path]
+    words = "input" if path == "/v1/responses" else "messages"
+    with keyed.client("inference") as http:
+        answer = http.post(
+            path, json={"model": "one/open", "max_tokens": 1, words: [{"role": "user", "content": content}]}
+        )
+
+    assert answer.status_code == 400
+    assert "image" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "https://evil.example", "access-control-request-method": "POST"},
+    ],
+)
+def test_no_page_of_another_site_is_told_that_it_may_read(keyed: Keyed, headers: dict[str, str]) -> None:
+    with keyed.client("admin") as http:
+        answers = [
+            http.request(method, path, headers=headers)
+            for method in ("OPTIONS", "GET")
+            for path in ("/v1/models", "/admin/functions", "/health", "/status")
+        ]
+
+    assert not [h for a in answers for h in a.headers if h.startswith("access-control-")]
+
+
+def test_a_cookie_from_another_sites_page_changes_nothing(keyed: Keyed) -> None:
+    cookie = {"cookie": f"cortex_key={keyed.keys['admin']}"}
+    with keyed.client() as http:
+        read = http.get("/admin/functions", headers=cookie)
+        theirs = http.post("/admin/functions/one%2Fopen/cool", headers={**cookie, "sec-fetch-site": "cross-site"})
+        plain = http.post("/admin/functions/one%2Fopen/cool", headers=cookie)
+        ours = http.post("/admin/functions/nobody/cool", headers={**cookie, "sec-fetch-site": "same-origin"})
+
+    assert (read.status_code, theirs.status_code, plain.status_code, ours.status_code) == (200, 403, 403, 404)
+
+
+def test_what_is_sent_cannot_forge_a_line_of_the_log(keyed: Keyed) -> None:
+    forged = '\n{"event": "forged_event", "level": "critical"}'
+    with keyed.client("wrong" + forged.replace("\n", " ")) as http:
+        http.get("/v1/models" + "%0a" + "forged_event")
+        http.post("/admin/functions/%0a%7B%22event%22%3A%22forged_event%22%7D/warm")
+    keyed.ask("inference", forged)
+    keyed.ask("inference", messages=[{"role": "user", "content": "forged_event" + forged}], stream="\n")
+
+    for line in keyed.stack.log("router").splitlines():
+        assert not line.lstrip().startswith('{"event": "forged_event"')
+        if line.startswith("{"):
+            assert json.loads(line)["event"] != "forged_event"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/instances/..%2f..%2f..%2fetc%2fpasswd/logs",
+        "/instances/%2e%2e/logs",
+        "/instances/x%00/logs",
+        "/instances//etc/passwd/logs",
+        "/models/..%2f..%2fetc%2fpasswd/endpoint",
+        "/../../etc/passwd",
+    ],
+)
+def test_an_agent_shows_no_file_that_is_not_a_log_of_its_own(keyed: Keyed, path: str) -> None:
+    token = (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
+    port = int(keyed.stack.env["CORTEX_AGENT__LISTEN"].rpartition(":")[2])
+
+    said = say(
+        port, f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n".encode()
+    )
+
+    assert said.statuses[0] in (400, 404)
+    assert b"root:" not in said.raw
+
+
+def test_arguments_of_a_catalogue_reach_no_shell(keyed: Keyed, tmp_path: Path) -> None:
+    mark = tmp_path / "touched"
+    text = keyed.stack.models.read_text()
+    attack = f"; touch {mark}; $(touch {mark}) `touch {mark}` | touch {mark} \n touch {mark}"
+    entry = f'\n[[models]]\nid = "two/shell"\nengine = "fake"\nargs = ["--answer", {json.dumps(attack)}]\n'
+    cut = text.index("[aliases]")
+    keyed.stack.models.write_text(text[:cut] + entry + text[cut:])
+    try:
+        deadline = time.monotonic() + 10
+        while (answer := keyed.ask("other", "two/shell")).status_code == 404 and time.monotonic() < deadline:
+            pass
+    finally:
+        keyed.stack.models.write_text(text)
+
+    assert answer.status_code == 200
+    assert not mark.exists()
+
+
+def test_a_router_without_keys_answers_no_name_that_was_bent_to_point_at_it(tmp_path: Path) -> None:
+    from tests.support.fleet import Fleet
+    from tests.support.stack import own_redis
+
+    with own_redis(tmp_path) as url, Fleet(tmp_path, url, "", {}) as fleet:
+        port = int(fleet.url.rpartition(":")[2])
+        rebound = say(port, b"GET /admin/functions HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+        own = httpx.get(f"{fleet.url}/admin/functions", trust_env=False)
+        posted = httpx.post(f"{fleet.url}/admin/hosts/x/cordon", headers={"origin": "http://evil"}, trust_env=False)
+
+    assert rebound.statuses == [403]
+    assert own.status_code == 200
+    assert posted.status_code == 403
