@@ -50,8 +50,9 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_hosts: tuple[str, ...] = ()
     """Names beside loopback's own under which a router without any API key answers browsers."""
     tls_cert: str = ""
+    """A certificate file: the router then speaks https. A renewed one is taken without a restart."""
     tls_key: str = ""
-    """A certificate and its key: the router then speaks https. Renewed files are taken without a restart."""
+    """The key of the certificate."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose `X-Forwarded-For` is believed; none by default."""
 
@@ -106,8 +107,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address: str = ""
     """The URL at which routers reach this agent; default: from `listen`."""
     tls_cert: str = ""
+    """A certificate file: the agent then speaks https, and an `address` that is given begins with it."""
     tls_key: str = ""
-    """The same for the agent; `address` then begins with https."""
+    """The key of the certificate."""
     worker_host: str = "127.0.0.1"
     """The address workers listen on."""
     worker_ports: str = ""
