@@ -23,6 +23,11 @@ test-browser *args:
 soak seconds="120":
     CORTEX_SOAK_S={{seconds}} uv run pytest tests/e2e/test_soak.py --timeout 3600
 
+# the same questions to llama-cpp-python's server; its build takes 10 to 16 minutes of two cores, once
+test-llama-cpp-python *args:
+    CORTEX_TEST_LLAMA_CPP_PYTHON="$(tests/support/install_llama_cpp_python.sh)" \
+        uv run pytest -n0 tests/e2e/test_servers.py -k llama_cpp {{args}}
+
 # style
 lint:
     uv run ruff check .

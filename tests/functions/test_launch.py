@@ -168,7 +168,7 @@ def test_llama_cpp_python_is_started_like_this() -> None:
             "--interrupt_requests", "False",
             "--n_ctx", "2048",
         ),
-        env={"API_KEY": "secret-of-the-worker"},
+        env={"API_KEY": "secret-of-the-worker", "HOST": "127.0.0.1", "PORT": "20001"},
         health_path="/v1/models",
         server="llama_cpp.server",
     )  # fmt: skip

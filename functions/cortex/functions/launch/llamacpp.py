@@ -104,7 +104,8 @@ def _python(function: Function, slot: Slot) -> Launch:
             *(("--clip_model_path", function.mmproj) if function.mmproj else ()),
             *function.args,
         ),
-        env={**function.env, **visible(slot), "API_KEY": slot.key},
+        # Of these two it believes its environment more than its arguments.
+        env={**function.env, **visible(slot), "API_KEY": slot.key, "HOST": slot.host, "PORT": str(slot.port)},
         health_path="/v1/models",
         server="llama_cpp.server",
     )  # fmt: skip
