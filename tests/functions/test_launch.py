@@ -242,6 +242,7 @@ def test_vllm_is_started_like_this() -> None:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DO_NOT_TRACK": "1",
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "CUDA_VISIBLE_DEVICES": "GPU-1b,GPU-0a",
             "VLLM_API_KEY": "secret-of-the-worker",
             "VLLM_SERVER_DEV_MODE": "0",

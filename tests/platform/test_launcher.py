@@ -19,7 +19,7 @@ import pytest
 
 from cortex.platform import process
 from cortex.platform.launcher.fitness import unfit
-from cortex.platform.launcher.keeper import Keeper
+from cortex.platform.launcher.keeper import BASE_ENV, Keeper
 
 SERVER = """
 import json, multiprocessing, os, sys, time
@@ -88,7 +88,7 @@ class Kept:
 
     def start(self, instance: str = "0123456789abcdef-2", **env: str) -> subprocess.Popen[bytes] | str:
         argv = (*self.command, "--model", "tiny")
-        wanted = process.environment({"HF_HUB_OFFLINE": "1", process.OWNER: "owner", **env}, instance)
+        wanted = process.environment({**BASE_ENV, process.OWNER: "owner", **env}, instance)
         return self.keeper.hand_over(argv, wanted, self.folder / "instance.log", None)
 
     async def said(self) -> dict[str, dict[str, object]]:

@@ -8,7 +8,7 @@ from cortex.platform.effects import Spawn
 from cortex.platform.engines import Engines
 from cortex.platform.placement import need
 from cortex.platform.settings import Agent
-from cortex.platform.slots import slot
+from cortex.platform.slots import overflows, slot
 from tests.support.factories import a_device, an_instance
 
 ENGINES = Engines({"vllm": "0.32.0"}, {"vllm": ("vllm", "serve")}, {"vllm": "vllm-0.32.0-torch-2.13.0"})
@@ -51,3 +51,11 @@ def test_an_engine_that_fills_its_share_neither_shrinks_nor_grows_with_each_star
 
     assert (need(function, 1000, 2500).memory_mb, need(function, 1000, 2500).memory_from) == (4000, "declared")
     assert (need(function, 1000, 4700).memory_mb, need(function, 1000, 4700).memory_from) == (4700, "measured")
+
+
+def test_layers_matter_only_where_the_weights_are_more_than_was_placed() -> None:
+    function = Function(id="m", engine=Engine.LLAMACPP)
+
+    assert overflows(Spawn(an_instance(memory_mb=900), function, "/w.gguf", 1000))
+    assert not overflows(Spawn(an_instance(memory_mb=900, devices=("gpu-0", "gpu-1")), function, "/w.gguf", 1000))
+    assert not overflows(Spawn(an_instance(memory_mb=1500), function, "/w.gguf", 1000))

@@ -15,7 +15,7 @@ import structlog
 from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import LIVE, State
 from cortex.functions.spec import Engine, Function
-from cortex.platform import ledger, process, weights
+from cortex.platform import ledger, log_files, process, weights
 from cortex.platform.devices import Devices, Reading, accounted
 from cortex.platform.model_facts import ModelFacts
 from cortex.platform.record import Device, Instance
@@ -91,7 +91,7 @@ class Caretaker:
             if running - self._running:  # weights that were fetched for it are new here
                 self.curious.set()
             self._running = running
-            await asyncio.to_thread(self._supervisor.trim_logs)
+            await asyncio.to_thread(log_files.trim, Path(self._settings.agent.log_dir))
             await asyncio.sleep(self._settings.agent.health_s)
 
     async def study(self) -> None:

@@ -14,7 +14,15 @@ from cortex.platform.settings import Agent
 
 
 def slot(
-    effect: Spawn, settings: Agent, engines: Engines, devices: Sequence[Device], *, port: int, key: str, scratch: str
+    effect: Spawn,
+    settings: Agent,
+    engines: Engines,
+    devices: Sequence[Device],
+    *,
+    port: int,
+    key: str,
+    scratch: str,
+    layers: int = 0,
 ) -> Slot:
     """Return where and with what an instance is to run."""
     instance = effect.instance
@@ -31,10 +39,17 @@ def slot(
         device_total_mb=min((d.total_mb for d in there), default=0),
         memory_mb=engine_mb(effect),
         weights_mb=effect.weights_mb,
+        layers=layers,
         cache=str(cache(settings, engines, effect.function.engine, there)),
         scratch=scratch,
         key_file=f"{scratch}.key",
     )
+
+
+def overflows(effect: Spawn) -> bool:
+    """Whether the weights are more than what was placed, so that it matters how many layers they have."""
+    placed = effect.instance.memory_mb * max(1, len(effect.instance.devices))
+    return effect.function.engine is Engine.LLAMACPP and effect.weights_mb > placed
 
 
 def engine_mb(effect: Spawn) -> int:

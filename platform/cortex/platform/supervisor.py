@@ -6,7 +6,6 @@ or exited, one that was stopped has exited, one that exited is reclaimed.
 
 import asyncio
 import contextlib
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Collection
@@ -20,7 +19,7 @@ from cortex.functions.launch import CannotLaunch, Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
-from cortex.platform import cgroup, process, slots, worker_card
+from cortex.platform import cgroup, gguf_head, log_files, process, slots, worker_card
 from cortex.platform.cancel import cancelled
 from cortex.platform.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
 from cortex.platform.engines import Engines
@@ -43,9 +42,6 @@ STUCK_CPU_S = 0.05
 KILLED_WITHIN_S = 5.0
 RECLAIM_S = 30.0
 """How long freed device memory may take to come back; what is still held then counts as foreign."""
-LOGS_KEPT = 3
-"""Log files per function: those of its running instances and of earlier runs."""
-LOG_MOST_BYTES = 64 * 1024 * 1024
 
 
 class Tell(Protocol):
@@ -184,12 +180,19 @@ class Supervisor:
             scratch = self.scratch(instance.id)
             scratch.parent.mkdir(parents=True, exist_ok=True)
             slot = slots.slot(
-                effect, agent, self._engines, self._record().devices, port=port, key=key, scratch=str(scratch)
+                effect,
+                agent,
+                self._engines,
+                self._record().devices,
+                port=port,
+                key=key,
+                scratch=str(scratch),
+                layers=_layers(Path(effect.weights)) if slots.overflows(effect) else 0,
             )
             command = launch(function, slot)
             for path, content in command.files.items():
                 process.write_private(Path(path), content)
-            self._forget_old_logs(log_path.parent)
+            log_files.forget_old(log_path.parent, running={f"{slug(i)}.log" for i in self._ports})
             child, path = self._begun(instance.id, command, log_path, not_warm)
         except (CannotLaunch, process.NoPort, OSError) as error:
             reason = f"the worker could not be started: {error}"
@@ -364,25 +367,14 @@ class Supervisor:
                 while not await self._back(pids):  # noqa: ASYNC110 (a reading has to be asked for)
                     await asyncio.sleep(PROBE_MOST_S)
 
-    # Logs.
 
-    def _forget_old_logs(self, folder: Path) -> None:
-        if not folder.is_dir():
-            return
-        running = {f"{slug(i)}.log" for i in self._ports}
-        old = sorted((p for p in folder.glob("*.log") if p.name not in running), key=lambda p: p.stat().st_mtime)
-        for path in old[: max(0, len(old) - LOGS_KEPT + 1)]:
-            path.unlink(missing_ok=True)
-
-    def trim_logs(self) -> None:
-        """Cut logs that grew too large. Workers append, so a log cut to nothing goes on from its start."""
-        for path in Path(self._settings.agent.log_dir).glob("*/*.log"):
-            with contextlib.suppress(OSError):
-                if path.stat().st_size > LOG_MOST_BYTES:
-                    kept = path.with_suffix(".log.1")
-                    shutil.copyfile(path, kept)
-                    with path.open("r+b") as file:
-                        file.truncate(0)
+def _layers(gguf: Path) -> int:
+    """Return how many layers a model has; 0 when its file does not tell."""
+    with contextlib.suppress(gguf_head.BadGguf, OSError):
+        head = gguf_head.read(gguf)
+        layers = head.get(f"{head.get('general.architecture')}.block_count")
+        return layers if isinstance(layers, int) else 0
+    return 0
 
 
 def _number_in(path: Path) -> int | None:

@@ -14,6 +14,14 @@ CPU_PROCESSES_MB = 1536
 """What vLLM's processes take on a CPU host beside the weights and the cache."""
 
 
+ALWAYS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    # Whether there is CUDA is asked of NVML: asking CUDA itself would initialise it, in a process that may yet fork.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
+
 class Family(Struct, frozen=True):
     """Models whose names have a word in common speak of tools and thoughts in one way."""
 
@@ -118,7 +126,7 @@ def base_env(slot: Slot) -> dict[str, str]:
         else {}
     )
     offline = {"HF_HUB_OFFLINE": "1"} if slot.weights.startswith("/") else {}
-    return {**caches, **offline, "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+    return {**caches, **offline, **ALWAYS}
 
 
 def share(slot: Slot) -> str:

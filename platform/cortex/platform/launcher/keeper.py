@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from cortex.functions.launch import vllm
 from cortex.platform import process
 from cortex.platform.launcher.fitness import unfit
 
@@ -35,8 +36,8 @@ QUIET_S = 0.5
 FIRST_PAUSE_S, MOST_PAUSE_S = 2.0, 300.0
 LEAST_FREE_MB = 3072
 """Below this much free RAM nothing is parked: it takes about 1 GB."""
-BASE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
-"""What every start has anyway, and what is read while importing."""
+BASE_ENV = {"HF_HUB_OFFLINE": "1", **vllm.ALWAYS}
+"""What every start of weights that are on this host has anyway, and what is read while importing."""
 
 
 class Keeper:

@@ -20,6 +20,7 @@ again as `__mp_main__` in every child (multiprocessing does so), and puts the sa
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import multiprocessing
@@ -177,9 +178,16 @@ def forget_devices() -> None:
 
 
 def touched_a_gpu() -> bool:
-    """Whether this process has initialised CUDA: parked ones must not."""
+    """Whether this process has initialised CUDA: parked ones must not, for their children could not use it then."""
     torch = sys.modules.get("torch")
-    return bool(torch and torch.cuda.is_initialized())
+    if torch and torch.cuda.is_initialized():
+        return True
+    if "libcuda.so" not in Path("/proc/self/maps").read_text():
+        return False
+    # The driver is loaded; until somebody initialises it, it answers everything with that it is not.
+    count = ctypes.c_int()
+    not_initialised = 3
+    return bool(ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count)) != not_initialised)
 
 
 def _child(answer: Any) -> None:

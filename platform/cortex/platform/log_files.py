@@ -1,0 +1,29 @@
+"""The files workers write their output to: how many are kept, and how large they may grow."""
+
+import contextlib
+import shutil
+from collections.abc import Container
+from pathlib import Path
+
+KEPT = 3
+"""Log files per function: those of its running instances and of earlier runs."""
+MOST_BYTES = 64 * 1024 * 1024
+
+
+def forget_old(folder: Path, *, running: Container[str]) -> None:
+    """Remove all but the latest logs of a function, and none that is written to."""
+    if not folder.is_dir():
+        return
+    old = sorted((p for p in folder.glob("*.log") if p.name not in running), key=lambda p: p.stat().st_mtime)
+    for path in old[: max(0, len(old) - KEPT + 1)]:
+        path.unlink(missing_ok=True)
+
+
+def trim(folder: Path) -> None:
+    """Cut logs that grew too large. Workers append, so a log cut to nothing goes on from its start."""
+    for path in folder.glob("*/*.log"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > MOST_BYTES:
+                shutil.copyfile(path, path.with_suffix(".log.1"))
+                with path.open("r+b") as file:
+                    file.truncate(0)
