@@ -23,6 +23,14 @@ test-browser *args:
 soak seconds="120":
     CORTEX_SOAK_S={{seconds}} uv run pytest tests/e2e/test_soak.py --timeout 3600
 
+# real vLLM on the CPU: installed once, into an environment of its own; arguments go to pytest
+test-vllm *args:
+    CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm --timeout 1200 {{args}}
+
+# how long a real vLLM takes from its command to ready, plainly and from a parked launcher
+bench-cold:
+    CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm -k warm_start_and_a_plain --timeout 1200
+
 # the same questions to llama-cpp-python's server; its build takes 10 to 16 minutes of two cores, once
 test-llama-cpp-python *args:
     CORTEX_TEST_LLAMA_CPP_PYTHON="$(tests/support/install_llama_cpp_python.sh)" \

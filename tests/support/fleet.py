@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import msgspec
@@ -56,7 +56,7 @@ class Fleet:
         self._workers = workers
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
-    def __enter__(self) -> "Fleet":
+    def __enter__(self) -> Self:
         try:
             for name in self._agent_env:
                 self.start_agent(name)

