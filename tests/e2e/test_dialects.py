@@ -273,6 +273,68 @@ def test_case_62_compressed_bodies_are_refused_clearly(stack: Stack) -> None:
     assert "compressed" in answer.json()["error"]["message"]
 
 
+PNG_URL = "data:image/png;base64,%%%"
+BAD: list[tuple[str, Any, str]] = [
+    ("messages", {"messages": "x", "max_tokens": 5}, "messages"),
+    ("messages", {"messages": USER}, "max_tokens"),
+    ("messages", {"messages": USER, "max_tokens": -1}, "max_tokens"),
+    ("messages", {"messages": USER, "max_tokens": 10**30}, "max_tokens"),
+    ("messages", {"messages": USER, "max_tokens": 5, "tools": [{"name": 7}]}, "tools[0]"),
+    (
+        "messages",
+        {
+            "max_tokens": 5,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "%%%"}}
+                    ],
+                }
+            ],
+        },
+        "messages[0].content[0]",
+    ),
+    ("responses", {"input": 7}, "input"),
+    ("responses", {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
+    ("responses", {"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
+    ("chat/completions", {"messages": [{"role": 7}]}, "messages[0].role"),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG_URL}}]}]},
+        "messages[0].content[0].image_url",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}]},
+        "messages[0].content[0].image_url",
+    ),
+    ("embeddings", {"input": {"a": 1}}, "input"),
+    ("rerank", {"query": "x", "documents": 7}, "documents"),
+]
+
+
+def test_bad_input_is_refused_with_the_name_of_the_field(stack: Stack) -> None:
+    for path, fields, named in BAD:
+        answer = stack.http.post(f"/v1/{path}", json={"model": "fake/echo", **fields})
+
+        assert answer.status_code == 400, (path, fields, answer.text)
+        assert named in answer.json()["error"]["message"], (path, answer.text)
+
+
+@pytest.mark.parametrize("path", ["messages", "responses", "chat/completions", "completions", "embeddings", "rerank"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"model": "\xff"}', b'{"a":' * 3000, b'{"model":"fake/echo","x":' + b"[" * 100_000],
+    ids=["empty", "open", "list", "null", "not UTF-8", "deep", "deeper"],
+)
+def test_what_is_no_request_is_refused_and_breaks_nothing(stack: Stack, path: str, body: bytes) -> None:
+    answer = stack.http.post(f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
 def test_case_62_a_body_of_a_hundred_megabytes_is_refused_in_the_dialects_own_words(stack: Stack) -> None:
     answer = stack.http.post("/v1/messages", content=b"x" * (100 << 20))
 

@@ -84,11 +84,24 @@ def test_a_gguf_says_its_context_and_its_template_is_tried(tiny: Path) -> None:
     assert [asked[0] for asked in probed.asked] == [CHAT_TEMPLATE]
 
 
-def test_a_gguf_sees_with_a_file_of_eyes(tiny: Path) -> None:
-    known = ModelFacts(Probed()).of(a_function(args=("--mmproj", "/eyes.gguf")), str(tiny))
+@pytest.mark.parametrize("keys", [{"args": ("--mmproj", "/eyes.gguf")}, {"mmproj": "/eyes.gguf"}])
+def test_a_gguf_sees_with_a_file_of_eyes(tiny: Path, keys: Any) -> None:
+    known = ModelFacts(Probed()).of(a_function(**keys), str(tiny))
 
     assert known is not None
     assert known.vision is True
+
+
+def test_a_template_of_the_operators_is_tried_instead(tiny: Path, tmp_path: Path) -> None:
+    probed = Probed()
+    (tmp_path / "own.jinja").write_text("OWN")
+
+    ModelFacts(probed).of(a_function(chat_template=str(tmp_path / "own.jinja")), str(tiny))
+    lost = ModelFacts(probed).of(a_function(chat_template="/nowhere.jinja"), str(tiny))
+
+    assert probed.asked[1][0] == "OWN"
+    assert lost is not None
+    assert lost.template == Template()
 
 
 def test_weights_are_read_again_only_when_they_changed(tiny: Path) -> None:

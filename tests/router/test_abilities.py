@@ -105,6 +105,16 @@ def test_thoughts_go_back_under_the_engines_name_where_the_template_wants_them(
     assert translated(a_function(engine=engine), known).reasoning_field == field
 
 
+def test_a_bare_server_is_asked_for_less() -> None:
+    bare = translated(a_function(engine=Engine.LLAMACPP, server="llama_cpp.server"))
+    own = translated(a_function(engine=Engine.LLAMACPP))
+
+    assert not (bare.prefill or bare.json_schema)
+    assert own.prefill
+    assert own.json_schema
+    assert (bare.named_tool_choice, own.named_tool_choice) == (True, False)
+
+
 def test_traits_are_worked_out_once_and_anew_when_something_changes() -> None:
     abilities, function, worker = Abilities(), a_function(), an_instance(context=10)
 
@@ -193,6 +203,17 @@ def test_case_60_a_cold_function_is_described_from_its_weights_and_its_catalogue
         "cost": {"input": 0.25, "output": 0.0},
     }
     assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "function",
+    [a_function(engine=Engine.VLLM, tool_parser="none"), a_function(engine=Engine.LLAMACPP, server="llama_cpp.server")],
+)
+def test_case_60_a_server_that_does_not_find_calls_makes_none(function: Function) -> None:
+    found = entries(function, KNOWN)
+
+    assert found["tool_call"] is False
+    assert "tools" not in found["capabilities"]
 
 
 def test_case_60_what_nobody_knows_is_left_out() -> None:

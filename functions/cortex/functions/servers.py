@@ -31,6 +31,16 @@ class Server(Struct, frozen=True, kw_only=True):
     """Can give its memory back and come back without a new start."""
     streamed_usage: bool = True
     """Says at a stream's end how many tokens there were."""
+    reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning"
+    """What it calls the thoughts of earlier turns."""
+    thinking_budget: Literal["thinking_token_budget", "thinking_budget_tokens"] = "thinking_token_budget"
+    """What it calls how much may be thought."""
+    named_tool_choice: bool = True
+    """Heeds a choice that names a tool; llama-server turns it into "auto" without a word."""
+    prefill: bool = True
+    """Goes on with an answer that the client has begun."""
+    json_schema: bool = True
+    """Takes a schema for the answer as such; without, as a `json_object` with a schema."""
     stops_when_client_leaves: bool = True
     """Gives up a plain request when its connection closes, not only a streamed one."""
 
@@ -38,6 +48,9 @@ class Server(Struct, frozen=True, kw_only=True):
 _LLAMA = Server(
     dialects=TALKS | {"embeddings", "rerank"},
     counts="template",
+    reasoning_field="reasoning_content",
+    thinking_budget="thinking_budget_tokens",
+    named_tool_choice=False,
     # Seen: a plain request of 30000 tokens ran on for 27 s after its client had left.
     stops_when_client_leaves=False,
 )
@@ -52,6 +65,9 @@ SERVERS: dict[str, Server] = {
         reasoning=False,
         parallel=1,
         streamed_usage=False,
+        reasoning_field="reasoning_content",
+        prefill=False,
+        json_schema=False,
         stops_when_client_leaves=False,
     ),
     "command": Server(),

@@ -48,10 +48,20 @@ class ModelFacts:
         except (OSError, ValueError, gguf_head.BadGguf) as error:
             log.info("weights_unread", path=weights, why=str(error))
             return None
-        sees = any(word.partition("=")[0] in _EYES for word in function.args)
+        sees = bool(function.mmproj) or any(word.partition("=")[0] in _EYES for word in function.args)
         if _main_file(path).suffix == ".gguf":  # llama.cpp has its eyes in another file
             known = replace(known, vision=sees)
+        if function.chat_template:
+            known = self._templated(known, Path(function.chat_template).expanduser())
         return None if known == Known() else known
+
+    def _templated(self, known: Known, template: Path) -> Known:
+        """With a template of its operator's instead of its own."""
+        try:
+            tried = self._probe(template.read_text(encoding="utf-8"), "<s>", "</s>")
+        except (OSError, ValueError):
+            tried = Known()
+        return replace(known, template=tried.template, reasoning=tried.reasoning, effort=tried.effort)
 
     def _of(self, path: Path) -> Known:
         main = _main_file(path)

@@ -8,8 +8,11 @@ engine at hand: what is not known to work is not sent. Pure.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from msgspec import Struct
+
 from cortex.functions.capabilities import Known, Template, template_of
-from cortex.functions.spec import Engine, Function
+from cortex.functions.servers import Server, server_of
+from cortex.functions.spec import Function
 from cortex.platform.record import HostRecord, Instance
 from cortex.router.dialects.errors import Dialect
 from cortex.router.dialects.traits import EFFORT, Traits
@@ -20,44 +23,53 @@ CAREFUL = Traits()
 _SAME_DIALECT = ("chat", "completions")
 
 
+class Running(Struct, frozen=True):
+    """What the workers that are ready say of themselves, put together: the tightest context, the least senses."""
+
+    window: int = 0
+    eyes: bool | None = None
+    server: str = ""
+
+
 class Abilities:
     """Works traits out once for each function and what is known of it, and remembers them."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, bool], tuple[Function, Known | None, int, bool | None, Traits]] = {}
+        self._kept: dict[tuple[str, bool], tuple[Function, Known | None, Running, Traits]] = {}
 
     def of(self, function: Function, dialect: Dialect, known: Known | None, ready: Sequence[Instance]) -> Traits:
         """Return what a request of this dialect may ask of this function, given the instances that are ready."""
         same = dialect in _SAME_DIALECT
-        window, eyes = window_of(ready), sees(ready)
+        running = Running(window_of(ready), sees(ready), ready[0].server if ready else "")
         kept = self._kept.get((function.id, same))
-        if kept is not None and kept[0] is function and kept[1] is known and kept[2:4] == (window, eyes):
-            return kept[4]
+        if kept is not None and kept[0] is function and kept[1] is known and kept[2] == running:
+            return kept[3]
         if len(self._kept) > 4096:
             self._kept.clear()
-        found = traits(function, known, window, eyes, PASSED_ON if same else CAREFUL)
-        self._kept[function.id, same] = (function, known, window, eyes, found)
+        found = traits(function, known, running, PASSED_ON if same else CAREFUL)
+        self._kept[function.id, same] = (function, known, running, found)
         return found
 
 
-def traits(function: Function, known: Known | None, window: int, eyes: bool | None, base: Traits) -> Traits:
+def traits(function: Function, known: Known | None, running: Running, base: Traits) -> Traits:
     """Put together what a function can take; `base` stands for what nobody knows."""
-    llama = function.engine is Engine.LLAMACPP
+    server = server_of(function, running.server)
     template = template_of(known, function.template)
-    seeing = vision(function, known, eyes)
+    seeing = vision(function, known, running.eyes)
     return Traits(
         inline_system=base.inline_system if template.inline_system is None else template.inline_system,
         developer_role=base.developer_role if template.developer_role is None else template.developer_role,
         content_parts=True if template.content_parts is None else template.content_parts,
         tool_ids=template.tool_ids or "any",
-        reasoning_field=_reasoning_field(function, template),
+        reasoning_field=_reasoning_field(function, template, server),
         thinking_switch=base.thinking_switch if template.thinking_switch is None else template.thinking_switch or None,
         effort=effort(function, known),
         vision=base.vision if seeing is None else seeing,
-        context_window=window or function.context or None,
-        thinking_budget="thinking_budget_tokens" if llama else "thinking_token_budget",
-        # llama-server turns a choice that names a tool into "auto" without a word.
-        named_tool_choice=not llama,
+        context_window=running.window or function.context or None,
+        thinking_budget=server.thinking_budget,
+        named_tool_choice=server.named_tool_choice,
+        prefill=server.prefill,
+        json_schema=server.json_schema,
         default_output_tokens=function.default_output_tokens or None,
         max_output_tokens=function.max_output_tokens or None,
         sampling=function.sampling,
@@ -99,10 +111,12 @@ def sees(ready: Sequence[Instance]) -> bool | None:
     return all(said) if said else None
 
 
-def _reasoning_field(function: Function, template: Template) -> Literal["reasoning_content", "reasoning"] | None:
+def _reasoning_field(
+    function: Function, template: Template, server: Server
+) -> Literal["reasoning_content", "reasoning"] | None:
     """The worker's name for thoughts of earlier turns; None when the template does not want them back."""
     if template.reasoning_field == "none":
         return None
     if function.template.reasoning_field is not None and template.reasoning_field is not None:
         return template.reasoning_field
-    return "reasoning_content" if function.engine is Engine.LLAMACPP else "reasoning"
+    return server.reasoning_field

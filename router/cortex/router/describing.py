@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cortex.functions.capabilities import LEVELS, Known, template_of
+from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.abilities import effort, sees, vision, window_of
@@ -18,10 +19,10 @@ def abilities(function: Function, known: Known | None, ready: Sequence[Instance]
     """Return the fields of an OpenAI-shaped model entry that agents look for."""
     window = context_of(function, known, ready)
     output = function.max_output_tokens or None
-    template = template_of(known, function.template)
+    calls = calls_tools(function, known, ready)
     thinks = reasons(function, known)
     seen = vision(function, known, sees(ready))
-    words = ["text", *["vision"] * bool(seen), *["tools"] * bool(template.tools), *["reasoning"] * bool(thinks)]
+    words = ["text", *["vision"] * bool(seen), *["tools"] * bool(calls), *["reasoning"] * bool(thinks)]
     limit = {"context": window, "input": window, "output": output or window}
     prices = {f: v for f in function.cost.__struct_fields__ if (v := getattr(function.cost, f)) is not None}
     told = {
@@ -30,7 +31,7 @@ def abilities(function: Function, known: Known | None, ready: Sequence[Instance]
         "max_model_len": window,
         "max_input_tokens": window,
         "max_output_tokens": output or window,
-        "tool_call": template.tools,
+        "tool_call": calls,
         "reasoning": thinks,
         "cost": prices or None,
     }
@@ -56,6 +57,13 @@ def card(entry: dict[str, Any], function: Function, known: Known | None, ready: 
 def context_of(function: Function, known: Known | None, ready: Sequence[Instance]) -> int | None:
     """Tokens one request may use: as the workers say, else as declared, else as the model was trained."""
     return window_of(ready) or function.context or (known.context if known else 0) or None
+
+
+def calls_tools(function: Function, known: Known | None, ready: Sequence[Instance]) -> bool | None:
+    """Whether it can call tools: its server must find the calls in what its template makes the model write."""
+    if function.tool_parser == "none" or not server_of(function, ready[0].server if ready else "").tools:
+        return False
+    return template_of(known, function.template).tools
 
 
 def reasons(function: Function, known: Known | None) -> bool | None:
