@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from cortex.functions.launch.command import PLACES, unknown_places, wants
 from cortex.functions.names import did_you_mean, fault_in, nearest
+from cortex.functions.servers import server_of
 from cortex.functions.sources import BadSource, source_of
 from cortex.functions.spec import Engine, Function
 from cortex.functions.toml_lines import TomlLines
@@ -76,8 +77,15 @@ def read(text: str, *, file: str, folder: str) -> Catalogue:
 def notes(catalogue: Catalogue) -> list[str]:
     """Say which settings have no effect yet and which sources lead nowhere: nothing is ignored in silence."""
     blank = Function(id="-", engine=Engine.LLAMACPP)
-    unsure = [f"{f.id}: {why}" for f in catalogue.functions.values() if (why := _doubt(f))]
-    return unsure + [
+    functions = catalogue.functions.values()
+    unsure = [f"{f.id}: {why}" for f in functions if (why := _doubt(f))]
+    foreign = [
+        f"{f.id}: native = {dialect!r} is kept, but its server does not speak it: it is translated"
+        for f in functions
+        for dialect in f.native
+        if dialect not in server_of(f).native
+    ]
+    return [*unsure, *foreign] + [
         f"{f.id}: {key} = {getattr(f, key)!r} is kept, but {why}"
         for f in catalogue.functions.values()
         for key, why in _NOT_YET.items()

@@ -19,6 +19,8 @@ class Server(Struct, frozen=True, kw_only=True):
     """What one server can do. `dialects` are its own endpoints; routers translate others into chat."""
 
     dialects: frozenset[str] = TALKS
+    native: frozenset[str] = frozenset({"messages", "responses"})
+    """Those of the translated dialects that it speaks itself, for functions that want them handed over."""
     tools: bool = True
     """Parses what a model writes into tool calls."""
     reasoning: bool = True
@@ -61,6 +63,7 @@ SERVERS: dict[str, Server] = {
     "xllamacpp": _LLAMA,
     "llama_cpp.server": Server(
         dialects=TALKS | {"embeddings"},
+        native=frozenset(),
         tools=False,
         reasoning=False,
         parallel=1,
@@ -71,7 +74,7 @@ SERVERS: dict[str, Server] = {
         stops_when_client_leaves=False,
     ),
     "command": Server(),
-    "fake": Server(dialects=TALKS | {"embeddings", "rerank"}, counts="tokenize", sleep=True),
+    "fake": Server(native=frozenset(), dialects=TALKS | {"embeddings", "rerank"}, counts="tokenize", sleep=True),
 }
 
 _BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}

@@ -58,7 +58,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         if function.remote_images:
             body = await runtime.images.inlined(body)
         able = traits(target, kind)
-        spoken: native.Spoken | None = kind if kind in function.native else None
+        spoken: native.Spoken | None = kind if kind in function.native and kind in server_of(function).native else None
         asked = dialect.read_request(kind, body, able) if spoken is None else native.read(spoken, body)
         unique = secrets.token_hex(12)
         reply = asked.answer(unique, int(time.time()))
