@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects import chat, embeddings, messages, rerank, responses
+from cortex.router.dialects import chat, embeddings, grammar, messages, native, rerank, responses
 from cortex.router.dialects.errors import BadRequest
 from cortex.router.dialects.traits import Traits
 from tests.router.dialects.examples import examples
@@ -39,6 +39,7 @@ READERS: dict[str, Callable[[bytes, Traits], Any]] = {
     "completions": chat.read_completion,
     "embeddings": lambda body, traits: embeddings.read(body),
     "rerank": lambda body, traits: rerank.read(body),
+    "native": lambda body, traits: native.read("messages", body),
 }
 
 MESSAGES: Json = {
@@ -139,6 +140,7 @@ SEEDS: dict[str, Json] = {
     "completions": {"model": "m", "prompt": ["a"], "stream": True, "n": 1, "max_tokens": 5},
     "embeddings": {"model": "m", "input": [[1]], "encoding_format": "float"},
     "rerank": {"model": "m", "query": "q", "documents": ["a", {"text": "b"}], "top_n": 1},
+    "native": MESSAGES | {"system": [{"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1;"}]},
 }
 
 ODD: list[Any] = [
@@ -193,7 +195,9 @@ def read(name: str, body: bytes) -> None:
         except BadRequest as error:
             assert str(error)
             continue
-        assert isinstance(json.loads(asked.body("worker")), dict)
+        sent = asked.body("worker")
+        assert isinstance(json.loads(sent), dict)
+        assert grammar.loosened(sent) != sent
         if hasattr(asked, "count"):
             assert isinstance(json.loads(asked.count("worker")), dict)
 

@@ -79,6 +79,12 @@ def test_case_15_a_schema_of_the_answer_is_never_loosened() -> None:
     assert json.loads(found)["response_format"] == form
 
 
+def test_case_15_a_tool_without_parameters_gets_none() -> None:
+    plain = {"type": "function", "function": {"name": "g"}}
+
+    assert loosened(json.dumps({"tools": [plain]}).encode()) is None
+
+
 def test_case_15_a_schema_nested_without_end_is_cut() -> None:
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(200):

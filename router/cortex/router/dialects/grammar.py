@@ -42,14 +42,15 @@ def loosened(body: bytes) -> bytes | None:
         function = tool.get("function") if isinstance(tool, dict) else None
         if isinstance(function, dict):
             function.pop("strict", None)
-            function["parameters"] = _looser(function.get("parameters"), _DEEPEST)
+            if "parameters" in function:
+                function["parameters"] = _looser(function["parameters"], _DEEPEST)
     after = msgspec.json.encode(tools)
     return None if after == before else msgspec.json.encode(fields | {"tools": msgspec.Raw(after)})
 
 
 def _looser(schema: Any, depth: int) -> Any:
     if isinstance(schema, list):
-        return [_looser(one, depth) for one in schema]
+        return [_looser(one, depth - 1) for one in schema] if depth else []
     if not isinstance(schema, dict):
         return schema
     if depth == 0:
