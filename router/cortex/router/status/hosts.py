@@ -167,6 +167,7 @@ def departures(known: Known, index: Index) -> Departures:
     ordered = [leaving for *_, leaving in sorted(firsts, key=lambda f: f[:2])]
     return Departures(
         strategy=known.strategy,
+        warm=any(i.state is State.READY for i in index.instances.values()),
         first=tuple(ordered[:MOST_DEPARTURES]),
         more=max(0, len(ordered) - MOST_DEPARTURES),
     )

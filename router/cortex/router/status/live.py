@@ -7,7 +7,7 @@ difference between what it has and what is now, so nothing queues up for it.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import msgspec
 import structlog
@@ -39,6 +39,10 @@ class Piece(Struct, frozen=True, omit_defaults=True):
     order: str = ""
 
 
+Versioned = tuple[int, Fragment, Piece]
+"""A piece with the look it last changed at, and the values it was laid out from."""
+
+
 class News(Struct, frozen=True, omit_defaults=True):
     """One event."""
 
@@ -58,7 +62,7 @@ class Live:
 
     def __init__(self, look: Callable[[], Awaitable[Known]], stopping: Callable[[], bool] = lambda: False) -> None:
         self._look, self._stopping = look, stopping
-        self._pieces: dict[str, tuple[int, Fragment, Piece]] = {}
+        self._pieces: dict[str, Versioned] = {}
         self._frame, self._now = 0, 0.0
         self._turn = asyncio.Condition()
         self._watchers = 0
@@ -122,18 +126,20 @@ class Live:
             await asyncio.sleep(max(0.0, LOOK_S - (time.monotonic() - began)))
 
     async def _take(self, known: Known) -> None:
-        """Render what changed. Between pieces others may run: inference has the same loop."""
+        """Render what changed, in a thread: inference has this loop, and all that is read here are values."""
         frame = self._frame + 1
-        pieces = {}
-        for nth, new in enumerate(fragments(picture(known))):
-            had = self._pieces.get(new.id)
-            if had is not None and had[1] == new:
-                pieces[new.id] = had
-                continue
-            html = fragment(new, known.now)
-            pieces[new.id] = (frame, new, Piece(new.id, html, new.into, new.order))
-            if nth % 20 == 0:
-                await asyncio.sleep(0)
-        self._pieces, self._frame, self._now = pieces, frame, known.now
+        self._pieces = await asyncio.to_thread(_rendered, known, self._pieces, frame)
+        self._frame, self._now = frame, known.now
         async with self._turn:
             self._turn.notify_all()
+
+
+def _rendered(known: Known, before: Mapping[str, Versioned], frame: int) -> dict[str, Versioned]:
+    """Return every piece: as it was where its values are the same, else laid out anew."""
+    pieces = {}
+    for new in fragments(picture(known)):
+        had = before.get(new.id)
+        if had is None or had[1] != new:
+            had = (frame, new, Piece(new.id, fragment(new, known.now), new.into, new.order))
+        pieces[new.id] = had
+    return pieces

@@ -183,6 +183,8 @@ class Departures(Struct, frozen=True, kw_only=True):
     """Who goes next, host by host, fullest host first."""
 
     strategy: str
+    warm: bool
+    """Whether anything is there that could be evicted, were it not protected."""
     first: tuple[Leaving, ...]
     more: int
 

@@ -1,5 +1,7 @@
 """`/status` and what belongs to it. Reading needs the right `status`; what the page does, it does by `/admin`."""
 
+import asyncio
+import gzip
 import signal
 import time
 from collections.abc import Callable
@@ -37,6 +39,8 @@ HEADERS = {
     "cache-control": "no-store",
 }
 READ: dict[str, Any] = {"opt": {"needs": "status"}, "response_headers": HEADERS}
+SMALL = 32 * 1024
+"""A page up to this size is sent as it is."""
 VERBS_ON_FUNCTIONS, VERBS_ON_HOSTS = ("warm", "cool", "pin", "unpin"), ("cordon", "uncordon", "drain")
 
 
@@ -46,10 +50,16 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     live = Live(sources.known, stopping())
 
     @get("/status", exception_handlers={NoKey: login.to_login, NotAllowed: login.to_login}, **READ)
-    async def status(request: Http) -> Response[str]:
-        """Show the page; it is whole without its scripts."""
-        shown = picture(await sources.known())
-        return _html(page(shown, may_act=may_act(request), logged_in=login.logged_in(request)))
+    async def status(request: Http) -> Response[Any]:
+        """Show the page; it is whole without its scripts. Made in a thread: a large fleet's takes a while."""
+        may, cookie = may_act(request), login.logged_in(request)
+        known = await sources.known()
+        text = await asyncio.to_thread(lambda: page(picture(known), may_act=may, logged_in=cookie))
+        if len(text) < SMALL or "gzip" not in request.headers.get("accept-encoding", ""):
+            return _html(text)
+        packed = await asyncio.to_thread(gzip.compress, text.encode(), 3)
+        packing = {"content-encoding": "gzip", "vary": "accept-encoding"}
+        return Response(packed, media_type="text/html", headers=packing)
 
     @get("/status/live", **READ)
     async def events() -> Stream:
