@@ -2,14 +2,18 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.stack import Stack, eventually
+from tests.support.catalogues import fake
+from tests.support.fleet import Fleet
+from tests.support.stack import Stack, eventually, own_redis
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -180,3 +184,33 @@ def test_every_decision_is_on_the_page(stack: Stack) -> None:
         return page[page.index("decisions-title") :]
 
     assert eventually(lambda: "fake/steps" in (shown := decided()) and "ready" in shown)
+
+
+@pytest.mark.parametrize(
+    "path", ["functions/fake/steps/cool", "functions/fake/steps/pin", "hosts/here/cordon", "hosts/here/drain"]
+)
+def test_a_plan_is_only_said(stack: Stack, path: str) -> None:
+    stack.chat("fake/steps")
+    before = stack.function("fake/steps")
+
+    answer = stack.http.post(f"/admin/{path}?plan=1")
+
+    assert answer.status_code == 200
+    assert answer.json()["plan"]["says"]
+    after = stack.function("fake/steps")
+    assert (after["state"], after["pinned"]) == (before["state"], before["pinned"])
+    assert not any(h["cordoned"] for h in stack.http.get("/admin/hosts").json()["hosts"])
+
+
+def test_an_open_page_does_not_keep_a_router_from_stopping(tmp_path: Path) -> None:
+    with (
+        own_redis(tmp_path) as url,
+        Fleet(tmp_path, url, fake("org/model"), {}) as fleet,
+        fleet.http.stream("GET", "/status/live") as answer,
+    ):
+        next(news(answer))
+        began = time.monotonic()
+        fleet.processes["router"].terminate()
+
+        fleet.processes["router"].wait(15)
+        assert time.monotonic() - began < 10  # [gateway] drain_s is 30

@@ -20,6 +20,7 @@ from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
 from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
 from cortex.router.runtime import Runtime
+from cortex.router.status.planning import planned
 
 VERBS = "warm, cool, pin, unpin, set and reset"
 
@@ -178,7 +179,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         least: Annotated[int | None, Parameter(query="min", ge=0, le=1000)] = None,
         most: Annotated[int | None, Parameter(query="max", ge=1, le=1000)] = None,
     ) -> dict[str, Any]:
-        """`…/{id}/warm?plan=1`, `…/cool?now=1`, `…/pin`, `…/unpin`, `…/set?min=1&max=2`, `…/reset`.
+        """`…/{id}/warm`, `…/cool?now=1`, `…/pin`, `…/unpin`, `…/set?min=1&max=2`, `…/reset`; `?plan=1` only says what
+        the first four would do.
 
         Ids may hold slashes: the verb is the last segment.
         """
@@ -186,8 +188,10 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         if not plan and (meant := runtime.directory.known(function_id)):
             runtime.receipts.asked(verb, meant.function.id, now=now)
         if verb == "warm" and plan:
-            planned, refusals = await runtime.activator.plan(runtime.directory.find(function_id).function)
-            return {"plan": to_builtins(planned), "refused": refusals}
+            would, refusals = await runtime.activator.plan(runtime.directory.find(function_id).function)
+            return {"plan": to_builtins(would), "refused": refusals}
+        if plan:
+            return {"plan": to_builtins(await planned(runtime, verb, function=function_id))}
         if verb == "warm":
             return {"instance": await runtime.warm(runtime.directory.find(function_id))}
         if verb == "cool":
@@ -228,13 +232,18 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         return {"hosts": found, "cordoned_and_away": gone}
 
     @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin"})
-    async def act_on_host(host: str, verb: str) -> dict[str, Any]:
-        """`cordon`, `uncordon` or `drain` a host. A host that is away can be cordoned all the same."""
+    async def act_on_host(host: str, verb: str, plan: bool = False) -> dict[str, Any]:
+        """`cordon`, `uncordon` or `drain` a host, or say what that would do (`?plan=1`).
+
+        A host that is away can be cordoned all the same.
+        """
         fleet = runtime.view.fleet
         if verb not in ("cordon", "uncordon", "drain"):
             raise BadRequest(f"'{verb[:50]}' is not something to do with a host; cordon, uncordon and drain are")
         if host not in fleet.hosts and (verb == "drain" or host not in fleet.cordoned):
             raise HostNotFound(host, nearest(host, fleet.hosts))
+        if plan:
+            return {"plan": to_builtins(await planned(runtime, verb, host=host))}
         runtime.receipts.asked(verb, host=host)
         try:
             if verb == "drain":

@@ -60,8 +60,14 @@ class TooManyWatch(Exception):
 class Live:
     """Renders for all who watch."""
 
-    def __init__(self, look: Callable[[], Awaitable[Known]], stopping: Callable[[], bool] = lambda: False) -> None:
-        self._look, self._stopping = look, stopping
+    def __init__(
+        self,
+        look: Callable[[], Awaitable[Known]],
+        stopping: Callable[[], bool] = lambda: False,
+        *,
+        every_s: float = LOOK_S,
+    ) -> None:
+        self._look, self._stopping, self._every_s = look, stopping, every_s
         self._pieces: dict[str, Versioned] = {}
         self._frame, self._now = 0, 0.0
         self._turn = asyncio.Condition()
@@ -72,13 +78,18 @@ class Live:
         """Look no more."""
         await cancelled([self._renewing] if self._renewing else [])
 
+    @property
+    def looking(self) -> bool:
+        """Whether it looks, for anybody."""
+        return self._renewing is not None and not self._renewing.done()
+
     async def watch(self) -> AsyncIterator[bytes]:
         """Yield events for one watcher. Raises TooManyWatch."""
         if self._watchers >= MOST_WATCHERS:
             raise TooManyWatch(f"{MOST_WATCHERS} watch already")
         self._watchers += 1
         try:
-            if self._renewing is None or self._renewing.done():
+            if not self.looking:
                 self._frame = 0  # what was rendered for earlier watchers may be old
                 self._renewing = asyncio.create_task(self._renew())
             yield b"retry: 2000\n\n"
@@ -111,7 +122,7 @@ class Live:
         """Wait a moment for a look that is newer than one already seen."""
         async with self._turn:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(self._every_s):
                     await self._turn.wait_for(lambda: self._frame > seen)
         return self._frame > seen
 
@@ -123,7 +134,7 @@ class Live:
                 await self._take(await self._look())
             except Exception as error:
                 log.error("status_not_shown", exc_info=error)
-            await asyncio.sleep(max(0.0, LOOK_S - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.0, self._every_s - (time.monotonic() - began)))
 
     async def _take(self, known: Known) -> None:
         """Render what changed, in a thread: inference has this loop, and all that is read here are values."""

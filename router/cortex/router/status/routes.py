@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,15 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
 from cortex.functions.names import nearest
-from cortex.functions.spec import Engine, Function
 from cortex.platform.api_keys import Right
 from cortex.router.door import caller
-from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, NoKey, NotAllowed
+from cortex.router.refusals import HostNotFound, NoCapacity, NoKey, NotAllowed
 from cortex.router.runtime import Runtime
-from cortex.router.status import assets, hosts, login, plans, rows
-from cortex.router.status.known import Index, Known
+from cortex.router.status import assets, hosts, login, rows
+from cortex.router.status.known import Index
 from cortex.router.status.live import Live, TooManyWatch
 from cortex.router.status.page import picture
-from cortex.router.status.plans import Plan
+from cortex.router.status.planning import function_named, planned
 from cortex.router.status.render import page, render
 from cortex.router.status.sources import Sources
 
@@ -41,7 +39,6 @@ HEADERS = {
 READ: dict[str, Any] = {"opt": {"needs": "status"}, "response_headers": HEADERS}
 SMALL = 32 * 1024
 """A page up to this size is sent as it is."""
-VERBS_ON_FUNCTIONS, VERBS_ON_HOSTS = ("warm", "cool", "pin", "unpin"), ("cordon", "uncordon", "drain")
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
@@ -82,7 +79,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Show everything about one function."""
         known = await sources.known()
         index = Index(known.fleet)
-        shown = rows.details(_function(runtime, name.lstrip("/"), index), known, index)
+        shown = rows.details(function_named(runtime, name.lstrip("/"), index), known, index)
         return _html(render("function.html", known.now, it=shown, may_act=may_act(request)))
 
     @get("/status/host/{name:str}", **READ)
@@ -98,9 +95,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/status/plan", **READ)
     async def plan(request: Http, do: str, function: str = "", host: str = "") -> Response[str]:
         """Show what an action would do, before it is done."""
-        known = await sources.known()
-        planned = await _planned(runtime, known, do, function, host)
-        return _html(render("plan.html", known.now, it=planned, may_act=may_act(request)))
+        shown = await planned(runtime, do, function=function, host=host)
+        return _html(render("plan.html", it=shown, may_act=may_act(request)))
 
     @get("/status/assets/{name:str}", opt={"needs": "nothing"})
     async def file(name: str) -> Response[bytes]:
@@ -117,33 +113,6 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 def may_act(request: Http) -> bool:
     """Whether whoever looks may change something, too."""
     return caller(request).may(Right.ADMIN)
-
-
-async def _planned(runtime: Runtime, known: Known, do: str, function: str, host: str) -> Plan:
-    index = Index(known.fleet)
-    if do in VERBS_ON_FUNCTIONS:
-        spec = _function(runtime, function, index)
-        if do == "warm":
-            planned, refusals = await runtime.activator.plan(runtime.directory.find(spec.id).function)
-            return plans.warm(spec, planned, refusals, time.time())
-        if do == "cool":
-            return plans.cool(spec, known, index)
-        return plans.pin(spec, index) if do == "pin" else plans.unpin(spec, index)
-    if do not in VERBS_ON_HOSTS:
-        raise BadRequest(f"'{do[:50]}' is none of {', '.join((*VERBS_ON_FUNCTIONS, *VERBS_ON_HOSTS))}")
-    record = known.fleet.hosts.get(host)
-    if record is None and (do == "drain" or host not in known.fleet.cordoned):
-        raise HostNotFound(host, nearest(host, known.fleet.hosts))
-    if record is not None and do == "drain":
-        return plans.drain(record, known, index)
-    return plans.cordon(host, record) if do == "cordon" else plans.uncordon(host)
-
-
-def _function(runtime: Runtime, name: str, index: Index) -> Function:
-    """Return a function of the catalogue, or the shell of one that runs although it is not in it any more."""
-    if name not in runtime.directory.catalogue.functions and name in index.placed:
-        return Function(id=name, engine=Engine.COMMAND)
-    return runtime.directory.find(name).function
 
 
 def _html(text: str) -> Response[str]:
