@@ -1,0 +1,66 @@
+"""Routers and agents may be one release apart: what an earlier release says is understood, and so is a later one's."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.support.contract import FOLDER, KINDS, spoken
+
+RECORDED = sorted(FOLDER.glob("*.json"))
+SAID = [(path, name) for path in RECORDED for name in KINDS]
+
+
+@pytest.mark.parametrize(("path", "name"), SAID, ids=[f"{p.stem} {n}" for p, n in SAID])
+def test_what_a_release_said_is_understood_and_nothing_of_it_is_lost(path: Path, name: str) -> None:
+    said = msgspec.json.decode(path.read_bytes())[name]
+
+    understood = msgspec.json.decode(msgspec.json.encode(said), type=KINDS[name])
+
+    assert _within(said, msgspec.to_builtins(understood)) == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_later_release_says_beside_is_passed_over(name: str) -> None:
+    said = spoken()[name]
+
+    understood = msgspec.convert(_with_more(said), type=KINDS[name])
+
+    assert understood == said
+
+
+def test_a_function_with_a_key_of_a_later_release_is_refused_as_it_could_not_be_launched_rightly() -> None:
+    said = msgspec.to_builtins(spoken()["ensure"])
+
+    with pytest.raises(msgspec.ValidationError, match="unknown field `key_of_tomorrow`"):
+        msgspec.convert(said | {"function": said["function"] | {"key_of_tomorrow": 1}}, type=KINDS["ensure"])
+
+
+def test_every_release_has_been_recorded_whole() -> None:
+    assert RECORDED
+    assert all(set(msgspec.json.decode(p.read_bytes())) <= set(KINDS) for p in RECORDED)
+
+
+def _within(said: Any, understood: Any, at: str = "") -> list[str]:
+    """Return where a value that was said is not as it was understood."""
+    if isinstance(said, dict) and isinstance(understood, dict):
+        return [p for k, v in said.items() for p in _within(v, understood.get(k), f"{at}.{k}")]
+    if isinstance(said, (list, tuple)) and isinstance(understood, (list, tuple)) and len(said) == len(understood):
+        return [p for n, v in enumerate(said) for p in _within(v, understood[n], f"{at}[{n}]")]
+    return [] if said == understood else [f"{at}: {said!r} became {understood!r}"]
+
+
+def _with_more(said: Any) -> Any:
+    """Return the same with a field nobody knows in every struct that is not read strictly."""
+    if isinstance(said, msgspec.Struct):
+        config = said.__struct_config__
+        more = {k: _with_more(v) for k, v in msgspec.structs.asdict(said).items()}
+        if config.tag_field is not None:
+            more[config.tag_field] = config.tag
+        return more if config.forbid_unknown_fields else more | {"field_of_tomorrow": {"a": 1}}
+    if isinstance(said, dict):
+        return {k: _with_more(v) for k, v in said.items()}
+    if isinstance(said, (list, tuple)):
+        return [_with_more(v) for v in said]
+    return said

@@ -1,0 +1,69 @@
+"""What routers and agents of a release say to each other and of themselves, written down.
+
+`uv run python -m tests.support.contract` records this release's into `tests/contract/<version>.json`, once, when it is
+released: later releases have to go on reading it, so that routers and agents may be one release apart.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cortex.functions.catalogue import Catalogue
+from cortex.functions.lifecycle import State
+from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused, Victim
+from cortex.platform.placement import When
+from cortex.platform.record import Device, Failure, FailureKind, Held, HostRecord, RouterReport
+from tests.support.factories import a_device, a_function, a_host, an_instance
+
+FOLDER = Path(__file__).parent.parent / "contract"
+KINDS: dict[str, Any] = {
+    "ensure": Ensure,
+    "plan": Plan,
+    "cool": Cool,
+    "heed": Heed,
+    "answer to ensure: going": Going | Refused,
+    "answer to ensure: refused": Going | Refused,
+    "answer to plan": Planned | Refused,
+    "host": HostRecord,
+    "router": RouterReport,
+}
+
+
+def spoken() -> dict[str, Any]:
+    """Return one of everything, with something in every field that may be empty."""
+    function = a_function("org/model", args=("--fast",), env={"A": "b"}, labels=("fast",), min=1, max=2)
+    failure = Failure(
+        function="org/model", revision="r1", instance="i1", reason="exited", at=1.5, kind=FailureKind.CRASH,
+        count=3, retry_at=9.5, last_lines=("one", "two"),
+    )  # fmt: skip
+    device: Device = a_device("GPU-1", 24_576, reserve_mb=512)
+    instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",
+                           waits_for=("i2",), progress=0.5, used_mb=900, epoch=4)  # fmt: skip
+    held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
+    return {
+        "ensure": Ensure(function, force=True),
+        "plan": Plan(function),
+        "cool": Cool("org/model", at_once=True),
+        "heed": Heed(Catalogue(functions={"org/model": function}, aliases={"small": "org/model"}), "digest"),
+        "answer to ensure: going": Going("i1", State.STARTING),
+        "answer to ensure: refused": Refused("full", When.LATER, retry_at=9.5, short_by_mb=10, failure=failure),
+        "answer to plan": Planned(host="host-a", devices=("GPU-1",), memory_mb=1000, memory_from="declared",
+                                  evict=(Victim("i2", "org/other", 3.5),)),
+        "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
+                       failures=(failure,), epoch=4, catalogue="digest"),
+        "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4}),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Record this release's."""
+    release = version("cortex").partition("+")[0]
+    FOLDER.mkdir(exist_ok=True)
+    text = msgspec.json.format(msgspec.json.encode(spoken(), order="deterministic"), indent=1)
+    (FOLDER / f"{release}.json").write_bytes(text + b"\n")
+
+
+if __name__ == "__main__":
+    main()
