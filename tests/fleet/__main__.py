@@ -38,7 +38,7 @@ class Fleet:
         self.deployment = Deployment(hosts.folder / "deployment", hosts.key)
         self.url = f"http://{self.front.address}:31313"
         self.members: dict[Host, list[dict[str, object]]] = {self.small: GB24, self.large: GB80}
-        self.first = self.second = ""
+        self.first = self.second = self.key = ""
 
     def catalogue(self, *more: str) -> None:
         """Write models.toml."""
@@ -59,13 +59,21 @@ class Fleet:
 
     def rows(self) -> dict[str, Any]:
         """Return every function as the router lists it."""
-        answer = httpx.get(f"{self.url}/admin/functions", timeout=30, trust_env=False)
+        answer = httpx.get(
+            f"{self.url}/admin/functions", headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
+        )
         return {row["id"]: row for row in answer.json()["functions"]}
 
     def hosts(self) -> dict[str, Any]:
         """Return every live host as the router lists it."""
-        answer = httpx.get(f"{self.url}/admin/hosts", timeout=30, trust_env=False)
+        answer = httpx.get(
+            f"{self.url}/admin/hosts", headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
+        )
         return {host["name"]: host for host in answer.json()["hosts"]}
+
+    def ask(self, model: str, *, stream: bool = False) -> httpx.Response:
+        """Ask a model one thing, with the operator's key."""
+        return ask(self.url, model, stream=stream, key=self.key)
 
     def where(self, function: str) -> dict[str, str]:
         """Return the function's serving instances, and on which host each is."""
@@ -131,6 +139,7 @@ def deploy(f: Fleet) -> None:
         f.deployment.write(f.front, f.members)
         f.deployment.run("secrets")
         changed = f.deployment.run("deploy", "-e", f"cortex_version={f.first}")
+        f.key = f.front.says("cat /etc/cortex/operator.key")
         step.saw = f"changed {changed}; {_answer(f)}"
         step.check(set(f.hosts()) == {"small", "large"}, "not both hosts are seen")
     with f.report.step("deploy again: nothing changes") as step:
@@ -153,20 +162,20 @@ def deploy(f: Fleet) -> None:
 def requests(f: Fleet) -> None:
     """What clients outside see."""
     with f.report.step("cold, warm, alias, Anthropic") as step:
-        cold, warm, alias = ask(f.url, "t/one"), ask(f.url, "t/one", stream=True), ask(f.url, "one")
-        anthropic, llama = ask_as_anthropic(f.url, "harbour"), ask(f.url, "harbour")
+        cold, warm, alias = f.ask("t/one"), f.ask("t/one", stream=True), f.ask("one")
+        anthropic, llama = ask_as_anthropic(f.url, "harbour", key=f.key), f.ask("harbour")
         starts = [a.headers.get("x-cortex-start") for a in (cold, warm, alias)]
         step.saw = f"{starts}, anthropic {anthropic.status_code}, llama.cpp {llama.status_code}"
         step.check(whole(cold, stream=False) and whole(warm, stream=True) and whole(alias, stream=False), "not whole")
         step.check(starts == ["cold", "hot", "hot"], "not cold, then hot")
         step.check(anthropic.json()["content"][0]["text"] and whole(llama, stream=False), "no words")
     with f.report.step("a function too big for one host lands on the other") as step:
-        answer = ask(f.url, "t/big")
+        answer = f.ask("t/big")
         step.saw = f"{answer.status_code}, on {list(f.where('t/big').values())}"
         step.check(list(f.where("t/big").values()) == ["large"], "not on the large host")
     with f.report.step("eviction on both hosts") as step:
-        step.check(whole(ask(f.url, "t/two"), stream=False), "t/two did not answer")
-        step.check(whole(ask(f.url, "t/bigger"), stream=False), "t/bigger did not answer")
+        step.check(whole(f.ask("t/two"), stream=False), "t/two did not answer")
+        step.check(whole(f.ask("t/bigger"), stream=False), "t/bigger did not answer")
         until(lambda: not f.where("t/big"), within_s=30, what="t/big left")
         step.saw = (
             f"one {f.where('t/one')}, two {f.where('t/two')}, big {f.where('t/big')}, bigger {f.where('t/bigger')}"
@@ -186,7 +195,7 @@ def restarts(f: Fleet) -> None:
     with f.report.step("reboot of a host: others serve, it comes back by itself") as step:
         f.small.run("systemd-run --on-active=0.2 systemctl reboot")
         until(lambda: "small" not in f.hosts(), within_s=60, what="the rebooted host is missed")
-        answer = ask(f.url, "t/load")
+        answer = f.ask("t/load")
         step.check(whole(answer, stream=False), f"not served meanwhile: {answer.status_code} {answer.text[:200]}")
         f.small.await_up()
         took = until(lambda: "small" in f.hosts(), within_s=90, what="small is seen again")
@@ -195,7 +204,7 @@ def restarts(f: Fleet) -> None:
         (victim,) = {h for h in f.members if h.name in f.where("t/load").values()} or {f.large}
         victim.cut_power()
         began = time.monotonic()
-        answer = ask(f.url, "t/load")
+        answer = f.ask("t/load")
         took = time.monotonic() - began
         step.check(whole(answer, stream=False), f"not served: {answer.status_code} {answer.text[:200]}")
         step.saw = f"{victim.name} cut; answered after {took:.1f} s by {list(f.where('t/load').values())}"
@@ -214,19 +223,19 @@ def joins(f: Fleet) -> None:
         step.check("late" in f.hosts(), "it is not seen")
         step.check(changed["small"] == 0, "a host that was there already was changed")
     with f.report.step("models.toml alone, in seconds; what did not change keeps running") as step:
-        ask(f.url, "t/load")
+        f.ask("t/load")
         before = f.instances()
         f.catalogue(fake("t/new", vram_mb=1000))
         began = time.monotonic()
         f.deployment.run("models")
         took = time.monotonic() - began
-        answer = ask(f.url, "t/new")
+        answer = f.ask("t/new")
         step.saw = f"pushed in {took:.1f} s; the new function answers {answer.status_code}"
         step.check(whole(answer, stream=False), "the new function does not answer")
         step.check(before.items() <= f.instances().items(), "an instance was lost")
     with f.report.step("a host is drained and removed under load; nothing is lost, nothing is left") as step:
         f.late.run("true")
-        load = Load(f.url, "t/load")
+        load = Load(f.url, "t/load", key=f.key)
         with load:
             until(lambda: load.answered > 5, within_s=60, what="load runs")
             f.deployment.run("undeploy", "--limit", "late")
@@ -277,9 +286,9 @@ def _answer(f: Fleet) -> str:
 
 def _undisturbed(f: Fleet, step: Step, act: Callable[[], object]) -> None:
     """Do something under load: nothing is lost, and no instance stops."""
-    ask(f.url, "t/load")
+    f.ask("t/load")
     before = f.instances()
-    load = Load(f.url, "t/load")
+    load = Load(f.url, "t/load", key=f.key)
     with load:
         until(lambda: load.answered > 5, within_s=60, what="load runs")
         act()
@@ -320,6 +329,7 @@ def _units(f: Fleet, step: Step) -> None:
     step.check(secret not in shown, "the password of Redis can be read in an argument or a unit")
     nobody = f.front.run("sudo -u nobody cat /etc/cortex/redis.password /etc/cortex/fleet.token", check=False)
     step.check(nobody.returncode != 0 and secret not in nobody.stdout, "anybody may read the secrets")
+    step.check(ask(f.url, "t/one").status_code == 401, "the router serves without a key")
     refused = f.front.says(f"redis-cli -h {f.front.address} -p 6380 PING || true")
     step.check("NOAUTH" in refused, f"Redis lets anybody in: {refused}")
     step.saw += "secrets closed"

@@ -9,13 +9,14 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psutil
 
 CACHE = Path(os.environ.get("CORTEX_FLEET_CACHE", "/var/cache/cortex-test-fleet"))
 SUITE = "bookworm"
@@ -27,6 +28,8 @@ PACKAGES = (
 TOOLS = ("debootstrap", "systemd-nspawn", "ssh", "ssh-keygen", "ip", "unshare", "nft")
 BRIDGE, NETWORK = "cxtest0", "10.213.7"
 BOOT_S = 60.0
+MARK = "CORTEX_TEST_FLEET"
+"""In the environment of every host's first process; what is after it is the host's name."""
 MOUNT = 'mount -t overlay overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" "$4" && shift 4 && exec "$@"'
 
 
@@ -70,7 +73,7 @@ class Host:
         nspawn = [
             "systemd-nspawn", "--quiet", "--directory", str(self._folder / "root"), "--machine", self.name,
             "--register=no", "--keep-unit", f"--network-bridge={BRIDGE}", "--resolv-conf=off", "--timezone=off",
-            "--link-journal=no", "--console=pipe", "--boot",
+            "--link-journal=no", "--console=pipe", f"--setenv={MARK}={self.name}", "--boot",
         ]  # fmt: skip
         with (self._folder / "console.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -92,20 +95,9 @@ class Host:
     def cut_power(self) -> None:
         """Kill it, as a power cut would: no process gets to say goodbye."""
         if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            _kill(_systems(self.name))  # everything in a container dies with its first process
             self._process.wait(30)
-        # The system in the container dies with its first process, whose parent was just killed.
-        until(lambda: not self._pids(), within_s=30, what=f"{self.name} is off")
-
-    def _pids(self) -> list[int]:
-        found = []
-        for proc in Path("/proc").iterdir():
-            if proc.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if str(self._folder) in (proc / "mountinfo").read_text() and int(proc.name) != os.getpid():
-                        found.append(int(proc.name))
-        return found
+        until(lambda: not _systems(self.name), within_s=30, what=f"{self.name} is off")
 
     def run(self, command: str, *, check: bool = True, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command there, as root."""
@@ -157,10 +149,7 @@ def machines() -> Iterator[Machines]:
     """A bridge and no hosts yet; at the end neither is left. One run at a time."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HostFailed("another fleet test runs on this machine") from None
+        until(lambda: _locked(lock.fileno()), within_s=120, what="another fleet test on this machine is over")
         base = _base()
         _clear_away()
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
@@ -194,8 +183,34 @@ def _base() -> Path:
     return base
 
 
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _systems(name: str = "") -> list[psutil.Process]:
+    """Return the first process of a host, or of all there are."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.name() == "systemd" and (marked := process.environ().get(MARK)) and name in ("", marked):
+                found.append(process)
+    return found
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
 def _clear_away() -> None:
-    """Take away what this run, or one that was killed, left: the bridge and the hosts' folders."""
+    """Take away what this run, or one that was killed, left: hosts, the bridge and the hosts' folders."""
+    _kill(_systems())
+    until(lambda: not _systems(), within_s=30, what="hosts of an earlier run are off")
     subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL, check=False)
     for old in CACHE.glob("run-*"):
         shutil.rmtree(old, ignore_errors=True)
