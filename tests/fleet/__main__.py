@@ -142,6 +142,10 @@ def deploy(f: Fleet) -> None:
         f.key = f.front.says("cat /etc/cortex/operator.key")
         step.saw = f"changed {changed}; {_answer(f)}"
         step.check(set(f.hosts()) == {"small", "large"}, "not both hosts are seen")
+
+
+def again(f: Fleet) -> None:
+    """The same once more, and what would be."""
     with f.report.step("deploy again: nothing changes") as step:
         changed = f.deployment.run("deploy", "-e", f"cortex_version={f.first}")
         step.saw = f"changed {changed}"
@@ -150,6 +154,10 @@ def deploy(f: Fleet) -> None:
         f.deployment.run("deploy", "-e", f"cortex_version={f.second}", "--check", "--diff")
         step.check(f.second in f.deployment.said(), "the diff does not name the build")
         step.check({h["version"] for h in f.hosts().values()} == {f.first}, "something was done")
+
+
+def closed(f: Fleet) -> None:
+    """What is closed to whom."""
     with f.report.step("units: systemd-analyze verify, security scores, users, passwords") as step:
         _units(f, step)
     with f.report.step("the firewall: outsiders reach the router and nothing else") as step:
@@ -276,7 +284,7 @@ def undeploy(f: Fleet) -> None:
 
 
 FIRST = (hosts_up, deploy)
-STEPS: tuple[Callable[..., Any], ...] = (hosts_up, deploy, requests, restarts, joins, upgrades, undeploy)
+STEPS: tuple[Callable[..., Any], ...] = (hosts_up, deploy, again, closed, requests, restarts, joins, upgrades, undeploy)
 
 
 def _answer(f: Fleet) -> str:
@@ -340,7 +348,7 @@ def _left_on(host: Host) -> list[str]:
     found = host.says(
         "find / -xdev -iname '*cortex*' -not -path '/proc/*' 2>/dev/null; getent passwd | grep cortex; "
         "nft list tables | grep cortex; systemctl list-units --all --no-legend 'cortex*' | cut -c1-80; "
-        "ps -eo args | grep [c]ortex; true"
+        "ps -eo args | grep [c]ortex | grep -v '^bash -c'; true"
     )
     return found.splitlines()
 

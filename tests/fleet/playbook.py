@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from tests.fleet.machines import Host, ssh_options
@@ -61,7 +62,10 @@ class Deployment:
         print(f"fleet:   just {command} {' '.join(arguments)}: {time.monotonic() - began:.1f} s", flush=True)
         if done.returncode:
             raise DeployFailed(done.stdout[-3000:])
-        return {m[1]: int(m[3]) for m in RECAP.finditer(done.stdout)}
+        changed: Counter[str] = Counter()
+        for recap in RECAP.finditer(done.stdout):  # a deployment is more than one playbook
+            changed[recap[1]] += int(recap[3])
+        return dict(changed)
 
     def said(self) -> str:
         """Return what the last command printed."""
