@@ -101,3 +101,7 @@ test-clients *args:
 # what a dialect costs per chunk, beside passing chat on
 bench-dialects *args:
     uv run python -m tests.bench_dialects {{args}}
+
+# a small fleet with a real Prometheus reading it: rules, panels, alerts (Debian's prometheus; a minute and a half)
+test-monitoring:
+    uv run pytest -n0 tests/monitoring/check_monitoring.py

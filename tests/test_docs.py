@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cortex.functions.spec import Function
+from cortex.platform import metrics
 from cortex.router.directory import load
-from tests.support.pages import DOCS, PAGES
+from tests.support.pages import PAGES
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,10 +50,19 @@ def test_the_readmes_commands_are_recipes_and_subcommands_that_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_pages_are_what_the_code_says(page: str) -> None:
-    assert (DOCS / page).read_text() == PAGES[page](), "run `just docs`"
+    assert (ROOT / page).read_text() == PAGES[page](), "run `just docs`"
 
 
 def test_every_setting_says_what_it_means() -> None:
-    tables = (DOCS / "cortex.md").read_text() + (DOCS / "models.md").read_text()
+    tables = (ROOT / "docs" / "cortex.md").read_text() + (ROOT / "docs" / "models.md").read_text()
 
     assert re.findall(r"^(\| `\w+` \|.*\|  \|)$", tables, re.MULTILINE) == []
+
+
+def test_rules_and_panels_name_only_metrics_that_there_are() -> None:
+    known = {m.name for m in metrics.TABLE}
+    for name in ("alerts.yml", "dashboard.json"):
+        text = (ROOT / "deploy" / "monitoring" / name).read_text()
+        for metric in re.findall(r"\bcortex_[a-z_]+", text):
+            plain = re.sub("_(bucket|sum|count)$", "", metric)
+            assert metric in known or plain in known, f"{name}: {metric}"

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cortex.platform.keys import worker_key
 from tests.support.stack import Stack, eventually
 
 pytestmark = pytest.mark.xdist_group("stack")
@@ -42,7 +43,7 @@ def test_a_request_under_way_is_listed_and_can_be_cancelled(stack: Stack) -> Non
     told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     assert "cancelled by an operator" in told[-1]["error"]["message"]
     assert not any("[DONE]" in line for line in lines)
-    assert live(stack) == []
+    eventually(lambda: live(stack) == [], what="nothing to be under way")
     (over,) = stack.http.get("/admin/requests/mine").json()["requests"]
     assert (over["phase"], over["status"], over["why"]) == ("over", 200, "cancelled by an operator")
 
@@ -84,3 +85,18 @@ def test_every_request_is_one_line_of_the_log_without_its_words(stack: Stack) ->
     assert (line["function"], line["asked"], line["status"]) == ("fake/steps", "steps", 200)
     assert line["tokens_out"] == 3
     assert "secret" not in stack.log("router")
+
+
+def test_a_callers_trace_reaches_the_worker_and_the_log(stack: Stack) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    parent = f"00-{trace}-b7ad6b7169203331-01"
+    stack.http.post(
+        "/v1/chat/completions", json=BODY | {"stream": False, "model": "steps"}, headers={"traceparent": parent}
+    )
+
+    worker = stack.instance("fake/steps")
+    key = worker_key((stack.folder / "state" / "cortex" / "fleet.token").read_text().strip(), worker["id"])
+    told = httpx.get(f"{worker['url']}/fake", headers={"Authorization": f"Bearer {key}"}, trust_env=False).json()
+
+    assert told["requests"][-1]["traceparent"] == parent
+    eventually(lambda: f'"trace": "{trace}"' in stack.log("router"), what="the line in the log")

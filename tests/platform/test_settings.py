@@ -13,6 +13,7 @@ from cortex.platform.settings import (
     DeclaredDevice,
     Eviction,
     Gateway,
+    Log,
     Redis,
     Settings,
     SettingsError,
@@ -139,11 +140,16 @@ def test_the_environment_goes_over_the_file_key_by_key() -> None:
     assert (agent.name, agent.listen) == ("variable", "0.0.0.0:1")
 
 
+def test_the_log_level_has_a_short_variable() -> None:
+    assert settings('[log]\nformat = "json"', CORTEX_LOG="DEBUG").log == Log(level="debug", format="json")
+    assert "CORTEX_LOG" in problems(CORTEX_LOG="loud")[0]
+
+
 def test_a_catalogue_can_be_named_by_a_variable() -> None:
     assert settings(CORTEX_MODELS_CONFIG="/srv/m.toml").models_config == "/srv/m.toml"
 
 
-@pytest.mark.parametrize("name", ["PATH", "CORTEX_URL", "CORTEX_CONFIG", "CORTEX_LOG", "XCORTEX_AGENT__NAME"])
+@pytest.mark.parametrize("name", ["PATH", "CORTEX_URL", "CORTEX_CONFIG", "XCORTEX_AGENT__NAME"])
 def test_other_variables_are_left_alone(name: str) -> None:
     assert settings(**{name: "whatever"}) == DEFAULTS
 

@@ -1,21 +1,21 @@
-"""The pages of `docs/` that are generated: `just docs` writes them, a test compares them."""
+"""What is generated from the code, docs above all: `just docs` writes them, a test compares them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from cortex.platform import metrics
-from tests.support import cli_page, reference
+from tests.support import cli_page, dashboard, reference
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+ROOT = Path(__file__).parent.parent.parent
 PAGES: dict[str, Callable[[], str]] = {
-    "cli.md": cli_page.page,
-    "metrics.md": metrics.documented,
-    "models.md": reference.models,
-    "cortex.md": reference.cortex,
+    "docs/cli.md": cli_page.page,
+    "docs/metrics.md": metrics.documented,
+    "docs/models.md": reference.models,
+    "docs/cortex.md": reference.cortex,
+    "deploy/monitoring/dashboard.json": dashboard.made,
 }
 
 
 if __name__ == "__main__":
-    DOCS.mkdir(exist_ok=True)
     for name, page in PAGES.items():
-        (DOCS / name).write_text(page())
+        (ROOT / name).write_text(page())

@@ -1,21 +1,21 @@
 """Logging: events, not prose. JSON lines when nobody watches, colours when somebody does.
 
-`CORTEX_LOG` sets the level (debug, info, warning, error). Prompts, completions, keys and tokens are never
-given to a logger.
+`[log]` (or `CORTEX_LOG`, the level alone) says how much and in which form. Prompts, completions, keys
+and tokens are never given to a logger.
 """
 
 import logging
-import os
 import sys
 
 import structlog
 
+from cortex.platform.settings import Log
 
-def configure() -> None:
+
+def configure(settings: Log) -> None:
     """Set up structlog for this process; logs go to stderr."""
-    name = os.environ.get("CORTEX_LOG", "info").upper()
-    level = getattr(logging, name, logging.INFO)
-    tty = sys.stderr.isatty()
+    level = getattr(logging, settings.level.upper())
+    tty = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

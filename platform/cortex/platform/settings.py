@@ -155,6 +155,26 @@ class Hub(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Disk that downloads leave free."""
 
 
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[log]`: what every process writes to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged. Each request is an `info`, one that failed a `warning`."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """auto: colours for somebody who watches, JSON lines otherwise."""
+
+
+class Tracing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[tracing]`: where spans go. A caller's `traceparent` is passed on to workers in any case."""
+
+    endpoint: str = ""
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as `http://127.0.0.1:4318`; empty: none."""
+    service: str = "cortex"
+    """What spans call this router."""
+    sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """The share of requests that are traced when their caller has not decided it."""
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of `cortex.toml`."""
 
@@ -163,6 +183,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     redis: Redis = Redis()
     agent: Agent = Agent()
     hub: Hub = Hub()
+    log: Log = Log()
+    tracing: Tracing = Tracing()
     models_config: str = "models.toml"
     """The catalogue; a relative path is taken from the folder of `cortex.toml`."""
     pretend: bool = False
@@ -251,7 +273,7 @@ def encode_env(settings: Settings) -> dict[str, str]:
         "CORTEX_CA_FILE": settings.ca_file,
         "CORTEX_LOCAL_KEY_FILE": settings.local_key_file,
     }
-    for section in ("gateway", "eviction", "redis", "agent", "hub"):
+    for section in ("gateway", "eviction", "redis", "agent", "hub", "log", "tracing"):
         for key, value in msgspec.to_builtins(getattr(settings, section)).items():
             env[f"CORTEX_{section}__{key}".upper()] = (
                 value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -299,9 +321,9 @@ def _struct_in(hint: Any) -> type[Struct] | None:
     return inner if isinstance(inner, type) and issubclass(inner, Struct) else None
 
 
-_SHORT = {"CORTEX_REDIS_URL": "CORTEX_REDIS__URL"}
+_SHORT = {"CORTEX_REDIS_URL": "CORTEX_REDIS__URL", "CORTEX_LOG": "CORTEX_LOG__LEVEL"}
 _PLAIN = {"models_config", "ca_file", "token_file", "local_key_file", "pretend"}
-_OTHER = {"CORTEX_URL", "CORTEX_CONFIG", "CORTEX_LOG", "CORTEX_API_KEY"}
+_OTHER = {"CORTEX_URL", "CORTEX_CONFIG", "CORTEX_API_KEY"}
 
 
 def _override(values: dict[str, Any], name: str, text: str, problems: list[str]) -> None:
@@ -317,6 +339,8 @@ def _override(values: dict[str, Any], name: str, text: str, problems: list[str])
             return
         kind = hints[key]
     try:
+        if name == "CORTEX_LOG":
+            text = text.lower()
         value: Any = text if kind is str or "Literal" in str(kind) else msgspec.json.decode(os.fsencode(text))
         msgspec.convert(value, kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:

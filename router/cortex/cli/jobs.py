@@ -27,7 +27,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
     from cortex.platform.jobs import AnotherWorker, work
 
     settings = settings_of(config)
-    log.configure()
+    log.configure(settings.log)
     try:
         work(settings)
     except AnotherWorker as error:

@@ -84,8 +84,8 @@ def up(
     from cortex.cli.up import run
     from cortex.platform.settings import declared_devices
 
-    log.configure()
     settings = settings_of(config)
+    log.configure(settings.log)
     if devices:
         declared = declared_devices(devices)
         if declared is None:
@@ -125,7 +125,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
     from cortex.router.directory import load
     from cortex.router.serve import serve as run
 
-    log.configure()
+    log.configure(settings.log)
     settings = replace(settings, gateway=replace(settings.gateway, insecure=insecure or settings.gateway.insecure))
     listen = settings.gateway.listen
     if not is_loopback(listen) and not _any_key(settings):
@@ -187,7 +187,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     settings = settings_of(config)
     own = settings.agent
     settings = replace(settings, agent=replace(own, tls_cert=tls_cert or own.tls_cert, tls_key=tls_key or own.tls_key))
-    log.configure()
+    log.configure(settings.log)
     passed = systemd.listeners().get("agent")
     try:
         served = listener.config(

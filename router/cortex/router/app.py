@@ -43,7 +43,9 @@ _KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG
 def create_app(settings: Settings) -> Litestar:
     """Build one router worker. Raises CatalogueError or OSError when the catalogue does not stand."""
     runtime = Runtime(settings)
-    services = Services(runtime.view, runtime.activator, runtime.flights, runtime.upstream, runtime.journeys)
+    services = Services(
+        runtime.view, runtime.activator, runtime.flights, runtime.upstream, runtime.journeys, runtime.tracing
+    )
     door = Door(runtime.keys, settings.gateway)
     most = settings.gateway.max_body_mb * 1024 * 1024
 

@@ -8,7 +8,7 @@ which worker, is decided here.
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
@@ -31,6 +31,7 @@ from cortex.router.directory import Target
 from cortex.router.fitting import Settle
 from cortex.router.journey import Journey, Journeys
 from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
+from cortex.router.tracing import Tracing
 from cortex.router.turns import Turns
 from cortex.router.upstream import Answer, Broken, Upstream
 from cortex.router.view import View
@@ -70,10 +71,16 @@ class Services:
     """What every exchange needs; made once."""
 
     def __init__(
-        self, view: View, activator: Activator, flights: Flights, upstream: Upstream, journeys: Journeys
+        self,
+        view: View,
+        activator: Activator,
+        flights: Flights,
+        upstream: Upstream,
+        journeys: Journeys,
+        tracing: Tracing,
     ) -> None:
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
-        self.journeys = journeys
+        self.journeys, self.tracing = journeys, tracing
         self.turns = Turns()
 
 
@@ -103,6 +110,7 @@ class Exchange:
         self._caller = caller
         self.journey.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
+        self._trace: Mapping[str, str] = {}
         self._send: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,6 +118,7 @@ class Exchange:
         self._send = send
         journey = self.journey
         self._services.journeys.begun(journey)
+        self._trace = self._services.tracing.begun(journey, scope["headers"])
         work = asyncio.create_task(self._serve())
         journey.cancel = lambda: self._cancel(work)
         gone = asyncio.create_task(_left(receive))
@@ -217,7 +226,7 @@ class Exchange:
     async def _send_on(self, instance: Instance, body: bytes) -> None:
         streamed = asked_to_stream(body) if self._streams_anyway else None
         answer = await self._patiently(
-            self._services.upstream.post(instance, self._call.path, body if streamed is None else streamed)
+            self._services.upstream.post(instance, self._call.path, body if streamed is None else streamed, self._trace)
         )
         try:
             if answer.status != 200:

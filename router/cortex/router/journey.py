@@ -32,9 +32,40 @@ class Journey:
     """One request. Whoever serves it fills it in."""
 
     __slots__ = (
-        "asked", "at", "began", "cached", "cancel", "choose_s", "cold", "dialect", "ended", "fault", "first",
-        "function", "gaps", "gaps_s", "head", "host", "id", "instance", "last", "left", "phase", "pieces", "queued_s",
-        "read_s", "status", "streams", "tokens_in", "tokens_out", "translate_s", "tries", "who", "why",
+        "asked",
+        "at",
+        "began",
+        "cached",
+        "cancel",
+        "choose_s",
+        "cold",
+        "dialect",
+        "ended",
+        "fault",
+        "first",
+        "function",
+        "gaps",
+        "gaps_s",
+        "head",
+        "host",
+        "id",
+        "instance",
+        "last",
+        "left",
+        "phase",
+        "pieces",
+        "queued_s",
+        "read_s",
+        "span",
+        "status",
+        "streams",
+        "tokens_in",
+        "tokens_out",
+        "trace",
+        "translate_s",
+        "tries",
+        "who",
+        "why",
     )  # fmt: skip
 
     def __init__(self, id: str, function: str, asked: str, dialect: str, *, streams: bool, read_s: float) -> None:
@@ -42,7 +73,8 @@ class Journey:
         self.at, self.began, self.read_s = time.time(), time.monotonic() - read_s, read_s
         self.phase = "choosing"
         self.cold = self.left = self.head = False
-        self.instance = self.host = self.fault = self.who = self.why = ""
+        self.instance = self.host = self.fault = self.who = self.why = self.trace = ""
+        self.span: object = None
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0
         self.first = self.last = self.ended = 0.0
         self.pieces = self.status = 0

@@ -28,6 +28,8 @@ def note(journey: Journey) -> None:
     }
     if journey.asked != journey.function:
         event["asked"] = journey.asked
+    if journey.trace:
+        event["trace"] = journey.trace
     if journey.who:
         event["key"] = journey.who
     if journey.tries:

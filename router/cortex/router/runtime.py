@@ -41,6 +41,7 @@ from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.remote_images import RemoteImages
 from cortex.router.scaling import Scaling
 from cortex.router.tallies import Tally
+from cortex.router.tracing import tracing
 from cortex.router.traffic import Traffic
 from cortex.router.upstream import Upstream
 from cortex.router.view import View
@@ -71,11 +72,14 @@ class Runtime:
         self.upstream = Upstream(token)
         self.images = RemoteImages()
         self.receipts = Receipts(self.id)
+        self.tracing = tracing(settings)
         self.activator = Activator(self.view, self.registry, self.agents, self.flights, self.receipts)
         self._scaling = Scaling()
         self.counting = Counting(self.view, self.flights)
         self.traffic = Traffic()
-        self.journeys = Journeys([self.counting.note, self._note_traffic, request_log.note, self.receipts.noted])
+        self.journeys = Journeys(
+            [self.counting.note, self._note_traffic, request_log.note, self.receipts.noted, self.tracing.over]
+        )
         self.metering = Metering(Quota(self.registry), self.view, self.journeys)
         self.inquiry = Inquiry(self.registry, self.view, self)
         self._tally = Tally(Path(settings.gateway.metrics_dir))
@@ -108,6 +112,7 @@ class Runtime:
             await self.registry.remove_router(self.id)
         self._tally.write(self.counting.snapshot())
         await self._write_receipts()
+        await asyncio.to_thread(self.tracing.close)
         await self.agents.close()
         await self.upstream.close()
         await self.images.close()

@@ -87,6 +87,6 @@ def worker() -> Litestar:
     """Build the application in a worker process. It does not outlive the process that started it."""
     if multiprocessing.parent_process() is not None:
         die_with_parent()
-    logging.configure()
     settings, _ = settings_.from_environment(None)
+    logging.configure(settings.log)
     return create_app(settings)

@@ -2,7 +2,7 @@
 CPU time (measured, LESSONS.md), and this is the warm path. Foreign errors are mapped here and nowhere else.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 
 import aiohttp
@@ -64,12 +64,14 @@ class Upstream:
         """Close all connections."""
         await self._http.close()
 
-    async def post(self, instance: Instance, path: str, body: bytes) -> Answer:
+    async def post(self, instance: Instance, path: str, body: bytes, more: Mapping[str, str] | None = None) -> Answer:
         """Send a request and return the answer once its head is here. The caller closes it.
 
         Raises Broken or Stranger. Cancelled, it cuts the connection, and the worker stops.
         """
         headers = {"Authorization": f"Bearer {self._key(instance.id)}", "Content-Type": "application/json"}
+        if more:
+            headers.update(more)
         with _mapped():
             response = await self._http.post(instance.url + path, data=body, headers=headers)
         if response.status in STRANGE:

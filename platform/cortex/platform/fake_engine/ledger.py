@@ -26,6 +26,7 @@ class Entry(msgspec.Struct, kw_only=True):
     model: str
     stream: bool
     prompt_tokens: int
+    traceparent: str = ""
     tokens: int = 0
     outcome: Outcome = "running"
 
@@ -58,7 +59,9 @@ class Ledger:
         self.mark()
 
     @contextmanager
-    def opened(self, *, path: str, model: str, stream: bool, prompt_tokens: int) -> Iterator[Entry]:
+    def opened(
+        self, *, path: str, model: str, stream: bool, prompt_tokens: int, traceparent: str = ""
+    ) -> Iterator[Entry]:
         """One request from start to outcome; a client that leaves is counted as aborted."""
         self.started += 1
         entry = Entry(
@@ -68,6 +71,7 @@ class Ledger:
             model=model,
             stream=stream,
             prompt_tokens=prompt_tokens,
+            traceparent=traceparent,
         )
         self.entries.append(entry)
         self.counts["running"] += 1

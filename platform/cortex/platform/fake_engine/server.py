@@ -149,7 +149,11 @@ class Routes:
         if engine.script.check_model and job.model != engine.model:
             return failure(404, f"The model `{job.model}` does not exist.", code="model_not_found")
         opened = engine.ledger.opened(
-            path=request.path, model=job.model, stream=job.stream, prompt_tokens=job.prompt_tokens
+            path=request.path,
+            model=job.model,
+            stream=job.stream,
+            prompt_tokens=job.prompt_tokens,
+            traceparent=request.headers.get("traceparent", ""),
         )
         with opened as entry:
             engine.leak()
