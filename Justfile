@@ -105,3 +105,7 @@ bench-dialects *args:
 # a small fleet with a real Prometheus reading it: rules, panels, alerts (Debian's prometheus; a minute and a half)
 test-monitoring:
     uv run pytest -n0 tests/monitoring/check_monitoring.py
+
+# the router's CPU time per request, plain and streamed, beside a bare proxy in the same run
+bench *args:
+    uv run python -m tests.bench {{args}}

@@ -6,16 +6,33 @@ and tokens are never given to a logger.
 
 import logging
 import sys
+from datetime import UTC, datetime
 
+import msgspec
 import structlog
 
 from cortex.platform.settings import Log
 
+_lines_from: int | None = None
+"""The least level of JSON lines; None: somebody watches, and structlog paints."""
+
+
+def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> None:
+    """Log an event of which there are many: what structlog would write, at a fifth of its cost."""
+    if _lines_from is None:
+        structlog.get_logger().log(level, event, **fields)
+    elif level >= _lines_from:
+        at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        named = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
+        sys.stderr.write(msgspec.json.format(msgspec.json.encode(named), indent=0).decode() + "\n")
+
 
 def configure(settings: Log) -> None:
     """Set up structlog for this process; logs go to stderr."""
+    global _lines_from
     level = getattr(logging, settings.level.upper())
     tty = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    _lines_from = None if tty else level
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -1,16 +1,15 @@
 """One line in the log for every request, when it is over: what, where, how long, how it ended. Never what it says."""
 
-import structlog
+import logging
 
+from cortex.platform import log
 from cortex.router.journey import Journey
-
-log = structlog.get_logger()
 
 
 def note(journey: Journey) -> None:
     """Log a journey that is over."""
     first_s = journey.first_s
-    event = {
+    event: dict[str, object] = {
         "request": journey.id,
         "function": journey.function,
         "dialect": journey.dialect,
@@ -36,7 +35,4 @@ def note(journey: Journey) -> None:
         event["broke"] = [t.instance for t in journey.tries]
     if journey.fault:
         event |= {"fault": journey.fault, "why": journey.why}
-    if journey.failed:
-        log.warning("request", **event)
-    else:
-        log.info("request", **event)
+    log.line("request", event, logging.WARNING if journey.failed else logging.INFO)

@@ -56,7 +56,7 @@ class Traffic:
         for buckets in (self._all, lately):
             if not buckets or buckets[-1].at != at:
                 buckets.append(Bucket(at=at))
-            _count(buckets[-1], journey)
+        _count((self._all[-1], lately[-1]), journey)
 
     def since(self, now: float) -> tuple[list[Bucket], dict[str, Bucket]]:
         """Return the buckets of the last hour, and per function the sum of the last five minutes."""
@@ -79,21 +79,24 @@ def together(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[l
     return [replace(_sum(b), at=at) for at, b in sorted(hours.items())], {f: _sum(b) for f, b in functions.items()}
 
 
-def _count(bucket: Bucket, journey: Journey) -> None:
-    took = journey.duration_s
-    bucket.requests += 1
-    bucket.errors += journey.failed
-    bucket.cold += journey.cold
-    bucket.duration_s += took
-    bucket.longest_s = max(bucket.longest_s, took)
-    bucket.tokens_in += journey.tokens_in
-    bucket.tokens_out += journey.tokens_out
-    if journey.streams and journey.first:
-        bucket.firsts += 1
-        bucket.first_s += journey.first - journey.began
-        if journey.last > journey.first:
-            bucket.timed_tokens += max(0, journey.tokens_out - 1)
-            bucket.timed_s += journey.last - journey.first
+def _count(buckets: Iterable[Bucket], journey: Journey) -> None:
+    took, failed = journey.duration_s, journey.failed
+    tokens_in, tokens_out = journey.tokens_in, journey.tokens_out
+    streamed = journey.streams and journey.first
+    for bucket in buckets:
+        bucket.requests += 1
+        bucket.errors += failed
+        bucket.cold += journey.cold
+        bucket.duration_s += took
+        bucket.longest_s = max(bucket.longest_s, took)
+        bucket.tokens_in += tokens_in
+        bucket.tokens_out += tokens_out
+        if streamed:
+            bucket.firsts += 1
+            bucket.first_s += journey.first - journey.began
+            if journey.last > journey.first:
+                bucket.timed_tokens += max(0, tokens_out - 1)
+                bucket.timed_s += journey.last - journey.first
 
 
 def _sum(buckets: Iterable[Bucket]) -> Bucket:

@@ -1,0 +1,35 @@
+"""Receipts said in a line."""
+
+from typing import Any
+
+import pytest
+
+from cortex.cli.decisions import numbers
+from cortex.cli.top import BAR, bar
+
+
+@pytest.mark.parametrize(
+    ("what", "found", "said"),
+    [
+        ("ready", {"phases": {"placing": 0.04, "starting": 3.8}}, "placing 0.0s, starting 3.8s"),
+        (
+            "evicted",
+            {"victim": {"idle_s": 90.0}, "others": [{"function": "org/busy", "idle_s": 1.0}]},
+            "idle 90.0s; stays: org/busy idle 1.0s",
+        ),
+        (
+            "proposed",
+            {"considered": [{"host": "a", "evict": ["x"], "devices": []}, {"host": "b", "why_not": "cordoned"}]},
+            "a: evicts 1; b: cordoned",
+        ),
+        ("waited", {"queued_ms": 12, "status": 200, "nested": {}}, "queued_ms 12, status 200"),
+        ("placed", {}, ""),
+    ],
+)
+def test_the_numbers_that_matter_are_said(what: str, found: dict[str, Any], said: str) -> None:
+    assert numbers({"what": what, "numbers": found}) == said
+
+
+@pytest.mark.parametrize(("admitted", "foreign", "total"), [(0, 0, 0), (10, 0, 100), (80, 40, 100), (1000, 1000, 100)])
+def test_a_bar_is_always_as_long(admitted: int, foreign: int, total: int) -> None:
+    assert len(bar(admitted, foreign, total).plain) == BAR
