@@ -64,3 +64,13 @@ def test_a_stream_is_measured(stack: Stack) -> None:
     assert read(r'cortex_inter_token_seconds_count\{model="fake/streams"') > 10
     assert read(r'cortex_tokens_per_second_count\{model="fake/streams"') >= 1
     assert read(r'cortex_responses_total\{dialect="messages",model="fake/streams",status="200"\}') >= 1
+
+
+def test_requests_that_never_got_as_far_as_a_function_are_counted_by_reason(stack: Stack) -> None:
+    read = reader(stack)
+    unknown = r'cortex_requests_refused_total\{reason="unknown_model"\}'
+    before = read(unknown)
+
+    assert stack.chat("who/knows").status_code == 404
+
+    eventually(lambda: read(unknown) == before + 1, what="the refusal to be counted")

@@ -99,6 +99,7 @@ def lively(stack: Stack) -> None:
         for name in ("demo/one", "demo/two", "demo/dies"):
             stack.chat(name, max_tokens=5)
             stack.http.post("/v1/messages", json={"model": name, "max_tokens": 8, "stream": True, "messages": MESSAGES})
+        stack.chat("who/knows")
         busy = threading.Thread(target=lambda: stack.chat("demo/two", stream=True))
         busy.start()
         stack.chat("demo/one", max_tokens=2)

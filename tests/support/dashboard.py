@@ -54,7 +54,14 @@ ROWS: dict[str, list[Panel]] = {
         ("Duration", "s", _quantiles("cortex_request_duration_seconds")),
         ("First token, starts included", "s", _quantiles("cortex_time_to_first_token_seconds", "model")),
         ("Held for an instance", "s", _quantiles("cortex_queue_wait_seconds", "model")),
-        ("Turned away", "reqps", [(_rate("cortex_model_rejections_total", "reason"), "{{reason}}")]),
+        (
+            "Turned away",
+            "reqps",
+            [
+                (_rate("cortex_model_rejections_total", "reason"), "{{reason}}"),
+                (_rate("cortex_requests_refused_total", "reason"), "before a function: {{reason}}"),
+            ],
+        ),
         (
             "Sent again, and left by their clients",
             "reqps",

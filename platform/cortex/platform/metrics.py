@@ -80,6 +80,13 @@ TOKENS_CACHED = _counter(
 REJECTIONS = _counter(
     "cortex_model_rejections_total", "router", "model reason", "Requests refused by the router, by the kind of fault."
 )
+REFUSED = _counter(
+    "cortex_requests_refused_total",
+    "router",
+    "reason",
+    "Requests that never got as far as a function: no key, over a key's limits, an unknown model, a body that says "
+    "nothing.",
+)
 RESPONSES = _counter(
     "cortex_responses_total", "router", "model dialect status", "Answers by dialect and HTTP status, as the client saw."
 )

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import structlog
 from litestar import Litestar, Request, Response, get
+from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
 from cortex.platform.settings import Settings
@@ -122,6 +123,7 @@ def create_app(settings: Settings) -> Litestar:
         ],
         guards=[door.guard],
         lifespan=[run],
+        state=State({"counting": runtime.counting}),
         exception_handlers={
             Refusal: _refused,
             DialectError: _untranslatable,
@@ -160,6 +162,8 @@ def _dialect(request: Http) -> Dialect:
 
 def _faulty(request: Http, fault: Fault) -> Response[bytes]:
     dialect = _dialect(request)
+    if request.scope["path"].startswith("/v1/"):
+        request.app.state.counting.refused(fault.kind)
     answer = _answer(request, fault.status(dialect), b"", fault.headers())
     answer.content = envelope(fault, dialect, answer.headers["x-request-id"])
     return answer

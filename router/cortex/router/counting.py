@@ -52,6 +52,10 @@ class Counting:
         if journey.left:
             meter.count(metrics.DISCONNECTS, (model,))
 
+    def refused(self, reason: str) -> None:
+        """Count a request that never got as far as a function."""
+        self._meter.count(metrics.REFUSED, (reason,))
+
     def snapshot(self) -> Snapshot:
         """Return what was counted so far, and how things stand."""
         found = self._meter.snapshot(self._standing())
