@@ -1,0 +1,74 @@
+"""The metrics port by itself: without Redis, without its port, and with the record of a fleet."""
+
+import socket
+from pathlib import Path
+
+import httpx
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.platform import metrics
+from cortex.platform.meter import Meter
+from cortex.platform.record import Failure, Fleet
+from cortex.platform.settings import Gateway, Redis, Settings
+from cortex.platform.standing import standing
+from cortex.router.metrics_port import MetricsPort
+from cortex.router.tallies import Tally
+from tests.support.factories import a_device, a_host, a_report, an_instance
+from tests.support.stack import free_port
+
+
+def settings(listen: str) -> Settings:
+    return Settings(gateway=Gateway(metrics_listen=listen), redis=Redis(url=f"redis://127.0.0.1:{free_port()}"))
+
+
+def test_without_redis_the_routers_own_counts_are_served_and_nothing_stale_of_the_fleet(tmp_path: Path) -> None:
+    meter = Meter()
+    meter.count(metrics.REQUESTS, ("org/model", "here"), 3)
+    Tally(tmp_path).write(meter.snapshot())
+    listen = f"127.0.0.1:{free_port()}"
+
+    with MetricsPort(settings(listen), tmp_path):
+        told = httpx.get(f"http://{listen}/metrics", trust_env=False)
+        elsewhere = httpx.get(f"http://{listen}/", trust_env=False)
+        changed = httpx.post(f"http://{listen}/metrics", trust_env=False)
+
+    lines = [line for line in told.text.splitlines() if not line.startswith("#")]
+    assert 'cortex_requests_total{model="org/model",node="here"} 3.0' in lines
+    assert "cortex_record_up 0.0" in lines
+    assert not any(line.startswith(("cortex_hosts", "cortex_device")) for line in lines)
+    assert (elsewhere.status_code, changed.status_code) == (404, 404)
+
+
+def test_a_port_that_is_taken_costs_the_metrics_and_not_the_router(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with MetricsPort(settings(f"127.0.0.1:{taken.getsockname()[1]}"), tmp_path):
+            pass
+        with MetricsPort(settings(""), tmp_path):  # not wanted at all
+            pass
+
+
+def test_the_fleet_stands_as_its_record_says() -> None:
+    busy = an_instance("one", ready=10.0)
+    coming = an_instance("two", function="org/big", state=State.STARTING, devices=("gpu-1",), memory_mb=4000)
+    failure = Failure(function="org/dies", revision="r", instance="x", reason="it died", at=90.0, retry_at=200.0)
+    gpu = replace(a_device("gpu-1"), foreign_mb=300, used_mb=4500, utilization_pct=70, temp_c=60)
+    host = replace(a_host(busy, coming, devices=(a_device(), gpu), failures=(failure,)), at=95.0)
+    report = a_report(in_flight={"one": 2}, waiting={"org/big": 5})
+    fleet = Fleet(hosts={host.name: host}, routers={"r": report}, cordoned=frozenset({host.name, "away"}))
+
+    found = {(c.name, c.labels): c.value for c in standing(fleet, {("cortex-a", "failed"): 1}, 100.0)}
+
+    assert found[metrics.HOSTS.name, ("open",)] == 0
+    assert found[metrics.HOSTS.name, ("cordoned",)] == 1
+    assert found[metrics.HOST_AGE.name, ("host-a",)] == 5.0
+    assert found[metrics.MODEL_IN_FLIGHT.name, ("host-a", "org/model")] == 2
+    assert found[metrics.MODEL_QUEUE.name, ("org/big",)] == 5
+    assert found[metrics.INSTANCES.name, ("host-a", "org/big", "starting")] == 1
+    assert found[metrics.DEVICE_MEMORY.name, ("host-a", "gpu-1", "admitted")] == 4000
+    assert found[metrics.DEVICE_MEMORY.name, ("host-a", "gpu-1", "foreign")] == 300
+    assert found[metrics.VRAM_FREE.name, ("host-a", "gpu-1")] == 5500
+    assert (metrics.VRAM_USED.name, ("host-a", "gpu-0")) not in found  # nobody measured it
+    assert found[metrics.UTILIZATION.name, ("host-a", "gpu-1")] == 70
+    assert found[metrics.BACKOFF.name, ("host-a", "org/dies")] == 1
+    assert found[metrics.JOBS.name, ("cortex-a", "failed")] == 1
