@@ -24,6 +24,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.tables import console
 from cortex.platform import settings as settings_
+from cortex.platform.certificates import trust
 from cortex.platform.settings import Settings, SettingsError
 
 LITTLE_DISK_GB = 5.0
@@ -78,7 +79,7 @@ def examined(config: Path | None) -> Iterator[Finding]:
         lambda: the_hosts(hosts, time.time()),
         lambda: the_functions(router),
         lambda: the_redis(settings, expected=bool(settings.redis.url)),
-        lambda: the_agents(hosts),
+        lambda: the_agents(hosts, settings.ca_file),
         lambda: the_disks(settings),
         lambda: the_token(Path(settings.token_file).expanduser()),
         lambda: the_ports(settings, used=bool(hosts)),
@@ -204,11 +205,11 @@ def the_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
         )
 
 
-def the_agents(hosts: list[dict[str, Any]]) -> Iterator[Finding]:
+def the_agents(hosts: list[dict[str, Any]], ca_file: str) -> Iterator[Finding]:
     """Whether agents can be reached from this machine."""
     for host in hosts:
         try:
-            httpx.get(f"{host['address']}/health", timeout=3, trust_env=False).raise_for_status()
+            httpx.get(f"{host['address']}/health", timeout=3, trust_env=False, verify=trust(ca_file)).raise_for_status()
         except httpx.HTTPError as error:
             yield Finding(
                 "warning",
