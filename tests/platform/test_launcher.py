@@ -25,7 +25,7 @@ SERVER = """
 import json, multiprocessing, os, sys, time
 import vllm.v1.engine.core as core
 
-if __name__ == "__main__":
+def main():
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=core.run, args=(sender,))
@@ -34,7 +34,11 @@ if __name__ == "__main__":
     said["front"] = {"argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid()}
     print(json.dumps(said), flush=True)
     time.sleep(60)
+
+if __name__ == "__main__":
+    main()
 """
+SCRIPT = "from vllm.entrypoints.openai.api_server import main\nif __name__ == '__main__':\n    main()\n"
 CORE = """
 import multiprocessing, os, sys, time
 IMPORTED = time.time()
@@ -135,6 +139,27 @@ async def test_a_start_becomes_the_instance_with_all_three_processes_imported_be
     assert {pid for name, pid in process.owned("owner") if name == "0123456789abcdef-2"} >= {
         int(str(one["pid"])) for one in said.values()
     }
+
+
+async def test_a_script_is_run_as_its_own_command_would(engine: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    (folder / "vllm").write_text(SCRIPT)
+    kept = Kept((str(folder / "vllm"), "serve"), tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+    await kept.until("parked")
+
+    child = kept.start()
+    said = await kept.said()
+
+    assert isinstance(child, subprocess.Popen)
+    assert said["front"]["argv"] == ["vllm", "serve", "--model", "tiny"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await kept.keeper.close()
+    while process.kill_remains(child.pid, "0123456789abcdef-2"):
+        child.poll()
 
 
 async def test_a_fresh_one_is_parked_behind_it(kept: Kept) -> None:

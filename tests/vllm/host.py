@@ -14,7 +14,7 @@ from cortex.platform.record import Instance
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually
 
-IMPORT_S = 300.0
+IMPORT_S = 600.0
 
 
 class VllmHost(Fleet):

@@ -31,6 +31,8 @@ ROOM = 96
 """Characters an instance's name may take in the place of the parked one's."""
 IMPORT_S = 600.0
 """How long importing may take: it runs at low priority, and a cold disk is slow."""
+LOW_PRIORITY = 10
+"""While importing: a tenth of what anybody else gets. Lower still, and on a busy host it would never be done."""
 HAND_OVER_S = 2.0
 QUIET_S = 0.5
 FIRST_PAUSE_S, MOST_PAUSE_S = 2.0, 300.0
@@ -181,7 +183,7 @@ class Keeper:
             )
         if _can_raise_again():
             with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, child.pid, 19)
+                os.setpriority(os.PRIO_PROCESS, child.pid, LOW_PRIORITY)
         return child
 
     async def _line_read(self, line: socket.socket) -> bytes:
