@@ -28,7 +28,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         env={**os.environ, "LLAMA_API_KEY": "k"},
         stderr=subprocess.DEVNULL,
     )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer k"}) as http:
+    # A connection of its own for each request: the worker closes idle ones, and on a busy machine just before one.
+    fresh = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer k"}, limits=fresh) as http:
         try:
             eventually(lambda: healthy(http), what="the worker")
             yield http

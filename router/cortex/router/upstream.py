@@ -11,6 +11,9 @@ from cortex.platform.keys import worker_key
 from cortex.platform.record import Instance
 
 CONNECT_S = 5.0
+IDLE_S = 4.0
+"""How long an idle connection is kept: less than workers do (uvicorn's and llama-server's five seconds), for a request
+sent into a connection that is just being closed is lost."""
 READ_BYTES = 256 * 1024
 STRANGE = frozenset({401, 403})
 
@@ -54,7 +57,7 @@ class Upstream:
         self._token = token
         self._keys: dict[str, str] = {}
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S),
             auto_decompress=False,
             read_bufsize=READ_BYTES,
