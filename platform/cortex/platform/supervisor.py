@@ -27,6 +27,7 @@ from cortex.platform.fetches import Fetches
 from cortex.platform.kept import Kept
 from cortex.platform.keys import worker_key
 from cortex.platform.launcher.keeper import Keeper
+from cortex.platform.readahead import read_ahead
 from cortex.platform.record import HostRecord, Instance
 from cortex.platform.scheduler import Scheduler
 from cortex.platform.settings import Settings
@@ -42,6 +43,8 @@ STUCK_CPU_S = 0.05
 KILLED_WITHIN_S = 5.0
 RECLAIM_S = 30.0
 """How long freed device memory may take to come back; what is still held then counts as foreign."""
+IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
+"""Servers that import for seconds before they open their weights."""
 
 
 class Tell(Protocol):
@@ -218,6 +221,15 @@ class Supervisor:
         )
         self._own(self._watch(instance.id, function.id, child.pid))
         self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid))
+        if command.server in IMPORTS_LONG:
+            self._own(self._read_ahead(instance.id, function.id, Path(effect.weights)))
+
+    async def _read_ahead(self, instance: str, function: str, weights: Path) -> None:
+        def starting() -> bool:
+            return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
+
+        done = await read_ahead(weights, starting)
+        log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
 
     def _begun(
         self, instance: str, command: Launch, log_path: Path, not_warm: str
