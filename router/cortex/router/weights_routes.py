@@ -60,9 +60,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         names = tuple(catalogue.aliases.get(n, n) for n in data.names)
         asked = Remove(names, data.unused, data.dry_run)
         hosts = _hosts(runtime, data.host)
-        for one in hosts:  # an agent that does not know the catalogue yet knows not what is unused
-            if data.unused and one.catalogue != runtime.directory.digest:
-                await _one(one, runtime.agents.heed(one.address, catalogue, runtime.directory.digest))
+        for one in hosts if data.unused else ():
+            await _told(runtime, one)
         found, away = await _from_all(hosts, lambda h: runtime.agents.remove_weights(h.address, asked))
         rows = [{"host": h, **to_builtins(s)} for h, told in found.items() for s in told.removed]
         kept = [{"host": h, "name": n, "why": w} for h, told in found.items() for n, w in told.kept.items()]
@@ -73,6 +72,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Fetch a function's weights now, without starting it."""
         function = runtime.directory.find(data.function).function
         chosen = _best(runtime, function, data.host)
+        await _told(runtime, chosen)
         job = await _one(chosen, runtime.agents.prefetch(chosen.address, function))
         return {"host": chosen.name, "job": job, "function": function.id}
 
@@ -112,6 +112,13 @@ def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
     if name not in hosts:
         raise HostNotFound(name, nearest(name, hosts))
     return [hosts[name]]
+
+
+async def _told(runtime: Runtime, host: HostRecord) -> None:
+    """See that an agent knows the catalogue as it is now: by it, it judges what is unused and whom a fetch is for."""
+    if host.catalogue != runtime.directory.digest:
+        catalogue, digest = runtime.directory.catalogue, runtime.directory.digest
+        await _one(host, runtime.agents.heed(host.address, catalogue, digest))
 
 
 def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:
