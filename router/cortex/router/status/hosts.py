@@ -11,10 +11,9 @@ from cortex.platform.record import Device, HostRecord, Instance
 from cortex.router.status.known import SILENT_S, Index, Known, key
 from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
 from cortex.router.status.troubles import trouble
-from cortex.router.status.words import ago, mib
+from cortex.router.status.words import mib
 
 MOST_DEPARTURES = 8
-NO_TELLING = "nobody says where its memory is"
 
 
 def hosts(known: Known, index: Index) -> tuple[Host, ...]:
@@ -195,8 +194,3 @@ def details(record: HostRecord, known: Known, index: Index) -> HostDetails:
         foreign=foreign,
         troubles=tuple(trouble(record, failure) for failure in sorted(record.failures, key=lambda f: -f.at)),
     )
-
-
-def seen(record: HostRecord, now: float) -> str:
-    """Say how long ago a host was heard of."""
-    return ago(now - record.at)

@@ -4,7 +4,7 @@ A warm's plan comes from the agent that would act (`…/warm?plan=1`); the other
 """
 
 from collections.abc import Mapping
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -167,8 +167,3 @@ def _function(function: str, verb: str) -> str:
 
 def _host(host: str, verb: str) -> str:
     return f"/admin/hosts/{quote(host, safe='')}/{verb}"
-
-
-def asked(do: str, **of: str) -> str:
-    """Return where a plan is shown."""
-    return f"/status/plan?{urlencode({'do': do, **of})}"
