@@ -260,6 +260,7 @@ def test_without_scripts_the_page_is_a_snapshot(fleet: Stack, open_page: Open, s
     assert row(page, "org/small").get_attribute("data-tone") == "idle"
     assert page.locator("#hosts .seg-text", has_text="org/small").count() == 1
     assert not page.locator(".top [data-try]").is_visible()
+    assert not row(page, "org/small").get_by_role("button", name="Cool").is_visible()
     shot(page, "noscript-laptop-light")
 
 
