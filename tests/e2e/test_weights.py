@@ -33,7 +33,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def hub(alpha: bytes) -> Iterator[FakeHub]:
     with fake_hub() as running:
-        for name in ("cold", "slow", "killed", "cooled", "asked", "gone", "gated", "pre", "undeclared"):
+        for name in ("cold", "slow", "killed", "cooled", "asked", "gone", "gated", "pre", "undeclared", "flaky"):
             running.repos[f"org/{name}"] = {FILE: alpha, "README.md": b"x"}
         running.tokens["org/gated"], running.gated = TOKEN, {"org/gated"}
         yield running
@@ -47,7 +47,7 @@ def hub_entry(name: str, **keys: object) -> str:
 def stack(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("weights-stack")
     (folder / "hf-token").write_text(TOKEN)
-    models = [hub_entry(n) for n in ("cold", "killed", "cooled", "asked", "gone", "gated", "pre", "unknown")]
+    models = [hub_entry(n) for n in ("cold", "killed", "cooled", "asked", "gone", "gated", "pre", "flaky", "unknown")]
     models += [hub_entry("slow", start_timeout_s=1.5), entry("w/fake", engine="fake")]
     env = {"CORTEX_HUB__ENDPOINT": hub.url, "CORTEX_HUB__TOKEN_FILE": str(folder / "hf-token")}
     running = Stack(folder, "\n".join(models), env=env)
@@ -101,6 +101,24 @@ def test_a_cold_request_fetches_and_is_answered(stack: Stack, hub: FakeHub, alph
     assert job(stack, "cold")["state"] == "done"
     held = lambda: stack.http.get("/admin/hosts").json()["hosts"][0]["weights"]  # noqa: E731
     assert "w/cold" in eventually(held, what="the record to say so")
+
+
+def test_a_hub_in_trouble_is_tried_again_after_a_while(stack: Stack, hub: FakeHub) -> None:
+    hub.faults[FILE] = [503, 500]
+    thread, answers = asked(stack, "w/flaky")
+
+    seen: list[dict[str, Any]] = []
+
+    def waits() -> bool:
+        seen.append(job(stack, "flaky"))
+        return seen[-1].get("state") == "waiting"
+
+    eventually(waits, what="the job to wait")
+    thread.join(30)
+
+    assert "answers 50" in seen[-1]["why"]
+    assert "trying again in" in seen[-1]["said"]
+    assert answers[0].status_code == 200
 
 
 def test_a_slow_download_outlives_the_request_that_began_it(stack: Stack, hub: FakeHub, alpha: bytes) -> None:

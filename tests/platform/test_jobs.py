@@ -1,0 +1,40 @@
+"""How long a fetch waits before it is tried again, and what is said of one that is under way."""
+
+import pytest
+
+from cortex.functions.sources import Demo, Repo
+from cortex.platform.agent_messages import Fetching
+from cortex.platform.fetches import said
+from cortex.platform.jobs import LONGEST_PAUSE_S, job_id, pause_s
+
+
+def test_each_pause_is_twice_the_one_before_up_to_a_minute() -> None:
+    assert [pause_s(n) for n in (1, 2, 3, 6, 7, 500)] == [1.0, 2.0, 4.0, 32.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"state": "queued"}, "queued behind another download"),
+        ({"state": "fetching"}, "asking the hub"),
+        ({"state": "fetching", "done": 512, "total": 2048}, "512 B of 2 KiB"),
+        (
+            {"state": "fetching", "done": 2**30, "total": 3 * 2**30, "rate": 2.0**24},
+            "1.00 GiB of 3.00 GiB, 16 MiB/s, 128 s left",
+        ),
+        (
+            {"state": "waiting", "done": 1, "total": 2, "retry_at": 107.0, "why": "the hub is away"},
+            "1 B of 2 B, trying again in 7 s: the hub is away",
+        ),
+    ],
+)
+def test_a_fetch_is_said_in_a_line(keys: dict[str, object], line: str) -> None:
+    assert said(Fetching(id="j", source="org/m", **keys), 100.0) == line  # type: ignore[arg-type]
+
+
+def test_one_source_is_one_job_on_each_host() -> None:
+    one, same = Repo(repo="org/m", quant="Q4_0", gguf=True), Repo(repo="org/m", quant="Q4_0", gguf=True)
+    names = {job_id("a", one), job_id("a", same), job_id("b", one), job_id("a", Demo("harbour"))}
+
+    assert len(names) == 3
+    assert all(":" not in n for n in names)  # RQ splits its keys there
