@@ -109,3 +109,18 @@ test-monitoring:
 # the router's CPU time per request, plain and streamed, beside a bare proxy in the same run
 bench *args:
     uv run python -m tests.bench {{args}}
+
+# under which licences everything comes, and known holes in what is locked; fails where they cannot be looked up
+audit:
+    uvx --quiet pip-licenses --python .venv/bin/python --order=license
+    uv export -q --locked --no-emit-project --no-default-groups --format requirements.txt -o .venv/audit.txt
+    uvx --quiet pip-audit --strict --disable-pip --require-hashes -r .venv/audit.txt
+
+# what a release consists of, as CycloneDX; it goes beside the wheel
+sbom out="dist/cortex.cdx.json":
+    mkdir -p $(dirname {{out}})
+    uv export -q --locked --no-default-groups --format cyclonedx1.5 --preview-features sbom-export -o {{out}}
+
+# the attacks and the table of who may do what, and random requests to every route of router and agent (minutes)
+test-security *args:
+    uv run pytest -n 2 --dist loadgroup tests/e2e/security tests/platform/test_http_limits.py {{args}}

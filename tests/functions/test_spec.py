@@ -50,6 +50,7 @@ CHANGES: dict[str, Any] = {
     "reasoning_parser": "none",
     "chat_template": "/srv/chat.jinja",
     "mmproj": "/srv/eyes.gguf",
+    "allow_pickle": True,
     "sleep": True,
     "command": ("serve", "{port}"),
     "health_path": "/ready",

@@ -77,6 +77,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     reasoning_parser: Word = "auto"
     chat_template: Word = ""
     mmproj: Word = ""
+    allow_pickle: bool = False
+    """Load weights that are pickles, and so run whatever they hold."""
     sleep: bool = False
     command: tuple[Word, ...] = ()
     health_path: Path = "/health"

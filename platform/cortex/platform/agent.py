@@ -29,6 +29,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.caretaker import Caretaker
 from cortex.platform.effects import Decided
 from cortex.platform.flights import Flights
+from cortex.platform.kept import Weights
 from cortex.platform.placement import When
 from cortex.platform.receipts import Receipt, numbers
 from cortex.platform.record import Fleet, HostRecord, Instance
@@ -37,6 +38,7 @@ from cortex.platform.roster import Rules
 from cortex.platform.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.supervisor import Supervisor
+from cortex.platform.weight_rules import keep_inside
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -145,7 +147,7 @@ class Agent:
         if lacking := self._engines.lacks(function):
             return Refused(lacking, When.NEVER)
         try:
-            here = await asyncio.to_thread(weights.find, function, Path(self.settings.agent.cache_dir))
+            here = await asyncio.to_thread(self._weights, function)
         except weights.WeightsUnavailable as error:
             return Refused(str(error), When.NEVER)
         instance = secrets.token_hex(8)
@@ -160,10 +162,18 @@ class Agent:
         if lacking := self._engines.lacks(function):
             return Refused(lacking, When.NEVER)
         try:
-            here = await asyncio.to_thread(weights.find, function, Path(self.settings.agent.cache_dir))
+            here = await asyncio.to_thread(self._weights, function)
         except weights.WeightsUnavailable as error:
             return Refused(str(error), When.NEVER)
         return self.scheduler.plan(function, here, time.time())
+
+    def _weights(self, function: Function) -> Weights | None:
+        """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be."""
+        own = self.settings.agent
+        found = weights.find(function, Path(own.cache_dir))
+        if found is not None and found.path and own.weight_roots:
+            keep_inside(Path(found.path), (*own.weight_roots, own.cache_dir))
+        return found
 
     async def drain(self) -> list[str]:
         """Empty this host; it is cordoned in the record by whoever asks. Return who is going."""

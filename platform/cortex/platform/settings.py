@@ -120,6 +120,10 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Logs of workers."""
     cache_dir: str = _DIRS.user_cache_dir
     """Weights, and what engines compile."""
+    no_new_privs: bool = True
+    """Neither the agent nor a worker can gain privileges by a set-user-id program, such as `nvidia-modprobe`."""
+    weight_roots: tuple[str, ...] = ()
+    """Folders from which weights may be loaded, beside `cache_dir`; links are followed first. None: any path."""
     labels: tuple[str, ...] = ()
     """Words that functions may ask for with their own `labels`."""
     devices: tuple[DeclaredDevice, ...] = ()

@@ -19,7 +19,7 @@ from cortex.functions.launch import CannotLaunch, Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
-from cortex.platform import cgroup, gguf_head, log_files, process, slots, worker_card
+from cortex.platform import cgroup, confine, gguf_head, log_files, process, slots, worker_card
 from cortex.platform.cancel import cancelled
 from cortex.platform.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
 from cortex.platform.engines import Engines
@@ -235,7 +235,7 @@ class Supervisor:
         self, instance: str, command: Launch, log_path: Path, not_warm: str
     ) -> tuple[subprocess.Popen[bytes], str]:
         """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
-        env = command.env | {process.OWNER: self._owner}
+        env = {"TMPDIR": str(confine.temporary(instance)), **command.env, process.OWNER: self._owner}
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher:
             log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,6 +362,7 @@ class Supervisor:
         scratch = self.scratch(instance.id)
         for path in (scratch, Path(f"{scratch}.key")):
             path.unlink(missing_ok=True)
+        await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance.id), ignore_errors=True)
         self._tell(lambda s, now: s.reclaimed(instance.id, now))
 
     async def _cleared(self, pid: int, instance: str) -> None:

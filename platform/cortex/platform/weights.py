@@ -27,7 +27,7 @@ from cortex.functions.names import slug
 from cortex.functions.selection import File, NoSuchWeights, Selection, missing_parts, select
 from cortex.functions.sources import BadSource, Demo, Local, Nothing, Repo, Source, source_of
 from cortex.functions.spec import Engine, Function
-from cortex.platform import hub
+from cortex.platform import hub, weight_rules
 from cortex.platform.bigram import demo_text, write_bigram
 from cortex.platform.hub import Hub, HubAway, WeightsUnavailable
 from cortex.platform.kept import Weights
@@ -71,8 +71,15 @@ class Cancelled(Exception):
 def find(function: Function, cache: Path) -> Weights | None:
     """Return the weights if they are on this host, None if they can be fetched.
 
-    Raises WeightsUnavailable when they can be neither found nor fetched.
+    Raises WeightsUnavailable when they can be neither found nor fetched, or may not be loaded.
     """
+    found = _found(function, cache)
+    if found is not None and found.path and not function.allow_pickle:
+        weight_rules.refuse_pickles(Path(found.path))
+    return found
+
+
+def _found(function: Function, cache: Path) -> Weights | None:
     try:
         source = source_of(function)
     except BadSource as error:

@@ -183,11 +183,13 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
 
     from cortex.platform import listener, systemd
     from cortex.platform.agent_api import create_app
+    from cortex.platform.confine import confine
 
     settings = settings_of(config)
     own = settings.agent
     settings = replace(settings, agent=replace(own, tls_cert=tls_cert or own.tls_cert, tls_key=tls_key or own.tls_key))
     log.configure(settings.log)
+    confine(no_new_privs=settings.agent.no_new_privs)
     passed = systemd.listeners().get("agent")
     try:
         served = listener.config(

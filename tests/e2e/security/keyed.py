@@ -84,6 +84,8 @@ def started(folder: Path) -> Iterator[Keyed]:
     with own_redis(folder) as redis_url:
         stack = Stack(folder, CATALOGUE, workers=2, env={"CORTEX_REDIS_URL": redis_url})
         try:
-            yield Keyed(stack, redis_url)
+            keyed = Keyed(stack, redis_url)
+            keyed.everywhere("inference", 200)
+            yield keyed
         finally:
             stack.end()

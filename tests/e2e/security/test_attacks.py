@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.security.keyed import Keyed
-from tests.security.raw import say
+from tests.e2e.security.keyed import Keyed
+from tests.e2e.security.raw import say
 
 pytestmark = pytest.mark.xdist_group("security")
 BODY = json.dumps({"model": "one/open", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
@@ -22,11 +22,6 @@ def request(
     if length:
         head.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body
-
-
-@pytest.fixture(autouse=True)
-def warm(keyed: Keyed) -> None:
-    keyed.everywhere("inference", 200)
 
 
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: evil\r\n\r\n"

@@ -6,7 +6,7 @@ import re
 import pytest
 import redis
 
-from tests.security.keyed import Keyed
+from tests.e2e.security.keyed import Keyed
 from tests.support.stack import eventually
 
 pytestmark = pytest.mark.xdist_group("security")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.security.keyed import Keyed, started
+from tests.e2e.security.keyed import Keyed, started
 
 
 @pytest.fixture(scope="session")
