@@ -6,6 +6,7 @@ or exited, one that was stopped has exited, one that exited is reclaimed.
 
 import asyncio
 import contextlib
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Collection
