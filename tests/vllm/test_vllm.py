@@ -31,6 +31,7 @@ def test_a_warm_start_and_a_plain_one_serve_the_same(host: VllmHost, tell: Calla
     one = host.text("tiny/one")
     warm = host.instance("tiny/one")
     host.cold("tiny/one")
+    host.until_parked()  # its import would slow the plain start down
 
     same = host.text("tiny/plain")
     plain = host.instance("tiny/plain")

@@ -310,7 +310,7 @@ class Scheduler(Settling):
         if instance is not None and instance.state is State.STARTING:
             instance = replace(instance, ready=now, phase="", progress=None)
             self._step(instance, Step.ANSWERED, now)
-            how = f" ({instance.path} start)" if instance.path not in ("", "plain") else ""
+            how = f", {instance.path}" if instance.path not in ("", "plain") else ""
             self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s{how}")
             self.settle(now)
 

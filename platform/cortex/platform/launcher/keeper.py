@@ -57,7 +57,7 @@ class Keeper:
         """`command` is how vLLM is run here; `busy` whether a start is under way; `told` hears how it stands."""
         self._command = command
         self._owner, self._log_path, self._busy, self._told = owner, log_path, busy, told
-        self._env: dict[str, str] = {}
+        self._env = process.environment(BASE_ENV | {process.OWNER: owner}, "")
         self._child: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._ready = False
@@ -89,10 +89,10 @@ class Keeper:
         """Give the parked launcher a start; it is the worker from now on. Return its process, or why not."""
         if self._command is None:
             return "there is no launcher"
-        if not self._ready or self._child is None or self._line is None:
-            return f"the launcher was {self.state or 'not there'}"
         if why := unfit(argv, env, self._env):
             return why
+        if not self._ready or self._child is None or self._line is None:
+            return f"the launcher was {self.state or 'not there'}"
         child, line = self._child, self._line
         self._child, self._line, self._ready = None, None, False
         self._wanted.set()
@@ -169,13 +169,12 @@ class Keeper:
         else:
             python, entry = self._command[0], self._command[-1]
         parked = f"parked-{secrets.token_hex(8)}"
-        self._env = process.environment(BASE_ENV | {process.OWNER: self._owner}, parked)
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("wb") as output:
             child = subprocess.Popen(
                 [python, str(PARKED), entry],
                 # The two stand together and in this order: there the launcher writes its instance's name.
-                env={**self._env, "CORTEX_PAD": "-" * ROOM},
+                env={**self._env, process.MARKER: parked, "CORTEX_PAD": "-" * ROOM},
                 stdin=line.fileno(),
                 stdout=output,
                 stderr=subprocess.STDOUT,

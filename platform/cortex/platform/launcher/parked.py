@@ -9,9 +9,10 @@ then waits for one job. With it, it *becomes* the instance: its arguments, envir
 marker are the instance's from then on, and it runs the very entry point a plain start runs. It was the leader of a
 session and group of its own from the beginning.
 
-No file of vLLM is touched, and nothing of vLLM is replaced but one thing: whatever would be spawned comes out of the
-fork server. A child of it starts with what a spawned one would have: the environment, arguments and output of the
-process that wanted it. Nothing that is parked may touch a GPU: devices are part of the job.
+No file of vLLM is touched. One thing is made otherwise: whatever vLLM would spawn, to serve or to look at a model's
+class, comes out of the fork server. A child of it starts with what a spawned one would have: the environment,
+arguments and output of the process that wanted it. Nothing that is parked may touch a GPU: devices are part of the
+job.
 
 It stands alone: the engine's Python knows nothing of cortex, so only the standard library is imported here. It runs
 again as `__mp_main__` in every child (multiprocessing does so), and puts the same thing in place there.
@@ -26,6 +27,7 @@ import json
 import multiprocessing
 import multiprocessing.context
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -209,9 +211,43 @@ def park() -> dict[str, Any]:
     child.join()
     if touched or touched_a_gpu():
         raise RuntimeError("importing the engine initialised CUDA")
+    inspect_models_in_children()
     if "vllm.v1.engine.core" not in modules:
         raise RuntimeError("the fork server could not import the engine's core")
     return {"parked": True, "platform": platform, "modules": len(modules)}
+
+
+def inspect_models_in_children() -> None:
+    """Have vLLM look at a model's class in a child of the fork server.
+
+    It does so in a new Python that imports all of vLLM, unless an earlier start has left the answer in its cache.
+    """
+    registry = sys.modules.get("vllm.model_executor.models.registry")
+    by_itself = getattr(registry, "_run_in_subprocess", None)
+    if registry is None or by_itself is None:
+        return
+
+    def run(ask: Any) -> Any:
+        try:
+            cloudpickle = importlib.import_module("cloudpickle")
+            context: Any = multiprocessing.get_context("spawn")
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(target=_asked, args=(cloudpickle.dumps(ask), sender))
+            child.start()
+            sender.close()
+            answer = receiver.recv()
+            child.join()
+            return answer
+        except Exception as error:
+            print(f"parked: a model could not be looked at in a child: {error}", file=sys.stderr)
+            return by_itself(ask)
+
+    registry._run_in_subprocess = run  # type: ignore[attr-defined]
+
+
+def _asked(question: bytes, answer: Any) -> None:
+    importlib.import_module("vllm.plugins").load_general_plugins()
+    answer.send(pickle.loads(question)())  # noqa: S301 (our own parent's)
 
 
 def _platform() -> str:
