@@ -45,6 +45,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             gguf("tiny/crowd", alpha, target_concurrency=4, context=4096),
             gguf("tiny/killed", alpha),
             fake("fake/steps", "--answer", "one two three"),
+            fake("fake/counted", "--answer", "one two three"),
             fake("fake/reaped", idle_after_s=1),
             fake("fake/held", idle_after_s=1),
             fake("fake/slow", "--load-s", "1.5"),
