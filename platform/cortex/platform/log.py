@@ -39,7 +39,8 @@ def configure(settings: Log) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if tty else "iso", utc=not tty),
             *(
-                [structlog.dev.ConsoleRenderer()]
+                # Not the default formatter: it prints local variables, and prompts are among them.
+                [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
                 if tty
                 else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
             ),

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -91,15 +91,15 @@ class Runtime:
             await self.view.refresh()
             await self._report_now()
         work = (
-            self.keys.follow(),
-            self.metering.renew(),
-            self.view.follow(),
-            self.directory.follow(),
-            self._report(),
-            self._sweep(),
-            self._count(),
+            self.keys.follow,
+            self.metering.renew,
+            self.view.follow,
+            self.directory.follow,
+            self._report,
+            self._sweep,
+            self._count,
         )
-        self._tasks = [asyncio.create_task(w) for w in work]
+        self._tasks = [asyncio.create_task(for_ever(w)) for w in work]
         systemd.notify("READY=1")
         return self
 
@@ -281,3 +281,13 @@ class Runtime:
         await self.registry.forget_used(
             m for m, at in self.view.fleet.used.items() if m.startswith("i:") and m not in present and at < old
         )
+
+
+async def for_ever(work: Callable[[], Awaitable[None]], pause_s: float = 1.0) -> None:
+    """Run background work; a fault of ours costs it a second and is in the log, not the work for ever after."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            log.error("background_work_broke", work=work.__qualname__, exc_info=error)
+        await asyncio.sleep(pause_s)
