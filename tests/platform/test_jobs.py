@@ -15,7 +15,7 @@ def test_each_pause_is_twice_the_one_before_up_to_a_minute() -> None:
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        ({"state": "queued"}, "queued behind another download"),
+        ({"state": "queued"}, "queued on its host"),
         ({"state": "fetching"}, "asking the hub"),
         ({"state": "fetching", "done": 512, "total": 2048}, "512 B of 2 KiB"),
         (

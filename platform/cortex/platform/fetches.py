@@ -190,7 +190,7 @@ class Fetches:
 def said(fetching: Fetching, now: float) -> str:
     """Say in a line how a fetch stands."""
     if fetching.state == "queued":
-        return "queued behind another download"
+        return "queued on its host"
     so_far = f"{_size(fetching.done)} of {_size(fetching.total)}" if fetching.total else "asking the hub"
     if fetching.state == "waiting":
         return f"{so_far}, trying again in {max(0, round(fetching.retry_at - now))} s: {fetching.why}"
