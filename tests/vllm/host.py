@@ -39,7 +39,7 @@ class VllmHost(Fleet):
 
     def parked(self) -> list[psutil.Process]:
         """Return the processes of launchers that are parked."""
-        return [w for w in self.workers() if w.environ().get(MARKER, "").startswith("parked-")]
+        return [w for w in self.workers() if _marker(w).startswith("parked-")]
 
     def instance(self, function: str) -> Instance:
         """Return the function's only instance."""
@@ -66,7 +66,14 @@ class VllmHost(Fleet):
 
     def left_of(self, instance: str) -> list[psutil.Process]:
         """Return the processes that carry an instance's marker."""
-        return [w for w in self.workers() if w.environ().get(MARKER) == instance]
+        return [w for w in self.workers() if _marker(w) == instance]
+
+
+def _marker(process: psutil.Process) -> str:
+    try:
+        return process.environ().get(MARKER, "")
+    except psutil.NoSuchProcess:
+        return ""
 
 
 class Asking(threading.Thread):

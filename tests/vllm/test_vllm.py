@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable
 
 import httpx
-import psutil
 
 from cortex.functions.lifecycle import State
 from tests.support.stack import eventually
@@ -62,11 +61,11 @@ def test_from_zero_streamed_in_every_dialect(host: VllmHost) -> None:
 
 def test_tool_calls_are_parsed(host: VllmHost) -> None:
     schema = {"type": "object", "properties": {"deep": {"type": "boolean"}}, "required": ["deep"]}
-    tool = {"type": "function", "function": {"name": "sound", "parameters": {**schema, "additionalProperties": False}}}
+    sound = {"name": "sound", "strict": True, "parameters": {**schema, "additionalProperties": False}}
 
     answer = host.chat(
         "tiny/one",
-        tools=[tool],
+        tools=[{"type": "function", "function": sound}],
         tool_choice={"type": "function", "function": {"name": "sound"}},
         max_tokens=150,
         temperature=0,
@@ -103,7 +102,7 @@ def test_a_worker_killed_while_serving_leaves_nothing_behind(host: VllmHost) -> 
     assert len(processes) >= 3  # the front, the engine's core, its worker
     assert "error" in lines[-1] or lines[-1] == "data: [DONE]"  # so small a model may have said all of it
     eventually(lambda: not host.left_of(instance.id), within_s=20, what="nothing to be left")
-    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not {p.pid for p in processes} & {p.pid for p in host.workers()}
     assert host.text("tiny/one")
 
 
