@@ -131,6 +131,7 @@ def test_the_phone_can_carry_it_too(crowd: Stack, open_page: Open, shot: Callabl
 
 
 def test_the_stream_of_a_large_fleet_at_rest_is_next_to_nothing(crowd: Stack, tell: Callable[[str], None]) -> None:
+    eventually(lambda: len(crowd.http.get("/admin/hosts").json()["hosts"]) > HOSTS, within_s=30, what="every host")
     sizes: list[int] = []
     events: list[dict[str, Any]] = []
     with crowd.http.stream("GET", "/status/live") as answer:

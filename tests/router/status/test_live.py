@@ -51,7 +51,7 @@ async def test_a_first_look_comes_in_parts_and_then_only_what_changed() -> None:
     scene.now = replace(scene.now, problem="models.toml: unknown key")
     changed = await anext(stream)
 
-    assert all(len(e["put"]) <= MOST_AT_ONCE for e in first)
+    assert all(sum(len(p["html"]) for p in e["put"]) <= MOST_AT_ONCE for e in first)
     assert len({p["id"] for e in first for p in e["put"]}) == 8 + 1 + 150
     assert [p["id"] for p in changed["put"]] == ["verdict"]
     await scene.live.close()

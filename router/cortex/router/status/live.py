@@ -7,7 +7,7 @@ difference between what it has and what is now, so nothing queues up for it.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 import structlog
@@ -22,8 +22,8 @@ log = structlog.get_logger()
 
 LOOK_S = 1.0
 MOST_WATCHERS = 100
-MOST_AT_ONCE = 60
-"""Fragments in one event; a first look at a large fleet is sent in several."""
+MOST_AT_ONCE = 128 * 1024
+"""Characters of HTML in one event, unless a single fragment has more; a large fleet is sent in several."""
 WATCH_S = 900.0
 """A stream ends after so long and the browser comes again: then its key is checked again, too."""
 BEAT_S = 10.0
@@ -109,10 +109,10 @@ class Live:
             put = [(i, v, piece) for i, (v, _, piece) in self._pieces.items() if has.get(i) != v]
             drop = [i for i in has if i not in self._pieces]
             has = {i: v for i, (v, _, _) in self._pieces.items()}
-            for begin in range(0, len(put), MOST_AT_ONCE):
-                end = begin + MOST_AT_ONCE
-                last = end >= len(put)
-                yield News(now, [p for *_, p in put[begin:end]], drop if last else [], whole=first and last)
+            parts = _parts([p for *_, p in put])
+            for nth, part in enumerate(parts, 1):
+                last = nth == len(parts)
+                yield News(now, part, drop if last else [], whole=first and last)
                 sent = time.monotonic()
             if (drop and not put) or time.monotonic() - sent > BEAT_S:
                 yield News(now, drop=drop)
@@ -154,3 +154,16 @@ def _rendered(known: Known, before: Mapping[str, Versioned], frame: int) -> dict
             had = (frame, new, Piece(new.id, fragment(new, known.now), new.into, new.order))
         pieces[new.id] = had
     return pieces
+
+
+def _parts(pieces: Iterable[Piece]) -> list[list[Piece]]:
+    """Return the pieces in events of bounded size."""
+    parts: list[list[Piece]] = []
+    size = 0
+    for piece in pieces:
+        if not parts or size + len(piece.html) > MOST_AT_ONCE:
+            parts.append([])
+            size = 0
+        parts[-1].append(piece)
+        size += len(piece.html)
+    return parts
