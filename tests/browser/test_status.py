@@ -52,11 +52,11 @@ def test_the_page_follows_the_fleet_without_being_loaded_again(fleet: Stack, ope
 
 def test_a_start_is_shown_on_its_way_with_the_time_it_should_take(fleet: Stack, open_page: Open, shot: Shot) -> None:
     fleet.chat("org/slow")
+    eventually(lambda: fleet.function("org/slow")["expected_start_s"], what="the start to be in the ledger")
     fleet.cli("fn", "cool", "org/slow")
     fleet.until("org/slow", "cold")
     page = open_page(fleet)
     live(page)
-    eventually(lambda: fleet.function("org/slow")["expected_start_s"], what="the start to be in the ledger")
 
     fleet.cli("fn", "warm", "org/slow")
 
