@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform.keys import fleet_token, same, worker_key
+from cortex.platform import keys
+from cortex.platform.keys import FleetToken, fleet_token, same, worker_key
 from cortex.platform.settings import SettingsError
 
 
@@ -63,6 +64,39 @@ def test_an_empty_token_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match="is empty"):
         fleet_token(path)
+
+
+def test_a_token_is_changed_in_three_steps_and_both_are_accepted_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_S", -1.0)
+    path = tmp_path / "fleet.token"
+    path.write_text("old\n")
+    token = FleetToken(path)
+    seen = []
+
+    for step in ("old\n", "old\nnew\n", "new\nold\n", "new\n"):
+        path.write_text(step)
+        seen.append((token.current, token.accepts("old"), token.accepts("new")))
+
+    assert seen == [("old", True, False), ("old", True, True), ("new", True, True), ("new", False, True)]
+    assert token.worker_keys("one") == [worker_key("new", "one")]
+
+
+def test_a_token_file_that_is_half_written_or_gone_leaves_the_tokens_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_S", -1.0)
+    path = tmp_path / "fleet.token"
+    path.write_text("old\n")
+    token = FleetToken(path)
+
+    path.write_text("\n")
+    empty = token.current
+    path.unlink()
+
+    assert (empty, token.current) == ("old", "old")
+    assert not token.accepts("")
 
 
 def test_processes_that_start_at_once_agree_on_one_token(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from cortex.platform.caretaker import Caretaker
 from cortex.platform.effects import Decided
 from cortex.platform.flights import Flights
 from cortex.platform.kept import Weights
+from cortex.platform.keys import FleetToken
 from cortex.platform.placement import When
 from cortex.platform.receipts import Receipt, numbers
 from cortex.platform.record import Fleet, HostRecord, Instance
@@ -56,7 +57,7 @@ STOCK_S = 20.0
 class Agent:
     """One host's agent. `async with` runs it; `ensure()` and `cool()` are what its API calls."""
 
-    def __init__(self, settings: Settings, token: str, registry: Registry) -> None:
+    def __init__(self, settings: Settings, token: FleetToken, registry: Registry) -> None:
         found = engines.discover(settings.agent.engines)
         now = time.time()
         host = HostRecord(

@@ -13,7 +13,7 @@ from msgspec import to_builtins
 from cortex.platform import agent_metrics, seed_api, weights_api, worker_logs
 from cortex.platform.agent import Agent
 from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused
-from cortex.platform.keys import fleet_token, same
+from cortex.platform.keys import FleetToken
 from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.relay import Relay
@@ -22,14 +22,14 @@ from cortex.platform.settings import Settings
 
 def create_app(settings: Settings) -> Litestar:
     """Build the agent and its API; the agent lives as long as the application."""
-    token = fleet_token(Path(settings.token_file).expanduser())
+    token = FleetToken(Path(settings.token_file).expanduser())
     registry = Registry.of(settings)
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 
     def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not same(given.strip(), token):
+        if scheme.lower() != "bearer" or not token.accepts(given.strip()):
             raise NotAuthorizedException("the fleet token is needed as a bearer token")
 
     @post("/functions/ensure", guards=[fleet_only], status_code=200)

@@ -12,11 +12,13 @@ import hmac
 import os
 import secrets
 import tempfile
+import time
 from pathlib import Path
 
 from cortex.platform.settings import SettingsError
 
 TOKEN_BYTES = 32
+LOOK_S = 1.0
 
 
 def worker_key(token: str, instance: str) -> str:
@@ -39,7 +41,54 @@ def fleet_token(path: Path) -> str:
             fresh.flush()
             with contextlib.suppress(FileExistsError):
                 os.link(fresh.name, path)
-    token = path.read_text().strip()
-    if not token:  # keys derived from nothing could be guessed by anybody
+    return _read(path)[0]
+
+
+class FleetToken:
+    """The tokens of a file, one to a line: the first is used, and all of them are accepted.
+
+    The file is followed. So a token is changed without a restart and without a gap: add the new one as a second line
+    everywhere, then make it the first everywhere, and drop the old one when no worker is left that was started
+    under it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Make the file when it is not there. Raises SettingsError."""
+        fleet_token(path)
+        self._path, self._looked = path, time.monotonic()
+        self._mark, self._tokens = _mark(path), _read(path)
+
+    @property
+    def current(self) -> str:
+        """The token to use."""
+        return self._all()[0]
+
+    def accepts(self, given: str) -> bool:
+        """Whether a token is one of ours, in constant time."""
+        return any([same(given, token) for token in self._all()])
+
+    def worker_keys(self, instance: str) -> list[str]:
+        """Return the keys an instance may have: the one it gets today, and those of earlier tokens."""
+        return [worker_key(token, instance) for token in self._all()]
+
+    def _all(self) -> tuple[str, ...]:
+        if time.monotonic() - self._looked > LOOK_S:
+            self._looked = time.monotonic()
+            with contextlib.suppress(OSError, SettingsError):  # half written or gone: the old tokens stand
+                mark = _mark(self._path)
+                if mark != self._mark:
+                    self._tokens = _read(self._path)
+                    self._mark = mark
+        return self._tokens
+
+
+def _read(path: Path) -> tuple[str, ...]:
+    tokens = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    if not tokens:  # keys derived from nothing could be guessed by anybody
         raise SettingsError(f"{path}: is empty; remove it and a token is made anew")
-    return token
+    return tokens
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -17,7 +17,7 @@ from litestar.types import Receive, Scope, Send
 from cortex.functions.names import LONGEST
 from cortex.functions.spec import Function
 from cortex.platform.agent import Agent
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 
 log = structlog.get_logger()
@@ -31,7 +31,7 @@ _END = b"data: [DONE]"
 class Relay:
     """Connections to this host's workers. `async with` opens and closes them."""
 
-    def __init__(self, agent: Agent, token: str) -> None:
+    def __init__(self, agent: Agent, token: FleetToken) -> None:
         self._agent, self._token = agent, token
         self._http: aiohttp.ClientSession
 
@@ -52,16 +52,18 @@ class Relay:
 
     async def post(self, instance: Instance, path: str, body: bytes) -> aiohttp.ClientResponse:
         """Send a request to a worker, with its own key. Raises aiohttp.ClientError."""
-        headers = {
-            "Authorization": f"Bearer {worker_key(self._token, instance.id)}",
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-        }
-        response = await self._http.post(instance.url + path, data=body, headers=headers)
-        if response.status in STRANGE:  # somebody else's worker: its 401 would read as if our token were wrong
+        for key in self._token.worker_keys(instance.id):
+            headers = {
+                "Authorization": f"Bearer {key}",
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+            }
+            response = await self._http.post(instance.url + path, data=body, headers=headers)
+            if response.status not in STRANGE:
+                return response
             response.close()
-            raise aiohttp.ClientConnectionError(f"{instance.url} does not know the key of its instance")
-        return response
+        # Somebody else's worker: its 401 would read as if our token were wrong.
+        raise aiohttp.ClientConnectionError(f"{instance.url} does not know the key of its instance")
 
 
 class Exchange:

@@ -26,7 +26,7 @@ from cortex.platform.effects import CallOff, Decided, Effect, Fetch, Reclaim, Sp
 from cortex.platform.engines import Engines
 from cortex.platform.fetches import Fetches
 from cortex.platform.kept import Kept
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import FleetToken, worker_key
 from cortex.platform.launcher.keeper import Keeper
 from cortex.platform.readahead import read_ahead
 from cortex.platform.record import HostRecord, Instance
@@ -42,6 +42,7 @@ ADOPTION_PROBE_S = 2.0
 STUCK_CPU_S = 0.05
 """CPU time a worker must have spent between failed health checks to count as alive."""
 KILLED_WITHIN_S = 5.0
+STRANGE = frozenset({401, 403})
 RECLAIM_S = 30.0
 """How long freed device memory may take to come back; what is still held then counts as foreign."""
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
@@ -66,7 +67,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        token: str,
+        token: FleetToken,
         engines: Engines,
         tell: Tell,
         back: MemoryBack,
@@ -147,7 +148,7 @@ class Supervisor:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
-                served = await self._served(instance.url, instance.health_path, worker_key(self._token, instance.id))
+                served = await self._served(instance.url, instance.health_path, instance.id)
                 return served is None or instance.function in served
         return True
 
@@ -178,7 +179,7 @@ class Supervisor:
         instance, function = effect.instance, effect.function
         agent = self._settings.agent
         log_path = self.log_path(function.id, instance.id)
-        key = worker_key(self._token, instance.id)
+        key = worker_key(self._token.current, instance.id)
         try:
             port = process.free_port(agent.worker_host, agent.worker_ports, taken=set(self._ports.values()))
             scratch = self.scratch(instance.id)
@@ -271,7 +272,7 @@ class Supervisor:
         started, wait, size = process.started_at(pid), PROBE_FIRST_S, -1
         log_path = self.log_path(function, instance)
         while process.alive(pid, started):
-            served = await self._served(url, health, worker_key(self._token, instance))
+            served = await self._served(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
                 self._tell(lambda s, _, card=served[function]: s.introduced(instance, card))  # type: ignore[misc]
@@ -292,19 +293,25 @@ class Supervisor:
         last = process.tail(self.log_path(function, instance))
         self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
 
-    async def _served(self, url: str, health: str, key: str) -> dict[str, WorkerCard] | None:
+    async def _served(self, url: str, health: str, instance: str) -> dict[str, WorkerCard] | None:
         """Return the models a healthy worker says it serves, and what it says of them; None while it is not healthy."""
         if self._http is None:
             self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S))
         try:
-            headers = {"Authorization": f"Bearer {key}"}
-            async with self._http.get(url + health, headers=headers) as answer:
-                if answer.status != 200:
-                    return None
-            async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
-                if answer.status == 503:
-                    return None
-                return worker_card.read(await answer.json(content_type=None)) if answer.status == 200 else {}
+            for key in self._token.worker_keys(instance):
+                headers = {"Authorization": f"Bearer {key}"}
+                async with self._http.get(url + health, headers=headers) as answer:
+                    if answer.status in STRANGE:
+                        continue
+                    if answer.status != 200:
+                        return None
+                async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
+                    if answer.status in STRANGE:
+                        continue
+                    if answer.status == 503:
+                        return None
+                    return worker_card.read(await answer.json(content_type=None)) if answer.status == 200 else {}
+            return {}
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AttributeError):
             return None
 
@@ -312,7 +319,7 @@ class Supervisor:
 
     async def check(self, instance: Instance) -> None:
         """Look after a ready worker: one health check, and what it does if it fails it again and again."""
-        served = await self._served(instance.url, instance.health_path, worker_key(self._token, instance.id))
+        served = await self._served(instance.url, instance.health_path, instance.id)
         if served is not None:
             self._misses.pop(instance.id, None)
             return

@@ -25,6 +25,7 @@ from cortex.platform.agent_messages import (
     Stored,
 )
 from cortex.platform.certificates import trust
+from cortex.platform.keys import FleetToken
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0
@@ -55,13 +56,19 @@ def _mapped(address: str) -> Iterator[None]:
 class Agents:
     """All agents, by the address in their host's record."""
 
-    def __init__(self, token: str, ca_file: str = "") -> None:
+    def __init__(self, token: FleetToken, ca_file: str = "") -> None:
+        self._token = token
         self._http = httpx.AsyncClient(
             verify=trust(ca_file),
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"},
+            auth=self._as_ours,
             timeout=TIMEOUT_S,
             trust_env=False,
         )
+
+    def _as_ours(self, request: httpx.Request) -> httpx.Request:
+        request.headers["Authorization"] = f"Bearer {self._token.current}"
+        return request
 
     async def close(self) -> None:
         """Close the connections."""

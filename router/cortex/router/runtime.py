@@ -21,7 +21,7 @@ from cortex.platform import systemd
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
-from cortex.platform.keys import fleet_token
+from cortex.platform.keys import FleetToken
 from cortex.platform.quota import Quota
 from cortex.platform.record import Fleet, Override, used_instance
 from cortex.platform.registry import RecordAway, Registry
@@ -61,7 +61,7 @@ class Runtime:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.settings = settings
         self.started = int(time.time())
-        token = fleet_token(Path(settings.token_file).expanduser())
+        token = FleetToken(Path(settings.token_file).expanduser())
         self.registry = Registry.of(settings)
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import aiohttp
 
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 
 CONNECT_S = 5.0
@@ -53,7 +53,7 @@ class Answer:
 class Upstream:
     """Connections to all workers."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: FleetToken) -> None:
         self._token = token
         self._keys: dict[str, str] = {}
         self._http = aiohttp.ClientSession(
@@ -72,23 +72,33 @@ class Upstream:
 
         Raises Broken or Stranger. Cancelled, it cuts the connection, and the worker stops.
         """
-        headers = {"Authorization": f"Bearer {self._key(instance.id)}", "Content-Type": "application/json"}
-        if more:
-            headers.update(more)
-        with _mapped():
-            response = await self._http.post(instance.url + path, data=body, headers=headers)
-        if response.status in STRANGE:
+        for key in self._keys_of(instance.id):
+            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+            if more:
+                headers.update(more)
+            with _mapped():
+                response = await self._http.post(instance.url + path, data=body, headers=headers)
+            if response.status not in STRANGE:
+                self._remember(instance.id, key)
+                return Answer(response)
             response.close()
-            raise Stranger(f"{instance.url} does not know the key of instance {instance.id}")
-        return Answer(response)
+        self._keys.pop(instance.id, None)
+        raise Stranger(f"{instance.url} does not know the key of instance {instance.id}")
 
-    def _key(self, instance: str) -> str:
-        key = self._keys.get(instance)
-        if key is None:
+    def _keys_of(self, instance: str) -> Iterator[str]:
+        """Yield the key that it had the last time, then those that it could have: the token may have changed."""
+        known = self._keys.get(instance)
+        if known is not None:
+            yield known
+        for key in self._token.worker_keys(instance):
+            if key != known:
+                yield key
+
+    def _remember(self, instance: str, key: str) -> None:
+        if self._keys.get(instance) != key:
             if len(self._keys) > 10_000:
                 self._keys.clear()
-            key = self._keys[instance] = worker_key(self._token, instance)
-        return key
+            self._keys[instance] = key
 
 
 @contextmanager
