@@ -124,3 +124,4 @@ sbom out="dist/cortex.cdx.json":
 # the attacks and the table of who may do what, and random requests to every route of router and agent (minutes)
 test-security *args:
     uv run pytest -n 2 --dist loadgroup tests/e2e/security tests/platform/test_http_limits.py {{args}}
+    uv run python -W ignore -m tests.fuzz

@@ -53,6 +53,8 @@ ALIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEF
 WORKER_TTL_S = 75
 """A job worker shows itself every minute: RQ does so 15 s before its time is up."""
 
+_OURS = re.compile(r"cortex-[0-9a-f]{1,64}")
+
 
 class JobFailed(Exception):
     """A job did not do its work; the text says why."""
@@ -213,6 +215,8 @@ class Jobs:
 
     def cancel(self, name: str) -> bool:
         """Stop a fetch, or take it off the queue; what has come stays. False when there was nothing to stop."""
+        if not _OURS.fullmatch(name):  # RQ refuses some names with an error, and others' jobs are none of ours
+            return False
         try:
             job = Job.fetch(name, connection=self._redis)
             status = job.get_status()
