@@ -16,6 +16,7 @@ RQ talks to Redis synchronously, so the agent calls in from threads.
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -52,8 +53,7 @@ FAILED_KEPT_S = 24 * 3600
 ALIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
 WORKER_TTL_S = 75
 """A job worker shows itself every minute: RQ does so 15 s before its time is up."""
-
-_OURS = re.compile(r"cortex-[0-9a-f]{1,64}")
+_TAME = re.compile(r"[A-Za-z0-9_.@-]{1,300}")
 
 
 class JobFailed(Exception):
@@ -215,8 +215,8 @@ class Jobs:
 
     def cancel(self, name: str) -> bool:
         """Stop a fetch, or take it off the queue; what has come stays. False when there was nothing to stop."""
-        if not _OURS.fullmatch(name):  # RQ refuses some names with an error, and others' jobs are none of ours
-            return False
+        if not name.startswith(f"cortex-{self._host}-".replace(":", "_")) or not _TAME.fullmatch(name):
+            return False  # another host's job, or a name that RQ refuses with an error
         try:
             job = Job.fetch(name, connection=self._redis)
             status = job.get_status()
