@@ -45,7 +45,7 @@ class Fleet:
         self.deployment.models.write_text(
             "\n".join(
                 [
-                    entry("cortex/harbour", engine="llamacpp", source="demo:harbour", context=2048),
+                    entry("cortex/harbour", engine="llamacpp", source="demo:harbour", context=2048, idle_after_s=3600),
                     fake("t/load", "--tps", "20", "--tokens", "30", vram_mb=4000, target_concurrency=64),
                     fake("t/one", **SMALL),
                     fake("t/two", **SMALL),
