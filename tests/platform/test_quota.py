@@ -124,6 +124,16 @@ async def test_tickets_of_a_router_that_died_end_by_themselves_and_those_in_hand
     assert time.monotonic() - died > 0.2
 
 
+async def test_a_ticket_that_was_given_back_is_not_taken_again_by_a_renewal_that_came_late(counts: Quota) -> None:
+    limits = Limits(concurrent=1)
+    await taken(counts, limits)
+    await counts.settle("k", limits, "k0", 0, 0)
+
+    await counts.renew("k", ["k0"])
+
+    assert (await counts.take("k", limits, "next", 1)).short == ""
+
+
 async def test_everything_that_is_counted_expires(counts: Quota, url: str) -> None:
     await taken(counts, Limits(rpm=10, tpm=10, concurrent=10))
 

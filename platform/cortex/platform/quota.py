@@ -85,7 +85,8 @@ _RENEW = """
 -- KEYS[1] a key's tickets; ARGV: for how many ms they hold, and those that are still in a router's hand.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i]) end
+-- XX: one that was given back meanwhile stays given back.
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[i]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """
 
