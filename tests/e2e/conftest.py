@@ -64,7 +64,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             fake("fake/pattern", "--refuse-pattern", "--call-tool"),
             fake("fake/cold", "--answer", "brr"),
             fake("fake/planned"),
-            fake("fake/cut", "--cut-stream-after", "3"),
+            fake("fake/cut", "--cut-stream-after", "3", "--tps", "20"),
             fake("fake/small-queue", "--load-s", "3", queue=2),
             fake("fake/impatient", "--load-s", "4", start_timeout_s=0.5),
             fake("fake/stranger", "--wrong-model", "somebody-else"),

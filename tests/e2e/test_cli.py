@@ -9,7 +9,10 @@ import pytest
 
 from tests.support.stack import CORTEX, Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("stack")
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 
 @pytest.fixture

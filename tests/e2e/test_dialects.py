@@ -92,6 +92,7 @@ def test_case_24_counting_tokens_gives_what_the_usage_gives_and_starts_nothing(
     answer = claude.messages.create(model="small", messages=USER, max_tokens=1, system="Be brief.")
     counted = claude.messages.count_tokens(model="small", messages=USER, system="Be brief.")
     body = {"model": "fake/cold", "messages": USER}
+    stack.cli("fn", "cool", "fake/cold", "--now")
     answers: list[httpx.Response] = []
     threads = [
         threading.Thread(

@@ -8,7 +8,10 @@ import pytest
 
 from tests.support.stack import Stack
 
-pytestmark = pytest.mark.xdist_group("stack")
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 TEXTS = ["red boat", "the boat lies still", "bread at dawn"]
 

@@ -7,7 +7,10 @@ import pytest
 
 from tests.support.stack import Stack
 
-pytestmark = pytest.mark.xdist_group("stack")
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 
 def test_any_program_serves_by_its_command_line(stack: Stack) -> None:

@@ -4,7 +4,10 @@ import pytest
 
 from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("stack")
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 
 def test_a_pinned_function_is_not_let_go_until_it_is_unpinned(stack: Stack) -> None:

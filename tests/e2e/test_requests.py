@@ -10,7 +10,10 @@ import pytest
 from cortex.platform.keys import worker_key
 from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("stack")
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 BODY = {"model": "fake/streams", "messages": [{"role": "user", "content": "a secret question"}], "stream": True}
 

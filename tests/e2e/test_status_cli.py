@@ -3,7 +3,14 @@
 import stat
 from pathlib import Path
 
+import pytest
+
 from tests.support.stack import Stack
+
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 
 def test_it_prints_where_the_page_is_and_opens_it_logged_in(stack: Stack, tmp_path: Path) -> None:

@@ -531,6 +531,7 @@ def test_requests_are_listed_by_name_and_tokens_and_never_by_content(worker: Wor
             "model": "named-in-the-body",
             "stream": True,
             "prompt_tokens": 2,
+            "traceparent": "",
             "tokens": 16,
             "outcome": "finished",
         }

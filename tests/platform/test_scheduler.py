@@ -272,6 +272,18 @@ def test_room_that_is_gone_when_the_weights_arrive_is_a_failure_for_the_waiters(
     assert (failure.kind, failure.reason) == (FailureKind.ROOM, "does not fit by 2000 MiB: g is pinned")
 
 
+def test_a_caller_with_other_settings_than_the_catalogues_has_the_catalogue_told_again() -> None:
+    scheduler = a_scheduler()
+    scheduler.heed({"f": F}, "digest", 0.0)
+
+    start(scheduler, replace(F, pinned=True))
+    before = (one(scheduler).pinned, scheduler.record().catalogue)
+    scheduler.heed({"f": F}, "digest", 1.0)
+
+    assert before == (True, "")
+    assert (one(scheduler).pinned, scheduler.record().catalogue) == (False, "digest")
+
+
 # One more instance
 
 

@@ -67,6 +67,7 @@ class Stack:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}",
             "CORTEX_AGENT__NAME": "here",
+            "CORTEX_GATEWAY__METRICS_LISTEN": f"127.0.0.1:{free_port()}",
             "PYTHONUNBUFFERED": "1",
             **(env or {}),
         }

@@ -86,6 +86,10 @@ class Scheduler(Settling):
         (5) room is made and it is started as `instance_id`.
         """
         rev = revision(function)
+        declared = self.declared(function.id)
+        if declared is not None and declared != function and revision(declared) == rev:
+            # The caller goes by other settings than this host was told: have it told again, whatever they are by then.
+            self._catalogue_digest = ""
         up = self._up(function.id, rev, beside)  # (1)
         if up and up.state is State.DRAINING:
             self._take_back(up, "wanted again", now)
