@@ -15,7 +15,10 @@ from cortex.platform.process import MARKER
 from cortex.platform.record import HostRecord, RouterReport
 from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("stack")
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 
