@@ -12,7 +12,7 @@ check: lint types layers test
 
 # the tests; arguments go to pytest
 test *args:
-    uv run pytest -n 3 --dist loadgroup {{args}}
+    uv run pytest -n 2 --dist loadgroup {{args}}
 
 # the status page in a real browser; pictures of it land in artifacts/
 test-browser *args:
