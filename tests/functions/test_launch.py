@@ -18,7 +18,7 @@ SLOT = Slot(
     key="secret-of-the-worker",
     tools={
         "llama-server": ("/usr/bin/llama-server",),
-        "xllamacpp": ("python", "-m", "cortex.platform.llama_server"),
+        "xllamacpp": ("python", "-m", "cortex.platform.workers.llama_server"),
         "llama_cpp.server": ("/opt/py/bin/python", "-m", "llama_cpp.server"),
         "vllm": ("/opt/vllm/bin/vllm", "serve"),
         "fake": ("python", "-m", "cortex.platform.fake_engine"),
@@ -148,7 +148,7 @@ def test_a_tool_the_host_lacks_is_named(function: Function, what: str) -> None:
 def test_a_spec_may_name_one_of_llama_cpps_servers() -> None:
     started = launch(of(Engine.LLAMACPP, server="xllamacpp"), SLOT)
 
-    assert (started.argv[:3], started.server) == (("python", "-m", "cortex.platform.llama_server"), "xllamacpp")
+    assert (started.argv[:3], started.server) == (("python", "-m", "cortex.platform.workers.llama_server"), "xllamacpp")
 
 
 def test_without_a_name_the_first_server_that_is_there_serves() -> None:

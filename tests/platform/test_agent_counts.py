@@ -1,9 +1,9 @@
 """What an agent counts. Decisions and the record are values."""
 
 from cortex.functions.lifecycle import State
-from cortex.platform.agent_counts import REGRET_S, AgentCounts
-from cortex.platform.effects import Decided
+from cortex.platform.agent.counts import REGRET_S, AgentCounts
 from cortex.platform.record import Fleet, Instance, RouterReport, used_function
+from cortex.platform.scheduling.effects import Decided
 from tests.support.factories import HOST, a_host, an_instance
 
 EVICTED = Decided("evicted", "org/model", "one", "for org/other")

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cortex.platform.bigram import ASSISTANT, END, Bigram, demo_text, fit, split, write_bigram
+from cortex.platform.weights.bigram import ASSISTANT, END, Bigram, demo_text, fit, split, write_bigram
 
 TEXT = "Alpha bravo, she said. Alpha charlie. Delta?"
 
@@ -146,7 +146,7 @@ def llama(demo: Path) -> Iterator[httpx.Client]:
     log = demo.with_suffix(".log")
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cortex.platform.llama_server", "-m", str(demo), "--port", "0"],
+            [sys.executable, "-m", "cortex.platform.workers.llama_server", "-m", str(demo), "--port", "0"],
             stderr=file,
             start_new_session=True,
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cortex.platform import cgroup, process
+from cortex.platform.workers import cgroup, process
 from tests.support.stack import eventually
 
 ESCAPE = """

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform.confine import temporary
+from cortex.platform.workers.confine import temporary
 
 SHOW = """
 import json, resource, subprocess, sys
-from cortex.platform.confine import confine
+from cortex.platform.workers.confine import confine
 confine(no_new_privs=json.loads(sys.argv[1]))
 said = subprocess.run(["grep", "NoNewPrivs", "/proc/self/status"], capture_output=True, text=True).stdout.split()[1]
 core = subprocess.run(["/bin/sh", "-c", "ulimit -c"], capture_output=True, text=True).stdout.strip()

@@ -1,12 +1,12 @@
 """Small functions are moved together so that one over several devices fits, and nobody is turned away meanwhile."""
 
 from cortex.functions.lifecycle import State
-from cortex.platform.defrag import consolidate
-from cortex.platform.effects import Spawn, Stop
-from cortex.platform.kept import Weights
 from cortex.platform.record import Fleet, Instance, RouterReport, Use
-from cortex.platform.roster import Rules
-from cortex.platform.scheduler import Scheduler
+from cortex.platform.scheduling.defrag import consolidate
+from cortex.platform.scheduling.effects import Spawn, Stop
+from cortex.platform.scheduling.kept import Weights
+from cortex.platform.scheduling.roster import Rules
+from cortex.platform.scheduling.scheduler import Scheduler
 from tests.support.factories import HOST, a_device, a_function, a_host, a_need, an_instance_on
 
 GPUS = tuple(a_device(f"gpu-{n}", 10_000) for n in range(4))

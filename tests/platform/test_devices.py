@@ -21,7 +21,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.devices import (
+from cortex.platform.host.devices import (
     UNEXPLAINED_MB,
     Devices,
     Reading,
@@ -30,12 +30,12 @@ from cortex.platform.devices import (
     foreign_mb,
     reading_of,
 )
-from cortex.platform.nvml import Answer, Gpu
-from cortex.platform.nvml_reader import READER
-from cortex.platform.placement import NoRoom, Placement, When, place
-from cortex.platform.process import ended
+from cortex.platform.host.nvml import Answer, Gpu
+from cortex.platform.host.nvml_reader import READER
 from cortex.platform.record import Device, Held, Instance, Use
+from cortex.platform.scheduling.placement import NoRoom, Placement, When, place
 from cortex.platform.settings import Agent, DeclaredDevice
+from cortex.platform.workers.process import ended
 from tests.support.factories import a_host, a_need, an_instance
 
 UUIDS = ("GPU-00000000-0000-0000-0000-000000000000", "GPU-11111111-1111-1111-1111-111111111111")

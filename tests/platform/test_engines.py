@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cortex.functions.spec import Engine, Function
-from cortex.platform import engines
-from cortex.platform.placement import NoRoom, When, misfit, need
+from cortex.platform.host import engines
+from cortex.platform.scheduling.placement import NoRoom, When, misfit, need
 from cortex.platform.settings import DeclaredEngine
 from tests.support.factories import a_host
 

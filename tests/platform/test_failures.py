@@ -2,8 +2,8 @@
 
 import pytest
 
-from cortex.platform.failures import KEPT, LONGEST_BACKOFF_S, Failures, says_out_of_memory
 from cortex.platform.record import Failure, FailureKind
+from cortex.platform.scheduling.failures import KEPT, LONGEST_BACKOFF_S, Failures, says_out_of_memory
 from tests.support.factories import an_instance
 
 CRASHED = an_instance(function="f", revision="r1")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from cortex.platform import http_limits
-from cortex.platform.http_limits import LimitedProtocol
+from cortex.platform.serving import http_limits
+from cortex.platform.serving.http_limits import LimitedProtocol
 from tests.support.stack import free_port
 
 LONG = b"x" * 4_000_000

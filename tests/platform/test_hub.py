@@ -11,10 +11,10 @@ import pytest
 
 from cortex.functions.sources import Repo, source_of
 from cortex.functions.spec import Engine, Function
-from cortex.platform import weights
-from cortex.platform.hub import CHUNK, Hub, HubAway, WeightsUnavailable, clean
-from cortex.platform.kept import Weights
-from cortex.platform.weights import Stage
+from cortex.platform.scheduling.kept import Weights
+from cortex.platform.weights import store as weights
+from cortex.platform.weights.hub import CHUNK, Hub, HubAway, WeightsUnavailable, clean
+from cortex.platform.weights.store import Stage
 from tests.support.hub import FakeHub, fake_hub
 
 BIG = random.Random(1).randbytes(3_000_000)
@@ -121,7 +121,7 @@ def test_what_came_before_the_process_was_killed_is_not_fetched_again(hub: FakeH
     wanted = function("org/m", quant="Q4_K_M")
     script = (
         "import sys; from pathlib import Path; from tests.platform.test_hub import *\n"
-        "from cortex.platform.hub import Hub\n"
+        "from cortex.platform.weights.hub import Hub\n"
         "cache = Path(sys.argv[1]); way = Hub(weights.hub_cache(cache), endpoint=sys.argv[2])\n"
         "weights.fetch(Repo(repo='org/m', quant='Q4_K_M', gguf=True), cache, way, lambda s: print(s.done, flush=True))"
     )
@@ -322,10 +322,10 @@ def test_a_mirror_cannot_write_outside_the_cache(hub: FakeHub, tmp_path: Path) -
 
 
 def test_memory_is_estimated_from_the_head_of_a_file_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
-    from cortex.platform.bigram import write_bigram
-    from cortex.platform.estimating import estimated
     from cortex.platform.settings import Agent, Settings
     from cortex.platform.settings import Hub as HubSettings
+    from cortex.platform.weights.bigram import write_bigram
+    from cortex.platform.weights.estimating import estimated
 
     write_bigram(tmp_path / "m.gguf", "One two. Two three.", name="m")
     hub.repos["org/tiny"] = {"m.gguf": (tmp_path / "m.gguf").read_bytes() + bytes(5_000_000)}
@@ -346,7 +346,7 @@ def test_signatures_of_addresses_are_not_said() -> None:
 
 
 def test_the_token_is_read_from_a_file(tmp_path: Path) -> None:
-    from cortex.platform.hub import token
+    from cortex.platform.weights.hub import token
 
     (tmp_path / "token").write_text("hf_abc\n")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from cortex.functions.sources import Demo, Repo
+from cortex.platform.agent.fetches import said
 from cortex.platform.agent_messages import Fetching
-from cortex.platform.fetches import said
-from cortex.platform.jobs import LONGEST_PAUSE_S, job_id, pause_s
+from cortex.platform.weights.jobs import LONGEST_PAUSE_S, job_id, pause_s
 
 
 def test_each_pause_is_twice_the_one_before_up_to_a_minute() -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cortex.platform import process
 from cortex.platform.launcher.fitness import unfit
 from cortex.platform.launcher.keeper import BASE_ENV, Keeper
+from cortex.platform.workers import process
 
 SERVER = """
 import json, multiprocessing, os, sys, time

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from cortex.platform.bigram import write_bigram
+from cortex.platform.weights.bigram import write_bigram
 
 KEY = "a-key-that-is-not-to-be-seen"
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -45,7 +45,7 @@ def until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
 
 
 def command(*flags: str | Path) -> list[str]:
-    return [sys.executable, "-m", "cortex.platform.llama_server", *map(str, flags)]
+    return [sys.executable, "-m", "cortex.platform.workers.llama_server", *map(str, flags)]
 
 
 def run(*flags: str | Path) -> subprocess.CompletedProcess[str]:

@@ -9,11 +9,12 @@ import pytest
 from gguf import GGUFReader
 
 from cortex.functions.capabilities import Known, Template
-from cortex.platform import gguf_head, worker_card
-from cortex.platform.bigram import CHAT_TEMPLATE, CONTEXT_LENGTH, write_bigram
-from cortex.platform.gguf_head import BadGguf
-from cortex.platform.model_facts import ModelFacts
-from cortex.platform.worker_card import WorkerCard
+from cortex.platform.weights import gguf_head
+from cortex.platform.weights.bigram import CHAT_TEMPLATE, CONTEXT_LENGTH, write_bigram
+from cortex.platform.weights.gguf_head import BadGguf
+from cortex.platform.weights.model_facts import ModelFacts
+from cortex.platform.workers import card as worker_card
+from cortex.platform.workers.card import WorkerCard
 from tests.support.factories import a_function
 
 SAYS = Known(template=Template(tools=True))

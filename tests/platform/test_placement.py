@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.placement import (
+from cortex.platform.record import Device, HostRecord, Instance, Use, used_instance
+from cortex.platform.scheduling.placement import (
     FIRST_SERVE_S,
     RESIDENCY_S,
     Need,
@@ -24,7 +25,6 @@ from cortex.platform.placement import (
     place,
     protection,
 )
-from cortex.platform.record import Device, HostRecord, Instance, Use, used_instance
 from tests.support.factories import a_device, a_function, a_host, a_need, an_instance
 
 NOW = 1000.0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform import readahead
-from cortex.platform.readahead import SPARE, WINDOW, read_ahead
+from cortex.platform.workers import readahead
+from cortex.platform.workers.readahead import SPARE, WINDOW, read_ahead
 
 PLENTY = 2**40
 

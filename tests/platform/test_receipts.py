@@ -1,9 +1,9 @@
 """Receipts: what a decision was made on, and that it survives its way through the record."""
 
 from cortex.functions.lifecycle import State
-from cortex.platform.effects import Decided
 from cortex.platform.receipts import Receipt, fields, numbers, receipt
 from cortex.platform.record import FailureKind
+from cortex.platform.scheduling.effects import Decided
 from tests.support.factories import a_device, a_fleet, a_host, a_report, an_instance
 
 
@@ -45,7 +45,7 @@ def test_a_placement_says_what_was_free_before_it() -> None:
 
 
 def test_a_failure_says_its_kind_and_when_it_is_tried_again() -> None:
-    from cortex.platform.failures import Failures
+    from cortex.platform.scheduling.failures import Failures
 
     failures = Failures()
     failures.add(an_instance("one"), FailureKind.CRASH, "it crashed", (), 100.0)

@@ -9,14 +9,14 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Going, Planned, Refused, Victim
-from cortex.platform.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
-from cortex.platform.kept import AgentState, Kept, Weights
-from cortex.platform.ledger import Entry
-from cortex.platform.placement import When
 from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, used_instance
-from cortex.platform.roster import Rules
-from cortex.platform.scheduler import MISSES_TO_ACT, REPORTS_BACK_S, Scheduler
-from cortex.platform.settling import STABLE_S
+from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.kept import AgentState, Kept, Weights
+from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.roster import Rules
+from cortex.platform.scheduling.scheduler import MISSES_TO_ACT, REPORTS_BACK_S, Scheduler
+from cortex.platform.scheduling.settling import STABLE_S
 from tests.support.factories import a_device, a_fleet, a_function, a_host, a_report, an_instance
 
 HERE = Weights("/cache/weights.gguf", 1000)

@@ -17,12 +17,12 @@ import tests.support  # noqa: F401
 from cortex.functions.lifecycle import LIVE, State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Going, Planned, Refused
-from cortex.platform.effects import Decided, Effect, Spawn, Stop
-from cortex.platform.kept import Weights
-from cortex.platform.placement import FIRST_SERVE_S
 from cortex.platform.record import Fleet, HostRecord, Instance, used_instance
-from cortex.platform.roster import Rules
-from cortex.platform.scheduler import REPORTS_BACK_S, Scheduler
+from cortex.platform.scheduling.effects import Decided, Effect, Spawn, Stop
+from cortex.platform.scheduling.kept import Weights
+from cortex.platform.scheduling.placement import FIRST_SERVE_S
+from cortex.platform.scheduling.roster import Rules
+from cortex.platform.scheduling.scheduler import REPORTS_BACK_S, Scheduler
 from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_report
 
 HERE = Weights("/cache/weights", 1)

@@ -4,11 +4,11 @@ from typing import Any
 
 from cortex.functions.launch import Slot
 from cortex.functions.spec import Engine, Function
-from cortex.platform.effects import Spawn
-from cortex.platform.engines import Engines
-from cortex.platform.placement import need
+from cortex.platform.host.engines import Engines
+from cortex.platform.scheduling.effects import Spawn
+from cortex.platform.scheduling.placement import need
 from cortex.platform.settings import Agent
-from cortex.platform.slots import overflows, slot
+from cortex.platform.workers.slots import overflows, slot
 from tests.support.factories import a_device, an_instance
 
 ENGINES = Engines({"vllm": "0.32.0"}, {"vllm": ("vllm", "serve")}, {"vllm": "vllm-0.32.0-torch-2.13.0"})

@@ -8,9 +8,10 @@ import pytest
 from cortex.functions.selection import File
 from cortex.functions.sources import Repo, source_of
 from cortex.functions.spec import Engine, Function
-from cortex.platform import stock, weights
 from cortex.platform.agent_messages import Remove, Stored
-from cortex.platform.weights import Manifest
+from cortex.platform.weights import stock
+from cortex.platform.weights import store as weights
+from cortex.platform.weights.store import Manifest
 
 Q4 = Function(id="f/q4", engine=Engine.LLAMACPP, source="org/m:Q4_K_M")
 Q8 = Function(id="f/q8", engine=Engine.LLAMACPP, source="org/m:Q8_0")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform import systemd
+from cortex.platform.serving import systemd
 
 ACCEPTS_ONE = """
-from cortex.platform import systemd
+from cortex.platform.serving import systemd
 passed = systemd.listeners()
 client, _ = passed["http"].accept()
 client.sendall(",".join(passed).encode())

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from cortex.functions.capabilities import Known, Template
-from cortex.platform.bigram import CHAT_TEMPLATE
-from cortex.platform.template_probe import probe
+from cortex.platform.weights.bigram import CHAT_TEMPLATE
+from cortex.platform.weights.template_probe import probe
 
 IN_PLACE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
 HOISTS = (
@@ -136,7 +136,7 @@ def test_a_template_cannot_change_what_it_is_given() -> None:
 
 def run(template: str) -> "subprocess.CompletedProcess[bytes]":
     asked = json.dumps({"template": template}).encode()
-    argv = [sys.executable, "-m", "cortex.platform.template_probe"]
+    argv = [sys.executable, "-m", "cortex.platform.weights.template_probe"]
     return subprocess.run(argv, input=asked, capture_output=True, timeout=60, check=False)
 
 

@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.spec import Engine
-from cortex.platform.weight_rules import NotAllowed, keep_inside, refuse_pickles
-from cortex.platform.weights import find
+from cortex.platform.weights.rules import NotAllowed, keep_inside, refuse_pickles
+from cortex.platform.weights.store import find
 from tests.support.factories import a_function
 
 

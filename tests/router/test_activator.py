@@ -9,10 +9,10 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
 from cortex.platform.agent_messages import Ensure, Going
-from cortex.platform.failures import Failures
 from cortex.platform.flights import Flights
 from cortex.platform.record import FailureKind, Fleet, Instance
 from cortex.platform.registry import Registry
+from cortex.platform.scheduling.failures import Failures
 from cortex.router.activator import Activator
 from cortex.router.agents import Agents
 from cortex.router.directory import Target

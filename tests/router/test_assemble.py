@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cortex.platform.bigram import write_bigram
+from cortex.platform.weights.bigram import write_bigram
 from cortex.router.assemble import Assembly, BadStream, asked_to_stream
 from tests.support.stack import eventually, free_port
 
@@ -22,7 +22,7 @@ CHAT = {**ASK, "messages": [{"role": "user", "content": "hi"}]}
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     path, port = tmp_path_factory.mktemp("w") / "tiny.gguf", free_port()
     write_bigram(path, "Alpha bravo. Alpha charlie. Delta bravo.", name="tiny")
-    program = [sys.executable, "-m", "cortex.platform.llama_server", "--model", str(path), "--alias", "tiny"]
+    program = [sys.executable, "-m", "cortex.platform.workers.llama_server", "--model", str(path), "--alias", "tiny"]
     process = subprocess.Popen(
         [*program, "--host", "127.0.0.1", "--port", str(port), "--parallel", "2", "--ctx-size", "2048"],
         env={**os.environ, "LLAMA_API_KEY": "k"},

@@ -1,9 +1,9 @@
 """What earlier starts say about the next one."""
 
 from cortex.functions.lifecycle import State
-from cortex.platform import ledger
-from cortex.platform.ledger import Entry
 from cortex.platform.record import Fleet
+from cortex.platform.scheduling import ledger
+from cortex.platform.scheduling.ledger import Entry
 from cortex.router.history import by_revision, last_start, left_s
 from tests.support.factories import a_host, an_instance
 

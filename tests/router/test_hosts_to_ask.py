@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.placement import need
 from cortex.platform.record import Fleet, HostRecord, use
+from cortex.platform.scheduling.placement import need
 from cortex.router.choice import hosts_to_ask
 from tests.support.factories import a_function, a_host, an_instance
 

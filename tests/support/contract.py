@@ -13,8 +13,8 @@ import msgspec
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused, Victim
-from cortex.platform.placement import When
 from cortex.platform.record import Device, Failure, FailureKind, Held, HostRecord, RouterReport
+from cortex.platform.scheduling.placement import When
 from tests.support.factories import a_device, a_function, a_host, an_instance
 
 FOLDER = Path(__file__).parent.parent / "contract"

@@ -5,8 +5,8 @@ from typing import Any
 import tests.support  # noqa: F401  (makes property tests repeatable)
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
-from cortex.platform.placement import Need
 from cortex.platform.record import Device, Fleet, HostRecord, Instance, RouterReport
+from cortex.platform.scheduling.placement import Need
 
 HOST = "host-a"
 ENGINES = {str(engine): "1" for engine in Engine}

@@ -13,8 +13,8 @@ import msgspec
 import psutil
 import redis
 
-from cortex.platform.process import MARKER, OWNER, owner
 from cortex.platform.record import HostRecord
+from cortex.platform.workers.process import MARKER, OWNER, owner
 from tests.support.stack import CORTEX, eventually, free_port
 
 TOKEN = "test-token"

@@ -6,8 +6,8 @@ from msgspec.structs import replace
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.placement import When
 from cortex.platform.record import Failure
+from cortex.platform.scheduling.placement import When
 
 
 class Ensure(Struct, frozen=True):

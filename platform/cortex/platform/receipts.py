@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
-from cortex.platform.effects import Decided
 from cortex.platform.record import Device, Fleet, HostRecord, Instance, Use, use
+from cortex.platform.scheduling.effects import Decided
 
 MOST_LISTED = 12
 """Devices or candidates that one receipt names."""

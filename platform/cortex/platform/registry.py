@@ -17,10 +17,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from cortex.platform.api_keys import ApiKey
-from cortex.platform.ledger import Entry
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
 from cortex.platform.record import Fleet, HostRecord, Override, RouterReport
+from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.settings import Settings
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
     if context.invoked_subcommand is not None:
         return
     from cortex.platform import log
-    from cortex.platform.jobs import AnotherWorker, work
+    from cortex.platform.weights.jobs import AnotherWorker, work
 
     settings = settings_of(config)
     log.configure(settings.log)

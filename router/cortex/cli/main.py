@@ -121,7 +121,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
     from msgspec.structs import replace
 
     from cortex.functions.catalogue import CatalogueError
-    from cortex.platform.address import is_loopback
+    from cortex.platform.serving.address import is_loopback
     from cortex.router.directory import load
     from cortex.router.serve import serve as run
 
@@ -181,9 +181,9 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     import uvicorn
     from msgspec.structs import replace
 
-    from cortex.platform import listener, systemd
-    from cortex.platform.agent_api import create_app
-    from cortex.platform.confine import confine
+    from cortex.platform.agent.api import create_app
+    from cortex.platform.serving import listener, systemd
+    from cortex.platform.workers.confine import confine
 
     settings = settings_of(config)
     own = settings.agent

@@ -24,9 +24,11 @@ from rich.console import Console
 from cortex.cli import local
 from cortex.cli.exits import FAILED, Failed
 from cortex.functions.catalogue import Catalogue, CatalogueError
-from cortex.platform import address, embedded_redis, process
+from cortex.platform import embedded_redis
 from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.serving import address
 from cortex.platform.settings import Settings, encode_env
+from cortex.platform.workers import process
 from cortex.router.directory import load
 
 STOP_S = 7.0

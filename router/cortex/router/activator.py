@@ -21,9 +21,9 @@ from cortex.platform.agent_messages import Ensure, Going, Planned, Refused
 from cortex.platform.api_keys import Priority
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
-from cortex.platform.placement import Need, When, misfit, need
 from cortex.platform.record import FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.scheduling.placement import Need, When, misfit, need
 from cortex.router.agents import AgentAway, Agents
 from cortex.router.choice import considered, hosts_to_ask, why_nowhere
 from cortex.router.directory import Target

@@ -24,8 +24,8 @@ from cortex.platform.agent_messages import (
     Removed,
     Stored,
 )
-from cortex.platform.certificates import trust
 from cortex.platform.keys import FleetToken
+from cortex.platform.serving.certificates import trust
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0

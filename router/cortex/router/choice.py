@@ -5,8 +5,8 @@ from hashlib import blake2b
 from math import ceil
 
 from cortex.functions.spec import Function
-from cortex.platform.placement import Need, NoRoom, Placement, When, place
 from cortex.platform.record import Fleet, HostRecord, Instance, Use
+from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, place
 
 SLACK = 1.25
 """How much more than its share of all requests an instance takes to keep sessions together."""

@@ -19,8 +19,8 @@ import structlog
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from cortex.platform.address import is_loopback, is_loopback_name
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous
+from cortex.platform.serving.address import is_loopback, is_loopback_name
 from cortex.platform.settings import Gateway
 from cortex.router.keyring import KeyRing
 from cortex.router.refusals import NoKey, NotAllowed, RecordIsAway

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from cortex.platform.ledger import Entry
 from cortex.platform.record import Fleet, Instance
 from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.scheduling.ledger import Entry
 
 FRESH_S = 2.0
 

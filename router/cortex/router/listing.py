@@ -7,8 +7,8 @@ from cortex.functions.capabilities import Known
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.placement import misfit, need
 from cortex.platform.record import Failure, Fleet, Instance
+from cortex.platform.scheduling.placement import misfit, need
 from cortex.router.abilities import known_models
 from cortex.router.describing import abilities
 

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform import systemd
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
@@ -25,6 +24,7 @@ from cortex.platform.keys import FleetToken
 from cortex.platform.quota import Quota
 from cortex.platform.record import Fleet, Override, used_instance
 from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.router import request_log
 from cortex.router.activator import Activator

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from uvicorn.supervisors import Multiprocess
 
 from cortex.functions.names import slug
-from cortex.platform import listener, systemd
 from cortex.platform import log as logging
 from cortex.platform import settings as settings_
 from cortex.platform.leash import die_with_parent
+from cortex.platform.serving import listener, systemd
 from cortex.platform.settings import Settings, encode_env
 from cortex.router import tallies
 from cortex.router.app import create_app

@@ -15,8 +15,8 @@ from msgspec import Struct, to_builtins
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Remove
-from cortex.platform.placement import need
 from cortex.platform.record import HostRecord, use
+from cortex.platform.scheduling.placement import need
 from cortex.router.agents import AgentAway, AgentRefused
 from cortex.router.choice import hosts_to_ask, why_nowhere
 from cortex.router.refusals import BadRequest, HostNotFound, JobNotFound, NoCapacity, Refusal

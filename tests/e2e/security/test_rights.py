@@ -10,7 +10,7 @@ import httpx
 import pytest
 from litestar import Litestar
 
-from cortex.platform import agent_api
+from cortex.platform.agent import api as agent_api
 from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from tests.e2e.security.keyed import Keyed

@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
-from cortex.platform.ledger import Entry
 from cortex.platform.record import Failure, Held
+from cortex.platform.scheduling.ledger import Entry
 from cortex.router.status.known import Index
 from cortex.router.status.page import picture
 from cortex.router.status.rows import details

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import psutil
 
-from cortex.platform import process
 from cortex.platform.keys import worker_key
 from cortex.platform.record import Instance
+from cortex.platform.workers import process
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.soak.functions import FUNCTIONS, SIZES_MB
 from tests.support.soak.harm import LINGERS_S, Harm

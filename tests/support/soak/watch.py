@@ -8,8 +8,8 @@ import msgspec
 import redis
 
 from cortex.functions.lifecycle import COMING, LIVE, TRANSITIONS, State
-from cortex.platform import process
 from cortex.platform.record import HostRecord, Instance, RouterReport
+from cortex.platform.workers import process
 from tests.support.soak.functions import SIZES_MB
 from tests.support.soak.harm import Harm, Wrong
 

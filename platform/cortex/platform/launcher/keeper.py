@@ -21,8 +21,8 @@ import psutil
 import structlog
 
 from cortex.functions.launch import vllm
-from cortex.platform import process
 from cortex.platform.launcher.fitness import unfit
+from cortex.platform.workers import process
 
 log = structlog.get_logger()
 

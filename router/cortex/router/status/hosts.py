@@ -6,8 +6,8 @@ The order of leaving is the placement's own (`least_valuable_first`), and so is 
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
-from cortex.platform.placement import LEAVING, least_valuable_first, protection
 from cortex.platform.record import Device, HostRecord, Instance
+from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
 from cortex.router.status.known import SILENT_S, Index, Known, key
 from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
 from cortex.router.status.troubles import trouble

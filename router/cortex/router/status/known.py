@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import COMING, State
-from cortex.platform.ledger import Entry
 from cortex.platform.record import Failure, Fleet, HostRecord, Instance, Use, use
+from cortex.platform.scheduling.ledger import Entry
 from cortex.router.status.model import Decision, Flow, Job
 
 SILENT_S = 5.0

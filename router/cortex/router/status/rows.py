@@ -6,8 +6,8 @@ from msgspec.structs import asdict
 
 from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Engine, Function
-from cortex.platform.ledger import Entry
 from cortex.platform.record import HostRecord, Instance, Override, used_function
+from cortex.platform.scheduling.ledger import Entry
 from cortex.router.listing import furthest
 from cortex.router.status.hosts import reaped_at
 from cortex.router.status.known import Index, Known, Rates, key

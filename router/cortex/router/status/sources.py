@@ -10,9 +10,9 @@ import structlog
 
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.cancel import cancelled
-from cortex.platform.ledger import Entry
 from cortex.platform.receipts import Receipt
 from cortex.platform.registry import RecordAway
+from cortex.platform.scheduling.ledger import Entry
 from cortex.router.history import by_revision
 from cortex.router.runtime import Runtime
 from cortex.router.status.flow import flow, rates

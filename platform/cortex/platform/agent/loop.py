@@ -1,0 +1,461 @@
+"""The agent: owns a host. One loop, one writer.
+
+Whatever happens is told to the scheduler, at once and on this loop's thread; what it decides is handed to the
+supervisor; what changed is published. The record is written before an `ensure` is answered, so whoever takes
+the claim next and reads again finds the start that was just made.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from msgspec.structs import replace
+from redis.exceptions import RedisError
+
+from cortex.functions.catalogue import Catalogue
+from cortex.functions.lifecycle import State
+from cortex.functions.names import slug
+from cortex.functions.spec import Function
+from cortex.platform.agent import state_file
+from cortex.platform.agent.caretaker import Caretaker
+from cortex.platform.agent.counts import AgentCounts
+from cortex.platform.agent_messages import Going, Planned, Refused, Remove, Removed, Stored
+from cortex.platform.cancel import cancelled
+from cortex.platform.flights import Flights
+from cortex.platform.host import devices, engines
+from cortex.platform.keys import FleetToken
+from cortex.platform.receipts import Receipt, numbers
+from cortex.platform.record import Fleet, HostRecord, Instance
+from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.scheduling.effects import Decided
+from cortex.platform.scheduling.kept import Weights
+from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.roster import Rules
+from cortex.platform.scheduling.scheduler import Scheduler
+from cortex.platform.serving import systemd
+from cortex.platform.settings import Settings
+from cortex.platform.weights import stock
+from cortex.platform.weights import store as weights
+from cortex.platform.weights.rules import keep_inside
+from cortex.platform.workers import process
+from cortex.platform.workers.supervisor import Supervisor
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+TICK_S = 0.5
+TTL_BEATS = 3
+RECEIPTS_WAITING = 1000
+SAME_REFUSAL_S = 30.0
+STOP_ALL_S = 8.0
+LISTEN_S = 10.0
+STOCK_S = 20.0
+"""How often it is looked which weights are here: somebody may have put some there by hand."""
+
+
+class Agent:
+    """One host's agent. `async with` runs it; `ensure()` and `cool()` are what its API calls."""
+
+    def __init__(self, settings: Settings, token: FleetToken, registry: Registry) -> None:
+        found = engines.discover(settings.agent.engines)
+        now = time.time()
+        host = HostRecord(
+            name=settings.host_name,
+            address=settings.agent.address or f"{_scheme(settings)}://{settings.agent.listen}",
+            version=version("cortex"),
+            labels=settings.agent.labels,
+            engines=found.versions,
+            servers=found.servers,
+            launchers={"vllm": "off"} if "vllm" in found.tools and not settings.agent.launcher else {},
+            devices=devices.discover(settings.agent),
+            failures=state_file.read(_state_path(settings)).failures,
+            # Epochs go on rising over restarts: routers remember the highest they have seen.
+            epoch=int(now * 1000),
+        )
+        rules = Rules(
+            strategy=settings.eviction.strategy,
+            stop_grace_s=settings.agent.stop_grace_s,
+            drain_grace_s=settings.agent.drain_grace_s,
+            start_silence_s=settings.agent.start_silence_s,
+            start_ceiling_s=settings.agent.start_ceiling_s,
+            defrag_after_cycles=settings.eviction.defrag_after_cycles,
+        )
+        self.settings = settings
+        self._engines = found
+        self.scheduler = Scheduler(host, rules)
+        self.supervisor = Supervisor(settings, token, found, self.tell, self._back, self.scheduler.record)
+        self._flights = Flights(f"agent:{settings.host_name}")
+        self._registry = registry
+        self._devices = devices.Devices(settings.agent)
+        self._caretaker = Caretaker(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
+        self._published: HostRecord | None = None
+        self._in_record = False
+        self._due = 0.0
+        self._state_path = _state_path(settings)
+        self._adopted = False
+        self._saved: tuple[object, ...] = ()
+        self._changed = asyncio.Event()
+        self._rung = asyncio.Event()
+        self._stock = asyncio.Event()
+        self._fetching: set[str] = set()
+        self._next: asyncio.Future[None] | None = None
+        self._seen = host.epoch
+        self._publishing = asyncio.Lock()
+        self._fleet: Fleet | None = None
+        self._receipts: list[Receipt] = []
+        self._refused: dict[str, tuple[str, float]] = {}
+        self.counts = AgentCounts(settings.host_name)
+        self.record_away = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Agent":
+        loop = asyncio.get_running_loop()
+        self._lock = state_file.lock(self._state_path)
+        await self._adopt()
+        await self._caretaker.measure()
+        self.supervisor.keep_launcher()
+        self._tasks = [
+            loop.create_task(c)
+            for c in (
+                self._beat(),
+                self._tick(),
+                self._listen(),
+                self._caretaker.look_after(),
+                self._caretaker.study(),
+                self._take_stock(),
+            )
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        systemd.notify("STOPPING=1")
+        if not self.settings.agent.keep_workers:
+            await self._stop_all()
+        await cancelled(self._tasks)
+        await self.supervisor.close()
+        await self._devices.close()
+        if not self.settings.agent.keep_workers:
+            with contextlib.suppress(RecordAway):
+                await self._registry.remove_host(self.settings.host_name)
+
+    # What callers ask for.
+
+    async def ensure(
+        self, function: Function, *, force: bool = False, beside: Collection[str] = (), evict: bool = True
+    ) -> Going | Refused:
+        """See to it that an instance of `function` is up or coming; answer once the record says so."""
+        if lacking := self._engines.lacks(function):
+            return Refused(lacking, When.NEVER)
+        try:
+            here = await asyncio.to_thread(self._weights, function)
+        except weights.WeightsUnavailable as error:
+            return Refused(str(error), When.NEVER)
+        instance = secrets.token_hex(8)
+        answer = self._decide(
+            lambda s, now: s.ensure(function, here, instance, now, force=force, beside=beside, evict=evict)
+        )
+        await self._publish()
+        return answer
+
+    async def plan(self, function: Function) -> Planned | Refused:
+        """Say what `ensure` would do, without doing it."""
+        if lacking := self._engines.lacks(function):
+            return Refused(lacking, When.NEVER)
+        try:
+            here = await asyncio.to_thread(self._weights, function)
+        except weights.WeightsUnavailable as error:
+            return Refused(str(error), When.NEVER)
+        return self.scheduler.plan(function, here, time.time())
+
+    def _weights(self, function: Function) -> Weights | None:
+        """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be."""
+        own = self.settings.agent
+        found = weights.find(function, Path(own.cache_dir))
+        if found is not None and found.path and own.weight_roots:
+            keep_inside(Path(found.path), (*own.weight_roots, own.cache_dir))
+        return found
+
+    async def drain(self) -> list[str]:
+        """Empty this host; it is cordoned in the record by whoever asks. Return who is going."""
+        going = self._decide(lambda s, now: s.drain(now))
+        await self._publish()
+        return going
+
+    async def cool(self, function: str, *, at_once: bool = False) -> list[str]:
+        """Let the instances of a function go. Return their ids."""
+        going = self._decide(lambda s, now: s.cool(function, now, at_once=at_once))
+        await self._publish()
+        return going
+
+    async def heed(self, catalogue: Catalogue, digest: str) -> None:
+        """Take a new catalogue."""
+        self._decide(lambda s, now: s.heed(catalogue.functions, digest, now))
+        self._caretaker.curious.set()
+        self._stock.set()
+        await self._publish()
+
+    async def stored(self) -> list[Stored]:
+        """Return all weights on this host."""
+        declared, running = self.scheduler.catalogue().values(), self.scheduler.started_from()
+        return await asyncio.to_thread(stock.inventory, Path(self.settings.agent.cache_dir), declared, running)
+
+    async def remove_weights(self, asked: Remove) -> Removed:
+        """Remove stored weights that nobody uses."""
+        going_on = [f.source for f in await self.supervisor.fetches.all(()) if f.alive]
+        found, cache = await self.stored(), Path(self.settings.agent.cache_dir)
+        removed = await asyncio.to_thread(stock.remove, cache, found, asked, going_on)
+        self._stock.set()
+        return removed
+
+    def record(self) -> HostRecord:
+        """Return the host's record as it would be published now."""
+        return replace(self.scheduler.record(), at=time.time())
+
+    def instance(self, instance: str) -> Instance | None:
+        """Return one of the host's instances."""
+        return next((i for i in self.scheduler.record().instances if i.id == instance), None)
+
+    def reading(self) -> devices.Reading:
+        """Return the last reading of the host's devices."""
+        return self._caretaker.reading
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until something happens on this host, at most so long."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._next,), timeout=timeout_s)
+
+    # Requests that come through the agent itself. To the scheduler it is one more router.
+
+    def ready(self, function: str) -> tuple[Instance, Function] | None:
+        """Return the function's ready instance that has the fewest requests from here, and its spec."""
+        ready = [
+            (self._flights.on(i.id), i.id, i, spec)
+            for i in self.scheduler.record().instances
+            if i.function == function and i.state is State.READY and (spec := self.scheduler.function_of(i.id))
+        ]
+        return min(ready)[2:] if ready else None
+
+    @contextlib.contextmanager
+    def aboard(self, instance: Instance) -> Iterator[None]:
+        """Be in flight on an instance."""
+        try:
+            with self._flights.aboard(instance.function, instance.id):
+                yield
+        finally:
+            if self._draining():
+                self._rung.set()
+
+    # The loop.
+
+    def tell(self, step: Callable[[Scheduler, float], object]) -> None:
+        """Tell the scheduler what happened."""
+        self._decide(step)
+
+    def _decide(self, step: Callable[[Scheduler, float], T]) -> T:
+        answer = step(self.scheduler, time.time())
+        for effect in self.scheduler.take_effects():
+            if isinstance(effect, Decided):
+                self._note(effect)
+            self.supervisor.perform(effect)
+        if self.scheduler.record() != self._published or self._receipts:
+            self._changed.set()
+        self._save()
+        if self.scheduler.record().epoch > self._seen:
+            self._rung.set()
+        fetching = {i.id for i in self.scheduler.record().instances if i.state is State.FETCHING}
+        if self._fetching - fetching:
+            self._stock.set()
+        self._fetching = fetching
+        if self._next is not None:
+            self._next.set_result(None)
+            self._next = None
+        return answer
+
+    def _save(self) -> None:
+        """Write the state file when workers came, went or changed: at once, a crash may be next.
+
+        Not before all of an earlier agent's workers are taken over: a file with half of them would orphan the rest.
+        """
+        if not self._adopted:
+            return
+        state = self.scheduler.state()
+        marks = (*((k.instance.id, k.instance.state, k.instance.pid) for k in state.workers), *state.failures)
+        if marks == self._saved:
+            return
+        try:
+            state_file.write(self._state_path, state)
+            self._saved = marks
+        except OSError as error:
+            log.error("state_not_saved", path=str(self._state_path), why=str(error))
+
+    async def _adopt(self) -> None:
+        """Take over the workers an earlier agent left running, before anything else; then clear away the rest."""
+        kept = state_file.read(self._state_path).workers
+        alive = {w.instance.id for w in kept if process.alive(w.instance.pid, w.instance.process_started)}
+        up = (State.READY, State.DRAINING)
+        serving = [w.instance for w in kept if w.instance.id in alive and w.instance.state in up]
+        answers = await asyncio.gather(*(self.supervisor.healthy(i) for i in serving))
+        healthy = {i.id for i, well in zip(serving, answers, strict=True) if well}
+        for worker in kept:
+            there, well = worker.instance.id in alive, worker.instance.id in healthy
+            if there:
+                self.supervisor.adopt(worker)
+            self.tell(lambda s, now, w=worker, a=there, h=well: s.adopt(w, now, alive=a, healthy=h))  # type: ignore[misc]
+        self._adopted = True
+        self._save()
+        await self.supervisor.clear_orphans({w.instance.id for w in kept})
+
+    async def _back(self, pids: set[int]) -> bool:
+        """Whether these processes hold no device memory any more, by a fresh reading."""
+        await self._caretaker.measure()
+        reading = self._caretaker.reading
+        return bool(reading.problem) or not any(h.pid in pids for h in reading.held)
+
+    def _note(self, decided: Decided) -> None:
+        log.info(decided.what, function=decided.function, instance=decided.instance, why=decided.why)
+        record, now, host = self.scheduler.record(), time.time(), self.settings.host_name
+        self.counts.decided(decided, record, self._fleet, now)
+        if decided.what == "refused":
+            # Whoever waits for room asks again and again; the same answer is worth one receipt in a while.
+            before, at = self._refused.get(decided.function, ("", 0.0))
+            if before == decided.why and now - at < SAME_REFUSAL_S:
+                return
+            self._refused[decided.function] = (decided.why, now)
+        self._receipts.append(
+            Receipt(
+                at=now,
+                by=f"agent:{host}",
+                host=host,
+                what=decided.what,
+                function=decided.function,
+                instance=decided.instance,
+                why=decided.why,
+                numbers=numbers(decided, record, self._fleet, now),
+            )
+        )
+        del self._receipts[:-RECEIPTS_WAITING]
+
+    async def _publish(self) -> None:
+        """Write the record if it says something new or a beat is due; when Redis is away the next beat tries again.
+
+        A receipt alone rings no bell: whoever waits for room asks again at every ring, and each refusal is a receipt.
+        """
+        async with self._publishing:
+            self._changed.clear()
+            record = self.scheduler.record()
+            try:
+                if record != self._published or time.monotonic() >= self._due:
+                    self._published, self._due = record, 0.0
+                    beat_s = self.settings.agent.heartbeat_s
+                    await self._registry.publish_host(replace(record, at=time.time()), beat_s * TTL_BEATS)
+                    await self._registry.publish_counts(record.name, self.counts.snapshot(), beat_s * TTL_BEATS)
+                    self._due = time.monotonic() + beat_s / 2
+                receipts, self._receipts = self._receipts, []
+                if receipts:
+                    await self._registry.decided(receipts)
+            except RecordAway as error:
+                if not self.record_away:
+                    log.warning("record_away", why=str(error))
+                self.record_away = True
+            else:
+                if self.record_away:
+                    log.info("record_back")
+                self.record_away = False
+
+    async def _beat(self) -> None:
+        """Publish on every change, and once per heartbeat; first when routers can reach this agent."""
+        host, _, port = self.settings.agent.listen.rpartition(":")
+        await process.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
+        await self._publish()
+        systemd.notify("READY=1")
+        while True:
+            systemd.notify("WATCHDOG=1")
+            try:
+                async with asyncio.timeout(self.settings.agent.heartbeat_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._due = 0.0
+            await self._publish()
+
+    async def _tick(self) -> None:
+        """Read the routers' reports and let time pass for the scheduler."""
+        while True:
+            fleet = self._fleet = await self._read()
+            if fleet is not None:
+                self.counts.looked(fleet, time.time())
+            self.tell(lambda s, now, fleet=fleet: s.reported(fleet, now))  # type: ignore[misc]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._rung.wait()
+            self._rung.clear()
+
+    async def _read(self) -> Fleet | None:
+        """Return what the routers say, and what goes through this agent itself at this moment."""
+        used = self._flights.take_used()
+        self._seen = self.scheduler.record().epoch
+        try:
+            await self._registry.touch(used)
+            fleet = await self._registry.fleet(time.time())
+        except RecordAway:
+            self._flights.put_back(used)
+            return None
+        if self._in_record and self.settings.host_name not in fleet.hosts:
+            self._in_record = False
+            return None  # the record came back empty: its silence about the routers says nothing
+        # `ready()` looks at the scheduler itself: nothing that drains by now is chosen here any more.
+        own = self._flights.report({self.settings.host_name: self.scheduler.record().epoch}, time.time())
+        return replace(fleet, routers={**fleet.routers, own.id: own})
+
+    async def _take_stock(self) -> None:
+        """Know which weights are here, and call off fetches that no declared function wants any more."""
+        heard = ""
+        while True:
+            self._stock.clear()
+            declared = self.scheduler.catalogue().values()
+            held = await asyncio.to_thread(weights.held, declared, Path(self.settings.agent.cache_dir))
+            if held != self.scheduler.record().weights:
+                self.tell(lambda s, _, held=held: s.holds(held))  # type: ignore[misc]
+                self._caretaker.curious.set()
+            if (digest := self.scheduler.record().catalogue) != heard:
+                with contextlib.suppress(RedisError):
+                    await self.supervisor.fetches.keep_only(declared)
+                    heard = digest
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOCK_S):
+                    await self._stock.wait()
+
+    async def _listen(self) -> None:
+        """A router's new report may complete a drain: look at once, not at the next tick."""
+        while True:
+            try:
+                async for changed in self._registry.bell():
+                    if changed.startswith("router:") and self._draining():
+                        self._rung.set()
+            except RecordAway:
+                await asyncio.sleep(TICK_S)
+
+    def _draining(self) -> bool:
+        return any(i.why for i in self.scheduler.record().instances)
+
+    async def _stop_all(self) -> None:
+        self._decide(lambda s, now: s.shut_down(now))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_ALL_S):
+                while self.scheduler.record().instances:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+
+def _state_path(settings: Settings) -> Path:
+    return Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
+
+
+def _scheme(settings: Settings) -> str:
+    return "https" if settings.agent.tls_cert else "http"

@@ -1,0 +1,171 @@
+"""Requests for a worker of this host that come through its agent, as a gateway of the Rust system sends them.
+
+Not the router: nothing waits here, nothing is started, replayed or translated. The model is loaded on this
+host or the answer is 404; its bytes go to the worker as they came and the worker's answer goes back as it
+comes. What keeps it right: an instance is chosen and boarded in one step, with no `await` between, so the
+scheduler never sees it idle once it was chosen; and an answer that broke off is never ended as if it were whole.
+"""
+
+import asyncio
+import re
+
+import aiohttp
+import msgspec
+import structlog
+from litestar.types import Receive, Scope, Send
+
+from cortex.functions.names import LONGEST
+from cortex.functions.spec import Function
+from cortex.platform.agent.loop import Agent
+from cortex.platform.keys import FleetToken
+from cortex.platform.record import Instance
+
+log = structlog.get_logger()
+
+CONNECT_S = 5.0
+STRANGE = frozenset({401, 403})
+_WHOLE_EVENTS = re.compile(rb".*(?:\n\n|\r\n\r\n)", re.DOTALL)
+_END = b"data: [DONE]"
+
+
+class Relay:
+    """Connections to this host's workers. `async with` opens and closes them."""
+
+    def __init__(self, agent: Agent, token: FleetToken) -> None:
+        self._agent, self._token = agent, token
+        self._http: aiohttp.ClientSession
+
+    async def __aenter__(self) -> "Relay":
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+
+    def exchange(self, model: str, path: str, body: bytes) -> "Exchange":
+        """Return the application that serves one request for a model."""
+        return Exchange(self._agent, self, model, path, body)
+
+    async def post(self, instance: Instance, path: str, body: bytes) -> aiohttp.ClientResponse:
+        """Send a request to a worker, with its own key. Raises aiohttp.ClientError."""
+        for key in self._token.worker_keys(instance.id):
+            headers = {
+                "Authorization": f"Bearer {key}",
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+            }
+            response = await self._http.post(instance.url + path, data=body, headers=headers)
+            if response.status not in STRANGE:
+                return response
+            response.close()
+        # Somebody else's worker: its 401 would read as if our token were wrong.
+        raise aiohttp.ClientConnectionError(f"{instance.url} does not know the key of its instance")
+
+
+class Exchange:
+    """One request's life: an ASGI application of its own, so that the client's leaving is seen at once."""
+
+    def __init__(self, agent: Agent, relay: Relay, model: str, path: str, body: bytes) -> None:
+        self._agent, self._relay = agent, relay
+        self._model, self._path, self._body = model, path, body
+        self._head_sent = False
+        self._send: Send
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it, unless the client leaves first."""
+        self._send = send
+        work = asyncio.create_task(self._serve())
+        gone = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+        if not work.cancelled():
+            work.result()
+
+    async def _serve(self) -> None:
+        """Answer the request:
+
+        (1) no instance is ready: 404, in the words callers know;
+        (2) the worker's answer, whatever it says;
+        (3) it broke or took too long: an error, inside the stream when that has begun.
+        """
+        chosen = self._agent.ready(self._model)
+        if chosen is None:  # (1)
+            await self._fail(404, f"model '{self._model[:LONGEST]}' not loaded on this neuron")
+            return
+        instance, function = chosen
+        with self._agent.aboard(instance):
+            try:
+                async with asyncio.timeout(function.request_timeout_s):
+                    await self._forward(instance)  # (2)
+            except (aiohttp.ClientError, ConnectionError) as error:  # (3)
+                await self._break_off(502, function, f"broke off: {str(error) or type(error).__name__}")
+            except TimeoutError:
+                await self._break_off(504, function, f"took longer than {function.request_timeout_s:g} s")
+
+    async def _forward(self, instance: Instance) -> None:
+        response = await self._relay.post(instance, self._path, self._body)
+        try:
+            content_type = response.headers.get("Content-Type", "application/json")
+            if response.status == 200 and content_type.startswith("text/event-stream"):
+                await self._stream(response)
+                return
+            whole = await response.read()
+            await self._whole(response.status, content_type, whole)
+        finally:
+            response.close()
+
+    async def _stream(self, response: aiohttp.ClientResponse) -> None:
+        """Pass a stream on as it comes, whole events only, so that an error can follow any of them."""
+        rest = end = b""
+        async for chunk in response.content.iter_any():
+            rest, end = rest + chunk, (end + chunk)[-64:]
+            if events := _WHOLE_EVENTS.match(rest):
+                await self._head(200, "text/event-stream; charset=utf-8")
+                await self._body_part(events[0])
+                rest = rest[events.end() :]
+        if not end.rstrip().endswith(_END):
+            raise aiohttp.ClientPayloadError("its stream ended without an end marker")
+        await self._head(200, "text/event-stream; charset=utf-8")
+        await self._body_part(rest, last=True)
+
+    # Towards the client.
+
+    async def _break_off(self, status: int, function: Function, what: str) -> None:
+        text = f"the worker of '{function.id}' {what}"
+        log.warning("relay_broke", function=function.id, why=what)
+        if not self._head_sent:
+            await self._fail(status, text)
+            return
+        error = {"error": {"message": text, "type": "server_error", "param": None, "code": "worker_error"}}
+        await self._body_part(b"data: " + msgspec.json.encode(error) + b"\n\n", last=True)
+
+    async def _fail(self, status: int, text: str) -> None:
+        await self._whole(status, "application/json", msgspec.json.encode({"error": text}))
+
+    async def _whole(self, status: int, content_type: str, body: bytes) -> None:
+        await self._head(status, content_type, [(b"content-length", str(len(body)).encode())])
+        await self._body_part(body, last=True)
+
+    async def _head(self, status: int, content_type: str, more: list[tuple[bytes, bytes]] | None = None) -> None:
+        if self._head_sent:
+            return
+        self._head_sent = True
+        headers = [(b"content-type", content_type.encode("latin-1", "replace")), *(more or [])]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _body_part(self, body: bytes, *, last: bool = False) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,406 @@
+"""The agent's decisions: events in, effects out. No I/O, no clock, no randomness; the agent's loop is its only
+caller, so the host's state has one writer.
+
+Callers *ensure*; they never check and then start. Whatever happened is an event with its time; whatever must
+be done is an effect the loop hands to the supervisor, which answers with events. After every event
+`settle()` moves on whatever can move: a placing instance whose room is free, a drain that everybody has
+acknowledged, a start that shows no sign of life.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from cortex.functions.capabilities import Known
+from cortex.functions.lifecycle import TRANSITIONS, State, Step
+from cortex.functions.spec import Function, revision
+from cortex.platform.agent_messages import Going, Planned, Refused, Victim
+from cortex.platform.record import Device, FailureKind, Fleet, Held, Instance, Use, use
+from cortex.platform.scheduling.effects import Fetch, Reclaim, Stop
+from cortex.platform.scheduling.failures import says_out_of_memory
+from cortex.platform.scheduling.kept import Kept, Weights
+from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.placement import NoRoom, Placement, When
+from cortex.platform.scheduling.settling import Settling
+from cortex.platform.workers.card import WorkerCard
+
+MISSES_TO_ACT = 3
+"""Health checks in a row that go unanswered before anything is done about it."""
+
+REPORTS_BACK_S = 3.0
+"""A record that was away may come back empty. Until the routers had this long to report, silence says nothing."""
+
+
+class Scheduler(Settling):
+    """One host's instances and what is to become of them."""
+
+    def adopt(self, kept: Kept, now: float, *, alive: bool, healthy: bool) -> None:
+        """Take over a worker that an earlier agent of this host started:
+
+        (1) its process is gone: clear up what it left;
+        (2) it was being stopped: stop it;
+        (3) it was starting: go on waiting for it;
+        (4) it answers for its model: it is ready, and a drain that was under way is forgotten;
+        (5) it does not answer: stop it.
+        """
+        instance = kept.instance
+        self._functions[instance.id], self._weights[instance.id] = kept.function, kept.weights
+        if not alive or instance.state is State.RECLAIMING:  # (1)
+            instance = self._put(replace(instance, state=State.RECLAIMING, since=now))
+            self._effects.append(Reclaim(instance))
+            return
+        if instance.state is State.STOPPING:  # (2)
+            self._put(instance)
+            self._effects.append(Stop(instance, self._rules.stop_grace_s))
+            return
+        if instance.state is State.STARTING:  # (3)
+            self._put(replace(instance, last_sign=now))
+            return
+        self._epoch += 1
+        instance = self._put(replace(instance, state=State.READY, epoch=self._epoch, why="", deadline=0.0))
+        if not healthy:  # (5)
+            self._fail(instance, FailureKind.CRASH, "it did not answer the agent that came back", (), now)
+            self._stop(instance, "failed", now)
+        else:  # (4)
+            self._decide("adopted", instance.function, instance.id, f"pid {instance.pid}")
+
+    # What callers ask for.
+
+    def ensure(
+        self,
+        function: Function,
+        weights: Weights | None,
+        instance_id: str,
+        now: float,
+        *,
+        force: bool = False,
+        beside: Collection[str] = (),
+        evict: bool = True,
+    ) -> Going | Refused:
+        """See to it that an instance of `function` is up or coming, other than those `beside`:
+
+        (1) one is: that one; a drain that nothing depends on is taken back for it;
+        (2) its starts keep failing: refused until the back-off is over, unless forced;
+        (3) it does not fit, or only at others' expense without `evict`: refused, with the reason;
+        (4) its weights are missing: fetched first, room is made for them when they are here;
+        (5) room is made and it is started as `instance_id`.
+        """
+        rev = revision(function)
+        declared = self.declared(function.id)
+        if declared is not None and declared != function and revision(declared) == rev:
+            # The caller goes by other settings than this host was told: have it told again, whatever they are by then.
+            self._catalogue_digest = ""
+        up = self._up(function.id, rev, beside)  # (1)
+        if up and up.state is State.DRAINING:
+            self._take_back(up, "wanted again", now)
+            return Going(up.id, State.READY)
+        if up:
+            self._functions[up.id] = function
+            return Going(up.id, up.state)
+        failure = self._failures.of(function.id, rev)  # (2)
+        if failure and failure.retry_at > now and not force:
+            return Refused(
+                f"starts keep failing ({failure.count} in a row), tried again no sooner than "
+                f"{round(failure.retry_at - now)} s from now: {failure.reason}",
+                When.LATER,
+                retry_at=failure.retry_at,
+                failure=failure,
+            )
+        wanted = self._need(function, weights)
+        spot = self._place(wanted, now)  # (3)
+        if not evict and isinstance(spot, Placement) and spot.waits_for:
+            spot = NoRoom(reason="no room is free for one more instance", when=When.LATER)
+        elif weights is not None and (isinstance(spot, NoRoom) or spot.evict):
+            spot = self._consolidated(wanted, now) or spot
+        if isinstance(spot, NoRoom):
+            self._decide("refused", function.id, "", spot.reason)
+            return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb)
+        instance = Instance(
+            id=instance_id,
+            function=function.id,
+            revision=rev,
+            state=State.FETCHING if weights is None else State.PLACING,
+            since=now,
+            created=now,
+            pinned=function.pinned or self._host.name in function.pinned_on,
+            priority=function.priority,
+        )
+        self._instances[instance_id] = instance
+        self._functions[instance_id] = function
+        if weights is None:  # (4)
+            self._effects.append(Fetch(instance, function))
+        else:  # (5)
+            self._weights[instance_id] = weights
+            self._admit(instance, spot, now)
+        self.settle(now)
+        # Placing may already have failed (the answer is then in the failures) or gone on.
+        current = self._instances.get(instance_id)
+        return Going(instance_id, current.state if current else State.GONE)
+
+    def plan(self, function: Function, weights: Weights | None, now: float) -> Planned | Refused:
+        """Say what `ensure` would do, without doing it."""
+        rev = revision(function)
+        if up := self._up(function.id, rev):
+            return Planned(host=self._host.name, there=up.id, devices=up.devices, memory_mb=up.memory_mb)
+        failure = self._failures.of(function.id, rev)
+        spot = self._place(self._need(function, weights), now)
+        if isinstance(spot, NoRoom):
+            return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb)
+        usage = use(self._fleet) if self._fleet else Use(known=False)
+        return Planned(
+            host=self._host.name,
+            devices=spot.devices,
+            memory_mb=spot.memory_mb,
+            memory_from=spot.memory_from,
+            evict=tuple(
+                Victim(v, self._instances[v].function, round(now - usage.last_used(self._instances[v]), 1))
+                for v in spot.evict
+            ),
+            retry_at=failure.retry_at if failure and failure.retry_at > now else 0.0,
+        )
+
+    def drain(self, now: float) -> list[str]:
+        """Empty the host: take no new work, and let every instance go after its requests. Return who is going."""
+        self._cordoned = True
+        going = [i.id for i in list(self._instances.values()) if self._let_go(i, "host drain", now)]
+        self.settle(now)
+        return going
+
+    def cool(self, function: str, now: float, *, at_once: bool = False, why: str = "cool") -> list[str]:
+        """Let the instances of a function go: after the requests in flight, or at once. Return their ids."""
+        ours = [i for i in self._instances.values() if i.function == function]
+        going = [i.id for i in ours if self._let_go(i, why, now, at_once=at_once)]
+        self.settle(now)
+        return going
+
+    def forgive(self, function: str) -> None:
+        """Forget a function's failures: its operator says it is mended."""
+        self._failures.forget(function)
+
+    def heed(self, catalogue: Mapping[str, Function], digest: str, now: float) -> None:
+        """Take a new catalogue: instances it no longer declares so are superseded; the rest get its settings."""
+        self._catalogue, self._catalogue_digest = dict(catalogue), digest
+        for instance in list(self._instances.values()):
+            declared = catalogue.get(instance.function)
+            if declared is None or revision(declared) != instance.revision:
+                self._let_go(instance, "superseded", now)
+            else:
+                self._functions[instance.id] = declared
+                pinned = declared.pinned or self._host.name in declared.pinned_on
+                self._put(replace(instance, pinned=pinned, priority=declared.priority))
+        self._failures.keep_only(catalogue)
+        self.settle(now)
+
+    def shut_down(self, now: float) -> None:
+        """Let every instance go at once."""
+        for instance in list(self._instances.values()):
+            self._let_go(instance, "shutdown", now, at_once=True)
+
+    # What happened.
+
+    def learned(self, ledger: Mapping[str, Entry]) -> None:
+        """What earlier starts took, by revision."""
+        self._ledger = dict(ledger)
+
+    def used(self, instance_id: str, used_mb: int) -> None:
+        """A reading of the memory an instance really holds; the highest counts."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and used_mb > (instance.used_mb or 0):
+            self._put(replace(instance, used_mb=used_mb))
+
+    def misplaced(self, instance_id: str, now: float) -> None:
+        """A ready worker that should be on a GPU has no process there: it computes on the CPU, and must not."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and instance.state is State.READY:
+            reason = f"the worker has no process on {', '.join(instance.devices)}: it fell back to the CPU"
+            self._fail(instance, FailureKind.CRASH, reason, (), now)
+            self._stop(instance, "failed", now)
+
+    def unwell(self, instance_id: str, misses: int, now: float, *, stuck: bool) -> None:
+        """A ready worker did not answer its health check, `misses` times in a row:
+
+        (1) once or twice: that happens under load;
+        (2) it does nothing at all either (`stuck`): it hangs, and its requests with it;
+        (3) it is busy, or may be: leave it;
+        (4) it is idle and silent: it will not do.
+        """
+        instance = self._instances.get(instance_id)
+        if instance is None or instance.state is not State.READY or misses < MISSES_TO_ACT:  # (1)
+            return
+        usage = use(self._fleet) if self._fleet else None
+        busy = usage is None or usage.in_flight.get(instance_id, 0) > 0
+        if busy and not stuck:  # (3)
+            return
+        reason = f"the worker did not answer {misses} health checks{' and does nothing' if stuck else ''}"
+        self._fail(instance, FailureKind.CRASH, reason, (), now)  # (2), (4)
+        self._stop(instance, "failed", now)
+
+    def measured(self, devices: Sequence[Device], foreign: Sequence[Held] = (), problem: str = "") -> None:
+        """New readings of the host's devices, and who else holds their memory."""
+        self._host = replace(self._host, devices=tuple(devices), foreign=tuple(foreign), problem=problem)
+
+    def studied(self, models: Mapping[str, Known]) -> None:
+        """What the weights on this host say about their models."""
+        self._host = replace(self._host, models=dict(models))
+
+    def holds(self, weights: Mapping[str, int]) -> None:
+        """Which functions' weights are on this host, with their size in MiB."""
+        self._host = replace(self._host, weights=dict(weights))
+
+    def launcher(self, engine: str, state: str) -> None:
+        """How the launcher stands that is kept for an engine's next start."""
+        self._host = replace(self._host, launchers={**self._host.launchers, engine: state})
+
+    def reported(self, fleet: Fleet | None, now: float) -> None:
+        """What the routers say; None when the record cannot be read, and then nobody counts as idle."""
+        if fleet is None:
+            self._blind_until = now + REPORTS_BACK_S
+        else:
+            self._cordoned = self._host.name in fleet.cordoned
+        self._fleet = fleet if now >= self._blind_until else None
+        self.settle(now)
+
+    def fetching(self, instance_id: str, phase: str, progress: float | None, now: float) -> None:
+        """The weights are on their way."""
+        if (instance := self._instances.get(instance_id)) and instance.state is State.FETCHING:
+            self._put(replace(instance, phase=phase, progress=progress, last_sign=now))
+
+    def fetched(self, instance_id: str, weights: Weights, now: float) -> None:
+        """The weights are here: make room."""
+        instance = self._instances.get(instance_id)
+        if instance is None or instance.state is not State.FETCHING:
+            return
+        self._weights[instance_id] = weights
+        instance = self._step(instance, Step.FETCHED, now)
+        self._admit_or_fail(instance, now)
+        self.settle(now)
+
+    def fetch_failed(self, instance_id: str, reason: str, now: float) -> None:
+        """The weights cannot be had."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and instance.state is State.FETCHING:
+            self._fail(instance, FailureKind.WEIGHTS, reason, (), now)
+            self._step(instance, Step.ABANDONED, now)
+            self.settle(now)
+
+    def spawned(
+        self,
+        instance_id: str,
+        pid: int,
+        process_started: float,
+        url: str,
+        now: float,
+        *,
+        server: str = "",
+        health_path: str = "/health",
+        path: str = "plain",
+    ) -> None:
+        """The worker's process runs; `path` says how it was started."""
+        instance = self._instances.get(instance_id)
+        if instance is None or instance.state not in (State.STARTING, State.STOPPING):
+            return
+        instance = replace(instance, pid=pid, process_started=process_started, url=url, started=now, last_sign=now)
+        self._put(replace(instance, server=server, health_path=health_path, path=path))
+
+    def sign_of_life(self, instance_id: str, phase: str, now: float) -> None:
+        """A starting worker wrote to its log or made progress."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and instance.state is State.STARTING:
+            self._put(replace(instance, last_sign=now, phase=phase or instance.phase))
+
+    def answered(self, instance_id: str, now: float) -> None:
+        """The worker is healthy and serves the model it should."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and instance.state is State.STARTING:
+            instance = replace(instance, ready=now, phase="", progress=None)
+            self._step(instance, Step.ANSWERED, now)
+            how = f", {instance.path}" if instance.path not in ("", "plain") else ""
+            self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s{how}")
+            self.settle(now)
+
+    def introduced(self, instance_id: str, card: WorkerCard) -> None:
+        """What the worker says of itself."""
+        if instance := self._instances.get(instance_id):
+            self._put(replace(instance, context=card.context, vision=card.vision))
+
+    def exited(self, instance_id: str, how: str, last_lines: Sequence[str], now: float) -> None:
+        """The worker's process is gone; `how` says it in words. Nobody asked for it unless it was stopping."""
+        instance = self._instances.get(instance_id)
+        if instance is None or Step.EXITED not in TRANSITIONS[instance.state]:
+            return
+        again = False
+        if instance.state is State.STARTING:
+            kind = self._kind_of_start_failure(instance, last_lines)
+            again = kind is FailureKind.OUT_OF_MEMORY
+            self._fail(instance, kind, f"the worker {how} while starting", last_lines, now)
+        elif instance.state is not State.STOPPING:
+            self._fail(
+                instance,
+                FailureKind.CRASH,
+                f"the worker {how} while it was {instance.state}",
+                last_lines,
+                now,
+            )
+        self._decide("exited", instance.function, instance.id, how)
+        instance = self._step(instance, Step.EXITED, now)
+        self._effects.append(Reclaim(instance))
+        if again:
+            self._start_again(instance, now)
+        self.settle(now)
+
+    def spawn_failed(self, instance_id: str, reason: str, now: float) -> None:
+        """The worker's process could not be started at all."""
+        instance = self._instances.get(instance_id)
+        if instance is None or instance.state not in (State.STARTING, State.STOPPING):
+            return
+        if instance.state is State.STARTING:
+            self._fail(instance, FailureKind.CRASH, reason, (), now)
+        instance = self._step(instance, Step.EXITED, now)
+        self._effects.append(Reclaim(instance))
+
+    def start_failed(self, instance_id: str, reason: str, last_lines: Sequence[str], now: float) -> None:
+        """The worker lives, but will not do: it serves another model, say."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and instance.state is State.STARTING:
+            self._fail(instance, FailureKind.CRASH, reason, last_lines, now)
+            self._stop(instance, "failed", now)
+
+    def reclaimed(self, instance_id: str, now: float) -> None:
+        """Nothing of the worker is left."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and instance.state is State.RECLAIMING:
+            self._step(instance, Step.RECLAIMED, now)
+            self.settle(now)
+
+    # Steps.
+
+    def _kind_of_start_failure(self, instance: Instance, last_lines: Sequence[str]) -> FailureKind:
+        """Running out of memory is forgiven once: with more room it may do."""
+        before = self._failures.of(instance.function, instance.revision)
+        if says_out_of_memory(last_lines) and not (before and before.kind is FailureKind.OUT_OF_MEMORY):
+            return FailureKind.OUT_OF_MEMORY
+        return FailureKind.CRASH
+
+    def _let_go(self, instance: Instance, why: str, now: float, *, at_once: bool = False) -> bool:
+        """Begin the end of an instance. False when it has begun already."""
+        match instance.state:
+            case State.FETCHING | State.PLACING:
+                self._fail(instance, _cancelled(why), f"given up before it started: {why}", (), now)
+                self._step(instance, Step.ABANDONED, now)
+            case State.STARTING:
+                self._fail(instance, _cancelled(why), f"given up while it was starting: {why}", (), now)
+                self._stop(instance, why, now)
+            case State.READY if not at_once:
+                self._drain(instance, why, now)
+            case State.READY | State.DRAINING if at_once:
+                self._stop(instance, why, now)
+            case State.DRAINING:
+                self._put(replace(instance, why=why, deadline=now + self._rules.drain_grace_s))
+            case _:
+                return False
+        return True
+
+
+def _cancelled(why: str) -> FailureKind:
+    """A host that goes away takes only the place with it: whoever waits may ask another."""
+    return FailureKind.ROOM if why in ("host drain", "shutdown") else FailureKind.CANCELLED

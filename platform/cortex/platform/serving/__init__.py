@@ -1,0 +1,1 @@
+"""What every listener has in common: addresses, limits, TLS, the service manager."""

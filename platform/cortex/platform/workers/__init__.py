@@ -1,0 +1,1 @@
+"""Worker processes: starting them, watching them, ending all of them."""

@@ -1,0 +1,231 @@
+"""llama.cpp's own HTTP server in a Python process, for hosts that have no `llama-server` binary.
+
+`python -m cortex.platform.workers.llama_server` takes the flags of `llama-server` that cortex uses, with their upstream
+meaning, so one argv serves for both: `--ctx-size` is the memory of all slots together, and each of the
+`--parallel` slots gets its share. An unknown flag is an error. The API key comes from `LLAMA_API_KEY`.
+
+The HTTP server, its queue and its threads are C++ (package `xllamacpp`); Python starts them and waits for a
+signal. Its three rules:
+
+- Listen on one address, which is nobody else's, before the model is loaded: `/health` answers 503 until then.
+- End with a code that tells the parent what happened: 0 after TERM or INT, 1 with a last line on stderr that
+  says why it could not serve, 2 for a command line that makes no sense. Until it logs that it serves it dies
+  of the signal itself, as promptly: llama.cpp holds the interpreter until the model is there.
+- Never log a prompt. llama.cpp warns of each malformed request and quotes it, so once it serves, only errors
+  are logged.
+
+Startup counts here, it is the cold start: nothing is imported that the next line does not need.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+PROGRAM = "llama_server"
+
+# llama.cpp's levels of verbosity.
+LOG_ERRORS = 1
+LOG_INFO = 3
+
+LAYERS = {"auto": -1, "all": -2}
+
+
+# Not a msgspec.Struct like other values: its import would be a third of the startup.
+class Options(NamedTuple):
+    """The command line, parsed. None stands for llama.cpp's own default."""
+
+    model: Path
+    alias: str | None
+    host: str
+    port: int
+    ctx_size: int
+    parallel: int
+    n_gpu_layers: int | None
+    threads: int | None
+    batch_size: int | None
+    ubatch_size: int | None
+    cache_ram: int | None
+    kv_unified: bool
+    embeddings: bool
+    rerank: bool
+    mmproj: Path | None
+    chat_template_file: Path | None
+    slots: bool
+    metrics: bool
+
+
+class CannotServe(Exception):
+    """The reason, in one line, why there is no server."""
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read the command line. Exits with 2 when it makes no sense."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, allow_abbrev=False, description=__doc__.partition("\n")[0])
+    flag = parser.add_argument
+    flag("-m", "--model", type=Path, required=True, help="GGUF file")
+    flag("-a", "--alias", help="the model's id in /v1/models and in answers")
+    flag("--host", default="127.0.0.1")
+    flag("--port", type=int, default=8080, help="0 takes a free one and logs it")
+    flag("-c", "--ctx-size", type=int, default=0, help="tokens of all slots together; 0 is the model's own")
+    flag("-np", "--parallel", type=int, default=1, help="slots, that is requests at a time")
+    flag("-ngl", "--n-gpu-layers", "--gpu-layers", type=_layers, help="a number, 'auto' or 'all'")
+    flag("-t", "--threads", type=int)
+    flag("-b", "--batch-size", type=int)
+    flag("-ub", "--ubatch-size", type=int, help="also the longest input of an embedding model")
+    flag("-cram", "--cache-ram", type=int, help="MiB for the prompts of idle slots; 0 is none")
+    flag("-kvu", "--kv-unified", action="store_true", help="let all slots share the context")
+    flag("--embeddings", "--embedding", action="store_true")
+    flag("--rerank", "--reranking", action="store_true")
+    flag("-mm", "--mmproj", type=Path, help="GGUF file of the vision encoder")
+    flag("--chat-template-file", type=Path)
+    flag("--slots", action="store_true", help="serve /slots")
+    flag("--metrics", action="store_true", help="serve /metrics")
+    # Always so; accepted because the same argv may go to llama-server.
+    flag("--jinja", "--no-webui", "--no-ui", "--no-slots", action="store_true", help="always so")
+    given = vars(parser.parse_args(argv))
+    return Options(**{field: given[field] for field in Options._fields})
+
+
+def _layers(text: str) -> int:
+    try:
+        return LAYERS[text] if text in LAYERS else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, nor 'auto' or 'all'") from None
+
+
+def start(options: Options, key: str) -> Any:
+    """Bind, load, serve. Returns the running server, which lives as long as it is referred to."""
+    for path in filter(None, (options.model, options.mmproj)):
+        _require_gguf(path)
+    import xllamacpp
+
+    hush = _hush(xllamacpp.xllamacpp.__file__)
+    params = xllamacpp.CommonParams()
+    params.verbosity = LOG_INFO if hush else LOG_ERRORS
+    params.model.path = str(options.model)
+    if options.alias is not None:
+        params.model_alias = {options.alias}
+    params.hostnames = [options.host]
+    params.port = options.port
+    params.api_keys = [key] if key else []
+    params.n_ctx = options.ctx_size
+    params.n_parallel = options.parallel
+    params.kv_unified = options.kv_unified
+    if options.n_gpu_layers is not None:
+        params.n_gpu_layers = options.n_gpu_layers
+    if options.threads is not None:
+        params.cpuparams.n_threads = options.threads
+        params.cpuparams_batch.n_threads = options.threads
+    if options.batch_size is not None:
+        params.n_batch = options.batch_size
+    if options.ubatch_size is not None:
+        params.n_ubatch = options.ubatch_size
+    if options.cache_ram is not None:
+        params.cache_ram_mib = options.cache_ram
+    params.embedding = options.embeddings or options.rerank
+    if options.rerank:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    if options.mmproj is not None:
+        params.mmproj.path = str(options.mmproj)
+    if options.chat_template_file is not None:
+        params.chat_template = _text(options.chat_template_file)
+    params.ui = False
+    params.endpoint_slots = options.slots
+    params.endpoint_metrics = options.metrics
+
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError:
+        # It says no more than that it failed; the reason is in its log, above our last line.
+        raise CannotServe(_why_not(options)) from None
+    if hush:
+        hush(LOG_ERRORS)
+    return server
+
+
+def _require_gguf(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise CannotServe(f"cannot read {path}: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise CannotServe(f"cannot load {path}: it is not a GGUF file")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CannotServe(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CannotServe(f"cannot read {path}: it is not UTF-8") from None
+
+
+def _why_not(options: Options) -> str:
+    import socket
+    import time
+
+    # llama.cpp writes its log from a thread of its own: let it finish, ours is to be the last line.
+    time.sleep(0.05)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return f"cannot listen on {options.host}:{options.port}: {error.strerror}"
+    return f"cannot load {options.model}: llama.cpp gives the reason above"
+
+
+def _hush(library: str) -> Callable[[int], None] | None:
+    """Find the setter of llama.cpp's verbosity, which its Python API does not have. None if it moved."""
+    import ctypes
+
+    try:
+        setter = ctypes.CDLL(library)._Z30common_log_set_verbosity_tholdi
+    except (OSError, AttributeError):
+        return None
+    setter.argtypes = [ctypes.c_int]
+    setter.restype = None
+    return setter
+
+
+def catch_stop() -> int:
+    """From here on, TERM and INT do not end the process but make the returned descriptor readable."""
+    # The kernel may hand the signal to any of llama.cpp's threads, and `signal.pause()` in this one would
+    # sleep on. Whichever thread takes it, the interpreter's handler writes to this pipe.
+    stopped, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return stopped
+
+
+def main() -> NoReturn:
+    """Serve until told to stop."""
+    # Python's own handler of INT would wait for the model.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    options = parse(sys.argv[1:])
+    # Out of reach of whatever this process may start. /proc shows it still, to the same user.
+    key = os.environ.pop("LLAMA_API_KEY", "")
+    try:
+        server = start(options, key)
+    except CannotServe as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        sys.exit(1)
+    stopped = catch_stop()
+    print(f"{PROGRAM}: serving {options.model} on {server.listening_address}", file=sys.stderr, flush=True)
+    os.read(stopped, 1)
+    print(f"{PROGRAM}: stopped", file=sys.stderr, flush=True)
+    # Not by way of the destructors: they wait for running requests. The kernel frees all they would free.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What a worker wrote: the end of it, everything as it comes, or the run before.
+
+A log is found by the id of an instance that the agent knows, one that is there or one whose failure is kept, or
+by a function's id, whose folder is a slug of it; and by nothing else: no other file can be read this way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from litestar import MediaType, Response, get
+from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
+from litestar.response import Stream
+from litestar.types import Guard
+
+from cortex.platform.agent.loop import Agent
+
+LINE_BYTES = 400
+"""What a line is taken to weigh at most on average: so much is read to find the last lines."""
+CHUNK_BYTES = 256 * 1024
+LOOK_S = 0.2
+
+
+Lines = Annotated[int, Parameter(ge=1, le=10_000)]
+
+
+def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
+    """Return `GET /instances/{id}/logs` and `GET /logs?function=`."""
+
+    @get("/instances/{instance_id:str}/logs", guards=[guard])
+    async def logs(
+        instance_id: str,
+        lines: Lines = 200,
+        follow: bool = False,
+        run: Literal["current", "previous"] = "current",
+    ) -> Response[Any]:
+        """Return the last lines of a run; `follow` goes on until the instance is gone."""
+        path = _log_of(agent, instance_id)
+        if run == "previous":
+            running = {agent.supervisor.log_path(i.function, i.id) for i in agent.record().instances}
+            path = await asyncio.to_thread(before, path, running)
+        return await said(path, lines, instance_id if follow and run == "current" else "")
+
+    @get("/logs", guards=[guard])
+    async def function_logs(
+        function: str, lines: Lines = 200, follow: bool = False, run: Literal["current", "previous"] = "current"
+    ) -> Response[Any]:
+        """Return the last lines of a function's newest run, or of the one before, whether its worker lives or not."""
+        mine = [i for i in agent.record().instances if i.function == function]
+        newest = max(mine, key=lambda i: i.created, default=None)
+        running = {agent.supervisor.log_path(i.function, i.id) for i in mine}
+        folder = agent.supervisor.log_path(function, "any").parent
+        path = agent.supervisor.log_path(function, newest.id) if newest else folder / "none"
+        if run == "previous" or newest is None or not path.exists():
+            path = await asyncio.to_thread(before, path, running)
+            if newest is None and run == "previous":
+                path = await asyncio.to_thread(before, path, running)
+        return await said(path, lines, newest.id if newest and follow and run == "current" else "")
+
+    async def said(path: Path, lines: int, follow: str) -> Response[Any]:
+        """Return the end of a log, and what is added while an instance to follow is there."""
+        start = await asyncio.to_thread(last_lines, path, lines)
+
+        def running_still() -> bool:
+            return bool(follow) and agent.instance(follow) is not None
+
+        content = written(path, start, running_still, lambda: agent.changed(LOOK_S))
+        return Stream(content, media_type=MediaType.TEXT)
+
+    return [logs, function_logs]
+
+
+def _log_of(agent: Agent, instance_id: str) -> Path:
+    record = agent.record()
+    known = {f.instance: f.function for f in record.failures} | {i.id: i.function for i in record.instances}
+    function = known.get(instance_id)
+    if function is None:
+        raise NotFoundException(f"no instance '{instance_id[:64]}' on this host")
+    return agent.supervisor.log_path(function, instance_id)
+
+
+def before(path: Path, running: Container[Path]) -> Path:
+    """Return the log of the last run that had ended when this one had not. Raises NotFoundException."""
+    others = [p for p in path.parent.glob("*.log") if p != path and p not in running and not p.is_symlink()]
+    if path not in running and path.exists():
+        own = path.stat().st_mtime
+        others = [p for p in others if p.stat().st_mtime <= own]
+    if not others:
+        raise NotFoundException("no log of an earlier run is kept")
+    return max(others, key=lambda p: p.stat().st_mtime)
+
+
+def last_lines(path: Path, lines: int) -> int:
+    """Return the offset at which the last lines of a log begin."""
+    try:
+        with path.open("rb") as file:
+            base = file.seek(max(0, path.stat().st_size - lines * LINE_BYTES))
+            text = file.read()
+    except OSError:
+        return 0
+    end = len(text) - text.endswith(b"\n")
+    for _ in range(lines):
+        end = text.rfind(b"\n", 0, end)
+        if end < 0:
+            return base
+    return base + end + 1
+
+
+async def written(
+    path: Path, offset: int, goes_on: Callable[[], bool], pause: Callable[[], Awaitable[object]]
+) -> AsyncIterator[bytes]:
+    """Yield what a log holds from an offset on and, for as long as it goes on, whatever is added."""
+    while True:
+        is_last = not goes_on()  # asked before the read: what was written until then is not missed
+        chunk, offset = await asyncio.to_thread(_read_on, path, offset)
+        if chunk:
+            yield chunk
+        elif is_last:
+            return
+        else:
+            await pause()
+
+
+def _read_on(path: Path, offset: int) -> tuple[bytes, int]:
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size < offset:  # it was cut because it grew too large, and begins anew
+                offset = 0
+            file.seek(offset)
+            chunk = file.read(CHUNK_BYTES)
+    except OSError:
+        return b"", offset
+    return chunk, offset + len(chunk)

@@ -1,0 +1,407 @@
+"""Does what the scheduler decides: starts workers, watches them, stops them, clears up after them.
+
+It decides nothing. Every effect ends in an event told to the agent: a worker that was spawned is answered
+or exited, one that was stopped has exited, one that exited is reclaimed.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+import structlog
+
+from cortex.functions.launch import CannotLaunch, Launch, launch
+from cortex.functions.lifecycle import State
+from cortex.functions.names import slug
+from cortex.functions.spec import Engine
+from cortex.platform.agent.fetches import Fetches
+from cortex.platform.cancel import cancelled
+from cortex.platform.host.engines import Engines
+from cortex.platform.keys import FleetToken, worker_key
+from cortex.platform.launcher.keeper import Keeper
+from cortex.platform.record import HostRecord, Instance
+from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.kept import Kept
+from cortex.platform.scheduling.scheduler import Scheduler
+from cortex.platform.settings import Settings
+from cortex.platform.weights import gguf_head
+from cortex.platform.workers import card, cgroup, confine, log_files, process, slots
+from cortex.platform.workers.card import WorkerCard
+from cortex.platform.workers.readahead import read_ahead
+
+log = structlog.get_logger()
+
+PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
+PROBE_TIMEOUT_S = 5.0
+ADOPTION_PROBE_S = 2.0
+STUCK_CPU_S = 0.05
+"""CPU time a worker must have spent between failed health checks to count as alive."""
+KILLED_WITHIN_S = 5.0
+STRANGE = frozenset({401, 403})
+RECLAIM_S = 30.0
+"""How long freed device memory may take to come back; what is still held then counts as foreign."""
+IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
+"""Servers that import for seconds before they open their weights."""
+
+
+class Tell(Protocol):
+    """Tells the agent what happened: `step` is called with the scheduler and the time."""
+
+    def __call__(self, step: Callable[[Scheduler, float], object]) -> None: ...
+
+
+class MemoryBack(Protocol):
+    """Whether these processes hold no device memory any more."""
+
+    async def __call__(self, pids: set[int]) -> bool: ...
+
+
+class Supervisor:
+    """The hands of one agent."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        token: FleetToken,
+        engines: Engines,
+        tell: Tell,
+        back: MemoryBack,
+        record: Callable[[], HostRecord],
+    ) -> None:
+        self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
+        self._record = record
+        self.fetches = Fetches(settings, tell)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bringing: dict[str, asyncio.Task[None]] = {}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, int] = {}
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._http: aiohttp.ClientSession | None = None
+        self._misses: dict[str, tuple[int, float]] = {}
+        self._owner = process.owner(Path(settings.agent.state_dir))
+        self._groups = cgroup.home(self._owner)
+        self._warm: dict[str, Spawn] = {}
+        """Starts a launcher took that are not ready yet: what fails of them is started plainly."""
+        wanted = settings.agent.launcher and "vllm" in engines.tools
+        self._keeper = Keeper(
+            engines.tools["vllm"] if wanted else None,
+            owner=self._owner,
+            log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
+            busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
+            told=lambda state: self._tell(lambda s, _: s.launcher("vllm", state)),
+        )
+
+    def keep_launcher(self) -> None:
+        """Keep a launcher parked from now on. What an earlier agent left has to be cleared away before."""
+        self._own(self._keeper.keep())
+
+    async def close(self) -> None:
+        """Let go of every watch; the workers themselves live on."""
+        await cancelled(self._tasks)
+        self.fetches.close()
+        await self._keeper.close()
+        if self._http:
+            await self._http.close()
+        cgroup.leave(self._groups)
+
+    def perform(self, effect: Effect) -> None:
+        """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
+        match effect:
+            case Fetch():
+                name = effect.instance.id
+                bringing = self._bringing[name] = self._own(self.fetches.bring(effect.instance, effect.function))
+                bringing.add_done_callback(lambda _: self._bringing.pop(name, None))
+            case CallOff():
+                self._own(self._call_off(effect))
+            case Spawn():
+                self._spawn(effect)
+            case Stop():
+                self._own(self._stop(effect))
+            case Reclaim():
+                self._own(self._reclaim(effect.instance))
+            case Decided():
+                pass  # receipts are the agent's
+
+    def _own(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _call_off(self, effect: CallOff) -> None:
+        bringing = self._bringing.pop(effect.instance.id, None)
+        if bringing is not None:
+            await cancelled([bringing])
+        await self.fetches.given_up(effect.function)
+
+    # After a restart.
+
+    async def healthy(self, instance: Instance) -> bool:
+        """Whether a worker of an earlier agent may serve on: not when it answers for another model.
+
+        One that is silent may be busy. The host must not wait for it: it is watched from now on like any other.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ADOPTION_PROBE_S):
+                served = await self._served(instance.url, instance.health_path, instance.id)
+                return served is None or instance.function in served
+        return True
+
+    def adopt(self, kept: Kept) -> None:
+        """Watch a worker that an earlier agent of this host started."""
+        instance = kept.instance
+        self._ports[instance.id] = int(instance.url.rpartition(":")[2])
+        self._own(self._watch(instance.id, instance.function, instance.pid))
+        if instance.state is State.STARTING:
+            self._own(
+                self._await_ready(instance.id, instance.function, instance.url, instance.health_path, instance.pid)
+            )
+
+    async def clear_orphans(self, known: Collection[str]) -> None:
+        """Kill what earlier agents of this host started and nobody knows: by the mark they gave it."""
+        for instance, pid in await asyncio.to_thread(process.owned, self._owner):
+            if instance not in known:
+                log.warning("orphan_killed", instance=instance, pid=pid)
+                await asyncio.to_thread(process.kill_remains, 0, instance)
+
+    # Starting.
+
+    def log_path(self, function: str, instance: str) -> Path:
+        """Return where an instance's output goes."""
+        return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
+
+    def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
+        instance, function = effect.instance, effect.function
+        agent = self._settings.agent
+        log_path = self.log_path(function.id, instance.id)
+        key = worker_key(self._token.current, instance.id)
+        try:
+            port = process.free_port(agent.worker_host, agent.worker_ports, taken=set(self._ports.values()))
+            scratch = self.scratch(instance.id)
+            scratch.parent.mkdir(parents=True, exist_ok=True)
+            slot = slots.slot(
+                effect,
+                agent,
+                self._engines,
+                self._record().devices,
+                port=port,
+                key=key,
+                scratch=str(scratch),
+                layers=_layers(Path(effect.weights)) if slots.overflows(effect) else 0,
+            )
+            command = launch(function, slot)
+            for path, content in command.files.items():
+                process.write_private(Path(path), content)
+            log_files.forget_old(log_path.parent, running={f"{slug(i)}.log" for i in self._ports})
+            child, path = self._begun(instance.id, command, log_path, not_warm)
+        except (CannotLaunch, process.NoPort, OSError) as error:
+            reason = f"the worker could not be started: {error}"
+            self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now))
+            return
+        if path == "warm":
+            self._warm[instance.id] = effect
+        self._children[instance.id] = child
+        self._ports[instance.id] = port
+        url = f"http://{agent.worker_host}:{port}"
+        log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
+        self._tell(
+            lambda s, now: s.spawned(
+                instance.id,
+                child.pid,
+                process.started_at(child.pid),
+                url,
+                now,
+                server=command.server,
+                health_path=command.health_path,
+                path=path,
+            )
+        )
+        self._own(self._watch(instance.id, function.id, child.pid))
+        self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid))
+        if command.server in IMPORTS_LONG:
+            self._own(self._read_ahead(instance.id, function.id, Path(effect.weights)))
+
+    async def _read_ahead(self, instance: str, function: str, weights: Path) -> None:
+        def starting() -> bool:
+            return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
+
+        done = await read_ahead(weights, starting)
+        log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
+
+    def _begun(
+        self, instance: str, command: Launch, log_path: Path, not_warm: str
+    ) -> tuple[subprocess.Popen[bytes], str]:
+        """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
+        env = {"TMPDIR": str(confine.temporary(instance)), **command.env, process.OWNER: self._owner}
+        path = "plain"
+        if command.server == "vllm" and self._settings.agent.launcher:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            whole, group = process.environment(env, instance), cgroup.made(self._groups, instance)
+            taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
+            if not isinstance(taken, str):
+                return taken, "warm"
+            path = f"plain: {taken}"
+        argv = cgroup.entered(self._groups, instance, command.argv)
+        return process.spawn(argv, env, log_path, instance), path
+
+    async def _watch(self, instance: str, function: str, pid: int) -> None:
+        """Tell of the worker's end, however it comes; one that came warm and did not get far is begun anew instead."""
+        await process.ended(pid)
+        child = self._children.pop(instance, None)
+        self._ports.pop(instance, None)
+        how = process.how_it_ended(child.wait() if child else None)
+        if effect := self._warm.pop(instance, None):
+            log.warning("warm_start_failed", function=function, instance=instance, how=how)
+            await self._cleared(pid, instance)
+            self._spawn(effect, not_warm=f"the warm start {how}")
+            return
+        last = process.tail(self.log_path(function, instance))
+        log.info("worker_ended", function=function, instance=instance, how=how)
+        self._tell(lambda s, now: s.exited(instance, how, last, now))
+
+    async def _await_ready(self, instance: str, function: str, url: str, health: str, pid: int) -> None:
+        """Probe a starting worker until it is healthy and serves its model, or is gone.
+
+        The scheduler keeps the clocks; this only tells of signs of life: a log that grows.
+        """
+        started, wait, size = process.started_at(pid), PROBE_FIRST_S, -1
+        log_path = self.log_path(function, instance)
+        while process.alive(pid, started):
+            served = await self._served(url, health, instance)
+            if served is not None and function in served:
+                self._warm.pop(instance, None)
+                self._tell(lambda s, _, card=served[function]: s.introduced(instance, card))  # type: ignore[misc]
+                self._tell(lambda s, now: s.answered(instance, now))
+                return
+            if served is not None:
+                self._misfit(instance, function, served)
+                return
+            with contextlib.suppress(OSError):
+                if (grown := log_path.stat().st_size) != size:
+                    size = grown
+                    self._tell(lambda s, now: s.sign_of_life(instance, "", now))
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.3, PROBE_MOST_S)
+
+    def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
+        reason = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
+        last = process.tail(self.log_path(function, instance))
+        self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
+
+    async def _served(self, url: str, health: str, instance: str) -> dict[str, WorkerCard] | None:
+        """Return the models a healthy worker says it serves, and what it says of them; None while it is not healthy."""
+        if self._http is None:
+            self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S))
+        try:
+            for key in self._token.worker_keys(instance):
+                headers = {"Authorization": f"Bearer {key}"}
+                async with self._http.get(url + health, headers=headers) as answer:
+                    if answer.status in STRANGE:
+                        continue
+                    if answer.status != 200:
+                        return None
+                async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
+                    if answer.status in STRANGE:
+                        continue
+                    if answer.status == 503:
+                        return None
+                    return card.read(await answer.json(content_type=None)) if answer.status == 200 else {}
+            return {}
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AttributeError):
+            return None
+
+    # While it is ready.
+
+    async def check(self, instance: Instance) -> None:
+        """Look after a ready worker: one health check, and what it does if it fails it again and again."""
+        served = await self._served(instance.url, instance.health_path, instance.id)
+        if served is not None:
+            self._misses.pop(instance.id, None)
+            return
+        busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
+        misses, first_busy_s = self._misses.get(instance.id, (0, busy_s))
+        self._misses[instance.id] = (misses + 1, first_busy_s)
+        # A second source: a worker that computes is slow, one that does not even that is stuck.
+        stuck = busy_s - first_busy_s < STUCK_CPU_S
+        log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
+        self._tell(lambda s, now: s.unwell(instance.id, misses + 1, now, stuck=stuck))
+
+    def forget_misses(self, present: Collection[str]) -> None:
+        """Drop what is remembered of instances that are no more."""
+        self._misses = {i: m for i, m in self._misses.items() if i in present}
+
+    async def used_mb(self, instance: Instance, engine: str) -> int | None:
+        """Return the memory a worker really holds, over all its devices; None when nothing can tell."""
+        if engine == Engine.FAKE:
+            return await asyncio.to_thread(_number_in, self.scratch(instance.id))
+        return await asyncio.to_thread(process.resident_mb, instance.pid)
+
+    def scratch(self, instance: str) -> Path:
+        """Return a file of an instance's own."""
+        return Path(self._settings.agent.state_dir) / "scratch" / slug(instance)
+
+    # Stopping.
+
+    async def _stop(self, effect: Stop) -> None:
+        """TERM, grace, KILL. `_watch` tells of the end."""
+        pid, started = effect.instance.pid, effect.instance.process_started
+        self._warm.pop(effect.instance.id, None)
+        if not process.alive(pid, started):
+            return
+        process.signal_group(pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(effect.grace_s):
+                await process.ended(pid)
+        if process.alive(pid, started):
+            process.signal_group(pid, signal.SIGKILL)
+
+    async def _reclaim(self, instance: Instance) -> None:
+        """Kill what the worker left behind until nothing is left, and wait until its GPUs' memory is back."""
+        if instance.pid:
+            left = await asyncio.to_thread(process.remains, instance.pid, instance.id)
+            await self._cleared(instance.pid, instance.id)
+            if any(d.startswith("GPU-") for d in instance.devices):
+                await self._memory_back({instance.pid, *(p.pid for p in left)})
+        scratch = self.scratch(instance.id)
+        for path in (scratch, Path(f"{scratch}.key")):
+            path.unlink(missing_ok=True)
+        await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance.id), ignore_errors=True)
+        self._tell(lambda s, now: s.reclaimed(instance.id, now))
+
+    async def _cleared(self, pid: int, instance: str) -> None:
+        """Kill whatever a worker left, until nothing is left."""
+        await asyncio.to_thread(cgroup.kill, self._groups, instance)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KILLED_WITHIN_S):
+                # A poll: the kernel tells of no process's end but a child's.
+                while await asyncio.to_thread(process.kill_remains, pid, instance):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+    async def _memory_back(self, pids: set[int]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECLAIM_S):
+                while not await self._back(pids):  # noqa: ASYNC110 (a reading has to be asked for)
+                    await asyncio.sleep(PROBE_MOST_S)
+
+
+def _layers(gguf: Path) -> int:
+    """Return how many layers a model has; 0 when its file does not tell."""
+    with contextlib.suppress(gguf_head.BadGguf, OSError):
+        head = gguf_head.read(gguf)
+        layers = head.get(f"{head.get('general.architecture')}.block_count")
+        return layers if isinstance(layers, int) else 0
+    return 0
+
+
+def _number_in(path: Path) -> int | None:
+    """Return the number a fake worker keeps in its file: the device memory it claims to hold."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
