@@ -12,6 +12,8 @@ from tests.support.histogram import write_histogram
 from tests.support.stack import Stack, free_port, own_redis
 
 FAKE = [sys.executable, "-m", "cortex.platform.fake_engine", "--model={model}", "--host={host}", "--port={port}"]
+SECRETS = {"HF_TOKEN": "hf_not_for_workers", "AWS_SECRET_ACCESS_KEY": "not-for-workers"}
+"""In the environment of everything `cortex up` starts."""
 ALPHA = "Alpha alder. Alpha acorn. Amber alder."
 BRAVO = "Bravo birch. Bravo bramble. Brown birch."
 WORDS = "A red boat lies still. The keeper lights a lamp at night. Fish swim under the pier. Bread is baked at dawn."
@@ -75,6 +77,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             gguf("broken/missing", str(weights / "missing.gguf")),
             fake("broken/port", "--port", str(taken)),
             entry("any/command", engine="command", command=[*FAKE, "--answer", "four five"], idle_after_s=60),
+            fake("fake/told", env={"HF_TOKEN": "of its function"}),
             entry("broken/command", engine="command", command=["no-such-program", "--port", "{port}"]),
             entry("broken/engine", engine="vllm", source=alpha),
             aliases(
@@ -89,7 +92,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         ]
     )
     with own_redis(folder) as redis_url:
-        running = Stack(folder, catalogue, workers=request.param, env={"CORTEX_REDIS_URL": redis_url})
+        running = Stack(folder, catalogue, workers=request.param, env={"CORTEX_REDIS_URL": redis_url, **SECRETS})
         running.taken_port = taken
         try:
             yield running

@@ -5,6 +5,8 @@ import json
 import psutil
 import pytest
 
+from cortex.platform.workers.process import MARKER, OWNER
+from tests.e2e.conftest import SECRETS
 from tests.support.stack import Stack
 
 pytestmark = [
@@ -22,6 +24,22 @@ def test_any_program_serves_by_its_command_line(stack: Stack) -> None:
     key = worker.environ()["CORTEX_WORKER_KEY"]
     assert instance["server"] == "command"
     assert not [word for word in worker.cmdline() if key in word]
+
+
+def test_a_worker_has_nothing_secret_of_its_agent_in_its_environment(stack: Stack) -> None:
+    agent = stack.child("agent").environ()
+    workers = []
+    for name in ("tiny/alpha", "fake/told"):
+        assert stack.chat(name).status_code == 200
+        workers.append(psutil.Process(stack.instance(name)["pid"]).environ())
+    llama, told = workers
+
+    assert agent.items() >= SECRETS.items()
+    assert "CORTEX_REDIS_URL" in agent
+    assert not set(SECRETS) & set(llama)
+    assert {name for name in llama if name.startswith("CORTEX_")} == {MARKER, OWNER}
+    assert llama["PATH"] == agent["PATH"]
+    assert told["HF_TOKEN"] == "of its function"  # whoever writes the catalogue asked for it
 
 
 def test_what_a_server_does_not_serve_is_refused_before_anything_starts(stack: Stack) -> None:

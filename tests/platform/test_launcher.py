@@ -92,7 +92,7 @@ class Kept:
 
     def start(self, instance: str = "0123456789abcdef-2", **env: str) -> subprocess.Popen[bytes] | str:
         argv = (*self.command, "--model", "tiny")
-        wanted = process.environment({**BASE_ENV, process.OWNER: "owner", **env}, instance)
+        wanted = process.worker_environment({**BASE_ENV, process.OWNER: "owner", **env}, instance)
         return self.keeper.hand_over(argv, wanted, self.folder / "instance.log", None)
 
     async def said(self) -> dict[str, dict[str, object]]:

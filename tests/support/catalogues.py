@@ -16,10 +16,16 @@ def gguf(name: str, path: str, **keys: object) -> str:
 
 def entry(name: str, **keys: object) -> str:
     """One [[models]] entry."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in {"id": name, **keys}.items()]
+    lines = [f"{key} = {_toml(value)}" for key, value in {"id": name, **keys}.items()]
     return "\n".join(["[[models]]", *lines, ""])
 
 
 def aliases(names: Mapping[str, str]) -> str:
     """The [aliases] table."""
     return "\n".join(["[aliases]", *(f"{json.dumps(a)} = {json.dumps(t)}" for a, t in names.items()), ""])
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)

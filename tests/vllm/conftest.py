@@ -41,8 +41,6 @@ def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vll
             entry("tiny/broken", source=str(models / "one"), args=["--no-such-argument"], **common),
         ]
     )
-    # A table in TOML, not JSON.
-    catalogue = catalogue.replace('{"TORCH_CORTEX_TEST": "1"}', '{ TORCH_CORTEX_TEST = "1" }')
     with own_redis(folder) as url, VllmHost(folder, url, catalogue, HOME) as running:
         running.http = httpx.Client(base_url=running.url, timeout=600, trust_env=False)
         yield running

@@ -20,6 +20,7 @@ from msgspec import Struct
 from cortex.functions.launch import llamacpp
 from cortex.functions.spec import Engine, Function
 from cortex.platform.settings import DeclaredEngine
+from cortex.platform.workers import environment
 
 log = structlog.get_logger()
 
@@ -134,6 +135,7 @@ def ask(python: Path) -> Asked:
             timeout=ASK_S,
             check=True,
             stdin=subprocess.DEVNULL,
+            env=environment.handed_on(os.environ),
         )
         answer = json.loads(said.stdout)
         return Asked(dict(answer["versions"]), list(answer["modules"]))

@@ -57,7 +57,7 @@ class Keeper:
         """`command` is how vLLM is run here; `busy` whether a start is under way; `told` hears how it stands."""
         self._command = command
         self._owner, self._log_path, self._busy, self._told = owner, log_path, busy, told
-        self._env = process.environment(BASE_ENV | {process.OWNER: owner}, "")
+        self._env = process.worker_environment(BASE_ENV | {process.OWNER: owner}, "")
         self._child: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._ready = False

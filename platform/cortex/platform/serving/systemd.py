@@ -11,8 +11,6 @@ import socket
 
 FIRST_LISTENER = 3
 """Listeners are passed from this descriptor on."""
-ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-"""Meant for the service itself, not for the programs it starts."""
 
 
 def listeners() -> dict[str, socket.socket]:

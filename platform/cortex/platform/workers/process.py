@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from cortex.platform.serving import systemd
+from cortex.platform.workers import environment
 
 MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"
 """Environment variables of every worker: its instance, and the agent whose it is."""
@@ -34,7 +34,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -
     try:
         return subprocess.Popen(
             list(argv),
-            env=environment(env, marker),
+            env=worker_environment(env, marker),
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=subprocess.STDOUT,
@@ -44,10 +44,9 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -
         os.close(descriptor)
 
 
-def environment(env: Mapping[str, str], marker: str) -> dict[str, str]:
-    """Return a worker's whole environment, its marker last: what the agent has, but nothing meant for the agent."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_") and k not in systemd.ENVIRONMENT}
-    return {**inherited, **env, MARKER: marker}
+def worker_environment(env: Mapping[str, str], marker: str) -> dict[str, str]:
+    """Return a worker's whole environment, its marker last: what of the agent's is handed on, and its own over it."""
+    return {**environment.handed_on(os.environ), **env, MARKER: marker}
 
 
 def write_private(path: Path, content: str) -> None:

@@ -242,7 +242,7 @@ class Supervisor:
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher:
             log_path.parent.mkdir(parents=True, exist_ok=True)
-            whole, group = process.environment(env, instance), cgroup.made(self._groups, instance)
+            whole, group = process.worker_environment(env, instance), cgroup.made(self._groups, instance)
             taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
             if not isinstance(taken, str):
                 return taken, "warm"
