@@ -116,7 +116,9 @@ def test_lists_are_json_with_stable_names(one: Stack) -> None:
     )
     assert set(seen) == {"health", "hosts", "functions", "traffic", "requests"}
     assert {"name", "devices", "instances", "failures", "cordoned"} <= set(hosts)
-    assert "here" in one.cli("top", "--once").stdout
+    top = one.cli("top", "--once").stdout
+    assert "here" in top
+    assert "whole answer p50" in top
 
 
 def test_the_doctor_says_what_is_wrong_and_what_to_do(one: Stack) -> None:

@@ -72,6 +72,8 @@ def test_the_last_hours_traffic_is_that_of_all_workers(stack: Stack) -> None:
     said = stack.http.get("/admin/traffic").json()
     assert said["functions"]["fake/steps"]["requests"] >= 6
     assert said["functions"]["fake/steps"]["tokens_out"] > 0
+    spread = said["last_hour"]["percentiles"]["duration"]
+    assert 0 < spread["p50_s"] <= spread["p95_s"] <= spread["p99_s"] <= 1.1 * said["last_hour"]["longest_s"]
 
 
 def test_every_request_is_one_line_of_the_log_without_its_words(stack: Stack) -> None:

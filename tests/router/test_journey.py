@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cortex.router import latency
 from cortex.router.journey import RECENT, Journey, Journeys, Try, told
 from cortex.router.traffic import BUCKET_S, HOUR, Traffic, together
 
@@ -139,3 +140,18 @@ def test_what_several_workers_saw_is_added_up() -> None:
 
     assert [(b.at, b.requests, b.errors) for b in hour] == [(1000, 2, 1), (1010, 1, 0)]
     assert {f: b.requests for f, b in lately.items()} == {"org/model": 2, "org/other": 1}
+
+
+def test_percentiles_of_several_workers_are_those_of_all_their_requests_together() -> None:
+    one, two = Traffic(), Traffic()
+    for _ in range(97):
+        one.note(a_finished(first=100.1, last=100.2, ended=100.2), 1000.0)
+    for _ in range(3):
+        two.note(a_finished(first=109.0, last=110.0, ended=110.0), 1000.0)
+
+    (bucket,), _ = together(t.since(1011.0) for t in (one, two))
+
+    assert bucket.durations == latency.together([one.since(1011.0)[0][0].durations, two.since(1011.0)[0][0].durations])
+    assert latency.percentile(bucket.durations, 0.95) == pytest.approx(0.2, rel=0.1)
+    assert latency.percentile(bucket.durations, 0.99) == pytest.approx(10.0, rel=0.1)
+    assert latency.percentile(bucket.first_tokens, 0.99) == pytest.approx(9.0, rel=0.1)

@@ -13,6 +13,7 @@ from cortex.cli.exits import Failed
 from cortex.cli.fn import show_plan
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
+from cortex.cli.top import latency_line
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -165,8 +166,8 @@ def _lately(bucket: dict[str, Any] | None) -> str:
     if bucket is None:
         return ""
     said = f"{bucket['requests']} requests, {bucket['errors']} failed"
-    if bucket["first_s"] is not None:
-        said += f", first token after {bucket['first_s'] * 1000:.0f} ms"
+    if took := latency_line(bucket):
+        said += f", {took}"
     if bucket["tokens_per_s"] is not None:
         said += f", {bucket['tokens_per_s']:.1f} tokens/s"
     return said

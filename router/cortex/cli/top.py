@@ -61,7 +61,22 @@ def shown(url: str, seen: dict[str, Any], now: float) -> RenderableType:
         f"{url}  {seen['health']['status']}  {time.strftime('%H:%M:%S', time.localtime(now))}   "
         f"last minute: {number} requests, {errors} failed, {tokens} tokens; {len(seen['requests'])} under way"
     )
+    if took := latency_line(seen["traffic"]["last_hour"]):
+        head.append(f"\nlast hour: {took}")
     return Group(head, Text(), _devices(seen["hosts"]), Text(), _functions(seen), Text(), _requests(seen["requests"]))
+
+
+def latency_line(bucket: dict[str, Any]) -> str:
+    """Say how long answers took: half, 95 and 99 of a hundred."""
+    named = (("first token", "first"), ("whole answer", "duration"))
+    spreads = ((name, bucket["percentiles"][key]) for name, key in named)
+    return ", ".join(
+        f"{name} p50 {_ms(s['p50_s'])} p95 {_ms(s['p95_s'])} p99 {_ms(s['p99_s'])}" for name, s in spreads if s
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 9.9995 else span(seconds)
 
 
 def _devices(hosts: list[dict[str, Any]]) -> RenderableType:

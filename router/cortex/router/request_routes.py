@@ -7,9 +7,10 @@ from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
 from msgspec import to_builtins
 
+from cortex.router.latency import percentiles
 from cortex.router.refusals import RequestNotFound
 from cortex.router.runtime import Runtime
-from cortex.router.traffic import BUCKET_S, Bucket
+from cortex.router.traffic import BUCKET_S, Bucket, whole
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
@@ -41,13 +42,14 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/traffic", opt={"needs": "status"})
     async def traffic() -> dict[str, Any]:
-        """The last hour in buckets of ten seconds, and per function the last five minutes."""
+        """The last hour as a whole and in buckets of ten seconds, and per function the last five minutes."""
         hour, lately = await runtime.inquiry.traffic()
         return {
             "now": round(time.time(), 3),
             "bucket_s": BUCKET_S,
+            "last_hour": _told(whole(hour)),
             "hour": [_said(b) for b in hour],
-            "functions": {f: _said(b) for f, b in lately.items()},
+            "functions": {f: _told(b) for f, b in lately.items()},
         }
 
     return [requests, request_, cancel, traffic]
@@ -67,6 +69,12 @@ def _said(bucket: Bucket) -> dict[str, Any]:
         "tokens_out": bucket.tokens_out,
         "tokens_per_s": _mean(bucket.timed_tokens, bucket.timed_s),
     }
+
+
+def _told(bucket: Bucket) -> dict[str, Any]:
+    """Return a longer time than ten seconds with its percentiles, in seconds; None where nothing was measured."""
+    spread = {"duration": percentiles(bucket.durations), "first": percentiles(bucket.first_tokens)}
+    return {**_said(bucket), "percentiles": spread}
 
 
 def _mean(total: float, number: float) -> float | None:

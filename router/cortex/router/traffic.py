@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.router import latency
 from cortex.router.journey import Journey
 
 BUCKET_S = 10
@@ -27,10 +28,12 @@ class Bucket(Struct, kw_only=True):
     errors: int = 0
     cold: int = 0
     duration_s: float = 0.0
+    durations: latency.Spread = {}
     longest_s: float = 0.0
     firsts: int = 0
     """Streams that had a first piece, and how long that took."""
     first_s: float = 0.0
+    first_tokens: latency.Spread = {}
     tokens_in: int = 0
     tokens_out: int = 0
     timed_tokens: int = 0
@@ -62,7 +65,7 @@ class Traffic:
         """Return the buckets of the last hour, and per function the sum of the last five minutes."""
         hour = [b for b in self._all if b.at > now - HOUR * BUCKET_S]
         lately = {
-            f: _sum(b for b in buckets if b.at > now - LATELY * BUCKET_S) for f, buckets in self._functions.items()
+            f: whole(b for b in buckets if b.at > now - LATELY * BUCKET_S) for f, buckets in self._functions.items()
         }
         return hour, {f: b for f, b in lately.items() if b.requests}
 
@@ -76,7 +79,7 @@ def together(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[l
             hours.setdefault(bucket.at, []).append(bucket)
         for function, bucket in lately.items():
             functions.setdefault(function, []).append(bucket)
-    return [replace(_sum(b), at=at) for at, b in sorted(hours.items())], {f: _sum(b) for f, b in functions.items()}
+    return [replace(whole(b), at=at) for at, b in sorted(hours.items())], {f: whole(b) for f, b in functions.items()}
 
 
 def _count(buckets: Iterable[Bucket], journey: Journey) -> None:
@@ -88,32 +91,35 @@ def _count(buckets: Iterable[Bucket], journey: Journey) -> None:
         bucket.errors += failed
         bucket.cold += journey.cold
         bucket.duration_s += took
+        latency.note(bucket.durations, took)
         bucket.longest_s = max(bucket.longest_s, took)
         bucket.tokens_in += tokens_in
         bucket.tokens_out += tokens_out
         if streamed:
             bucket.firsts += 1
             bucket.first_s += journey.first - journey.began
+            latency.note(bucket.first_tokens, journey.first - journey.began)
             if journey.last > journey.first:
                 bucket.timed_tokens += max(0, tokens_out - 1)
                 bucket.timed_s += journey.last - journey.first
 
 
-def _sum(buckets: Iterable[Bucket]) -> Bucket:
-    total = Bucket()
-    for b in buckets:
-        total = Bucket(
-            at=max(total.at, b.at),
-            requests=total.requests + b.requests,
-            errors=total.errors + b.errors,
-            cold=total.cold + b.cold,
-            duration_s=total.duration_s + b.duration_s,
-            longest_s=max(total.longest_s, b.longest_s),
-            firsts=total.firsts + b.firsts,
-            first_s=total.first_s + b.first_s,
-            tokens_in=total.tokens_in + b.tokens_in,
-            tokens_out=total.tokens_out + b.tokens_out,
-            timed_tokens=total.timed_tokens + b.timed_tokens,
-            timed_s=total.timed_s + b.timed_s,
-        )
-    return total
+def whole(buckets: Iterable[Bucket]) -> Bucket:
+    """Add buckets up."""
+    parts = list(buckets)
+    return Bucket(
+        at=max((b.at for b in parts), default=0),
+        requests=sum(b.requests for b in parts),
+        errors=sum(b.errors for b in parts),
+        cold=sum(b.cold for b in parts),
+        duration_s=sum(b.duration_s for b in parts),
+        durations=latency.together(b.durations for b in parts),
+        longest_s=max((b.longest_s for b in parts), default=0.0),
+        firsts=sum(b.firsts for b in parts),
+        first_s=sum(b.first_s for b in parts),
+        first_tokens=latency.together(b.first_tokens for b in parts),
+        tokens_in=sum(b.tokens_in for b in parts),
+        tokens_out=sum(b.tokens_out for b in parts),
+        timed_tokens=sum(b.timed_tokens for b in parts),
+        timed_s=sum(b.timed_s for b in parts),
+    )

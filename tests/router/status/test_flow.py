@@ -1,10 +1,20 @@
 """The last hour by minute."""
 
+import pytest
+
+from cortex.router import latency
 from cortex.router.status.flow import flow, rates
 from cortex.router.status.model import Flow
 from cortex.router.traffic import Bucket
 
 NOW = 36_003.0  # buckets end at 36000
+
+
+def counted(*seconds: float) -> latency.Spread:
+    spread: latency.Spread = {}
+    for one in seconds:
+        latency.note(spread, one)
+    return spread
 
 
 def test_without_a_request_nothing_is_known() -> None:
@@ -34,13 +44,29 @@ def test_a_bucket_that_is_still_filling_is_left_out() -> None:
 def test_the_figures_are_those_of_the_last_five_minutes() -> None:
     hour = [
         Bucket(at=34_000, requests=100, errors=100),
-        Bucket(at=35_800, requests=10, errors=5, firsts=4, first_s=2.0, duration_s=30.0, tokens_out=600),
+        Bucket(at=35_800, requests=10, errors=5, first_tokens=counted(0.5), tokens_out=600),
     ]
 
     shown = flow(hour, NOW)
 
     assert (shown.rate_per_min, shown.errors_per_min) == (2.0, 1.0)
-    assert (shown.first_token_ms, shown.duration_ms, shown.tokens_per_s) == (500.0, 3000.0, 2.0)
+    assert shown.first_token_ms == pytest.approx(500, rel=0.1)
+    assert shown.tokens_per_s == 2.0
+
+
+def test_percentiles_are_of_the_whole_hour_and_the_lines_of_each_minute() -> None:
+    hour = [Bucket(at=33_000, durations=counted(*[1.0] * 98)), Bucket(at=35_990, durations=counted(8.0, 8.0))]
+
+    shown = flow(hour, NOW)
+
+    assert shown.duration_hour is not None
+    assert shown.duration_hour.p50_ms == pytest.approx(1000, rel=0.1)
+    assert shown.duration_hour.p99_ms == pytest.approx(8000, rel=0.1)
+    median, high = shown.duration
+    assert median.values[-1] == pytest.approx(8000, rel=0.1)
+    assert median.values[10] == pytest.approx(1000, rel=0.1)
+    assert (shown.first_token, shown.first_token_hour) == ((), None)
+    assert high.values[30] is None
 
 
 def test_nothing_changes_within_a_bucket() -> None:
@@ -50,7 +76,8 @@ def test_nothing_changes_within_a_bucket() -> None:
 
 
 def test_a_function_that_only_answered_plainly_has_no_first_token() -> None:
-    told = rates({"a": Bucket(requests=2), "b": Bucket(firsts=2, first_s=0.5, timed_tokens=80, timed_s=2.0)})
+    told = rates({"a": Bucket(requests=2), "b": Bucket(first_tokens=counted(0.25), timed_tokens=80, timed_s=2.0)})
 
     assert (told["a"].first_token_ms, told["a"].tokens_per_s) == (None, None)
-    assert (told["b"].first_token_ms, told["b"].tokens_per_s) == (250.0, 40.0)
+    assert told["b"].first_token_ms == pytest.approx(250, rel=0.1)
+    assert told["b"].tokens_per_s == 40.0

@@ -63,7 +63,9 @@ def everything(name: str = "org/model") -> Known:
         waiting={"org/coming": 5, "org/broken": 1},
         aliases={name + "-alias": name},
         cordoned=("host-a", "host-z"),
-        flow=Flow(rate_per_min=4.2, errors_per_min=0.5, first_token_ms=80.0, requests=MINUTES, duration=MINUTES),
+        flow=Flow(
+            rate_per_min=4.2, errors_per_min=0.5, first_token_ms=80.0, requests=MINUTES, duration=(MINUTES, MINUTES)
+        ),
         rates={"org/busy": Rates(first_token_ms=90.0, tokens_per_s=41.0)},
         decisions=[Decision(at=NOW - 1, what="evicted", function=name, host="host-a", instance="x", why=name)],
         jobs=[Job(id="j", host="host-a", what=name, state="started", share=0.3, said="3 of 10 GiB", at=NOW)],

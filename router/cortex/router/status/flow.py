@@ -5,8 +5,9 @@ A minute ends where a bucket ends, so that none is shown half full.
 
 from collections.abc import Mapping, Sequence
 
+from cortex.router.latency import Spread, percentile, together
 from cortex.router.status.known import Rates
-from cortex.router.status.model import Flow, Series
+from cortex.router.status.model import Flow, Latency, Series
 from cortex.router.traffic import BUCKET_S, LATELY, Bucket
 
 MINUTES = 60
@@ -30,17 +31,14 @@ def flow(hour: Sequence[Bucket], now: float) -> Flow:
         minutes=LATELY_S // 60,
         rate_per_min=asked * 60 / LATELY_S,
         errors_per_min=sum(b.errors for b in lately) * 60 / LATELY_S,
-        first_token_ms=_mean_ms(sum(b.first_s for b in lately), sum(b.firsts for b in lately)),
-        duration_ms=_mean_ms(sum(b.duration_s for b in lately), asked),
+        first_token_ms=_ms(together(b.first_tokens for b in lately), 0.5),
         tokens_per_s=sum(b.tokens_out for b in lately) / LATELY_S,
+        first_token_hour=_latency(together(b.first_tokens for b in hour if b.at < ends)),
+        duration_hour=_latency(together(b.durations for b in hour if b.at < ends)),
         requests=_series([float(sum(b.requests for b in m)) for m in minutes], first, ends),
         errors=_series([float(sum(b.errors for b in m)) for m in minutes], first, ends),
-        first_token=_series(
-            [_mean_ms(sum(b.first_s for b in m), sum(b.firsts for b in m)) for m in minutes], first, ends
-        ),
-        duration=_series(
-            [_mean_ms(sum(b.duration_s for b in m), sum(b.requests for b in m)) for m in minutes], first, ends
-        ),
+        first_token=_percentiles([together(b.first_tokens for b in m) for m in minutes], first, ends),
+        duration=_percentiles([together(b.durations for b in m) for m in minutes], first, ends),
     )
 
 
@@ -48,7 +46,7 @@ def rates(lately: Mapping[str, Bucket]) -> dict[str, Rates]:
     """Return for every function that was asked lately how fast it answered."""
     return {
         function: Rates(
-            first_token_ms=_mean_ms(bucket.first_s, bucket.firsts),
+            first_token_ms=_ms(bucket.first_tokens, 0.5),
             tokens_per_s=bucket.timed_tokens / bucket.timed_s if bucket.timed_s else None,
         )
         for function, bucket in lately.items()
@@ -60,5 +58,20 @@ def _series(values: Sequence[float | None], first: int, ends: float) -> Series:
     return Series(values=tuple(known), step_s=60.0, ends=ends)
 
 
-def _mean_ms(total_s: float, number: int) -> float | None:
-    return 1000 * total_s / number if number else None
+def _percentiles(spreads: Sequence[Spread], first: int, ends: float) -> tuple[Series, ...]:
+    """Return the median and what 95 of a hundred stayed below, minute by minute; nothing where nothing was counted."""
+    if not any(spreads):
+        return ()
+    return tuple(_series([_ms(s, share) for s in spreads], first, ends) for share in (0.5, 0.95))
+
+
+def _latency(spread: Spread) -> Latency | None:
+    p50, p95, p99 = (_ms(spread, share) for share in (0.5, 0.95, 0.99))
+    if p50 is None or p95 is None or p99 is None:
+        return None
+    return Latency(p50_ms=p50, p95_ms=p95, p99_ms=p99)
+
+
+def _ms(spread: Spread, share: float) -> float | None:
+    found = percentile(spread, share)
+    return None if found is None else round(1000 * found, 1)

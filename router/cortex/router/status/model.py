@@ -50,6 +50,14 @@ class Figures(Struct, frozen=True, kw_only=True):
     total_mb: int
 
 
+class Latency(Struct, frozen=True, kw_only=True):
+    """Half, 95 and 99 of a hundred requests took no longer."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
 class Flow(Struct, frozen=True, kw_only=True):
     """How requests go, over all routers. None: nothing was asked, or nobody counts."""
 
@@ -58,12 +66,15 @@ class Flow(Struct, frozen=True, kw_only=True):
     rate_per_min: float | None = None
     errors_per_min: float | None = None
     first_token_ms: float | None = None
-    duration_ms: float | None = None
+    """Of the median request."""
     tokens_per_s: float | None = None
+    first_token_hour: Latency | None = None
+    duration_hour: Latency | None = None
     requests: Series | None = None
     errors: Series | None = None
-    first_token: Series | None = None
-    duration: Series | None = None
+    first_token: tuple[Series, ...] = ()
+    """Per minute: the median, and what 95 of a hundred stayed below."""
+    duration: tuple[Series, ...] = ()
 
 
 class Start(Struct, frozen=True, kw_only=True):
