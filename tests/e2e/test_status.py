@@ -112,6 +112,24 @@ def test_a_failed_start_is_shown_with_the_workers_last_lines(stack: Stack) -> No
     assert "<pre" in page[page.index("troubles-title") :]
 
 
+def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
+    stack.chat("fake/dies")
+    asked = {"function": "fake/dies", "grep": "wrong kind"}
+    admin = {"authorization": f"Bearer {stack.local_key()}"}
+
+    shown = stack.http.get("/status/log", params=asked, headers=admin)
+    nothing = stack.http.get("/status/log", params=asked | {"grep": "no such words"}, headers=admin)
+    never = stack.http.get("/status/log", params={"function": "fake/planned", "run": "previous"}, headers=admin)
+    looker = stack.http.get("/status/log", params=asked)
+
+    lines = re.findall(r"<pre[^>]*>(.*?)</pre>", shown.text, re.DOTALL)[0].splitlines()
+    assert lines
+    assert all("wrong kind" in line for line in lines)
+    assert "No line has it." in nothing.text
+    assert "no log of a worker" in never.text
+    assert looker.status_code == 401
+
+
 def test_the_host_page_says_who_would_leave_first(stack: Stack) -> None:
     stack.chat("fake/steps")
 

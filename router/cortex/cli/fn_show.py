@@ -102,17 +102,18 @@ def history(name: str, limit: int, as_json: bool) -> None:
 )
 @click.option("--host", default="", help="Of the worker on this host.")
 @click.option("--instance", default="", help="Of this instance.")
-@click.option("--grep", default="", help="Only lines with this text.")
+@click.option(
+    "-g", "--grep", default="", metavar="TEXT", help="Only lines with this text; capitals count if it has some."
+)
 def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str, grep: str) -> None:
     """Show what a function's worker wrote, from whatever host; also when it is gone by now."""
-    asked: dict[str, Any] = {"lines": 10_000 if grep and not follow else lines, "follow": int(follow), "run": run}
+    asked: dict[str, Any] = {"lines": lines, "follow": int(follow), "run": run, "grep": grep}
     if not instance:
         asked |= {"function": name, **({"host": host} if host else {})}
     path = f"/admin/instances/{instance}/logs" if instance else "/admin/logs"
     for line in Router().lines(path, asked):
-        if grep in line:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 @click.command()

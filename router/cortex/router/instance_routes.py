@@ -8,7 +8,7 @@ from litestar import MediaType, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from litestar.response import Stream
-from msgspec import to_builtins
+from msgspec import Struct, to_builtins
 
 from cortex.platform.record import HostRecord
 from cortex.router.agents import AgentAway
@@ -17,6 +17,7 @@ from cortex.router.runtime import Runtime
 
 Lines = Annotated[int, Parameter(ge=1, le=10_000)]
 Run = Literal["current", "previous"]
+Text = Annotated[str, Parameter(max_length=200)]
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
@@ -30,40 +31,90 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         return {"instances": found}
 
     @get("/admin/instances/{instance:str}/logs", opt={"needs": "status"})
-    async def instance_logs(instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current") -> Stream:
-        """Return what a worker wrote; `follow` goes on until it is gone."""
-        hosts = _with_instance(runtime, instance)
-        return await logs_of(hosts, f"/instances/{instance}/logs", lines, follow, run, f"instance '{instance[:64]}'")
+    async def instance_logs(
+        instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current", grep: Text = ""
+    ) -> Stream:
+        """Return what a worker wrote, or its lines with a text; `follow` goes on until it is gone."""
+        asked = Asked(lines=lines, follow=follow, run=run, grep=grep)
+        return _streamed(await log_of_instance(runtime, instance, asked))
 
     @get("/admin/logs", opt={"needs": "status"})
     async def function_logs(
-        function: str, host: str = "", lines: Lines = 200, follow: bool = False, run: Run = "current"
+        function: str,
+        host: str = "",
+        lines: Lines = 200,
+        follow: bool = False,
+        run: Run = "current",
+        grep: Text = "",
     ) -> Stream:
         """Return what the newest worker of a function wrote, also when it is gone by now."""
-        id = runtime.directory.find(function).function.id
-        hosts = [h for h in _best_first(runtime, id) if not host or h.name == host]
-        return await logs_of(hosts, "/logs", lines, follow, run, f"worker of '{id}'", function=id)
-
-    async def logs_of(
-        hosts: list[HostRecord], path: str, lines: int, follow: bool, run: str, whose: str, **more: str
-    ) -> Stream:
-        """Return the log of the first host that has it."""
-        away = ""
-        asked: dict[str, str | int] = {"lines": lines, "follow": int(follow), "run": run, **more}
-        for host in hosts:
-            try:
-                answer = await runtime.agents.logs(host.address, path, asked)
-            except AgentAway as error:
-                away = str(error)
-                continue
-            if answer is not None:
-                headers = {"x-cortex-host": host.name, "x-accel-buffering": "no"}
-                return Stream(_text(answer), media_type=MediaType.TEXT, headers=headers)
-        if away:
-            raise NoCapacity(away, retry_after=5)
-        raise InstanceNotFound(f"no log of a {whose} is kept" + (" of an earlier run" if run == "previous" else ""))
+        asked = Asked(lines=lines, follow=follow, run=run, grep=grep)
+        return _streamed(await log_of_function(runtime, function, host, asked))
 
     return [instances, instance_logs, function_logs]
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """What of a log is wanted: its last lines, or the last of those with a text."""
+
+    lines: int
+    follow: bool = False
+    run: Run = "current"
+    grep: str = ""
+
+
+async def log_of_instance(runtime: Runtime, instance: str, asked: Asked) -> "Opened":
+    """Open the log of an instance. Raises InstanceNotFound or NoCapacity."""
+    hosts = _with_instance(runtime, instance)
+    return await _opened(runtime, hosts, f"/instances/{instance}/logs", asked, f"instance '{instance[:64]}'")
+
+
+async def log_of_function(runtime: Runtime, function: str, host: str, asked: Asked) -> "Opened":
+    """Open the log of a function's newest worker. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
+    id = runtime.directory.find(function).function.id
+    hosts = [h for h in _best_first(runtime, id) if not host or h.name == host]
+    return await _opened(runtime, hosts, "/logs", asked, f"worker of '{id}'", function=id)
+
+
+class Opened(Struct, frozen=True):
+    """A log, to be read and closed, and the host it is on."""
+
+    host: str
+    answer: httpx.Response
+
+    async def text(self) -> AsyncIterator[bytes]:
+        """Yield it as it comes. When the agent goes away, what was read is all there is."""
+        try:
+            async for chunk in self.answer.aiter_bytes():
+                yield chunk
+        except httpx.HTTPError:
+            return
+        finally:
+            await self.answer.aclose()
+
+
+async def _opened(
+    runtime: Runtime, hosts: list[HostRecord], path: str, asked: Asked, whose: str, **more: str
+) -> Opened:
+    """Open the log of the first host that has it."""
+    away = ""
+    query = {"lines": asked.lines, "follow": int(asked.follow), "run": asked.run, "grep": asked.grep, **more}
+    for host in hosts:
+        try:
+            answer = await runtime.agents.logs(host.address, path, query)
+        except AgentAway as error:
+            away = str(error)
+            continue
+        if answer is not None:
+            return Opened(host.name, answer)
+    if away:
+        raise NoCapacity(away, retry_after=5)
+    raise InstanceNotFound(f"no log of a {whose} is kept" + (" of an earlier run" if asked.run == "previous" else ""))
+
+
+def _streamed(log: Opened) -> Stream:
+    headers = {"x-cortex-host": log.host, "x-accel-buffering": "no"}
+    return Stream(log.text(), media_type=MediaType.TEXT, headers=headers)
 
 
 def _with_instance(runtime: Runtime, instance: str) -> list[HostRecord]:
@@ -82,13 +133,3 @@ def _best_first(runtime: Runtime, function: str) -> list[HostRecord]:
         return (not has, not failed, host.name)
 
     return sorted(runtime.view.fleet.hosts.values(), key=rank)
-
-
-async def _text(answer: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in answer.aiter_bytes():
-            yield chunk
-    except httpx.HTTPError:
-        return  # the agent went away: what was read is all there is
-    finally:
-        await answer.aclose()

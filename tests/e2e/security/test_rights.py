@@ -43,6 +43,7 @@ ROUTER = {
     "GET /status/function/{name}": STATUS,
     "GET /status/host/{name}": STATUS,
     "GET /status/live": STATUS,
+    "GET /status/log": ADMIN,
     "GET /status/login": OPEN,
     "POST /status/login": OPEN,
     "POST /status/logout": OPEN,

@@ -10,7 +10,7 @@ from cortex.platform.record import Failure
 from cortex.router.status import plans
 from cortex.router.status.assets import PREFIX, asset, url
 from cortex.router.status.known import Index, Known, Rates
-from cortex.router.status.model import Decision, Flow, Job, Series
+from cortex.router.status.model import Decision, Flow, Job, Log, Series
 from cortex.router.status.page import picture
 from cortex.router.status.render import page, render
 from cortex.router.status.rows import details
@@ -104,6 +104,17 @@ def test_details_and_plans_are_laid_out_without_inline_code(name: str) -> None:
     ]
 
     assert all(not Reader(text).inline and "<script>alert" not in text for text in made)
+
+
+def test_what_a_worker_wrote_is_shown_as_text_and_nothing_else() -> None:
+    shown = render(
+        "log.html",
+        host="",
+        it=Log(function=HOSTILE, host=HOSTILE, instance="", run="current", grep=HOSTILE, text=HOSTILE),
+    )
+
+    assert "<script>" not in shown
+    assert not Reader(shown).inline
 
 
 def test_what_is_not_known_is_not_shown_as_a_number() -> None:

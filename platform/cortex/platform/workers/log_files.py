@@ -17,6 +17,12 @@ def forget_old(folder: Path, *, running: Container[str]) -> None:
     old = sorted((p for p in folder.glob("*.log") if p.name not in running), key=lambda p: p.stat().st_mtime)
     for path in old[: max(0, len(old) - KEPT + 1)]:
         path.unlink(missing_ok=True)
+        cut_off(path).unlink(missing_ok=True)
+
+
+def cut_off(path: Path) -> Path:
+    """Return where the earlier part of a log is that grew too large."""
+    return path.with_suffix(".log.1")
 
 
 def trim(folder: Path) -> None:
@@ -24,6 +30,6 @@ def trim(folder: Path) -> None:
     for path in folder.glob("*/*.log"):
         with contextlib.suppress(OSError):
             if path.stat().st_size > MOST_BYTES:
-                shutil.copyfile(path, path.with_suffix(".log.1"))
+                shutil.copyfile(path, cut_off(path))
                 with path.open("r+b") as file:
                     file.truncate(0)

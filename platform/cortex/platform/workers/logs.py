@@ -1,10 +1,13 @@
-"""What a worker wrote: the end of it, everything as it comes, or the run before.
+"""What a worker wrote: the end of it, everything as it comes, the run before, or the lines that hold a text.
 
 A log is found by the id of an instance that the agent knows, one that is there or one whose failure is kept, or
-by a function's id, whose folder is a slug of it; and by nothing else: no other file can be read this way.
+by a function's id, whose folder is a slug of it; and by nothing else: no other file can be read this way. A text is
+searched for as it stands: a pattern could be made to take for ever.
 """
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,18 +20,22 @@ from litestar.response import Stream
 from litestar.types import Guard
 
 from cortex.platform.agent.loop import Agent
+from cortex.platform.workers import log_files
 
 LINE_BYTES = 400
 """What a line is taken to weigh at most on average: so much is read to find the last lines."""
 CHUNK_BYTES = 256 * 1024
 LOOK_S = 0.2
-
+MOST_LINE = 64 * 1024
+"""A line that is longer is taken for several."""
 
 Lines = Annotated[int, Parameter(ge=1, le=10_000)]
+Text = Annotated[str, Parameter(max_length=200)]
 
 
 def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
-    """Return `GET /instances/{id}/logs` and `GET /logs?function=`."""
+    """Return `GET /instances/{id}/logs` and `GET /logs?function=`. With `grep` only lines with that text count."""
+    searching = asyncio.Semaphore(1)
 
     @get("/instances/{instance_id:str}/logs", guards=[guard])
     async def logs(
@@ -36,17 +43,22 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
         lines: Lines = 200,
         follow: bool = False,
         run: Literal["current", "previous"] = "current",
+        grep: Text = "",
     ) -> Response[Any]:
         """Return the last lines of a run; `follow` goes on until the instance is gone."""
         path = _log_of(agent, instance_id)
         if run == "previous":
             running = {agent.supervisor.log_path(i.function, i.id) for i in agent.record().instances}
             path = await asyncio.to_thread(before, path, running)
-        return await said(path, lines, instance_id if follow and run == "current" else "")
+        return await said(path, lines, instance_id if follow and run == "current" else "", grep)
 
     @get("/logs", guards=[guard])
     async def function_logs(
-        function: str, lines: Lines = 200, follow: bool = False, run: Literal["current", "previous"] = "current"
+        function: str,
+        lines: Lines = 200,
+        follow: bool = False,
+        run: Literal["current", "previous"] = "current",
+        grep: Text = "",
     ) -> Response[Any]:
         """Return the last lines of a function's newest run, or of the one before, whether its worker lives or not."""
         mine = [i for i in agent.record().instances if i.function == function]
@@ -58,17 +70,24 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
             path = await asyncio.to_thread(before, path, running)
             if newest is None and run == "previous":
                 path = await asyncio.to_thread(before, path, running)
-        return await said(path, lines, newest.id if newest and follow and run == "current" else "")
+        return await said(path, lines, newest.id if newest and follow and run == "current" else "", grep)
 
-    async def said(path: Path, lines: int, follow: str) -> Response[Any]:
+    async def said(path: Path, lines: int, follow: str, grep: str) -> Response[Any]:
         """Return the end of a log, and what is added while an instance to follow is there."""
-        start = await asyncio.to_thread(last_lines, path, lines)
 
         def running_still() -> bool:
             return bool(follow) and agent.instance(follow) is not None
 
-        content = written(path, start, running_still, lambda: agent.changed(LOOK_S))
-        return Stream(content, media_type=MediaType.TEXT)
+        def pause() -> Awaitable[object]:
+            return agent.changed(LOOK_S)
+
+        if not grep:
+            start = await asyncio.to_thread(last_lines, path, lines)
+            return Stream(written(path, start, running_still, pause), media_type=MediaType.TEXT)
+        async with searching:
+            found, holding, end = await asyncio.to_thread(searched, path, grep, lines)
+        more = written(path, end, running_still, pause) if follow else None
+        return Stream(_matching(found, holding, more), media_type=MediaType.TEXT)
 
     return [logs, function_logs]
 
@@ -107,6 +126,60 @@ def last_lines(path: Path, lines: int) -> int:
         if end < 0:
             return base
     return base + end + 1
+
+
+class Holding:
+    """The lines that hold a text, out of bytes as they come. Capitals count only when the text has some."""
+
+    def __init__(self, text: str) -> None:
+        self._any_case = text == text.lower()
+        self._text = text.encode()
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that are complete by now and hold the text."""
+        have = self._rest + chunk
+        end = have.rfind(b"\n") + 1
+        if len(have) - end > MOST_LINE:
+            have, end = have + b"\n", len(have) + 1
+        whole, self._rest = have[:end], have[end:]
+        seen = whole.lower() if self._any_case else whole
+        found = []
+        at = seen.find(self._text)
+        while at >= 0:
+            stop = whole.find(b"\n", at) + 1
+            found.append(whole[whole.rfind(b"\n", 0, at) + 1 : stop])
+            at = seen.find(self._text, stop)
+        return found
+
+    def close(self) -> list[bytes]:
+        """Return the last line, if it holds the text and nothing ended it."""
+        return self.feed(b"\n") if self._rest else []
+
+
+def searched(path: Path, text: str, lines: int) -> tuple[list[bytes], Holding, int]:
+    """Return the last lines of a run that hold a text, what was cut off its log included; and how to go on."""
+    found: deque[bytes] = deque(maxlen=lines)
+    holding, offset = Holding(text), 0
+    for part in (log_files.cut_off(path), path):
+        offset = 0
+        with contextlib.suppress(OSError), part.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                found.extend(holding.feed(chunk))
+                offset += len(chunk)
+    return list(found), holding, offset
+
+
+async def _matching(found: list[bytes], holding: Holding, more: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
+    """Yield what was found, and what is found in what is added."""
+    if found:
+        yield b"".join(found)
+    if more is not None:
+        async for chunk in more:
+            if lines := holding.feed(chunk):
+                yield b"".join(lines)
+    if last := holding.close():
+        yield b"".join(last)
 
 
 async def written(

@@ -232,12 +232,31 @@ class Trouble(Struct, frozen=True, kw_only=True):
     key: str
     function: str
     host: str
+    instance: str
     kind: str
     reason: str
     at: float
     count: int
     retry_at: float | None
     last_lines: tuple[str, ...]
+
+
+class Log(Struct, frozen=True, kw_only=True):
+    """What a worker wrote: the end of it, or the last of its lines with a text."""
+
+    function: str
+    host: str
+    """Where it was found; empty when it was not."""
+    instance: str
+    """Asked for; empty: the function's newest."""
+    run: str
+    grep: str
+    text: str = ""
+    lines: int = 0
+    cut: bool = False
+    """Earlier lines were left out because those shown are so long."""
+    problem: str = ""
+    """Why there is nothing to show."""
 
 
 class Phase(Struct, frozen=True, kw_only=True):

@@ -13,9 +13,10 @@ from litestar.response import Stream
 from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
 from cortex.router.door import caller
+from cortex.router.instance_routes import Run, Text
 from cortex.router.refusals import HostNotFound, NoCapacity, NoKey, NotAllowed
 from cortex.router.runtime import Runtime
-from cortex.router.status import assets, hosts, login, rows
+from cortex.router.status import assets, hosts, login, logs, rows
 from cortex.router.status.known import Index
 from cortex.router.status.live import Live, TooManyWatch
 from cortex.router.status.page import picture
@@ -92,6 +93,14 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         shown = hosts.details(record, known, Index(known.fleet))
         return _html(render("machine.html", known.now, it=shown, may_act=may_act(request)))
 
+    @get("/status/log", opt={"needs": "admin"}, response_headers=HEADERS)
+    async def log(
+        function: str, host: str = "", instance: str = "", run: Run = "current", grep: Text = ""
+    ) -> Response[str]:
+        """Show what a worker wrote. For those who may act: a worker may have written what others asked it."""
+        shown = await logs.log(runtime, function, host, instance, run, grep)
+        return _html(render("log.html", it=shown, host=host))
+
     @get("/status/plan", **READ)
     async def plan(request: Http, do: str, function: str = "", host: str = "") -> Response[str]:
         """Show what an action would do, before it is done."""
@@ -107,7 +116,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         kept = {"cache-control": "public, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
         return Response(found.body, media_type=found.media_type, headers=kept)
 
-    return [status, events, function, host, plan, file, *login.routes(runtime, HEADERS)]
+    return [status, events, function, host, log, plan, file, *login.routes(runtime, HEADERS)]
 
 
 def may_act(request: Http) -> bool:

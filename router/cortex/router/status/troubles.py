@@ -19,6 +19,7 @@ def trouble(host: HostRecord, failure: Failure) -> Trouble:
         key=key("trouble", f"{host.name} {failure.function}"),
         function=failure.function,
         host=host.name,
+        instance=failure.instance,
         kind=str(failure.kind),
         reason=failure.reason,
         at=failure.at,

@@ -223,7 +223,7 @@ async function why(answer) {
   }
 }
 
-async function open(url, { back = false } = {}) {
+async function open(url, { back = false, focus = "#panel-title" } = {}) {
   let html;
   try {
     html = await fetched(url);
@@ -234,7 +234,8 @@ async function open(url, { back = false } = {}) {
   panelBody.replaceChildren(parsed(html));
   tick(panelBody);
   if (!panel.open) panel.showModal();
-  $("#panel-title", panelBody)?.focus();
+  for (const element of $$("[data-end]", panelBody)) element.scrollTop = element.scrollHeight;
+  $(focus, panelBody)?.focus();
   return undefined;
 }
 
@@ -267,6 +268,16 @@ document.addEventListener("click", (event) => {
   const opener = event.target.closest("[data-open], [data-plan]");
   if (opener) open(opener.dataset.open ?? opener.dataset.plan);
   if (event.target.closest("[data-back]")) back();
+});
+
+// A log is looked through in place.
+document.addEventListener("submit", (event) => {
+  const form = event.target.closest("form.look-for");
+  if (!form) return;
+  event.preventDefault();
+  const url = `${form.getAttribute("action")}?${new URLSearchParams(new FormData(form))}`;
+  trail[trail.length - 1] = url;
+  open(url, { back: true, focus: "#log-grep" });
 });
 
 // Acting: only ever from a plan that was shown.

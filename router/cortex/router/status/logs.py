@@ -1,0 +1,40 @@
+"""What a worker wrote, for the page: so much of its end as a person looks at, wherever the worker is or was."""
+
+from cortex.router.instance_routes import Asked, Opened, Run, log_of_function, log_of_instance
+from cortex.router.refusals import InstanceNotFound, NoCapacity
+from cortex.router.runtime import Runtime
+from cortex.router.status.model import Log
+
+LINES = 500
+MOST_BYTES = 256 * 1024
+
+
+async def log(runtime: Runtime, function: str, host: str, instance: str, run: Run, grep: str) -> Log:
+    """Return the end of a log, or why there is none. Raises FunctionNotFound."""
+    asked = Asked(lines=LINES, run=run, grep=grep)
+    try:
+        if instance:
+            opened = await log_of_instance(runtime, instance, asked)
+        else:
+            opened = await log_of_function(runtime, function, host, asked)
+    except (InstanceNotFound, NoCapacity) as error:
+        return Log(function=function, host="", instance=instance, run=run, grep=grep, problem=error.message)
+    text, cut = await _end(opened)
+    lines = text.count("\n") + bool(text and not text.endswith("\n"))
+    return Log(
+        function=function, host=opened.host, instance=instance, run=run, grep=grep, text=text, lines=lines, cut=cut
+    )
+
+
+async def _end(opened: Opened) -> tuple[str, bool]:
+    """Return the last of it, from the beginning of a line on, and whether anything was left out."""
+    kept, cut = b"", False
+    async for chunk in opened.text():
+        kept += chunk
+        if len(kept) > 2 * MOST_BYTES:
+            kept, cut = kept[-MOST_BYTES:], True
+    if len(kept) > MOST_BYTES:
+        kept, cut = kept[-MOST_BYTES:], True
+    if cut:
+        kept = kept.partition(b"\n")[2] or kept
+    return kept.decode(errors="replace"), cut
