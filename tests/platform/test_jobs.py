@@ -1,11 +1,16 @@
 """How long a fetch waits before it is tried again, and what is said of one that is under way."""
 
+from pathlib import Path
+
 import pytest
+import redis
+from rq import Queue
 
 from cortex.functions.sources import Demo, Repo
 from cortex.platform.agent.fetches import said
 from cortex.platform.agent_messages import Fetching
-from cortex.platform.weights.jobs import LONGEST_PAUSE_S, job_id, pause_s
+from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _take_up, job_id, pause_s, queue_name
+from tests.support.stack import own_redis
 
 
 def test_each_pause_is_twice_the_one_before_up_to_a_minute() -> None:
@@ -38,3 +43,17 @@ def test_one_source_is_one_job_on_each_host() -> None:
 
     assert len(names) == 3
     assert all(":" not in n for n in names)  # RQ splits its keys there
+
+
+def test_a_job_that_a_worker_took_off_the_queue_and_never_began_is_listed_and_taken_up(tmp_path: Path) -> None:
+    with own_redis(tmp_path) as url, redis.Redis.from_url(url) as connection:
+        jobs, queue = Jobs(url, "a"), Queue(queue_name("a"), connection=connection)
+        name = jobs.ask(Demo("harbour"))
+        Queue.dequeue_any([queue], None, connection=connection)  # what a worker does first
+
+        assert queue.job_ids == []
+        assert [(f.id, f.state) for f in jobs.all()] == [(name, "queued")]
+        _take_up(queue)
+
+        assert queue.job_ids == [name]
+        jobs.close()

@@ -1,12 +1,11 @@
 """`cortex fn prefetch` and `cortex fn estimate`: a function's weights before it is started."""
 
 import json
-import time
 
 import rich_click as click
 
+from cortex.cli import downloads
 from cortex.cli.client import Router
-from cortex.cli.jobs import POLL_S, ended, watched
 from cortex.cli.tables import size
 
 
@@ -22,16 +21,11 @@ def prefetch(name: str, host: str, no_wait: bool, as_json: bool) -> None:
     if no_wait:
         click.echo(json.dumps(told) if as_json else f"{told['host']}: fetching the weights of {told['function']}")
         return
-    found = watched(router, lambda j: j["id"] == told["job"])
-    while not found or found[0]["alive"]:
-        listed = [j for j in router.jobs(told["host"])["jobs"] if j["id"] == told["job"]]
-        found = listed or [{**told, "source": name, "state": "gone", "why": "", "alive": False, "total": 0}]
-        time.sleep(POLL_S if found[0]["alive"] else 0)
-    ended(found[0])
+    found = downloads.wait_for(router, told["host"], told["job"])
     if as_json:
-        click.echo(json.dumps({**told, **found[0]}))
+        click.echo(json.dumps({**told, **found}))
     else:
-        click.echo(f"{told['host']}: has {found[0]['source']} ({size(found[0]['total'])})")
+        click.echo(f"{told['host']}: has {found['source']} ({size(found['total'])})")
 
 
 @click.command()

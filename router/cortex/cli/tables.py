@@ -1,7 +1,9 @@
 """How values look in a terminal: tables, times, sizes. Pure, but for the console they are printed to."""
 
 import time
+from collections.abc import Mapping
 
+import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +20,12 @@ def table(*columns: str) -> Table:
     for column in columns:
         made.add_column(column, no_wrap=True)
     return made
+
+
+def say_away(away: Mapping[str, str]) -> None:
+    """Say which hosts did not answer, beside the answers of the others."""
+    for host, why in away.items():
+        click.echo(f"{host} did not answer: {why}", err=True)
 
 
 def ago(at: float | None) -> str:

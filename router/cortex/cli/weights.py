@@ -1,13 +1,12 @@
 """`cortex weights`: what every host keeps on its disks, and taking away what nobody uses."""
 
 import json
-from typing import Any
 
 import rich_click as click
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
-from cortex.cli.tables import ago, console, size, table
+from cortex.cli.tables import ago, console, say_away, size, table
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _host = click.option("--host", default="", help="Only on this host.")
@@ -40,7 +39,7 @@ def ls(host: str, as_json: bool) -> None:
             w["path"],
         )
     console().print(rows)
-    _say_away(told["away"])
+    say_away(told["away"])
 
 
 @weights.command()
@@ -65,13 +64,8 @@ def rm(names: tuple[str, ...], unused: bool, dry_run: bool, host: str, as_json: 
             click.echo(f"{w['host']}: {word} {w['name']} ({size(w['size'])})")
         if not told["removed"] and not told["kept"]:
             click.echo("nothing to remove")
-        _say_away(told["away"])
+        say_away(told["away"])
     missing = {k["name"] for k in told["kept"]} - {n for w in told["removed"] for n in (w["name"], *w["functions"])}
     stays = [k for k in told["kept"] if k["name"] in missing]
     if stays:
         raise Failed("\n".join(f"{k['host']}: {k['name']} stays: {k['why']}" for k in stays))
-
-
-def _say_away(away: dict[str, Any]) -> None:
-    for host, why in away.items():
-        click.echo(f"{host} did not answer: {why}", err=True)

@@ -209,9 +209,11 @@ class Jobs:
 
     def all(self) -> list[Fetching]:
         """Return every fetch that the record knows: those going on, then those queued, then those that are over."""
+        # In the order in which a job goes from one to the next: one that moves meanwhile is not missed.
+        queued = [*self._queue.job_ids, *_between(self._queue)]
         registries = (StartedJobRegistry, FailedJobRegistry, FinishedJobRegistry)
         started, failed, finished = (r(queue=self._queue).get_job_ids(cleanup=False) for r in registries)
-        names = dict.fromkeys((*started, *self._queue.job_ids, *failed, *finished))
+        names = dict.fromkeys((*started, *queued, *failed, *finished))
         jobs = Job.fetch_many(list(names), connection=self._redis)
         return [_fetching(j) for j in jobs if j is not None and j.id.startswith("cortex-")]
 
@@ -317,7 +319,15 @@ def work(settings: Settings) -> None:
 
 def _take_up(queue: Queue) -> None:
     """Queue again what a worker that is no more has begun: there is no other worker, we have the lock."""
+    for name in _between(queue):
+        queue.connection.lmove(queue.intermediate_queue_key, queue.key, "RIGHT", "LEFT")
+        log.info("job_taken_up", job=name)
     StartedJobRegistry(queue=queue).cleanup(timestamp=2**53)
+
+
+def _between(queue: Queue) -> list[str]:
+    """Return the jobs that a worker has taken off the queue and not begun."""
+    return queue.intermediate_queue.get_job_ids()
 
 
 @contextlib.contextmanager
