@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cortex.platform.serving import systemd
+from tests.support.activation import activated
 
 ACCEPTS_ONE = """
 from cortex.platform.serving import systemd
@@ -16,26 +17,13 @@ passed = systemd.listeners()
 client, _ = passed["http"].accept()
 client.sendall(",".join(passed).encode())
 """
-AS_SYSTEMD_DOES = """
-import os, sys
-os.environ["LISTEN_PID"] = str(os.getpid())
-os.dup2(int(sys.argv[1]), 3)
-os.set_inheritable(3, True)
-os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
-"""
 
 
 def test_a_passed_listener_is_found_by_its_name_and_serves_who_connected_before() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
-        held.set_inheritable(True)
         early = socket.create_connection(held.getsockname(), timeout=30)
-        child = subprocess.run(
-            [sys.executable, "-c", AS_SYSTEMD_DOES, str(held.fileno()), ACCEPTS_ONE],
-            env={**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"},
-            pass_fds=[held.fileno()],
-            timeout=30,
-            check=True,
-        )
+        started = activated([sys.executable, "-c", ACCEPTS_ONE], dict(os.environ), held)
+        child = subprocess.run(**started, timeout=30, check=True)
 
         assert child.returncode == 0
         assert early.recv(100) == b"http"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cortex.platform import metrics
 from cortex.platform.meter import Count, Meter, Snapshot
-from cortex.router.tallies import DEPARTED, Tally, gathered
+from cortex.router.tallies import DEPARTED, Tally, begin, gathered
 
 WRITE = """
 import sys
@@ -55,3 +55,22 @@ def test_a_file_of_a_process_id_that_was_given_away_again_is_no_live_worker(tmp_
     path.write_text(path.read_text().replace('"started":', '"started":1e9,"was":'))
 
     assert values(gathered(tmp_path)) == {}
+
+
+def test_a_router_that_starts_counts_from_nothing(tmp_path: Path) -> None:
+    a_process_that_ends(tmp_path)
+    gathered(tmp_path)
+    a_process_that_ends(tmp_path)
+
+    begin(tmp_path)
+
+    assert values(gathered(tmp_path)) == {}
+
+
+def test_counts_go_on_while_a_process_of_the_router_before_still_finishes(tmp_path: Path) -> None:
+    a_process_that_ends(tmp_path)
+    Tally(tmp_path).write(Snapshot(gauges=(Count(metrics.PROCESSES.name, (), 1),)))
+
+    begin(tmp_path)
+
+    assert values(gathered(tmp_path)) == {metrics.REPLAYS.name: 5, metrics.PROCESSES.name: 1}

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +16,27 @@ import redis
 
 from cortex.platform.record import HostRecord
 from cortex.platform.workers.process import MARKER, OWNER, owner
+from tests.support.activation import activated
 from tests.support.stack import CORTEX, eventually, free_port
 
 TOKEN = "test-token"
 
 
 class Fleet:
-    """Redis is the caller's. `agents` maps a host's name to more environment for its agent."""
+    """Redis is the caller's. `agents` maps a host's name to more environment for its agent.
+
+    With a listener of the caller's, the router is given it as by a service manager, and hands over when it stops.
+    """
 
     def __init__(
-        self, folder: Path, redis_url: str, models: str, agents: dict[str, dict[str, str]], *, workers: int = 1
+        self,
+        folder: Path,
+        redis_url: str,
+        models: str,
+        agents: dict[str, dict[str, str]],
+        *,
+        workers: int = 1,
+        held: socket.socket | None = None,
     ) -> None:
         self.folder, self.redis_url = folder, redis_url
         self.models = folder / "models.toml"
@@ -50,7 +62,8 @@ class Fleet:
             }
             for name, more in agents.items()
         }
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self._held = held
+        self.url = f"http://127.0.0.1:{held.getsockname()[1] if held else free_port()}"
         self.env = {**self._base, "CORTEX_GATEWAY__LISTEN": self.url.removeprefix("http://"), "CORTEX_URL": self.url}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._workers = workers
@@ -76,14 +89,20 @@ class Fleet:
 
     def start_router(self) -> None:
         """Start the router and wait until it answers."""
-        self._start("router", ["router", "--workers", str(self._workers)], self.env)
+        argv = ["router", "--workers", str(self._workers)]
+        if self._held is None:
+            self._start("router", argv, self.env)
+        else:
+            env = {**self.env, "CORTEX_GATEWAY__HAND_OVER": "true"}
+            self._spawn("router", **activated([*CORTEX, *argv], env, self._held))
         eventually(self._answers, within_s=30, what="the router")
 
     def _start(self, name: str, arguments: list[str], env: dict[str, str]) -> None:
+        self._spawn(name, args=[*CORTEX, *arguments], env=env)
+
+    def _spawn(self, name: str, **started: Any) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [*CORTEX, *arguments], env=env, stdout=log, stderr=log, start_new_session=True
-            )
+            self.processes[name] = subprocess.Popen(**started, stdout=log, stderr=log, start_new_session=True)
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End one process and wait for it."""

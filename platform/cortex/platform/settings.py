@@ -42,7 +42,10 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_mb: Positive = 64
     """A request whose body is larger gets 413."""
     drain_s: Seconds = 30.0
-    """How long a stopping router finishes the requests it holds."""
+    """How long a stopping router finishes the requests it holds; what is left then is cut."""
+    hand_over: bool = False
+    """A router that stops leaves its listener at once, and its worker processes finish alone: for a service manager
+    that holds the listener and lets the processes of a service outlive it."""
     insecure: bool = False
     """Serve anybody who reaches `listen`, and obey them, as long as no API key was made."""
     require_key: bool = False

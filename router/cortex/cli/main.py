@@ -123,6 +123,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
     from cortex.functions.catalogue import CatalogueError
     from cortex.platform.serving.address import is_loopback
     from cortex.router.directory import load
+    from cortex.router.serve import NotStarted
     from cortex.router.serve import serve as run
 
     log.configure(settings.log)
@@ -146,7 +147,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
         run(settings, workers)
     except CatalogueError as error:
         raise exits.Failed(str(error), hint="Nothing was started.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, NotStarted) as error:
         raise exits.Failed(str(error)) from None
 
 

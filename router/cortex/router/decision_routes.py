@@ -15,6 +15,7 @@ from msgspec import to_builtins
 from cortex.platform.registry import DECISIONS_KEPT, RecordAway
 from cortex.router.refusals import RecordIsAway, TooManyListeners
 from cortex.router.runtime import Runtime
+from cortex.router.stopping import stopping
 
 LISTENERS = 64
 """How many follow the events of one worker at a time."""
@@ -69,10 +70,10 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
 
 async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
-    """Yield events for ever. Receipts are read off the stream; while the record is away there are none."""
+    """Yield events until the router stops. Receipts are read off the stream; while the record is away, none are."""
     last, spoke, fleet = "$", time.monotonic(), None
     yield b": here\n\n"
-    while True:
+    while not stopping():
         try:
             found, last = await runtime.registry.decisions_after(last, 1.0)
         except RecordAway:

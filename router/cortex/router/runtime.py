@@ -40,6 +40,7 @@ from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.remote_images import RemoteImages
 from cortex.router.scaling import Scaling
+from cortex.router.stopping import stopping
 from cortex.router.tallies import Tally
 from cortex.router.tracing import tracing
 from cortex.router.traffic import Traffic
@@ -211,7 +212,8 @@ class Runtime:
         while True:
             await self.view.changed(0.1 if self._draining() else REPORT_S)
             self.directory.override(self.view.fleet.overrides)
-            systemd.notify("WATCHDOG=1")
+            if not stopping():  # the next router is who is watched
+                systemd.notify("WATCHDOG=1")
             news = (self.view.epochs(), self._draining())
             if news == told and time.monotonic() - reported < REPORT_S:
                 continue
@@ -252,7 +254,7 @@ class Runtime:
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
-                if await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
+                if not stopping() and await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
                     await self._tell_catalogue()
                     await self._scale()
                     await self._forget_gone()

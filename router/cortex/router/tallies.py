@@ -42,10 +42,16 @@ class Tally:
                 self._last = raw
 
 
-def clear(folder: Path) -> None:
-    """Make the folder of a router that starts, without what an earlier one left. Raises OSError."""
+def begin(folder: Path) -> None:
+    """Make the folder of a router that starts, without what an earlier one left. Raises OSError.
+
+    While workers of that one still finish what they hold, its counts go on instead: theirs are among them.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in folder.glob("*.json"):
+    left = list(folder.glob("*.json"))
+    if any(_alive(tally) for path in left if path.name != DEPARTED and (tally := _read(path))):
+        return
+    for path in left:
         path.unlink(missing_ok=True)
 
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import gzip
-import signal
-from collections.abc import Callable
 from typing import Any
 
 from litestar import Request, Response, get
@@ -23,6 +21,7 @@ from cortex.router.status.page import picture
 from cortex.router.status.planning import function_named, planned
 from cortex.router.status.render import page, render
 from cortex.router.status.sources import Sources
+from cortex.router.stopping import stopping
 
 Http = Request[Any, Any, Any]
 
@@ -45,7 +44,7 @@ SMALL = 32 * 1024
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     """Return the page's routes."""
     sources = Sources(runtime)
-    live = Live(sources.known, stopping())
+    live = Live(sources.known, stopping)
 
     @get("/status", exception_handlers={NoKey: login.to_login, NotAllowed: login.to_login}, **READ)
     async def status(request: Http) -> Response[Any]:
@@ -126,13 +125,3 @@ def may_act(request: Http) -> bool:
 
 def _html(text: str) -> Response[str]:
     return Response(text, media_type="text/html")
-
-
-def stopping() -> Callable[[], bool]:
-    """Return how to see that the server stops: uvicorn waits for open streams before it says so to anybody."""
-
-    def seen() -> bool:
-        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        return bool(getattr(server, "should_exit", False))
-
-    return seen
