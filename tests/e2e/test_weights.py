@@ -20,6 +20,7 @@ from tests.support.stack import Stack, eventually
 pytestmark = pytest.mark.xdist_group("agents")
 
 TOKEN = "hf_secretsecret"
+FETCHED = ("cold", "killed", "gone", "restarted", "cooled", "asked", "pre", "flaky")
 FILE = "m-Q4_K_M.gguf"
 
 
@@ -33,7 +34,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def hub(alpha: bytes) -> Iterator[FakeHub]:
     with fake_hub() as running:
-        for name in ("cold", "slow", "killed", "cooled", "asked", "gone", "gated", "pre", "undeclared", "flaky"):
+        for name in (*FETCHED, "gated", "slow", "undeclared"):
             running.repos[f"org/{name}"] = {FILE: alpha, "README.md": b"x"}
         running.tokens["org/gated"], running.gated = TOKEN, {"org/gated"}
         yield running
@@ -47,7 +48,7 @@ def hub_entry(name: str, **keys: object) -> str:
 def stack(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("weights-stack")
     (folder / "hf-token").write_text(TOKEN)
-    models = [hub_entry(n) for n in ("cold", "killed", "cooled", "asked", "gone", "gated", "pre", "flaky", "unknown")]
+    models = [hub_entry(n) for n in (*FETCHED, "gated", "unknown")]
     models += [hub_entry("slow", start_timeout_s=1.5), entry("w/fake", engine="fake")]
     env = {"CORTEX_HUB__ENDPOINT": hub.url, "CORTEX_HUB__TOKEN_FILE": str(folder / "hf-token")}
     running = Stack(folder, "\n".join(models), env=env)
@@ -155,6 +156,31 @@ def test_a_killed_job_worker_loses_nothing_that_came(stack: Stack, hub: FakeHub,
     assert len(ranges) == 2
     assert ranges[0] == ""
     assert int(ranges[1].removeprefix("bytes=").removesuffix("-")) > 0
+
+
+def test_a_download_goes_on_over_a_restart_of_the_agent_and_the_request_is_answered(
+    stack: Stack, hub: FakeHub, alpha: bytes
+) -> None:
+    hub.bytes_s = len(alpha) / 60
+    before = len(hub.transfers(FILE))
+    thread, answers = asked(stack, "w/restarted")
+    blobs = Path(stack.env["XDG_CACHE_HOME"]) / "cortex" / "hub" / "models--org--restarted" / "blobs"
+    partly = eventually(lambda: [p.name for p in blobs.glob("*.incomplete") if p.stat().st_size], what="bytes")
+    first = stack.instance("w/restarted")["id"]
+
+    stack.child("agent").kill()
+    eventually(
+        lambda: [i["state"] for i in stack.function("w/restarted")["instances"] if i["id"] != first] == ["fetching"],
+        what="the next agent to follow it",
+    )
+    still = [p.name for p in blobs.iterdir()]
+    hub.bytes_s = 0
+    thread.join(30)
+
+    assert still == partly  # by no name that a whole file has
+    assert [s.range for s in hub.transfers(FILE)[before:]] == [""]  # one transfer, that nothing broke off
+    assert answers[0].status_code == 200, answers[0].text
+    assert stack.spawned("w/restarted") == 1
 
 
 def test_a_fetch_that_nobody_wants_any_more_is_called_off(stack: Stack, hub: FakeHub, alpha: bytes) -> None:

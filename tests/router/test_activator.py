@@ -25,17 +25,23 @@ TARGET = Target(FUNCTION, revision(FUNCTION))
 
 
 class Stage:
-    """One host as the router sees it. Each proposal that is taken turns the record's page: `pages` says to what."""
+    """One host as the router sees it. Each proposal that is taken turns the record's page: `pages` says to what.
 
-    def __init__(self, *pages: tuple[Instance, ...]) -> None:
-        self._pages, self.proposed = pages, 0
+    A page that is a list is read line by line; its last line stands.
+    """
+
+    def __init__(self, *pages: tuple[Instance, ...] | list[tuple[Instance, ...]]) -> None:
+        self._pages = [page if isinstance(page, list) else [page] for page in pages]
+        self.proposed = 0
         self.asked: list[Ensure] = []
         self.failures = Failures()
         self._view = View(cast(Registry, self), "router-1")
         self.activator = Activator(self._view, cast(Registry, self), cast(Agents, self), Flights("router-1"))
 
     async def fleet(self, now: float) -> Fleet:
-        host = replace(a_host(*self._pages[self.proposed]), failures=self.failures.all() if self.proposed else ())
+        page = self._pages[self.proposed]
+        there = page.pop(0) if len(page) > 1 else page[0]
+        host = replace(a_host(*there), failures=self.failures.all() if self.proposed else ())
         return Fleet(hosts={host.name: host}, at=now)
 
     async def claim(self, function: str, token: str, ttl_s: float) -> bool:
@@ -74,6 +80,16 @@ async def test_a_worker_that_dies_before_its_agent_says_so_is_no_failed_start() 
     dead = an_instance("new-1", ready=1.0)
     stage = Stage((), (replace(dead, state=State.RECLAIMING),), (an_instance("new-2", ready=2.0),))
     stage.failures.add(dead, FailureKind.CRASH, "the worker was killed by SIGKILL while it was ready", (), 1.0)
+
+    await stage.served()
+
+    assert stage.proposed == 2
+
+
+async def test_a_start_that_its_host_has_forgotten_is_made_again_at_once() -> None:
+    """An agent that began anew knows nothing of a download it was waiting for."""
+    fetching = an_instance("new-1", state=State.FETCHING)
+    stage = Stage((), [*[(fetching,)] * 20, ()], (an_instance("new-2", ready=2.0),))
 
     await stage.served()
 

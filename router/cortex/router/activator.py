@@ -206,18 +206,20 @@ class Activator:
         (1) an instance is ready: done;
         (2) one is on its way: wait for it;
         (3) the one we waited for failed: that is the answer, unless only its place was lost, or it had been
-            ready (we saw it before its agent saw it die): then another is proposed;
+            ready (we saw it before its agent saw it die), or its host knows nothing of it any more (its agent
+            began anew): then another is proposed;
         (4) nobody has room now: ask again as soon as something changes;
         (5) else propose one, under the claim.
         """
         function, rev = target.function, target.revision
-        awaited, unseen_since = "", 0.0
+        awaited, host, unseen_since = "", "", 0.0
         while self._flights.waiting_for(function.id):
             if self._view.ready(function.id, rev):  # (1)
                 return
             coming = self._coming(function, rev)
             if coming is not None:  # (2)
                 awaited, unseen_since = coming.id, time.monotonic()
+                _, host = self._view.placed(awaited) or ("", host)
                 await self._view.changed(NO_ROOM_S)
                 continue
             failure = self._view.failure(awaited) if awaited else None  # (3)
@@ -228,7 +230,7 @@ class Activator:
                 elif not failure.served:
                     last = f" (last line: {failure.last_lines[-1]})" if failure.last_lines else ""
                     raise StartFailed(f"'{function.id}' did not start: {failure.reason}{last}")
-            elif awaited and time.monotonic() - unseen_since < UNSEEN_S:
+            elif awaited and not self._forgotten(awaited, host) and time.monotonic() - unseen_since < UNSEEN_S:
                 # Asked for, but not in our view yet, or its host is away just now.
                 await self._view.changed(NO_ROOM_S)
                 continue
@@ -242,7 +244,7 @@ class Activator:
                 await self._view.changed(NO_ROOM_S)
                 continue
             if going is not None:
-                awaited, unseen_since = going.instance, time.monotonic()
+                awaited, host, unseen_since = going.instance, "", time.monotonic()
             else:
                 await self._view.changed(CLAIMED_ELSEWHERE_S)
 
@@ -273,6 +275,10 @@ class Activator:
                 if (instance.function, instance.revision) == (function.id, rev) and instance.state in COMING:
                     return instance
         return None
+
+    def _forgotten(self, instance: str, host: str) -> bool:
+        """Whether the host that had an instance is there and has it no more."""
+        return host in self._view.fleet.hosts and self._view.placed(instance) is None
 
     def _progress(self, function: Function) -> str:
         """Say how far a start has come."""
