@@ -95,7 +95,7 @@ def test_a_unit_closes_what_it_does_not_need(unit: str, written: Path) -> None:
 def test_the_settings_that_are_written_stand(written: Path) -> None:
     found, _ = settings.load(written / "cortex.toml", {})
 
-    assert found.redis.url == "redis://cortex@10.0.0.9:6380/0"
+    assert found.redis.url == "redis://cortex-router@10.0.0.9:6380/0"
     assert found.agent.keep_workers
     assert found.agent.worker_host == "10.0.0.9"
 

@@ -334,10 +334,12 @@ def _units(f: Fleet, step: Step) -> None:
                 step.saw += (
                     f"{unit.removeprefix('cortex-').removesuffix('.service')} {score.split(': ')[-1].split()[0]}, "
                 )
-    secret = f.front.says("cat /etc/cortex/redis.password")
+    secret = f.front.says("cat /etc/cortex/redis-router.password")
     shown = f.front.says("cat /proc/[0-9]*/cmdline /etc/systemd/system/cortex-* | tr '\\0' ' '")
     step.check(secret not in shown, "the password of Redis can be read in an argument or a unit")
-    nobody = f.front.run("sudo -u nobody cat /etc/cortex/redis.password /etc/cortex/fleet.token", check=False)
+    elsewhere = f.small.says("cat /etc/cortex/*.password")
+    step.check(secret not in elsewhere, "a host that is no router has the routers' password")
+    nobody = f.front.run("sudo -u nobody cat /etc/cortex/redis-router.password /etc/cortex/fleet.token", check=False)
     step.check(nobody.returncode != 0 and secret not in nobody.stdout, "anybody may read the secrets")
     step.check(ask(f.url, "t/one").status_code == 401, "the router serves without a key")
     refused = f.front.says(f"redis-cli -h {f.front.address} -p 6380 PING || true")

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import tests.support  # noqa: F401
+from cortex.cli import up
+from cortex.cli.exits import Failed
 from cortex.platform.settings import (
     Agent,
     DeclaredDevice,
@@ -323,6 +325,36 @@ def test_the_password_of_redis_is_read_from_its_own_file(url: str, whole: str, t
 
     assert found.redis_url == whole
     assert "p/ss" not in repr(encode_env(found))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("", "redis://127.0.0.1:6379/0"),
+        ("rediss://cortex:hunter2@db:6380/1?ssl_ca_certs=/ca.pem", "rediss://db:6380/1"),
+        ("redis://db/0?password=hunter2", "redis://db/0"),
+        ("unix://cortex:hunter2@/run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_where_redis_is_can_be_shown_without_its_password(url: str, shown: str) -> None:
+    assert settings(f'[redis]\nurl = "{url}"').redis_shown == shown
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2/@db", "db:6379/hunter2", "http://hunter2@db", "redis://[hunter2"])
+def test_an_address_of_redis_that_is_none_is_not_repeated(url: str) -> None:
+    with pytest.raises(SettingsError, match="is not like redis://") as raised:
+        _ = settings(f'[redis]\nurl = "{url}"').redis_url
+
+    assert "hunter2" not in str(raised.value)
+
+
+async def test_a_redis_that_does_not_answer_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(up, "START_S", 0.05)
+
+    with pytest.raises(Failed, match=r"Redis at redis://127\.0\.0\.1:1/0 does not answer"):
+        await up._with_redis(settings('[redis]\nurl = "redis://cortex:hunter2@127.0.0.1:1/0"'), tmp_path, [])
 
 
 def test_a_password_file_that_is_not_there_is_named() -> None:

@@ -19,7 +19,7 @@ from cortex.platform.workers.process import MARKER, OWNER, owner
 from tests.support.activation import activated
 from tests.support.stack import CORTEX, eventually, free_port
 
-TOKEN = "test-token"
+TOKEN = "test-token-2b9e"
 
 
 class Fleet:

@@ -207,6 +207,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def redis_url(self) -> str:
         """Where the record is, with the password if one is kept in a file. Raises SettingsError."""
         url, file = self._trusting(self.redis.url or DEFAULT_REDIS_URL), self.redis.password_file
+        if not _is_redis(url):  # and what it says is nobody's business: there may be a password in it
+            raise SettingsError(
+                "[redis] url: is not like redis://USER@HOST:PORT/0, rediss://… or unix://USER@/PATH; a password with "
+                "/, : or @ in it goes into password_file"
+            )
         if not file:
             return url
         try:
@@ -216,6 +221,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         parts = urlsplit(url)
         user, _, rest = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{rest}").geturl()
+
+    @property
+    def redis_shown(self) -> str:
+        """Where the record is, for people to read: without user, password or options."""
+        parts = urlsplit(self.redis.url or DEFAULT_REDIS_URL)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def _trusting(self, url: str) -> str:
         if not self.ca_file or not url.startswith("rediss://") or "ssl_ca_certs=" in url:
@@ -227,6 +238,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def host_name(self) -> str:
         """The name of this host in the record."""
         return self.agent.name or socket.gethostname()
+
+
+def _is_redis(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
+    except ValueError:
+        return False
 
 
 class SettingsError(Exception):

@@ -171,7 +171,7 @@ def the_functions(router: Router) -> Iterator[Finding]:
 
 def the_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
     """Whether it answers from here, fast enough, and keeps what it is given."""
-    url = settings.redis_url
+    url, where = settings.redis_url, settings.redis_shown
     try:
         with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
             began = time.monotonic()
@@ -182,12 +182,15 @@ def the_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
     except (redis.RedisError, OSError) as error:
         if expected:
             yield Finding(
-                "problem", "redis", f"{_bare(url)} does not answer: {error}", "Start it, or mend `[redis] url`."
+                "problem",
+                "redis",
+                f"{where} does not answer: {error}",
+                "Start it, or mend `[redis] url`.",
             )
         else:
             yield Finding("ok", "redis", "none is configured: `cortex up` runs its own")
         return
-    yield Finding("ok", "redis", f"{_bare(url)} answers in {took * 1000:.1f} ms, version {said['redis_version']}")
+    yield Finding("ok", "redis", f"{where} answers in {took * 1000:.1f} ms, version {said['redis_version']}")
     if took > SLOW_REDIS_S:
         yield Finding("warning", "redis", f"it takes {took * 1000:.0f} ms", "Starts wait for it; warm requests do not.")
     if said.get("maxmemory_policy", "noeviction") != "noeviction":
@@ -277,8 +280,3 @@ def the_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:
             yield Finding(
                 "problem", about, f"{listen} cannot be taken: {error}", f"`ss -ltnp sport = :{port}` names the holder."
             )
-
-
-def _bare(url: str) -> str:
-    """The URL without a password."""
-    return url.rpartition("@")[2] if "@" in url else url

@@ -190,7 +190,7 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
                 _check_alive(children)
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise Failed(f"Redis at {settings.redis.url} does not answer") from None
+        raise Failed(f"Redis at {settings.redis_shown} does not answer") from None
     finally:
         await registry.close()
 

@@ -4,7 +4,6 @@ The warm path reads only this. When Redis goes away the last view stands, and `a
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 
@@ -132,11 +131,12 @@ class View:
     async def follow(self) -> None:
         """Follow the record for ever."""
         while True:
-            with contextlib.suppress(RecordAway):
+            try:
                 await self.refresh()
-                self._say(away=False)
+                self._say()
                 await self._listen()
-            self._say(away=True)
+            except RecordAway as error:
+                self._say(str(error))
             await asyncio.sleep(RETRY_S)
 
     async def _listen(self) -> None:
@@ -184,7 +184,8 @@ class View:
             self._next.set_result(None)
         self._next = None
 
-    def _say(self, *, away: bool) -> None:
-        if away != self.away:
-            log.warning("record_away") if away else log.info("record_followed")
-        self.away = away
+    def _say(self, why: str = "") -> None:
+        """Note that the record is away, and why; without a reason, that it is followed."""
+        if bool(why) != self.away:
+            log.warning("record_away", why=why) if why else log.info("record_followed")
+        self.away = bool(why)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.security.hardened import Hardened, hardened_fleet
 from tests.e2e.security.keyed import Keyed, started
 
 
@@ -11,4 +12,11 @@ from tests.e2e.security.keyed import Keyed, started
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     """A cortex of two router workers on which keys were made."""
     with started(tmp_path_factory.mktemp("keyed")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def hardened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hardened]:
+    """A fleet of one host with everything closed that can be closed, and no API key."""
+    with hardened_fleet(tmp_path_factory.mktemp("hardened")) as running:
         yield running

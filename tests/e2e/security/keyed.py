@@ -1,7 +1,7 @@
 """A running cortex on which somebody has made keys."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,15 @@ class Result(NamedTuple):
     stderr: str
 
 
+def command(env: Mapping[str, str], *arguments: str, key: str = "") -> Result:
+    """Run a `cortex` command in this process: starting one takes most of a second."""
+    env = {**{k: v for k, v in env.items() if k.startswith(("CORTEX_", "XDG_"))}, "CORTEX_API_KEY": key}
+    done = CliRunner(env=env).invoke(cli, arguments)
+    if isinstance(done.exception, Failed):
+        return Result(done.exception.exit_code, done.stdout, str(done.exception))
+    return Result(done.exit_code, done.stdout, done.stderr)
+
+
 class Keyed:
     """The stack, its keys by what they are for, and clients that send them."""
 
@@ -50,12 +59,8 @@ class Keyed:
         return str(made.json()["key"])
 
     def cli(self, *arguments: str, key: str = "") -> Result:
-        """Run a `cortex` command in this process: starting one takes most of a second."""
-        env = {**{k: v for k, v in self.stack.env.items() if k.startswith(("CORTEX_", "XDG_"))}, "CORTEX_API_KEY": key}
-        done = CliRunner(env=env).invoke(cli, arguments)
-        if isinstance(done.exception, Failed):
-            return Result(done.exception.exit_code, done.stdout, str(done.exception))
-        return Result(done.exit_code, done.stdout, done.stderr)
+        """Run a `cortex` command."""
+        return command(self.stack.env, *arguments, key=key)
 
     def client(self, key: str = "", **rest: Any) -> httpx.Client:
         """Return a client that sends a key: the name of one, or the key itself; nothing sends none."""

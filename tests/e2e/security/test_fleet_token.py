@@ -1,34 +1,28 @@
 """The fleet's token is changed while it serves: nothing restarts, and no request is lost."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.support.catalogues import fake
-from tests.support.fleet import TOKEN, Fleet
-from tests.support.stack import eventually, own_redis
+from tests.e2e.security.hardened import Hardened
+from tests.support.stack import eventually
 
 pytestmark = pytest.mark.xdist_group("security")
 
 
-def test_a_token_is_changed_without_a_restart_and_the_old_one_ends(tmp_path: Path) -> None:
-    catalogue = fake("fake/before") + fake("fake/after")
-    with own_redis(tmp_path) as url, Fleet(tmp_path, url, catalogue, {"a": {}}) as fleet:
-        path, agent = tmp_path / "token", fleet.records()["a"].address
+def test_a_token_is_changed_without_a_restart_and_the_old_one_ends(hardened: Hardened) -> None:
+    path, old = hardened.folder / "token", hardened.token
 
-        def accepted(token: str) -> bool:
-            answer = fleet.http.get(f"{agent}/record", headers={"authorization": f"Bearer {token}"})
-            return answer.status_code == 200
+    def accepted(token: str) -> bool:
+        return hardened.agent("GET", "/record", token=token).status_code == 200
 
-        before = [fleet.chat("fake/before").status_code]
-        path.write_text(f"{TOKEN}\nfresh\n")
-        eventually(lambda: accepted("fresh"), what="the new token to be accepted")
-        path.write_text(f"fresh\n{TOKEN}\n")
-        during = [fleet.chat(name).status_code for name in ("fake/before", "fake/after") for _ in range(3)]
-        assert fleet.http.post("/admin/functions/fake%2Fbefore/cool").is_success
-        path.write_text("fresh\n")
-        eventually(lambda: not accepted(TOKEN), what="the old token to be refused")
-        after = [fleet.chat(name).status_code for name in ("fake/before", "fake/after")]
+    before = [hardened.chat("fake/one").status_code]
+    path.write_text(f"{old}\nfresh-token-77c1\n")
+    eventually(lambda: accepted("fresh-token-77c1"), what="the new token to be accepted")
+    path.write_text(f"fresh-token-77c1\n{old}\n")
+    during = [hardened.chat(name).status_code for name in ("fake/one", "fake/after") for _ in range(3)]
+    assert hardened.http.post("/admin/functions/fake%2Fone/cool").is_success
+    path.write_text("fresh-token-77c1\n")
+    eventually(lambda: not accepted(old), what="the old token to be refused")
+    after = [hardened.chat(name).status_code for name in ("fake/one", "fake/after")]
 
-        assert {*before, *during, *after} == {200}
-        assert all(p.poll() is None for p in fleet.processes.values())
+    assert {*before, *during, *after} == {200}
+    assert all(p.poll() is None for p in hardened.processes.values())

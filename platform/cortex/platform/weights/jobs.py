@@ -9,6 +9,8 @@ Only weights are fetched here. A job never starts an engine: RQ kills its job's 
   takes them up at once: after `kill -9` a download goes on where it was.
 - A stopping worker ends its job instead of waiting for it: the next one goes on with it.
 - Tokens are never in a job: the worker knows them by its own settings, and errors say what `hub.py` let them say.
+- A job is JSON and `fetch`, whatever Redis says: RQ's own are pickled and name any function, and so whoever writes to
+  Redis would run programs on every host.
 
 RQ talks to Redis synchronously, so the agent calls in from threads.
 """
@@ -31,6 +33,7 @@ from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.serializers import JSONSerializer
 
 from cortex.functions.sources import Demo, Repo
 from cortex.platform.agent_messages import Fetching
@@ -126,6 +129,16 @@ def _persist(wanted: Demo | Repo, cache: Path, way: Hub, told: "_Told", keep_fre
             told.again()
 
 
+class _Fetch(Job):
+    """A job as RQ keeps it, of which nothing is believed but its argument."""
+
+    func = property(lambda _: fetch)
+    success_callback = failure_callback = stopped_callback = property(lambda _: None)
+
+    def __init__(self, id: str | None = None, connection: Any = None, serializer: Any = None) -> None:
+        super().__init__(id, connection, JSONSerializer)
+
+
 class _Told:
     """What the job says of itself: in its RQ record, now and then. A Redis that is away does not stop a download."""
 
@@ -177,7 +190,7 @@ class Jobs:
     def __init__(self, url: str, host: str) -> None:
         self._host = host
         self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        self._queue = Queue(queue_name(host), connection=self._redis)
+        self._queue = _queue(host, self._redis)
 
     def ask(self, source: Demo | Repo, *, kept: bool = False) -> str:
         """Have a source fetched, once however many ask. Return the job's id."""
@@ -203,7 +216,7 @@ class Jobs:
     def look(self, name: str) -> Fetching:
         """Return how a fetch stands. Raises JobLost."""
         try:
-            return _fetching(Job.fetch(name, connection=self._redis))
+            return _fetching(_Fetch.fetch(name, connection=self._redis))
         except NoSuchJobError:
             raise JobLost(name) from None
 
@@ -214,7 +227,7 @@ class Jobs:
         registries = (StartedJobRegistry, FailedJobRegistry, FinishedJobRegistry)
         started, failed, finished = (r(queue=self._queue).get_job_ids(cleanup=False) for r in registries)
         names = dict.fromkeys((*started, *queued, *failed, *finished))
-        jobs = Job.fetch_many(list(names), connection=self._redis)
+        jobs = _Fetch.fetch_many(list(names), connection=self._redis)
         return [_fetching(j) for j in jobs if j is not None and j.id.startswith("cortex-")]
 
     def cancel(self, name: str) -> bool:
@@ -222,7 +235,7 @@ class Jobs:
         if not name.startswith(f"cortex-{self._host}-".replace(":", "_")) or not _TAME.fullmatch(name):
             return False  # another host's job, or a name that RQ refuses with an error
         try:
-            job = Job.fetch(name, connection=self._redis)
+            job = _Fetch.fetch(name, connection=self._redis)
             status = job.get_status()
             if status is JobStatus.STARTED:
                 send_stop_job_command(self._redis, name)
@@ -242,6 +255,10 @@ class Jobs:
     def close(self) -> None:
         """Close the connection."""
         self._redis.close()
+
+
+def _queue(host: str, connection: Any) -> Queue:
+    return Queue(queue_name(host), connection=connection, job_class=_Fetch, serializer=JSONSerializer)
 
 
 def _fetching(job: Job) -> Fetching:
@@ -309,12 +326,13 @@ def work(settings: Settings) -> None:
     name = queue_name(settings.host_name)
     with _sole(Path(settings.agent.cache_dir) / f"{name.replace('/', '_')}.lock"):
         connection = redis.Redis.from_url(settings.redis_url)
-        queue = Queue(name, connection=connection)
+        queue = _queue(settings.host_name, connection)
         with contextlib.suppress(redis.RedisError):
             _take_up(queue)
         log.info("jobs_started", host=settings.host_name)
         systemd.notify("READY=1")
-        _Worker([queue], connection=connection, worker_ttl=WORKER_TTL_S).work(logging_level="WARNING")
+        worker = _Worker([queue], connection=connection, job_class=_Fetch, worker_ttl=WORKER_TTL_S)
+        worker.work(logging_level="WARNING")
 
 
 def _take_up(queue: Queue) -> None:
@@ -322,7 +340,7 @@ def _take_up(queue: Queue) -> None:
     for name in _between(queue):
         queue.connection.lmove(queue.intermediate_queue_key, queue.key, "RIGHT", "LEFT")
         log.info("job_taken_up", job=name)
-    StartedJobRegistry(queue=queue).cleanup(timestamp=2**53)
+    StartedJobRegistry(queue=queue, job_class=_Fetch).cleanup(timestamp=2**53)
 
 
 def _between(queue: Queue) -> list[str]:

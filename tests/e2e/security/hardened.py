@@ -1,0 +1,151 @@
+"""A fleet with everything closed that can be closed: users and TLS at Redis, TLS everywhere, a user for the workers.
+
+One agent, its job worker and a router of one process; `http` sends an admin key.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+import trustme
+
+from cortex.platform.api_keys import PREFIX, ApiKey, Scope, digest
+from cortex.platform.keys import worker_key
+from cortex.platform.registry import Registry
+from tests.e2e.security.keyed import Result, command
+from tests.support.catalogues import fake
+from tests.support.fleet import TOKEN, Fleet
+from tests.support.secured_redis import PASSWORDS, SecuredRedis, secured_redis
+from tests.support.stack import free_port
+
+CATALOGUE = "\n".join([fake("fake/one", "--answer", "one"), fake("fake/after", "--answer", "after")])
+
+
+def write(authority: trustme.CA, folder: Path, name: str) -> dict[str, str]:
+    """Write a certificate for loopback and its key, each in one step; return their paths."""
+    made = authority.issue_cert("127.0.0.1", "localhost")
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    for path, content in ((key, made.private_key_pem.bytes()), (cert, made.cert_chain_pems[0].bytes())):
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    return {"cert": str(cert), "key": str(key)}
+
+
+class Hardened(Fleet):
+    """A running one; `authority` signs its certificates."""
+
+    def __init__(self, folder: Path, record: SecuredRedis, authority: trustme.CA) -> None:
+        self.record, self.authority = record, authority
+        router, agent = write(authority, folder, "router"), write(authority, folder, "agent")
+        for name, word in PASSWORDS.items():
+            (folder / name).write_text(word + "\n")
+            (folder / name).chmod(0o600)
+        super().__init__(
+            folder,
+            record.admin_url,
+            CATALOGUE,
+            {
+                "a": {
+                    "CORTEX_REDIS_URL": record.url("cortex-host"),
+                    "CORTEX_REDIS__PASSWORD_FILE": str(folder / "cortex_redis_password"),
+                    "CORTEX_AGENT__TLS_CERT": agent["cert"],
+                    "CORTEX_AGENT__TLS_KEY": agent["key"],
+                }
+            },
+        )
+        self.url = self.url.replace("http://", "https://")
+        trusted = {"CORTEX_CA_FILE": str(folder / "ca.pem")}
+        self._agent_env["a"] |= trusted
+        self.env |= trusted | {
+            "CORTEX_GATEWAY__METRICS_LISTEN": f"127.0.0.1:{free_port()}",
+            "CORTEX_URL": self.url,
+            "CORTEX_REDIS_URL": record.url("cortex-router"),
+            "CORTEX_REDIS__PASSWORD_FILE": str(folder / "cortex_redis_router_password"),
+            "CORTEX_GATEWAY__TLS_CERT": router["cert"],
+            "CORTEX_GATEWAY__TLS_KEY": router["key"],
+        }
+        context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        secret = f"{PREFIX}{secrets.token_urlsafe(32)}"
+        self.keys = {"admin": secret}
+        self.http = httpx.Client(
+            base_url=self.url,
+            timeout=60,
+            trust_env=False,
+            verify=context,
+            headers={"authorization": f"Bearer {secret}"},
+        )
+
+    def __enter__(self) -> Self:
+        asyncio.run(self._written(ApiKey(digest=digest(self.keys["admin"]), id="ops", name="ops", scope=Scope.ADMIN)))
+        return super().__enter__()
+
+    async def _written(self, key: ApiKey) -> None:
+        registry = Registry(self.record.admin_url)
+        await registry.put_keys(key)
+        await registry.close()
+
+    def start_agent(self, name: str) -> None:
+        """Start a host's agent and its job worker."""
+        super().start_agent(name)
+        self._start("jobs", ["jobs"], self._agent_env[name])
+
+    def metrics(self) -> str:
+        """Return what Prometheus reads of the router."""
+        return httpx.get(f"http://{self.env['CORTEX_GATEWAY__METRICS_LISTEN']}/metrics", trust_env=False).text
+
+    def ask_with(self, key: str, model: str) -> httpx.Response:
+        """Ask with a key."""
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
+        return self.http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+
+    def run(self, *arguments: str) -> Result:
+        """Run a `cortex` command in this process, with the admin key."""
+        return command(self.env, *arguments, key=self.keys["admin"])
+
+    @property
+    def token(self) -> str:
+        """The fleet token that is used now."""
+        return (self.folder / "token").read_text().split()[0]
+
+    def agent(self, method: str, path: str, token: str | None = None, **rest: Any) -> httpx.Response:
+        """Ask the agent something, with the fleet token or another; "" sends none."""
+        url = f"https://{self._agent_env['a']['CORTEX_AGENT__LISTEN']}{path}"
+        sent = self.token if token is None else token
+        return self.http.request(method, url, headers={"authorization": f"Bearer {sent}" if sent else ""}, **rest)
+
+    def worker_keys(self) -> list[str]:
+        """Return the keys of all workers that run."""
+        return [worker_key(t, i) for t in (TOKEN, self.token) for i in self.instances_of_workers()]
+
+    def processes_of_ours(self) -> list[psutil.Process]:
+        """Return every process that is not a worker."""
+        running = [psutil.Process(p.pid) for p in self.processes.values() if p.poll() is None]
+        return [p for one in running for p in (one, *one.children(recursive=True)) if p not in self.workers()]
+
+    def said(self) -> dict[str, str]:
+        """Return all that the processes, workers included, have written or show of themselves, by where it is."""
+        found = {str(p): p.read_text(errors="replace") for p in self.folder.rglob("*.log")}
+        for process in (*self.workers(), *self.processes_of_ours()):
+            found[f"argv of {process.pid}"] = " ".join(process.cmdline())
+        return found
+
+    def environments(self) -> dict[str, str]:
+        """Return the environment of every process."""
+        return {repr(p): repr(p.environ()) for p in (*self.workers(), *self.processes_of_ours())}
+
+
+@contextlib.contextmanager
+def hardened_fleet(folder: Path) -> Iterator[Hardened]:
+    """Run one."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    own = write(authority, folder, "redis")
+    with secured_redis(folder, **own) as record, Hardened(folder, record, authority) as running:
+        yield running

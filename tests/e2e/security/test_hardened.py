@@ -1,0 +1,105 @@
+"""Everything closed that can be closed, and it still serves: what each process may do is no more than it does."""
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+import redis
+
+from tests.e2e.security.hardened import Hardened
+from tests.support.secured_redis import PASSWORDS
+from tests.support.stack import eventually
+
+pytestmark = pytest.mark.xdist_group("security")
+
+HOST, ROUTER = "cortex-host", "cortex-router"
+
+
+def test_all_of_cortex_works_as_users_of_redis_that_may_do_little_else(hardened: Hardened) -> None:
+    assert hardened.chat("fake/one").json()["choices"][0]["message"]["content"] == "one"
+    assert hardened.http.post("/admin/functions/fake%2Fone/pin").is_success
+    assert hardened.http.post("/admin/functions/fake%2Fone/unpin").is_success
+    assert hardened.http.post("/admin/hosts/a/cordon").is_success
+    assert hardened.http.post("/admin/hosts/a/uncordon").is_success
+    assert hardened.http.get("/admin/decisions").json()["decisions"]
+    assert hardened.http.get("/admin/requests").is_success
+    assert hardened.http.get("/admin/jobs").is_success
+    assert "cortex_record_up 1" in hardened.metrics()
+    made = hardened.run("key", "new", "passing", "--record", "--rpm", "100").stdout.strip()
+    eventually(lambda: hardened.ask_with(made, "fake/one").status_code == 200, what="the key to be known")
+    asked = hardened.ask_with(made, "fake/one")
+    revoked = hardened.run("key", "revoke", "passing", "--record")
+    doctor = hardened.run("doctor").stdout
+
+    assert (asked.status_code, asked.headers["x-ratelimit-limit-requests"]) == (200, "100")
+    assert revoked.code == 0
+    assert "✓ redis: rediss://127.0.0.1" in doctor
+    # Redis before 7 has no right to say just this; redis-py goes on without.
+    assert [
+        r for r in hardened.record.refused() if r not in (f"{HOST}: command client", f"{ROUTER}: command client")
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        (HOST, ["HGETALL", "cortex:key:0"]),
+        (HOST, ["HSET", "cortex:key:0", "name", "mine"]),
+        (HOST, ["DEL", "cortex:quota:{0}"]),
+        (HOST, ["SET", "cortex:sweep", "me"]),
+        (ROUTER, ["HSET", "rq:job:0", "data", "x"]),
+        (ROUTER, ["LPUSH", "rq:queue:other", "0"]),
+        (ROUTER, ["PUBLISH", "rq:pubsub:0", "x"]),
+        *((user, command.split()) for user in (HOST, ROUTER) for command in (
+            "KEYS *", "FLUSHALL", "CONFIG GET *", "ACL LIST", "DEBUG SLEEP 0", "SCRIPT FLUSH", "GET other", "MONITOR",
+            "CLIENT KILL TYPE normal", "SHUTDOWN", "REPLICAOF a 1", "MIGRATE a 1 cortex:used 0 1", "MODULE LIST",
+        )),
+    ],
+    ids=lambda v: v if isinstance(v, str) else " ".join(v),
+)  # fmt: skip
+def test_a_user_of_redis_may_not(hardened: Hardened, user: str, command: list[str]) -> None:
+    assert not hardened.record.may(user, *command)
+
+
+def test_a_job_that_somebody_wrote_into_redis_runs_nothing_of_its_own(hardened: Hardened) -> None:
+    mark = hardened.folder / "ran"
+    call: list[Any] = ["os.system", None, [f"touch {mark}"], {}]
+    jobs = {"pickled": pickle.dumps(tuple(call)), "json": json.dumps(call).encode()}
+    with redis.Redis.from_url(hardened.record.admin_url) as client:
+        for name, data in jobs.items():
+            written = {"data": data, "origin": "cortex-a", "status": "queued", "created_at": "2026-01-01T00:00:00Z"}
+            callbacks = {f"{c}_callback_name": "os.system" for c in ("success", "failure", "stopped")}
+            client.hset(f"rq:job:cortex-a-{name}", mapping={**written, **callbacks})
+            client.rpush("rq:queue:cortex-a", f"cortex-a-{name}")
+        over = eventually(
+            lambda: (
+                statuses
+                if (statuses := [client.hget(f"rq:job:cortex-a-{n}", "status") for n in jobs]) == [b"failed"] * 2
+                else None
+            ),
+            what="both to be over",
+        )
+
+    assert over == [b"failed", b"failed"]
+    assert not mark.exists()
+
+
+def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_answer(hardened: Hardened) -> None:
+    hardened.chat("fake/one")
+    pages = ["/health", "/status", *(f"/admin/{p}" for p in ("functions", "hosts", "instances", "decisions", "keys"))]
+    shown = {page: hardened.http.get(page).raise_for_status().text for page in pages}
+    agents = ("/record", "/instances", "/metrics", "/discovery")
+    shown |= {f"agent {path}": hardened.agent("GET", path).raise_for_status().text for path in agents}
+    shown["doctor"] = hardened.run("doctor").stdout
+    shown |= hardened.said()
+
+    shown["why"] = hardened.run("why", "fake/one").stdout
+
+    secrets = [*PASSWORDS.values(), hardened.token, *hardened.worker_keys(), *hardened.keys.values()]
+    assert hardened.worker_keys()
+    for where, text in shown.items():
+        assert [s for s in secrets if s in text] == [], where
+    # A worker has its own key in its environment, and nobody else has anything there.
+    for process, environment in hardened.environments().items():
+        assert [s for s in (*PASSWORDS.values(), hardened.token) if s in environment] == [], process

@@ -1,0 +1,146 @@
+"""A Redis as the deployment sets one up: its users, with the deployment's own rights, and TLS.
+
+The users' file is the deployment's template. A server that was built without TLS (the one that comes along with
+cortex) gets a tunnel before it.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+import redis
+
+from cortex.platform import embedded_redis
+from tests.support.stack import eventually, free_port
+
+USERS = Path(__file__).parents[2] / "deploy/ansible/roles/redis/templates/users.acl.j2"
+PASSWORDS = {
+    "cortex_redis_router_password": "routers-word-7f3a",
+    "cortex_redis_password": "hosts-word-91bc",
+    "cortex_redis_admin_password": "admins-word-55de",
+}
+
+
+def users() -> str:
+    """Return the users' file as the deployment writes it."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment.filters["hash"] = lambda text, kind: hashlib.new(kind, text.encode()).hexdigest()
+    return environment.from_string(USERS.read_text()).render(PASSWORDS)
+
+
+class SecuredRedis:
+    """A running one."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._socket, self.port = folder / "s.sock", port
+        self.admin_url = f"unix://admin:{PASSWORDS['cortex_redis_admin_password']}@{self._socket}"
+
+    def url(self, user: str) -> str:
+        """Return the address for a user, whose password is said elsewhere."""
+        return f"rediss://{user}@127.0.0.1:{self.port}/0"
+
+    def refused(self) -> set[str]:
+        """Return what users were not allowed to do."""
+        with redis.Redis.from_url(self.admin_url, decode_responses=True) as client:
+            return {f"{e['username']}: {e['reason']} {e['object']}" for e in client.acl_log()}
+
+    def may(self, user: str, *command: str) -> bool:
+        """Whether a user may do something; it is done."""
+        password = PASSWORDS["cortex_redis_router_password" if user == "cortex-router" else "cortex_redis_password"]
+        with redis.Redis.from_url(f"unix://{user}:{password}@{self._socket}") as client:
+            try:
+                client.execute_command(*command)
+            except redis.exceptions.NoPermissionError:
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def secured_redis(folder: Path, cert: str, key: str) -> Iterator[SecuredRedis]:
+    """Run one with this certificate."""
+    running = SecuredRedis(folder, free_port())
+    (folder / "users.acl").write_text(users())
+    plain = [*embedded_redis.command(embedded_redis.server(), folder, running._socket)]
+    plain += ["--aclfile", str(folder / "users.acl")]
+    by_tls = [
+        "--tls-port",
+        str(running.port),
+        "--tls-cert-file",
+        cert,
+        "--tls-key-file",
+        key,
+        "--tls-auth-clients",
+        "no",
+    ]
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_running([*plain, *by_tls], running.admin_url))
+        if server.poll() is not None:  # it does not know the words
+            stack.enter_context(_running(plain, running.admin_url))
+            stack.enter_context(_tunnel(running.port, running._socket, cert, key))
+        yield running
+
+
+@contextlib.contextmanager
+def _running(argv: list[str], url: str) -> Iterator[subprocess.Popen[bytes]]:
+    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: server.poll() is not None or _answers(url), what="redis")
+        yield server
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGKILL)
+        server.wait(5)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+@contextlib.contextmanager
+def _tunnel(port: int, socket: Path, cert: str, key: str) -> Iterator[None]:
+    """Speak TLS on a port for a server behind a socket."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+
+    async def passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(65536):
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(str(socket))
+        await asyncio.gather(passed(reader, back), passed(there, writer))
+
+    async def serve() -> None:
+        async with await asyncio.start_server(connected, "127.0.0.1", port, ssl=context):
+            ready.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def end() -> None:
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(5)
+    try:
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result(5)
+        thread.join(5)
