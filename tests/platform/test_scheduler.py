@@ -634,6 +634,21 @@ def test_a_record_that_comes_back_empty_makes_nobody_idle_until_the_routers_had_
     assert states(scheduler) == {"one": State.READY}
 
 
+def test_a_record_that_was_emptied_has_forgotten_the_routers_too() -> None:
+    scheduler = reaping()
+    record = scheduler.record()
+    with_the_host = replace(a_fleet(a_report(seen=0, in_flight={"one": 1})), hosts={record.name: record})
+    scheduler.cool(F.id, 300.4)
+    scheduler.reported(with_the_host, 300.5)
+
+    scheduler.reported(a_fleet(), 301.0)
+    forgotten = states(scheduler)
+    scheduler.reported(with_the_host, 301.0 + REPORTS_BACK_S)
+
+    assert forgotten == {"one": State.DRAINING}
+    assert states(scheduler) == {"one": State.DRAINING}
+
+
 # cool
 
 

@@ -20,6 +20,9 @@ from cortex.platform.api_keys import ApiKey
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
 from cortex.platform.record import Fleet, HostRecord, Override, RouterReport
+from cortex.platform.record_codec import decoded, key_fields, override_fields, text, words
+from cortex.platform.record_codec import key as key_of
+from cortex.platform.record_codec import override as override_of
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.settings import Settings
 
@@ -120,7 +123,7 @@ class Registry:
         keys = [COUNTS + h for h in hosts]
         async with _bounded(self._timeout_s):
             values = await self._redis.mget(keys) if keys else []
-        return [s for v in values if (s := _decoded(v, Snapshot))]
+        return [s for v in values if (s := decoded(v, Snapshot))]
 
     async def remove_host(self, name: str) -> None:
         """Take a host out of the record: its agent ends."""
@@ -132,7 +135,7 @@ class Registry:
     async def host(self, name: str) -> HostRecord | None:
         """Read one host's record."""
         async with _bounded(self._timeout_s):
-            return _decoded(await self._redis.get(HOST + name), HostRecord)
+            return decoded(await self._redis.get(HOST + name), HostRecord)
 
     # Routers, by themselves.
 
@@ -152,7 +155,7 @@ class Registry:
     async def router(self, router: str) -> RouterReport | None:
         """Read one router's report."""
         async with _bounded(self._timeout_s):
-            return _decoded(await self._redis.get(ROUTER + router), RouterReport)
+            return decoded(await self._redis.get(ROUTER + router), RouterReport)
 
     async def touch(self, used: Mapping[str, float]) -> None:
         """Note last uses; an older time never replaces a newer one."""
@@ -172,7 +175,7 @@ class Registry:
     async def fleet(self, now: float) -> Fleet:
         """Read the whole record."""
         async with _bounded(self._timeout_s):
-            found = sorted([_text(k) async for k in self._redis.scan_iter(match=FLEET, count=1000)])
+            found = sorted([text(k) async for k in self._redis.scan_iter(match=FLEET, count=1000)])
             host_keys = [k for k in found if k.startswith(HOST)]
             router_keys = [k for k in found if k.startswith(ROUTER)]
             override_keys = [k for k in found if k.startswith(OVERRIDE)]
@@ -184,16 +187,16 @@ class Registry:
                 pipe.zrange(USED, 0, -1, withscores=True)
                 pipe.smembers(CORDON)
                 *values, used, cordoned = await pipe.execute()
-        hosts = [h for v in values[: len(host_keys)] if (h := _decoded(v, HostRecord))]
+        hosts = [h for v in values[: len(host_keys)] if (h := decoded(v, HostRecord))]
         reports = values[len(host_keys) : len(host_keys) + len(router_keys)]
-        routers = [r for v in reports if (r := _decoded(v, RouterReport))]
+        routers = [r for v in reports if (r := decoded(v, RouterReport))]
         overrides = zip(override_keys, values[len(host_keys) + len(router_keys) :], strict=True)
         return Fleet(
             hosts={h.name: h for h in hosts},
             routers={r.id: r for r in routers},
             used={member.decode(): score for member, score in used},
             cordoned=frozenset(c.decode() for c in cordoned),
-            overrides={key.removeprefix(OVERRIDE): _override(kept) for key, kept in overrides},
+            overrides={key.removeprefix(OVERRIDE): override_of(kept) for key, kept in overrides},
             at=now,
         )
 
@@ -237,7 +240,7 @@ class Registry:
     async def jobs(self) -> dict[tuple[str, str], int]:
         """Return how many jobs are in which state, by queue."""
         async with _bounded(self._timeout_s):
-            queues = sorted(_text(q).removeprefix("rq:queue:") for q in await self._redis.smembers("rq:queues"))
+            queues = sorted(text(q).removeprefix("rq:queue:") for q in await self._redis.smembers("rq:queues"))
             async with self._redis.pipeline(transaction=False) as pipe:
                 for queue in queues:
                     pipe.llen(f"rq:queue:{queue}")
@@ -253,8 +256,7 @@ class Registry:
         """Read the whole ledger."""
         async with _bounded(self._timeout_s):
             raw = await self._redis.hgetall(LEDGER)
-        decoded = {_text(k): _decoded(v, Entry) for k, v in raw.items()}
-        return {k: v for k, v in decoded.items() if v is not None}
+        return {text(k): entry for k, v in raw.items() if (entry := decoded(v, Entry))}
 
     async def learn(self, field: str, entry: Entry) -> None:
         """Write one entry of the ledger."""
@@ -305,14 +307,14 @@ class Registry:
                 for name in names:
                     pipe.hgetall(name)
                 found = await pipe.execute()
-        keys = (_key(_text(n).removeprefix(KEY), fields) for n, fields in zip(names, found, strict=True))
+        keys = (key_of(text(n).removeprefix(KEY), fields) for n, fields in zip(names, found, strict=True))
         return [k for k in keys if k is not None]
 
     async def put_keys(self, *keys: ApiKey) -> None:
         """Write API keys' records, all or none, and ring the bell."""
         async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
             for key in keys:
-                fields: Any = {f: msgspec.json.encode(v) for f, v in msgspec.to_builtins(key).items() if f != "digest"}
+                fields: Any = key_fields(key)  # redis-py's dict type is invariant in its keys
                 pipe.hset(KEY + key.digest, mapping=fields)
                 if key.expires:
                     pipe.expireat(KEY + key.digest, round(key.expires + EXPIRED_KEPT_S))
@@ -331,7 +333,7 @@ class Registry:
 
     async def override(self, function: str, override: Override) -> None:
         """Set what goes for a function over its catalogue entry; nothing set: as the catalogue says."""
-        values: Any = {k: int(v) for k, v in msgspec.structs.asdict(override).items() if v is not None}
+        values: Any = override_fields(override)
         async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(OVERRIDE + function)
             if values:
@@ -345,7 +347,7 @@ class Registry:
         """Append receipts to the stream of decisions."""
         async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
             for one in receipts:
-                kept: Any = fields(one)  # redis-py's dict type is invariant in its keys
+                kept: Any = fields(one)
                 pipe.xadd(DECISIONS, kept, maxlen=DECISIONS_KEPT, approximate=True)
             await pipe.execute()
 
@@ -357,12 +359,12 @@ class Registry:
             async with _bounded(self._timeout_s):
                 entries: Any = await self._redis.xrevrange(DECISIONS, max=before, count=READ_AT_ONCE)
             for id, kept in entries:
-                words = _words(kept)
-                if all(words.get(k) == v for k, v in wanted.items()):
-                    found.append(receipt(_text(id), words))
+                said = words(kept)
+                if all(said.get(k) == v for k, v in wanted.items()):
+                    found.append(receipt(text(id), said))
             if len(entries) < READ_AT_ONCE:
                 break
-            before = f"({_text(entries[-1][0])}"
+            before = f"({text(entries[-1][0])}"
         return found[:limit]
 
     async def decisions_after(self, last: str, timeout_s: float) -> tuple[list[Receipt], str]:
@@ -370,40 +372,8 @@ class Registry:
         async with _bounded(self._timeout_s):
             if last == "$":
                 newest: Any = await self._redis.xrevrange(DECISIONS, count=1)
-                last = _text(newest[0][0]) if newest else "0"
+                last = text(newest[0][0]) if newest else "0"
             read: Any = await self._redis.xread({DECISIONS: last}, count=READ_AT_ONCE, block=round(timeout_s * 1000))
         entries = read[0][1] if isinstance(read, list) and read else next(iter(read.values()), [[]])[0] if read else []
-        found = [receipt(_text(id), _words(kept)) for id, kept in entries]
+        found = [receipt(text(id), words(kept)) for id, kept in entries]
         return found, found[-1].id if found else last
-
-
-def _override(kept: Mapping[bytes | str, bytes | str]) -> Override:
-    numbers = {k: int(v) for k, v in _words(kept).items() if v.isdecimal()}
-    pinned = numbers.get("pinned")
-    return Override(pinned=None if pinned is None else bool(pinned), min=numbers.get("min"), max=numbers.get("max"))
-
-
-def _words(kept: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
-    return {_text(k): _text(v) for k, v in kept.items()}
-
-
-def _decoded(value: bytes | str | None, kind: type[T]) -> T | None:
-    """A record of another release may hold more (ignored) or less (defaults); what cannot be read is not there."""
-    if value is None:
-        return None
-    try:
-        return msgspec.json.decode(value, type=kind)
-    except msgspec.MsgspecError:
-        return None
-
-
-def _key(digest: str, fields: Mapping[bytes, bytes]) -> ApiKey | None:
-    try:
-        values = {_text(f): msgspec.json.decode(v) for f, v in fields.items()}
-        return msgspec.convert({**values, "digest": digest}, ApiKey)
-    except msgspec.MsgspecError:
-        return None
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -23,14 +23,14 @@ from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
 from cortex.platform.agent import state_file
+from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.caretaker import Caretaker
-from cortex.platform.agent.counts import AgentCounts
+from cortex.platform.agent.herald import Herald
 from cortex.platform.agent_messages import Going, Planned, Refused, Remove, Removed, Stored
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.host import devices, engines
 from cortex.platform.keys import FleetToken
-from cortex.platform.receipts import Receipt, numbers
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.effects import Decided
@@ -50,9 +50,6 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 TICK_S = 0.5
-TTL_BEATS = 3
-RECEIPTS_WAITING = 1000
-SAME_REFUSAL_S = 30.0
 STOP_ALL_S = 8.0
 LISTEN_S = 10.0
 STOCK_S = 20.0
@@ -94,30 +91,26 @@ class Agent:
         self._registry = registry
         self._devices = devices.Devices(settings.agent)
         self._caretaker = Caretaker(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
-        self._published: HostRecord | None = None
-        self._in_record = False
-        self._due = 0.0
+        self.herald = Herald(registry, self.scheduler.record, settings.agent.heartbeat_s)
         self._state_path = _state_path(settings)
         self._adopted = False
         self._saved: tuple[object, ...] = ()
-        self._changed = asyncio.Event()
         self._rung = asyncio.Event()
         self._stock = asyncio.Event()
         self._fetching: set[str] = set()
         self._next: asyncio.Future[None] | None = None
         self._seen = host.epoch
-        self._publishing = asyncio.Lock()
         self._fleet: Fleet | None = None
-        self._receipts: list[Receipt] = []
-        self._refused: dict[str, tuple[str, float]] = {}
-        self.counts = AgentCounts(settings.host_name)
-        self.record_away = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Agent":
         loop = asyncio.get_running_loop()
         self._lock = state_file.lock(self._state_path)
-        await self._adopt()
+        kept = state_file.read(self._state_path).workers
+        await adopt(kept, self.supervisor, self.tell)
+        self._adopted = True
+        self._save()
+        await self.supervisor.clear_orphans({w.instance.id for w in kept})
         await self._caretaker.measure()
         self.supervisor.keep_launcher()
         self._tasks = [
@@ -160,7 +153,7 @@ class Agent:
         answer = self._decide(
             lambda s, now: s.ensure(function, here, instance, now, force=force, beside=beside, evict=evict)
         )
-        await self._publish()
+        await self.herald.publish()
         return answer
 
     async def plan(self, function: Function) -> Planned | Refused:
@@ -184,13 +177,13 @@ class Agent:
     async def drain(self) -> list[str]:
         """Empty this host; it is cordoned in the record by whoever asks. Return who is going."""
         going = self._decide(lambda s, now: s.drain(now))
-        await self._publish()
+        await self.herald.publish()
         return going
 
     async def cool(self, function: str, *, at_once: bool = False) -> list[str]:
         """Let the instances of a function go. Return their ids."""
         going = self._decide(lambda s, now: s.cool(function, now, at_once=at_once))
-        await self._publish()
+        await self.herald.publish()
         return going
 
     async def heed(self, catalogue: Catalogue, digest: str) -> None:
@@ -198,7 +191,7 @@ class Agent:
         self._decide(lambda s, now: s.heed(catalogue.functions, digest, now))
         self._caretaker.curious.set()
         self._stock.set()
-        await self._publish()
+        await self.herald.publish()
 
     async def stored(self) -> list[Stored]:
         """Return all weights on this host."""
@@ -262,10 +255,9 @@ class Agent:
         answer = step(self.scheduler, time.time())
         for effect in self.scheduler.take_effects():
             if isinstance(effect, Decided):
-                self._note(effect)
+                self.herald.note(effect, self._fleet)
             self.supervisor.perform(effect)
-        if self.scheduler.record() != self._published or self._receipts:
-            self._changed.set()
+        self.herald.look()
         self._save()
         if self.scheduler.record().epoch > self._seen:
             self._rung.set()
@@ -295,101 +287,33 @@ class Agent:
         except OSError as error:
             log.error("state_not_saved", path=str(self._state_path), why=str(error))
 
-    async def _adopt(self) -> None:
-        """Take over the workers an earlier agent left running, before anything else; then clear away the rest."""
-        kept = state_file.read(self._state_path).workers
-        alive = {w.instance.id for w in kept if process.alive(w.instance.pid, w.instance.process_started)}
-        up = (State.READY, State.DRAINING)
-        serving = [w.instance for w in kept if w.instance.id in alive and w.instance.state in up]
-        answers = await asyncio.gather(*(self.supervisor.healthy(i) for i in serving))
-        healthy = {i.id for i, well in zip(serving, answers, strict=True) if well}
-        for worker in kept:
-            there, well = worker.instance.id in alive, worker.instance.id in healthy
-            if there:
-                self.supervisor.adopt(worker)
-            self.tell(lambda s, now, w=worker, a=there, h=well: s.adopt(w, now, alive=a, healthy=h))  # type: ignore[misc]
-        self._adopted = True
-        self._save()
-        await self.supervisor.clear_orphans({w.instance.id for w in kept})
-
     async def _back(self, pids: set[int]) -> bool:
         """Whether these processes hold no device memory any more, by a fresh reading."""
         await self._caretaker.measure()
         reading = self._caretaker.reading
         return bool(reading.problem) or not any(h.pid in pids for h in reading.held)
 
-    def _note(self, decided: Decided) -> None:
-        log.info(decided.what, function=decided.function, instance=decided.instance, why=decided.why)
-        record, now, host = self.scheduler.record(), time.time(), self.settings.host_name
-        self.counts.decided(decided, record, self._fleet, now)
-        if decided.what == "refused":
-            # Whoever waits for room asks again and again; the same answer is worth one receipt in a while.
-            before, at = self._refused.get(decided.function, ("", 0.0))
-            if before == decided.why and now - at < SAME_REFUSAL_S:
-                return
-            self._refused[decided.function] = (decided.why, now)
-        self._receipts.append(
-            Receipt(
-                at=now,
-                by=f"agent:{host}",
-                host=host,
-                what=decided.what,
-                function=decided.function,
-                instance=decided.instance,
-                why=decided.why,
-                numbers=numbers(decided, record, self._fleet, now),
-            )
-        )
-        del self._receipts[:-RECEIPTS_WAITING]
-
-    async def _publish(self) -> None:
-        """Write the record if it says something new or a beat is due; when Redis is away the next beat tries again.
-
-        A receipt alone rings no bell: whoever waits for room asks again at every ring, and each refusal is a receipt.
-        """
-        async with self._publishing:
-            self._changed.clear()
-            record = self.scheduler.record()
-            try:
-                if record != self._published or time.monotonic() >= self._due:
-                    self._published, self._due = record, 0.0
-                    beat_s = self.settings.agent.heartbeat_s
-                    await self._registry.publish_host(replace(record, at=time.time()), beat_s * TTL_BEATS)
-                    await self._registry.publish_counts(record.name, self.counts.snapshot(), beat_s * TTL_BEATS)
-                    self._due = time.monotonic() + beat_s / 2
-                receipts, self._receipts = self._receipts, []
-                if receipts:
-                    await self._registry.decided(receipts)
-            except RecordAway as error:
-                if not self.record_away:
-                    log.warning("record_away", why=str(error))
-                self.record_away = True
-            else:
-                if self.record_away:
-                    log.info("record_back")
-                self.record_away = False
-
     async def _beat(self) -> None:
         """Publish on every change, and once per heartbeat; first when routers can reach this agent."""
         host, _, port = self.settings.agent.listen.rpartition(":")
         await process.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
-        await self._publish()
+        await self.herald.publish()
         systemd.notify("READY=1")
         while True:
             systemd.notify("WATCHDOG=1")
             try:
                 async with asyncio.timeout(self.settings.agent.heartbeat_s):
-                    await self._changed.wait()
+                    await self.herald.changed.wait()
             except TimeoutError:
-                self._due = 0.0
-            await self._publish()
+                self.herald.beat()
+            await self.herald.publish()
 
     async def _tick(self) -> None:
         """Read the routers' reports and let time pass for the scheduler."""
         while True:
             fleet = self._fleet = await self._read()
             if fleet is not None:
-                self.counts.looked(fleet, time.time())
+                self.herald.counts.looked(fleet, time.time())
             self.tell(lambda s, now, fleet=fleet: s.reported(fleet, now))  # type: ignore[misc]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
@@ -406,9 +330,6 @@ class Agent:
         except RecordAway:
             self._flights.put_back(used)
             return None
-        if self._in_record and self.settings.host_name not in fleet.hosts:
-            self._in_record = False
-            return None  # the record came back empty: its silence about the routers says nothing
         # `ready()` looks at the scheduler itself: nothing that drains by now is chosen here any more.
         own = self._flights.report({self.settings.host_name: self.scheduler.record().epoch}, time.time())
         return replace(fleet, routers={**fleet.routers, own.id: own})
@@ -449,8 +370,8 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_ALL_S):
                 while self.scheduler.record().instances:
-                    self._changed.clear()
-                    await self._changed.wait()
+                    self.herald.changed.clear()
+                    await self.herald.changed.wait()
 
 
 def _state_path(settings: Settings) -> Path:

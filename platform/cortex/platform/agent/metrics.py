@@ -16,5 +16,5 @@ def text(agent: Agent) -> bytes:
     record = agent.record()
     now = list(standing(Fleet(hosts={record.name: record}), {}, record.at))
     gauges = [c for c in now if c.name not in (metrics.ROUTERS.name, metrics.HOSTS.name)]
-    gauges.append(Count(metrics.RECORD_UP.name, (), float(not agent.record_away)))
-    return said(added([agent.counts.snapshot(), Snapshot(gauges=tuple(gauges))]))
+    gauges.append(Count(metrics.RECORD_UP.name, (), float(not agent.herald.record_away)))
+    return said(added([agent.herald.counts.snapshot(), Snapshot(gauges=tuple(gauges))]))

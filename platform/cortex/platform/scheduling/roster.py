@@ -49,6 +49,7 @@ class Roster:
         self._catalogue_digest = ""
         self._fleet: Fleet | None = None
         self._blind_until = 0.0
+        self._in_record = False
         self._cordoned = False
         self._ledger: dict[str, Entry] = {}
         self._cycles = self._defragged = 0

@@ -252,11 +252,15 @@ class Scheduler(Settling):
         self._host = replace(self._host, launchers={**self._host.launchers, engine: state})
 
     def reported(self, fleet: Fleet | None, now: float) -> None:
-        """What the routers say; None when the record cannot be read, and then nobody counts as idle."""
-        if fleet is None:
+        """What the routers say; None when the record cannot be read, and then nobody counts as idle.
+
+        A record that has forgotten this host has forgotten the routers too.
+        """
+        there = fleet is not None and self._host.name in fleet.hosts
+        if fleet is None or (self._in_record and not there):
             self._blind_until = now + REPORTS_BACK_S
-        else:
-            self._cordoned = self._host.name in fleet.cordoned
+        if fleet is not None:
+            self._cordoned, self._in_record = self._host.name in fleet.cordoned, there
         self._fleet = fleet if now >= self._blind_until else None
         self.settle(now)
 

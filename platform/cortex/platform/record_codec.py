@@ -1,0 +1,61 @@
+"""How the record's values are written in Redis, and read again. Pure.
+
+A record of another release may hold more (ignored) or less (defaults); what cannot be read is not there.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from cortex.platform.api_keys import ApiKey
+from cortex.platform.record import Override
+
+T = TypeVar("T")
+
+
+def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
+    """Return a JSON value as what it stands for."""
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def override(kept: Mapping[bytes | str, bytes | str]) -> Override:
+    """Return the fields of an override's hash as an override."""
+    numbers = {k: int(v) for k, v in words(kept).items() if v.isdecimal()}
+    pinned = numbers.get("pinned")
+    return Override(pinned=None if pinned is None else bool(pinned), min=numbers.get("min"), max=numbers.get("max"))
+
+
+def override_fields(override: Override) -> dict[str, int]:
+    """Return what an override sets, as the fields of a hash."""
+    return {k: int(v) for k, v in msgspec.structs.asdict(override).items() if v is not None}
+
+
+def key(digest: str, kept: Mapping[bytes, bytes]) -> ApiKey | None:
+    """Return the fields of a key's hash as a key."""
+    try:
+        values = {text(f): msgspec.json.decode(v) for f, v in kept.items()}
+        return msgspec.convert({**values, "digest": digest}, ApiKey)
+    except msgspec.MsgspecError:
+        return None
+
+
+def key_fields(key: ApiKey) -> dict[str, bytes]:
+    """Return a key as the fields of a hash. Its digest is the hash's name."""
+    fields: dict[str, Any] = msgspec.to_builtins(key)
+    return {f: msgspec.json.encode(v) for f, v in fields.items() if f != "digest"}
+
+
+def words(kept: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
+    """Return the fields of a hash as text."""
+    return {text(k): text(v) for k, v in kept.items()}
+
+
+def text(value: bytes | str) -> str:
+    """Return what Redis gave, as text."""
+    return value.decode() if isinstance(value, bytes) else value
