@@ -876,6 +876,25 @@ def test_a_start_that_never_ends_has_failed_however_alive_it_seems() -> None:
     assert [f.reason for f in scheduler.record().failures] == ["the start took longer than 220 s"]
 
 
+def test_the_time_of_a_start_is_that_of_the_steps_the_worker_said_it_took() -> None:
+    scheduler = a_scheduler()
+    start(scheduler)
+
+    scheduler.sign_of_life("one", "loading weights", 3.0)
+    scheduler.sign_of_life("one", "loading weights", 8.0, 0.5)
+    loading = one(scheduler)
+    scheduler.sign_of_life("one", "warming up", 10.0)
+    warming = one(scheduler)
+    scheduler.answered("one", 14.0)
+
+    assert (loading.phase, loading.progress) == ("loading weights", 0.5)
+    assert (warming.phase, warming.progress) == ("warming up", None)
+    ready = one(scheduler)
+    assert (ready.phase, ready.progress) == ("", None)
+    spent = {"starting": 3.0, "loading weights": 7.0, "warming up": 4.0}
+    assert {k: v for k, v in ready.phases.items() if k != "placing"} == spent
+
+
 def test_a_sign_of_life_without_a_phase_keeps_the_phase() -> None:
     scheduler = a_scheduler()
     start(scheduler)

@@ -120,3 +120,14 @@ async def test_no_further_one_is_asked_for_while_one_is_coming() -> None:
     stage = Stage((an_instance("a"), an_instance("b", state=State.STARTING)))
 
     assert await stage.activator.add(TARGET, evict=True) is None
+
+
+async def test_a_plan_that_finds_no_place_says_why_of_a_host_that_was_not_worth_asking() -> None:
+    pinned = an_instance("a", function="org/pinned", memory_mb=20_000, pinned=True, ready=1.0)
+    stage = Stage((pinned,))
+    await stage._view.refresh()
+
+    planned, refusals = await stage.activator.plan(a_function(vram_mb=9000))
+
+    assert planned is None
+    assert refusals == {"host-a": "does not fit by 19000 MiB: org/pinned is pinned"}

@@ -45,6 +45,7 @@ def test_the_time_a_start_will_still_take_follows_from_earlier_ones() -> None:
     assert left_s(starting, known, 110.0) == 20.0
     assert left_s(starting, known, 999.0) == 0.0
     assert left_s(starting, None, 110.0) is None
+    assert left_s(an_instance(state=State.FETCHING), known, 110.0) is None
 
 
 def test_a_new_start_is_written_beside_what_is_known() -> None:

@@ -17,11 +17,11 @@ def counted(seconds: list[float]) -> Spread:
 
 
 @given(st.lists(st.floats(LEAST_S, MOST_S), min_size=1, max_size=200), st.sampled_from([0.5, 0.95, 0.99]))
-def test_a_percentile_is_less_than_a_tenth_off(seconds: list[float], share: float) -> None:
+def test_a_percentile_is_a_twentieth_off_at_most(seconds: list[float], share: float) -> None:
     nth = max(1, -(-len(seconds) * round(share * 100) // 100))
     exact = sorted(seconds)[nth - 1]
 
-    assert percentile(counted(seconds), share) == pytest.approx(exact, rel=0.101)
+    assert percentile(counted(seconds), share) == pytest.approx(exact, rel=0.0501)
 
 
 @given(st.lists(st.lists(st.floats(0, 10), max_size=20), max_size=4))

@@ -75,11 +75,15 @@ class Instance(Struct, frozen=True, kw_only=True):
     path: str = ""
     """How it was started: `plain`, or `warm` from a launcher that was parked; and why, where that says something."""
     phase: str = ""
+    """How far a start is: what is fetched, or the step the worker says it is at."""
+    phase_since: float = 0.0
+    """When that step of a start began."""
     progress: float | None = None
+    """How far that is, from 0 to 1, where anybody says so."""
     last_sign: float = 0.0
     """When it last showed a sign of life while starting."""
     phases: dict[str, float] = {}
-    """Seconds it spent in each state on its way up."""
+    """Seconds it spent in each state on its way up; in place of `starting`, in each step the worker said it took."""
     started: float = 0.0
     ready: float = 0.0
     why: str = ""

@@ -115,15 +115,28 @@ def show_plan(answer: dict[str, Any], name: str, as_json: bool) -> None:
     elif planned:
         where = f"{planned['host']}, {', '.join(planned['devices'])}"
         click.echo(f"{name} would go to {where}: {planned['memory_mb']} MiB each ({planned['memory_from']})")
+        order = {one["instance"]: one for one in answer["leaving"]}
         for victim in planned["evict"]:
-            click.echo(f"  evicting {victim['function']} (idle for {span(victim['idle_s'])})")
+            click.echo(f"  evicting {victim['function']} (idle for {span(victim['idle_s'])}){_chosen(order, victim)}")
+        for stays in (one for one in answer["leaving"] if one["protected"] and planned["evict"]):
+            click.echo(f"  {stays['function']} stays: {stays['protected']}")
         if planned["retry_at"]:
             click.echo("  although its starts keep failing")
     if not as_json:
         for host, reason in answer["refused"].items():
             click.echo(f"  not {host}: {reason}")
     if not planned:
-        raise Failed(f"{name} cannot be placed now")
+        raise Failed(
+            f"{name} cannot be placed now", hint="`cortex host show NAME` says who holds its memory, and why they stay."
+        )
+
+
+def _chosen(order: dict[str, dict[str, Any]], victim: dict[str, Any]) -> str:
+    """Say why it is this one that leaves."""
+    found = order.get(victim["instance"])
+    if found is None or found["protected"]:
+        return ""
+    return f": {found['why']}" + ("; those before it do not free enough" if found["rank"] > 1 else "")
 
 
 def _followed(router: Router, name: str, instance: str, timeout_s: float) -> dict[str, Any]:
@@ -147,11 +160,7 @@ def _followed(router: Router, name: str, instance: str, timeout_s: float) -> dic
             if time.monotonic() > deadline:
                 raise Failed(f"{function['id']} is still {function['state']} after {timeout_s:g} s")
             if mine is not None:
-                percent = f" {mine['progress']:.0%}" if mine["progress"] is not None else ""
-                phase = f", {mine['phase']}" if mine["state"] == "fetching" and mine["phase"] else ""
-                progress.update(
-                    task, description=f"{function['id']}: {mine['state']} on {mine['host']}{percent}{phase}"
-                )
+                progress.update(task, description=f"{function['id']} on {mine['host']}: {coming(mine)}")
             time.sleep(POLL_S)
 
 
@@ -168,6 +177,18 @@ def progress_bar() -> Progress:
     )
 
 
+def coming(instance: dict[str, Any]) -> str:
+    """Say an instance's state and, on its way up, its step, how far that is, and how long the start still takes."""
+    said = str(instance["state"])
+    if instance["phase"] and instance["phase"] != instance["state"]:
+        said += f", {instance['phase']}"
+    if instance["progress"] is not None:
+        said += f" {instance['progress']:.0%}"
+    if instance["left_s"] is not None:
+        said += f" ({span(instance['left_s'])} left)"
+    return said
+
+
 def _memory(function: dict[str, Any]) -> str:
     """What one instance takes on each of its devices, and where that number comes from."""
     found = [f"{i['memory_mb']} ({i['memory_from']})" for i in function["instances"] if i["memory_mb"]]
@@ -177,7 +198,8 @@ def _memory(function: dict[str, Any]) -> str:
 def _state(function: dict[str, Any]) -> str:
     if function["state"] == "failing" and function["retry_at"]:
         return f"failing (retry in {span(function['retry_at'] - time.time())})"
-    return str(function["state"])
+    on_its_way = [i for i in function["instances"] if i["state"] == function["state"] and i["phase"]]
+    return coming(on_its_way[0]) if on_its_way else str(function["state"])
 
 
 def _countdown(function: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import rich_click as click
 from cortex.cli.client import Router
 from cortex.cli.decisions import decision_table
 from cortex.cli.exits import Failed
-from cortex.cli.fn import show_plan
+from cortex.cli.fn import coming, show_plan
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.top import latency_line
@@ -53,11 +53,10 @@ def show(name: str, as_json: bool) -> None:
     if found["instances"]:
         rows = table("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
         for i in found["instances"]:
-            left = f" ({span(i['left_s'])} left)" if i["left_s"] is not None else ""
             rows.add_row(
                 i["id"],
                 i["host"],
-                i["state"] + left,
+                coming(i),
                 ", ".join(i["devices"]) or "-",
                 f"{i['memory_mb']} ({i['memory_from']})",
                 "-" if i["used_mb"] is None else str(i["used_mb"]),

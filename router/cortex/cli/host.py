@@ -3,6 +3,7 @@
 import json
 import time
 from typing import Any
+from urllib.parse import quote
 
 import rich_click as click
 
@@ -10,7 +11,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
-from cortex.cli.tables import ago, console, table
+from cortex.cli.tables import ago, console, span, table
 
 
 @click.group()
@@ -31,7 +32,9 @@ def ls(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    rows = table("HOST", "STATE", "DEVICES", "MEMORY MIB", "INSTANCES", "IN FLIGHT", "ENGINES", "VERSION", "SEEN")
+    rows = table(
+        "HOST", "STATE", "DEVICES", "MEMORY MIB", "INSTANCES", "IN FLIGHT", "NEXT OUT", "ENGINES", "VERSION", "SEEN"
+    )
     for h in found:
         rows.add_row(
             h["name"],
@@ -40,6 +43,7 @@ def ls(as_json: bool) -> None:
             f"{_taken(h)}/{sum(d['total_mb'] for d in h['devices'])}",
             str(len(h["instances"])),
             str(h["in_flight"]),
+            _next_out(h),
             _engines(h),
             h["version"],
             ago(h["at"]),
@@ -51,7 +55,7 @@ def ls(as_json: bool) -> None:
 @click.argument("name", type=HOST)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def show(name: str, as_json: bool) -> None:
-    """Show all there is to know of a host: devices, instances, foreign processes, failures."""
+    """Show all there is to know of a host: devices, instances, who is evicted next and why, failures."""
     found = next((h for h in Router().hosts() if h["name"] == name), None)
     if found is None:
         raise Failed(f"no host '{name}' is alive", code=NOT_FOUND, hint="`cortex host ls` lists every host.")
@@ -76,6 +80,10 @@ def show(name: str, as_json: bool) -> None:
         rows.add_row(i["id"], i["function"], i["state"], ago(i["since"]), where, str(i["pid"] or "-"), i["why"] or "-")
     if found["instances"]:
         out.print(rows)
+    if found["leaving"]:
+        out.print("evicted when room is needed, in this order:", markup=False)
+    for one in found["leaving"]:
+        out.print(f"  {_leaving(one)}", markup=False)
     for f in found["failures"]:
         out.print(f"failed: {f['function']}, {ago(f['at'])}: {f['reason']}", markup=False)
 
@@ -98,11 +106,17 @@ def uncordon(name: str) -> None:
 
 @host.command()
 @click.argument("name", type=HOST)
+@click.option("--plan", is_flag=True, help="Only say what would move where, and what would go cold.")
 @click.option("--timeout", "timeout_s", type=float, default=600, show_default=True, help="Longest wait, seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
-def drain(name: str, timeout_s: float, as_json: bool) -> None:
+def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
     """Cordon a host, move what it serves to others where there is room, and wait until it is empty."""
     router = Router()
+    if plan:
+        planned = router.post(f"/admin/hosts/{quote(name, safe='')}/drain?plan=1")["plan"]
+        said = [planned["says"], *(f"  {one}" for one in planned["losses"])]
+        click.echo(json.dumps(planned) if as_json else "\n".join(said))
+        return
     deadline = time.monotonic() + timeout_s
     with progress_bar() as progress:
         task = progress.add_task(f"{name}: starting elsewhere what it serves", total=None)
@@ -148,6 +162,18 @@ def gpu_ls(as_json: bool) -> None:
     for h in hosts:
         if h["problem"]:
             out.print(f"{h['name']}: the devices cannot be read: {h['problem']}", markup=False)
+
+
+def _leaving(one: dict[str, Any]) -> str:
+    said = f"{one['rank']}. {one['function']}, {one['mb']} MiB: "
+    if one["protected"]:
+        return said + str(one["why"])
+    anyway = f"; let go anyway in {span(one['reaped_at'] - time.time())}" if one["reaped_at"] else ""
+    return f"{said}idle for {span(time.time() - one['idle_since'])}, {one['why']}{anyway}"
+
+
+def _next_out(host: dict[str, Any]) -> str:
+    return next((str(one["function"]) for one in host["leaving"] if not one["protected"]), "-")
 
 
 def _engines(host: dict[str, Any]) -> str:

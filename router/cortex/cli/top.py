@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
+from cortex.cli.fn import coming
 from cortex.cli.tables import console, span, table
 
 BAR = 24
@@ -103,12 +104,12 @@ def _functions(seen: dict[str, Any]) -> RenderableType:
     warm = [f for f in seen["functions"] if f["state"] != "cold" or f["waiting"]]
     for f in warm:
         lately = seen["traffic"]["functions"].get(f["id"], {})
-        left = [i["left_s"] for i in f["instances"] if i["left_s"] is not None]
+        on_its_way = next((i for i in f["instances"] if i["left_s"] is not None or i["phase"]), None)
         idle = [i["idle_in_s"] for i in f["instances"] if i["idle_in_s"] is not None]
         first, rate = lately.get("first_s"), lately.get("tokens_per_s")
         rows.add_row(
             f["id"],
-            f["state"] + (f" ({span(min(left))} left)" if left else ""),
+            coming(on_its_way) if on_its_way else f["state"],
             str(len(f["instances"])),
             str(f["in_flight"]),
             str(f["waiting"]),

@@ -23,7 +23,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.record import FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordAway, Registry
-from cortex.platform.scheduling.placement import Need, When, misfit, need
+from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
 from cortex.router.agents import AgentAway, Agents
 from cortex.router.choice import considered, hosts_to_ask, why_nowhere
 from cortex.router.directory import Target
@@ -153,7 +153,8 @@ class Activator:
         wanted = need(function, None)
         fleet = self._view.fleet
         refusals: dict[str, str] = {}
-        for host in hosts_to_ask(wanted, function, fleet, use(fleet), time.time()):
+        usage, now = use(fleet), time.time()
+        for host in hosts_to_ask(wanted, function, fleet, usage, now):
             try:
                 answer = await self._agents.plan(fleet.hosts[host].address, function)
             except AgentAway as error:
@@ -163,9 +164,9 @@ class Activator:
                 return answer, refusals
             refusals[host] = answer.reason
         for name, record in fleet.hosts.items():
-            unfit = misfit(wanted, record)
-            if name in fleet.cordoned or unfit is not None:
-                refusals.setdefault(name, unfit.reason if unfit else "the host is cordoned")
+            guess = misfit(wanted, record) or place(wanted, record, usage, now, cordoned=name in fleet.cordoned)
+            if isinstance(guess, NoRoom):
+                refusals.setdefault(name, guess.reason)
         return None, refusals
 
     def _refusal(self, function: Function, wanted: Need, refusals: list[tuple[str, Refused]]) -> Refusal:
@@ -286,6 +287,6 @@ class Activator:
             for instance in host.of(function.id):
                 if instance.state in LIVE:
                     so_far = time.time() - instance.created
-                    phase = f" ({instance.phase})" if instance.phase else ""
+                    phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
                     return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
         return "no host has had room for it"

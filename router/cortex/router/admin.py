@@ -20,7 +20,9 @@ from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
 from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
 from cortex.router.runtime import Runtime
-from cortex.router.status.planning import planned
+from cortex.router.status.hosts import order_of_leaving
+from cortex.router.status.known import Index
+from cortex.router.status.planning import order_on, planned, sight
 
 VERBS = "warm, cool, pin, unpin, set and reset"
 
@@ -49,7 +51,7 @@ class Placed(Struct, frozen=True, kw_only=True):
     since: float
     start_s: float | None
     phases: dict[str, float]
-    """Seconds spent in each state on its way up."""
+    """Seconds spent in each phase on its way up."""
     left_s: float | None
     """How long it will still take to come up, by what earlier starts took; None when there is no telling."""
     idle_in_s: float | None
@@ -189,7 +191,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             runtime.receipts.asked(verb, meant.function.id, now=now)
         if verb == "warm" and plan:
             would, refusals = await runtime.activator.plan(runtime.directory.find(function_id).function)
-            return {"plan": to_builtins(would), "refused": refusals}
+            leaving = order_on(runtime, would.host) if would else ()
+            return {"plan": to_builtins(would), "refused": refusals, "leaving": to_builtins(leaving)}
         if plan:
             return {"plan": to_builtins(await planned(runtime, verb, function=function_id))}
         if verb == "warm":
@@ -218,13 +221,14 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/hosts", opt={"needs": "status"})
     async def hosts() -> dict[str, Any]:
-        fleet = runtime.fleet()
-        busy = use(fleet).in_flight
+        known = sight(runtime)
+        fleet, index = known.fleet, Index(known.fleet)
         found = [
             {
                 **to_builtins(host),
                 "cordoned": name in fleet.cordoned,
-                "in_flight": sum(busy.get(i.id, 0) for i in host.instances),
+                "in_flight": sum(index.in_flight(i) for i in host.instances),
+                "leaving": to_builtins(order_of_leaving(host, known, index)),
             }
             for name, host in sorted(fleet.hosts.items())
         ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from cortex.functions.lifecycle import State
 from cortex.platform.record import Fleet, Instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.ledger import Entry
@@ -63,8 +64,8 @@ def last_start(revision: str, fleet: Fleet, known: Entry | None) -> LastStart | 
 
 def left_s(instance: Instance, known: Entry | None, now: float) -> float | None:
     """Return how long a start will still take, by what earlier ones took; None when there is no telling. Pure."""
-    if known is None or instance.ready or not known.start_s:
-        return None
+    if known is None or instance.ready or not known.start_s or instance.state is State.FETCHING:
+        return None  # how long a download takes, its phase says
     return round(max(0.0, known.start_s - (now - instance.started if instance.started else 0.0)), 1)
 
 

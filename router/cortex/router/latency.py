@@ -1,7 +1,7 @@
 """Times as counts in geometric steps: those of several processes add up, and percentiles stay true. Pure.
 
-A step is a tenth, so a percentile is less than a tenth off. From a millisecond to an hour there are 159 steps, and
-only those that were met are kept: a spread is small, and cannot grow without end.
+A step is a tenth, and its middle is what is said: a percentile is a twentieth off at most. From a millisecond to an
+hour there are 159 steps, and only those that were met are kept: a spread is small, and cannot grow without end.
 """
 
 import math
@@ -33,11 +33,11 @@ def together(spreads: Iterable[Spread]) -> Spread:
 def percentile(spread: Spread, share: float) -> float | None:
     """Return the time, in seconds, that `share` of those counted stayed below; None when there is none."""
     rank = share * sum(spread.values())
-    before = 0
+    seen = 0
     for step, count in sorted(spread.items()):
-        if before + count >= rank:
-            return LEAST_S * math.exp(_LOG * (step - 1 + (rank - before) / count))
-        before += count
+        seen += count
+        if seen >= rank:
+            return LEAST_S * math.exp(_LOG * (step - 0.5))
     return None
 
 

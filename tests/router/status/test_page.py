@@ -10,6 +10,7 @@ from cortex.functions.spec import revision
 from cortex.platform.record import Failure, Held
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.status.known import Index
+from cortex.router.status.model import Job
 from cortex.router.status.page import picture
 from cortex.router.status.rows import details
 from tests.router.status.knowns import NOW, known
@@ -139,6 +140,31 @@ def test_a_start_says_how_long_it_should_take_by_earlier_ones_and_who_waits() ->
 
     assert (start.phase, start.share, start.since, start.expected_s) == ("loading weights", 0.4, NOW - 10, 30.0)
     assert (start.waiting, start.silent_since) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "rest", "takes", "ends"),
+    [
+        (State.STARTING, {"started": NOW - 10}, 30.0, NOW + 20),
+        (State.STARTING, {"started": NOW - 10}, 0.0, None),
+        (State.FETCHING, {}, 30.0, NOW + 90),
+        (State.FETCHING, {}, 0.0, NOW + 60),
+        (State.PLACING, {}, 30.0, None),
+    ],
+)
+def test_when_a_start_is_over_follows_from_its_download_and_from_earlier_starts(
+    state: State, rest: dict[str, Any], takes: float, ends: float | None
+) -> None:
+    function = a_function()
+    job = Job(
+        id="j", host="host-a", what="org/repo", state="fetching", share=0.5, said="", at=NOW,
+        functions=("org/model",), ends=NOW + 60,
+    )  # fmt: skip
+    starts = {revision(function): Entry(start_s=takes, starts=1)}
+
+    shown = picture(known(function, hosts=(fresh(an_instance(state=state, **rest)),), starts=starts, jobs=(job,)))
+
+    assert (shown.starts[0].ends, shown.rows[0].ends) == (ends, ends)
 
 
 def test_a_start_that_has_gone_silent_says_since_when() -> None:

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 from cortex.platform.agent_messages import Planned, Victim
 from cortex.platform.record import HostRecord
 from cortex.router.status import plans
+from cortex.router.status.hosts import order_of_leaving
 from cortex.router.status.known import Index, Known
 from tests.router.status.knowns import NOW, known
 from tests.support.factories import a_function, a_host, an_instance
@@ -24,7 +25,7 @@ def test_a_warm_says_where_it_would_go_and_who_would_leave() -> None:
         evict=(Victim("one", "org/old", 90.0),), retry_at=NOW + 30,
     )  # fmt: skip
 
-    plan = plans.warm(a_function(), planned, {"host-b": "the host is cordoned"}, NOW)
+    plan = plans.warm(a_function(), planned, {"host-b": "the host is cordoned"}, (), NOW)
 
     assert plan.possible
     assert plan.losses == ("org/old, idle for 1 min 30 s",)
@@ -34,8 +35,26 @@ def test_a_warm_says_where_it_would_go_and_who_would_leave() -> None:
     assert plan.path == "/admin/functions/org%2Fmodel/warm"
 
 
+def test_a_warm_says_why_it_is_those_who_leave_and_why_others_stay() -> None:
+    here = a_host(
+        an_instance("small", function="org/small", ready=1.0),
+        an_instance("old", function="org/old", ready=2.0),
+        an_instance("kept", function="org/kept", ready=0.5, pinned=True),
+        an_instance("busy", function="org/busy", ready=0.6),
+    )
+    told = known(a_function(), hosts=(named("host-a", here),), in_flight={"busy": 1})
+    leaving = order_of_leaving(told.fleet.hosts["host-a"], told, index(told))
+    planned = Planned(host="host-a", devices=("gpu-0",), evict=(Victim("old", "org/old", 90.0),))
+
+    plan = plans.warm(a_function(), planned, {}, leaving, NOW)
+
+    why = "used later than 1 other; those before it do not free enough"
+    assert plan.losses == (f"org/old, idle for 1 min 30 s: {why}",)
+    assert plan.stay == ("org/kept: pinned", "org/busy: busy")
+
+
 def test_a_warm_that_no_host_takes_cannot_be_asked_for() -> None:
-    plan = plans.warm(a_function(), None, {"host-a": "does not fit by 9000 MiB"}, NOW)
+    plan = plans.warm(a_function(), None, {"host-a": "does not fit by 9000 MiB"}, (), NOW)
 
     assert not plan.possible
     assert plan.refused == (("host-a", "does not fit by 9000 MiB"),)

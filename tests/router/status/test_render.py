@@ -97,7 +97,7 @@ def test_details_and_plans_are_laid_out_without_inline_code(name: str) -> None:
         for may in (True, False)
         for plan in (
             plans.cool(function, told, index),
-            plans.warm(function, None, {name: name}, NOW),
+            plans.warm(function, None, {name: name}, (), NOW),
             plans.drain(told.fleet.hosts["host-a"], told, index),
             plans.pin(function, index),
         )

@@ -167,9 +167,17 @@ class Roster:
         if instance.state is State.FETCHING and step is Step.ABANDONED:
             self._effects.append(CallOff(instance, self._functions[instance.id]))
         if instance.state in COMING:
-            spent = round(now - instance.since, 3)
-            instance = replace(instance, phases={**instance.phases, str(instance.state): spent})
+            instance = replace(instance, phases=self._spent(instance, now))
         return self._put(replace(instance, state=after(instance.state, step), since=now))
+
+    @staticmethod
+    def _spent(instance: Instance, now: float) -> dict[str, float]:
+        """Return the seconds of each phase on the way up, the present one's until now. The first step of a start,
+        before the worker says anything, has the state's name."""
+        starts = instance.state is State.STARTING
+        name = instance.phase if starts and instance.phase else str(instance.state)
+        spent = now - (max(instance.since, instance.phase_since) if starts else instance.since)
+        return {**instance.phases, name: round(instance.phases.get(name, 0.0) + spent, 3)}
 
     def _put(self, instance: Instance) -> Instance:
         if instance.state is State.GONE:

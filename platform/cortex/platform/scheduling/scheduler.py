@@ -275,7 +275,7 @@ class Scheduler(Settling):
         if instance is None or instance.state is not State.FETCHING:
             return
         self._weights[instance_id] = weights
-        instance = self._step(instance, Step.FETCHED, now)
+        instance = self._step(replace(instance, phase="", progress=None), Step.FETCHED, now)
         self._admit_or_fail(instance, now)
         self.settle(now)
 
@@ -306,18 +306,21 @@ class Scheduler(Settling):
         instance = replace(instance, pid=pid, process_started=process_started, url=url, started=now, last_sign=now)
         self._put(replace(instance, server=server, health_path=health_path, path=path))
 
-    def sign_of_life(self, instance_id: str, phase: str, now: float) -> None:
-        """A starting worker wrote to its log or made progress."""
+    def sign_of_life(self, instance_id: str, phase: str, now: float, progress: float | None = None) -> None:
+        """A starting worker wrote to its log: it is at this step of its start, and so far with it."""
         instance = self._instances.get(instance_id)
-        if instance is not None and instance.state is State.STARTING:
-            self._put(replace(instance, last_sign=now, phase=phase or instance.phase))
+        if instance is None or instance.state is not State.STARTING:
+            return
+        if phase and phase != instance.phase:
+            instance = replace(instance, phases=self._spent(instance, now), phase=phase, phase_since=now)
+        self._put(replace(instance, last_sign=now, progress=progress))
 
     def answered(self, instance_id: str, now: float) -> None:
         """The worker is healthy and serves the model it should."""
         instance = self._instances.get(instance_id)
         if instance is not None and instance.state is State.STARTING:
-            instance = replace(instance, ready=now, phase="", progress=None)
-            self._step(instance, Step.ANSWERED, now)
+            instance = self._step(replace(instance, ready=now), Step.ANSWERED, now)
+            self._put(replace(instance, phase="", progress=None))
             how = f", {instance.path}" if instance.path not in ("", "plain") else ""
             self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s{how}")
             self.settle(now)

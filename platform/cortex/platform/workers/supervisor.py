@@ -34,6 +34,7 @@ from cortex.platform.weights import gguf_head
 from cortex.platform.workers import card, cgroup, confine, log_files, process, slots
 from cortex.platform.workers.card import WorkerCard
 from cortex.platform.workers.readahead import read_ahead
+from cortex.platform.workers.startup import Reading
 
 log = structlog.get_logger()
 
@@ -159,8 +160,11 @@ class Supervisor:
         self._ports[instance.id] = int(instance.url.rpartition(":")[2])
         self._own(self._watch(instance.id, instance.function, instance.pid))
         if instance.state is State.STARTING:
+            reading = Reading(self.log_path(instance.function, instance.id), instance.server, instance.path)
             self._own(
-                self._await_ready(instance.id, instance.function, instance.url, instance.health_path, instance.pid)
+                self._await_ready(
+                    instance.id, instance.function, instance.url, instance.health_path, instance.pid, reading
+                )
             )
 
     async def clear_orphans(self, known: Collection[str]) -> None:
@@ -223,7 +227,8 @@ class Supervisor:
             )
         )
         self._own(self._watch(instance.id, function.id, child.pid))
-        self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid))
+        reading = Reading(log_path, command.server, path)
+        self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid, reading))
         if command.server in IMPORTS_LONG:
             self._own(self._read_ahead(instance.id, function.id, Path(effect.weights)))
 
@@ -265,13 +270,15 @@ class Supervisor:
         log.info("worker_ended", function=function, instance=instance, how=how)
         self._tell(lambda s, now: s.exited(instance, how, last, now))
 
-    async def _await_ready(self, instance: str, function: str, url: str, health: str, pid: int) -> None:
+    async def _await_ready(
+        self, instance: str, function: str, url: str, health: str, pid: int, reading: Reading
+    ) -> None:
         """Probe a starting worker until it is healthy and serves its model, or is gone.
 
-        The scheduler keeps the clocks; this only tells of signs of life: a log that grows.
+        The scheduler keeps the clocks; this only tells of signs of life: a log that grows, and what it says.
         """
-        started, wait, size = process.started_at(pid), PROBE_FIRST_S, -1
-        log_path = self.log_path(function, instance)
+        started, wait, seen = process.started_at(pid), PROBE_FIRST_S, reading.startup
+        self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now))
         while process.alive(pid, started):
             served = await self._served(url, health, instance)
             if served is not None and function in served:
@@ -282,10 +289,8 @@ class Supervisor:
             if served is not None:
                 self._misfit(instance, function, served)
                 return
-            with contextlib.suppress(OSError):
-                if (grown := log_path.stat().st_size) != size:
-                    size = grown
-                    self._tell(lambda s, now: s.sign_of_life(instance, "", now))
+            if reading.grew():
+                self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now, seen.progress))
             await asyncio.sleep(wait)
             wait = min(wait * 1.3, PROBE_MOST_S)
 

@@ -86,11 +86,16 @@ class Start(Struct, frozen=True, kw_only=True):
     host: str
     state: str
     phase: str
+    """What is fetched, or the step the worker says it is at."""
     share: float | None
-    """How far, by what the worker says."""
+    """How far that is."""
+    passed: tuple[tuple[str, float], ...]
+    """What is behind it, in seconds; not what took no time."""
     since: float
     expected_s: float | None
-    """How long it should take in all, by earlier starts."""
+    """How long a start takes, by earlier ones, when its weights are there."""
+    ends: float | None
+    """When it should be over."""
     waiting: int
     waits_for: tuple[str, ...] = ()
     """Functions that leave first."""
@@ -169,6 +174,8 @@ class Row(Struct, frozen=True, kw_only=True):
     phase: str
     share: float | None
     since: float | None
+    ends: float | None
+    """When its start should be over."""
     failure: str
     retry_at: float | None
     kept: str = ""
@@ -222,6 +229,7 @@ class Job(Struct, frozen=True, kw_only=True):
     share: float | None
     said: str
     at: float | None
+    functions: tuple[str, ...] = ()
     ends: float | None = None
     """When it should be over, at this rate."""
 

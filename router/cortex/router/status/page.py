@@ -1,19 +1,16 @@
 """The whole status page, decided: a pure function of what a router knows at one moment."""
 
-from cortex.functions.lifecycle import COMING
-from cortex.platform.record import HostRecord, Instance
 from cortex.router.status.hosts import departures, hosts
-from cortex.router.status.known import Index, Known, key
-from cortex.router.status.model import Attention, Figures, Host, Picture, Row, Start, Verdict
+from cortex.router.status.known import Index, Known
+from cortex.router.status.model import Attention, Figures, Host, Picture, Row, Verdict
 from cortex.router.status.rows import rows
+from cortex.router.status.starts import starts
 from cortex.router.status.troubles import troubles
 from cortex.router.status.words import some
 
 MOST_ATTENTION = 6
 MOST_DECISIONS = 40
 MOST_JOBS = 40
-SILENT_START_S = 20.0
-"""A start without a sign of life for so long is shown as silent, long before it counts as failed."""
 
 
 def picture(known: Known) -> Picture:
@@ -33,37 +30,6 @@ def picture(known: Known) -> Picture:
         decisions=tuple(known.decisions[:MOST_DECISIONS]),
         jobs=None if known.jobs is None else tuple(known.jobs[:MOST_JOBS]),
         troubles=troubles(index),
-    )
-
-
-def starts(known: Known, index: Index) -> tuple[Start, ...]:
-    """Return every start in progress, the oldest first."""
-    found = [
-        (instance.created, instance.id, _start(host, instance, known, index))
-        for pairs in index.placed.values()
-        for host, instance in pairs
-        if instance.state in COMING
-    ]
-    return tuple(start for *_, start in sorted(found, key=lambda f: f[:2]))
-
-
-def _start(host: HostRecord, instance: Instance, known: Known, index: Index) -> Start:
-    entry = known.starts.get(instance.revision)
-    signs = max(instance.last_sign, instance.since, instance.started)
-    victims = (index.instances.get(i) for i in instance.waits_for)
-    return Start(
-        key=key("start", instance.id),
-        function=instance.function,
-        instance=instance.id,
-        host=host.name,
-        state=str(instance.state),
-        phase=instance.phase if instance.phase != instance.state else "",
-        share=instance.progress,
-        since=instance.started or instance.created,
-        expected_s=(entry.start_s or None) if entry else None,
-        waiting=index.usage.waiting.get(instance.function, 0),
-        waits_for=tuple(dict.fromkeys(v.function for v in victims if v is not None)),
-        silent_since=signs if known.now - signs > SILENT_START_S else None,
     )
 
 

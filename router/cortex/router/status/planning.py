@@ -7,7 +7,9 @@ from cortex.functions.spec import Engine, Function
 from cortex.router.refusals import BadRequest, HostNotFound
 from cortex.router.runtime import Runtime
 from cortex.router.status import plans
+from cortex.router.status.hosts import order_of_leaving
 from cortex.router.status.known import Index, Known
+from cortex.router.status.model import Leaving
 from cortex.router.status.plans import Plan
 
 VERBS_ON_FUNCTIONS, VERBS_ON_HOSTS = ("warm", "cool", "pin", "unpin"), ("cordon", "uncordon", "drain")
@@ -21,7 +23,7 @@ async def planned(runtime: Runtime, do: str, *, function: str = "", host: str = 
         spec = function_named(runtime, function, index)
         if do == "warm":
             going, refusals = await runtime.activator.plan(runtime.directory.find(spec.id).function)
-            return plans.warm(spec, going, refusals, known.now)
+            return plans.warm(spec, going, refusals, order_on(runtime, going.host) if going else (), known.now)
         if do == "cool":
             return plans.cool(spec, known, index)
         return plans.pin(spec, index) if do == "pin" else plans.unpin(spec, index)
@@ -40,6 +42,13 @@ def function_named(runtime: Runtime, name: str, index: Index) -> Function:
     if name not in runtime.directory.catalogue.functions and name in index.placed:
         return Function(id=name, engine=Engine.COMMAND)
     return runtime.directory.find(name).function
+
+
+def order_on(runtime: Runtime, host: str) -> tuple[Leaving, ...]:
+    """Return a host's instances in the order in which they leave when room is needed."""
+    known = sight(runtime)
+    record = known.fleet.hosts.get(host)
+    return order_of_leaving(record, known, Index(known.fleet)) if record else ()
 
 
 def sight(runtime: Runtime) -> Known:

@@ -3,7 +3,7 @@
 A warm's plan comes from the agent that would act (`…/warm?plan=1`); the others follow from the record.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -16,6 +16,7 @@ from cortex.platform.record import HostRecord
 from cortex.platform.scheduling.placement import NoRoom, need, place
 from cortex.router.choice import hosts_to_ask
 from cortex.router.status.known import Index, Known
+from cortex.router.status.model import Leaving
 from cortex.router.status.words import clock, mib, some
 
 
@@ -35,6 +36,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     facts: tuple[tuple[str, str], ...] = ()
     losses: tuple[str, ...] = ()
     """Who or what goes."""
+    stay: tuple[str, ...] = ()
+    """Who may not be evicted now, and why."""
     refused: tuple[tuple[str, str], ...] = ()
     """Hosts that will not have it, and why."""
     possible: bool = True
@@ -43,8 +46,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     options: tuple[Option, ...] = ()
 
 
-def warm(function: Function, planned: Planned | None, refusals: Mapping[str, str], now: float) -> Plan:
-    """Say where a function would go, and who would leave for it."""
+def warm(
+    function: Function, planned: Planned | None, refusals: Mapping[str, str], leaving: Sequence[Leaving], now: float
+) -> Plan:
+    """Say where a function would go, who would leave for it and why those; `leaving` is the order on that host."""
     refused = tuple(sorted(refusals.items()))
     path = _function(function.id, "warm")
     if planned is None:
@@ -55,7 +60,7 @@ def warm(function: Function, planned: Planned | None, refusals: Mapping[str, str
     if planned.there:
         says = f"It is up, or on its way, on {planned.host} already: nothing would change."
         return Plan(title=f"Warm {function.id}", verb="Warm", says=says, possible=False, path=path)
-    losses = tuple(f"{v.function}, idle for {clock(v.idle_s)}" for v in planned.evict)
+    losses = tuple(f"{v.function}, idle for {clock(v.idle_s)}{_why(v.instance, leaving)}" for v in planned.evict)
     says = f"It would start on {planned.host}" + (" in free room." if not losses else ", after making room.")
     facts = [("Host", planned.host), ("Devices", ", ".join(planned.devices)), ("Memory", _memory(planned))]
     if planned.retry_at > now:
@@ -66,9 +71,18 @@ def warm(function: Function, planned: Planned | None, refusals: Mapping[str, str
         says=says,
         facts=tuple(facts),
         losses=losses,
+        stay=tuple(f"{one.function}: {one.protected}" for one in leaving if one.protected) if losses else (),
         refused=refused,
         path=path,
     )
+
+
+def _why(victim: str, leaving: Sequence[Leaving]) -> str:
+    """Say why it is this one that leaves."""
+    found = next((one for one in leaving if one.instance == victim), None)
+    if found is None or found.protected:  # it has changed since
+        return ""
+    return f": {found.why}" + ("; those before it do not free enough" if found.rank > 1 else "")
 
 
 def _memory(planned: Planned) -> str:

@@ -12,6 +12,7 @@ from cortex.router.listing import furthest
 from cortex.router.status.hosts import reaped_at
 from cortex.router.status.known import Index, Known, Rates, key
 from cortex.router.status.model import Details, Phase, Placed, Row
+from cortex.router.status.starts import ends
 from cortex.router.status.troubles import trouble
 from cortex.router.status.words import mib, span
 
@@ -42,7 +43,7 @@ def row(function: Function, nth: int, aliases: tuple[str, ...], known: Known, in
     state = furthest({i.state for _, i in placed}, failing=retry_at > known.now)
     in_flight = sum(index.in_flight(i) for _, i in placed)
     tone = _TONES.get(state) or ("leaving" if state != State.READY else "busy" if in_flight else "idle")
-    coming = next((i for _, i in placed if i.state in COMING), None)
+    where, coming = next(((h.name, i) for h, i in placed if i.state in COMING), ("", None))
     idle = [at for _, i in placed if (at := reaped_at(i, known.catalogue, index)) is not None]
     entry = known.starts.get(known.revisions.get(function.id, ""))
     rates = known.rates.get(function.id, Rates())
@@ -69,7 +70,8 @@ def row(function: Function, nth: int, aliases: tuple[str, ...], known: Known, in
         expected_s=(entry.start_s or None) if entry else None,
         phase=_phase(coming) if coming else "",
         share=coming.progress if coming else None,
-        since=coming.created if coming else None,
+        since=(coming.started or coming.created) if coming else None,
+        ends=ends(where, coming, known) if coming else None,
         failure=failures[0].reason if failures and tone == "failing" else "",
         retry_at=retry_at if tone == "failing" else None,
         kept="pinned" if pinned else f"at least {function.min} kept warm" if function.min else "",

@@ -129,6 +129,7 @@ def job(host: str, fetching: Fetching, now: float) -> Job:
         share=fetching.fraction if fetching.state in GOING_ON else None,
         said=said,
         at=fetching.asked or None,
+        functions=fetching.functions,
         ends=round(now + left) if left is not None and fetching.alive else None,
     )
 

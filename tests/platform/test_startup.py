@@ -1,0 +1,93 @@
+"""How far a start is, by what real servers wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from cortex.platform.workers.startup import BEGUN, LONGEST_LINE, MARKS, STEPS, Reading, Startup
+
+XLLAMACPP = """\
+0.00.000.378 I srv          init: initializing ...
+0.00.002.607 I srv          init: build_info: b0-unknown
+0.00.015.852 I srv          init: loading model
+0.00.015.940 I srv    load_model: loading model '/srv/a.gguf'
+0.00.083.184 I cmn          init: llama threadpool init, n_threads = 2
+0.00.304.008 I srv    load_model: initializing, n_slots = 1, n_ctx_slot = 32768, kv_unified = 'false'
+0.00.313.078 I srv          init: model loaded
+0.00.314.576 I srv          init: listening on http://127.0.0.1:44535
+llama_server: serving /srv/a.gguf on http://127.0.0.1:44535
+"""
+FAKE = "Listening on http://127.0.0.1:9\nLoading weights: 0%\nLoading weights: 50%\nApplication startup complete.\n"
+
+
+def steps(server: str, wire: bytes, size: int, path: str = "plain") -> list[str]:
+    """Feed what a server wrote in pieces of a size; return the steps as they came."""
+    startup = Startup(server, path)
+    seen = [startup.step]
+    for at in range(0, len(wire), size):
+        startup.feed(wire[at : at + size])
+        seen.append(startup.step)
+    return list(dict.fromkeys(seen))
+
+
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize(
+    ("server", "wrote", "expected"),
+    [
+        ("xllamacpp", XLLAMACPP, [BEGUN, "loading weights", "opening"]),
+        ("fake", FAKE, [BEGUN, "loading weights", "opening"]),
+        ("command", "loading model\nApplication startup complete.\n", [BEGUN]),
+    ],
+)
+def test_the_steps_are_those_the_server_says(server: str, wrote: str, expected: list[str], size: int) -> None:
+    assert steps(server, wrote.encode(), size) == expected
+
+
+def test_a_step_is_never_taken_back() -> None:
+    assert steps("xllamacpp", (XLLAMACPP * 2).encode(), 11)[-1] == "opening"
+
+
+def test_a_worker_from_a_parked_launcher_has_its_imports_behind_it() -> None:
+    assert Startup("vllm", "plain: no launcher is parked").step == "importing"
+    assert Startup("vllm", "warm").step == BEGUN
+
+
+def test_how_far_a_step_is_belongs_to_that_step() -> None:
+    startup = Startup("fake", "plain")
+
+    startup.feed(b"Loading weights: 25%\rLoading weights: 50%\r")
+    half = startup.progress
+    startup.feed(b"100% of what nobody asked about\n")
+    still = startup.progress
+    startup.feed(b"Application startup complete.\n")
+
+    assert (half, still, startup.progress) == (0.5, 0.5, None)
+
+
+def test_a_line_that_never_ends_takes_no_room() -> None:
+    startup = Startup("fake", "plain")
+
+    for _ in range(100):
+        startup.feed(b"x" * 1000)
+
+    assert len(startup._rest) <= LONGEST_LINE
+
+
+def test_every_step_is_a_word_of_ours() -> None:
+    """They are labels of a metric."""
+    assert {m.step for marks in MARKS.values() for m in marks} < STEPS
+    assert len(STEPS) < 10
+
+
+def test_a_log_is_read_on_and_from_its_start_when_it_was_cut(tmp_path: Path) -> None:
+    log = tmp_path / "one.log"
+    reading = Reading(log, "fake", "plain")
+
+    before = reading.grew()
+    log.write_text("something long that the worker says first\n")
+    first, again = reading.grew(), reading.grew()
+    log.write_text("Loading weights: 10%\n")
+
+    assert (before, first, again) == (False, True, False)
+    assert reading.grew()
+    assert (reading.startup.step, reading.startup.progress) == ("loading weights", 0.1)
