@@ -9,6 +9,10 @@ import httpx
 import psutil
 import pytest
 
+from cortex.functions.sources import Demo
+from cortex.platform.weights.bigram import write_bigram
+from cortex.platform.weights.store import demo_path
+from tests.e2e.conftest import ALPHA, FAKE
 from tests.support.catalogues import entry, fake
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.stack import eventually, own_redis
@@ -41,13 +45,25 @@ MODELS = "\n".join(
         fake("f/holds", "--leave-grandchild", "--hold-stdout", vram_mb=1000),
         fake("f/oom", "--crash-on-load", "1", "--crash-message", "torch.OutOfMemoryError: CUDA out of memory"),
         entry("f/movable", engine="fake", vram_mb=10000),
+        # It says where its weights are.
+        entry("f/weighty", engine="command", command=[*FAKE, "--answer", "{source}"], source="demo:tiny", vram_mb=100),
     ]
 )
 
 
+def demo_of(folder: Path, host: str) -> Path:
+    """Where a host of these keeps the weights of `f/weighty`."""
+    return demo_path(Demo("tiny"), folder / f"cache-{host}")
+
+
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    agents = {"small": {**QUICK, **GPUS}, "tall": {**QUICK, **LARGE}}
+    agents = {
+        name: {**QUICK, **devices, "CORTEX_AGENT__CACHE_DIR": str(tmp_path / f"cache-{name}")}
+        for name, devices in {"small": GPUS, "tall": LARGE}.items()
+    }
+    demo_of(tmp_path, "tall").parent.mkdir(parents=True)
+    write_bigram(demo_of(tmp_path, "tall"), ALPHA, name="tiny")
     with own_redis(tmp_path) as url, Fleet(tmp_path, url, MODELS, agents) as running:
         yield running
 
@@ -242,13 +258,15 @@ def test_the_agents_metrics_tell_of_devices_states_and_decisions(small: Fleet) -
     assert 'cortex_decisions_total{node="small",what="placed"} 1.0' in told
 
 
-def test_warming_what_is_warm_somewhere_starts_nothing_elsewhere(fleet: Fleet) -> None:
-    fleet.cli("host", "cordon", "small")
-    fleet.chat("f/movable")
-    fleet.cli("host", "uncordon", "small")
+def test_a_function_comes_up_where_its_weights_are_and_warming_it_starts_nothing_elsewhere(fleet: Fleet) -> None:
+    eventually(lambda: "f/weighty" in fleet.records()["tall"].weights, what="tall to say what it holds")
 
-    warmed = [fleet.cli("fn", "warm", "f/movable", "--wait").returncode for _ in range(2)]
+    answer = fleet.chat("f/weighty")
+    warmed = [fleet.cli("fn", "warm", "f/weighty", "--wait").returncode for _ in range(2)]
 
+    # Small comes first by its name, and by its smaller devices, and would have to write them.
+    assert "f/weighty" not in fleet.records()["small"].weights
+    assert answer.json()["choices"][0]["message"]["content"] == str(demo_of(fleet.folder, "tall"))
     assert warmed == [0, 0]
     assert fleet.spawned() == 1
 
