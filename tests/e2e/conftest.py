@@ -45,6 +45,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             gguf("tiny/embeds", str(weights / "embeds.gguf"), task="embed"),
             gguf("tiny/reranks", str(weights / "reranks.gguf"), task="rerank"),
             gguf("tiny/crowd", alpha, target_concurrency=4, context=4096),
+            gguf("tiny/wide", alpha, target_concurrency=32, context=32768),
             gguf("tiny/killed", alpha),
             fake("fake/steps", "--answer", "one two three"),
             fake("fake/counted", "--answer", "one two three"),

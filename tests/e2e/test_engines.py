@@ -42,6 +42,17 @@ def test_a_worker_has_nothing_secret_of_its_agent_in_its_environment(stack: Stac
     assert told["HF_TOKEN"] == "of its function"  # whoever writes the catalogue asked for it
 
 
+def test_a_loaded_worker_takes_what_was_estimated_for_it(stack: Stack) -> None:
+    told = stack.http.get("/admin/weights/estimate", params={"function": "tiny/wide"}).json()
+    assert stack.chat("tiny/wide", max_tokens=1).status_code == 200
+    instance = stack.instance("tiny/wide")
+    taken_mb = psutil.Process(instance["pid"]).memory_info().rss // 2**20
+
+    assert told["cache_mb"] == 128  # 32 × 32768 tokens of 128 bytes
+    assert told["weights_mb"] + told["cache_mb"] <= taken_mb <= told["total_mb"]
+    assert instance["memory_mb"] == told["total_mb"]  # and this is what was placed
+
+
 def test_what_a_server_does_not_serve_is_refused_before_anything_starts(stack: Stack) -> None:
     answer = stack.http.post("/v1/embeddings", json={"model": "broken/command", "input": "a"})
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cortex.functions.estimate import MIB, Shape, estimate, shape_of_config, shape_of_gguf
+from cortex.functions.estimate import Shape, estimate, shape_of_config, shape_of_gguf
 from cortex.functions.spec import Engine, Function
 
 LLAMA_8B = {
@@ -60,22 +60,42 @@ def test_the_cache_is_read_off_a_gguf() -> None:
 def test_an_instance_takes_weights_and_cache_and_overhead_over_its_devices() -> None:
     function = Function(id="f", engine=Engine.VLLM, context=8192, target_concurrency=4, min_devices=2)
 
-    found = estimate(function, 16_000 * MIB, shape_of_config(LLAMA_8B), here=False)
+    found = estimate(function, 16_000, shape_of_config(LLAMA_8B))
 
     assert (found.tokens, found.cache_mb) == (32768, 4096)
-    assert found.total_mb == 16_000 + 4096 + 2 * 2048
+    assert found.total_mb == 16_000 + 4096 + 2 * 3072
     assert found.per_device_mb == found.total_mb // 2
     assert "32768 tokens (8192 × 4 at a time) × 131072 bytes a token" in found.formula
 
 
 def test_without_a_context_the_models_own_longest_counts_once() -> None:
-    found = estimate(Function(id="f", engine=Engine.LLAMACPP), MIB, shape_of_config(LLAMA_8B), here=True)
+    found = estimate(Function(id="f", engine=Engine.LLAMACPP), 1, shape_of_config(LLAMA_8B))
 
     assert (found.tokens, found.cache_mb) == (131072, 16384)
 
 
-def test_what_the_cache_takes_may_be_unknown() -> None:
-    found = estimate(Function(id="f", engine=Engine.LLAMACPP, context=10), MIB, None, here=True)
+def test_where_nobody_tells_the_cache_is_a_fifth_of_the_weights() -> None:
+    found = estimate(Function(id="f", engine=Engine.LLAMACPP, context=10), 1000, None)
 
-    assert (found.cache_mb, found.total_mb) == (None, 513)
+    assert (found.cache_mb, found.total_mb) == (200, 1000 + 200 + 512)
     assert "does not tell" in found.formula
+
+
+def test_a_server_that_works_on_one_request_keeps_one_context() -> None:
+    function = Function(id="f", engine=Engine.LLAMACPP, server="llama_cpp.server", context=1000, target_concurrency=8)
+
+    assert estimate(function, 1, shape_of_config(LLAMA_8B)).tokens == 1000
+
+
+@pytest.mark.parametrize(
+    ("most_mb", "asked_mb"),
+    [
+        (200_000, (16_000 + 32_768 + 2 * 3072) // 2),  # all of it
+        (20_000, 20_000),  # with a smaller cache
+        (9_000, 16_000 // 2 + 3072),  # never without its weights and overhead
+    ],
+)
+def test_where_there_is_less_the_cache_is_smaller(most_mb: int, asked_mb: int) -> None:
+    function = Function(id="f", engine=Engine.VLLM, context=32_768, target_concurrency=8, min_devices=2)
+
+    assert estimate(function, 16_000, shape_of_config(LLAMA_8B)).within(most_mb) == asked_mb

@@ -8,6 +8,7 @@ import pytest
 
 from cortex.functions.spec import Engine, Function
 from cortex.platform.host import engines
+from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.placement import NoRoom, When, misfit, need
 from cortex.platform.settings import DeclaredEngine
 from tests.support.factories import a_host
@@ -86,7 +87,7 @@ def test_a_declared_llama_server_goes_before_the_bundled_one(tmp_path: Path) -> 
 
 
 def test_a_function_goes_only_where_its_server_is() -> None:
-    wanted = need(Function(id="m", engine=Engine.LLAMACPP, server="llama_cpp.server"), 10)
+    wanted = need(Function(id="m", engine=Engine.LLAMACPP, server="llama_cpp.server"), Weights("/w", 10))
 
     assert misfit(wanted, a_host(servers=("xllamacpp",))) == NoRoom(
         reason="server 'llama_cpp.server' is not there", when=When.NEVER

@@ -8,8 +8,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from cortex.functions.estimate import Shape
 from cortex.functions.lifecycle import State
+from cortex.functions.spec import Engine
 from cortex.platform.record import Device, HostRecord, Instance, Use, used_instance
+from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.placement import (
     FIRST_SERVE_S,
     RESIDENCY_S,
@@ -54,7 +57,33 @@ def used(**when: float) -> Use:
 def test_measured_beats_declared_beats_estimated(
     declared: dict[str, Any], weights: int | None, measured: int | None, per_device: int
 ) -> None:
-    assert need(a_function(**declared), weights, measured).memory_mb == per_device
+    here = Weights("/w", weights) if weights else None
+
+    assert need(a_function(**declared), here, measured).memory_mb == per_device
+
+
+SHAPE = Shape(numbers_per_token=32 * 1024)  # 64 KiB a token
+
+
+@pytest.mark.parametrize(
+    ("declared", "measured", "needed"),
+    [
+        ({"context": 1024}, None, (1000 + 8 * 64 + 3072, "estimated")),  # as `cortex fn estimate` says
+        ({"context": 32_768}, None, (9_500, "estimated")),  # a smaller cache than its 16 GiB will do
+        ({"context": 32_768}, 9_400, (9_500, "estimated")),  # it filled less than it was given
+        ({"context": 32_768}, 9_900, (9_500, "measured")),  # it took more than it was given, and fitted
+        ({"context": 1024, "vram_mb": 20_000}, None, (20_000, "declared")),  # whoever says so means it
+    ],
+)
+def test_what_nobody_declared_is_no_more_than_a_device_has(
+    declared: dict[str, Any], measured: int | None, needed: tuple[int, str]
+) -> None:
+    function = a_function(engine=Engine.VLLM, **{"vram_mb": 0, **declared})
+    devices = [a_device("gpu-0", 10_000, reserve_mb=500), a_device("gpu-1", 8_000)]
+
+    found = need(function, Weights("/w", 1000, SHAPE), measured, devices)
+
+    assert (found.memory_mb, found.memory_from) == needed
 
 
 def test_a_need_says_what_the_spec_says() -> None:

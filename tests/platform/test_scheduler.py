@@ -109,7 +109,7 @@ def test_ensure_places_and_starts_a_worker() -> None:
     assert answer == Going("one", State.STARTING)
     assert scheduler.take_effects() == [
         Decided("placed", "f", "one", "on gpu-0"),
-        Spawn(started, F, "/cache/weights.gguf", 1000),
+        Spawn(started, F, HERE),
     ]
     assert scheduler.record().instances == (started,)
 
@@ -237,7 +237,7 @@ def test_fetched_weights_are_started_from_where_they_are() -> None:
 
     scheduler.fetched("one", Weights("/cache/new.gguf", 10), 50.0)
 
-    assert asked(scheduler) == [Spawn(one(scheduler), F, "/cache/new.gguf", 10)]
+    assert asked(scheduler) == [Spawn(one(scheduler), F, Weights("/cache/new.gguf", 10))]
 
 
 def test_the_progress_of_a_fetch_is_in_the_record() -> None:
@@ -388,7 +388,7 @@ def test_a_start_waits_until_the_memory_is_back() -> None:
     scheduler.reclaimed("one", 103.0)
 
     assert [type(effect) for effect in before] == [Reclaim]
-    assert asked(scheduler) == [Spawn(one(scheduler, "two"), G, "/cache/weights.gguf", 1000)]
+    assert asked(scheduler) == [Spawn(one(scheduler, "two"), G, HERE)]
     assert states(scheduler) == {"two": State.STARTING}
 
 

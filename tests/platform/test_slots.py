@@ -6,17 +6,19 @@ from cortex.functions.launch import Slot
 from cortex.functions.spec import Engine, Function
 from cortex.platform.host.engines import Engines
 from cortex.platform.scheduling.effects import Spawn
+from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.placement import need
 from cortex.platform.settings import Agent
 from cortex.platform.workers.slots import overflows, slot
 from tests.support.factories import a_device, an_instance
 
+HERE = Weights("/cache/model", 1000)
 ENGINES = Engines({"vllm": "0.32.0"}, {"vllm": ("vllm", "serve")}, {"vllm": "vllm-0.32.0-torch-2.13.0"})
 
 
 def made(function: Function, devices: Any, **placed: Any) -> Slot:
     instance = an_instance(devices=tuple(d.id for d in devices), **placed)
-    effect = Spawn(instance, function, "/cache/model", 1000)
+    effect = Spawn(instance, function, HERE)
     return slot(effect, Agent(cache_dir="/cache"), ENGINES, devices, port=1, key="k", scratch="/run/one")
 
 
@@ -49,13 +51,13 @@ def test_an_engine_that_fills_its_share_is_told_what_was_meant_not_what_it_took(
 def test_an_engine_that_fills_its_share_neither_shrinks_nor_grows_with_each_start() -> None:
     function = Function(id="m", engine=Engine.VLLM, vram_mb=4000)
 
-    assert (need(function, 1000, 2500).memory_mb, need(function, 1000, 2500).memory_from) == (4000, "declared")
-    assert (need(function, 1000, 4700).memory_mb, need(function, 1000, 4700).memory_from) == (4700, "measured")
+    assert (need(function, HERE, 2500).memory_mb, need(function, HERE, 2500).memory_from) == (4000, "declared")
+    assert (need(function, HERE, 4700).memory_mb, need(function, HERE, 4700).memory_from) == (4700, "measured")
 
 
 def test_layers_matter_only_where_the_weights_are_more_than_was_placed() -> None:
     function = Function(id="m", engine=Engine.LLAMACPP)
 
-    assert overflows(Spawn(an_instance(memory_mb=900), function, "/w.gguf", 1000))
-    assert not overflows(Spawn(an_instance(memory_mb=900, devices=("gpu-0", "gpu-1")), function, "/w.gguf", 1000))
-    assert not overflows(Spawn(an_instance(memory_mb=1500), function, "/w.gguf", 1000))
+    assert overflows(Spawn(an_instance(memory_mb=900), function, HERE))
+    assert not overflows(Spawn(an_instance(memory_mb=900, devices=("gpu-0", "gpu-1")), function, HERE))
+    assert not overflows(Spawn(an_instance(memory_mb=1500), function, HERE))

@@ -1,8 +1,9 @@
 """How much memory an instance will take, from what its model's configuration says and how large its files are. Pure.
+The only place where this is reckoned: placement goes by it, and `cortex fn estimate` shows it.
 
     weights + cache + overhead
-    cache    = tokens × bytes per token
-    tokens   = context × target_concurrency (without `context`: the model's own longest, once)
+    cache    = tokens × bytes per token (where the configuration does not tell: a fifth of the weights)
+    tokens   = context × requests at a time (without `context`: the model's own longest, once)
     per token = 2 bytes × Σ over attention layers of key-value heads × (key width + value width)
 
 The cache's formula is that of Pope et al., "Efficiently Scaling Transformer Inference" (arXiv:2211.05102, §2.1),
@@ -18,12 +19,15 @@ from typing import Any
 
 from msgspec import Struct
 
+from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine, Function
 
 MIB = 1024 * 1024
 CACHE_BYTES = 2
 """Keys and values are kept at 16 bits unless the engine is told otherwise."""
-OVERHEAD_MB = {Engine.VLLM: 2048, Engine.LLAMACPP: 512, Engine.COMMAND: 1024, Engine.FAKE: 0}
+CACHE_OF_WEIGHTS = 0.2
+"""What the cache takes where nobody tells, of the weights."""
+OVERHEAD_MB = {Engine.VLLM: 3072, Engine.LLAMACPP: 512, Engine.COMMAND: 1024, Engine.FAKE: 512}
 """Activations, compute buffers, CUDA context and graphs, on each device."""
 
 
@@ -43,8 +47,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
 
     function: str
     weights_mb: int
-    cache_mb: int | None
-    """None: the configuration does not tell."""
+    cache_mb: int
     overhead_mb: int
     tokens: int
     devices: int
@@ -56,31 +59,40 @@ class Estimate(Struct, frozen=True, kw_only=True):
     here: bool = False
     """The weights are on the host that was asked."""
 
+    def within(self, most_mb: int) -> int:
+        """Return what to ask for on each device where there is at most so much on any.
 
-def estimate(function: Function, weights_bytes: int, shape: Shape | None, *, here: bool) -> Estimate:
+        A cache may be smaller, if it has to: vLLM fills what it is given, and a sliding window takes less than is
+        reckoned here. Weights and overhead may not. What is declared or measured is never argued with here.
+        """
+        least = -(-(self.weights_mb + self.overhead_mb) // self.devices)
+        return min(self.per_device_mb, max(most_mb, least))
+
+
+def estimate(function: Function, weights_mb: int, shape: Shape | None, *, here: bool = False) -> Estimate:
     """Reckon what an instance takes."""
-    weights = -(-weights_bytes // MIB)
     overhead = OVERHEAD_MB[function.engine] * function.min_devices
-    tokens = function.context * function.target_concurrency or (shape.longest if shape else 0)
-    cache = None if shape is None else -(-tokens * shape.numbers_per_token * CACHE_BYTES // MIB)
-    total = weights + (cache or 0) + overhead
+    at_a_time = server_of(function).parallel or function.target_concurrency
+    tokens = function.context * at_a_time or (shape.longest if shape else 0)
     if shape is None:
-        said = "its configuration does not tell what the cache takes"
+        cache = round(weights_mb * CACHE_OF_WEIGHTS)
+        said = "its configuration does not tell what the cache takes: a fifth of the weights is assumed"
     else:
+        cache = -(-tokens * shape.numbers_per_token * CACHE_BYTES // MIB)
         per = f"{shape.numbers_per_token * CACHE_BYTES} bytes a token ({shape.said}, {CACHE_BYTES} bytes each)"
-        times = f"{function.context} × {function.target_concurrency} at a time" if function.context else "its longest"
+        times = f"{function.context} × {at_a_time} at a time" if function.context else "its longest"
         said = f"cache: {tokens} tokens ({times}) × {per}"
-    devices = function.min_devices
+    total, devices = weights_mb + cache + overhead, function.min_devices
     return Estimate(
         function=function.id,
-        weights_mb=weights,
+        weights_mb=weights_mb,
         cache_mb=cache,
         overhead_mb=overhead,
         tokens=tokens,
         devices=devices,
         total_mb=total,
         per_device_mb=-(-total // devices),
-        formula=f"weights {weights} + cache {'?' if cache is None else cache} + overhead {overhead} MiB; {said}",
+        formula=f"weights {weights_mb} + cache {cache} + overhead {overhead} MiB; {said}",
         declared_mb=function.vram_mb,
         here=here,
     )

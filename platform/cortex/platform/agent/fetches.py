@@ -20,6 +20,7 @@ from cortex.platform.agent_messages import Fetching
 from cortex.platform.record import Instance
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
+from cortex.platform.weights import estimating
 from cortex.platform.weights import store as weights
 from cortex.platform.weights.jobs import JobFailed, JobLost, Jobs, job_id
 
@@ -67,7 +68,7 @@ class Fetches:
             self._wanted.setdefault(name, set()).add(instance.id)
             self._for.setdefault(name, set()).add(function.id)
             await self._followed(source, instance)
-            found = await asyncio.to_thread(weights.find, function, self._cache)
+            found = await asyncio.to_thread(estimating.weighed, function, self._cache)
             if found is None:
                 raise JobFailed("they are still missing after the job that fetched them")
         except (JobFailed, JobLost, weights.WeightsUnavailable, redis.RedisError, OSError) as error:

@@ -40,7 +40,7 @@ from cortex.platform.scheduling.roster import Rules
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
-from cortex.platform.weights import stock
+from cortex.platform.weights import estimating, stock
 from cortex.platform.weights import store as weights
 from cortex.platform.weights.rules import keep_inside
 from cortex.platform.workers import process
@@ -169,7 +169,7 @@ class Agent:
     def _weights(self, function: Function) -> Weights | None:
         """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be."""
         own = self.settings.agent
-        found = weights.find(function, Path(own.cache_dir))
+        found = estimating.weighed(function, Path(own.cache_dir))
         if found is not None and found.path and own.weight_roots:
             keep_inside(Path(found.path), (*own.weight_roots, own.cache_dir))
         return found

@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
+from cortex.platform.scheduling.kept import Weights
 
 
 class Fetch(Struct, frozen=True):
@@ -25,8 +26,7 @@ class Spawn(Struct, frozen=True):
 
     instance: Instance
     function: Function
-    weights: str
-    weights_mb: int = 0
+    weights: Weights
 
 
 class Stop(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from cortex.functions.estimate import Shape
 from cortex.functions.spec import Function
 from cortex.platform.record import Failure, Instance
 
@@ -11,6 +12,8 @@ class Weights(Struct, frozen=True):
 
     path: str
     size_mb: int
+    shape: Shape | None = None
+    """What the cache will take, where they tell and somebody asked."""
 
 
 class Kept(Struct, frozen=True):

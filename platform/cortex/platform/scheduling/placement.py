@@ -13,9 +13,11 @@ from itertools import combinations, islice
 
 from msgspec import Struct
 
+from cortex.functions.estimate import estimate
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Device, HostRecord, Instance, Use
+from cortex.platform.scheduling.kept import Weights
 
 FIRST_SERVE_S = 30.0
 """A just-loaded instance is kept this long for the first request it was loaded for."""
@@ -26,8 +28,8 @@ RESIDENCY_S = 10.0
 MOST_DEVICE_SETS = 200
 """Sets of devices compared for a function that needs several. Which are compared is exact, see `_freed`."""
 
-OVERHEAD_MB = {Engine.VLLM: 3072}
-"""What an instance takes beside its weights, where an estimate has nothing better; 512 MiB of any other engine."""
+NO_BOUND_MB = 2**53
+"""More than any device has."""
 
 LEAVING = frozenset({State.DRAINING, State.STOPPING, State.RECLAIMING})
 
@@ -74,28 +76,35 @@ class NoRoom(Struct, frozen=True, kw_only=True):
     short_by_mb: int = 0
 
 
-def need(function: Function, weights_mb: int | None, measured_mb: int | None = None) -> Need:
-    """Return what a function needs: measured beats declared beats estimated from the weights.
+def need(
+    function: Function, weights: Weights | None, measured_mb: int | None = None, devices: Iterable[Device] = ()
+) -> Need:
+    """Return what a function needs: measured beats declared beats estimated.
 
-    The estimate is 1.2 × the weights and something for buffers and caches, over all devices. vLLM fills whatever it
-    is given, so of a measure only what it took beyond that says something: less would shrink its cache with each
-    start, and all of it would make it grow.
+    With the host's devices, what nobody declared is no more than the largest of them have: a larger cache would be of
+    use and is no condition, and what was measured did fit there. vLLM fills whatever it is given, so of a measure only
+    what it took beyond that says something: less would shrink its cache with each start, and all of it would make it
+    grow.
     """
+    count = function.min_devices
+    budgets = sorted((d.budget_mb for d in devices if d.total_mb >= function.min_device_vram_mb), reverse=True)
+    most = budgets[count - 1] if len(budgets) >= count else NO_BOUND_MB
     if function.vram_mb:
-        total, source = function.vram_mb, "declared"
+        each, source = -(-function.vram_mb // count), "declared"
     else:
-        source = "estimated"
-        total = round((weights_mb or 0) * 1.2) + OVERHEAD_MB.get(function.engine, 512)
-    fills = function.engine is Engine.VLLM
-    if measured_mb and (not fills or measured_mb > total):
-        total, source = measured_mb, "measured"
+        reckoned = estimate(function, weights.size_mb if weights else 0, weights.shape if weights else None)
+        each, source = reckoned.within(most), "estimated"
+    if measured_mb:
+        taken = -(-measured_mb // count)
+        if function.engine is not Engine.VLLM or taken > each:
+            each, source = min(taken, max(most, each)), "measured"
     return Need(
         function=function.id,
         engine=function.engine,
         server=function.server,
-        devices=function.min_devices,
+        devices=count,
         device_total_mb=function.min_device_vram_mb,
-        memory_mb=-(-total // function.min_devices),
+        memory_mb=each,
         memory_from=source,
         pinned_on=function.pinned_on,
         labels=function.labels,

@@ -63,8 +63,7 @@ class Settling(Roster):
         instance = replace(instance, started=now, last_sign=now, phase="starting")
         instance = self._step(instance, Step.PLACED, now)
         self._cycles += 1
-        weights = self._weights[instance.id]
-        self._effects.append(Spawn(instance, self._functions[instance.id], weights.path, weights.size_mb))
+        self._effects.append(Spawn(instance, self._functions[instance.id], self._weights[instance.id]))
 
     def _settle_starting(self, instance: Instance, now: float) -> None:
         silent, total = now - instance.last_sign, now - instance.started
@@ -140,7 +139,7 @@ class Settling(Roster):
         """What a function needs, by what is known best; more of it after it ran out of memory."""
         rev = revision(function)
         known = self._ledger.get(rev)
-        wanted = need(function, weights.size_mb if weights else None, known.memory_mb if known else None)
+        wanted = need(function, weights, known.memory_mb if known else None, self._host.devices)
         failure = self._failures.of(function.id, rev)
         if failure and failure.kind is FailureKind.OUT_OF_MEMORY:
             most = max((d.budget_mb for d in self._host.devices), default=0)

@@ -1,4 +1,4 @@
-"""What is needed to estimate a function's memory: the size of its files and its model's configuration, from this host
+"""What is looked up to reckon a function's memory: the size of its files and its model's configuration, from this host
 or, when they are not here, from the hub. Nothing is downloaded but the head of one file.
 """
 
@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from cortex.functions.estimate import MIB, Estimate, Shape, estimate, shape_of_config, shape_of_gguf
 from cortex.functions.selection import NoSuchWeights, select
 from cortex.functions.sources import BadSource, Repo, source_of
 from cortex.functions.spec import Function
+from cortex.platform.scheduling.kept import Weights
 from cortex.platform.settings import Settings
 from cortex.platform.weights import gguf_head, hub
 from cortex.platform.weights import store as weights
@@ -22,15 +25,15 @@ HEAD_BYTES = 1 * MIB
 def estimated(function: Function, settings: Settings) -> Estimate:
     """Estimate what an instance takes. Blocks. Raises WeightsUnavailable."""
     cache = Path(settings.agent.cache_dir)
-    found = weights.find(function, cache)
+    found = weighed(function, cache)
     if found is not None:
-        return estimate(function, found.size_mb * MIB, _shape_here(Path(found.path)), here=True)
+        return estimate(function, found.size_mb, found.shape, here=True)
     try:
         source = source_of(function)
     except BadSource as error:
         raise WeightsUnavailable(str(error)) from None
     if not isinstance(source, Repo):
-        return estimate(function, 0, None, here=False)
+        return estimate(function, 0, None)
     way = Hub(weights.hub_cache(cache), endpoint=settings.hub.endpoint, token=hub.token(settings.hub.token_file))
     listing = way.listing(source.repo, source.revision)
     try:
@@ -39,7 +42,13 @@ def estimated(function: Function, settings: Settings) -> Estimate:
         raise WeightsUnavailable(str(error)) from None
     entry = chosen.entry or next((f.path for f in chosen.files if f.path == "config.json"), "")
     head = way.head(source.repo, listing.commit, entry, HEAD_BYTES) if entry else b""
-    return estimate(function, chosen.size, _shape(entry, head), here=False)
+    return estimate(function, -(-chosen.size // MIB), _shape(entry, head))
+
+
+def weighed(function: Function, cache: Path) -> Weights | None:
+    """Return the weights as `store.find()` does, with what they say of the cache. Blocks. Raises WeightsUnavailable."""
+    found = weights.find(function, cache)
+    return replace(found, shape=_shape_here(Path(found.path))) if found is not None and found.path else found
 
 
 def _shape_here(path: Path) -> Shape | None:

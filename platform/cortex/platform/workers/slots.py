@@ -31,14 +31,14 @@ def slot(
     return Slot(
         host=settings.worker_host,
         port=port,
-        weights=effect.weights,
+        weights=effect.weights.path,
         key=key,
         tools=engines.tools,
         devices=tuple(d for d in instance.devices if d.startswith("GPU-")),
         device_kind=kind,  # type: ignore[arg-type]
         device_total_mb=min((d.total_mb for d in there), default=0),
         memory_mb=engine_mb(effect),
-        weights_mb=effect.weights_mb,
+        weights_mb=effect.weights.size_mb,
         layers=layers,
         cache=str(cache(settings, engines, effect.function.engine, there)),
         scratch=scratch,
@@ -49,7 +49,7 @@ def slot(
 def overflows(effect: Spawn) -> bool:
     """Whether the weights are more than what was placed, so that it matters how many layers they have."""
     placed = effect.instance.memory_mb * max(1, len(effect.instance.devices))
-    return effect.function.engine is Engine.LLAMACPP and effect.weights_mb > placed
+    return effect.function.engine is Engine.LLAMACPP and effect.weights.size_mb > placed
 
 
 def engine_mb(effect: Spawn) -> int:
@@ -60,7 +60,7 @@ def engine_mb(effect: Spawn) -> int:
     """
     placed = effect.instance
     if effect.function.engine is Engine.VLLM and placed.memory_from == "measured":
-        return min(placed.memory_mb, need(effect.function, effect.weights_mb).memory_mb)
+        return min(placed.memory_mb, need(effect.function, effect.weights).memory_mb)
     return placed.memory_mb
 
 

@@ -197,7 +197,7 @@ class Supervisor:
                 port=port,
                 key=key,
                 scratch=str(scratch),
-                layers=_layers(Path(effect.weights)) if slots.overflows(effect) else 0,
+                layers=_layers(Path(effect.weights.path)) if slots.overflows(effect) else 0,
             )
             command = launch(function, slot)
             for path, content in command.files.items():
@@ -230,7 +230,7 @@ class Supervisor:
         reading = Reading(log_path, command.server, path)
         self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid, reading))
         if command.server in IMPORTS_LONG:
-            self._own(self._read_ahead(instance.id, function.id, Path(effect.weights)))
+            self._own(self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
 
     async def _read_ahead(self, instance: str, function: str, weights: Path) -> None:
         def starting() -> bool:
