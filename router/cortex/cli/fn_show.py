@@ -61,7 +61,7 @@ def show(name: str, as_json: bool) -> None:
                 f"{i['memory_mb']} ({i['memory_from']})",
                 "-" if i["used_mb"] is None else str(i["used_mb"]),
                 str(i["in_flight"]),
-                "-" if i["start_s"] is None else f"{i['start_s']:.1f}s",
+                _started(i),
                 span(i["idle_in_s"]),
             )
         out.print(rows)
@@ -160,6 +160,14 @@ def _start(start: dict[str, Any] | None) -> str:
         return ""
     phases = ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in start["phases"].items())
     return f"{ago(start['at'])}, {start['total_s']:.1f}s in all: {phases}"
+
+
+def _started(instance: dict[str, Any]) -> str:
+    """How long its start took, and by which way where that says something."""
+    if instance["start_s"] is None:
+        return "-"
+    way = f", {instance['path']}" if instance["path"] not in ("", "plain") else ""
+    return f"{instance['start_s']:.1f}s{way}"
 
 
 def _lately(bucket: dict[str, Any] | None) -> str:
