@@ -9,7 +9,7 @@ import httpx
 
 from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.local import key_for, running
-from cortex.platform.serving.certificates import trust
+from cortex.platform.serving.trust import trust
 
 DEFAULT_URL = "http://127.0.0.1:31313"
 

@@ -24,7 +24,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.tables import console
 from cortex.platform import settings as settings_
-from cortex.platform.serving.certificates import trust
+from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings, SettingsError
 
 LITTLE_DISK_GB = 5.0

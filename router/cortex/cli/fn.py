@@ -9,6 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
+from cortex.cli.lazy import LazyGroup
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
 
@@ -16,7 +17,21 @@ POLL_S = 0.15
 GONE = ("cold", "failing")
 
 
-@click.group()
+@click.group(
+    cls=LazyGroup,
+    later={
+        "show": "cortex.cli.fn_show:show",
+        "plan": "cortex.cli.fn_show:plan",
+        "history": "cortex.cli.fn_show:history",
+        "logs": "cortex.cli.fn_show:logs",
+        "pin": "cortex.cli.fn_show:pin",
+        "unpin": "cortex.cli.fn_show:unpin",
+        "set": "cortex.cli.fn_show:set_",
+        "reset": "cortex.cli.fn_show:reset",
+        "prefetch": "cortex.cli.prefetch:prefetch",
+        "estimate": "cortex.cli.prefetch:estimate",
+    },
+)
 def fn() -> None:
     """See the functions; warm them, cool them."""
 

@@ -147,9 +147,6 @@ def reset(name: str) -> None:
     _said(Router().set(name, "reset"))
 
 
-COMMANDS = (show, plan, history, logs, pin, unpin, set_, reset)
-
-
 def _said(answer: dict[str, Any]) -> None:
     pinned = ", pinned" if answer["pinned"] else ""
     click.echo(f"{answer['id']}: at least {answer['min']}, at most {answer['max']} instances{pinned}")

@@ -44,6 +44,3 @@ def estimate(name: str, host: str, as_json: bool) -> None:
     click.echo(f"  weights: {'on ' + told['host'] if told['here'] else 'not on ' + told['host'] + ' yet'}")
     if told["declared_mb"]:
         click.echo(f"  vram_mb says {told['declared_mb']} MiB, which is used until it has been measured")
-
-
-COMMANDS = (prefetch, estimate)

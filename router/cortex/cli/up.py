@@ -18,16 +18,18 @@ from pathlib import Path
 
 import httpx
 import psutil
+import rich_click as click
 from msgspec.structs import replace
 from rich.console import Console
 
 from cortex.cli import local
 from cortex.cli.exits import FAILED, Failed
+from cortex.cli.settings import config_option, settings_of
 from cortex.functions.catalogue import Catalogue, CatalogueError
-from cortex.platform import embedded_redis
+from cortex.platform import embedded_redis, log
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.serving import address
-from cortex.platform.settings import Settings, encode_env
+from cortex.platform.settings import Settings, declared_devices, encode_env
 from cortex.platform.workers import process
 from cortex.router.directory import load
 
@@ -37,6 +39,30 @@ START_S = 30.0
 STEADY_S = 30.0
 MOST_PAUSE_S = 10.0
 LOG_KEPT_BYTES = 4 * 1024 * 1024
+
+
+@click.command()
+@config_option
+@click.option("--models", type=click.Path(path_type=Path), help="The catalogue [default: models.toml].")
+@click.option("--port", type=click.IntRange(1, 65535), help="The router's port [default: 31313].")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Router processes.")
+@click.option("--devices", help="Declare GPUs instead of looking for them, such as 2x24GB,1x80GB.")
+@click.option("--fake", is_flag=True, help="Serve every function with the fake engine: a fleet to play with.")
+def up(
+    config: Path | None, models: Path | None, port: int | None, workers: int, devices: str | None, fake: bool
+) -> None:
+    """Run everything on this machine: Redis, an agent, a job worker and a router.
+
+    Needs no root, no Redis, no GPU and no configuration. Ctrl-C stops it all; a second Ctrl-C at once.
+    """
+    settings = settings_of(config)
+    log.configure(settings.log)
+    if devices:
+        declared = declared_devices(devices)
+        if declared is None:
+            raise click.BadParameter(f"'{devices}' is not like 2x24GB,1x80GB", param_hint="--devices")
+        settings = replace(settings, agent=replace(settings.agent, devices=declared))
+    sys.exit(asyncio.run(run(replace(settings, pretend=fake or settings.pretend), models, port, workers)))
 
 
 class Child:

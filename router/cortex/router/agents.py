@@ -25,7 +25,7 @@ from cortex.platform.agent_messages import (
     Stored,
 )
 from cortex.platform.keys import FleetToken
-from cortex.platform.serving.certificates import trust
+from cortex.platform.serving.trust import trust
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0

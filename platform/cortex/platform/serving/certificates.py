@@ -1,4 +1,4 @@
-"""Certificates: whom we believe, whether a pair can be used, and a pair that is renewed under a running listener."""
+"""Certificates of listeners: whether a pair can be used, and a pair that is renewed under a running listener."""
 
 import asyncio
 import os
@@ -22,17 +22,6 @@ def check(cert: str, key: str) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(Path(cert).expanduser(), Path(key).expanduser())
     except (OSError, ssl.SSLError, ValueError) as error:
         raise SettingsError(f"the certificate {cert} with the key {key} cannot be used: {error}") from None
-
-
-def trust(ca_file: str) -> ssl.SSLContext:
-    """Return what to believe of the other side's certificate: the system's authorities, and those of a file."""
-    context = ssl.create_default_context()
-    if ca_file:
-        try:
-            context.load_verify_locations(Path(ca_file).expanduser())
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"ca_file: {ca_file} cannot be used: {error}") from None
-    return context
 
 
 def following(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:

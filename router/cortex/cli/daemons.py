@@ -1,0 +1,129 @@
+"""`cortex router` and `cortex agent`: the processes that a service manager runs."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import rich_click as click
+
+from cortex.cli import exits
+from cortex.cli.settings import config_option, settings_of
+from cortex.platform import log
+from cortex.platform.settings import Settings
+
+_tls_cert = click.option("--tls-cert", metavar="FILE", help="Speak https with this certificate, and follow the file.")
+_tls_key = click.option("--tls-key", metavar="FILE", help="The key of the certificate.")
+
+
+@click.command()
+@config_option
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
+@click.option("--insecure", is_flag=True, help="Listen on an address other than loopback without any key.")
+@_tls_cert
+@_tls_key
+def router(config: Path | None, workers: int, insecure: bool, tls_cert: str | None, tls_key: str | None) -> None:
+    """Run a router: the URL that clients talk to."""
+    from msgspec.structs import replace
+
+    settings = settings_of(config)
+    gateway = settings.gateway
+    gateway = replace(gateway, tls_cert=tls_cert or gateway.tls_cert, tls_key=tls_key or gateway.tls_key)
+    _route(replace(settings, gateway=gateway), workers, insecure)
+
+
+@click.command(hidden=True)
+@config_option
+def serve(config: Path | None) -> None:
+    """Run a router (the name this command had before)."""
+    _route(settings_of(config), 1, insecure=False)
+
+
+def _route(settings: Settings, workers: int, insecure: bool) -> None:
+    from msgspec.structs import replace
+
+    from cortex.functions.catalogue import CatalogueError
+    from cortex.platform.serving.address import is_loopback
+    from cortex.router.directory import load
+    from cortex.router.serve import NotStarted
+    from cortex.router.serve import serve as run
+
+    log.configure(settings.log)
+    settings = replace(settings, gateway=replace(settings.gateway, insecure=insecure or settings.gateway.insecure))
+    listen = settings.gateway.listen
+    if not is_loopback(listen) and not _any_key(settings):
+        if not settings.gateway.insecure:
+            raise exits.Failed(
+                f"refusing to listen on {listen}: there is no API key, so anybody who reaches it could use the "
+                "models and stop them",
+                hint="Make a key first: `cortex key new NAME --admin --record` (with the same --config). "
+                "Or listen on 127.0.0.1. Or say --insecure if the network keeps everybody else out.",
+            )
+        click.echo(
+            f"cortex: --insecure: whoever reaches {listen} can use every model, see "
+            "what everybody runs, and start and stop everything, until somebody makes an API key",
+            err=True,
+        )
+    try:
+        load(Path(settings.models_config))
+        run(settings, workers)
+    except CatalogueError as error:
+        raise exits.Failed(str(error), hint="Nothing was started.") from None
+    except (OSError, UnicodeDecodeError, NotStarted) as error:
+        raise exits.Failed(str(error)) from None
+
+
+def _any_key(settings: Settings) -> bool:
+    """Whether anybody has made an API key."""
+    from cortex.platform.registry import RecordAway, Registry
+
+    async def keys() -> bool:
+        registry = Registry.of(settings)
+        try:
+            return bool(await registry.keys())
+        finally:
+            await registry.close()
+
+    try:
+        return asyncio.run(keys())
+    except RecordAway as error:
+        if settings.gateway.insecure:
+            return False
+        raise exits.Failed(
+            f"refusing to listen on {settings.gateway.listen} before it is known whether there is an API key: {error}",
+            hint="Start Redis first; CORTEX_REDIS_URL or --config says where it is.",
+        ) from None
+
+
+@click.command()
+@config_option
+@_tls_cert
+@_tls_key
+def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> None:
+    """Run this host's agent: it starts, watches and stops the workers."""
+    import uvicorn
+    from msgspec.structs import replace
+
+    from cortex.platform.agent.api import create_app
+    from cortex.platform.serving import listener, systemd
+    from cortex.platform.workers.confine import confine
+
+    settings = settings_of(config)
+    own = settings.agent
+    settings = replace(settings, agent=replace(own, tls_cert=tls_cert or own.tls_cert, tls_key=tls_key or own.tls_key))
+    log.configure(settings.log)
+    confine(no_new_privs=settings.agent.no_new_privs)
+    passed = systemd.listeners().get("agent")
+    try:
+        served = listener.config(
+            create_app(settings),
+            settings.agent.listen,
+            cert=settings.agent.tls_cert,
+            key=settings.agent.tls_key,
+            timeout_graceful_shutdown=2,
+        )
+        server = uvicorn.Server(served)
+        server.run(sockets=[passed] if passed else None)
+        if not server.started:
+            sys.exit(exits.FAILED)
+    except OSError as error:
+        raise exits.Failed(str(error)) from None
