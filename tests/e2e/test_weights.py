@@ -34,7 +34,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def hub(alpha: bytes) -> Iterator[FakeHub]:
     with fake_hub() as running:
-        for name in (*FETCHED, "gated", "slow", "undeclared"):
+        for name in (*FETCHED, "gated", "slow", "undeclared", "shared"):
             running.repos[f"org/{name}"] = {FILE: alpha, "README.md": b"x"}
         running.tokens["org/gated"], running.gated = TOKEN, {"org/gated"}
         yield running
@@ -49,6 +49,7 @@ def stack(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     folder = tmp_path_factory.mktemp("weights-stack")
     (folder / "hf-token").write_text(TOKEN)
     models = [hub_entry(n) for n in (*FETCHED, "gated", "unknown")]
+    models += [entry(f"w/{n}", engine="llamacpp", source="org/shared:Q4_K_M") for n in ("one", "same")]
     models += [hub_entry("slow", start_timeout_s=1.5), entry("w/fake", engine="fake")]
     env = {"CORTEX_HUB__ENDPOINT": hub.url, "CORTEX_HUB__TOKEN_FILE": str(folder / "hf-token")}
     running = Stack(folder, "\n".join(models), env=env)
@@ -253,6 +254,21 @@ def test_weights_that_are_in_use_or_not_ours_stay(stack: Stack, weights: Path) -
     assert f"cortex did not put {path} there" in str(not_ours.exception)
     assert "org/cold" not in unused.stdout
     assert (weights / "alpha.gguf").exists()
+
+
+def test_two_functions_with_one_source_are_one_download(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
+    hub.bytes_s = len(alpha) / 60
+    before = len(hub.transfers(FILE))
+
+    begun = [stack.http.post("/admin/weights/fetch", json={"function": f}).json() for f in ("w/one", "w/same")]
+    named = eventually(lambda: (found := job(stack, "one")).get("done") and found["functions"], what="bytes")
+    listed = stack.http.get("/admin/jobs").json()["jobs"]
+    run(stack, "jobs", "cancel", "w/one")
+
+    assert begun[0]["job"] == begun[1]["job"]
+    assert named == ["w/one", "w/same"]
+    assert [j["id"] for j in listed].count(begun[0]["job"]) == 1
+    assert len(hub.transfers(FILE)[before:]) == 1
 
 
 def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, hub: FakeHub, alpha: bytes) -> None:

@@ -23,6 +23,7 @@ from cortex.platform.workers import process
 
 SERVER = """
 import json, multiprocessing, os, sys, time
+import vllm.platforms
 import vllm.v1.engine.core as core
 
 def main():
@@ -31,7 +32,8 @@ def main():
     child = context.Process(target=core.run, args=(sender,))
     child.start()
     said = receiver.recv()
-    said["front"] = {"argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid()}
+    said["front"] = {"argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid(),
+                     "devices": vllm.platforms.devices()}
     print(json.dumps(said), flush=True)
     time.sleep(60)
 
@@ -39,12 +41,23 @@ if __name__ == "__main__":
     main()
 """
 SCRIPT = "from vllm.entrypoints.openai.api_server import main\nif __name__ == '__main__':\n    main()\n"
+PLATFORMS = """
+import functools, os
+
+@functools.cache
+def devices():
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+
+devices()
+"""
 CORE = """
 import multiprocessing, os, sys, time
+import vllm.platforms
 IMPORTED = time.time()
 
 def worker(answer):
-    answer.send({"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid(), "argv": sys.argv})
+    answer.send({"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid(), "argv": sys.argv,
+                 "devices": vllm.platforms.devices()})
     time.sleep(60)
 
 def run(answer):
@@ -52,7 +65,8 @@ def run(answer):
     receiver, sender = context.Pipe(duplex=False)
     context.Process(target=worker, args=(sender,)).start()
     print("the core speaks", flush=True)
-    answer.send({"core": {"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid()},
+    answer.send({"core": {"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid(),
+                          "devices": vllm.platforms.devices()},
                  "worker": receiver.recv()})
     time.sleep(60)
 """
@@ -63,7 +77,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """How the small engine is run."""
     root = tmp_path / "lib" / "vllm"
     for name, text in {
-        "__init__.py": "", "v1/__init__.py": "", "v1/engine/__init__.py": "", "v1/engine/core.py": CORE,
+        "__init__.py": "", "platforms.py": PLATFORMS,
+        "v1/__init__.py": "", "v1/engine/__init__.py": "", "v1/engine/core.py": CORE,
         "entrypoints/__init__.py": "", "entrypoints/openai/__init__.py": "", "entrypoints/openai/api_server.py": SERVER,
     }.items():  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -216,6 +231,34 @@ async def test_a_parked_one_ends_with_its_agent(kept: Kept) -> None:
     kept.keeper._line.close()  # as the kernel does when an agent dies, however it dies
 
     await until(lambda: not _runs(pid))
+
+
+async def test_devices_are_learned_anew_at_the_hand_over(engine: tuple[str, ...], kept: Kept) -> None:
+    """What the engine remembered of them while it was parked is of no device that the instance has."""
+    del engine
+    await kept.until("parked")
+    kept.start(CUDA_VISIBLE_DEVICES="GPU-1")
+
+    said = await kept.said()
+
+    assert [one["devices"] for one in said.values()] == ["GPU-1"] * 3
+
+
+async def test_an_engine_whose_import_touches_a_gpu_is_not_kept_parked(engine: tuple[str, ...], tmp_path: Path) -> None:
+    torch = tmp_path / "lib" / "torch"
+    torch.mkdir()
+    (torch / "__init__.py").write_text("from torch import cuda\n")
+    (torch / "cuda.py").write_text("def is_initialized():\n    return True\n")
+    core = tmp_path / "lib" / "vllm" / "v1" / "engine" / "core.py"
+    core.write_text(f"import torch\n{core.read_text()}")
+    kept = Kept(engine, tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+
+    await kept.until("failed: it exited with code 1 while importing")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert "importing the engine initialised CUDA" in (tmp_path / "launcher.log").read_text()
 
 
 async def test_an_engine_that_cannot_be_imported_is_no_launcher_and_says_so(tmp_path: Path) -> None:

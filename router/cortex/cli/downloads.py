@@ -60,7 +60,7 @@ def _watched(router: Router, host: str, mine: Callable[[Download], bool]) -> dic
                     bars[d["id"]] = progress.add_task(f"{d['source']} on {d['host']}", total=None, said="")
                 said = d["said"] or d["state"]
                 # A size that is not known yet is a bar that only moves.
-                progress.update(bars[d["id"]], total=d["total"] or None, completed=d["done"], said=said)
+                progress.update(bars[d["id"]], total=d["total"] or None, completed=d["done"], said=said, refresh=True)
             if not any(d["alive"] for d in found):
                 return seen
             time.sleep(POLL_S)

@@ -1,0 +1,85 @@
+"""Downloads on a terminal: bars that follow them, and what is said of how they ended."""
+
+import io
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from cortex.cli import downloads
+from cortex.cli.client import Router
+from cortex.cli.exits import Failed
+
+
+def a_download(**rest: Any) -> dict[str, Any]:
+    values = {"id": "job-1", "host": "a", "source": "org/m:Q4_K_M", "functions": ["w/m"], "state": "fetching"}
+    numbers = {"done": 0, "total": 0, "rate": 0.0, "fraction": None, "remaining_s": None}
+    return {**values, **numbers, "why": "", "said": "", "alive": True, **rest}
+
+
+class Listing:
+    """A router that says one thing after another of its downloads, and the last again and again."""
+
+    def __init__(self, *readings: list[dict[str, Any]]) -> None:
+        self._readings, self.asked = list(readings), 0
+
+    def jobs(self, host: str) -> dict[str, Any]:
+        self.asked += 1
+        return {"jobs": self._readings.pop(0) if len(self._readings) > 1 else self._readings[0], "away": {}}
+
+    def as_router(self) -> Router:
+        return cast(Router, self)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """A terminal, on which time does not pass."""
+    out = io.StringIO()
+    monkeypatch.setattr(downloads, "console", lambda: Console(file=out, force_terminal=True, width=100))
+    monkeypatch.setattr(downloads, "POLL_S", 0.0)
+    yield out
+
+
+DONE = a_download(state="done", done=4 << 20, total=4 << 20, alive=False, said="")
+
+
+def test_a_bar_shows_how_far_a_download_is_and_says_how_long_still(terminal: io.StringIO) -> None:
+    half = a_download(done=2 << 20, total=4 << 20, said="2 MiB of 4 MiB, 1 MiB/s, 2 s left")
+    listing = Listing([a_download(said="asking the hub")], [half], [DONE])
+
+    assert downloads.wait_for(listing.as_router(), "a", "job-1") == DONE
+
+    said = terminal.getvalue()
+    assert "org/m:Q4_K_M on a" in said
+    assert "━" in said
+    assert "2 s left" in said
+    assert listing.asked == 3
+
+
+def test_only_what_gets_on_is_followed_and_each_to_its_end(terminal: io.StringIO) -> None:
+    old = a_download(id="old", source="org/old", state="failed", alive=False)
+    listing = Listing([old, a_download()], [old, DONE])
+
+    downloads.follow(listing.as_router(), "")
+
+    assert listing.asked == 2
+    assert "org/old" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (
+            [a_download(state="failed", why="there is no room", alive=False)],
+            "org/m:Q4_K_M was not fetched on a: there is",
+        ),
+        ([a_download(state="stopped", alive=False)], "org/m:Q4_K_M was not fetched on a: it was cancelled"),
+        ([], "org/m:Q4_K_M was not fetched on a: its job is gone"),
+    ],
+)
+def test_another_end_than_the_right_one_fails_with_the_reason(
+    terminal: io.StringIO, ends: list[dict[str, Any]], said: str
+) -> None:
+    with pytest.raises(Failed, match=said):
+        downloads.wait_for(Listing([a_download()], ends).as_router(), "a", "job-1")
