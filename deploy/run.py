@@ -21,7 +21,7 @@ ANSIBLE = HERE / "ansible"
 VAULT_PASSWORD = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "cortex" / "vault.password"
 PLAYBOOKS = {
     "deploy": ["site.yml"],
-    "models": ["site.yml", "--tags", "models"],
+    "models": ["models.yml"],
     "rollback": ["site.yml", "-e", "cortex_rollback=true"],
     "status": ["status.yml"],
     "undeploy": ["undeploy.yml"],

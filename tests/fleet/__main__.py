@@ -14,75 +14,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import httpx
-
-from tests.fleet.load import Load, ask, ask_as_anthropic, whole
-from tests.fleet.machines import NETWORK, TOOLS, Host, Machines, machines, until
-from tests.fleet.playbook import Deployment, build
+from tests.fleet.fleet import GB24, Fleet
+from tests.fleet.load import ask_as_anthropic, whole
+from tests.fleet.looks import handed_over, left_on, loaded, measured, reached, shown, undisturbed, units
+from tests.fleet.machines import NETWORK, TOOLS, Machines, machines, until
+from tests.fleet.playbook import build
 from tests.fleet.report import Report, Step
-from tests.support.catalogues import aliases, entry, fake
+from tests.support.catalogues import fake
 
-MOST_S = 30 * 60
-GB24: list[dict[str, object]] = [{"name": "pretend 24 GB", "vram_mb": 24576}]
-GB80: list[dict[str, object]] = [{"name": "pretend 80 GB", "vram_mb": 81920}]
-SMALL = {"vram_mb": 14000, "idle_after_s": 3600}
-BIG = {"vram_mb": 70000, "idle_after_s": 3600}
-
-
-class Fleet:
-    """What the steps work on."""
-
-    def __init__(self, hosts: Machines, report: Report) -> None:
-        self.machines, self.report = hosts, report
-        self.front, self.small, self.large, self.late = (hosts.add(n) for n in ("front", "small", "large", "late"))
-        self.deployment = Deployment(hosts.folder / "deployment", hosts.key)
-        self.url = f"http://{self.front.address}:31313"
-        self.members: dict[Host, list[dict[str, object]]] = {self.small: GB24, self.large: GB80}
-        self.first = self.second = self.key = ""
-
-    def catalogue(self, *more: str) -> None:
-        """Write models.toml."""
-        self.deployment.models.write_text(
-            "\n".join(
-                [
-                    entry("cortex/harbour", engine="llamacpp", source="demo:harbour", context=2048, idle_after_s=3600),
-                    fake("t/load", "--tps", "20", "--tokens", "30", vram_mb=4000, target_concurrency=64),
-                    fake("t/one", **SMALL),
-                    fake("t/two", **SMALL),
-                    fake("t/big", **BIG),
-                    fake("t/bigger", **BIG),
-                    *more,
-                    aliases({"harbour": "cortex/harbour", "one": "t/one"}),
-                ]
-            )
-        )  # fmt: skip
-
-    def rows(self) -> dict[str, Any]:
-        """Return every function as the router lists it."""
-        answer = httpx.get(
-            f"{self.url}/admin/functions", headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
-        )
-        return {row["id"]: row for row in answer.json()["functions"]}
-
-    def hosts(self) -> dict[str, Any]:
-        """Return every live host as the router lists it."""
-        answer = httpx.get(
-            f"{self.url}/admin/hosts", headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
-        )
-        return {host["name"]: host for host in answer.json()["hosts"]}
-
-    def ask(self, model: str, *, stream: bool = False) -> httpx.Response:
-        """Ask a model one thing, with the operator's key."""
-        return ask(self.url, model, stream=stream, key=self.key)
-
-    def where(self, function: str) -> dict[str, str]:
-        """Return the function's serving instances, and on which host each is."""
-        return {i["id"]: i["host"] for i in self.rows()[function]["instances"] if i["state"] == "ready"}
-
-    def instances(self) -> dict[str, tuple[str, int]]:
-        """Return host and process of every instance that serves."""
-        placed = [i for row in self.rows().values() for i in row["instances"]]
-        return {i["id"]: (i["host"], i["pid"]) for i in placed if i["state"] == "ready"}
+MOST_S = 60 * 60
 
 
 def main() -> int:
@@ -141,7 +81,7 @@ def deploy(f: Fleet) -> None:
         f.deployment.run("secrets")
         changed = f.deployment.run("deploy", "-e", f"cortex_version={f.first}")
         f.key = f.front.says("cat /etc/cortex/operator.key")
-        step.saw = f"changed {changed}; {_answer(f)}"
+        step.saw = f"changed {changed}; {shown(f)}"
         step.check(set(f.hosts()) == {"small", "large"}, "not both hosts are seen")
 
 
@@ -160,12 +100,21 @@ def again(f: Fleet) -> None:
 def closed(f: Fleet) -> None:
     """What is closed to whom."""
     with f.report.step("units: systemd-analyze verify, security scores, users, passwords") as step:
-        _units(f, step)
+        units(f, step)
     with f.report.step("the firewall: outsiders reach the router and nothing else") as step:
-        open_ = [_reached(a, p) for a, p in ((f.front.address, 31313), (f.front.address, 6380),
+        open_ = [reached(a, p) for a, p in ((f.front.address, 31313), (f.front.address, 6380),
                                              (f.small.address, 13131), (f.small.address, 20000))]  # fmt: skip
         step.saw = f"router {open_[0]}, Redis {open_[1]}, agent {open_[2]}, worker {open_[3]}"
         step.check(open_ == ["open", "refused", "refused", "refused"], "not as it should be")
+
+
+def monitored(f: Fleet) -> None:
+    """What Prometheus sees."""
+    with f.report.step("Prometheus reads the router's metrics, with the rules of alerts") as step:
+        until(lambda: measured(f, "query?query=up")["result"][0]["value"][1] == "1", within_s=60, what="it is read")
+        groups = measured(f, "rules")["groups"]
+        step.saw = f"{sum(len(g['rules']) for g in groups)} rules"
+        step.check(groups, "no rules")
 
 
 def requests(f: Fleet) -> None:
@@ -196,11 +145,13 @@ def requests(f: Fleet) -> None:
 def restarts(f: Fleet) -> None:
     """What operators and power do to machines, under load."""
     with f.report.step("systemctl restart of every agent under load") as step:
-        _undisturbed(f, step, lambda: [h.run("systemctl restart cortex-agent") for h in f.members])
+        undisturbed(f, step, lambda: [h.run("systemctl restart cortex-agent") for h in f.members])
     with f.report.step("systemctl restart of the router under load") as step:
-        _undisturbed(f, step, lambda: f.front.run("systemctl restart cortex-router", timeout_s=120))
+        undisturbed(f, step, lambda: f.front.run("systemctl restart cortex-router", timeout_s=120))
+    with f.report.step("a stream of 40 s outlives its router; nobody waits for it") as step:
+        handed_over(f, step)
     with f.report.step("systemctl restart of Redis under load") as step:
-        _undisturbed(f, step, lambda: f.front.run("systemctl restart cortex-redis"))
+        undisturbed(f, step, lambda: f.front.run("systemctl restart cortex-redis"))
     with f.report.step("reboot of a host: others serve, it comes back by itself") as step:
         before = {i for i, (host, _) in f.instances().items() if host == "small"}
         f.small.reboot()
@@ -243,18 +194,31 @@ def joins(f: Fleet) -> None:
         step.saw = f"pushed in {took:.1f} s; the new function answers {answer.status_code}"
         step.check(whole(answer, stream=False), "the new function does not answer")
         step.check(before.items() <= f.instances().items(), "an instance was lost")
+    with f.report.step("a host deleted from the inventory is drained by the next deploy, under load") as step:
+        for name in ("t/one", "t/two"):  # two of them and t/bigger fill the fleet: one is on the host
+            step.check(whole(f.ask(name), stream=False), f"{name} did not answer")
+        (there,) = [n for n in ("t/one", "t/two") if "late" in f.where(n).values()]
+        del f.members[f.late]
+        f.deployment.write(f.front, f.members)
+        loaded(
+            f, step, there, lambda: f.deployment.run("deploy", "--limit", "front", "-e", f"cortex_version={f.first}")
+        )
+        step.saw += f"; {there} now on {list(f.where(there).values())}"
+        step.check("late is no longer in the inventory" in f.deployment.said(), "the deployment does not say so")
+        step.check("late" not in f.where(there).values(), "it still serves")
+        until(lambda: "late" not in f.hosts(), within_s=30, what="the record is closed to it")
+    with f.report.step("listed again, it takes new work again") as step:
+        f.members[f.late] = GB24
+        f.deployment.write(f.front, f.members)
+        f.deployment.run("deploy", "--limit", "front,late", "-e", f"cortex_version={f.first}")
+        step.saw = f"cordoned: {f.hosts()['late']['cordoned']}"
+        step.check(not f.hosts()["late"]["cordoned"], "it takes no new work")
     with f.report.step("a host is drained and removed under load; nothing is lost, nothing is left") as step:
-        f.late.run("true")
-        load = Load(f.url, "t/load", key=f.key)
-        with load:
-            until(lambda: load.answered > 5, within_s=60, what="load runs")
-            f.deployment.run("undeploy", "--limit", "late")
-        step.saw = f"{load.answered} answered, lost {dict(load.lost)}"
-        step.check(not load.lost, "requests were lost")
+        loaded(f, step, "t/load", lambda: f.deployment.run("undeploy", "--limit", "late"))
         del f.members[f.late]
         f.deployment.write(f.front, f.members)
         until(lambda: "late" not in f.hosts(), within_s=30, what="late is gone")
-        left = _left_on(f.late)
+        left = left_on(f.late)
         step.check(not left, f"left on it: {left}")
 
 
@@ -265,7 +229,7 @@ def upgrades(f: Fleet) -> None:
         ("rollback under load", "rollback", [], f.first),
     ):
         with f.report.step(what) as step:
-            _undisturbed(f, step, lambda c=command, a=arguments: f.deployment.run(c, *a))  # type: ignore[misc]
+            undisturbed(f, step, lambda c=command, a=arguments: f.deployment.run(c, *a))  # type: ignore[misc]
             versions = {h["version"] for h in f.hosts().values()} | {
                 f.front.says("/usr/local/bin/cortex --version").split()[-1]
             }
@@ -280,81 +244,24 @@ def undeploy(f: Fleet) -> None:
         step.check(f.deployment.said().count("agent active") == 2, "not both agents are active")
     with f.report.step("undeploy leaves nothing") as step:
         f.deployment.run("undeploy")
-        left = {h.name: _left_on(h) for h in (f.front, f.small, f.large)}
+        left = {h.name: left_on(h) for h in (f.front, f.small, f.large)}
         step.saw = f"left: {left}"
         step.check(not any(left.values()), "something is left")
 
 
 FIRST: tuple[Callable[..., Any], ...] = (hosts_up, deploy)
-STEPS: tuple[Callable[..., Any], ...] = (hosts_up, deploy, again, closed, requests, restarts, joins, upgrades, undeploy)
-
-
-def _answer(f: Fleet) -> str:
-    said = [line for line in f.deployment.said().splitlines() if '"msg"' in line]
-    return said[-1].strip() if said else "no answer shown"
-
-
-def _undisturbed(f: Fleet, step: Step, act: Callable[[], object]) -> None:
-    """Do something under load: nothing is lost, and no instance stops."""
-    f.ask("t/load")
-    before = f.instances()
-    load = Load(f.url, "t/load", key=f.key)
-    with load:
-        until(lambda: load.answered > 5, within_s=60, what="load runs")
-        act()
-        answered = load.answered
-        until(lambda: load.answered > answered + 5, within_s=60, what="load goes on")
-    step.saw = f"{load.answered} answered, lost {dict(load.lost)}, longest {load.longest_s:.1f} s"
-    step.check(not load.lost, "requests were lost")
-    until(lambda: before.items() <= f.instances().items(), within_s=20, what="every instance goes on")
-    step.saw += f"; {len(before)} instances, same processes"
-
-
-def _reached(address: str, port: int) -> str:
-    import socket
-
-    try:
-        with socket.create_connection((address, port), timeout=5):
-            return "open"
-    except ConnectionRefusedError:
-        return "refused"
-    except OSError as error:
-        return str(error)
-
-
-def _units(f: Fleet, step: Step) -> None:
-    for host in (f.front, f.small):
-        names = host.says("cd /etc/systemd/system && echo cortex-*.service cortex-*.socket").split()
-        units = [n for n in names if "*" not in n]
-        verified = host.run(f"cd /etc/systemd/system && systemd-analyze verify {' '.join(units)}", check=False)
-        step.check(verified.returncode == 0 and not verified.stderr.strip(), f"verify: {verified.stderr[:300]}")
-        for unit in units:
-            if unit.endswith(".service"):
-                score = host.says(f"systemd-analyze security --no-pager {unit} | tail -1")
-                step.saw += (
-                    f"{unit.removeprefix('cortex-').removesuffix('.service')} {score.split(': ')[-1].split()[0]}, "
-                )
-    secret = f.front.says("cat /etc/cortex/redis-router.password")
-    shown = f.front.says("cat /proc/[0-9]*/cmdline /etc/systemd/system/cortex-* | tr '\\0' ' '")
-    step.check(secret not in shown, "the password of Redis can be read in an argument or a unit")
-    elsewhere = f.small.says("cat /etc/cortex/*.password")
-    step.check(secret not in elsewhere, "a host that is no router has the routers' password")
-    nobody = f.front.run("sudo -u nobody cat /etc/cortex/redis-router.password /etc/cortex/fleet.token", check=False)
-    step.check(nobody.returncode != 0 and secret not in nobody.stdout, "anybody may read the secrets")
-    step.check(ask(f.url, "t/one").status_code == 401, "the router serves without a key")
-    refused = f.front.says(f"redis-cli -h {f.front.address} -p 6380 PING || true")
-    step.check("NOAUTH" in refused, f"Redis lets anybody in: {refused}")
-    step.saw += "secrets closed"
-
-
-def _left_on(host: Host) -> list[str]:
-    """Return whatever of cortex is on a host."""
-    found = host.says(
-        "find / -xdev -iname '*cortex*' -not -path '/proc/*' 2>/dev/null; getent passwd | grep cortex; "
-        "nft list tables | grep cortex; systemctl list-units --all --no-legend 'cortex*' | cut -c1-80; "
-        "ps -eo args | grep [c]ortex | grep -v '^bash -c'; true"
-    )
-    return found.splitlines()
+STEPS: tuple[Callable[..., Any], ...] = (
+    hosts_up,
+    deploy,
+    again,
+    closed,
+    monitored,
+    requests,
+    restarts,
+    joins,
+    upgrades,
+    undeploy,
+)
 
 
 if __name__ == "__main__":

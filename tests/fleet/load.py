@@ -10,9 +10,9 @@ import httpx
 PATIENCE_S = 120.0
 
 
-def ask(url: str, model: str, *, stream: bool = False, key: str = "") -> httpx.Response:
+def ask(url: str, model: str, *, stream: bool = False, key: str = "", most: int = 64) -> httpx.Response:
     """Ask a model one thing, on a connection of its own."""
-    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 64, "stream": stream}
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": most, "stream": stream}
     headers = {"authorization": f"Bearer {key}"} if key else {}
     return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE_S, trust_env=False)
 

@@ -22,15 +22,23 @@ CACHE = Path(os.environ.get("CORTEX_FLEET_CACHE", "/var/cache/cortex-test-fleet"
 SUITE = "bookworm"
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "openssh-server", "python3", "iproute2", "sudo", "nftables", "redis-server",
-    "libgomp1", "procps",
+    "libgomp1", "procps", "prometheus",
 )  # fmt: skip
 """What a role would fetch is there already: the bridge has no way out."""
 TOOLS = ("debootstrap", "systemd-nspawn", "ssh", "ssh-keygen", "ip", "unshare", "nft")
 BRIDGE, NETWORK = "cxtest0", "10.213.7"
+GROUP = "cortex-test-fleet-"
 BOOT_S = 60.0
 MARK = "CORTEX_TEST_FLEET"
 """In the environment of every host's first process; what is after it is the host's name."""
 MOUNT = 'mount -t overlay overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" "$4" && shift 4 && exec "$@"'
+ENTER = 'for group in $1; do echo $$ > "$group/cgroup.procs" || exit 1; done; shift && exec "$@"'
+GROUPS = tuple(
+    path
+    for path in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup/systemd"))
+    if (path / "cgroup.procs").exists()
+)
+"""Where control groups are made, so that each host has a tree of its own: systemd in one would see the others'."""
 
 
 class HostFailed(Exception):
@@ -44,6 +52,7 @@ class Host:
         self.name, self.address = name, address
         self._folder, self._base, self._key = folder, base, key
         self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
 
     def install(self) -> None:
         """Lay the host's own files over the common system."""
@@ -63,8 +72,11 @@ class Host:
             (upper / name).write_text(text)
         (upper / "root").chmod(0o700)
         (upper / "root/.ssh").chmod(0o700)
-        wants = upper / "etc/systemd/system/multi-user.target.wants"
+        units = upper / "etc/systemd/system"
+        wants = units / "multi-user.target.wants"
         wants.mkdir(parents=True)
+        for unneeded in ("prometheus", "prometheus-node-exporter", "redis-server"):  # they come up with their packages
+            (units / f"{unneeded}.service").symlink_to("/dev/null")
         (wants / "systemd-networkd.service").symlink_to("/lib/systemd/system/systemd-networkd.service")
 
     def start(self) -> None:
@@ -75,10 +87,15 @@ class Host:
             "--register=no", "--keep-unit", f"--network-bridge={BRIDGE}", "--resolv-conf=off", "--timezone=off",
             "--link-journal=no", "--console=pipe", f"--setenv={MARK}={self.name}", "--boot",
         ]  # fmt: skip
+        self._starts += 1
+        groups = [path / f"{GROUP}{self.name}-{self._starts}" for path in GROUPS]
+        for group in groups:
+            group.mkdir()
         with (self._folder / "console.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "cortex.platform.leash", str(os.getpid()),
+                    "sh", "-c", ENTER, "enter", " ".join(map(str, groups)),
                     "unshare", "--mount", "sh", "-c", MOUNT, "mount", *overlay, *nspawn,
                 ],
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
@@ -175,8 +192,8 @@ def machines() -> Iterator[Machines]:
 
 def _base() -> Path:
     """Return the system all hosts have in common, making it the first time (about three minutes)."""
-    base = CACHE / f"{SUITE}-base"
-    if not (base / "etc/debian_version").exists() or not (base / ".complete").exists():
+    base, complete = CACHE / f"{SUITE}-base", CACHE / f"{SUITE}-base" / ".complete"
+    if not complete.exists() or complete.read_text() != " ".join(PACKAGES):
         shutil.rmtree(base, ignore_errors=True)
         print(f"fleet: making a Debian {SUITE} in {base}; this is done once", flush=True)
         subprocess.run(
@@ -186,7 +203,7 @@ def _base() -> Path:
             timeout=900,
         )
         (base / "etc/resolv.conf").unlink(missing_ok=True)
-        (base / ".complete").touch()
+        complete.write_text(" ".join(PACKAGES))
     return base
 
 
@@ -215,9 +232,13 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def _clear_away() -> None:
-    """Take away what this run, or one that was killed, left: hosts, the bridge and the hosts' folders."""
+    """Take away what this run, or one that was killed, left: hosts, their control groups and folders, the bridge."""
     _kill(_systems())
     until(lambda: not _systems(), within_s=30, what="hosts of an earlier run are off")
+    for group in (found for path in GROUPS for found in path.glob(f"{GROUP}*")):
+        for folder, *_ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):  # its last process is still being buried: the next run is for that
+                Path(folder).rmdir()
     subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL, check=False)
     for old in CACHE.glob("run-*"):
         shutil.rmtree(old, ignore_errors=True)

@@ -31,7 +31,7 @@ class Deployment:
         self.runs = 0
 
     def write(self, control: Host, agents: dict[Host, list[dict[str, object]]]) -> None:
-        """Write the inventory: who has which role, and which devices the agents declare."""
+        """Write the inventory: one machine for all but the agents, and which devices those declare."""
         hosts = {h.name: {"ansible_host": h.address, "cortex_devices": devices} for h, devices in agents.items()}
         front = {control.name: {"ansible_host": control.address}}
         inventory = {
@@ -43,7 +43,10 @@ class Deployment:
                     "cortex_models_file": str(self.models),
                     "cortex_gateway_settings": "",
                 },
-                "children": {"redis": {"hosts": front}, "routers": {"hosts": front}, "agents": {"hosts": hosts}},
+                "children": {
+                    **{role: {"hosts": front} for role in ("redis", "routers", "monitoring")},
+                    "agents": {"hosts": hosts},
+                },
             }
         }
         self._inventory.write_text(json.dumps(inventory, indent=2))  # JSON is YAML

@@ -1,0 +1,111 @@
+"""What steps look at: a fleet under load, its units, what it closes, what is left of it."""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tests.fleet.fleet import Fleet
+from tests.fleet.load import Load, ask, whole
+from tests.fleet.machines import Host, until
+from tests.fleet.report import Step
+
+
+def shown(f: Fleet) -> str:
+    """Return the answer the deployment ended with."""
+    said = [line for line in f.deployment.said().splitlines() if '"msg"' in line]
+    return said[-1].strip() if said else "no answer shown"
+
+
+def undisturbed(f: Fleet, step: Step, act: Callable[[], object]) -> None:
+    """Do something under load: nothing is lost, and no instance stops."""
+    f.ask("t/load")
+    before = f.instances()
+    loaded(f, step, "t/load", act)
+    until(lambda: before.items() <= f.instances().items(), within_s=20, what="every instance goes on")
+    step.saw += f"; {len(before)} instances, same processes"
+
+
+def loaded(f: Fleet, step: Step, function: str, act: Callable[[], object]) -> None:
+    """Do something while clients ask for a function: nothing is lost."""
+    load = Load(f.url, function, key=f.key)
+    with load:
+        until(lambda: load.answered > 5, within_s=60, what="load runs")
+        act()
+        answered = load.answered
+        until(lambda: load.answered > answered + 5, within_s=60, what="load goes on")
+    step.saw = f"{load.answered} answered, lost {dict(load.lost)}, longest {load.longest_s:.1f} s"
+    step.check(not load.lost, "requests were lost")
+
+
+def handed_over(f: Fleet, step: Step) -> None:
+    """Restart the router under a long stream: the next one answers meanwhile, and the stream ends well."""
+    f.ask("t/long")
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(ask, f.url, "t/long", stream=True, key=f.key, most=800)
+        until(lambda: sum(h["in_flight"] for h in f.hosts().values()) == 1, within_s=30, what="the stream runs")
+        began = time.monotonic()
+        f.front.run("systemctl restart cortex-router", timeout_s=120)
+        restarted = time.monotonic() - began
+        answer = f.ask("one")
+        answered = time.monotonic() - began
+        step.check(whole(answer, stream=False) and not stream.done(), "the next router did not answer meanwhile")
+        step.check(whole(stream.result(), stream=True), "the stream was cut")
+    step.saw = f"restarted in {restarted:.1f} s, answered after {answered:.1f} s, the stream ended whole"
+
+
+def measured(f: Fleet, question: str) -> Any:
+    """Ask Prometheus something, on its machine."""
+    url = f"http://127.0.0.1:9090/api/v1/{question}"
+    program = f"import urllib.request as u; print(u.urlopen('{url}').read().decode())"
+    return json.loads(f.front.says(f'python3 -c "{program}"'))["data"]
+
+
+def reached(address: str, port: int) -> str:
+    """Say whether a port is open to us, who are outside."""
+
+    try:
+        with socket.create_connection((address, port), timeout=5):
+            return "open"
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError as error:
+        return str(error)
+
+
+def units(f: Fleet, step: Step) -> None:
+    """Check what is closed in units, files and servers."""
+    for host in (f.front, f.small):
+        names = host.says("cd /etc/systemd/system && echo cortex-*.service cortex-*.socket").split()
+        units = [n for n in names if "*" not in n]
+        verified = host.run(f"cd /etc/systemd/system && systemd-analyze verify {' '.join(units)}", check=False)
+        step.check(verified.returncode == 0 and not verified.stderr.strip(), f"verify: {verified.stderr[:300]}")
+        for unit in units:
+            if unit.endswith(".service"):
+                score = host.says(f"systemd-analyze security --no-pager {unit} | tail -1")
+                step.saw += (
+                    f"{unit.removeprefix('cortex-').removesuffix('.service')} {score.split(': ')[-1].split()[0]}, "
+                )
+    secret = f.front.says("cat /etc/cortex/redis-router.password")
+    shown = f.front.says("cat /proc/[0-9]*/cmdline /etc/systemd/system/cortex-* | tr '\\0' ' '")
+    step.check(secret not in shown, "the password of Redis can be read in an argument or a unit")
+    elsewhere = f.small.says("cat /etc/cortex/*.password")
+    step.check(secret not in elsewhere, "a host that is no router has the routers' password")
+    nobody = f.front.run("sudo -u nobody cat /etc/cortex/redis-router.password /etc/cortex/fleet.token", check=False)
+    step.check(nobody.returncode != 0 and secret not in nobody.stdout, "anybody may read the secrets")
+    step.check(ask(f.url, "t/one").status_code == 401, "the router serves without a key")
+    refused = f.front.says(f"redis-cli -h {f.front.address} -p 6380 PING || true")
+    step.check("NOAUTH" in refused, f"Redis lets anybody in: {refused}")
+    step.saw += "secrets closed"
+
+
+def left_on(host: Host) -> list[str]:
+    """Return whatever of cortex is on a host."""
+    found = host.says(
+        "find / -xdev -iname '*cortex*' -not -path '/proc/*' 2>/dev/null; getent passwd | grep cortex; "
+        "nft list tables | grep cortex; systemctl list-units --all --no-legend 'cortex*' | cut -c1-80; "
+        "ps -eo args | grep [c]ortex | grep -v '^bash -c'; true"
+    )
+    return found.splitlines()
