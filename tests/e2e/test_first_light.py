@@ -16,7 +16,10 @@ import pytest
 from tests.e2e.conftest import ALPHA, BRAVO
 from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("stack")
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
 
 MESSAGES: Any = [{"role": "user", "content": "Hello!"}]
 
