@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cortex.functions.launch import llamacpp
-from cortex.functions.servers import SERVERS, server_of
+from cortex.functions.servers import SERVERS, server_of, slots
 from cortex.functions.spec import Engine, Function
 
 EVERYTHING = {"chat", "completions", "embeddings", "rerank"}
@@ -42,3 +42,20 @@ def test_the_server_that_runs_counts_more_than_the_likeliest_one() -> None:
     assert server_of(of(Engine.LLAMACPP)).tools
     assert not server_of(of(Engine.LLAMACPP), "llama_cpp.server").tools
     assert server_of(of(Engine.LLAMACPP, server="llama_cpp.server")).parallel == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "many"),
+    [
+        (of(Engine.LLAMACPP, target_concurrency=3), 3),
+        (of(Engine.LLAMACPP, server="llama_cpp.server", target_concurrency=3), 1),
+        (of(Engine.LLAMACPP, target_concurrency=3, args=("--parallel", "9")), None),
+        (of(Engine.LLAMACPP, target_concurrency=3, args=("-np=9",)), None),
+        (of(Engine.VLLM, target_concurrency=3), None),
+        (of(Engine.COMMAND, target_concurrency=3), None),
+    ],
+)
+def test_how_many_an_instance_works_on_at_a_time_is_known_where_cortex_says_it(
+    function: Function, many: int | None
+) -> None:
+    assert slots(function, server_of(function)) == many

@@ -1,6 +1,5 @@
 """What may be asked of a function's server, and taking turns at one that works on one request at a time."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -8,8 +7,7 @@ import pytest
 
 from cortex.functions.spec import Engine, Function
 from cortex.router.asking import must_speak, must_take
-from cortex.router.refusals import CannotServe, QueueFull
-from cortex.router.turns import Turns
+from cortex.router.refusals import CannotServe
 
 PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
 EMBEDS = Function(id="org/model", engine=Engine.LLAMACPP, task="embed")
@@ -43,51 +41,3 @@ def test_a_server_without_tools_refuses_them_by_name() -> None:
 
     with pytest.raises(CannotServe, match=r"runs on llama_cpp\.server, which does not parse tool calls"):
         must_take(PLAIN, "llama_cpp.server", "messages", body)
-
-
-async def test_requests_take_turns_in_the_order_they_came() -> None:
-    turns, done = Turns(), []
-
-    async def one(number: int) -> None:
-        with turns.at("i", 1) as turn:
-            await turn.come(9, "org/model")
-            await asyncio.sleep(0)
-            done.append(number)
-
-    await asyncio.gather(*(one(n) for n in range(5)))
-
-    assert done == [0, 1, 2, 3, 4]
-    assert not turns._rows
-
-
-async def test_who_leaves_the_row_frees_its_place() -> None:
-    turns = Turns()
-    with turns.at("i", 1) as first:
-        await first.come(9, "org/model")
-        with turns.at("i", 1) as second:
-            waiting = asyncio.ensure_future(second.come(9, "org/model"))
-            await asyncio.sleep(0)
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-    with turns.at("i", 1) as third:
-        await asyncio.wait_for(third.come(9, "org/model"), 1)
-
-
-async def test_a_row_that_is_too_long_is_a_full_queue() -> None:
-    turns = Turns()
-    with turns.at("i", 1) as first, turns.at("i", 1) as second, turns.at("i", 1) as third:
-        await first.come(1, "org/model")
-        waiting = asyncio.ensure_future(second.come(1, "org/model"))
-        await asyncio.sleep(0)
-
-        with pytest.raises(QueueFull):
-            await third.come(1, "org/model")
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-
-
-async def test_where_many_may_run_nobody_waits() -> None:
-    turns = Turns()
-    with turns.at("i", None) as first, turns.at("i", None) as second:
-        await first.come(0, "org/model")
-        await second.come(0, "org/model")

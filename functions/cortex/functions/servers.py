@@ -25,8 +25,8 @@ class Server(Struct, frozen=True, kw_only=True):
     """Parses what a model writes into tool calls."""
     reasoning: bool = True
     """Tells a model's thoughts from its answer."""
-    parallel: int | None = None
-    """Requests it works on at a time; None: as many as `target_concurrency` asks for."""
+    parallel: int | Literal["asked"] | None = None
+    """Requests it works on at a time: so many, as many as `target_concurrency` asks for, or (None) all that come."""
     counts: Literal["tokenize", "template", "no"] = "no"
     """Tells how many tokens a prompt has: at once, after its template was applied, or not at all."""
     sleep: bool = False
@@ -49,6 +49,7 @@ class Server(Struct, frozen=True, kw_only=True):
 
 _LLAMA = Server(
     dialects=TALKS | {"embeddings", "rerank"},
+    parallel="asked",
     counts="template",
     reasoning_field="reasoning_content",
     thinking_budget="thinking_budget_tokens",
@@ -98,3 +99,11 @@ def server_of(function: Function, ran: str = "") -> Server:
         task = "generate"
     narrowed = _BY_TASK.get(task)
     return replace(server, dialects=server.dialects & narrowed) if narrowed else server  # (2)
+
+
+def slots(function: Function, server: Server) -> int | None:
+    """Return how many requests an instance works on at a time; None: all that come, or as its arguments say."""
+    if server.parallel != "asked":
+        return server.parallel
+    own = any(word.partition("=")[0] in ("-np", "--parallel") for word in function.args)
+    return None if own else function.target_concurrency

@@ -48,7 +48,7 @@ RIGHTS = {
 
 
 class Priority(enum.StrEnum):
-    """How much of a function's queue a key's requests may fill."""
+    """Who goes first where not all can, and how much of a function's queue a key's requests may fill."""
 
     LOW = "low"
     NORMAL = "normal"

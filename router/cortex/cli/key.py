@@ -143,7 +143,7 @@ def key() -> None:
     type=click.Choice(["low", "normal", "high"]),
     default="normal",
     show_default=True,
-    help="low may fill half of a function's queue, high half as much again as there is.",
+    help="Who goes first where not all can. low may fill half of a function's queue, high half as much again.",
 )
 @click.option("--expires", "expires_s", type=Span(), default="0s", help="When it ends, such as 30d [default: never].")
 @_record

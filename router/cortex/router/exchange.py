@@ -9,12 +9,13 @@ which worker, is decided here.
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
-from cortex.functions.servers import server_of
+from cortex.functions.servers import server_of, slots
 from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.platform.flights import Flights
 from cortex.platform.record import Instance
@@ -32,7 +33,7 @@ from cortex.router.fitting import Settle
 from cortex.router.journey import Journey, Journeys
 from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
 from cortex.router.tracing import Tracing
-from cortex.router.turns import Turns
+from cortex.router.turns import Starts, Turn, Turns, Waiting
 from cortex.router.upstream import Answer, Broken, Upstream
 from cortex.router.view import View
 
@@ -81,7 +82,7 @@ class Services:
     ) -> None:
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
         self.journeys, self.tracing = journeys, tracing
-        self.turns = Turns()
+        self.turns, self.starts = Turns(), Starts()
 
 
 class Exchange:
@@ -157,32 +158,46 @@ class Exchange:
     async def _attempts(self) -> None:
         """Try instance after instance. What broke before its first byte is replayed, twice at most."""
         for replays_left in range(REPLAYS, -1, -1):
-            instance = self._chosen()
-            if instance is None:
-                instance = await self._patiently(self._awaited())
-            server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
-            with (
-                self._services.flights.aboard(self._function.id, instance.id),
-                self._services.turns.at(instance.id, server.parallel) as turn,
-            ):
-                placed = self._services.view.placed(instance.id)
-                self.journey.forwarded(instance.id, placed[1] if placed else "")
-                try:
-                    async with asyncio.timeout(self._function.request_timeout_s):
-                        if server.parallel:
-                            await self._patiently(turn.come(self._function.queue, self._function.id))
-                        await self._forward(instance)
+            with self._services.starts.waiting(self._function.id, self._caller.priority) as waiting:
+                instance = self._chosen()
+                if instance is None:
+                    instance = await self._patiently(self._awaited(waiting))
+                server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
+                with (
+                    self._services.flights.aboard(self._function.id, instance.id),
+                    self._turn_at(instance, slots(self._function, server)) as turn,
+                ):
+                    waiting.through()
+                    if await self._served_by(instance, turn, last=not replays_left):
                         return
-                except TimeoutError:
-                    clock = f"{self._function.request_timeout_s:g} s"
-                    raise UpstreamSilent(f"'{self._function.id}' took longer than {clock}") from None
-                except Broken as broken:
-                    self._services.view.suspect(instance.id)
-                    self.journey.broke(str(broken))
-                    if not replays_left:
-                        raise UpstreamBroke(
-                            f"the worker of '{self._function.id}' broke before it answered: {broken}"
-                        ) from None
+
+    async def _served_by(self, instance: Instance, turn: Turn, *, last: bool) -> bool:
+        """Serve it from an instance when its turn comes. False when that broke before its first byte; Refusal, if this
+        was the last try."""
+        placed, journey = self._services.view.placed(instance.id), self.journey
+        try:
+            async with asyncio.timeout(self._function.request_timeout_s):
+                if turn.waits:
+                    began, journey.phase = time.monotonic(), "waiting"
+                    await self._patiently(turn.come())
+                    journey.queued_s += time.monotonic() - began
+                journey.forwarded(instance.id, placed[1] if placed else "")
+                await self._forward(instance)
+                return True
+        except TimeoutError:
+            clock = f"{self._function.request_timeout_s:g} s"
+            raise UpstreamSilent(f"'{self._function.id}' took longer than {clock}") from None
+        except Broken as broken:
+            self._services.view.suspect(instance.id)
+            journey.broke(str(broken))
+            if last:
+                raise UpstreamBroke(f"the worker of '{self._function.id}' broke before it answered: {broken}") from None
+            return False
+
+    def _turn_at(self, instance: Instance, many: int | None) -> AbstractContextManager[Turn]:
+        function, priority = self._function, self._caller.priority
+        most = priority.share(function.queue)
+        return self._services.turns.at(instance.id, many, priority, most=most, name=function.id)
 
     def _chosen(self) -> Instance | None:
         target = self._target
@@ -193,13 +208,14 @@ class Exchange:
     def _load(self, instance: str) -> int:
         return self._services.flights.on(instance) + self._services.view.elsewhere(instance)
 
-    async def _awaited(self) -> Instance:
-        """Wait for an instance to come up, and return it."""
+    async def _awaited(self, waiting: Waiting) -> Instance:
+        """Wait for an instance to come up, and for those who go first, and return it."""
         began, journey = time.monotonic(), self.journey
         journey.cold, journey.phase = True, "waiting"
         try:
             while (instance := self._chosen()) is None:
                 await self._services.activator.wait_until_ready(self._target, self._caller.priority)
+                await waiting.clear()
         finally:
             journey.queued_s += time.monotonic() - began
         return instance

@@ -1,65 +1,116 @@
-"""Taking turns at an instance whose server works on one request at a time.
+"""Taking turns: at an instance whose server works on so many requests at a time, and after a start.
 
-Without them such a server would break off the request it works on, or keep others waiting in silence. The turns of a
-router are its own: several routers before one such instance queue at the server.
+A server that is asked for more than it works on would keep them waiting in an order of its own, or break off the one it
+works on. So they wait here, and `row.py` says who is next. What waits for a start goes through by priority when it is
+up. The turns of a router worker are its own: several before one instance queue at the server.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cortex.platform.api_keys import Priority
 from cortex.router.refusals import QueueFull
+from cortex.router.row import ORDER, Place, Row
 
 
 class Turn:
-    """A place in the row."""
+    """A request's turn at an instance."""
 
-    def __init__(self, row: "_Row | None") -> None:
-        self._row, self._taken = row, False
+    def __init__(self, come: "asyncio.Future[None] | None") -> None:
+        self._come = come
 
-    async def come(self, most: int, name: str) -> None:
-        """Wait for one's turn; at once where many requests may run. Raises QueueFull when `most` wait already."""
-        if self._row is None:
-            return
-        if self._row.waiting >= most:
-            raise QueueFull(f"{most} requests wait for '{name}' already", retry_after=5)
-        self._row.waiting += 1
-        try:
-            await self._row.free.acquire()
-            self._taken = True
-        finally:
-            self._row.waiting -= 1
+    @property
+    def waits(self) -> bool:
+        """Whether others are before it."""
+        return self._come is not None and not self._come.done()
 
-    def _leave(self) -> None:
-        if self._row is not None and self._taken:
-            self._row.free.release()
+    async def come(self) -> None:
+        """Wait for it; at once where many requests may run."""
+        if self._come is not None:
+            await self._come
 
 
 class Turns:
     """The rows before all instances that need one."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, Row] = {}
+        self._coming: dict[Place, asyncio.Future[None]] = {}
 
     @contextmanager
-    def at(self, instance: str, parallel: int | None) -> Iterator[Turn]:
-        """Stand before an instance; whoever came first has the first turn."""
-        if parallel is None:
+    def at(
+        self, instance: str, slots: int | None, priority: Priority = Priority.NORMAL, *, most: int = 0, name: str = ""
+    ) -> Iterator[Turn]:
+        """Stand before an instance of `slots` (None: no end of them). Raises QueueFull when `most` wait already."""
+        if slots is None:
             yield Turn(None)
             return
-        row = self._rows.setdefault(instance, _Row(parallel))
-        row.users += 1
-        turn = Turn(row)
+        row = self._rows.setdefault(instance, Row(slots))
+        place = row.join(priority)
+        waiting = len(row.waiting) - 1
+        if not place.turn and waiting >= most:
+            row.leave(place)
+            raise QueueFull(f"{waiting} requests wait for '{name}' already", retry_after=5)
+        come = self._coming[place] = asyncio.get_running_loop().create_future()
+        if place.turn:
+            come.set_result(None)
         try:
-            yield turn
+            yield Turn(come)
         finally:
-            turn._leave()
-            row.users -= 1
-            if not row.users:
+            del self._coming[place]
+            following = row.leave(place)
+            if following is not None:
+                self._coming[following].set_result(None)
+            if not row:
                 self._rows.pop(instance, None)
 
 
-class _Row:
-    def __init__(self, parallel: int) -> None:
-        self.free = asyncio.Semaphore(parallel)
-        self.users = self.waiting = 0
+class Starts:
+    """Those who wait for a function's start. When it is up, they go through by priority."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Counter[Priority]] = {}
+        self._moved: dict[str, asyncio.Event] = {}
+
+    @contextmanager
+    def waiting(self, function: str, priority: Priority) -> Iterator["Waiting"]:
+        """Wait for a start; over when the block is left, or `through()` was called."""
+        mine = Waiting(self, function, priority)
+        self._waiting.setdefault(function, Counter())[priority] += 1
+        try:
+            yield mine
+        finally:
+            mine.through()
+
+    async def clear(self, function: str, priority: Priority) -> None:
+        """Return when nobody of a higher priority waits any more."""
+        higher = ORDER[: ORDER.index(priority)]
+        while any(self._waiting.get(function, Counter())[p] for p in higher):
+            await self._moved.setdefault(function, asyncio.Event()).wait()
+
+    def _left(self, function: str, priority: Priority) -> None:
+        there = self._waiting[function]
+        there[priority] -= 1
+        if not there.total():
+            del self._waiting[function]
+        if moved := self._moved.pop(function, None):
+            moved.set()
+
+
+class Waiting:
+    """One who waits for a start."""
+
+    def __init__(self, starts: Starts, function: str, priority: Priority) -> None:
+        self._starts, self._function, self._priority, self._in = starts, function, priority, True
+
+    async def clear(self) -> None:
+        """Let those of a higher priority go first."""
+        await self._starts.clear(self._function, self._priority)
+
+    def through(self) -> None:
+        """Let those behind go on."""
+        if self._in:
+            self._in = False
+            self._starts._left(self._function, self._priority)

@@ -15,16 +15,23 @@ import httpx
 import psutil
 import trustme
 
-from cortex.platform.api_keys import PREFIX, ApiKey, Scope, digest
+from cortex.platform.api_keys import PREFIX, ApiKey, Priority, Scope, digest
 from cortex.platform.keys import worker_key
 from cortex.platform.registry import Registry
 from tests.e2e.security.keyed import Result, command
-from tests.support.catalogues import fake
+from tests.support.catalogues import entry, fake
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.secured_redis import PASSWORDS, SecuredRedis, secured_redis
 from tests.support.stack import free_port
 
-CATALOGUE = "\n".join([fake("fake/one", "--answer", "one"), fake("fake/after", "--answer", "after")])
+CATALOGUE = "\n".join(
+    [
+        fake("fake/one", "--answer", "one"),
+        fake("fake/after", "--answer", "after"),
+        # Real llama.cpp, one request at a time.
+        entry("real/one", engine="llamacpp", source="demo:harbour", target_concurrency=1, context=1024),
+    ]
+)
 
 
 def write(authority: trustme.CA, folder: Path, name: str) -> dict[str, str]:
@@ -73,7 +80,7 @@ class Hardened(Fleet):
         }
         context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
         secret = f"{PREFIX}{secrets.token_urlsafe(32)}"
-        self.keys = {"admin": secret}
+        self.keys = {"admin": secret, "high": f"{PREFIX}high-5511", "low": f"{PREFIX}low-8a02"}
         self.http = httpx.Client(
             base_url=self.url,
             timeout=60,
@@ -83,12 +90,18 @@ class Hardened(Fleet):
         )
 
     def __enter__(self) -> Self:
-        asyncio.run(self._written(ApiKey(digest=digest(self.keys["admin"]), id="ops", name="ops", scope=Scope.ADMIN)))
+        known = {name: digest(secret) for name, secret in self.keys.items()}
+        keys = [
+            ApiKey(digest=known["admin"], id="ops", name="ops", scope=Scope.ADMIN),
+            ApiKey(digest=known["high"], id="high", name="high", priority=Priority.HIGH),
+            ApiKey(digest=known["low"], id="low", name="low", priority=Priority.LOW),
+        ]
+        asyncio.run(self._written(keys))
         return super().__enter__()
 
-    async def _written(self, key: ApiKey) -> None:
+    async def _written(self, keys: list[ApiKey]) -> None:
         registry = Registry(self.record.admin_url)
-        await registry.put_keys(key)
+        await registry.put_keys(*keys)
         await registry.close()
 
     def start_agent(self, name: str) -> None:
@@ -100,10 +113,11 @@ class Hardened(Fleet):
         """Return what Prometheus reads of the router."""
         return httpx.get(f"http://{self.env['CORTEX_GATEWAY__METRICS_LISTEN']}/metrics", trust_env=False).text
 
-    def ask_with(self, key: str, model: str) -> httpx.Response:
+    def ask_with(self, key: str, model: str, request_id: str = "", **more: Any) -> httpx.Response:
         """Ask with a key."""
-        body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
-        return self.http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], **more}
+        headers = {"authorization": f"Bearer {key}", "x-request-id": request_id}
+        return self.http.post("/v1/chat/completions", json=body, headers=headers)
 
     def run(self, *arguments: str) -> Result:
         """Run a `cortex` command in this process, with the admin key."""
