@@ -34,6 +34,10 @@ test-vllm *args:
 bench-cold:
     CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm -k warm_start_and_a_plain --timeout 1200
 
+# what reading weights into the page cache is worth while an engine imports; --folder DIR names the disk
+bench-readahead *args:
+    uv run python -m tests.bench_readahead "$@"
+
 # the same questions to llama-cpp-python's server; its build takes 10 to 16 minutes of two cores, once
 test-llama-cpp-python *args:
     CORTEX_TEST_LLAMA_CPP_PYTHON="$(tests/support/install_llama_cpp_python.sh)" \

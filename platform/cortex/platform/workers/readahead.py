@@ -7,7 +7,8 @@ the cost of what others keep there.
 
 Measured on a busy 2-core machine, 2 GiB on a virtual disk, cache emptied before each run, a Python that imports torch
 and then touches every page of the file through a mapping: reading took 9.0 to 13.5 s by itself and 2.6 to 3.5 s after
-this, of which the agent needed 0.5 to 0.7 s; the whole start 16.4 and 23.1 s against 8.9 and 13.2 s.
+this, of which the agent needed 0.5 to 0.7 s; the whole start 16.4 and 23.1 s against 8.9 and 13.2 s. How it is on
+another machine, `just bench-readahead` says.
 """
 
 import asyncio
