@@ -163,6 +163,25 @@ class Roster:
         self._decide("stopped", instance.function, instance.id, why)
         self._effects.append(Stop(instance, self._rules.stop_grace_s))
 
+    def _let_go(self, instance: Instance, why: str, now: float, *, at_once: bool = False) -> bool:
+        """Begin the end of an instance. False when it has begun already."""
+        match instance.state:
+            case State.FETCHING | State.PLACING:
+                self._fail(instance, _cancelled(why), f"given up before it started: {why}", (), now)
+                self._step(instance, Step.ABANDONED, now)
+            case State.STARTING:
+                self._fail(instance, _cancelled(why), f"given up while it was starting: {why}", (), now)
+                self._stop(instance, why, now)
+            case State.READY if not at_once:
+                self._drain(instance, why, now)
+            case State.READY | State.DRAINING if at_once:
+                self._stop(instance, why, now)
+            case State.DRAINING:
+                self._put(replace(instance, why=why, deadline=now + self._rules.drain_grace_s))
+            case _:
+                return False
+        return True
+
     def _step(self, instance: Instance, step: Step, now: float) -> Instance:
         if instance.state is State.FETCHING and step is Step.ABANDONED:
             self._effects.append(CallOff(instance, self._functions[instance.id]))
@@ -194,3 +213,8 @@ class Roster:
 
     def _decide(self, what: str, function: str, instance: str, why: str) -> None:
         self._effects.append(Decided(what, function, instance, why))
+
+
+def _cancelled(why: str) -> FailureKind:
+    """A host that goes away takes only the place with it: whoever waits may ask another."""
+    return FailureKind.ROOM if why in ("host drain", "shutdown") else FailureKind.CANCELLED

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
-import aiohttp
 import structlog
 
 from cortex.functions.launch import CannotLaunch, Launch, launch
@@ -31,20 +30,18 @@ from cortex.platform.scheduling.kept import Kept
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import gguf_head
-from cortex.platform.workers import card, cgroup, confine, log_files, process, slots
-from cortex.platform.workers.card import WorkerCard
+from cortex.platform.workers import cgroup, confine, log_files, process, slots
+from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
 from cortex.platform.workers.startup import Reading
 
 log = structlog.get_logger()
 
 PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
-PROBE_TIMEOUT_S = 5.0
 ADOPTION_PROBE_S = 2.0
 STUCK_CPU_S = 0.05
 """CPU time a worker must have spent between failed health checks to count as alive."""
 KILLED_WITHIN_S = 5.0
-STRANGE = frozenset({401, 403})
 RECLAIM_S = 30.0
 """How long freed device memory may take to come back; what is still held then counts as foreign."""
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
@@ -83,7 +80,7 @@ class Supervisor:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
-        self._http: aiohttp.ClientSession | None = None
+        self._probe = Probe(token)
         self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
         self._groups = cgroup.home(self._owner)
@@ -107,8 +104,7 @@ class Supervisor:
         await cancelled(self._tasks)
         self.fetches.close()
         await self._keeper.close()
-        if self._http:
-            await self._http.close()
+        await self._probe.close()
         cgroup.leave(self._groups)
 
     def perform(self, effect: Effect) -> None:
@@ -150,7 +146,7 @@ class Supervisor:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
-                served = await self._served(instance.url, instance.health_path, instance.id)
+                served = await self._probe.served(instance.url, instance.health_path, instance.id)
                 return served is None or instance.function in served
         return True
 
@@ -280,7 +276,7 @@ class Supervisor:
         started, wait, seen = process.started_at(pid), PROBE_FIRST_S, reading.startup
         self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now))
         while process.alive(pid, started):
-            served = await self._served(url, health, instance)
+            served = await self._probe.served(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
                 self._tell(lambda s, _, card=served[function]: s.introduced(instance, card))  # type: ignore[misc]
@@ -299,33 +295,11 @@ class Supervisor:
         last = process.tail(self.log_path(function, instance))
         self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
 
-    async def _served(self, url: str, health: str, instance: str) -> dict[str, WorkerCard] | None:
-        """Return the models a healthy worker says it serves, and what it says of them; None while it is not healthy."""
-        if self._http is None:
-            self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S))
-        try:
-            for key in self._token.worker_keys(instance):
-                headers = {"Authorization": f"Bearer {key}"}
-                async with self._http.get(url + health, headers=headers) as answer:
-                    if answer.status in STRANGE:
-                        continue
-                    if answer.status != 200:
-                        return None
-                async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
-                    if answer.status in STRANGE:
-                        continue
-                    if answer.status == 503:
-                        return None
-                    return card.read(await answer.json(content_type=None)) if answer.status == 200 else {}
-            return {}
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AttributeError):
-            return None
-
     # While it is ready.
 
     async def check(self, instance: Instance) -> None:
         """Look after a ready worker: one health check, and what it does if it fails it again and again."""
-        served = await self._served(instance.url, instance.health_path, instance.id)
+        served = await self._probe.served(instance.url, instance.health_path, instance.id)
         if served is not None:
             self._misses.pop(instance.id, None)
             return
