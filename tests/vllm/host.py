@@ -28,6 +28,11 @@ class VllmHost(Fleet):
         }
         super().__init__(folder, redis_url, models, {"a": agent})
 
+    def restart_agent(self, **env: str) -> None:
+        """Kill the agent and start another, which has this in its environment, too."""
+        self.kill("a")
+        self._start("a", ["agent"], {**self._agent_env["a"], **env})
+
     def until_parked(self) -> int:
         """Wait until a launcher is parked; return its pid."""
         eventually(lambda: self.launcher() == "parked", within_s=IMPORT_S, what="a parked launcher")

@@ -9,6 +9,8 @@ import httpx
 import psutil
 
 from cortex.functions.lifecycle import State
+from cortex.platform.keys import worker_key
+from tests.support.fleet import TOKEN
 from tests.support.stack import eventually
 from tests.vllm.host import VllmHost
 
@@ -176,8 +178,7 @@ def test_an_agents_restart_keeps_a_worker_that_came_warm_and_ends_the_parked_lau
     before = host.instance("tiny/one")
     parked = host.until_parked()
 
-    host.kill("a")
-    host.start_agent("a")
+    host.restart_agent()
     eventually(lambda: '"adopted"' in host.log("a"), within_s=30, what="adoption")
 
     assert before.path == "warm"
@@ -207,3 +208,27 @@ def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) 
     assert ready["tiny/plain"].endswith(" s, plain: TORCH_CORTEX_TEST is read while importing")
     for how in ("warm", "plain"):
         assert f'cortex_launches_total{{how="{how}",node="a",server="vllm"}}' in metrics
+
+
+def test_endpoints_for_developers_are_not_there(host: VllmHost) -> None:
+    host.text("tiny/one")
+    worker = host.instance("tiny/one")
+    key = worker_key(TOKEN, worker.id)  # in the environment of one that came warm nobody sees it
+    as_router = httpx.Client(base_url=worker.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+
+    assert as_router.get("/v1/models").status_code == 200
+    for path in ("/sleep", "/wake_up", "/reset_prefix_cache", "/collective_rpc"):
+        assert as_router.post(path, json={}).status_code == 404, path
+
+
+def test_without_a_launcher_every_start_is_plain(host: VllmHost) -> None:
+    host.cold("tiny/one", "tiny/two", "tiny/plain", "tiny/broken")
+    host.restart_agent(CORTEX_AGENT__LAUNCHER="false")
+    eventually(lambda: not host.records()["a"].launchers, within_s=30, what="the host to have none")
+
+    try:
+        assert host.text("tiny/one")
+        assert host.instance("tiny/one").path == "plain"
+        assert host.parked() == []
+    finally:
+        host.restart_agent()
