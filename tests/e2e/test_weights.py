@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,11 +93,13 @@ def test_a_cold_request_fetches_and_is_answered(stack: Stack, hub: FakeHub, alph
         what="progress",
     )
     state, listed = stack.state("w/cold"), job(stack, "cold")
+    (line,) = [row for row in run(stack, "fn", "ls").stdout.splitlines() if row.startswith("w/cold ")]
     hub.bytes_s = 0
     thread.join(30)
 
     assert state == "fetching"
     assert "of 4 MiB" in phase
+    assert re.search(r"fetching, .* of 4 MiB, .*/s, \d+ s left", line)
     assert (listed["state"], listed["source"], listed["total"]) == ("fetching", "org/cold:Q4_K_M", len(alpha))
     assert answers[0].status_code == 200
     assert answers[0].json()["model"] == "w/cold"
