@@ -35,7 +35,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def hub(alpha: bytes) -> Iterator[FakeHub]:
     with fake_hub() as running:
-        for name in (*FETCHED, "gated", "slow", "undeclared", "shared"):
+        for name in (*FETCHED, "gated", "slow", "down", "undeclared", "shared"):
             running.repos[f"org/{name}"] = {FILE: alpha, "README.md": b"x"}
         running.tokens["org/gated"], running.gated = TOKEN, {"org/gated"}
         yield running
@@ -51,7 +51,7 @@ def stack(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     (folder / "hf-token").write_text(TOKEN)
     models = [hub_entry(n) for n in (*FETCHED, "gated", "unknown")]
     models += [entry(f"w/{n}", engine="llamacpp", source="org/shared:Q4_K_M") for n in ("one", "same")]
-    models += [hub_entry("slow", start_timeout_s=1.5), entry("w/fake", engine="fake")]
+    models += [hub_entry(n, start_timeout_s=1.5) for n in ("slow", "down")]
     env = {"CORTEX_HUB__ENDPOINT": hub.url, "CORTEX_HUB__TOKEN_FILE": str(folder / "hf-token")}
     running = Stack(folder, "\n".join(models), env=env)
     try:
@@ -216,6 +216,21 @@ def test_what_the_hub_does_not_have_is_said_with_the_function_and_what_to_do(sta
     assert answer.status_code == 503
     assert "the weights of 'w/unknown' ('org/unknown') could not be fetched" in said
     assert "by-hand/org/unknown" in said
+
+
+def test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put(stack: Stack, hub: FakeHub) -> None:
+    hub.faults["down"] = [503] * 100  # whoever asks what is in the repository
+
+    answer = stack.chat("w/down")
+    hub.faults["down"].clear()
+    run(stack, "jobs", "cancel", "w/down")
+
+    said = answer.json()["error"]["message"]
+    assert (answer.status_code, bool(answer.headers["retry-after"])) == (503, True)
+    assert "'w/down' was not ready after 1.5 s: it is fetching on here" in said
+    assert "answers 503 for org/down" in said
+    assert "put its files into" in said
+    assert "by-hand/org/down" in said
 
 
 def test_weights_are_fetched_ahead_estimated_listed_and_removed_from_the_command_line(
