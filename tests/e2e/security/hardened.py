@@ -78,14 +78,14 @@ class Hardened(Fleet):
             "CORTEX_GATEWAY__TLS_CERT": router["cert"],
             "CORTEX_GATEWAY__TLS_KEY": router["key"],
         }
-        context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        self.context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
         secret = f"{PREFIX}{secrets.token_urlsafe(32)}"
         self.keys = {"admin": secret, "high": f"{PREFIX}high-5511", "low": f"{PREFIX}low-8a02"}
         self.http = httpx.Client(
             base_url=self.url,
             timeout=60,
             trust_env=False,
-            verify=context,
+            verify=self.context,
             headers={"authorization": f"Bearer {secret}"},
         )
 

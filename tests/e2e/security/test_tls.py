@@ -45,6 +45,19 @@ def test_everything_is_served_by_tls_and_a_renewed_certificate_is_taken_while_it
     assert (hardened.processes["router"].pid, hardened.processes["router"].poll()) == (pid, None)
 
 
+def test_a_login_over_tls_gives_a_cookie_that_never_goes_out_in_the_clear(hardened: Hardened) -> None:
+    with httpx.Client(base_url=hardened.url, verify=hardened.context, trust_env=False) as http:
+        given = http.post("/status/login", data={"key": hardened.keys["admin"]})
+        inside = http.get("/status")  # by the cookie alone
+        left = http.post("/status/logout")
+        outside = http.get("/status")
+
+    attributes = given.headers["set-cookie"].lower().split("; ")
+    assert {"secure", "httponly", "samesite=strict", "path=/"} <= set(attributes)
+    assert (inside.status_code, outside.status_code) == (200, 303)
+    assert "secure" in left.headers["set-cookie"].lower()
+
+
 def test_a_certificate_that_cannot_be_used_stops_a_router_before_it_listens(tmp_path: Path) -> None:
     import subprocess
 

@@ -162,9 +162,11 @@ def test_when_a_start_is_over_follows_from_its_download_and_from_earlier_starts(
     )  # fmt: skip
     starts = {revision(function): Entry(start_s=takes, starts=1)}
 
-    shown = picture(known(function, hosts=(fresh(an_instance(state=state, **rest)),), starts=starts, jobs=(job,)))
+    coming = an_instance(state=state, phase="1.0 GiB of 2.0 GiB, 60 s left", **rest)
+    shown = picture(known(function, hosts=(fresh(coming),), starts=starts, jobs=(job,)))
 
     assert (shown.starts[0].ends, shown.rows[0].ends) == (ends, ends)
+    assert ("60 s left" in shown.rows[0].phase) is (ends is None)
 
 
 def test_a_start_that_has_gone_silent_says_since_when() -> None:

@@ -36,7 +36,8 @@ def test_what_is_past_is_said_in_minutes_after_the_first(seconds: float, text: s
 @pytest.mark.parametrize(
     ("said", "text"),
     [
-        (mib(500), "500 MiB"), (mib(24 * 1024), "24.0 GiB"), (mib(400 * 1024), "400 GiB"),
+        (mib(500), "500 MiB"), (mib(5.72), "5.7 MiB"), (mib(0.57), "584 KiB"), (mib(0), "0 MiB"),
+        (mib(24 * 1024), "24.0 GiB"), (mib(400 * 1024), "400 GiB"),
         (millis(None), "–"), (millis(83.4), "83 ms"), (millis(1530), "1.5 s"),
         (rate(None), "–"), (rate(3.26), "3.3"), (rate(41.7), "42"),
         (some(1, "host"), "1 host"), (some(1500, "request"), "1\u202f500 requests"),

@@ -202,7 +202,7 @@ def said(fetching: Fetching, now: float) -> str:
 def _size(count: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
-            return f"{count:.0f} {unit}"
+            return f"{count:.{int(count < 9.95 and unit != 'B')}f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
 

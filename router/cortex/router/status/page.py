@@ -92,6 +92,7 @@ def verdict(known: Known, figures: Figures, machines: tuple[Host, ...], function
 
 def _said(figures: Figures) -> str:
     on = f"on {some(figures.hosts, 'host')}"
-    warm = f"{figures.serving} of {some(figures.functions, 'function')} {'is' if figures.serving == 1 else 'are'} warm"
+    verb = "is" if 1 in (figures.serving, figures.functions) else "are"
+    warm = f"{figures.serving} of {some(figures.functions, 'function')} {verb} warm"
     coming = f", {figures.coming} coming up" if figures.coming else ""
     return f"{warm} {on}{coming}"

@@ -12,7 +12,7 @@ from cortex.router.listing import furthest
 from cortex.router.status.hosts import reaped_at
 from cortex.router.status.known import Index, Known, Rates, key
 from cortex.router.status.model import Details, Phase, Placed, Row
-from cortex.router.status.starts import ends
+from cortex.router.status.starts import ends, step
 from cortex.router.status.troubles import trouble
 from cortex.router.status.words import mib, span
 
@@ -44,6 +44,7 @@ def row(function: Function, nth: int, aliases: tuple[str, ...], known: Known, in
     in_flight = sum(index.in_flight(i) for _, i in placed)
     tone = _TONES.get(state) or ("leaving" if state != State.READY else "busy" if in_flight else "idle")
     where, coming = next(((h.name, i) for h, i in placed if i.state in COMING), ("", None))
+    over = ends(where, coming, known) if coming else None
     idle = [at for _, i in placed if (at := reaped_at(i, known.catalogue, index)) is not None]
     entry = known.starts.get(known.revisions.get(function.id, ""))
     rates = known.rates.get(function.id, Rates())
@@ -68,10 +69,10 @@ def row(function: Function, nth: int, aliases: tuple[str, ...], known: Known, in
         idle_until=max(idle) if tone == "idle" and idle else None,
         last_start_s=sum(p.seconds for p in last[1]) if last else None,
         expected_s=(entry.start_s or None) if entry else None,
-        phase=_phase(coming) if coming else "",
+        phase=step(coming, over) if coming else "",
         share=coming.progress if coming else None,
         since=(coming.started or coming.created) if coming else None,
-        ends=ends(where, coming, known) if coming else None,
+        ends=over,
         failure=failures[0].reason if failures and tone == "failing" else "",
         retry_at=retry_at if tone == "failing" else None,
         kept="pinned" if pinned else f"at least {function.min} kept warm" if function.min else "",
@@ -119,7 +120,7 @@ def _placed(host: HostRecord, instance: Instance, revision: str, known: Known, i
         memory_from=instance.memory_from,
         used_mb=instance.used_mb,
         idle_until=reaped_at(instance, known.catalogue, index),
-        why=_phase(instance) if instance.state in COMING else instance.why,
+        why=step(instance, None) if instance.state in COMING else instance.why,
         phases=phases(instance.phases),
         start_s=instance.ready - instance.started if instance.ready else None,
         pid=instance.pid,
@@ -131,10 +132,6 @@ def _named(host: HostRecord, device: str) -> str:
     """Return how people call a device: ids of GPUs are long."""
     found = next((d for d in host.devices if d.id == device), None)
     return f"GPU {found.index}" if found is not None and found.index is not None else device
-
-
-def _phase(instance: Instance) -> str:
-    return instance.phase if instance.phase and instance.phase != instance.state else ""
 
 
 def _last_start(placed: Sequence[Instance], entry: Entry | None) -> tuple[float, tuple[Phase, ...]] | None:

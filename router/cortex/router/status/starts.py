@@ -1,11 +1,14 @@
 """Starts in progress, and when they should be over. Pure."""
 
+import re
+
 from cortex.functions.lifecycle import COMING, State
 from cortex.platform.record import HostRecord, Instance
 from cortex.router.status.known import Index, Known, key
 from cortex.router.status.model import Start
 
 PASSED_S = 0.05
+_LEFT = re.compile(r", \d+ s left$")
 SILENT_START_S = 20.0
 """A start without a sign of life for so long is shown as silent, long before it counts as failed."""
 
@@ -22,7 +25,7 @@ def starts(known: Known, index: Index) -> tuple[Start, ...]:
 
 
 def _start(host: HostRecord, instance: Instance, known: Known, index: Index) -> Start:
-    entry = known.starts.get(instance.revision)
+    entry, over = known.starts.get(instance.revision), ends(host.name, instance, known)
     signs = max(instance.last_sign, instance.since, instance.started)
     victims = (index.instances.get(i) for i in instance.waits_for)
     return Start(
@@ -31,16 +34,23 @@ def _start(host: HostRecord, instance: Instance, known: Known, index: Index) -> 
         instance=instance.id,
         host=host.name,
         state=str(instance.state),
-        phase=instance.phase if instance.phase != instance.state else "",
+        phase=step(instance, over),
         share=instance.progress,
         passed=tuple((name, seconds) for name, seconds in instance.phases.items() if seconds >= PASSED_S),
         since=instance.started or instance.created,
         expected_s=(entry.start_s or None) if entry else None,
-        ends=ends(host.name, instance, known),
+        ends=over,
         waiting=index.usage.waiting.get(instance.function, 0),
         waits_for=tuple(dict.fromkeys(v.function for v in victims if v is not None)),
         silent_since=signs if known.now - signs > SILENT_START_S else None,
     )
+
+
+def step(instance: Instance, over: float | None) -> str:
+    """Return what a start is at, beside its state; without the time left where that is shown by itself."""
+    if instance.phase == instance.state:
+        return ""
+    return _LEFT.sub("", instance.phase) if over is not None else instance.phase
 
 
 def ends(host: str, instance: Instance, known: Known) -> float | None:

@@ -2,8 +2,10 @@
 
 
 def mib(mb: float) -> str:
-    """Say memory: in GiB with one decimal, in MiB below one."""
-    return f"{gib(mb)} GiB" if mb >= 1024 else f"{mb:.0f} MiB"
+    """Say memory: in GiB with one decimal, below one in MiB, below one in KiB."""
+    if mb >= 1024:
+        return f"{gib(mb)} GiB"
+    return f"{mb:.0f} MiB" if mb >= 9.95 or mb == round(mb) else f"{mb:.1f} MiB" if mb >= 1 else f"{mb * 1024:.0f} KiB"
 
 
 def gib(mb: float) -> str:

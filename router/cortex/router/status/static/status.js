@@ -25,7 +25,9 @@ function said(time) {
   const gone = now() - at;
   switch (time.dataset.say) {
     case "since": return clock(gone);
-    case "left": return gone < 0 ? clock(-gone + 0.999) : time.dataset.over;
+    case "left":
+      if (gone < 0) return clock(-gone + 0.999);
+      return gone > Number(time.dataset.late ?? Infinity) ? "longer than usual" : time.dataset.over;
     default: return gone < 1 ? "now" : `${gone < 60 || gone >= 3600 ? clock(gone) : `${Math.floor(gone / 60)} min`} ago`;
   }
 }

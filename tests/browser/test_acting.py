@@ -1,0 +1,310 @@
+"""What is done on the page happens: its plan is shown before, and the record says afterwards that it was done."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cortex.functions.lifecycle import State
+from tests.browser.conftest import SIZES
+from tests.support.catalogues import fake
+from tests.support.fleet import Fleet
+from tests.support.stack import eventually, own_redis
+
+Shot = Callable[..., None]
+
+GPU = json.dumps([{"name": "24 GB", "vram_mb": 24576}])
+QUICK = {"CORTEX_AGENT__STOP_GRACE_S": "1", "CORTEX_AGENT__DRAIN_GRACE_S": "20", "CORTEX_AGENT__DEVICES": GPU}
+OTHER_SITE = """<form method="post" action="{url}/admin/functions/org%2Fkept/cool?now=1"><button>Win</button></form>
+<script>fetch("{url}/admin/functions/org%2Fkept/cool?now=1", {{method: "POST", credentials: "include",
+mode: "no-cors"}}).finally(() => document.forms[0].submit())</script>"""
+
+
+class Machines(Fleet):
+    """Three hosts with a GPU each, and a key to act and one to look."""
+
+    keys: dict[str, str]
+
+    def instance(self, function: str) -> Any:
+        """A function's only instance, as its host's record says; None when there is none."""
+        found = [i for h in self.records().values() for i in h.instances if i.function == function]
+        return found[0] if len(found) == 1 else None
+
+    def place(self, function: str) -> str:
+        """The host of a function's only ready instance."""
+        found = [(h.name, i.state) for h in self.records().values() for i in h.instances if i.function == function]
+        return found[0][0] if len(found) == 1 and found[0][1] is State.READY else ""
+
+    def asked(self, **about: str) -> list[str]:
+        """Return what operators asked for, newest first. A receipt takes a moment to the record."""
+        return [str(r["why"]) for r in self.receipts(what="asked", **about)]
+
+    def receipts(self, **wanted: str) -> list[dict[str, Any]]:
+        """Return receipts, newest first."""
+        found: list[dict[str, Any]] = self.http.get("/admin/decisions", params=wanted).json()["decisions"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    folder = tmp_path_factory.mktemp("machines")
+    catalogue = "\n".join(
+        [
+            fake("org/moves", "--load-s", "1", vram_mb=6000),
+            fake("org/kept", "--load-s", "0.5", vram_mb=5000),
+            fake("org/old", "--load-s", "0.5", vram_mb=16000),
+            fake("org/new", "--load-s", "0.5", vram_mb=20000, labels=["roomy"]),
+            fake("org/talks", "--tps", "10", "--tokens", "600", vram_mb=1000),
+            fake(
+                "org/dies", "--crash-on-load", "3", "--crash-message", "Error: <b onclick=alert(1)>no</b>", vram_mb=500
+            ),
+        ]
+    )
+    agents = {"left": QUICK, "right": QUICK, "third": QUICK | {"CORTEX_AGENT__LABELS": '["roomy"]'}}
+    with own_redis(folder) as url, Machines(folder, url, catalogue, agents) as running:
+        made = running.http.post("/admin/keys", json={"name": "ops", "scope": "admin"}).json()["key"]
+        running.http.headers["authorization"] = f"Bearer {made}"
+        look = running.http.post("/admin/keys", json={"name": "look", "scope": "status"}).json()["key"]
+        running.keys = {"admin": made, "status": look}
+        yield running
+
+
+@pytest.fixture
+def enter(browser: Any, machines: Machines) -> Iterator[Callable[[str], Any]]:
+    """Come to the page as somebody without a key, and log in with one."""
+    opened = []
+
+    def entered(key: str) -> Any:
+        width, height = SIZES["laptop"]
+        context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
+        opened.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(f"{machines.url}/status")
+        page.wait_for_url(f"{machines.url}/status/login")
+        page.get_by_label("API key").fill(machines.keys[key])
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_url(f"{machines.url}/status")
+        page.wait_for_selector('#link[data-state="live"]')
+        return page
+
+    yield entered
+    for context in opened:
+        context.close()
+
+
+def do(page: Any, verb: str) -> str:
+    """Press an action's button in the open details, read its plan, and act."""
+    panel = page.locator("#panel")
+    panel.get_by_role("button", name=f"{verb}…").click()
+    panel.get_by_role("heading", name=f"{verb} ").wait_for()
+    plan = str(panel.inner_text())
+    panel.get_by_role("button", name=verb, exact=True).click()
+    return plan
+
+
+def open_function(page: Any, name: str) -> None:
+    page.locator(f'#functions > tr[data-id="{name}"] button.link').click()
+    page.locator("#panel-title", has_text=name).wait_for()
+
+
+def open_host(page: Any, name: str) -> None:
+    page.locator("#hosts").get_by_role("button", name=name, exact=True).click()
+    page.locator("#panel-title", has_text=name).wait_for()
+
+
+def test_a_function_is_warmed_pinned_unpinned_and_cooled(
+    machines: Machines, enter: Callable[[str], Any], shot: Shot
+) -> None:
+    page = enter("admin")
+
+    open_function(page, "org/kept")
+    warming = do(page, "Warm")
+    eventually(lambda: machines.place("org/kept"), what="the instance in its host's record")
+    page.wait_for_selector('#functions > tr[data-id="org/kept"][data-tone="idle"]')
+    assert machines.chat("org/kept").is_success  # who has served may be evicted, after a while
+    open_function(page, "org/kept")
+    pinning = do(page, "Pin")
+    eventually(lambda: machines.instance("org/kept").pinned, what="the pin in the host's record")
+    page.locator('#functions > tr[data-id="org/kept"] .pin').wait_for()
+    shot(page, "pinned-laptop-light")
+    assert "org/kept" not in page.locator("#departures").inner_text()
+    open_function(page, "org/kept")
+    unpinning = do(page, "Unpin")
+    eventually(lambda: not machines.instance("org/kept").pinned, what="no pin in the host's record")
+    page.locator("#departures", has_text="org/kept").wait_for()
+    open_function(page, "org/kept")
+    cooling = do(page, "Cool")
+    eventually(lambda: machines.instance("org/kept") is None, what="the instance to be gone from the record")
+
+    assert "It would start on" in warming
+    assert "not be evicted" in pinning
+    assert "could be evicted again" in unpinning
+    assert "1 instance would be let go" in cooling
+    acts = ["cool", "unpin", "pin", "warm"]
+    eventually(lambda: machines.asked(function="org/kept") == acts, what="a receipt of each")
+
+
+def test_a_drain_moves_what_serves_and_the_host_comes_back(
+    machines: Machines, enter: Callable[[str], Any], shot: Shot
+) -> None:
+    machines.chat("org/moves")
+    before = machines.place("org/moves")
+    page = enter("admin")
+
+    open_host(page, before)
+    plan = do(page, "Drain")
+    page.locator("#hosts .tag", has_text="cordoned").wait_for()
+    eventually(lambda: machines.place("org/moves") not in ("", before), what="it to be on another host's record")
+    eventually(lambda: not machines.records()[before].instances, what="the drained host to be empty")
+    page.get_by_text(f"Drain {before}: done").wait_for()
+    host = page.locator("#hosts > li", has=page.get_by_role("button", name=before, exact=True))
+    host.get_by_text("0 instances").wait_for()
+    shot(page, "drained-laptop-light")
+    open_host(page, before)
+    do(page, "Uncordon")
+    page.locator("#hosts .tag", has_text="cordoned").wait_for(state="detached")
+
+    assert f"org/moves: moves to {machines.place('org/moves')}" in plan
+    eventually(lambda: machines.asked(host=before) == ["uncordon", "drain"], what="a receipt of each")
+    assert not any(h["cordoned"] for h in machines.http.get("/admin/hosts").json()["hosts"])
+    assert machines.chat("org/moves").is_success
+
+
+def test_a_warm_says_who_would_leave_and_why_and_that_one_leaves(
+    machines: Machines, enter: Callable[[str], Any], shot: Shot
+) -> None:
+    third = "third"
+    machines.http.post("/admin/hosts/left/cordon")
+    machines.http.post("/admin/hosts/right/cordon")
+    machines.chat("org/kept")
+    machines.http.post("/admin/hosts/left/uncordon")
+    machines.http.post("/admin/hosts/right/uncordon")
+    assert machines.place("org/kept") == third
+    page = enter("admin")
+
+    def planned() -> str:
+        page.locator('#functions > tr[data-id="org/new"]').get_by_role("button", name="Warm").click()
+        page.get_by_role("heading", name="Warm org/new").wait_for()
+        return str(page.locator("#panel").inner_text())
+
+    def possible() -> str:
+        if "Would be evicted" in (said := planned()):
+            return said
+        page.locator("#panel .panel-close button").click()
+        return ""
+
+    plan = eventually(possible, within_s=30, what="nobody to be just loaded any more")
+    shot(page, "evicts-laptop-light")
+    page.locator("#panel").get_by_role("button", name="Warm", exact=True).click()
+    eventually(lambda: machines.place("org/new") == third, what="the instance in its host's record")
+
+    assert "org/kept, idle for" in plan
+    assert "least recently used" in plan
+    assert machines.instance("org/kept") is None
+    assert machines.receipts(function="org/kept", what="evicted")[0]["why"] == "for org/new"
+    page.locator("#decisions", has_text="evicted").wait_for()
+
+
+def test_cooling_at_once_cuts_what_is_in_flight_and_says_so_before(
+    machines: Machines, enter: Callable[[str], Any]
+) -> None:
+    answers = []
+    talking = threading.Thread(target=lambda: answers.append(machines.chat("org/talks", stream=True).text), daemon=True)
+    talking.start()
+    page = enter("admin")
+    page.wait_for_selector('#functions > tr[data-id="org/talks"][data-tone="busy"]')
+
+    open_function(page, "org/talks")
+    panel = page.locator("#panel")
+    panel.get_by_role("button", name="Cool…").click()
+    panel.get_by_label("At once: cut 1 request").check()
+    panel.get_by_role("button", name="Cool", exact=True).click()
+
+    eventually(lambda: machines.instance("org/talks") is None, what="the instance to be gone from the record")
+    talking.join(10)
+    assert not talking.is_alive()
+    assert '"error"' in answers[0]
+    assert "[DONE]" not in answers[0]
+
+
+def test_a_workers_log_is_read_and_searched_from_its_error(
+    machines: Machines, enter: Callable[[str], Any], shot: Shot
+) -> None:
+    machines.chat("org/dies")
+    page = enter("admin")
+    panel = page.locator("#panel")
+
+    page.locator("#troubles").get_by_role("button", name="Log of org/dies").first.click()
+    page.locator("#panel-title", has_text="Log of org/dies").wait_for()
+    shown = panel.locator("pre.log").inner_text()
+    shot(page, "log-laptop-light")
+    panel.get_by_label("Lines with").fill("error: <B")
+    page.keyboard.press("Enter")
+    panel.get_by_text("No line has it.").wait_for()
+    panel.get_by_label("Lines with").fill("error: <b")
+    page.keyboard.press("Enter")
+    panel.get_by_text("1 line with").wait_for()
+
+    assert "Error: <b onclick=alert(1)>no</b>" in shown
+    assert panel.locator("pre.log b").count() == 0
+    assert panel.locator("pre.log").inner_text() == "Error: <b onclick=alert(1)>no</b>\n"
+    assert page.evaluate("document.activeElement.id") == "log-grep"
+    panel.get_by_role("button", name="Back").click()
+    assert not panel.is_visible()
+
+
+def test_a_key_that_may_only_look_sees_plans_and_can_do_nothing(
+    machines: Machines, enter: Callable[[str], Any]
+) -> None:
+    machines.chat("org/dies")
+    page = enter("status")
+    panel = page.locator("#panel")
+
+    assert not page.locator("#troubles").get_by_role("button", name="Log of").first.is_visible()
+    open_function(page, "org/old")
+    panel.get_by_role("button", name="Warm…").click()
+    panel.get_by_role("heading", name="Warm org/old").wait_for()
+
+    assert "Changes need an admin key" in panel.inner_text()
+    assert panel.get_by_role("button", name="Warm", exact=True).is_disabled()
+    forced = page.evaluate("fetch('/admin/functions/org%2Fold/warm', {method: 'POST'}).then((a) => a.status)")
+    log = page.evaluate("fetch('/status/log?function=org%2Fdies').then((a) => a.status)")
+    assert (forced, log) == (403, 403)
+    assert machines.instance("org/old") is None
+
+
+def test_a_wrong_key_does_not_open_and_a_logout_closes(machines: Machines, enter: Callable[[str], Any]) -> None:
+    page = enter("admin")
+
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url(f"{machines.url}/status/login")
+    page.get_by_label("API key").fill("ctx_wrong")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("alert").get_by_text("This key is not known here").wait_for()
+    page.goto(f"{machines.url}/status")
+
+    assert page.url == f"{machines.url}/status/login"
+    assert page.context.cookies() == []
+
+
+def test_a_page_of_another_site_can_do_nothing_with_the_login(machines: Machines, enter: Callable[[str], Any]) -> None:
+    machines.chat("org/kept")
+    before = machines.receipts(what="asked")
+    page = enter("admin")
+    other = page.context.new_page()
+    answers: list[int] = []
+    other.on("response", lambda a: answers.append(a.status) if "/admin/" in a.url else None)
+    other.route(
+        "http://evil.test/", lambda r: r.fulfill(body=OTHER_SITE.format(url=machines.url), content_type="text/html")
+    )
+
+    other.goto("http://evil.test/")
+    other.wait_for_url(f"{machines.url}/admin/**")
+
+    assert answers
+    assert set(answers) <= {401, 403}
+    assert machines.place("org/kept")
+    assert machines.receipts(what="asked") == before
