@@ -17,6 +17,19 @@ XLLAMACPP = """\
 0.00.314.576 I srv          init: listening on http://127.0.0.1:44535
 llama_server: serving /srv/a.gguf on http://127.0.0.1:44535
 """
+VLLM = """\
+(APIServer pid=28555) INFO 11-21 15:43:08 [compilation.py:317] Enabled custom fusions: norm_quant, act_quant
+(EngineCore pid=29782) INFO 11-21 15:43:28 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/m'
+(Worker pid=30550) INFO 11-21 15:43:43 [cpu_model_runner.py:68] Starting to load model /srv/tiny...
+(Worker pid=30550) INFO 11-21 15:43:43 [base_loader.py:82] Initializing model took 0.169335 seconds
+Loading safetensors checkpoint shards:   0% Completed | 0/1 [00:00<?, ?it/s]\r
+Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:00<00:00, 149.79it/s]\r
+
+(Worker pid=30550) INFO 11-21 15:43:43 [default_loader.py:501] Loading weights took 0.01 seconds
+(EngineCore pid=29782) INFO 11-21 15:43:45 [core.py:402] init engine (profile, create kv cache, warmup model) took 0.6 s
+(APIServer pid=28555) INFO 11-21 15:43:46 [entry.py:140] Starting vLLM server on http://0.0.0.0:18471
+INFO:     Application startup complete.
+"""
 FAKE = "Listening on http://127.0.0.1:9\nLoading weights: 0%\nLoading weights: 50%\nApplication startup complete.\n"
 
 
@@ -35,6 +48,7 @@ def steps(server: str, wire: bytes, size: int, path: str = "plain") -> list[str]
     ("server", "wrote", "expected"),
     [
         ("xllamacpp", XLLAMACPP, [BEGUN, "loading weights", "opening"]),
+        ("vllm", VLLM, ["importing", "setting up", "loading weights", "warming up", "opening"]),
         ("fake", FAKE, [BEGUN, "loading weights", "opening"]),
         ("command", "loading model\nApplication startup complete.\n", [BEGUN]),
     ],
@@ -62,6 +76,17 @@ def test_how_far_a_step_is_belongs_to_that_step() -> None:
     startup.feed(b"Application startup complete.\n")
 
     assert (half, still, startup.progress) == (0.5, 0.5, None)
+
+
+def test_how_far_vllm_is_with_its_weights_is_what_its_bar_says() -> None:
+    startup, seen = Startup("vllm", "plain"), []
+
+    for line in VLLM.replace("100%", "43%").encode().splitlines(keepends=True):
+        startup.feed(line)
+        seen.append((startup.step, startup.progress))
+
+    assert ("loading weights", 0.43) in seen
+    assert seen[-1] == ("opening", None)
 
 
 def test_a_line_that_never_ends_takes_no_room() -> None:

@@ -42,6 +42,10 @@ def test_a_warm_start_and_a_plain_one_serve_the_same(host: VllmHost, tell: Calla
     assert (warm.path, warm.pid, warm.server) == ("warm", parked, "vllm")
     assert plain.path == "plain: TORCH_CORTEX_TEST is read while importing"
     assert one == same
+    steps = ["setting up", "loading weights", "warming up", "opening"]
+    assert [p for p in plain.phases if p not in ("placing", "fetching")] == ["importing", *steps]
+    assert set(steps[1:3]) <= warm.phases.keys()
+    tell(f"steps of the plain start: {plain.phases}; of the warm one: {warm.phases}")
     warm_s, plain_s = warm.ready - warm.started, plain.ready - plain.started
     tell(f"vLLM from command to ready: plain {plain_s:.1f} s, warm {warm_s:.1f} s, {warm_s / plain_s:.2f} of it")
     assert warm_s < plain_s / 2
