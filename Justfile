@@ -109,9 +109,10 @@ test-clients *args:
 bench-dialects *args:
     uv run python -m tests.bench_dialects "$@"
 
-# a small fleet with a real Prometheus reading it: rules, panels, alerts (Debian's prometheus; a minute and a half)
+# a small fleet with a real Prometheus reading it: rules, panels, alerts (Debian's prometheus; a minute and a half);
+# and the dashboard against Grafana's own schema (npm)
 test-monitoring:
-    uv run pytest -n0 tests/monitoring/check_monitoring.py
+    uv run pytest -n0 tests/monitoring/check_monitoring.py tests/monitoring/check_dashboard.py
 
 # the router's CPU time per request, plain and streamed, beside a bare proxy in the same run
 bench *args:

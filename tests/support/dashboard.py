@@ -187,9 +187,7 @@ def made() -> str:
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "templating": {
-            "list": [
-                {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus", "current": {}}
-            ]
+            "list": [{"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}]
         },
         "panels": panels,
     }
@@ -205,7 +203,10 @@ def _panel(id: int, title: str, unit: str, queries: list[Query], place: dict[str
         "datasource": source,
         "gridPos": place,
         "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
-        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "options": {
+            "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
         "targets": [
             {"refId": chr(65 + n), "datasource": source, "expr": expression, "legendFormat": legend}
             for n, (expression, legend) in enumerate(queries)
