@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -92,21 +92,27 @@ def alive(pid: int, started: float) -> bool:
 
 def cpu_s(pid: int) -> float:
     """Return the CPU seconds a worker and its children have used so far."""
-    return sum(sum(p.cpu_times()[:2]) for p in _family(pid))
+    return sum(_of_family(pid, lambda p: sum(p.cpu_times()[:2])))
 
 
 def resident_mb(pid: int) -> int | None:
-    """Return the memory a worker and its children hold, in MiB; None when it is gone."""
-    total = sum(p.memory_info().rss for p in _family(pid))
-    return total // (1024 * 1024) or None
+    """Return the memory a worker and its children hold, in MiB; None when it is gone.
+
+    What they share counts once: children of a parked launcher have most of what they imported in common.
+    """
+    total = sum(_of_family(pid, lambda p: p.memory_full_info().pss))
+    return int(total) // (1024 * 1024) or None
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    try:
+def _of_family(pid: int, read: Callable[[psutil.Process], float]) -> list[float]:
+    """Read something of a worker and of each of its children, as far as they are there."""
+    found: list[float] = []
+    with contextlib.suppress(psutil.Error):
         leader = psutil.Process(pid)
-        return [p for p in (leader, *leader.children(recursive=True)) if p.is_running()]
-    except psutil.Error:
-        return []
+        for one in (leader, *leader.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                found.append(read(one))
+    return found
 
 
 def families(leaders: Mapping[str, int]) -> dict[int, str]:
