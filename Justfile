@@ -67,27 +67,35 @@ docs:
 
 # bring every machine of an inventory to this checkout; arguments go to ansible-playbook (--limit, --tags, --check --diff)
 deploy inventory *args:
-    uv run python deploy/run.py deploy "$@"
+    uv run python -m deploy.run deploy "$@"
 
 # push models.toml alone, in seconds
 deploy-models inventory *args:
-    uv run python deploy/run.py models "$@"
+    uv run python -m deploy.run models "$@"
 
 # every machine back to the version it had before
 rollback inventory *args:
-    uv run python deploy/run.py rollback "$@"
+    uv run python -m deploy.run rollback "$@"
 
 # what runs where, and whether it is well
 fleet-status inventory *args:
-    uv run python deploy/run.py status "$@"
+    uv run python -m deploy.run status "$@"
 
 # drain, stop and remove cortex; with --limit HOST only there
 undeploy inventory *args:
-    uv run python deploy/run.py undeploy "$@"
+    uv run python -m deploy.run undeploy "$@"
 
 # make a fleet's secrets beside its inventory, encrypted, once
 secrets inventory:
-    uv run python deploy/run.py secrets {{inventory}}
+    uv run python -m deploy.run secrets {{inventory}}
+
+# make an authority and a certificate for every machine beside an inventory, for `cortex_tls: true`; again: renew them
+certificates inventory:
+    uv run python -m deploy.run certificates "$@"
+
+# change the token that routers and agents share, while everything runs; later again with --finish
+rotate-token inventory *args:
+    uv run python -m deploy.run rotate-token "$@"
 
 # this checkout and all it needs as wheels with hashes, for hosts without any index
 wheelhouse *args:

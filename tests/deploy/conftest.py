@@ -18,7 +18,7 @@ box
 other ansible_host=10.0.0.10
 [agents]
 box
-third ansible_host=10.0.0.11 family=RedHat cortex_vllm=auto cortex_nvidia_driver=/proc/version
+third ansible_host=10.0.0.11 family=RedHat cortex_tls=true cortex_vllm=auto cortex_nvidia_driver=/proc/version
 apart ansible_host=10.0.0.12 cortex_vllm=auto cortex_nvidia_driver=/nowhere cortex_engine_wheels=/srv/wheels
 [monitoring]
 other
@@ -28,7 +28,7 @@ Decided = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `rendered.json`: one machine's files, and what is decided for all. It is their prefix, too."""
+    """A folder with `rendered.json`: files of two machines, and what is decided for all. It is their prefix, too."""
     out = tmp_path_factory.mktemp("rendered")
     program = out / "opt" / "0.1.0+test" / "bin" / "cortex"
     program.parent.mkdir(parents=True)
@@ -39,7 +39,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variables = {
         "out": str(out), "cortex_prefix": str(out / "opt"), "cortex_version": "0.1.0+test",
         "cortex_redis_password": "p" * 16, "cortex_redis_admin_password": "a" * 16,
-        "ansible_python_interpreter": sys.executable, "machine": "agents", "whole": "box",
+        "ansible_python_interpreter": sys.executable, "machine": "agents", "whole": ["box", "third"],
     }  # fmt: skip
     done = subprocess.run(
         ["ansible-playbook", "-i", str(inventory), "--skip-tags", "always", "render.yml", "-e", json.dumps(variables)],
@@ -52,10 +52,20 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def written(rendered: Path) -> Path:
-    """The files of one machine that is router, host and Redis, and would be the monitoring's, too."""
-    folder = rendered / "box"
+    """The files of a machine that is router, host and Redis, and would be the monitoring's, too."""
+    return _laid_out(rendered, "box")
+
+
+@pytest.fixture(scope="session")
+def written_tls(rendered: Path) -> Path:
+    """The files of a host whose fleet speaks TLS."""
+    return _laid_out(rendered, "third")
+
+
+def _laid_out(rendered: Path, machine: str) -> Path:
+    folder = rendered / machine
     folder.mkdir()
-    for name, text in json.loads((rendered / "rendered.json").read_text())["files"].items():
+    for name, text in json.loads((rendered / "rendered.json").read_text())["files"][machine].items():
         for server in ("/usr/bin/redis-server", "/usr/bin/prometheus"):
             text = text.replace(f"ExecStart={server}", "ExecStart=/bin/true")  # what this machine need not have
         (folder / name).write_text(text)

@@ -57,6 +57,18 @@ def test_the_settings_that_are_written_stand(written: Path) -> None:
     assert found.agent.worker_host == "10.0.0.9"
 
 
+def test_with_tls_the_record_and_agents_are_reached_by_it_alone(written_tls: Path) -> None:
+    found, _ = settings.load(written_tls / "cortex.toml", {})
+    redis = (written_tls / "redis.conf").read_text().splitlines()
+    unit = (written_tls / "cortex-agent.service").read_text()
+
+    assert found.redis.url == "rediss://cortex-host@10.0.0.9:6380/0"
+    assert f"CORTEX_REDIS__URL={found.redis.url}" in unit
+    assert found.ca_file == "/etc/cortex/tls/ca.pem"
+    assert (found.agent.tls_cert, found.agent.tls_key) == ("/etc/cortex/tls/own.pem", "/etc/cortex/tls/own.key")
+    assert {"port 0", "tls-port 6380"} <= set(redis)
+
+
 def test_no_secret_is_in_a_file_everybody_may_read(written: Path) -> None:
     readable = [p for p in written.iterdir() if p.is_file() and p.name not in ("inventory", "users.acl")]
 

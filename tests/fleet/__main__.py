@@ -16,9 +16,9 @@ from typing import Any
 
 from tests.fleet.fleet import GB24, Fleet
 from tests.fleet.load import ask_as_anthropic, whole
-from tests.fleet.looks import handed_over, left_on, loaded, measured, reached, shown, undisturbed, units
+from tests.fleet.looks import handed_over, left_on, loaded, measured, reached, shown, tokens, undisturbed, units
 from tests.fleet.machines import NETWORK, TOOLS, Machines, machines, until
-from tests.fleet.playbook import build
+from tests.fleet.playbook import DeployFailed, build
 from tests.fleet.report import Report, Step
 from tests.support.catalogues import fake
 
@@ -79,6 +79,7 @@ def deploy(f: Fleet) -> None:
         f.catalogue()
         f.deployment.write(f.front, f.members)
         f.deployment.run("secrets")
+        f.deployment.run("certificates")
         changed = f.deployment.run("deploy", "-e", f"cortex_version={f.first}")
         f.key = f.front.says("cat /etc/cortex/operator.key")
         step.saw = f"changed {changed}; {shown(f)}"
@@ -174,11 +175,36 @@ def restarts(f: Fleet) -> None:
         until(lambda: victim.name in f.hosts(), within_s=90, what=f"{victim.name} is seen again")
 
 
+def rotated(f: Fleet) -> None:
+    """Another token for routers and agents."""
+    with f.report.step("the fleet's token is changed under load, without a restart") as step:
+        (old,) = tokens(f.small)
+        undisturbed(f, step, lambda: f.deployment.run("rotate-token"))
+        told = [tokens(h) for h in (f.front, *f.members)]
+        step.check(all(len(t) == 2 and t == told[0] and t[1] == old for t in told), "not both are accepted everywhere")
+    with f.report.step("the old one is forgotten, but not while something runs under it") as step:
+        try:
+            f.deployment.run("rotate-token", "--finish")
+        except DeployFailed as refused:
+            step.check("t/load" in str(refused), "it is not said what still runs")
+        else:
+            step.check(False, "it was forgotten at once")
+        for function in {i["id"] for i in f.rows().values() if i["instances"]}:
+            f.cool(function)
+        until(lambda: not f.instances(), within_s=60, what="nothing runs")
+        f.deployment.run("rotate-token", "--finish")
+        told = [tokens(h) for h in (f.front, *f.members)]
+        step.check(all(len(t) == 1 and t[0] != old for t in told), "the old one is still accepted")
+        step.check(whole(f.ask("t/load"), stream=False), "nothing is served under the new one")
+        step.saw = "refused while t/load ran; then one token everywhere"
+
+
 def joins(f: Fleet) -> None:
     """A host more, the catalogue, a host less."""
     with f.report.step("a host added to the inventory joins") as step:
         f.members[f.late] = GB24
         f.deployment.write(f.front, f.members)
+        f.deployment.run("certificates")
         changed = f.deployment.run("deploy", "-e", f"cortex_version={f.first}")
         step.saw = f"changed {changed}; seen {sorted(f.hosts())}"
         step.check("late" in f.hosts(), "it is not seen")
@@ -258,6 +284,7 @@ STEPS: tuple[Callable[..., Any], ...] = (
     monitored,
     requests,
     restarts,
+    rotated,
     joins,
     upgrades,
     undeploy,

@@ -64,6 +64,13 @@ class Fleet:
         """Ask a model one thing, with the operator's key."""
         return ask(self.url, model, stream=stream, key=self.key)
 
+    def cool(self, function: str) -> None:
+        """Have a function's instances go, at once."""
+        headers = {"authorization": f"Bearer {self.key}"}
+        httpx.post(
+            f"{self.url}/admin/functions/{function}/cool?now=1", headers=headers, timeout=30, trust_env=False
+        ).raise_for_status()
+
     def where(self, function: str) -> dict[str, str]:
         """Return the function's serving instances, and on which host each is."""
         return {i["id"]: i["host"] for i in self.rows()[function]["instances"] if i["state"] == "ready"}

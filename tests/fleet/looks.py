@@ -63,6 +63,11 @@ def measured(f: Fleet, question: str) -> Any:
     return json.loads(f.front.says(f'python3 -c "{program}"'))["data"]
 
 
+def tokens(host: Host) -> list[str]:
+    """Return the tokens a machine accepts, the one it uses first."""
+    return host.says("cat /etc/cortex/fleet.token").split()
+
+
 def reached(address: str, port: int) -> str:
     """Say whether a port is open to us, who are outside."""
 

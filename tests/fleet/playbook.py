@@ -41,7 +41,7 @@ class Deployment:
                     "ansible_ssh_private_key_file": str(self._key),
                     "ansible_ssh_common_args": " ".join(ssh_options(self._key)[2:]),
                     "cortex_models_file": str(self.models),
-                    "cortex_gateway_settings": "",
+                    "cortex_tls": True,
                 },
                 "children": {
                     **{role: {"hosts": front} for role in ("redis", "routers", "monitoring")},
@@ -56,9 +56,9 @@ class Deployment:
         self.runs += 1
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, str(ROOT / "deploy/run.py"), command, str(self._inventory), *arguments],
-            env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=timeout_s, check=False,
+            [sys.executable, "-m", "deploy.run", command, str(self._inventory), *arguments],
+            cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
         log = self._folder / f"{self.runs:02d}-{command}.log"
         log.write_text(done.stdout)
