@@ -1,6 +1,7 @@
 """What is given up, seen from a child of a real process; and directories nobody else can look into."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cortex.platform.settings import SettingsError
 from cortex.platform.workers.confine import temporary
+from cortex.platform.workers.identity import worker_user
 
 SHOW = """
 import json, resource, subprocess, sys
@@ -48,3 +51,18 @@ def test_a_directory_that_somebody_prepared_is_not_taken(tmp_path: Path, monkeyp
     for instance in ("linked", "readable"):
         with pytest.raises(OSError, match="somebody else"):
             temporary(instance)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an agent that is not root is told so")
+@pytest.mark.parametrize(("name", "why"), [("no-such-user", "has no user 'no-such-user'"), ("root", "is root")])
+def test_a_user_for_workers_that_is_none_stops_the_agent(name: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        worker_user(name)
+
+
+def test_an_agent_that_is_not_root_cannot_give_its_workers_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    with pytest.raises(SettingsError, match="an agent that is root"):
+        worker_user("nobody")
+    assert worker_user("") is None

@@ -125,6 +125,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Weights, and what engines compile."""
     no_new_privs: bool = True
     """Neither the agent nor a worker can gain privileges by a set-user-id program, such as `nvidia-modprobe`."""
+    worker_user: str = ""
+    """A user of this host that workers run as, for an agent that is root; default: the agent's own. It must be able to
+    read the weights and the engines. vLLM then starts plainly, without the launcher."""
     weight_roots: tuple[str, ...] = ()
     """Folders from which weights may be loaded, beside `cache_dir`; links are followed first. None: any path."""
     labels: tuple[str, ...] = ()

@@ -22,8 +22,9 @@ from tests.e2e.security.keyed import Result, command
 from tests.support.catalogues import entry, fake
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.secured_redis import PASSWORDS, SecuredRedis, secured_redis
-from tests.support.stack import free_port
+from tests.support.stack import eventually, free_port
 
+PLAIN = Path(__file__).parents[2] / "support" / "plain_server.py"
 CATALOGUE = "\n".join(
     [
         fake("fake/one", "--answer", "one"),
@@ -54,10 +55,20 @@ class Hardened(Fleet):
         for name, word in PASSWORDS.items():
             (folder / name).write_text(word + "\n")
             (folder / name).chmod(0o600)
+        secrets_of_the_agent = [str(folder / "token"), str(folder / "cortex_redis_password"), str(folder / "state-b")]
+        command = [
+            "/usr/bin/python3",
+            str(PLAIN),
+            "{model}",
+            "{port}",
+            "{key_file}",
+            *secrets_of_the_agent,
+            "/etc/passwd",
+        ]
         super().__init__(
             folder,
             record.admin_url,
-            CATALOGUE,
+            CATALOGUE + entry("own/user", engine="command", command=command, labels=["own-user"]),
             {
                 "a": {
                     "CORTEX_REDIS_URL": record.url("cortex-host"),
@@ -108,6 +119,18 @@ class Hardened(Fleet):
         """Start a host's agent and its job worker."""
         super().start_agent(name)
         self._start("jobs", ["jobs"], self._agent_env[name])
+
+    def join(self, name: str, **settings: str) -> None:
+        """Have another host join, with settings of its own."""
+        own = {
+            "CORTEX_AGENT__NAME": name,
+            "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}",
+            "CORTEX_AGENT__STATE_DIR": str(self.folder / f"state-{name}"),
+            "CORTEX_AGENT__LOG_DIR": str(self.folder / f"logs-{name}"),
+        }
+        self._agent_env[name] = {**self._agent_env["a"], **own, **settings}
+        Fleet.start_agent(self, name)
+        eventually(lambda: name in self._hosts(), within_s=30, what=f"{name} to be known")
 
     def metrics(self) -> str:
         """Return what Prometheus reads of the router."""

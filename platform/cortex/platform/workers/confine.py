@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cortex.platform.workers.identity import WorkerUser
+
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -27,16 +29,19 @@ def confine(*, no_new_privs: bool = True) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def temporary(instance: str) -> Path:
-    """Make a temporary directory that only a worker's user can look into. Raises OSError.
+def temporary(instance: str, user: WorkerUser | None = None) -> Path:
+    """Make a temporary directory that only a worker's user (default: ours) can look into. Raises OSError.
 
     Its path is short: engines put sockets into it, and those have room for 107 bytes.
     """
     path = temporary_path(instance)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
+        if user is not None:
+            user.own(path)
     found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    its = os.geteuid() if user is None else user.uid
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != its or found.st_mode & 0o077:
         raise OSError(f"{path} belongs to somebody else")
     return path
 

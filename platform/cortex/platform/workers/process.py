@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from cortex.platform.workers import environment
+from cortex.platform.workers.identity import WorkerUser
 
 MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"
 """Environment variables of every worker: its instance, and the agent whose it is."""
@@ -49,11 +50,13 @@ def worker_environment(env: Mapping[str, str], marker: str) -> dict[str, str]:
     return {**environment.handed_on(os.environ), **env, MARKER: marker}
 
 
-def write_private(path: Path, content: str) -> None:
-    """Write a file that only its user may read. Raises OSError."""
+def write_private(path: Path, content: str, user: WorkerUser | None = None) -> None:
+    """Write a file that only a user (default: ours) may read. Raises OSError."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
+        if user is not None:
+            os.fchown(descriptor, user.uid, user.gid)
         file.write(content)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import gguf_head
 from cortex.platform.workers import cgroup, confine, log_files, process, slots
+from cortex.platform.workers.identity import worker_user
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
 from cortex.platform.workers.startup import Reading
@@ -86,7 +87,9 @@ class Supervisor:
         self._groups = cgroup.home(self._owner)
         self._warm: dict[str, Spawn] = {}
         """Starts a launcher took that are not ready yet: what fails of them is started plainly."""
-        wanted = settings.agent.launcher and "vllm" in engines.tools
+        self._user = worker_user(settings.agent.worker_user)
+        # A launcher that is parked already is the agent's user for good.
+        wanted = settings.agent.launcher and "vllm" in engines.tools and self._user is None
         self._keeper = Keeper(
             engines.tools["vllm"] if wanted else None,
             owner=self._owner,
@@ -183,8 +186,7 @@ class Supervisor:
         key = worker_key(self._token.current, instance.id)
         try:
             port = process.free_port(agent.worker_host, agent.worker_ports, taken=set(self._ports.values()))
-            scratch = self.scratch(instance.id)
-            scratch.parent.mkdir(parents=True, exist_ok=True)
+            confine.temporary(instance.id, self._user)
             slot = slots.slot(
                 effect,
                 agent,
@@ -192,14 +194,14 @@ class Supervisor:
                 self._record().devices,
                 port=port,
                 key=key,
-                scratch=str(scratch),
+                scratch=str(self.scratch(instance.id)),
                 layers=_layers(Path(effect.weights.path)) if slots.overflows(effect) else 0,
             )
             command = launch(function, slot)
             for path, content in command.files.items():
-                process.write_private(Path(path), content)
+                process.write_private(Path(path), content, self._user)
             log_files.forget_old(log_path.parent, running={f"{slug(i)}.log" for i in self._ports})
-            child, path = self._begun(instance.id, command, log_path, not_warm)
+            child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)
         except (CannotLaunch, process.NoPort, OSError) as error:
             reason = f"the worker could not be started: {error}"
             self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now))
@@ -236,19 +238,23 @@ class Supervisor:
         log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
 
     def _begun(
-        self, instance: str, command: Launch, log_path: Path, not_warm: str
+        self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
     ) -> tuple[subprocess.Popen[bytes], str]:
         """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
-        env = {"TMPDIR": str(confine.temporary(instance)), **command.env, process.OWNER: self._owner}
+        env = {"TMPDIR": str(confine.temporary_path(instance)), **command.env, process.OWNER: self._owner}
         path = "plain"
-        if command.server == "vllm" and self._settings.agent.launcher:
+        if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             whole, group = process.worker_environment(env, instance), cgroup.made(self._groups, instance)
             taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
             if not isinstance(taken, str):
                 return taken, "warm"
             path = f"plain: {taken}"
-        argv = cgroup.entered(self._groups, instance, command.argv)
+        argv: Sequence[str] = command.argv
+        if self._user is not None:
+            self._user.own(Path(cache))
+            argv, env = self._user.command(argv), {**self._user.environment(cache), **env}
+        argv = cgroup.entered(self._groups, instance, argv)
         return process.spawn(argv, env, log_path, instance), path
 
     async def _watch(self, instance: str, function: str, pid: int) -> None:
@@ -323,7 +329,7 @@ class Supervisor:
 
     def scratch(self, instance: str) -> Path:
         """Return a file of an instance's own."""
-        return Path(self._settings.agent.state_dir) / "scratch" / slug(instance)
+        return confine.temporary_path(instance) / "scratch"
 
     # Stopping.
 
@@ -347,9 +353,6 @@ class Supervisor:
             await self._cleared(instance.pid, instance.id)
             if any(d.startswith("GPU-") for d in instance.devices):
                 await self._memory_back({instance.pid, *(p.pid for p in left)})
-        scratch = self.scratch(instance.id)
-        for path in (scratch, Path(f"{scratch}.key")):
-            path.unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance.id), ignore_errors=True)
         self._tell(lambda s, now: s.reclaimed(instance.id, now))
 
