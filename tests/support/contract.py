@@ -1,7 +1,8 @@
 """What routers and agents of a release say to each other and of themselves, written down.
 
-`uv run python -m tests.support.contract` records this release's into `tests/contract/<version>.json`, once, when it is
-released: later releases have to go on reading it, so that routers and agents may be one release apart.
+`uv run python -m tests.support.contract` records this release's into `tests/contract/<version>.json`: later releases
+have to go on reading it, so that routers and agents may be one release apart. What was recorded is never changed; a
+kind that is new is added.
 """
 
 from importlib.metadata import version
@@ -12,8 +13,26 @@ import msgspec
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
-from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused, Victim
-from cortex.platform.record import Device, Failure, FailureKind, Held, HostRecord, RouterReport
+from cortex.platform.agent_messages import (
+    Cool,
+    Ensure,
+    Fetching,
+    Going,
+    Heed,
+    Plan,
+    Planned,
+    Prefetch,
+    Refused,
+    Remove,
+    Removed,
+    Stored,
+    Victim,
+)
+from cortex.platform.api_keys import ApiKey, Limits, Scope
+from cortex.platform.meter import Count, Snapshot, Spread
+from cortex.platform.record import Device, Failure, FailureKind, Held, HostRecord, Override, RouterReport
+from cortex.platform.scheduling.kept import AgentState, Kept, Weights
+from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
 from tests.support.factories import a_device, a_function, a_host, an_instance
 
@@ -28,6 +47,15 @@ KINDS: dict[str, Any] = {
     "answer to plan": Planned | Refused,
     "host": HostRecord,
     "router": RouterReport,
+    "prefetch": Prefetch,
+    "remove": Remove,
+    "answer to remove": Removed,
+    "fetch": Fetching,
+    "override": Override,
+    "key": ApiKey,
+    "ledger": Entry,
+    "counts": Snapshot,
+    "agent's state": AgentState,
 }
 
 
@@ -41,6 +69,7 @@ def spoken() -> dict[str, Any]:
     device: Device = a_device("GPU-1", 24_576, reserve_mb=512)
     instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",
                            waits_for=("i2",), progress=0.5, used_mb=900, epoch=4)  # fmt: skip
+    stored = Stored(name="org/model@main", kind="hub", size=10, path="/w", commit="c", at=1.5, functions=("org/model",))
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
         "ensure": Ensure(function, force=True),
@@ -54,15 +83,24 @@ def spoken() -> dict[str, Any]:
         "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
                        failures=(failure,), epoch=4, catalogue="digest"),
         "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4}),
+        "prefetch": Prefetch(function),
+        "remove": Remove(("org/model@main",), unused=True, dry_run=True),
+        "answer to remove": Removed(removed=(stored,), kept={"demo": "in use"}),
+        "fetch": Fetching(id="f", source="org/model", state="waiting", done=5, total=10, rate=1.5, why="away"),
+        "override": Override(pinned=True, min=1, max=2),
+        "key": ApiKey(digest="d", id="k", name="ann", scope=Scope.ADMIN, functions=("org/*",), limits=Limits(rpm=5)),
+        "ledger": Entry(memory_mb=900, start_s=9.5, starts=2, phases={"starting": 9.5}, started_at=1.5, at=2.5),
+        "counts": Snapshot(counts=(Count("c", ("a",), 2.0),), spreads=(Spread("s", (), (1, 2), 2.5),)),
+        "agent's state": AgentState((Kept(instance, function, Weights("/w", 10)),), (failure,)),
     }  # fmt: skip
 
 
 def main() -> None:
-    """Record this release's."""
-    release = version("cortex").partition("+")[0]
+    """Record what this release says and no record of it has yet."""
+    path = FOLDER / f"{version('cortex').partition('+')[0]}.json"
     FOLDER.mkdir(exist_ok=True)
-    text = msgspec.json.format(msgspec.json.encode(spoken(), order="deterministic"), indent=1)
-    (FOLDER / f"{release}.json").write_bytes(text + b"\n")
+    said = spoken() | (msgspec.json.decode(path.read_bytes()) if path.exists() else {})
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(said, order="deterministic"), indent=1) + b"\n")
 
 
 if __name__ == "__main__":
