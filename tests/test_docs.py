@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cortex.cli.main import cli
 from cortex.functions.spec import Function
 from cortex.platform import metrics
 from cortex.router.directory import load
+from tests.support.cli_page import commands
 from tests.support.pages import PAGES
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +48,17 @@ def test_the_readmes_commands_are_recipes_and_subcommands_that_exist() -> None:
 
     for recipe in re.findall(r"(?:uv run |`)just ([a-z-]+)", readme):
         assert recipe in recipes, recipe
+
+
+def test_every_command_but_those_that_serve_or_print_text_prints_json_too() -> None:
+    prints_text = {"agent", "completion", "fn logs", "jobs cancel", "router", "up"}
+    without = {
+        " ".join(names[1:])
+        for command, names in commands(cli, ("cortex",))
+        if "--json" not in {o for p in command.params for o in p.opts}
+    }
+
+    assert without == prints_text
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -4,10 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
-from cortex.cli.doctor import Finding, the_disks, the_hosts, the_ports, the_token
-from cortex.platform.settings import Agent, Gateway, Settings
-from tests.support.stack import free_port
+from cortex.cli.doctor import (
+    Finding,
+    examined,
+    room,
+    the_agents,
+    the_disks,
+    the_hosts,
+    the_ports,
+    the_redis,
+    the_token,
+)
+from cortex.platform.settings import Agent, Gateway, Redis, Settings
+from tests.support.stack import free_port, own_redis
 
 NOW = 1000.0
 
@@ -24,7 +35,7 @@ def levels(findings: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("host", "level", "said"),
     [
-        (a_host(), "ok", "1 devices"),
+        (a_host(), "ok", "1 device"),
         (a_host(at=NOW + 30), "problem", "its clock is 30.0 s ahead"),
         (a_host(at=NOW - 40), "warning", "last reported 40 s ago"),
         (a_host(cordoned=True), "warning", "cordoned"),
@@ -63,7 +74,55 @@ def test_folders_that_are_not_there_yet_are_judged_by_where_they_will_be(tmp_pat
     found = list(the_disks(Settings(agent=agent)))
 
     assert [f.about for f in found] == ["cache", "state", "worker logs"]
-    assert {f.level for f in found} <= {"ok", "warning"}  # the disk may be nearly full
+    assert not [f for f in found if "cannot be written" in f.said]
+
+
+@pytest.mark.parametrize(("free_gb", "level"), [(0.01, "problem"), (3.0, "warning"), (80.0, "ok")])
+def test_a_full_disk_is_a_problem_and_a_small_one_a_warning(free_gb: float, level: str) -> None:
+    found = room("cache", Path("/srv/cache"), free_gb)
+
+    assert found.level == level
+    assert (level == "ok") is not bool(found.do)
+
+
+def test_an_agent_that_does_not_answer_is_said_with_what_to_look_at() -> None:
+    (found,) = the_agents([{"name": "a", "address": f"http://127.0.0.1:{free_port()}"}], "")
+
+    assert (found.level, found.about) == ("warning", "agent a")
+    assert "firewall" in found.do
+
+
+def test_a_redis_that_is_away_is_a_problem_only_where_one_is_named() -> None:
+    settings = Settings(redis=Redis(url=f"redis://:secret@127.0.0.1:{free_port()}/0"))
+
+    (named,), (other,) = the_redis(settings, expected=True), the_redis(settings, expected=False)
+
+    assert (named.level, other.level) == ("problem", "ok")
+    assert "secret" not in named.said
+
+
+def test_a_redis_that_throws_keys_away_is_a_problem(tmp_path: Path) -> None:
+    with own_redis(tmp_path) as url, redis.Redis.from_url(url) as client:
+        well = levels(the_redis(Settings(redis=Redis(url=url)), expected=True))
+        client.config_set("maxmemory-policy", "allkeys-lru")
+
+        found = list(the_redis(Settings(redis=Redis(url=url)), expected=True))
+
+    assert set(well) == {"ok"}
+    assert ("problem", "it throws keys away when full (allkeys-lru)") in [(f.level, f.said) for f in found]
+
+
+def test_that_no_router_answers_is_said_once_and_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORTEX_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    found = [f for f in examined(None) if f.about == "router"]
+
+    assert [f.level for f in found] == ["problem"]
+    assert "\n" not in found[0].said
+    assert "cortex up" in found[0].do
 
 
 def test_ports_that_somebody_else_has_are_named() -> None:

@@ -126,7 +126,7 @@ def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
     assert lines
     assert all("wrong kind" in line for line in lines)
     assert "No line has it." in nothing.text
-    assert "no log of a worker" in never.text
+    assert "no log of an earlier run of" in never.text
     assert looker.status_code == 401
 
 

@@ -17,17 +17,18 @@ def page() -> str:
         f"{' '.join(HELP.split())}\n\n"
         "Shell completion, functions and hosts included: `cortex completion bash|zsh|fish` prints the script.\n"
     )
-    return intro + "".join(_section(command, names) for command, names in _commands(cli, ("cortex",)))
+    return intro + "".join(_section(command, names) for command, names in commands(cli, ("cortex",)))
 
 
-def _commands(group: click.Group, names: tuple[str, ...]) -> Iterator[tuple[click.Command, tuple[str, ...]]]:
+def commands(group: click.Group, names: tuple[str, ...]) -> Iterator[tuple[click.Command, tuple[str, ...]]]:
+    """Yield every command with its names, those of groups included, but for hidden ones."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if command is None or command.hidden:
             continue
         if isinstance(command, click.Group):
-            yield from _commands(command, (*names, name))
+            yield from commands(command, (*names, name))
         else:
             yield command, (*names, name)
 

@@ -1,5 +1,7 @@
 """`cortex check`: what is wrong with a catalogue."""
 
+import json
+import sys
 from pathlib import Path
 
 import rich_click as click
@@ -11,14 +13,22 @@ from cortex.router.directory import load
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("models.toml"))
-def check(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def check(file: Path, as_json: bool) -> None:
     """Check a catalogue: every problem at once, and what is kept but has no effect yet."""
     try:
         catalogue = load(file)
     except CatalogueError as error:
+        if as_json:
+            click.echo(json.dumps({"file": str(file), "problems": [str(p) for p in error.problems]}))
+            sys.exit(exits.FAILED)
         raise exits.Failed(str(error), hint=f"{len(error.problems)} problems in {file}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise exits.Failed(f"{file}: cannot be read: {error}") from None
+    if as_json:
+        counts = {"functions": len(catalogue.functions), "aliases": len(catalogue.aliases)}
+        click.echo(json.dumps({"file": str(file), "problems": [], "notes": list(notes(catalogue)), **counts}))
+        return
     for note in notes(catalogue):
         click.echo(f"note: {note}")
     click.echo(f"{file}: {len(catalogue.functions)} functions, {len(catalogue.aliases)} aliases: all well")

@@ -27,7 +27,7 @@ from cortex.platform import settings as settings_
 from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings, SettingsError
 
-LITTLE_DISK_GB = 5.0
+LITTLE_DISK_GB, FULL_DISK_GB = 5.0, 0.1
 SKEW_S = 1.0
 SLOW_REDIS_S = 0.05
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
@@ -84,11 +84,15 @@ def examined(config: Path | None) -> Iterator[Finding]:
         lambda: the_token(Path(settings.token_file).expanduser()),
         lambda: the_ports(settings, used=bool(hosts)),
     )
+    away = ""
     for check in checks:
         try:
             yield from check()
         except Failed as failed:
-            yield Finding("problem", "router", str(failed))
+            said, _, do = str(failed).partition("\n")
+            if said != away:  # several checks ask the router; that it is away is said once
+                yield Finding("problem", "router", said, do)
+            away = said
 
 
 def the_router(router: Router) -> Iterator[Finding]:
@@ -125,7 +129,9 @@ def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
         elif -apart > 15:
             yield Finding("warning", f"host {name}", f"last reported {-apart:.0f} s ago", "Is its clock behind?")
         else:
-            state = "cordoned: it takes no new work" if host["cordoned"] else f"{len(host['devices'])} devices"
+            count = len(host["devices"])
+            devices = f"{count} device{'' if count == 1 else 's'}"
+            state = "cordoned: it takes no new work" if host["cordoned"] else devices
             yield Finding(
                 "warning" if host["cordoned"] else "ok",
                 f"host {name}",
@@ -238,13 +244,18 @@ def the_disks(settings: Settings) -> Iterator[Finding]:
                 "problem", about, f"{path} cannot be written to by this user", f"chown it, or set another {about}_dir."
             )
             continue
-        free = shutil.disk_usage(there).free / 1e9
-        if free < LITTLE_DISK_GB:
-            yield Finding(
-                "warning", about, f"{free:.1f} GB are left at {path}", "Weights need room: delete some, or move it."
-            )
-        else:
-            yield Finding("ok", about, f"{free:.0f} GB are left at {path}")
+        yield room(about, path, shutil.disk_usage(there).free / 1e9)
+
+
+def room(about: str, path: Path, free_gb: float) -> Finding:
+    """Judge what is left on a disk."""
+    if free_gb < FULL_DISK_GB:
+        do = "Make room: nothing can be fetched, logged or kept there. `cortex weights rm --unused --dry-run`"
+        return Finding("problem", about, f"the disk of {path} is full: {free_gb * 1000:.0f} MB are left", do)
+    if free_gb < LITTLE_DISK_GB:
+        do = "Weights need room: `cortex weights rm --unused --dry-run` says what could go; or move it."
+        return Finding("warning", about, f"{free_gb:.1f} GB are left at {path}", do)
+    return Finding("ok", about, f"{free_gb:.0f} GB are left at {path}")
 
 
 def the_token(path: Path) -> Iterator[Finding]:

@@ -117,37 +117,45 @@ def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str
 
 @click.command()
 @click.argument("name", type=FUNCTION)
-def pin(name: str) -> None:
+@_json
+def pin(name: str, as_json: bool) -> None:
     """Keep a function: once it is up it is never let go for idling and never evicted."""
-    _said(Router().set(name, "pin"))
+    _said(Router().set(name, "pin"), as_json)
 
 
 @click.command()
 @click.argument("name", type=FUNCTION)
-def unpin(name: str) -> None:
+@_json
+def unpin(name: str, as_json: bool) -> None:
     """Let a function be let go and evicted again. `pinned_on` in the catalogue stays."""
-    _said(Router().set(name, "unpin"))
+    _said(Router().set(name, "unpin"), as_json)
 
 
 @click.command("set")
 @click.argument("name", type=FUNCTION)
 @click.option("--min", "least", type=click.IntRange(0, 1000), help="Instances kept warm.")
 @click.option("--max", "most", type=click.IntRange(1, 1000), help="Instances at most.")
-def set_(name: str, least: int | None, most: int | None) -> None:
+@_json
+def set_(name: str, least: int | None, most: int | None, as_json: bool) -> None:
     """Set how many instances a function has, over the catalogue, until `reset`."""
     if least is None and most is None:
         raise Failed("nothing to set", hint="Say --min, --max or both.", code=2)
-    _said(Router().set(name, "set", **{k: v for k, v in (("min", least), ("max", most)) if v is not None}))
+    wanted = {k: v for k, v in (("min", least), ("max", most)) if v is not None}
+    _said(Router().set(name, "set", **wanted), as_json)
 
 
 @click.command()
 @click.argument("name", type=FUNCTION)
-def reset(name: str) -> None:
+@_json
+def reset(name: str, as_json: bool) -> None:
     """Take back what was set at run time: as the catalogue says."""
-    _said(Router().set(name, "reset"))
+    _said(Router().set(name, "reset"), as_json)
 
 
-def _said(answer: dict[str, Any]) -> None:
+def _said(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
     pinned = ", pinned" if answer["pinned"] else ""
     click.echo(f"{answer['id']}: at least {answer['min']}, at most {answer['max']} instances{pinned}")
 

@@ -13,6 +13,8 @@ from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
 from cortex.cli.tables import ago, console, span, table
 
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
+
 
 @click.group()
 def host() -> None:
@@ -90,18 +92,20 @@ def show(name: str, as_json: bool) -> None:
 
 @host.command()
 @click.argument("name", type=HOST)
-def cordon(name: str) -> None:
+@_json
+def cordon(name: str, as_json: bool) -> None:
     """Have a host take no new work. What runs there goes on. It is remembered over restarts."""
-    Router().on_host(name, "cordon")
-    click.echo(f"{name}: cordoned")
+    told = Router().on_host(name, "cordon")
+    click.echo(json.dumps(told) if as_json else f"{name}: cordoned")
 
 
 @host.command()
 @click.argument("name", type=HOST)
-def uncordon(name: str) -> None:
+@_json
+def uncordon(name: str, as_json: bool) -> None:
     """Have a host take new work again."""
-    Router().on_host(name, "uncordon")
-    click.echo(f"{name}: open")
+    told = Router().on_host(name, "uncordon")
+    click.echo(json.dumps(told) if as_json else f"{name}: open")
 
 
 @host.command()

@@ -1,6 +1,7 @@
 """`cortex req`: the requests under way, and ending one."""
 
 import json
+from urllib.parse import quote
 
 import rich_click as click
 
@@ -41,7 +42,11 @@ def ls(function: str, as_json: bool) -> None:
 
 @req.command()
 @click.argument("id")
-def cancel(id: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
+def cancel(id: str, as_json: bool) -> None:
     """Cancel a request: its client is told so, and the worker stops."""
-    number = Router().post(f"/admin/requests/{id}/cancel")["cancelled"]
+    number = Router().post(f"/admin/requests/{quote(id, safe='')}/cancel")["cancelled"]
+    if as_json:
+        click.echo(json.dumps({"id": id, "cancelled": number}))
+        return
     click.echo(f"{id}: cancelled" + (f" ({number} requests)" if number > 1 else ""))
