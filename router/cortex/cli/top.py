@@ -81,8 +81,9 @@ def _ms(seconds: float) -> str:
 
 
 def _devices(hosts: list[dict[str, Any]]) -> RenderableType:
-    rows = table("HOST", "DEVICE", "MEMORY", "MIB", "FOREIGN", "BUSY", "HOLDS")
+    rows = table("HOST", "DEVICE", "MEMORY", "MIB", "FOREIGN", "BUSY", "HOLDS", "NEXT OUT")
     for host in hosts:
+        may_leave = [one for one in host["leaving"] if not one["protected"]]
         for device in host["devices"]:
             mine = [i for i in host["instances"] if device["id"] in i["devices"]]
             admitted = sum(i["memory_mb"] for i in mine)
@@ -95,6 +96,7 @@ def _devices(hosts: list[dict[str, Any]]) -> RenderableType:
                 str(device["foreign_mb"] or "-"),
                 "-" if busy is None else f"{busy}%",
                 ", ".join(i["function"] for i in mine) or "-",
+                next((one["function"] for one in may_leave if one["instance"] in {i["id"] for i in mine}), "-"),
             )
     return rows
 
