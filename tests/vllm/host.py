@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import psutil
 
-from cortex.platform.record import Instance
+from cortex.platform.record import HostRecord, Instance
 from cortex.platform.workers.process import MARKER
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually
@@ -33,6 +33,12 @@ class VllmHost(Fleet):
         self.kill("a")
         self._start("a", ["agent"], {**self._agent_env["a"], **env})
 
+    def record(self) -> HostRecord:
+        """Return what the host says of itself, as soon as it does: its agent may be starting."""
+        record = eventually(lambda: self.records().get("a"), within_s=30, what="the host's record")
+        assert record is not None
+        return record
+
     def until_parked(self) -> int:
         """Wait until a launcher is parked; return its pid."""
         eventually(lambda: self.launcher() == "parked", within_s=IMPORT_S, what="a parked launcher")
@@ -40,7 +46,7 @@ class VllmHost(Fleet):
 
     def launcher(self) -> str:
         """Return how the host says its launcher stands."""
-        return self.records()["a"].launchers.get("vllm", "")
+        return self.record().launchers.get("vllm", "")
 
     def parked(self) -> list[psutil.Process]:
         """Return the processes of launchers that are parked."""
@@ -48,7 +54,7 @@ class VllmHost(Fleet):
 
     def instance(self, function: str) -> Instance:
         """Return the function's only instance."""
-        (found,) = [i for i in self.records()["a"].instances if i.function == function]
+        (found,) = [i for i in self.record().instances if i.function == function]
         return found
 
     def ask(self, function: str, **more: Any) -> "Asking":
@@ -66,7 +72,7 @@ class VllmHost(Fleet):
         for function in functions:
             assert self.cli("fn", "cool", function, "--now").returncode == 0
         eventually(
-            lambda: not [i for i in self.records()["a"].instances if i.function in functions], within_s=30, what="cold"
+            lambda: not [i for i in self.record().instances if i.function in functions], within_s=30, what="cold"
         )
 
     def left_of(self, instance: str) -> list[psutil.Process]:

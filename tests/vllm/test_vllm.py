@@ -23,7 +23,7 @@ def starting(host: VllmHost, function: str) -> int:
 
 
 def _starting(host: VllmHost, function: str) -> int:
-    found = [i for i in host.records()["a"].instances if i.function == function]
+    found = [i for i in host.record().instances if i.function == function]
     assert not [i for i in found if i.state is State.READY], "it was ready too soon"
     return next((i.pid for i in found if i.state is State.STARTING and i.pid), 0)
 
@@ -86,9 +86,9 @@ def test_tool_calls_are_parsed(host: VllmHost) -> None:
 
 def test_two_functions_evict_each_other(host: VllmHost) -> None:
     one, two = host.text("tiny/one"), host.text("tiny/two")
-    first = [i.function for i in host.records()["a"].instances if i.state is State.READY]
+    first = [i.function for i in host.record().instances if i.state is State.READY]
     again = host.text("tiny/one")
-    second = [i.function for i in host.records()["a"].instances if i.state is State.READY]
+    second = [i.function for i in host.record().instances if i.state is State.READY]
 
     assert (first, second) == (["tiny/two"], ["tiny/one"])
     assert one == again != two
@@ -201,7 +201,7 @@ def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) 
     hosts, shown = (" ".join(host.cli(*c).stdout.split()) for c in (("host", "ls"), ("fn", "show", "tiny/one")))
     ready = {f: host.http.get("/admin/decisions", params={"function": f, "what": "ready"}).json()["decisions"][0]["why"]
              for f in ("tiny/one", "tiny/plain")}  # fmt: skip
-    agent = host.records()["a"]
+    agent = host.record()
     token = (host.folder / "token").read_text()
     metrics = httpx.get(f"{agent.address}/metrics", headers={"Authorization": f"Bearer {token}"}).text
 
@@ -228,7 +228,7 @@ def test_endpoints_for_developers_are_not_there(host: VllmHost) -> None:
 def test_without_a_launcher_every_start_is_plain(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain", "tiny/broken")
     host.restart_agent(CORTEX_AGENT__LAUNCHER="false")
-    eventually(lambda: not host.records()["a"].launchers, within_s=30, what="the host to have none")
+    eventually(lambda: not host.record().launchers, within_s=30, what="the host to have none")
 
     try:
         assert host.text("tiny/one")
