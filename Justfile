@@ -11,7 +11,7 @@ up *args:
     uv run cortex up "$@"
 
 # what has to hold before a commit: lint, types, layers, tests
-check: lint types layers test
+check: lint types layers lint-deploy test
 
 # the tests; arguments go to pytest
 test *args:
@@ -105,9 +105,10 @@ wheelhouse *args:
 test-fleet *args:
     uv run python -m tests.fleet "$@"
 
-# style of the deployment
+# style of the deployment, by ansible-lint at its production profile; a test holds that it passed for these very files
 lint-deploy:
     uv run --group lint ansible-lint -c deploy/ansible/.ansible-lint --offline deploy/ansible
+    uv run python -m tests.deploy.linted
 
 # the clients people use, for real and without network: a table client × case (installs a gigabyte, once)
 test-clients *args:
