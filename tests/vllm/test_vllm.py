@@ -228,7 +228,7 @@ def test_endpoints_for_developers_are_not_there(host: VllmHost) -> None:
 def test_without_a_launcher_every_start_is_plain(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain", "tiny/broken")
     host.restart_agent(CORTEX_AGENT__LAUNCHER="false")
-    eventually(lambda: not host.record().launchers, within_s=30, what="the host to have none")
+    eventually(lambda: host.launcher() == "off", within_s=30, what="the host to say so")
 
     try:
         assert host.text("tiny/one")
