@@ -98,8 +98,8 @@ def test_a_cold_request_fetches_and_is_answered(stack: Stack, hub: FakeHub, alph
     thread.join(30)
 
     assert state == "fetching"
-    assert "of 4 MiB" in phase
-    assert re.search(r"fetching, .* of 4 MiB, .*/s, \d+ s left", line)
+    assert "of 3.9 MiB" in phase
+    assert re.search(r"fetching, .* of 3.9 MiB, .*/s, \d+ s left", line)
     assert (listed["state"], listed["source"], listed["total"]) == ("fetching", "org/cold:Q4_K_M", len(alpha))
     assert answers[0].status_code == 200
     assert answers[0].json()["model"] == "w/cold"
