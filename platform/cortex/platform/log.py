@@ -1,12 +1,15 @@
 """Logging: events, not prose. JSON lines when nobody watches, colours when somebody does.
 
 `[log]` (or `CORTEX_LOG`, the level alone) says how much and in which form. Prompts, completions, keys
-and tokens are never given to a logger.
+and tokens are never given to a logger; and since what an error says may quote a request, of one that broke a request
+only the type is logged and where it came from (`whence`).
 """
 
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import structlog
@@ -25,6 +28,25 @@ def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> No
         at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         named = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
         sys.stderr.write(msgspec.json.format(msgspec.json.encode(named), indent=0).decode() + "\n")
+
+
+def whence(error: BaseException) -> str:
+    """Return the types of an error and of those behind it, and the lines they came through: nothing they say.
+
+    >>> whence(KeyError("a secret"))
+    'KeyError'
+    """
+    behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [type(error).__name__, *(f"  {f.filename}:{f.lineno} in {f.name}" for f in reversed(frames))]
+    return "\n".join(lines) + (f"\nafter {whence(behind)}" if behind else "")
+
+
+class _Formatter(logging.Formatter):
+    """What libraries log about a request that broke, uvicorn above all."""
+
+    def formatException(self, ei: Any) -> str:
+        return whence(ei[1])
 
 
 def configure(settings: Log) -> None:
@@ -49,4 +71,6 @@ def configure(settings: Log) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -12,6 +12,7 @@ from litestar import Litestar, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
+from cortex.platform.log import whence
 from cortex.platform.settings import Settings
 from cortex.router import (
     admin,
@@ -191,5 +192,5 @@ def _http_error(request: Http, error: HTTPException) -> Response[bytes]:
 
 
 def _broken(request: Http, error: Exception) -> Response[bytes]:
-    log.error("request_broke", exc_info=error)
+    log.error("request_broke", at=whence(error))
     return _faulty(request, Fault(kind=Kind.INTERNAL, message="cortex made a mistake; its log has the details"))

@@ -55,7 +55,7 @@ class Hardened(Fleet):
         for name, word in PASSWORDS.items():
             (folder / name).write_text(word + "\n")
             (folder / name).chmod(0o600)
-        secrets_of_the_agent = [str(folder / "token"), str(folder / "cortex_redis_password"), str(folder / "state-b")]
+        secrets_of_the_agent = [str(folder / "token"), str(folder / "cortex_redis_password"), "/etc/shadow"]
         command = [
             "/usr/bin/python3",
             str(PLAIN),
@@ -82,6 +82,7 @@ class Hardened(Fleet):
         trusted = {"CORTEX_CA_FILE": str(folder / "ca.pem")}
         self._agent_env["a"] |= trusted
         self.env |= trusted | {
+            "CORTEX_GATEWAY__TRUSTED_PROXIES": '["127.0.0.1"]',
             "CORTEX_GATEWAY__METRICS_LISTEN": f"127.0.0.1:{free_port()}",
             "CORTEX_URL": self.url,
             "CORTEX_REDIS_URL": record.url("cortex-router"),

@@ -10,14 +10,15 @@ import httpx
 import pytest
 from litestar import Litestar
 
-from cortex.platform.agent import api as agent_api
+from cortex.platform.agent import api
+from cortex.platform.keys import worker_key
 from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from tests.e2e.security.keyed import Keyed
 
 pytestmark = [pytest.mark.xdist_group("security"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-OPEN, INFERENCE, STATUS, ADMIN = "nothing", "inference", "status", "admin"
+OPEN, INFERENCE, STATUS, ADMIN, FLEET = "nothing", "inference", "status", "admin", "fleet"
 ROUTER = {
     "GET /": OPEN,
     "GET /health": OPEN,
@@ -73,7 +74,35 @@ MAY = {
     ADMIN: {"admin", "local"},
 }
 SIGNING = {"/status/login", "/status/logout"}
-AGENT_OPEN = {"GET /health"}
+AGENT = {
+    "GET /health": OPEN,
+    "GET /discovery": FLEET,
+    "GET /version": FLEET,
+    "GET /models": FLEET,
+    "GET /models/{rest}": FLEET,
+    "POST /models/load": FLEET,
+    "POST /models/unload": FLEET,
+    "POST /v1/chat/completions": FLEET,
+    "POST /v1/completions": FLEET,
+    "GET /devices": FLEET,
+    "GET /instances": FLEET,
+    "GET /instances/{instance_id}": FLEET,
+    "GET /instances/{instance_id}/logs": FLEET,
+    "GET /jobs": FLEET,
+    "GET /logs": FLEET,
+    "GET /metrics": FLEET,
+    "GET /record": FLEET,
+    "GET /weights": FLEET,
+    "POST /drain": FLEET,
+    "POST /functions/cool": FLEET,
+    "POST /functions/ensure": FLEET,
+    "POST /functions/plan": FLEET,
+    "POST /jobs/{job}/cancel": FLEET,
+    "POST /weights/estimate": FLEET,
+    "POST /weights/fetch": FLEET,
+    "POST /weights/remove": FLEET,
+    "PUT /catalogue": FLEET,
+}
 
 
 def routes(app: Litestar) -> dict[str, object]:
@@ -116,22 +145,23 @@ def test_every_route_of_the_router_is_open_to_those_it_is_for_and_closed_to_all_
     assert seen == expected
 
 
-@pytest.mark.parametrize("caller", ["", "wrong", "inference", "admin", "local", "fleet"])
-def test_every_route_of_an_agent_but_its_health_needs_the_fleet_token(keyed: Keyed, caller: str) -> None:
-    app = agent_api.create_app(
-        Settings(models_config="", token_file=str(keyed.stack.folder / "state" / "cortex" / "fleet.token"))
-    )
-    keyed.keys["fleet"] = fleet_token(keyed)
+async def test_every_route_of_the_agent_has_a_row(settings: Settings) -> None:
+    found = routes(api.create_app(settings))
+
+    assert {route: needs or FLEET for route, needs in found.items()} == AGENT, "add a row to the table above"
+
+
+@pytest.mark.parametrize("caller", ["", "wrong", "worker", *(k for k in sorted(MAY[OPEN]) if k not in ("", "wrong"))])
+def test_every_route_of_an_agent_but_its_health_is_for_the_fleet_token_alone(keyed: Keyed, caller: str) -> None:
+    keyed.keys |= {"fleet": fleet_token(keyed), "worker": a_workers_key(keyed)}
     expected, seen = {}, {}
     with httpx.Client(
         base_url=f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}",
         headers={"authorization": f"Bearer {keyed.keys.get(caller, caller)}"} if caller else {},
         trust_env=False,
     ) as http:
-        for route in routes(app):
-            if caller == "fleet" and not route.startswith("GET"):
-                continue  # those do what they say
-            expected[route] = "open" if caller == "fleet" or route in AGENT_OPEN else "closed"
+        for route, needs in AGENT.items():
+            expected[route] = "open" if caller == "fleet" or needs == OPEN else "closed"
             seen[route] = asked(http, route)
 
     assert seen == expected
@@ -151,3 +181,11 @@ def asked(http: httpx.Client, route: str) -> str:
 
 def fleet_token(keyed: Keyed) -> str:
     return (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
+
+
+def a_workers_key(keyed: Keyed) -> str:
+    """Return the key of a worker that runs: it opens that worker, and nothing else."""
+    keyed.ask("inference").raise_for_status()
+    with keyed.client("admin") as http:
+        instance = http.get("/admin/functions/one%2Fopen").json()["instances"][0]
+    return worker_key(fleet_token(keyed), instance["id"])

@@ -1,12 +1,16 @@
-"""The agent's HTTP API, on port 13131. Everything but `/health` needs the fleet token as a bearer token."""
+"""The agent's HTTP API, on port 13131. Everything needs the fleet token as a bearer token, but what says that it
+needs nothing: `/health`.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from litestar import Litestar, Response, get, post, put
+import structlog
+from litestar import Litestar, Request, Response, get, post, put
 from litestar.connection import ASGIConnection
-from litestar.exceptions import NotAuthorizedException, NotFoundException
+from litestar.exceptions import HTTPException, NotAuthorizedException, NotFoundException
+from litestar.exceptions.responses import create_exception_response
 from litestar.handlers import BaseRouteHandler
 from msgspec import to_builtins
 
@@ -15,12 +19,16 @@ from cortex.platform.agent import seed_api
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.relay import Relay
 from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused
+from cortex.platform.api_keys import Right
 from cortex.platform.keys import FleetToken
+from cortex.platform.log import whence
 from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.settings import Settings
 from cortex.platform.weights import api as weights_api
 from cortex.platform.workers import logs
+
+log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -30,49 +38,51 @@ def create_app(settings: Settings) -> Litestar:
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 
-    def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        if handler.opt.get("needs") == Right.NOTHING or connection.scope.get("method") == "OPTIONS":
+            return
         scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.accepts(given.strip()):
             raise NotAuthorizedException("the fleet token is needed as a bearer token")
 
-    @post("/functions/ensure", guards=[fleet_only], status_code=200)
+    @post("/functions/ensure", status_code=200)
     async def ensure(data: Ensure) -> Going | Refused:
         return await agent.ensure(data.function, force=data.force, beside=data.beside, evict=data.evict)
 
-    @post("/functions/plan", guards=[fleet_only], status_code=200)
+    @post("/functions/plan", status_code=200)
     async def plan(data: Plan) -> Planned | Refused:
         return await agent.plan(data.function)
 
-    @post("/drain", guards=[fleet_only], status_code=200)
+    @post("/drain", status_code=200)
     async def drain() -> dict[str, list[str]]:
         return {"instances": await agent.drain()}
 
-    @post("/functions/cool", guards=[fleet_only], status_code=200)
+    @post("/functions/cool", status_code=200)
     async def cool(data: Cool) -> dict[str, list[str]]:
         return {"instances": await agent.cool(data.function, at_once=data.at_once)}
 
-    @put("/catalogue", guards=[fleet_only])
+    @put("/catalogue")
     async def heed(data: Heed) -> dict[str, str]:
         await agent.heed(data.catalogue, data.digest)
         return {"digest": data.digest}
 
-    @get("/record", guards=[fleet_only])
+    @get("/record")
     async def record() -> HostRecord:
         return agent.record()
 
-    @get("/instances", guards=[fleet_only])
+    @get("/instances")
     async def instances() -> tuple[Instance, ...]:
         return agent.record().instances
 
-    @get("/instances/{instance_id:str}", guards=[fleet_only])
+    @get("/instances/{instance_id:str}")
     async def instance(instance_id: str) -> Instance:
         return _known(agent, instance_id)
 
-    @get("/devices", guards=[fleet_only])
+    @get("/devices")
     async def devices() -> list[dict[str, Any]]:
         return _devices(agent.record(), agent.reading().held)
 
-    @get("/metrics", guards=[fleet_only])
+    @get("/metrics")
     async def metrics() -> Response[bytes]:
         return Response(agent_metrics.text(agent), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -82,15 +92,25 @@ def create_app(settings: Settings) -> Litestar:
     return Litestar(
         [
             ensure, plan, cool, drain, heed, record, instances, instance, devices, metrics,
-            *logs.routes(agent, fleet_only),
-            *weights_api.routes(agent, fleet_only),
-            seed_api.routes(agent, relay, settings, fleet_only),
+            *logs.routes(agent),
+            *weights_api.routes(agent),
+            seed_api.routes(agent, relay, settings),
         ],
+        guards=[fleet_only],
+        exception_handlers={Exception: _answered},
         lifespan=[lambda _: agent, lambda _: relay],
         on_shutdown=[close],
         openapi_config=None,
         logging_config=None,
     )  # fmt: skip
+
+
+def _answered(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Answer the framework's own errors as it does; of any other, nothing but that there was one."""
+    if isinstance(error, HTTPException):
+        return create_exception_response(request, error)
+    log.error("request_broke", at=whence(error))
+    return Response({"status_code": 500, "detail": "the agent made a mistake; its log has where"}, status_code=500)
 
 
 def _devices(host: HostRecord, held: Iterable[Held]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from litestar import Request, Response, Router, get, post
 from litestar.exceptions import HTTPException
-from litestar.types import ASGIApp, Guard
+from litestar.types import ASGIApp
 from msgspec import Meta, Struct
 
 from cortex.functions.lifecycle import COMING, LIVE, State
@@ -76,14 +76,13 @@ class NotDone(Exception):
         self.status, self.why, self.retry_after = status, why, retry_after
 
 
-def routes(agent: Agent, relay: Relay, settings: Settings, guard: Guard) -> Router:
-    """Return the routes. `guard` is on all of them but `/health`."""
-    guards = [guard]
+def routes(agent: Agent, relay: Relay, settings: Settings) -> Router:
+    """Return the routes."""
     born = time.monotonic()
     scheme = "https" if settings.agent.tls_cert else "http"
     endpoint_url = f"{scheme}://localhost:{settings.agent.listen.rpartition(':')[2]}"
 
-    @get("/health")
+    @get("/health", opt={"needs": "nothing"})
     async def health() -> dict[str, Any]:
         """Say that the agent is up, what its devices hold and which models come up."""
         host = agent.record()
@@ -95,13 +94,13 @@ def routes(agent: Agent, relay: Relay, settings: Settings, guard: Guard) -> Rout
             "activation": activation(host),
         }
 
-    @get("/discovery", guards=guards)
+    @get("/discovery")
     async def discovery() -> dict[str, Any]:
         """Say what this host is made of."""
         reading = agent.reading()
         return discovered(agent.record(), driver=reading.driver, cuda=reading.cuda)
 
-    @get("/version", guards=guards)
+    @get("/version")
     async def version() -> dict[str, Any]:
         """Say which cortex this is."""
         host = agent.record()
@@ -113,12 +112,12 @@ def routes(agent: Agent, relay: Relay, settings: Settings, guard: Guard) -> Rout
             "python_version": platform.python_version(),
         }
 
-    @get("/models", guards=guards)
+    @get("/models")
     async def models() -> list[dict[str, Any]]:
         """List the models that are loaded or loading."""
         return listed(agent.record(), agent.scheduler.function_of)
 
-    @post("/models/load", guards=guards, status_code=200)
+    @post("/models/load", status_code=200)
     async def load_model(request: Http) -> dict[str, str]:
         """Load a model; answered when it is ready."""
         # A start that takes too long has failed by then, which says more than a clock that ran out.
@@ -126,14 +125,14 @@ def routes(agent: Agent, relay: Relay, settings: Settings, guard: Guard) -> Rout
         await load(agent, _read(await request.body(), Load), within_s)
         return {"status": "loaded"}
 
-    @post("/models/unload", guards=guards, status_code=200)
+    @post("/models/unload", status_code=200)
     async def unload_model(request: Http) -> dict[str, str]:
         """Unload a model; answered when its worker is gone."""
         graces = settings.agent.drain_grace_s + settings.agent.stop_grace_s
         await unload(agent, _read(await request.body(), Unload).model_id, graces + STOPPED_WITHIN_S)
         return {"status": "unloaded"}
 
-    @get("/models/{rest:path}", guards=guards)
+    @get("/models/{rest:path}")
     async def endpoint(request: Http, rest: str) -> dict[str, str]:
         """Say where a loaded model is served: here. A gateway replaces the loopback host by the one it knows."""
         # The raw path: an id may hold slashes, encoded or not, also at its beginning.
@@ -145,7 +144,7 @@ def routes(agent: Agent, relay: Relay, settings: Settings, guard: Guard) -> Rout
             raise NotDone(404, f"model '{model_id[:LONGEST]}' not loaded on this neuron")
         return {"url": endpoint_url}
 
-    @post(["/v1/chat/completions", "/v1/completions"], guards=guards, status_code=200)
+    @post(["/v1/chat/completions", "/v1/completions"], status_code=200)
     async def inference(request: Http) -> ASGIApp:
         """Pass a request on to the worker of a loaded model, and its answer back as it comes."""
         body = await request.body()

@@ -7,7 +7,6 @@ from typing import Any
 from litestar import get, post
 from litestar.exceptions import ClientException, NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import Guard
 from msgspec import to_builtins
 from redis.exceptions import RedisError
 
@@ -19,22 +18,22 @@ from cortex.platform.weights.estimating import estimated
 from cortex.platform.weights.store import HubAway, WeightsUnavailable
 
 
-def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
+def routes(agent: Agent) -> list[HTTPRouteHandler]:
     """Return the routes below `/weights` and `/jobs`."""
     fetches = agent.supervisor.fetches
 
-    @get("/weights", guards=[guard])
+    @get("/weights")
     async def weights() -> list[Stored]:
         return await agent.stored()
 
-    @post("/weights/remove", guards=[guard], status_code=200)
+    @post("/weights/remove", status_code=200)
     async def remove(data: Remove) -> Removed:
         try:
             return await agent.remove_weights(data)
         except RedisError as error:
             raise ServiceUnavailableException(f"what is being fetched cannot be known: {error}") from None
 
-    @post("/weights/fetch", guards=[guard], status_code=200)
+    @post("/weights/fetch", status_code=200)
     async def prefetch(data: Prefetch) -> dict[str, str]:
         """Have a function's weights fetched."""
         try:
@@ -44,7 +43,7 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
         except RedisError as error:
             raise ServiceUnavailableException(f"the queue cannot be reached: {error}") from None
 
-    @post("/weights/estimate", guards=[guard], status_code=200)
+    @post("/weights/estimate", status_code=200)
     async def estimate(data: Prefetch) -> Estimate:
         """Say how much memory an instance of a function will take."""
         try:
@@ -54,7 +53,7 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
         except WeightsUnavailable as error:
             raise ClientException(str(error)) from None
 
-    @get("/jobs", guards=[guard])
+    @get("/jobs")
     async def jobs() -> list[dict[str, Any]]:
         try:
             found = await fetches.all(agent.scheduler.catalogue().values())
@@ -62,7 +61,7 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
             raise ServiceUnavailableException(f"the queue cannot be reached: {error}") from None
         return [described(f) for f in found]
 
-    @post("/jobs/{job:str}/cancel", guards=[guard], status_code=200)
+    @post("/jobs/{job:str}/cancel", status_code=200)
     async def cancel(job: str) -> dict[str, str]:
         try:
             stopped = await fetches.cancel(job)

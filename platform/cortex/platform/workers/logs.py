@@ -17,7 +17,6 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from litestar.response import Stream
-from litestar.types import Guard
 
 from cortex.platform.agent.loop import Agent
 from cortex.platform.workers import log_files
@@ -33,11 +32,11 @@ Lines = Annotated[int, Parameter(ge=1, le=10_000)]
 Text = Annotated[str, Parameter(max_length=200)]
 
 
-def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
+def routes(agent: Agent) -> list[HTTPRouteHandler]:
     """Return `GET /instances/{id}/logs` and `GET /logs?function=`. With `grep` only lines with that text count."""
     searching = asyncio.Semaphore(1)
 
-    @get("/instances/{instance_id:str}/logs", guards=[guard])
+    @get("/instances/{instance_id:str}/logs")
     async def logs(
         instance_id: str,
         lines: Lines = 200,
@@ -52,7 +51,7 @@ def routes(agent: Agent, guard: Guard) -> list[HTTPRouteHandler]:
             path = await asyncio.to_thread(before, path, running)
         return await said(path, lines, instance_id if follow and run == "current" else "", grep)
 
-    @get("/logs", guards=[guard])
+    @get("/logs")
     async def function_logs(
         function: str,
         lines: Lines = 200,

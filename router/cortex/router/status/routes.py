@@ -112,7 +112,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         found = assets.asset(name)
         if found is None:
             return Response(b"", status_code=404)
-        kept = {"cache-control": "public, max-age=31536000, immutable", "x-content-type-options": "nosniff"}
+        kept = {**HEADERS, "cache-control": "public, max-age=31536000, immutable"}
         return Response(found.body, media_type=found.media_type, headers=kept)
 
     return [status, events, function, host, log, plan, file, *login.routes(runtime, HEADERS)]

@@ -1,0 +1,62 @@
+"""What a browser may do with what the router serves, and what a stranger may leave in its metrics."""
+
+import re
+
+import httpx
+import pytest
+
+from tests.e2e.security.keyed import Keyed
+from tests.support.stack import eventually
+
+pytestmark = pytest.mark.xdist_group("security")
+
+
+def test_every_page_and_every_asset_has_a_policy_and_runs_nothing_of_its_own(keyed: Keyed) -> None:
+    with keyed.client("status") as http:
+        pages = {path: http.get(path) for path in ("/status", "/status/login", "/status/function/one%2Fopen")}
+        found = {a for page in pages.values() for a in re.findall(r'(?:src|href)="(/status/assets/[^"#]+)', page.text)}
+        assets = {path: http.get(path) for path in sorted(found)}
+
+    assert {path.rpartition(".")[2] for path in assets} >= {"css", "js"}
+    for path, answer in (pages | assets).items():
+        assert answer.status_code == 200, path
+        policy = dict(part.split(maxsplit=1) for part in answer.headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'none'", path
+        assert policy["script-src"] == policy["style-src"] == "'self'", path
+        assert policy["frame-ancestors"] == policy["base-uri"] == "'none'", path
+        assert answer.headers["x-content-type-options"] == "nosniff", path
+        assert not [name for name in answer.headers if name.startswith("access-control-")], path
+    for path, page in pages.items():
+        assert re.findall(r"<script(?![^>]*\ssrc=)", page.text) == [], path
+        assert re.findall(r"<[^>]+\s(?:on\w+|style)=", page.text) == [], path
+        assert "javascript:" not in page.text, path
+
+
+def test_names_that_nobody_knows_make_no_series(keyed: Keyed) -> None:
+    metrics = f"http://{keyed.stack.env['CORTEX_GATEWAY__METRICS_LISTEN']}/metrics"
+
+    def series() -> set[str]:
+        lines = httpx.get(metrics, trust_env=False).text.splitlines()
+        return {line.rpartition(" ")[0] for line in lines if line and not line.startswith("#")}
+
+    def refused() -> float:
+        lines = httpx.get(metrics, trust_env=False).text.splitlines()
+        return sum(
+            float(x.rpartition(" ")[2]) for x in lines if re.match(r"cortex_requests_refused_total.*unknown_model", x)
+        )
+
+    with keyed.client("admin") as http:
+        http.post("/v1/chat/completions", json={"model": "a-first-one"})
+        eventually(refused, what="the first to be counted")
+        before, counted = series(), refused()
+        for number in range(250):
+            name = f"strange-{number}"
+            http.post("/v1/chat/completions", json={"model": name}, headers={"x-request-id": name, "user-agent": name})
+            http.get(f"/v1/models/{name}")
+            http.post(f"/admin/functions/{name}/warm")
+            http.get(f"/{name}")
+        eventually(lambda: refused() >= counted + 250, what="all of them to be counted")
+        after = series()
+
+    assert not [line for line in after if "strange-" in line]
+    assert len(after - before) <= 5  # what had not happened yet at all, such as another kind of refusal

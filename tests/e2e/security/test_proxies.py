@@ -1,0 +1,51 @@
+"""Whose word is taken for a client's address: nobody's, and behind a proxy that is trusted, the proxy's."""
+
+import json
+
+import httpx
+import pytest
+
+from tests.e2e.security.hardened import Hardened
+from tests.e2e.security.keyed import Keyed
+from tests.support.stack import eventually
+
+pytestmark = pytest.mark.xdist_group("security")
+
+
+def turned_away(log: str, mark: str) -> str:
+    """Return the address that a router's log has for whoever asked for a path."""
+    lines = [json.loads(line) for line in log.splitlines() if mark in line]
+    return str(lines[-1]["client"]) if lines else ""
+
+
+@pytest.mark.parametrize("said", ["203.0.113.9", "203.0.113.9, 127.0.0.1", '203.0.113.9"}\n{"event":"x"', "[::1]:80"])
+def test_a_client_that_names_another_address_is_not_believed(keyed: Keyed, said: str) -> None:
+    mark = f"/v1/models/untrusted-{abs(hash(said))}"
+    headers = {"x-forwarded-for": said.replace("\n", " "), "x-forwarded-proto": "https", "forwarded": f"for={said[:5]}"}
+
+    def asked() -> str:
+        httpx.get(f"{keyed.url}{mark}", headers=headers, trust_env=False)
+        return turned_away(keyed.stack.log("router"), mark)
+
+    assert eventually(asked, what="the refusal in the log") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("198.51.100.66, 203.0.113.9", "203.0.113.9"),  # what came to the proxy with the request is a client's word
+        ("", "127.0.0.1"),
+    ],
+)
+def test_a_trusted_proxy_is_believed_about_whom_it_saw_and_about_nobody_before(
+    hardened: Hardened, said: str, client: str
+) -> None:
+    mark = f"/v1/models/trusted-{said.count('.')}"
+    headers = {"authorization": "Bearer unknown", **({"x-forwarded-for": said} if said else {})}
+
+    def asked() -> str:
+        hardened.http.get(mark, headers=headers)
+        return turned_away(hardened.log("router"), mark)
+
+    assert eventually(asked, what="the refusal in the log") == client
