@@ -30,6 +30,19 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
+def grave_faults(page: Any) -> list[str]:
+    """What axe finds that is serious or critical."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{v['id']}: {n['target']} {n['failureSummary']}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+        for n in v["nodes"]
+    ]
+
+
 Open = Callable[..., Any]
 
 

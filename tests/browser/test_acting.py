@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from cortex.functions.lifecycle import State
-from tests.browser.conftest import SIZES
+from tests.browser.conftest import SIZES, grave_faults
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
 
 Shot = Callable[..., None]
+Enter = Callable[..., Any]
 
 GPU = json.dumps([{"name": "24 GB", "vram_mb": 24576}])
 QUICK = {"CORTEX_AGENT__STOP_GRACE_S": "1", "CORTEX_AGENT__DRAIN_GRACE_S": "20", "CORTEX_AGENT__DEVICES": GPU}
@@ -72,15 +73,18 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.fixture
-def enter(browser: Any, machines: Machines) -> Iterator[Callable[[str], Any]]:
+def enter(browser: Any, machines: Machines) -> Iterator[Enter]:
     """Come to the page as somebody without a key, and log in with one."""
-    opened = []
+    opened, said = [], []
 
-    def entered(key: str) -> Any:
-        width, height = SIZES["laptop"]
-        context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    def entered(key: str, size: str = "laptop", theme: str = "light") -> Any:
+        width, height = SIZES[size]
+        view = {"width": width, "height": height}
+        context = browser.new_context(viewport=view, color_scheme=theme, reduced_motion="reduce")
         opened.append(context)
         page = context.new_page()
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.set_default_timeout(20_000)
         page.goto(f"{machines.url}/status")
         page.wait_for_url(f"{machines.url}/status/login")
@@ -93,6 +97,7 @@ def enter(browser: Any, machines: Machines) -> Iterator[Callable[[str], Any]]:
     yield entered
     for context in opened:
         context.close()
+    assert not [s for s in said if "Failed to load resource" not in s]  # what is refused, the browser says by itself
 
 
 def do(page: Any, verb: str) -> str:
@@ -115,9 +120,7 @@ def open_host(page: Any, name: str) -> None:
     page.locator("#panel-title", has_text=name).wait_for()
 
 
-def test_a_function_is_warmed_pinned_unpinned_and_cooled(
-    machines: Machines, enter: Callable[[str], Any], shot: Shot
-) -> None:
+def test_a_function_is_warmed_pinned_unpinned_and_cooled(machines: Machines, enter: Enter, shot: Shot) -> None:
     page = enter("admin")
 
     open_function(page, "org/kept")
@@ -147,9 +150,7 @@ def test_a_function_is_warmed_pinned_unpinned_and_cooled(
     eventually(lambda: machines.asked(function="org/kept") == acts, what="a receipt of each")
 
 
-def test_a_drain_moves_what_serves_and_the_host_comes_back(
-    machines: Machines, enter: Callable[[str], Any], shot: Shot
-) -> None:
+def test_a_drain_moves_what_serves_and_the_host_comes_back(machines: Machines, enter: Enter, shot: Shot) -> None:
     machines.chat("org/moves")
     before = machines.place("org/moves")
     page = enter("admin")
@@ -173,9 +174,7 @@ def test_a_drain_moves_what_serves_and_the_host_comes_back(
     assert machines.chat("org/moves").is_success
 
 
-def test_a_warm_says_who_would_leave_and_why_and_that_one_leaves(
-    machines: Machines, enter: Callable[[str], Any], shot: Shot
-) -> None:
+def test_a_warm_says_who_would_leave_and_why_and_that_one_leaves(machines: Machines, enter: Enter, shot: Shot) -> None:
     third = "third"
     machines.http.post("/admin/hosts/left/cordon")
     machines.http.post("/admin/hosts/right/cordon")
@@ -208,9 +207,7 @@ def test_a_warm_says_who_would_leave_and_why_and_that_one_leaves(
     page.locator("#decisions", has_text="evicted").wait_for()
 
 
-def test_cooling_at_once_cuts_what_is_in_flight_and_says_so_before(
-    machines: Machines, enter: Callable[[str], Any]
-) -> None:
+def test_cooling_at_once_cuts_what_is_in_flight_and_says_so_before(machines: Machines, enter: Enter) -> None:
     answers = []
     talking = threading.Thread(target=lambda: answers.append(machines.chat("org/talks", stream=True).text), daemon=True)
     talking.start()
@@ -230,17 +227,19 @@ def test_cooling_at_once_cuts_what_is_in_flight_and_says_so_before(
     assert "[DONE]" not in answers[0]
 
 
+@pytest.mark.parametrize(("size", "theme"), [("laptop", "light"), ("phone", "dark")])
 def test_a_workers_log_is_read_and_searched_from_its_error(
-    machines: Machines, enter: Callable[[str], Any], shot: Shot
+    machines: Machines, enter: Enter, shot: Shot, size: str, theme: str
 ) -> None:
     machines.chat("org/dies")
-    page = enter("admin")
+    page = enter("admin", size, theme)
     panel = page.locator("#panel")
 
     page.locator("#troubles").get_by_role("button", name="Log of org/dies").first.click()
     page.locator("#panel-title", has_text="Log of org/dies").wait_for()
     shown = panel.locator("pre.log").inner_text()
-    shot(page, "log-laptop-light")
+    shot(page, f"log-{size}-{theme}")
+    assert not grave_faults(page)
     panel.get_by_label("Lines with").fill("error: <B")
     page.keyboard.press("Enter")
     panel.get_by_text("No line has it.").wait_for()
@@ -256,9 +255,7 @@ def test_a_workers_log_is_read_and_searched_from_its_error(
     assert not panel.is_visible()
 
 
-def test_a_key_that_may_only_look_sees_plans_and_can_do_nothing(
-    machines: Machines, enter: Callable[[str], Any]
-) -> None:
+def test_a_key_that_may_only_look_sees_plans_and_can_do_nothing(machines: Machines, enter: Enter) -> None:
     machines.chat("org/dies")
     page = enter("status")
     panel = page.locator("#panel")
@@ -276,7 +273,7 @@ def test_a_key_that_may_only_look_sees_plans_and_can_do_nothing(
     assert machines.instance("org/old") is None
 
 
-def test_a_wrong_key_does_not_open_and_a_logout_closes(machines: Machines, enter: Callable[[str], Any]) -> None:
+def test_a_wrong_key_does_not_open_and_a_logout_closes(machines: Machines, enter: Enter) -> None:
     page = enter("admin")
 
     page.get_by_role("button", name="Log out").click()
@@ -290,7 +287,7 @@ def test_a_wrong_key_does_not_open_and_a_logout_closes(machines: Machines, enter
     assert page.context.cookies() == []
 
 
-def test_a_page_of_another_site_can_do_nothing_with_the_login(machines: Machines, enter: Callable[[str], Any]) -> None:
+def test_a_page_of_another_site_can_do_nothing_with_the_login(machines: Machines, enter: Enter) -> None:
     machines.chat("org/kept")
     before = machines.receipts(what="asked")
     page = enter("admin")

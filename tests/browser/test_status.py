@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import DIES, SIZES, Open
+from tests.browser.conftest import DIES, SIZES, Open, grave_faults
 from tests.support.stack import Stack, eventually
-
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 Shot = Callable[..., None]
 
@@ -24,17 +22,6 @@ def live(page: Any) -> None:
 
 def becomes(page: Any, name: str, tone: str) -> None:
     page.wait_for_selector(f'#functions > tr[data-id="{name}"][data-tone="{tone}"]')
-
-
-def grave_faults(page: Any) -> list[str]:
-    """What axe finds that is serious or critical."""
-    found = axe.Axe().run(page).response["violations"]
-    return [
-        f"{v['id']}: {n['target']} {n['failureSummary']}"
-        for v in found
-        if v["impact"] in ("serious", "critical")
-        for n in v["nodes"]
-    ]
 
 
 def test_the_page_follows_the_fleet_without_being_loaded_again(fleet: Stack, open_page: Open) -> None:
