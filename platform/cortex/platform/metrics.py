@@ -147,7 +147,12 @@ LAUNCHES = _counter(
     "Instances that came up, by their server and how it was begun: `warm` (from a parked launcher) or `plain`.",
 )
 START_PHASE = _histogram(
-    "cortex_start_phase_seconds", "fleet", "node model phase", LONG_S, "How long starts spent in each phase."
+    "cortex_start_phase_seconds",
+    "fleet",
+    "node model phase",
+    LONG_S,
+    "How long starts spent in each phase: `fetching`, `placing`, and the steps that the worker's log tells (`starting`, "
+    "`importing`, `setting up`, `loading weights`, `warming up`, `opening`).",
 )
 START_FAILURES = _counter(
     "cortex_start_failures_total", "fleet", "node model reason", "Instances that failed, by the kind of failure."
