@@ -121,12 +121,18 @@ def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
     nothing = stack.http.get("/status/log", params=asked | {"grep": "no such words"}, headers=admin)
     never = stack.http.get("/status/log", params={"function": "fake/planned", "run": "previous"}, headers=admin)
     looker = stack.http.get("/status/log", params=asked)
+    failed = stack.http.get("/admin/hosts").json()["hosts"][0]["failures"]
+    (instance,) = [f["instance"] for f in failed if f["function"] == "fake/dies"]
+    for path in (stack.folder / "state" / "cortex" / "log" / "workers").rglob(f"*{instance}*"):
+        path.unlink()
+    gone = stack.http.get("/status/log", params={"function": "fake/dies", "instance": instance}, headers=admin)
 
     lines = re.findall(r"<pre[^>]*>(.*?)</pre>", shown.text, re.DOTALL)[0].splitlines()
     assert lines
     assert all("wrong kind" in line for line in lines)
     assert "No line has it." in nothing.text
     assert "no log of an earlier run of" in never.text
+    assert f"no log of instance &#39;{instance}&#39; is kept" in gone.text
     assert looker.status_code == 401
 
 

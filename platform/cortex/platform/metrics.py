@@ -151,8 +151,8 @@ START_PHASE = _histogram(
     "fleet",
     "node model phase",
     LONG_S,
-    "How long starts spent in each phase: `fetching`, `placing`, and the steps that the worker's log tells (`starting`, "
-    "`importing`, `setting up`, `loading weights`, `warming up`, `opening`).",
+    "How long starts spent in each phase: `fetching`, `placing`, and the steps that the worker's log tells: "
+    "`starting`, `importing`, `setting up`, `loading weights`, `warming up`, `opening`.",
 )
 START_FAILURES = _counter(
     "cortex_start_failures_total", "fleet", "node model reason", "Instances that failed, by the kind of failure."

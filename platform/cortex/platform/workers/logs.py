@@ -46,6 +46,8 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
     ) -> Response[Any]:
         """Return the last lines of a run; `follow` goes on until the instance is gone."""
         path = _log_of(agent, instance_id)
+        if run == "current" and agent.instance(instance_id) is None and not path.exists():
+            raise NotFoundException("its log is not kept any more")
         if run == "previous":
             running = {agent.supervisor.log_path(i.function, i.id) for i in agent.record().instances}
             path = await asyncio.to_thread(before, path, running)
