@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.platform.workers.log_files import cut_off, forget_old
+from cortex.platform.workers import log_files
+from cortex.platform.workers.log_files import cut_off, forget_old, trim
 from cortex.platform.workers.logs import MOST_LINE, Holding, last_lines, searched
 
 
@@ -86,6 +87,25 @@ def test_the_last_lines_begin_where_they_should(tmp_path: Path, lines: int, expe
     path.write_bytes(b"a\nb\nc\n")
 
     assert path.read_bytes()[last_lines(path, lines) :] == expected
+
+
+def test_a_log_that_grew_too_large_begins_anew_and_what_it_held_is_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_files, "MOST_BYTES", 10)
+    folder = tmp_path / "org-model"
+    folder.mkdir()
+    path, small = folder / "i-1.log", folder / "i-2.log"
+    small.write_text("short")
+    with path.open("ab") as writer:  # as a worker writes: it is not told
+        writer.write(b"a long first line\n")
+        writer.flush()
+        trim(tmp_path)
+        writer.write(b"second\n")
+
+    assert cut_off(path).read_text() == "a long first line\n"
+    assert (path.read_text(), small.read_text()) == ("second\n", "short")
+    assert searched(path, "line", 5)[0] == [b"a long first line\n"]
 
 
 def test_what_was_cut_off_a_log_is_forgotten_with_it(tmp_path: Path) -> None:
