@@ -127,16 +127,13 @@ test-monitoring:
 bench *args:
     uv run python -m tests.bench "$@"
 
-# under which licences everything comes, and known holes in what is locked; fails where they cannot be looked up
-audit:
-    uvx --quiet pip-licenses --python .venv/bin/python --order=license
-    uv export -q --locked --no-emit-project --no-default-groups --format requirements.txt -o .venv/audit.txt
-    uvx --quiet pip-audit --strict --disable-pip --require-hashes -r .venv/audit.txt
+# hashes of the lock file, licences, known holes in what is locked (code 1 for one; 3 where they cannot be looked up)
+audit *args:
+    uv run python deploy/audit.py {{args}}
 
-# what a release consists of, as CycloneDX; it goes beside the wheel
-sbom out="dist/cortex.cdx.json":
-    mkdir -p $(dirname {{out}})
-    uv export -q --locked --no-default-groups --format cyclonedx1.5 --preview-features sbom-export -o {{out}}
+# what a release consists of: wheel, source, bill of materials (CycloneDX) and the hashes of all, in dist/release/
+release *args:
+    uv run python deploy/release.py {{args}}
 
 # the attacks and the table of who may do what, and random requests to every route of router and agent (minutes)
 test-security *args:

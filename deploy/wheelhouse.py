@@ -4,7 +4,7 @@ Hosts install from it with no index at all (`--no-index --require-hashes`), so w
 an air-gapped host is like any other. A build is named after its commit, `0.1.0+g1a2b3c4`, and after what is not
 committed too; the same name is never built twice. What it needs comes from `uv.lock` alone.
 
-    dist/wheelhouse/0.1.0+g1a2b3c4.tar     what goes to a host: wheels, requirements.txt, the installer
+    dist/wheelhouse/0.1.0+g1a2b3c4.tar     what goes to a host: wheels, requirements.txt, the installer, its SBOM
     dist/wheelhouse/latest                 the name of the last build
     dist/wheelhouse/wheels/                everything that was ever fetched, to be fetched once
 """
@@ -54,9 +54,10 @@ def build(version: str, out: Path, pythons: list[str], platforms: list[str]) -> 
             _fetch(needed, folder, fetched, python, platforms)
         own = f"cortex=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
         (folder / "requirements.txt").write_text(needed + own)
+        _run(sys.executable, str(ROOT / "deploy" / "release.py"), "--bill", str(folder / "cortex.cdx.json"))
         part = folder / "part.tar"
         with tarfile.open(part, "w") as archive:  # wheels are compressed already
-            for path in (folder / "requirements.txt", wheel, *_named_in(needed, fetched)):
+            for path in (folder / "requirements.txt", folder / "cortex.cdx.json", wheel, *_named_in(needed, fetched)):
                 archive.add(path, path.name)
         part.replace(tar)
     return tar
