@@ -51,9 +51,32 @@ def test_a_start_is_shown_on_its_way_with_the_time_it_should_take(fleet: Stack, 
     coming.wait_for()
     left = coming.locator(".start-left time")
     eventually(lambda: re.fullmatch("[1-6] s", left.inner_text()), within_s=5, what="the time left")
+    coming.get_by_text(re.compile(r"starting: loading weights, \d+ %")).wait_for()
     shot(page, "starting-laptop-light")
     becomes(page, "org/slow", "idle")
     page.wait_for_selector("#starts li", state="detached")
+    row(page, "org/slow").locator("button.link").click()
+    steps = page.locator("#panel .legend")
+    steps.get_by_text("loading weights").wait_for()
+    assert "starting" in steps.inner_text()
+
+
+def test_percentiles_stand_beside_the_rate(fleet: Stack, open_page: Open, shot: Shot) -> None:
+    for _ in range(3):
+        fleet.chat("org/small")
+    assert fleet.chat("org/small", stream=True).is_success
+    page = open_page(fleet)
+    live(page)
+
+    table = page.locator("#traffic .latency")
+    rows = table.locator("tbody tr")
+    eventually(lambda: rows.count() == 2, within_s=25, what="a bucket of requests that is over")
+    shot(page, "latency-laptop-light")
+
+    assert table.locator("thead").inner_text().split() == ["last", "hour", "p50", "p95", "p99"]
+    assert re.match(r"to the first token(\s+[\d.]+ m?s){3}$", rows.nth(0).inner_text())
+    assert re.match(r"to the end(\s+[\d.]+ m?s){3}$", rows.nth(1).inner_text())
+    assert "/ min" in page.locator("#traffic").inner_text()
 
 
 def test_a_failing_function_is_said_at_the_top_with_its_last_lines(fleet: Stack, open_page: Open, shot: Shot) -> None:
