@@ -236,6 +236,7 @@ def test_nobody_is_named_when_all_are_busy() -> None:
     shown = picture(known(a_function(), hosts=(fresh(an_instance()),), in_flight={"one": 1}))
 
     assert shown.departures.first == ()
+    assert [(d.function, d.protected) for d in shown.departures.kept] == [("org/model", "busy")]
 
 
 def test_a_host_that_is_cordoned_and_away_is_still_shown() -> None:

@@ -14,6 +14,7 @@ from cortex.router.status.troubles import trouble
 from cortex.router.status.words import mib
 
 MOST_DEPARTURES = 8
+MOST_KEPT = 3
 
 
 def hosts(known: Known, index: Index) -> tuple[Host, ...]:
@@ -158,17 +159,16 @@ def reaped_at(instance: Instance, catalogue: Catalogue, index: Index) -> float |
 
 def departures(known: Known, index: Index) -> Departures:
     """Return who would go first on each host, fullest host first."""
-    firsts = []
-    for record in known.fleet.hosts.values():
-        order = order_of_leaving(record, known, index)
-        if order and not order[0].protected:
-            firsts.append((-_fullness(record), record.name, order[0]))
-    ordered = [leaving for *_, leaving in sorted(firsts, key=lambda f: f[:2])]
+    fullest = sorted(known.fleet.hosts.values(), key=lambda h: (-_fullness(h), h.name))
+    orders = (order_of_leaving(record, known, index) for record in fullest)
+    fullest_first = [order[0] for order in orders if order]
+    ordered = [leaving for leaving in fullest_first if not leaving.protected]
     return Departures(
         strategy=known.strategy,
         warm=any(i.state is State.READY for i in index.instances.values()),
         first=tuple(ordered[:MOST_DEPARTURES]),
         more=max(0, len(ordered) - MOST_DEPARTURES),
+        kept=() if ordered else tuple(fullest_first[:MOST_KEPT]),
     )
 
 

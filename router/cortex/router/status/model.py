@@ -205,6 +205,8 @@ class Departures(Struct, frozen=True, kw_only=True):
     """Whether anything is there that could be evicted, were it not protected."""
     first: tuple[Leaving, ...]
     more: int
+    kept: tuple[Leaving, ...] = ()
+    """Who stays, and why, while nobody may be evicted anywhere."""
 
 
 class Decision(Struct, frozen=True, kw_only=True):
