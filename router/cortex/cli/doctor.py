@@ -72,17 +72,19 @@ def examined(config: Path | None) -> Iterator[Finding]:
     yield Finding("ok", "settings", str(config or os.environ.get("CORTEX_CONFIG") or "defaults and environment"))
     router = Router(timeout_s=5)
     hosts: list[dict[str, Any]] = []
+    answers = False
     with contextlib.suppress(Failed):
         hosts = router.hosts()
+        answers = True
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: the_router(router),
         lambda: the_hosts(hosts, time.time()),
-        lambda: the_functions(router),
+        *((lambda: the_functions(router),) if hosts or not answers else ()),
         lambda: the_redis(settings, expected=bool(settings.redis.url)),
         lambda: the_agents(hosts, settings.ca_file),
         lambda: the_disks(settings),
         lambda: the_token(Path(settings.token_file).expanduser()),
-        lambda: the_ports(settings, used=bool(hosts)),
+        lambda: the_ports(settings, used=answers),
     )
     away = ""
     for check in checks:
