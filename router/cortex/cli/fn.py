@@ -52,7 +52,7 @@ def ls(as_json: bool) -> None:
             f["id"],
             ", ".join(f["aliases"]) or "-",
             f["engine"],
-            _state(f),
+            state(f),
             str(len(f["instances"])),
             ", ".join(sorted({i["host"] for i in f["instances"]})) or "-",
             _memory(f),
@@ -210,7 +210,8 @@ def _memory(function: dict[str, Any]) -> str:
     return found[0] if found else "-"
 
 
-def _state(function: dict[str, Any]) -> str:
+def state(function: dict[str, Any]) -> str:
+    """Say a function's state: how far its start is, or when it is tried again."""
     if function["state"] == "failing" and function["retry_at"]:
         return f"failing (retry in {span(function['retry_at'] - time.time())})"
     on_its_way = [i for i in function["instances"] if i["state"] == function["state"] and i["phase"]]

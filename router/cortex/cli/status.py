@@ -6,6 +6,7 @@ import rich_click as click
 
 from cortex.cli.browser import open_page
 from cortex.cli.client import Router, api_key
+from cortex.cli.fn import state
 from cortex.cli.tables import ago, console, table
 
 
@@ -46,4 +47,5 @@ def status(as_json: bool, opens: bool) -> None:
     warm = [f for f in functions if f["state"] != "cold"]
     out.print(f"{len(functions)} functions, {len(warm)} not cold" + (":" if warm else ""), markup=False)
     for f in warm:
-        out.print(f"  {f['id']}: {f['state']}, {f['in_flight']} in flight", markup=False)
+        held = f", {f['waiting']} held" if f["waiting"] else ""
+        out.print(f"  {f['id']}: {state(f)}, {f['in_flight']} in flight{held}", markup=False)
