@@ -8,7 +8,7 @@ import rich_click as click
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
-from cortex.cli.fn import progress_bar
+from cortex.cli.fn import progress_bar, state
 from cortex.cli.names import FUNCTION
 
 
@@ -46,12 +46,22 @@ def call(
     _streamed(router, body)
 
 
+def _held(router: Router, name: str) -> str:
+    """Say what is waited for, as far as the key may know."""
+    try:
+        return f"{name}: {state(router.function(name))}"
+    except Failed:
+        return f"waiting for {name}"
+
+
 def _streamed(router: Router, body: dict[str, Any]) -> None:
     """Print the pieces as they come; thoughts go to standard error, dimmed."""
     wrote = False
     with progress_bar() as waiting:
-        waiting.add_task(f"waiting for {body['model']}", total=None)
+        task = waiting.add_task(f"waiting for {body['model']}", total=None)
         for line in router.lines("/v1/chat/completions", {}, body=body | {"stream": True}):
+            if line.startswith(":") and not waiting.disable and not wrote:  # it is held, and we are told so
+                waiting.update(task, description=_held(router, str(body["model"])))
             if not line.startswith("data: {"):
                 continue
             chunk = json.loads(line.removeprefix("data: "))
