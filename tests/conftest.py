@@ -1,8 +1,13 @@
 """What every test may use."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
+from httpx._transports import default as transports
+
+# Every client reads the machine's certificate authorities anew: 46 ms of CPU, and tests make thousands of clients.
+transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

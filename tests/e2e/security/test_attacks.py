@@ -4,7 +4,6 @@ import json
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.e2e.security.keyed import Keyed
@@ -292,18 +291,3 @@ def test_arguments_of_a_catalogue_reach_no_shell(keyed: Keyed, tmp_path: Path) -
 
     assert answer.status_code == 200
     assert not mark.exists()
-
-
-def test_a_router_without_keys_answers_no_name_that_was_bent_to_point_at_it(tmp_path: Path) -> None:
-    from tests.support.fleet import Fleet
-    from tests.support.stack import own_redis
-
-    with own_redis(tmp_path) as url, Fleet(tmp_path, url, "", {}) as fleet:
-        port = int(fleet.url.rpartition(":")[2])
-        rebound = say(port, b"GET /admin/functions HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
-        own = httpx.get(f"{fleet.url}/admin/functions", trust_env=False)
-        posted = httpx.post(f"{fleet.url}/admin/hosts/x/cordon", headers={"origin": "http://evil"}, trust_env=False)
-
-    assert rebound.statuses == [403]
-    assert own.status_code == 200
-    assert posted.status_code == 403

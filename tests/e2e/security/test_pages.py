@@ -1,11 +1,13 @@
 """What a browser may do with what the router serves, and what a stranger may leave in its metrics."""
 
+import json
 import re
 
 import httpx
 import pytest
 
 from tests.e2e.security.keyed import Keyed
+from tests.e2e.security.raw import say
 from tests.support.stack import eventually
 
 pytestmark = pytest.mark.xdist_group("security")
@@ -45,18 +47,25 @@ def test_names_that_nobody_knows_make_no_series(keyed: Keyed) -> None:
             float(x.rpartition(" ")[2]) for x in lines if re.match(r"cortex_requests_refused_total.*unknown_model", x)
         )
 
-    with keyed.client("admin") as http:
-        http.post("/v1/chat/completions", json={"model": "a-first-one"})
-        eventually(refused, what="the first to be counted")
-        before, counted = series(), refused()
-        for number in range(250):
-            name = f"strange-{number}"
-            http.post("/v1/chat/completions", json={"model": name}, headers={"x-request-id": name, "user-agent": name})
-            http.get(f"/v1/models/{name}")
-            http.post(f"/admin/functions/{name}/warm")
-            http.get(f"/{name}")
-        eventually(lambda: refused() >= counted + 250, what="all of them to be counted")
-        after = series()
+    def strangers(names: list[str]) -> bytes:
+        """Return requests in a row, one for every name."""
+        key, each = keyed.keys["admin"], []
+        for name in names:
+            body = json.dumps({"model": name}).encode()
+            head = f"Host: x\r\nx-api-key: {key}\r\nx-request-id: {name}\r\nuser-agent: {name}\r\n"
+            each.append(
+                f"POST /v1/chat/completions HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            )
+            each.append(f"GET /{name} HTTP/1.1\r\n{head}\r\n".encode())
+        return b"".join(each) + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
+    say(keyed.stack.port, strangers(["a-first-one"]))
+    eventually(refused, what="the first to be counted")
+    before, counted = series(), refused()
+    said = say(keyed.stack.port, strangers([f"strange-{number}" for number in range(1000)]), silence_s=10)
+    eventually(lambda: refused() >= counted + 1000, what="all of them to be counted")
+    after = series()
+
+    assert said.statuses.count(404) == 2000
     assert not [line for line in after if "strange-" in line]
     assert len(after - before) <= 5  # what had not happened yet at all, such as another kind of refusal

@@ -1,6 +1,5 @@
 """TLS between everybody: clients, router, agent; and a certificate that is renewed under them."""
 
-import os
 import socket
 import ssl
 from pathlib import Path
@@ -9,6 +8,8 @@ import httpx
 import pytest
 import trustme
 
+from cortex.platform.serving import listener
+from cortex.platform.settings import SettingsError
 from tests.e2e.security.hardened import Hardened, write
 from tests.support.stack import eventually
 
@@ -58,20 +59,17 @@ def test_a_login_over_tls_gives_a_cookie_that_never_goes_out_in_the_clear(harden
     assert "secure" in left.headers["set-cookie"].lower()
 
 
-def test_a_certificate_that_cannot_be_used_stops_a_router_before_it_listens(tmp_path: Path) -> None:
-    import subprocess
-
-    from tests.support.stack import CORTEX
-
+@pytest.mark.parametrize(
+    "pair", [("one.pem", "two.key"), ("one.pem", ""), ("none.pem", "one.key"), ("one.key", "one.key")]
+)
+def test_a_certificate_that_cannot_be_used_stops_whoever_listens_before_it_does(
+    tmp_path: Path, pair: tuple[str, str]
+) -> None:
     authority = trustme.CA()
-    (tmp_path / "m.toml").write_text("")
-    pair, other = write(authority, tmp_path, "one"), write(authority, tmp_path, "two")
-    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "CORTEX_MODELS_CONFIG": str(tmp_path / "m.toml")}
+    write(authority, tmp_path, "one")
+    write(authority, tmp_path, "two")
+    cert, key = (str(tmp_path / name) if name else "" for name in pair)
 
-    ended = subprocess.run(
-        [*CORTEX, "router", "--tls-cert", pair["cert"], "--tls-key", other["key"]],
-        env=env, capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
-
-    assert ended.returncode == 1
-    assert "cannot be used" in ended.stderr
+    with pytest.raises(SettingsError):
+        listener.config("app:app", "127.0.0.1:1", cert=cert, key=key)
+    listener.config("app:app", "127.0.0.1:1", cert=str(tmp_path / "one.pem"), key=str(tmp_path / "one.key"))

@@ -1,0 +1,27 @@
+"""A router on loopback on which nobody has made a key: open to programs of this machine, and to no page of another."""
+
+import httpx
+import pytest
+
+from tests.e2e.security.raw import say
+from tests.support.stack import Stack
+
+pytestmark = [
+    pytest.mark.xdist_group("stack"),
+    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+]
+
+
+def test_no_name_that_was_bent_to_point_at_it_is_answered(stack: Stack) -> None:
+    rebound = say(stack.port, b"GET /admin/functions HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+    own = httpx.get(f"{stack.url}/admin/functions", trust_env=False)
+
+    assert rebound.statuses == [403]
+    assert own.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/admin/hosts/x/cordon"])
+def test_a_page_of_another_site_may_change_nothing(stack: Stack, path: str) -> None:
+    posted = httpx.post(f"{stack.url}{path}", headers={"origin": "http://evil.example"}, trust_env=False)
+
+    assert posted.status_code == 403
