@@ -86,6 +86,17 @@ def test_what_nobody_declared_is_no_more_than_a_device_has(
     assert (found.memory_mb, found.memory_from) == needed
 
 
+def test_vllm_would_do_with_the_cache_of_one_request_and_others_not() -> None:
+    least = {
+        engine: need(a_function(engine=engine, vram_mb=0, context=1024), Weights("/w", 1000, SHAPE)).least_mb
+        for engine in (Engine.VLLM, Engine.LLAMACPP)
+    }
+    declared = need(a_function(engine=Engine.VLLM, vram_mb=9000), Weights("/w", 1000, SHAPE))
+
+    assert least == {Engine.VLLM: 1000 + 64 + 3072, Engine.LLAMACPP: 0}
+    assert declared.least_mb == 0
+
+
 def test_a_need_says_what_the_spec_says() -> None:
     function = a_function(min_devices=2, min_device_vram_mb=8000, pinned_on=("host-a",), priority=3)
 
@@ -99,6 +110,42 @@ def test_a_need_says_what_the_spec_says() -> None:
         pinned_on=("host-a",),
         priority=3,
     )
+
+
+# What may be less than it would like.
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], Placement(devices=("gpu-0",), memory_mb=8000)),
+        ([an_instance("idle", memory_mb=4000)], Placement(devices=("gpu-0",), memory_mb=6000)),
+        (
+            [an_instance("idle", memory_mb=8000)],
+            Placement(devices=("gpu-0",), memory_mb=8000, evict=("idle",), waits_for=("idle",)),
+        ),
+        (
+            [an_instance("idle", memory_mb=3000), an_instance("pinned", memory_mb=5000, pinned=True)],
+            Placement(devices=("gpu-0",), memory_mb=5000, evict=("idle",), waits_for=("idle",)),
+        ),
+        (
+            [an_instance("pinned", memory_mb=7000, pinned=True)],
+            NoRoom(reason="does not fit by 5000 MiB: org/model is pinned", when=When.NEVER, short_by_mb=5000),
+        ),
+    ],
+    ids=["all of it", "what is free", "all of it after an eviction", "what an eviction frees", "too little"],
+)
+def test_a_need_that_may_be_smaller_takes_what_is_free_before_anybody_has_to_leave(
+    others: list[Instance], expected: Placement | NoRoom
+) -> None:
+    assert place(a_need(8000, least_mb=4000), a_host(*others), IDLE, NOW) == expected
+
+
+def test_a_smaller_device_with_room_comes_before_an_eviction_on_a_larger_one() -> None:
+    devices = (a_device("gpu-0", 10_000), a_device("gpu-1", 5_000))
+    host = a_host(an_instance("idle", memory_mb=8000), devices=devices)
+
+    assert place(a_need(8000, least_mb=4000), host, IDLE, NOW) == Placement(devices=("gpu-1",), memory_mb=5000)
 
 
 # (1) Hosts that may not take it.
@@ -658,6 +705,19 @@ def test_by_how_much_it_does_not_fit_is_exact(scene: Scene) -> None:
 
     assert isinstance(scene.grown(refusal.short_by_mb - 1).place(), NoRoom)
     assert isinstance(scene.grown(refusal.short_by_mb).place(), Placement)
+
+
+@given(SCENES)
+def test_what_may_be_smaller_is_placed_wherever_the_least_of_it_would_be(scene: Scene) -> None:
+    least = max(1, scene.wanted.memory_mb // 2)
+    smallest = Scene(scene.host, scene.reports, replace(scene.wanted, memory_mb=least), scene.strategy).place()
+    found = Scene(scene.host, scene.reports, replace(scene.wanted, least_mb=least), scene.strategy).place()
+
+    assert isinstance(found, Placement) is isinstance(smallest, Placement)
+    if isinstance(found, Placement):
+        assert least <= found.memory_mb <= scene.wanted.memory_mb
+        stay = [i for i in scene.host.instances if i.id not in found.waits_for]
+        assert all(load(d, stay) + found.memory_mb <= room(d) for d in scene.on(found.devices))
 
 
 @given(SCENES, st.randoms(use_true_random=False))

@@ -53,6 +53,8 @@ class Estimate(Struct, frozen=True, kw_only=True):
     devices: int
     total_mb: int
     per_device_mb: int
+    least_mb: int
+    """On each device, with the cache of a single request."""
     formula: str
     declared_mb: int = 0
     """What `vram_mb` says; it beats the estimate."""
@@ -83,6 +85,7 @@ def estimate(function: Function, weights_mb: int, shape: Shape | None, *, here: 
         times = f"{function.context} × {at_a_time} at a time" if function.context else "its longest"
         said = f"cache: {tokens} tokens ({times}) × {per}"
     total, devices = weights_mb + cache + overhead, function.min_devices
+    single = -(-cache // at_a_time) if function.context else cache
     return Estimate(
         function=function.id,
         weights_mb=weights_mb,
@@ -92,6 +95,7 @@ def estimate(function: Function, weights_mb: int, shape: Shape | None, *, here: 
         devices=devices,
         total_mb=total,
         per_device_mb=-(-total // devices),
+        least_mb=-(-(weights_mb + single + overhead) // devices),
         formula=f"weights {weights_mb} + cache {cache} + overhead {overhead} MiB; {said}",
         declared_mb=function.vram_mb,
         here=here,

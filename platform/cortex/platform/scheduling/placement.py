@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.estimate import estimate
 from cortex.functions.lifecycle import State
@@ -45,6 +46,8 @@ class Need(Struct, frozen=True, kw_only=True):
     device_total_mb: int = 0
     memory_mb: int = 0
     """On each of its devices."""
+    least_mb: int = 0
+    """With how little of it the engine would do; 0: with nothing less."""
     memory_from: str = "estimated"
     pinned_on: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -82,22 +85,26 @@ def need(
     """Return what a function needs: measured beats declared beats estimated.
 
     With the host's devices, what nobody declared is no more than the largest of them have: a larger cache would be of
-    use and is no condition, and what was measured did fit there. vLLM fills whatever it is given, so of a measure only
-    what it took beyond that says something: less would shrink its cache with each start, and all of it would make it
-    grow.
+    use and is no condition, and what was measured did fit there. vLLM, which makes its cache as large as it is told,
+    would do with that of a single request where others have the rest. It fills whatever it is given, so of a measure
+    only what it took beyond that says something: less would shrink its cache with each start, and all of it would
+    make it grow.
     """
     count = function.min_devices
-    budgets = sorted((d.budget_mb for d in devices if d.total_mb >= function.min_device_vram_mb), reverse=True)
-    most = budgets[count - 1] if len(budgets) >= count else NO_BOUND_MB
+    large = [d.budget_mb for d in devices if d.total_mb >= function.min_device_vram_mb]
+    most = _on_each(count, large) or NO_BOUND_MB
+    least = 0
     if function.vram_mb:
         each, source = -(-function.vram_mb // count), "declared"
     else:
         reckoned = estimate(function, weights.size_mb if weights else 0, weights.shape if weights else None)
         each, source = reckoned.within(most), "estimated"
+        if function.engine is Engine.VLLM:
+            least = min(each, reckoned.least_mb)
     if measured_mb:
         taken = -(-measured_mb // count)
         if function.engine is not Engine.VLLM or taken > each:
-            each, source = min(taken, max(most, each)), "measured"
+            each, least, source = min(taken, max(most, each)), 0, "measured"
     return Need(
         function=function.id,
         engine=function.engine,
@@ -105,6 +112,7 @@ def need(
         devices=count,
         device_total_mb=function.min_device_vram_mb,
         memory_mb=each,
+        least_mb=least,
         memory_from=source,
         pinned_on=function.pinned_on,
         labels=function.labels,
@@ -115,7 +123,29 @@ def need(
 def place(
     need: Need, host: HostRecord, use: Use, now: float, *, strategy: str = "lru", cordoned: bool = False
 ) -> Placement | NoRoom:
-    """Decide where `need` goes on `host`, in this order:
+    """Decide where `need` goes on `host`. One that may have less memory than it would like gets, in this order:
+
+    (1) all of it, in free room;
+    (2) what room is free, if that is enough;
+    (3) all of it, where others leave for it;
+    (4) what room there can be when others leave, if that is enough.
+    """
+    whole = _fit(need, host, use, now, strategy=strategy, cordoned=cordoned)
+    if not need.least_mb or (isinstance(whole, Placement) and not whole.evict):  # (1)
+        return whole
+    large = [d for d in host.devices if d.total_mb >= need.device_total_mb]
+    most = _on_each(need.devices, [_free(d, host.instances) for d in large])
+    if isinstance(whole, NoRoom) and most < need.least_mb:  # (4)
+        candidates = [i for i in host.instances if displaceable(i, need, use, now, strategy=strategy)]
+        freed = (sum(c.memory_mb for c in candidates if d.id in c.devices) for d in large)
+        most = _on_each(need.devices, [_free(d, host.instances) + mb for d, mb in zip(large, freed, strict=True)])
+    if need.least_mb <= most < need.memory_mb:  # (2), (4)
+        return _fit(replace(need, memory_mb=most), host, use, now, strategy=strategy, cordoned=cordoned)
+    return whole  # (3)
+
+
+def _fit(need: Need, host: HostRecord, use: Use, now: float, *, strategy: str, cordoned: bool) -> Placement | NoRoom:
+    """Decide where exactly so much memory is, in this order:
 
     (1) hosts that may not take it: pinned elsewhere, cordoned, no such engine;
     (2) devices too few or too small, even if they were empty;
@@ -261,6 +291,11 @@ def _frees(short: dict[str, int], victims: Sequence[Instance]) -> bool:
 
 def fitting_devices(need: Need, host: HostRecord) -> list[Device]:
     return [d for d in host.devices if d.total_mb >= need.device_total_mb and d.budget_mb >= need.memory_mb]
+
+
+def _on_each(count: int, memory: Sequence[int]) -> int:
+    """Return how much there is at least on each of so many devices, if they are chosen well."""
+    return sorted(memory, reverse=True)[count - 1] if len(memory) >= count else 0
 
 
 def _free(device: Device, instances: Sequence[Instance]) -> int:

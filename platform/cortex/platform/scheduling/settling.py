@@ -143,7 +143,8 @@ class Settling(Roster):
         failure = self._failures.of(function.id, rev)
         if failure and failure.kind is FailureKind.OUT_OF_MEMORY:
             most = max((d.budget_mb for d in self._host.devices), default=0)
-            return replace(wanted, memory_mb=max(wanted.memory_mb, min(round(wanted.memory_mb * MORE_MEMORY), most)))
+            more = max(wanted.memory_mb, min(round(wanted.memory_mb * MORE_MEMORY), most))
+            return replace(wanted, memory_mb=more, least_mb=0)
         return wanted
 
     def _start_again(self, instance: Instance, now: float) -> None:
