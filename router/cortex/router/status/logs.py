@@ -1,5 +1,7 @@
 """What a worker wrote, for the page: so much of its end as a person looks at, wherever the worker is or was."""
 
+import asyncio
+
 from cortex.router.instance_routes import Asked, Opened, Run, log_of_function, log_of_instance
 from cortex.router.refusals import InstanceNotFound, NoCapacity
 from cortex.router.runtime import Runtime
@@ -7,19 +9,23 @@ from cortex.router.status.model import Log
 
 LINES = 500
 MOST_BYTES = 256 * 1024
+WITHIN_S = 15.0
+"""How long reading may take, a search through the largest log included."""
 
 
 async def log(runtime: Runtime, function: str, host: str, instance: str, run: Run, grep: str) -> Log:
     """Return the end of a log, or why there is none. Raises FunctionNotFound."""
     asked = Asked(lines=LINES, run=run, grep=grep)
     try:
-        if instance:
-            opened = await log_of_instance(runtime, instance, asked)
-        else:
-            opened = await log_of_function(runtime, function, host, asked)
-    except (InstanceNotFound, NoCapacity) as error:
-        return Log(function=function, host="", instance=instance, run=run, grep=grep, problem=error.message)
-    text, cut = await _end(opened)
+        async with asyncio.timeout(WITHIN_S):
+            if instance:
+                opened = await log_of_instance(runtime, instance, asked)
+            else:
+                opened = await log_of_function(runtime, function, host, asked)
+            text, cut = await _end(opened)
+    except (InstanceNotFound, NoCapacity, TimeoutError) as error:
+        problem = "its host did not answer in time" if isinstance(error, TimeoutError) else error.message
+        return Log(function=function, host="", instance=instance, run=run, grep=grep, problem=problem)
     lines = text.count("\n") + bool(text and not text.endswith("\n"))
     return Log(
         function=function, host=opened.host, instance=instance, run=run, grep=grep, text=text, lines=lines, cut=cut

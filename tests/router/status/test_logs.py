@@ -1,0 +1,75 @@
+"""So much of a log as the page shows. Agents are values."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from cortex.platform.record import Fleet
+from cortex.router.runtime import Runtime
+from cortex.router.status import logs
+from tests.support.factories import a_function, a_host, an_instance
+
+
+class Stage:
+    """A router with one host, whose agent answers with what it is given."""
+
+    def __init__(self, *chunks: bytes, never: bool = False) -> None:
+        self._chunks, self._never = chunks, never
+        self.asked: dict[str, Any] = {}
+        host = a_host(an_instance("one"))
+        self.view = self
+        self.fleet = Fleet(hosts={host.name: host})
+        self.agents = self.directory = self
+
+    def find(self, name: str) -> Any:
+        self.function = a_function(name)
+        return self
+
+    async def logs(self, address: str, path: str, asked: dict[str, Any]) -> httpx.Response:
+        self.asked = {"path": path, **asked}
+        if self._never:
+            await asyncio.Event().wait()
+        return httpx.Response(200, stream=_Stream(self._chunks))
+
+    async def shown(self, *, instance: str = "", grep: str = "") -> Any:
+        return await logs.log(cast(Runtime, self), "org/model", "", instance, "current", grep)
+
+
+class _Stream(httpx.AsyncByteStream):
+    def __init__(self, chunks: tuple[bytes, ...]) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            yield chunk
+
+
+async def test_a_short_log_is_shown_whole() -> None:
+    stage = Stage(b"one\ntw", b"o\nthree")
+
+    shown = await stage.shown(grep="o")
+
+    assert (shown.text, shown.lines, shown.cut, shown.host) == ("one\ntwo\nthree", 3, False, "host-a")
+    assert (stage.asked["path"], stage.asked["grep"], stage.asked["lines"]) == ("/logs", "o", logs.LINES)
+
+
+async def test_of_a_log_with_endless_lines_the_end_is_shown_from_the_beginning_of_a_line() -> None:
+    line = b"x" * 9_999 + b"\n"
+
+    shown = await Stage(*[line * 7] * 30).shown(instance="one")
+
+    assert shown.cut
+    assert logs.MOST_BYTES - len(line) <= len(shown.text) <= logs.MOST_BYTES
+    assert len(shown.text) == shown.lines * len(line)
+
+
+async def test_an_instance_nobody_knows_and_a_host_that_is_silent_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "WITHIN_S", 0.01)
+
+    unknown, silent = await Stage().shown(instance="two"), await Stage(never=True).shown()
+
+    assert unknown.problem == "no log of instance 'two' is kept"
+    assert silent.problem == "its host did not answer in time"
