@@ -7,6 +7,7 @@ cortex) gets a tunnel before it.
 import asyncio
 import contextlib
 import hashlib
+import os
 import signal
 import ssl
 import subprocess
@@ -39,7 +40,7 @@ class SecuredRedis:
     """A running one."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._socket, self.port = folder / "s.sock", port
+        self._socket, self.port, self.pid = folder / "s.sock", port, 0
         self.admin_url = f"unix://admin:{PASSWORDS['cortex_redis_admin_password']}@{self._socket}"
 
     def url(self, user: str) -> str:
@@ -50,6 +51,20 @@ class SecuredRedis:
         """Return what users were not allowed to do."""
         with redis.Redis.from_url(self.admin_url, decode_responses=True) as client:
             return {f"{e['username']}: {e['reason']} {e['object']}" for e in client.acl_log()}
+
+    def everything(self) -> str:
+        """Return all that is in it."""
+        with redis.Redis.from_url(self.admin_url) as client:
+            return repr([(name, client.dump(name)) for name in client.scan_iter()])
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Have it accept and not answer for a while."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def may(self, user: str, *command: str) -> bool:
         """Whether a user may do something; it is done."""
@@ -82,8 +97,9 @@ def secured_redis(folder: Path, cert: str, key: str) -> Iterator[SecuredRedis]:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_running([*plain, *by_tls], running.admin_url))
         if server.poll() is not None:  # it does not know the words
-            stack.enter_context(_running(plain, running.admin_url))
+            server = stack.enter_context(_running(plain, running.admin_url))
             stack.enter_context(_tunnel(running.port, running._socket, cert, key))
+        running.pid = server.pid
         yield running
 
 

@@ -4,9 +4,11 @@ import json
 import pickle
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
+from cortex.platform.keys import worker_key
 from tests.e2e.security.hardened import Hardened
 from tests.support.secured_redis import PASSWORDS
 from tests.support.stack import eventually
@@ -91,6 +93,8 @@ def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_answer(hardened:
     shown = {page: hardened.http.get(page).raise_for_status().text for page in pages}
     agents = ("/record", "/instances", "/metrics", "/discovery")
     shown |= {f"agent {path}": hardened.agent("GET", path).raise_for_status().text for path in agents}
+    shown["functions"] = hardened.run("fn", "ls", "--json").stdout + hardened.run("fn", "show", "fake/one").stdout
+    shown["redis"] = hardened.record.everything()
     shown["doctor"] = hardened.run("doctor").stdout
     shown |= hardened.said()
 
@@ -103,3 +107,39 @@ def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_answer(hardened:
     # A worker has its own key in its environment, and nobody else has anything there.
     for process, environment in hardened.environments().items():
         assert [s for s in (*PASSWORDS.values(), hardened.token) if s in environment] == [], process
+
+
+def test_a_worker_answers_to_its_own_key_alone(hardened: Hardened) -> None:
+    for name in ("fake/one", "fake/after"):
+        hardened.chat(name).raise_for_status()
+    one, other = (hardened.function(name)["instances"][0] for name in ("fake/one", "fake/after"))
+    url = next(i.url for i in hardened.records()["a"].instances if i.id == one["id"])
+    own, others = (worker_key(hardened.token, i["id"]) for i in (one, other))
+
+    said = {
+        who: httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}, trust_env=False).status_code
+        for who, key in {
+            "its own": own, "another worker's": others, "the fleet's": hardened.token,
+            "a client's": hardened.keys["high"], "a guess": "guess",
+        }.items()
+    }  # fmt: skip
+
+    assert said == {"its own": 200, "another worker's": 401, "the fleet's": 401, "a client's": 401, "a guess": 401}
+
+
+def test_keys_go_on_working_while_redis_does_not_answer_and_the_log_says_why_without_its_password(
+    hardened: Hardened,
+) -> None:
+    hardened.chat("fake/one").raise_for_status()
+    with hardened.record.silent():
+        eventually(lambda: "record_away" in hardened.log("router"), what="the router to notice")
+        known = hardened.ask_with(hardened.keys["high"], "fake/one").status_code
+        unknown = hardened.ask_with("sk-cortex-unknown", "fake/one").status_code
+        health = hardened.http.get("/health").json()
+    eventually(lambda: hardened.http.get("/health").json()["record"] == "ok", what="the record to be followed again")
+
+    assert (known, unknown) == (200, 401)
+    assert health["record"] == "away"
+    (away,) = {json.loads(x)["why"] for x in hardened.log("router").splitlines() if '"record_away"' in x}
+    assert away.startswith("the record cannot be reached")
+    assert not [word for word in PASSWORDS.values() if word in "".join(hardened.said().values())]

@@ -65,6 +65,20 @@ def test_a_new_key_works_and_a_revoked_one_ends_on_every_worker_within_a_second(
     eventually(lambda: all(keyed.ask(key).status_code == 401 for _ in range(6)), within_s=1.5, what="it to end")
 
 
+def test_a_key_is_made_with_all_that_it_may_and_may_not(keyed: Keyed) -> None:
+    made = keyed.cli(
+        "key", "new", "whole", "--functions", "one/*", "--functions", "two/x", "--rpm", "7", "--tpm", "900",
+        "--concurrent", "3", "--priority", "high", "--expires", "30d", "--json",
+    )  # fmt: skip
+    (row,) = [k for k in json.loads(keyed.cli("key", "ls", "--json").stdout) if k["name"] == "whole"]
+
+    assert made.code == 0
+    assert json.loads(made.stdout)["key"].startswith("sk-cortex-")
+    assert (row["scope"], row["functions"], row["priority"]) == ("inference", ["one/*", "two/x"], "high")
+    assert row["limits"] == {"rpm": 7, "tpm": 900, "concurrent": 3}
+    assert 29 * 86400 < row["expires"] - row["created"] <= 30 * 86400 + 5
+
+
 def test_rotating_ends_the_old_key_at_once_or_after_the_overlap(keyed: Keyed) -> None:
     first = keyed.make("turning", rpm=1000)
     second = keyed.cli("key", "rotate", "turning", "--overlap", "1h").stdout.split()[-1]
