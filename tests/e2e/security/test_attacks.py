@@ -178,6 +178,28 @@ def test_nothing_is_unpacked_for_anybody(keyed: Keyed, encoding: str) -> None:
     assert answer.status_code == 415
 
 
+@pytest.mark.parametrize("where", ["router", "agent"])
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x", 414),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 70_000, 431),
+        (b"GET /health HTTP/1.1\r\nHost: x" + b"\r\nA: b" * 200, 431),
+        (b"GET /health HTTP/1.1\r\nHost: x", 200),
+    ],
+    ids=["url", "header", "headers", "fine"],
+)
+def test_a_head_that_is_too_large_is_refused_by_all_who_listen(
+    keyed: Keyed, where: str, head: bytes, status: int
+) -> None:
+    port = keyed.stack.port if where == "router" else int(keyed.stack.env["CORTEX_AGENT__LISTEN"].rpartition(":")[2])
+
+    said = say(port, head + b"\r\nConnection: close\r\n\r\n", silence_s=3)
+
+    assert said.closed
+    assert said.statuses in ([status], [] if status != 200 else [200])  # the last words of a cut connection may be lost
+
+
 def test_a_body_that_is_too_large_is_refused_by_its_length_before_it_is_sent(keyed: Keyed) -> None:
     said = say(
         keyed.stack.port,
