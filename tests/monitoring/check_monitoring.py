@@ -80,7 +80,8 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     def up() -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return bool(http.get("/query", params={"query": 'up{job="cortex"} == 1'}).json()["data"]["result"])
+            answer = http.get("/query", params={"query": 'up{job="cortex"} == 1'})
+            return answer.is_success and bool(answer.json()["data"]["result"])  # it answers before it is ready: 503
         return False
 
     try:
