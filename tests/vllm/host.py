@@ -42,7 +42,7 @@ class VllmHost(Fleet):
     def until_parked(self) -> int:
         """Wait until a launcher is parked; return its pid."""
         eventually(lambda: self.launcher() == "parked", within_s=IMPORT_S, what="a parked launcher")
-        return next(w.pid for w in self.parked() if os.getsid(w.pid) == w.pid)
+        return next(w.pid for w in self.parked() if _session(w) == w.pid)
 
     def launcher(self) -> str:
         """Return how the host says its launcher stands."""
@@ -75,9 +75,29 @@ class VllmHost(Fleet):
             lambda: not [i for i in self.record().instances if i.function in functions], within_s=30, what="cold"
         )
 
-    def left_of(self, instance: str) -> list[psutil.Process]:
-        """Return the processes that carry an instance's marker."""
-        return [w for w in self.workers() if _marker(w) == instance]
+    def family(self, pid: int) -> list[psutil.Process]:
+        """Return a worker and all it has started.
+
+        By session and descent: vLLM's children write their titles over the environment that would show the marker.
+        """
+        leader = psutil.Process(pid)
+        below = [leader, *leader.children(recursive=True)]
+        return below + [p for p in self.workers() if p not in below and _session(p) == pid]
+
+
+def _session(process: psutil.Process) -> int:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return 0
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _marker(process: psutil.Process) -> str:

@@ -6,13 +6,12 @@ import signal
 from collections.abc import Callable
 
 import httpx
-import psutil
 
 from cortex.functions.lifecycle import State
 from cortex.platform.keys import worker_key
 from tests.support.fleet import TOKEN
 from tests.support.stack import eventually
-from tests.vllm.host import VllmHost
+from tests.vllm.host import VllmHost, runs
 
 STARTING = (State.STARTING,)
 
@@ -97,21 +96,19 @@ def test_two_functions_evict_each_other(host: VllmHost) -> None:
 def test_a_worker_killed_while_serving_leaves_nothing_behind(host: VllmHost) -> None:
     host.text("tiny/one")
     instance = host.instance("tiny/one")
-    # By session: vLLM's children write their titles over the environment that would show the marker.
-    processes = [p for p in host.workers() if os.getsid(p.pid) == instance.pid]
-    processes += [p for p in psutil.Process(instance.pid).children(recursive=True) if p not in processes]
+    processes = host.family(instance.pid)
     body = {"model": "tiny/one", "max_tokens": 200, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
     lines: list[str] = []
     with host.http.stream("POST", "/v1/chat/completions", json={**body, "ignore_eos": True}) as answer:
         for line in answer.iter_lines():
-            lines += [line] if line.startswith("data: ") else []
-            if len(lines) == 3:
-                os.kill(instance.pid, signal.SIGKILL)
+            if line.startswith("data: "):
+                lines.append(line)
+                if len(lines) == 3:
+                    os.kill(instance.pid, signal.SIGKILL)
 
     assert len(processes) >= 3  # the front, the engine's core, its worker
     assert "error" in lines[-1] or lines[-1] == "data: [DONE]"  # so small a model may have said all of it
-    eventually(lambda: not host.left_of(instance.id), within_s=20, what="nothing to be left")
-    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    eventually(lambda: not [p for p in processes if runs(p)], within_s=20, what="nothing to be left")
     assert host.text("tiny/one")
 
 
@@ -119,14 +116,14 @@ def test_a_plain_start_that_is_killed_fails_at_once_and_leaves_nothing(host: Vll
     host.cold("tiny/one", "tiny/two")
     asking = host.ask("tiny/plain")
     pid = starting(host, "tiny/plain")
-    instance = host.instance("tiny/plain").id
+    processes = host.family(pid)
 
     os.kill(pid, signal.SIGKILL)
 
     answer = asking.answer()
     assert answer.status_code == 503
     assert "was killed by SIGKILL while starting" in answer.json()["error"]["message"]
-    eventually(lambda: not host.left_of(instance), within_s=20, what="nothing to be left")
+    eventually(lambda: not [p for p in processes if runs(p)], within_s=20, what="nothing to be left")
 
 
 def test_a_warm_start_that_is_killed_is_made_plainly_and_says_so(host: VllmHost) -> None:
