@@ -9,6 +9,7 @@ import httpx
 
 from cortex.functions.lifecycle import State
 from cortex.platform.keys import worker_key
+from cortex.platform.workers.process import resident_mb
 from tests.support.fleet import TOKEN
 from tests.support.stack import eventually
 from tests.vllm.host import VllmHost, runs
@@ -210,6 +211,16 @@ def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) 
     assert ready["tiny/plain"].endswith(" s, plain: TORCH_CORTEX_TEST is read while importing")
     for how in ("warm", "plain"):
         assert f'cortex_launches_total{{how="{how}",node="a",server="vllm"}}' in metrics
+
+
+def test_a_loaded_worker_takes_about_what_was_estimated_for_it(host: VllmHost, tell: Callable[[str], None]) -> None:
+    told = host.http.get("/admin/weights/estimate", params={"function": "tiny/one"}).json()["total_mb"]
+    host.text("tiny/one")
+    taken = resident_mb(host.instance("tiny/one").pid)
+
+    assert taken is not None
+    tell(f"memory of a loaded vLLM: {taken} MiB, estimated {told} MiB")
+    assert told / 2 <= taken <= told
 
 
 def test_endpoints_for_developers_are_not_there(host: VllmHost) -> None:
