@@ -75,6 +75,11 @@ class VllmHost(Fleet):
             lambda: not [i for i in self.record().instances if i.function in functions], within_s=30, what="cold"
         )
 
+    def why_ready(self, function: str) -> str:
+        """Return what the newest receipt says of how a function became ready."""
+        asked = {"function": function, "what": "ready", "limit": "1"}
+        return next((d["why"] for d in self.http.get("/admin/decisions", params=asked).json()["decisions"]), "")
+
     def family(self, pid: int) -> list[psutil.Process]:
         """Return a worker and all it has started.
 
