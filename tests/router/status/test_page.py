@@ -232,6 +232,12 @@ def test_the_least_recently_used_is_the_first_to_go_and_the_protected_are_not_na
     assert shown.hosts[0].next_out == "org/forgotten"
 
 
+def test_what_is_pinned_is_not_counted_down_even_before_its_agent_has_heard_of_it() -> None:
+    shown = picture(known(a_function(pinned=True), hosts=(fresh(an_instance(pinned=False)),)))
+
+    assert (shown.rows[0].idle_until, shown.rows[0].kept) == (None, "pinned")
+
+
 def test_nobody_is_named_when_all_are_busy() -> None:
     shown = picture(known(a_function(), hosts=(fresh(an_instance()),), in_flight={"one": 1}))
 

@@ -150,7 +150,9 @@ def _leaving(instance: Instance, rank: int, host: str, protected: str, known: Kn
 def reaped_at(instance: Instance, catalogue: Catalogue, index: Index) -> float | None:
     """Return when an idle instance is let go by itself; None while it is in use, or when it never is."""
     function = catalogue.functions.get(instance.function)
-    if function is None or instance.state is not State.READY or instance.pinned or function.min:
+    if function is None or instance.state is not State.READY:
+        return None
+    if instance.pinned or function.pinned or function.min:
         return None
     if index.in_flight(instance):
         return None
