@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cortex.platform.workers.confine import temporary_path
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
@@ -111,6 +112,8 @@ def test_a_worker_that_died_while_the_agent_was_away_is_replaced(fleet: Fleet) -
 def test_a_worker_the_state_file_does_not_know_is_cleared_away(fleet: Fleet) -> None:
     fleet.chat("fake/quick")
     (worker,) = fleet.workers()
+    (temporary,) = (temporary_path(i) for i in fleet.instances_of_workers())
+    assert temporary.is_dir()
     fleet.kill("a")
     path = next((fleet.folder / "state-a").glob("*.json"))
     path.write_text(json.dumps({"workers": [], "failures": []}))
@@ -118,6 +121,7 @@ def test_a_worker_the_state_file_does_not_know_is_cleared_away(fleet: Fleet) -> 
     fleet.start_agent("a")
 
     eventually(lambda: not worker.is_running() or worker not in fleet.workers(), what="the orphan to be gone")
+    eventually(lambda: not temporary.exists(), what="its temporary files to be gone")
     assert fleet.chat("fake/quick").status_code == 200
 
 

@@ -172,6 +172,8 @@ class Supervisor:
             if instance not in known:
                 log.warning("orphan_killed", instance=instance, pid=pid)
                 await asyncio.to_thread(process.kill_remains, 0, instance)
+                if slug(instance) == instance:  # the mark is what the process says, and no path before it is a name
+                    await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance), ignore_errors=True)
 
     # Starting.
 
