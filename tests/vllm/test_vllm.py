@@ -43,7 +43,7 @@ def test_a_warm_start_and_a_plain_one_serve_the_same(host: VllmHost, tell: Calla
     assert (warm.path, warm.pid, warm.server) == ("warm", parked, "vllm")
     assert plain.path == "plain: TORCH_CORTEX_TEST is read while importing"
     assert one == same
-    # A step that is over before the next look at the log, as the loading of weights this small may be, is in the next.
+    # A step that is over before the next look at the log counts to the one before: so may loading weights this small.
     assert {"importing", "setting up", "warming up"} <= plain.phases.keys() <= STEPS | {"placing", "fetching"}
     assert "importing" not in warm.phases
     tell(f"steps of the plain start: {plain.phases}; of the warm one: {warm.phases}")
