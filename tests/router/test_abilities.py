@@ -9,12 +9,12 @@ from cortex.functions.capabilities import Cost, Known, Sampling, Template
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Fleet, Instance
-from cortex.router.abilities import Abilities, known_models
 from cortex.router.describing import card
 from cortex.router.dialects.chat import read as read_chat
 from cortex.router.dialects.errors import BadRequest
 from cortex.router.dialects.traits import Traits
 from cortex.router.listing import listing
+from cortex.router.request.abilities import Abilities, known_models
 from tests.router.dialects.asking import ask_messages, assistant, image, result, sent, tool, use, user
 from tests.support.factories import a_function, a_host, an_instance
 

@@ -13,8 +13,8 @@ from cortex.platform.flights import Flights
 from cortex.platform.record import FailureKind, Fleet, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures
-from cortex.router.activator import Activator
-from cortex.router.agents import Agents
+from cortex.router.activation.activator import Activator
+from cortex.router.activation.agents import Agents
 from cortex.router.directory import Target
 from cortex.router.refusals import StartFailed
 from cortex.router.view import View

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cortex.functions.spec import Engine, Function
-from cortex.router.asking import must_speak, must_take
 from cortex.router.refusals import CannotServe
+from cortex.router.request.asking import must_speak, must_take
 
 PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
 EMBEDS = Function(id="org/model", engine=Engine.LLAMACPP, task="embed")

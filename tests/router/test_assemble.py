@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cortex.platform.weights.bigram import write_bigram
-from cortex.router.assemble import Assembly, BadStream, asked_to_stream
+from cortex.router.request.assemble import Assembly, BadStream, asked_to_stream
 from tests.support.stack import eventually, free_port
 
 ASK: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0, "seed": 1}

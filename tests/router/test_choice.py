@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.platform.record import Instance
-from cortex.router.choice import affinity, choose
+from cortex.router.activation.choice import affinity, choose
 from tests.router.dialects.examples import examples
 from tests.support.factories import an_instance
 

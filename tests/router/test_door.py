@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from cortex.platform.api_keys import LOCAL, ApiKey, Principal, Scope, principal
 from cortex.platform.settings import Gateway
-from cortex.router.door import Door, answers_to, cross_site, same_origin, show
-from cortex.router.keyring import KeyRing
+from cortex.router.access.door import Door, answers_to, cross_site, same_origin, show
+from cortex.router.access.keyring import KeyRing
 from cortex.router.refusals import NoKey, NotAllowed, RecordIsAway, Refusal
 
 KEY = ApiKey(digest="", id="k1", name="one")

@@ -11,8 +11,8 @@ from cortex.router.dialects import limits
 from cortex.router.dialects.dialect import read_request
 from cortex.router.dialects.errors import Dialect, DialectError
 from cortex.router.dialects.traits import Traits
-from cortex.router.fitting import Settle, fitting
 from cortex.router.refusals import UpstreamBroke
+from cortex.router.request.fitting import Settle, fitting
 from tests.support.factories import a_function, an_instance
 
 WINDOW = 32768

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from cortex.platform.record import Fleet, HostRecord, use
 from cortex.platform.scheduling.placement import need
-from cortex.router.choice import hosts_to_ask
+from cortex.router.activation.choice import hosts_to_ask
 from tests.support.factories import a_function, a_host, an_instance
 
 NOW = 1000.0

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cortex.router import latency
-from cortex.router.journey import RECENT, Journey, Journeys, Try, told
-from cortex.router.traffic import BUCKET_S, HOUR, Traffic, together
+from cortex.router.metrics import latency
+from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, together
+from cortex.router.request.journey import RECENT, Journey, Journeys, Try, told
 
 
 def a_journey(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> Journey:

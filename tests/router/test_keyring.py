@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from cortex.platform.api_keys import LOCAL, ApiKey, digest
 from cortex.platform.registry import RecordAway, Registry
-from cortex.router.keyring import KeyRing, local_key
+from cortex.router.access.keyring import KeyRing, local_key
 
 ONE = ApiKey(digest=digest("one"), id="1", name="one")
 

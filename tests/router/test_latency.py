@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.latency import LEAST_S, MOST_S, Spread, note, percentile, percentiles, together
+from cortex.router.metrics.latency import LEAST_S, MOST_S, Spread, note, percentile, percentiles, together
 
 
 def counted(seconds: list[float]) -> Spread:

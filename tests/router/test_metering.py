@@ -4,8 +4,8 @@ import pytest
 
 from cortex.platform.api_keys import Limits, Principal, Priority
 from cortex.platform.quota import Verdict
-from cortex.router.journey import Journey
-from cortex.router.metering import rate_headers, too_many, used
+from cortex.router.access.metering import rate_headers, too_many, used
+from cortex.router.request.journey import Journey
 
 VERDICT = Verdict(requests_left=3, tokens_left=400, requests_full_s=1.5, tokens_full_s=30)
 

@@ -12,8 +12,8 @@ from cortex.platform.meter import Meter
 from cortex.platform.record import Failure, Fleet
 from cortex.platform.settings import Gateway, Redis, Settings
 from cortex.platform.standing import standing
-from cortex.router.metrics_port import MetricsPort
-from cortex.router.tallies import Tally
+from cortex.router.metrics.port import MetricsPort
+from cortex.router.metrics.tallies import Tally
 from tests.support.factories import a_device, a_host, a_report, an_instance
 from tests.support.stack import free_port
 

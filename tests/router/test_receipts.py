@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from cortex.platform.record import Fleet, Use
-from cortex.router.choice import considered
+from cortex.router.activation.choice import considered
 from cortex.router.receipts import MOST_A_SECOND, Receipts
 from tests.router.test_journey import a_finished
 from tests.support.factories import a_device, a_function, a_host, a_need, an_instance

@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from cortex.router import remote_images
 from cortex.router.dialects.errors import BadRequest
-from cortex.router.remote_images import NotFetched, PublicOnly, RemoteImages, is_public
+from cortex.router.request import remote_images
+from cortex.router.request.remote_images import NotFetched, PublicOnly, RemoteImages, is_public
 from tests.support.stack import free_port
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)

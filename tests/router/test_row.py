@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.platform.api_keys import Priority
-from cortex.router import row
-from cortex.router.row import PASSES, Place, Row
+from cortex.router.request import row
+from cortex.router.request.row import PASSES, Place, Row
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 

@@ -5,7 +5,7 @@ import pytest
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.record import Fleet, Instance
-from cortex.router.scaling import PATIENCE_S, Scaling, Want
+from cortex.router.activation.scaling import PATIENCE_S, Scaling, Want
 from tests.support.factories import a_fleet, a_function, a_host, a_report, an_instance
 
 GROWS = a_function(max=2, target_concurrency=4)

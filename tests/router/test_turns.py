@@ -6,7 +6,7 @@ import pytest
 
 from cortex.platform.api_keys import Priority
 from cortex.router.refusals import QueueFull
-from cortex.router.turns import Starts, Turns
+from cortex.router.request.turns import Starts, Turns
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 

@@ -22,8 +22,8 @@ from cortex.cli.tables import ago, console, span, table
 from cortex.platform import settings as settings_
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import SettingsError
-from cortex.router.key_routes import Keys, Overlap, Wanted, shown
 from cortex.router.refusals import KeyNotFound, Refusal
+from cortex.router.routes.keys import Keys, Overlap, Wanted, shown
 
 T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

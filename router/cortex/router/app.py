@@ -14,24 +14,21 @@ from litestar.exceptions import HTTPException
 
 from cortex.platform.log import whence
 from cortex.platform.settings import Settings
-from cortex.router import (
-    admin,
-    decision_routes,
-    inference,
-    instance_routes,
-    key_routes,
-    request_routes,
-    weights_routes,
-)
+from cortex.router.access.door import Door, caller
 from cortex.router.describing import card
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.directory import Target
-from cortex.router.door import Door, caller
-from cortex.router.exchange import Services
-from cortex.router.inference import request_id
 from cortex.router.listing import entry, listing
 from cortex.router.refusals import Refusal
+from cortex.router.request.exchange import Services
+from cortex.router.routes import admin, inference
+from cortex.router.routes import decisions as decision_routes
+from cortex.router.routes import instances as instance_routes
+from cortex.router.routes import keys as key_routes
+from cortex.router.routes import requests as request_routes
+from cortex.router.routes import weights as weights_routes
+from cortex.router.routes.inference import request_id
 from cortex.router.runtime import Runtime
 from cortex.router.status import routes as status
 

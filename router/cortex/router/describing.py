@@ -11,8 +11,8 @@ from cortex.functions.capabilities import LEVELS, Known, template_of
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
-from cortex.router.abilities import effort, sees, vision, window_of
 from cortex.router.dialects.models import Card
+from cortex.router.request.abilities import effort, sees, vision, window_of
 
 
 def abilities(function: Function, known: Known | None, ready: Sequence[Instance]) -> dict[str, Any]:

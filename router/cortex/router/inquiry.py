@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from cortex.platform.cancel import cancelled
 from cortex.platform.registry import RecordAway, Registry
-from cortex.router.journey import Journeys, Told, told
-from cortex.router.traffic import Bucket, Traffic, together
+from cortex.router.metrics.traffic import Bucket, Traffic, together
+from cortex.router.request.journey import Journeys, Told, told
 from cortex.router.view import View
 
 PATIENCE_S = 0.5

@@ -9,8 +9,8 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.record import Failure, Fleet, Instance
 from cortex.platform.scheduling.placement import misfit, need
-from cortex.router.abilities import known_models
 from cortex.router.describing import abilities
+from cortex.router.request.abilities import known_models
 
 OWNER = "cortex"
 _BEST_FIRST = (

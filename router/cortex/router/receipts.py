@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from cortex.platform.receipts import Receipt
-from cortex.router.journey import Journey
+from cortex.router.request.journey import Journey
 
 MOST_A_SECOND = 20
 MOST_WAITING = 1000

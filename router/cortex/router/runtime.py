@@ -26,25 +26,25 @@ from cortex.platform.record import Fleet, Override, used_instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
-from cortex.router import request_log
-from cortex.router.activator import Activator
-from cortex.router.agents import AgentAway, Agents
-from cortex.router.counting import Counting
+from cortex.router.access.keyring import KeyRing, local_key
+from cortex.router.access.metering import Metering
+from cortex.router.activation.activator import Activator
+from cortex.router.activation.agents import AgentAway, Agents
+from cortex.router.activation.scaling import Scaling
 from cortex.router.directory import Directory, Target
 from cortex.router.history import History
 from cortex.router.inquiry import Inquiry
-from cortex.router.journey import Journey, Journeys
-from cortex.router.keyring import KeyRing, local_key
-from cortex.router.metering import Metering
+from cortex.router.metrics.counting import Counting
+from cortex.router.metrics.tallies import Tally
+from cortex.router.metrics.traffic import Traffic
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
-from cortex.router.remote_images import RemoteImages
-from cortex.router.scaling import Scaling
+from cortex.router.request import request_log
+from cortex.router.request.journey import Journey, Journeys
+from cortex.router.request.remote_images import RemoteImages
+from cortex.router.request.upstream import Upstream
 from cortex.router.stopping import stopping
-from cortex.router.tallies import Tally
 from cortex.router.tracing import tracing
-from cortex.router.traffic import Traffic
-from cortex.router.upstream import Upstream
 from cortex.router.view import View
 
 log = structlog.get_logger()

@@ -27,9 +27,9 @@ from cortex.platform import settings as settings_
 from cortex.platform.leash import die_with_parent
 from cortex.platform.serving import listener, systemd
 from cortex.platform.settings import Settings, SettingsError, encode_env
-from cortex.router import tallies
 from cortex.router.app import create_app
-from cortex.router.metrics_port import MetricsPort
+from cortex.router.metrics import tallies
+from cortex.router.metrics.port import MetricsPort
 
 log = structlog.get_logger()
 

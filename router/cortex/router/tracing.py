@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from cortex.platform.settings import Settings
-from cortex.router.journey import Journey
+from cortex.router.request.journey import Journey
 
 if TYPE_CHECKING:
     pass

@@ -14,7 +14,7 @@ from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Failure, Fleet, HostRecord, Instance, use
 from cortex.platform.registry import RecordAway, Registry
-from cortex.router.abilities import known_models
+from cortex.router.request.abilities import known_models
 
 log = structlog.get_logger()
 

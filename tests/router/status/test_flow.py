@@ -2,10 +2,10 @@
 
 import pytest
 
-from cortex.router import latency
+from cortex.router.metrics import latency
+from cortex.router.metrics.traffic import Bucket
 from cortex.router.status.flow import flow, rates
 from cortex.router.status.model import Flow
-from cortex.router.traffic import Bucket
 
 NOW = 36_003.0  # buckets end at 36000
 

@@ -5,10 +5,10 @@ A minute ends where a bucket ends, so that none is shown half full.
 
 from collections.abc import Mapping, Sequence
 
-from cortex.router.latency import Spread, percentile, together
+from cortex.router.metrics.latency import Spread, percentile, together
+from cortex.router.metrics.traffic import BUCKET_S, LATELY, Bucket
 from cortex.router.status.known import Rates
 from cortex.router.status.model import Flow, Latency, Series
-from cortex.router.traffic import BUCKET_S, LATELY, Bucket
 
 MINUTES = 60
 LATELY_S = LATELY * BUCKET_S

@@ -12,7 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Redirect
 
 from cortex.platform.api_keys import Right
-from cortex.router.door import COOKIE, cross_site, show
+from cortex.router.access.door import COOKIE, cross_site, show
 from cortex.router.refusals import BadRequest, NotAllowed
 from cortex.router.runtime import Runtime
 from cortex.router.status.render import render

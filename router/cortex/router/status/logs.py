@@ -2,8 +2,8 @@
 
 import asyncio
 
-from cortex.router.instance_routes import Asked, Opened, Run, log_of_function, log_of_instance
 from cortex.router.refusals import InstanceNotFound, NoCapacity
+from cortex.router.routes.instances import Asked, Opened, Run, log_of_function, log_of_instance
 from cortex.router.runtime import Runtime
 from cortex.router.status.model import Log
 

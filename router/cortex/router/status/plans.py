@@ -14,7 +14,7 @@ from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Planned
 from cortex.platform.record import HostRecord
 from cortex.platform.scheduling.placement import NoRoom, need, place
-from cortex.router.choice import hosts_to_ask
+from cortex.router.activation.choice import hosts_to_ask
 from cortex.router.status.known import Index, Known
 from cortex.router.status.model import Leaving
 from cortex.router.status.words import clock, mib, some

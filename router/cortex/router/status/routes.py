@@ -10,9 +10,9 @@ from litestar.response import Stream
 
 from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
-from cortex.router.door import caller
-from cortex.router.instance_routes import Run, Text
+from cortex.router.access.door import caller
 from cortex.router.refusals import HostNotFound, NoCapacity, NoKey, NotAllowed
+from cortex.router.routes.instances import Run, Text
 from cortex.router.runtime import Runtime
 from cortex.router.status import assets, hosts, login, logs, rows
 from cortex.router.status.known import Index

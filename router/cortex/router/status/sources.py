@@ -14,12 +14,12 @@ from cortex.platform.receipts import Receipt
 from cortex.platform.registry import RecordAway
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.history import by_revision
+from cortex.router.metrics.traffic import Bucket
 from cortex.router.runtime import Runtime
 from cortex.router.status.flow import flow, rates
 from cortex.router.status.known import Known
 from cortex.router.status.model import Decision, Job
 from cortex.router.status.words import mib
-from cortex.router.traffic import Bucket
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 import logging
 
 from cortex.platform import log
-from cortex.router.journey import Journey
+from cortex.router.request.journey import Journey
 
 
 def note(journey: Journey) -> None:

@@ -17,7 +17,7 @@ from cortex.platform.api_keys import Limits, Principal
 from cortex.platform.quota import LEASE_S, Quota, Verdict
 from cortex.platform.registry import RecordAway
 from cortex.router.dialects.errors import Dialect, Fault, Kind, envelope
-from cortex.router.journey import Journey, Journeys
+from cortex.router.request.journey import Journey, Journeys
 from cortex.router.view import View
 
 log = structlog.get_logger()

@@ -24,8 +24,8 @@ from cortex.platform.api_keys import (
     rotated,
 )
 from cortex.platform.registry import RecordAway, Registry
+from cortex.router.access.keyring import KeyRing
 from cortex.router.dialects.wire import read
-from cortex.router.keyring import KeyRing
 from cortex.router.refusals import KeyNameTaken, KeyNotFound, RecordIsAway
 
 Http = Request[Any, Any, Any]

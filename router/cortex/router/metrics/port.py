@@ -21,7 +21,7 @@ from cortex.platform.meter import Count, Snapshot, added, text
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import Settings
 from cortex.platform.standing import standing
-from cortex.router.tallies import gathered
+from cortex.router.metrics.tallies import gathered
 
 log = structlog.get_logger()
 

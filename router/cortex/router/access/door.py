@@ -22,7 +22,7 @@ from litestar.handlers import BaseRouteHandler
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous
 from cortex.platform.serving.address import is_loopback, is_loopback_name
 from cortex.platform.settings import Gateway
-from cortex.router.keyring import KeyRing
+from cortex.router.access.keyring import KeyRing
 from cortex.router.refusals import NoKey, NotAllowed, RecordIsAway
 
 log = structlog.get_logger()

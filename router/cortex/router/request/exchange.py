@@ -19,22 +19,22 @@ from cortex.functions.servers import server_of, slots
 from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.platform.flights import Flights
 from cortex.platform.record import Instance
-from cortex.router.activator import Activator
-from cortex.router.asking import must_take
-from cortex.router.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
-from cortex.router.choice import choose
+from cortex.router.activation.activator import Activator
+from cortex.router.activation.choice import choose
 from cortex.router.dialects import grammar
 from cortex.router.dialects.chunks import Plain, Tokens
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.relay import Stream
 from cortex.router.dialects.worker_errors import fault_from_error, fault_from_worker
 from cortex.router.directory import Target
-from cortex.router.fitting import Settle
-from cortex.router.journey import Journey, Journeys
 from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
+from cortex.router.request.asking import must_take
+from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
+from cortex.router.request.fitting import Settle
+from cortex.router.request.journey import Journey, Journeys
+from cortex.router.request.turns import Starts, Turn, Turns, Waiting
+from cortex.router.request.upstream import Answer, Broken, Upstream
 from cortex.router.tracing import Tracing
-from cortex.router.turns import Starts, Turn, Turns, Waiting
-from cortex.router.upstream import Answer, Broken, Upstream
 from cortex.router.view import View
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from cortex.platform import metrics
 from cortex.platform.flights import Flights
 from cortex.platform.meter import Count, Meter, Snapshot
-from cortex.router.journey import Journey
+from cortex.router.request.journey import Journey
 from cortex.router.view import View
 
 NOWHERE = "none"

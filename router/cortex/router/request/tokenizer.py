@@ -9,7 +9,7 @@ from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.worker_errors import fault_from_worker
 from cortex.router.refusals import UpstreamBroke
-from cortex.router.upstream import Broken, Upstream
+from cortex.router.request.upstream import Broken, Upstream
 
 
 class Tokenizer:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from cortex.platform.api_keys import Priority
 from cortex.router.refusals import QueueFull
-from cortex.router.row import ORDER, Place, Row
+from cortex.router.request.row import ORDER, Place, Row
 
 
 class Turn:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.router import latency
-from cortex.router.journey import Journey
+from cortex.router.metrics import latency
+from cortex.router.request.journey import Journey
 
 BUCKET_S = 10
 HOUR = 360

@@ -13,18 +13,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.servers import server_of
-from cortex.router.abilities import Abilities
-from cortex.router.asking import must_speak
-from cortex.router.choice import affinity, choose
+from cortex.router.access.door import caller
+from cortex.router.activation.choice import affinity, choose
 from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, native, rerank, wire
 from cortex.router.dialects.errors import BadRequest, Dialect, Kind
 from cortex.router.dialects.traits import Traits
 from cortex.router.directory import Target
-from cortex.router.door import caller
-from cortex.router.exchange import Call, Exchange, Services
-from cortex.router.fitting import fitting
+from cortex.router.request.abilities import Abilities
+from cortex.router.request.asking import must_speak
+from cortex.router.request.exchange import Call, Exchange, Services
+from cortex.router.request.fitting import fitting
+from cortex.router.request.tokenizer import Tokenizer
 from cortex.router.runtime import Runtime
-from cortex.router.tokenizer import Tokenizer
 
 Http = Request[Any, Any, Any]
 

@@ -17,8 +17,8 @@ from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Remove
 from cortex.platform.record import HostRecord, use
 from cortex.platform.scheduling.placement import need
-from cortex.router.agents import AgentAway, AgentRefused
-from cortex.router.choice import hosts_to_ask, why_nowhere
+from cortex.router.activation.agents import AgentAway, AgentRefused
+from cortex.router.activation.choice import hosts_to_ask, why_nowhere
 from cortex.router.refusals import BadRequest, HostNotFound, JobNotFound, NoCapacity, Refusal
 from cortex.router.runtime import Runtime
 

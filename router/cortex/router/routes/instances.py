@@ -11,7 +11,7 @@ from litestar.response import Stream
 from msgspec import Struct, to_builtins
 
 from cortex.platform.record import HostRecord
-from cortex.router.agents import AgentAway
+from cortex.router.activation.agents import AgentAway
 from cortex.router.refusals import InstanceNotFound, NoCapacity
 from cortex.router.runtime import Runtime
 

@@ -7,10 +7,10 @@ from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
 from msgspec import to_builtins
 
-from cortex.router.latency import percentiles
+from cortex.router.metrics.latency import percentiles
+from cortex.router.metrics.traffic import BUCKET_S, Bucket, whole
 from cortex.router.refusals import RequestNotFound
 from cortex.router.runtime import Runtime
-from cortex.router.traffic import BUCKET_S, Bucket, whole
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:

@@ -24,8 +24,8 @@ from cortex.platform.flights import Flights
 from cortex.platform.record import FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
-from cortex.router.agents import AgentAway, Agents
-from cortex.router.choice import considered, hosts_to_ask, why_nowhere
+from cortex.router.activation.agents import AgentAway, Agents
+from cortex.router.activation.choice import considered, hosts_to_ask, why_nowhere
 from cortex.router.directory import Target
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, Refusal, StartFailed

@@ -15,7 +15,7 @@ from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, Instance, Override, Use, use, used_function
 from cortex.platform.registry import RecordAway
 from cortex.platform.scheduling.ledger import Entry
-from cortex.router.agents import AgentAway
+from cortex.router.activation.agents import AgentAway
 from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
 from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway

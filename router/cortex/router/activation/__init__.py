@@ -1,0 +1,1 @@
+"""From no instance to one: choosing, asking agents, waiting, scaling."""

@@ -1,0 +1,1 @@
+"""One request, from the body that was read to the answer that was sent."""
