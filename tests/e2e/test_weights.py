@@ -220,6 +220,8 @@ def test_what_the_hub_does_not_have_is_said_with_the_function_and_what_to_do(sta
 
 def test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put(stack: Stack, hub: FakeHub) -> None:
     hub.faults["down"] = [503] * 100  # whoever asks what is in the repository
+    stack.http.post("/admin/functions/w/down/warm").raise_for_status()
+    eventually(lambda: any("503" in i["phase"] for i in stack.function("w/down")["instances"]), what="the hub's no")
 
     answer = stack.chat("w/down")
     hub.faults["down"].clear()

@@ -1,4 +1,7 @@
-"""`/admin/instances`: every worker process of the fleet, and what it wrote, wherever it runs."""
+"""`/admin/instances`: every worker process of the fleet, and what it wrote, wherever it runs.
+
+What a worker writes may hold prompts: it is for admins, as on the status page.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
@@ -30,7 +33,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         found = [{**to_builtins(i), "host": h.name} for h in fleet.hosts.values() for i in h.instances]
         return {"instances": found}
 
-    @get("/admin/instances/{instance:str}/logs", opt={"needs": "status"})
+    @get("/admin/instances/{instance:str}/logs", opt={"needs": "admin"})
     async def instance_logs(
         instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current", grep: Text = ""
     ) -> Stream:
@@ -38,7 +41,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         asked = Asked(lines=lines, follow=follow, run=run, grep=grep)
         return _streamed(await log_of_instance(runtime, instance, asked))
 
-    @get("/admin/logs", opt={"needs": "status"})
+    @get("/admin/logs", opt={"needs": "admin"})
     async def function_logs(
         function: str,
         host: str = "",
