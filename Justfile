@@ -101,7 +101,7 @@ rotate-token inventory *args:
 wheelhouse *args:
     uv run python deploy/wheelhouse.py "$@"
 
-# a fleet of real Debian hosts on this machine, from nothing to nothing (root; about 15 minutes)
+# a fleet of real Debian hosts on this machine, from nothing to nothing (root; half an hour and more)
 test-fleet *args:
     uv run python -m tests.fleet "$@"
 
