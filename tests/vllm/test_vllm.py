@@ -49,7 +49,7 @@ def test_a_warm_start_and_a_plain_one_serve_the_same(host: VllmHost, tell: Calla
     tell(f"steps of the plain start: {plain.phases}; of the warm one: {warm.phases}")
     warm_s, plain_s = warm.ready - warm.started, plain.ready - plain.started
     tell(f"vLLM from command to ready: plain {plain_s:.1f} s, warm {warm_s:.1f} s, {warm_s / plain_s:.2f} of it")
-    assert warm_s < plain_s / 2
+    assert warm_s <= plain_s / 4
 
 
 def test_from_zero_streamed_in_every_dialect(host: VllmHost) -> None:
