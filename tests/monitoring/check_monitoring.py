@@ -36,6 +36,7 @@ CATALOGUE = "\n".join(
     [
         fake("demo/one", "--load-s", "0.5", "--tps", "50", "--tokens", "40", vram_mb=6000),
         fake("demo/two", "--load-s", "0.5", "--tps", "50", "--tokens", "40", vram_mb=6000, start_timeout_s=4),
+        fake("demo/slow", "--tps", "10", "--tokens", "20", vram_mb=100),
         fake("demo/dies", "--crash-on-load", "3", vram_mb=100),
         entry("cortex/harbour", engine="llamacpp", source="demo:harbour"),
     ]
@@ -111,10 +112,13 @@ def lively(stack: Stack) -> None:
         ):
             hasty.post("/v1/chat/completions", json={"model": "demo/one", "messages": MESSAGES})
         stack.chat("demo/one", max_tokens=2)
-        (instance,) = stack.function("demo/one")["instances"]
+        unlucky = threading.Thread(target=lambda: stack.chat("demo/slow"))
+        unlucky.start()  # its worker is killed before it has said a word: sent again
+        eventually(lambda: stack.function("demo/slow")["in_flight"], what="a request in flight")
+        (instance,) = stack.function("demo/slow")["instances"]
         with contextlib.suppress(psutil.Error):
             psutil.Process(instance["pid"]).kill()
-        stack.chat("demo/one", max_tokens=2)
+        unlucky.join()
     stack.cli("fn", "cool", "demo/one")
 
 
@@ -144,6 +148,8 @@ def test_every_panel_shows_something(stack: Stack, prometheus: Callable[..., Any
                         found.append(f"{title}: {asked}")
         return found
 
+    with contextlib.suppress(AssertionError):  # a rate needs two readings of what happened last
+        eventually(lambda: not empty(), what="two readings of everything")
     missing = empty()
     panels = sum(len(p) for p in ROWS.values())
     tell(f"{panels} panels, {len(prometheus('/label/__name__/values'))} series names in Prometheus")
