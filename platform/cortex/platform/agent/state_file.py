@@ -4,11 +4,15 @@ One file in the host's state directory, replaced whole, so that it is read eithe
 is known again by pid and start time; its API key is derived, so none is kept here.
 """
 
+import contextlib
 import fcntl
 import os
+import typing
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from cortex.platform.scheduling.kept import AgentState
 
@@ -42,8 +46,25 @@ def write(path: Path, state: AgentState) -> None:
 
 
 def read(path: Path) -> AgentState:
-    """Read the file; one that is missing or cannot be understood holds nothing."""
+    """Read the file; one that is missing or cannot be understood holds nothing.
+
+    After a rollback it may hold what only the later release knows: that is left out, not the workers it stands by.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AgentState)
+        text = path.read_bytes()
+        with contextlib.suppress(msgspec.MsgspecError):
+            return msgspec.json.decode(text, type=AgentState)
+        return msgspec.convert(_known(AgentState, msgspec.json.decode(text)), AgentState)
     except (OSError, msgspec.MsgspecError):
         return AgentState()
+
+
+def _known(kind: Any, value: Any) -> Any:
+    """Return decoded JSON without the keys that `kind`, or a struct anywhere in it, does not have."""
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        return [_known(typing.get_args(kind)[0], one) for one in value]
+    struct = next((k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and issubclass(k, Struct)), None)
+    if struct is None or not isinstance(value, dict):
+        return value
+    fields = {f.encode_name: f.type for f in msgspec.structs.fields(struct)}
+    return {k: _known(fields[k], v) for k, v in value.items() if k in fields}
