@@ -32,13 +32,17 @@ def main() -> int:
         print(f"test-fleet needs root, and: apt-get install debootstrap systemd-container openssh-client iproute2 "
               f"nftables (missing: {', '.join(missing) or 'nothing'})", file=sys.stderr)  # fmt: skip
         return 2
+    names = [s.__name__ for s in STEPS]
+    if unknown := [name for name in sys.argv[1:] if name not in names]:
+        print(f"test-fleet: no step is called {', '.join(unknown)}; there are {', '.join(names)}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGALRM, _too_long)
     signal.signal(signal.SIGTERM, _too_long)
     signal.alarm(MOST_S)
     report = Report()
     try:
         with machines() as hosts:
-            chosen = [s for name in sys.argv[1:] for s in STEPS if s.__name__ == name]
+            chosen = [STEPS[names.index(name)] for name in sys.argv[1:]]
             for step in (*FIRST, *chosen) if chosen else STEPS:
                 if step is hosts_up:
                     fleet = hosts_up(hosts, report)
