@@ -11,11 +11,15 @@ up *args:
     uv run cortex up "$@"
 
 # what has to hold before a commit: lint, types, layers, tests
-check: lint types layers lint-deploy test
+check: lint types layers lint-deploy test test-long
 
 # the tests; arguments go to pytest
 test *args:
     uv run pytest -n 2 --dist loadgroup "$@"
+
+# the tests that cost much of a minute each: kills and faults under load, the README typed in
+test-long *args:
+    uv run pytest -n 2 --dist loadgroup -m long "$@"
 
 # the status page in a real browser; pictures of it land in artifacts/
 test-browser *args:
@@ -24,7 +28,7 @@ test-browser *args:
 
 # random requests and random faults for so many seconds; CORTEX_SOAK_SEED=n makes the same choices again
 soak seconds="120":
-    CORTEX_SOAK_S={{seconds}} uv run pytest tests/e2e/test_soak.py --timeout 3600
+    CORTEX_SOAK_S={{seconds}} uv run pytest -m long tests/e2e/test_soak.py --timeout 3600
 
 # real vLLM on the CPU: installed once, into an environment of its own; arguments go to pytest
 test-vllm *args:

@@ -35,6 +35,7 @@ def adopted(fleet: Fleet) -> int:
     return fleet.log("a").count('"event": "adopted"')
 
 
+@pytest.mark.long
 def test_ten_kills_of_the_agent_under_load_break_no_stream_and_restart_no_worker(
     fleet: Fleet, tell: Callable[[str], None]
 ) -> None:

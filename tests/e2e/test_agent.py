@@ -183,6 +183,7 @@ def test_workers_that_will_not_go_are_gone_with_all_they_started(small: Fleet, n
     assert small.workers() == []
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_replaced_when_it_does_nothing_at_all(small: Fleet) -> None:
     small.chat("f/half-a")
     (worker,) = small.workers()

@@ -42,10 +42,11 @@ def typed(stack: Stack, commands: str, folder: Path) -> subprocess.CompletedProc
 @pytest.mark.parametrize(
     ("document", "section", "answers"),
     [
-        (
+        pytest.param(
             "README.md",
             "The first ten minutes",
             ["chat.completion", "cortex/harbour: ready", "cortex/harbour: cold", "DEVICE", "placed"],
+            marks=pytest.mark.long,
         ),
         (
             "docs/api.md",

@@ -103,6 +103,7 @@ def at_last_nothing(look: Callable[[], list[str]]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SOAK_S + 4 * CONVERGED_S)
 def test_random_requests_and_random_faults_leave_nothing_behind(fleet: Fleet, tell: Callable[[str], None]) -> None:
     harm, wrong = Harm(), Wrong()

@@ -39,7 +39,7 @@ def test_it_runs_its_own_redis_and_is_found_by_other_commands(stack: Stack) -> N
     ).is_success
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_signal_ends_everything_within_ten_seconds(stack: Stack, number: signal.Signals) -> None:
     stack.chat("fake/one")
     assert stack.cli("fn", "warm", "fake/stubborn", "--wait").returncode == 0
@@ -81,6 +81,7 @@ def test_a_killed_parent_leaves_nothing_behind(stack: Stack) -> None:
     eventually(lambda: stack.processes() == [], within_s=10, what="nothing left")
 
 
+@pytest.mark.long
 def test_a_child_that_dies_is_started_again(stack: Stack) -> None:
     first = stack.child("router")
     first.send_signal(signal.SIGKILL)
@@ -164,6 +165,7 @@ def test_the_router_refuses_a_public_address_without_a_key(tmp_path: Path) -> No
     assert "refusing to listen on 0.0.0.0:31313" in " ".join(ended.stderr.split())
 
 
+@pytest.mark.long
 def test_a_pretended_fleet_serves_any_catalogue_on_gpus_that_are_not_there(tmp_path: Path) -> None:
     models = (Path(__file__).parents[2] / "examples" / "fleet.toml").read_text()
     running = Stack(tmp_path, models, more=["--fake", "--devices", "2x24GB,1x80GB"])

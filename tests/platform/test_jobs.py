@@ -22,7 +22,7 @@ def test_each_pause_is_twice_the_one_before_up_to_a_minute() -> None:
     [
         ({"state": "queued"}, "queued on its host"),
         ({"state": "fetching"}, "asking the hub"),
-        ({"state": "fetching", "done": 512, "total": 2048}, "512 B of 2 KiB"),
+        ({"state": "fetching", "done": 512, "total": 2048}, "512 B of 2.0 KiB"),
         (
             {"state": "fetching", "done": 2**30, "total": 3 * 2**30, "rate": 2.0**24},
             "1.00 GiB of 3.00 GiB, 16 MiB/s, 128 s left",
