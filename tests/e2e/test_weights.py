@@ -281,7 +281,9 @@ def test_two_functions_with_one_source_are_one_download(stack: Stack, hub: FakeH
     before = len(hub.transfers(FILE))
 
     begun = [stack.http.post("/admin/weights/fetch", json={"function": f}).json() for f in ("w/one", "w/same")]
-    named = eventually(lambda: (found := job(stack, "one")).get("done") and found["functions"], what="bytes")
+    named = eventually(
+        lambda: (found := job(stack, "one")).get("done") and found["functions"], within_s=45, what="bytes"
+    )
     listed = stack.http.get("/admin/jobs").json()["jobs"]
     run(stack, "jobs", "cancel", "w/one")
 
@@ -294,7 +296,7 @@ def test_two_functions_with_one_source_are_one_download(stack: Stack, hub: FakeH
 def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     begun = run(stack, "fn", "prefetch", "w/asked", "--no-wait")
-    eventually(lambda: job(stack, "asked").get("total"), what="progress")
+    eventually(lambda: job(stack, "asked").get("total"), within_s=45, what="progress")
 
     listed = run(stack, "jobs", "ls")
     cancelled = run(stack, "jobs", "cancel", "org/asked:Q4_K_M")
