@@ -1,8 +1,11 @@
 """What is logged, and in which form: by configuration."""
 
 import json
+import os
 import subprocess
 import sys
+
+from cortex.platform.log import Output
 
 SAID = """
 import structlog
@@ -36,3 +39,79 @@ def test_a_console_is_written_for_people() -> None:
 
     assert [word in line for word, line in zip(("quiet", "loud", "request"), lines, strict=True)] == [True] * 3
     assert not any(line.startswith("{") for line in lines)
+
+
+# A log that cannot be written
+
+
+SPEAKS = """
+import os, sys
+import structlog
+from cortex.platform import log
+from cortex.platform.settings import Log
+{before}
+log.configure(Log(level="info", format="json"))
+for _ in range({lines}):
+    structlog.get_logger().info("to_structlog", filler="x" * 100)
+    log.line("to_line", {{"filler": "x" * 100}})
+    import logging
+    logging.getLogger("library").warning("to_logging %s", "x" * 100)
+print("went on", flush=True)
+"""
+
+
+def speak(stderr: int | None, *, lines: int = 3, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = SPEAKS.format(lines=lines, before=before)
+    return subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True, check=False, timeout=60
+    )
+
+
+def test_a_process_goes_on_when_the_reader_of_its_log_is_gone() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    done = speak(writing)
+
+    os.close(writing)
+    assert (done.stdout, done.returncode) == ("went on\n", 0)
+
+
+def test_a_process_goes_on_when_the_reader_of_its_log_stands_still() -> None:
+    reading, writing = os.pipe()
+
+    done = speak(writing, lines=1000)
+
+    os.close(writing)
+    os.close(reading)
+    assert (done.stdout, done.returncode) == ("went on\n", 0)
+
+
+def test_a_process_goes_on_when_the_disk_of_its_log_is_full() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    done = speak(full)
+
+    os.close(full)
+    assert (done.stdout, done.returncode) == ("went on\n", 0)
+
+
+def test_a_process_goes_on_when_its_standard_error_is_closed() -> None:
+    done = speak(None, before="os.close(2)")
+
+    assert (done.stdout, done.returncode) == ("went on\n", 0)
+
+
+def test_lines_that_were_dropped_are_counted_when_the_log_can_be_written_again() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        output = Output(stream)
+        while not output.dropped:
+            output.write("x" * 4000 + "\n")
+        output.write("lost\n")
+        os.read(reading, 1_000_000)
+
+        output.write("after\n")
+
+        assert os.read(reading, 1_000_000) == b'{"event": "log_lines_dropped", "lines": 2}\nafter\n'
+    os.close(reading)

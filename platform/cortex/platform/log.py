@@ -1,4 +1,4 @@
-"""Logging: events, not prose. JSON lines when nobody watches, colours when somebody does.
+"""Logging: events, not prose. JSON lines for a collector, colours for a terminal.
 
 `[log]` (or `CORTEX_LOG`, the level alone) says how much and in which form. Prompts, completions, keys
 and tokens are never given to a logger; and since what an error says may quote a request, of one that broke a request
@@ -6,10 +6,13 @@ only the type is logged and where it came from (`whence`).
 """
 
 import logging
+import os
+import select
+import stat
 import sys
 import traceback
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -20,6 +23,66 @@ _lines_from: int | None = None
 """The least level of JSON lines; None: somebody watches, and structlog paints."""
 
 
+PIPE_BUFFER = 4096
+"""A pipe that can be written at all takes this much without blocking (pipe(7), PIPE_BUF)."""
+
+
+class Output:
+    """A text stream that a logger writes to: it never raises and, into a pipe, never blocks.
+
+    The reader of a pipe may be gone or stand still, a disk may be full, and standard error may be closed. None of that
+    may cost a request or a decision: what cannot be written is dropped, and how much is said when writing works again.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._descriptor = -1
+        self._poll: select.poll | None = None
+        self.dropped = 0
+        try:
+            self._descriptor = stream.fileno() if stream is not None else -1
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                self._poll = select.poll()
+                self._poll.register(self._descriptor, select.POLLOUT)
+        except (OSError, ValueError):
+            self._descriptor = -1  # closed, or a buffer in memory
+
+    def isatty(self) -> bool:
+        """Whether a person watches."""
+        return self._descriptor >= 0 and os.isatty(self._descriptor)
+
+    def write(self, text: str) -> int:
+        """Write a line, or drop it."""
+        if self.dropped and self._written(f'{{"event": "log_lines_dropped", "lines": {self.dropped}}}\n'):
+            self.dropped = 0
+        if self.dropped or not self._written(text):
+            self.dropped += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: every line is written at once."""
+
+    def _written(self, text: str) -> bool:
+        try:
+            if self._descriptor < 0:
+                return self._stream is not None and bool(self._stream.write(text) or True)
+            data = text.encode(errors="replace")
+            while data:
+                if self._poll is not None and not self._can_write():
+                    return False
+                data = data[os.write(self._descriptor, data[:PIPE_BUFFER]) :]
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _can_write(self) -> bool:
+        assert self._poll is not None
+        return any(event & select.POLLOUT for _, event in self._poll.poll(0))
+
+
+_output = Output(sys.stderr)
+
+
 def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> None:
     """Log an event of which there are many: what structlog would write, at a fifth of its cost."""
     if _lines_from is None:
@@ -27,7 +90,7 @@ def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> No
     elif level >= _lines_from:
         at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         named = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
-        sys.stderr.write(msgspec.json.format(msgspec.json.encode(named), indent=0).decode() + "\n")
+        _output.write(msgspec.json.format(msgspec.json.encode(named), indent=0).decode() + "\n")
 
 
 def whence(error: BaseException) -> str:
@@ -50,10 +113,12 @@ class _Formatter(logging.Formatter):
 
 
 def configure(settings: Log) -> None:
-    """Set up structlog for this process; logs go to stderr."""
-    global _lines_from
+    """Set up structlog for this process; logs go to stderr, as far as it takes them."""
+    global _lines_from, _output
+    _output = Output(sys.stderr)
+    logging.raiseExceptions = False
     level = getattr(logging, settings.level.upper())
-    tty = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    tty = settings.format == "console" or (settings.format == "auto" and _output.isatty())
     _lines_from = None if tty else level
     structlog.configure(
         processors=[
@@ -68,9 +133,9 @@ def configure(settings: Log) -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _output)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_output)
     handler.setFormatter(_Formatter("%(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
