@@ -58,6 +58,7 @@ def test_llamacpp_is_started_like_this() -> None:
             "--port", "20001",
             "--parallel", "8",
             "--cache-ram", "256",
+            "--metrics",
         ),
         env={"LLAMA_API_KEY": "secret-of-the-worker"},
         health_path="/health",
@@ -393,5 +394,5 @@ def test_whatever_a_name_or_path_holds_it_stays_one_argument(name: str, weights:
 
     argv = launch(function, replace(SLOT, weights=weights)).argv
 
-    assert len(argv) == 14
+    assert len(argv) == 15
     assert (argv[2], argv[4], argv[13]) == (weights, name, arg)

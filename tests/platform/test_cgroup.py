@@ -29,7 +29,7 @@ def test_a_process_that_left_group_session_and_environment_is_killed_all_the_sam
     try:
         pids = eventually(lambda: members_if(groups, 2), what="the one that got away")
 
-        process.kill_remains(child.pid, "escaper")
+        process.kill_remains("escaper")
         escaped = [p for p in pids if psutil.pid_exists(p) and p != child.pid]
         cgroup.kill(groups, "escaper")
 

@@ -3,11 +3,11 @@
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Fleet, Instance, RouterReport, Use
 from cortex.platform.scheduling.defrag import consolidate
-from cortex.platform.scheduling.effects import Spawn, Stop
+from cortex.platform.scheduling.effects import Look, Spawn, Stop
 from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.roster import Rules
 from cortex.platform.scheduling.scheduler import Scheduler
-from tests.support.factories import HOST, a_device, a_function, a_host, a_need, an_instance_on
+from tests.support.factories import HOST, a_device, a_function, a_host, a_need, a_process, an_instance_on
 
 GPUS = tuple(a_device(f"gpu-{n}", 10_000) for n in range(4))
 NOW = 1000.0
@@ -59,7 +59,7 @@ def up(scheduler: Scheduler, function: str, now: float, vram_mb: int) -> str:
     """Bring a function up; return its instance."""
     scheduler.ensure(a_function(function, idle_after_s=1e9, vram_mb=vram_mb), HERE, function, now)
     (spawn,) = [e for e in scheduler.take_effects() if isinstance(e, Spawn)]
-    scheduler.spawned(spawn.instance.id, 1, now, "http://x", now)
+    scheduler.spawned(spawn.instance.id, a_process(), "http://x", now)
     scheduler.answered(spawn.instance.id, now)
     scheduler.take_effects()
     return spawn.instance.id
@@ -86,10 +86,12 @@ def test_a_move_starts_elsewhere_first_then_drains_then_makes_room() -> None:
     moved = [e.instance for e in scheduler.take_effects() if isinstance(e, Spawn)]
     still = {i.id: i.state for i in scheduler.record().instances}
     (successor,) = moved
-    scheduler.spawned(successor.id, 2, later, "http://y", later)
+    scheduler.spawned(successor.id, a_process(), "http://y", later)
     scheduler.answered(successor.id, later)
     draining = [i.id for i in scheduler.record().instances if i.state is State.DRAINING]
     scheduler.reported(reports(scheduler, later), later)
+    for look in [e.instance for e in scheduler.take_effects() if isinstance(e, Look)]:
+        scheduler.looked(look.id, 0, 0, later)
     stopped = [e.instance.id for e in scheduler.take_effects() if isinstance(e, Stop)]
     for gone in stopped:
         scheduler.exited(gone, "exited with code 0", (), later)

@@ -32,6 +32,7 @@ from cortex.platform.host.devices import (
 )
 from cortex.platform.host.nvml import Answer, Gpu
 from cortex.platform.host.nvml_reader import READER
+from cortex.platform.process_id import identify
 from cortex.platform.record import Device, Held, Instance, Use
 from cortex.platform.scheduling.placement import NoRoom, Placement, When, place
 from cortex.platform.settings import Agent, DeclaredDevice
@@ -200,8 +201,10 @@ def commands() -> int:
 
 
 async def ended_by_kill(pid: int) -> None:
+    process = identify(pid)
+    assert process
     os.kill(pid, signal.SIGKILL)
-    await ended(pid)
+    await ended(process)
 
 
 # What NVML tells.

@@ -173,7 +173,7 @@ async def test_a_script_is_run_as_its_own_command_would(engine: tuple[str, ...],
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await kept.keeper.close()
-    while process.kill_remains(child.pid, "0123456789abcdef-2"):
+    while process.kill_remains("0123456789abcdef-2"):
         child.poll()
 
 
@@ -194,7 +194,7 @@ async def test_the_worker_is_found_and_killed_whole_by_its_marker(kept: Kept) ->
     child.kill()
     child.wait()
 
-    await until(lambda: not process.kill_remains(child.pid, "0123456789abcdef-2"))
+    await until(lambda: not process.kill_remains("0123456789abcdef-2"))
 
     assert not [one for one in said.values() if _runs(int(str(one["pid"])))]
 

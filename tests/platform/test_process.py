@@ -1,12 +1,20 @@
-"""What a worker and the processes it started take together."""
+"""Worker processes: what they take together, and that nothing is signalled that is not proved to be theirs."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from cortex.platform.workers.process import cpu_s, resident_mb
+from cortex.platform import process_id
+from cortex.platform.record import ProcessId
+from cortex.platform.workers import process as processes
+from cortex.platform.workers.process import cpu_s, kill_remains, remains, resident_mb, session_of, signal_worker
 
 SHARES = """
 import os, sys
@@ -45,3 +53,115 @@ def test_a_worker_that_is_gone_takes_nothing() -> None:
     process.wait(10)
 
     assert (resident_mb(process.pid), cpu_s(process.pid)) == (None, 0)
+
+
+# Identity
+
+CHILD_WITHOUT_MARKS = """
+import os, subprocess, sys
+child = subprocess.Popen(["sleep", "600"], env={}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def identity(pid: int) -> ProcessId:
+    found = process_id.identify(pid)
+    assert found
+    return found
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of somebody else: the leader of its session, without any mark."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait(10)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker with a child in its session that carries no mark."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD_WITHOUT_MARKS],
+        env={**os.environ, processes.MARKER: "0123456789abcdef"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout
+    child = int(process.stdout.readline())
+    yield process
+    for pid in (process.pid, child):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("changed", [{"ticks": 1}, {"boot": "another-boot"}], ids=["another start", "another boot"])
+def test_a_process_with_the_number_of_an_earlier_one_is_not_that_one(
+    stranger: subprocess.Popen[bytes], changed: dict[str, object]
+) -> None:
+    earlier = replace(identity(stranger.pid), **changed)
+
+    assert not process_id.is_alive(earlier)
+    assert not signal_worker(earlier, signal.SIGKILL)
+    assert not process_id.send(earlier, signal.SIGKILL)
+    assert session_of(replace(earlier, ticks=1)) == frozenset()
+    assert stranger.poll() is None
+
+
+def test_a_session_with_the_number_of_an_earlier_worker_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
+    earlier = replace(identity(stranger.pid), ticks=1)
+
+    assert kill_remains("0123456789abcdef", {earlier}) == []
+    assert stranger.poll() is None
+
+
+def test_a_zombie_is_not_alive_but_still_holds_its_session(worker: subprocess.Popen[bytes]) -> None:
+    leader = identity(worker.pid)
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+    members = session_of(leader)
+
+    assert not process_id.is_alive(leader)
+    assert len(members) == 2
+
+
+def test_a_child_without_marks_is_found_by_the_session_of_a_proved_leader(worker: subprocess.Popen[bytes]) -> None:
+    proved = session_of(identity(worker.pid))
+    worker.kill()
+    worker.wait(10)
+
+    by_mark_alone, by_session = remains("0123456789abcdef"), remains("0123456789abcdef", proved)
+
+    assert by_mark_alone == []
+    assert len(by_session) == 1
+    kill_remains("0123456789abcdef", proved)
+
+
+def test_nothing_is_found_by_an_empty_mark(stranger: subprocess.Popen[bytes]) -> None:
+    assert remains("") == []
+
+
+async def test_the_end_of_a_process_whose_number_is_used_again_is_not_awaited(
+    stranger: subprocess.Popen[bytes],
+) -> None:
+    await processes.ended(replace(identity(stranger.pid), ticks=1))
+
+    assert stranger.poll() is None
+
+
+def test_a_name_with_spaces_and_parentheses_does_not_hide_the_start(tmp_path: Path) -> None:
+    program = tmp_path / "a) b (c"
+    program.symlink_to("/bin/sleep")
+    process = subprocess.Popen([str(program), "600"])
+    try:
+        found = process_id.status(process.pid)
+        assert found
+        assert found.ticks > 0
+    finally:
+        process.kill()
+        process.wait(10)

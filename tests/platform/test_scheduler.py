@@ -10,14 +10,14 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Going, Planned, Refused, Victim
 from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, used_instance
-from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import AgentState, Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.roster import Rules
 from cortex.platform.scheduling.scheduler import MISSES_TO_ACT, REPORTS_BACK_S, Scheduler
 from cortex.platform.scheduling.settling import STABLE_S
-from tests.support.factories import a_device, a_fleet, a_function, a_host, a_report, an_instance
+from tests.support.factories import a_device, a_fleet, a_function, a_host, a_process, a_report, an_instance
 
 HERE = Weights("/cache/weights.gguf", 1000)
 RULES = Rules(drain_grace_s=60.0, stop_grace_s=5.0, start_silence_s=300.0, start_ceiling_s=3600.0)
@@ -43,6 +43,17 @@ def asked(scheduler: Scheduler) -> list[Effect]:
     return [e for e in scheduler.take_effects() if not isinstance(e, Decided)]
 
 
+def look(scheduler: Scheduler, now: float, *, running: int | None = 0, connections: int = 0) -> list[Effect]:
+    """Answer every look that is asked for; return what else the supervisor is to do."""
+    others: list[Effect] = []
+    while effects := asked(scheduler):
+        others += [e for e in effects if not isinstance(e, Look)]
+        for effect in effects:
+            if isinstance(effect, Look):
+                scheduler.looked(effect.instance.id, running, connections, now)
+    return others
+
+
 def told(scheduler: Scheduler) -> list[tuple[str, str, str]]:
     """The receipts since the last call: what, of which instance, why."""
     return [(e.what, e.instance, e.why) for e in scheduler.take_effects() if isinstance(e, Decided)]
@@ -59,7 +70,7 @@ def states(scheduler: Scheduler) -> dict[str, State]:
 def start(scheduler: Scheduler, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
     """Bring an instance as far as `starting`, its process spawned."""
     assert scheduler.ensure(function, HERE, instance, now) == Going(instance, State.STARTING)
-    scheduler.spawned(instance, 100, now, "http://127.0.0.1:20000", now)
+    scheduler.spawned(instance, a_process(), "http://127.0.0.1:20000", now)
     scheduler.take_effects()
 
 
@@ -374,14 +385,14 @@ def test_a_victim_is_stopped_when_every_live_router_has_let_go_of_it(fleet: Flee
 
     scheduler.reported(fleet, 101.0)
 
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
+    assert look(scheduler, 101.0) == [Stop(one(scheduler), 5.0)]
     assert states(scheduler) == {"one": State.STOPPING, "two": State.PLACING}
 
 
 def test_a_start_waits_until_the_memory_is_back() -> None:
     scheduler = evicting()
     scheduler.reported(a_fleet(a_report(seen=1)), 101.0)
-    scheduler.take_effects()
+    look(scheduler, 101.0)
 
     scheduler.exited("one", "exited with 0", (), 102.0)
     before = asked(scheduler)
@@ -583,9 +594,10 @@ def test_a_reap_that_is_acknowledged_stops_the_worker_and_ends_without_a_failure
     scheduler = reaping()
 
     scheduler.reported(a_fleet(a_report(seen=1)), 301.0)
+    stopped = look(scheduler, 301.0)
     clear_away(scheduler, now=302.0)
 
-    assert [type(effect) for effect in asked(scheduler)] == [Stop, Reclaim]
+    assert [type(effect) for effect in stopped + asked(scheduler)] == [Stop, Reclaim]
     assert states(scheduler) == {}
     assert scheduler.record().failures == ()
 
@@ -789,10 +801,10 @@ def test_a_worker_is_recorded_with_what_is_needed_to_find_it_again() -> None:
     scheduler = a_scheduler()
     scheduler.ensure(F, HERE, "one", 10.0)
 
-    scheduler.spawned("one", 4711, 10.25, "http://127.0.0.1:20001", 10.5)
+    scheduler.spawned("one", a_process(4711), "http://127.0.0.1:20001", 10.5)
 
     worker = one(scheduler)
-    assert (worker.pid, worker.process_started, worker.url) == (4711, 10.25, "http://127.0.0.1:20001")
+    assert (worker.process, worker.url) == (a_process(4711), "http://127.0.0.1:20001")
     assert (worker.started, worker.last_sign) == (10.5, 10.5)
 
 
@@ -801,7 +813,7 @@ def test_only_what_was_started_gets_a_process() -> None:
     scheduler.ensure(F, None, "one", 0.0)
     before = scheduler.record()
 
-    scheduler.spawned("one", 4711, 0.0, "http://127.0.0.1:20001", 1.0)
+    scheduler.spawned("one", a_process(4711), "http://127.0.0.1:20001", 1.0)
 
     assert scheduler.record() == before
 
@@ -984,7 +996,7 @@ LATE: list[Callable[[Scheduler], object]] = [
     lambda s: s.fetching("one", "downloading", 0.5, 9.0),
     lambda s: s.fetched("one", HERE, 9.0),
     lambda s: s.fetch_failed("one", "why", 9.0),
-    lambda s: s.spawned("one", 1, 9.0, "http://x", 9.0),
+    lambda s: s.spawned("one", a_process(), "http://x", 9.0),
     lambda s: s.sign_of_life("one", "phase", 9.0),
     lambda s: s.answered("one", 9.0),
     lambda s: s.exited("one", "how", (), 9.0),
@@ -1133,6 +1145,7 @@ def test_a_superseded_instance_finishes_its_requests_however_long_they_take() ->
     scheduler.reported(a_fleet(a_report(seen=1, in_flight={"one": 1})), 5000.0)
     busy = states(scheduler)
     scheduler.reported(a_fleet(a_report(seen=1)), 5001.0)
+    look(scheduler, 5001.0)
 
     assert busy == {"one": State.DRAINING}
     assert states(scheduler) == {"one": State.STOPPING}
@@ -1245,8 +1258,10 @@ def test_a_drained_worker_is_not_stopped_beside_a_start_on_the_same_gpu() -> Non
     scheduler.settle(300.0)
 
     scheduler.reported(a_fleet(a_report(seen=1)), 301.0)
+    look(scheduler, 301.0)
     meanwhile = states(scheduler)
     scheduler.answered("two", 302.0)
+    look(scheduler, 302.0)
 
     assert meanwhile == {"one": State.DRAINING, "two": State.STARTING}
     assert states(scheduler) == {"one": State.STOPPING, "two": State.READY}

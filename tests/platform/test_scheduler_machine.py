@@ -18,12 +18,12 @@ from cortex.functions.lifecycle import LIVE, State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Going, Planned, Refused
 from cortex.platform.record import Fleet, HostRecord, Instance, used_instance
-from cortex.platform.scheduling.effects import Decided, Effect, Spawn, Stop
+from cortex.platform.scheduling.effects import Decided, Effect, Look, Spawn, Stop
 from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.placement import FIRST_SERVE_S
 from cortex.platform.scheduling.roster import Rules
 from cortex.platform.scheduling.scheduler import REPORTS_BACK_S, Scheduler
-from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_report
+from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_process, a_report
 
 HERE = Weights("/cache/weights", 1)
 DEVICES = (a_device("gpu-0", 10), a_device("gpu-1", 8), a_device("cpu", 5, kind="cpu"))
@@ -195,7 +195,7 @@ class Agent(RuleBasedStateMachine):
     @rule(
         event=st.sampled_from(
             ["fetching", "fetched", "fetch_failed", "spawned", "sign", "answered", "exited", "out_of_memory",
-             "spawn_failed", "start_failed", "reclaimed", "unwell", "stuck", "misplaced", "used"]
+             "spawn_failed", "start_failed", "reclaimed", "unwell", "stuck", "misplaced", "used", "looked"]
         ),
         pick=PICKS,
     )  # fmt: skip
@@ -212,6 +212,8 @@ class Agent(RuleBasedStateMachine):
             case "Spawn":
                 self.tell("spawned", instance)
                 self.tell("answered" if well else "exited", instance)
+            case "Look":
+                self.tell("looked" if well else "not looked", instance)
             case "Stop":
                 self.tell("exited", instance)
             case "Reclaim":
@@ -227,7 +229,7 @@ class Agent(RuleBasedStateMachine):
             case "fetch_failed":
                 scheduler.fetch_failed(instance, "404", now)
             case "spawned":
-                scheduler.spawned(instance, 1, now, "http://127.0.0.1:1", now)
+                scheduler.spawned(instance, a_process(), "http://127.0.0.1:1", now)
             case "sign":
                 scheduler.sign_of_life(instance, "loading", now)
             case "answered":
@@ -244,6 +246,10 @@ class Agent(RuleBasedStateMachine):
                 scheduler.misplaced(instance, now)
             case "used":
                 scheduler.used(instance, 3)
+            case "looked":
+                scheduler.looked(instance, self.in_flight(instance), 1, now)
+            case "not looked":
+                scheduler.looked(instance, None, 0, now)
             case "spawn_failed":
                 scheduler.spawn_failed(instance, "no port", now)
             case "start_failed":
@@ -275,8 +281,11 @@ class Agent(RuleBasedStateMachine):
 
     def check_effect(self, effect: Any) -> None:
         task = (type(effect).__name__, effect.instance.id)
-        assert task not in self.asked, "nothing is asked for twice"
-        self.asked[task] = effect
+        overdue = isinstance(effect, Look) or any(i.id == task[1] and i.problem for i in self.instances())
+        again, self.asked[task] = task in self.asked, effect
+        if again:
+            assert overdue, "only what is overdue is asked for twice"
+            return
         match effect:
             case Spawn(instance=instance):
                 assert not instance.waits_for

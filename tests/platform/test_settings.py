@@ -354,7 +354,7 @@ async def test_a_redis_that_does_not_answer_is_named_without_its_password(
     monkeypatch.setattr(up, "START_S", 0.05)
 
     with pytest.raises(Failed, match=r"Redis at redis://127\.0\.0\.1:1/0 does not answer"):
-        await up._with_redis(settings('[redis]\nurl = "redis://cortex:hunter2@127.0.0.1:1/0"'), tmp_path, [])
+        await up._with_redis(settings('[redis]\nurl = "redis://cortex:hunter2@127.0.0.1:1/0"'), tmp_path, [], lock=-1)
 
 
 def test_a_password_file_that_is_not_there_is_named() -> None:

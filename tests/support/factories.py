@@ -5,7 +5,7 @@ from typing import Any
 import tests.support  # noqa: F401  (makes property tests repeatable)
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
-from cortex.platform.record import Device, Fleet, HostRecord, Instance, RouterReport
+from cortex.platform.record import Device, Fleet, HostRecord, Instance, ProcessId, RouterReport
 from cortex.platform.scheduling.placement import Need
 
 HOST = "host-a"
@@ -28,6 +28,11 @@ def an_instance(
     """An instance on `gpu-0` that has been idle since `ready`."""
     values = {"revision": revision(a_function(function)), "devices": ("gpu-0",), "memory_mb": 1000, **rest}
     return Instance(id=id, function=function, state=state, since=ready, created=ready, ready=ready, **values)
+
+
+def a_process(pid: int = 100) -> ProcessId:
+    """A worker's process."""
+    return ProcessId(boot="this-boot", pid=pid, ticks=4711)
 
 
 def a_host(*instances: Instance, devices: tuple[Device, ...] | None = None, **rest: Any) -> HostRecord:

@@ -137,8 +137,9 @@ class Stack:
     def child(self, name: str) -> psutil.Process:
         """Return one of the processes `cortex up` started: agent, jobs or router."""
         for process in psutil.Process(self.process.pid).children():
-            if name in process.cmdline():
-                return process
+            with contextlib.suppress(psutil.Error):  # one that is just ending has no command line
+                if name in process.cmdline():
+                    return process
         raise AssertionError(f"no {name} runs")
 
     def cli(

@@ -29,3 +29,14 @@ _process = Clock()
 def now() -> float:
     """Return the time by this process's own clock."""
     return _process.now()
+
+
+def origin() -> float:
+    """Return the origin of this process's own clock."""
+    return _process.origin
+
+
+def resume(origin: float) -> None:
+    """Go on with the clock of an earlier process of this boot, whose work this process takes up."""
+    global _process
+    _process = Clock(origin)

@@ -163,6 +163,9 @@ DECISIONS = _counter("cortex_decisions_total", "fleet", "node what", "Decisions 
 
 # The fleet, as the record says.
 
+AGENT_FAULTS = _counter(
+    "cortex_agent_faults_total", "fleet", "node work", "Exceptions that an agent's background work raised and survived."
+)
 RECORD_UP = _gauge("cortex_record_up", "fleet", "", "1 while Redis answers this router's metrics port.")
 RECORD_PING = _gauge("cortex_record_ping_seconds", "fleet", "", "How long Redis took to answer.")
 ROUTERS = _gauge("cortex_routers", "fleet", "", "Router worker processes that report.")

@@ -47,6 +47,15 @@ class Held(Struct, frozen=True, kw_only=True):
     memory_mb: int | None = None
 
 
+class ProcessId(Struct, frozen=True):
+    """One process, for good: see `process_id.py`."""
+
+    boot: str
+    pid: int
+    ticks: int
+    """Its start, in clock ticks since the boot."""
+
+
 class Instance(Struct, frozen=True, kw_only=True):
     """One running worker process of a function, or one on its way."""
 
@@ -68,7 +77,9 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Raised whenever routers must look again before the agent goes on (the drain handshake)."""
     url: str = ""
     pid: int = 0
-    process_started: float = 0.0
+    boot: str = ""
+    process_ticks: int = 0
+    """With `pid` and `boot`, the worker's identity: see `process_id.py`."""
     server: str = ""
     """Which server it runs: a row of `servers.py`."""
     health_path: str = "/health"
@@ -100,6 +111,13 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Tokens one request may use, as the worker says; 0: it does not."""
     vision: bool | None = None
     """Whether it takes images, as the worker says."""
+    problem: str = ""
+    """What keeps it from moving on, when it is overdue."""
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The worker's process; None before it is spawned."""
+        return ProcessId(self.boot, self.pid, self.process_ticks) if self.pid else None
 
 
 class FailureKind(enum.StrEnum):
@@ -150,6 +168,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Processes on its devices that are none of ours."""
     problem: str = ""
     """Why the devices cannot be read, if they cannot."""
+    problems: tuple[str, ...] = ()
+    """What else is wrong on this host, for an operator: one sentence each."""
     failures: tuple[Failure, ...] = ()
     weights: dict[str, int] = {}
     """Functions whose weights are on this host, with their size in MiB."""

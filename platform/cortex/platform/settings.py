@@ -115,8 +115,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The key of the certificate."""
     worker_host: str = "127.0.0.1"
     """The address workers listen on."""
-    worker_ports: str = ""
-    """A range such as `20000-20100`; default: any free port."""
+    worker_ports: str = "20000-29999"
+    """The range of ports of workers, such as `20000-20100`, outside the kernel's own for outgoing connections; empty:
+    any free port."""
     state_dir: str = str(Path(_DIRS.user_state_dir) / "agent")
     """What outlives a restart: which workers run."""
     log_dir: str = str(Path(_DIRS.user_log_dir) / "workers")

@@ -104,6 +104,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     from msgspec.structs import replace
 
     from cortex.platform.agent.api import create_app
+    from cortex.platform.agent.state_file import AnotherAgent
     from cortex.platform.serving import listener, systemd
     from cortex.platform.workers.confine import confine
 
@@ -125,5 +126,5 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
         server.run(sockets=[passed] if passed else None)
         if not server.started:
             sys.exit(exits.FAILED)
-    except OSError as error:
+    except (AnotherAgent, OSError) as error:
         raise exits.Failed(str(error)) from None

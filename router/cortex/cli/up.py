@@ -68,8 +68,9 @@ def up(
 class Child:
     """A program that is to run for as long as we do."""
 
-    def __init__(self, name: str, argv: list[str], env: Mapping[str, str], log: Path) -> None:
-        self.name, self._argv, self._env, self.log = name, argv, env, log
+    def __init__(self, name: str, argv: list[str], env: Mapping[str, str], log: Path, lock: int) -> None:
+        """`lock` is a descriptor that it inherits: see `local.lock`."""
+        self.name, self._argv, self._env, self.log, self._lock = name, argv, env, log, lock
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -87,6 +88,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=(self._lock,),
             )
 
     async def keep(self) -> None:
@@ -110,6 +112,7 @@ class Child:
 
 async def run(settings: Settings, models: Path | None, port: int | None, workers: int) -> int:
     """Run until told to stop. Return the exit code."""
+    lock = await _locked()
     settings, catalogue = _prepared(settings, models, port)
     runtime_dir = Path(tempfile.mkdtemp(prefix="cortex-"))  # unix socket paths are short of room: 107 bytes
     stop = asyncio.Event()
@@ -126,8 +129,8 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
         loop.add_signal_handler(number, asked)
     try:
         settings = replace(settings, local_key_file=str(local.make_key()))
-        settings = await _with_redis(settings, runtime_dir, children)
-        await _started(settings, children, workers, stop)
+        settings = await _with_redis(settings, runtime_dir, children, lock)
+        await _started(settings, children, workers, stop, lock)
         if stop.is_set():
             return 0
         url = f"http://{settings.gateway.listen}"
@@ -146,10 +149,29 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
         shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
+async def _locked() -> int:
+    """Make sure that this is the only `cortex up` of this user, before anything is started or written."""
+    try:
+        async with asyncio.timeout(STOP_S + START_S):
+            waits = False
+            while True:
+                try:
+                    return local.lock()
+                except BlockingIOError:
+                    if not waits:
+                        _say("waiting for what the last `cortex up` left running to end")
+                    waits = True
+                await asyncio.sleep(0.1)
+    except local.AlreadyUp as error:
+        raise Failed(str(error), code=FAILED) from None
+    except TimeoutError:
+        raise Failed(
+            "what the last `cortex up` started has not ended", hint=f"`fuser {local.state_dir() / 'up.lock'}` names it."
+        ) from None
+
+
 def _prepared(settings: Settings, models: Path | None, port: int | None) -> tuple[Settings, Catalogue]:
     """Settle the ports and the catalogue before anything is started."""
-    if found := local.running():
-        raise Failed(f"`cortex up` runs already: {found.url} (pid {found.pid})", code=FAILED)
     path = (models or Path(settings.models_config)).resolve()
     try:
         catalogue = load(path)
@@ -192,7 +214,7 @@ def _free(listen: str, whose: str, taken: int = 0) -> str:
     return f"{host}:{found}"
 
 
-async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Child]) -> Settings:
+async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Child], lock: int) -> Settings:
     """Return the settings with a Redis that answers: the one that is configured, or one of our own."""
     if not settings.redis.url:
         data = local.state_dir() / "redis"
@@ -202,7 +224,7 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
             argv = embedded_redis.command(embedded_redis.server(), data, socket_path)
         except embedded_redis.NoRedis as error:
             raise Failed(str(error)) from None
-        redis = Child("redis", argv, {}, _log("redis"))
+        redis = Child("redis", argv, {}, _log("redis"), lock)
         children.append(redis)
         await redis.start()
         settings = replace(settings, redis=replace(settings.redis, url=f"unix://{socket_path}"))
@@ -221,7 +243,7 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
         await registry.close()
 
 
-async def _started(settings: Settings, children: list[Child], workers: int, stop: asyncio.Event) -> None:
+async def _started(settings: Settings, children: list[Child], workers: int, stop: asyncio.Event, lock: int) -> None:
     """Start the rest and wait until the router answers and knows this host."""
     env = encode_env(settings)
     program = [sys.executable, "-m", "cortex.cli"]
@@ -230,7 +252,7 @@ async def _started(settings: Settings, children: list[Child], workers: int, stop
         ("jobs", ["jobs"]),
         ("router", ["router", "--workers", str(workers)]),
     ):
-        child = Child(name, [*program, *arguments], env, _log(name))
+        child = Child(name, [*program, *arguments], env, _log(name), lock)
         children.append(child)
         await child.start()
     url = f"http://{settings.gateway.listen}/health"

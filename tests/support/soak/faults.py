@@ -15,8 +15,8 @@ import httpx
 import psutil
 
 from cortex.platform.keys import worker_key
+from cortex.platform.process_id import is_alive
 from cortex.platform.record import Instance
-from cortex.platform.workers import process
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.soak.functions import FUNCTIONS, SIZES_MB
 from tests.support.soak.harm import LINGERS_S, Harm
@@ -142,7 +142,7 @@ class Faults:
             return False
 
         def heal() -> None:
-            if self._tell(victim, "PUT", {}) or not process.alive(victim.pid, victim.process_started):
+            if self._tell(victim, "PUT", {}) or not (victim.process and is_alive(victim.process)):
                 healed()
 
         self._later(1, 5, heal)
@@ -244,7 +244,7 @@ class Faults:
 
 
 def _signal(instance: Instance, number: signal.Signals) -> None:
-    if process.alive(instance.pid, instance.process_started):
+    if instance.process and is_alive(instance.process):
         with contextlib.suppress(ProcessLookupError):
             os.kill(instance.pid, number)
 

@@ -8,8 +8,8 @@ import msgspec
 import redis
 
 from cortex.functions.lifecycle import COMING, LIVE, TRANSITIONS, State
+from cortex.platform.process_id import is_alive
 from cortex.platform.record import HostRecord, Instance, RouterReport
-from cortex.platform.workers import process
 from tests.support.soak.functions import SIZES_MB
 from tests.support.soak.harm import Harm, Wrong
 
@@ -42,7 +42,7 @@ class Record:
     def instances(self) -> list[Instance]:
         """Return every instance whose process lives."""
         seen = self.read()
-        return [i for h in seen[0] for i in h.instances if process.alive(i.pid, i.process_started)] if seen else []
+        return [i for h in seen[0] for i in h.instances if i.process and is_alive(i.process)] if seen else []
 
     def claims(self) -> int:
         """Return how many claims are held."""

@@ -64,6 +64,7 @@ def _native(server: str, function: Function, slot: Slot) -> Launch:
             "--port", str(slot.port),
             "--parallel", str(function.target_concurrency),
             "--cache-ram", str(PROMPT_CACHE_MB),
+            "--metrics",
             *context,
             *layers,
             *_task(function),

@@ -49,6 +49,10 @@ class AgentCounts:
             case "refused":
                 meter.count(metrics.NO_ROOM, where)
 
+    def fault(self, work: str) -> None:
+        """Count an exception that background work survived."""
+        self._meter.count(metrics.AGENT_FAULTS, (self._node, work))
+
     def looked(self, fleet: Fleet, now: float) -> None:
         """See whether somebody used a function after its eviction."""
         if not self._evicted:

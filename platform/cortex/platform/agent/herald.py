@@ -7,6 +7,7 @@ from collections.abc import Callable
 import structlog
 from msgspec.structs import replace
 
+from cortex.platform import clock
 from cortex.platform.agent.counts import AgentCounts
 from cortex.platform.receipts import Receipt, numbers
 from cortex.platform.record import Fleet, HostRecord
@@ -23,9 +24,11 @@ SAME_REFUSAL_S = 30.0
 class Herald:
     """Publishes `record()`. `changed` is set when there is something new to say."""
 
-    def __init__(self, registry: Registry, record: Callable[[], HostRecord], heartbeat_s: float) -> None:
+    def __init__(
+        self, registry: Registry, record: Callable[[], HostRecord], counts: AgentCounts, heartbeat_s: float
+    ) -> None:
         self.changed = asyncio.Event()
-        self.counts = AgentCounts(record().name)
+        self.counts = counts
         self.record_away = False
         self._registry = registry
         self._record = record
@@ -48,7 +51,7 @@ class Herald:
     def note(self, decided: Decided, fleet: Fleet | None) -> None:
         """Log and count a decision, and keep its receipt for the next publication."""
         log.info(decided.what, function=decided.function, instance=decided.instance, why=decided.why)
-        record, now = self._record(), time.time()
+        record, now = self._record(), clock.now()
         self.counts.decided(decided, record, fleet, now)
         if decided.what == "refused":
             # Whoever waits for room asks again and again; the same answer is worth one receipt in a while.
@@ -58,7 +61,7 @@ class Herald:
             self._refused[decided.function] = (decided.why, now)
         self._receipts.append(
             Receipt(
-                at=now,
+                at=time.time(),
                 by=f"agent:{record.name}",
                 host=record.name,
                 what=decided.what,
@@ -81,7 +84,7 @@ class Herald:
             try:
                 if record != self._published or time.monotonic() >= self._due:
                     self._published, self._due = record, 0.0
-                    await self._registry.publish_host(replace(record, at=time.time()), ttl_s)
+                    await self._registry.publish_host(replace(record, at=clock.now()), ttl_s)
                     await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
                     self._due = time.monotonic() + self._heartbeat_s / 2
                 receipts, self._receipts = self._receipts, []

@@ -3,12 +3,14 @@
 Whatever happens is told to the scheduler, at once and on this loop's thread; what it decides is handed to the
 supervisor; what changed is published. The record is written before an `ensure` is answered, so whoever takes
 the claim next and reads again finds the start that was just made.
+
+No exception loses a decision or ends a loop: each effect is carried out on its own, each loop begins again.
 """
 
 import asyncio
 import contextlib
+import os
 import secrets
-import time
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,15 +24,19 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
+from cortex.platform import clock
 from cortex.platform.agent import state_file
 from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.caretaker import Caretaker
+from cortex.platform.agent.counts import AgentCounts
 from cortex.platform.agent.herald import Herald
 from cortex.platform.agent_messages import Going, Planned, Refused, Remove, Removed, Stored
 from cortex.platform.cancel import cancelled
+from cortex.platform.faults import Faults
 from cortex.platform.flights import Flights
 from cortex.platform.host import devices, engines
 from cortex.platform.keys import FleetToken
+from cortex.platform.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.effects import Decided
@@ -52,6 +58,8 @@ T = TypeVar("T")
 TICK_S = 0.5
 STOP_ALL_S = 8.0
 LISTEN_S = 10.0
+EPOCHS_AHEAD = 1_000_000
+"""How far the epochs of a new agent begin above those that the last one saved: it may have raised them since."""
 STOCK_S = 20.0
 """How often it is looked which weights are here: somebody may have put some there by hand."""
 
@@ -60,8 +68,12 @@ class Agent:
     """One host's agent. `async with` runs it; `ensure()` and `cool()` are what its API calls."""
 
     def __init__(self, settings: Settings, token: FleetToken, registry: Registry) -> None:
+        self._state_path = Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
+        self._lock = state_file.lock(self._state_path.parent, settings.host_name)
+        self._earlier = state_file.read_all(self._state_path)
+        if self._earlier.origin and self._earlier.boot == boot_id():
+            clock.resume(self._earlier.origin)
         found = engines.discover(settings.agent.engines)
-        now = time.time()
         host = HostRecord(
             name=settings.host_name,
             address=settings.agent.address or f"{_scheme(settings)}://{settings.agent.listen}",
@@ -71,9 +83,9 @@ class Agent:
             servers=found.servers,
             launchers={"vllm": "off"} if "vllm" in found.tools and not settings.agent.launcher else {},
             devices=devices.discover(settings.agent),
-            failures=state_file.read(_state_path(settings)).failures,
-            # Epochs go on rising over restarts: routers remember the highest they have seen.
-            epoch=int(now * 1000),
+            failures=self._earlier.failures,
+            # Epochs go on rising over restarts, or a router would acknowledge drains it has not seen.
+            epoch=max(int(clock.now() * 1000), self._earlier.epoch + EPOCHS_AHEAD),
         )
         rules = Rules(
             strategy=settings.eviction.strategy,
@@ -86,15 +98,17 @@ class Agent:
         self.settings = settings
         self._engines = found
         self.scheduler = Scheduler(host, rules)
-        self.supervisor = Supervisor(settings, token, found, self.tell, self._back, self.scheduler.record)
+        counts = AgentCounts(settings.host_name)
+        self.faults = Faults(counts.fault)
+        self.supervisor = Supervisor(settings, token, found, self.tell, self._back, self.scheduler.record, self.faults)
         self._flights = Flights(f"agent:{settings.host_name}")
         self._registry = registry
         self._devices = devices.Devices(settings.agent)
         self._caretaker = Caretaker(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
-        self.herald = Herald(registry, self.scheduler.record, settings.agent.heartbeat_s)
-        self._state_path = _state_path(settings)
+        self.herald = Herald(registry, self.scheduler.record, counts, settings.agent.heartbeat_s)
+        self._writer = state_file.Writer(self._state_path)
         self._adopted = False
-        self._saved: tuple[object, ...] = ()
+        self._saved: tuple[object, ...] | None = None
         self._rung = asyncio.Event()
         self._stock = asyncio.Event()
         self._fetching: set[str] = set()
@@ -105,25 +119,23 @@ class Agent:
 
     async def __aenter__(self) -> "Agent":
         loop = asyncio.get_running_loop()
-        self._lock = state_file.lock(self._state_path)
-        kept = state_file.read(self._state_path).workers
-        await adopt(kept, self.supervisor, self.tell)
+        workers = self._earlier.workers
+        await adopt(workers, self.supervisor, self.tell)
         self._adopted = True
         self._save()
-        await self.supervisor.clear_orphans({w.instance.id for w in kept})
-        await self._caretaker.measure()
+        await self.supervisor.clear_orphans({w.instance.id for w in workers})
+        with self.faults.guard("health"):
+            await self._caretaker.measure()
         self.supervisor.keep_launcher()
-        self._tasks = [
-            loop.create_task(c)
-            for c in (
-                self._beat(),
-                self._tick(),
-                self._listen(),
-                self._caretaker.look_after(),
-                self._caretaker.study(),
-                self._take_stock(),
-            )
-        ]
+        loops = {
+            "heartbeat": self._beat,
+            "tick": self._tick,
+            "listen": self._listen,
+            "health": self._caretaker.look_after,
+            "models": self._caretaker.study,
+            "weights": self._take_stock,
+        }
+        self._tasks = [loop.create_task(self.faults.run(work, one), name=work) for work, one in loops.items()]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -133,9 +145,11 @@ class Agent:
         await cancelled(self._tasks)
         await self.supervisor.close()
         await self._devices.close()
+        await asyncio.to_thread(self._writer.close)
         if not self.settings.agent.keep_workers:
             with contextlib.suppress(RecordAway):
                 await self._registry.remove_host(self.settings.host_name)
+        os.close(self._lock)
 
     # What callers ask for.
 
@@ -164,7 +178,7 @@ class Agent:
             here = await asyncio.to_thread(self._weights, function)
         except weights.WeightsUnavailable as error:
             return Refused(str(error), When.NEVER)
-        return self.scheduler.plan(function, here, time.time())
+        return self.scheduler.plan(function, here, clock.now())
 
     def _weights(self, function: Function) -> Weights | None:
         """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be."""
@@ -208,7 +222,7 @@ class Agent:
 
     def record(self) -> HostRecord:
         """Return the host's record as it would be published now."""
-        return replace(self.scheduler.record(), at=time.time())
+        return replace(self.scheduler.record(), at=clock.now())
 
     def instance(self, instance: str) -> Instance | None:
         """Return one of the host's instances."""
@@ -252,26 +266,36 @@ class Agent:
         self._decide(step)
 
     def _decide(self, step: Callable[[Scheduler, float], T]) -> T:
-        answer = step(self.scheduler, time.time())
-        for effect in self.scheduler.take_effects():
-            if isinstance(effect, Decided):
-                self.herald.note(effect, self._fleet)
-            self.supervisor.perform(effect)
+        """Tell the scheduler something, and do what follows, also where it raises half-way."""
+        try:
+            return step(self.scheduler, clock.now())
+        finally:
+            for effect in self.scheduler.take_effects():
+                with self.faults.guard("effect"):
+                    self.supervisor.perform(effect)
+                if isinstance(effect, Decided):
+                    with self.faults.guard("receipt"):
+                        self.herald.note(effect, self._fleet)
+            with self.faults.guard("save"):
+                self._save()
+            with self.faults.guard("wake"):
+                self._wake()
+
+    def _wake(self) -> None:
+        """Wake those loops and callers that what was decided concerns."""
         self.herald.look()
-        self._save()
         if self.scheduler.record().epoch > self._seen:
             self._rung.set()
         fetching = {i.id for i in self.scheduler.record().instances if i.state is State.FETCHING}
         if self._fetching - fetching:
             self._stock.set()
         self._fetching = fetching
-        if self._next is not None:
+        if self._next is not None and not self._next.done():
             self._next.set_result(None)
-            self._next = None
-        return answer
+        self._next = None
 
     def _save(self) -> None:
-        """Write the state file when workers came, went or changed: at once, a crash may be next.
+        """Have the state file written when workers came, went or changed.
 
         Not before all of an earlier agent's workers are taken over: a file with half of them would orphan the rest.
         """
@@ -279,13 +303,14 @@ class Agent:
             return
         state = self.scheduler.state()
         marks = (*((k.instance.id, k.instance.state, k.instance.pid) for k in state.workers), *state.failures)
-        if marks == self._saved:
-            return
-        try:
-            state_file.write(self._state_path, state)
+        if marks != self._saved:
+            self._writer.put(replace(state, boot=boot_id(), origin=clock.origin()))
             self._saved = marks
-        except OSError as error:
-            log.error("state_not_saved", path=str(self._state_path), why=str(error))
+
+    def _problems(self) -> list[str]:
+        """Say what is wrong on this host beside its devices."""
+        work = [f"its background work '{f.work}' raised {f.kind} ({f.count} times)" for f in self.faults.recent()]
+        return [*filter(None, [self._writer.problem()]), *work]
 
     async def _back(self, pids: set[int]) -> bool:
         """Whether these processes hold no device memory any more, by a fresh reading."""
@@ -313,8 +338,11 @@ class Agent:
         while True:
             fleet = self._fleet = await self._read()
             if fleet is not None:
-                self.herald.counts.looked(fleet, time.time())
+                self.herald.counts.looked(fleet, clock.now())
             self.tell(lambda s, now, fleet=fleet: s.reported(fleet, now))  # type: ignore[misc]
+            problems = tuple(self._problems())
+            if problems != self.scheduler.record().problems:
+                self.tell(lambda s, _, problems=problems: s.troubled(problems))  # type: ignore[misc]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._rung.wait()
@@ -326,12 +354,12 @@ class Agent:
         self._seen = self.scheduler.record().epoch
         try:
             await self._registry.touch(used)
-            fleet = await self._registry.fleet(time.time())
+            fleet = await self._registry.fleet(clock.now())
         except RecordAway:
             self._flights.put_back(used)
             return None
         # `ready()` looks at the scheduler itself: nothing that drains by now is chosen here any more.
-        own = self._flights.report({self.settings.host_name: self.scheduler.record().epoch}, time.time())
+        own = self._flights.report({self.settings.host_name: self.scheduler.record().epoch}, clock.now())
         return replace(fleet, routers={**fleet.routers, own.id: own})
 
     async def _take_stock(self) -> None:
@@ -372,10 +400,6 @@ class Agent:
                 while self.scheduler.record().instances:
                     self.herald.changed.clear()
                     await self.herald.changed.wait()
-
-
-def _state_path(settings: Settings) -> Path:
-    return Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
 
 
 def _scheme(settings: Settings) -> str:

@@ -1,35 +1,54 @@
 """What an agent must know after its own restart: the workers it left running, and what failed.
 
 One file in the host's state directory, replaced whole, so that it is read either as it was or as it is. A worker
-is known again by pid and start time; its API key is derived, so none is kept here.
+is recognised by its process (`process_id.py`); its API key is derived, so none is stored here. A state directory
+belongs to one agent at a time.
 """
 
 import contextlib
 import fcntl
 import os
+import threading
+import time
 import typing
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
+from cortex.platform.process_id import boot_id
 from cortex.platform.scheduling.kept import AgentState
+
+log = structlog.get_logger()
+
+
+READ_MOST = 64 * 1024 * 1024
+RETRY_S = 5.0
+FLUSH_S = 5.0
 
 
 class AnotherAgent(Exception):
     """An agent runs with this state directory already: two would take each other's workers for orphans."""
 
 
-def lock(path: Path) -> int:
-    """Take the state for this process, for as long as it lives. Raises AnotherAgent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def lock(folder: Path, name: str) -> int:
+    """Take a state directory for the agent of this process, for as long as it lives. Raises AnotherAgent, OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        holder = os.read(descriptor, 400).decode(errors="replace").strip()
         os.close(descriptor)
-        raise AnotherAgent(f"another agent runs with {path}") from None
+        raise AnotherAgent(
+            f"another agent ({holder or 'it does not say which'}) runs with the state directory {folder}; "
+            "give this one a directory of its own: `[agent] state_dir`, or CORTEX_AGENT__STATE_DIR"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"'{name}', pid {os.getpid()}\n".encode(), 0)
     return descriptor
 
 
@@ -45,18 +64,114 @@ def write(path: Path, state: AgentState) -> None:
     fresh.replace(path)
 
 
+class Writer:
+    """Writes the newest state in a thread of its own: a disk that hangs must not hold up the agent's loop.
+
+    States are written in order, and one that a newer one has overtaken is not written at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._obsolete = path, others(path)
+        """The workers of a renamed host are in the new file from the first write on."""
+        self._changed = threading.Condition()
+        self._next: AgentState | None = None
+        self._since = 0.0
+        """When the oldest change that is not on disk came; 0.0: there is none."""
+        self._error = ""
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="state", daemon=True)
+        self._thread.start()
+
+    def put(self, state: AgentState) -> None:
+        """Have a state written soon."""
+        with self._changed:
+            self._next = state
+            self._since = self._since or time.monotonic()
+            self._changed.notify_all()
+
+    def problem(self) -> str:
+        """Say why the state is not on disk, once that has taken longer than `RETRY_S`."""
+        with self._changed:
+            late_s = time.monotonic() - self._since if self._since else 0.0
+        if late_s < RETRY_S:
+            return ""
+        return f"{self._path} is not written: {self._error or 'its disk does not answer'}"
+
+    def close(self, within_s: float = FLUSH_S) -> bool:
+        """Write what is left and end. False when it could not be written in time."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._since or bool(self._error), within_s) and not self._since
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next is not None or self._closed)
+                state, self._next = self._next, None
+                if state is None:
+                    return
+            try:
+                write(self._path, state)
+                while self._obsolete:
+                    self._obsolete.pop().unlink(missing_ok=True)
+                error = ""
+            except OSError as failure:
+                error = str(failure)
+            with self._changed:
+                if error and not self._error:
+                    log.error("state_not_saved", path=str(self._path), why=error)
+                self._error = error
+                if error:
+                    self._next = self._next or state
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._closed, RETRY_S)
+                elif self._next is None:
+                    self._since = 0.0
+                    self._changed.notify_all()
+                if error and self._closed:
+                    return
+
+
 def read(path: Path) -> AgentState:
     """Read the file; one that is missing or cannot be understood holds nothing.
 
     After a rollback it may hold what only the later release knows: that is left out, not the workers it stands by.
     """
     try:
+        if path.stat().st_size > READ_MOST:
+            return AgentState()
         text = path.read_bytes()
         with contextlib.suppress(msgspec.MsgspecError):
             return msgspec.json.decode(text, type=AgentState)
         return msgspec.convert(_known(AgentState, msgspec.json.decode(text)), AgentState)
     except (OSError, msgspec.MsgspecError):
         return AgentState()
+
+
+def others(path: Path) -> list[Path]:
+    """Return the state files of this directory that hosts of other names wrote: this host was renamed."""
+    return sorted(p for p in path.parent.glob("*.json") if p != path)
+
+
+def read_all(path: Path) -> AgentState:
+    """Read a host's state, and the workers of the names it had before."""
+    state = read(path)
+    present = {w.instance.id for w in state.workers}
+    earlier = [read(p) for p in others(path)]
+    renamed = tuple(w for e in earlier for w in e.workers if w.instance.id not in present)
+    epoch = max((s.epoch for s in (state, *earlier)), default=0)
+    newest = state if state.boot else max(earlier, key=lambda e: e.epoch, default=state)
+    merged = replace(newest, workers=(*state.workers, *renamed), failures=state.failures, epoch=epoch)
+    return after_restart(merged)
+
+
+def after_restart(state: AgentState) -> AgentState:
+    """Return a state as the next agent takes it up: after a reboot the times of back-offs are another clock's, and
+    whatever made the starts fail may be gone."""
+    if state.boot == boot_id():
+        return state
+    return replace(state, failures=tuple(replace(f, retry_at=0.0) for f in state.failures))
 
 
 def _known(kind: Any, value: Any) -> Any:

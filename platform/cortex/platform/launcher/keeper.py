@@ -22,6 +22,8 @@ import structlog
 
 from cortex.functions.launch import vllm
 from cortex.platform.launcher.fitness import unfit
+from cortex.platform.process_id import boot_id
+from cortex.platform.record import ProcessId
 from cortex.platform.workers import process
 
 log = structlog.get_logger()
@@ -199,7 +201,7 @@ class Keeper:
         """Wait until the parked one is used or has ended. Return how it ended; nothing when it was used."""
         assert self._child is not None
         child = self._child
-        ended = asyncio.ensure_future(process.ended(child.pid))
+        ended = asyncio.ensure_future(process.ended(ProcessId(boot_id(), child.pid, process.started_at(child.pid))))
         wanted = asyncio.ensure_future(self._wanted.wait())
         try:
             await asyncio.wait((ended, wanted), return_when=asyncio.FIRST_COMPLETED)

@@ -29,6 +29,12 @@ class Spawn(Struct, frozen=True):
     weights: Weights
 
 
+class Look(Struct, frozen=True):
+    """Look at a worker whether it has something to do, before it is stopped: `looked` follows."""
+
+    instance: Instance
+
+
 class Stop(Struct, frozen=True):
     """TERM the worker's group, then KILL what is left after the grace: `exited` follows."""
 
@@ -51,4 +57,4 @@ class Decided(Struct, frozen=True):
     why: str
 
 
-Effect = Fetch | CallOff | Spawn | Stop | Reclaim | Decided
+Effect = Fetch | CallOff | Spawn | Look | Stop | Reclaim | Decided

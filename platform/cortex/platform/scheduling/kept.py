@@ -29,3 +29,9 @@ class AgentState(Struct, frozen=True):
 
     workers: tuple[Kept, ...] = ()
     failures: tuple[Failure, ...] = ()
+    epoch: int = 0
+    """The highest epoch of the agent that wrote it."""
+    boot: str = ""
+    """The boot it was written in. Processes of another boot are gone, and its times are another clock's."""
+    origin: float = 0.0
+    """The origin of the clock its times are by: see `clock.py`."""

@@ -12,11 +12,12 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, LIVE, State, Step, after
 from cortex.functions.spec import Function
-from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, use
+from cortex.platform.record import FailureKind, HostRecord, Instance, Use
 from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Stop
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.kept import AgentState, Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.reports import Reports
 
 MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
 """What changes the memory of a device."""
@@ -34,6 +35,14 @@ class Rules(Struct, frozen=True, kw_only=True):
     """Starts between two times small functions are moved together; 0: never."""
 
 
+class Looked(Struct, frozen=True):
+    """A look at a worker before it is stopped: when it was asked for, and what was seen, and when."""
+
+    asked: float
+    at: float = 0.0
+    busy: bool = False
+
+
 class Roster:
     """One host's instances."""
 
@@ -47,7 +56,12 @@ class Roster:
         self._epoch = host.epoch
         self._catalogue: dict[str, Function] | None = None
         self._catalogue_digest = ""
-        self._fleet: Fleet | None = None
+        self._superseded: dict[tuple[str, str], float] = {}
+        """Until when a function's revision is not started, because a catalogue superseded it."""
+        self._reports = Reports()
+        self._looks: dict[str, Looked] = {}
+        self._overdue: dict[str, float] = {}
+        """When an instance that is overdue is tried again."""
         self._blind_until = 0.0
         self._in_record = False
         self._cordoned = False
@@ -85,7 +99,7 @@ class Roster:
 
     def in_flight(self, instance: str) -> int:
         """Return how many requests were in flight on an instance when the reports were last read."""
-        return use(self._fleet).in_flight.get(instance, 0) if self._fleet else 0
+        return self._use().in_flight.get(instance, 0)
 
     def state(self) -> AgentState:
         """Return what the next agent of this host must know: every worker with a process, and what failed."""
@@ -94,6 +108,7 @@ class Roster:
                 Kept(i, self._functions[i.id], self._weights[i.id]) for i in self._instances.values() if i.pid
             ),
             failures=self._failures.all(),
+            epoch=self._epoch,
         )
 
     def take_effects(self) -> list[Effect]:
@@ -102,6 +117,10 @@ class Roster:
         return effects
 
     # Who stands where.
+
+    def _use(self) -> Use:
+        """What instances are doing, as far as anybody can tell."""
+        return self._reports.use()
 
     def _up(self, function: str, rev: str, beside: Collection[str] = ()) -> Instance | None:
         """The instance that `ensure` need only name: one that is live, else one whose drain can be taken back."""
@@ -187,7 +206,9 @@ class Roster:
             self._effects.append(CallOff(instance, self._functions[instance.id]))
         if instance.state in COMING:
             instance = replace(instance, phases=self._spent(instance, now))
-        return self._put(replace(instance, state=after(instance.state, step), since=now))
+        self._looks.pop(instance.id, None)
+        self._overdue.pop(instance.id, None)
+        return self._put(replace(instance, state=after(instance.state, step), since=now, problem=""))
 
     @staticmethod
     def _spent(instance: Instance, now: float) -> dict[str, float]:

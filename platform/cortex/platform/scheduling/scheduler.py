@@ -15,17 +15,21 @@ from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import TRANSITIONS, State, Step
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Going, Planned, Refused, Victim
-from cortex.platform.record import Device, FailureKind, Fleet, Held, Instance, Use, use
+from cortex.platform.record import Device, FailureKind, Fleet, Held, Instance, ProcessId
 from cortex.platform.scheduling.effects import Fetch, Reclaim, Stop
 from cortex.platform.scheduling.failures import says_out_of_memory
 from cortex.platform.scheduling.kept import Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import NoRoom, Placement, When
+from cortex.platform.scheduling.roster import Looked
 from cortex.platform.scheduling.settling import Settling
 from cortex.platform.workers.card import WorkerCard
 
 MISSES_TO_ACT = 3
 """Health checks in a row that go unanswered before anything is done about it."""
+
+SUPERSEDED_S = 30.0
+"""How long a revision that the catalogue has superseded is not started again: routers read the file within a second."""
 
 REPORTS_BACK_S = 3.0
 """A record that was away may come back empty. Until the routers had this long to report, silence says nothing."""
@@ -79,25 +83,28 @@ class Scheduler(Settling):
     ) -> Going | Refused:
         """See to it that an instance of `function` is up or coming, other than those `beside`:
 
-        (1) one is: that one; a drain that nothing depends on is taken back for it;
-        (2) its starts keep failing: refused until the back-off is over, unless forced;
-        (3) it does not fit, or only at others' expense without `evict`: refused, with the reason;
-        (4) its weights are missing: fetched first, room is made for them when they are here;
-        (5) room is made and it is started as `instance_id`.
+        (1) the catalogue has superseded this revision a moment ago: refused, for the caller reads an old one;
+        (2) one is: that one; a drain that nothing depends on is taken back for it;
+        (3) its starts keep failing: refused until the back-off is over, unless forced;
+        (4) it does not fit, or only at others' expense without `evict`: refused, with the reason;
+        (5) its weights are missing: fetched first, room is made for them when they are here;
+        (6) room is made and it is started as `instance_id`.
         """
         rev = revision(function)
-        declared = self.declared(function.id)
-        if declared is not None and declared != function and revision(declared) == rev:
-            # The caller goes by other settings than this host was told: have it told again, whatever they are by then.
+        if self._catalogue is not None and self._catalogue.get(function.id) != function:
+            # The caller reads another catalogue than this host was told: have it told again. What is started now and
+            # is not in that one either will be superseded by it.
             self._catalogue_digest = ""
-        up = self._up(function.id, rev, beside)  # (1)
+        if now < self._superseded.get((function.id, rev), 0.0):  # (1)
+            return Refused(f"'{function.id}' is not declared like this any more", When.LATER)
+        up = self._up(function.id, rev, beside)  # (2)
         if up and up.state is State.DRAINING:
             self._take_back(up, "wanted again", now)
             return Going(up.id, State.READY)
         if up:
             self._functions[up.id] = function
             return Going(up.id, up.state)
-        failure = self._failures.of(function.id, rev)  # (2)
+        failure = self._failures.of(function.id, rev)  # (3)
         if failure and failure.retry_at > now and not force:
             return Refused(
                 f"starts keep failing ({failure.count} in a row), tried again no sooner than "
@@ -107,7 +114,7 @@ class Scheduler(Settling):
                 failure=failure,
             )
         wanted = self._need(function, weights)
-        spot = self._place(wanted, now)  # (3)
+        spot = self._place(wanted, now)  # (4)
         if not evict and isinstance(spot, Placement) and spot.waits_for:
             spot = NoRoom(reason="no room is free for one more instance", when=When.LATER)
         elif weights is not None and (isinstance(spot, NoRoom) or spot.evict):
@@ -127,9 +134,9 @@ class Scheduler(Settling):
         )
         self._instances[instance_id] = instance
         self._functions[instance_id] = function
-        if weights is None:  # (4)
+        if weights is None:  # (5)
             self._effects.append(Fetch(instance, function))
-        else:  # (5)
+        else:  # (6)
             self._weights[instance_id] = weights
             self._admit(instance, spot, now)
         self.settle(now)
@@ -146,7 +153,7 @@ class Scheduler(Settling):
         spot = self._place(self._need(function, weights), now)
         if isinstance(spot, NoRoom):
             return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb)
-        usage = use(self._fleet) if self._fleet else Use(known=False)
+        usage = self._use()
         return Planned(
             host=self._host.name,
             devices=spot.devices,
@@ -180,9 +187,12 @@ class Scheduler(Settling):
     def heed(self, catalogue: Mapping[str, Function], digest: str, now: float) -> None:
         """Take a new catalogue: instances it no longer declares so are superseded; the rest get its settings."""
         self._catalogue, self._catalogue_digest = dict(catalogue), digest
+        declared_now = {(f.id, revision(f)) for f in catalogue.values()}
+        self._superseded = {s: t for s, t in self._superseded.items() if t > now and s not in declared_now}
         for instance in list(self._instances.values()):
             declared = catalogue.get(instance.function)
             if declared is None or revision(declared) != instance.revision:
+                self._superseded[instance.function, instance.revision] = now + SUPERSEDED_S
                 self._let_go(instance, "superseded", now)
             else:
                 self._functions[instance.id] = declared
@@ -227,8 +237,8 @@ class Scheduler(Settling):
         instance = self._instances.get(instance_id)
         if instance is None or instance.state is not State.READY or misses < MISSES_TO_ACT:  # (1)
             return
-        usage = use(self._fleet) if self._fleet else None
-        busy = usage is None or usage.in_flight.get(instance_id, 0) > 0
+        usage = self._use()
+        busy = not usage.known or usage.in_flight.get(instance_id, 0) > 0
         if busy and not stuck:  # (3)
             return
         reason = f"the worker did not answer {misses} health checks{' and does nothing' if stuck else ''}"
@@ -238,6 +248,10 @@ class Scheduler(Settling):
     def measured(self, devices: Sequence[Device], foreign: Sequence[Held] = (), problem: str = "") -> None:
         """New readings of the host's devices, and who else holds their memory."""
         self._host = replace(self._host, devices=tuple(devices), foreign=tuple(foreign), problem=problem)
+
+    def troubled(self, problems: Sequence[str]) -> None:
+        """What is wrong on this host beside its devices, for operators."""
+        self._host = replace(self._host, problems=tuple(problems))
 
     def studied(self, models: Mapping[str, Known]) -> None:
         """What the weights on this host say about their models."""
@@ -261,12 +275,41 @@ class Scheduler(Settling):
             self._blind_until = now + REPORTS_BACK_S
         if fleet is not None:
             self._cordoned, self._in_record = self._host.name in fleet.cordoned, there
-        self._fleet = fleet if now >= self._blind_until else None
+        trusted = fleet if now >= self._blind_until else None
+        self._reports.take(trusted, now, instances=tuple(self._instances.values()))
         self.settle(now)
+
+    def looked(self, instance_id: str, running: int | None, connections: int, now: float) -> None:
+        """A look at a worker: the requests its engine says it runs, and the connections to its port.
+
+        (1) the engine's own count decides;
+        (2) where it does not say, connections are requests if a router that had some fell silent: what other routers
+            have open is idle, for they report.
+        """
+        instance = self._instances.get(instance_id)
+        if instance is None or instance.state not in (State.READY, State.DRAINING):
+            return
+        busy = connections > 0 and self._reports.any_silent(instance_id)  # (2)
+        if running is not None:  # (1)
+            busy = running > 0
+        if not busy:
+            self._reports.is_quiet(instance_id)
+        self._looks[instance_id] = Looked(asked=now, at=now, busy=busy)
+        self.settle(now)
+
+    def stuck(self, instance_id: str, problem: str) -> None:
+        """What keeps an instance from ending, for operators to see."""
+        instance = self._instances.get(instance_id)
+        if instance is not None and instance.state in (State.STOPPING, State.RECLAIMING):
+            if instance.problem != problem:
+                self._decide("overdue", instance.function, instance.id, problem)
+            self._put(replace(instance, problem=problem))
 
     def fetching(self, instance_id: str, phase: str, progress: float | None, now: float) -> None:
         """The weights are on their way."""
         if (instance := self._instances.get(instance_id)) and instance.state is State.FETCHING:
+            if progress != instance.progress:  # it has come further
+                instance = replace(instance, phase_since=now, problem="")
             self._put(replace(instance, phase=phase, progress=progress, last_sign=now))
 
     def fetched(self, instance_id: str, weights: Weights, now: float) -> None:
@@ -290,8 +333,7 @@ class Scheduler(Settling):
     def spawned(
         self,
         instance_id: str,
-        pid: int,
-        process_started: float,
+        process: ProcessId,
         url: str,
         now: float,
         *,
@@ -303,7 +345,8 @@ class Scheduler(Settling):
         instance = self._instances.get(instance_id)
         if instance is None or instance.state not in (State.STARTING, State.STOPPING):
             return
-        instance = replace(instance, pid=pid, process_started=process_started, url=url, started=now, last_sign=now)
+        instance = replace(instance, pid=process.pid, boot=process.boot, process_ticks=process.ticks, url=url)
+        instance = replace(instance, started=now, last_sign=now)
         self._put(replace(instance, server=server, health_path=health_path, path=path))
 
     def sign_of_life(self, instance_id: str, phase: str, now: float, progress: float | None = None) -> None:
@@ -355,13 +398,13 @@ class Scheduler(Settling):
             self._start_again(instance, now)
         self.settle(now)
 
-    def spawn_failed(self, instance_id: str, reason: str, now: float) -> None:
+    def spawn_failed(self, instance_id: str, reason: str, now: float, *, kind: FailureKind = FailureKind.CRASH) -> None:
         """The worker's process could not be started at all."""
         instance = self._instances.get(instance_id)
         if instance is None or instance.state not in (State.STARTING, State.STOPPING):
             return
         if instance.state is State.STARTING:
-            self._fail(instance, FailureKind.CRASH, reason, (), now)
+            self._fail(instance, kind, reason, (), now)
         instance = self._step(instance, Step.EXITED, now)
         self._effects.append(Reclaim(instance))
 

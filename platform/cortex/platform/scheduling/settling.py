@@ -9,12 +9,12 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import LIVE, State, Step
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import FailureKind, Instance, Use, use
+from cortex.platform.record import FailureKind, Instance, Use
 from cortex.platform.scheduling.defrag import Move, consolidate
-from cortex.platform.scheduling.effects import Spawn
+from cortex.platform.scheduling.effects import Fetch, Look, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
-from cortex.platform.scheduling.roster import Roster
+from cortex.platform.scheduling.roster import Looked, Roster
 
 STABLE_S = 60.0
 """An instance that was ready this long ends a row of failures."""
@@ -28,13 +28,22 @@ SLOWEST_LOAD_MB_S = 50.0
 REAP_LEAST_S = 2.0
 """Reports come once a second: an instance that seems idle for less may be in use."""
 
+LOOK_AGAIN_S = 5.0
+"""How long a look at a worker may take before another is asked for."""
+
+LOOK_FRESH_S = 1.0
+"""How old a look may be when a worker is stopped because of it."""
+
+OVERDUE_S = {State.FETCHING: 300.0, State.PLACING: 120.0, State.STOPPING: 30.0, State.RECLAIMING: 60.0}
+"""How long an instance may be in a state without progress before that is shown and tried again."""
+
 
 class Settling(Roster):
     """A roster that moves on by itself."""
 
     def settle(self, now: float) -> None:
         """Move on whatever can move. Called after every event and on every tick."""
-        usage = use(self._fleet) if self._fleet else None
+        usage = self._use()
         for instance_id in list(self._instances):
             instance = self._instances.get(instance_id)  # as it is now: an earlier one may have moved it
             if instance is None:
@@ -48,6 +57,45 @@ class Settling(Roster):
                     self._settle_ready(instance, usage, now)
                 case State.DRAINING:
                     self._settle_draining(instance, usage, now)
+            if (current := self._instances.get(instance_id)) and current.state in OVERDUE_S:
+                self._settle_overdue(current, now)
+
+    def _settle_overdue(self, instance: Instance, now: float) -> None:
+        """Say of an instance that does not move on what it waits for, and try anew:
+
+        (1) a fetch that makes no progress is begun again, where it stopped;
+        (2) one that waits for others to leave is placed again: there may be room elsewhere;
+        (3) a worker that does not end is stopped again, and what it left is cleared away again.
+        """
+        bound = OVERDUE_S[instance.state]
+        if instance.state is State.STOPPING:
+            bound += self._rules.stop_grace_s
+        moved = max(instance.since, instance.phase_since if instance.state is State.FETCHING else 0.0)
+        if now < self._overdue.get(instance.id, moved + bound):
+            return
+        self._overdue[instance.id] = now + bound
+        log_it = not instance.problem
+        match instance.state:
+            case State.FETCHING:  # (1)
+                problem = f"its weights have not come further for {bound:.0f} s"
+                self._effects.append(Fetch(instance, self._functions[instance.id]))
+            case State.PLACING:  # (2)
+                waits = [w for w in instance.waits_for if w in self._instances]
+                names = ", ".join(f"{self._instances[w].function} ({self._instances[w].state})" for w in waits)
+                problem = f"it waits for {names or 'another start or stop on its devices'}"
+                if all(self._instances[w].state is not State.DRAINING for w in waits):
+                    self._admit_or_fail(instance, now)
+            case State.STOPPING:  # (3)
+                problem = "its process does not end"
+                self._effects.append(Stop(instance, self._rules.stop_grace_s))
+            case _:  # (3)
+                problem = "what its process left does not go away"
+                self._effects.append(Reclaim(instance))
+        current = self._instances.get(instance.id)
+        if current is not None and current.state is instance.state and not current.problem:
+            self._put(replace(current, problem=problem))
+        if log_it:
+            self._decide("overdue", instance.function, instance.id, problem)
 
     def _settle_placing(self, instance: Instance, now: float) -> None:
         """Start it once everyone it waits for is gone and the lanes of its devices are free."""
@@ -84,7 +132,7 @@ class Settling(Roster):
         """How long a start may take at most: the rule's, and the time to read its weights from a slow disk."""
         return self._rules.start_ceiling_s + self._weights[instance.id].size_mb / SLOWEST_LOAD_MB_S
 
-    def _settle_ready(self, instance: Instance, usage: Use | None, now: float) -> None:
+    def _settle_ready(self, instance: Instance, usage: Use, now: float) -> None:
         """Reap it when it idled long enough, is nobody's minimum and nobody is known to use it."""
         failure = self._failures.of(instance.function, instance.revision)
         if failure and now - instance.ready > STABLE_S and failure.at < instance.ready:
@@ -94,8 +142,10 @@ class Settling(Roster):
         if successor is not None and successor.state is State.READY:
             self._drain(instance, f"moved to {', '.join(successor.devices)}", now)
             return
-        if usage is None or function is None or instance.pinned:
+        if not usage.known or function is None or instance.pinned:
             return
+        if usage.in_flight.get(instance.id) and self._only_silent(instance):
+            self._seen_quiet(instance, now)  # asks; what is seen of it counts from the next report on
         if usage.in_flight.get(instance.id) or usage.waiting.get(instance.function):
             return
         # One that was taken back is wanted: it begins to idle anew.
@@ -108,18 +158,27 @@ class Settling(Roster):
 
         Every agent comes to the same answer by itself, and routers prefer the same ones among equals.
         """
-        elsewhere = (h for h in self._fleet.hosts.values() if h.name != self._host.name) if self._fleet else ()
+        hosts = self._reports.fleet.hosts.values() if self._reports.fleet else ()
+        elsewhere = (h for h in hosts if h.name != self._host.name)
         instances = (*self._instances.values(), *(i for h in elsewhere for i in h.instances))
         ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
         return instance.id in ready[: function.min]
 
-    def _settle_draining(self, instance: Instance, usage: Use | None, now: float) -> None:
-        """Finish the drain handshake: every live router has seen it and nothing is in flight."""
-        if usage is None or self._fleet is None:  # reports cannot be read: assume nothing
-            busy, acknowledged = 0, False
+    def _settle_draining(self, instance: Instance, usage: Use, now: float) -> None:
+        """Finish the drain handshake: every live router has seen it, nothing is in flight, and the worker itself has
+        nothing to do."""
+        fleet = self._reports.fleet
+        busy = usage.in_flight.get(instance.id, 0)
+        if fleet is None:  # reports cannot be read: assume nothing
+            acknowledged = False
         else:
-            busy = usage.in_flight.get(instance.id, 0)
-            acknowledged = all(r.seen.get(self._host.name, -1) >= instance.epoch for r in self._fleet.routers.values())
+            acknowledged = all(r.seen.get(self._host.name, -1) >= instance.epoch for r in fleet.routers.values())
+        if busy and self._only_silent(instance):
+            busy = 0  # the worker is asked below
+        if acknowledged and not busy and not self._seen_quiet(instance, now):
+            if not self._seen_busy(instance):
+                return  # until it is looked at
+            busy = 1
         if instance.why.startswith("evicted") and not self._awaited(instance.id):
             self._take_back(instance, "its room is not needed any more", now)
         elif acknowledged and not busy:
@@ -132,6 +191,29 @@ class Settling(Roster):
         elif now >= instance.deadline:
             kept = f"{busy} requests in flight" if busy else "the routers did not all acknowledge"
             self._take_back(instance, f"still {kept} after the grace", now)
+
+    # A second source: the worker itself.
+
+    def _only_silent(self, instance: Instance) -> bool:
+        """Whether only routers that fell silent had requests in flight on an instance."""
+        fleet = self._reports.fleet
+        live = fleet.routers.values() if fleet else ()
+        return self._reports.any_silent(instance.id) and not any(r.in_flight.get(instance.id) for r in live)
+
+    def _seen_quiet(self, instance: Instance, now: float) -> bool:
+        """Whether a look this moment found the worker with nothing to do. Asks for a look when there is none."""
+        look = self._looks.get(instance.id)
+        if look is not None and look.at and now - look.at <= LOOK_FRESH_S:
+            return not look.busy
+        if look is None or look.at or now - look.asked > LOOK_AGAIN_S:
+            self._looks[instance.id] = Looked(asked=now, at=0.0, busy=look.busy if look else False)
+            self._effects.append(Look(instance))
+        return False
+
+    def _seen_busy(self, instance: Instance) -> bool:
+        """Whether the last look found it busy, though the routers' reports do not."""
+        look = self._looks.get(instance.id)
+        return look is not None and look.busy
 
     # Room.
 
@@ -164,9 +246,8 @@ class Settling(Roster):
         self._admit_or_fail(again, now)
 
     def _place(self, wanted: Need, now: float) -> Placement | NoRoom:
-        usage = use(self._fleet) if self._fleet else Use(known=False)
         strategy, cordoned = self._rules.strategy, self._cordoned
-        return place(wanted, self.record(), usage, now, strategy=strategy, cordoned=cordoned)
+        return place(wanted, self.record(), self._use(), now, strategy=strategy, cordoned=cordoned)
 
     def _admit(self, instance: Instance, spot: Placement, now: float) -> None:
         """Give an instance its place, and ask those in its way to leave."""
@@ -199,8 +280,7 @@ class Settling(Roster):
         since = self._cycles - self._defragged
         if wanted.devices < 2 or not self._rules.defrag_after_cycles or since < self._rules.defrag_after_cycles:
             return None
-        usage = use(self._fleet) if self._fleet else Use(known=False)
-        found = consolidate(wanted, self.record(), usage, now, strategy=self._rules.strategy)
+        found = consolidate(wanted, self.record(), self._use(), now, strategy=self._rules.strategy)
         if found is None or self._cordoned:
             return None
         self._defragged = self._cycles

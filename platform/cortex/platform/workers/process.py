@@ -1,8 +1,9 @@
-"""Worker processes: starting one, knowing it again, waiting for its end, ending all of it.
+"""Worker processes: starting one, recognising it, waiting for its end, ending all of it.
 
 A worker leads its own session and process group and carries its instance's id in its environment. Three nets
 so catch whatever it starts: the group, the session (children that left the group) and the marker (children
-that left the session). A process is identified by pid *and* start time: pids are used again.
+that left the session). Nothing is signalled that is not proved to be a worker's: by its identity (`process_id.py`), by
+the marker in its environment, or by the session of a leader that was proved when it was last alive.
 """
 
 import asyncio
@@ -12,11 +13,13 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from cortex.platform import process_id
+from cortex.platform.record import ProcessId
 from cortex.platform.workers import environment
 from cortex.platform.workers.identity import WorkerUser
 
@@ -76,21 +79,22 @@ def owned(mark: str) -> list[tuple[str, int]]:
     return found
 
 
-def started_at(pid: int) -> float:
-    """Return when a process started (its identity beside the pid), or 0 when there is none."""
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return 0.0
+def started_at(pid: int) -> int:
+    """Return when a process started, in clock ticks since the boot; 0 when there is none."""
+    found = process_id.status(pid)
+    return found.ticks if found else 0
 
 
-def alive(pid: int, started: float) -> bool:
-    """Whether that very process still runs; a zombie does not."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 0.02 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+def alive(pid: int, ticks: int) -> bool:
+    """Whether the process of this boot with that pid and start still runs; a zombie does not."""
+    return process_id.is_alive(ProcessId(process_id.boot_id(), pid, ticks))
+
+
+def carries(pid: int, marker: str) -> bool:
+    """Whether the process with this pid has an instance's marker in its environment."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return bool(marker) and psutil.Process(pid).environ().get(MARKER) == marker
+    return False
 
 
 def cpu_s(pid: int) -> float:
@@ -130,19 +134,23 @@ def families(leaders: Mapping[str, int]) -> dict[int, str]:
     return found
 
 
-async def ended(pid: int) -> None:
-    """Return when the process with this pid has ended. It need not be a child of ours."""
+async def ended(process: ProcessId) -> None:
+    """Return when a process has ended. It need not be a child of ours."""
     try:
-        descriptor = os.pidfd_open(pid)
+        descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
-    loop.add_reader(descriptor, over.set)
     try:
-        await over.wait()
+        if not process_id.is_alive(process):  # the descriptor may be another's, who has the pid now
+            return
+        loop.add_reader(descriptor, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(descriptor)
     finally:
-        loop.remove_reader(descriptor)
         os.close(descriptor)
 
 
@@ -157,32 +165,60 @@ def how_it_ended(code: int | None) -> str:
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Signal a worker's process group, if there still is one."""
+    """Signal the process group of a child of ours that was not waited for yet: until then its pid is not used again."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
 
-def remains(pid: int, marker: str) -> list[psutil.Process]:
-    """Return the processes a worker left behind: of its session, or with its marker in their environment."""
+def signal_worker(leader: ProcessId, number: signal.Signals) -> bool:
+    """Signal a worker's process group. False when its leader does not run any more: the number may be another's."""
+    if not process_id.is_alive(leader):
+        return False
+    signal_group(leader.pid, number)
+    return True
+
+
+def session_of(leader: ProcessId) -> frozenset[ProcessId]:
+    """Return the processes of a worker's session.
+
+    Call it while the leader is alive, not yet waited for, or has ended this moment: later, another session may have
+    its number.
+    """
+    found = process_id.status(leader.pid)
+    if found is not None and found.ticks != leader.ticks:
+        return frozenset()
+    members = (process_id.identify(pid) for pid in psutil.pids() if _session(pid) == leader.pid)
+    return frozenset(m for m in members if m is not None)
+
+
+def remains(marker: str, proved: Collection[ProcessId] = ()) -> list[ProcessId]:
+    """Return the processes a worker left behind: those that carry its marker, those that are `proved` to be its own,
+    and whatever these have started in their sessions since."""
+    proved = {p for p in proved if process_id.is_alive(p)}
+    sessions = {_session(p.pid) for p in proved} - {_session(os.getpid()), -1}
     found = []
-    for process in psutil.process_iter():
-        if process.pid == os.getpid():
+    for pid in psutil.pids():
+        one = process_id.identify(pid) if pid != os.getpid() else None
+        if one is None or not process_id.is_alive(one):
             continue
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and (
-                (pid and os.getsid(process.pid) == pid) or process.environ().get(MARKER) == marker
-            ):
-                found.append(process)
+        if one in proved or _session(pid) in sessions or carries(pid, marker):
+            found.append(one)
     return found
 
 
-def kill_remains(pid: int, marker: str) -> list[psutil.Process]:
-    """KILL whatever a worker left behind. Return what was found; ask again until it is nothing."""
-    found = remains(pid, marker)
-    for process in found:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    return found
+def kill_remains(marker: str, proved: Collection[ProcessId] = ()) -> list[ProcessId]:
+    """KILL whatever a worker left behind. Return what was there; call it again until that is nothing."""
+    left = remains(marker, proved)
+    for one in left:
+        process_id.send(one, signal.SIGKILL)
+    return left
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1
 
 
 def free_port(host: str, ports: str = "", *, taken: Container[int] = ()) -> int:

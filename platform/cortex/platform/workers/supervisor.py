@@ -1,7 +1,8 @@
 """Does what the scheduler decides: starts workers, watches them, stops them, clears up after them.
 
 It decides nothing. Every effect ends in an event told to the agent: a worker that was spawned is answered
-or exited, one that was stopped has exited, one that exited is reclaimed.
+or exited, one that was stopped has exited, one that exited is reclaimed. What an effect raises is such an event, too,
+or the effect is tried again: no decision is lost.
 """
 
 import asyncio
@@ -9,29 +10,32 @@ import contextlib
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
-from cortex.functions.launch import CannotLaunch, Launch, launch
+from cortex.functions.launch import Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
+from cortex.platform import process_id
 from cortex.platform.agent.fetches import Fetches
 from cortex.platform.cancel import cancelled
+from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
 from cortex.platform.launcher.keeper import Keeper
-from cortex.platform.record import HostRecord, Instance
-from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Reclaim, Spawn, Stop
+from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
+from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import Kept
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import gguf_head
-from cortex.platform.workers import cgroup, confine, log_files, process, slots
+from cortex.platform.workers import activity, cgroup, confine, log_files, process, slots
 from cortex.platform.workers.identity import worker_user
+from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
 from cortex.platform.workers.startup import Reading
@@ -43,6 +47,9 @@ ADOPTION_PROBE_S = 2.0
 STUCK_CPU_S = 0.05
 """CPU time a worker must have spent between failed health checks to count as alive."""
 KILLED_WITHIN_S = 5.0
+"""How long a process may take to end after KILL. One that takes longer sleeps in the kernel."""
+AGAIN_S = 2.0
+"""The pause before an effect that raised is tried again."""
 RECLAIM_S = 30.0
 """How long freed device memory may take to come back; what is still held then counts as foreign."""
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
@@ -72,15 +79,21 @@ class Supervisor:
         tell: Tell,
         back: MemoryBack,
         record: Callable[[], HostRecord],
+        faults: Faults | None = None,
     ) -> None:
         self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
         self._record = record
+        self._faults = faults or Faults()
         self.fetches = Fetches(settings, tell)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bringing: dict[str, asyncio.Task[None]] = {}
+        self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """The effect of each kind that is carried out for each instance."""
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._ports: dict[str, int] = {}
-        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._watched: dict[str, ProcessId] = {}
+        """The workers whose end `_watch` will tell of."""
+        self._proved: dict[str, frozenset[ProcessId]] = {}
+        """The processes of a worker's session when it ended: they are its own, whatever they carry."""
+        self._ports = Ports(settings.agent.worker_host, settings.agent.worker_ports)
         self._probe = Probe(token)
         self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
@@ -100,7 +113,7 @@ class Supervisor:
 
     def keep_launcher(self) -> None:
         """Keep a launcher parked from now on. What an earlier agent left has to be cleared away before."""
-        self._own(self._keeper.keep())
+        self._own("launcher", self._faults.run("launcher", self._keeper.keep))
 
     async def close(self) -> None:
         """Let go of every watch; the workers themselves live on."""
@@ -113,32 +126,80 @@ class Supervisor:
     def perform(self, effect: Effect) -> None:
         """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
         match effect:
-            case Fetch():
-                name = effect.instance.id
-                bringing = self._bringing[name] = self._own(self.fetches.bring(effect.instance, effect.function))
-                bringing.add_done_callback(lambda _: self._bringing.pop(name, None))
-            case CallOff():
-                self._own(self._call_off(effect))
-            case Spawn():
-                self._spawn(effect)
-            case Stop():
-                self._own(self._stop(effect))
-            case Reclaim():
-                self._own(self._reclaim(effect.instance))
+            case Fetch(instance, function):
+                self._begin("fetch", instance, self.fetches.bring(instance, function), self._fetch_failed)
+            case CallOff(instance, function):
+                self._begin("call off", instance, self._call_off(effect))
+            case Spawn(instance):
+                self._begin("spawn", instance, self._spawn(effect), self._spawn_failed)
+            case Look(instance):
+                self._begin("look", instance, self._look(instance), self._look_failed)
+            case Stop(instance):
+                self._begin("stop", instance, self._insist("stop", instance, lambda: self._stop(effect)))
+            case Reclaim(instance):
+                self._begin("reclaim", instance, self._insist("reclaim", instance, lambda: self._reclaim(instance)))
             case Decided():
                 pass  # receipts are the agent's
 
-    def _own(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _begin(
+        self,
+        kind: str,
+        instance: Instance,
+        work: Coroutine[Any, Any, None],
+        failed: Callable[[Instance, Exception], None] | None = None,
+    ) -> None:
+        """Carry out an effect of an instance, in place of one of the same kind that is under way."""
+
+        async def carried_out() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._faults.note(kind, error)
+                if failed is not None:
+                    failed(instance, error)
+
+        name = (kind, instance.id)
+        if (before := self._effects.pop(name, None)) is not None:
+            before.cancel()
+        task = self._effects[name] = self._own(f"{kind} {instance.id}", carried_out())
+        task.add_done_callback(lambda t: self._effects.pop(name) if self._effects.get(name) is t else None)
+
+    async def _insist(self, kind: str, instance: Instance, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it until it is done: without it the instance would keep its devices."""
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                self._faults.note(kind, error)
+                problem = f"the agent failed to {kind} it: {type(error).__name__}"
+                self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
+                await asyncio.sleep(AGAIN_S)
+
+    def _own(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _call_off(self, effect: CallOff) -> None:
-        bringing = self._bringing.pop(effect.instance.id, None)
+        bringing = self._effects.pop(("fetch", effect.instance.id), None)
         if bringing is not None:
             await cancelled([bringing])
         await self.fetches.given_up(effect.function)
+
+    def _fetch_failed(self, instance: Instance, error: Exception) -> None:
+        reason = f"the weights could not be fetched: {type(error).__name__}"
+        self._tell(lambda s, now: s.fetch_failed(instance.id, reason, now))
+
+    def _spawn_failed(self, instance: Instance, error: Exception) -> None:
+        """The worker could not be started. No port is no crash: one may be free soon."""
+        self._ports.release(instance.id)
+        kind = FailureKind.ROOM if isinstance(error, NoPort) else FailureKind.CRASH
+        reason = f"the worker could not be started: {error or type(error).__name__}"
+        self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now, kind=kind))
+
+    def _look_failed(self, instance: Instance, _: Exception) -> None:
+        self._tell(lambda s, now: s.looked(instance.id, None, 0, now))
 
     # After a restart.
 
@@ -156,22 +217,21 @@ class Supervisor:
     def adopt(self, kept: Kept) -> None:
         """Watch a worker that an earlier agent of this host started."""
         instance = kept.instance
-        self._ports[instance.id] = int(instance.url.rpartition(":")[2])
-        self._own(self._watch(instance.id, instance.function, instance.pid))
+        leader = instance.process
+        if leader is None:
+            return
+        self._ports.hold(instance.id, instance.function, int(instance.url.rpartition(":")[2]))
+        self._watch_over(instance.id, instance.function, leader)
         if instance.state is State.STARTING:
             reading = Reading(self.log_path(instance.function, instance.id), instance.server, instance.path)
-            self._own(
-                self._await_ready(
-                    instance.id, instance.function, instance.url, instance.health_path, instance.pid, reading
-                )
-            )
+            self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
 
     async def clear_orphans(self, known: Collection[str]) -> None:
         """Kill what earlier agents of this host started and nobody knows: by the mark they gave it."""
         for instance, pid in await asyncio.to_thread(process.owned, self._owner):
             if instance not in known:
                 log.warning("orphan_killed", instance=instance, pid=pid)
-                await asyncio.to_thread(process.kill_remains, 0, instance)
+                await asyncio.to_thread(process.kill_remains, instance)
                 if slug(instance) == instance:  # the mark is what the process says, and no path before it is a name
                     await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance), ignore_errors=True)
 
@@ -181,44 +241,44 @@ class Supervisor:
         """Return where an instance's output goes."""
         return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
 
-    def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
+    async def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
+        """Start a worker, unless its instance is being stopped by now."""
         instance, function = effect.instance, effect.function
         agent = self._settings.agent
+        layers = await asyncio.to_thread(_layers, Path(effect.weights.path)) if slots.overflows(effect) else 0
+        if not self._is_starting(instance.id):
+            self._tell(lambda s, now: s.exited(instance.id, "was stopped before it was started", (), now))
+            return
         log_path = self.log_path(function.id, instance.id)
         key = worker_key(self._token.current, instance.id)
-        try:
-            port = process.free_port(agent.worker_host, agent.worker_ports, taken=set(self._ports.values()))
-            confine.temporary(instance.id, self._user)
-            slot = slots.slot(
-                effect,
-                agent,
-                self._engines,
-                self._record().devices,
-                port=port,
-                key=key,
-                scratch=str(self.scratch(instance.id)),
-                layers=_layers(Path(effect.weights.path)) if slots.overflows(effect) else 0,
-            )
-            command = launch(function, slot)
-            for path, content in command.files.items():
-                process.write_private(Path(path), content, self._user)
-            log_files.forget_old(log_path.parent, running={f"{slug(i)}.log" for i in self._ports})
-            child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)
-        except (CannotLaunch, process.NoPort, OSError) as error:
-            reason = f"the worker could not be started: {error}"
-            self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now))
-            return
+        port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
+        confine.temporary(instance.id, self._user)
+        slot = slots.slot(
+            effect,
+            agent,
+            self._engines,
+            self._record().devices,
+            port=port,
+            key=key,
+            scratch=str(self.scratch(instance.id)),
+            layers=layers,
+        )
+        command = launch(function, slot)
+        for path, content in command.files.items():
+            process.write_private(Path(path), content, self._user)
+        log_files.forget_old(log_path.parent, running={f"{slug(i)}.log" for i in self._ports.held()})
+        child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)
+        # From here on there is a process: nothing may come between it and its watch.
+        leader = ProcessId(process_id.boot_id(), child.pid, process.started_at(child.pid))
         if path == "warm":
             self._warm[instance.id] = effect
         self._children[instance.id] = child
-        self._ports[instance.id] = port
+        self._watch_over(instance.id, function.id, leader)
         url = f"http://{agent.worker_host}:{port}"
-        log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
         self._tell(
             lambda s, now: s.spawned(
                 instance.id,
-                child.pid,
-                process.started_at(child.pid),
+                leader,
                 url,
                 now,
                 server=command.server,
@@ -226,18 +286,19 @@ class Supervisor:
                 path=path,
             )
         )
-        self._own(self._watch(instance.id, function.id, child.pid))
+        log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
         reading = Reading(log_path, command.server, path)
-        self._own(self._await_ready(instance.id, function.id, url, command.health_path, child.pid, reading))
+        self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
-            self._own(self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
+            self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
+
+    def _is_starting(self, instance: str) -> bool:
+        return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
 
     async def _read_ahead(self, instance: str, function: str, weights: Path) -> None:
-        def starting() -> bool:
-            return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
-
-        done = await read_ahead(weights, starting)
-        log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
+        with self._faults.guard("read ahead"):
+            done = await read_ahead(weights, lambda: self._is_starting(instance))
+            log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
 
     def _begun(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
@@ -259,31 +320,55 @@ class Supervisor:
         argv = cgroup.entered(self._groups, instance, argv)
         return process.spawn(argv, env, log_path, instance), path
 
-    async def _watch(self, instance: str, function: str, pid: int) -> None:
+    def _watch_over(self, instance: str, function: str, leader: ProcessId) -> None:
+        self._watched[instance] = leader
+        self._own(f"watch {instance}", self._watch(instance, function, leader))
+
+    async def _watch(self, instance: str, function: str, leader: ProcessId) -> None:
         """Tell of the worker's end, however it comes; one that came warm and did not get far is begun anew instead."""
-        await process.ended(pid)
+        await process.ended(leader)
+        with self._faults.guard("watch"):  # before it is waited for: until then its session's number is its own
+            self._proved[instance] = await asyncio.to_thread(process.session_of, leader)
         child = self._children.pop(instance, None)
-        self._ports.pop(instance, None)
         how = process.how_it_ended(child.wait() if child else None)
+        self._ports.release(instance)
         if effect := self._warm.pop(instance, None):
             log.warning("warm_start_failed", function=function, instance=instance, how=how)
-            await self._cleared(pid, instance)
-            self._spawn(effect, not_warm=f"the warm start {how}")
-            return
-        last = process.tail(self.log_path(function, instance))
-        log.info("worker_ended", function=function, instance=instance, how=how)
+            with self._faults.guard("watch"):
+                await self._cleared(leader.pid, instance)
+            if self._is_starting(instance):
+                self._watched.pop(instance, None)
+                self._begin(
+                    "spawn", effect.instance, self._spawn(effect, not_warm=f"the warm start {how}"), self._spawn_failed
+                )
+                return
+        last: tuple[str, ...] = ()
+        with self._faults.guard("watch"):
+            last = process.tail(self.log_path(function, instance))
+        self._watched.pop(instance, None)
         self._tell(lambda s, now: s.exited(instance, how, last, now))
+        log.info("worker_ended", function=function, instance=instance, how=how)
+
+    def _await(self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: Reading) -> None:
+        async def until_known() -> None:
+            while process_id.is_alive(leader) and self._is_starting(instance):
+                with self._faults.guard("await ready"):
+                    await self._await_ready(instance, function, url, health, leader, reading)
+                    return
+                await asyncio.sleep(AGAIN_S)
+
+        self._own(f"await {instance}", until_known())
 
     async def _await_ready(
-        self, instance: str, function: str, url: str, health: str, pid: int, reading: Reading
+        self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: Reading
     ) -> None:
         """Probe a starting worker until it is healthy and serves its model, or is gone.
 
         The scheduler keeps the clocks; this only tells of signs of life: a log that grows, and what it says.
         """
-        started, wait, seen = process.started_at(pid), PROBE_FIRST_S, reading.startup
+        wait, seen = PROBE_FIRST_S, reading.startup
         self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now))
-        while process.alive(pid, started):
+        while process_id.is_alive(leader) and self._is_starting(instance):
             served = await self._probe.served(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
@@ -335,43 +420,70 @@ class Supervisor:
 
     # Stopping.
 
+    async def _look(self, instance: Instance) -> None:
+        """Look whether a worker has something to do."""
+        seen = await activity.look(instance.url)
+        self._tell(lambda s, now: s.looked(instance.id, seen.running, seen.connections, now))
+
     async def _stop(self, effect: Stop) -> None:
-        """TERM, grace, KILL. `_watch` tells of the end."""
-        pid, started = effect.instance.pid, effect.instance.process_started
-        self._warm.pop(effect.instance.id, None)
-        if not process.alive(pid, started):
-            return
-        process.signal_group(pid, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(effect.grace_s):
-                await process.ended(pid)
-        if process.alive(pid, started):
-            process.signal_group(pid, signal.SIGKILL)
+        """TERM, grace, then KILL until it has ended; `_watch` tells of the end. One that was never there has ended."""
+        instance = effect.instance
+        self._warm.pop(instance.id, None)
+        starting = self._effects.get(("spawn", instance.id))
+        if starting is not None:  # its process may be there any moment
+            await asyncio.wait((starting,), timeout=KILLED_WITHIN_S)
+        leader = self._watched.get(instance.id) or instance.process
+        number, wait_s = signal.SIGTERM, effect.grace_s
+        while leader is not None and process.signal_worker(leader, number):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await process.ended(leader)
+            if number is signal.SIGKILL and process_id.is_alive(leader):
+                problem = _unkillable((leader,))
+                self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
+            number, wait_s = signal.SIGKILL, KILLED_WITHIN_S
+        if instance.id not in self._watched:
+            self._tell(lambda s, now: s.exited(instance.id, "was not running", (), now))
 
     async def _reclaim(self, instance: Instance) -> None:
         """Kill what the worker left behind until nothing is left, and wait until its GPUs' memory is back."""
-        if instance.pid:
-            left = await asyncio.to_thread(process.remains, instance.pid, instance.id)
-            await self._cleared(instance.pid, instance.id)
-            if any(d.startswith("GPU-") for d in instance.devices):
-                await self._memory_back({instance.pid, *(p.pid for p in left)})
+        proved = self._proved.get(instance.id, frozenset())
+        left = await asyncio.to_thread(process.remains, instance.id, proved)
+        while still := await self._cleared(instance.pid, instance.id):
+            problem = _unkillable(still)
+            self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
+        if instance.pid and any(d.startswith("GPU-") for d in instance.devices):
+            await self._memory_back({instance.pid, *(p.pid for p in left)})
         await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance.id), ignore_errors=True)
+        self._proved.pop(instance.id, None)
+        self._ports.release(instance.id)
         self._tell(lambda s, now: s.reclaimed(instance.id, now))
 
-    async def _cleared(self, pid: int, instance: str) -> None:
-        """Kill whatever a worker left, until nothing is left."""
+    async def _cleared(self, pid: int, instance: str) -> list[ProcessId]:
+        """Kill whatever a worker left. Return what has not ended within `KILLED_WITHIN_S`."""
         await asyncio.to_thread(cgroup.kill, self._groups, instance)
+        proved = self._proved.get(instance, frozenset())
+        left: list[ProcessId] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILLED_WITHIN_S):
                 # A poll: the kernel tells of no process's end but a child's.
-                while await asyncio.to_thread(process.kill_remains, pid, instance):  # noqa: ASYNC110
+                while left := await asyncio.to_thread(process.kill_remains, instance, proved):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
+        return left
 
     async def _memory_back(self, pids: set[int]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RECLAIM_S):
                 while not await self._back(pids):  # noqa: ASYNC110 (a reading has to be asked for)
                     await asyncio.sleep(PROBE_MOST_S)
+
+
+def _unkillable(processes: Collection[ProcessId]) -> str:
+    """Say which processes do not end after KILL, and whether the kernel holds them."""
+    pids = ", ".join(str(p.pid) for p in processes)
+    if any(process_id.is_uninterruptible(p) for p in processes):
+        return f"process {pids} sleeps in the kernel and cannot be killed: its device's driver or a mount hangs"
+    return f"process {pids} has not ended after SIGKILL"
 
 
 def _layers(gguf: Path) -> int:

@@ -5,14 +5,14 @@ one file so that workers that die again and again leave no trail; its gauges go 
 """
 
 import contextlib
-import os
 from pathlib import Path
 
 import msgspec
-import psutil
 from msgspec import Struct
 
+from cortex.platform import process_id
 from cortex.platform.meter import Snapshot, added
+from cortex.platform.record import ProcessId
 
 DEPARTED = "departed.json"
 
@@ -20,8 +20,7 @@ DEPARTED = "departed.json"
 class _Written(Struct, frozen=True):
     """One process's counts, and whose they are."""
 
-    pid: int
-    started: float
+    process: ProcessId
     snapshot: Snapshot
 
 
@@ -29,13 +28,13 @@ class Tally:
     """What this process counted, as a file."""
 
     def __init__(self, folder: Path) -> None:
-        self._pid, self._started = os.getpid(), psutil.Process().create_time()
-        self._path = folder / f"{self._pid}.json"
+        self._process = process_id.own()
+        self._path = folder / f"{self._process.pid}.json"
         self._last = b""
 
     def write(self, snapshot: Snapshot) -> None:
         """Write it, if it says something new. A full disk costs metrics, not requests."""
-        raw = msgspec.json.encode(_Written(self._pid, self._started, snapshot))
+        raw = msgspec.json.encode(_Written(self._process, snapshot))
         if raw != self._last:
             with contextlib.suppress(OSError):
                 _replace(self._path, raw)
@@ -72,16 +71,14 @@ def gathered(folder: Path) -> Snapshot:
             left.append(msgspec.structs.replace(tally.snapshot, gauges=()))
     past = added(left)
     if gone:
-        _replace(folder / DEPARTED, msgspec.json.encode(_Written(0, 0.0, past)))
+        _replace(folder / DEPARTED, msgspec.json.encode(_Written(ProcessId("", 0, 0), past)))
         for path in gone:
             path.unlink(missing_ok=True)
     return added([past, *parts])
 
 
 def _alive(tally: _Written) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return abs(psutil.Process(tally.pid).create_time() - tally.started) < 0.02
-    return False
+    return process_id.is_alive(tally.process)
 
 
 def _read(path: Path) -> _Written | None:

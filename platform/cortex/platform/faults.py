@@ -1,0 +1,72 @@
+"""Exceptions that background work survived: logged by type, counted, and shown where an operator looks.
+
+A loop that ends because one round of it raised takes a host or a router out of service without a word. So every loop
+runs under `Faults.run`, and every effect of a decision under `Faults.guard`: what is raised is noted here and the work
+goes on. What an exception says is never shown: it may quote a request.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+
+import structlog
+from msgspec import Struct
+
+from cortex.platform import clock
+from cortex.platform.log import whence
+
+log = structlog.get_logger()
+
+PAUSE_S = 1.0
+"""Between a round that raised and the next."""
+RECENT_S = 600.0
+"""How long a fault is shown after it happened last."""
+
+
+class Fault(Struct, frozen=True):
+    """What some work raised, how often, and when last (by this process's clock)."""
+
+    work: str
+    kind: str
+    count: int
+    at: float
+
+
+class Faults:
+    """The faults of one process, by work. There is one entry for each kind of work, so it stays small."""
+
+    def __init__(self, count: Callable[[str], None] = lambda _: None, now: Callable[[], float] = clock.now) -> None:
+        """`count` is called with the work for each fault, to count it in a metric."""
+        self._count, self._now = count, now
+        self._by_work: dict[str, Fault] = {}
+
+    def note(self, work: str, error: BaseException) -> None:
+        """Count an exception and log its type and where it came from."""
+        before = self._by_work.get(work)
+        kind = type(error).__name__
+        self._by_work[work] = Fault(work, kind, (before.count if before else 0) + 1, self._now())
+        log.error("background_work_broke", work=work, at=whence(error))
+        self._count(work)
+
+    def all(self) -> tuple[Fault, ...]:
+        """Return every fault, by work."""
+        return tuple(self._by_work[work] for work in sorted(self._by_work))
+
+    def recent(self) -> tuple[Fault, ...]:
+        """Return the faults that happened within `RECENT_S`."""
+        return tuple(f for f in self.all() if self._now() - f.at < RECENT_S)
+
+    @contextlib.contextmanager
+    def guard(self, work: str) -> Iterator[None]:
+        """Note what the block raises, and go on after it."""
+        try:
+            yield
+        except Exception as error:
+            self.note(work, error)
+
+    async def run(self, work: str, loop: Callable[[], Awaitable[None]], pause_s: float = PAUSE_S) -> None:
+        """Run a loop without end: when it raises, or returns, it begins again after a pause."""
+        while True:
+            with self.guard(work):
+                await loop()
+            await asyncio.sleep(pause_s)

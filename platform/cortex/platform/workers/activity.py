@@ -1,0 +1,101 @@
+"""Whether a worker has something to do, asked of the worker itself.
+
+The routers' reports say who uses an instance, but a router that is cut off from Redis reports nothing and goes on
+serving. So an agent looks here, too, before it stops a worker that seems idle: at the number of requests the engine
+says it runs, and at the connections to the worker's port. The agent's own connections do not count.
+"""
+
+import contextlib
+import re
+from pathlib import Path
+
+import aiohttp
+from msgspec import Struct
+
+LOOK_S = 2.0
+LONGEST_ANSWER = 1024 * 1024
+RUNNING = re.compile(
+    rb"^(?:vllm:num_requests_(?:running|waiting)|llamacpp:requests_(?:processing|deferred))(?:\{[^}]*\})?\s+([0-9.e+]+)",
+    re.MULTILINE,
+)
+"""The gauges in which vLLM and llama.cpp count the requests they hold (Prometheus' text format)."""
+_ESTABLISHED = "01"
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+
+
+class Activity(Struct, frozen=True):
+    """What was seen of a worker."""
+
+    running: int | None
+    """Requests the engine says it holds; None: it does not say."""
+    connections: int
+    """Established connections to its port from anybody but this agent."""
+
+
+async def look(url: str) -> Activity:
+    """Look at the worker at `url`. Returns within about `LOOK_S`; a worker that does not answer does not say."""
+    port = int(url.rpartition(":")[2])
+    running = await _running(url)
+    return Activity(running, connections(port))
+
+
+async def _running(url: str) -> int | None:
+    with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+        timeout = aiohttp.ClientTimeout(total=LOOK_S)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as http,
+            http.get(f"{url}/metrics", headers={"Accept-Encoding": "identity"}, allow_redirects=False) as answer,
+        ):
+            if answer.status == 200:
+                return requests_running(await _bounded(answer.content))
+    return None
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    """Return the first `LONGEST_ANSWER` bytes of an answer."""
+    read = bytearray()
+    while len(read) < LONGEST_ANSWER and (chunk := await content.read(LONGEST_ANSWER - len(read))):
+        read += chunk
+    return bytes(read)
+
+
+def requests_running(metrics: bytes) -> int | None:
+    """Return the requests that an engine's metrics say it holds; None when they do not say. Raises ValueError.
+
+    >>> requests_running(b'vllm:num_requests_running{model_name="m"} 2.0\\nvllm:num_requests_waiting 1')
+    3
+    """
+    counts = [float(count) for count in RUNNING.findall(metrics)]
+    return round(sum(counts)) if counts else None
+
+
+def connections(port: int, *, tables: tuple[Path, ...] = _TABLES) -> int:
+    """Return how many established connections there are to a port of this machine, this process's own left out."""
+    rows = [row for table in tables for row in _rows(table)]
+    own = _own_sockets()
+    ours = {local for local, _, inode in rows if inode in own}
+    return sum(1 for local, remote, _ in rows if local == port and remote not in ours)
+
+
+def _rows(table: Path) -> list[tuple[int, int, str]]:
+    """Return local port, remote port and inode of every established connection in a table of the kernel (proc(5))."""
+    try:
+        lines = table.read_text().splitlines()[1:]
+    except OSError:
+        return []
+    fields = [line.split() for line in lines]
+    return [(_port(f[1]), _port(f[2]), f[9]) for f in fields if len(f) > 9 and f[3] == _ESTABLISHED]
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)
+
+
+def _own_sockets() -> set[str]:
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = str(descriptor.readlink())
+            if target.startswith("socket:["):
+                found.add(target[8:-1])
+    return found

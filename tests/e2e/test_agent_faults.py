@@ -1,0 +1,176 @@
+"""An agent whose clock, log, disk or neighbours misbehave: nothing is lost, and nothing of a stranger's is touched."""
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cortex.functions.lifecycle import State
+from cortex.platform.keys import worker_key
+from tests.support import skewed
+from tests.support.catalogues import fake
+from tests.support.fleet import TOKEN, Fleet
+from tests.support.stack import CORTEX, eventually, free_port, own_redis
+
+pytestmark = pytest.mark.xdist_group("agents")
+
+DEVICE = json.dumps([{"name": "pretend 24 GB", "vram_mb": 24576}])
+MODELS = "\n".join(
+    [
+        fake("fake/one", vram_mb=20_000, idle_after_s=600),
+        fake("fake/two", vram_mb=20_000, idle_after_s=600),
+        fake("fake/long", "--tps", "20", "--tokens", "80", vram_mb=1000, idle_after_s=600),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def common(folder: Path) -> Iterator[Fleet]:
+    more = {"CORTEX_AGENT__DEVICES": DEVICE, **skewed.env(folder)}
+    with own_redis(folder) as url, Fleet(folder, url, MODELS, {"a": more}) as running:
+        yield running
+
+
+@pytest.fixture
+def fleet(common: Fleet, folder: Path) -> Iterator[Fleet]:
+    """The fleet at rest, by the machine's clock, and so again after the test."""
+    yield common
+    skewed.step(folder, 0)
+    common.rest()
+
+
+def cold(fleet: Fleet) -> bool:
+    return not fleet.workers() and not fleet.records()["a"].instances
+
+
+def cool(fleet: Fleet, function: str) -> None:
+    fleet.http.post(f"/admin/functions/{function}/cool", params={"now": 1}).raise_for_status()
+
+
+@pytest.mark.parametrize("step_s", [3.0, -86_400.0])
+def test_a_worker_is_stopped_and_its_device_free_after_a_step_of_the_wall_clock(
+    fleet: Fleet, folder: Path, step_s: float
+) -> None:
+    assert fleet.chat("fake/one").status_code == 200
+
+    skewed.step(folder, step_s)
+    cool(fleet, "fake/one")
+
+    eventually(lambda: cold(fleet), what="the worker to be gone")
+    assert fleet.chat("fake/two").status_code == 200
+
+
+def test_a_worker_is_adopted_after_a_step_of_the_wall_clock(fleet: Fleet, folder: Path) -> None:
+    assert fleet.chat("fake/one").status_code == 200
+    (before,) = fleet.records()["a"].instances
+
+    fleet.kill("a")
+    skewed.step(folder, 86_400.0)
+    fleet.start_agent("a")
+    eventually(lambda: '"event": "adopted"' in fleet.log("a"), what="the worker to be adopted")
+    eventually(lambda: fleet.records()["a"].instances[0].epoch > before.epoch, what="the new agent's record")
+
+    (after,) = fleet.records()["a"].instances
+    assert (after.id, after.pid, after.state) == (before.id, before.pid, State.READY)
+    assert after.ready == pytest.approx(before.ready)
+
+
+def test_a_process_that_has_the_number_of_a_worker_of_before_the_reboot_lives_on(fleet: Fleet, folder: Path) -> None:
+    assert fleet.chat("fake/one").status_code == 200
+    fleet.kill("a")
+    for worker in fleet.workers():
+        worker.kill()
+        worker.wait(10)
+    stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    path = folder / "state-a" / "a.json"
+    state = json.loads(path.read_text())
+    state["boot"] = state["workers"][0]["instance"]["boot"] = "the-boot-before"
+    state["workers"][0]["instance"]["pid"] = stranger.pid
+    path.write_text(json.dumps(state))
+
+    fleet.start_agent("a")
+    eventually(lambda: json.loads(path.read_text())["workers"] == [], what="the worker to be given up")
+
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait(10)
+
+
+def test_a_second_agent_on_the_same_state_directory_is_refused_and_touches_nothing(fleet: Fleet) -> None:
+    assert fleet.chat("fake/one").status_code == 200
+    before = {w.pid for w in fleet.workers()}
+    env = {**fleet._agent_env["a"], "CORTEX_AGENT__NAME": "b", "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}"}
+
+    second = subprocess.run([*CORTEX, "agent"], env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    assert second.returncode == 1
+    assert f"another agent ('a', pid {fleet.processes['a'].pid}) runs with the state directory" in second.stderr
+    assert {w.pid for w in fleet.workers()} == before
+
+
+def test_a_renamed_host_adopts_its_workers(fleet: Fleet) -> None:
+    assert fleet.chat("fake/one").status_code == 200
+    before = {w.pid for w in fleet.workers()}
+
+    fleet.kill("a")
+    fleet._agent_env["b"] = {**fleet._agent_env.pop("a"), "CORTEX_AGENT__NAME": "b"}
+    fleet.start_agent("b")
+    eventually(lambda: fleet.records().get("b"), what="the host under its new name")
+
+    assert {w.pid for w in fleet.workers()} == before
+    assert [i.state for i in fleet.records()["b"].instances] == [State.READY]
+    assert fleet.chat("fake/one").headers["x-cortex-start"] == "hot"
+    fleet.kill("b")
+    fleet._agent_env["a"] = {**fleet._agent_env.pop("b"), "CORTEX_AGENT__NAME": "a"}
+    fleet.start_agent("a")
+    eventually(lambda: fleet.records().get("a"), what="the host under its old name")
+
+
+def test_decisions_are_carried_out_while_the_log_cannot_be_written(fleet: Fleet) -> None:
+    reading, writing = os.pipe()
+    fleet.kill("a")
+    fleet.processes["a"] = subprocess.Popen(
+        [*CORTEX, "agent"], env=fleet._agent_env["a"], stdout=writing, stderr=writing, start_new_session=True
+    )
+    os.close(writing)
+    eventually(lambda: fleet.chat("fake/one").status_code == 200, what="an answer")
+
+    os.close(reading)
+    cool(fleet, "fake/one")
+    eventually(lambda: cold(fleet), what="the worker to be gone")
+
+    assert fleet.chat("fake/two").status_code == 200
+
+
+def test_an_answer_that_only_the_worker_knows_of_keeps_a_drain_waiting(fleet: Fleet) -> None:
+    """A stream that no report mentions, as of a router that is cut off from Redis, goes to the worker directly."""
+    assert fleet.cli("fn", "warm", "fake/long", "--wait").returncode == 0
+    (instance,) = fleet.records()["a"].instances
+    ended: list[str] = []
+
+    def stream() -> None:
+        body = {"model": "fake/long", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        headers = {"authorization": f"Bearer {worker_key(TOKEN, instance.id)}"}
+        url = f"{instance.url}/v1/chat/completions"
+        with fleet.http.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
+            begun.set()
+            ended.append([line for line in answer.iter_lines() if line][-1])
+
+    begun = threading.Event()
+    asking = threading.Thread(target=stream)
+    asking.start()
+    begun.wait(30)
+    fleet.http.post("/admin/functions/fake/long/cool").raise_for_status()
+    asking.join(60)
+    eventually(lambda: cold(fleet), what="the worker to be gone")
+
+    assert ended == ["data: [DONE]"]

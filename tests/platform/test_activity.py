@@ -1,0 +1,61 @@
+"""What an agent sees of a worker when it looks itself."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from cortex.platform.workers.activity import connections, look, requests_running
+
+CONNECTS = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))):
+    print("connected", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("metrics", "running"),
+    [
+        (b'vllm:num_requests_running{model_name="m"} 2.0\nvllm:num_requests_waiting{model_name="m"} 1.0\n', 3),
+        (b"# HELP x\nllamacpp:requests_processing 1\nllamacpp:requests_deferred 0\n", 1),
+        (b'vllm:num_requests_running{model_name="m"} 0.0\n', 0),
+        (b"http_requests_total 7\n", None),
+        (b"", None),
+    ],
+)
+def test_an_engines_own_count_of_requests_is_read_off_its_metrics(metrics: bytes, running: int | None) -> None:
+    assert requests_running(metrics) == running
+
+
+def connected(port: int) -> "subprocess.Popen[bytes]":
+    """A process that has a connection to a port, until its standard input ends."""
+    other = subprocess.Popen([sys.executable, "-c", CONNECTS, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout
+    other.stdout.readline()
+    return other
+
+
+async def test_connections_of_others_count_and_the_agents_own_do_not() -> None:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    _, own = await asyncio.open_connection("127.0.0.1", port)
+    before = connections(port)
+    other = await asyncio.to_thread(connected, port)
+
+    assert (before, connections(port)) == (0, 1)
+    await asyncio.to_thread(other.communicate)
+    own.close()
+    server.close()
+
+
+async def test_a_worker_that_does_not_answer_does_not_say() -> None:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+
+    seen = await look(f"http://127.0.0.1:{port}")
+
+    assert seen.running is None
+    server.close()

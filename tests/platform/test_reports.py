@@ -1,0 +1,92 @@
+"""What is still believed of routers that fell silent."""
+
+from msgspec.structs import replace
+
+from cortex.platform.record import used_instance
+from cortex.platform.scheduling.reports import REMEMBERED_S, SILENT_S, Reports
+from tests.support.factories import a_fleet, a_report, an_instance
+
+ONE = (an_instance("one"),)
+BUSY = a_report("r", in_flight={"one": 1})
+
+
+def silent(reports: Reports, since: float = 0.0) -> float:
+    """A router reports a request in flight, goes on for a while with the same words, and vanishes. Return when."""
+    reports.take(a_fleet(BUSY), since, instances=ONE)
+    reports.take(a_fleet(BUSY), since + SILENT_S, instances=ONE)
+    reports.take(a_fleet(), since + SILENT_S, instances=ONE)
+    return since + SILENT_S
+
+
+def test_what_a_silent_router_had_in_flight_counts() -> None:
+    reports = Reports()
+    silent(reports)
+
+    assert reports.use().in_flight == {"one": 1}
+    assert reports.any_silent("one")
+
+
+def test_a_router_that_took_its_report_away_had_nothing_left() -> None:
+    reports = Reports()
+    reports.take(a_fleet(BUSY), 0.0, instances=ONE)
+    reports.take(a_fleet(replace(BUSY, at=1.0)), SILENT_S, instances=ONE)
+
+    reports.take(a_fleet(), SILENT_S + 1, instances=ONE)
+
+    assert reports.use().in_flight == {}
+
+
+def test_a_router_that_reports_again_is_believed_for_what_it_says_now() -> None:
+    reports = Reports()
+    now = silent(reports)
+
+    reports.take(a_fleet(a_report("r")), now + 1, instances=ONE)
+
+    assert reports.use().in_flight == {}
+
+
+def test_a_worker_that_has_nothing_to_do_refutes_a_silent_router() -> None:
+    reports = Reports()
+    silent(reports)
+
+    reports.is_quiet("one")
+
+    assert reports.use().in_flight == {}
+    assert not reports.any_silent("one")
+
+
+def test_a_silent_router_is_forgotten_with_its_instances_or_after_an_hour() -> None:
+    gone, late = Reports(), Reports()
+    now = silent(gone)
+    silent(late)
+
+    gone.take(a_fleet(), now + 1, instances=())
+    late.take(a_fleet(), now + REMEMBERED_S + 1, instances=ONE)
+
+    assert (gone.use().in_flight, late.use().in_flight) == ({}, {})
+
+
+def test_a_last_use_that_was_seen_stays_seen_when_the_clock_of_redis_is_set_back() -> None:
+    reports = Reports()
+    reports.take(a_fleet(used={used_instance("one"): 90.0}), 100.0, instances=ONE)
+
+    reports.take(a_fleet(used={used_instance("one"): 10.0}), 101.0, instances=ONE)
+
+    assert reports.use().used[used_instance("one")] == 90.0
+
+
+def test_a_last_use_in_the_future_counts_as_now() -> None:
+    reports = Reports()
+
+    reports.take(a_fleet(used={used_instance("one"): 900.0}), 100.0, instances=ONE)
+
+    assert reports.use().used[used_instance("one")] == 100.0
+
+
+def test_without_a_reading_nothing_is_known() -> None:
+    reports = Reports()
+    silent(reports)
+
+    reports.take(None, 100.0, instances=ONE)
+
+    assert not reports.use().known
