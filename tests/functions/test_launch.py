@@ -395,4 +395,4 @@ def test_whatever_a_name_or_path_holds_it_stays_one_argument(name: str, weights:
     argv = launch(function, replace(SLOT, weights=weights)).argv
 
     assert len(argv) == 15
-    assert (argv[2], argv[4], argv[13]) == (weights, name, arg)
+    assert (argv[2], argv[4], argv[14]) == (weights, name, arg)
