@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.catalogues import fake
-from tests.support.stack import CORTEX, Stack, eventually
+from tests.support.stack import CORTEX, Stack, eventually, free_port
 
 pytestmark = pytest.mark.xdist_group("agents")
 
@@ -181,3 +181,50 @@ def test_a_pretended_fleet_serves_any_catalogue_on_gpus_that_are_not_there(tmp_p
         assert wrong.returncode == 2
     finally:
         running.end()
+
+
+def test_of_two_at_once_one_runs_and_the_other_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text(MODELS)
+    env = {
+        **os.environ,
+        "XDG_STATE_HOME": str(tmp_path / "s"),
+        "XDG_CACHE_HOME": str(tmp_path / "c"),
+        "CORTEX_GATEWAY__METRICS_LISTEN": "",
+    }
+    logs = [tmp_path / "up0.log", tmp_path / "up1.log"]
+    ups = []
+    for log in logs:
+        argv = [*CORTEX, "up", "--models", str(tmp_path / "m.toml"), "--port", str(free_port())]
+        with log.open("wb") as out:
+            ups.append(subprocess.Popen(argv, env=env, stdout=out, stderr=out, start_new_session=True))
+    try:
+        (loser,) = eventually(lambda: [n for n in (0, 1) if ups[n].poll() is not None], what="one to be refused")
+        eventually(lambda: "cortex is up" in logs[1 - loser].read_text(), within_s=40, what="the other one to be up")
+
+        assert ups[loser].returncode == 1
+        assert "`cortex up` runs already" in logs[loser].read_text()
+        status = subprocess.run([*CORTEX, "fn", "cool", "fake/one"], env=env, capture_output=True, check=False)
+        assert status.returncode == 0
+    finally:
+        for up in ups:
+            up.terminate()
+            up.wait(15)
+
+
+def test_the_next_one_waits_for_what_a_killed_one_left_to_end(stack: Stack, tmp_path: Path) -> None:
+    stack.child("agent").suspend()
+    stack.process.kill()
+    stack.process.wait(10)
+    argv = [*CORTEX, "up", "--models", str(stack.models), "--port", str(free_port())]
+    log = tmp_path / "next.log"
+    with log.open("wb") as out:
+        following = subprocess.Popen(argv, env=stack.env, stdout=out, stderr=out, start_new_session=True)
+    try:
+        eventually(lambda: "waiting for what the last `cortex up` left" in log.read_text(), what="it to wait")
+        for left in stack.processes():
+            if left.pid != following.pid and "agent" in " ".join(left.cmdline()):
+                left.resume()
+        eventually(lambda: "cortex is up" in log.read_text(), within_s=40, what="the next one")
+    finally:
+        following.terminate()
+        following.wait(15)
