@@ -29,3 +29,8 @@ _process = Clock()
 def now() -> float:
     """Return the time by this process's own clock."""
     return _process.now()
+
+
+def wall(at: float) -> float:
+    """Return a time of this process's clock as the wall clock has it now: to show it to people."""
+    return at + time.time() - now()

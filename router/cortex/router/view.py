@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import State
+from cortex.platform import clock
 from cortex.platform.record import Failure, Fleet, HostRecord, Instance, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.router.request.abilities import known_models
@@ -125,7 +126,7 @@ class View:
 
     async def refresh(self) -> Fleet:
         """Read the whole record now. Raises RecordAway."""
-        self._apply(await self._registry.fleet(time.time()))
+        self._apply(await self._registry.fleet(clock.now()))
         return self.fleet
 
     async def follow(self) -> None:
@@ -147,7 +148,7 @@ class View:
                 await self.refresh()
                 full = time.monotonic()
             elif kind == "host":
-                self._apply(self._with(hosts={name: await self._registry.host(name)}))
+                self._apply(self._with(hosts={name: await self._registry.host(name, clock.now())}))
             elif kind == "override":
                 await self.refresh()
             elif kind == "ask":
@@ -162,7 +163,7 @@ class View:
             for field, new in (("hosts", hosts), ("routers", routers))
             if new is not None
         }
-        return replace(self.fleet, at=time.time(), **changes)
+        return replace(self.fleet, at=clock.now(), **changes)
 
     def _apply(self, fleet: Fleet) -> None:
         ready: dict[tuple[str, str], list[Instance]] = {}

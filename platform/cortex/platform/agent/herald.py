@@ -27,10 +27,13 @@ class Herald:
         self.changed = asyncio.Event()
         self.counts = AgentCounts(record().name)
         self.record_away = False
+        self.name_holder: HostRecord | None = None
+        """The host of another machine that has this host's name in the record; nothing is published meanwhile."""
         self._registry = registry
         self._record = record
         self._heartbeat_s = heartbeat_s
         self._published: HostRecord | None = None
+        self._publications = 0
         self._due = 0.0
         self._publishing = asyncio.Lock()
         self._receipts: list[Receipt] = []
@@ -81,7 +84,11 @@ class Herald:
             try:
                 if record != self._published or time.monotonic() >= self._due:
                     self._published, self._due = record, 0.0
-                    await self._registry.publish_host(replace(record, at=time.time()), ttl_s)
+                    self._publications += 1
+                    written = replace(record, at=time.time(), sequence=self._publications)
+                    self._note_holder(await self._registry.publish_host(written, ttl_s))
+                    if self.name_holder is not None:
+                        return
                     await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
                     self._due = time.monotonic() + self._heartbeat_s / 2
                 receipts, self._receipts = self._receipts, []
@@ -95,3 +102,11 @@ class Herald:
                 if self.record_away:
                     log.info("record_back")
                 self.record_away = False
+
+    def _note_holder(self, holder: HostRecord | None) -> None:
+        """Note whose the name is, and log it when that changes."""
+        before, self.name_holder = self.name_holder, holder
+        if holder is not None and (before is None or before.home != holder.home):
+            log.warning("host_name_taken", name=holder.name, by=holder.address, version=holder.version)
+        elif holder is None and before is not None:
+            log.info("host_name_free", name=before.name)

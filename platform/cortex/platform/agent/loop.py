@@ -26,6 +26,7 @@ from cortex.platform.agent import state_file
 from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.caretaker import Caretaker
 from cortex.platform.agent.herald import Herald
+from cortex.platform.agent.host_name import home
 from cortex.platform.agent_messages import Going, Planned, Refused, Remove, Removed, Stored
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
@@ -74,6 +75,9 @@ class Agent:
             failures=state_file.read(_state_path(settings)).failures,
             # Epochs go on rising over restarts: routers remember the highest they have seen.
             epoch=int(now * 1000),
+            agent=secrets.token_hex(8),
+            home=home(Path(settings.agent.state_dir)),
+            started=now,
         )
         rules = Rules(
             strategy=settings.eviction.strategy,
@@ -135,7 +139,7 @@ class Agent:
         await self._devices.close()
         if not self.settings.agent.keep_workers:
             with contextlib.suppress(RecordAway):
-                await self._registry.remove_host(self.settings.host_name)
+                await self._registry.remove_host(self.settings.host_name, self.scheduler.record().home)
 
     # What callers ask for.
 
