@@ -36,6 +36,7 @@ class View:
         self.on_question: Callable[[str], None] = lambda _: None
         self.fleet = Fleet()
         self.away = True
+        self._full_at = 0.0
         self._known: dict[str, Known] = {}
         self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
         self._elsewhere: dict[str, int] = {}
@@ -126,7 +127,10 @@ class View:
 
     async def refresh(self) -> Fleet:
         """Read the whole record now. Raises RecordAway."""
-        self._apply(await self._registry.fleet(clock.now()))
+        fleet = await self._registry.fleet(clock.now())
+        if fleet.at >= self._full_at:  # else one that began later has been faster
+            self._full_at = fleet.at
+            self._apply(fleet)
         return self.fleet
 
     async def follow(self) -> None:
