@@ -76,6 +76,8 @@ class Herald:
     async def publish(self) -> None:
         """Write the record if it says something new or a beat is due; when Redis is away the next beat tries again.
 
+        While another machine has this host's name nothing is written, and each beat tries again.
+
         A receipt alone rings no bell: whoever waits for room asks again at every ring, and each refusal is a receipt.
         """
         async with self._publishing:
@@ -87,12 +89,11 @@ class Herald:
                     self._publications += 1
                     written = replace(record, at=time.time(), sequence=self._publications)
                     self._note_holder(await self._registry.publish_host(written, ttl_s))
-                    if self.name_holder is not None:
-                        return
-                    await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
-                    self._due = time.monotonic() + self._heartbeat_s / 2
-                receipts, self._receipts = self._receipts, []
-                if receipts:
+                    if self.name_holder is None:
+                        await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
+                        self._due = time.monotonic() + self._heartbeat_s / 2
+                if self._receipts and self.name_holder is None:
+                    receipts, self._receipts = self._receipts, []
                     await self._registry.decided(receipts)
             except RecordAway as error:
                 if not self.record_away:
