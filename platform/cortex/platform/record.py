@@ -300,6 +300,11 @@ def shifted_fleet(fleet: Fleet, by_s: float) -> Fleet:
     )
 
 
+def newest_uses(used: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Return the later of both times of each function and instance."""
+    return {**used, **{member: max(at, used.get(member, at)) for member, at in more.items()}}
+
+
 def shifted_uses(used: Mapping[str, float], by_s: float) -> dict[str, float]:
     """Return last uses moved by so many seconds."""
     return {member: at + by_s for member, at in used.items()}

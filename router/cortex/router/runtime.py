@@ -221,10 +221,10 @@ class Runtime:
             if news == told and time.monotonic() - reported < REPORT_S:
                 continue
             used = self.flights.take_used()
+            self.view.note_used(used)
             try:
                 await self._report_now()
                 await self.registry.touch(used)
-                self.view.note_used(used)
                 told, reported = news, time.monotonic()
             except RecordAway:
                 self.flights.put_back(used)
