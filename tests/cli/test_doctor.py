@@ -36,7 +36,11 @@ def levels(findings: Any) -> list[str]:
     ("host", "level", "said"),
     [
         (a_host(), "ok", "1 device"),
-        (a_host(at=NOW + 30), "problem", "its clock is 30.0 s ahead"),
+        (
+            a_host(address="http://a:1", namesake={"address": "http://b:1"}),
+            "problem",
+            "http://a:1 is in the record, http://b:1 is refused",
+        ),
         (a_host(at=NOW - 40), "warning", "last reported 40 s ago"),
         (a_host(cordoned=True), "warning", "cordoned"),
         (a_host(problem="NVML: driver mismatch"), "problem", "driver mismatch"),

@@ -40,3 +40,8 @@ def resume(origin: float) -> None:
     """Go on with the clock of an earlier process of this boot, whose work this process takes up."""
     global _process
     _process = Clock(origin)
+
+
+def wall(at: float) -> float:
+    """Return a time of this process's clock as the wall clock has it now: to show it to people."""
+    return at + time.time() - now()

@@ -1,13 +1,13 @@
 """The requests a process has in flight and in waiting, as sets of live requests.
 
 A set cannot go negative, and a request that is not in it any more cannot leak: whoever boards leaves in a
-`finally`. The report for the record and the last uses are read off these sets.
+`finally`. The report for the record and the last uses are read off these sets; last uses are by this process's clock.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cortex.platform import clock
 from cortex.platform.record import RouterReport, used_function, used_instance
 
 
@@ -62,7 +62,7 @@ class Flights:
     def take_used(self) -> dict[str, float]:
         """Return the last uses since the last call. Requests still in flight count as used now."""
         used, self._used = self._used, {}
-        now = time.time()
+        now = clock.now()
         return used | {used_instance(i): now for i in self._in_flight}
 
     def recent(self) -> dict[str, float]:
@@ -74,7 +74,7 @@ class Flights:
         self._used = used | self._used
 
     def _touch(self, function: str, instance: str) -> None:
-        now = time.time()
+        now = clock.now()
         self._used[used_function(function)] = now
         self._used[used_instance(instance)] = now
 

@@ -1,13 +1,16 @@
 """The record: what each process says of itself in Redis, as values.
 
 One writer each: a host's record is written by that host's agent, a router's report by that router. Nothing
-here is secret: worker keys are derived (see `keys.py`), never stored. Times are Unix seconds, because they
-are compared across machines; memory is MiB.
+here is secret: worker keys are derived (see `keys.py`), never stored. Memory is MiB. Times are Unix seconds by the
+clock of the process that writes them; a process that reads another's record has them by its own clock
+(`record_reader.py`), so that no two machines' clocks are ever compared.
 """
 
 import enum
+from collections.abc import Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import LIVE, State
@@ -179,6 +182,14 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Digest of the catalogue the agent last heard of."""
     models: dict[str, Known] = {}
     """By function, what the weights on this host say about it."""
+    agent: str = ""
+    """The agent's process: a random id, another one after every start. Empty in a record of an older release."""
+    home: str = ""
+    """The machine and state directory of that agent: of two records of one name, whether one host wrote both."""
+    started: float = 0.0
+    """When that process started."""
+    sequence: int = 0
+    """How many times that process has published its record."""
 
     def of(self, function: str) -> list[Instance]:
         """Return the function's instances that are serving or on their way."""
@@ -206,8 +217,17 @@ class Override(Struct, frozen=True, kw_only=True):
     max: int | None = None
 
 
+class Namesake(Struct, frozen=True, kw_only=True):
+    """A host whose agent may not publish, because a host on another machine has its name in the record."""
+
+    name: str
+    address: str
+    version: str = ""
+    home: str = ""
+
+
 class Fleet(Struct, frozen=True, kw_only=True):
-    """One reading of the whole record. What is not in it is not alive."""
+    """One reading of the whole record. What is not in it is not alive. Times are by the reader's clock."""
 
     hosts: dict[str, HostRecord] = {}
     routers: dict[str, RouterReport] = {}
@@ -216,6 +236,8 @@ class Fleet(Struct, frozen=True, kw_only=True):
     cordoned: frozenset[str] = frozenset()
     overrides: dict[str, Override] = {}
     """By function."""
+    namesakes: dict[str, Namesake] = {}
+    """By the name they share with a host in `hosts`; of several with one name, the last that tried to publish."""
     at: float = 0.0
 
 
@@ -242,6 +264,70 @@ def use(fleet: Fleet) -> Use:
         for function, count in report.waiting.items():
             waiting[function] = waiting.get(function, 0) + count
     return Use(in_flight=in_flight, waiting=waiting, used=fleet.used)
+
+
+def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool:
+    """Whether a host's record that was just read is newer than the one its reader has.
+
+    `overlapped`: the read began before the present record came in, so it may have fetched an older value.
+
+    (1) Both are of one agent process: its count of publications decides.
+    (2) Another process wrote it, and the read began afterwards: Redis holds the present agent's record.
+    (3) Another process wrote it, and the reads overlapped: the agent that started later. Where a step of the wall
+        clock between the two starts makes this wrong, the next full read is case (2).
+    """
+    if read.agent and read.agent == present.agent:  # (1)
+        return read.sequence > present.sequence
+    if not overlapped:  # (2)
+        return True
+    return (read.started, read.at) > (present.started, present.at)  # (3)
+
+
+def shifted(record: HostRecord, by_s: float) -> HostRecord:
+    """Return a host's record with all its times moved by so many seconds; a time of 0 stands for none."""
+
+    def moved(at: float) -> float:
+        return at + by_s if at else 0.0
+
+    return replace(
+        record,
+        at=moved(record.at),
+        started=moved(record.started),
+        instances=tuple(
+            replace(
+                i,
+                since=moved(i.since),
+                created=moved(i.created),
+                phase_since=moved(i.phase_since),
+                last_sign=moved(i.last_sign),
+                started=moved(i.started),
+                ready=moved(i.ready),
+                deadline=moved(i.deadline),
+            )
+            for i in record.instances
+        ),
+        failures=tuple(replace(f, at=moved(f.at), retry_at=moved(f.retry_at)) for f in record.failures),
+    )
+
+
+def shifted_fleet(fleet: Fleet, by_s: float) -> Fleet:
+    """Return a reading with the times of hosts, of last uses and of the reading itself moved by so many seconds."""
+    return replace(
+        fleet,
+        hosts={name: shifted(host, by_s) for name, host in fleet.hosts.items()},
+        used=shifted_uses(fleet.used, by_s),
+        at=fleet.at + by_s if fleet.at else 0.0,
+    )
+
+
+def newest_uses(used: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Return the later of both times of each function and instance."""
+    return {**used, **{member: max(at, used.get(member, at)) for member, at in more.items()}}
+
+
+def shifted_uses(used: Mapping[str, float], by_s: float) -> dict[str, float]:
+    """Return last uses moved by so many seconds."""
+    return {member: at + by_s for member, at in used.items()}
 
 
 def used_function(function: str) -> str:

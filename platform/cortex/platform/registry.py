@@ -6,6 +6,7 @@ and fails with RecordAway, whatever went wrong underneath.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -16,13 +17,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from cortex.platform import clock
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
-from cortex.platform.record import Fleet, HostRecord, Override, RouterReport
+from cortex.platform.record import Fleet, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import decoded, key_fields, override_fields, text, words
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
+from cortex.platform.record_reader import RecordReader
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.settings import Settings
 
@@ -33,6 +36,7 @@ FLEET = "cortex:[hor]*"
 """Hosts, overrides and routers, found in one pass over the keys."""
 USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
 SWEEP, LEDGER, KEY = "cortex:sweep", "cortex:ledger", "cortex:key:"
+NAMESAKE = "cortex:namesake:"
 COUNTS, QUESTION, ANSWERS = "cortex:counts:", "cortex:question:", "cortex:answers:"
 ANSWERS_S = 10.0
 ROUTER_TTL_S = 10.0
@@ -47,6 +51,50 @@ _RELEASE = """
 -- KEYS[1] the claim; ARGV[1] our token. Delete the claim only while it is ours.
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
+"""
+
+_OF_ANOTHER_HOME = """
+local function of_another_home(record, home)
+  if not record or home == '' then return false end
+  local readable, host = pcall(cjson.decode, record)
+  local other = readable and type(host) == 'table' and host.home or ''
+  return other ~= '' and other ~= home
+end
+"""
+
+_PUBLISH_HOST = f"""{_OF_ANOTHER_HOME}
+-- KEYS: the host's record; the note of a namesake that may not publish. ARGV: the record, its home, its lifetime in
+-- ms, the note, the channel, the message. Write the record, unless a host of this name on another machine is alive:
+-- then leave the note and return that host's record.
+local present = redis.call('GET', KEYS[1])
+if of_another_home(present, ARGV[2]) then
+  redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3])
+  return present
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return false
+"""
+
+_REMOVE_HOST = f"""{_OF_ANOTHER_HOME}
+-- KEYS[1] the host's record; ARGV: home, the channel, the message. Delete the record unless it is another machine's.
+if of_another_home(redis.call('GET', KEYS[1]), ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('PUBLISH', ARGV[2], ARGV[3])
+return 1
+"""
+
+_TOUCH = """
+-- KEYS[1] last uses; ARGV: member, its age in seconds, and so on. Note each use by Redis' own clock; an older one
+-- never replaces a newer one. What lies in the future is from before a step of Redis' clock backwards: it counts as
+-- used now, else no use could be noted until that time has come.
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+local function score(at) return string.format('%.6f', at) end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. score(now), '+inf')) do
+  redis.call('ZADD', KEYS[1], score(now), member)
+end
+for i = 1, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', score(now - ARGV[i + 1]), ARGV[i]) end
 """
 
 
@@ -79,6 +127,10 @@ class Registry:
             client_name="cortex",
         )
         self._release = self._redis.register_script(_RELEASE)
+        self._publish_host = self._redis.register_script(_PUBLISH_HOST)
+        self._remove_host = self._redis.register_script(_REMOVE_HOST)
+        self._touch = self._redis.register_script(_TOUCH)
+        self._reader = RecordReader()
 
     @classmethod
     def of(cls, settings: Settings) -> "Registry":
@@ -106,12 +158,26 @@ class Registry:
 
     # Hosts, by their agents.
 
-    async def publish_host(self, record: HostRecord, ttl_s: float) -> None:
-        """Write a host's record and ring the bell."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(HOST + record.name, msgspec.json.encode(record), px=round(ttl_s * 1000))
-            pipe.publish(CHANGED, f"host:{record.name}")
-            await pipe.execute()
+    async def publish_host(self, record: HostRecord, ttl_s: float) -> HostRecord | None:
+        """Write a host's record and ring the bell.
+
+        Where a host of this name on another machine is alive, write nothing but a note for whoever looks, and return
+        that host's record.
+        """
+        note = Namesake(name=record.name, address=record.address, version=record.version, home=record.home)
+        async with _bounded(self._timeout_s):
+            holder = await self._publish_host(
+                keys=[HOST + record.name, NAMESAKE + record.name],
+                args=[
+                    msgspec.json.encode(record),
+                    record.home,
+                    round(ttl_s * 1000),
+                    msgspec.json.encode(note),
+                    CHANGED,
+                    f"host:{record.name}",
+                ],
+            )
+        return decoded(holder, HostRecord)
 
     async def publish_counts(self, host: str, counts: Snapshot, ttl_s: float) -> None:
         """Write what a host's agent has counted."""
@@ -125,17 +191,22 @@ class Registry:
             values = await self._redis.mget(keys) if keys else []
         return [s for v in values if (s := decoded(v, Snapshot))]
 
-    async def remove_host(self, name: str) -> None:
-        """Take a host out of the record: its agent ends."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            pipe.delete(HOST + name)
-            pipe.publish(CHANGED, f"host:{name}")
-            await pipe.execute()
-
-    async def host(self, name: str) -> HostRecord | None:
-        """Read one host's record."""
+    async def remove_host(self, name: str, home: str = "") -> None:
+        """Take a host out of the record: its agent ends. A host of this name with another home stays."""
         async with _bounded(self._timeout_s):
-            return decoded(await self._redis.get(HOST + name), HostRecord)
+            await self._remove_host(keys=[HOST + name], args=[home, CHANGED, f"host:{name}"])
+
+    async def host(self, name: str, now: float) -> HostRecord | None:
+        """Read one host's record; its times are by the caller's clock, which says `now`."""
+        began = time.monotonic()
+        async with _bounded(self._timeout_s):
+            read = decoded(await self._redis.get(HOST + name), HostRecord)
+        return self._reader.host(name, read, now, now + time.monotonic() - began)
+
+    async def host_left_s(self, name: str) -> float:
+        """Return for how long a host's record stays in Redis unless its agent publishes it again; 0: it is gone."""
+        async with _bounded(self._timeout_s):
+            return max(0.0, await self._redis.pttl(HOST + name) / 1000)
 
     # Routers, by themselves.
 
@@ -158,10 +229,12 @@ class Registry:
             return decoded(await self._redis.get(ROUTER + router), RouterReport)
 
     async def touch(self, used: Mapping[str, float]) -> None:
-        """Note last uses; an older time never replaces a newer one."""
+        """Note last uses, whose times are by this process's clock; an older one never replaces a newer one."""
         if used:
+            now = clock.now()
+            ages = [word for member, at in used.items() for word in (member, f"{max(0.0, now - at):.6f}")]
             async with _bounded(self._timeout_s):
-                await self._redis.zadd(USED, dict(used), gt=True)
+                await self._touch(keys=[USED], args=ages)
 
     async def forget_used(self, members: Iterable[str]) -> None:
         """Drop last uses of what is no more."""
@@ -173,7 +246,8 @@ class Registry:
     # Everyone.
 
     async def fleet(self, now: float) -> Fleet:
-        """Read the whole record."""
+        """Read the whole record; all its times are by the caller's clock, which says `now`."""
+        began = time.monotonic()
         async with _bounded(self._timeout_s):
             found = sorted([text(k) async for k in self._redis.scan_iter(match=FLEET, count=1000)])
             host_keys = [k for k in found if k.startswith(HOST)]
@@ -184,19 +258,27 @@ class Registry:
                     pipe.get(key)
                 for key in override_keys:
                     pipe.hgetall(key)
+                for key in host_keys:
+                    pipe.get(NAMESAKE + key.removeprefix(HOST))
                 pipe.zrange(USED, 0, -1, withscores=True)
+                pipe.time()
                 pipe.smembers(CORDON)
-                *values, used, cordoned = await pipe.execute()
-        hosts = [h for v in values[: len(host_keys)] if (h := decoded(v, HostRecord))]
-        reports = values[len(host_keys) : len(host_keys) + len(router_keys)]
-        routers = [r for v in reports if (r := decoded(v, RouterReport))]
-        overrides = zip(override_keys, values[len(host_keys) + len(router_keys) :], strict=True)
+                *values, used, (seconds, micros), cordoned = await pipe.execute()
+        ended = now + time.monotonic() - began
+        rest = iter(values)
+        hosts = [decoded(next(rest), HostRecord) for _ in host_keys]
+        routers = [decoded(next(rest), RouterReport) for _ in router_keys]
+        overrides = {key.removeprefix(OVERRIDE): override_of(next(rest)) for key in override_keys}
+        namesakes = [decoded(next(rest), Namesake) for _ in host_keys]
+        scores = {text(member): score for member, score in used}
+        newest = self._reader.hosts([h for h in hosts if h], now, ended)
         return Fleet(
-            hosts={h.name: h for h in hosts},
-            routers={r.id: r for r in routers},
-            used={member.decode(): score for member, score in used},
+            hosts=newest,
+            routers={r.id: r for r in routers if r},
+            used=self._reader.used(scores, seconds + micros / 1e6, ended),
             cordoned=frozenset(c.decode() for c in cordoned),
-            overrides={key.removeprefix(OVERRIDE): override_of(kept) for key, kept in overrides},
+            overrides=overrides,
+            namesakes={n.name: n for n in namesakes if n and n.name in newest and n.home != newest[n.name].home},
             at=now,
         )
 

@@ -115,6 +115,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     confine(no_new_privs=settings.agent.no_new_privs)
     passed = systemd.listeners().get("agent")
     try:
+        _check_name(settings)
         served = listener.config(
             create_app(settings),
             settings.agent.listen,
@@ -128,3 +129,26 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
             sys.exit(exits.FAILED)
     except (AnotherAgent, OSError) as error:
         raise exits.Failed(str(error)) from None
+
+
+def _check_name(settings: Settings) -> None:
+    """Raise Failed while another machine's agent has this host's name. Without Redis, publishing will tell."""
+    from cortex.platform.agent.host_name import NameTaken, check_name, home
+    from cortex.platform.registry import RecordAway, Registry
+
+    async def check() -> None:
+        registry = Registry.of(settings)
+        try:
+            await check_name(registry, settings.host_name, home(Path(settings.agent.state_dir)))
+        finally:
+            await registry.close()
+
+    try:
+        asyncio.run(check())
+    except RecordAway:
+        return
+    except NameTaken as error:
+        raise exits.Failed(
+            str(error),
+            hint="Give each machine a name of its own: `[agent] name`, or CORTEX_AGENT__NAME. Then start it again.",
+        ) from None

@@ -50,7 +50,14 @@ def ls(as_json: bool) -> None:
             h["version"],
             ago(h["at"]),
         )
-    console().print(rows)
+    out = console()
+    out.print(rows)
+    for h in found:
+        if other := h.get("namesake"):
+            out.print(
+                f"{h['name']}: {other['address']} has this name, too, and is refused; {h['address']} is in the record",
+                markup=False,
+            )
 
 
 @host.command()

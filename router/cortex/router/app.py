@@ -1,7 +1,6 @@
 """The router's HTTP surface. Wires the pieces; each route is a few lines."""
 
 import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from litestar import Litestar, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
+from cortex.platform import clock
 from cortex.platform.log import whence
 from cortex.platform.settings import Settings
 from cortex.router.access.door import Door, caller
@@ -85,13 +85,14 @@ def create_app(settings: Settings) -> Litestar:
     async def health() -> dict[str, Any]:
         """Say whether requests can be served, and what is amiss."""
         fleet = runtime.view.fleet
-        well = bool(fleet.hosts) and not runtime.view.away and not runtime.directory.problem
+        well = bool(fleet.hosts) and not (runtime.view.away or runtime.directory.problem or fleet.namesakes)
         return {
             "status": "ok" if well else "degraded",
             "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts)},
             "record": "away" if runtime.view.away else "ok",
-            "record_read_s_ago": math.ceil(time.time() - fleet.at) if fleet.at else None,
+            "record_read_s_ago": math.ceil(clock.now() - fleet.at) if fleet.at else None,
             "catalogue": runtime.directory.problem or "ok",
+            "shared_names": {n: [fleet.hosts[n].address, other.address] for n, other in fleet.namesakes.items()},
         }
 
     @get("/", opt={"needs": "nothing"})

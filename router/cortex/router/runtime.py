@@ -17,12 +17,13 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
+from cortex.platform import clock
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.keys import FleetToken
 from cortex.platform.quota import Quota
-from cortex.platform.record import Fleet, Override, used_instance
+from cortex.platform.record import Fleet, Override, shifted_fleet, used_instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
@@ -125,11 +126,13 @@ class Runtime:
     # What operators ask for.
 
     def fleet(self) -> Fleet:
-        """Return the fleet with this router's own report as it is at this moment."""
+        """Return the fleet for people: with this router's own report as of now, and times by the wall clock."""
         fleet = self.view.fleet
-        own = self.flights.report(self.view.epochs(), time.time())
+        own = self.flights.report(self.view.epochs(), clock.now())
         used = fleet.used | self.flights.recent()
-        return replace(fleet, routers={**fleet.routers, self.id: own}, used=used)
+        fleet = replace(fleet, routers={**fleet.routers, self.id: own}, used=used)
+        ahead_s = round(clock.wall(0.0), 1)
+        return shifted_fleet(fleet, ahead_s) if ahead_s else fleet
 
     async def warm(self, target: Target) -> str:
         """Have an instance started whatever failed before; return its id, or that of one there is.
@@ -202,7 +205,7 @@ class Runtime:
     # In the background.
 
     async def _report_now(self) -> None:
-        await self.registry.publish_router(self.flights.report(self.view.epochs(), time.time()))
+        await self.registry.publish_router(self.flights.report(self.view.epochs(), clock.now()))
 
     async def _report(self) -> None:
         """Report once a second, and at once when an agent waits for it: for an acknowledgement, for the last
@@ -218,10 +221,10 @@ class Runtime:
             if news == told and time.monotonic() - reported < REPORT_S:
                 continue
             used = self.flights.take_used()
+            self.view.note_used(used)
             try:
                 await self._report_now()
                 await self.registry.touch(used)
-                self.view.note_used(used)
                 told, reported = news, time.monotonic()
             except RecordAway:
                 self.flights.put_back(used)
@@ -271,7 +274,7 @@ class Runtime:
 
     async def _scale(self) -> None:
         functions = self.directory.catalogue.functions
-        for want in self._scaling.wanted(functions.values(), self.view.fleet, time.time()):
+        for want in self._scaling.wanted(functions.values(), self.view.fleet, clock.now()):
             try:
                 await self.activator.add(self.directory.find(want.function), evict=want.promised)
             except Refusal as refusal:
@@ -279,7 +282,7 @@ class Runtime:
 
     async def _forget_gone(self) -> None:
         present = {used_instance(i.id) for h in self.view.fleet.hosts.values() for i in h.instances}
-        old = time.time() - 3600
+        old = clock.now() - 3600
         await self.registry.forget_used(
             m for m, at in self.view.fleet.used.items() if m.startswith("i:") and m not in present and at < old
         )

@@ -12,13 +12,16 @@ from msgspec.structs import replace
 
 from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Failure, Fleet, HostRecord, Instance, use
+from cortex.platform import clock
+from cortex.platform.record import Failure, Fleet, HostRecord, Instance, newest_uses, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.router.request.abilities import known_models
 
 log = structlog.get_logger()
 
 FULL_READ_S = 3.0
+NOTED_S = 30.0
+"""How long this router remembers its own last uses: longer than any read of the record takes."""
 RETRY_S = 0.5
 SUSPECT_S = 2.0
 """How long an instance that refused us is not chosen: its agent will have said what became of it by then."""
@@ -35,6 +38,8 @@ class View:
         self.on_question: Callable[[str], None] = lambda _: None
         self.fleet = Fleet()
         self.away = True
+        self._full_at = 0.0
+        self._noted: dict[str, float] = {}
         self._known: dict[str, Known] = {}
         self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
         self._elsewhere: dict[str, int] = {}
@@ -120,12 +125,17 @@ class View:
         return placed[0].at if placed else 0.0
 
     def note_used(self, used: Mapping[str, float]) -> None:
-        """Count last uses that were just written; the next full read has them, too."""
-        self.fleet = replace(self.fleet, used=self.fleet.used | dict(used))
+        """Count last uses that are being written; a full read that began before does not have them."""
+        since = clock.now() - NOTED_S
+        self._noted = newest_uses({m: at for m, at in self._noted.items() if at > since}, used)
+        self.fleet = replace(self.fleet, used=newest_uses(self.fleet.used, used))
 
     async def refresh(self) -> Fleet:
         """Read the whole record now. Raises RecordAway."""
-        self._apply(await self._registry.fleet(time.time()))
+        fleet = await self._registry.fleet(clock.now())
+        if fleet.at >= self._full_at:  # else one that began later has been faster
+            self._full_at = fleet.at
+            self._apply(replace(fleet, used=newest_uses(fleet.used, self._noted)))
         return self.fleet
 
     async def follow(self) -> None:
@@ -147,7 +157,7 @@ class View:
                 await self.refresh()
                 full = time.monotonic()
             elif kind == "host":
-                self._apply(self._with(hosts={name: await self._registry.host(name)}))
+                self._apply(self._with(hosts={name: await self._registry.host(name, clock.now())}))
             elif kind == "override":
                 await self.refresh()
             elif kind == "ask":
@@ -162,7 +172,7 @@ class View:
             for field, new in (("hosts", hosts), ("routers", routers))
             if new is not None
         }
-        return replace(self.fleet, at=time.time(), **changes)
+        return replace(self.fleet, at=clock.now(), **changes)
 
     def _apply(self, fleet: Fleet) -> None:
         ready: dict[tuple[str, str], list[Instance]] = {}

@@ -30,10 +30,13 @@ class Herald:
         self.changed = asyncio.Event()
         self.counts = counts
         self.record_away = False
+        self.name_holder: HostRecord | None = None
+        """The host of another machine that has this host's name in the record; nothing is published meanwhile."""
         self._registry = registry
         self._record = record
         self._heartbeat_s = heartbeat_s
         self._published: HostRecord | None = None
+        self._publications = 0
         self._due = 0.0
         self._publishing = asyncio.Lock()
         self._receipts: list[Receipt] = []
@@ -76,6 +79,8 @@ class Herald:
     async def publish(self) -> None:
         """Write the record if it says something new or a beat is due; when Redis is away the next beat tries again.
 
+        While another machine has this host's name nothing is written, and each beat tries again.
+
         A receipt alone rings no bell: whoever waits for room asks again at every ring, and each refusal is a receipt.
         """
         async with self._publishing:
@@ -84,11 +89,14 @@ class Herald:
             try:
                 if record != self._published or time.monotonic() >= self._due:
                     self._published, self._due = record, 0.0
-                    await self._registry.publish_host(replace(record, at=clock.now()), ttl_s)
-                    await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
-                    self._due = time.monotonic() + self._heartbeat_s / 2
-                receipts, self._receipts = self._receipts, []
-                if receipts:
+                    self._publications += 1
+                    written = replace(record, at=clock.now(), sequence=self._publications)
+                    self._note_holder(await self._registry.publish_host(written, ttl_s))
+                    if self.name_holder is None:
+                        await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
+                        self._due = time.monotonic() + self._heartbeat_s / 2
+                if self._receipts and self.name_holder is None:
+                    receipts, self._receipts = self._receipts, []
                     await self._registry.decided(receipts)
             except RecordAway as error:
                 if not self.record_away:
@@ -98,3 +106,11 @@ class Herald:
                 if self.record_away:
                     log.info("record_back")
                 self.record_away = False
+
+    def _note_holder(self, holder: HostRecord | None) -> None:
+        """Note whose the name is, and log it when that changes."""
+        before, self.name_holder = self.name_holder, holder
+        if holder is not None and (before is None or before.home != holder.home):
+            log.warning("host_name_taken", name=holder.name, by=holder.address, version=holder.version)
+        elif holder is None and before is not None:
+            log.info("host_name_free", name=before.name)

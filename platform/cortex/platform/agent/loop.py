@@ -30,6 +30,7 @@ from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.caretaker import Caretaker
 from cortex.platform.agent.counts import AgentCounts
 from cortex.platform.agent.herald import Herald
+from cortex.platform.agent.host_name import home
 from cortex.platform.agent_messages import Going, Planned, Refused, Remove, Removed, Stored
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
@@ -86,6 +87,9 @@ class Agent:
             failures=self._earlier.failures,
             # Epochs go on rising over restarts, or a router would acknowledge drains it has not seen.
             epoch=max(int(clock.now() * 1000), self._earlier.epoch + EPOCHS_AHEAD),
+            agent=secrets.token_hex(8),
+            home=home(Path(settings.agent.state_dir)),
+            started=clock.now(),
         )
         rules = Rules(
             strategy=settings.eviction.strategy,
@@ -148,7 +152,7 @@ class Agent:
         await asyncio.to_thread(self._writer.close)
         if not self.settings.agent.keep_workers:
             with contextlib.suppress(RecordAway):
-                await self._registry.remove_host(self.settings.host_name)
+                await self._registry.remove_host(self.settings.host_name, self.scheduler.record().home)
         os.close(self._lock)
 
     # What callers ask for.

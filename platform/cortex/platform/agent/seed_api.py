@@ -28,6 +28,7 @@ from msgspec import Meta, Struct
 from cortex.functions.lifecycle import COMING, LIVE, State
 from cortex.functions.names import LONGEST, fault_in
 from cortex.functions.spec import Engine, Function
+from cortex.platform.agent.host_name import taken
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.relay import Relay
 from cortex.platform.agent_messages import Refused
@@ -85,9 +86,10 @@ def routes(agent: Agent, relay: Relay, settings: Settings) -> Router:
     @get("/health", opt={"needs": "nothing"})
     async def health() -> dict[str, Any]:
         """Say that the agent is up, what its devices hold and which models come up."""
-        host = agent.record()
+        host, holder = agent.record(), agent.herald.name_holder
         return {
-            "status": "ok",
+            "status": "ok" if holder is None else "degraded",
+            **({} if holder is None else {"problem": f"nothing is published: {taken(holder)}"}),
             "host": host.name,
             "uptime_secs": int(time.monotonic() - born),
             "devices": readings(host),

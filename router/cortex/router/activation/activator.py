@@ -11,17 +11,19 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import structlog
+from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, LIVE
 from cortex.functions.spec import Function
+from cortex.platform import clock
 from cortex.platform.agent_messages import Ensure, Going, Planned, Refused
 from cortex.platform.api_keys import Priority
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
-from cortex.platform.record import FailureKind, Fleet, Instance, use
+from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
 from cortex.router.activation.agents import AgentAway, Agents
@@ -115,7 +117,7 @@ class Activator:
         fleet = self._view.fleet
         usage = use(fleet)
         refusals: list[tuple[str, Refused]] = []
-        for host in hosts_to_ask(wanted, function, fleet, usage, time.time()):
+        for host in hosts_to_ask(wanted, function, fleet, usage, clock.now()):
             try:
                 answer = await self._agents.ensure(fleet.hosts[host].address, asked)
             except AgentAway as error:
@@ -141,7 +143,7 @@ class Activator:
     ) -> None:
         """Leave a receipt: which hosts there were, what each was good for, and who said no before this one."""
         numbers = {
-            "considered": considered(wanted, function, fleet, use(fleet), time.time()),
+            "considered": considered(wanted, function, fleet, use(fleet), clock.now()),
             "said_no": {name: refused.reason for name, refused in refusals},
             "waiting": self._flights.waiting_for(function.id),
         }
@@ -153,7 +155,7 @@ class Activator:
         wanted = need(function, None)
         fleet = self._view.fleet
         refusals: dict[str, str] = {}
-        usage, now = use(fleet), time.time()
+        usage, now = use(fleet), clock.now()
         for host in hosts_to_ask(wanted, function, fleet, usage, now):
             try:
                 answer = await self._agents.plan(fleet.hosts[host].address, function)
@@ -161,7 +163,7 @@ class Activator:
                 refusals[host] = str(error)
                 continue
             if isinstance(answer, Planned):
-                return answer, refusals
+                return _with_back_off(answer, fleet.hosts[host].failures, function.id), refusals
             refusals[host] = answer.reason
         for name, record in fleet.hosts.items():
             guess = misfit(wanted, record) or place(wanted, record, usage, now, cordoned=name in fleet.cordoned)
@@ -173,7 +175,7 @@ class Activator:
         """Put the agents' answers into one: crashing beats full, full beats never."""
         if not refusals:
             fleet = self._view.fleet
-            why = why_nowhere(wanted, fleet, use(fleet), time.time())
+            why = why_nowhere(wanted, fleet, use(fleet), clock.now())
             return NoCapacity(
                 f"no host can run '{function.id}': {why}",
                 # A cordon may be lifted and a host may join: that can be waited for.
@@ -286,7 +288,13 @@ class Activator:
         for host in self._view.fleet.hosts.values():
             for instance in host.of(function.id):
                 if instance.state in LIVE:
-                    so_far = time.time() - instance.created
+                    so_far = clock.now() - instance.created
                     phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
                     return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
         return "no host has had room for it"
+
+
+def _with_back_off(planned: Planned, failures: Iterable[Failure], function: str) -> Planned:
+    """Return a plan whose end of the back-off is by the wall clock here; the agent's answer has it by its own clock."""
+    retry_at = next((f.retry_at for f in failures if f.function == function), 0.0)
+    return replace(planned, retry_at=clock.wall(retry_at) if planned.retry_at and retry_at else 0.0)

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 import uvicorn
 
-from cortex.platform import metrics
+from cortex.platform import clock, metrics
 from cortex.platform.meter import Count, Snapshot, added, text
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import Settings
@@ -71,7 +71,15 @@ class MetricsPort:
 
     def _run(self, listener: socket.socket) -> None:
         assert self._server is not None
-        asyncio.run(self._server.serve(sockets=[listener]))
+        asyncio.run(self._serve(self._server, listener))
+
+    async def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        self._registry = Registry(self._settings.redis_url)
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            with contextlib.suppress(RecordAway):
+                await self._registry.close()
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer GET /metrics, and nothing else."""
@@ -90,17 +98,14 @@ class MetricsPort:
 
     async def _fleet(self) -> Snapshot:
         """Read the record: what the agents counted, and how things stand."""
-        registry = Registry(self._settings.redis_url)
+        registry = self._registry
         began = time.monotonic()
         try:
             await registry.ping()
             took = Count(metrics.RECORD_PING.name, (), time.monotonic() - began)
-            fleet = await registry.fleet(time.time())
+            fleet = await registry.fleet(clock.now())
             counted = await registry.counted(fleet.hosts)
-            gauges = (Count(metrics.RECORD_UP.name, (), 1), took, *standing(fleet, await registry.jobs(), time.time()))
+            gauges = (Count(metrics.RECORD_UP.name, (), 1), took, *standing(fleet, await registry.jobs(), clock.now()))
             return added([*counted, Snapshot(gauges=gauges)])
         except RecordAway:
             return Snapshot(gauges=(Count(metrics.RECORD_UP.name, (), 0),))
-        finally:
-            with contextlib.suppress(RecordAway):
-                await registry.close()

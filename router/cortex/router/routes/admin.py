@@ -229,11 +229,12 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
                 "cordoned": name in fleet.cordoned,
                 "in_flight": sum(index.in_flight(i) for i in host.instances),
                 "leaving": to_builtins(order_of_leaving(host, known, index)),
+                "namesake": to_builtins(fleet.namesakes.get(name)),
             }
             for name, host in sorted(fleet.hosts.items())
         ]
         gone = sorted(fleet.cordoned.difference(fleet.hosts))
-        return {"hosts": found, "cordoned_and_away": gone}
+        return {"hosts": found, "cordoned_and_away": gone, "now": round(known.now, 3)}
 
     @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin"})
     async def act_on_host(host: str, verb: str, plan: bool = False) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from litestar.params import Parameter
 from litestar.response import Stream
 from msgspec import to_builtins
 
+from cortex.platform import clock
 from cortex.platform.registry import DECISIONS_KEPT, RecordAway
 from cortex.router.refusals import RecordIsAway, TooManyListeners
 from cortex.router.runtime import Runtime
@@ -82,7 +83,7 @@ async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
         said = [_event("decision", to_builtins(r)) for r in found if not function or r.function == function]
         if runtime.view.fleet is not fleet:
             fleet = runtime.view.fleet
-            said.append(_event("changed", {"at": fleet.at}))
+            said.append(_event("changed", {"at": clock.wall(fleet.at)}))
         if not said and time.monotonic() - spoke > QUIET_S:
             said.append(b": still here\n\n")
         if said:

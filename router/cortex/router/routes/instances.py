@@ -29,7 +29,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/instances", opt={"needs": "status"})
     async def instances() -> dict[str, Any]:
         """List the instances of all hosts."""
-        fleet = runtime.view.fleet
+        fleet = runtime.fleet()
         found = [{**to_builtins(i), "host": h.name} for h in fleet.hosts.values() for i in h.instances]
         return {"instances": found}
 

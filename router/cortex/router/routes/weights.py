@@ -4,7 +4,6 @@ Everything here is the hosts' own: each agent is asked, and one that does not an
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from msgspec import Struct, to_builtins
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function
+from cortex.platform import clock
 from cortex.platform.agent_messages import Remove
 from cortex.platform.record import HostRecord, use
 from cortex.platform.scheduling.placement import need
@@ -126,9 +126,9 @@ def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:
     if host:
         return _hosts(runtime, host)[0]
     fleet, wanted = runtime.view.fleet, need(function, None)
-    names = hosts_to_ask(wanted, function, fleet, use(fleet), time.time())
+    names = hosts_to_ask(wanted, function, fleet, use(fleet), clock.now())
     if not names:
-        why = why_nowhere(wanted, fleet, use(fleet), time.time())
+        why = why_nowhere(wanted, fleet, use(fleet), clock.now())
         raise NoCapacity(f"no host can run '{function.id}': {why}")
     return fleet.hosts[names[0]]
 

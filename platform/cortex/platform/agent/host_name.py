@@ -1,0 +1,90 @@
+"""The right to a host's name: two machines with one name would overwrite each other's record.
+
+A record says at which home it was written: on which boot of a machine, with which state directory. An agent that
+starts while another home publishes under its name refuses. Agents that start at once, or while Redis is away, both
+get through; then Redis takes the record of one of them only (`Registry.publish_host`).
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from cortex.platform import clock
+from cortex.platform.record import HostRecord
+
+BOOT_IDS = (Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id"))
+"""What tells machines apart, the best first. A cloned image has the machine id of its original."""
+
+LOOK_S = 0.25
+MOST_WAIT_S = 60.0
+
+
+class NameTaken(Exception):
+    """The agent of another machine publishes under this host's name."""
+
+    def __init__(self, holder: HostRecord) -> None:
+        super().__init__(taken(holder))
+        self.holder = holder
+
+
+class Records(Protocol):
+    """Where hosts' records are read. Raises RecordAway."""
+
+    async def host(self, name: str, now: float) -> HostRecord | None: ...
+
+    async def host_left_s(self, name: str) -> float: ...
+
+
+def taken(holder: HostRecord) -> str:
+    """Say which host has a name."""
+    since = ""
+    if holder.started:
+        since = f" since {datetime.fromtimestamp(clock.wall(holder.started), UTC):%Y-%m-%d %H:%M:%S} UTC"
+    version = f", version {holder.version}" if holder.version else ""
+    return f"another machine has the host name '{holder.name}'{since}: {holder.address}{version}"
+
+
+def home(state_dir: Path) -> str:
+    """Return what tells this machine's boot and state directory from every other. Raises OSError.
+
+    Containers of one machine share its boot; their state directories are different files.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    place = state_dir.stat()
+    marks = (_boot_id(), str(state_dir.resolve()), str(place.st_dev), str(place.st_ino))
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
+
+
+def _boot_id() -> str:
+    for path in BOOT_IDS:
+        try:
+            if found := path.read_text().strip():
+                return found
+        except OSError:
+            continue
+    return ""
+
+
+async def check_name(
+    records: Records, name: str, own_home: str, now: Callable[[], float] = clock.now, look_s: float = LOOK_S
+) -> None:
+    """Raise NameTaken while the agent of another home is alive under this name; RecordAway while Redis does not answer.
+
+    A record alone proves no life: it outlives its agent by three heartbeats, for example over a quick reboot of this
+    very machine. An agent that lives publishes again before it expires.
+    """
+    first = await records.host(name, now())
+    if first is None or not first.home or first.home == own_home:
+        return
+    deadline = time.monotonic() + min(await records.host_left_s(name) + look_s, MOST_WAIT_S)
+    while time.monotonic() < deadline:
+        await asyncio.sleep(look_s)
+        found = await records.host(name, now())
+        if found is None or found.home == own_home:
+            return
+        if (found.agent, found.sequence) != (first.agent, first.sequence):
+            raise NameTaken(found)

@@ -1,0 +1,91 @@
+"""Whose a host's name is: what an agent makes of a record that is there when it starts."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from cortex.platform.agent import host_name
+from cortex.platform.agent.host_name import NameTaken, check_name, home, taken
+from cortex.platform.record import HostRecord
+from tests.support.factories import HOST, a_host
+
+OTHER = replace(a_host(), agent="agent-2", home="h2", sequence=5, version="1.2.3", started=1_700_000_000.0)
+
+
+class Pages:
+    """A record that reads as one page after the other; the last one stands. It expires soon."""
+
+    def __init__(self, *pages: HostRecord | None) -> None:
+        self._pages: Iterator[HostRecord | None] = itertools.chain(pages, itertools.repeat(pages[-1]))
+
+    async def host(self, name: str, now: float) -> HostRecord | None:
+        return next(self._pages)
+
+    async def host_left_s(self, name: str) -> float:
+        return 0.05
+
+
+async def check(*pages: HostRecord | None) -> None:
+    await check_name(Pages(*pages), HOST, "h1", look_s=0.001)
+
+
+@pytest.mark.parametrize(
+    "present",
+    [None, replace(OTHER, home="h1"), replace(OTHER, home="")],
+    ids=["none", "of this home", "of a release without homes"],
+)
+async def test_a_name_that_no_other_home_has_is_free_at_once(present: HostRecord | None) -> None:
+    await check(present, replace(OTHER, sequence=6))
+
+
+async def test_an_agent_elsewhere_that_publishes_again_keeps_the_name() -> None:
+    with pytest.raises(NameTaken) as refused:
+        await check(OTHER, OTHER, replace(OTHER, sequence=6))
+
+    assert refused.value.holder.sequence == 6
+
+
+async def test_a_record_that_expires_is_of_an_agent_that_is_gone() -> None:
+    await check(OTHER, OTHER, None, replace(OTHER, sequence=6))
+
+
+async def test_a_record_that_is_never_published_again_refuses_nothing() -> None:
+    await check(OTHER)
+
+
+def test_the_refusal_names_the_other_machine_by_address_version_and_start() -> None:
+    sentence = taken(OTHER)
+
+    assert sentence.startswith(f"another machine has the host name '{HOST}' since 2023-11-14 22:13:20 UTC")
+    assert sentence.endswith("http://host-a:13131, version 1.2.3")
+
+
+def test_a_home_is_the_same_at_every_start_and_another_for_every_state_directory(tmp_path: Path) -> None:
+    one, two = home(tmp_path / "one"), home(tmp_path / "two")
+
+    assert one == home(tmp_path / "one")
+    assert one != two
+
+
+def test_two_directories_of_one_path_are_two_homes(tmp_path: Path) -> None:
+    first = home(tmp_path / "state")
+    (tmp_path / "state").rename(tmp_path / "first")  # as in two containers of one machine
+
+    assert home(tmp_path / "state") != first
+
+
+def test_another_boot_is_another_home_and_a_container_without_a_machine_id_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr(host_name, "BOOT_IDS", (boot, tmp_path / "no-machine-id"))
+    found = [home(tmp_path / "state")]
+    for one in ("first", "second"):
+        boot.write_text(f"{one}{os.linesep}")
+        found.append(home(tmp_path / "state"))
+
+    assert len(set(found)) == 3

@@ -1,0 +1,254 @@
+"""Times of other machines by the reader's clock, and records that never go back, however reads overlap."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from cortex.platform.record import Failure, HostRecord, shifted, used_instance
+from cortex.platform.record_reader import GONE_S, MOST_USES, SAME_S, WINDOW_S, RecordReader
+from tests.support.factories import HOST, a_host, an_instance
+
+DAY_S = 86_400.0
+
+
+def a_record(
+    at: float, *, agent: str = "agent-1", started: float = 1.0, sequence: int = 0, ready: float = 0.0
+) -> HostRecord:
+    """A publication; without a sequence, its time stands for it."""
+    return a_host(an_instance(ready=ready), at=at, agent=agent, started=started, sequence=sequence or round(at * 1000))
+
+
+def read(
+    reader: RecordReader, record: HostRecord | None, began: float, ended: float | None = None
+) -> HostRecord | None:
+    return reader.host(HOST, record, began, began if ended is None else ended)
+
+
+# Times.
+
+
+def test_every_time_of_a_record_is_moved_and_none_stays_none() -> None:
+    instance = replace(an_instance(ready=2.0), phase_since=3.0, last_sign=4.0, started=5.0, deadline=6.0)
+    failure = Failure(function="f", revision="r", instance="i", reason="x", at=8.0, retry_at=9.0)
+    record = a_host(
+        instance, replace(instance, id="cold", ready=0.0, deadline=0.0), failures=(failure,), at=10.0, started=1.0
+    )
+
+    moved = shifted(record, 100.0)
+
+    first, cold = moved.instances
+    assert (moved.at, moved.started, moved.failures[0].at, moved.failures[0].retry_at) == (110.0, 101.0, 108.0, 109.0)
+    assert (first.since, first.created, first.ready, first.phase_since) == (102.0, 102.0, 102.0, 103.0)
+    assert (first.last_sign, first.started, first.deadline) == (104.0, 105.0, 106.0)
+    assert (cold.ready, cold.deadline) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 0.0, 60.0, DAY_S])
+def test_a_record_is_read_by_the_readers_clock_whatever_the_agents_says(ahead_s: float) -> None:
+    found = read(RecordReader(), a_record(1000.0 + ahead_s, ready=990.0 + ahead_s), 1000.0)
+
+    assert found is not None
+    assert (found.at, found.instances[0].ready) == (1000.0, 990.0)
+
+
+def test_the_promptest_reading_tells_how_far_the_clocks_are_apart() -> None:
+    reader = RecordReader()
+    read(reader, a_record(1000.0, ready=900.0), 1061.8)  # was there for 1.8 s
+    read(reader, a_record(1002.0, ready=900.0), 1062.01)
+
+    found = read(reader, a_record(1004.0, ready=900.0), 1065.0)
+
+    assert found is not None
+    assert found.instances[0].ready == pytest.approx(960.01)
+    assert found.at == pytest.approx(1064.01)  # read a second after it was written
+
+
+def test_times_stay_where_they_are_while_the_clocks_are_about_as_far_apart() -> None:
+    reader = RecordReader()
+    readings = [(1000.0 + n, 1000.04 + n - 0.02 * (n % 2)) for n in range(10)]
+
+    found = {r.instances[0].ready for at, seen in readings if (r := read(reader, a_record(at, ready=900.0), seen))}
+
+    assert found == {900.04}
+
+
+def test_an_agents_machine_that_was_suspended_is_known_by_its_new_difference_within_two_windows() -> None:
+    reader, stood_s = RecordReader(), 3600.0
+    read(reader, a_record(1000.0), 1000.0)
+    found = None
+    for n in range(2, round(2 * WINDOW_S) + 4, 2):
+        found = read(reader, a_record(1000.0 + n), 1000.0 + stood_s + n)
+
+    assert found is not None
+    assert abs(found.at - (1000.0 + stood_s + n)) <= SAME_S
+
+
+def test_a_record_that_is_read_again_tells_nothing_new_of_the_clocks() -> None:
+    reader = RecordReader()
+    read(reader, a_record(1000.0, ready=990.0), 1000.0)
+
+    found = [read(reader, a_record(1000.0, ready=990.0), 1000.0 + n) for n in range(1, 300, 10)]
+
+    assert {r.at for r in found if r} == {1000.0}
+
+
+def test_another_agent_process_has_a_clock_of_its_own() -> None:
+    reader = RecordReader()
+    read(reader, a_record(1000.0), 1000.0)
+
+    found = read(reader, a_record(5000.0, agent="agent-2", started=4999.0, ready=4999.0), 1002.0)
+
+    assert found is not None
+    assert (found.at, found.instances[0].ready) == (1002.0, 1001.0)
+
+
+# Order.
+
+
+def test_a_slow_read_of_an_older_record_is_not_believed() -> None:
+    reader = RecordReader()
+    new = read(reader, a_record(12.0), 12.0, 12.1)
+
+    assert read(reader, a_record(11.0), 10.0, 13.0) == new
+
+
+def test_a_new_agent_replaces_the_old_one_also_after_a_step_of_the_wall_clock_back() -> None:
+    reader = RecordReader()
+    read(reader, a_record(10.0, started=DAY_S), 10.0)
+
+    found = read(reader, a_record(12.0, agent="agent-2", started=2.0, sequence=1), 12.0)
+
+    assert found is not None
+    assert found.agent == "agent-2"
+
+
+def test_a_slow_read_neither_takes_out_nor_brings_back_a_host() -> None:
+    reader = RecordReader()
+    there = read(reader, a_record(11.0), 11.0, 11.1)
+    assert read(reader, None, 10.0, 12.0) == there
+
+    assert read(reader, None, 13.0, 13.1) is None
+    assert read(reader, a_record(11.0), 12.5, 14.0) is None
+
+
+def test_a_host_that_is_away_longer_than_any_read_is_forgotten() -> None:
+    reader = RecordReader()
+    reader.hosts([a_record(10.0)], 10.0, 10.1)
+
+    assert reader.hosts([], 20.0, 20.1) == {}
+    reader.hosts([], 20.1 + GONE_S, 20.2 + GONE_S)
+    assert not reader._hosts
+
+
+def test_a_record_of_a_release_without_a_sequence_is_taken_as_redis_has_it() -> None:
+    reader = RecordReader()
+    read(reader, a_host(at=10.0), 10.0)
+
+    found = read(reader, a_host(at=8.0, epoch=7), 11.0)  # its wall clock was set back
+
+    assert found is not None
+    assert found.epoch == 7
+
+
+def histories() -> st.SearchStrategy[list[HostRecord]]:
+    """What one host's key held over time: publications of one agent process after the other."""
+    lengths = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+    return lengths.map(
+        lambda agents: [
+            a_host(at=10.0 * n + k, agent=f"agent-{n}", started=10.0 * n, sequence=k + 1)
+            for n, length in enumerate(agents, 1)
+            for k in range(length)
+        ]
+    )
+
+
+@given(st.data())
+def test_whatever_order_reads_end_in_the_newest_record_that_any_fetched_stands(data: st.DataObject) -> None:
+    history = data.draw(histories())
+    moments = st.floats(0, 100, allow_nan=False)
+    reads = data.draw(st.lists(st.tuples(moments, moments, moments).map(sorted), min_size=1, max_size=12))
+    fetched = {tuple(r): history[min(len(history) - 1, int(r[1] / 100 * len(history)))] for r in reads}
+    reader, seen = RecordReader(), []
+
+    for began, at, ended in sorted(reads, key=lambda r: r[2]):
+        found = read(reader, fetched[began, at, ended], began, ended)
+        assert found is not None
+        seen.append((found.agent, found.sequence))
+
+    order = [(h.agent, h.sequence) for h in history]
+    newest = max(order.index((h.agent, h.sequence)) for h in fetched.values())
+    assert seen[-1] == order[newest]
+    assert seen == sorted(seen, key=order.index)
+
+
+@given(st.data())
+def test_a_read_that_overlaps_no_other_tells_the_truth_whatever_was_read_before(data: st.DataObject) -> None:
+    moments = st.tuples(st.floats(0, 100, allow_nan=False), st.floats(0, 100, allow_nan=False)).map(sorted)
+    agents = st.builds(
+        a_host,
+        at=st.floats(1, 9),
+        agent=st.sampled_from(["a", "b", "c"]),
+        started=st.floats(1, 9),
+        sequence=st.just(1),
+    )
+    reader = RecordReader()
+    for began, ended in sorted(data.draw(st.lists(moments, max_size=12)), key=lambda r: r[1]):
+        read(reader, data.draw(st.none() | agents), began, ended)
+    truth = data.draw(st.none() | agents)
+
+    found = read(reader, truth, 101.0, 102.0)
+
+    assert (found and found.agent) == (truth and truth.agent)
+
+
+# Last uses.
+
+ONE = used_instance("one")
+
+
+def used(reader: RecordReader, scores: Mapping[str, float], redis_now: float, now: float) -> float:
+    return reader.used(scores, redis_now, now)[ONE]
+
+
+@pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 0.0, 60.0, DAY_S])
+def test_a_last_use_is_an_age_by_redis_clock_taken_off_the_readers(ahead_s: float) -> None:
+    assert used(RecordReader(), {ONE: 500.0 + ahead_s}, 510.0 + ahead_s, 1000.0) == 990.0
+
+
+def test_a_step_of_redis_clock_forwards_makes_nothing_idle_that_was_used_lately() -> None:
+    reader = RecordReader()
+    used(reader, {ONE: 500.0}, 501.0, 1000.0)
+
+    assert used(reader, {ONE: 500.0}, 502.0 + DAY_S, 1001.0) == 999.0
+
+
+def test_a_step_of_redis_clock_backwards_leaves_a_use_as_it_was_known() -> None:
+    reader = RecordReader()
+    used(reader, {ONE: 500.0}, 501.0, 1000.0)
+
+    assert used(reader, {ONE: 500.0}, 502.0 - DAY_S, 1001.0) == 999.0
+
+
+def test_a_use_in_redis_future_that_was_not_known_ages_from_when_it_was_first_seen() -> None:
+    reader = RecordReader()
+    first = used(reader, {ONE: 500.0 + DAY_S}, 500.0, 1000.0)
+
+    assert (first, used(reader, {ONE: 500.0 + DAY_S}, 600.0, 1100.0)) == (1000.0, 1000.0)
+
+
+def test_a_redis_that_comes_back_empty_takes_no_use_away_at_once() -> None:
+    reader = RecordReader()
+    used(reader, {ONE: 500.0}, 500.0, 1000.0)
+
+    assert used(reader, {}, 510.0, 1010.0) == 1000.0
+    assert reader.used({}, 510.0 + GONE_S, 1010.0 + GONE_S) == {}
+
+
+def test_of_too_many_uses_the_latest_are_known() -> None:
+    found = RecordReader().used({f"i:{n}": float(n) for n in range(MOST_USES + 5)}, 1e6, 1e6)
+
+    assert len(found) == MOST_USES
+    assert "i:4" not in found

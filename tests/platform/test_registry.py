@@ -1,0 +1,190 @@
+"""The record in a real Redis: last uses by Redis' clock, and one host for a name."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis.asyncio
+from msgspec.structs import replace
+
+from cortex.platform import clock
+from cortex.platform.record import HostRecord, used_instance
+from cortex.platform.registry import NAMESAKE, USED, Registry
+from tests.support.factories import HOST, a_host, an_instance
+from tests.support.stack import own_redis
+
+DAY_S = 86_400.0
+ONE, TWO = used_instance("one"), used_instance("two")
+SAME = pytest.approx(0.0, abs=0.5)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with own_redis(tmp_path_factory.mktemp("r")) as found:
+        yield found
+
+
+@pytest.fixture
+async def server(url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    async with redis.asyncio.Redis.from_url(url) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def registry(url: str, server: redis.asyncio.Redis) -> AsyncIterator[Registry]:
+    registry = Registry(url)
+    yield registry
+    await registry.close()
+
+
+@pytest.fixture
+async def other(url: str, server: redis.asyncio.Redis) -> AsyncIterator[Registry]:
+    registry = Registry(url)
+    yield registry
+    await registry.close()
+
+
+async def idle_s(registry: Registry, member: str, now: float) -> float:
+    """How long a member has been idle to a process whose clock says `now`."""
+    return now - (await registry.fleet(now)).used[member]
+
+
+async def step_of_redis_clock(server: redis.asyncio.Redis, by_s: float) -> None:
+    """Have all scores be as far from Redis' time as after a step of its clock."""
+    for member, score in (await scores(server)).items():
+        await server.zadd(USED, {member: score - by_s})
+
+
+async def scores(server: redis.asyncio.Redis) -> dict[str, float]:
+    """Return last uses as Redis has them, by its own clock."""
+    found: Any = await server.zrange(USED, 0, -1, withscores=True)
+    return {member.decode(): score for member, score in found}
+
+
+# Last uses.
+
+
+@pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 60.0, DAY_S])
+async def test_an_age_is_the_same_to_readers_of_any_clock(registry: Registry, other: Registry, ahead_s: float) -> None:
+    await registry.touch({ONE: clock.now() - 100.0})
+
+    assert await idle_s(other, ONE, clock.now() + ahead_s) - 100.0 == SAME
+
+
+async def test_a_step_of_the_wall_clock_of_the_process_that_notes_a_use_changes_nothing(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = time.time
+    monkeypatch.setattr(time, "time", lambda: true() - DAY_S)
+
+    await registry.touch({ONE: clock.now() - 100.0})
+
+    assert await idle_s(registry, ONE, clock.now()) - 100.0 == SAME
+
+
+async def test_an_older_use_never_replaces_a_newer_one(registry: Registry, other: Registry) -> None:
+    await registry.touch({ONE: clock.now() - 5.0})
+    await registry.touch({ONE: clock.now() - 50.0})
+
+    assert await idle_s(other, ONE, clock.now()) - 5.0 == SAME
+
+
+async def test_the_order_of_uses_is_that_in_which_they_were(registry: Registry, other: Registry) -> None:
+    now = clock.now()
+    await registry.touch({ONE: now - 0.002, TWO: now - 0.001})
+
+    used = (await other.fleet(clock.now())).used
+
+    assert 0.0005 < used[TWO] - used[ONE] < 0.0015
+
+
+@pytest.mark.parametrize("step_s", [-DAY_S, DAY_S])
+async def test_a_step_of_redis_clock_leaves_the_readers_knowledge_as_it_was(
+    registry: Registry, server: redis.asyncio.Redis, step_s: float
+) -> None:
+    await registry.touch({ONE: clock.now() - 5.0})
+    await registry.fleet(clock.now())
+
+    await step_of_redis_clock(server, step_s)
+
+    assert await idle_s(registry, ONE, clock.now()) - 5.0 == SAME
+
+
+async def test_uses_are_noted_again_after_a_step_of_redis_clock_backwards(
+    registry: Registry, other: Registry, server: redis.asyncio.Redis
+) -> None:
+    await registry.touch({ONE: clock.now() - 5.0, TWO: clock.now() - 5.0})
+    await step_of_redis_clock(server, -DAY_S)
+
+    await registry.touch({TWO: clock.now()})
+
+    assert max((await scores(server)).values()) - time.time() <= 0.5
+    assert await idle_s(other, TWO, clock.now()) == SAME
+    assert await idle_s(other, ONE, clock.now()) == SAME
+
+
+# Names.
+
+
+def a_home(home: str, address: str, **rest: object) -> HostRecord:
+    return replace(a_host(an_instance()), agent=f"agent-at-{home}", home=home, address=address, **rest)
+
+
+HERE, THERE = a_home("h1", "http://10.0.0.1:13131"), a_home("h2", "http://10.0.0.2:13131")
+
+
+async def test_the_second_machine_of_a_name_learns_of_the_first_and_is_named_to_readers(
+    registry: Registry, other: Registry
+) -> None:
+    assert await registry.publish_host(HERE, 60.0) is None
+
+    holder = await other.publish_host(THERE, 60.0)
+
+    fleet = await registry.fleet(clock.now())
+    assert holder == HERE
+    assert fleet.hosts[HOST].address == HERE.address
+    assert fleet.namesakes[HOST].address == THERE.address
+
+
+async def test_the_next_agent_of_the_same_home_goes_on(registry: Registry) -> None:
+    await registry.publish_host(HERE, 60.0)
+
+    assert await registry.publish_host(replace(HERE, agent="another", sequence=1), 60.0) is None
+    assert (await registry.fleet(clock.now())).namesakes == {}
+
+
+async def test_a_release_without_homes_neither_refuses_nor_is_refused(registry: Registry) -> None:
+    old = replace(HERE, home="", agent="")
+    await registry.publish_host(old, 60.0)
+
+    assert await registry.publish_host(THERE, 60.0) is None
+    assert await registry.publish_host(old, 60.0) is None
+
+
+async def test_a_record_that_is_no_json_is_replaced(registry: Registry, server: redis.asyncio.Redis) -> None:
+    await server.set(f"cortex:host:{HOST}", b"\xff{")
+
+    assert await registry.publish_host(HERE, 60.0) is None
+    assert set((await registry.fleet(clock.now())).hosts) == {HOST}
+
+
+async def test_the_name_is_free_once_its_host_is_gone(
+    registry: Registry, other: Registry, server: redis.asyncio.Redis
+) -> None:
+    await registry.publish_host(HERE, 60.0)
+    await other.publish_host(THERE, 60.0)
+    await registry.remove_host(HOST, HERE.home)
+
+    assert await other.publish_host(THERE, 60.0) is None
+    assert await server.exists(NAMESAKE + HOST)  # a note of itself, for as long as it lives
+    assert (await registry.fleet(clock.now())).namesakes == {}
+
+
+async def test_an_agent_that_ends_takes_no_other_home_of_its_name_out(registry: Registry, other: Registry) -> None:
+    await registry.publish_host(HERE, 60.0)
+
+    await other.remove_host(HOST, THERE.home)
+
+    assert set((await registry.fleet(clock.now())).hosts) == {HOST}
