@@ -36,6 +36,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.serializers import JSONSerializer
 
 from cortex.functions.sources import Demo, Repo
+from cortex.platform import redis_clients
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.leash import die_with_parent
 from cortex.platform.serving import systemd
@@ -189,7 +190,7 @@ class Jobs:
 
     def __init__(self, url: str, host: str) -> None:
         self._host = host
-        self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+        self._redis = redis_clients.client(url)
         self._queue = _queue(host, self._redis)
 
     def ask(self, source: Demo | Repo, *, kept: bool = False) -> str:
@@ -325,7 +326,7 @@ def work(settings: Settings) -> None:
     _host.set(settings)
     name = queue_name(settings.host_name)
     with _sole(Path(settings.agent.cache_dir) / f"{name.replace('/', '_')}.lock"):
-        connection = redis.Redis.from_url(settings.redis_url)
+        connection = redis_clients.client(settings.redis_url, None)
         queue = _queue(settings.host_name, connection)
         with contextlib.suppress(redis.RedisError):
             _take_up(queue)

@@ -1,0 +1,166 @@
+"""Connections to the Redis of the record, for asyncio and for threads, from one kind of URL.
+
+A Redis that was demoted to a replica keeps its connections open and answers READONLY. Its name or address may lead to
+the new master by then, and Sentinel knows the new master: only a new connection helps. So the first such answer ends
+its connection, marks every other connection of the client as outdated, and is retried once on a new one.
+"""
+
+from typing import Any
+
+import redis
+import redis.asyncio
+import redis.asyncio.connection as async_connections
+import redis.connection as connections
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    MasterDownError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.retry import Retry
+
+CONNECT_S = 5.0
+NO_MASTER = "the Redis there is a replica, or not ready: it takes no writes"
+OUTDATED_CODES = ("READONLY", "UNBLOCKED", "NOREPLICAS")
+"""What a master that is none any more answers: to a write, to a call that waits, and when it has lost its replicas."""
+
+
+class Generation:
+    """Counts how often a client learned that its connections lead to the wrong Redis."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
+def is_outdated(error: BaseException | None) -> bool:
+    """Whether an error says that the Redis at the other end is not, or not yet, a master."""
+    if isinstance(error, ReadOnlyError | MasterDownError | BusyLoadingError):
+        return True
+    if not isinstance(error, ResponseError):
+        return False
+    # Redis before 7 wraps what a script met: "ERR Error running script (…): -READONLY You can't write …".
+    return str(error).startswith(OUTDATED_CODES) or "-READONLY " in str(error)
+
+
+class _AsyncRenewed:
+    """A connection that ends when it turns out to lead to no master, and with it its whole generation."""
+
+    def __init__(self, *, generation: Generation, **options: Any) -> None:
+        self._generation, self._made_in = generation, generation.number
+        super().__init__(**options)
+
+    async def connect(self) -> None:
+        base: Any = super()
+        if self._made_in != self._generation.number:
+            await base.disconnect(nowait=True)
+        self._made_in = self._generation.number
+        await base.connect()
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        base: Any = super()
+        if not base.is_connected:  # a retry: Sentinel's connections look for the master in connect() alone
+            await self.connect()
+        await base.send_packed_command(*args, **options)
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        base: Any = super()
+        try:
+            return await base.read_response(*args, **options)
+        except RedisError as error:
+            # Sentinel's connections put an error of their own in the place of READONLY.
+            if not is_outdated(error) and not is_outdated(error.__context__):
+                raise
+            self._generation.number += 1
+            await base.disconnect(nowait=True)
+            raise ConnectionError(NO_MASTER) from error
+
+
+class _Renewed:
+    """The same, for threads."""
+
+    def __init__(self, *, generation: Generation, **options: Any) -> None:
+        self._generation, self._made_in = generation, generation.number
+        super().__init__(**options)
+
+    def connect(self) -> None:
+        base: Any = super()
+        if self._made_in != self._generation.number:
+            base.disconnect()
+        self._made_in = self._generation.number
+        base.connect()
+
+    def send_packed_command(self, *args: Any, **options: Any) -> None:
+        base: Any = super()
+        if not base.is_connected:
+            self.connect()
+        base.send_packed_command(*args, **options)
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        base: Any = super()
+        try:
+            return base.read_response(*args, **options)
+        except RedisError as error:
+            if not is_outdated(error) and not is_outdated(error.__context__):
+                raise
+            self._generation.number += 1
+            base.disconnect()
+            raise ConnectionError(NO_MASTER) from error
+
+
+class _AsyncTcp(_AsyncRenewed, async_connections.Connection):
+    pass
+
+
+class _AsyncTls(_AsyncRenewed, async_connections.SSLConnection):
+    pass
+
+
+class _AsyncUnix(_AsyncRenewed, async_connections.UnixDomainSocketConnection):
+    pass
+
+
+class _Tcp(_Renewed, connections.Connection):
+    pass
+
+
+class _Tls(_Renewed, connections.SSLConnection):
+    pass
+
+
+class _Unix(_Renewed, connections.UnixDomainSocketConnection):
+    pass
+
+
+_ASYNC = {"redis": _AsyncTcp, "rediss": _AsyncTls, "unix": _AsyncUnix}
+_SYNC = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
+
+
+def async_client(url: str, timeout_s: float, generation: Generation) -> redis.asyncio.Redis:
+    """Return a client for asyncio. No health checks: redis-py 8 checks the connection of a check without end."""
+    options: dict[str, Any] = {
+        "generation": generation,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": AsyncRetry(NoBackoff(), 1),
+        "client_name": "cortex",
+    }
+    given = {**async_connections.parse_url(url), "connection_class": _ASYNC[url.partition(":")[0]]}
+    return redis.asyncio.Redis.from_pool(async_connections.ConnectionPool(**options | given))
+
+
+def client(url: str, timeout_s: float | None = 5.0) -> redis.Redis:
+    """Return a client for threads. Without a time limit, its user (RQ's worker) sets how long an answer may take."""
+    options: dict[str, Any] = {
+        "generation": Generation(),
+        "socket_connect_timeout": timeout_s or CONNECT_S,
+        "retry": Retry(NoBackoff(), 1),
+    }
+    if timeout_s is not None:
+        options["socket_timeout"] = timeout_s
+    parsed: dict[str, Any] = connections.parse_url(url)  # type: ignore[no-untyped-call]
+    given = {**parsed, "connection_class": _SYNC[url.partition(":")[0]]}
+    return redis.Redis.from_pool(connections.ConnectionPool(**options | given))
