@@ -1,39 +1,38 @@
 """The record's only way in and out of Redis. Values in, values out; no decision is made here.
 
-Keys, their writers and lifetimes are those of the table in ARCHITECTURE.md §5. The bell (`cortex:changed`)
-carries only the name of what changed: whoever hears it reads the truth again. Every call is bounded in time
-and fails with RecordAway, whatever went wrong underneath.
+`record_keys.py` has the keys. The bell carries only the name of what changed: whoever hears it reads the truth again.
+Every call is bounded in time and fails with RecordAway, whatever went wrong underneath.
+
+Hosts, routers, overrides and API keys are found through indexes: sets of names. A record and its index are written
+together. A name whose record expired is taken out by the next reader, in one step with a look whether the record is
+still away, so that a host that registers at this moment stays. Earlier releases wrote no indexes: what their processes
+ring the bell for is indexed as it is heard, and what lies there from before is looked for once (`_index_earlier`).
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+import structlog
+from redis.exceptions import RedisError, ResponseError
 
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
 from cortex.platform.record import Fleet, HostRecord, Override, RouterReport
-from cortex.platform.record_codec import decoded, key_fields, override_fields, text, words
+from cortex.platform.record_codec import decoded, key_fields, names, override_fields, text, words
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
+from cortex.platform.record_keys import DEFAULT_PREFIX, RecordKeys
+from cortex.platform.redis_clients import Generation, async_client
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.settings import Settings
 
-T = TypeVar("T")
+log = structlog.get_logger()
 
-HOST, ROUTER, OVERRIDE, CLAIM = "cortex:host:", "cortex:router:", "cortex:override:", "cortex:claim:"
-FLEET = "cortex:[hor]*"
-"""Hosts, overrides and routers, found in one pass over the keys."""
-USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
-SWEEP, LEDGER, KEY = "cortex:sweep", "cortex:ledger", "cortex:key:"
-COUNTS, QUESTION, ANSWERS = "cortex:counts:", "cortex:question:", "cortex:answers:"
 ANSWERS_S = 10.0
 ROUTER_TTL_S = 10.0
 """A router that does not report this long counts as dead, and what it had in flight as over. Reports come every
@@ -42,6 +41,14 @@ DECISIONS_KEPT = 5000
 EXPIRED_KEPT_S = 30 * 86400
 """How long a key that has expired can still be seen."""
 READ_AT_ONCE = 500
+SCANNED_AT_ONCE = 10_000
+INDEXED = ""
+"""A member of an index that stands for no record: what earlier releases wrote has been looked for."""
+KEYS_CHANGED = "key:indexed"
+"""The bell for API keys. Earlier releases, which do not index what they write, ring "key:"."""
+SILENCE_S = 5.0
+"""After so long without a bell a listener rings it: a Redis that hangs, or that is the wrong one by now, looks like
+one with nothing to say."""
 
 _RELEASE = """
 -- KEYS[1] the claim; ARGV[1] our token. Delete the claim only while it is ours.
@@ -49,36 +56,50 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) 
 return 0
 """
 
+_TAKE = """
+-- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] for how many ms. One without an end is nobody's.
+if redis.call('PTTL', KEYS[1]) > 0 and redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+_SETTLE_INDEX = """
+-- KEYS[1] an index, the others records; ARGV their names. A name is in the index when its record is there.
+local there = 0
+for i, name in ipairs(ARGV) do
+  local exists = redis.call('EXISTS', KEYS[i + 1])
+  redis.call(exists == 1 and 'SADD' or 'SREM', KEYS[1], name)
+  there = there + exists
+end
+return there
+"""
+
+_DROP_WRONG_TYPE = """
+-- KEYS[1] a key; ARGV[1] the type it has to have.
+local type = redis.call('TYPE', KEYS[1]).ok
+if type == 'none' or type == ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
 
 class RecordAway(Exception):
     """Redis does not answer. What is warm goes on from the last snapshot; nothing new is started."""
 
 
-@asynccontextmanager
-async def _bounded(timeout_s: float) -> AsyncIterator[None]:
-    """Bound a call and map its errors. redis-py's own timeouts are per read and add up over its retries."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except (RedisError, OSError, TimeoutError) as error:
-        raise RecordAway(f"the record cannot be reached: {str(error) or 'no answer'}") from error
-
-
 class Registry:
     """A connection to the record. Make one per process; close it at the end."""
 
-    def __init__(self, url: str, *, timeout_s: float = 2.5) -> None:
+    def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX, timeout_s: float = 2.5) -> None:
+        self.names = RecordKeys(prefix)
         self._timeout_s = timeout_s
-        # No health_check_interval: with a Redis that accepts but does not answer, redis-py 8 checks the health of
-        # the connection it opens to check the health, and so on without end.
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 1),
-            client_name="cortex",
-        )
+        self._generation = Generation()
+        self._redis = async_client(url, timeout_s, self._generation)
         self._release = self._redis.register_script(_RELEASE)
+        self._take = self._redis.register_script(_TAKE)
+        self._settle = self._redis.register_script(_SETTLE_INDEX)
+        self._in_index: dict[str, set[str]] = {}
+        self._cursors: dict[str, int] = {}
+        self._keys_unindexed = False
 
     @classmethod
     def of(cls, settings: Settings) -> "Registry":
@@ -89,158 +110,269 @@ class Registry:
         """Close the connections."""
         await self._redis.aclose()
 
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """Bound a call and map its errors. redis-py's own timeouts are per read and add up over its retries."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+                await self._drop_wrong_types()
+            raise RecordAway(f"the record cannot be reached: {str(error) or 'no answer'}") from error
+
+    async def _drop_wrong_types(self) -> None:
+        """Delete keys of ours that hold what no cortex wrote: each call on them would fail until somebody does."""
+        try:
+            async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+                for key, kind in self.names.types.items():
+                    pipe.eval(_DROP_WRONG_TYPE, 1, key, kind)
+                gone = await pipe.execute(raise_on_error=False)  # a host's user of Redis may not touch all of them
+        except (RedisError, OSError, TimeoutError):
+            return
+        for key, dropped in zip(self.names.types, gone, strict=True):
+            if dropped == 1:
+                log.error("record_key_of_wrong_type", key=key)
+
     def script(self, text: str) -> Callable[[Sequence[str], Sequence[str | int]], Awaitable[Any]]:
         """Return a Lua script as something to call with its keys and arguments. Raises RecordAway when called."""
         script = self._redis.register_script(text)
 
         async def run(keys: Sequence[str], args: Sequence[str | int]) -> Any:
-            async with _bounded(self._timeout_s):
+            async with self._bounded():
                 return await script(keys=list(keys), args=list(args))
 
         return run
 
     async def ping(self) -> None:
         """Raise RecordAway unless Redis answers."""
-        async with _bounded(self._timeout_s):
+        async with self._bounded():
             await self._redis.ping()
 
     # Hosts, by their agents.
 
     async def publish_host(self, record: HostRecord, ttl_s: float) -> None:
         """Write a host's record and ring the bell."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(HOST + record.name, msgspec.json.encode(record), px=round(ttl_s * 1000))
-            pipe.publish(CHANGED, f"host:{record.name}")
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self.names.host(record.name), msgspec.json.encode(record), px=round(ttl_s * 1000))
+            pipe.sadd(self.names.hosts, record.name)
+            pipe.publish(self.names.changed, f"host:{record.name}")
             await pipe.execute()
 
     async def publish_counts(self, host: str, counts: Snapshot, ttl_s: float) -> None:
         """Write what a host's agent has counted."""
-        async with _bounded(self._timeout_s):
-            await self._redis.set(COUNTS + host, msgspec.json.encode(counts), px=round(ttl_s * 1000))
+        async with self._bounded():
+            await self._redis.set(self.names.counts(host), msgspec.json.encode(counts), px=round(ttl_s * 1000))
 
     async def counted(self, hosts: Iterable[str]) -> list[Snapshot]:
         """Read what the agents of these hosts have counted."""
-        keys = [COUNTS + h for h in hosts]
-        async with _bounded(self._timeout_s):
+        keys = [self.names.counts(h) for h in hosts]
+        async with self._bounded():
             values = await self._redis.mget(keys) if keys else []
         return [s for v in values if (s := decoded(v, Snapshot))]
 
     async def remove_host(self, name: str) -> None:
         """Take a host out of the record: its agent ends."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            pipe.delete(HOST + name)
-            pipe.publish(CHANGED, f"host:{name}")
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.delete(self.names.host(name))
+            pipe.srem(self.names.hosts, name)
+            pipe.publish(self.names.changed, f"host:{name}")
             await pipe.execute()
 
     async def host(self, name: str) -> HostRecord | None:
         """Read one host's record."""
-        async with _bounded(self._timeout_s):
-            return decoded(await self._redis.get(HOST + name), HostRecord)
+        async with self._bounded():
+            (value,) = await self._redis.mget([self.names.host(name)])  # unlike GET, it reads a wrong type as nothing
+        return decoded(value, HostRecord)
 
     # Routers, by themselves.
 
     async def publish_router(self, report: RouterReport) -> None:
         """Write a router's report and ring the bell."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(ROUTER + report.id, msgspec.json.encode(report), px=round(ROUTER_TTL_S * 1000))
-            pipe.publish(CHANGED, f"router:{report.id}")
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self.names.router(report.id), msgspec.json.encode(report), px=round(ROUTER_TTL_S * 1000))
+            pipe.sadd(self.names.routers, report.id)
+            pipe.publish(self.names.changed, f"router:{report.id}")
             await pipe.execute()
 
     async def remove_router(self, router: str) -> None:
         """Take a router out of the record: it ends."""
-        async with _bounded(self._timeout_s):
-            await self._redis.delete(ROUTER + router)
-            await self._redis.publish(CHANGED, f"router:{router}")
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.delete(self.names.router(router))
+            pipe.srem(self.names.routers, router)
+            pipe.publish(self.names.changed, f"router:{router}")
+            await pipe.execute()
 
     async def router(self, router: str) -> RouterReport | None:
         """Read one router's report."""
-        async with _bounded(self._timeout_s):
-            return decoded(await self._redis.get(ROUTER + router), RouterReport)
+        async with self._bounded():
+            (value,) = await self._redis.mget([self.names.router(router)])
+        return decoded(value, RouterReport)
 
     async def touch(self, used: Mapping[str, float]) -> None:
         """Note last uses; an older time never replaces a newer one."""
         if used:
-            async with _bounded(self._timeout_s):
-                await self._redis.zadd(USED, dict(used), gt=True)
+            async with self._bounded():
+                await self._redis.zadd(self.names.used, dict(used), gt=True)
 
     async def forget_used(self, members: Iterable[str]) -> None:
         """Drop last uses of what is no more."""
-        names = list(members)
-        if names:
-            async with _bounded(self._timeout_s):
-                await self._redis.zrem(USED, *names)
+        gone = list(members)
+        if gone:
+            async with self._bounded():
+                await self._redis.zrem(self.names.used, *gone)
 
     # Everyone.
 
     async def fleet(self, now: float) -> Fleet:
-        """Read the whole record."""
-        async with _bounded(self._timeout_s):
-            found = sorted([text(k) async for k in self._redis.scan_iter(match=FLEET, count=1000)])
-            host_keys = [k for k in found if k.startswith(HOST)]
-            router_keys = [k for k in found if k.startswith(ROUTER)]
-            override_keys = [k for k in found if k.startswith(OVERRIDE)]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key in (*host_keys, *router_keys):
-                    pipe.get(key)
-                for key in override_keys:
-                    pipe.hgetall(key)
-                pipe.zrange(USED, 0, -1, withscores=True)
-                pipe.smembers(CORDON)
-                *values, used, cordoned = await pipe.execute()
-        hosts = [h for v in values[: len(host_keys)] if (h := decoded(v, HostRecord))]
-        reports = values[len(host_keys) : len(host_keys) + len(router_keys)]
-        routers = [r for v in reports if (r := decoded(v, RouterReport))]
-        overrides = zip(override_keys, values[len(host_keys) + len(router_keys) :], strict=True)
+        """Read the whole record, in two round trips."""
+        hosts, routers, overrides = await self._indexed_names()
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            for host in hosts:
+                pipe.get(self.names.host(host))
+            for router in routers:
+                pipe.get(self.names.router(router))
+            for function in overrides:
+                pipe.hgetall(self.names.override(function))
+            pipe.zrange(self.names.used, 0, -1, withscores=True)
+            pipe.smembers(self.names.cordon)
+            *records, used, cordoned = await pipe.execute(raise_on_error=False)
+            for broken in (used, cordoned):
+                if isinstance(broken, Exception):
+                    raise broken
+        values = [None if _of_wrong_type(r) else r for r in records]
+        of_hosts, of_routers = values[: len(hosts)], values[len(hosts) : len(hosts) + len(routers)]
+        of_overrides = dict(zip(overrides, values[len(hosts) + len(routers) :], strict=True))
+        await self._keep_index(self.names.hosts, self.names.host, hosts, of_hosts)
+        await self._keep_index(self.names.routers, self.names.router, routers, of_routers)
+        await self._keep_index(self.names.overrides, self.names.override, overrides, of_overrides.values())
+        found = [h for v in of_hosts if (h := decoded(v, HostRecord))]
+        reports = [r for v in of_routers if (r := decoded(v, RouterReport))]
         return Fleet(
-            hosts={h.name: h for h in hosts},
-            routers={r.id: r for r in routers},
-            used={member.decode(): score for member, score in used},
-            cordoned=frozenset(c.decode() for c in cordoned),
-            overrides={key.removeprefix(OVERRIDE): override_of(kept) for key, kept in overrides},
+            hosts={h.name: h for h in found},
+            routers={r.id: r for r in reports},
+            used={text(member): score for member, score in used},
+            cordoned=frozenset(text(c) for c in cordoned),
+            overrides={function: override_of(values) for function, values in of_overrides.items() if values},
             at=now,
         )
+
+    async def _indexed_names(self) -> list[list[str]]:
+        """Return the names of hosts, routers and functions with overrides."""
+        indexes = (self.names.hosts, self.names.routers, self.names.overrides)
+        for _ in range(2):
+            async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+                for index in indexes:
+                    pipe.smembers(index)
+                members = await pipe.execute()
+            if INDEXED.encode() in members[2]:
+                break
+            of_kind = {self.names.host(""): indexes[0], self.names.router(""): indexes[1]}
+            await self._index_earlier("[hor]*", {**of_kind, self.names.override(""): indexes[2]}, self.names.overrides)
+        return [names(found) for found in members]
+
+    async def _keep_index(
+        self, index: str, key: Callable[[str], str], members: Sequence[str], values: Iterable[object]
+    ) -> None:
+        """Take names out of an index whose records are gone."""
+        gone = [name for name, value in zip(members, values, strict=True) if not value]
+        self._in_index[index] = set(members).difference(gone)
+        if gone:
+            async with self._bounded():
+                await self._settle(keys=[index, *map(key, gone)], args=gone)
+
+    async def _index_earlier(self, pattern: str, indexes: Mapping[str, str], last: str) -> None:
+        """Put what an earlier release wrote into the indexes, by the beginnings of its keys: the one SCAN there is.
+
+        Any number of processes may do it at a time. One that takes too long goes on with the next call.
+        """
+        until = time.monotonic() + self._timeout_s
+        cursor = self._cursors.pop(pattern, 0)
+        while True:
+            async with self._bounded():
+                match = f"{self.names.prefix}:{pattern}"
+                cursor, keys = await self._redis.scan(cursor, match=match, count=SCANNED_AT_ONCE)
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for beginning, index in indexes.items():
+                        found = [n.removeprefix(beginning) for n in names(keys) if n.startswith(beginning)]
+                        if found:
+                            pipe.sadd(index, *found)
+                    if cursor == 0:
+                        pipe.sadd(last, INDEXED)
+                    await pipe.execute()
+            if cursor == 0:
+                return
+            if time.monotonic() > until:
+                self._cursors[pattern] = cursor
+                raise RecordAway("the record of an earlier release is being indexed; that takes a moment, once")
 
     async def bell(self) -> AsyncIterator[str]:
         """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.
 
-        A Redis that falls silent looks like one with nothing to say: read something now and then.
+        Raises RecordAway also when Redis turns out to be no master any more: then read anew, and listen anew.
         """
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-            async with _bounded(self._timeout_s):
-                await pubsub.subscribe(CHANGED)
+            async with self._bounded():
+                await pubsub.subscribe(self.names.changed)
+            generation, heard_at, rung = self._generation.number, time.monotonic(), False
             while True:
-                async with _bounded(self._timeout_s):
+                async with self._bounded():
                     message = await pubsub.get_message(timeout=1.0)
-                yield message["data"].decode(errors="replace") if message else ""
+                if message is not None:
+                    heard_at, rung = time.monotonic(), False
+                silent_s = time.monotonic() - heard_at
+                if silent_s > SILENCE_S and not rung:
+                    async with self._bounded():
+                        await self._redis.publish(self.names.changed, "listening:")
+                    rung = True
+                if generation != self._generation.number:
+                    raise RecordAway("the record has moved to another Redis")
+                if rung and silent_s > SILENCE_S + self._timeout_s:
+                    raise RecordAway("the bell of the record does not ring here any more")
+                changed = text(message["data"]) if message else ""
+                await self._index_if_new(changed)
+                yield changed
+
+    async def _index_if_new(self, changed: str) -> None:
+        """Put what the bell rings for into its index when it is in none: a process of an earlier release wrote it."""
+        kind, _, name = changed.partition(":")
+        if changed == "key:":
+            self._keys_unindexed = True
+        index, key = {
+            "host": (self.names.hosts, self.names.host),
+            "router": (self.names.routers, self.names.router),
+            "override": (self.names.overrides, self.names.override),
+        }.get(kind, ("", None))
+        known = self._in_index.setdefault(index, set())
+        if key is not None and name not in known:
+            async with self._bounded():
+                if await self._settle(keys=[index, key(name)], args=[name]):
+                    known.add(name)
 
     # The right to propose one start, and to sweep.
 
     async def claim(self, function: str, token: str, ttl_s: float) -> bool:
         """Try to take the claim on a function's next start."""
-        async with _bounded(self._timeout_s):
-            return bool(await self._redis.set(CLAIM + function, token, nx=True, px=round(ttl_s * 1000)))
+        async with self._bounded():
+            return bool(await self._take(keys=[self.names.claim(function)], args=[token, round(ttl_s * 1000)]))
 
     async def release(self, function: str, token: str) -> None:
         """Give a claim back; does nothing once it expired."""
-        async with _bounded(self._timeout_s):
-            await self._release(keys=[CLAIM + function], args=[token])
+        async with self._bounded():
+            await self._release(keys=[self.names.claim(function)], args=[token])
 
     async def lease_sweep(self, router: str, ttl_s: float) -> bool:
         """Take or keep the sweep lease. One router at a time has it."""
-        async with _bounded(self._timeout_s):
-            if await self._redis.set(SWEEP, router, nx=True, px=round(ttl_s * 1000)):
-                return True
-            if await self._redis.get(SWEEP) != router.encode():
-                return False
-            await self._redis.pexpire(SWEEP, round(ttl_s * 1000))
-            return True
+        async with self._bounded():
+            return bool(await self._take(keys=[self.names.sweep], args=[router, round(ttl_s * 1000)]))
 
     # Jobs are RQ's; this only counts them.
 
     async def jobs(self) -> dict[tuple[str, str], int]:
         """Return how many jobs are in which state, by queue."""
-        async with _bounded(self._timeout_s):
-            queues = sorted(text(q).removeprefix("rq:queue:") for q in await self._redis.smembers("rq:queues"))
+        async with self._bounded():
+            all_queues = [n.removeprefix("rq:queue:") for n in names(await self._redis.smembers("rq:queues"))]
+            queues = [q for q in all_queues if q.startswith(self.names.queue(""))]  # others use RQ, too
             async with self._redis.pipeline(transaction=False) as pipe:
                 for queue in queues:
                     pipe.llen(f"rq:queue:{queue}")
@@ -254,101 +386,118 @@ class Registry:
 
     async def ledger(self) -> dict[str, Entry]:
         """Read the whole ledger."""
-        async with _bounded(self._timeout_s):
-            raw = await self._redis.hgetall(LEDGER)
+        async with self._bounded():
+            raw = await self._redis.hgetall(self.names.ledger)
         return {text(k): entry for k, v in raw.items() if (entry := decoded(v, Entry))}
 
     async def learn(self, field: str, entry: Entry) -> None:
         """Write one entry of the ledger."""
-        async with _bounded(self._timeout_s):
-            await self._redis.hset(LEDGER, field, msgspec.json.encode(entry))
+        async with self._bounded():
+            await self._redis.hset(self.names.ledger, field, msgspec.json.encode(entry))
 
     async def cordon(self, host: str, *, cordoned: bool) -> None:
         """Note that a host takes no new work, or that it does again. It outlives every restart."""
-        async with _bounded(self._timeout_s):
-            await (self._redis.sadd if cordoned else self._redis.srem)(CORDON, host)
-            await self._redis.publish(CHANGED, f"host:{host}")
+        async with self._bounded():
+            await (self._redis.sadd if cordoned else self._redis.srem)(self.names.cordon, host)
+            await self._redis.publish(self.names.changed, f"host:{host}")
 
     # Questions that one router worker asks all of them.
 
     async def ask(self, token: str, question: bytes) -> None:
         """Put a question and ring the bell for it."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(QUESTION + token, question, px=round(ANSWERS_S * 1000))
-            pipe.publish(CHANGED, f"ask:{token}")
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self.names.question(token), question, px=round(ANSWERS_S * 1000))
+            pipe.publish(self.names.changed, f"ask:{token}")
             await pipe.execute()
 
     async def question(self, token: str) -> bytes | None:
         """Read a question."""
-        async with _bounded(self._timeout_s):
-            found = await self._redis.get(QUESTION + token)
+        async with self._bounded():
+            found = await self._redis.get(self.names.question(token))
         return found.encode() if isinstance(found, str) else found
 
     async def answer(self, token: str, answer: bytes) -> None:
         """Answer a question."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            pipe.rpush(ANSWERS + token, answer)
-            pipe.pexpire(ANSWERS + token, round(ANSWERS_S * 1000))
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.rpush(self.names.answers(token), answer)
+            pipe.pexpire(self.names.answers(token), round(ANSWERS_S * 1000))
             await pipe.execute()
 
     async def next_answer(self, token: str, timeout_s: float) -> bytes | None:
         """Wait for one answer to a question."""
-        async with _bounded(self._timeout_s):
-            found: Any = await self._redis.blpop([ANSWERS + token], timeout=timeout_s)
+        async with self._bounded():
+            found: Any = await self._redis.blpop([self.names.answers(token)], timeout=timeout_s)
         return found[1] if found else None
 
     # API keys, by operators.
 
     async def keys(self) -> list[ApiKey]:
         """Read every API key's record. One that cannot be read is not there: nobody comes in with it."""
-        async with _bounded(self._timeout_s):
-            names = sorted([k async for k in self._redis.scan_iter(match=KEY + "*", count=1000)])
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hgetall(name)
-                found = await pipe.execute()
-        keys = (key_of(text(n).removeprefix(KEY), fields) for n, fields in zip(names, found, strict=True))
+        async with self._bounded():
+            digests = await self._redis.smembers(self.names.api_keys)
+        if INDEXED.encode() not in digests or self._keys_unindexed:
+            self._keys_unindexed = False
+            try:
+                await self._index_earlier("key:*", {self.names.api_key(""): self.names.api_keys}, self.names.api_keys)
+            except RecordAway:
+                self._keys_unindexed = True
+                raise
+            async with self._bounded():
+                digests = await self._redis.smembers(self.names.api_keys)
+        known = names(digests)
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            for digest in known:
+                pipe.hgetall(self.names.api_key(digest))
+            found = await pipe.execute(raise_on_error=False)
+        records = [{} if _of_wrong_type(fields) else fields for fields in found]
+        await self._keep_index(self.names.api_keys, self.names.api_key, known, records)
+        keys = (key_of(digest, fields) for digest, fields in zip(known, records, strict=True))
         return [k for k in keys if k is not None]
 
     async def put_keys(self, *keys: ApiKey) -> None:
         """Write API keys' records, all or none, and ring the bell."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
+        async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
             for key in keys:
                 fields: Any = key_fields(key)  # redis-py's dict type is invariant in its keys
-                pipe.hset(KEY + key.digest, mapping=fields)
+                pipe.hset(self.names.api_key(key.digest), mapping=fields)
+                pipe.sadd(self.names.api_keys, key.digest)
                 if key.expires:
-                    pipe.expireat(KEY + key.digest, round(key.expires + EXPIRED_KEPT_S))
+                    pipe.expireat(self.names.api_key(key.digest), round(key.expires + EXPIRED_KEPT_S))
                 else:
-                    pipe.persist(KEY + key.digest)
-            pipe.publish(CHANGED, "key:")
+                    pipe.persist(self.names.api_key(key.digest))
+            pipe.publish(self.names.changed, KEYS_CHANGED)
             await pipe.execute()
 
     async def drop_keys(self, digests: Iterable[str]) -> None:
         """Delete API keys' records and ring the bell."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
+        async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
             for one in digests:
-                pipe.delete(KEY + one)
-            pipe.publish(CHANGED, "key:")
+                pipe.delete(self.names.api_key(one))
+                pipe.srem(self.names.api_keys, one)
+            pipe.publish(self.names.changed, KEYS_CHANGED)
             await pipe.execute()
 
     async def override(self, function: str, override: Override) -> None:
         """Set what goes for a function over its catalogue entry; nothing set: as the catalogue says."""
         values: Any = override_fields(override)
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(OVERRIDE + function)
+        async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(self.names.override(function))
             if values:
-                pipe.hset(OVERRIDE + function, mapping=values)
-            pipe.publish(CHANGED, f"override:{function}")
+                pipe.hset(self.names.override(function), mapping=values)
+                pipe.sadd(self.names.overrides, function)
+            else:
+                pipe.srem(self.names.overrides, function)
+            pipe.publish(self.names.changed, f"override:{function}")
             await pipe.execute()
 
     # Receipts.
 
     async def decided(self, receipts: Iterable[Receipt]) -> None:
         """Append receipts to the stream of decisions."""
-        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             for one in receipts:
                 kept: Any = fields(one)
-                pipe.xadd(DECISIONS, kept, maxlen=DECISIONS_KEPT, approximate=True)
+                pipe.xadd(self.names.decisions, kept, maxlen=DECISIONS_KEPT, approximate=True)
             await pipe.execute()
 
     async def decisions(self, wanted: Mapping[str, str], limit: int) -> list[Receipt]:
@@ -356,8 +505,8 @@ class Registry:
         found: list[Receipt] = []
         before = "+"
         while len(found) < limit:
-            async with _bounded(self._timeout_s):
-                entries: Any = await self._redis.xrevrange(DECISIONS, max=before, count=READ_AT_ONCE)
+            async with self._bounded():
+                entries: Any = await self._redis.xrevrange(self.names.decisions, max=before, count=READ_AT_ONCE)
             for id, kept in entries:
                 said = words(kept)
                 if all(said.get(k) == v for k, v in wanted.items()):
@@ -369,11 +518,22 @@ class Registry:
 
     async def decisions_after(self, last: str, timeout_s: float) -> tuple[list[Receipt], str]:
         """Wait for receipts after one; return them and the last one's id. "$" is the end of the stream as it is."""
-        async with _bounded(self._timeout_s):
+        async with self._bounded():
             if last == "$":
-                newest: Any = await self._redis.xrevrange(DECISIONS, count=1)
+                newest: Any = await self._redis.xrevrange(self.names.decisions, count=1)
                 last = text(newest[0][0]) if newest else "0"
-            read: Any = await self._redis.xread({DECISIONS: last}, count=READ_AT_ONCE, block=round(timeout_s * 1000))
+            read: Any = await self._redis.xread(
+                {self.names.decisions: last}, count=READ_AT_ONCE, block=round(timeout_s * 1000)
+            )
         entries = read[0][1] if isinstance(read, list) and read else next(iter(read.values()), [[]])[0] if read else []
         found = [receipt(text(id), words(kept)) for id, kept in entries]
         return found, found[-1].id if found else last
+
+
+def _of_wrong_type(result: Any) -> bool:
+    """Whether a key holds what no cortex wrote: then it is as good as none. Raises any other error that was read."""
+    if not isinstance(result, Exception):
+        return False
+    if "WRONGTYPE" in str(result):
+        return True
+    raise RecordAway(f"the record cannot be read: {result}") from result
