@@ -10,7 +10,9 @@ from typing import Any
 import redis
 import redis.asyncio
 import redis.asyncio.connection as async_connections
+import redis.asyncio.sentinel as async_sentinel
 import redis.connection as connections
+import redis.sentinel as sync_sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -22,6 +24,8 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.retry import Retry
+
+from cortex.platform.redis_address import Sentinels, is_sentinel, sentinels
 
 CONNECT_S = 5.0
 NO_MASTER = "the Redis there is a replica, or not ready: it takes no writes"
@@ -135,6 +139,37 @@ class _Unix(_Renewed, connections.UnixDomainSocketConnection):
     pass
 
 
+class _AsyncBySentinel(_AsyncRenewed, async_sentinel.SentinelManagedConnection):
+    pass
+
+
+class _AsyncTlsBySentinel(_AsyncRenewed, async_sentinel.SentinelManagedSSLConnection):
+    pass
+
+
+class _BySentinel(_Renewed, sync_sentinel.SentinelManagedConnection):
+    pass
+
+
+class _TlsBySentinel(_Renewed, sync_sentinel.SentinelManagedSSLConnection):
+    pass
+
+
+class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
+    """Connections to another master than before outdate those to the old one, also while they are in use."""
+
+    async def get_master_address(self) -> Any:
+        before = self.master_address
+        found = await super().get_master_address()  # type: ignore[no-untyped-call]
+        if before not in (None, found):
+            self.connection_kwargs["generation"].number += 1
+        return found
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.sentinel_manager.aclose()
+
+
 _ASYNC = {"redis": _AsyncTcp, "rediss": _AsyncTls, "unix": _AsyncUnix}
 _SYNC = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
 
@@ -148,6 +183,15 @@ def async_client(url: str, timeout_s: float, generation: Generation) -> redis.as
         "retry": AsyncRetry(NoBackoff(), 1),
         "client_name": "cortex",
     }
+    if is_sentinel(url):
+        address = sentinels(url)
+        found = async_sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            address.hosts, sentinel_kwargs=_to_sentinels(address, timeout_s, AsyncRetry(NoBackoff(), 0))
+        )
+        given = {**options, **_to_master(address)}
+        given["connection_class"] = _AsyncTlsBySentinel if address.tls else _AsyncBySentinel
+        pool: Any = _AsyncSentinelPool(address.master, found, **given)  # type: ignore[no-untyped-call]
+        return redis.asyncio.Redis.from_pool(pool)
     given = {**async_connections.parse_url(url), "connection_class": _ASYNC[url.partition(":")[0]]}
     return redis.asyncio.Redis.from_pool(async_connections.ConnectionPool(**options | given))
 
@@ -161,6 +205,42 @@ def client(url: str, timeout_s: float | None = 5.0) -> redis.Redis:
     }
     if timeout_s is not None:
         options["socket_timeout"] = timeout_s
+    if is_sentinel(url):
+        address = sentinels(url)
+        found = sync_sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            address.hosts, sentinel_kwargs=_to_sentinels(address, timeout_s or CONNECT_S, Retry(NoBackoff(), 0))
+        )
+        given = {**options, **_to_master(address)}
+        given["connection_class"] = _TlsBySentinel if address.tls else _BySentinel
+        pool: Any = sync_sentinel.SentinelConnectionPool(address.master, found, **given)  # type: ignore[no-untyped-call]
+        return redis.Redis.from_pool(pool)
     parsed: dict[str, Any] = connections.parse_url(url)  # type: ignore[no-untyped-call]
     given = {**parsed, "connection_class": _SYNC[url.partition(":")[0]]}
     return redis.Redis.from_pool(connections.ConnectionPool(**options | given))
+
+
+def _to_master(address: Sentinels) -> dict[str, Any]:
+    """Return how to come in at the master, as options of redis-py."""
+    own = {"db": address.db, "username": address.username or None, "password": address.password or None}
+    return {**own, **_tls(address)}
+
+
+def _to_sentinels(address: Sentinels, timeout_s: float, retry: Any) -> dict[str, Any]:
+    """Return how to come in at the Sentinels. They are asked in turn: together they get half of the time."""
+    each_s = timeout_s / 2 / len(address.hosts)
+    return {
+        "socket_timeout": each_s,
+        "socket_connect_timeout": each_s,
+        "retry": retry,
+        "username": address.sentinel_username or None,
+        "password": address.sentinel_password or None,
+        **({"ssl": True} if address.tls else {}),
+        **_tls(address),
+    }
+
+
+def _tls(address: Sentinels) -> dict[str, Any]:
+    parsed: dict[str, Any] = {name: value for name, value in address.ssl.items() if name != "ssl_check_hostname"}
+    if "ssl_check_hostname" in address.ssl:
+        parsed["ssl_check_hostname"] = address.ssl["ssl_check_hostname"].lower() in ("1", "true", "yes")
+    return parsed if address.tls else {}

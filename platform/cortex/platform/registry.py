@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError, ResponseError
 
 from cortex.platform.api_keys import ApiKey
@@ -119,7 +120,8 @@ class Registry:
         except (RedisError, OSError, TimeoutError) as error:
             if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
                 await self._drop_wrong_types()
-            raise RecordAway(f"the record cannot be reached: {str(error) or 'no answer'}") from error
+            why = "no Sentinel that answers knows a master" if isinstance(error, MasterNotFoundError) else str(error)
+            raise RecordAway(f"the record cannot be reached: {why or 'no answer'}") from error
 
     async def _drop_wrong_types(self) -> None:
         """Delete keys of ours that hold what no cortex wrote: each call on them would fail until somebody does."""

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from cortex.functions.names import did_you_mean
 from cortex.functions.toml_lines import TomlLines
+from cortex.platform.redis_address import BadAddress, is_sentinel, sentinels
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 _DIRS = platformdirs.PlatformDirs("cortex", appauthor=False)
@@ -73,7 +74,8 @@ class Redis(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[redis]`: where the record is."""
 
     url: str = ""
-    """Default: `redis://127.0.0.1:6379/0`; for `cortex up`, a Redis of its own."""
+    """Default: `redis://127.0.0.1:6379/0`; for `cortex up`, a Redis of its own. With Sentinel:
+    `redis+sentinel://USER@HOST:26379,HOST,HOST/MASTER/0`, and `?sentinel_username=…&sentinel_password=…`."""
     password_file: str = ""
     """The password for `url`, in a file of its own, so that it is in no setting and no environment."""
 
@@ -211,10 +213,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def redis_url(self) -> str:
         """Where the record is, with the password if one is kept in a file. Raises SettingsError."""
         url, file = self._trusting(self.redis.url or DEFAULT_REDIS_URL), self.redis.password_file
-        if not _is_redis(url):  # and what it says is nobody's business: there may be a password in it
+        if is_sentinel(url):
+            try:
+                sentinels(url)
+            except BadAddress as error:
+                raise SettingsError(f"[redis] url: {error}") from None
+        elif not _is_redis(url):  # and what it says is nobody's business: there may be a password in it
             raise SettingsError(
-                "[redis] url: is not like redis://USER@HOST:PORT/0, rediss://… or unix://USER@/PATH; a password with "
-                "/, : or @ in it goes into password_file"
+                "[redis] url: is not like redis://USER@HOST:PORT/0, rediss://…, unix://USER@/PATH or "
+                "redis+sentinel://USER@HOST:PORT,HOST/MASTER; a password with /, : or @ in it goes into password_file"
             )
         if not file:
             return url
@@ -222,18 +229,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             password = Path(file).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"[redis] password_file: {file} cannot be read: {error}") from None
-        parts = urlsplit(url)
-        user, _, rest = parts.netloc.rpartition("@")
-        return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{rest}").geturl()
+        scheme, _, rest = url.partition("://")
+        authority, slash, path = rest.partition("/")
+        user, _, hosts = authority.rpartition("@")
+        return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"
 
     @property
     def redis_shown(self) -> str:
         """Where the record is, for people to read: without user, password or options."""
-        parts = urlsplit(self.redis.url or DEFAULT_REDIS_URL)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        scheme, _, rest = (self.redis.url or DEFAULT_REDIS_URL).partition("?")[0].partition("://")
+        authority, slash, path = rest.partition("/")
+        return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
     def _trusting(self, url: str) -> str:
-        if not self.ca_file or not url.startswith("rediss://") or "ssl_ca_certs=" in url:
+        if not self.ca_file or not url.startswith(("rediss://", "rediss+sentinel://")) or "ssl_ca_certs=" in url:
             return url
         given = quote(str(Path(self.ca_file).expanduser()), safe="/")
         return f"{url}{'&' if '?' in url else '?'}ssl_ca_certs={given}"
