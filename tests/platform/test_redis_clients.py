@@ -161,7 +161,7 @@ async def test_a_replica_with_no_master_to_be_had_is_away_within_the_bound(
 
 
 def test_jobs_are_written_to_the_new_master(pair: Pair) -> None:
-    jobs = Jobs(pair.url, "a")
+    jobs = Jobs(pair.url, "cortex-a")
     jobs.ask(Demo("harbour"))
     pair.fail_over()
 

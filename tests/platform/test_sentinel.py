@@ -101,7 +101,7 @@ async def until_done(call: Callable[[], Awaitable[object]]) -> float:
 async def test_a_failover_is_followed_by_calls_bells_and_jobs(
     fleet: running_sentinels.Sentinels, tell: Callable[[str], None], how: signal.Signals
 ) -> None:
-    registry, jobs = Registry(fleet.url), Jobs(fleet.url, "a")
+    registry, jobs = Registry(fleet.url), Jobs(fleet.url, "cortex-a")
     await registry.publish_host(HOST, 60)
     await asyncio.to_thread(jobs.ask, Demo("harbour"))
     bell = registry.bell()

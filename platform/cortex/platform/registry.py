@@ -21,6 +21,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError, ResponseError
 
 from cortex.platform.api_keys import ApiKey
+from cortex.platform.keys import FleetToken
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
 from cortex.platform.record import Fleet, HostRecord, Override, RouterReport
@@ -75,6 +76,20 @@ end
 return there
 """
 
+_JOIN = """
+-- KEYS[1] the fleet's marks; ARGV the marks of our tokens, that of the one in use first. Returns 1 when the fleet is
+-- ours: it has no mark yet, or shares one with us. Then it gets the mark in use, and loses those that are not ours.
+local marks = redis.call('SMEMBERS', KEYS[1])
+local ours = {}
+for _, mark in ipairs(ARGV) do ours[mark] = true end
+local shared = #marks == 0
+for _, mark in ipairs(marks) do shared = shared or ours[mark] == true end
+if not shared then return 0 end
+for _, mark in ipairs(marks) do if not ours[mark] then redis.call('SREM', KEYS[1], mark) end end
+redis.call('SADD', KEYS[1], ARGV[1])
+return 1
+"""
+
 _DROP_WRONG_TYPE = """
 -- KEYS[1] a key; ARGV[1] the type it has to have.
 local type = redis.call('TYPE', KEYS[1]).ok
@@ -87,10 +102,24 @@ class RecordAway(Exception):
     """Redis does not answer. What is warm goes on from the last snapshot; nothing new is started."""
 
 
+class ForeignFleet(RecordAway):
+    """The record is another fleet's: nothing of it is read or written."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(
+            f"Redis holds the record of a fleet with another token below '{prefix}:': give this fleet a "
+            "`[redis] prefix` of its own, or this machine that fleet's token (`token_file`), or delete the key "
+            f"'{prefix}:fleet' when the other fleet is gone for good"
+        )
+
+
 class Registry:
     """A connection to the record. Make one per process; close it at the end."""
 
-    def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX, timeout_s: float = 2.5) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = DEFAULT_PREFIX, token: FleetToken | None = None, timeout_s: float = 2.5
+    ) -> None:
+        """Without a token it is not looked whose the record is: for a command that is over in a moment."""
         self.names = RecordKeys(prefix)
         self._timeout_s = timeout_s
         self._generation = Generation()
@@ -98,14 +127,18 @@ class Registry:
         self._release = self._redis.register_script(_RELEASE)
         self._take = self._redis.register_script(_TAKE)
         self._settle = self._redis.register_script(_SETTLE_INDEX)
+        self._join = self._redis.register_script(_JOIN)
+        self._token, self._joined = token, token is None
+        self.foreign = ""
+        """What to say when the record is another fleet's."""
         self._in_index: dict[str, set[str]] = {}
         self._cursors: dict[str, int] = {}
         self._keys_unindexed = False
 
     @classmethod
-    def of(cls, settings: Settings) -> "Registry":
+    def of(cls, settings: Settings, token: FleetToken | None = None) -> "Registry":
         """Return a connection to the record that these settings name."""
-        return cls(settings.redis_url)
+        return cls(settings.redis_url, prefix=settings.redis.prefix, token=token)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -116,12 +149,35 @@ class Registry:
         """Bound a call and map its errors. redis-py's own timeouts are per read and add up over its retries."""
         try:
             async with asyncio.timeout(self._timeout_s):
+                if not self._joined:
+                    await self._join_fleet()
                 yield
         except (RedisError, OSError, TimeoutError) as error:
             if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
                 await self._drop_wrong_types()
             why = "no Sentinel that answers knows a master" if isinstance(error, MasterNotFoundError) else str(error)
             raise RecordAway(f"the record cannot be reached: {why or 'no answer'}") from error
+
+    async def _join_fleet(self) -> None:
+        """See whose the record is. The first fleet that comes marks it."""
+        assert self._token is not None
+        self._joined = bool(await self._join(keys=[self.names.fleet], args=self._token.fleet_marks()))
+        if not self._joined:
+            error = ForeignFleet(self.names.prefix)
+            self.foreign = str(error)
+            raise error
+        self.foreign = ""
+
+    async def disown(self) -> None:
+        """Let the record be marked anew: for a Redis that has no other user."""
+        async with self._bounded():
+            await self._redis.delete(self.names.fleet)
+
+    def _see_marks(self, marks: Iterable[bytes | str]) -> None:
+        """Compare the record's marks with ours: tokens change while all run, and a Redis that was emptied has none."""
+        if self._token is not None:
+            ours, found = self._token.fleet_marks(), names(marks)
+            self._joined = ours[0] in found and set(found) <= set(ours)
 
     async def _drop_wrong_types(self) -> None:
         """Delete keys of ours that hold what no cortex wrote: each call on them would fail until somebody does."""
@@ -264,9 +320,10 @@ class Registry:
         indexes = (self.names.hosts, self.names.routers, self.names.overrides)
         for _ in range(2):
             async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-                for index in indexes:
+                for index in (*indexes, self.names.fleet):
                     pipe.smembers(index)
-                members = await pipe.execute()
+                *members, marks = await pipe.execute()
+            self._see_marks(marks)
             if INDEXED.encode() in members[2]:
                 break
             of_kind = {self.names.host(""): indexes[0], self.names.router(""): indexes[1]}

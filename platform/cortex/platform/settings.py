@@ -12,7 +12,7 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -28,6 +28,8 @@ _DIRS = platformdirs.PlatformDirs("cortex", appauthor=False)
 # Bounded above, because settings travel to child processes as JSON, which has no infinity.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+REDIS_PREFIX = r"^(?!rq$)[A-Za-z0-9_.]{1,40}\Z"
+"""`rq` is RQ's own; without a hyphen no two prefixes share the name of a queue, `PREFIX-HOST`."""
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 
 
@@ -76,6 +78,9 @@ class Redis(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: str = ""
     """Default: `redis://127.0.0.1:6379/0`; for `cortex up`, a Redis of its own. With Sentinel:
     `redis+sentinel://USER@HOST:26379,HOST,HOST/MASTER/0`, and `?sentinel_username=…&sentinel_password=…`."""
+    prefix: Annotated[str, Meta(pattern=REDIS_PREFIX)] = "cortex"
+    """What the names of all keys, channels and queues begin with: letters, digits, `_` and `.`, at most 40. Two fleets
+    can share one Redis when each has its own."""
     password_file: str = ""
     """The password for `url`, in a file of its own, so that it is in no setting and no environment."""
 
@@ -380,7 +385,8 @@ def _override(values: dict[str, Any], name: str, text: str, problems: list[str])
     try:
         if name == "CORTEX_LOG":
             text = text.lower()
-        value: Any = text if kind is str or "Literal" in str(kind) else msgspec.json.decode(os.fsencode(text))
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        value: Any = text if plain is str or "Literal" in str(kind) else msgspec.json.decode(os.fsencode(text))
         msgspec.convert(value, kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         problems.append(f"{name}: {error}")

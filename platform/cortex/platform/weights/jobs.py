@@ -1,4 +1,4 @@
-"""Slow, retryable work of a host: an RQ queue `cortex-<host>` and its worker, `cortex jobs`.
+"""Slow, retryable work of a host: an RQ queue `<prefix>-<host>` and its worker, `cortex jobs`.
 
 Only weights are fetched here. A job never starts an engine: RQ kills its job's whole process group. Its rules:
 
@@ -39,6 +39,7 @@ from cortex.functions.sources import Demo, Repo
 from cortex.platform import redis_clients
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.leash import die_with_parent
+from cortex.platform.record_keys import RecordKeys
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.platform.weights import hub
@@ -74,15 +75,10 @@ class JobLost(Exception):
 _host: ContextVar[Settings] = ContextVar("host")
 
 
-def queue_name(host: str) -> str:
-    """Return the name of a host's queue."""
-    return f"cortex-{host}"
-
-
-def job_id(host: str, source: Demo | Repo) -> str:
-    """Return the id of the job that fetches a source on a host."""
+def job_id(queue: str, source: Demo | Repo) -> str:
+    """Return the id of the job that fetches a source by a host's queue."""
     name = source.key if isinstance(source, Repo) else f"demo-{source.name}"
-    return f"cortex-{host}-{name}".replace(":", "_")
+    return f"{queue}-{name}".replace(":", "_")
 
 
 def pause_s(tries: int) -> float:
@@ -188,14 +184,17 @@ class _Told:
 class Jobs:
     """A host's queue, as its agent sees it. Every call may wait for Redis: make them from threads."""
 
-    def __init__(self, url: str, host: str) -> None:
-        self._host = host
+    def __init__(self, url: str, queue: str) -> None:
         self._redis = redis_clients.client(url)
-        self._queue = _queue(host, self._redis)
+        self._queue = _queue(queue, self._redis)
+
+    def id_of(self, source: Demo | Repo) -> str:
+        """Return the id of the job that fetches a source."""
+        return job_id(self._queue.name, source)
 
     def ask(self, source: Demo | Repo, *, kept: bool = False) -> str:
         """Have a source fetched, once however many ask. Return the job's id."""
-        name = job_id(self._host, source)
+        name = self.id_of(source)
         known: Job | None = self._queue.fetch_job(name)
         if known is not None and known.get_status() in ALIVE:
             if kept and not known.meta.get("kept"):
@@ -229,11 +228,11 @@ class Jobs:
         started, failed, finished = (r(queue=self._queue).get_job_ids(cleanup=False) for r in registries)
         names = dict.fromkeys((*started, *queued, *failed, *finished))
         jobs = _Fetch.fetch_many(list(names), connection=self._redis)
-        return [_fetching(j) for j in jobs if j is not None and j.id.startswith("cortex-")]
+        return [_fetching(j) for j in jobs if j is not None and self._is_ours(j.id)]
 
     def cancel(self, name: str) -> bool:
         """Stop a fetch, or take it off the queue; what has come stays. False when there was nothing to stop."""
-        if not name.startswith(f"cortex-{self._host}-".replace(":", "_")) or not _TAME.fullmatch(name):
+        if not self._is_ours(name) or not _TAME.fullmatch(name):
             return False  # another host's job, or a name that RQ refuses with an error
         try:
             job = _Fetch.fetch(name, connection=self._redis)
@@ -249,6 +248,9 @@ class Jobs:
             return False
         return True
 
+    def _is_ours(self, name: str) -> bool:
+        return name.startswith(f"{self._queue.name}-".replace(":", "_"))
+
     def workers(self) -> int:
         """Return how many job workers this host has."""
         return int(Worker.count(connection=self._redis, queue=self._queue))
@@ -258,8 +260,8 @@ class Jobs:
         self._redis.close()
 
 
-def _queue(host: str, connection: Any) -> Queue:
-    return Queue(queue_name(host), connection=connection, job_class=_Fetch, serializer=JSONSerializer)
+def _queue(name: str, connection: Any) -> Queue:
+    return Queue(name, connection=connection, job_class=_Fetch, serializer=JSONSerializer)
 
 
 def _fetching(job: Job) -> Fetching:
@@ -324,10 +326,10 @@ class _Worker(Worker):
 def work(settings: Settings) -> None:
     """Run the host's job worker until TERM or Ctrl-C. Raises AnotherWorker."""
     _host.set(settings)
-    name = queue_name(settings.host_name)
+    name = RecordKeys(settings.redis.prefix).queue(settings.host_name)
     with _sole(Path(settings.agent.cache_dir) / f"{name.replace('/', '_')}.lock"):
         connection = redis_clients.client(settings.redis_url, None)
-        queue = _queue(settings.host_name, connection)
+        queue = _queue(name, connection)
         with contextlib.suppress(redis.RedisError):
             _take_up(queue)
         log.info("jobs_started", host=settings.host_name)

@@ -90,7 +90,7 @@ class MetricsPort:
 
     async def _fleet(self) -> Snapshot:
         """Read the record: what the agents counted, and how things stand."""
-        registry = Registry(self._settings.redis_url)
+        registry = Registry.of(self._settings)
         began = time.monotonic()
         try:
             await registry.ping()
