@@ -103,6 +103,13 @@ class _Renewed:
             self.connect()
         base.send_packed_command(*args, **options)
 
+    def can_read(self, *args: Any, **options: Any) -> bool:
+        """Look for something to read; a listener, which does nothing else, so learns that it listens in vain."""
+        if self._made_in != self._generation.number:
+            raise ConnectionError(NO_MASTER)
+        base: Any = super()
+        return bool(base.can_read(*args, **options))
+
     def read_response(self, *args: Any, **options: Any) -> Any:
         base: Any = super()
         try:
