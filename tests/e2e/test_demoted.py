@@ -1,4 +1,4 @@
-"""Redis is demoted to a replica and lives on: whoever is connected leaves it, and nothing has to be restarted."""
+"""Redis is demoted to a replica and lives on: whoever is connected leaves it, and nothing has to be restart."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,13 +34,13 @@ def test_cold_starts_work_after_a_demotion_and_warm_ones_never_stop(tmp_path: Pa
         warm = [stack.chat("fake/warm").status_code for _ in range(20)]
         eventually(lambda: stack.http.get("/health").json()["status"] == "ok", what="the record at the new master")
         cold = stack.chat("fake/cold").status_code
-        fetched = stack.chat("cortex/harbour", max_tokens=1).status_code
-        restarted = "starting it again" in stack.output()
+        fetch = stack.chat("cortex/harbour", max_tokens=1).status_code
+        restart = "starting it again" in stack.output()
         with redis.Redis.from_url(two) as new:
             hosts = new.smembers("cortex:hosts")
     finally:
         stack.end()
 
     assert warm == [200] * 20
-    assert (cold, fetched, restarted) == (200, 200, False)
+    assert (cold, fetch, restart) == (200, 200, False)
     assert hosts == {b"here"}

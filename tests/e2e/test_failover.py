@@ -16,8 +16,8 @@ BOUND_S = 20.0
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
-    with sentinels(tmp_path_factory.mktemp("sentinels"), "hunter2") as running:
-        yield running
+    with sentinels(tmp_path_factory.mktemp("sentinels"), "hunter2") as servers:
+        yield servers
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis: Sentinels) -> Iterato
             entry("cortex/harbour", engine="llamacpp", source="demo:harbour"),
         ]
     )
-    running = Stack(tmp_path_factory.mktemp("stack"), catalogue, env={"CORTEX_REDIS_URL": redis.url})
+    stack = Stack(tmp_path_factory.mktemp("stack"), catalogue, env={"CORTEX_REDIS_URL": redis.url})
     try:
-        running.chat("fake/warm")
-        yield running
+        stack.chat("fake/warm")
+        yield stack
     finally:
-        running.end()
+        stack.end()
 
 
 class Load:
@@ -89,9 +89,9 @@ def test_a_master_that_dies_costs_no_warm_request_and_cold_starts_work_again(
     with Load(stack) as load:
         redis.kill_master(signal.SIGKILL)
         took_s = cold_start_s(stack, "fake/cold-killed")
-        fetched_s = cold_start_s(stack, "cortex/harbour")  # its weights come by the job worker
+        fetch_s = cold_start_s(stack, "cortex/harbour")  # its weights come by the job worker
         eventually(lambda: stack.http.get("/health").json()["status"] == "ok", within_s=BOUND_S)
 
     assert set(load.ends) == {200}
     assert stack.child("jobs").is_running()
-    tell(f"a master killed: a cold start after {took_s:.1f} s, one with a fetch {fetched_s:.1f} s later")
+    tell(f"a master killed: a cold start after {took_s:.1f} s, one with a fetch {fetch_s:.1f} s later")

@@ -26,12 +26,12 @@ def job_worker(folder: Path, redis_url: str) -> Iterator[subprocess.Popen[bytes]
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
     with (folder / "jobs.log").open("wb") as log:
-        running = subprocess.Popen([*CORTEX, "jobs"], env=env, stderr=log)
+        process = subprocess.Popen([*CORTEX, "jobs"], env=env, stderr=log)
     try:
-        yield running
+        yield process
     finally:
-        running.terminate()
-        running.wait(10)
+        process.terminate()
+        process.wait(10)
 
 
 def fetch(jobs: Jobs) -> None:
@@ -69,10 +69,10 @@ def test_a_job_worker_does_nothing_for_another_fleet_and_all_once_the_record_is_
         eventually(lambda: "jobs_interrupted" in (tmp_path / "jobs.log").read_text(), what="it to miss Redis")
         with own_redis(record), redis.Redis.from_url(url) as client:
             eventually(lambda: "another token" in (tmp_path / "jobs.log").read_text(), what="the refusal")
-            refused = jobs.workers()
+            count = jobs.workers()
             client.delete("cortex:fleet")
             fetch(jobs)
 
-        assert refused == 0
+        assert count == 0
         assert process.poll() is None
     jobs.close()

@@ -52,20 +52,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
 
 @pytest.fixture
 def pair(tmp_path: Path, servers: tuple[str, str]) -> Iterator[Pair]:
-    found = Pair(tmp_path, *servers)
-    with found.one, found.two:
-        for client in (found.one, found.two):
+    pair = Pair(tmp_path, *servers)
+    with pair.one, pair.two:
+        for client in (pair.one, pair.two):
             client.replicaof("NO", "ONE")
             client.flushall()
             client.script_flush()
-        yield found
+        yield pair
 
 
 @pytest.fixture
 async def registry(pair: Pair) -> AsyncIterator[Registry]:
-    found = Registry(pair.url)
-    yield found
-    await found.close()
+    registry = Registry(pair.url)
+    yield registry
+    await registry.close()
 
 
 async def test_the_first_write_after_a_demotion_reaches_the_new_master(pair: Pair, registry: Registry) -> None:
@@ -175,13 +175,31 @@ def test_jobs_are_written_to_the_new_master(pair: Pair) -> None:
 def test_a_thread_that_only_reads_leaves_the_replica_once_another_has_met_it(pair: Pair) -> None:
     with redis_clients.client(pair.url) as client, contextlib.ExitStack() as stack:
         pool = client.connection_pool
-        held = [pool.get_connection() for _ in range(3)]
-        for one in held:
+        idle = [pool.get_connection() for _ in range(3)]
+        for one in idle:
             stack.callback(one.disconnect)
             pool.release(one)
         pair.fail_over()
         client.set("written", "two")
 
-        read = [client.get("written") for _ in range(3)]
+        values = [client.get("written") for _ in range(3)]
 
-    assert read == [b"two"] * 3
+    assert values == [b"two"] * 3
+
+
+def test_a_listener_of_threads_listens_at_the_new_master_once_another_has_met_the_replica(pair: Pair) -> None:
+    with redis_clients.client(pair.url) as client, client.pubsub(ignore_subscribe_messages=True) as listener:
+        pool = client.connection_pool
+        for one in [pool.get_connection() for _ in range(2)]:
+            pool.release(one)
+        listener.subscribe("orders")
+        listener.get_message(timeout=1)
+        pair.fail_over()
+        client.set("written", "two")
+        listener.get_message(timeout=0.1)
+        eventually(lambda: pair.two.pubsub_numsub("orders") == [("orders", 1)], what="the subscription")
+        pair.two.publish("orders", "stop")
+
+        message = eventually(lambda: listener.get_message(timeout=1), what="the message")
+
+    assert message["data"] == b"stop"

@@ -21,8 +21,8 @@ KEY = ApiKey(digest=digest("secret"), id="1", name="one")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as found:
-        yield found
+    with own_redis(tmp_path_factory.mktemp("r")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def raw(url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 async def registry(url: str, raw: redis.Redis) -> AsyncIterator[Registry]:
-    found = Registry(url)
-    yield found
-    await found.close()
+    registry = Registry(url)
+    yield registry
+    await registry.close()
 
 
 def calls(raw: redis.Redis, command: str) -> int:
@@ -284,17 +284,17 @@ async def test_only_the_fleets_own_queues_are_counted(registry: Registry, raw: r
     raw.sadd("rq:queues", "rq:queue:cortex-a", "rq:queue:mail", "rq:queue:staging-a")
     raw.rpush("rq:queue:cortex-a", "1")
 
-    counted = await registry.jobs()
+    numbers = await registry.jobs()
 
-    assert {queue for queue, _ in counted} == {"cortex-a"}
-    assert counted["cortex-a", "queued"] == 1
+    assert {queue for queue, _ in numbers} == {"cortex-a"}
+    assert numbers["cortex-a", "queued"] == 1
 
 
 async def test_a_bell_that_hangs_is_noticed(url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cortex.platform.registry.SILENCE_S", 0.0)
     registry = Registry(url, timeout_s=1.5)
     bell = registry.bell()
-    heard = [await anext(bell) for _ in range(4)]
+    rings = [await anext(bell) for _ in range(4)]
     raw.client_pause(6000, all=True)
     began = time.monotonic()
 
@@ -302,6 +302,6 @@ async def test_a_bell_that_hangs_is_noticed(url: str, raw: redis.Redis, monkeypa
         while True:
             await anext(bell)
 
-    assert set(heard) == {"", "listening:"}
+    assert set(rings) == {"", "listening:"}
     assert time.monotonic() - began < 6
     await asyncio.wait_for(registry.close(), 3)

@@ -20,8 +20,8 @@ HOST = HostRecord(name="a", address="http://a")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as found:
-        yield found
+    with own_redis(tmp_path_factory.mktemp("r")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -34,16 +34,16 @@ def raw(url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 async def process(url: str, raw: redis.Redis, tmp_path: Path) -> AsyncIterator[Callable[..., Registry]]:
     """Make the registry of a process that has these tokens."""
-    numbers, made = itertools.count(), list[Registry]()
+    numbers, registries = itertools.count(), list[Registry]()
 
     def make(*tokens: str, prefix: str = "cortex") -> Registry:
         path = tmp_path / f"{next(numbers)}.token"
         path.write_text("\n".join(tokens) + "\n")
-        made.append(Registry(url, prefix=prefix, token=FleetToken(path)))
-        return made[-1]
+        registries.append(Registry(url, prefix=prefix, token=FleetToken(path)))
+        return registries[-1]
 
     yield make
-    for registry in made:
+    for registry in registries:
         await registry.close()
 
 
@@ -104,9 +104,9 @@ async def test_bells_of_another_prefix_are_not_heard(process: Callable[..., Regi
     await theirs.publish_host(HOST, 60)
     await ours.publish_router(RouterReport(id="r"))
 
-    heard = await anext(bell)
+    ring = await anext(bell)
 
-    assert heard == "router:r"
+    assert ring == "router:r"
 
 
 STEPS: list[list[tuple[str, ...]]] = [

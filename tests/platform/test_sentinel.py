@@ -17,14 +17,14 @@ from cortex.platform.record import HostRecord
 from cortex.platform.redis_address import BadAddress, Sentinels, sentinels
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.weights.jobs import Jobs
-from tests.support import sentinels as running_sentinels
+from tests.support import sentinels as servers
 
 HOST = HostRecord(name="a", address="http://a")
 BOUND_S = 15.0
 
 
 @pytest.mark.parametrize(
-    ("url", "read"),
+    ("url", "address"),
     [
         ("redis+sentinel://h/m", Sentinels(hosts=(("h", 26379),), master="m")),
         (
@@ -42,8 +42,8 @@ BOUND_S = 15.0
         ),
     ],
 )  # fmt: skip
-def test_an_address_of_sentinels_is_read(url: str, read: Sentinels) -> None:
-    assert sentinels(url) == read
+def test_an_address_of_sentinels_is_read(url: str, address: Sentinels) -> None:
+    assert sentinels(url) == address
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_a_wrong_part_of_an_address_is_named_and_nothing_is_repeated(rest: str, 
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused(rest: str) -> None:
     try:
-        found = sentinels(f"redis+sentinel://{rest}")
+        address = sentinels(f"redis+sentinel://{rest}")
     except BadAddress:
         return
 
-    assert found.hosts
-    assert all(0 < port < 65536 for _, port in found.hosts)
+    assert address.hosts
+    assert all(0 < port < 65536 for _, port in address.hosts)
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[running_sentinels.Sentinels]:
-    with running_sentinels.sentinels(tmp_path, "hunter2") as running:
-        yield running
+def fleet(tmp_path: Path) -> Iterator[servers.Sentinels]:
+    with servers.sentinels(tmp_path, "hunter2") as fleet:
+        yield fleet
 
 
 async def until_done(call: Callable[[], Awaitable[object]]) -> float:
@@ -99,7 +99,7 @@ async def until_done(call: Callable[[], Awaitable[object]]) -> float:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
 async def test_a_failover_is_followed_by_calls_bells_and_jobs(
-    fleet: running_sentinels.Sentinels, tell: Callable[[str], None], how: signal.Signals
+    fleet: servers.Sentinels, tell: Callable[[str], None], how: signal.Signals
 ) -> None:
     registry, jobs = Registry(fleet.url), Jobs(fleet.url, "cortex-a")
     await registry.publish_host(HOST, 60)
@@ -115,19 +115,19 @@ async def test_a_failover_is_followed_by_calls_bells_and_jobs(
     new = registry.bell()
     await anext(new)
     await registry.publish_host(HOST, 60)
-    heard = await anext(new)
-    job = await asyncio.to_thread(asked, jobs)
+    ring = await anext(new)
+    job = await asyncio.to_thread(ask, jobs)
 
     assert fleet.master() != old
     assert list((await registry.fleet(0.0)).hosts) == ["a"]
-    assert heard == "host:a"
+    assert ring == "host:a"
     assert [f.id for f in jobs.all()] == [job]
     tell(f"a master that {how.name} met: writes failed for {away_s:.1f} s")
     await asyncio.wait_for(registry.close(), 5)
     jobs.close()
 
 
-def asked(jobs: Jobs) -> str:
+def ask(jobs: Jobs) -> str:
     """Ask until Redis answers."""
     began = time.monotonic()
     while True:
@@ -137,9 +137,7 @@ def asked(jobs: Jobs) -> str:
             assert time.monotonic() - began < BOUND_S
 
 
-async def test_a_planned_failover_loses_no_call(
-    fleet: running_sentinels.Sentinels, tell: Callable[[str], None]
-) -> None:
+async def test_a_planned_failover_loses_no_call(fleet: servers.Sentinels, tell: Callable[[str], None]) -> None:
     registry = Registry(fleet.url)
     await registry.publish_host(HOST, 60)
     await asyncio.to_thread(fleet.fail_over)
@@ -153,7 +151,7 @@ async def test_a_planned_failover_loses_no_call(
 
 
 async def test_two_sentinels_that_are_dead_cost_little_and_all_three_an_answer_in_time(
-    fleet: running_sentinels.Sentinels,
+    fleet: servers.Sentinels,
 ) -> None:
     first, second, third = fleet.sentinel_ports
     fleet.servers[first].kill()
@@ -172,16 +170,16 @@ async def test_two_sentinels_that_are_dead_cost_little_and_all_three_an_answer_i
     await fresh.close()
 
 
-def test_a_client_of_threads_meets_a_sentinel_that_asks_for_a_password(fleet: running_sentinels.Sentinels) -> None:
+def test_a_client_of_threads_meets_a_sentinel_that_asks_for_a_password(fleet: servers.Sentinels) -> None:
     with fleet.client(fleet.sentinel_ports[0]) as sentinel:
         sentinel.execute_command("ACL", "SETUSER", "guest", "on", ">word", "+@all", "allchannels")
         sentinel.execute_command("ACL", "SETUSER", "default", "off")
     one = f"127.0.0.1:{fleet.sentinel_ports[0]}"
-    url = f"redis+sentinel://:hunter2@{one}/{running_sentinels.MASTER}"
+    url = f"redis+sentinel://:hunter2@{one}/{servers.MASTER}"
 
     with redis_clients.client(f"{url}?sentinel_username=guest&sentinel_password=word") as client:
-        let_in = client.ping()
+        pong = client.ping()
     with redis_clients.client(url) as client, pytest.raises(redis.ConnectionError):
         client.ping()
 
-    assert let_in
+    assert pong

@@ -15,7 +15,7 @@ MASTER = "mymaster"
 
 
 class Sentinels:
-    """Running ones."""
+    """Five servers that run."""
 
     def __init__(self, folder: Path, password: str = "") -> None:
         self.folder, self.password = folder, password
@@ -87,8 +87,8 @@ class Sentinels:
     def _is_ready(self, port: int) -> bool:
         """Whether a Sentinel knows the two others and the replica."""
         with contextlib.suppress(redis.ConnectionError), self.client(port) as client:
-            known = client.sentinel_master(MASTER)
-            return int(known["num-other-sentinels"]) == 2 and int(known["num-slaves"]) == 1
+            state = client.sentinel_master(MASTER)
+            return int(state["num-other-sentinels"]) == 2 and int(state["num-slaves"]) == 1
         return False
 
     def end(self) -> None:
@@ -102,9 +102,9 @@ class Sentinels:
 @contextlib.contextmanager
 def sentinels(folder: Path, password: str = "") -> Iterator[Sentinels]:
     """Run a master, a replica and three Sentinels."""
-    running = Sentinels(folder, password)
+    fleet = Sentinels(folder, password)
     try:
-        running.start()
-        yield running
+        fleet.start()
+        yield fleet
     finally:
-        running.end()
+        fleet.end()

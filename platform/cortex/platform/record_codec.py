@@ -62,13 +62,13 @@ def words(kept: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
 
 def names(members: Iterable[bytes | str]) -> list[str]:
     """Return the names in an index, in order. One that is no text was not written by cortex, and names nothing."""
-    found = []
+    texts = []
     for member in members:
         try:
-            found.append(member.decode() if isinstance(member, bytes) else member)
+            texts.append(member.decode() if isinstance(member, bytes) else member)
         except UnicodeDecodeError:
             continue
-    return sorted(filter(None, found))
+    return sorted(filter(None, texts))
 
 
 def text(value: bytes | str) -> str:

@@ -80,9 +80,9 @@ def _host(nth: int, text: str) -> tuple[str, int]:
 
 
 def _options(query: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
             raise BadAddress(f"an option after the ? is none of {', '.join(_OPTIONS)}")
-        found[name] = value
-    return found
+        options[name] = value
+    return options

@@ -50,18 +50,18 @@ def is_outdated(error: BaseException | None) -> bool:
     return str(error).startswith(OUTDATED_CODES) or "-READONLY " in str(error)
 
 
-class _AsyncRenewed:
+class _AsyncMasterConnection:
     """A connection that ends when it turns out to lead to no master, and with it its whole generation."""
 
     def __init__(self, *, generation: Generation, **options: Any) -> None:
-        self._generation, self._made_in = generation, generation.number
+        self._generation, self._own_generation = generation, generation.number
         super().__init__(**options)
 
     async def connect(self) -> None:
         base: Any = super()
-        if self._made_in != self._generation.number:
+        if self._own_generation != self._generation.number:
             await base.disconnect(nowait=True)
-        self._made_in = self._generation.number
+        self._own_generation = self._generation.number
         await base.connect()
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
@@ -83,18 +83,18 @@ class _AsyncRenewed:
             raise ConnectionError(NO_MASTER) from error
 
 
-class _Renewed:
+class _MasterConnection:
     """The same, for threads."""
 
     def __init__(self, *, generation: Generation, **options: Any) -> None:
-        self._generation, self._made_in = generation, generation.number
+        self._generation, self._own_generation = generation, generation.number
         super().__init__(**options)
 
     def connect(self) -> None:
         base: Any = super()
-        if self._made_in != self._generation.number:
+        if self._own_generation != self._generation.number:
             base.disconnect()
-        self._made_in = self._generation.number
+        self._own_generation = self._generation.number
         base.connect()
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
@@ -105,7 +105,7 @@ class _Renewed:
 
     def can_read(self, *args: Any, **options: Any) -> bool:
         """Look for something to read; a listener, which does nothing else, so learns that it listens in vain."""
-        if self._made_in != self._generation.number:
+        if self._own_generation != self._generation.number:
             raise ConnectionError(NO_MASTER)
         base: Any = super()
         return bool(base.can_read(*args, **options))
@@ -122,43 +122,43 @@ class _Renewed:
             raise ConnectionError(NO_MASTER) from error
 
 
-class _AsyncTcp(_AsyncRenewed, async_connections.Connection):
+class _AsyncTcp(_AsyncMasterConnection, async_connections.Connection):
     pass
 
 
-class _AsyncTls(_AsyncRenewed, async_connections.SSLConnection):
+class _AsyncTls(_AsyncMasterConnection, async_connections.SSLConnection):
     pass
 
 
-class _AsyncUnix(_AsyncRenewed, async_connections.UnixDomainSocketConnection):
+class _AsyncUnix(_AsyncMasterConnection, async_connections.UnixDomainSocketConnection):
     pass
 
 
-class _Tcp(_Renewed, connections.Connection):
+class _Tcp(_MasterConnection, connections.Connection):
     pass
 
 
-class _Tls(_Renewed, connections.SSLConnection):
+class _Tls(_MasterConnection, connections.SSLConnection):
     pass
 
 
-class _Unix(_Renewed, connections.UnixDomainSocketConnection):
+class _Unix(_MasterConnection, connections.UnixDomainSocketConnection):
     pass
 
 
-class _AsyncBySentinel(_AsyncRenewed, async_sentinel.SentinelManagedConnection):
+class _AsyncBySentinel(_AsyncMasterConnection, async_sentinel.SentinelManagedConnection):
     pass
 
 
-class _AsyncTlsBySentinel(_AsyncRenewed, async_sentinel.SentinelManagedSSLConnection):
+class _AsyncTlsBySentinel(_AsyncMasterConnection, async_sentinel.SentinelManagedSSLConnection):
     pass
 
 
-class _BySentinel(_Renewed, sync_sentinel.SentinelManagedConnection):
+class _BySentinel(_MasterConnection, sync_sentinel.SentinelManagedConnection):
     pass
 
 
-class _TlsBySentinel(_Renewed, sync_sentinel.SentinelManagedSSLConnection):
+class _TlsBySentinel(_MasterConnection, sync_sentinel.SentinelManagedSSLConnection):
     pass
 
 
@@ -167,10 +167,10 @@ class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
 
     async def get_master_address(self) -> Any:
         before = self.master_address
-        found = await super().get_master_address()  # type: ignore[no-untyped-call]
-        if before not in (None, found):
+        master = await super().get_master_address()  # type: ignore[no-untyped-call]
+        if before not in (None, master):
             self.connection_kwargs["generation"].number += 1
-        return found
+        return master
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -192,15 +192,15 @@ def async_client(url: str, timeout_s: float, generation: Generation) -> redis.as
     }
     if is_sentinel(url):
         address = sentinels(url)
-        found = async_sentinel.Sentinel(  # type: ignore[no-untyped-call]
+        manager = async_sentinel.Sentinel(  # type: ignore[no-untyped-call]
             address.hosts, sentinel_kwargs=_to_sentinels(address, timeout_s, AsyncRetry(NoBackoff(), 0))
         )
-        given = {**options, **_to_master(address)}
-        given["connection_class"] = _AsyncTlsBySentinel if address.tls else _AsyncBySentinel
-        pool: Any = _AsyncSentinelPool(address.master, found, **given)  # type: ignore[no-untyped-call]
+        options |= _to_master(address)
+        options["connection_class"] = _AsyncTlsBySentinel if address.tls else _AsyncBySentinel
+        pool: Any = _AsyncSentinelPool(address.master, manager, **options)  # type: ignore[no-untyped-call]
         return redis.asyncio.Redis.from_pool(pool)
-    given = {**async_connections.parse_url(url), "connection_class": _ASYNC[url.partition(":")[0]]}
-    return redis.asyncio.Redis.from_pool(async_connections.ConnectionPool(**options | given))
+    options |= {**async_connections.parse_url(url), "connection_class": _ASYNC[url.partition(":")[0]]}
+    return redis.asyncio.Redis.from_pool(async_connections.ConnectionPool(**options))
 
 
 def client(url: str, timeout_s: float | None = 5.0) -> redis.Redis:
@@ -214,16 +214,16 @@ def client(url: str, timeout_s: float | None = 5.0) -> redis.Redis:
         options["socket_timeout"] = timeout_s
     if is_sentinel(url):
         address = sentinels(url)
-        found = sync_sentinel.Sentinel(  # type: ignore[no-untyped-call]
+        manager = sync_sentinel.Sentinel(  # type: ignore[no-untyped-call]
             address.hosts, sentinel_kwargs=_to_sentinels(address, timeout_s or CONNECT_S, Retry(NoBackoff(), 0))
         )
-        given = {**options, **_to_master(address)}
-        given["connection_class"] = _TlsBySentinel if address.tls else _BySentinel
-        pool: Any = sync_sentinel.SentinelConnectionPool(address.master, found, **given)  # type: ignore[no-untyped-call]
+        options |= _to_master(address)
+        options["connection_class"] = _TlsBySentinel if address.tls else _BySentinel
+        pool: Any = sync_sentinel.SentinelConnectionPool(address.master, manager, **options)  # type: ignore[no-untyped-call]
         return redis.Redis.from_pool(pool)
-    parsed: dict[str, Any] = connections.parse_url(url)  # type: ignore[no-untyped-call]
-    given = {**parsed, "connection_class": _SYNC[url.partition(":")[0]]}
-    return redis.Redis.from_pool(connections.ConnectionPool(**options | given))
+    options |= connections.parse_url(url)  # type: ignore[no-untyped-call]
+    options["connection_class"] = _SYNC[url.partition(":")[0]]
+    return redis.Redis.from_pool(connections.ConnectionPool(**options))
 
 
 def _to_master(address: Sentinels) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _to_sentinels(address: Sentinels, timeout_s: float, retry: Any) -> dict[str,
 
 
 def _tls(address: Sentinels) -> dict[str, Any]:
-    parsed: dict[str, Any] = {name: value for name, value in address.ssl.items() if name != "ssl_check_hostname"}
+    options: dict[str, Any] = {name: value for name, value in address.ssl.items() if name != "ssl_check_hostname"}
     if "ssl_check_hostname" in address.ssl:
-        parsed["ssl_check_hostname"] = address.ssl["ssl_check_hostname"].lower() in ("1", "true", "yes")
-    return parsed if address.tls else {}
+        options["ssl_check_hostname"] = address.ssl["ssl_check_hostname"].lower() in ("1", "true", "yes")
+    return options if address.tls else {}

@@ -44,8 +44,10 @@ EXPIRED_KEPT_S = 30 * 86400
 """How long a key that has expired can still be seen."""
 READ_AT_ONCE = 500
 SCANNED_AT_ONCE = 10_000
-INDEXED = ""
+COMPLETE = ""
 """A member of an index that stands for no record: what earlier releases wrote has been looked for."""
+WRONG_TYPE = "WRONGTYPE"
+"""Redis' code for it, which redis-py's pipelines do not put first."""
 KEYS_CHANGED = "key:indexed"
 """The bell for API keys. Earlier releases, which do not index what they write, ring "key:"."""
 SILENCE_S = 5.0
@@ -59,7 +61,7 @@ return 0
 """
 
 _TAKE = """
--- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] for how many ms. One without an end is nobody's.
+-- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] for how many ms. One without an end belongs to no process.
 if redis.call('PTTL', KEYS[1]) > 0 and redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
@@ -78,13 +80,13 @@ return there
 
 _JOIN = """
 -- KEYS[1] the fleet's marks; ARGV the marks of our tokens, that of the one in use first. Returns 1 when the fleet is
--- ours: it has no mark yet, or shares one with us. Then it gets the mark in use, and loses those that are not ours.
+-- ours: it has no mark yet, or one of ours. Then it gets the mark in use, and loses those that are not ours.
 local marks = redis.call('SMEMBERS', KEYS[1])
 local ours = {}
 for _, mark in ipairs(ARGV) do ours[mark] = true end
-local shared = #marks == 0
-for _, mark in ipairs(marks) do shared = shared or ours[mark] == true end
-if not shared then return 0 end
+local is_ours = #marks == 0
+for _, mark in ipairs(marks) do is_ours = is_ours or ours[mark] == true end
+if not is_ours then return 0 end
 for _, mark in ipairs(marks) do if not ours[mark] then redis.call('SREM', KEYS[1], mark) end end
 redis.call('SADD', KEYS[1], ARGV[1])
 return 1
@@ -128,12 +130,12 @@ class Registry:
         self._take = self._redis.register_script(_TAKE)
         self._settle = self._redis.register_script(_SETTLE_INDEX)
         self._join = self._redis.register_script(_JOIN)
-        self._token, self._joined = token, token is None
+        self._token, self._is_member = token, token is None
         self.foreign = ""
         """What to say when the record is another fleet's."""
         self._in_index: dict[str, set[str]] = {}
         self._cursors: dict[str, int] = {}
-        self._keys_unindexed = False
+        self._key_index_is_old = False
 
     @classmethod
     def of(cls, settings: Settings, token: FleetToken | None = None) -> "Registry":
@@ -149,11 +151,11 @@ class Registry:
         """Bound a call and map its errors. redis-py's own timeouts are per read and add up over its retries."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                if not self._joined:
+                if not self._is_member:
                     await self._join_fleet()
                 yield
         except (RedisError, OSError, TimeoutError) as error:
-            if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+            if isinstance(error, ResponseError) and WRONG_TYPE in str(error):
                 await self._drop_wrong_types()
             why = "no Sentinel that answers knows a master" if isinstance(error, MasterNotFoundError) else str(error)
             raise RecordAway(f"the record cannot be reached: {why or 'no answer'}") from error
@@ -161,8 +163,8 @@ class Registry:
     async def _join_fleet(self) -> None:
         """See whose the record is. The first fleet that comes marks it."""
         assert self._token is not None
-        self._joined = bool(await self._join(keys=[self.names.fleet], args=self._token.fleet_marks()))
-        if not self._joined:
+        self._is_member = bool(await self._join(keys=[self.names.fleet], args=self._token.fleet_marks()))
+        if not self._is_member:
             error = ForeignFleet(self.names.prefix)
             self.foreign = str(error)
             raise error
@@ -176,20 +178,20 @@ class Registry:
     def _see_marks(self, marks: Iterable[bytes | str]) -> None:
         """Compare the record's marks with ours: tokens change while all run, and a Redis that was emptied has none."""
         if self._token is not None:
-            ours, found = self._token.fleet_marks(), names(marks)
-            self._joined = ours[0] in found and set(found) <= set(ours)
+            ours, theirs = self._token.fleet_marks(), names(marks)
+            self._is_member = ours[0] in theirs and set(theirs) <= set(ours)
 
     async def _drop_wrong_types(self) -> None:
-        """Delete keys of ours that hold what no cortex wrote: each call on them would fail until somebody does."""
+        """Delete keys of ours that hold what no cortex wrote: every call on them would fail."""
         try:
             async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
                 for key, kind in self.names.types.items():
                     pipe.eval(_DROP_WRONG_TYPE, 1, key, kind)
-                gone = await pipe.execute(raise_on_error=False)  # a host's user of Redis may not touch all of them
+                numbers = await pipe.execute(raise_on_error=False)  # a host's user of Redis may not touch all of them
         except (RedisError, OSError, TimeoutError):
             return
-        for key, dropped in zip(self.names.types, gone, strict=True):
-            if dropped == 1:
+        for key, number in zip(self.names.types, numbers, strict=True):
+            if number == 1:
                 log.error("record_key_of_wrong_type", key=key)
 
     def script(self, text: str) -> Callable[[Sequence[str], Sequence[str | int]], Awaitable[Any]]:
@@ -275,10 +277,10 @@ class Registry:
 
     async def forget_used(self, members: Iterable[str]) -> None:
         """Drop last uses of what is no more."""
-        gone = list(members)
-        if gone:
+        old = list(members)
+        if old:
             async with self._bounded():
-                await self._redis.zrem(self.names.used, *gone)
+                await self._redis.zrem(self.names.used, *old)
 
     # Everyone.
 
@@ -304,10 +306,10 @@ class Registry:
         await self._keep_index(self.names.hosts, self.names.host, hosts, of_hosts)
         await self._keep_index(self.names.routers, self.names.router, routers, of_routers)
         await self._keep_index(self.names.overrides, self.names.override, overrides, of_overrides.values())
-        found = [h for v in of_hosts if (h := decoded(v, HostRecord))]
+        records_of_hosts = [h for v in of_hosts if (h := decoded(v, HostRecord))]
         reports = [r for v in of_routers if (r := decoded(v, RouterReport))]
         return Fleet(
-            hosts={h.name: h for h in found},
+            hosts={h.name: h for h in records_of_hosts},
             routers={r.id: r for r in reports},
             used={text(member): score for member, score in used},
             cordoned=frozenset(text(c) for c in cordoned),
@@ -324,21 +326,21 @@ class Registry:
                     pipe.smembers(index)
                 *members, marks = await pipe.execute()
             self._see_marks(marks)
-            if INDEXED.encode() in members[2]:
+            if COMPLETE.encode() in members[2]:
                 break
             of_kind = {self.names.host(""): indexes[0], self.names.router(""): indexes[1]}
             await self._index_earlier("[hor]*", {**of_kind, self.names.override(""): indexes[2]}, self.names.overrides)
-        return [names(found) for found in members]
+        return [names(index) for index in members]
 
     async def _keep_index(
         self, index: str, key: Callable[[str], str], members: Sequence[str], values: Iterable[object]
     ) -> None:
         """Take names out of an index whose records are gone."""
-        gone = [name for name, value in zip(members, values, strict=True) if not value]
-        self._in_index[index] = set(members).difference(gone)
-        if gone:
+        without = [name for name, value in zip(members, values, strict=True) if not value]
+        self._in_index[index] = set(members).difference(without)
+        if without:
             async with self._bounded():
-                await self._settle(keys=[index, *map(key, gone)], args=gone)
+                await self._settle(keys=[index, *map(key, without)], args=without)
 
     async def _index_earlier(self, pattern: str, indexes: Mapping[str, str], last: str) -> None:
         """Put what an earlier release wrote into the indexes, by the beginnings of its keys: the one SCAN there is.
@@ -353,11 +355,11 @@ class Registry:
                 cursor, keys = await self._redis.scan(cursor, match=match, count=SCANNED_AT_ONCE)
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for beginning, index in indexes.items():
-                        found = [n.removeprefix(beginning) for n in names(keys) if n.startswith(beginning)]
-                        if found:
-                            pipe.sadd(index, *found)
+                        members = [n.removeprefix(beginning) for n in names(keys) if n.startswith(beginning)]
+                        if members:
+                            pipe.sadd(index, *members)
                     if cursor == 0:
-                        pipe.sadd(last, INDEXED)
+                        pipe.sadd(last, COMPLETE)
                     await pipe.execute()
             if cursor == 0:
                 return
@@ -373,20 +375,20 @@ class Registry:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             async with self._bounded():
                 await pubsub.subscribe(self.names.changed)
-            generation, heard_at, rung = self._generation.number, time.monotonic(), False
+            generation, last_ring, is_probing = self._generation.number, time.monotonic(), False
             while True:
                 async with self._bounded():
                     message = await pubsub.get_message(timeout=1.0)
                 if message is not None:
-                    heard_at, rung = time.monotonic(), False
-                silent_s = time.monotonic() - heard_at
-                if silent_s > SILENCE_S and not rung:
+                    last_ring, is_probing = time.monotonic(), False
+                silent_s = time.monotonic() - last_ring
+                if silent_s > SILENCE_S and not is_probing:
                     async with self._bounded():
                         await self._redis.publish(self.names.changed, "listening:")
-                    rung = True
+                    is_probing = True
                 if generation != self._generation.number:
                     raise RecordAway("the record has moved to another Redis")
-                if rung and silent_s > SILENCE_S + self._timeout_s:
+                if is_probing and silent_s > SILENCE_S + self._timeout_s:
                     raise RecordAway("the bell of the record does not ring here any more")
                 changed = text(message["data"]) if message else ""
                 await self._index_if_new(changed)
@@ -396,17 +398,17 @@ class Registry:
         """Put what the bell rings for into its index when it is in none: a process of an earlier release wrote it."""
         kind, _, name = changed.partition(":")
         if changed == "key:":
-            self._keys_unindexed = True
+            self._key_index_is_old = True
         index, key = {
             "host": (self.names.hosts, self.names.host),
             "router": (self.names.routers, self.names.router),
             "override": (self.names.overrides, self.names.override),
         }.get(kind, ("", None))
-        known = self._in_index.setdefault(index, set())
-        if key is not None and name not in known:
+        members = self._in_index.setdefault(index, set())
+        if key is not None and name not in members:
             async with self._bounded():
                 if await self._settle(keys=[index, key(name)], args=[name]):
-                    known.add(name)
+                    members.add(name)
 
     # The right to propose one start, and to sweep.
 
@@ -494,23 +496,23 @@ class Registry:
         """Read every API key's record. One that cannot be read is not there: nobody comes in with it."""
         async with self._bounded():
             digests = await self._redis.smembers(self.names.api_keys)
-        if INDEXED.encode() not in digests or self._keys_unindexed:
-            self._keys_unindexed = False
+        if COMPLETE.encode() not in digests or self._key_index_is_old:
+            self._key_index_is_old = False
             try:
                 await self._index_earlier("key:*", {self.names.api_key(""): self.names.api_keys}, self.names.api_keys)
             except RecordAway:
-                self._keys_unindexed = True
+                self._key_index_is_old = True
                 raise
             async with self._bounded():
                 digests = await self._redis.smembers(self.names.api_keys)
-        known = names(digests)
+        members = names(digests)
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-            for digest in known:
+            for digest in members:
                 pipe.hgetall(self.names.api_key(digest))
-            found = await pipe.execute(raise_on_error=False)
-        records = [{} if _of_wrong_type(fields) else fields for fields in found]
-        await self._keep_index(self.names.api_keys, self.names.api_key, known, records)
-        keys = (key_of(digest, fields) for digest, fields in zip(known, records, strict=True))
+            hashes = await pipe.execute(raise_on_error=False)
+        records = [{} if _of_wrong_type(fields) else fields for fields in hashes]
+        await self._keep_index(self.names.api_keys, self.names.api_key, members, records)
+        keys = (key_of(digest, fields) for digest, fields in zip(members, records, strict=True))
         return [k for k in keys if k is not None]
 
     async def put_keys(self, *keys: ApiKey) -> None:
@@ -593,6 +595,6 @@ def _of_wrong_type(result: Any) -> bool:
     """Whether a key holds what no cortex wrote: then it is as good as none. Raises any other error that was read."""
     if not isinstance(result, Exception):
         return False
-    if "WRONGTYPE" in str(result):
+    if WRONG_TYPE in str(result):
         return True
     raise RecordAway(f"the record cannot be read: {result}") from result

@@ -363,14 +363,14 @@ def work(settings: Settings) -> None:
         systemd.notify("READY=1")
         before = ""
         while True:
-            why = _worked(settings, token, _queue(name, connection))
+            why = _work_once(settings, token, _queue(name, connection))
             if why != before:
                 log.warning("jobs_interrupted", host=settings.host_name, why=why)
             before = why
             time.sleep(MOST_PAUSE_S)
 
 
-def _worked(settings: Settings, token: FleetToken, queue: Queue) -> str:
+def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
     """Work until that is over, and return why."""
     worker: _Worker | None = None
     try:
