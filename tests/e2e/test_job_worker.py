@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import redis
 
 from cortex.functions.sources import Demo
@@ -59,6 +60,7 @@ def test_a_job_worker_waits_for_its_redis_and_is_back_after_that_was_emptied(tmp
     jobs.close()
 
 
+@pytest.mark.long
 def test_a_job_worker_does_nothing_for_another_fleet_and_all_once_the_record_is_its_own(tmp_path: Path) -> None:
     (record := tmp_path / "record").mkdir()
     url = f"unix://{record / 'r.sock'}"

@@ -136,7 +136,7 @@ async def test_indexing_that_takes_too_long_goes_on_with_the_next_call(
 ) -> None:
     monkeypatch.setattr("cortex.platform.registry.SCANNED_AT_ONCE", 10)
     with raw.pipeline() as pipe:
-        for n in range(20_000):
+        for n in range(8_000):
             pipe.set(f"other:{n}", "x")
         pipe.execute()
     write_as_an_earlier_release(raw)

@@ -97,7 +97,13 @@ async def until_done(call: Callable[[], Awaitable[object]]) -> float:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGSTOP, id="hangs", marks=pytest.mark.long),
+    ],
+)
 async def test_a_failover_is_followed_by_calls_bells_and_jobs(
     fleet: servers.Sentinels, tell: Callable[[str], None], how: signal.Signals
 ) -> None:
