@@ -192,13 +192,13 @@ async def test_a_redis_that_was_emptied_holds_everything_again_after_the_next_re
     await registry.publish_host(HOST, 60)
     await registry.fleet(0.0)
     raw.flushall()
-    empty = await registry.fleet(0.0)
+    empty = await registry.fleet(60.0)
 
     await registry.publish_host(HOST, 60)
     await registry.publish_router(RouterReport(id="r"))
     await registry.put_keys(KEY)
 
-    fleet = await registry.fleet(0.0)
+    fleet = await registry.fleet(120.0)
     assert empty.hosts == {}
     assert (list(fleet.hosts), list(fleet.routers), await registry.keys()) == (["a"], ["r"], [KEY])
 
