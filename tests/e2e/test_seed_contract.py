@@ -50,12 +50,14 @@ class Agent:
         self.name, self.folder, self.port = name, folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.redis_url = redis_url
+        token_file = Path(redis_url.removeprefix("unix://")).with_name("fleet.token")  # one fleet, one token
         given = {"name": name, "listen": f"127.0.0.1:{self.port}", "keep_workers": False, **settings}
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
         env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "PYTHONDONTWRITE"))},
             **{f"CORTEX_AGENT__{key}".upper(): text for key, text in texts.items()},
             "CORTEX_REDIS__URL": redis_url,
+            "CORTEX_TOKEN_FILE": str(token_file),
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CACHE_HOME": str(folder / "cache"),
         }
@@ -65,7 +67,6 @@ class Agent:
         self.stranger = httpx.Client(base_url=self.url, timeout=30, **PLAIN)
         self.first_health: dict[str, Any] = {}
         eventually(self._answers, within_s=30, what="the agent")
-        token_file = folder / "state" / "cortex" / "fleet.token"
         self.token = token_file.read_text().strip()
         headers = {"Authorization": f"Bearer {self.token}"}
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=30, **PLAIN)

@@ -9,7 +9,7 @@ from rq import Queue
 from cortex.functions.sources import Demo, Repo
 from cortex.platform.agent.fetches import said
 from cortex.platform.agent_messages import Fetching
-from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _take_up, job_id, pause_s, queue_name
+from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _take_up, job_id, pause_s
 from tests.support.stack import own_redis
 
 
@@ -39,7 +39,7 @@ def test_a_fetch_is_said_in_a_line(keys: dict[str, object], line: str) -> None:
 
 def test_one_source_is_one_job_on_each_host() -> None:
     one, same = Repo(repo="org/m", quant="Q4_0", gguf=True), Repo(repo="org/m", quant="Q4_0", gguf=True)
-    names = {job_id("a", one), job_id("a", same), job_id("b", one), job_id("a", Demo("harbour"))}
+    names = {job_id("c-a", one), job_id("c-a", same), job_id("c-b", one), job_id("c-a", Demo("harbour"))}
 
     assert len(names) == 3
     assert all(":" not in n for n in names)  # RQ splits its keys there
@@ -47,7 +47,7 @@ def test_one_source_is_one_job_on_each_host() -> None:
 
 def test_a_job_that_a_worker_took_off_the_queue_and_never_began_is_listed_and_taken_up(tmp_path: Path) -> None:
     with own_redis(tmp_path) as url, redis.Redis.from_url(url) as connection:
-        jobs, queue = Jobs(url, "a"), Queue(queue_name("a"), connection=connection)
+        jobs, queue = Jobs(url, "cortex-a"), Queue("cortex-a", connection=connection)
         name = jobs.ask(Demo("harbour"))
         Queue.dequeue_any([queue], None, connection=connection)  # what a worker does first
 

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from cortex.platform import clock
 from cortex.platform.record import HostRecord, used_instance
-from cortex.platform.registry import NAMESAKE, USED, Registry
+from cortex.platform.record_keys import RecordKeys
+from cortex.platform.registry import Registry
 from tests.support.factories import HOST, a_host, an_instance
 from tests.support.stack import own_redis
 
@@ -54,12 +55,12 @@ async def idle_s(registry: Registry, member: str, now: float) -> float:
 async def step_of_redis_clock(server: redis.asyncio.Redis, by_s: float) -> None:
     """Have all scores be as far from Redis' time as after a step of its clock."""
     for member, score in (await scores(server)).items():
-        await server.zadd(USED, {member: score - by_s})
+        await server.zadd(RecordKeys().used, {member: score - by_s})
 
 
 async def scores(server: redis.asyncio.Redis) -> dict[str, float]:
     """Return last uses as Redis has them, by its own clock."""
-    found: Any = await server.zrange(USED, 0, -1, withscores=True)
+    found: Any = await server.zrange(RecordKeys().used, 0, -1, withscores=True)
     return {member.decode(): score for member, score in found}
 
 
@@ -178,7 +179,7 @@ async def test_the_name_is_free_once_its_host_is_gone(
     await registry.remove_host(HOST, HERE.home)
 
     assert await other.publish_host(THERE, 60.0) is None
-    assert await server.exists(NAMESAKE + HOST)  # a note of itself, for as long as it lives
+    assert await server.exists(RecordKeys().namesake(HOST))  # a note of itself, for as long as it lives
     assert (await registry.fleet(clock.now())).namesakes == {}
 
 

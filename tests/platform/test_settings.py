@@ -315,6 +315,7 @@ def test_a_child_process_gets_the_same_settings(agent: Agent, gateway: Gateway) 
         ("", "redis://:p%2Fss%3A%40w@127.0.0.1:6379/0"),
         ("redis://cortex-agent@db:6380/1", "redis://cortex-agent:p%2Fss%3A%40w@db:6380/1"),
         ("unix://cortex@/run/redis.sock?db=1", "unix://cortex:p%2Fss%3A%40w@/run/redis.sock?db=1"),
+        ("redis+sentinel://cortex@a:1,[::1]:2/m/3", "redis+sentinel://cortex:p%2Fss%3A%40w@a:1,[::1]:2/m/3"),
     ],
 )
 def test_the_password_of_redis_is_read_from_its_own_file(url: str, whole: str, tmp_path: Path) -> None:
@@ -334,6 +335,7 @@ def test_the_password_of_redis_is_read_from_its_own_file(url: str, whole: str, t
         ("rediss://cortex:hunter2@db:6380/1?ssl_ca_certs=/ca.pem", "rediss://db:6380/1"),
         ("redis://db/0?password=hunter2", "redis://db/0"),
         ("unix://cortex:hunter2@/run/redis.sock", "unix:///run/redis.sock"),
+        ("redis+sentinel://:hunter2@a:1,b:2/m?sentinel_password=hunter2", "redis+sentinel://a:1,b:2/m"),
     ],
 )
 def test_where_redis_is_can_be_shown_without_its_password(url: str, shown: str) -> None:
@@ -346,6 +348,27 @@ def test_an_address_of_redis_that_is_none_is_not_repeated(url: str) -> None:
         _ = settings(f'[redis]\nurl = "{url}"').redis_url
 
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [
+        ("redis+sentinel://:hunter2@a:1,b", "the name of the master is missing"),
+        ("redis+sentinel://:hunter2@a:x/m", "Sentinel number 1 is not like"),
+        ("rediss+sentinel://:hun/ter2@a/m", "written %2F"),
+    ],
+)
+def test_the_wrong_part_of_an_address_of_sentinels_is_named(url: str, wrong: str) -> None:
+    with pytest.raises(SettingsError, match=rf"\[redis\] url: .*{wrong}") as raised:
+        _ = settings(f'[redis]\nurl = "{url}"').redis_url
+
+    assert "ter2" not in str(raised.value)
+
+
+def test_redis_by_sentinel_and_tls_trusts_the_fleets_authority() -> None:
+    found = settings('ca_file = "/ca.pem"\n[redis]\nurl = "rediss+sentinel://a/m?sentinel_username=s"')
+
+    assert found.redis_url == "rediss+sentinel://a/m?sentinel_username=s&ssl_ca_certs=/ca.pem"
 
 
 async def test_a_redis_that_does_not_answer_is_named_without_its_password(

@@ -26,6 +26,11 @@ def worker_key(token: str, instance: str) -> str:
     return hmac.new(token.encode(), f"worker:{instance}".encode(), hashlib.sha256).hexdigest()
 
 
+def fleet_mark(token: str) -> str:
+    """Return what the record is marked with by the fleet that has this token; the token does not follow from it."""
+    return hmac.new(token.encode(), b"fleet", hashlib.sha256).hexdigest()
+
+
 def same(given: str, expected: str) -> bool:
     """Compare two secrets in constant time."""
     return hmac.compare_digest(given.encode(), expected.encode())
@@ -70,6 +75,10 @@ class FleetToken:
     def worker_keys(self, instance: str) -> list[str]:
         """Return the keys an instance may have: the one it gets today, and those of earlier tokens."""
         return [worker_key(token, instance) for token in self._all()]
+
+    def fleet_marks(self) -> list[str]:
+        """Return the marks of our tokens: of the one in use, and of the others."""
+        return [fleet_mark(token) for token in self._all()]
 
     def _all(self) -> tuple[str, ...]:
         if time.monotonic() - self._looked > LOOK_S:

@@ -109,12 +109,13 @@ class Quota:
 
     def __init__(self, registry: Registry) -> None:
         self._take, self._settle, self._renew = (registry.script(s) for s in (_TAKE, _SETTLE, _RENEW))
+        self._keys = registry.names.quota
 
     async def take(self, key: str, limits: Limits, ticket: str, tokens: int) -> Verdict:
         """Take a request's share of a key's limits, all of it or none."""
         lease = round(LEASE_S * 1000)
         found = await self._take(
-            _names(key), [ticket, limits.rpm, limits.tpm, limits.concurrent, max(1, tokens), lease]
+            self._keys(key), [ticket, limits.rpm, limits.tpm, limits.concurrent, max(1, tokens), lease]
         )
         short, wait, requests, left, full_r, full_t, taken = found
         return Verdict(
@@ -129,13 +130,8 @@ class Quota:
 
     async def settle(self, key: str, limits: Limits, ticket: str, taken: int, used: int) -> None:
         """Give a ticket back, and put right what was taken."""
-        await self._settle(_names(key), [ticket, limits.tpm, taken, used])
+        await self._settle(self._keys(key), [ticket, limits.tpm, taken, used])
 
     async def renew(self, key: str, tickets: Sequence[str]) -> None:
         """Hold on to tickets."""
-        await self._renew(_names(key)[1:], [math.ceil(LEASE_S * 1000), *tickets])
-
-
-def _names(key: str) -> list[str]:
-    # One hash tag, so that both are on one node of a cluster.
-    return [f"cortex:quota:{{{key}}}", f"cortex:tickets:{{{key}}}"]
+        await self._renew(self._keys(key)[1:], [math.ceil(LEASE_S * 1000), *tickets])

@@ -3,7 +3,7 @@
 A record of another release may hold more (ignored) or less (defaults); what cannot be read is not there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +13,10 @@ from cortex.platform.record import Override
 
 T = TypeVar("T")
 
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What decoding bytes of anybody's raises: bad JSON, a wrong shape, bad UTF-8, lists nested without end."""
+LONGEST_NUMBER = 15
+
 
 def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
     """Return a JSON value as what it stands for."""
@@ -20,13 +24,13 @@ def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
         return None
     try:
         return msgspec.json.decode(value, type=kind)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 
 def override(kept: Mapping[bytes | str, bytes | str]) -> Override:
     """Return the fields of an override's hash as an override."""
-    numbers = {k: int(v) for k, v in words(kept).items() if v.isdecimal()}
+    numbers = {k: int(v) for k, v in words(kept).items() if v.isdecimal() and len(v) <= LONGEST_NUMBER}
     pinned = numbers.get("pinned")
     return Override(pinned=None if pinned is None else bool(pinned), min=numbers.get("min"), max=numbers.get("max"))
 
@@ -41,7 +45,7 @@ def key(digest: str, kept: Mapping[bytes, bytes]) -> ApiKey | None:
     try:
         values = {text(f): msgspec.json.decode(v) for f, v in kept.items()}
         return msgspec.convert({**values, "digest": digest}, ApiKey)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 
@@ -56,6 +60,17 @@ def words(kept: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
     return {text(k): text(v) for k, v in kept.items()}
 
 
+def names(members: Iterable[bytes | str]) -> list[str]:
+    """Return the names in an index, in order. One that is no text was not written by cortex, and names nothing."""
+    texts = []
+    for member in members:
+        try:
+            texts.append(member.decode() if isinstance(member, bytes) else member)
+        except UnicodeDecodeError:
+            continue
+    return sorted(filter(None, texts))
+
+
 def text(value: bytes | str) -> str:
     """Return what Redis gave, as text."""
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

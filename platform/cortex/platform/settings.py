@@ -12,7 +12,7 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -21,12 +21,15 @@ from msgspec import Meta, Struct
 
 from cortex.functions.names import did_you_mean
 from cortex.functions.toml_lines import TomlLines
+from cortex.platform.redis_address import BadAddress, is_sentinel, sentinels
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 _DIRS = platformdirs.PlatformDirs("cortex", appauthor=False)
 # Bounded above, because settings travel to child processes as JSON, which has no infinity.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+REDIS_PREFIX = r"^(?!rq$)[A-Za-z0-9_.]{1,40}\Z"
+"""`rq` is RQ's own; without a hyphen no two prefixes share the name of a queue, `PREFIX-HOST`."""
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 
 
@@ -73,7 +76,11 @@ class Redis(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[redis]`: where the record is."""
 
     url: str = ""
-    """Default: `redis://127.0.0.1:6379/0`; for `cortex up`, a Redis of its own."""
+    """Default: `redis://127.0.0.1:6379/0`; for `cortex up`, a Redis of its own. With Sentinel:
+    `redis+sentinel://USER@HOST:26379,HOST,HOST/MASTER/0`, and `?sentinel_username=…&sentinel_password=…`."""
+    prefix: Annotated[str, Meta(pattern=REDIS_PREFIX)] = "cortex"
+    """What the names of all keys, channels and queues begin with: letters, digits, `_` and `.`, at most 40. Two fleets
+    can share one Redis when each has its own."""
     password_file: str = ""
     """The password for `url`, in a file of its own, so that it is in no setting and no environment."""
 
@@ -211,10 +218,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def redis_url(self) -> str:
         """Where the record is, with the password if one is kept in a file. Raises SettingsError."""
         url, file = self._trusting(self.redis.url or DEFAULT_REDIS_URL), self.redis.password_file
-        if not _is_redis(url):  # and what it says is nobody's business: there may be a password in it
+        if is_sentinel(url):
+            try:
+                sentinels(url)
+            except BadAddress as error:
+                raise SettingsError(f"[redis] url: {error}") from None
+        elif not _is_redis(url):  # and what it says is nobody's business: there may be a password in it
             raise SettingsError(
-                "[redis] url: is not like redis://USER@HOST:PORT/0, rediss://… or unix://USER@/PATH; a password with "
-                "/, : or @ in it goes into password_file"
+                "[redis] url: is not like redis://USER@HOST:PORT/0, rediss://…, unix://USER@/PATH or "
+                "redis+sentinel://USER@HOST:PORT,HOST/MASTER; a password with /, : or @ in it goes into password_file"
             )
         if not file:
             return url
@@ -222,18 +234,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             password = Path(file).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"[redis] password_file: {file} cannot be read: {error}") from None
-        parts = urlsplit(url)
-        user, _, rest = parts.netloc.rpartition("@")
-        return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{rest}").geturl()
+        scheme, _, rest = url.partition("://")
+        authority, slash, path = rest.partition("/")
+        user, _, hosts = authority.rpartition("@")
+        return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"
 
     @property
     def redis_shown(self) -> str:
         """Where the record is, for people to read: without user, password or options."""
-        parts = urlsplit(self.redis.url or DEFAULT_REDIS_URL)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        scheme, _, rest = (self.redis.url or DEFAULT_REDIS_URL).partition("?")[0].partition("://")
+        authority, slash, path = rest.partition("/")
+        return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
     def _trusting(self, url: str) -> str:
-        if not self.ca_file or not url.startswith("rediss://") or "ssl_ca_certs=" in url:
+        if not self.ca_file or not url.startswith(("rediss://", "rediss+sentinel://")) or "ssl_ca_certs=" in url:
             return url
         given = quote(str(Path(self.ca_file).expanduser()), safe="/")
         return f"{url}{'&' if '?' in url else '?'}ssl_ca_certs={given}"
@@ -371,7 +385,8 @@ def _override(values: dict[str, Any], name: str, text: str, problems: list[str])
     try:
         if name == "CORTEX_LOG":
             text = text.lower()
-        value: Any = text if kind is str or "Literal" in str(kind) else msgspec.json.decode(os.fsencode(text))
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        value: Any = text if plain is str or "Literal" in str(kind) else msgspec.json.decode(os.fsencode(text))
         msgspec.convert(value, kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         problems.append(f"{name}: {error}")

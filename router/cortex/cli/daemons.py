@@ -7,7 +7,7 @@ from pathlib import Path
 import rich_click as click
 
 from cortex.cli import exits
-from cortex.cli.settings import config_option, settings_of
+from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
 from cortex.platform import log
 from cortex.platform.settings import Settings
 
@@ -49,6 +49,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
 
     log.configure(settings.log)
     settings = replace(settings, gateway=replace(settings.gateway, insecure=insecure or settings.gateway.insecure))
+    refuse_another_fleets_record(settings)
     listen = settings.gateway.listen
     if not is_loopback(listen) and not _any_key(settings):
         if not settings.gateway.insecure:
@@ -112,6 +113,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     own = settings.agent
     settings = replace(settings, agent=replace(own, tls_cert=tls_cert or own.tls_cert, tls_key=tls_key or own.tls_key))
     log.configure(settings.log)
+    refuse_another_fleets_record(settings)
     confine(no_new_privs=settings.agent.no_new_privs)
     passed = systemd.listeners().get("agent")
     try:

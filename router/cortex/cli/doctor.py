@@ -23,6 +23,7 @@ from msgspec.structs import asdict
 from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.tables import console
+from cortex.platform import redis_clients
 from cortex.platform import settings as settings_
 from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings, SettingsError
@@ -186,7 +187,7 @@ def the_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
     """Whether it answers from here, fast enough, and keeps what it is given."""
     url, where = settings.redis_url, settings.redis_shown
     try:
-        with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+        with redis_clients.client(url, 3.0) as client:
             began = time.monotonic()
             client.ping()
             took = time.monotonic() - began

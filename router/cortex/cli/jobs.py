@@ -8,7 +8,7 @@ import rich_click as click
 from cortex.cli import downloads
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
-from cortex.cli.settings import config_option, settings_of
+from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
 from cortex.cli.tables import console, say_away
 
 
@@ -24,6 +24,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
 
     settings = settings_of(config)
     log.configure(settings.log)
+    refuse_another_fleets_record(settings)
     try:
         work(settings)
     except AnotherWorker as error:

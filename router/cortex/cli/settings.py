@@ -1,10 +1,11 @@
-"""How a command that runs a part of cortex gets its settings."""
+"""How a command that runs a part of cortex gets its settings, and sees that it may run with them."""
 
+import asyncio
 from pathlib import Path
 
 import rich_click as click
 
-from cortex.cli.exits import Failed
+from cortex.cli.exits import FAILED, Failed
 from cortex.platform import settings as settings_
 from cortex.platform.settings import Settings, SettingsError
 
@@ -22,3 +23,25 @@ def settings_of(config: Path | None) -> Settings:
     for note in notes:
         click.echo(f"note: {note}", err=True)
     return settings
+
+
+def refuse_another_fleets_record(settings: Settings) -> None:
+    """Raise Failed when Redis holds the record of a fleet with another token. A Redis that is away is no reason."""
+    from cortex.platform.keys import FleetToken
+    from cortex.platform.registry import ForeignFleet, RecordAway, Registry
+
+    async def look(token: FleetToken) -> None:
+        registry = Registry.of(settings, token)
+        try:
+            await registry.ping()
+        finally:
+            await registry.close()
+
+    try:
+        asyncio.run(look(FleetToken(Path(settings.token_file).expanduser())))
+    except ForeignFleet as error:
+        raise Failed(f"refusing to start: {error}", code=FAILED) from None
+    except (SettingsError, OSError) as error:
+        raise Failed(str(error)) from None
+    except RecordAway:
+        return

@@ -216,7 +216,8 @@ def _free(listen: str, whose: str, taken: int = 0) -> str:
 
 async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Child], lock: int) -> Settings:
     """Return the settings with a Redis that answers: the one that is configured, or one of our own."""
-    if not settings.redis.url:
+    own = not settings.redis.url
+    if own:
         data = local.state_dir() / "redis"
         data.mkdir(parents=True, exist_ok=True)
         socket_path = runtime_dir / "redis.sock"
@@ -234,6 +235,8 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
             while True:
                 with contextlib.suppress(RecordAway):
                     await registry.ping()
+                    if own:  # nothing but this `up` ever uses it: a new token file makes no new fleet
+                        await registry.disown()
                     return settings
                 _check_alive(children)
                 await asyncio.sleep(0.01)

@@ -89,7 +89,7 @@ def create_app(settings: Settings) -> Litestar:
         return {
             "status": "ok" if well else "degraded",
             "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts)},
-            "record": "away" if runtime.view.away else "ok",
+            "record": runtime.registry.foreign or ("away" if runtime.view.away else "ok"),
             "record_read_s_ago": math.ceil(clock.now() - fleet.at) if fleet.at else None,
             "catalogue": runtime.directory.problem or "ok",
             "shared_names": {n: [fleet.hosts[n].address, other.address] for n, other in fleet.namesakes.items()},

@@ -64,7 +64,7 @@ class Runtime:
         self.settings = settings
         self.started = int(time.time())
         token = FleetToken(Path(settings.token_file).expanduser())
-        self.registry = Registry.of(settings)
+        self.registry = Registry.of(settings, token)
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
         self.view = View(self.registry, self.id)

@@ -10,6 +10,7 @@ import redis
 from cortex.functions.lifecycle import COMING, LIVE, TRANSITIONS, State
 from cortex.platform.process_id import is_alive
 from cortex.platform.record import HostRecord, Instance, RouterReport
+from cortex.platform.record_codec import text
 from tests.support.soak.functions import SIZES_MB
 from tests.support.soak.harm import Harm, Wrong
 
@@ -29,7 +30,7 @@ class Record:
     def read(self) -> tuple[list[HostRecord], list[RouterReport]] | None:
         """Return what hosts and routers say at one moment; None when the record is away."""
         try:
-            routers = sorted(self._redis.scan_iter(match="cortex:router:*", count=1000))
+            routers = [f"cortex:router:{text(name)}" for name in sorted(self._redis.smembers("cortex:routers"))]
             with self._redis.pipeline(transaction=True) as pipe:
                 for key in (*(f"cortex:host:{name}" for name in SIZES_MB), *routers):
                     pipe.get(key)

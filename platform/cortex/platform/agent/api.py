@@ -34,7 +34,7 @@ log = structlog.get_logger()
 def create_app(settings: Settings) -> Litestar:
     """Build the agent and its API; the agent lives as long as the application."""
     token = FleetToken(Path(settings.token_file).expanduser())
-    registry = Registry.of(settings)
+    registry = Registry.of(settings, token)
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 

@@ -18,11 +18,12 @@ from cortex.functions.sources import BadSource, Demo, Repo, source_of
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.record import Instance
+from cortex.platform.record_keys import RecordKeys
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import estimating
 from cortex.platform.weights import store as weights
-from cortex.platform.weights.jobs import JobFailed, JobLost, Jobs, job_id
+from cortex.platform.weights.jobs import JobFailed, JobLost, Jobs
 
 log = structlog.get_logger()
 
@@ -48,7 +49,7 @@ class Fetches:
 
     def __init__(self, settings: Settings, tell: Tell) -> None:
         self._host, self._cache = settings.host_name, Path(settings.agent.cache_dir)
-        self._jobs = Jobs(settings.redis_url, settings.host_name)
+        self._jobs = Jobs(settings.redis_url, RecordKeys(settings.redis.prefix).queue(settings.host_name))
         self._tell = tell
         self._wanted: dict[str, set[str]] = {}
         self._for: dict[str, set[str]] = {}
@@ -64,7 +65,7 @@ class Fetches:
         name = ""
         try:
             source = _fetchable(function)
-            name = job_id(self._host, source)
+            name = self._jobs.id_of(source)
             self._wanted.setdefault(name, set()).add(instance.id)
             self._for.setdefault(name, set()).add(function.id)
             await self._followed(source, instance)
@@ -86,7 +87,7 @@ class Fetches:
             source = _fetchable(function)
         except weights.WeightsUnavailable:
             return
-        name = job_id(self._host, source)
+        name = self._jobs.id_of(source)
         if self._wanted.get(name):
             return
         try:
@@ -101,7 +102,7 @@ class Fetches:
     async def prefetch(self, function: Function) -> str:
         """Have a function's weights fetched though no instance waits for them. Return the job's id."""
         source = _fetchable(function)
-        self._for.setdefault(job_id(self._host, source), set()).add(function.id)
+        self._for.setdefault(self._jobs.id_of(source), set()).add(function.id)
         return await self._asked(source, kept=True)
 
     async def cancel(self, name: str) -> bool:
@@ -132,7 +133,7 @@ class Fetches:
         found: dict[str, tuple[str, ...]] = {}
         for function in declared:
             try:
-                name = job_id(self._host, _fetchable(function))
+                name = self._jobs.id_of(_fetchable(function))
             except weights.WeightsUnavailable:
                 continue
             found[name] = (*found.get(name, ()), function.id)

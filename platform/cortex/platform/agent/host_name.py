@@ -43,7 +43,7 @@ def taken(holder: HostRecord) -> str:
     """Say which host has a name."""
     since = ""
     if holder.started:
-        since = f" since {datetime.fromtimestamp(clock.wall(holder.started), UTC):%Y-%m-%d %H:%M:%S} UTC"
+        since = f" since {datetime.fromtimestamp(round(clock.wall(holder.started)), UTC):%Y-%m-%d %H:%M:%S} UTC"
     version = f", version {holder.version}" if holder.version else ""
     return f"another machine has the host name '{holder.name}'{since}: {holder.address}{version}"
 

@@ -1,4 +1,4 @@
-"""Slow, retryable work of a host: an RQ queue `cortex-<host>` and its worker, `cortex jobs`.
+"""Slow, retryable work of a host: an RQ queue `<prefix>-<host>` and its worker, `cortex jobs`.
 
 Only weights are fetched here. A job never starts an engine: RQ kills its job's whole process group. Its rules:
 
@@ -15,6 +15,7 @@ Only weights are fetched here. A job never starts an engine: RQ kills its job's 
 RQ talks to Redis synchronously, so the agent calls in from threads.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -28,7 +29,7 @@ from typing import Any
 import msgspec
 import redis
 import structlog
-from rq import Queue, Retry, Worker, get_current_job
+from rq import Queue, Retry, Worker, get_current_job, worker_registration
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
@@ -36,8 +37,12 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.serializers import JSONSerializer
 
 from cortex.functions.sources import Demo, Repo
+from cortex.platform import redis_clients
 from cortex.platform.agent_messages import Fetching
+from cortex.platform.keys import FleetToken
 from cortex.platform.leash import die_with_parent
+from cortex.platform.record_keys import RecordKeys
+from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.platform.weights import hub
@@ -56,8 +61,10 @@ LOCK_S = 5.0
 KEPT_S = 3600
 FAILED_KEPT_S = 24 * 3600
 ALIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
-WORKER_TTL_S = 75
-"""A job worker shows itself every minute: RQ does so 15 s before its time is up."""
+WORKER_TTL_S = 30
+"""A job worker shows itself every 15 s: RQ does so 15 s before its time is up."""
+MOST_PAUSE_S = 2.0
+"""How long it pauses at the most before it looks again for a Redis that is away."""
 _TAME = re.compile(r"[A-Za-z0-9_.@-]{1,300}")
 
 
@@ -73,15 +80,10 @@ class JobLost(Exception):
 _host: ContextVar[Settings] = ContextVar("host")
 
 
-def queue_name(host: str) -> str:
-    """Return the name of a host's queue."""
-    return f"cortex-{host}"
-
-
-def job_id(host: str, source: Demo | Repo) -> str:
-    """Return the id of the job that fetches a source on a host."""
+def job_id(queue: str, source: Demo | Repo) -> str:
+    """Return the id of the job that fetches a source by a host's queue."""
     name = source.key if isinstance(source, Repo) else f"demo-{source.name}"
-    return f"cortex-{host}-{name}".replace(":", "_")
+    return f"{queue}-{name}".replace(":", "_")
 
 
 def pause_s(tries: int) -> float:
@@ -187,14 +189,17 @@ class _Told:
 class Jobs:
     """A host's queue, as its agent sees it. Every call may wait for Redis: make them from threads."""
 
-    def __init__(self, url: str, host: str) -> None:
-        self._host = host
-        self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        self._queue = _queue(host, self._redis)
+    def __init__(self, url: str, queue: str) -> None:
+        self._redis = redis_clients.client(url)
+        self._queue = _queue(queue, self._redis)
+
+    def id_of(self, source: Demo | Repo) -> str:
+        """Return the id of the job that fetches a source."""
+        return job_id(self._queue.name, source)
 
     def ask(self, source: Demo | Repo, *, kept: bool = False) -> str:
         """Have a source fetched, once however many ask. Return the job's id."""
-        name = job_id(self._host, source)
+        name = self.id_of(source)
         known: Job | None = self._queue.fetch_job(name)
         if known is not None and known.get_status() in ALIVE:
             if kept and not known.meta.get("kept"):
@@ -228,11 +233,11 @@ class Jobs:
         started, failed, finished = (r(queue=self._queue).get_job_ids(cleanup=False) for r in registries)
         names = dict.fromkeys((*started, *queued, *failed, *finished))
         jobs = _Fetch.fetch_many(list(names), connection=self._redis)
-        return [_fetching(j) for j in jobs if j is not None and j.id.startswith("cortex-")]
+        return [_fetching(j) for j in jobs if j is not None and self._is_ours(j.id)]
 
     def cancel(self, name: str) -> bool:
         """Stop a fetch, or take it off the queue; what has come stays. False when there was nothing to stop."""
-        if not name.startswith(f"cortex-{self._host}-".replace(":", "_")) or not _TAME.fullmatch(name):
+        if not self._is_ours(name) or not _TAME.fullmatch(name):
             return False  # another host's job, or a name that RQ refuses with an error
         try:
             job = _Fetch.fetch(name, connection=self._redis)
@@ -248,6 +253,9 @@ class Jobs:
             return False
         return True
 
+    def _is_ours(self, name: str) -> bool:
+        return name.startswith(f"{self._queue.name}-".replace(":", "_"))
+
     def workers(self) -> int:
         """Return how many job workers this host has."""
         return int(Worker.count(connection=self._redis, queue=self._queue))
@@ -257,8 +265,8 @@ class Jobs:
         self._redis.close()
 
 
-def _queue(host: str, connection: Any) -> Queue:
-    return Queue(queue_name(host), connection=connection, job_class=_Fetch, serializer=JSONSerializer)
+def _queue(name: str, connection: Any) -> Queue:
+    return Queue(name, connection=connection, job_class=_Fetch, serializer=JSONSerializer)
 
 
 def _fetching(job: Job) -> Fetching:
@@ -304,13 +312,37 @@ class AnotherWorker(Exception):
 
 
 class _Worker(Worker):
-    """RQ's worker, with two ways of its own. Every sign of life to Redis is one to the service manager too; and it
-    ends at once when it is told to: what its job fetched stays, and the next worker goes on."""
+    """RQ's worker, with ways of its own. Every sign of life to Redis is one to the service manager too, and registers
+    the worker again, because a Redis may have been emptied. A Redis that is away ends no download. And the worker ends
+    at once when it is told to: what its job fetched stays, and the next worker goes on."""
 
-    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
+    max_connection_wait_time = MOST_PAUSE_S
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         if not self._is_horse:  # the child that does a job: it does not speak for the service
             systemd.notify("WATCHDOG=1")
-        super().heartbeat(*args, **kwargs)
+        with contextlib.suppress(redis.RedisError, OSError):
+            super().heartbeat(timeout, pipeline)
+            worker_registration.register(self, pipeline)
+
+    def maintain_heartbeats(self, job: Job) -> None:
+        with contextlib.suppress(redis.RedisError, OSError):
+            super().maintain_heartbeats(job)
+
+    def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
+        with contextlib.suppress(redis.RedisError, OSError):
+            super().set_current_job_working_time(current_job_working_time, pipeline)
+
+    def register_death(self) -> None:
+        with contextlib.suppress(redis.RedisError, OSError):  # it must not take the place of the order to stop
+            super().register_death()  # type: ignore[no-untyped-call]
+
+    def unsubscribe(self) -> None:
+        try:
+            super().unsubscribe()  # type: ignore[no-untyped-call]
+        except (redis.RedisError, OSError):
+            listener: Any = self.pubsub_thread
+            listener.stop()
 
     def request_stop(self, signum: Any, frame: Any) -> None:
         systemd.notify("STOPPING=1")
@@ -321,18 +353,47 @@ class _Worker(Worker):
 
 
 def work(settings: Settings) -> None:
-    """Run the host's job worker until TERM or Ctrl-C. Raises AnotherWorker."""
+    """Run the host's job worker until TERM or Ctrl-C, whatever becomes of Redis. Raises AnotherWorker."""
     _host.set(settings)
-    name = queue_name(settings.host_name)
+    name = RecordKeys(settings.redis.prefix).queue(settings.host_name)
     with _sole(Path(settings.agent.cache_dir) / f"{name.replace('/', '_')}.lock"):
-        connection = redis.Redis.from_url(settings.redis_url)
-        queue = _queue(settings.host_name, connection)
-        with contextlib.suppress(redis.RedisError):
-            _take_up(queue)
+        token = FleetToken(Path(settings.token_file).expanduser())
+        connection = redis_clients.client(settings.redis_url, None)
         log.info("jobs_started", host=settings.host_name)
         systemd.notify("READY=1")
-        worker = _Worker([queue], connection=connection, job_class=_Fetch, worker_ttl=WORKER_TTL_S)
+        before = ""
+        while True:
+            why = _work_once(settings, token, _queue(name, connection))
+            if why != before:
+                log.warning("jobs_interrupted", host=settings.host_name, why=why)
+            before = why
+            time.sleep(MOST_PAUSE_S)
+
+
+def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
+    """Work until that is over, and return why."""
+    worker: _Worker | None = None
+    try:
+        asyncio.run(_see_whose_record(settings, token))
+        _take_up(queue)
+        worker = _Worker([queue], connection=queue.connection, job_class=_Fetch, worker_ttl=WORKER_TTL_S)
         worker.work(logging_level="WARNING")
+    except (RecordAway, redis.RedisError, OSError) as error:
+        return str(error)
+    finally:
+        if worker is not None and worker.horse_pid:  # its job is taken up by the next one
+            worker.kill_horse()
+            worker.wait_for_horse()
+    return "RQ's worker ended; its log says why"
+
+
+async def _see_whose_record(settings: Settings, token: FleetToken) -> None:
+    """Raise ForeignFleet when the record is another fleet's, RecordAway when it is away."""
+    registry = Registry.of(settings, token)
+    try:
+        await registry.ping()
+    finally:
+        await registry.close()
 
 
 def _take_up(queue: Queue) -> None:

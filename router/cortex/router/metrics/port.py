@@ -74,7 +74,7 @@ class MetricsPort:
         asyncio.run(self._serve(self._server, listener))
 
     async def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
-        self._registry = Registry(self._settings.redis_url)
+        self._registry = Registry.of(self._settings)
         try:
             await server.serve(sockets=[listener])
         finally:

@@ -1,0 +1,78 @@
+"""The names of the record's keys in Redis, all below one prefix. Pure.
+
+A key that expires, or that there is one of per host, router, function or API key, is found through an index: a set of
+their names. So the record is read without a SCAN, however many keys of others the database holds.
+"""
+
+DEFAULT_PREFIX = "cortex"
+
+
+class RecordKeys:
+    """The names below one prefix. Two fleets share a Redis by having two prefixes."""
+
+    def __init__(self, prefix: str = DEFAULT_PREFIX) -> None:
+        self.prefix = prefix
+        self.hosts, self.routers = f"{prefix}:hosts", f"{prefix}:routers"
+        self.overrides, self.api_keys = f"{prefix}:overrides", f"{prefix}:keys"
+        self.fleet = f"{prefix}:fleet"
+        self.used, self.cordon, self.ledger = f"{prefix}:used", f"{prefix}:cordon", f"{prefix}:ledger"
+        self.decisions, self.sweep = f"{prefix}:decisions", f"{prefix}:sweep"
+        self.changed = f"{prefix}:changed"
+        """The channel of the bell."""
+        self.types = {
+            self.hosts: "set",
+            self.routers: "set",
+            self.overrides: "set",
+            self.api_keys: "set",
+            self.fleet: "set",
+            self.used: "zset",
+            self.cordon: "set",
+            self.ledger: "hash",
+            self.decisions: "stream",
+            self.sweep: "string",
+        }
+        """The type of every key of which there is one."""
+
+    def host(self, name: str) -> str:
+        """Return the key of a host's record."""
+        return f"{self.prefix}:host:{name}"
+
+    def namesake(self, host: str) -> str:
+        """Return the key of the note that another machine with a host's name leaves."""
+        return f"{self.prefix}:namesake:{host}"
+
+    def counts(self, host: str) -> str:
+        """Return the key of what a host's agent has counted."""
+        return f"{self.prefix}:counts:{host}"
+
+    def router(self, router: str) -> str:
+        """Return the key of a router's report."""
+        return f"{self.prefix}:router:{router}"
+
+    def override(self, function: str) -> str:
+        """Return the key of what is set for a function at run time."""
+        return f"{self.prefix}:override:{function}"
+
+    def api_key(self, digest: str) -> str:
+        """Return the key of an API key's record."""
+        return f"{self.prefix}:key:{digest}"
+
+    def claim(self, function: str) -> str:
+        """Return the key of the claim on a function's next start."""
+        return f"{self.prefix}:claim:{function}"
+
+    def question(self, token: str) -> str:
+        """Return the key of a question."""
+        return f"{self.prefix}:question:{token}"
+
+    def answers(self, token: str) -> str:
+        """Return the key of the answers to a question."""
+        return f"{self.prefix}:answers:{token}"
+
+    def quota(self, key: str) -> list[str]:
+        """Return the keys of an API key's buckets and tickets: one hash tag, so that a cluster has both on one node."""
+        return [f"{self.prefix}:quota:{{{key}}}", f"{self.prefix}:tickets:{{{key}}}"]
+
+    def queue(self, host: str) -> str:
+        """Return the name of a host's RQ queue. A prefix has no hyphen, so no two prefixes share a queue."""
+        return f"{self.prefix}-{host}"

@@ -1,0 +1,165 @@
+"""Whose the record is: fleets that share a Redis, and one whose token changes while it runs."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from cortex.platform.api_keys import Limits
+from cortex.platform.keys import FleetToken, fleet_mark
+from cortex.platform.quota import Quota
+from cortex.platform.record import HostRecord, Override, RouterReport
+from cortex.platform.record_keys import RecordKeys
+from cortex.platform.registry import ForeignFleet, Registry
+from tests.support.stack import own_redis
+
+HOST = HostRecord(name="a", address="http://a")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with own_redis(tmp_path_factory.mktemp("r")) as address:
+        yield address
+
+
+@pytest.fixture
+def raw(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def process(url: str, raw: redis.Redis, tmp_path: Path) -> AsyncIterator[Callable[..., Registry]]:
+    """Make the registry of a process that has these tokens."""
+    numbers, registries = itertools.count(), list[Registry]()
+
+    def make(*tokens: str, prefix: str = "cortex") -> Registry:
+        path = tmp_path / f"{next(numbers)}.token"
+        path.write_text("\n".join(tokens) + "\n")
+        registries.append(Registry(url, prefix=prefix, token=FleetToken(path)))
+        return registries[-1]
+
+    yield make
+    for registry in registries:
+        await registry.close()
+
+
+async def test_a_second_fleet_is_refused_before_it_writes_anything(
+    process: Callable[..., Registry], raw: redis.Redis
+) -> None:
+    ours, theirs = process("one"), process("two")
+    await ours.publish_host(HOST, 60)
+    before = sorted(raw.scan_iter())
+
+    with pytest.raises(ForeignFleet, match=r"`\[redis\] prefix`.*`token_file`"):
+        await theirs.publish_router(RouterReport(id="r"))
+
+    assert sorted(raw.scan_iter()) == before
+    assert raw.smembers("cortex:fleet") == {fleet_mark("one")}
+    assert "prefix" in theirs.foreign
+    assert ours.foreign == ""
+
+
+async def test_a_fleet_is_let_in_as_soon_as_the_other_is_taken_out(
+    process: Callable[..., Registry], raw: redis.Redis
+) -> None:
+    ours, theirs = process("one"), process("two")
+    await ours.ping()
+    with pytest.raises(ForeignFleet):
+        await theirs.ping()
+    raw.delete("cortex:fleet")
+
+    await theirs.ping()
+
+    assert theirs.foreign == ""
+    with pytest.raises(ForeignFleet):
+        await ours.fleet(0.0)
+
+
+async def test_a_fleet_with_a_prefix_of_its_own_shares_nothing(
+    process: Callable[..., Registry], raw: redis.Redis
+) -> None:
+    ours, theirs = process("one"), process("two", prefix="b")
+    for number, registry in enumerate((ours, theirs)):
+        await registry.publish_host(HostRecord(name="a", address=f"http://{number}"), 60)
+        await registry.override("f", Override(min=number))
+        await Quota(registry).take("k", Limits(rpm=1), "t", 1)
+
+    fleets = [await r.fleet(0.0) for r in (ours, theirs)]
+    leases = [await r.lease_sweep(name, 60) for r, name in ((ours, "r1"), (theirs, "r2"))]
+
+    assert [f.hosts["a"].address for f in fleets] == ["http://0", "http://1"]
+    assert [f.overrides["f"].min for f in fleets] == [0, 1]
+    assert leases == [True, True]
+    assert {str(name).partition(":")[0] for name in raw.scan_iter()} == {"cortex", "b"}
+
+
+async def test_bells_of_another_prefix_are_not_heard(process: Callable[..., Registry]) -> None:
+    ours, theirs = process("one"), process("two", prefix="b")
+    bell = ours.bell()
+    await anext(bell)
+    await theirs.publish_host(HOST, 60)
+    await ours.publish_router(RouterReport(id="r"))
+
+    ring = await anext(bell)
+
+    assert ring == "router:r"
+
+
+STEPS: list[list[tuple[str, ...]]] = [
+    [("old",), ("old",)],
+    [("old", "new"), ("old",)],
+    [("old", "new"), ("old", "new")],
+    [("new", "old"), ("old", "new")],
+    [("new", "old"), ("new", "old")],
+    [("new",), ("new", "old")],
+    [("new",), ("new",)],
+]
+
+
+@pytest.mark.parametrize("restarted", [True, False], ids=["each-step-restarts", "files-are-followed"])
+async def test_a_token_is_changed_step_by_step_and_no_process_is_refused(
+    process: Callable[..., Registry],
+    raw: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    restarted: bool,
+) -> None:
+    monkeypatch.setattr("cortex.platform.keys.LOOK_S", -1.0)
+    running = [process("old"), process("old")]
+
+    for step in STEPS:
+        for nth, tokens in enumerate(step):
+            if restarted:
+                running[nth] = process(*tokens)
+            else:
+                (tmp_path / f"{nth}.token").write_text("\n".join(tokens) + "\n")
+        for registry in running * 2:
+            await registry.publish_host(HOST, 60)
+            await registry.fleet(0.0)
+
+    await running[0].ping()
+    assert raw.smembers("cortex:fleet") == {fleet_mark("new")}
+    with pytest.raises(ForeignFleet):
+        await process("old").ping()
+
+
+async def test_a_redis_that_was_emptied_is_the_first_comers(process: Callable[..., Registry], raw: redis.Redis) -> None:
+    ours = process("one")
+    await ours.fleet(0.0)
+    raw.flushall()
+
+    await ours.fleet(0.0)
+
+    assert raw.smembers("cortex:fleet") == {fleet_mark("one")}
+
+
+def test_no_two_prefixes_share_a_queue_and_no_key_is_outside_its_prefix() -> None:
+    names = RecordKeys("b")
+
+    assert RecordKeys("b").queue("c-host") != RecordKeys("b_c").queue("host")
+    assert all(key.startswith("b:") for key in (*names.types, names.changed, *names.quota("k"), names.claim("f")))

@@ -1,0 +1,307 @@
+"""The record in a real Redis: found through indexes, whatever else the database holds and whoever wrote it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+import pytest
+import redis
+from msgspec.structs import replace
+
+from cortex.platform.api_keys import ApiKey, digest
+from cortex.platform.record import HostRecord, Override, RouterReport
+from cortex.platform.record_codec import key_fields
+from cortex.platform.registry import RecordAway, Registry
+from tests.support.stack import own_redis
+
+HOST = HostRecord(name="a", address="http://a", at=1.0)
+KEY = ApiKey(digest=digest("secret"), id="1", name="one")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with own_redis(tmp_path_factory.mktemp("r")) as address:
+        yield address
+
+
+@pytest.fixture
+def raw(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client
+
+
+@pytest.fixture
+async def registry(url: str, raw: redis.Redis) -> AsyncIterator[Registry]:
+    registry = Registry(url)
+    yield registry
+    await registry.close()
+
+
+def calls(raw: redis.Redis, command: str) -> int:
+    """Return how often a command has run since the test began."""
+    stats = raw.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
+def write_as_an_earlier_release(raw: redis.Redis) -> None:
+    raw.set("cortex:host:a", msgspec.json.encode(HOST), px=60_000)
+    raw.set("cortex:router:r", msgspec.json.encode(RouterReport(id="r")), px=60_000)
+    raw.hset("cortex:override:f", mapping={"min": 2})
+    for field, value in key_fields(KEY).items():
+        raw.hset(f"cortex:key:{KEY.digest}", field, value)
+
+
+async def test_what_was_written_is_read_back_without_a_scan(registry: Registry, raw: redis.Redis) -> None:
+    await registry.fleet(0.0)
+    await registry.keys()
+    scans = calls(raw, "scan")
+    await registry.publish_host(HOST, 60)
+    await registry.publish_router(RouterReport(id="r"))
+    await registry.override("f", Override(min=2))
+    await registry.put_keys(KEY)
+
+    fleet, keys = await registry.fleet(5.0), await registry.keys()
+
+    assert (list(fleet.hosts), list(fleet.routers), fleet.overrides) == (["a"], ["r"], {"f": Override(min=2)})
+    assert keys == [KEY]
+    assert calls(raw, "scan") == scans
+    assert calls(raw, "keys") == 0
+
+
+async def test_what_was_removed_leaves_nothing_behind(registry: Registry, raw: redis.Redis) -> None:
+    await registry.publish_host(HOST, 60)
+    await registry.publish_router(RouterReport(id="r"))
+    await registry.override("f", Override(min=2))
+    await registry.put_keys(KEY)
+    await registry.keys()
+
+    await registry.remove_host("a")
+    await registry.remove_router("r")
+    await registry.override("f", Override())
+    await registry.drop_keys([KEY.digest])
+
+    fleet = await registry.fleet(0.0)
+    assert (fleet.hosts, fleet.routers, fleet.overrides, await registry.keys()) == ({}, {}, {}, [])
+    assert set(raw.keys()) == {"cortex:overrides", "cortex:keys"}
+    assert raw.smembers("cortex:overrides") == raw.smembers("cortex:keys") == {""}
+
+
+async def test_a_name_whose_record_expired_is_taken_out_by_the_next_reader(
+    registry: Registry, raw: redis.Redis
+) -> None:
+    await registry.publish_host(HOST, 60)
+    await registry.publish_host(replace(HOST, name="b"), 60)
+    raw.delete("cortex:host:b")
+
+    fleet = await registry.fleet(0.0)
+
+    assert list(fleet.hosts) == ["a"]
+    assert raw.smembers("cortex:hosts") == {"a"}
+
+
+async def test_a_host_that_registers_while_its_old_name_is_taken_out_stays(
+    registry: Registry, raw: redis.Redis
+) -> None:
+    raw.sadd("cortex:hosts", "a")
+    settle = registry._settle
+
+    async def registers_first(keys: list[str], args: list[str]) -> object:
+        await registry.publish_host(HOST, 60)
+        return await settle(keys=keys, args=args)
+
+    registry._settle = registers_first  # type: ignore[assignment]
+    before = await registry.fleet(0.0)
+
+    after = await registry.fleet(0.0)
+
+    assert (list(before.hosts), list(after.hosts)) == ([], ["a"])
+
+
+async def test_a_record_without_indexes_is_indexed_by_the_first_read(registry: Registry, raw: redis.Redis) -> None:
+    write_as_an_earlier_release(raw)
+    for n in range(50):
+        raw.set(f"other:{n}", "x")
+
+    fleet, keys = await registry.fleet(0.0), await registry.keys()
+
+    assert (list(fleet.hosts), list(fleet.routers), fleet.overrides) == (["a"], ["r"], {"f": Override(min=2)})
+    assert keys == [KEY]
+
+
+async def test_indexing_that_takes_too_long_goes_on_with_the_next_call(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex.platform.registry.SCANNED_AT_ONCE", 10)
+    with raw.pipeline() as pipe:
+        for n in range(8_000):
+            pipe.set(f"other:{n}", "x")
+        pipe.execute()
+    write_as_an_earlier_release(raw)
+    registry = Registry(url, timeout_s=0.1)
+    answers: list[object] = []
+
+    while not answers or isinstance(answers[-1], RecordAway):
+        assert len(answers) < 200
+        try:
+            answers.append(await registry.keys())
+        except RecordAway as error:
+            answers.append(error)
+    await registry.close()
+
+    assert len(answers) > 1
+    assert answers[-1] == [KEY]
+
+
+async def test_an_index_that_was_lost_is_made_anew(registry: Registry, raw: redis.Redis) -> None:
+    await registry.put_keys(KEY)
+    await registry.override("f", Override(min=2))
+    await registry.fleet(0.0)
+    await registry.keys()
+    raw.delete("cortex:keys", "cortex:overrides")
+
+    fleet, keys = await registry.fleet(0.0), await registry.keys()
+
+    assert (fleet.overrides, keys) == ({"f": Override(min=2)}, [KEY])
+
+
+async def test_what_an_earlier_release_rings_the_bell_for_is_indexed_as_it_is_heard(
+    registry: Registry, raw: redis.Redis
+) -> None:
+    await registry.fleet(0.0)
+    await registry.keys()
+    bell = registry.bell()
+    await anext(bell)
+    write_as_an_earlier_release(raw)
+    for name in ("host:a", "router:r", "override:f", "key:"):
+        raw.publish("cortex:changed", name)
+        while await anext(bell) != name:
+            pass
+
+    fleet, keys = await registry.fleet(0.0), await registry.keys()
+
+    assert (list(fleet.hosts), list(fleet.routers), fleet.overrides) == (["a"], ["r"], {"f": Override(min=2)})
+    assert keys == [KEY]
+
+
+async def test_a_redis_that_was_emptied_holds_everything_again_after_the_next_reports(
+    registry: Registry, raw: redis.Redis
+) -> None:
+    await registry.publish_host(HOST, 60)
+    await registry.fleet(0.0)
+    raw.flushall()
+    empty = await registry.fleet(60.0)
+
+    await registry.publish_host(HOST, 60)
+    await registry.publish_router(RouterReport(id="r"))
+    await registry.put_keys(KEY)
+
+    fleet = await registry.fleet(120.0)
+    assert empty.hosts == {}
+    assert (list(fleet.hosts), list(fleet.routers), await registry.keys()) == (["a"], ["r"], [KEY])
+
+
+GARBAGE = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b'{"name": 1}', b"9" * 5000]
+
+
+@pytest.mark.parametrize("value", GARBAGE, ids=lambda v: repr(v[:8]))
+async def test_values_that_no_cortex_wrote_are_as_good_as_none(
+    registry: Registry, raw: redis.Redis, value: bytes
+) -> None:
+    await registry.publish_host(HOST, 60)
+    for key in ("cortex:host:x", "cortex:router:x", "cortex:counts:x"):
+        raw.set(key, value)
+    raw.hset("cortex:override:x", mapping={b"min": value})
+    raw.hset("cortex:key:x", mapping={b"name": value})
+    raw.hset("cortex:ledger", mapping={b"x": value})
+    raw.xadd("cortex:decisions", {b"what": value, value or b"x": b"y"})
+    for index in ("cortex:hosts", "cortex:routers", "cortex:overrides", "cortex:keys", "cortex:cordon"):
+        raw.sadd(index, value, b"x")
+    raw.zadd("cortex:used", {value: 1.0})
+
+    fleet = await registry.fleet(0.0)
+
+    assert list(fleet.hosts) == ["a"]
+    assert (fleet.routers, await registry.keys()) == ({}, [])
+    assert isinstance(await registry.ledger(), dict)
+    assert len(await registry.counted(["x"])) <= 1
+    assert await registry.host("x", 0.0) is None
+    assert await registry.router("x") is None
+    assert len(await registry.decisions({}, 10)) <= 1
+
+
+@pytest.mark.parametrize("kind", ["string", "list"])
+async def test_keys_of_a_wrong_type_cost_one_call_and_are_replaced(
+    registry: Registry, raw: redis.Redis, kind: str
+) -> None:
+    names = registry.names
+    single = [key for key, right in names.types.items() if right != kind]
+    for key in (*single, *(f(n) for f in (names.host, names.router, names.override, names.api_key) for n in "ax")):
+        raw.delete(key)
+        raw.set(key, "x") if kind == "string" else raw.rpush(key, "x")
+    work = {
+        "publish_host": lambda: registry.publish_host(HOST, 60),
+        "publish_router": lambda: registry.publish_router(RouterReport(id="r")),
+        "touch": lambda: registry.touch({"f:f": 1.0}),
+        "fleet": lambda: registry.fleet(0.0),
+        "keys": registry.keys,
+        "host": lambda: registry.host("x", 0.0),
+        "router": lambda: registry.router("x"),
+        "sweep": lambda: registry.lease_sweep("r", 5),
+        "claim": lambda: registry.claim("f", "t", 5),
+        "ledger": registry.ledger,
+        "cordon": lambda: registry.cordon("a", cordoned=True),
+        "decisions": lambda: registry.decisions({}, 1),
+        "jobs": registry.jobs,
+    }
+    for call in work.values():
+        try:
+            await call()
+        except RecordAway:
+            await call()
+
+    fleet = await registry.fleet(0.0)
+
+    assert (list(fleet.hosts), list(fleet.routers), fleet.cordoned) == (["a"], ["r"], frozenset("a"))
+    assert list(fleet.used) == ["f:f"]
+
+
+async def test_a_lease_or_claim_without_an_end_is_nobodys(registry: Registry, raw: redis.Redis) -> None:
+    raw.set("cortex:sweep", "a dead router")
+    raw.set("cortex:claim:f", "a dead router")
+
+    assert await registry.lease_sweep("r", 5)
+    assert await registry.claim("f", "t", 5)
+    assert not await registry.lease_sweep("another", 5)
+    assert not await registry.claim("f", "another", 5)
+    assert raw.pttl("cortex:sweep") > 0
+    assert raw.pttl("cortex:claim:f") > 0
+
+
+async def test_only_the_fleets_own_queues_are_counted(registry: Registry, raw: redis.Redis) -> None:
+    raw.sadd("rq:queues", "rq:queue:cortex-a", "rq:queue:mail", "rq:queue:staging-a")
+    raw.rpush("rq:queue:cortex-a", "1")
+
+    numbers = await registry.jobs()
+
+    assert {queue for queue, _ in numbers} == {"cortex-a"}
+    assert numbers["cortex-a", "queued"] == 1
+
+
+async def test_a_bell_that_hangs_is_noticed(url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cortex.platform.registry.SILENCE_S", 0.0)
+    registry = Registry(url, timeout_s=1.5)
+    bell = registry.bell()
+    rings = [await anext(bell) for _ in range(4)]
+    raw.client_pause(6000, all=True)
+    began = time.monotonic()
+
+    with pytest.raises(RecordAway, match="no answer"):
+        while True:
+            await anext(bell)
+
+    assert set(rings) == {"", "listening:"}
+    assert time.monotonic() - began < 6
+    await asyncio.wait_for(registry.close(), 3)
