@@ -1,19 +1,17 @@
 """Whose a host's name is: what an agent makes of a record that is there when it starts."""
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.agent import host_name
 from cortex.platform.agent.host_name import NameTaken, check_name, home, taken
 from cortex.platform.record import HostRecord
 from tests.support.factories import HOST, a_host
 
-OTHER = replace(a_host(), agent="agent-2", home="h2", sequence=5, version="1.2.3", started=1_700_000_000.0)
+OTHER = replace(a_host(), agent="agent-2", home="h2", sequence=5, version="1.2.3", started=1_700_000_000.5)
 
 
 class Pages:
@@ -64,28 +62,15 @@ def test_the_refusal_names_the_other_machine_by_address_version_and_start() -> N
     assert sentence.endswith("http://host-a:13131, version 1.2.3")
 
 
-def test_a_home_is_the_same_at_every_start_and_another_for_every_state_directory(tmp_path: Path) -> None:
-    one, two = home(tmp_path / "one"), home(tmp_path / "two")
+def test_a_home_is_the_same_at_every_start_of_a_boot_and_another_for_every_state_directory(tmp_path: Path) -> None:
+    one, two = home(tmp_path / "one", "boot-1"), home(tmp_path / "two", "boot-1")
 
-    assert one == home(tmp_path / "one")
-    assert one != two
+    assert one == home(tmp_path / "one", "boot-1")
+    assert len({one, two, home(tmp_path / "one", "boot-2")}) == 3
 
 
 def test_two_directories_of_one_path_are_two_homes(tmp_path: Path) -> None:
-    first = home(tmp_path / "state")
+    first = home(tmp_path / "state", "boot-1")
     (tmp_path / "state").rename(tmp_path / "first")  # as in two containers of one machine
 
-    assert home(tmp_path / "state") != first
-
-
-def test_another_boot_is_another_home_and_a_container_without_a_machine_id_has_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    boot = tmp_path / "boot_id"
-    monkeypatch.setattr(host_name, "BOOT_IDS", (boot, tmp_path / "no-machine-id"))
-    found = [home(tmp_path / "state")]
-    for one in ("first", "second"):
-        boot.write_text(f"{one}{os.linesep}")
-        found.append(home(tmp_path / "state"))
-
-    assert len(set(found)) == 3
+    assert home(tmp_path / "state", "boot-1") != first

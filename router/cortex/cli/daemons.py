@@ -136,12 +136,13 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
 def _check_name(settings: Settings) -> None:
     """Raise Failed while another machine's agent has this host's name. Without Redis, publishing will tell."""
     from cortex.platform.agent.host_name import NameTaken, check_name, home
+    from cortex.platform.process_id import boot_id
     from cortex.platform.registry import RecordAway, Registry
 
     async def check() -> None:
         registry = Registry.of(settings)
         try:
-            await check_name(registry, settings.host_name, home(Path(settings.agent.state_dir)))
+            await check_name(registry, settings.host_name, home(Path(settings.agent.state_dir), boot_id()))
         finally:
             await registry.close()
 

@@ -16,9 +16,6 @@ from typing import Protocol
 from cortex.platform import clock
 from cortex.platform.record import HostRecord
 
-BOOT_IDS = (Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id"))
-"""What tells machines apart, the best first. A cloned image has the machine id of its original."""
-
 LOOK_S = 0.25
 MOST_WAIT_S = 60.0
 
@@ -48,25 +45,16 @@ def taken(holder: HostRecord) -> str:
     return f"another machine has the host name '{holder.name}'{since}: {holder.address}{version}"
 
 
-def home(state_dir: Path) -> str:
+def home(state_dir: Path, boot: str) -> str:
     """Return what tells this machine's boot and state directory from every other. Raises OSError.
 
-    Containers of one machine share its boot; their state directories are different files.
+    Not the machine id: a cloned image has that of its original, and a container may have none. Containers of one
+    machine share its boot; their state directories are different files.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     place = state_dir.stat()
-    marks = (_boot_id(), str(state_dir.resolve()), str(place.st_dev), str(place.st_ino))
+    marks = (boot, str(state_dir.resolve()), str(place.st_dev), str(place.st_ino))
     return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
-
-
-def _boot_id() -> str:
-    for path in BOOT_IDS:
-        try:
-            if found := path.read_text().strip():
-                return found
-        except OSError:
-            continue
-    return ""
 
 
 async def check_name(

@@ -88,7 +88,7 @@ class Agent:
             # Epochs go on rising over restarts, or a router would acknowledge drains it has not seen.
             epoch=max(int(clock.now() * 1000), self._earlier.epoch + EPOCHS_AHEAD),
             agent=secrets.token_hex(8),
-            home=home(Path(settings.agent.state_dir)),
+            home=home(Path(settings.agent.state_dir), boot_id()),
             started=clock.now(),
         )
         rules = Rules(
