@@ -18,6 +18,7 @@ import uvicorn
 
 from cortex.platform import metrics
 from cortex.platform.meter import Count, Snapshot, added, text
+from cortex.platform.name_lookups import NameLookups
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import Settings
 from cortex.platform.standing import standing
@@ -70,8 +71,12 @@ class MetricsPort:
             self._thread.join(STOP_S)
 
     def _run(self, listener: socket.socket) -> None:
+        asyncio.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
         assert self._server is not None
-        asyncio.run(self._server.serve(sockets=[listener]))
+        NameLookups().install(asyncio.get_running_loop())
+        await self._server.serve(sockets=[listener])
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer GET /metrics, and nothing else."""
