@@ -159,6 +159,10 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Digest of the catalogue the agent last heard of."""
     models: dict[str, Known] = {}
     """By function, what the weights on this host say about it."""
+    silent: dict[str, float] = {}
+    """Paths that do not answer, and since when by this host's clock: mounts that hang."""
+    unreadable: dict[str, str] = {}
+    """Functions that cannot be started now because a path does not answer, and why in words."""
 
     def of(self, function: str) -> list[Instance]:
         """Return the function's instances that are serving or on their way."""

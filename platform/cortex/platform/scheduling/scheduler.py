@@ -247,6 +247,10 @@ class Scheduler(Settling):
         """Which functions' weights are on this host, with their size in MiB."""
         self._host = replace(self._host, weights=dict(weights))
 
+    def silent(self, places: Mapping[str, float], unreadable: Mapping[str, str]) -> None:
+        """Which paths on this host do not answer, since when, and which functions need them."""
+        self._host = replace(self._host, silent=dict(places), unreadable=dict(unreadable))
+
     def launcher(self, engine: str, state: str) -> None:
         """How the launcher stands that is kept for an engine's next start."""
         self._host = replace(self._host, launchers={**self._host.launchers, engine: state})

@@ -29,7 +29,7 @@ from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, 
 from cortex.platform.scheduling.kept import Kept
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
-from cortex.platform.weights import gguf_head
+from cortex.platform.weights import looking
 from cortex.platform.workers import cgroup, confine, log_files, process, slots
 from cortex.platform.workers.identity import worker_user
 from cortex.platform.workers.probe import Probe
@@ -75,7 +75,8 @@ class Supervisor:
     ) -> None:
         self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
         self._record = record
-        self.fetches = Fetches(settings, tell)
+        self.looks = looking.looks()
+        self.fetches = Fetches(settings, tell, self.looks)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bringing: dict[str, asyncio.Task[None]] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -197,7 +198,7 @@ class Supervisor:
                 port=port,
                 key=key,
                 scratch=str(self.scratch(instance.id)),
-                layers=_layers(Path(effect.weights.path)) if slots.overflows(effect) else 0,
+                layers=effect.weights.layers if slots.overflows(effect) else 0,
             )
             command = launch(function, slot)
             for path, content in command.files.items():
@@ -236,7 +237,7 @@ class Supervisor:
         def starting() -> bool:
             return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
 
-        done = await read_ahead(weights, starting)
+        done = await read_ahead(weights, starting, looks=self.looks)
         log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
 
     def _begun(
@@ -372,15 +373,6 @@ class Supervisor:
             async with asyncio.timeout(RECLAIM_S):
                 while not await self._back(pids):  # noqa: ASYNC110 (a reading has to be asked for)
                     await asyncio.sleep(PROBE_MOST_S)
-
-
-def _layers(gguf: Path) -> int:
-    """Return how many layers a model has; 0 when its file does not tell."""
-    with contextlib.suppress(gguf_head.BadGguf, OSError):
-        head = gguf_head.read(gguf)
-        layers = head.get(f"{head.get('general.architecture')}.block_count")
-        return layers if isinstance(layers, int) else 0
-    return 0
 
 
 def _number_in(path: Path) -> int | None:
