@@ -2,7 +2,6 @@
 
 from msgspec.structs import replace
 
-from cortex.platform.record import used_instance
 from cortex.platform.scheduling.reports import REMEMBERED_S, SILENT_S, Reports
 from tests.support.factories import a_fleet, a_report, an_instance
 
@@ -64,23 +63,6 @@ def test_a_silent_router_is_forgotten_with_its_instances_or_after_an_hour() -> N
     late.take(a_fleet(), now + REMEMBERED_S + 1, instances=ONE)
 
     assert (gone.use().in_flight, late.use().in_flight) == ({}, {})
-
-
-def test_a_last_use_that_was_seen_stays_seen_when_the_clock_of_redis_is_set_back() -> None:
-    reports = Reports()
-    reports.take(a_fleet(used={used_instance("one"): 90.0}), 100.0, instances=ONE)
-
-    reports.take(a_fleet(used={used_instance("one"): 10.0}), 101.0, instances=ONE)
-
-    assert reports.use().used[used_instance("one")] == 90.0
-
-
-def test_a_last_use_in_the_future_counts_as_now() -> None:
-    reports = Reports()
-
-    reports.take(a_fleet(used={used_instance("one"): 900.0}), 100.0, instances=ONE)
-
-    assert reports.use().used[used_instance("one")] == 100.0
 
 
 def test_without_a_reading_nothing_is_known() -> None:

@@ -9,6 +9,12 @@ from cortex.functions.spec import Function
 from cortex.platform.record import Failure
 from cortex.platform.scheduling.placement import When
 
+ANSWER_S = 10.0
+"""How long a router waits for an agent's answer before it asks the next host."""
+DECIDE_S = 6.0
+"""How long after an `ensure` came an agent may still begin a start: with time left to write its record and answer, so
+that no start begins that its router has given up."""
+
 
 class Ensure(Struct, frozen=True):
     """Ask for an instance of a function; `force` overrides the back-off after failed starts.

@@ -190,6 +190,10 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """When that process started."""
     sequence: int = 0
     """How many times that process has published its record."""
+    silent: dict[str, float] = {}
+    """Paths that do not answer, and since when by this host's clock: mounts that hang."""
+    unreadable: dict[str, str] = {}
+    """Functions that cannot be started now because a path does not answer, and why in words."""
 
     def of(self, function: str) -> list[Instance]:
         """Return the function's instances that are serving or on their way."""

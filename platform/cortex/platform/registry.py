@@ -152,6 +152,14 @@ if type == 'none' or type == ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
 
+_LEARN = """
+-- KEYS[1] the ledger; ARGV[1] the field; ARGV[2] its entry
+-- ARGV[3] "1": unless there is one; "0": unless there is none.
+if tostring(redis.call('HEXISTS', KEYS[1], ARGV[1])) == ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+
 
 class RecordAway(Exception):
     """Redis does not answer. What is warm goes on from the last snapshot; nothing new is started."""
@@ -185,6 +193,7 @@ class Registry:
         self._publish_host = self._redis.register_script(_PUBLISH_HOST)
         self._remove_host = self._redis.register_script(_REMOVE_HOST)
         self._touch = self._redis.register_script(_TOUCH)
+        self._learn = self._redis.register_script(_LEARN)
         self._reader = RecordReader()
         self._join = self._redis.register_script(_JOIN)
         self._token, self._is_member = token, token is None
@@ -537,10 +546,22 @@ class Registry:
             raw = await self._redis.hgetall(self.names.ledger)
         return {text(k): entry for k, v in raw.items() if (entry := decoded(v, Entry))}
 
-    async def learn(self, field: str, entry: Entry) -> None:
-        """Write one entry of the ledger."""
+    async def learn(self, field: str, entry: Entry, *, new: bool | None = None) -> bool:
+        """Write one entry of the ledger; return whether it was written.
+
+        With `new` only while there is none, without only while there is one: whoever goes by an earlier reading of
+        the ledger brings back nothing that was forgotten since. By default always.
+        """
+        unless = "" if new is None else str(int(new))
         async with self._bounded():
-            await self._redis.hset(self.names.ledger, field, msgspec.json.encode(entry))
+            return bool(await self._learn(keys=[self.names.ledger], args=[field, msgspec.json.encode(entry), unless]))
+
+    async def unlearn(self, fields: Iterable[str]) -> None:
+        """Delete entries of the ledger."""
+        names = list(fields)
+        if names:
+            async with self._bounded():
+                await self._redis.hdel(self.names.ledger, *names)
 
     async def cordon(self, host: str, *, cordoned: bool) -> None:
         """Note that a host takes no new work, or that it does again. It outlives every restart."""

@@ -81,6 +81,10 @@ class Router:
         """Change what goes for a function at run time."""
         return self.post(f"/admin/functions/{quote(name, safe='')}/{verb}?{urlencode(values)}")
 
+    def forget(self, name: str) -> dict[str, Any]:
+        """Have what is learned of a function dropped; return its id and how many entries there were."""
+        return self.post(f"/admin/functions/{quote(name, safe='')}/forget")
+
     def get(self, path: str, **asked: Any) -> dict[str, Any]:
         """Read anything."""
         return self.ask("GET", f"{path}?{urlencode(asked)}" if asked else path)

@@ -153,6 +153,14 @@ def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
                 f"its devices cannot be read: {host['problem']}",
                 "`nvidia-smi` on that host shows more; a driver that was upgraded needs a reboot.",
             )
+        for path, since in host.get("silent", {}).items():
+            yield Finding(
+                "problem",
+                f"host {name}",
+                f"{path} has not answered for {max(0.0, now - since):.0f} s",
+                "Its mount may hang: see `mount` and `dmesg` on that host. Functions whose weights are there are not "
+                "started; all others are.",
+            )
         if not host["engines"]:
             yield Finding(
                 "problem", f"host {name}", "it has no engine", "Install vllm, llama-server or xllamacpp there."

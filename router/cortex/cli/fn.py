@@ -28,6 +28,7 @@ GONE = ("cold", "failing")
         "unpin": "cortex.cli.fn_show:unpin",
         "set": "cortex.cli.fn_show:set_",
         "reset": "cortex.cli.fn_show:reset",
+        "forget": "cortex.cli.fn_show:forget",
         "prefetch": "cortex.cli.prefetch:prefetch",
         "estimate": "cortex.cli.prefetch:estimate",
     },

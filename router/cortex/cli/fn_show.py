@@ -1,4 +1,4 @@
-"""`cortex fn show|plan|history|logs|pin|unpin|set|reset`: one function in detail, and its settings at run time."""
+"""`cortex fn show|plan|history|logs|pin|unpin|set|reset|forget`: one function in detail, its settings at run time."""
 
 import json
 import sys
@@ -42,6 +42,7 @@ def show(name: str, as_json: bool) -> None:
         "last five minutes": _lately(lately),
         "last start": _start(found["last_start"]),
         "a start takes": span(found["expected_start_s"]) if found["expected_start_s"] else "",
+        "memory": "; ".join(memory_lines(found)),
         "last failure": found["failure"] or "",
         "tried again in": _until(found["retry_at"]),
     }
@@ -152,6 +153,22 @@ def reset(name: str, as_json: bool) -> None:
     _said(Router().set(name, "reset"), as_json)
 
 
+@click.command()
+@click.argument("name", type=FUNCTION)
+@_json
+def forget(name: str, as_json: bool) -> None:
+    """Drop the memory and start times measured of a function, and its failures: the next start is placed anew.
+
+    A worker that runs now is measured again: `cortex fn cool` it first if it is the one that takes too much.
+    """
+    answer = Router().forget(name)
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    count = answer["entries"]
+    click.echo(f"{answer['id']}: {count or 'no'} measured {'entry' if count == 1 else 'entries'} dropped")
+
+
 def _said(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
@@ -165,6 +182,19 @@ def _start(start: dict[str, Any] | None) -> str:
         return ""
     phases = ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in start["phases"].items())
     return f"{ago(start['at'])}, {start['total_s']:.1f}s in all: {phases}"
+
+
+def memory_lines(function: dict[str, Any]) -> list[str]:
+    """Say by what memory the next start is placed, on each kind of device where something is known, with the readings
+    of the last starts."""
+    declared = f"declared {function['vram_mb']} MiB" if function["vram_mb"] else ""
+    found = []
+    for one in function["measured"]:
+        readings = ", ".join(f"{r['memory_mb']}{'' if r['served'] else ' before it served'}" for r in one["readings"])
+        starts = f", last starts: {readings}" if readings else ""
+        known = f"measured {one['memory_mb']} MiB on {one['device']}{starts}"
+        found.append(known if one["counts"] else f"{declared} ({known})")
+    return found or ([declared] if declared else [])
 
 
 def _started(instance: dict[str, Any]) -> str:

@@ -173,6 +173,8 @@ def gpu_ls(as_json: bool) -> None:
     for h in hosts:
         if h["problem"]:
             out.print(f"{h['name']}: the devices cannot be read: {h['problem']}", markup=False)
+        for path, since in h.get("silent", {}).items():
+            out.print(f"{h['name']}: {path} has not answered for {span(time.time() - since)}", markup=False)
 
 
 def _leaving(one: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The router's HTTP surface. Wires the pieces; each route is a few lines."""
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from litestar.exceptions import HTTPException
 
 from cortex.platform import clock
 from cortex.platform.log import whence
+from cortex.platform.name_lookups import NameLookups
 from cortex.platform.settings import Settings
 from cortex.router.access.door import Door, caller
 from cortex.router.describing import card
@@ -102,6 +104,7 @@ def create_app(settings: Settings) -> Litestar:
 
     @asynccontextmanager
     async def run(_: Litestar) -> AsyncIterator[None]:
+        NameLookups().install(asyncio.get_running_loop())
         async with runtime:
             yield
 

@@ -7,6 +7,7 @@ A changed file takes effect without a restart. A file that does not stand leaves
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,12 +18,15 @@ from msgspec.structs import asdict, replace
 from cortex.functions.catalogue import Catalogue, CatalogueError, read
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.api_keys import Principal
+from cortex.platform.looks import Looks, NoAnswer
 from cortex.platform.record import Override
 from cortex.router.refusals import FunctionNotFound, NotAllowed
 
 log = structlog.get_logger()
 
 LOOK_S = 0.5
+READ_S = 10.0
+"""How long the file may take to be read."""
 
 
 class Target(Struct, frozen=True):
@@ -38,7 +42,8 @@ class Directory:
     def __init__(self, path: Path, *, pretend: bool = False) -> None:
         """Read the catalogue. Raises CatalogueError or OSError: a router does not start without one."""
         self._path, self._pretend = path, pretend
-        self._seen = _mark(path)
+        self._seen: object = _mark(path)
+        self._looks = Looks(READ_S, hint="is its mount hung?")
         self.problem = ""
         self._overrides: dict[str, Override] = {}
         self._take(load(path))
@@ -72,14 +77,19 @@ class Directory:
         """Look at the file twice a second and take every change that stands."""
         while True:
             await asyncio.sleep(LOOK_S)
-            mark = await asyncio.to_thread(_mark, self._path)
+            try:
+                mark = await self._looks.look(str(self._path), "mark", partial(_mark, self._path))
+            except NoAnswer as error:
+                self.problem = f"{error}; the catalogue as it was last read is in force"
+                self._seen = None  # read it again as soon as it answers
+                continue
             if mark != self._seen:
                 self._seen = mark
                 await self._reread()
 
     async def _reread(self) -> None:
         try:
-            catalogue = await asyncio.to_thread(load, self._path)
+            catalogue = await self._looks.look(str(self._path), "read", partial(load, self._path))
         except (CatalogueError, OSError, UnicodeDecodeError) as error:
             self.problem = f"{self._path}: the catalogue before the last change is still in force: {error}"
             log.error("catalogue_refused", why=str(error))

@@ -12,7 +12,7 @@ from msgspec import Struct
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Fleet, Instance
 from cortex.platform.registry import RecordAway, Registry
-from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.ledger import Entry, revision_of
 
 FRESH_S = 2.0
 
@@ -42,12 +42,16 @@ class History:
                 self._read = time.monotonic()
         return self._ledger
 
+    def invalidate(self) -> None:
+        """Have the ledger read again: it has been changed."""
+        self._read = float("-inf")
+
 
 def by_revision(ledger: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return by revision what was learned from its last start, on whatever device that was. Pure."""
     latest: dict[str, Entry] = {}
     for field, entry in ledger.items():
-        revision = field.partition("|")[0]
+        revision = revision_of(field)
         if entry.starts and entry.started_at >= latest.get(revision, entry).started_at:
             latest[revision] = entry
     return latest

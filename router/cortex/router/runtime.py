@@ -25,6 +25,7 @@ from cortex.platform.keys import FleetToken
 from cortex.platform.quota import Quota
 from cortex.platform.record import Fleet, Override, shifted_fleet, used_instance
 from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.scheduling.ledger import about
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.router.access.keyring import KeyRing, local_key
@@ -201,6 +202,24 @@ class Runtime:
                 except AgentAway:
                     away.append(host.name)
         return going, away
+
+    async def forget(self, target: Target) -> tuple[int, list[str]]:
+        """Drop what is learned of a function, of all its revisions, and its failures with their back-off.
+
+        Return how many entries there were, and the hosts that did not answer. Raises RecordAway.
+        """
+        function, hosts = target.function.id, list(self.view.fleet.hosts.values())
+        revisions = {i.revision for h in hosts for i in h.instances if i.function == function} | {target.revision}
+        gone = about(await self.registry.ledger(), function, revisions)
+        await self.registry.unlearn(gone)
+        self.history.invalidate()
+        away = []
+        for host in hosts:
+            try:
+                await self.agents.forget(host.address, function)
+            except AgentAway:
+                away.append(host.name)
+        return len(gone), away
 
     # In the background.
 

@@ -96,6 +96,7 @@ AGENT = {
     "POST /drain": FLEET,
     "POST /functions/cool": FLEET,
     "POST /functions/ensure": FLEET,
+    "POST /functions/forget": FLEET,
     "POST /functions/plan": FLEET,
     "POST /jobs/{job}/cancel": FLEET,
     "POST /weights/estimate": FLEET,

@@ -2,7 +2,9 @@
 needs nothing: `/health`.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Plan
 from cortex.platform.api_keys import Right
 from cortex.platform.keys import FleetToken
 from cortex.platform.log import whence
+from cortex.platform.looks import NoAnswer
+from cortex.platform.name_lookups import NameLookups
 from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.settings import Settings
@@ -38,7 +42,7 @@ def create_app(settings: Settings) -> Litestar:
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 
-    def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    async def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if handler.opt.get("needs") == Right.NOTHING or connection.scope.get("method") == "OPTIONS":
             return
         scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
@@ -60,6 +64,11 @@ def create_app(settings: Settings) -> Litestar:
     @post("/functions/cool", status_code=200)
     async def cool(data: Cool) -> dict[str, list[str]]:
         return {"instances": await agent.cool(data.function, at_once=data.at_once)}
+
+    @post("/functions/forget", status_code=200)
+    async def forget(function: str) -> dict[str, str]:
+        await agent.forget(function)
+        return {"function": function}
 
     @put("/catalogue")
     async def heed(data: Heed) -> dict[str, str]:
@@ -91,18 +100,30 @@ def create_app(settings: Settings) -> Litestar:
 
     return Litestar(
         [
-            ensure, plan, cool, drain, heed, record, instances, instance, devices, metrics,
+            ensure, plan, cool, forget, drain, heed, record, instances, instance, devices, metrics,
             *logs.routes(agent),
             *weights_api.routes(agent),
             seed_api.routes(agent, relay, settings),
         ],
         guards=[fleet_only],
-        exception_handlers={Exception: _answered},
-        lifespan=[lambda _: agent, lambda _: relay],
+        exception_handlers={NoAnswer: _later, Exception: _answered},
+        lifespan=[_own_look_ups, lambda _: agent, lambda _: relay],
         on_shutdown=[close],
         openapi_config=None,
         logging_config=None,
     )  # fmt: skip
+
+
+@asynccontextmanager
+async def _own_look_ups(_: Litestar) -> AsyncIterator[None]:
+    """Have this loop's look-ups of names hold up nothing else."""
+    NameLookups().install(asyncio.get_running_loop())
+    yield
+
+
+def _later(request: Request[Any, Any, Any], error: NoAnswer) -> Response[Any]:
+    """Answer that a path does not answer."""
+    return Response({"status_code": 503, "detail": str(error)}, status_code=503)
 
 
 def _answered(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import redis
 import structlog
@@ -17,15 +17,18 @@ import structlog
 from cortex.functions.sources import BadSource, Demo, Repo, source_of
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Fetching
+from cortex.platform.looks import Looks, NoAnswer
 from cortex.platform.record import Instance
 from cortex.platform.record_keys import RecordKeys
+from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
-from cortex.platform.weights import estimating
+from cortex.platform.weights import looking
 from cortex.platform.weights import store as weights
 from cortex.platform.weights.jobs import JobFailed, JobLost, Jobs
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 POLL_FIRST_S, POLL_MOST_S = 0.03, 0.5
 TOLD_EVERY_S = 1.0
@@ -38,6 +41,10 @@ ASKED_AGAIN = 3
 """How often a job that was lost or stopped by others is asked for again."""
 
 
+QUEUE_S = 10.0
+"""How long the job queue may take to answer: its client bounds reads, but not the look-up of its server's name."""
+
+
 class Tell(Protocol):
     """Tells the agent what happened."""
 
@@ -47,8 +54,10 @@ class Tell(Protocol):
 class Fetches:
     """One agent's."""
 
-    def __init__(self, settings: Settings, tell: Tell) -> None:
+    def __init__(self, settings: Settings, tell: Tell, looks: Looks) -> None:
         self._host, self._cache = settings.host_name, Path(settings.agent.cache_dir)
+        self._looks = looks
+        self._calls = Looks(QUEUE_S, hint="is Redis reachable?")
         self._jobs = Jobs(settings.redis_url, RecordKeys(settings.redis.prefix).queue(settings.host_name))
         self._tell = tell
         self._wanted: dict[str, set[str]] = {}
@@ -69,7 +78,7 @@ class Fetches:
             self._wanted.setdefault(name, set()).add(instance.id)
             self._for.setdefault(name, set()).add(function.id)
             await self._followed(source, instance)
-            found = await asyncio.to_thread(estimating.weighed, function, self._cache)
+            found = await self._here(function)
             if found is None:
                 raise JobFailed("they are still missing after the job that fetched them")
         except (JobFailed, JobLost, weights.WeightsUnavailable, redis.RedisError, OSError) as error:
@@ -80,6 +89,21 @@ class Fetches:
             self._wanted.get(name, set()).discard(instance.id)
         here = found
         self._tell(lambda s, now: s.fetched(instance.id, here, now))
+
+    async def _here(self, function: Function) -> Weights | None:
+        """Return the weights that were just fetched; a disk that is slow after that is waited for."""
+        until = time.monotonic() + RECORD_AWAY_S
+        while True:
+            try:
+                return await looking.weights(self._looks, function, self._cache)
+            except NoAnswer:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(POLL_MOST_S)
+
+    async def _call(self, kind: str, work: Callable[[], T]) -> T:
+        """Call the job queue in a thread. Raises what the call raises, or NoAnswer."""
+        return await self._calls.look("the job queue", kind, work)
 
     async def given_up(self, function: Function) -> None:
         """An instance that waited for these weights is gone: call the fetch off if it was the last."""
@@ -92,10 +116,10 @@ class Fetches:
             return
         try:
             async with self._asking:
-                fetching = await asyncio.to_thread(self._jobs.look, name)
+                fetching = await self._call(f"look {name}", lambda: self._jobs.look(name))
                 if fetching.alive and not fetching.kept and not self._wanted.get(name):
                     log.info("fetch_called_off", source=str(source))
-                    await asyncio.to_thread(self._jobs.cancel, name)
+                    await self._call(f"cancel {name}", lambda: self._jobs.cancel(name))
         except (JobLost, redis.RedisError, OSError) as error:
             log.warning("fetch_not_called_off", source=str(source), why=str(error))
 
@@ -109,14 +133,14 @@ class Fetches:
         """Stop a fetch, whoever waits for it. False when there is none."""
         self._called_off.add(name)
         async with self._asking:
-            stopped = await asyncio.to_thread(self._jobs.cancel, name)
+            stopped = await self._call(f"cancel {name}", lambda: self._jobs.cancel(name))
         if not stopped:
             self._called_off.discard(name)
         return stopped
 
     async def all(self, declared: Collection[Function]) -> list[Fetching]:
         """Return every fetch that the record knows of, with the functions it is for."""
-        found = await asyncio.to_thread(self._jobs.all)
+        found = await self._call("all", self._jobs.all)
         self._for = {f.id: self._for.get(f.id, set()) for f in found}
         for_whom = self._for_whom(declared)  # who asked may be newer than the catalogue here
         return [f.named(tuple(sorted({*for_whom.get(f.id, ()), *self._for[f.id]}))) for f in found]
@@ -124,7 +148,7 @@ class Fetches:
     async def keep_only(self, declared: Collection[Function]) -> None:
         """Call off what no declared function wants and no instance waits for."""
         wanted = self._for_whom(declared)
-        for fetching in await asyncio.to_thread(self._jobs.all):
+        for fetching in await self._call("all", self._jobs.all):
             if fetching.alive and fetching.id not in wanted and not self._wanted.get(fetching.id):
                 log.info("fetch_called_off", source=fetching.source)
                 await self.cancel(fetching.id)
@@ -141,7 +165,7 @@ class Fetches:
 
     async def _asked(self, source: Demo | Repo, *, kept: bool = False) -> str:
         async with self._asking:
-            name = await asyncio.to_thread(self._jobs.ask, source, kept=kept)
+            name = await self._call(f"ask {source} {kept}", lambda: self._jobs.ask(source, kept=kept))
             self._called_off.discard(name)
             return name
 
@@ -165,7 +189,7 @@ class Fetches:
                         raise JobLost("its job was stopped again and again")
                     asked += 1
                     await self._asked(source)
-                elif fetching.state != "queued" or await asyncio.to_thread(self._jobs.workers) > 0:
+                elif fetching.state != "queued" or await self._call("workers", self._jobs.workers) > 0:
                     seen_worker = time.monotonic()
                 elif time.monotonic() - seen_worker > WORKER_WAIT_S:
                     raise JobFailed(f"no job worker runs for host '{self._host}': start `cortex jobs` there")
@@ -180,7 +204,7 @@ class Fetches:
 
     async def _looked(self, name: str) -> Fetching | None:
         try:
-            return await asyncio.to_thread(self._jobs.look, name)
+            return await self._call(f"look {name}", lambda: self._jobs.look(name))
         except JobLost:
             return None
 

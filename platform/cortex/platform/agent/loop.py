@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -31,12 +32,13 @@ from cortex.platform.agent.caretaker import Caretaker
 from cortex.platform.agent.counts import AgentCounts
 from cortex.platform.agent.herald import Herald
 from cortex.platform.agent.host_name import home
-from cortex.platform.agent_messages import Going, Planned, Refused, Remove, Removed, Stored
+from cortex.platform.agent_messages import DECIDE_S, Going, Planned, Refused, Remove, Removed, Stored
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.flights import Flights
 from cortex.platform.host import devices, engines
 from cortex.platform.keys import FleetToken
+from cortex.platform.looks import NoAnswer
 from cortex.platform.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordAway, Registry
@@ -47,9 +49,8 @@ from cortex.platform.scheduling.roster import Rules
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
-from cortex.platform.weights import estimating, stock
-from cortex.platform.weights import store as weights
-from cortex.platform.weights.rules import keep_inside
+from cortex.platform.weights import looking
+from cortex.platform.weights.store import WeightsUnavailable
 from cortex.platform.workers import process
 from cortex.platform.workers.supervisor import Supervisor
 
@@ -115,6 +116,8 @@ class Agent:
         self._saved: tuple[object, ...] | None = None
         self._rung = asyncio.Event()
         self._stock = asyncio.Event()
+        self._stock_of = ""
+        """Digest of the catalogue whose unwanted fetches were called off."""
         self._fetching: set[str] = set()
         self._next: asyncio.Future[None] | None = None
         self._seen = host.epoch
@@ -160,13 +163,21 @@ class Agent:
     async def ensure(
         self, function: Function, *, force: bool = False, beside: Collection[str] = (), evict: bool = True
     ) -> Going | Refused:
-        """See to it that an instance of `function` is up or coming; answer once the record says so."""
+        """See to it that an instance of `function` is up or coming; answer once the record says so.
+
+        Refused without a start when the decision comes so late that the caller has given up by then.
+        """
+        came = time.monotonic()
         if lacking := self._engines.lacks(function):
             return Refused(lacking, When.NEVER)
         try:
-            here = await asyncio.to_thread(self._weights, function)
-        except weights.WeightsUnavailable as error:
+            here = await self._weights(function)
+        except NoAnswer as error:
+            return await self._not_now(function, str(error))
+        except WeightsUnavailable as error:
             return Refused(str(error), When.NEVER)
+        if time.monotonic() - came > DECIDE_S:
+            return await self._not_now(function, f"the agent needed more than {DECIDE_S:g} s to decide")
         instance = secrets.token_hex(8)
         answer = self._decide(
             lambda s, now: s.ensure(function, here, instance, now, force=force, beside=beside, evict=evict)
@@ -179,18 +190,24 @@ class Agent:
         if lacking := self._engines.lacks(function):
             return Refused(lacking, When.NEVER)
         try:
-            here = await asyncio.to_thread(self._weights, function)
-        except weights.WeightsUnavailable as error:
+            here = await self._weights(function)
+        except NoAnswer as error:
+            return Refused(str(error), When.LATER)
+        except WeightsUnavailable as error:
             return Refused(str(error), When.NEVER)
         return self.scheduler.plan(function, here, clock.now())
 
-    def _weights(self, function: Function) -> Weights | None:
-        """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be."""
+    async def _weights(self, function: Function) -> Weights | None:
+        """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be, and
+        NoAnswer."""
         own = self.settings.agent
-        found = estimating.weighed(function, Path(own.cache_dir))
-        if found is not None and found.path and own.weight_roots:
-            keep_inside(Path(found.path), (*own.weight_roots, own.cache_dir))
-        return found
+        return await looking.weights(self.supervisor.looks, function, Path(own.cache_dir), own.weight_roots)
+
+    async def _not_now(self, function: Function, reason: str) -> Refused:
+        """Refuse a start, with a receipt."""
+        self.herald.note(Decided("refused", function.id, "", reason), self._fleet)
+        await self.herald.publish()
+        return Refused(reason, When.LATER)
 
     async def drain(self) -> list[str]:
         """Empty this host; it is cordoned in the record by whoever asks. Return who is going."""
@@ -204,6 +221,12 @@ class Agent:
         await self.herald.publish()
         return going
 
+    async def forget(self, function: str) -> None:
+        """Drop what is learned of a function, and its failures with their back-off."""
+        self._caretaker.forget(function)
+        self._decide(lambda s, _: s.forgive(function))
+        await self.herald.publish()
+
     async def heed(self, catalogue: Catalogue, digest: str) -> None:
         """Take a new catalogue."""
         self._decide(lambda s, now: s.heed(catalogue.functions, digest, now))
@@ -212,15 +235,16 @@ class Agent:
         await self.herald.publish()
 
     async def stored(self) -> list[Stored]:
-        """Return all weights on this host."""
+        """Return all weights on this host. Raises NoAnswer."""
         declared, running = self.scheduler.catalogue().values(), self.scheduler.started_from()
-        return await asyncio.to_thread(stock.inventory, Path(self.settings.agent.cache_dir), declared, running)
+        cache = Path(self.settings.agent.cache_dir)
+        return await looking.inventory(self.supervisor.looks, cache, declared, running)
 
     async def remove_weights(self, asked: Remove) -> Removed:
-        """Remove stored weights that nobody uses."""
+        """Remove stored weights that nothing uses. Raises NoAnswer."""
         going_on = [f.source for f in await self.supervisor.fetches.all(()) if f.alive]
         found, cache = await self.stored(), Path(self.settings.agent.cache_dir)
-        removed = await asyncio.to_thread(stock.remove, cache, found, asked, going_on)
+        removed = await looking.remove(self.supervisor.looks, cache, found, asked, going_on)
         self._stock.set()
         return removed
 
@@ -367,22 +391,25 @@ class Agent:
         return replace(fleet, routers={**fleet.routers, own.id: own})
 
     async def _take_stock(self) -> None:
-        """Know which weights are here, and call off fetches that no declared function wants any more."""
-        heard = ""
+        """Take stock whenever there may be news."""
         while True:
-            self._stock.clear()
-            declared = self.scheduler.catalogue().values()
-            held = await asyncio.to_thread(weights.held, declared, Path(self.settings.agent.cache_dir))
-            if held != self.scheduler.record().weights:
-                self.tell(lambda s, _, held=held: s.holds(held))  # type: ignore[misc]
-                self._caretaker.curious.set()
-            if (digest := self.scheduler.record().catalogue) != heard:
-                with contextlib.suppress(RedisError):
-                    await self.supervisor.fetches.keep_only(declared)
-                    heard = digest
+            await self._take_stock_once()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOCK_S):
                     await self._stock.wait()
+
+    async def _take_stock_once(self) -> None:
+        """Know which weights are here, and call off fetches that no declared function wants any more."""
+        self._stock.clear()
+        declared = self.scheduler.catalogue().values()
+        sizes = await looking.sizes(self.supervisor.looks, declared, Path(self.settings.agent.cache_dir))
+        if sizes != self.scheduler.record().weights:
+            self.tell(lambda s, _: s.holds(sizes))
+            self._caretaker.curious.set()
+        if (digest := self.scheduler.record().catalogue) != self._stock_of:
+            with contextlib.suppress(RedisError, NoAnswer):
+                await self.supervisor.fetches.keep_only(declared)
+                self._stock_of = digest
 
     async def _listen(self) -> None:
         """A router's new report may complete a drain: look at once, not at the next tick."""

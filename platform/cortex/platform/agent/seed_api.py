@@ -28,6 +28,7 @@ from msgspec import Meta, Struct
 from cortex.functions.lifecycle import COMING, LIVE, State
 from cortex.functions.names import LONGEST, fault_in
 from cortex.functions.spec import Engine, Function
+from cortex.platform import clock
 from cortex.platform.agent.host_name import taken
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.relay import Relay
@@ -94,6 +95,7 @@ def routes(agent: Agent, relay: Relay, settings: Settings) -> Router:
             "uptime_secs": int(time.monotonic() - born),
             "devices": readings(host),
             "activation": activation(host),
+            **silence(host, clock.now()),
         }
 
     @get("/discovery")
@@ -188,6 +190,12 @@ def readings(host: HostRecord) -> list[dict[str, int]]:
             }
         )
     return found
+
+
+def silence(host: HostRecord, now: float) -> dict[str, dict[str, float]]:
+    """Return the paths that do not answer, with the seconds since; nothing while all do: that system knows no such
+    field."""
+    return {"silent": {path: round(now - since, 1) for path, since in host.silent.items()}} if host.silent else {}
 
 
 def activation(host: HostRecord) -> dict[str, Any]:

@@ -14,6 +14,8 @@ class Weights(Struct, frozen=True):
     size_mb: int
     shape: Shape | None = None
     """What the cache will take, where they tell and somebody asked."""
+    layers: int = 0
+    """Of a GGUF, where it tells and its head was read."""
 
 
 class Kept(Struct, frozen=True):

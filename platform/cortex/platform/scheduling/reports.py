@@ -7,7 +7,7 @@ what it last had in flight counts as in flight until the workers themselves say 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.platform.record import Fleet, Instance, RouterReport, Use, use, used_instance
+from cortex.platform.record import Fleet, Instance, RouterReport, Use, use
 
 SILENT_S = 5.0
 """A report that was this old when it vanished has expired: a router that ends takes away one of the last second."""
@@ -30,7 +30,6 @@ class Reports:
     def __init__(self) -> None:
         self._heard: dict[str, _Heard] = {}
         self._silent: dict[str, _Heard] = {}
-        self._used: dict[str, float] = {}
         self.fleet: Fleet | None = None
         """The last reading of the record; None while it cannot be trusted."""
 
@@ -52,21 +51,13 @@ class Reports:
                 self._silent[id] = replace(silent, report=replace(silent.report, in_flight=left))
         while len(self._silent) > MOST_SILENT:
             del self._silent[next(iter(self._silent))]
-        members = {used_instance(i) for i in here}
-        self._used = {
-            m: max(self._used.get(m, 0.0), min(fleet.used.get(m, 0.0), now))
-            for m in members
-            if m in self._used or m in fleet.used
-        }
 
     def use(self) -> Use:
         """Return what instances are doing, silent routers included. Unknown while the record cannot be trusted."""
         if self.fleet is None:
             return Use(known=False)
         silent = {id: replace(heard.report, waiting={}) for id, heard in self._silent.items()}
-        added = use(replace(self.fleet, routers={**silent, **self.fleet.routers}))
-        # A clock that was set back elsewhere may have made a last use older: what was seen stays seen.
-        return replace(added, used={**self.fleet.used, **self._used})
+        return use(replace(self.fleet, routers={**silent, **self.fleet.routers}))
 
     def any_silent(self, instance: str) -> bool:
         """Whether a silent router had requests in flight on an instance."""

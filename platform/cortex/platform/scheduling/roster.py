@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, LIVE, State, Step, after
 from cortex.functions.spec import Function
-from cortex.platform.record import FailureKind, HostRecord, Instance, Use
+from cortex.platform.record import FailureKind, HostRecord, Instance, Use, used_instance
 from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Stop
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.kept import AgentState, Kept, Weights
@@ -100,6 +100,10 @@ class Roster:
     def in_flight(self, instance: str) -> int:
         """Return how many requests were in flight on an instance when the reports were last read."""
         return self._use().in_flight.get(instance, 0)
+
+    def last_used(self, instance: str) -> float:
+        """Return when routers last used an instance, as far as the record says; 0: never, or it cannot be read."""
+        return self._use().used.get(used_instance(instance), 0.0)
 
     def state(self) -> AgentState:
         """Return what the next agent of this host must know: every worker with a process, and what failed."""

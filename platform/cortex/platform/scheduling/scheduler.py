@@ -96,7 +96,7 @@ class Scheduler(Settling):
             # is not in that one either will be superseded by it.
             self._catalogue_digest = ""
         if now < self._superseded.get((function.id, rev), 0.0):  # (1)
-            return Refused(f"'{function.id}' is not declared like this any more", When.LATER)
+            return _superseded(function)
         up = self._up(function.id, rev, beside)  # (2)
         if up and up.state is State.DRAINING:
             self._take_back(up, "wanted again", now)
@@ -147,6 +147,8 @@ class Scheduler(Settling):
     def plan(self, function: Function, weights: Weights | None, now: float) -> Planned | Refused:
         """Say what `ensure` would do, without doing it."""
         rev = revision(function)
+        if now < self._superseded.get((function.id, rev), 0.0):
+            return _superseded(function)
         if up := self._up(function.id, rev):
             return Planned(host=self._host.name, there=up.id, devices=up.devices, memory_mb=up.memory_mb)
         failure = self._failures.of(function.id, rev)
@@ -260,6 +262,10 @@ class Scheduler(Settling):
     def holds(self, weights: Mapping[str, int]) -> None:
         """Which functions' weights are on this host, with their size in MiB."""
         self._host = replace(self._host, weights=dict(weights))
+
+    def silent(self, places: Mapping[str, float], unreadable: Mapping[str, str]) -> None:
+        """Which paths on this host do not answer, since when, and which functions need them."""
+        self._host = replace(self._host, silent=dict(places), unreadable=dict(unreadable))
 
     def launcher(self, engine: str, state: str) -> None:
         """How the launcher stands that is kept for an engine's next start."""
@@ -430,3 +436,7 @@ class Scheduler(Settling):
         if says_out_of_memory(last_lines) and not (before and before.kind is FailureKind.OUT_OF_MEMORY):
             return FailureKind.OUT_OF_MEMORY
         return FailureKind.CRASH
+
+
+def _superseded(function: Function) -> Refused:
+    return Refused(f"'{function.id}' is not declared like this any more", When.LATER)

@@ -9,10 +9,11 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import LIVE, State, Step
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import FailureKind, Instance, Use
+from cortex.platform.record import FailureKind, Fleet, Instance, Use
 from cortex.platform.scheduling.defrag import Move, consolidate
 from cortex.platform.scheduling.effects import Fetch, Look, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import Weights
+from cortex.platform.scheduling.ledger import placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
 from cortex.platform.scheduling.roster import Looked, Roster
 
@@ -220,8 +221,10 @@ class Settling(Roster):
     def _need(self, function: Function, weights: Weights | None) -> Need:
         """What a function needs, by what is known best; more of it after it ran out of memory."""
         rev = revision(function)
-        known = self._ledger.get(rev)
-        wanted = need(function, weights, known.memory_mb if known else None, self._host.devices)
+        fleet = self._reports.fleet or Fleet()
+        running = {i.id for h in fleet.hosts.values() for i in h.instances} | self._instances.keys()
+        measure = placement_mb(self._ledger.get(rev), function.vram_mb, running, fleet.used)
+        wanted = need(function, weights, measure, self._host.devices)
         failure = self._failures.of(function.id, rev)
         if failure and failure.kind is FailureKind.OUT_OF_MEMORY:
             most = max((d.budget_mb for d in self._host.devices), default=0)

@@ -4,16 +4,20 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from cortex.platform.looks import Looks
 from cortex.platform.settings import SettingsError
 
 log = structlog.get_logger()
 
 LOOK_S = 2.0
+READ_S = 10.0
+"""How long the files may take to be read."""
 
 
 def check(cert: str, key: str) -> None:
@@ -42,15 +46,19 @@ def following(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:
 
 async def follow(context: ssl.SSLContext, cert: str, key: str, *, pause: Callable[[], Any] | None = None) -> None:
     """Take a renewed certificate into a context, for ever. One that does not stand leaves the old one in force."""
-    seen = _marks(cert, key)
+    looks, seen = Looks(READ_S, hint="is its mount hung?"), _marks(cert, key)
+
+    def load() -> None:
+        check(cert, key)  # a pair that is half renewed must not break the context
+        context.load_cert_chain(cert, key)
+
     while True:
         await (pause() if pause else asyncio.sleep(LOOK_S))
-        marks = _marks(cert, key)
-        if marks == seen:
-            continue
         try:
-            await asyncio.to_thread(check, cert, key)  # a pair that is half renewed must not break the context
-            context.load_cert_chain(cert, key)
+            marks = await looks.look(cert, "mark", partial(_marks, cert, key))
+            if marks == seen:
+                continue
+            await looks.look(cert, "load", load)
         except (SettingsError, OSError, ssl.SSLError) as error:
             log.warning("certificate_not_taken", why=str(error))
             continue

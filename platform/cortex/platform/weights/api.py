@@ -1,6 +1,5 @@
 """What a host's agent says of its weights and fetches, and is told to do with them."""
 
-import asyncio
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from cortex.functions.estimate import Estimate
 from cortex.platform.agent.fetches import said
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import Fetching, Prefetch, Remove, Removed, Stored
-from cortex.platform.weights.estimating import estimated
+from cortex.platform.weights import looking
 from cortex.platform.weights.store import HubAway, WeightsUnavailable
 
 
@@ -47,7 +46,7 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
     async def estimate(data: Prefetch) -> Estimate:
         """Say how much memory an instance of a function will take."""
         try:
-            return await asyncio.to_thread(estimated, data.function, agent.settings)
+            return await looking.estimate(agent.supervisor.looks, data.function, agent.settings)
         except HubAway as error:
             raise ServiceUnavailableException(str(error)) from None
         except WeightsUnavailable as error:

@@ -46,18 +46,28 @@ def estimated(function: Function, settings: Settings) -> Estimate:
 
 
 def weighed(function: Function, cache: Path) -> Weights | None:
-    """Return the weights as `store.find()` does, with what they say of the cache. Blocks. Raises WeightsUnavailable."""
+    """Return the weights as `store.find()` does, with what they say of the cache and of their layers. Blocks.
+
+    Raises WeightsUnavailable.
+    """
     found = weights.find(function, cache)
-    return replace(found, shape=_shape_here(Path(found.path))) if found is not None and found.path else found
-
-
-def _shape_here(path: Path) -> Shape | None:
+    if found is None or not found.path:
+        return found
+    path = Path(found.path)
     file = path / "config.json" if path.is_dir() else path
     try:
         with file.open("rb") as opened:
-            return _shape(file.name, opened.read(HEAD_BYTES))
+            head = opened.read(HEAD_BYTES)
     except OSError:
-        return None
+        return found
+    return replace(found, shape=_shape(file.name, head), layers=_layers(file.name, head))
+
+
+def _layers(name: str, head: bytes) -> int:
+    """Return how many layers a GGUF has; 0 when its head does not tell, or it is none."""
+    head_values = gguf_head.begun(head) if name.endswith(".gguf") else {}
+    layers = head_values.get(f"{head_values.get('general.architecture')}.block_count")
+    return layers if isinstance(layers, int) else 0
 
 
 def _shape(name: str, head: bytes) -> Shape | None:

@@ -21,8 +21,12 @@ class NotAllowed(WeightsUnavailable):
 
 def keep_inside(path: Path, roots: Sequence[str]) -> None:
     """Raise NotAllowed unless a path is inside of one of the roots. Without roots every path may be loaded."""
+    if not roots:
+        return
     real = path.expanduser().resolve()
-    if roots and not any(real.is_relative_to(Path(root).expanduser().resolve()) for root in roots):
+    # The root that names the path goes first: others may be on mounts that do not answer.
+    likely = sorted((Path(root).expanduser() for root in roots), key=lambda root: not path.is_relative_to(root))
+    if not any(real.is_relative_to(root.resolve()) for root in likely):
         raise NotAllowed(f"the weights {path} are outside of [agent] weight_roots on this host")
 
 

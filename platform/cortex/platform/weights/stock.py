@@ -24,8 +24,35 @@ OURS = ("hub", "demo", "partial")
 
 def inventory(cache: Path, declared: Collection[Function], running: Collection[str]) -> list[Stored]:
     """Return all weights on this host. `running` are the paths that instances were started from."""
+    found = {s.name: s for f in declared if (s := apart(f, cache)) is not None}
+    return with_users([*in_cache(cache), *found.values()], declared, running, cache)
+
+
+def in_cache(cache: Path) -> list[Stored]:
+    """Return what cortex put into its cache."""
+    return [*_downloads(cache), *_demos(cache), *_left_over(cache)]
+
+
+def apart(function: Function, cache: Path) -> Stored | None:
+    """Return a function's weights if an operator put them in place."""
+    try:
+        source, here = source_of(function), find(function, cache)
+    except (BadSource, WeightsUnavailable, OSError):
+        return None
+    if here is None or not here.path:
+        return None
+    hand = isinstance(source, Repo) and Path(here.path).is_relative_to(cache / "by-hand")
+    if not (hand or isinstance(source, Local)):
+        return None
+    name, kind = _name(source, cache), "by hand" if hand else "path"
+    return Stored(name=name, kind=kind, size=here.size_mb * MIB, path=here.path)
+
+
+def with_users(
+    found: Iterable[Stored], declared: Collection[Function], running: Collection[str], cache: Path
+) -> list[Stored]:
+    """Return stored weights with the functions that use them. Touches no file."""
     wanted = _wanted(declared)
-    found = [*_downloads(cache), *_demos(cache), *_left_over(cache), *_elsewhere(cache, wanted)]
     return [_with_users(s, wanted, running, cache) for s in found]
 
 
@@ -146,21 +173,6 @@ def _left_over(cache: Path) -> list[Stored]:
             repo = folder.name.removeprefix("models--").replace("--", "/", 1)
             found.append(Stored(name=repo, kind="partial", size=size, path=str(folder), at=at))
     return found
-
-
-def _elsewhere(cache: Path, wanted: Iterable[tuple[Function, Source]]) -> list[Stored]:
-    """What operators put in place."""
-    found: dict[str, Stored] = {}
-    for function, source in wanted:
-        with contextlib.suppress(WeightsUnavailable, OSError):
-            here = find(function, cache)
-            if here is None or not here.path:
-                continue
-            hand = isinstance(source, Repo) and Path(here.path).is_relative_to(cache / "by-hand")
-            if hand or isinstance(source, Local):
-                name, kind = _name(source, cache), "by hand" if hand else "path"
-                found[name] = Stored(name=name, kind=kind, size=here.size_mb * MIB, path=here.path)
-    return list(found.values())
 
 
 def _wanted(declared: Iterable[Function]) -> list[tuple[Function, Source]]:

@@ -13,7 +13,6 @@ off is never taken for a whole one. A manifest also holds a branch at its commit
 is fetched again.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -139,17 +138,6 @@ def manifest(path: Path) -> Manifest | None:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-def held(functions: Iterable[Function], cache: Path) -> dict[str, int]:
-    """Return which functions' weights are on this host, with their size in MiB."""
-    found: dict[str, int] = {}
-    for function in functions:
-        with contextlib.suppress(WeightsUnavailable, OSError):
-            here = find(function, cache)
-            if here is not None and here.path:
-                found[function.id] = here.size_mb
-    return found
 
 
 def _local(path: Path, function: Function) -> Weights:

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from litestar import MediaType, Response, get
 from litestar.exceptions import NotFoundException
@@ -19,12 +20,17 @@ from litestar.params import Parameter
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
+from cortex.platform.looks import NoAnswer
 from cortex.platform.workers import log_files
+
+T = TypeVar("T")
 
 LINE_BYTES = 400
 """What a line is taken to weigh at most on average: so much is read to find the last lines."""
 CHUNK_BYTES = 256 * 1024
 LOOK_S = 0.2
+READ_S = 30.0
+"""How long a log may take to be read; a search reads all of it."""
 MOST_LINE = 64 * 1024
 """A line that is longer is taken for several."""
 
@@ -32,9 +38,19 @@ Lines = Annotated[int, Parameter(ge=1, le=10_000)]
 Text = Annotated[str, Parameter(max_length=200)]
 
 
+class Look(Protocol):
+    """Reads a log in a thread. Raises what the reading raises, or NoAnswer."""
+
+    async def __call__(self, path: Path, read: Callable[..., T], *args: Any) -> T: ...
+
+
 def routes(agent: Agent) -> list[HTTPRouteHandler]:
     """Return `GET /instances/{id}/logs` and `GET /logs?function=`. With `grep` only lines with that text count."""
     searching = asyncio.Semaphore(1)
+
+    async def look(path: Path, read: Callable[..., T], *args: Any) -> T:
+        work = partial(read, *args)
+        return await agent.supervisor.looks.look(str(path), read.__name__, work, question=object(), within_s=READ_S)
 
     @get("/instances/{instance_id:str}/logs")
     async def logs(
@@ -46,11 +62,11 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
     ) -> Response[Any]:
         """Return the last lines of a run; `follow` goes on until the instance is gone."""
         path = _log_of(agent, instance_id)
-        if run == "current" and agent.instance(instance_id) is None and not path.exists():
+        if run == "current" and agent.instance(instance_id) is None and not await look(path, Path.exists, path):
             raise NotFoundException("its log is not kept any more")
         if run == "previous":
             running = {agent.supervisor.log_path(i.function, i.id) for i in agent.record().instances}
-            path = await asyncio.to_thread(before, path, running)
+            path = await look(path, before, path, running)
         return await said(path, lines, instance_id if follow and run == "current" else "", grep)
 
     @get("/logs")
@@ -67,10 +83,10 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
         running = {agent.supervisor.log_path(i.function, i.id) for i in mine}
         folder = agent.supervisor.log_path(function, "any").parent
         path = agent.supervisor.log_path(function, newest.id) if newest else folder / "none"
-        if run == "previous" or newest is None or not path.exists():
-            path = await asyncio.to_thread(before, path, running)
+        if run == "previous" or newest is None or not await look(path, Path.exists, path):
+            path = await look(path, before, path, running)
             if newest is None and run == "previous":
-                path = await asyncio.to_thread(before, path, running)
+                path = await look(path, before, path, running)
         return await said(path, lines, newest.id if newest and follow and run == "current" else "", grep)
 
     async def said(path: Path, lines: int, follow: str, grep: str) -> Response[Any]:
@@ -83,11 +99,11 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
             return agent.changed(LOOK_S)
 
         if not grep:
-            start = await asyncio.to_thread(last_lines, path, lines)
-            return Stream(written(path, start, running_still, pause), media_type=MediaType.TEXT)
+            start = await look(path, last_lines, path, lines)
+            return Stream(written(path, start, running_still, pause, look), media_type=MediaType.TEXT)
         async with searching:
-            found, holding, end = await asyncio.to_thread(searched, path, grep, lines)
-        more = written(path, end, running_still, pause) if follow else None
+            found, holding, end = await look(path, searched, path, grep, lines)
+        more = written(path, end, running_still, pause, look) if follow else None
         return Stream(_matching(found, holding, more), media_type=MediaType.TEXT)
 
     return [logs, function_logs]
@@ -184,12 +200,15 @@ async def _matching(found: list[bytes], holding: Holding, more: AsyncIterator[by
 
 
 async def written(
-    path: Path, offset: int, goes_on: Callable[[], bool], pause: Callable[[], Awaitable[object]]
+    path: Path, offset: int, goes_on: Callable[[], bool], pause: Callable[[], Awaitable[object]], look: Look
 ) -> AsyncIterator[bytes]:
     """Yield what a log holds from an offset on and, for as long as it goes on, whatever is added."""
     while True:
         is_last = not goes_on()  # asked before the read: what was written until then is not missed
-        chunk, offset = await asyncio.to_thread(_read_on, path, offset)
+        try:
+            chunk, offset = await look(path, _read_on, path, offset)
+        except NoAnswer:
+            return
         if chunk:
             yield chunk
         elif is_last:

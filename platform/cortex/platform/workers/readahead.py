@@ -11,14 +11,18 @@ this, of which the agent needed 0.5 to 0.7 s; the whole start 16.4 and 23.1 s ag
 another machine, `just bench-readahead` says.
 """
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from cortex.platform.looks import Looks
+
 WINDOW = 64 * 1024 * 1024
+WINDOW_S = 60.0
+"""How long a window may take before the disk counts as hung."""
 SPARE = 2 * 1024 * 1024 * 1024
 """Memory that stays available, beside the weights."""
 SUFFIXES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
@@ -29,10 +33,17 @@ def available() -> int:
     return int(psutil.virtual_memory().available)
 
 
-async def read_ahead(weights: Path, wanted: Callable[[], bool], available: Callable[[], int] = available) -> int:
+async def read_ahead(
+    weights: Path,
+    wanted: Callable[[], bool],
+    available: Callable[[], int] = available,
+    *,
+    looks: Looks | None = None,
+) -> int:
     """Read weights into the page cache as long as they are wanted. Return how many bytes were asked for."""
+    looks, place = looks or Looks(WINDOW_S), str(weights)
     try:
-        files = await asyncio.to_thread(_files, weights)
+        files = await looks.look(place, "read ahead", lambda: _files(weights))
     except OSError:
         return 0  # the engine will say what is wrong with them
     if sum(size for _, size in files) + SPARE > available():
@@ -43,7 +54,8 @@ async def read_ahead(weights: Path, wanted: Callable[[], bool], available: Calla
             if not wanted() or available() < SPARE:
                 return done
             try:
-                done += await asyncio.to_thread(_window, path, at, min(WINDOW, size - at))
+                window = partial(_window, path, at, min(WINDOW, size - at))
+                done += await looks.look(place, "read ahead", window, question=(path, at), within_s=WINDOW_S)
             except OSError:
                 return done
     return done

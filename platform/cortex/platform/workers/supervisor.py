@@ -32,7 +32,7 @@ from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, 
 from cortex.platform.scheduling.kept import Kept
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
-from cortex.platform.weights import gguf_head
+from cortex.platform.weights import looking
 from cortex.platform.workers import activity, cgroup, confine, log_files, process, slots
 from cortex.platform.workers.identity import worker_user
 from cortex.platform.workers.ports import NoPort, Ports
@@ -84,7 +84,8 @@ class Supervisor:
         self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
         self._record = record
         self._faults = faults or Faults()
-        self.fetches = Fetches(settings, tell)
+        self.looks = looking.looks()
+        self.fetches = Fetches(settings, tell, self.looks)
         self._tasks: set[asyncio.Task[None]] = set()
         self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
         """The effect of each kind that is carried out for each instance."""
@@ -245,7 +246,6 @@ class Supervisor:
         """Start a worker, unless its instance is being stopped by now."""
         instance, function = effect.instance, effect.function
         agent = self._settings.agent
-        layers = await asyncio.to_thread(_layers, Path(effect.weights.path)) if slots.overflows(effect) else 0
         if not self._is_starting(instance.id):
             self._tell(lambda s, now: s.exited(instance.id, "was stopped before it was started", (), now))
             return
@@ -261,7 +261,7 @@ class Supervisor:
             port=port,
             key=key,
             scratch=str(self.scratch(instance.id)),
-            layers=layers,
+            layers=effect.weights.layers if slots.overflows(effect) else 0,
         )
         command = launch(function, slot)
         for path, content in command.files.items():
@@ -297,7 +297,7 @@ class Supervisor:
 
     async def _read_ahead(self, instance: str, function: str, weights: Path) -> None:
         with self._faults.guard("read ahead"):
-            done = await read_ahead(weights, lambda: self._is_starting(instance))
+            done = await read_ahead(weights, lambda: self._is_starting(instance), looks=self.looks)
             log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
 
     def _begun(
@@ -484,15 +484,6 @@ def _unkillable(processes: Collection[ProcessId]) -> str:
     if any(process_id.is_uninterruptible(p) for p in processes):
         return f"process {pids} sleeps in the kernel and cannot be killed: its device's driver or a mount hangs"
     return f"process {pids} has not ended after SIGKILL"
-
-
-def _layers(gguf: Path) -> int:
-    """Return how many layers a model has; 0 when its file does not tell."""
-    with contextlib.suppress(gguf_head.BadGguf, OSError):
-        head = gguf_head.read(gguf)
-        layers = head.get(f"{head.get('general.architecture')}.block_count")
-        return layers if isinstance(layers, int) else 0
-    return 0
 
 
 def _number_in(path: Path) -> int | None:

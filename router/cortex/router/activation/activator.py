@@ -291,7 +291,10 @@ class Activator:
                     so_far = clock.now() - instance.created
                     phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
                     return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
-        return "no host has had room for it"
+        unreadable = [
+            f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.id))
+        ]
+        return "; ".join(unreadable) or "no host has had room for it"
 
 
 def _with_back_off(planned: Planned, failures: Iterable[Failure], function: str) -> Planned:

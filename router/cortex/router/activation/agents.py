@@ -12,6 +12,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.estimate import Estimate
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import (
+    ANSWER_S,
     Cool,
     Ensure,
     Going,
@@ -28,7 +29,7 @@ from cortex.platform.keys import FleetToken
 from cortex.platform.serving.trust import trust
 
 T = TypeVar("T")
-TIMEOUT_S = 10.0
+TIMEOUT_S = ANSWER_S
 HUB_TIMEOUT_S = 60.0
 """For what an agent asks its hub about."""
 
@@ -97,6 +98,11 @@ class Agents:
         with _mapped(address):
             answer = await self._send("POST", f"{address}/functions/cool", Cool(function, at_once))
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
+
+    async def forget(self, address: str, function: str) -> None:
+        """Have what was learned of a function dropped. Raises AgentAway."""
+        with _mapped(address):
+            await self._send("POST", f"{address}/functions/forget?function={quote(function, safe='')}", None)
 
     async def heed(self, address: str, catalogue: Catalogue, digest: str) -> None:
         """Tell an agent the catalogue. Raises AgentAway."""

@@ -18,6 +18,7 @@ import uvicorn
 
 from cortex.platform import clock, metrics
 from cortex.platform.meter import Count, Snapshot, added, text
+from cortex.platform.name_lookups import NameLookups
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import Settings
 from cortex.platform.standing import standing
@@ -70,13 +71,14 @@ class MetricsPort:
             self._thread.join(STOP_S)
 
     def _run(self, listener: socket.socket) -> None:
-        assert self._server is not None
-        asyncio.run(self._serve(self._server, listener))
+        asyncio.run(self._serve(listener))
 
-    async def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
+    async def _serve(self, listener: socket.socket) -> None:
+        assert self._server is not None
+        NameLookups().install(asyncio.get_running_loop())
         self._registry = Registry.of(self._settings)
         try:
-            await server.serve(sockets=[listener])
+            await self._server.serve(sockets=[listener])
         finally:
             with contextlib.suppress(RecordAway):
                 await self._registry.close()

@@ -14,7 +14,7 @@ from cortex.functions.names import nearest
 from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, Instance, Override, Use, use, used_function
 from cortex.platform.registry import RecordAway
-from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
 from cortex.router.activation.agents import AgentAway
 from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
@@ -24,7 +24,7 @@ from cortex.router.status.hosts import order_of_leaving
 from cortex.router.status.known import Index
 from cortex.router.status.planning import order_on, planned, sight
 
-VERBS = "warm, cool, pin, unpin, set and reset"
+VERBS = "warm, cool, pin, unpin, set, reset and forget"
 
 
 class Placed(Struct, frozen=True, kw_only=True):
@@ -59,6 +59,17 @@ class Placed(Struct, frozen=True, kw_only=True):
     why: str
 
 
+class Measurement(Struct, frozen=True, kw_only=True):
+    """What was measured of a function on one kind of device, over all of an instance's devices."""
+
+    device: str
+    memory_mb: int
+    counts: bool
+    """The next start is placed by it. Less than `vram_mb` counts only once an instance has served."""
+    readings: tuple[Reading, ...]
+    """The highest of each of the last starts, oldest first."""
+
+
 class Row(Struct, frozen=True, kw_only=True):
     """One function, as `cortex fn ls` shows it."""
 
@@ -79,6 +90,9 @@ class Row(Struct, frozen=True, kw_only=True):
     """Its last start by phase."""
     expected_start_s: float | None
     """How long a start takes from the worker's launch on, by earlier ones; None when none is known."""
+    vram_mb: int
+    """What its entry declares; 0: nothing."""
+    measured: list[Measurement]
     failure: str | None
     retry_at: float | None
     last_lines: tuple[str, ...]
@@ -93,10 +107,25 @@ def rows(
 ) -> list[Row]:
     """Return a row per function, in catalogue order. Pure."""
     usage, known = use(fleet), by_revision(ledger)
-    return [_row(f, aliases.get(f.id, []), fleet, usage, known.get(revision(f)), now) for f in functions]
+    kinds: dict[str, dict[str, Entry]] = {}
+    for field, entry in ledger.items():
+        kinds.setdefault(revision_of(field), {})[device_of(field)] = entry
+    return [
+        _row(f, aliases.get(f.id, []), fleet, usage, known.get(rev), kinds.get(rev, {}), now)
+        for f in functions
+        for rev in (revision(f),)
+    ]
 
 
-def _row(function: Function, aliases: list[str], fleet: Fleet, usage: Use, known: Entry | None, now: float) -> Row:
+def _row(
+    function: Function,
+    aliases: list[str],
+    fleet: Fleet,
+    usage: Use,
+    known: Entry | None,
+    kinds: Mapping[str, Entry],
+    now: float,
+) -> Row:
     placed = [
         _placed(host.name, i, function, usage, known, now)
         for host in fleet.hosts.values()
@@ -104,6 +133,7 @@ def _row(function: Function, aliases: list[str], fleet: Fleet, usage: Use, known
         if i.function == function.id
     ]
     failure = next(iter(failures(function, fleet)), None)
+    unreadable = [f"{h.name}: {why}" for h in fleet.hosts.values() if (why := h.unreadable.get(function.id))]
     return Row(
         id=function.id,
         aliases=aliases,
@@ -119,10 +149,18 @@ def _row(function: Function, aliases: list[str], fleet: Fleet, usage: Use, known
         last_used=fleet.used.get(used_function(function.id)),
         last_start=last_start(revision(function), fleet, known),
         expected_start_s=(known.start_s or None) if known else None,
-        failure=failure.reason if failure else None,
+        vram_mb=function.vram_mb,
+        measured=[_measurement(device, entry, function, fleet) for device, entry in sorted(kinds.items())],
+        failure=failure.reason if failure else "; ".join(unreadable) or None,
         retry_at=(failure.retry_at or None) if failure else None,
         last_lines=failure.last_lines if failure else (),
     )
+
+
+def _measurement(device: str, entry: Entry, function: Function, fleet: Fleet) -> Measurement:
+    running = {i.id for h in fleet.hosts.values() for i in h.instances}
+    counts = placement_mb(entry, function.vram_mb, running, fleet.used) > 0
+    return Measurement(device=device, memory_mb=entry.memory_mb, counts=counts, readings=entry.readings)
 
 
 def _placed(host: str, instance: Instance, function: Function, usage: Use, known: Entry | None, now: float) -> Placed:
@@ -181,8 +219,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         least: Annotated[int | None, Parameter(query="min", ge=0, le=1000)] = None,
         most: Annotated[int | None, Parameter(query="max", ge=1, le=1000)] = None,
     ) -> dict[str, Any]:
-        """`…/{id}/warm`, `…/cool?now=1`, `…/pin`, `…/unpin`, `…/set?min=1&max=2`, `…/reset`; `?plan=1` only says what
-        the first four would do.
+        """`…/{id}/warm`, `…/cool?now=1`, `…/pin`, `…/unpin`, `…/set?min=1&max=2`, `…/reset`, `…/forget`; `?plan=1` only
+        says what the first four would do.
 
         Ids may hold slashes: the verb is the last segment.
         """
@@ -203,6 +241,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             if away:
                 raise NoCapacity(f"these hosts could not be told: {', '.join(away)}", retry_after=5)
             return {"instances": going}
+        if verb == "forget":
+            return await _forget(runtime, function_id)
         changes: dict[str, int | bool | None]
         match verb:
             case "pin" | "unpin":
@@ -262,3 +302,14 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         return {"host": host, "cordoned": verb == "cordon"}
 
     return [functions, function, act, hosts, act_on_host]
+
+
+async def _forget(runtime: Runtime, name: str) -> dict[str, Any]:
+    target = runtime.directory.find(name)
+    try:
+        entries, away = await runtime.forget(target)
+    except RecordAway as error:
+        raise RecordIsAway(str(error), retry_after=5) from None
+    if away:
+        raise NoCapacity(f"forgotten by the record, but these hosts did not answer: {', '.join(away)}", retry_after=5)
+    return {"id": target.function.id, "entries": entries}

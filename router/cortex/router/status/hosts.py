@@ -28,15 +28,16 @@ def hosts(known: Known, index: Index) -> tuple[Host, ...]:
 def host(record: HostRecord, known: Known, index: Index) -> Host:
     """Return one host."""
     cordoned = record.name in known.fleet.cordoned
-    mood = "problem" if record.problem else "cordoned" if cordoned else "ok"
+    problem = "; ".join([*filter(None, [record.problem]), *(f"{path} does not answer" for path in record.silent)])
+    mood = "problem" if problem else "cordoned" if cordoned else "ok"
     order = order_of_leaving(record, known, index)
     first = next((leaving.function for leaving in order if not leaving.protected), "")
     return Host(
         key=key("host", record.name),
-        order=f"{0 if record.problem else 1}{record.name}",
+        order=f"{0 if problem else 1}{record.name}",
         name=record.name,
         mood=mood,
-        problem=record.problem,
+        problem=problem,
         bars=tuple(bar(device, record, index) for device in record.devices),
         instances=len(record.instances),
         in_flight=sum(index.in_flight(i) for i in record.instances),

@@ -1,0 +1,87 @@
+"""Look-ups of host names that cannot hold up anything but what needs that name.
+
+asyncio looks names up in its default executor, uvloop in libuv's pool, of which it takes two threads: a few look-ups
+that hang stop all others. Here a loop looks each name up in a thread of its own, one at a time for each name, bounded
+in time and number (`looks.py`). Addresses are not looked up.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from cortex.platform.looks import Looks, NoAnswer
+
+LOOK_UP_S = 5.0
+
+Infos = list[tuple[Any, Any, int, str, Any]]
+
+
+class NameLookups:
+    """The name look-ups of one event loop. `resolve` blocks, as `socket.getaddrinfo` does."""
+
+    def __init__(self, resolve: Callable[..., Infos] | None = None, *, within_s: float = LOOK_UP_S) -> None:
+        self._resolve = resolve
+        self._looks = Looks(within_s)
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Infos:
+        """Return a name's addresses as `loop.getaddrinfo` does. Raises socket.gaierror, also when it takes too long."""
+        if _is_address(host):
+            return socket.getaddrinfo(host, port, family, type, proto, flags)
+        look_up = partial(self._resolve or socket.getaddrinfo, host, port, family, type, proto, flags)
+        try:
+            question = (port, int(family), int(type), proto, flags)
+            return await self._looks.look(str(host), f"name {question}", look_up, question=question)
+        except NoAnswer:
+            raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the look-up of {host}") from None
+
+    def under_way(self) -> int:
+        """Return how many threads there are."""
+        return self._looks.under_way()
+
+    def install(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a loop look names up here, for all connections it makes."""
+        connect = loop.create_connection
+
+        async def create_connection(
+            factory: Any, host: Any = None, port: Any = None, **options: Any
+        ) -> tuple[Any, Any]:
+            if host is None or _is_address(host):
+                return await connect(factory, host, port, **options)
+            infos = await self.getaddrinfo(
+                host,
+                port,
+                family=options.get("family", 0),
+                type=socket.SOCK_STREAM,
+                proto=options.get("proto", 0),
+                flags=options.pop("flags", 0),
+            )
+            if options.get("ssl") and options.get("server_hostname") is None:
+                options["server_hostname"] = host
+            failure: OSError | None = None
+            for address in dict.fromkeys(info[4][0] for info in infos):
+                try:
+                    return await connect(factory, address, port, **options)
+                except OSError as error:
+                    failure = failure or error
+            raise failure or OSError(f"the name {host} has no address")
+
+        # Attributes of this one loop: libraries call the loop by these names, whatever its class.
+        loop.getaddrinfo = self.getaddrinfo  # type: ignore[method-assign]
+        loop.create_connection = create_connection  # type: ignore[method-assign,assignment]
+
+
+def _is_address(host: Any) -> bool:
+    """Whether there is nothing to look up."""
+    text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+    if not text:
+        return True
+    try:
+        ipaddress.ip_address(str(text).partition("%")[0])
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,122 @@
+"""A host on which a mount hangs, and what is learned of functions there and forgotten again.
+
+The mount is played by the agent's own `os.stat`, which blocks for every path below it, as a dead server's mount does.
+"""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.catalogues import entry, fake
+from tests.support.fleet import Fleet
+from tests.support.stack import eventually, own_redis
+
+pytestmark = pytest.mark.xdist_group("hung")
+
+HUNG = "/hung"
+STUCK = 12
+SITE = f"""
+import os, time
+stat = os.stat
+def slow(path, *args, **more):
+    if str(path).startswith("{HUNG}/"):
+        time.sleep(10_000)
+    return stat(path, *args, **more)
+os.stat = slow
+"""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("hung")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SITE)
+    stuck = (
+        entry(f"stuck/{n}", engine="llamacpp", source=f"{HUNG}/{n}/m.gguf", vram_mb=1000, start_timeout_s=7)
+        for n in range(STUCK)
+    )
+    models = "\n".join(
+        [
+            *stuck,
+            fake("well/one", vram_mb=20_000),
+            fake("well/two", vram_mb=20_000),
+            fake("measured", "--memory-mb", "9000", vram_mb=4000),
+        ]
+    )
+    agent = {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "site"), os.environ.get("PYTHONPATH", "")])),
+        "CORTEX_AGENT__DEVICES": json.dumps([{"name": "80 GB", "vram_mb": 81_920}]),
+        "CORTEX_AGENT__HEALTH_S": "0.3",
+        "CORTEX_AGENT__RESERVE_MB": "0",
+    }
+    with own_redis(folder) as url, Fleet(folder, url, models, {"a": agent}) as running:
+        yield running
+
+
+def test_a_hung_mount_holds_up_only_the_functions_on_it(fleet: Fleet) -> None:
+    answers: dict[str, httpx.Response] = {}
+    waiting = [
+        threading.Thread(target=lambda name=f"stuck/{n}": answers.update({name: fleet.chat(name)}))
+        for n in range(STUCK)
+    ]
+    for one in waiting:
+        one.start()
+    first = fleet.chat("well/one")
+    for one in waiting:
+        one.join()
+    hot = fleet.chat("well/one")
+    fleet.http.post("/admin/functions/well/one/cool").raise_for_status()
+    eventually(lambda: fleet.function("well/one")["state"] == "cold", what="well/one to be gone")
+    second = fleet.chat("well/two")
+    failure, doctor = fleet.function("stuck/0")["failure"], fleet.cli("doctor")
+    refusals = fleet.http.get("/admin/decisions", params={"function": "stuck/0", "what": "refused"}).json()["decisions"]
+    weights = fleet.http.get("/admin/weights").json()
+    health = httpx.get(f"{fleet.records()['a'].address}/health", trust_env=False).json()
+
+    assert [first.status_code, hot.status_code, second.status_code] == [200, 200, 200]
+    assert {name: a.status_code for name, a in answers.items()} == {f"stuck/{n}": 503 for n in range(STUCK)}
+    assert all("does not answer (is its mount hung?)" in a.text for a in answers.values())
+    assert failure.startswith(f"a: {HUNG}")
+    assert f"{HUNG}/0/m.gguf has not answered for" in doctor.stdout
+    assert any("does not answer" in refusal["why"] for refusal in refusals)
+    assert f"{HUNG}/0/m.gguf" in health["silent"]
+    assert not weights["away"]
+
+
+def test_what_is_learned_of_a_function_is_shown_and_can_be_forgotten(fleet: Fleet) -> None:
+    fleet.chat("measured").raise_for_status()
+    eventually(lambda: fleet.function("measured")["measured"], what="a measurement")
+    fleet.http.post("/admin/functions/measured/cool", params={"now": 1}).raise_for_status()
+    eventually(lambda: fleet.function("measured")["state"] == "cold", what="it to be gone")
+    shown, before = fleet.cli("fn", "show", "measured"), planned(fleet, "measured")
+
+    forgotten = fleet.cli("fn", "forget", "measured", "--json")
+    after, unknown = planned(fleet, "measured"), fleet.http.post("/admin/functions/no/such/forget")
+
+    assert "measured 9000 MiB on 80 GB, last starts: 9000" in shown.stdout
+    assert before == (9000, "measured")
+    assert json.loads(forgotten.stdout) == {"id": "measured", "entries": 1}
+    assert after == (4000, "declared")
+    row = fleet.function("measured")
+    assert (row["measured"], row["expected_start_s"], row["last_start"]) == ([], None, None)
+    assert unknown.status_code == 404
+
+
+def test_an_agent_whose_looks_hang_ends_and_begins_as_any_other(fleet: Fleet) -> None:
+    eventually(lambda: fleet.records()["a"].silent, what="a look that hangs")
+
+    fleet.kill("a", signal.SIGTERM)
+    fleet.start_agent("a")
+
+    assert eventually(lambda: fleet.chat("measured").status_code == 200, what="a start by the new agent")
+
+
+def planned(fleet: Fleet, name: str) -> tuple[int, str]:
+    """Return by what memory a start would be placed, and where that number is from."""
+    plan = fleet.http.post(f"/admin/functions/{name}/warm", params={"plan": 1}).json()["plan"]
+    return plan["memory_mb"], plan["memory_from"]
