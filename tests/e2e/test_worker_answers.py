@@ -1,6 +1,10 @@
 """A worker that answers as no worker should: its client gets a clear answer, and nothing else is harmed."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -8,9 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from tests.support.catalogues import entry
-from tests.support.stack import Stack
+from tests.support.stack import Stack, eventually, own_redis
 
 pytestmark = pytest.mark.xdist_group("odd-worker")
 
@@ -26,14 +31,61 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     models = "\n".join(
         entry(name, engine="command", command=ODD, dialects=["chat"], vram_mb=50, idle_after_s=600)
         for name in ("odd/one", "odd/two")
+    ) + entry(
+        "odd/named", engine="command", command=[*ODD, '"\\ud800"'], dialects=["chat"], vram_mb=50, start_timeout_s=20
     )
-    running = Stack(tmp_path_factory.mktemp("odd"), models)
+    folder = tmp_path_factory.mktemp("odd")
+    with own_redis(folder) as redis_url:
+        running = Stack(folder, models, env={"CORTEX_REDIS_URL": redis_url})
+        try:
+            assert running.chat("odd/one").status_code == 200
+            assert running.chat("odd/two").status_code == 200
+            yield running
+        finally:
+            running.end()
+
+
+def test_a_worker_whose_model_has_half_a_character_for_a_name_fails_and_its_host_stays(stack: Stack) -> None:
+    answer = stack.chat("odd/named")
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "start_failed")
+    assert "serves \ufffd instead of odd/named" in answer.json()["error"]["message"]
+    assert "last line: ready \ufffd\ufffd now" in answer.json()["error"]["message"]
+    assert stack.chat("odd/one").headers["x-cortex-start"] == "hot"
+
+
+def test_a_model_that_took_over_a_workers_port_while_the_record_is_away_gets_no_request(stack: Stack) -> None:
+    url = str(stack.instance("odd/two")["url"])
+    port = url.rpartition(":")[2]
+    with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
+        record_pid = int(record.info("server")["process_id"])
+    os.kill(record_pid, signal.SIGSTOP)
     try:
-        assert running.chat("odd/one").status_code == 200
-        assert running.chat("odd/two").status_code == 200
-        yield running
+        eventually(lambda: stack.http.get("/health").json()["record"] == "away", what="the record to be away")
+        served = stack.chat("odd/two")
+        os.kill(int(stack.instance("odd/two")["pid"]), signal.SIGKILL)
+        other = subprocess.Popen([sys.executable, *ODD[1:2], port, "odd/other"])
+        try:
+            eventually(lambda: listed(url) == "odd/other", what="the other model on the port")
+            answer = stack.chat("odd/two")
+        finally:
+            other.kill()
+            other.wait(5)
     finally:
-        running.end()
+        os.kill(record_pid, signal.SIGCONT)
+    eventually(lambda: stack.http.get("/health").json()["record"] == "ok", what="the record to be back")
+
+    assert (served.status_code, "from odd/two" in served.text) == (200, True)
+    assert answer.status_code in (502, 503)
+    assert "odd/other" not in answer.text
+    eventually(lambda: "from odd/two" in stack.chat("odd/two").text, what="odd/two to be served again")
+
+
+def listed(url: str) -> str:
+    """Return the name of the model at a port, "" while nothing answers."""
+    with contextlib.suppress(httpx.HTTPError):
+        return str(httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"])
+    return ""
 
 
 def router_peak_mb(stack: Stack) -> int:

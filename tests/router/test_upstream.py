@@ -1,8 +1,10 @@
 """The router's way to workers: whose refusal a 401 is, what is proved before a request goes, what is not believed."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -10,8 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex.platform.keys import FleetToken, worker_key
+from cortex.platform.record import Fleet
+from cortex.platform.registry import RecordAway, Registry
 from cortex.router.dialects.errors import BadAnswer
 from cortex.router.request.upstream import Broken, Stranger, Upstream
+from cortex.router.view import View
 from tests.support.factories import an_instance
 from tests.support.servers import answering_raw, serving
 
@@ -166,3 +171,40 @@ async def test_whatever_bytes_a_worker_answers_are_an_answer_or_one_of_two_error
             return
 
     assert 100 <= status < 1000
+
+
+class Record:
+    """A record that can be away."""
+
+    away = False
+
+    async def fleet(self, now: float) -> Fleet:
+        if self.away:
+            raise RecordAway("no answer")
+        return Fleet(at=now)
+
+    async def bell(self) -> AsyncIterator[str]:
+        if self.away:
+            raise RecordAway("no answer")
+        yield ""
+
+
+async def test_a_view_is_unsure_of_instances_before_its_first_reading_and_while_the_record_is_away() -> None:
+    record = Record()
+    view = View(cast(Registry, record), "router-1")
+    before = view.unsure("one")
+    following = asyncio.create_task(view.follow())
+
+    try:
+        async with asyncio.timeout(10):
+            while view.away:  # noqa: ASYNC110 (the view tells no one of it)
+                await asyncio.sleep(0)
+            fresh = view.unsure("one")
+            record.away = True
+            while not view.away:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            after = view.unsure("one")
+    finally:
+        following.cancel()
+
+    assert (before, fresh, after) == (True, False, True)

@@ -1,4 +1,6 @@
-"""A worker of one model that answers as the last message of a request demands. `python odd_worker.py PORT MODEL`.
+"""A worker of one model that answers as the last message of a request demands.
+
+`python odd_worker.py PORT MODEL [LISTED]`; LISTED, a JSON text, is the name it lists its model by.
 
 A number is a status; `gzip`, `deflate`, `br` an encoding; the rest is in `BEHAVIOURS`. Any other message gets a plain
 answer. It checks no key, as `command` programs may.
@@ -16,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 PORT, MODEL = int(sys.argv[1]), sys.argv[2]
+LISTED = sys.argv[3] if len(sys.argv) > 3 else json.dumps(MODEL)
 ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-WORDS = "Hello you " * 50
+WORDS = "Hello you " * 50 + f"from {MODEL}"
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
@@ -51,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.whole(200, json.dumps({"data": [{"id": MODEL}]}).encode())
+        self.whole(200, f'{{"data": [{{"id": {LISTED}, "max_model_len": 1e999}}]}}'.encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -117,6 +120,8 @@ BEHAVIOURS: dict[str, Callable[[Handler, bool], None]] = {
     "redirect": lambda worker, _: worker.whole(307, b"", location="http://127.0.0.1:9/elsewhere"),
 }
 
+sys.stdout.buffer.write(b"\x1b[31mready\x1b[0m \xff\0 now\n")
+sys.stdout.buffer.flush()
 ThreadingHTTPServer.daemon_threads = True
 ThreadingHTTPServer.request_queue_size = 128
 ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects import errors
+from cortex.router.dialects import chunks, errors
 from cortex.router.dialects.errors import Dialect, Fault, Kind, envelope
 from cortex.router.dialects.worker_errors import engine_died, fault_from_worker, first_error
 from tests.router.dialects import clients
@@ -279,3 +279,12 @@ def test_any_answer_of_a_worker_is_some_fault(status: int, body: bytes, retry_af
     for dialect in dialects:
         assert envelope(fault, dialect)
         assert fault.headers() is not None
+
+
+@pytest.mark.parametrize(
+    ("said", "count"), [(None, 0), (-5, 0), (7, 7), (10**30, chunks.MOST_TOKENS)], ids=["none", "negative", "7", "huge"]
+)
+def test_a_workers_count_of_tokens_is_taken_within_bounds(said: int | None, count: int) -> None:
+    tokens = chunks.tokens(chunks.Usage(prompt_tokens=said, completion_tokens=said))
+
+    assert (tokens.input, tokens.output) == (count, count)
