@@ -16,10 +16,10 @@ def read(body: bytes) -> dict[str, dict[str, Any]]:
     """
     try:
         # Not msgspec, which refuses half a character and NaN: an odd list still tells what is served.
-        said: Any = json.loads(body)
+        answer: Any = json.loads(body)
     except RecursionError:
         raise ValueError("the list of models is nested too deeply") from None
-    listed = said.get("data") if isinstance(said, dict) else None
+    listed = answer.get("data") if isinstance(answer, dict) else None
     entries = [e for e in listed[:MOST_MODELS] if isinstance(e, dict)] if isinstance(listed, list) else []
     # One character more than an id may have: a longer name is never cut to a function's.
     return {untrusted.name(entry.get("id"), LONGEST + 1): entry for entry in entries}

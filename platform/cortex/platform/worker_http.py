@@ -59,7 +59,7 @@ def headers(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
 
 
-def how(error: BaseException) -> str:
+def failure(error: BaseException) -> str:
     """Return how a connection failed, without what the worker sent, which aiohttp's texts quote."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "Server disconnected"

@@ -228,7 +228,7 @@ DEAD = "EngineCore encountered an issue. See stack trace (above) for the root ca
         ("", False),
     ],
 )
-def test_an_engine_that_died_is_told_by_how_its_front_begins_its_error(message: str, died: bool) -> None:
+def test_an_engine_that_died_is_recognised_by_how_its_front_begins_its_error(message: str, died: bool) -> None:
     assert engine_died(message) is died
 
 
@@ -245,7 +245,7 @@ def test_an_engine_that_died_is_told_by_how_its_front_begins_its_error(message: 
         (b"", None),
     ],
 )
-def test_a_stream_that_begins_with_an_error_is_told(piece: bytes, message: str | None) -> None:
+def test_the_error_that_a_stream_begins_with_is_found(piece: bytes, message: str | None) -> None:
     fault = first_error(piece)
 
     assert (fault and fault.message) == message

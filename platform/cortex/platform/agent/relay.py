@@ -101,7 +101,7 @@ class Exchange:
                 async with asyncio.timeout(function.request_timeout_s):
                     await self._forward(instance)  # (2)
             except (*worker_http.BREAKS, ConnectionError) as error:  # (3)
-                await self._break_off(502, function, f"broke off: {worker_http.how(error)}")
+                await self._break_off(502, function, f"broke off: {worker_http.failure(error)}")
             except Unreadable as error:
                 await self._break_off(502, function, f"gave an answer that cannot be read: {error}")
             except TimeoutError:

@@ -126,10 +126,10 @@ def first_error(chunk: bytes) -> Fault | None:
     frames = SSEDecoder()
     first = next(iter([*frames.feed(chunk), *frames.close()]), None)
     try:
-        said: Any = msgspec.json.decode(first.data) if first else None
+        event: Any = msgspec.json.decode(first.data) if first else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return fault_from_error(said["error"]) if isinstance(said, dict) and said.get("error") else None
+    return fault_from_error(event["error"]) if isinstance(event, dict) and event.get("error") else None
 
 
 def _kind(status: int, type_: str) -> Kind:

@@ -141,4 +141,4 @@ def _mapped() -> Iterator[None]:
     except Unreadable as error:
         raise BadAnswer(f"the worker's answer cannot be read: {error}") from None
     except (*worker_http.BREAKS, OSError) as error:
-        raise Broken(worker_http.how(error)) from error
+        raise Broken(worker_http.failure(error)) from error
