@@ -27,6 +27,8 @@ PLAIN = (
     b'{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant",'
     b'"content":"a word or two"},"finish_reason":"stop"}],"usage":%b}' % _USAGE
 )
+MODELS = b'{"data":[{"id":"bench/model"}]}'
+"""A router that has just started wants a worker proved before its first request."""
 
 
 async def worker(scope: Any, receive: Any, send: Any) -> None:
@@ -40,7 +42,7 @@ async def worker(scope: Any, receive: Any, send: Any) -> None:
     streams = b'"stream":true' in body.replace(b" ", b"")
     kind = b"text/event-stream" if streams else b"application/json"
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
-    for chunk in STREAM if streams else [PLAIN]:
+    for chunk in STREAM if streams else [MODELS if scope["method"] == "GET" else PLAIN]:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
         if streams:
             await asyncio.sleep(PAUSE_S)

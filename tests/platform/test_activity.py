@@ -30,6 +30,12 @@ def test_an_engines_own_count_of_requests_is_read_off_its_metrics(metrics: bytes
     assert requests_running(metrics) == running
 
 
+@pytest.mark.parametrize("count", [b"1e999", b"1.2.3", b"e"])
+def test_a_count_that_is_no_number_in_range_is_a_value_error(count: bytes) -> None:
+    with pytest.raises(ValueError, match=r"count|float"):
+        requests_running(b"llamacpp:requests_processing " + count + b"\n")
+
+
 def connected(port: int) -> "subprocess.Popen[bytes]":
     """A process that has a connection to a port, until its standard input ends."""
     other = subprocess.Popen([sys.executable, "-c", CONNECTS, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

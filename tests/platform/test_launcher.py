@@ -274,6 +274,29 @@ async def test_an_engine_that_cannot_be_imported_is_no_launcher_and_says_so(tmp_
 
 
 @pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("head -c 200000 /dev/zero", "it wrote a line without end"),
+        ("echo '[]'", "it wrote something else than what it is"),
+        ("echo not-json", "it wrote something else than what it is"),
+    ],
+    ids=["endless", "no-object", "no-json"],
+)
+async def test_a_launcher_that_does_not_speak_as_one_is_not_kept_parked(tmp_path: Path, command: str, why: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{command} >&0\nexec sleep 60\n")
+    python.chmod(0o700)
+    kept = Kept((str(python), "-m", "vllm"), tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+
+    await kept.until(f"failed: {why}")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert isinstance(kept.start(), str)
+
+
+@pytest.mark.parametrize(
     ("argv", "wanted", "why"),
     [
         ((), {"CUDA_VISIBLE_DEVICES": "GPU-1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}, ""),

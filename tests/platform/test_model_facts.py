@@ -195,9 +195,9 @@ def test_the_demo_model_is_tried_for_real(tiny: Path) -> None:
     ids=["vllm", "llama-server", "blind", "nonsense", "silent"],
 )
 def test_a_worker_says_how_long_a_request_may_be_and_whether_it_sees(entry: Any, card: WorkerCard) -> None:
-    assert worker_card.read({"object": "list", "data": [entry]}) == {"m": card}
+    assert worker_card.read(json.dumps({"object": "list", "data": [entry]}).encode()) == {"m": card}
 
 
 @pytest.mark.parametrize("models", [None, [], {}, {"data": None}, {"data": [1]}])
 def test_a_list_of_models_that_is_none_is_empty(models: Any) -> None:
-    assert worker_card.read(models) == {}
+    assert worker_card.read(json.dumps(models).encode()) == {}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cortex.platform.workers import log_files
 from cortex.platform.workers.log_files import cut_off, forget_old, trim
-from cortex.platform.workers.logs import MOST_LINE, Holding, last_lines, searched
+from cortex.platform.workers.logs import MOST_FOUND, MOST_LINE, Holding, last_lines, searched
 
 
 def drive(text: str, wire: bytes, size: int) -> list[bytes]:
@@ -120,3 +120,16 @@ def test_what_was_cut_off_a_log_is_forgotten_with_it(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "i-2.log", "i-2.log.1", "i-3.log", "i-3.log.1", "i-4.log", "i-4.log.1",
     ]  # fmt: skip
+
+
+def test_a_search_holds_a_bounded_number_of_bytes_and_keeps_the_last_lines(tmp_path: Path) -> None:
+    path = tmp_path / "i-1.log"
+    with path.open("wb") as log:
+        for number in range(200):
+            log.write(b"hit %d " % number + b"x" * 50_000 + b"\n")
+
+    found, _, _ = searched(path, "hit", 10_000)
+
+    assert sum(map(len, found)) <= MOST_FOUND
+    assert len(found) == MOST_FOUND // len(found[-1])
+    assert found[-1].startswith(b"hit 199 ")

@@ -9,8 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cortex.platform.weights.bigram import write_bigram
+from cortex.router.dialects.errors import BadAnswer
 from cortex.router.request.assemble import Assembly, BadStream, asked_to_stream
 from tests.support.stack import eventually, free_port
 
@@ -127,6 +130,80 @@ def test_the_workers_own_error_is_kept() -> None:
         Assembly().feed(b'data: {"error":{"code":400,"message":"too long","type":"x"}}\n\n')
 
     assert raised.value.error == {"code": 400, "message": "too long", "type": "x"}
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": 5},
+        {"choices": [5]},
+        {"choices": [{"index": -1, "delta": {}}]},
+        {"choices": [{"index": [], "delta": {}}]},
+        {"choices": [{"index": 10**9, "delta": {}}]},
+        {"choices": [{"delta": "text"}]},
+        {"choices": [{"text": 5}]},
+        {"choices": [{"message": 5}, {"delta": {"content": "x"}}]},
+        {"choices": [{"delta": {"tool_calls": 5}}]},
+        {"choices": [{"delta": {"tool_calls": [5]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"index": 10**9}]}}]},
+        {"choices": [{"delta": {"parts": [1] * 60_000}}, {"delta": {"parts": [1] * 60_000}}]},
+        [],
+    ],
+)
+def test_a_chunk_that_is_no_part_of_an_answer_ends_it(chunk: Any) -> None:
+    with pytest.raises(BadStream):
+        Assembly().feed(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+
+
+def test_a_stream_nested_too_deeply_ends_the_answer() -> None:
+    deep = b'{"a":' * 5000 + b"1" + b"}" * 5000
+
+    with pytest.raises(BadStream, match="too deep"):
+        Assembly().feed(b'data: {"choices":[{"index":0,"delta":' + deep + b"}]}\n\n")
+
+
+@pytest.mark.parametrize("depth", range(900, 1010, 10))
+def test_a_stream_nested_about_as_deep_as_can_be_is_an_answer_or_none(depth: int) -> None:
+    deep = b'{"a":' * depth + b"1" + b"}" * depth
+    piece = b'data: {"choices":[{"index":0,"delta":' + deep + b"}]}\n\n"
+    assembly = Assembly()
+
+    try:
+        assembly.feed(piece + piece + b"data: [DONE]\n\n")
+        whole = assembly.close()
+    except BadStream:
+        return
+    assert whole.count(b"{") > depth
+
+
+def test_a_stream_beyond_its_bound_is_no_answer() -> None:
+    assembly = Assembly(most_bytes=10_000)
+    piece = b'data: {"choices":[{"index":0,"delta":{"content":"more "}}]}\n\n'
+
+    with pytest.raises(BadAnswer, match="longer than 10000 bytes"):
+        for _ in range(1000):
+            assembly.feed(piece)
+
+
+KEYS = st.sampled_from(["index", "delta", "text", "message", "content", "role", "tool_calls", "function", "error"])
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.lists(st.dictionaries(KEYS, VALUES), max_size=3).map(lambda c: {"choices": c}) | VALUES)
+def test_any_chunks_are_an_answer_or_no_stream(chunk: Any) -> None:
+    wire = b"data: " + json.dumps(chunk).encode() + b"\n\n"
+    assembly = Assembly()
+
+    try:
+        assembly.feed(wire + wire + b"data: [DONE]\n\n")
+        whole = assembly.close()
+    except BadStream:
+        return
+    assert isinstance(json.loads(whole)["choices"], list)
 
 
 def test_log_probabilities_are_asked_for_plainly_because_streams_lack_the_last() -> None:

@@ -43,6 +43,8 @@ class Server(Struct, frozen=True, kw_only=True):
     """Goes on with an answer that the client has begun."""
     json_schema: bool = True
     """Takes a schema for the answer as such; without, as a `json_object` with a schema."""
+    lists_openly: bool = False
+    """Lists its models for any key: the list does not tell whether the key was right."""
     stops_when_client_leaves: bool = True
     """Gives up a plain request when its connection closes, not only a streamed one."""
 
@@ -54,6 +56,7 @@ _LLAMA = Server(
     reasoning_field="reasoning_content",
     thinking_budget="thinking_budget_tokens",
     named_tool_choice=False,
+    lists_openly=True,
     # Seen: a plain request of 30000 tokens ran on for 27 s after its client had left.
     stops_when_client_leaves=False,
 )

@@ -72,7 +72,7 @@ class Runtime:
         self.flights = Flights(self.id)
         self.history = History(self.registry)
         self.agents = Agents(token, settings.ca_file)
-        self.upstream = Upstream(token)
+        self.upstream = Upstream(token, self.view.unsure)
         self.images = RemoteImages()
         self.receipts = Receipts(self.id)
         self.tracing = tracing(settings)

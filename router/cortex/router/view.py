@@ -26,6 +26,9 @@ RETRY_S = 0.5
 SUSPECT_S = 2.0
 """How long an instance that refused us is not chosen: its agent will have said what became of it by then."""
 
+FRESH_S = 5.0
+"""How long after a reading of the record what it tells of instances is taken for true: a full read comes sooner."""
+
 SILENT_S = 30.0
 """How much longer it is not chosen while its host says nothing: the record may be away, and the worker well."""
 
@@ -47,8 +50,13 @@ class View:
         self._placed: dict[str, tuple[str, str]] = {}
         self._suspects: dict[str, tuple[float, float]] = {}
         self._next: asyncio.Future[None] | None = None
+        self._read_at = 0.0
 
     # Reading it.
+
+    def unsure(self, instance: str) -> bool:
+        """Whether what is known of an instance may be out of date: it may have ended, and its port be another's."""
+        return self.away or time.monotonic() - self._read_at > FRESH_S
 
     def ready(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the instances that may be given requests now."""
@@ -175,6 +183,7 @@ class View:
         return replace(self.fleet, at=clock.now(), **changes)
 
     def _apply(self, fleet: Fleet) -> None:
+        self._read_at = time.monotonic()
         ready: dict[tuple[str, str], list[Instance]] = {}
         for host in fleet.hosts.values():
             for instance in host.instances:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects import errors
+from cortex.router.dialects import chunks, errors
 from cortex.router.dialects.errors import Dialect, Fault, Kind, envelope
-from cortex.router.dialects.worker_errors import fault_from_worker
+from cortex.router.dialects.worker_errors import engine_died, fault_from_worker, first_error
 from tests.router.dialects import clients
 from tests.router.dialects.examples import examples
 
@@ -141,8 +141,8 @@ def worker(error: Any, status: int = 400) -> Fault:
         (
             {"error": {"code": 401, "message": "key", "type": "authentication_error"}},
             401,
-            Kind.WORKER_ERROR,
-            "key",
+            Kind.FORBIDDEN,
+            "the worker refused this request (401): key",
         ),
         (
             {"error": {"message": "The model `x` does not exist.", "code": 404}},
@@ -150,7 +150,9 @@ def worker(error: Any, status: int = 400) -> Fault:
             Kind.WORKER_ERROR,
             "The model `x` does not exist.",
         ),
-        ({"detail": "Invalid key"}, 403, Kind.WORKER_ERROR, "Invalid key"),
+        ({"detail": "Not you"}, 403, Kind.FORBIDDEN, "the worker refused this request (403): Not you"),
+        ({}, 307, Kind.WORKER_ERROR, "the worker answered with a redirect (307), and cortex follows none"),
+        ({"error": {"message": "\x1b[1mno\0"}}, 400, Kind.BAD_REQUEST, "no\ufffd"),
         ({"detail": [{"loc": ["body", "n"], "msg": "too big"}]}, 422, Kind.BAD_REQUEST, "n: too big"),
         ({"error": "plain words"}, 500, Kind.WORKER_ERROR, "plain words"),
         ({"error": {"message": "full"}}, 429, Kind.RATE_LIMITED, "full"),
@@ -212,6 +214,47 @@ def test_case_20_too_much_together_is_said_in_text_b(message: str) -> None:
     assert fault == errors.max_tokens_too_large(20000, 32000, 32768)
 
 
+DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+
+
+@pytest.mark.parametrize(
+    ("message", "died"),
+    [
+        (DEAD, True),
+        ("EngineDeadError: the engine is gone", True),
+        ("Background loop has errored already.", True),
+        ("the prompt quotes EngineDeadError", False),
+        ("CUDA out of memory", False),
+        ("", False),
+    ],
+)
+def test_an_engine_that_died_is_recognised_by_how_its_front_begins_its_error(message: str, died: bool) -> None:
+    assert engine_died(message) is died
+
+
+@pytest.mark.parametrize(
+    ("piece", "message"),
+    [
+        (b'data: {"error": {"message": "%b", "code": 500}}\n\ndata: [DONE]\n\n' % DEAD.encode(), DEAD),
+        (b'event: error\ndata: {"type": "error", "error": {"message": "no"}}', "no"),
+        (b'data: {"choices": [{"delta": {"content": "\\"error\\": {}"}}]}\n\n', None),
+        (b'data: {"choices": []}\n\ndata: {"error": {"message": "later"}}\n\n', None),
+        (b'data: {"error": null}\n\n', None),
+        (b'data: {"error": {"mess', None),
+        (b'"error"', None),
+        (b"", None),
+    ],
+)
+def test_the_error_that_a_stream_begins_with_is_found(piece: bytes, message: str | None) -> None:
+    fault = first_error(piece)
+
+    assert (fault and fault.message) == message
+
+
+def test_a_worker_asks_for_no_longer_wait_than_an_hour() -> None:
+    assert fault_from_worker(429, b"", "999999").retry_after_s == 3600
+
+
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),
     lambda inner: (
@@ -236,3 +279,12 @@ def test_any_answer_of_a_worker_is_some_fault(status: int, body: bytes, retry_af
     for dialect in dialects:
         assert envelope(fault, dialect)
         assert fault.headers() is not None
+
+
+@pytest.mark.parametrize(
+    ("said", "count"), [(None, 0), (-5, 0), (7, 7), (10**30, chunks.MOST_TOKENS)], ids=["none", "negative", "7", "huge"]
+)
+def test_a_workers_count_of_tokens_is_taken_within_bounds(said: int | None, count: int) -> None:
+    tokens = chunks.tokens(chunks.Usage(prompt_tokens=said, completion_tokens=said))
+
+    assert (tokens.input, tokens.output) == (count, count)

@@ -64,3 +64,14 @@ def test_an_event_that_never_ends_is_given_up(wire: bytes) -> None:
     with pytest.raises(BadAnswer, match="more than 100 bytes"):
         for piece in cut(wire, 7):
             decoder.feed(piece)
+
+
+def test_a_long_event_in_many_pieces_is_put_together_in_one_pass() -> None:
+    decoder, piece = SSEDecoder(), b"x" * 16
+
+    decoder.feed(b"data: ")
+    for _ in range(200_000):
+        assert decoder.feed(piece) == []
+    (event,) = decoder.feed(b"\n\n")
+
+    assert len(event.data) == 3_200_000

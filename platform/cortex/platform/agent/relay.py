@@ -7,7 +7,6 @@ scheduler never sees it idle once it was chosen; and an answer that broke off is
 """
 
 import asyncio
-import re
 
 import aiohttp
 import msgspec
@@ -16,15 +15,14 @@ from litestar.types import Receive, Scope, Send
 
 from cortex.functions.names import LONGEST
 from cortex.functions.spec import Function
+from cortex.platform import untrusted, worker_http
 from cortex.platform.agent.loop import Agent
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
+from cortex.platform.worker_http import EVENT_BYTES, KEY_REFUSED, REDIRECTS, Unreadable
 
 log = structlog.get_logger()
 
-CONNECT_S = 5.0
-STRANGE = frozenset({401, 403})
-_WHOLE_EVENTS = re.compile(rb".*(?:\n\n|\r\n\r\n)", re.DOTALL)
 _END = b"data: [DONE]"
 
 
@@ -36,11 +34,7 @@ class Relay:
         self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> "Relay":
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            auto_decompress=False,
-        )
+        self._http = worker_http.session()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -53,16 +47,17 @@ class Relay:
     async def post(self, instance: Instance, path: str, body: bytes) -> aiohttp.ClientResponse:
         """Send a request to a worker, with its own key. Raises aiohttp.ClientError."""
         for key in self._token.worker_keys(instance.id):
-            headers = {
-                "Authorization": f"Bearer {key}",
-                "Content-Type": "application/json",
-                "Accept-Encoding": "identity",
-            }
-            response = await self._http.post(instance.url + path, data=body, headers=headers)
-            if response.status not in STRANGE:
+            headers = {**worker_http.headers(key), "Content-Type": "application/json"}
+            response = await self._http.post(instance.url + path, data=body, headers=headers, allow_redirects=False)
+            if response.status not in KEY_REFUSED:
                 return response
+            try:
+                if await worker_http.refuses_request(self._http, instance, key, response.status):
+                    return response
+            except BaseException:
+                response.close()
+                raise
             response.close()
-        # Somebody else's worker: its 401 would read as if our token were wrong.
         raise aiohttp.ClientConnectionError(f"{instance.url} does not know the key of its instance")
 
 
@@ -105,36 +100,45 @@ class Exchange:
             try:
                 async with asyncio.timeout(function.request_timeout_s):
                     await self._forward(instance)  # (2)
-            except (aiohttp.ClientError, ConnectionError) as error:  # (3)
-                await self._break_off(502, function, f"broke off: {str(error) or type(error).__name__}")
+            except (*worker_http.BREAKS, ConnectionError) as error:  # (3)
+                await self._break_off(502, function, f"broke off: {worker_http.failure(error)}")
+            except Unreadable as error:
+                await self._break_off(502, function, f"gave an answer that cannot be read: {error}")
             except TimeoutError:
                 await self._break_off(504, function, f"took longer than {function.request_timeout_s:g} s")
 
     async def _forward(self, instance: Instance) -> None:
         response = await self._relay.post(instance, self._path, self._body)
         try:
+            if response.status in REDIRECTS:
+                raise Unreadable(f"it is a redirect ({response.status}), and none is followed")
             content_type = response.headers.get("Content-Type", "application/json")
             if response.status == 200 and content_type.startswith("text/event-stream"):
                 await self._stream(response)
                 return
-            whole = await response.read()
-            await self._whole(response.status, content_type, whole)
+            # 401 would read as if the caller's own token were wrong.
+            status = 403 if response.status in KEY_REFUSED else response.status
+            await self._whole(status, content_type, await worker_http.whole(response))
         finally:
             response.close()
 
     async def _stream(self, response: aiohttp.ClientResponse) -> None:
         """Pass a stream on as it comes, whole events only, so that an error can follow any of them."""
-        rest = end = b""
-        async for chunk in response.content.iter_any():
-            rest, end = rest + chunk, (end + chunk)[-64:]
-            if events := _WHOLE_EVENTS.match(rest):
+        rest, end = bytearray(), b""
+        async for chunk in worker_http.pieces(response):
+            seen = max(0, len(rest) - 3)  # a separator may be cut in two
+            rest += chunk
+            end = (end + chunk)[-64:]
+            if events := _whole_events(rest, seen):
                 await self._head(200, "text/event-stream; charset=utf-8")
-                await self._body_part(events[0])
-                rest = rest[events.end() :]
+                await self._body_part(bytes(rest[:events]))
+                del rest[:events]
+            elif len(rest) > EVENT_BYTES:
+                raise worker_http.too_long(EVENT_BYTES)
         if not end.rstrip().endswith(_END):
-            raise aiohttp.ClientPayloadError("its stream ended without an end marker")
+            raise ConnectionError("its stream ended without an end marker")
         await self._head(200, "text/event-stream; charset=utf-8")
-        await self._body_part(rest, last=True)
+        await self._body_part(bytes(rest), last=True)
 
     # Towards the client.
 
@@ -158,11 +162,18 @@ class Exchange:
         if self._head_sent:
             return
         self._head_sent = True
-        headers = [(b"content-type", content_type.encode("latin-1", "replace")), *(more or [])]
+        kind = untrusted.name(content_type, LONGEST).encode("latin-1", "replace")
+        headers = [(b"content-type", kind), *(more or [])]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _body_part(self, body: bytes, *, last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+
+
+def _whole_events(wire: bytearray, start: int) -> int:
+    """Return how many bytes of a stream belong to whole events. The first separator is at `start` or later."""
+    lf, crlf = wire.rfind(b"\n\n", start), wire.rfind(b"\r\n\r\n", start)
+    return max(lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
 
 
 async def _left(receive: Receive) -> None:

@@ -21,6 +21,7 @@ import psutil
 import structlog
 
 from cortex.functions.launch import vllm
+from cortex.platform import untrusted
 from cortex.platform.launcher.fitness import unfit
 from cortex.platform.process_id import boot_id
 from cortex.platform.record import ProcessId
@@ -36,6 +37,7 @@ IMPORT_S = 600.0
 LOW_PRIORITY = 10
 """While importing: a tenth of what anybody else gets. Lower still, and on a busy host it would never be done."""
 HAND_OVER_S = 2.0
+LONGEST_LINE = 64 * 1024
 QUIET_S = 0.5
 FIRST_PAUSE_S, MOST_PAUSE_S = 2.0, 300.0
 LEAST_FREE_MB = 3072
@@ -158,8 +160,13 @@ class Keeper:
             how = process.how_it_ended(await asyncio.to_thread(self._child.wait))
             await self.close()
             return f"it {how} while importing"
+        try:
+            facts = {untrusted.name(k, 40): untrusted.line(str(v), 200) for k, v in json.loads(said).items()}
+        except (ValueError, AttributeError, RecursionError):
+            await self.close()
+            return "it wrote something else than what it is"
         self._ready = True
-        log.info("launcher_parked", pid=self._child.pid, **json.loads(said))
+        log.info("launcher_parked", pid=self._child.pid, facts=facts)
         self._say("parked")
         return ""
 
@@ -188,12 +195,14 @@ class Keeper:
         return child
 
     async def _line_read(self, line: socket.socket) -> bytes:
-        """Read a line; nothing when the other end closes first."""
+        """Read a line; nothing when the other end closes first. Raises OSError for a line that is too long."""
         loop, received = asyncio.get_running_loop(), b""
         while not received.endswith(b"\n"):
             piece = await loop.sock_recv(line, 4096)
             if not piece:
                 return b""
+            if len(received) > LONGEST_LINE:
+                raise OSError("it wrote a line without end")
             received += piece
         return received
 

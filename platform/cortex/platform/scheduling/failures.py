@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from cortex.platform import untrusted
 from cortex.platform.record import Failure, FailureKind, Instance
 
 FAILURES_BEFORE_BACKOFF = 3
@@ -14,6 +15,9 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 """How vLLM, PyTorch, llama.cpp and Python say that memory ran out."""
+
+MOST_REASON, MOST_LINE, MOST_LINES = 1000, 400, 20
+"""What is remembered of one failure: characters of its reason and of a line, and lines."""
 
 KEPT = 200
 """Functions remembered; the oldest failure is forgotten first."""
@@ -55,11 +59,11 @@ class Failures:
             revision=instance.revision,
             instance=instance.id,
             kind=kind,
-            reason=reason,
+            reason=untrusted.text(reason, MOST_REASON),
             at=now,
             count=row,
             retry_at=retry_at,
-            last_lines=tuple(last_lines)[-20:],
+            last_lines=tuple(untrusted.line(one, MOST_LINE) for one in last_lines[-MOST_LINES:]),
             served=instance.ready > 0,
         )
         self._by_function.pop(instance.function, None)  # the newest goes last

@@ -233,8 +233,8 @@ class Roster:
         return instance
 
     def _fail(self, instance: Instance, kind: FailureKind, reason: str, last_lines: Sequence[str], now: float) -> None:
-        self._failures.add(instance, kind, reason, last_lines, now)
-        self._decide("failed", instance.function, instance.id, reason)
+        failure = self._failures.add(instance, kind, reason, last_lines, now)
+        self._decide("failed", instance.function, instance.id, failure.reason)
 
     def _decide(self, what: str, function: str, instance: str, why: str) -> None:
         self._effects.append(Decided(what, function, instance, why))

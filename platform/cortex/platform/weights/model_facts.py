@@ -20,7 +20,9 @@ from msgspec.structs import replace
 
 from cortex.functions.capabilities import Known
 from cortex.functions.spec import Function
+from cortex.platform import untrusted
 from cortex.platform.weights import gguf_head
+from cortex.platform.workers.card import MOST_CONTEXT
 
 log = structlog.get_logger()
 
@@ -45,7 +47,7 @@ class ModelFacts:
         path = Path(weights)
         try:
             known = self._of(path)
-        except (OSError, ValueError, gguf_head.BadGguf) as error:
+        except (OSError, ValueError, RecursionError, gguf_head.BadGguf) as error:
             log.info("weights_unread", path=weights, why=str(error))
             return None
         sees = bool(function.mmproj) or any(word.partition("=")[0] in _EYES for word in function.args)
@@ -78,7 +80,7 @@ class ModelFacts:
         template = head.get("tokenizer.chat_template")
         known = self._probe(template, "<s>", "</s>") if isinstance(template, str) else Known()
         context = head.get(f"{head.get('general.architecture')}.context_length")
-        return replace(known, context=context if isinstance(context, int) else 0)
+        return replace(known, context=untrusted.positive(context, MOST_CONTEXT))
 
     def _folder(self, path: Path) -> Known:
         """A folder as HuggingFace lays it out."""
@@ -88,7 +90,7 @@ class ModelFacts:
         known = self._probe(template, bos, eos) if template else Known()
         text = config.get("text_config")
         window = (text if isinstance(text, dict) else config).get("max_position_embeddings")
-        return replace(known, context=window if isinstance(window, int) else 0, vision="vision_config" in config)
+        return replace(known, context=untrusted.positive(window, MOST_CONTEXT), vision="vision_config" in config)
 
 
 def probed(template: str, bos: str, eos: str) -> Known:

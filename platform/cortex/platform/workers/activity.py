@@ -6,6 +6,7 @@ says it runs, and at the connections to the worker's port. The agent's own conne
 """
 
 import contextlib
+import math
 import re
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def requests_running(metrics: bytes) -> int | None:
     3
     """
     counts = [float(count) for count in RUNNING.findall(metrics)]
+    if math.isinf(sum(counts)):
+        raise ValueError("a count of requests without bound")
     return round(sum(counts)) if counts else None
 
 

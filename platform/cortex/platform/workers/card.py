@@ -7,6 +7,11 @@ from typing import Any
 
 from msgspec import Struct
 
+from cortex.platform import model_list, untrusted
+
+MOST_CONTEXT = 1 << 30
+"""Tokens. A larger number is no context but a mistake."""
+
 
 class WorkerCard(Struct, frozen=True):
     """0 and None: the worker does not say."""
@@ -15,20 +20,20 @@ class WorkerCard(Struct, frozen=True):
     vision: bool | None = None
 
 
-def read(models: Any) -> dict[str, WorkerCard]:
+def read(body: bytes) -> dict[str, WorkerCard]:
     """Return by id the models that a worker lists: with vLLM's `max_model_len`, llama-server's `meta` and
     `architecture`. The latter's `n_ctx` is what one of its slots has, so what one request may use.
+
+    Raises ValueError for a body that is not JSON.
     """
-    listed = _object(models).get("data")
-    entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
-    return {str(e.get("id")): _card(e) for e in entries}
+    return {name: _card(entry) for name, entry in model_list.read(body).items()}
 
 
 def _card(entry: dict[str, Any]) -> WorkerCard:
     context = entry.get("max_model_len") or _object(entry.get("meta")).get("n_ctx")
     senses = _object(entry.get("architecture")).get("input_modalities")
     return WorkerCard(
-        context=context if isinstance(context, int) and context > 0 else 0,
+        context=untrusted.positive(context, MOST_CONTEXT),
         vision="image" in senses if isinstance(senses, list) else None,
     )
 

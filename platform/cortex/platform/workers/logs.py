@@ -33,6 +33,8 @@ READ_S = 30.0
 """How long a log may take to be read; a search reads all of it."""
 MOST_LINE = 64 * 1024
 """A line that is longer is taken for several."""
+MOST_FOUND = 4 * 1024 * 1024
+"""Bytes of lines that a search holds: of more, the last."""
 
 Lines = Annotated[int, Parameter(ge=1, le=10_000)]
 Text = Annotated[str, Parameter(max_length=200)]
@@ -177,12 +179,16 @@ class Holding:
 def searched(path: Path, text: str, lines: int) -> tuple[list[bytes], Holding, int]:
     """Return the last lines of a run that hold a text, what was cut off its log included; and how to go on."""
     found: deque[bytes] = deque(maxlen=lines)
-    holding, offset = Holding(text), 0
+    holding, offset, held = Holding(text), 0, 0
     for part in (log_files.cut_off(path), path):
         offset = 0
         with contextlib.suppress(OSError), part.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
-                found.extend(holding.feed(chunk))
+                for one in holding.feed(chunk):
+                    held += len(one) - (len(found[0]) if len(found) == lines else 0)
+                    found.append(one)
+                    while held > MOST_FOUND:
+                        held -= len(found.popleft())
                 offset += len(chunk)
     return list(found), holding, offset
 

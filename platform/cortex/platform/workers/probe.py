@@ -2,12 +2,13 @@
 
 import aiohttp
 
+from cortex.platform import worker_http
 from cortex.platform.keys import FleetToken
+from cortex.platform.worker_http import KEY_REFUSED, MODELS_BYTES, Unreadable
 from cortex.platform.workers import card
 from cortex.platform.workers.card import WorkerCard
 
 TIMEOUT_S = 5.0
-STRANGE = frozenset({401, 403})
 
 
 class Probe:
@@ -28,21 +29,23 @@ class Probe:
         Empty: whoever answers does not know the instance's key, or serves nothing.
         """
         if self._http is None:
-            self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+            self._http = worker_http.session()
+        http, within = self._http, aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
             for key in self._token.worker_keys(instance):
-                headers = {"Authorization": f"Bearer {key}"}
-                async with self._http.get(url + health, headers=headers) as answer:
-                    if answer.status in STRANGE:
+                headers = worker_http.headers(key)
+                async with http.get(url + health, headers=headers, timeout=within, allow_redirects=False) as answer:
+                    if answer.status in KEY_REFUSED:
                         continue
                     if answer.status != 200:
                         return None
-                async with self._http.get(f"{url}/v1/models", headers=headers) as answer:
-                    if answer.status in STRANGE:
+                models = f"{url}/v1/models"
+                async with http.get(models, headers=headers, timeout=within, allow_redirects=False) as answer:
+                    if answer.status in KEY_REFUSED:
                         continue
                     if answer.status == 503:
                         return None
-                    return card.read(await answer.json(content_type=None)) if answer.status == 200 else {}
+                    return card.read(await worker_http.whole(answer, MODELS_BYTES)) if answer.status == 200 else {}
             return {}
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, AttributeError):
+        except (*worker_http.BREAKS, OSError, ValueError, Unreadable):
             return None

@@ -18,13 +18,17 @@ from pathlib import Path
 
 import psutil
 
-from cortex.platform import process_id
+from cortex.platform import process_id, untrusted
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import environment
 from cortex.platform.workers.identity import WorkerUser
 
 MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"
 """Environment variables of every worker: its instance, and the agent whose it is."""
+
+
+LINE_LENGTH = 400
+"""Characters that are shown of one line of a log."""
 
 
 class NoPort(Exception):
@@ -252,11 +256,12 @@ async def accepts(host: str, port: int, *, within_s: float) -> bool:
 
 
 def tail(log: Path, lines: int = 20, most_bytes: int = 16_384) -> tuple[str, ...]:
-    """Return the last lines of a log, whatever its size and encoding."""
+    """Return the last lines of a log, cleaned, whatever its size and encoding."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - most_bytes))
             text = file.read().decode(errors="replace")
     except OSError:
         return ()
-    return tuple(line[:400] for line in text.splitlines() if line.strip())[-lines:]
+    last = (untrusted.line(line, LINE_LENGTH) for line in text.splitlines())
+    return tuple(line for line in last if line.strip())[-lines:]

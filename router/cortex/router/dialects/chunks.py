@@ -94,6 +94,10 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: int | None = None
 
 
+MOST_TOKENS = 1 << 30
+"""In one count of a worker's. More is a mistake, and would use up a key's limits."""
+
+
 class Plain(msgspec.Struct, frozen=True):
     """A whole answer in the client's dialect, and what it cost."""
 
@@ -160,12 +164,17 @@ def tokens(usage: Usage | None, known_input: int | None = None) -> Tokens:
     prompt = usage.prompt_tokens_details or PromptDetails()
     completion = usage.completion_tokens_details or CompletionDetails()
     return Tokens(
-        input=max(0, usage.prompt_tokens or 0),
-        cached=max(0, prompt.cached_tokens or 0),
-        written=max(0, prompt.cache_write_tokens or 0),
-        output=max(0, usage.completion_tokens or 0),
-        reasoning=completion.reasoning_tokens,
+        input=count(usage.prompt_tokens),
+        cached=count(prompt.cached_tokens),
+        written=count(prompt.cache_write_tokens),
+        output=count(usage.completion_tokens),
+        reasoning=None if completion.reasoning_tokens is None else count(completion.reasoning_tokens),
     )
+
+
+def count(tokens: int | None) -> int:
+    """Return a worker's count of tokens, within bounds."""
+    return min(max(0, tokens or 0), MOST_TOKENS)
 
 
 def ending(chunk: Chunk, choice: Choice) -> Ending | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex.router.dialects import hygiene, wire
-from cortex.router.dialects.chunks import Plain, Tokens
+from cortex.router.dialects.chunks import Plain, Tokens, count
 from cortex.router.dialects.errors import BadAnswer, BadRequest, Fault, Kind, anthropic_error
 from cortex.router.dialects.messages import session_of
 from cortex.router.dialects.sse import Event, SSEDecoder
@@ -215,7 +215,7 @@ def _tokens(usage: _Usage | None, known: Tokens, dialect: Spoken) -> Tokens:
     cached, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
     prompt = known.input if usage.input_tokens is None else usage.input_tokens + cached + written
     output = known.output if usage.output_tokens is None else usage.output_tokens
-    return Tokens(input=max(0, prompt), cached=max(0, cached), written=max(0, written), output=max(0, output))
+    return Tokens(input=count(prompt), cached=count(cached), written=count(written), output=count(output))
 
 
 def _whole(frame: Event) -> bool:

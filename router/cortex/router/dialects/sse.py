@@ -22,7 +22,7 @@ class SSEDecoder:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._tail = b""
+        self._tail = bytearray()
         self._data: list[bytes] = []
         self._held = 0
         self._event = b""
@@ -40,10 +40,13 @@ class SSEDecoder:
             self._after_cr = chunk[-1:] == b"\r"
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = chunk.split(b"\n")
-        lines[0] = self._tail + lines[0]
-        self._tail = lines.pop()
-        if len(self._tail) > self._limit:
-            raise self._too_long()
+        if self._tail and len(lines) > 1:
+            lines[0] = bytes(self._tail) + lines[0]
+            self._tail.clear()
+        if rest := lines.pop():
+            self._tail += rest
+            if len(self._tail) > self._limit:
+                raise self._too_long()
         events: list[Event] = []
         for line in lines:
             self._line(line, events)
@@ -53,8 +56,8 @@ class SSEDecoder:
         """What the end of the stream cut off, if it carried data."""
         events: list[Event] = []
         if self._tail:
-            self._line(self._tail, events)
-            self._tail = b""
+            self._line(bytes(self._tail), events)
+            self._tail.clear()
         self._line(b"", events)
         return events
 

@@ -1,8 +1,9 @@
 """What a worker meant by its error, whichever engine it is. Pure; the one place where foreign errors are read.
 
 Engines agree on nothing: vLLM puts an integer into `code`, llama-server names its types, llama_cpp.server lets
-its framework answer with `detail`, older servers send plain text. The words are kept, because they are what a
-person needs; the status is ours, because a worker's 401 or 404 is our mistake and not the client's.
+its framework answer with `detail`, older servers send plain text. The text is passed on, cleaned, because it is what a
+person needs; the status is ours: a worker's 404 is our mistake and not the client's, and its 401 is no word on the
+client's key.
 """
 
 import re
@@ -10,9 +11,22 @@ from typing import Any
 
 import msgspec
 
+from cortex.platform import untrusted
 from cortex.router.dialects.errors import Fault, Kind, max_tokens_too_large, prompt_too_long
+from cortex.router.dialects.sse import SSEDecoder
 
 _LONGEST_MESSAGE = 4000
+_LONGEST_WORD = 200
+_LONGEST_WAIT_S = 3600.0
+BREAKDOWNS = frozenset({500, 502, 503})
+"""The statuses with which a worker that has failed answers, until it ends."""
+
+# How vLLM's front says that its engine is no more; it ends some seconds later. At the beginning of the message only:
+# an error may quote a prompt.
+_ENGINE_DIED = re.compile(
+    r"(?:EngineCore encountered an issue|EngineDeadError|AsyncEngineDeadError|MQEngineDeadError"
+    r"|Background loop (?:has errored already|is not running)|Engine loop is not running|Engine process died)"
+)
 
 # How engines say that the prompt alone is too long, and that prompt and answer together are. Each has the names
 # of the numbers that its words give.
@@ -57,8 +71,10 @@ _KINDS = {
     504: Kind.TIMEOUT,
     529: Kind.LOADING,
 }
-# A worker that does not know us, the path or the model was set up wrongly by us.
-_OURS = frozenset({401, 402, 403, 404, 405, 407})
+# A worker that does not know the path or the model was set up wrongly by us.
+_OURS = frozenset({402, 404, 405, 407})
+# Its key was right, or the answer would not have come as far as here: what it refuses is the request.
+_REFUSED = frozenset({401, 403})
 _LOADING_S = 5.0
 
 
@@ -79,19 +95,41 @@ def fault_from_error(error: object, status: int = 500, retry_after: str | None =
     code = fields.get("code")
     if status == 500 and isinstance(code, int) and 400 <= code < 600:
         status = code
-    message = _message(error) or f"the worker answered {status} and gave no reason"
+    if 300 <= status < 400:
+        message = f"the worker answered with a redirect ({status}), and cortex follows none"
+    else:
+        message = _message(error) or f"the worker answered {status} and gave no reason"
     too_long = _too_long(fields, message)
     if too_long is not None:
         return too_long
     kind = _kind(status, str(fields.get("type", "")))
-    param = fields.get("param")
+    if kind is Kind.FORBIDDEN:
+        message = f"the worker refused this request ({status}): {message}"
     return Fault(
         kind=kind,
         message=message,
-        param=param if isinstance(param, str) else None,
-        code=code if isinstance(code, str) and kind in (Kind.BAD_REQUEST, Kind.UNSUPPORTED) else None,
+        param=untrusted.name(fields.get("param"), _LONGEST_WORD) or None,
+        code=untrusted.name(code, _LONGEST_WORD) or None if kind in (Kind.BAD_REQUEST, Kind.UNSUPPORTED) else None,
         retry_after_s=_seconds(retry_after, kind),
     )
+
+
+def engine_died(message: str) -> bool:
+    """Whether a worker's error means that its engine has ended, and the worker is about to."""
+    return _ENGINE_DIED.match(message) is not None
+
+
+def first_error(chunk: bytes) -> Fault | None:
+    """Return the error that a stream's first piece begins with, if it does."""
+    if b'"error"' not in chunk:
+        return None
+    frames = SSEDecoder()
+    first = next(iter([*frames.feed(chunk), *frames.close()]), None)
+    try:
+        event: Any = msgspec.json.decode(first.data) if first else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return fault_from_error(event["error"]) if isinstance(event, dict) and event.get("error") else None
 
 
 def _kind(status: int, type_: str) -> Kind:
@@ -99,6 +137,8 @@ def _kind(status: int, type_: str) -> Kind:
         return Kind.LOADING
     if type_ == "not_supported_error":
         return Kind.UNSUPPORTED
+    if status in _REFUSED:
+        return Kind.FORBIDDEN
     if status in _OURS:
         return Kind.WORKER_ERROR
     if status in _KINDS:
@@ -127,9 +167,9 @@ def _too_long(fields: dict[str, Any], message: str) -> Fault | None:
 
 
 def _message(error: object, depth: int = 5) -> str:
-    """The words for a person, from every shape seen so far."""
+    """The words for a person, cleaned, from every shape seen so far."""
     if isinstance(error, str):
-        return error.strip()[:_LONGEST_MESSAGE]
+        return untrusted.text(error, _LONGEST_MESSAGE).strip()
     if depth == 0:
         return ""
     if isinstance(error, list):
@@ -139,9 +179,9 @@ def _message(error: object, depth: int = 5) -> str:
         return ""
     if isinstance(error.get("msg"), str):  # one complaint of a pydantic list
         where = error.get("loc")
-        steps = [str(step) for step in where if isinstance(step, str | int)] if isinstance(where, list) else []
+        steps = [str(step) for step in where[:16] if isinstance(step, str | int)] if isinstance(where, list) else []
         at = ".".join(step for step in steps if step != "body")
-        return (f"{at}: {error['msg']}" if at else error["msg"])[:_LONGEST_MESSAGE]
+        return _message(f"{at}: {error['msg']}" if at else error["msg"])
     for key in ("message", "detail", "error"):
         value = error.get(key)
         if isinstance(value, str | list | dict) and value:
@@ -151,5 +191,5 @@ def _message(error: object, depth: int = 5) -> str:
 
 def _seconds(retry_after: str | None, kind: Kind) -> float | None:
     if retry_after is not None and retry_after.strip().isdecimal():
-        return float(retry_after.strip()[:6])
+        return min(float(retry_after.strip()[:6]), _LONGEST_WAIT_S)
     return _LOADING_S if kind is Kind.LOADING else None

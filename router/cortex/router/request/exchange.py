@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
@@ -23,9 +23,15 @@ from cortex.router.activation.activator import Activator
 from cortex.router.activation.choice import choose
 from cortex.router.dialects import grammar
 from cortex.router.dialects.chunks import Plain, Tokens
-from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.dialects.errors import BadAnswer, Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.relay import Stream
-from cortex.router.dialects.worker_errors import fault_from_error, fault_from_worker
+from cortex.router.dialects.worker_errors import (
+    BREAKDOWNS,
+    engine_died,
+    fault_from_error,
+    fault_from_worker,
+    first_error,
+)
 from cortex.router.directory import Target
 from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
 from cortex.router.request.asking import must_take
@@ -192,6 +198,7 @@ class Exchange:
             journey.broke(str(broken))
             if last:
                 raise UpstreamBroke(f"the worker of '{self._function.id}' broke before it answered: {broken}") from None
+            journey.instance = journey.host = ""  # a head that is sent while it waits names no dead instance
             return False
 
     def _turn_at(self, instance: Instance, many: int | None) -> AbstractContextManager[Turn]:
@@ -246,8 +253,7 @@ class Exchange:
         )
         try:
             if answer.status != 200:
-                body = await self._patiently(answer.whole())
-                raise DialectError(fault_from_worker(answer.status, body, answer.retry_after))
+                await self._patiently(self._failed(instance, answer))
             if self._stream is not None:
                 await self._relay(answer, self._stream)
                 return
@@ -261,6 +267,18 @@ class Exchange:
         finally:
             answer.close()
 
+    async def _failed(self, instance: Instance, answer: Answer) -> NoReturn:
+        """Raise what a worker's error comes to: Broken when the worker is about to end, else DialectError.
+
+        vLLM's front answers for some seconds after its engine died; a replay reaches another worker.
+        """
+        fault = fault_from_worker(answer.status, await answer.error(), answer.retry_after)
+        if answer.status in BREAKDOWNS and (
+            engine_died(fault.message) or not await self._services.upstream.is_well(instance)
+        ):
+            raise Broken(f"it answered {answer.status} and is not healthy")
+        raise DialectError(fault)
+
     async def _assembled(self, answer: Answer) -> bytes:
         """Read a plain answer out of a worker's stream. Raises Broken: nothing has been sent yet."""
         assembly = Assembly()
@@ -271,13 +289,15 @@ class Exchange:
         except BadStream as bad:
             if bad.error is None:
                 raise Broken(str(bad)) from None
-            raise DialectError(fault_from_error(bad.error)) from None
+            raise _stream_error(fault_from_error(bad.error)) from None
 
     async def _relay(self, answer: Answer, stream: Stream) -> None:
         """Say a worker's stream as it comes. The dialect knows a whole one from one that broke off."""
         chunks, journey, clock = answer.chunks(), self.journey, time.monotonic
         try:
             chunk = await self._patiently(anext(chunks, b""))
+            if (fault := first_error(chunk)) and engine_died(fault.message):
+                raise Broken("its engine has failed")
             while chunk and not stream.over:
                 now = clock()
                 journey.piece(now)
@@ -290,6 +310,8 @@ class Exchange:
                 raise
             reason = f"the worker of '{self._function.id}' broke off in its answer: {broken}"
             await self._say(stream, stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
+        except BadAnswer as unreadable:
+            await self._say(stream, stream.fail(unreadable.fault))
         else:
             await self._say(stream, stream.close())
         finally:
@@ -375,6 +397,11 @@ class Exchange:
     def _spent(self, tokens: Tokens) -> None:
         journey = self.journey
         journey.tokens_in, journey.tokens_out, journey.cached = tokens.input, tokens.output, tokens.cached
+
+
+def _stream_error(fault: Fault) -> Broken | DialectError:
+    """Return the exception for an error that a worker sent as the first of its stream."""
+    return Broken("its engine has failed") if engine_died(fault.message) else DialectError(fault)
 
 
 async def _left(receive: Receive) -> None:

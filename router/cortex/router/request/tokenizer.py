@@ -7,6 +7,7 @@ import msgspec
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
+from cortex.router.dialects.errors import BadAnswer
 from cortex.router.dialects.worker_errors import fault_from_worker
 from cortex.router.refusals import UpstreamBroke
 from cortex.router.request.upstream import Broken, Upstream
@@ -32,15 +33,14 @@ class Tokenizer:
             rendered = (await self._ask(instance, "/apply-template", body))["prompt"]
             text = msgspec.json.encode({"content": rendered, "add_special": True, "parse_special": True})
             return len((await self._ask(instance, "/tokenize", text))["tokens"])
-        except (Broken, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        except (Broken, BadAnswer, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
             raise UpstreamBroke(f"the worker of '{function.id}' could not count the prompt: {error}") from None
 
     async def _ask(self, instance: Instance, path: str, body: bytes) -> dict[str, Any]:
         answer = await self._upstream.post(instance, path, body)
         try:
-            whole = await answer.whole()
+            if answer.status != 200:
+                raise Broken(fault_from_worker(answer.status, await answer.error()).message)
+            return msgspec.json.decode(await answer.whole(), type=dict[str, Any])
         finally:
             answer.close()
-        if answer.status != 200:
-            raise Broken(fault_from_worker(answer.status, whole).message)
-        return msgspec.json.decode(whole, type=dict[str, Any])

@@ -2,20 +2,21 @@
 CPU time (measured, LESSONS.md), and this is the warm path. Foreign errors are mapped here and nowhere else.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import aiohttp
 
+from cortex.platform import worker_http
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
+from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
+from cortex.router.dialects.errors import BadAnswer
 
-CONNECT_S = 5.0
 IDLE_S = 4.0
 """How long an idle connection is kept: less than workers do (uvicorn's and llama-server's five seconds), for a request
 sent into a connection that is just being closed is lost."""
 READ_BYTES = 256 * 1024
-STRANGE = frozenset({401, 403})
 
 
 class Broken(Exception):
@@ -23,11 +24,15 @@ class Broken(Exception):
 
 
 class Stranger(Broken):
-    """Whoever listens at that address is not the instance we mean: it does not know its key."""
+    """Whoever listens at that address is not the instance we mean: it does not know its key, or has another model."""
 
 
 class Answer:
-    """A worker's answer: status and headers now, the body as it comes."""
+    """A worker's answer: status and headers now, the body as it comes.
+
+    Reading it raises Broken when it breaks off, and BadAnswer when it is too long, or compressed in a way that is not
+    understood.
+    """
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -35,9 +40,15 @@ class Answer:
         self.retry_after = response.headers.get("Retry-After")
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes. Raises Broken when it breaks off."""
+        """Yield the body as it comes, STREAM_BYTES of it at most."""
+        left = STREAM_BYTES
         with _mapped():
-            async for chunk in self._response.content.iter_any():
+            packed = worker_http.encoding(self._response)
+            body = worker_http.pieces(self._response) if packed else self._response.content.iter_any()
+            async for chunk in body:
+                left -= len(chunk)
+                if left < 0:
+                    raise worker_http.too_long(STREAM_BYTES)
                 yield chunk
 
     def close(self) -> None:
@@ -45,23 +56,25 @@ class Answer:
         self._response.close()
 
     async def whole(self) -> bytes:
-        """Return the whole body. Raises Broken when it breaks off."""
+        """Return the whole body, ANSWER_BYTES of it at most."""
         with _mapped():
-            return await self._response.read()
+            return await worker_http.whole(self._response, ANSWER_BYTES)
+
+    async def error(self) -> bytes:
+        """Return the body of an error, or its beginning."""
+        with _mapped():
+            return await worker_http.beginning(self._response)
 
 
 class Upstream:
     """Connections to all workers."""
 
-    def __init__(self, token: FleetToken) -> None:
-        self._token = token
+    def __init__(self, token: FleetToken, unsure: Callable[[str], bool] = lambda _: False) -> None:
+        """`unsure` tells whether what is known of an instance may be out of date: then it is proved before each
+        request that another worker has not taken its address."""
+        self._token, self._unsure = token, unsure
         self._keys: dict[str, str] = {}
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S),
-            auto_decompress=False,
-            read_bufsize=READ_BYTES,
-        )
+        self._http = worker_http.session(idle_s=IDLE_S, read_bytes=READ_BYTES)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -72,18 +85,38 @@ class Upstream:
 
         Raises Broken or Stranger. Cancelled, it cuts the connection, and the worker stops.
         """
+        prove = self._unsure(instance.id)
         for key in self._keys_of(instance.id):
-            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-            if more:
-                headers.update(more)
             with _mapped():
-                response = await self._http.post(instance.url + path, data=body, headers=headers)
-            if response.status not in STRANGE:
-                self._remember(instance.id, key)
-                return Answer(response)
-            response.close()
+                if prove and not await worker_http.serves(self._http, instance, key):
+                    continue
+                response = await self._send(instance.url + path, key, body, more)
+                if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
+                    self._remember(instance.id, key)
+                    return Answer(response)
         self._keys.pop(instance.id, None)
-        raise Stranger(f"{instance.url} does not know the key of instance {instance.id}")
+        raise Stranger(f"{instance.url} does not know the key of instance {instance.id}, or has another model")
+
+    async def is_well(self, instance: Instance) -> bool:
+        """Whether a worker passes its health check, or takes too long to tell."""
+        return await worker_http.is_well(self._http, instance, next(self._keys_of(instance.id)))
+
+    async def _send(self, url: str, key: str, body: bytes, more: Mapping[str, str] | None) -> aiohttp.ClientResponse:
+        headers = worker_http.headers(key)
+        headers["Content-Type"] = "application/json"
+        if more:
+            headers.update(more)
+        return await self._http.post(url, data=body, headers=headers, allow_redirects=False)
+
+    async def _refuses(self, response: aiohttp.ClientResponse, instance: Instance, key: str) -> bool:
+        """Whether a 401 or 403 is the worker's answer to the request. Closes the response when it is not."""
+        refuses = False
+        try:
+            refuses = await worker_http.refuses_request(self._http, instance, key, response.status)
+        finally:
+            if not refuses:
+                response.close()
+        return refuses
 
     def _keys_of(self, instance: str) -> Iterator[str]:
         """Yield the key that it had the last time, then those that it could have: the token may have changed."""
@@ -105,5 +138,7 @@ class Upstream:
 def _mapped() -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientError, ConnectionError, OSError) as error:
-        raise Broken(str(error) or type(error).__name__) from error
+    except Unreadable as error:
+        raise BadAnswer(f"the worker's answer cannot be read: {error}") from None
+    except (*worker_http.BREAKS, OSError) as error:
+        raise Broken(worker_http.failure(error)) from error

@@ -1,0 +1,208 @@
+"""HTTP to workers, for the router, the agent's relay and the agent's probe: nothing a worker answers is unbounded.
+
+A redirect is never followed and a cookie never stored: a worker cannot send a prompt or its own key elsewhere. A body
+is requested as it is; one that is compressed all the same is unpacked piece by piece. What is read as a whole has a
+limit. aiohttp itself bounds a head: 8190 bytes in a line, 128 lines.
+"""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Iterator
+
+import aiohttp
+
+from cortex.functions.servers import SERVERS
+from cortex.platform import model_list, untrusted
+from cortex.platform.record import Instance
+
+CONNECT_S = 5.0
+PROOF_S = 10.0
+"""How long a worker may take to list its models for a request that waits for it."""
+HEALTH_S = 2.0
+ANSWER_BYTES = 64 * 1024 * 1024
+"""Of a whole answer. The largest are embeddings: 2048 inputs of 1024 numbers are 45 MB."""
+EVENT_BYTES = 8 * 1024 * 1024
+"""Of one server-sent event."""
+STREAM_BYTES = 256 * 1024 * 1024
+"""Of a whole stream: a million tokens, of which a translation may hold the text to its end."""
+ERROR_BYTES = 64 * 1024
+MODELS_BYTES = 2 * 1024 * 1024
+PIECE_BYTES = 256 * 1024
+UNAUTHORIZED = 401
+KEY_REFUSED = frozenset({401, 403})
+REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
+_PLAIN = frozenset({"", "identity"})
+_GZIP = frozenset({"gzip", "x-gzip"})
+
+
+BREAKS = (aiohttp.ClientError, aiohttp.http.HttpProcessingError)
+"""What aiohttp raises when a worker cannot be reached, breaks off or does not answer in HTTP."""
+
+
+class Unreadable(Exception):
+    """A worker's answer that cannot be taken: too long, damaged, or in an encoding that is not understood."""
+
+
+def session(*, idle_s: float = 15.0, read_bytes: int = 64 * 1024) -> aiohttp.ClientSession:
+    """Return connections to workers. `idle_s` is how long an unused one stays open. Needs a running loop."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=idle_s, ttl_dns_cache=60),
+        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        read_bufsize=read_bytes,
+    )
+
+
+def headers(key: str) -> dict[str, str]:
+    """Return what every request to a worker carries."""
+    return {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
+
+
+def failure(error: BaseException) -> str:
+    """Return how a connection failed, without what the worker sent, which aiohttp's texts quote."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "Server disconnected"
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientResponseError | aiohttp.http.HttpProcessingError):
+        return "its answer broke off or is not HTTP"
+    return str(error) or type(error).__name__
+
+
+# Bodies.
+
+
+class Unpacker:
+    """A compressed body, piece by piece. A piece never exceeds PIECE_BYTES, however well the body was packed."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._head = b""
+        self._inflate = zlib.decompressobj(wbits=31) if encoding in _GZIP else None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what this part of the body unpacks to. Raises Unreadable."""
+        if self._inflate is None:
+            self._head += data
+            if len(self._head) < 2:
+                return
+            data, self._head = self._head, b""
+            # "deflate" is zlib's format by the standard, and the bare one of some servers.
+            is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0
+            self._inflate = zlib.decompressobj(wbits=15 if is_zlib else -15)
+        while data:
+            if self._inflate.eof:
+                if self._encoding not in _GZIP or not data.strip(b"\0"):
+                    return  # nothing but padding follows
+                self._inflate = zlib.decompressobj(wbits=31)  # the next member
+            piece, full = b"", True
+            while full and not self._inflate.eof:
+                try:
+                    piece = self._inflate.decompress(data, PIECE_BYTES)
+                except zlib.error:
+                    raise Unreadable(f"its {self._encoding} data is damaged") from None
+                data, full = self._inflate.unconsumed_tail, len(piece) == PIECE_BYTES
+                if piece:
+                    yield piece
+            data = self._inflate.unused_data
+
+    def close(self) -> None:
+        """Raise Unreadable when the body ended in the middle of its data."""
+        if self._head or (self._inflate is not None and not self._inflate.eof):
+            raise Unreadable(f"its {self._encoding} data ends too early")
+
+
+def encoding(response: aiohttp.ClientResponse) -> str:
+    """Return how a body is compressed, "" when it is not. Raises Unreadable for what cannot be unpacked."""
+    named = response.headers.get("Content-Encoding", "").strip().lower()
+    if named in _PLAIN:
+        return ""
+    if named in _GZIP or named == "deflate":
+        return named
+    raise Unreadable(f"it is compressed as '{untrusted.line(named, 40)}', which was not requested")
+
+
+async def pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield a body as it comes, unpacked. Raises Unreadable, and what aiohttp raises."""
+    packed = encoding(response)
+    if not packed:
+        async for chunk in response.content.iter_any():
+            yield chunk
+        return
+    unpacker = Unpacker(packed)
+    async for chunk in response.content.iter_any():
+        for piece in unpacker.feed(chunk):
+            yield piece
+            await asyncio.sleep(0)  # a chunk may unpack to a thousand pieces: other requests go on between them
+    unpacker.close()
+
+
+async def whole(response: aiohttp.ClientResponse, most: int = ANSWER_BYTES) -> bytes:
+    """Return a whole body. Raises Unreadable when it exceeds `most` bytes, and what aiohttp raises."""
+    if (response.content_length or 0) > most:
+        raise too_long(most)
+    body = bytearray()
+    async for piece in pieces(response):
+        body += piece
+        if len(body) > most:
+            raise too_long(most)
+    return bytes(body)
+
+
+async def beginning(response: aiohttp.ClientResponse, most: int = ERROR_BYTES) -> bytes:
+    """Return a body, or the first bytes of one that is longer. Raises Unreadable, and what aiohttp raises."""
+    body = bytearray()
+    async for piece in pieces(response):
+        body += piece
+        if len(body) >= most:
+            break
+    return bytes(body[:most])
+
+
+def too_long(most: int) -> Unreadable:
+    """Return the error for an answer of more than `most` bytes."""
+    return Unreadable(f"it is longer than {most // (1024 * 1024)} MiB")
+
+
+# What a worker is.
+
+
+async def serves(http: aiohttp.ClientSession, instance: Instance, key: str) -> bool:
+    """Whether an instance's address answers for the instance: it accepts the key and lists the function.
+
+    Raises what aiohttp raises.
+    """
+    within = aiohttp.ClientTimeout(total=PROOF_S, sock_connect=CONNECT_S)
+    url = f"{instance.url}/v1/models"
+    try:
+        async with http.get(url, headers=headers(key), timeout=within, allow_redirects=False) as response:
+            if response.status != 200:
+                return False
+            return instance.function in model_list.read(await whole(response, MODELS_BYTES))
+    except TimeoutError:  # it would read as the request's own clock
+        raise aiohttp.ServerTimeoutError(f"{instance.url} did not list its models within {PROOF_S:g} s") from None
+    except (Unreadable, ValueError):
+        return False
+
+
+async def refuses_request(http: aiohttp.ClientSession, instance: Instance, key: str, status: int) -> bool:
+    """Whether a worker's 401 or 403 is its answer to the request: then it accepts the same key elsewhere.
+
+    Raises what aiohttp raises.
+    """
+    server = SERVERS.get(instance.server)
+    if status == UNAUTHORIZED and server is not None and server.lists_openly:
+        return False
+    return await serves(http, instance, key)
+
+
+async def is_well(http: aiohttp.ClientSession, instance: Instance, key: str) -> bool:
+    """Whether a worker's health check passes, or takes too long to tell."""
+    within = aiohttp.ClientTimeout(total=HEALTH_S)
+    url = instance.url + instance.health_path
+    try:
+        async with http.get(url, headers=headers(key), timeout=within, allow_redirects=False) as response:
+            return response.status == 200
+    except TimeoutError:
+        return True
+    except (*BREAKS, OSError):
+        return False
