@@ -9,8 +9,9 @@ import structlog
 
 from cortex.platform import log
 from cortex.platform.cancel import cancelled
+from cortex.platform.registry import RecordAway
 from cortex.platform.settings import Log
-from cortex.router.runtime import for_ever
+from cortex.router.background import Background
 
 
 async def test_a_fault_costs_one_round_and_ends_only_when_cancelled() -> None:
@@ -24,13 +25,29 @@ async def test_a_fault_costs_one_round_and_ends_only_when_cancelled() -> None:
             await asyncio.Event().wait()
         raise ValueError("a fault of ours")
 
-    task = asyncio.create_task(for_ever(work, pause_s=0))
+    counted: list[str] = []
+    background = Background(counted.append)
+    task = asyncio.create_task(background.run("sweep", work, pause_s=0))
     async with asyncio.timeout(5):
         await enough.wait()
     await cancelled([task])
 
     assert len(rounds) == 3
     assert task.cancelled()
+    assert counted == ["sweep", "sweep"]
+    assert background.last is not None
+    assert (background.last.work, background.last.error, background.last.failures) == ("sweep", "ValueError", 2)
+
+
+async def test_a_record_that_is_away_is_no_failure_of_what_reads_it() -> None:
+    background = Background()
+
+    async def work() -> None:
+        raise RecordAway("no answer")
+
+    await background.attempt("sweep", work)
+
+    assert background.last is None
 
 
 def test_a_traceback_on_the_console_shows_no_local_variables(monkeypatch: pytest.MonkeyPatch) -> None:

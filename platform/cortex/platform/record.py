@@ -6,6 +6,7 @@ are compared across machines; memory is MiB.
 """
 
 import enum
+from collections.abc import Iterator
 
 from msgspec import Struct
 
@@ -206,6 +207,15 @@ class Override(Struct, frozen=True, kw_only=True):
     max: int | None = None
 
 
+class SilentHost(Struct, frozen=True, kw_only=True):
+    """A host whose record has expired: its agent is away, or cut off from Redis. Its workers may be well."""
+
+    record: HostRecord
+    """The last one that was read, with those of its instances that were ready."""
+    since: float
+    """When the record was found missing, by the clock of the process that looked."""
+
+
 class Fleet(Struct, frozen=True, kw_only=True):
     """One reading of the whole record. What is not in it is not alive."""
 
@@ -216,7 +226,16 @@ class Fleet(Struct, frozen=True, kw_only=True):
     cordoned: frozenset[str] = frozenset()
     overrides: dict[str, Override] = {}
     """By function."""
+    silent: dict[str, SilentHost] = {}
+    """Hosts that a router knew and whose record has expired: their instances may be chosen, and nothing is placed
+    there. Empty in a reading; `silence.py` of the router fills it in."""
     at: float = 0.0
+
+    def records(self) -> Iterator[HostRecord]:
+        """Yield the record of every host, alive or silent."""
+        yield from self.hosts.values()
+        for host in self.silent.values():
+            yield host.record
 
 
 class Use(Struct, frozen=True, kw_only=True):

@@ -126,10 +126,13 @@ class Registry:
         return [s for v in values if (s := decoded(v, Snapshot))]
 
     async def remove_host(self, name: str) -> None:
-        """Take a host out of the record: its agent ends."""
+        """Take a host out of the record: its agent has stopped every worker and ends.
+
+        The bell says so: a record that only expires leaves a host whose workers may be well.
+        """
         async with _bounded(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
             pipe.delete(HOST + name)
-            pipe.publish(CHANGED, f"host:{name}")
+            pipe.publish(CHANGED, f"removed:{name}")
             await pipe.execute()
 
     async def host(self, name: str) -> HostRecord | None:

@@ -17,12 +17,13 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
+from cortex.platform import clock
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.flights import Flights
 from cortex.platform.keys import FleetToken
 from cortex.platform.quota import Quota
-from cortex.platform.record import Fleet, Override, used_instance
+from cortex.platform.record import Fleet, Instance, Override, used_instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
@@ -31,7 +32,8 @@ from cortex.router.access.metering import Metering
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import AgentAway, Agents
 from cortex.router.activation.scaling import Scaling
-from cortex.router.directory import Directory, Target
+from cortex.router.background import Background
+from cortex.router.directory import Directory
 from cortex.router.history import History
 from cortex.router.inquiry import Inquiry
 from cortex.router.metrics.counting import Counting
@@ -41,6 +43,7 @@ from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.request import request_log
 from cortex.router.request.journey import Journey, Journeys
+from cortex.router.request.probe import Probe, Pulse
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.upstream import Upstream
 from cortex.router.stopping import stopping
@@ -53,6 +56,9 @@ REPORT_S = 1.0
 COUNT_S = 1.0
 SWEEP_S = 2.0
 SWEEP_LEASE_S = 6.0
+PROBE_S = 2.0
+"""Between two looks at the instances of silent hosts."""
+PROBES_AT_ONCE = 32
 
 
 class Runtime:
@@ -67,6 +73,7 @@ class Runtime:
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
         self.view = View(self.registry, self.id)
+        self.directory.on_change = self.view.wake
         self.flights = Flights(self.id)
         self.history = History(self.registry)
         self.agents = Agents(token, settings.ca_file)
@@ -74,9 +81,13 @@ class Runtime:
         self.images = RemoteImages()
         self.receipts = Receipts(self.id)
         self.tracing = tracing(settings)
-        self.activator = Activator(self.view, self.registry, self.agents, self.flights, self.receipts)
+        self.probe = Probe(token)
+        self.activator = Activator(
+            self.view, self.registry, self.agents, self.flights, self.directory, self.probe, self.receipts
+        )
         self._scaling = Scaling()
         self.counting = Counting(self.view, self.flights)
+        self.background = Background(self.counting.work_failed)
         self.traffic = Traffic()
         self.journeys = Journeys(
             [self.counting.note, self._note_traffic, request_log.note, self.receipts.noted, self.tracing.over]
@@ -91,16 +102,17 @@ class Runtime:
             await self.keys.refresh()
             await self.view.refresh()
             await self._report_now()
-        work = (
-            self.keys.follow,
-            self.metering.renew,
-            self.view.follow,
-            self.directory.follow,
-            self._report,
-            self._sweep,
-            self._count,
-        )
-        self._tasks = [asyncio.create_task(for_ever(w)) for w in work]
+        work: dict[str, Callable[[], Awaitable[None]]] = {
+            "api keys": self.keys.follow,
+            "limits": self.metering.renew,
+            "record": self.view.follow,
+            "catalogue": self.directory.follow,
+            "report": self._report,
+            "sweep": self._sweep,
+            "silent hosts": self._probe_silent,
+            "counts": self._count,
+        }
+        self._tasks = [asyncio.create_task(self.background.run(name, w)) for name, w in work.items()]
         systemd.notify("READY=1")
         return self
 
@@ -116,6 +128,7 @@ class Runtime:
         await asyncio.to_thread(self.tracing.close)
         await self.agents.close()
         await self.upstream.close()
+        await self.probe.close()
         await self.images.close()
         await self.registry.close()
 
@@ -127,16 +140,16 @@ class Runtime:
     def fleet(self) -> Fleet:
         """Return the fleet with this router's own report as it is at this moment."""
         fleet = self.view.fleet
-        own = self.flights.report(self.view.epochs(), time.time())
+        own = self.flights.report(self.view.epochs(), clock.now())
         used = fleet.used | self.flights.recent()
         return replace(fleet, routers={**fleet.routers, self.id: own}, used=used)
 
-    async def warm(self, target: Target) -> str:
+    async def warm(self, name: str) -> str:
         """Have an instance started whatever failed before; return its id, or that of one there is.
 
         Raises Refusal.
         """
-        return await self.activator.ensure(target, force=True)
+        return await self.activator.ensure(lambda: self.directory.find(name), force=True)
 
     async def cordon(self, host: str, *, cordoned: bool) -> None:
         """Have a host take no new work, or take it again. Raises RecordAway."""
@@ -191,7 +204,7 @@ class Runtime:
         """Let a function's instances go. Return their ids, and the hosts that could not be told."""
         going: list[str] = []
         away: list[str] = []
-        for host in self.view.fleet.hosts.values():
+        for host in self.view.fleet.records():
             if any(i.function == function for i in host.instances):
                 try:
                     going += await self.agents.cool(host.address, function, at_once=at_once)
@@ -202,7 +215,7 @@ class Runtime:
     # In the background.
 
     async def _report_now(self) -> None:
-        await self.registry.publish_router(self.flights.report(self.view.epochs(), time.time()))
+        await self.registry.publish_router(self.flights.report(self.view.epochs(), clock.now()))
 
     async def _report(self) -> None:
         """Report once a second, and at once when an agent waits for it: for an acknowledgement, for the last
@@ -223,8 +236,10 @@ class Runtime:
                 await self.registry.touch(used)
                 self.view.note_used(used)
                 told, reported = news, time.monotonic()
-            except RecordAway:
+            except Exception as error:
                 self.flights.put_back(used)
+                if not isinstance(error, RecordAway):
+                    raise
                 await asyncio.sleep(REPORT_S)
 
     async def _count(self) -> None:
@@ -253,15 +268,14 @@ class Runtime:
         """With the sweep lease: tell agents the catalogue, keep minimums warm, scale out, drop what is no more."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            try:
-                if not stopping() and await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
-                    await self._tell_catalogue()
-                    await self._scale()
-                    await self._forget_gone()
-            except RecordAway:
-                continue
+            if not stopping() and await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
+                for step in (self._tell_catalogue, self._scale, self._forget_gone):
+                    await self.background.attempt("sweep", step)
 
     async def _tell_catalogue(self) -> None:
+        """Tell every agent that goes by another catalogue; never an empty one that may be an accident."""
+        if not self.directory.is_deliberate:
+            return
         for host in list(self.view.fleet.hosts.values()):
             if host.catalogue != self.directory.digest:
                 try:
@@ -269,9 +283,27 @@ class Runtime:
                 except AgentAway as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 
+    async def _probe_silent(self) -> None:
+        """Ask the instances of silent hosts whether they are still there: they are chosen only as long as they are."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            at_once = asyncio.Semaphore(PROBES_AT_ONCE)
+            await asyncio.gather(*(self._probe(i, at_once) for i in self.view.silent_instances()))
+
+    async def _probe(self, instance: Instance, at_once: asyncio.Semaphore) -> None:
+        async with at_once:
+            pulse = await self.probe.pulse(instance)
+        match pulse:
+            case Pulse.WELL:
+                self.view.trust(instance.id)
+            case Pulse.GONE:
+                self.view.drop(instance.id)
+            case Pulse.SILENT:
+                self.view.miss(instance.id)
+
     async def _scale(self) -> None:
         functions = self.directory.catalogue.functions
-        for want in self._scaling.wanted(functions.values(), self.view.fleet, time.time()):
+        for want in self._scaling.wanted(functions.values(), self.view.fleet, clock.now()):
             try:
                 await self.activator.add(self.directory.find(want.function), evict=want.promised)
             except Refusal as refusal:
@@ -283,13 +315,3 @@ class Runtime:
         await self.registry.forget_used(
             m for m, at in self.view.fleet.used.items() if m.startswith("i:") and m not in present and at < old
         )
-
-
-async def for_ever(work: Callable[[], Awaitable[None]], pause_s: float = 1.0) -> None:
-    """Run background work; a fault of ours costs it a second and is in the log, not the work for ever after."""
-    while True:
-        try:
-            await work()
-        except Exception as error:
-            log.error("background_work_broke", work=work.__qualname__, exc_info=error)
-        await asyncio.sleep(pause_s)

@@ -34,7 +34,11 @@ HUB_TIMEOUT_S = 60.0
 
 
 class AgentAway(Exception):
-    """The agent did not answer, or not as an agent does."""
+    """The agent did not answer, or not as an agent does. It may have done what it was told all the same."""
+
+
+class AgentUnreachable(AgentAway):
+    """No connection to the agent came about, so it knows nothing of what it was to do."""
 
 
 class AgentRefused(Exception):
@@ -49,8 +53,12 @@ class AgentRefused(Exception):
 def _mapped(address: str) -> Iterator[None]:
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
-        raise AgentAway(f"the agent at {address} did not answer: {error or type(error).__name__}") from error
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
+        raise AgentUnreachable(
+            f"the agent at {address} cannot be reached: {str(error) or type(error).__name__}"
+        ) from error
+    except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        raise AgentAway(f"the agent at {address} did not answer: {str(error) or type(error).__name__}") from error
 
 
 class Agents:

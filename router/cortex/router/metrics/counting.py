@@ -56,6 +56,10 @@ class Counting:
         """Count a request that never got as far as a function."""
         self._meter.count(metrics.REFUSED, (reason,))
 
+    def work_failed(self, work: str) -> None:
+        """Count a round of background work that raised."""
+        self._meter.count(metrics.WORK_FAILURES, (work,))
+
     def snapshot(self) -> Snapshot:
         """Return what was counted so far, and how things stand."""
         found = self._meter.snapshot(self._standing())

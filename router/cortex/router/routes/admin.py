@@ -196,7 +196,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         if plan:
             return {"plan": to_builtins(await planned(runtime, verb, function=function_id))}
         if verb == "warm":
-            return {"instance": await runtime.warm(runtime.directory.find(function_id))}
+            return {"instance": await runtime.warm(function_id)}
         if verb == "cool":
             target = runtime.directory.find(function_id)
             going, away = await runtime.cool(target.function.id, at_once=now)

@@ -1,0 +1,46 @@
+"""`GET /health`: whether requests can be served, what is amiss, and how old what this worker process knows is."""
+
+import math
+from typing import Any
+
+from cortex.platform.record import Fleet
+from cortex.router.background import WorkFailure
+from cortex.router.runtime import Runtime
+
+WORK_S = 60.0
+"""How long a failure of background work makes the router `degraded`."""
+MOST_NAMED = 20
+
+
+def standing(runtime: Runtime, now: float) -> dict[str, Any]:
+    """Return what this worker process says of itself."""
+    fleet, view, failure = runtime.view.fleet, runtime.view, runtime.background.last
+    worried = fleet.silent.keys() - fleet.cordoned
+    failing = failure is not None and now - failure.at < WORK_S
+    well = fleet.hosts and not (view.away or runtime.directory.problem or worried or failing)
+    return {
+        "status": "ok" if well else "degraded",
+        "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts) + len(fleet.silent)},
+        "silent": silent(fleet, now),
+        "record": "away" if view.away else "ok",
+        "record_read_s_ago": math.ceil(now - fleet.at) if fleet.at else None,
+        "catalogue": runtime.directory.problem or "ok",
+        "background": "ok" if failure is None else background(failure, now),
+    }
+
+
+def silent(fleet: Fleet, now: float) -> dict[str, dict[str, int]]:
+    """Return the silent hosts, those first that fell silent last: for how long, and how many instances of theirs still
+    answer."""
+    latest = sorted(fleet.silent.items(), key=lambda named: -named[1].since)[:MOST_NAMED]
+    return {n: {"silent_s": math.ceil(now - h.since), "serving": len(h.record.instances)} for n, h in latest}
+
+
+def background(failure: WorkFailure, now: float) -> dict[str, Any]:
+    """Return what background work failed last, and when."""
+    return {
+        "work": failure.work,
+        "error": failure.error,
+        "failed_s_ago": math.ceil(now - failure.at),
+        "failures": failure.failures,
+    }
