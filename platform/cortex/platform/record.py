@@ -237,6 +237,10 @@ class Fleet(Struct, frozen=True, kw_only=True):
         for host in self.silent.values():
             yield host.record
 
+    def record(self, host: str) -> HostRecord | None:
+        """Return the record of a host, alive or silent."""
+        return next((h for h in self.records() if h.name == host), None)
+
 
 class Use(Struct, frozen=True, kw_only=True):
     """What instances are doing, as far as the routers' reports tell. Unknown means: nobody counts as idle."""
