@@ -70,8 +70,15 @@ class MetricsPort:
             self._thread.join(STOP_S)
 
     def _run(self, listener: socket.socket) -> None:
+        """Serve until the end, and again after whatever broke it."""
         assert self._server is not None
-        asyncio.run(self._server.serve(sockets=[listener]))
+        while not self._server.should_exit:
+            try:
+                asyncio.run(self._server.serve(sockets=[listener.dup()]))
+            except Exception as error:
+                log.error("metrics_port_broke", exc_info=error)
+                time.sleep(STOP_S)
+        listener.close()
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer GET /metrics, and nothing else."""
