@@ -3,11 +3,16 @@
 import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from cortex.platform.record import Fleet
 from cortex.router.directory import MOST_LOOKS, Directory
+from cortex.router.runtime import Runtime
 from tests.support.catalogues import fake
+from tests.support.factories import a_host
 
 TWO = fake("one") + fake("two")
 
@@ -149,3 +154,23 @@ async def test_who_waits_for_a_change_is_woken_by_the_catalogue_or_by_its_task(t
     await asyncio.wait_for(directory.change(60, never), 5)
 
     assert list(directory.catalogue.functions) == ["one"]
+
+
+@pytest.mark.parametrize(("text", "told"), [("", []), ("models = []\n", ["http://host-a:13131"])])
+async def test_agents_are_told_an_empty_catalogue_only_when_it_is_meant(
+    tmp_path: Path, text: str, told: list[str]
+) -> None:
+    """Every instance is stopped for it: a router that starts with a file that was cut off must not do that."""
+    directory, _ = a_directory(tmp_path, text)
+    heard: list[str] = []
+
+    async def heed(address: str, catalogue: object, digest: str) -> None:
+        heard.append(address)
+
+    host = a_host()
+    view = SimpleNamespace(fleet=Fleet(hosts={host.name: host}))
+    runtime = SimpleNamespace(directory=directory, view=view, agents=SimpleNamespace(heed=heed))
+
+    await Runtime._tell_catalogue(cast(Runtime, runtime))
+
+    assert heard == told
