@@ -32,7 +32,10 @@ def catalogue(waited: str = "", names: dict[str, str] | None = None) -> str:
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("away")
-    with own_redis(folder) as url, Fleet(folder, url, catalogue(), {"a": BEAT, "b": BEAT}) as running:
+    own_way = folder / "a.sock"  # so that `a` alone can be cut off from Redis
+    own_way.symlink_to("r.sock")
+    cut_off = {"CORTEX_REDIS_URL": f"unix://{own_way}"}
+    with own_redis(folder) as url, Fleet(folder, url, catalogue(), {"a": {**BEAT, **cut_off}, "b": BEAT}) as running:
         yield running
 
 
@@ -126,6 +129,47 @@ def test_a_redis_that_was_emptied_interrupts_nothing_that_is_warm(fleet: Fleet) 
     assert {(a.status_code, a.headers.get("x-cortex-instance")) for a in answers} == {(200, instance)}
     assert fleet.spawned() == before
     eventually(lambda: health(fleet)["status"] == "ok", what="everything to be well again")
+
+
+def test_a_warm_function_is_served_while_its_agent_is_cut_off_from_redis(fleet: Fleet) -> None:
+    fleet.http.post("/admin/hosts/b/cordon").raise_for_status()
+    instance = fleet.chat("warm").headers["x-cortex-instance"]
+    before = fleet.spawned()
+    fleet.http.post("/admin/hosts/b/uncordon").raise_for_status()
+    own_way = fleet.folder / "a.sock"
+
+    own_way.unlink()
+    try:
+        with redis.Redis.from_url(fleet.redis_url) as record:
+            for kind in ("normal", "pubsub"):  # every other process connects again
+                record.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        eventually(lambda: "a" in health(fleet)["silent"], what="the host to be silent")
+        answers = [fleet.chat("warm") for _ in range(3)]
+    finally:
+        own_way.symlink_to("r.sock")
+    eventually(lambda: not health(fleet)["silent"], what="the host to report")
+
+    assert [(a.status_code, a.headers["x-cortex-instance"]) for a in answers] == [(200, instance)] * 3
+    assert fleet.chat("warm").headers["x-cortex-instance"] == instance
+    assert fleet.spawned() == before
+
+
+def test_a_redis_that_takes_no_writes_leaves_warm_functions_warm(fleet: Fleet) -> None:
+    instance = fleet.chat("warm").headers["x-cortex-instance"]
+
+    with redis.Redis.from_url(fleet.redis_url) as record:
+        record.replicaof("127.0.0.1", "1")  # the replica of a master that is not there
+        try:
+            eventually(lambda: health(fleet)["status"] == "degraded", what="the router to say so")
+            warm = [fleet.chat("warm") for _ in range(3)]
+            cold = fleet.chat("other")
+        finally:
+            record.replicaof("NO", "ONE")
+    eventually(lambda: health(fleet)["status"] == "ok", within_s=30, what="everything to be well again")
+
+    assert [(a.status_code, a.headers["x-cortex-instance"]) for a in warm] == [(200, instance)] * 3
+    assert (cold.status_code, cold.json()["error"]["code"]) == (503, "record_away")
+    assert fleet.chat("other").status_code == 200
 
 
 def test_a_worker_that_closes_connections_gets_no_second_one_beside_it(fleet: Fleet) -> None:
