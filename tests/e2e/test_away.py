@@ -78,7 +78,7 @@ def test_a_warm_function_is_served_while_its_agent_is_dead_and_after_it_came_bac
     eventually(lambda: host in health(fleet)["silent"], what="the host to be silent")
     answers = [fleet.chat("warm") for _ in range(3)]
     elsewhere = fleet.chat("other")
-    said = health(fleet)
+    degraded = health(fleet)
     listed = fleet.cli("host", "ls").stdout
     functions = fleet.cli("fn", "ls").stdout
     diagnosis = fleet.cli("doctor").stdout
@@ -89,7 +89,7 @@ def test_a_warm_function_is_served_while_its_agent_is_dead_and_after_it_came_bac
 
     assert [(a.status_code, a.headers["x-cortex-instance"]) for a in [*answers, again]] == [(200, instance)] * 4
     assert (elsewhere.status_code, host_of(fleet, "other") != host) == (200, True)
-    assert (said["status"], said["nodes"], said["silent"][host]["serving"]) == (
+    assert (degraded["status"], degraded["nodes"], degraded["silent"][host]["serving"]) == (
         "degraded",
         {"healthy": 1, "total": 2},
         1,
@@ -196,7 +196,7 @@ class Waiting:
         self.plain: httpx.Response
         self.streamed: list[str] = []
         self.begun = threading.Event()
-        """Set when the stream has begun: it is told that it waits."""
+        """Set when the stream has begun: with a keep-alive."""
         self._threads = [threading.Thread(target=t) for t in (self._ask, self._stream)]
         for thread in self._threads:
             thread.start()
@@ -232,14 +232,14 @@ def loads(name: str, seconds: float, *args: str, host: str = "a") -> str:
 def starting(fleet: Fleet) -> Iterator[Callable[..., Waiting]]:
     """Declare something slow to load, ask for it, and give what waits once its worker starts."""
 
-    def begun(asked: str, text: str) -> Waiting:
+    def begun(name: str, text: str) -> Waiting:
         fleet.models.write_text(text)
-        eventually(lambda: fleet.http.get(f"/admin/functions/{asked}").is_success, what="the name to be declared")
-        waiting = Waiting(fleet, asked)
-        eventually(lambda: fleet.function(asked)["waiting"] == 2, what="both to wait")
+        eventually(lambda: fleet.http.get(f"/admin/functions/{name}").is_success, what="the name to be declared")
+        waiting = Waiting(fleet, name)
+        eventually(lambda: fleet.function(name)["waiting"] == 2, what="both to wait")
         assert waiting.begun.wait(10)
         eventually(
-            lambda: any(i["state"] == "starting" for i in fleet.function(asked)["instances"]), what="a worker to start"
+            lambda: any(i["state"] == "starting" for i in fleet.function(name)["instances"]), what="a worker to start"
         )
         return waiting
 

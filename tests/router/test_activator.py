@@ -1,6 +1,7 @@
 """What the activator does with what it sees. The record and the agents are values; nothing sleeps."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -59,13 +60,13 @@ class Stage:
         self.asked: list[Ensure] = []
         self.failures = Failures()
         self._view = View(cast(Registry, self), "router-1")
-        self.hosts_asked: list[str] = []
+        self.addresses: list[str] = []
         self.others: dict[str, HostRecord] = {}
         self.catalogue = ""
         self.lost = 0
         self.directory = Catalogue()
         self.pulses: list[Pulse] = []
-        self.probed: list[str] = []
+        self.probes: list[str] = []
         self._flights = Flights("router-1")
         self.activator = Activator(
             self._view, cast(Registry, self), cast(Agents, self), self._flights, self.directory, self
@@ -86,7 +87,7 @@ class Stage:
 
     async def ensure(self, address: str, asked: Ensure) -> Going:
         self.asked.append(asked)
-        self.hosts_asked.append(address)
+        self.addresses.append(address)
         self.proposed += 1
         if self.lost:
             self.lost -= 1
@@ -94,13 +95,13 @@ class Stage:
         return Going(f"new-{self.proposed}", State.STARTING)
 
     async def pulse(self, instance: Instance) -> Pulse:
-        self.probed.append(instance.id)
+        self.probes.append(instance.id)
         return self.pulses.pop(0)
 
     async def served(self) -> None:
         """Wait as a request does, while the record is read again and again."""
         await self._view.refresh()
-        with self.activator.held(FUNCTION):
+        with self.activator.in_queue(FUNCTION):
             waiting = asyncio.create_task(self.activator.wait_until_ready(TARGET, FUNCTION.start_timeout_s))
             async with asyncio.timeout(5):
                 while not waiting.done():
@@ -185,10 +186,10 @@ async def test_a_suspect_that_is_well_is_chosen_again_and_nothing_is_started() -
 
     await stage.served()
 
-    assert (stage.probed, stage.proposed) == (["one"], 0)
+    assert (stage.probes, stage.proposed) == (["one"], 0)
 
 
-async def test_a_suspect_that_does_not_answer_is_asked_of_its_host_before_anything_is_started() -> None:
+async def test_a_suspect_that_does_not_answer_has_its_host_asked_first() -> None:
     other = replace(a_host(), name="host-0")
     stage = Stage((an_instance("one"),), (an_instance("new-1", ready=1.0),))
     stage.others = {other.name: other}
@@ -198,7 +199,7 @@ async def test_a_suspect_that_does_not_answer_is_asked_of_its_host_before_anythi
 
     await stage.served()
 
-    assert stage.hosts_asked == ["http://host-a:13131"]
+    assert stage.addresses == ["http://host-a:13131"]
 
 
 async def test_a_start_of_what_is_not_declared_any_more_ends_and_proposes_nothing_else() -> None:
@@ -206,7 +207,7 @@ async def test_a_start_of_what_is_not_declared_any_more_ends_and_proposes_nothin
     stage = Stage((), (an_instance("new-1", state=State.STARTING),))
     await stage._view.refresh()
 
-    with stage.activator.held(FUNCTION):
+    with stage.activator.in_queue(FUNCTION):
         waiting = asyncio.create_task(stage.activator.wait_until_ready(TARGET, 60))
         await until(lambda: stage.proposed == 1)
         stage.directory.becomes(a_function(args=("--changed",)))
@@ -247,7 +248,7 @@ async def test_an_agent_that_does_not_answer_in_time_has_the_record_read_before_
 
     await stage.served()
 
-    assert stage.hosts_asked == ["http://host-a:13131"]
+    assert stage.addresses == ["http://host-a:13131"]
 
 
 async def test_an_agent_that_did_not_answer_in_time_is_asked_after_the_others() -> None:
@@ -258,26 +259,26 @@ async def test_an_agent_that_did_not_answer_in_time_is_asked_after_the_others() 
 
     await stage.served()
 
-    assert stage.hosts_asked == ["http://host-a:13131", "http://host-b:13131"]
+    assert stage.addresses == ["http://host-a:13131", "http://host-b:13131"]
 
 
 async def test_the_claim_outlasts_an_agent_that_does_not_answer() -> None:
     assert CLAIM_S > TIMEOUT_S
 
 
-async def test_who_waits_too_long_is_told_so_whatever_the_catalogue_does() -> None:
+async def test_who_waits_too_long_is_refused_whatever_the_catalogue_does() -> None:
     stage = Stage((), (an_instance("new-1", state=State.STARTING),))
     await stage._view.refresh()
 
-    with stage.activator.held(FUNCTION), pytest.raises(NotReadyInTime):
+    with stage.activator.in_queue(FUNCTION), pytest.raises(NotReadyInTime):
         await stage.activator.wait_until_ready(TARGET, 0)
 
 
-async def test_all_who_are_held_count_towards_the_queue() -> None:
+async def test_all_who_wait_count_towards_the_queue() -> None:
     stage = Stage(())
     short = a_function(queue=1)
 
-    with stage.activator.held(short), pytest.raises(QueueFull), stage.activator.held(short):
+    with stage.activator.in_queue(short), pytest.raises(QueueFull), stage.activator.in_queue(short):
         pass
 
 
@@ -296,3 +297,11 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not true():  # noqa: ASYNC110 (no event tells: what is awaited is the activator's own state)
             await asyncio.sleep(0)
+
+
+async def test_of_agents_that_did_not_answer_the_one_that_failed_longest_ago_is_first() -> None:
+    """Else one that stays away would keep all behind it from being asked."""
+    activator = Stage(()).activator
+    activator._slow = {"a": time.monotonic() + 20, "b": time.monotonic() + 10, "c": time.monotonic() - 1}
+
+    assert activator._slow_last(["a", "b", "c", "d"]) == ["c", "d", "b", "a"]

@@ -156,16 +156,16 @@ async def test_who_waits_for_a_change_is_woken_by_the_catalogue_or_by_its_task(t
     assert list(directory.catalogue.functions) == ["one"]
 
 
-@pytest.mark.parametrize(("text", "told"), [("", []), ("models = []\n", ["http://host-a:13131"])])
+@pytest.mark.parametrize(("text", "expected"), [("", []), ("models = []\n", ["http://host-a:13131"])])
 async def test_agents_are_told_an_empty_catalogue_only_when_it_is_meant(
-    tmp_path: Path, text: str, told: list[str]
+    tmp_path: Path, text: str, expected: list[str]
 ) -> None:
     """Every instance is stopped for it: a router that starts with a file that was cut off must not do that."""
     directory, _ = a_directory(tmp_path, text)
-    heard: list[str] = []
+    addresses: list[str] = []
 
     async def heed(address: str, catalogue: object, digest: str) -> None:
-        heard.append(address)
+        addresses.append(address)
 
     host = a_host()
     view = SimpleNamespace(fleet=Fleet(hosts={host.name: host}))
@@ -173,4 +173,4 @@ async def test_agents_are_told_an_empty_catalogue_only_when_it_is_meant(
 
     await Runtime._tell_catalogue(cast(Runtime, runtime))
 
-    assert heard == told
+    assert addresses == expected

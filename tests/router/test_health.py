@@ -48,11 +48,11 @@ def test_a_router_is_well_or_degraded(runtime: Runtime, status: str) -> None:
 
 
 def test_a_silent_host_is_named_with_its_age_and_what_serves_there() -> None:
-    said = standing(a_runtime(alive(silent={"z": SILENT})), NOW)
+    answer = standing(a_runtime(alive(silent={"z": SILENT})), NOW)
 
-    assert said["silent"] == {"z": {"silent_s": 12, "serving": 1}}
-    assert said["nodes"] == {"healthy": 1, "total": 2}
-    assert said["record_read_s_ago"] == 1
+    assert answer["silent"] == {"z": {"silent_s": 12, "serving": 1}}
+    assert answer["nodes"] == {"healthy": 1, "total": 2}
+    assert answer["record_read_s_ago"] == 1
 
 
 def test_no_more_silent_hosts_are_named_than_the_bound() -> None:
@@ -64,9 +64,9 @@ def test_no_more_silent_hosts_are_named_than_the_bound() -> None:
 
 
 def test_background_work_that_failed_is_named_with_its_age() -> None:
-    said = standing(a_runtime(alive(), failure=FAILURE), NOW)
+    answer = standing(a_runtime(alive(), failure=FAILURE), NOW)
 
-    assert said["background"] == {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "failures": 2}
+    assert answer["background"] == {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "failures": 2}
 
 
 def test_an_instance_of_a_silent_host_is_listed_as_loaded() -> None:

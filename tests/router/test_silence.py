@@ -123,14 +123,14 @@ async def a_view(*hosts: HostRecord, alive: tuple[HostRecord, ...] = ()) -> View
     return view
 
 
-def chosen(view: View) -> list[str]:
+def choices(view: View) -> list[str]:
     return [i.id for i in view.ready("org/model", REV)]
 
 
 async def test_an_instance_of_a_silent_host_is_chosen_and_known_to_be_unsure() -> None:
     view = await a_view(named("a", an_instance("r")))
 
-    assert chosen(view) == ["r"]
+    assert choices(view) == ["r"]
     assert view.unsure("r")
     assert view.placed("r") == ("org/model", "a")
     assert view.fleet.hosts == {}
@@ -151,7 +151,7 @@ async def test_an_instance_of_a_silent_host_that_is_gone_is_dropped() -> None:
 
     view.drop("r")
 
-    assert chosen(view) == ["s"]
+    assert choices(view) == ["s"]
     assert list(view.fleet.silent) == ["a"]
 
 
@@ -161,7 +161,7 @@ async def test_an_instance_of_a_reporting_host_is_dropped_by_its_host_alone() ->
 
     view.drop("r")
 
-    assert chosen(view) == ["r"]
+    assert choices(view) == ["r"]
 
 
 async def test_an_instance_of_a_silent_host_is_dropped_after_misses_in_a_row() -> None:
@@ -172,10 +172,10 @@ async def test_an_instance_of_a_silent_host_is_dropped_after_misses_in_a_row() -
     view.trust("r")
     for _ in range(MISSES_TO_DROP - 1):
         view.miss("r")
-    before = chosen(view)
+    before = choices(view)
     view.miss("r")
 
-    assert (before, chosen(view)) == (["r"], [])
+    assert (before, choices(view)) == (["r"], [])
 
 
 async def test_a_suspect_that_is_trusted_again_is_chosen_at_once() -> None:
@@ -183,11 +183,11 @@ async def test_a_suspect_that_is_trusted_again_is_chosen_at_once() -> None:
     view = await a_view(host, alive=(host,))
 
     view.suspect("r")
-    suspected = (chosen(view), [i.id for i in view.suspected("org/model", REV)])
+    suspected = (choices(view), [i.id for i in view.suspected("org/model", REV)])
     view.trust("r")
 
     assert suspected == ([], ["r"])
-    assert (chosen(view), view.suspected("org/model", REV)) == (["r"], ())
+    assert (choices(view), view.suspected("org/model", REV)) == (["r"], ())
 
 
 async def test_a_host_that_was_removed_on_purpose_is_forgotten_at_once() -> None:
@@ -196,4 +196,4 @@ async def test_a_host_that_was_removed_on_purpose_is_forgotten_at_once() -> None
 
     view._forget("a")
 
-    assert (chosen(view), view.fleet.hosts, view.fleet.silent) == ([], {}, {})
+    assert (choices(view), view.fleet.hosts, view.fleet.silent) == ([], {}, {})

@@ -36,8 +36,8 @@ def silent_hosts(before: Fleet, hosts: Mapping[str, HostRecord], now: float) -> 
     if len(left) > MOST_SILENT:
         newest = sorted(left, key=lambda n: left[n].since, reverse=True)[:MOST_SILENT]
         left = {n: left[n] for n in newest}
-    taken_over = {i.id for h in hosts.values() for i in h.instances} if left else frozenset()
-    return {name: without(host, taken_over) for name, host in left.items()}
+    elsewhere = {i.id for h in hosts.values() for i in h.instances} if left else frozenset()
+    return {name: without(host, elsewhere) for name, host in left.items()}
 
 
 def without(host: SilentHost, instances: Collection[str]) -> SilentHost:

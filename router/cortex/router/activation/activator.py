@@ -42,8 +42,10 @@ log = structlog.get_logger()
 CLAIM_S = TIMEOUT_S + 5.0
 """A claim is released in milliseconds, and after one agent that does not answer at the latest: it must outlast that. It
 expires for a router that died holding it."""
+PROPOSE_S = 3.0
+"""After so long no further host is asked under the same claim."""
 SLOW_S = 30.0
-"""How long an agent that did not answer in time is asked after all others."""
+"""How long an agent that did not answer comes after all others."""
 CLAIMED_ELSEWHERE_S = 0.05
 NO_ROOM_S = 1.0
 UNSEEN_S = 10.0
@@ -67,8 +69,8 @@ class Prober(Protocol):
 
 
 class AnswerLost(NoCapacity):
-    """An agent did not answer in time. It may have started an instance: the record must be read before another is
-    asked."""
+    """An agent did not answer in time. It may have started an instance: the record must be read before the next host
+    is asked."""
 
 
 class Activator:
@@ -95,17 +97,17 @@ class Activator:
         await cancelled(self._starts.values())
 
     @contextlib.contextmanager
-    def held(self, function: Function, priority: Priority = Priority.NORMAL) -> Iterator[None]:
+    def in_queue(self, function: Function, priority: Priority = Priority.NORMAL) -> Iterator[None]:
         """Count as one that waits for a function. Raises QueueFull."""
-        held = self._flights.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
-        if held >= priority.share(function.queue):
-            raise QueueFull(f"{held} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
+        waiting = self._flights.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
+        if waiting >= priority.share(function.queue):
+            raise QueueFull(f"{waiting} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
         with self._flights.waiting(function.id):
             yield
 
     async def wait_until_ready(self, target: Target, timeout_s: float) -> None:
         """Return once an instance is ready, which may be gone again when the caller looks, or the catalogue has
-        changed, so that the caller looks its name up again. The caller is `held`.
+        changed, so that the caller looks its name up again. The caller is `in_queue`.
 
         Raises NotReadyInTime, NoCapacity, StartFailed or RecordIsAway.
         """
@@ -134,7 +136,7 @@ class Activator:
         Raises Refusal.
         """
         deadline = time.monotonic() + UNSEEN_S
-        may_be_lost = True
+        retry = True
         try:
             while time.monotonic() < deadline:
                 target = find()
@@ -147,9 +149,9 @@ class Activator:
                 try:
                     going = await self._claimed(function, rev, force=force)
                 except AnswerLost:
-                    if not may_be_lost:
+                    if not retry:
                         raise
-                    may_be_lost, deadline = False, time.monotonic() + UNSEEN_S
+                    retry, deadline = False, time.monotonic() + UNSEEN_S
                     continue
                 if going is not None:
                     return going.instance
@@ -179,19 +181,18 @@ class Activator:
         fleet = self._view.fleet
         usage = use(fleet)
         refusals: list[tuple[str, Refused]] = []
+        began = time.monotonic()
         for host in self._slow_last(hosts_to_ask(wanted, function, fleet, usage, clock.now(), asked.beside)):
             try:
                 answer = await self._agents.ensure(fleet.hosts[host].address, asked)
-            except AgentUnreachable as error:
-                log.warning("agent_away", host=host, why=str(error))
-                refusals.append((host, Refused(str(error), When.LATER)))
-                continue
             except AgentAway as error:
                 log.warning("agent_away", host=host, why=str(error))
                 self._slow[host] = time.monotonic() + SLOW_S
-                raise AnswerLost(
-                    f"no room for '{function.id}' now: {host}: {error}", retry_after=RETRY_AFTER_S
-                ) from None
+                if not isinstance(error, AgentUnreachable) or time.monotonic() - began > PROPOSE_S:
+                    why = f"no room for '{function.id}' now: {host}: {error}"
+                    raise AnswerLost(why, retry_after=RETRY_AFTER_S) from None
+                refusals.append((host, Refused(str(error), When.LATER)))
+                continue
             if isinstance(answer, Going):
                 self._note_proposed(function, wanted, fleet, refusals, host, answer)
                 return answer
@@ -201,10 +202,10 @@ class Activator:
         raise refusal
 
     def _slow_last(self, hosts: list[str]) -> list[str]:
-        """Return the hosts with those last whose agents did not answer in time a moment ago."""
+        """Return the hosts with those last whose agents did not answer a moment ago, the latest at the end."""
         now = time.monotonic()
         self._slow = {host: until for host, until in self._slow.items() if until > now}
-        return sorted(hosts, key=lambda host: host in self._slow)
+        return sorted(hosts, key=lambda host: self._slow.get(host, 0.0))
 
     def _note_proposed(
         self,

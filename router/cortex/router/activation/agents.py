@@ -29,6 +29,7 @@ from cortex.platform.serving.trust import trust
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0
+CONNECT_S = 5.0
 HUB_TIMEOUT_S = 60.0
 """For what an agent asks its hub about."""
 
@@ -70,7 +71,7 @@ class Agents:
             verify=trust(ca_file),
             headers={"Content-Type": "application/json"},
             auth=self._as_ours,
-            timeout=TIMEOUT_S,
+            timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_S),
             trust_env=False,
         )
 

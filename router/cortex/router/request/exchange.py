@@ -118,7 +118,7 @@ class Exchange:
         self._caller = caller
         self.journey.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
-        self._started_s = 0.0
+        self._start_s = 0.0
         """What the request has used up of its start clock."""
         self._trace: Mapping[str, str] = {}
         self._send: Send
@@ -171,7 +171,7 @@ class Exchange:
                 await self._look_up()
             priority = self._caller.priority
             with self._services.starts.waiting(self._function.id, priority) as waiting, ExitStack() as boarding:
-                instance = self._boarded(boarding)
+                instance = self._board(boarding)
                 if instance is None:
                     instance = await self._patiently(self._awaited(waiting, boarding))
                 server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
@@ -214,7 +214,7 @@ class Exchange:
         enough = target.function.target_concurrency
         return choose(ready, self._load, self._call.affinity, enough)
 
-    def _boarded(self, boarding: ExitStack) -> Instance | None:
+    def _board(self, boarding: ExitStack) -> Instance | None:
         """Choose an instance and be in flight on it in the same step: between the two, a report would say that
         this router has seen a drain and has nothing in flight."""
         instance = self._chosen()
@@ -231,17 +231,17 @@ class Exchange:
         The start clock is one for the whole request, however often its function is edited meanwhile.
         """
         activator, journey = self._services.activator, self.journey
-        began, used_s = time.monotonic(), self._started_s
+        began, used_s = time.monotonic(), self._start_s
         journey.cold, journey.phase = True, "waiting"
-        held = ""
+        place_at = ""
         try:
             with ExitStack() as place:
-                while (instance := self._boarded(boarding)) is None:
-                    if self._function.id != held:
+                while (instance := self._board(boarding)) is None:
+                    if self._function.id != place_at:
                         place.close()
-                        place.enter_context(activator.held(self._function, self._caller.priority))
-                        held = self._function.id
-                        waiting.move_to(held)
+                        place.enter_context(activator.in_queue(self._function, self._caller.priority))
+                        place_at = self._function.id
+                        waiting.move_to(place_at)
                     deadline = began + self._function.start_timeout_s - used_s
                     await activator.wait_until_ready(self._target, deadline - time.monotonic())
                     await self._look_up()
@@ -251,7 +251,7 @@ class Exchange:
                         raise activator.late(self._function) from None
         finally:
             waited_s = time.monotonic() - began
-            self._started_s += waited_s
+            self._start_s += waited_s
             journey.queued_s += waited_s
         return instance
 

@@ -109,7 +109,7 @@ class Waiting:
         self._starts, self._function, self._priority, self._in = starts, function, priority, True
 
     def move_to(self, function: str) -> None:
-        """Wait for another function from now on: the name that was asked for stands for that one."""
+        """Wait for another function from now on: the name in the request stands for that one."""
         if self._in and function != self._function:
             self._starts._left(self._function, self._priority)
             self._function = function

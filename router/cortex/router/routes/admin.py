@@ -241,7 +241,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         known = sight(runtime)
         fleet, index = known.fleet, Index(known.fleet)
 
-        def told(host: HostRecord) -> dict[str, Any]:
+        def row_of(host: HostRecord) -> dict[str, Any]:
             leaving = order_of_leaving(host, known, index) if host.name in fleet.hosts else ()
             return {
                 **to_builtins(host),
@@ -251,8 +251,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
                 "leaving": to_builtins(leaving),
             }
 
-        found = [told(host) for _, host in sorted(fleet.hosts.items())]
-        silent = [told(host.record) for _, host in sorted(fleet.silent.items())]
+        found = [row_of(host) for _, host in sorted(fleet.hosts.items())]
+        silent = [row_of(host.record) for _, host in sorted(fleet.silent.items())]
         gone = sorted(fleet.cordoned.difference(fleet.hosts))
         return {"hosts": found, "silent": silent, "cordoned_and_away": gone}
 

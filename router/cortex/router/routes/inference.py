@@ -82,7 +82,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             )
 
         call = await understand(target)
-        return exchanged(request, target, call, understand, name, who, began, len(body))
+        return exchange_of(request, target, call, understand, name, who, began, len(body))
 
     async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
         """Serve a request with one plain answer: embeddings, rerank."""
@@ -98,9 +98,9 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             return Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
 
         call = await understand(target)
-        return exchanged(request, target, call, understand, asked.model, who, began, len(body))
+        return exchange_of(request, target, call, understand, asked.model, who, began, len(body))
 
-    def exchanged(
+    def exchange_of(
         request: Http,
         target: Target,
         call: Call,
