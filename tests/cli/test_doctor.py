@@ -61,11 +61,11 @@ def test_a_silent_host_is_a_problem_and_what_still_serves_there_is_told() -> Non
 
 
 def test_background_work_that_failed_is_a_warning() -> None:
-    broken = {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "failures": 2}
+    fault = {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "count": 2}
 
-    (found,) = what_router_lacks({"silent": {}, "background": broken})
+    (found,) = what_router_lacks({"silent": {}, "background": [fault]})
 
-    assert (found.level, "'sweep' failed 3 s ago (KeyError)" in found.said) == ("warning", True)
+    assert (found.level, "'sweep' raised KeyError 3 s ago" in found.said) == ("warning", True)
 
 
 def test_a_router_of_an_earlier_release_is_not_asked_for_what_it_cannot_tell() -> None:

@@ -7,9 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue
+from cortex.platform.faults import Fault
 from cortex.platform.record import Fleet, SilentHost
-from cortex.router.background import WorkFailure
-from cortex.router.health import MOST_NAMED, WORK_S, standing
+from cortex.router.health import MOST_NAMED, standing
 from cortex.router.listing import listing
 from cortex.router.runtime import Runtime
 from tests.support.factories import a_function, a_host, an_instance
@@ -17,13 +17,13 @@ from tests.support.factories import a_function, a_host, an_instance
 NOW = 1000.0
 HOST = a_host()
 SILENT = SilentHost(record=replace(a_host(an_instance()), name="z"), since=NOW - 12)
-FAILURE = WorkFailure(work="sweep", error="KeyError", at=NOW - 3, failures=2)
+FAULT = Fault("sweep", "KeyError", 2, NOW - 3)
 
 
-def a_runtime(fleet: Fleet, *, away: bool = False, problem: str = "", failure: WorkFailure | None = None) -> Runtime:
+def a_runtime(fleet: Fleet, *, away: bool = False, problem: str = "", fault: Fault | None = None) -> Runtime:
     view = SimpleNamespace(fleet=fleet, away=away)
-    directory, background = SimpleNamespace(problem=problem), SimpleNamespace(last=failure)
-    return cast(Runtime, SimpleNamespace(view=view, directory=directory, background=background))
+    directory, faults = SimpleNamespace(problem=problem), SimpleNamespace(recent=lambda: (fault,) if fault else ())
+    return cast(Runtime, SimpleNamespace(view=view, directory=directory, faults=faults))
 
 
 def alive(**rest: Any) -> Fleet:
@@ -39,8 +39,7 @@ def alive(**rest: Any) -> Fleet:
         (a_runtime(alive(), problem="models.toml is gone"), "degraded"),
         (a_runtime(alive(silent={"z": SILENT})), "degraded"),
         (a_runtime(alive(silent={"z": SILENT}, cordoned=frozenset("z"))), "ok"),
-        (a_runtime(alive(), failure=FAILURE), "degraded"),
-        (a_runtime(alive(), failure=replace(FAILURE, at=NOW - WORK_S)), "ok"),
+        (a_runtime(alive(), fault=FAULT), "degraded"),
     ],
 )
 def test_a_router_is_well_or_degraded(runtime: Runtime, status: str) -> None:
@@ -64,9 +63,9 @@ def test_no_more_silent_hosts_are_named_than_the_bound() -> None:
 
 
 def test_background_work_that_failed_is_named_with_its_age() -> None:
-    answer = standing(a_runtime(alive(), failure=FAILURE), NOW)
+    answer = standing(a_runtime(alive(), fault=FAULT), NOW)
 
-    assert answer["background"] == {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "failures": 2}
+    assert answer["background"] == [{"work": "sweep", "error": "KeyError", "count": 2, "failed_s_ago": 3}]
 
 
 def test_an_instance_of_a_silent_host_is_listed_as_loaded() -> None:

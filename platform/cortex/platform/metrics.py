@@ -116,11 +116,11 @@ BREAKER = _gauge(
     "model node",
     "Instances not chosen for the moment because they refused a connection; per worker process that saw it.",
 )
-WORK_FAILURES = _counter(
-    "cortex_router_work_failures_total",
+ROUTER_FAULTS = _counter(
+    "cortex_router_faults_total",
     "router",
     "work",
-    "Rounds of background work that raised; it goes on. `work` is `api keys`, `limits`, `record`, `catalogue`, "
+    "Exceptions that background work survived. `work` is `api keys`, `limits`, `record`, `catalogue`, "
     "`report`, `sweep`, `silent hosts` or `counts`.",
 )
 AWAY = _gauge("cortex_record_away", "router", "", "Worker processes of this router that cannot read the record.")

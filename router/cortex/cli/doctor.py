@@ -124,13 +124,13 @@ def what_router_lacks(health: dict[str, Any]) -> Iterator[Finding]:
             "serve, and nothing is started there",
             f"Start its agent, or see that it reaches Redis. Gone for good: `cortex host cordon {name}`.",
         )
-    broken = health.get("background", "ok")
-    if broken != "ok":
+    faults = health.get("background", "ok")
+    for fault in faults if faults != "ok" else ():
         yield Finding(
             "warning",
             "router",
-            f"its work on '{broken['work']}' failed {broken['failed_s_ago']} s ago ({broken['error']}) and goes on; "
-            f"{broken['failures']} failures since it began",
+            f"its background work '{fault['work']}' raised {fault['error']} {fault['failed_s_ago']} s ago and goes on; "
+            f"{fault['count']} times so far",
             "Its log has the traceback under `background_work_broke`: it is a fault of cortex's.",
         )
 

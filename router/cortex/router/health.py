@@ -3,21 +3,18 @@
 import math
 from typing import Any
 
+from cortex.platform.faults import Fault
 from cortex.platform.record import Fleet
-from cortex.router.background import WorkFailure
 from cortex.router.runtime import Runtime
 
-WORK_S = 60.0
-"""How long a failure of background work makes the router `degraded`."""
 MOST_NAMED = 20
 
 
 def standing(runtime: Runtime, now: float) -> dict[str, Any]:
     """Return what this worker process says of itself."""
-    fleet, view, failure = runtime.view.fleet, runtime.view, runtime.background.last
+    fleet, view, faults = runtime.view.fleet, runtime.view, runtime.faults.recent()
     worried = fleet.silent.keys() - fleet.cordoned
-    failing = failure is not None and now - failure.at < WORK_S
-    well = fleet.hosts and not (view.away or runtime.directory.problem or worried or failing)
+    well = fleet.hosts and not (view.away or runtime.directory.problem or worried or faults)
     return {
         "status": "ok" if well else "degraded",
         "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts) + len(fleet.silent)},
@@ -25,7 +22,7 @@ def standing(runtime: Runtime, now: float) -> dict[str, Any]:
         "record": "away" if view.away else "ok",
         "record_read_s_ago": math.ceil(now - fleet.at) if fleet.at else None,
         "catalogue": runtime.directory.problem or "ok",
-        "background": "ok" if failure is None else background(failure, now),
+        "background": [background(f, now) for f in faults] or "ok",
     }
 
 
@@ -36,11 +33,6 @@ def silent(fleet: Fleet, now: float) -> dict[str, dict[str, int]]:
     return {n: {"silent_s": math.ceil(now - h.since), "serving": len(h.record.instances)} for n, h in latest}
 
 
-def background(failure: WorkFailure, now: float) -> dict[str, Any]:
-    """Return what background work failed last, and when."""
-    return {
-        "work": failure.work,
-        "error": failure.error,
-        "failed_s_ago": math.ceil(now - failure.at),
-        "failures": failure.failures,
-    }
+def background(fault: Fault, now: float) -> dict[str, Any]:
+    """Return which background work raised what, how often, and when last."""
+    return {"work": fault.work, "error": fault.kind, "count": fault.count, "failed_s_ago": math.ceil(now - fault.at)}

@@ -20,6 +20,7 @@ from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
+from cortex.platform.faults import Faults
 from cortex.platform.flights import Flights
 from cortex.platform.keys import FleetToken
 from cortex.platform.quota import Quota
@@ -32,7 +33,6 @@ from cortex.router.access.metering import Metering
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import AgentAway, Agents
 from cortex.router.activation.scaling import Scaling
-from cortex.router.background import Background
 from cortex.router.directory import Directory
 from cortex.router.history import History
 from cortex.router.inquiry import Inquiry
@@ -87,7 +87,7 @@ class Runtime:
         )
         self._scaling = Scaling()
         self.counting = Counting(self.view, self.flights)
-        self.background = Background(self.counting.work_failed)
+        self.faults = Faults(self.counting.fault)
         self.traffic = Traffic()
         self.journeys = Journeys(
             [self.counting.note, self._note_traffic, request_log.note, self.receipts.noted, self.tracing.over]
@@ -112,7 +112,7 @@ class Runtime:
             "silent hosts": self._probe_silent,
             "counts": self._count,
         }
-        self._tasks = [asyncio.create_task(self.background.run(name, w)) for name, w in work.items()]
+        self._tasks = [asyncio.create_task(self.faults.run(name, w)) for name, w in work.items()]
         systemd.notify("READY=1")
         return self
 
@@ -268,9 +268,11 @@ class Runtime:
         """With the sweep lease: tell agents the catalogue, keep minimums warm, scale out, drop what is no more."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            if not stopping() and await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
-                for step in (self._tell_catalogue, self._scale, self._forget_gone):
-                    await self.background.attempt("sweep", step)
+            with contextlib.suppress(RecordAway):
+                if not stopping() and await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
+                    for step in (self._tell_catalogue, self._scale, self._forget_gone):
+                        with self.faults.guard("sweep"), contextlib.suppress(RecordAway):
+                            await step()
 
     async def _tell_catalogue(self) -> None:
         """Tell every agent that goes by another catalogue; never an empty one that may be an accident."""

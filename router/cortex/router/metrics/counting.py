@@ -56,9 +56,9 @@ class Counting:
         """Count a request that never got as far as a function."""
         self._meter.count(metrics.REFUSED, (reason,))
 
-    def work_failed(self, work: str) -> None:
-        """Count a round of background work that raised."""
-        self._meter.count(metrics.WORK_FAILURES, (work,))
+    def fault(self, work: str) -> None:
+        """Count an exception that background work survived."""
+        self._meter.count(metrics.ROUTER_FAULTS, (work,))
 
     def snapshot(self) -> Snapshot:
         """Return what was counted so far, and how things stand."""
