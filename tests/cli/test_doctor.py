@@ -16,6 +16,7 @@ from cortex.cli.doctor import (
     the_ports,
     the_redis,
     the_token,
+    what_router_lacks,
 )
 from cortex.platform.settings import Agent, Gateway, Redis, Settings
 from tests.support.stack import free_port, own_redis
@@ -52,6 +53,27 @@ def test_a_host_is_well_or_it_is_said_why_not(host: dict[str, Any], level: str, 
 
     assert (found[-1].level, said in found[-1].said) == (level, True)
     assert level == "ok" or found[-1].do
+
+
+def test_a_silent_host_is_a_problem_and_what_still_serves_there_is_told() -> None:
+    health = {"silent": {"a": {"silent_s": 12, "serving": 3}}, "background": "ok"}
+
+    (found,) = what_router_lacks(health)
+
+    assert (found.level, found.about) == ("problem", "host a")
+    assert "has not reported for 12 s; 3 of its instances still answer" in found.said
+
+
+def test_background_work_that_failed_is_a_warning() -> None:
+    fault = {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "count": 2}
+
+    (found,) = what_router_lacks({"silent": {}, "background": [fault]})
+
+    assert (found.level, "'sweep' raised KeyError 3 s ago" in found.said) == ("warning", True)
+
+
+def test_a_router_of_an_earlier_release_is_not_asked_for_what_it_cannot_tell() -> None:
+    assert list(what_router_lacks({})) == []
 
 
 def test_a_fleet_without_hosts_is_a_problem() -> None:

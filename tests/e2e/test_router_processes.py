@@ -1,15 +1,17 @@
 """A router's processes: one takes over from another while that one finishes, and a start that fails is told at once."""
 
+import os
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import psutil
 
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
-from tests.support.stack import CORTEX, own_redis
+from tests.support.stack import CORTEX, eventually, free_port, own_redis
 
 TOKENS = 200
 MODELS = "\n".join([fake("t/long", "--tps", "20", "--tokens", str(TOKENS)), fake("t/short")])
@@ -37,6 +39,38 @@ def test_a_stream_outlives_its_router_while_the_next_one_serves(tmp_path: Path) 
         assert sum('"content"' in line for line in rest) >= TOKENS - 1
         psutil.wait_procs(old, timeout=15)
         assert not [p for p in old if p.is_running()]
+
+
+def test_a_router_starts_and_serves_although_its_log_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(MODELS)
+    url = f"http://127.0.0.1:{free_port()}"
+    env = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")},
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "CORTEX_REDIS_URL": f"unix://{tmp_path}/no-redis.sock",
+        "CORTEX_MODELS_CONFIG": str(tmp_path / "models.toml"),
+        "CORTEX_GATEWAY__LISTEN": url.removeprefix("http://"),
+        "CORTEX_GATEWAY__METRICS_LISTEN": "",
+    }
+    argv = ["/bin/sh", "-c", 'exec "$0" "$@" 2>/dev/full', *CORTEX, "router", "--workers", "2"]
+    router = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=url, trust_env=False, timeout=10) as http:
+            eventually(lambda: answers(http), within_s=30, what="the router")
+            cold = http.post("/v1/chat/completions", json={"model": "t/short", "messages": []})
+            ended = router.poll()
+    finally:
+        router.terminate()
+        router.wait(20)
+
+    assert (cold.status_code, cold.json()["error"]["code"], ended) == (503, "record_away", None)
+
+
+def answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/health").is_success
+    except httpx.HTTPError:
+        return False
 
 
 def test_a_router_whose_processes_cannot_start_ends_and_says_why(tmp_path: Path) -> None:

@@ -1,27 +1,51 @@
 """What the activator does with what it sees. The record and the agents are values; nothing sleeps."""
 
 import asyncio
-from typing import cast
+import time
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.functions.spec import revision
+from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Ensure, Going
 from cortex.platform.flights import Flights
-from cortex.platform.record import FailureKind, Fleet, Instance
+from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures
-from cortex.router.activation.activator import Activator
-from cortex.router.activation.agents import Agents
+from cortex.router.activation.activator import CLAIM_S, Activator
+from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents
 from cortex.router.directory import Target
-from cortex.router.refusals import StartFailed
+from cortex.router.refusals import NotReadyInTime, QueueFull, StartFailed
+from cortex.router.request.probe import Pulse
 from cortex.router.view import View
 from tests.support.factories import a_function, a_host, an_instance
 
 FUNCTION = a_function()
 TARGET = Target(FUNCTION, revision(FUNCTION))
+
+
+class Catalogue:
+    """A catalogue that declares one function, until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.digest = "here"
+        self.targets: dict[str, Target] = {FUNCTION.id: TARGET}
+        self._changed = asyncio.Event()
+
+    def known(self, name: str) -> Target | None:
+        return self.targets.get(name)
+
+    async def change(self, timeout_s: float, *others: asyncio.Future[Any]) -> None:
+        changed = asyncio.create_task(self._changed.wait())
+        await asyncio.wait((changed, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+
+    def becomes(self, *functions: Function) -> None:
+        self.targets = {f.id: Target(f, revision(f)) for f in functions}
+        self._changed.set()
 
 
 class Stage:
@@ -36,13 +60,24 @@ class Stage:
         self.asked: list[Ensure] = []
         self.failures = Failures()
         self._view = View(cast(Registry, self), "router-1")
-        self.activator = Activator(self._view, cast(Registry, self), cast(Agents, self), Flights("router-1"))
+        self.addresses: list[str] = []
+        self.others: dict[str, HostRecord] = {}
+        self.catalogue = ""
+        self.lost = 0
+        self.directory = Catalogue()
+        self.pulses: list[Pulse] = []
+        self.probes: list[str] = []
+        self._flights = Flights("router-1")
+        self.activator = Activator(
+            self._view, cast(Registry, self), cast(Agents, self), self._flights, self.directory, self
+        )
 
     async def fleet(self, now: float) -> Fleet:
         page = self._pages[self.proposed]
         there = page.pop(0) if len(page) > 1 else page[0]
-        host = replace(a_host(*there), failures=self.failures.all() if self.proposed else ())
-        return Fleet(hosts={host.name: host}, at=now)
+        failures = self.failures.all() if self.proposed else ()
+        host = replace(a_host(*there), failures=failures, catalogue=self.catalogue)
+        return Fleet(hosts={host.name: host, **self.others}, at=now)
 
     async def claim(self, function: str, token: str, ttl_s: float) -> bool:
         return True
@@ -52,18 +87,27 @@ class Stage:
 
     async def ensure(self, address: str, asked: Ensure) -> Going:
         self.asked.append(asked)
+        self.addresses.append(address)
         self.proposed += 1
+        if self.lost:
+            self.lost -= 1
+            raise AgentAway("no answer in time")
         return Going(f"new-{self.proposed}", State.STARTING)
+
+    async def pulse(self, instance: Instance) -> Pulse:
+        self.probes.append(instance.id)
+        return self.pulses.pop(0)
 
     async def served(self) -> None:
         """Wait as a request does, while the record is read again and again."""
         await self._view.refresh()
-        waiting = asyncio.create_task(self.activator.wait_until_ready(TARGET))
-        async with asyncio.timeout(5):
-            while not waiting.done():
-                await asyncio.sleep(0)
-                await self._view.refresh()
-        await waiting
+        with self.activator.in_queue(FUNCTION):
+            waiting = asyncio.create_task(self.activator.wait_until_ready(TARGET, FUNCTION.start_timeout_s))
+            async with asyncio.timeout(5):
+                while not waiting.done():
+                    await asyncio.sleep(0)
+                    await self._view.refresh()
+            await waiting
 
 
 @pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING, State.RECLAIMING])
@@ -131,3 +175,133 @@ async def test_a_plan_that_finds_no_place_says_why_of_a_host_that_was_not_worth_
 
     assert planned is None
     assert refusals == {"host-a": "does not fit by 19000 MiB: org/pinned is pinned"}
+
+
+async def test_a_suspect_that_is_well_is_chosen_again_and_nothing_is_started() -> None:
+    """One broken connection is no reason for a second instance."""
+    stage = Stage((an_instance("one"),))
+    await stage._view.refresh()
+    stage._view.suspect("one")
+    stage.pulses = [Pulse.WELL]
+
+    await stage.served()
+
+    assert (stage.probes, stage.proposed) == (["one"], 0)
+
+
+async def test_a_suspect_that_does_not_answer_has_its_host_asked_first() -> None:
+    other = replace(a_host(), name="host-0")
+    stage = Stage((an_instance("one"),), (an_instance("new-1", ready=1.0),))
+    stage.others = {other.name: other}
+    await stage._view.refresh()
+    stage._view.suspect("one")
+    stage.pulses = [Pulse.GONE]
+
+    await stage.served()
+
+    assert stage.addresses == ["http://host-a:13131"]
+
+
+async def test_a_start_of_what_is_not_declared_any_more_ends_and_proposes_nothing_else() -> None:
+    """Who waits for it is woken and looks its name up again."""
+    stage = Stage((), (an_instance("new-1", state=State.STARTING),))
+    await stage._view.refresh()
+
+    with stage.activator.in_queue(FUNCTION):
+        waiting = asyncio.create_task(stage.activator.wait_until_ready(TARGET, 60))
+        await until(lambda: stage.proposed == 1)
+        stage.directory.becomes(a_function(args=("--changed",)))
+        await asyncio.wait_for(waiting, 5)
+        stage._view.wake()
+        await until(lambda: not stage.activator._starts)
+
+    assert stage.proposed == 1
+
+
+async def test_a_start_given_up_by_a_host_with_another_catalogue_is_made_again() -> None:
+    """It was superseded there: this router has not read the new file yet, or the host has been told an old one."""
+    stage = Stage((), (), (an_instance("new-2", ready=2.0),))
+    starting = an_instance("new-1", state=State.STARTING)
+    stage.failures.add(starting, FailureKind.CANCELLED, "given up while it was starting: superseded", (), 1.0)
+
+    await stage.served()
+
+    assert stage.proposed == 2
+
+
+async def test_a_start_given_up_by_a_host_with_the_same_catalogue_is_the_answer() -> None:
+    stage = Stage((), ())
+    stage.catalogue = stage.directory.digest
+    starting = an_instance("new-1", state=State.STARTING)
+    stage.failures.add(starting, FailureKind.CANCELLED, "given up while it was starting: cool", (), 1.0)
+
+    with pytest.raises(StartFailed, match="given up while it was starting: cool"):
+        await stage.served()
+
+
+async def test_an_agent_that_does_not_answer_in_time_has_the_record_read_before_another_is_asked() -> None:
+    """It may have started one: two starts of a function with `max = 1` would be one too many."""
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.others = {other.name: other}
+    stage.lost = 1
+
+    await stage.served()
+
+    assert stage.addresses == ["http://host-a:13131"]
+
+
+async def test_an_agent_that_did_not_answer_in_time_is_asked_after_the_others() -> None:
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (), (an_instance("new-2", ready=1.0),))
+    stage.others = {other.name: other}
+    stage.lost = 1
+
+    await stage.served()
+
+    assert stage.addresses == ["http://host-a:13131", "http://host-b:13131"]
+
+
+async def test_the_claim_outlasts_an_agent_that_does_not_answer() -> None:
+    assert CLAIM_S > TIMEOUT_S
+
+
+async def test_who_waits_too_long_is_refused_whatever_the_catalogue_does() -> None:
+    stage = Stage((), (an_instance("new-1", state=State.STARTING),))
+    await stage._view.refresh()
+
+    with stage.activator.in_queue(FUNCTION), pytest.raises(NotReadyInTime):
+        await stage.activator.wait_until_ready(TARGET, 0)
+
+
+async def test_all_who_wait_count_towards_the_queue() -> None:
+    stage = Stage(())
+    short = a_function(queue=1)
+
+    with stage.activator.in_queue(short), pytest.raises(QueueFull), stage.activator.in_queue(short):
+        pass
+
+
+async def test_warm_looks_the_name_up_again_while_it_waits() -> None:
+    changed = a_function(args=("--changed",))
+    stage = Stage((), (an_instance("new-1", revision=revision(changed), ready=1.0),))
+    stage.lost = 1
+    found = [TARGET, Target(changed, revision(changed))]
+
+    instance = await stage.activator.ensure(lambda: found.pop(0) if len(found) > 1 else found[0], force=True)
+
+    assert (instance, stage.proposed) == ("new-1", 1)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110 (no event tells: what is awaited is the activator's own state)
+            await asyncio.sleep(0)
+
+
+async def test_of_agents_that_did_not_answer_the_one_that_failed_longest_ago_is_first() -> None:
+    """Else one that stays away would keep all behind it from being asked."""
+    activator = Stage(()).activator
+    activator._slow = {"a": time.monotonic() + 20, "b": time.monotonic() + 10, "c": time.monotonic() - 1}
+
+    assert activator._slow_last(["a", "b", "c", "d"]) == ["c", "d", "b", "a"]

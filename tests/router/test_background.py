@@ -3,34 +3,50 @@
 import asyncio
 import io
 import sys
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import structlog
 
 from cortex.platform import log
 from cortex.platform.cancel import cancelled
+from cortex.platform.faults import Faults
+from cortex.platform.registry import RecordAway
 from cortex.platform.settings import Log
-from cortex.router.runtime import for_ever
+from cortex.router import runtime
+from cortex.router.runtime import Runtime
 
 
-async def test_a_fault_costs_one_round_and_ends_only_when_cancelled() -> None:
-    rounds: list[int] = []
-    enough = asyncio.Event()
+async def test_a_step_of_the_sweep_that_raises_keeps_no_other_from_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[str] = []
+    last_step = asyncio.Event()
 
-    async def work() -> None:
-        rounds.append(1)
-        if len(rounds) == 3:
-            enough.set()
-            await asyncio.Event().wait()
-        raise ValueError("a fault of ours")
+    async def lease(router: str, ttl_s: float) -> bool:
+        return True
 
-    task = asyncio.create_task(for_ever(work, pause_s=0))
+    async def breaks() -> None:
+        raise ValueError("a fault")
+
+    async def away() -> None:
+        raise RecordAway("no answer")
+
+    async def forget() -> None:
+        last_step.set()
+
+    monkeypatch.setattr(runtime, "SWEEP_S", 0.01)
+    faults = Faults(counts.append)
+    registry = SimpleNamespace(lease_sweep=lease)
+    one = SimpleNamespace(
+        id="r", registry=registry, faults=faults, _tell_catalogue=breaks, _scale=away, _forget_gone=forget
+    )
+    task = asyncio.create_task(Runtime._sweep(cast(Runtime, one)))
     async with asyncio.timeout(5):
-        await enough.wait()
+        await last_step.wait()
     await cancelled([task])
 
-    assert len(rounds) == 3
-    assert task.cancelled()
+    assert set(counts) == {"sweep"}
+    assert [f.kind for f in faults.recent()] == ["ValueError"]
 
 
 def test_a_traceback_on_the_console_shows_no_local_variables(monkeypatch: pytest.MonkeyPatch) -> None:

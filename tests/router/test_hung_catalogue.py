@@ -28,7 +28,7 @@ async def test_the_catalogue_stays_in_force_while_its_file_does_not_answer(
     path, back, mark = tmp_path / "models.toml", threading.Event(), directory._mark
     path.write_text(ONE)
     found = Directory(path)
-    found._looks = Looks(0.1)
+    found._file = Looks(0.1)
 
     def hangs(path: Path) -> object:
         back.wait()

@@ -4,6 +4,8 @@ import socket
 from pathlib import Path
 
 import httpx
+import pytest
+import uvicorn
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
@@ -72,3 +74,23 @@ def test_the_fleet_stands_as_its_record_says() -> None:
     assert found[metrics.UTILIZATION.name, ("host-a", "gpu-1")] == 70
     assert found[metrics.BACKOFF.name, ("host-a", "org/dies")] == 1
     assert found[metrics.JOBS.name, ("cortex-a", "failed")] == 1
+
+
+def test_a_metrics_port_that_breaks_is_served_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    port = MetricsPort(settings(listen), tmp_path)
+    served = uvicorn.Server.serve
+    broken: list[bool] = []
+
+    async def break_once(self: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+        if not broken:
+            broken.append(True)
+            raise ValueError("a fault")
+        await served(self, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "serve", break_once)
+    monkeypatch.setattr("cortex.router.metrics.port.STOP_S", 0.01)
+    with port:
+        answer = httpx.get(f"http://{listen}/metrics", trust_env=False, timeout=20)
+
+    assert (answer.status_code, broken) == (200, [True])

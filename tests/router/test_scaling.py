@@ -1,10 +1,11 @@
 """Which functions want one more instance, case by case."""
 
 import pytest
+from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.record import Fleet, Instance, SilentHost
 from cortex.router.activation.scaling import PATIENCE_S, Scaling, Want
 from tests.support.factories import a_fleet, a_function, a_host, a_report, an_instance
 
@@ -61,3 +62,11 @@ def test_a_burst_that_is_over_soon_starts_nothing() -> None:
 
 def test_a_fleet_that_is_not_there_wants_nothing_but_minimums() -> None:
     assert Scaling().wanted([GROWS, a_function("org/kept", min=1)], a_fleet(), 0.0) == [Want("org/kept", promised=True)]
+
+
+@pytest.mark.parametrize("function", [GROWS, a_function(min=1)], ids=["under load", "a minimum"])
+def test_an_instance_of_a_silent_host_counts_as_one_that_is_there(function: Function) -> None:
+    silent = {"gone": SilentHost(record=replace(a_host(an_instance("b")), name="gone"), since=0.0)}
+    seen = fleet(*([an_instance("a")] if function is GROWS else []), busy={"a": 50})
+
+    assert wanted_in_the_end(function, replace(seen, silent=silent)) == []

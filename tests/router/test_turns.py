@@ -53,6 +53,28 @@ async def test_who_leaves_the_row_frees_its_place() -> None:
         await asyncio.wait_for(third.come(), 1)
 
 
+async def test_one_that_leaves_as_its_turn_comes_breaks_nothing_and_passes_the_turn_on() -> None:
+    """The one before is done in the same moment in which the next is cancelled."""
+    turns, came = Turns(), asyncio.Event()
+
+    async def one(then: asyncio.Event) -> None:
+        with turns.at("i", 1, most=9) as turn:
+            await turn.come()
+            then.set()
+
+    with turns.at("i", 1) as first:
+        await first.come()
+        leaving = asyncio.create_task(one(asyncio.Event()))
+        behind = asyncio.create_task(one(came))
+        await asyncio.sleep(0)
+        leaving.cancel()
+    await asyncio.wait_for(came.wait(), 5)
+    await asyncio.gather(leaving, behind, return_exceptions=True)
+
+    assert leaving.cancelled()
+    assert not turns._rows
+
+
 async def test_a_row_that_is_too_long_is_a_full_queue() -> None:
     turns = Turns()
     with turns.at("i", 1, most=1), turns.at("i", 1, most=1):
@@ -100,3 +122,18 @@ async def test_one_that_gives_up_its_start_keeps_nobody_waiting() -> None:
         await asyncio.sleep(0)
         assert not behind.done()
     await asyncio.wait_for(behind, 1)
+
+
+async def test_one_whose_name_stands_for_another_function_waits_among_those_of_that_one() -> None:
+    starts = Starts()
+    with starts.waiting("f", HIGH) as moved, starts.waiting("g", LOW) as low, starts.waiting("f", LOW) as left_behind:
+        moved.move_to("g")
+        await asyncio.wait_for(left_behind.clear(), 5)
+        behind = asyncio.create_task(low.clear())
+        await asyncio.sleep(0)
+        waits = not behind.done()
+        moved.through()
+        await asyncio.wait_for(behind, 5)
+
+    assert waits
+    assert not starts._waiting

@@ -116,6 +116,13 @@ BREAKER = _gauge(
     "model node",
     "Instances not chosen for the moment because they refused a connection; per worker process that saw it.",
 )
+ROUTER_FAULTS = _counter(
+    "cortex_router_faults_total",
+    "router",
+    "work",
+    "Exceptions that background work survived. `work` is `api keys`, `limits`, `record`, `catalogue`, "
+    "`report`, `sweep`, `silent hosts` or `counts`.",
+)
 AWAY = _gauge("cortex_record_away", "router", "", "Worker processes of this router that cannot read the record.")
 PROCESSES = _gauge("cortex_router_processes", "router", "", "Worker processes of this router.")
 CPU = _counter("cortex_router_cpu_seconds_total", "router", "", "CPU time of this router's worker processes.")

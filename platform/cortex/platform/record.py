@@ -7,7 +7,7 @@ clock of the process that writes them; a process that reads another's record has
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -230,6 +230,15 @@ class Namesake(Struct, frozen=True, kw_only=True):
     home: str = ""
 
 
+class SilentHost(Struct, frozen=True, kw_only=True):
+    """A host whose record has expired: its agent is away, or cut off from Redis. Its workers may be well."""
+
+    record: HostRecord
+    """The last one that was read, with those of its instances that were ready."""
+    since: float
+    """When the record was found missing, by the clock of the process that looked."""
+
+
 class Fleet(Struct, frozen=True, kw_only=True):
     """One reading of the whole record. What is not in it is not alive. Times are by the reader's clock."""
 
@@ -242,7 +251,20 @@ class Fleet(Struct, frozen=True, kw_only=True):
     """By function."""
     namesakes: dict[str, Namesake] = {}
     """By the name they share with a host in `hosts`; of several with one name, the last that tried to publish."""
+    silent: dict[str, SilentHost] = {}
+    """Hosts that a router knew and whose record has expired: their instances may be chosen, and nothing is placed
+    there. Empty in a reading; `silence.py` of the router fills it in."""
     at: float = 0.0
+
+    def records(self) -> Iterator[HostRecord]:
+        """Yield the record of every host, alive or silent."""
+        yield from self.hosts.values()
+        for host in self.silent.values():
+            yield host.record
+
+    def record(self, host: str) -> HostRecord | None:
+        """Return the record of a host, alive or silent."""
+        return next((h for h in self.records() if h.name == host), None)
 
 
 class Use(Struct, frozen=True, kw_only=True):
@@ -319,6 +341,10 @@ def shifted_fleet(fleet: Fleet, by_s: float) -> Fleet:
     return replace(
         fleet,
         hosts={name: shifted(host, by_s) for name, host in fleet.hosts.items()},
+        silent={
+            name: replace(host, record=shifted(host.record, by_s), since=host.since + by_s)
+            for name, host in fleet.silent.items()
+        },
         used=shifted_uses(fleet.used, by_s),
         at=fleet.at + by_s if fleet.at else 0.0,
     )

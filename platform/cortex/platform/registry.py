@@ -312,10 +312,14 @@ class Registry:
         return [s for v in values if (s := decoded(v, Snapshot))]
 
     async def remove_host(self, name: str, home: str = "") -> None:
-        """Take a host out of the record: its agent ends. A host of this name with another home stays."""
+        """Take a host out of the record: its agent has stopped every worker and ends. A host of this name with another
+        home stays.
+
+        The bell says so: a record that only expires leaves a host whose workers may be well.
+        """
         async with self._bounded():
             await self._remove_host(
-                keys=[self.names.host(name), self.names.hosts], args=[home, self.names.changed, f"host:{name}", name]
+                keys=[self.names.host(name), self.names.hosts], args=[home, self.names.changed, f"removed:{name}", name]
             )
 
     async def host(self, name: str, now: float) -> HostRecord | None:

@@ -71,6 +71,11 @@ class Router:
         found: list[dict[str, Any]] = self.ask("GET", "/admin/hosts")["hosts"]
         return found
 
+    def every_host(self) -> list[dict[str, Any]]:
+        """Return the record of every host: those that report, then those that do not any more (`silent_s`)."""
+        answer = self.ask("GET", "/admin/hosts")
+        return [*answer["hosts"], *answer.get("silent", ())]
+
     def decisions(self, **wanted: Any) -> list[dict[str, Any]]:
         """Return receipts, newest first."""
         asked = {k: v for k, v in wanted.items() if v}

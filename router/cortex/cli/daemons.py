@@ -8,7 +8,7 @@ import rich_click as click
 
 from cortex.cli import exits
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
-from cortex.platform import log
+from cortex.platform import log, standard_streams
 from cortex.platform.settings import Settings
 
 _tls_cert = click.option("--tls-cert", metavar="FILE", help="Speak https with this certificate, and follow the file.")
@@ -47,6 +47,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
     from cortex.router.serve import NotStarted
     from cortex.router.serve import serve as run
 
+    standard_streams.protect()
     log.configure(settings.log)
     settings = replace(settings, gateway=replace(settings.gateway, insecure=insecure or settings.gateway.insecure))
     refuse_another_fleets_record(settings)

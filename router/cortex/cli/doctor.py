@@ -112,6 +112,28 @@ def the_router(router: Router) -> Iterator[Finding]:
         yield Finding("ok", "router", f"{router.url} answers: {health['status']}")
     if health["catalogue"] != "ok":
         yield Finding("problem", "catalogue", health["catalogue"], "`cortex check` says all that is wrong with it.")
+    yield from what_router_lacks(health)
+
+
+def what_router_lacks(health: dict[str, Any]) -> Iterator[Finding]:
+    """Whether hosts do not report to a router any more, and whether its background work fails."""
+    for name, silence in health.get("silent", {}).items():
+        yield Finding(
+            "problem",
+            f"host {name}",
+            f"has not reported for {silence['silent_s']} s; {silence['serving']} of its instances still answer and "
+            "serve, and nothing is started there",
+            f"Start its agent, or see that it reaches Redis. Gone for good: `cortex host cordon {name}`.",
+        )
+    faults = health.get("background", "ok")
+    for fault in faults if faults != "ok" else ():
+        yield Finding(
+            "warning",
+            "router",
+            f"its background work '{fault['work']}' raised {fault['error']} {fault['failed_s_ago']} s ago and goes on; "
+            f"{fault['count']} times so far",
+            "Its log has the traceback under `background_work_broke`: it is a fault of cortex's.",
+        )
 
 
 def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:

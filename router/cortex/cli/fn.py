@@ -55,7 +55,7 @@ def ls(as_json: bool) -> None:
             f["engine"],
             state(f),
             str(len(f["instances"])),
-            ", ".join(sorted({i["host"] for i in f["instances"]})) or "-",
+            ", ".join(sorted({_host(i) for i in f["instances"]})) or "-",
             _memory(f),
             f"{f['in_flight']}" + (f" (+{f['waiting']} waiting)" if f["waiting"] else ""),
             ago(f["last_used"]),
@@ -158,10 +158,16 @@ def _chosen(order: dict[str, dict[str, Any]], victim: dict[str, Any]) -> str:
 def _followed(router: Router, name: str, instance: str, timeout_s: float) -> dict[str, Any]:
     """Follow a start to its end, showing how far it has come."""
     deadline = time.monotonic() + timeout_s
+    revision = ""
     with progress_bar() as progress:
         task = progress.add_task(f"warming {name}", total=None)
         while True:
             function = router.function(name)
+            if function["revision"] != revision:
+                # The entry was edited meanwhile, or the alias leads elsewhere: what was started is not what is meant.
+                instance = router.warm(name) if revision else instance
+                revision = function["revision"]
+                continue
             mine = next((i for i in function["instances"] if i["id"] == instance), None)
             if mine is not None and mine["state"] == "ready":
                 return function
@@ -203,6 +209,12 @@ def coming(instance: dict[str, Any]) -> str:
     if instance["left_s"] is not None:
         said += f" ({span(instance['left_s'])} left)"
     return said
+
+
+def _host(instance: dict[str, Any]) -> str:
+    """Say where an instance is, and whether that is known only from before its host fell silent."""
+    silent_s = instance.get("silent_s")
+    return str(instance["host"]) if silent_s is None else f"{instance['host']} (silent for {span(silent_s)})"
 
 
 def _memory(function: dict[str, Any]) -> str:

@@ -29,8 +29,8 @@ def gpu() -> None:
 @host.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def ls(as_json: bool) -> None:
-    """List the hosts that are alive, with their devices and engines."""
-    found = Router().hosts()
+    """List the hosts with their devices and engines, those that do not report any more last."""
+    found = Router().every_host()
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -40,7 +40,7 @@ def ls(as_json: bool) -> None:
     for h in found:
         rows.add_row(
             h["name"],
-            "cordoned" if h["cordoned"] else "open",
+            _state(h),
             str(len(h["devices"])),
             f"{_taken(h)}/{sum(d['total_mb'] for d in h['devices'])}",
             str(len(h["instances"])),
@@ -65,16 +65,18 @@ def ls(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def show(name: str, as_json: bool) -> None:
     """Show all there is to know of a host: devices, instances, who is evicted next and why, failures."""
-    found = next((h for h in Router().hosts() if h["name"] == name), None)
+    found = next((h for h in Router().every_host() if h["name"] == name), None)
     if found is None:
-        raise Failed(f"no host '{name}' is alive", code=NOT_FOUND, hint="`cortex host ls` lists every host.")
+        raise Failed(
+            f"no host '{name}' reports, or has lately", code=NOT_FOUND, hint="`cortex host ls` lists every host."
+        )
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     out = console()
-    state = "cordoned" if found["cordoned"] else "open"
     out.print(
-        f"{name}: {state}, at {found['address']}, version {found['version']}, seen {ago(found['at'])}", markup=False
+        f"{name}: {_state(found)}, at {found['address']}, version {found['version']}, seen {ago(found['at'])}",
+        markup=False,
     )
     out.print(f"engines: {', '.join(found['engines']) or 'none'}", markup=False)
     if found["labels"]:
@@ -175,6 +177,13 @@ def gpu_ls(as_json: bool) -> None:
             out.print(f"{h['name']}: the devices cannot be read: {h['problem']}", markup=False)
         for path, since in h.get("silent", {}).items():
             out.print(f"{h['name']}: {path} has not answered for {span(time.time() - since)}", markup=False)
+
+
+def _state(host: dict[str, Any]) -> str:
+    """Say whether a host takes new work, or for how long it has not reported."""
+    silent_s = host.get("silent_s")
+    state = "cordoned" if host["cordoned"] else "open"
+    return state if silent_s is None else f"silent for {span(silent_s)}" + (", cordoned" if host["cordoned"] else "")
 
 
 def _leaving(one: dict[str, Any]) -> str:

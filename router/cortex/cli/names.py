@@ -33,4 +33,4 @@ def _functions(router: Router) -> list[str]:
 
 
 FUNCTION = Name("function", _functions)
-HOST = Name("host", lambda router: [h["name"] for h in router.hosts()])
+HOST = Name("host", lambda router: [h["name"] for h in router.every_host()])

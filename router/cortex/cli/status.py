@@ -20,7 +20,7 @@ def status(as_json: bool, opens: bool) -> None:
         click.echo(f"{router.url}/status")
         open_page(router.url, api_key(router.url))
         return
-    health, hosts, functions = router.health(), router.hosts(), router.functions()
+    health, hosts, functions = router.health(), router.every_host(), router.functions()
     if as_json:
         click.echo(json.dumps({"url": router.url, "health": health, "hosts": hosts, "functions": functions}, indent=2))
         return
@@ -28,6 +28,8 @@ def status(as_json: bool, opens: bool) -> None:
     out.print(f"{router.url}: {health['status']} (record {health['record']})", markup=False)
     if health["catalogue"] != "ok":
         out.print(f"catalogue: {health['catalogue']}", markup=False)
+    for name, silence in health.get("silent", {}).items():
+        out.print(f"{name}: silent for {silence['silent_s']} s, {silence['serving']} instances answer", markup=False)
     if not hosts:
         out.print("No host is alive: start `cortex agent` on one.", markup=False)
     rows = table("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")

@@ -1,7 +1,6 @@
 """The router's HTTP surface. Wires the pieces; each route is a few lines."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from cortex.router.describing import card
 from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.directory import Target
+from cortex.router.health import standing
 from cortex.router.listing import entry, listing
 from cortex.router.refusals import Refusal
 from cortex.router.request.exchange import Services
@@ -45,7 +45,13 @@ def create_app(settings: Settings) -> Litestar:
     """Build one router worker. Raises CatalogueError or OSError when the catalogue does not stand."""
     runtime = Runtime(settings)
     services = Services(
-        runtime.view, runtime.activator, runtime.flights, runtime.upstream, runtime.journeys, runtime.tracing
+        runtime.view,
+        runtime.activator,
+        runtime.flights,
+        runtime.upstream,
+        runtime.journeys,
+        runtime.tracing,
+        runtime.directory,
     )
     door = Door(runtime.keys, settings.gateway)
     most = settings.gateway.max_body_mb * 1024 * 1024
@@ -86,16 +92,7 @@ def create_app(settings: Settings) -> Litestar:
     @get("/health", opt={"needs": "nothing"})
     async def health() -> dict[str, Any]:
         """Say whether requests can be served, and what is amiss."""
-        fleet = runtime.view.fleet
-        well = bool(fleet.hosts) and not (runtime.view.away or runtime.directory.problem or fleet.namesakes)
-        return {
-            "status": "ok" if well else "degraded",
-            "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts)},
-            "record": runtime.registry.foreign or ("away" if runtime.view.away else "ok"),
-            "record_read_s_ago": math.ceil(clock.now() - fleet.at) if fleet.at else None,
-            "catalogue": runtime.directory.problem or "ok",
-            "shared_names": {n: [fleet.hosts[n].address, other.address] for n, other in fleet.namesakes.items()},
-        }
+        return standing(runtime, clock.now())
 
     @get("/", opt={"needs": "nothing"})
     async def root() -> dict[str, str]:

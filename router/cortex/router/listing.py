@@ -1,4 +1,8 @@
-"""`/v1/models`: every function and alias of the catalogue, in its order, with where it is. Pure."""
+"""`/v1/models`: every function and alias of the catalogue, in its order, with where it is. Pure.
+
+An instance of a silent host counts like any other: the router asks it every few seconds, and forgets it as soon as it
+does not answer.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -20,7 +24,7 @@ _BEST_FIRST = (
 
 def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, Any]]:
     """Return one entry per function and alias; an alias copies its function's and says what it stands for."""
-    known = known_models(fleet.hosts)
+    known = known_models({h.name: h for h in fleet.records()})
     entries = {f.id: entry(f, fleet, created, known.get(f.id)) for f in catalogue.functions.values()}
     aliases = [{**entries[t], "id": alias, "alias_of": t} for alias, t in catalogue.aliases.items()]
     return [*entries.values(), *aliases]
@@ -29,7 +33,7 @@ def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, 
 def entry(function: Function, fleet: Fleet, created: int, known: Known | None) -> dict[str, Any]:
     """Return a function's entry in the OpenAI shape, with the fields fleets are asked for besides."""
     wanted = need(function, None)
-    placed = [(h.name, i) for h in fleet.hosts.values() for i in h.instances if i.function == function.id]
+    placed = [(h.name, i) for h in fleet.records() for i in h.instances if i.function == function.id]
     return {
         "id": function.id,
         "object": "model",
@@ -49,7 +53,7 @@ def entry(function: Function, fleet: Fleet, created: int, known: Known | None) -
 
 def state(function: Function, fleet: Fleet) -> str:
     """Return where a function is at its best: the state of its furthest instance, `failing` or `cold`."""
-    states = {i.state for h in fleet.hosts.values() for i in h.instances if i.function == function.id}
+    states = {i.state for h in fleet.records() for i in h.instances if i.function == function.id}
     return furthest(states, failing=any(f.retry_at > fleet.at for f in failures(function, fleet)))
 
 

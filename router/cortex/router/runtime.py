@@ -20,10 +20,11 @@ from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.cancel import cancelled
+from cortex.platform.faults import Faults
 from cortex.platform.flights import Flights
 from cortex.platform.keys import FleetToken
 from cortex.platform.quota import Quota
-from cortex.platform.record import Fleet, Override, shifted_fleet, used_instance
+from cortex.platform.record import Fleet, Instance, Override, shifted_fleet, used_instance
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.ledger import about
 from cortex.platform.serving import systemd
@@ -43,6 +44,7 @@ from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.request import request_log
 from cortex.router.request.journey import Journey, Journeys
+from cortex.router.request.probe import Probe, Pulse
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.upstream import Upstream
 from cortex.router.stopping import stopping
@@ -55,6 +57,9 @@ REPORT_S = 1.0
 COUNT_S = 1.0
 SWEEP_S = 2.0
 SWEEP_LEASE_S = 6.0
+PROBE_S = 2.0
+"""Between two looks at the instances of silent hosts."""
+PROBES_AT_ONCE = 32
 
 
 class Runtime:
@@ -69,6 +74,7 @@ class Runtime:
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
         self.view = View(self.registry, self.id)
+        self.directory.on_change = self.view.wake
         self.flights = Flights(self.id)
         self.history = History(self.registry)
         self.agents = Agents(token, settings.ca_file)
@@ -76,9 +82,13 @@ class Runtime:
         self.images = RemoteImages()
         self.receipts = Receipts(self.id)
         self.tracing = tracing(settings)
-        self.activator = Activator(self.view, self.registry, self.agents, self.flights, self.receipts)
+        self.probe = Probe(token)
+        self.activator = Activator(
+            self.view, self.registry, self.agents, self.flights, self.directory, self.probe, self.receipts
+        )
         self._scaling = Scaling()
         self.counting = Counting(self.view, self.flights)
+        self.faults = Faults(self.counting.fault)
         self.traffic = Traffic()
         self.journeys = Journeys(
             [self.counting.note, self._note_traffic, request_log.note, self.receipts.noted, self.tracing.over]
@@ -93,16 +103,17 @@ class Runtime:
             await self.keys.refresh()
             await self.view.refresh()
             await self._report_now()
-        work = (
-            self.keys.follow,
-            self.metering.renew,
-            self.view.follow,
-            self.directory.follow,
-            self._report,
-            self._sweep,
-            self._count,
-        )
-        self._tasks = [asyncio.create_task(for_ever(w)) for w in work]
+        work: dict[str, Callable[[], Awaitable[None]]] = {
+            "api keys": self.keys.follow,
+            "limits": self.metering.renew,
+            "record": self.view.follow,
+            "catalogue": self.directory.follow,
+            "report": self._report,
+            "sweep": self._sweep,
+            "silent hosts": self._probe_silent,
+            "counts": self._count,
+        }
+        self._tasks = [asyncio.create_task(self.faults.run(name, w)) for name, w in work.items()]
         systemd.notify("READY=1")
         return self
 
@@ -118,6 +129,7 @@ class Runtime:
         await asyncio.to_thread(self.tracing.close)
         await self.agents.close()
         await self.upstream.close()
+        await self.probe.close()
         await self.images.close()
         await self.registry.close()
 
@@ -135,12 +147,12 @@ class Runtime:
         ahead_s = round(clock.wall(0.0), 1)
         return shifted_fleet(fleet, ahead_s) if ahead_s else fleet
 
-    async def warm(self, target: Target) -> str:
+    async def warm(self, name: str) -> str:
         """Have an instance started whatever failed before; return its id, or that of one there is.
 
         Raises Refusal.
         """
-        return await self.activator.ensure(target, force=True)
+        return await self.activator.ensure(lambda: self.directory.find(name), force=True)
 
     async def cordon(self, host: str, *, cordoned: bool) -> None:
         """Have a host take no new work, or take it again. Raises RecordAway."""
@@ -195,7 +207,7 @@ class Runtime:
         """Let a function's instances go. Return their ids, and the hosts that could not be told."""
         going: list[str] = []
         away: list[str] = []
-        for host in self.view.fleet.hosts.values():
+        for host in self.view.fleet.records():
             if any(i.function == function for i in host.instances):
                 try:
                     going += await self.agents.cool(host.address, function, at_once=at_once)
@@ -245,8 +257,10 @@ class Runtime:
                 await self._report_now()
                 await self.registry.touch(used)
                 told, reported = news, time.monotonic()
-            except RecordAway:
+            except Exception as error:
                 self.flights.put_back(used)
+                if not isinstance(error, RecordAway):
+                    raise
                 await asyncio.sleep(REPORT_S)
 
     async def _count(self) -> None:
@@ -275,21 +289,40 @@ class Runtime:
         """With the sweep lease: tell agents the catalogue, keep minimums warm, scale out, drop what is no more."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            try:
+            with contextlib.suppress(RecordAway):
                 if not stopping() and await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
-                    await self._tell_catalogue()
-                    await self._scale()
-                    await self._forget_gone()
-            except RecordAway:
-                continue
+                    for step in (self._tell_catalogue, self._scale, self._forget_gone):
+                        with self.faults.guard("sweep"), contextlib.suppress(RecordAway):
+                            await step()
 
     async def _tell_catalogue(self) -> None:
+        """Tell every agent that goes by another catalogue; never an empty one that may be an accident."""
+        if not self.directory.is_deliberate:
+            return
         for host in list(self.view.fleet.hosts.values()):
             if host.catalogue != self.directory.digest:
                 try:
                     await self.agents.heed(host.address, self.directory.catalogue, self.directory.digest)
                 except AgentAway as error:
                     log.warning("agent_away", host=host.name, why=str(error))
+
+    async def _probe_silent(self) -> None:
+        """Ask the instances of silent hosts whether they are still there: they are chosen only as long as they are."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            at_once = asyncio.Semaphore(PROBES_AT_ONCE)
+            await asyncio.gather(*(self._probe(i, at_once) for i in self.view.silent_instances()))
+
+    async def _probe(self, instance: Instance, at_once: asyncio.Semaphore) -> None:
+        async with at_once:
+            pulse = await self.probe.pulse(instance)
+        match pulse:
+            case Pulse.WELL:
+                self.view.trust(instance.id)
+            case Pulse.GONE:
+                self.view.drop(instance.id)
+            case Pulse.SILENT:
+                self.view.miss(instance.id)
 
     async def _scale(self) -> None:
         functions = self.directory.catalogue.functions
@@ -305,13 +338,3 @@ class Runtime:
         await self.registry.forget_used(
             m for m, at in self.view.fleet.used.items() if m.startswith("i:") and m not in present and at < old
         )
-
-
-async def for_ever(work: Callable[[], Awaitable[None]], pause_s: float = 1.0) -> None:
-    """Run background work; a fault of ours costs it a second and is in the log, not the work for ever after."""
-    while True:
-        try:
-            await work()
-        except Exception as error:
-            log.error("background_work_broke", work=work.__qualname__, exc_info=error)
-        await asyncio.sleep(pause_s)

@@ -24,6 +24,7 @@ from cortex.functions.catalogue import CatalogueError
 from cortex.functions.names import slug
 from cortex.platform import log as logging
 from cortex.platform import settings as settings_
+from cortex.platform import standard_streams
 from cortex.platform.leash import die_with_parent
 from cortex.platform.serving import listener, systemd
 from cortex.platform.settings import Settings, SettingsError, encode_env
@@ -129,6 +130,7 @@ class _Parent(Multiprocess):
 
 def worker() -> Litestar:
     """Build the application in a worker process. It does not outlive the process that started it for long."""
+    standard_streams.protect()
     settings, _ = settings_.from_environment(None)
     if parent := multiprocessing.parent_process():
         die_with_parent()

@@ -1,6 +1,7 @@
 """The router's view of the fleet: the whole record in memory, kept fresh by the bell.
 
-The warm path reads only this. When Redis goes away the last view stands, and `away` says so.
+The warm path reads only this. When Redis goes away the last view stands, and `away` says so. A host whose record has
+expired stays as a source of instances to choose, for as long as they answer (`silence.py`).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from cortex.platform import clock
 from cortex.platform.record import Failure, Fleet, HostRecord, Instance, newest_uses, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.router.request.abilities import known_models
+from cortex.router.silence import silent_hosts, without
 
 log = structlog.get_logger()
 
@@ -31,6 +33,9 @@ FRESH_S = 5.0
 
 SILENT_S = 30.0
 """How much longer it is not chosen while its host says nothing: the record may be away, and the worker well."""
+
+MISSES_TO_DROP = 3
+"""So many probes in a row must go unanswered before an instance of a silent host is dropped."""
 
 
 class View:
@@ -49,14 +54,12 @@ class View:
         self._waiting: dict[str, int] = {}
         self._placed: dict[str, tuple[str, str]] = {}
         self._suspects: dict[str, tuple[float, float]] = {}
+        self._unsure: frozenset[str] = frozenset()
+        self._misses: dict[str, int] = {}
         self._next: asyncio.Future[None] | None = None
         self._read_at = 0.0
 
     # Reading it.
-
-    def unsure(self, instance: str) -> bool:
-        """Whether what is known of an instance may be out of date: it may have ended, and its port be another's."""
-        return self.away or time.monotonic() - self._read_at > FRESH_S
 
     def ready(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the instances that may be given requests now."""
@@ -65,6 +68,16 @@ class View:
             return found
         now = time.monotonic()
         return tuple(i for i in found if not self._suspected(i.id, now))
+
+    def suspected(self, function: str, revision: str) -> tuple[Instance, ...]:
+        """Return the instances that are ready by the record and not chosen just now, because they refused us."""
+        now = time.monotonic()
+        return tuple(i for i in self._ready.get((function, revision), ()) if self._suspected(i.id, now))
+
+    def unsure(self, instance: str) -> bool:
+        """Whether what is known of an instance may be old: the record is away or was not read lately, or its host is
+        silent. It may have ended, and its port be another's."""
+        return self.away or instance in self._unsure or time.monotonic() - self._read_at > FRESH_S
 
     def elsewhere(self, instance: str) -> int:
         """Return how many requests other routers have in flight on an instance."""
@@ -80,7 +93,7 @@ class View:
 
     def instance(self, instance: str) -> tuple[HostRecord, Instance] | None:
         """Return an instance and its host."""
-        for host in self.fleet.hosts.values():
+        for host in self.fleet.records():
             for found in host.instances:
                 if found.id == instance:
                     return host, found
@@ -121,6 +134,29 @@ class View:
         now = time.monotonic()
         self._suspects = {i: s for i, s in self._suspects.items() if self._suspected(i, now)}
         self._suspects[instance] = (now + SUSPECT_S, self._said_at(instance))
+
+    def trust(self, instance: str) -> None:
+        """Choose an instance again: it has answered with its key."""
+        self._misses.pop(instance, None)
+        if self._suspects.pop(instance, None) is not None:
+            self.wake()
+
+    def drop(self, instance: str) -> None:
+        """Forget an instance of a silent host: it is not there any more. Of any other, the host's record decides."""
+        self._misses.pop(instance, None)
+        if instance in self._unsure:
+            silent = {n: without(h, (instance,)) for n, h in self.fleet.silent.items()}
+            self._take(replace(self.fleet, silent=silent))
+
+    def miss(self, instance: str) -> None:
+        """Note that an instance of a silent host has not answered in time. After a few times it is dropped."""
+        misses = self._misses[instance] = self._misses.get(instance, 0) + 1
+        if misses >= MISSES_TO_DROP:
+            self.drop(instance)
+
+    def silent_instances(self) -> list[Instance]:
+        """Return the instances of silent hosts."""
+        return [i for h in self.fleet.silent.values() for i in h.record.instances]
 
     def _suspected(self, instance: str, now: float) -> bool:
         """Whether it refused us a moment ago, or its host has said nothing since: its agent may be away, too."""
@@ -166,6 +202,8 @@ class View:
                 full = time.monotonic()
             elif kind == "host":
                 self._apply(self._with(hosts={name: await self._registry.host(name, clock.now())}))
+            elif kind == "removed":
+                self._forget(name)
             elif kind == "override":
                 await self.refresh()
             elif kind == "ask":
@@ -182,23 +220,49 @@ class View:
         }
         return replace(self.fleet, at=clock.now(), **changes)
 
+    def _forget(self, host: str) -> None:
+        """Take out a host that was removed on purpose: it is not silent, it is gone."""
+        self._take(
+            replace(
+                self.fleet,
+                hosts={n: h for n, h in self.fleet.hosts.items() if n != host},
+                silent={n: h for n, h in self.fleet.silent.items() if n != host},
+                at=clock.now(),
+            )
+        )
+
     def _apply(self, fleet: Fleet) -> None:
+        """Take a reading of the record."""
         self._read_at = time.monotonic()
+        self._take(replace(fleet, silent=silent_hosts(self.fleet, fleet.hosts, clock.now())))
+
+    def _take(self, fleet: Fleet) -> None:
         ready: dict[tuple[str, str], list[Instance]] = {}
-        for host in fleet.hosts.values():
+        for host in fleet.records():
             for instance in host.instances:
                 if instance.state is State.READY:
                     ready.setdefault((instance.function, instance.revision), []).append(instance)
         others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self._router}))
         if fleet.hosts is not self.fleet.hosts:
-            self._known = known_models(fleet.hosts)
+            self._known = known_models({h.name: h for h in fleet.records()})
+        if fleet.silent.keys() != self.fleet.silent.keys():
+            self._say_silent(self.fleet, fleet)
         self.fleet = fleet
         self._ready = {k: tuple(v) for k, v in ready.items()}
-        self._placed = {i.id: (i.function, h.name) for h in fleet.hosts.values() for i in h.instances}
+        self._placed = {i.id: (i.function, h.name) for h in fleet.records() for i in h.instances}
         self._elsewhere, self._waiting = others.in_flight, others.waiting
-        self._wake()
+        self._unsure = frozenset(i.id for i in self.silent_instances())
+        self._misses = {i: n for i, n in self._misses.items() if i in self._unsure}
+        self.wake()
 
-    def _wake(self) -> None:
+    def _say_silent(self, before: Fleet, after: Fleet) -> None:
+        for name in after.silent.keys() - before.silent.keys():
+            log.warning("host_silent", host=name, instances=len(after.silent[name].record.instances))
+        for name in before.silent.keys() - after.silent.keys():
+            log.info("host_reports_again" if name in after.hosts else "host_forgotten", host=name)
+
+    def wake(self) -> None:
+        """Wake whoever waits for a change: something else that they look at has changed."""
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
-from cortex.platform.record import Failure, Held
+from cortex.platform.record import Failure, Held, SilentHost
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.status.known import Index
 from cortex.router.status.model import Job
@@ -115,6 +115,19 @@ def test_whatever_is_amiss_is_said_at_the_top(change: dict[str, Any], text: str)
     shown = picture(known(a_function(), **{"hosts": (fresh(),), **change}))
 
     assert text in [point.text for point in shown.verdict.attention]
+
+
+def test_a_silent_host_is_a_problem_that_says_what_still_serves_there_and_is_no_place_for_more() -> None:
+    silent = SilentHost(record=replace(a_host(an_instance()), name="host-z"), since=NOW - 12)
+    before = known(a_function(), hosts=(fresh(),))
+
+    shown = picture(replace(before, fleet=replace(before.fleet, silent={"host-z": silent})))
+
+    (host,) = (h for h in shown.hosts if h.name == "host-z")
+    assert (host.mood, host.silent_since, host.next_out) == ("problem", NOW - 12, "")
+    assert "1 instance of it can still be reached" in host.problem
+    assert shown.rows[0].hosts == ("host-z",)
+    assert (shown.figures.hosts, shown.verdict.well) == (1, False)
 
 
 def test_only_so_much_is_listed_at_the_top_and_the_gravest_first() -> None:

@@ -4,6 +4,9 @@ In this router all waiters of a function share one `_Start`; between routers a c
 milliseconds, gives one of them the right to propose. Whoever has the claim reads the record again before it
 asks an agent, and the agent writes the record before it answers: so the next one finds the start that was
 made. The load itself belongs to the agent. Nobody's disconnect ends it.
+
+A start is of one revision. Who waits holds a name, and looks it up again whenever the catalogue changes: a start of
+what is not declared any more ends without an answer.
 """
 
 import asyncio
@@ -11,7 +14,8 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import structlog
 from msgspec.structs import replace
@@ -26,17 +30,23 @@ from cortex.platform.flights import Flights
 from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
-from cortex.router.activation.agents import AgentAway, Agents
+from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents, AgentUnreachable
 from cortex.router.activation.choice import considered, hosts_to_ask, why_nowhere
 from cortex.router.directory import Target
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, Refusal, StartFailed
+from cortex.router.request.probe import Pulse
 from cortex.router.view import View
 
 log = structlog.get_logger()
 
-CLAIM_S = 5.0
-"""A claim is released in milliseconds; this is for a router that died holding it."""
+CLAIM_S = TIMEOUT_S + 5.0
+"""A claim is released in milliseconds, and after one agent that does not answer at the latest: it must outlast that. It
+expires for a router that died holding it."""
+PROPOSE_S = 3.0
+"""After so long no further host is asked under the same claim."""
+SLOW_S = 30.0
+"""How long an agent that did not answer comes after all others."""
 CLAIMED_ELSEWHERE_S = 0.05
 NO_ROOM_S = 1.0
 UNSEEN_S = 10.0
@@ -44,60 +54,112 @@ UNSEEN_S = 10.0
 RETRY_AFTER_S = 5
 
 
+class Declarations(Protocol):
+    """The catalogue as it stands."""
+
+    digest: str
+
+    def known(self, name: str) -> Target | None: ...
+    async def change(self, timeout_s: float, *others: asyncio.Future[Any]) -> None: ...
+
+
+class Prober(Protocol):
+    """Asks a worker how it is."""
+
+    async def pulse(self, instance: Instance) -> Pulse: ...
+
+
+class AnswerLost(NoCapacity):
+    """An agent did not answer in time. It may have started an instance: the record must be read before the next host
+    is asked."""
+
+
 class Activator:
     """Brings functions up. `run()` owns the starts; requests come and go."""
 
     def __init__(
-        self, view: View, registry: Registry, agents: Agents, flights: Flights, receipts: Receipts | None = None
+        self,
+        view: View,
+        registry: Registry,
+        agents: Agents,
+        flights: Flights,
+        directory: Declarations,
+        probe: Prober,
+        receipts: Receipts | None = None,
     ) -> None:
         self._receipts = receipts or Receipts("")
         self._view, self._registry, self._agents, self._flights = view, registry, agents, flights
+        self._directory, self._probe = directory, probe
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._slow: dict[str, float] = {}
 
     async def close(self) -> None:
         """End every start this router drives. What the agents have begun goes on."""
         await cancelled(self._starts.values())
 
-    async def wait_until_ready(self, target: Target, priority: Priority = Priority.NORMAL) -> None:
-        """Return once an instance is ready, which may be gone again when the caller looks.
-
-        Raises QueueFull, NotReadyInTime, NoCapacity, StartFailed or RecordIsAway.
-        """
-        function = target.function
-        held = self._flights.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
-        if held >= priority.share(function.queue):
-            raise QueueFull(f"{held} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
+    @contextlib.contextmanager
+    def in_queue(self, function: Function, priority: Priority = Priority.NORMAL) -> Iterator[None]:
+        """Count as one that waits for a function. Raises QueueFull."""
+        waiting = self._flights.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
+        if waiting >= priority.share(function.queue):
+            raise QueueFull(f"{waiting} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
         with self._flights.waiting(function.id):
-            start = self._joined(target)
-            done, _ = await asyncio.wait((start,), timeout=function.start_timeout_s)
-        if not done:
-            raise NotReadyInTime(
-                f"'{function.id}' was not ready after {function.start_timeout_s:g} s: {self._progress(function)}",
-                retry_after=RETRY_AFTER_S,
-            )
+            yield
+
+    async def wait_until_ready(self, target: Target, timeout_s: float) -> None:
+        """Return once an instance is ready, which may be gone again when the caller looks, or the catalogue has
+        changed, so that the caller looks its name up again. The caller is `in_queue`.
+
+        Raises NotReadyInTime, NoCapacity, StartFailed or RecordIsAway.
+        """
+        deadline = time.monotonic() + timeout_s
+        start = self._joined(target)
+        await self._directory.change(timeout_s, start)
+        if not start.done():
+            if time.monotonic() >= deadline:
+                raise self.late(target.function)
+            return
         if start.cancelled():
             raise NotReadyInTime("this router is stopping", retry_after=1)
         start.result()
 
-    async def ensure(self, target: Target, *, force: bool = False) -> str:
-        """Return an instance that is up or coming, anywhere; have one started when there is none.
+    def late(self, function: Function) -> NotReadyInTime:
+        """Return what is raised when a function's start clock has run out."""
+        return NotReadyInTime(
+            f"'{function.id}' was not ready after {function.start_timeout_s:g} s: {self._progress(function)}",
+            retry_after=RETRY_AFTER_S,
+        )
+
+    async def ensure(self, find: Callable[[], Target], *, force: bool = False) -> str:
+        """Return an instance that is up or coming, anywhere; have one started when there is none. `find` looks the
+        name up: the catalogue may change meanwhile.
 
         Raises Refusal.
         """
-        function, rev = target.function, target.revision
         deadline = time.monotonic() + UNSEEN_S
+        retry = True
         try:
             while time.monotonic() < deadline:
+                target = find()
+                function, rev = target.function, target.revision
                 there = next(iter(self._view.ready(function.id, rev)), None) or self._coming(function, rev)
                 if there is not None:
                     return there.id
-                going = await self._claimed(function, rev, force=force)
+                if await self._recovered(function, rev):
+                    continue
+                try:
+                    going = await self._claimed(function, rev, force=force)
+                except AnswerLost:
+                    if not retry:
+                        raise
+                    retry, deadline = False, time.monotonic() + UNSEEN_S
+                    continue
                 if going is not None:
                     return going.instance
                 await self._view.changed(CLAIMED_ELSEWHERE_S)
         except RecordAway as error:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
-        raise NotReadyInTime(f"another router keeps the claim on '{function.id}'", retry_after=RETRY_AFTER_S)
+        raise NotReadyInTime(f"another router keeps the claim on '{find().function.id}'", retry_after=RETRY_AFTER_S)
 
     async def add(self, target: Target, *, evict: bool) -> Going | None:
         """Have one more instance started beside those that serve; None when one is coming already, or another
@@ -111,17 +173,25 @@ class Activator:
             return await self.propose(Ensure(function, beside=beside, evict=evict))
 
     async def propose(self, asked: Ensure) -> Going:
-        """Have an instance started on the first host that takes it, whatever others have. Raises Refusal."""
+        """Have an instance started on the first host that takes it, whatever others have.
+
+        Raises Refusal; AnswerLost when an agent may have started one without saying so.
+        """
         function = asked.function
         wanted = need(function, None)
         fleet = self._view.fleet
         usage = use(fleet)
         refusals: list[tuple[str, Refused]] = []
-        for host in hosts_to_ask(wanted, function, fleet, usage, clock.now()):
+        began = time.monotonic()
+        for host in self._slow_last(hosts_to_ask(wanted, function, fleet, usage, clock.now(), asked.beside)):
             try:
                 answer = await self._agents.ensure(fleet.hosts[host].address, asked)
             except AgentAway as error:
                 log.warning("agent_away", host=host, why=str(error))
+                self._slow[host] = time.monotonic() + SLOW_S
+                if not isinstance(error, AgentUnreachable) or time.monotonic() - began > PROPOSE_S:
+                    why = f"no room for '{function.id}' now: {host}: {error}"
+                    raise AnswerLost(why, retry_after=RETRY_AFTER_S) from None
                 refusals.append((host, Refused(str(error), When.LATER)))
                 continue
             if isinstance(answer, Going):
@@ -131,6 +201,12 @@ class Activator:
         refusal = self._refusal(function, wanted, refusals)
         self._receipts.note_once("nowhere", function.id, why=refusal.message)
         raise refusal
+
+    def _slow_last(self, hosts: list[str]) -> list[str]:
+        """Return the hosts with those last whose agents did not answer a moment ago, the latest at the end."""
+        now = time.monotonic()
+        self._slow = {host: until for host, until in self._slow.items() if until > now}
+        return sorted(hosts, key=lambda host: self._slow.get(host, 0.0))
 
     def _note_proposed(
         self,
@@ -204,19 +280,20 @@ class Activator:
             task.exception()  # every waiter may have left: nobody else would look at it
 
     async def _start(self, target: Target) -> None:
-        """Drive one start to its end, as long as somebody waits:
+        """Drive one start to its end, as long as requests wait for it and it is of what is declared:
 
         (1) an instance is ready: done;
         (2) one is on its way: wait for it;
         (3) the one we waited for failed: that is the answer, unless only its place was lost, or it had been
-            ready (we saw it before its agent saw it die), or its host knows nothing of it any more (its agent
-            began anew): then another is proposed;
-        (4) nobody has room now: ask again as soon as something changes;
-        (5) else propose one, under the claim.
+            ready (we saw it before its agent saw it die), or it was given up by a host that goes by another
+            catalogue, or its host knows nothing of it any more (its agent began anew): then another is proposed;
+        (4) one that refused a request a moment ago is well: done;
+        (5) no host has room now: ask again as soon as something changes;
+        (6) else propose one, under the claim.
         """
         function, rev = target.function, target.revision
         awaited, host, unseen_since = "", "", 0.0
-        while self._flights.waiting_for(function.id):
+        while self._flights.waiting_for(function.id) and self._declares(function, rev):
             if self._view.ready(function.id, rev):  # (1)
                 return
             coming = self._coming(function, rev)
@@ -228,20 +305,23 @@ class Activator:
             failure = self._view.failure(awaited) if awaited else None  # (3)
             if failure is not None:
                 awaited = ""
-                if failure.kind is FailureKind.ROOM:
+                if failure.kind is FailureKind.ROOM or self._is_superseded(failure):
                     await self._view.changed(NO_ROOM_S)
-                elif not failure.served:
+                    continue
+                if not failure.served:
                     last = f" (last line: {failure.last_lines[-1]})" if failure.last_lines else ""
                     raise StartFailed(f"'{function.id}' did not start: {failure.reason}{last}")
             elif awaited and not self._forgotten(awaited, host) and time.monotonic() - unseen_since < UNSEEN_S:
                 # Asked for, but not in our view yet, or its host is away just now.
                 await self._view.changed(NO_ROOM_S)
                 continue
+            if await self._recovered(function, rev):  # (4)
+                return
             try:
-                going = await self._claimed(function, rev)  # (5)
+                going = await self._claimed(function, rev)  # (6)
             except RecordAway as error:
                 raise RecordIsAway(f"'{function.id}' is cold, and {error}", retry_after=RETRY_AFTER_S) from None
-            except NoCapacity as refusal:  # (4)
+            except NoCapacity as refusal:  # (5)
                 if refusal.retry_after is None:
                     raise
                 await self._view.changed(NO_ROOM_S)
@@ -250,6 +330,33 @@ class Activator:
                 awaited, host, unseen_since = going.instance, "", time.monotonic()
             else:
                 await self._view.changed(CLAIMED_ELSEWHERE_S)
+
+    def _declares(self, function: Function, rev: str) -> bool:
+        """Whether the catalogue still declares a function in this revision."""
+        target = self._directory.known(function.id)
+        return target is not None and (target.function.id, target.revision) == (function.id, rev)
+
+    def _is_superseded(self, failure: Failure) -> bool:
+        """Whether a start was given up by a host that goes by another catalogue than this router: then one of the
+        two is about to take the other's."""
+        if failure.kind is not FailureKind.CANCELLED:
+            return False
+        return any(
+            h.catalogue != self._directory.digest for h in self._view.fleet.hosts.values() if failure in h.failures
+        )
+
+    async def _recovered(self, function: Function, rev: str) -> bool:
+        """Try those instances again that refused a request a moment ago; return whether one may be chosen.
+
+        One broken connection says little of an instance, and a second one beside it would be one too many.
+        """
+        suspects = self._view.suspected(function.id, rev)
+        for instance, pulse in zip(suspects, await asyncio.gather(*map(self._probe.pulse, suspects)), strict=True):
+            if pulse is Pulse.WELL:
+                self._view.trust(instance.id)
+            else:
+                self._view.drop(instance.id)
+        return bool(self._view.ready(function.id, rev))
 
     async def _claimed(self, function: Function, rev: str, *, force: bool = False) -> Going | None:
         """Propose under the claim; None when another router has it, or has been faster."""

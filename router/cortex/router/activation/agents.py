@@ -30,12 +30,17 @@ from cortex.platform.serving.trust import trust
 
 T = TypeVar("T")
 TIMEOUT_S = ANSWER_S
+CONNECT_S = 5.0
 HUB_TIMEOUT_S = 60.0
 """For what an agent asks its hub about."""
 
 
 class AgentAway(Exception):
-    """The agent did not answer, or not as an agent does."""
+    """The agent did not answer, or not as an agent does. It may have done what it was told all the same."""
+
+
+class AgentUnreachable(AgentAway):
+    """No connection to the agent came about, so it knows nothing of what it was to do."""
 
 
 class AgentRefused(Exception):
@@ -50,8 +55,12 @@ class AgentRefused(Exception):
 def _mapped(address: str) -> Iterator[None]:
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
-        raise AgentAway(f"the agent at {address} did not answer: {error or type(error).__name__}") from error
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
+        raise AgentUnreachable(
+            f"the agent at {address} cannot be reached: {str(error) or type(error).__name__}"
+        ) from error
+    except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        raise AgentAway(f"the agent at {address} did not answer: {str(error) or type(error).__name__}") from error
 
 
 class Agents:
@@ -63,7 +72,7 @@ class Agents:
             verify=trust(ca_file),
             headers={"Content-Type": "application/json"},
             auth=self._as_ours,
-            timeout=TIMEOUT_S,
+            timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_S),
             trust_env=False,
         )
 

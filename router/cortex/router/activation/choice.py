@@ -1,10 +1,10 @@
 """Which instance serves a request, and which hosts to ask for a new one. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from math import ceil
 
-from cortex.functions.spec import Function
+from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, Instance, Use
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, place
 
@@ -46,22 +46,27 @@ def _rank(session: str, instance: str) -> bytes:
     return blake2b(f"{session}\0{instance}".encode(), digest_size=8).digest()
 
 
-def hosts_to_ask(need: Need, function: Function, fleet: Fleet, use: Use, now: float) -> list[str]:
+def hosts_to_ask(
+    need: Need, function: Function, fleet: Fleet, use: Use, now: float, beside: Collection[str] = ()
+) -> list[str]:
     """Return the hosts that may take a function, best first. A guess: the agent asked decides.
 
-    In order: those it is pinned on, those that hold its weights, room without eviction, the fewest evictions, those
-    that may have room later, and the name. Hosts it can never run on, and cordoned ones, are left out.
+    In order: those that have an instance of it other than `beside`, for it may serve and no other be needed; those it
+    is pinned on, those that hold its weights, room without eviction, the fewest evictions, those that may have room
+    later, and the name. Hosts it can never run on, and cordoned ones, are left out.
     """
     ranked = []
+    rev = revision(function)
     for host in fleet.hosts.values():
         if host.name in fleet.cordoned:
             continue
+        has_one = any(i.revision == rev and i.id not in beside for i in host.of(function.id))
         guess = place(need, host, use, now, cordoned=host.name in fleet.cordoned)
-        if isinstance(guess, NoRoom) and guess.when is When.NEVER:
+        if isinstance(guess, NoRoom) and guess.when is When.NEVER and not has_one:
             continue
         pinned = host.name in function.pinned_on
         evictions = len(guess.evict) if isinstance(guess, Placement) else 1_000_000
-        ranked.append((not pinned, function.id not in host.weights, evictions, host.name))
+        ranked.append((not has_one, not pinned, function.id not in host.weights, evictions, host.name))
     return [name for *_, name in sorted(ranked)]
 
 
@@ -83,7 +88,8 @@ def _considered(need: Need, host: HostRecord, fleet: Fleet, use: Use, now: float
 def why_nowhere(need: Need, fleet: Fleet, use: Use, now: float) -> str:
     """Say for every host why it cannot take a function."""
     if not fleet.hosts:
-        return "no host is alive"
+        silent = f"; {', '.join(sorted(fleet.silent))} used to report, and does not now" if fleet.silent else ""
+        return f"no host is alive{silent}"
     said = (_why(need, h, fleet, use, now) for h in sorted(fleet.hosts.values(), key=lambda h: h.name))
     return "; ".join(said)
 

@@ -1,6 +1,7 @@
 """Which functions want one more instance. Pure; asked by the router that holds the sweep lease.
 
-One at a time: as long as an instance is on its way, nobody asks for the next. Scaling in is the agents' business:
+One at a time: as long as an instance is on its way, nobody asks for the next. An instance of a silent host counts: it
+serves as long as it answers. Scaling in is the agents' business:
 an instance that idles is reaped like any other, down to the minimum.
 """
 
@@ -42,7 +43,7 @@ class Scaling:
         over: dict[str, float] = {}
         wanted = []
         for function in functions:
-            there = [i for h in fleet.hosts.values() for i in h.of(function.id)]
+            there = [i for h in fleet.records() for i in h.of(function.id)]
             if any(i.state in COMING for i in there):  # (1)
                 continue
             if len(there) < function.min:  # (2)

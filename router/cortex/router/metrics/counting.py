@@ -56,6 +56,10 @@ class Counting:
         """Count a request that never got as far as a function."""
         self._meter.count(metrics.REFUSED, (reason,))
 
+    def fault(self, work: str) -> None:
+        """Count an exception that background work survived."""
+        self._meter.count(metrics.ROUTER_FAULTS, (work,))
+
     def snapshot(self) -> Snapshot:
         """Return what was counted so far, and how things stand."""
         found = self._meter.snapshot(self._standing())

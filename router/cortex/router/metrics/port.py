@@ -71,14 +71,21 @@ class MetricsPort:
             self._thread.join(STOP_S)
 
     def _run(self, listener: socket.socket) -> None:
-        asyncio.run(self._serve(listener))
-
-    async def _serve(self, listener: socket.socket) -> None:
+        """Serve until the end, and again after whatever broke it."""
         assert self._server is not None
+        while not self._server.should_exit:
+            try:
+                asyncio.run(self._serve(self._server, listener.dup()))
+            except Exception as error:
+                log.error("metrics_port_broke", exc_info=error)
+                time.sleep(STOP_S)
+        listener.close()
+
+    async def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
         NameLookups().install(asyncio.get_running_loop())
         self._registry = Registry.of(self._settings)
         try:
-            await self._server.serve(sockets=[listener])
+            await server.serve(sockets=[listener])
         finally:
             with contextlib.suppress(RecordAway):
                 await self._registry.close()

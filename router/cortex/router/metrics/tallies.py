@@ -71,9 +71,10 @@ def gathered(folder: Path) -> Snapshot:
             left.append(msgspec.structs.replace(tally.snapshot, gauges=()))
     past = added(left)
     if gone:
-        _replace(folder / DEPARTED, msgspec.json.encode(_Written(ProcessId("", 0, 0), past)))
-        for path in gone:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk: they stay as they are until the next look
+            _replace(folder / DEPARTED, msgspec.json.encode(_Written(ProcessId("", 0, 0), past)))
+            for path in gone:
+                path.unlink(missing_ok=True)
     return added([past, *parts])
 
 

@@ -8,8 +8,8 @@ which worker, is decided here.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import NoReturn, Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
@@ -32,8 +32,8 @@ from cortex.router.dialects.worker_errors import (
     fault_from_worker,
     first_error,
 )
-from cortex.router.directory import Target
-from cortex.router.refusals import Cancelled, Refusal, UpstreamBroke, UpstreamSilent
+from cortex.router.directory import Directory, Target
+from cortex.router.refusals import Cancelled, NotReadyInTime, Refusal, UpstreamBroke, UpstreamSilent
 from cortex.router.request.asking import must_take
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
 from cortex.router.request.fitting import Settle
@@ -85,14 +85,16 @@ class Services:
         upstream: Upstream,
         journeys: Journeys,
         tracing: Tracing,
+        directory: Directory,
     ) -> None:
+        self.directory = directory
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
         self.journeys, self.tracing = journeys, tracing
         self.turns, self.starts = Turns(), Starts()
 
 
 class Exchange:
-    """Serves one request for one function."""
+    """Serves one request for one name, by the function that the name stands for when it is served."""
 
     def __init__(
         self,
@@ -104,19 +106,26 @@ class Exchange:
         *,
         asked: str = "",
         read_s: float = 0.0,
+        understand: Callable[[Target], Awaitable[Call]] | None = None,
     ) -> None:
-        self._services, self._target, self._function = services, target, target.function
-        self._call, self._request_id = call, request_id
-        self._stream = call.streams.stream(request_id) if call.streams else None
-        notices = server_of(self._function).stops_when_client_leaves
-        self._streams_anyway = self._stream is None and call.path in ASSEMBLED and not notices
-        streams = self._stream is not None
+        """`understand` reads the request again for another target than it was read for; without it, the call does for
+        all. It raises what the first reading does."""
+        self._services, self._request_id, self._understand = services, request_id, understand
+        self._call, self._stream = call, call.streams.stream(request_id) if call.streams else None
+        self._target, self._function = target, target.function
         self.journey = Journey(
-            request_id, self._function.id, asked or self._function.id, call.dialect, streams=streams, read_s=read_s
+            request_id,
+            self._function.id,
+            asked or self._function.id,
+            call.dialect,
+            streams=self._stream is not None,
+            read_s=read_s,
         )
         self._caller = caller
         self.journey.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
+        self._start_s = 0.0
+        """What the request has used up of its start clock."""
         self._trace: Mapping[str, str] = {}
         self._send: Send
 
@@ -164,15 +173,15 @@ class Exchange:
     async def _attempts(self) -> None:
         """Try instance after instance. What broke before its first byte is replayed, twice at most."""
         for replays_left in range(REPLAYS, -1, -1):
-            with self._services.starts.waiting(self._function.id, self._caller.priority) as waiting:
-                instance = self._chosen()
+            if self.journey.tries:
+                await self._look_up()
+            priority = self._caller.priority
+            with self._services.starts.waiting(self._function.id, priority) as waiting, ExitStack() as boarding:
+                instance = self._board(boarding)
                 if instance is None:
-                    instance = await self._patiently(self._awaited(waiting))
+                    instance = await self._patiently(self._awaited(waiting, boarding))
                 server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
-                with (
-                    self._services.flights.aboard(self._function.id, instance.id),
-                    self._turn_at(instance, slots(self._function, server)) as turn,
-                ):
+                with self._turn_at(instance, slots(self._function, server)) as turn:
                     waiting.through()
                     if await self._served_by(instance, turn, last=not replays_left):
                         return
@@ -212,20 +221,75 @@ class Exchange:
         enough = target.function.target_concurrency
         return choose(ready, self._load, self._call.affinity, enough)
 
+    def _board(self, boarding: ExitStack) -> Instance | None:
+        """Choose an instance and be in flight on it in the same step: between the two, a report would say that
+        this router has seen a drain and has nothing in flight."""
+        instance = self._chosen()
+        if instance is not None:
+            boarding.enter_context(self._services.flights.aboard(self._function.id, instance.id))
+        return instance
+
     def _load(self, instance: str) -> int:
         return self._services.flights.on(instance) + self._services.view.elsewhere(instance)
 
-    async def _awaited(self, waiting: Waiting) -> Instance:
-        """Wait for an instance to come up, and for those who go first, and return it."""
-        began, journey = time.monotonic(), self.journey
+    async def _awaited(self, waiting: Waiting, boarding: ExitStack) -> Instance:
+        """Wait for an instance to come up, and for those who go first, and board it.
+
+        The start clock is one for the whole request, however often its function is edited meanwhile.
+        """
+        activator, journey = self._services.activator, self.journey
+        began, used_s = time.monotonic(), self._start_s
         journey.cold, journey.phase = True, "waiting"
+        place_at = ""
         try:
-            while (instance := self._chosen()) is None:
-                await self._services.activator.wait_until_ready(self._target, self._caller.priority)
-                await waiting.clear()
+            with ExitStack() as place:
+                while (instance := self._board(boarding)) is None:
+                    if self._function.id != place_at:
+                        place.close()
+                        place.enter_context(activator.in_queue(self._function, self._caller.priority))
+                        place_at = self._function.id
+                        waiting.move_to(place_at)
+                    deadline = began + self._function.start_timeout_s - used_s
+                    await activator.wait_until_ready(self._target, deadline - time.monotonic())
+                    await self._look_up()
+                    try:
+                        await asyncio.wait_for(waiting.clear(), deadline - time.monotonic())
+                    except TimeoutError:
+                        raise activator.late(self._function) from None
         finally:
-            journey.queued_s += time.monotonic() - began
+            waited_s = time.monotonic() - began
+            self._start_s += waited_s
+            journey.queued_s += waited_s
         return instance
+
+    async def _look_up(self) -> None:
+        """Look the name up again, and read the request for what it stands for now.
+
+        Raises FunctionNotFound or NotAllowed, what reading raises, or NotReadyInTime for a stream that has begun in a
+        way that does not fit any more.
+        """
+        target = self._services.directory.find_for(self.journey.asked, self._caller)
+        before = self._target
+        if target is before:
+            return
+        if (target.function.id, target.revision) != (before.function.id, before.revision) and self._understand:
+            self._read_as(await self._understand(target))
+        self._target, self._function = target, target.function
+        self.journey.function = target.function.id
+
+    def _read_as(self, call: Call) -> None:
+        """Go on with another reading of the request. A client that has been sent the beginning of a stream is not
+        sent another."""
+        stream = call.streams.stream(self._request_id) if call.streams else None
+        if self.journey.head:
+            if call.path != self._call.path or type(stream) is not type(self._stream) or stream is None:
+                raise NotReadyInTime(
+                    f"the model {self.journey.asked[:200]!r} was changed while this stream waited for it: send the "
+                    "request again",
+                    retry_after=1,
+                )
+            stream.open()
+        self._call, self._stream = call, stream
 
     async def _forward(self, instance: Instance) -> None:
         """Send the request to an instance and its answer to the client.
@@ -247,7 +311,7 @@ class Exchange:
         return not self.journey.pieces and grammar.complains(fault.message)
 
     async def _send_on(self, instance: Instance, body: bytes) -> None:
-        streamed = asked_to_stream(body) if self._streams_anyway else None
+        streamed = asked_to_stream(body) if self._streams_anyway() else None
         answer = await self._patiently(
             self._services.upstream.post(instance, self._call.path, body if streamed is None else streamed, self._trace)
         )
@@ -278,6 +342,12 @@ class Exchange:
         ):
             raise Broken(f"it answered {answer.status} and is not healthy")
         raise DialectError(fault)
+
+    def _streams_anyway(self) -> bool:
+        """Whether a plain request is streamed from the worker, which notices only then that its client has left."""
+        if self._stream is not None or self._call.path not in ASSEMBLED:
+            return False
+        return not server_of(self._function).stops_when_client_leaves
 
     async def _assembled(self, answer: Answer) -> bytes:
         """Read a plain answer out of a worker's stream. Raises Broken: nothing has been sent yet."""

@@ -61,8 +61,8 @@ class Turns:
         finally:
             del self._coming[place]
             following = row.leave(place)
-            if following is not None:
-                self._coming[following].set_result(None)
+            if following is not None and not self._coming[following].done():
+                self._coming[following].set_result(None)  # done: it was cancelled and gives its turn up itself
             if not row:
                 self._rows.pop(instance, None)
 
@@ -78,7 +78,7 @@ class Starts:
     def waiting(self, function: str, priority: Priority) -> Iterator["Waiting"]:
         """Wait for a start; over when the block is left, or `through()` was called."""
         mine = Waiting(self, function, priority)
-        self._waiting.setdefault(function, Counter())[priority] += 1
+        self._came(function, priority)
         try:
             yield mine
         finally:
@@ -89,6 +89,9 @@ class Starts:
         higher = ORDER[: ORDER.index(priority)]
         while any(self._waiting.get(function, Counter())[p] for p in higher):
             await self._moved.setdefault(function, asyncio.Event()).wait()
+
+    def _came(self, function: str, priority: Priority) -> None:
+        self._waiting.setdefault(function, Counter())[priority] += 1
 
     def _left(self, function: str, priority: Priority) -> None:
         there = self._waiting[function]
@@ -104,6 +107,13 @@ class Waiting:
 
     def __init__(self, starts: Starts, function: str, priority: Priority) -> None:
         self._starts, self._function, self._priority, self._in = starts, function, priority, True
+
+    def move_to(self, function: str) -> None:
+        """Wait for another function from now on: the name in the request stands for that one."""
+        if self._in and function != self._function:
+            self._starts._left(self._function, self._priority)
+            self._function = function
+            self._starts._came(function, self._priority)
 
     async def clear(self) -> None:
         """Let those of a higher priority go first."""

@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import Fleet, Instance, Override, Use, use, used_function
+from cortex.platform.record import Fleet, HostRecord, Instance, Override, Use, use, used_function
 from cortex.platform.registry import RecordAway
 from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
 from cortex.router.activation.agents import AgentAway
@@ -32,6 +32,8 @@ class Placed(Struct, frozen=True, kw_only=True):
 
     id: str
     host: str
+    silent_s: float | None
+    """How long its host has not reported; None: it reports. What is known of it is as old."""
     state: str
     revision: str
     in_flight: int
@@ -127,8 +129,8 @@ def _row(
     now: float,
 ) -> Row:
     placed = [
-        _placed(host.name, i, function, usage, known, now)
-        for host in fleet.hosts.values()
+        _placed(host.name, _silent_s(host.name, fleet, now), i, function, usage, known, now)
+        for host in fleet.records()
         for i in host.instances
         if i.function == function.id
     ]
@@ -163,12 +165,26 @@ def _measurement(device: str, entry: Entry, function: Function, fleet: Fleet) ->
     return Measurement(device=device, memory_mb=entry.memory_mb, counts=counts, readings=entry.readings)
 
 
-def _placed(host: str, instance: Instance, function: Function, usage: Use, known: Entry | None, now: float) -> Placed:
+def _silent_s(host: str, fleet: Fleet, now: float) -> float | None:
+    silent = fleet.silent.get(host)
+    return round(max(0.0, now - silent.since), 1) if silent else None
+
+
+def _placed(
+    host: str,
+    silent_s: float | None,
+    instance: Instance,
+    function: Function,
+    usage: Use,
+    known: Entry | None,
+    now: float,
+) -> Placed:
     in_flight, last_used = usage.in_flight.get(instance.id, 0), usage.last_used(instance)
     idles = instance.ready and not in_flight and not instance.pinned and not function.min
     return Placed(
         id=instance.id,
         host=host,
+        silent_s=silent_s,
         state=instance.state,
         revision=instance.revision,
         in_flight=in_flight,
@@ -234,7 +250,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         if plan:
             return {"plan": to_builtins(await planned(runtime, verb, function=function_id))}
         if verb == "warm":
-            return {"instance": await runtime.warm(runtime.directory.find(function_id))}
+            return {"instance": await runtime.warm(function_id)}
         if verb == "cool":
             target = runtime.directory.find(function_id)
             going, away = await runtime.cool(target.function.id, at_once=now)
@@ -261,20 +277,25 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/hosts", opt={"needs": "status"})
     async def hosts() -> dict[str, Any]:
+        """List the hosts that report, and those that do not any more: what still answers there goes on serving."""
         known = sight(runtime)
         fleet, index = known.fleet, Index(known.fleet)
-        found = [
-            {
+
+        def row_of(host: HostRecord) -> dict[str, Any]:
+            leaving = order_of_leaving(host, known, index) if host.name in fleet.hosts else ()
+            return {
                 **to_builtins(host),
-                "cordoned": name in fleet.cordoned,
+                "silent_s": _silent_s(host.name, fleet, known.now),
+                "cordoned": host.name in fleet.cordoned,
                 "in_flight": sum(index.in_flight(i) for i in host.instances),
-                "leaving": to_builtins(order_of_leaving(host, known, index)),
-                "namesake": to_builtins(fleet.namesakes.get(name)),
+                "leaving": to_builtins(leaving),
+                "namesake": to_builtins(fleet.namesakes.get(host.name)),
             }
-            for name, host in sorted(fleet.hosts.items())
-        ]
+
+        found = [row_of(host) for _, host in sorted(fleet.hosts.items())]
+        silent = [row_of(host.record) for _, host in sorted(fleet.silent.items())]
         gone = sorted(fleet.cordoned.difference(fleet.hosts))
-        return {"hosts": found, "cordoned_and_away": gone, "now": round(known.now, 3)}
+        return {"hosts": found, "silent": silent, "cordoned_and_away": gone, "now": round(known.now, 3)}
 
     @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin"})
     async def act_on_host(host: str, verb: str, plan: bool = False) -> dict[str, Any]:
@@ -285,7 +306,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         fleet = runtime.view.fleet
         if verb not in ("cordon", "uncordon", "drain"):
             raise BadRequest(f"'{verb[:50]}' is not something to do with a host; cordon, uncordon and drain are")
-        if host not in fleet.hosts and (verb == "drain" or host not in fleet.cordoned):
+        is_known = host in fleet.hosts or (verb == "cordon" and host in fleet.silent)
+        if not is_known and (verb == "drain" or host not in fleet.cordoned):
             raise HostNotFound(host, nearest(host, fleet.hosts))
         if plan:
             return {"plan": to_builtins(await planned(runtime, verb, host=host))}

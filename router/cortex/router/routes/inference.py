@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.servers import server_of
+from cortex.platform.api_keys import Principal
 from cortex.router.access.door import caller
 from cortex.router.activation.choice import affinity, choose
 from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, native, rerank, wire
@@ -53,30 +55,34 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         name = wire.read(body, _Peek).model
         who = caller(request)
         target = runtime.directory.find_for(name, who)
-        function = target.function
-        must_speak(function, kind)
-        if function.remote_images:
-            body = await runtime.images.inlined(body)
-        able = traits(target, kind)
-        spoken: native.Spoken | None = kind if kind in function.native and kind in server_of(function).native else None
-        asked = dialect.read_request(kind, body, able) if spoken is None else native.read(spoken, body)
-        unique = secrets.token_hex(12)
-        reply = asked.answer(unique, int(time.time()))
-        if isinstance(reply, chat_stream.Reply):
-            reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
-        sent = asked.body(function.id)
-        call = Call(
-            dialect=kind,
-            path=native.PATHS[spoken] if spoken else COMPLETIONS if kind == "completions" else CHAT,
-            body=sent,
-            reply=reply,
-            streams=reply if asked.stream else None,
-            affinity=affinity(request.headers, asked.affinity),
-            settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
-        )
-        read_s = time.monotonic() - began
-        exchange = Exchange(services, target, call, request_id(request), who, asked=name, read_s=read_s)
-        return runtime.metering.around(exchange, exchange.journey, who, len(body))
+        unique, created, headers = secrets.token_hex(12), int(time.time()), request.headers
+
+        async def understand(target: Target) -> Call:
+            """Read the request for what its name stands for."""
+            function = target.function
+            must_speak(function, kind)
+            given = await runtime.images.inlined(body) if function.remote_images else body
+            able = traits(target, kind)
+            spoken: native.Spoken | None = (
+                kind if kind in function.native and kind in server_of(function).native else None
+            )
+            asked = dialect.read_request(kind, given, able) if spoken is None else native.read(spoken, given)
+            reply = asked.answer(unique, created)
+            if isinstance(reply, chat_stream.Reply):
+                reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
+            sent = asked.body(function.id)
+            return Call(
+                dialect=kind,
+                path=native.PATHS[spoken] if spoken else COMPLETIONS if kind == "completions" else CHAT,
+                body=sent,
+                reply=reply,
+                streams=reply if asked.stream else None,
+                affinity=affinity(headers, asked.affinity),
+                settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
+            )
+
+        call = await understand(target)
+        return exchange_of(request, target, call, understand, name, who, began, len(body))
 
     async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
         """Serve a request with one plain answer: embeddings, rerank."""
@@ -85,11 +91,30 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         asked = embeddings.read(body) if kind == "embeddings" else rerank.read(body)
         who = caller(request)
         target = runtime.directory.find_for(asked.model, who)
-        must_speak(target.function, kind)
-        call = Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
+
+        async def understand(target: Target) -> Call:
+            """Write the request for what its name stands for."""
+            must_speak(target.function, kind)
+            return Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
+
+        call = await understand(target)
+        return exchange_of(request, target, call, understand, asked.model, who, began, len(body))
+
+    def exchange_of(
+        request: Http,
+        target: Target,
+        call: Call,
+        understand: Callable[[Target], Awaitable[Call]],
+        name: str,
+        who: Principal,
+        began: float,
+        size: int,
+    ) -> ASGIApp:
         read_s = time.monotonic() - began
-        exchange = Exchange(services, target, call, request_id(request), who, asked=asked.model, read_s=read_s)
-        return runtime.metering.around(exchange, exchange.journey, who, len(body))
+        exchange = Exchange(
+            services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
+        )
+        return runtime.metering.around(exchange, exchange.journey, who, size)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
     async def chat_completions(request: Http) -> ASGIApp:

@@ -29,8 +29,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/instances", opt={"needs": "status"})
     async def instances() -> dict[str, Any]:
         """List the instances of all hosts."""
-        fleet = runtime.fleet()
-        found = [{**to_builtins(i), "host": h.name} for h in fleet.hosts.values() for i in h.instances]
+        found = [{**to_builtins(i), "host": h.name} for h in runtime.fleet().records() for i in h.instances]
         return {"instances": found}
 
     @get("/admin/instances/{instance:str}/logs", opt={"needs": "admin"})
@@ -124,7 +123,7 @@ def _with_instance(runtime: Runtime, instance: str) -> list[HostRecord]:
     def knows(host: HostRecord) -> bool:
         return any(i.id == instance for i in host.instances) or any(f.instance == instance for f in host.failures)
 
-    return [h for h in runtime.view.fleet.hosts.values() if knows(h)]
+    return [h for h in runtime.view.fleet.records() if knows(h)]
 
 
 def _best_first(runtime: Runtime, function: str) -> list[HostRecord]:
@@ -135,4 +134,4 @@ def _best_first(runtime: Runtime, function: str) -> list[HostRecord]:
         failed = any(f.function == function for f in host.failures)
         return (not has, not failed, host.name)
 
-    return sorted(runtime.view.fleet.hosts.values(), key=rank)
+    return sorted(runtime.view.fleet.records(), key=rank)

@@ -6,21 +6,22 @@ The order of leaving is the placement's own (`least_valuable_first`), and so is 
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Device, HostRecord, Instance
+from cortex.platform.record import Device, HostRecord, Instance, SilentHost
 from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
 from cortex.router.status.known import SILENT_S, Index, Known, key
 from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
 from cortex.router.status.troubles import trouble
-from cortex.router.status.words import mib
+from cortex.router.status.words import mib, some
 
 MOST_DEPARTURES = 8
 MOST_KEPT = 3
 
 
 def hosts(known: Known, index: Index) -> tuple[Host, ...]:
-    """Return every host: those with a problem first, then by name. One that is cordoned and away is there, too."""
-    found = [host(record, known, index) for record in known.fleet.hosts.values()]
-    gone = known.fleet.cordoned.difference(known.fleet.hosts)
+    """Return every host: those with a problem first, then by name. Those that are silent, or cordoned and away, are
+    there, too."""
+    found = [host(record, known, index) for record in known.fleet.records()]
+    gone = known.fleet.cordoned.difference(known.fleet.hosts, known.fleet.silent)
     found += [_away(name) for name in gone]
     return tuple(sorted(found, key=lambda h: h.order))
 
@@ -28,7 +29,11 @@ def hosts(known: Known, index: Index) -> tuple[Host, ...]:
 def host(record: HostRecord, known: Known, index: Index) -> Host:
     """Return one host."""
     cordoned = record.name in known.fleet.cordoned
-    problem = "; ".join([*filter(None, [record.problem]), *(f"{path} does not answer" for path in record.silent)])
+    silent = known.fleet.silent.get(record.name)
+    hung = (f"{path} does not answer" for path in record.silent)
+    stuck = (f"{i.function}: {i.problem}" for i in record.instances if i.problem)
+    wrong = "; ".join([*filter(None, [record.problem]), *record.problems, *hung, *stuck])
+    problem = _silence(silent) if silent else wrong
     mood = "problem" if problem else "cordoned" if cordoned else "ok"
     order = order_of_leaving(record, known, index)
     first = next((leaving.function for leaving in order if not leaving.protected), "")
@@ -41,9 +46,16 @@ def host(record: HostRecord, known: Known, index: Index) -> Host:
         bars=tuple(bar(device, record, index) for device in record.devices),
         instances=len(record.instances),
         in_flight=sum(index.in_flight(i) for i in record.instances),
-        next_out=first,
-        silent_since=record.at if known.now - record.at > SILENT_S else None,
+        next_out="" if silent else first,
+        silent_since=silent.since if silent else record.at if known.now - record.at > SILENT_S else None,
     )
+
+
+def _silence(silent: SilentHost) -> str:
+    """Say what is the matter with a host whose record has expired, and what goes on there."""
+    serving = len(silent.record.instances)
+    goes_on = f"{some(serving, 'instance')} of it can still be reached" if serving else "nothing of it answers"
+    return f"its agent does not report: {goes_on}, and nothing is started there"
 
 
 def _away(name: str) -> Host:

@@ -54,7 +54,7 @@ class Index:
         self.placed: dict[str, list[tuple[HostRecord, Instance]]] = defaultdict(list)
         self.failures: dict[str, list[tuple[HostRecord, Failure]]] = defaultdict(list)
         self.instances: dict[str, Instance] = {}
-        for host in sorted(fleet.hosts.values(), key=lambda h: h.name):
+        for host in sorted(fleet.records(), key=lambda h: h.name):
             for instance in host.instances:
                 self.placed[instance.function].append((host, instance))
                 self.instances[instance.id] = instance

@@ -30,6 +30,8 @@ async def planned(runtime: Runtime, do: str, *, function: str = "", host: str = 
     if do not in VERBS_ON_HOSTS:
         raise BadRequest(f"'{do[:50]}' is none of {', '.join((*VERBS_ON_FUNCTIONS, *VERBS_ON_HOSTS))}")
     record = known.fleet.hosts.get(host)
+    if record is None and do == "cordon":
+        record = known.fleet.record(host)
     if record is None and (do == "drain" or host not in known.fleet.cordoned):
         raise HostNotFound(host, nearest(host, known.fleet.hosts))
     if record is not None and do == "drain":

@@ -86,7 +86,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     async def host(request: Http, name: str) -> Response[str]:
         """Show everything about one host."""
         known = await sources.known()
-        record = known.fleet.hosts.get(name)
+        record = known.fleet.record(name)
         if record is None:
             raise HostNotFound(name, nearest(name, known.fleet.hosts))
         shown = hosts.details(record, known, Index(known.fleet))

@@ -1,0 +1,251 @@
+"""How a request waits, boards and looks its name up again. Workers are never reached: what is shown comes before."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from msgspec import Struct
+
+from cortex.functions.spec import revision
+from cortex.platform.agent_messages import Ensure, Going
+from cortex.platform.api_keys import LOCAL, Priority
+from cortex.platform.flights import Flights
+from cortex.platform.record import Fleet, Instance
+from cortex.platform.registry import Registry
+from cortex.router.activation.activator import Activator
+from cortex.router.activation.agents import Agents
+from cortex.router.dialects import chat_stream
+from cortex.router.directory import Directory, Target
+from cortex.router.request.exchange import Call, Exchange, Services
+from cortex.router.request.journey import Journeys
+from cortex.router.request.probe import Pulse
+from cortex.router.request.upstream import Answer, Broken, Upstream
+from cortex.router.tracing import Tracing
+from cortex.router.view import View
+from tests.support.catalogues import aliases, fake
+from tests.support.factories import a_host, an_instance
+
+
+class Sent(Struct):
+    """What went to the client."""
+
+    status: int = 0
+    body: bytes = b""
+
+
+class Stage:
+    """A router whose record, agents and workers are values; `file` is its catalogue."""
+
+    def __init__(self, folder: Path, text: str, *instances: Instance) -> None:
+        self.file = folder / "models.toml"
+        self.file.write_text(text)
+        self.directory = Directory(self.file)
+        self.host = a_host(*instances)
+        self.view = View(cast(Registry, self), "router-1")
+        self.directory.on_change = self.view.wake
+        self.flights = Flights("router-1")
+        self.asked: list[Ensure] = []
+        self.posted: list[tuple[str, int]] = []
+        """The instances that requests were sent to, with how many were in flight there."""
+        self.services = Services(
+            self.view,
+            Activator(self.view, cast(Registry, self), cast(Agents, self), self.flights, self.directory, self),
+            self.flights,
+            cast(Upstream, self),
+            Journeys([]),
+            cast(Tracing, self),
+            self.directory,
+        )
+
+    # What the router reads and asks.
+
+    async def fleet(self, now: float) -> Fleet:
+        return Fleet(hosts={self.host.name: self.host}, at=now)
+
+    async def claim(self, function: str, token: str, ttl_s: float) -> bool:
+        return True
+
+    async def release(self, function: str, token: str) -> None:
+        return None
+
+    async def ensure(self, address: str, asked: Ensure) -> Going:
+        self.asked.append(asked)
+        starting = an_instance(f"new-{len(self.asked)}", function=asked.function.id, revision=revision(asked.function))
+        return Going(starting.id, starting.state)
+
+    async def pulse(self, instance: Instance) -> Pulse:
+        return Pulse.WELL
+
+    def begun(self, journey: object, headers: object) -> dict[str, str]:
+        return {}
+
+    async def post(self, instance: Instance, path: str, body: bytes, more: object = None) -> Answer:
+        self.posted.append((instance.id, self.flights.on(instance.id)))
+        raise Broken("closed")
+
+    # What happens.
+
+    async def shows(self, *instances: Instance) -> None:
+        """Have the record say so."""
+        self.host = a_host(*instances)
+        await self.view.refresh()
+
+    async def edit(self, text: str) -> None:
+        self.file.write_text(text)
+        for _ in range(2):
+            await self.directory.look()
+
+    def of(self, name: str, id: str = "one") -> Instance:
+        target = self.directory.find(name)
+        return an_instance(id, function=target.function.id, revision=target.revision, ready=1.0)
+
+    @asynccontextmanager
+    async def asking(self, name: str, *, stream: bool = False) -> AsyncIterator[tuple[asyncio.Task[None], Sent]]:
+        """Send a request; what it says to its client so far."""
+
+        async def understand(target: Target) -> Call:
+            reply = chat_stream.Reply(id="c", model=target.function.id)
+            return Call(
+                dialect="chat",
+                path="/v1/chat/completions",
+                body=b"{}",
+                reply=reply,
+                streams=reply if stream else None,
+            )
+
+        sent, target = Sent(), self.directory.find(name)
+
+        async def send(message: Any) -> None:
+            sent.status = message.get("status", sent.status)
+            sent.body += message.get("body", b"")
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        exchange = Exchange(
+            self.services, target, await understand(target), "r", LOCAL, asked=name, understand=understand
+        )
+        task = asyncio.ensure_future(cast(Awaitable[None], exchange({"headers": []}, receive, send)))  # type: ignore[arg-type]
+        try:
+            yield task, sent
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.services.activator.close()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not true():  # noqa: ASYNC110 (no event tells)
+                await asyncio.sleep(0)
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    await asyncio.wait_for(task, 5)
+
+
+async def test_a_request_is_in_flight_from_the_step_in_which_its_instance_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report between choosing and boarding would say that nothing is in flight on what may drain."""
+    stage = Stage(tmp_path, fake("f"))
+    gaps: list[int] = []
+    chosen = Exchange._chosen
+
+    def watched(self: Exchange) -> Instance | None:
+        instance = chosen(self)
+        if instance is not None:
+            asyncio.get_running_loop().call_soon(lambda: gaps.append(stage.flights.on(instance.id)))
+        return instance
+
+    monkeypatch.setattr(Exchange, "_chosen", watched)
+    async with stage.asking("f", stream=True) as (task, _):
+        await stage.until(lambda: bool(stage.asked))
+        await stage.shows(stage.of("f"))
+        await ended(task)
+
+    assert gaps
+    assert set(gaps) == {1}
+    assert stage.posted[0] == ("one", 1)
+
+
+async def test_what_broke_is_tried_twice_more_and_refused_and_nothing_is_started_beside_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    await stage.shows(stage.of("f"))
+
+    async with stage.asking("f") as (task, sent):
+        await ended(task)
+
+    assert (sent.status, len(stage.posted), stage.asked) == (502, 3, [])
+    assert stage.flights.counts() == ({}, {})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_for_an_entry_that_is_edited_waits_for_its_new_revision(tmp_path: Path, stream: bool) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    async with stage.asking("f", stream=stream) as (task, _):
+        await stage.until(lambda: len(stage.asked) == 1)
+        await stage.edit(fake("f", "--changed"))
+        await stage.until(lambda: len(stage.asked) == 2)
+        await stage.shows(stage.of("f", "edited"))
+        await ended(task)
+
+    assert [a.function.args for a in stage.asked] == [(), ("--changed",)]
+    assert stage.posted[0][0] == "edited"
+
+
+async def test_a_request_for_a_name_that_is_removed_is_refused_at_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f") + fake("g"))
+    async with stage.asking("f") as (task, sent):
+        await stage.until(lambda: bool(stage.asked))
+        await stage.edit(fake("g"))
+        await ended(task)
+
+    assert (sent.status, b"model_not_found" in sent.body, len(stage.asked)) == (404, True, 1)
+    assert stage.flights.counts() == ({}, {})
+
+
+async def test_a_request_for_an_alias_that_is_moved_goes_where_it_leads_now(tmp_path: Path) -> None:
+    both = fake("f") + fake("g")
+    stage = Stage(tmp_path, both + aliases({"a": "f"}))
+    async with stage.asking("a") as (task, _):
+        await stage.until(lambda: bool(stage.asked))
+        waited_for = stage.flights.counts()[1]
+        await stage.edit(both + aliases({"a": "g"}))
+        await stage.until(lambda: len(stage.asked) == 2)
+        waits_for = stage.flights.counts()[1]
+        await stage.shows(stage.of("g"))
+        await ended(task)
+
+    assert (waited_for, waits_for) == ({"f": 1}, {"g": 1})
+    assert stage.posted[0][0] == "one"
+
+
+async def test_edits_do_not_start_the_start_clock_anew(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f", start_timeout_s=0.5))
+    async with stage.asking("f") as (task, sent):
+        edits = 0
+        while not task.done():
+            edits += 1
+            assert edits < 200
+            await stage.edit(fake("f", f"--n{edits}", start_timeout_s=0.5))
+            await asyncio.wait((task,), timeout=0.05)
+
+    assert (sent.status, b"was not ready after 0.5 s" in sent.body) == (503, True)
+    assert edits > 1
+
+
+async def test_who_lets_others_go_first_counts_as_waiting_and_has_the_start_clock(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f", start_timeout_s=0.3))
+    with stage.services.starts.waiting("f", Priority.HIGH):
+        async with stage.asking("f") as (task, sent):
+            await stage.until(lambda: bool(stage.asked))
+            await stage.shows(stage.of("f"))
+            await asyncio.sleep(0)
+            waiting = stage.flights.waiting_for("f")
+            await ended(task)
+
+    assert (waiting, stage.posted) == (1, [])
+    assert (sent.status, b"was not ready after 0.3 s" in sent.body) == (503, True)

@@ -1,0 +1,78 @@
+"""The table of docs/operating.md that says what goes on when something is away: each cell is held by a test."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REDIS, DEMOTED, EMPTIED = "Redis away", "Redis demoted", "Redis emptied"
+AGENT, CUT_AGENT, CUT_ROUTER, HUB = "agent away", "agent cut off from Redis", "router cut off from Redis", "hub away"
+COLUMNS = (REDIS, DEMOTED, EMPTIED, AGENT, CUT_AGENT, CUT_ROUTER, HUB)
+
+WARM_GOES_ON = "test_a_record_that_is_away_leaves_warm_functions_warm"
+SILENT = "test_a_warm_function_is_served_while_its_agent_is_dead_and_after_it_came_back"
+CUT_OFF = "test_a_warm_function_is_served_while_its_agent_is_cut_off_from_redis"
+REFUSES_WRITES = "test_a_redis_that_takes_no_writes_leaves_warm_functions_warm"
+EMPTY = "test_a_redis_that_was_emptied_interrupts_nothing_that_is_warm"
+NOT_IDLE = "test_nobody_is_drained_or_evicted_while_the_record_is_away"
+DEMOTION = "test_cold_starts_work_after_a_demotion_and_warm_ones_never_stop"
+FAILOVER = "test_a_failover_is_followed_by_calls_bells_and_jobs"
+ONLY_THE_WORKER_KNOWS = "test_an_answer_that_only_the_worker_knows_of_keeps_a_drain_waiting"
+HUB_DOWN = "test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put"
+
+HELD_BY = {
+    "router": (WARM_GOES_ON, DEMOTION, EMPTY, SILENT, CUT_OFF, WARM_GOES_ON, HUB_DOWN),
+    "agent": (
+        NOT_IDLE,
+        DEMOTION,
+        "test_a_record_that_comes_back_empty_makes_nobody_idle_until_the_routers_had_time_to_report",
+        "test_a_worker_that_died_while_the_agent_was_away_is_replaced",
+        NOT_IDLE,
+        ONLY_THE_WORKER_KNOWS,
+        HUB_DOWN,
+    ),
+    "job worker": (
+        "test_a_killed_job_worker_loses_nothing_that_came",
+        FAILOVER,
+        "test_a_job_that_a_worker_took_off_the_queue_and_never_began_is_listed_and_taken_up",
+        "test_a_slow_download_outlives_the_request_that_began_it",
+        "test_a_slow_download_outlives_the_request_that_began_it",
+        "test_a_slow_download_outlives_the_request_that_began_it",
+        "test_a_hub_in_trouble_is_tried_again_after_a_while",
+    ),
+    "CLI": (WARM_GOES_ON, REFUSES_WRITES, EMPTY, SILENT, CUT_OFF, WARM_GOES_ON, HUB_DOWN),
+    "worker": (WARM_GOES_ON, REFUSES_WRITES, EMPTY, SILENT, CUT_OFF, WARM_GOES_ON, HUB_DOWN),
+    "what says so": (WARM_GOES_ON, REFUSES_WRITES, EMPTY, SILENT, CUT_OFF, WARM_GOES_ON, HUB_DOWN),
+}
+
+
+def table() -> dict[str, dict[str, str]]:
+    """Return the cells of the table by row and column."""
+    section = (ROOT / "docs" / "operating.md").read_text().split("## When something is away")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert all(len(row) == len(head) for row in rows)
+    return {row[0].strip("*"): dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_the_table_has_every_process_and_everything_that_may_be_away() -> None:
+    cells = table()
+
+    assert list(cells) == list(HELD_BY)
+    assert all(tuple(row) == COLUMNS for row in cells.values())
+    assert all(cell for row in cells.values() for cell in row.values())
+
+
+@pytest.fixture(scope="module")
+def tests_there_are() -> set[str]:
+    found: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        found.update(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE))
+    return found
+
+
+@pytest.mark.parametrize("row", HELD_BY)
+def test_every_cell_is_held_by_a_test_that_there_is(row: str, tests_there_are: set[str]) -> None:
+    assert len(HELD_BY[row]) == len(COLUMNS)
+    assert set(HELD_BY[row]) - tests_there_are == set()
