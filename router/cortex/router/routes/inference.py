@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -15,9 +16,10 @@ from msgspec.structs import replace
 from cortex.functions.servers import server_of
 from cortex.router.access.door import caller
 from cortex.router.activation.choice import affinity, choose
-from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, native, rerank, wire
-from cortex.router.dialects.errors import BadRequest, Dialect, Kind
+from cortex.router.dialects import chat_stream, dialect, embeddings, gate, limits, messages, native, rerank, wire
+from cortex.router.dialects.errors import Dialect
 from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.weight import weigh
 from cortex.router.directory import Target
 from cortex.router.request.abilities import Abilities
 from cortex.router.request.asking import must_speak
@@ -40,7 +42,7 @@ class _Peek(Struct, frozen=True):
 
 def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
-    abilities, tokenizer = Abilities(), Tokenizer(services.upstream)
+    abilities, tokenizer, intake = Abilities(), Tokenizer(services.upstream), runtime.intake
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function, view = target.function, runtime.view
@@ -48,9 +50,28 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
 
     async def generated(request: Http, kind: Dialect) -> ASGIApp:
         """Serve a request that a worker's chat or completions answers."""
-        body = await _body(request)
-        began = time.monotonic()
-        name = wire.read(body, _Peek).model
+        return await take_in(request, lambda body: generation(request, kind, body))
+
+    async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
+        """Serve a request with one plain answer: embeddings, rerank."""
+        return await take_in(request, lambda body: computation(request, kind, path, body))
+
+    async def take_in(request: Http, served: Callable[[bytes], Awaitable[ASGIApp]]) -> ASGIApp:
+        """Read a body and hold it until its request has been answered."""
+        held = await intake.body(request, caller(request).id)
+        try:
+            return held.held_by(await served(held.bytes))
+        except BaseException:
+            held.release()
+            raise
+
+    async def peek(body: bytes) -> str:
+        """Return the model's name in a body whose weight is within bounds."""
+        return await intake.work(len(body), _weigh_and_peek, body)
+
+    async def generation(request: Http, kind: Dialect, body: bytes) -> ASGIApp:
+        size, began = len(body), time.monotonic()
+        name = await peek(body)
         who = caller(request)
         target = runtime.directory.find_for(name, who)
         function = target.function
@@ -59,12 +80,16 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             body = await runtime.images.inlined(body)
         able = traits(target, kind)
         spoken: native.Spoken | None = kind if kind in function.native and kind in server_of(function).native else None
-        asked = dialect.read_request(kind, body, able) if spoken is None else native.read(spoken, body)
+
+        def translate() -> tuple[dialect.Asked, bytes]:
+            asked = dialect.read_request(kind, body, able) if spoken is None else native.read(spoken, body, able)
+            return asked, asked.body(function.id)
+
+        asked, sent = await intake.work(len(body), translate)
         unique = secrets.token_hex(12)
         reply = asked.answer(unique, int(time.time()))
         if isinstance(reply, chat_stream.Reply):
             reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
-        sent = asked.body(function.id)
         call = Call(
             dialect=kind,
             path=native.PATHS[spoken] if spoken else COMPLETIONS if kind == "completions" else CHAT,
@@ -72,23 +97,27 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             reply=reply,
             streams=reply if asked.stream else None,
             affinity=affinity(request.headers, asked.affinity),
+            dropped=gate.header(asked.dropped),
             settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
         )
         read_s = time.monotonic() - began
         exchange = Exchange(services, target, call, request_id(request), who, asked=name, read_s=read_s)
-        return runtime.metering.around(exchange, exchange.journey, who, len(body))
+        return runtime.metering.around(exchange, exchange.journey, who, size, asked.choices)
 
-    async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
-        """Serve a request with one plain answer: embeddings, rerank."""
-        body = await _body(request)
+    async def computation(request: Http, kind: Dialect, path: str, body: bytes) -> ASGIApp:
         began = time.monotonic()
-        asked = embeddings.read(body) if kind == "embeddings" else rerank.read(body)
+        name = await peek(body)
         who = caller(request)
-        target = runtime.directory.find_for(asked.model, who)
-        must_speak(target.function, kind)
-        call = Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
+        target = runtime.directory.find_for(name, who)
+        function = target.function
+        must_speak(function, kind)
+        passing = traits(target, kind).passing
+        read = embeddings.read if kind == "embeddings" else rerank.read
+        asked: embeddings.Asked | rerank.Asked = await intake.work(len(body), read, body, passing)
+        sent = await intake.work(len(body), asked.body, function.id)
+        call = Call(dialect=kind, path=path, body=sent, reply=asked, dropped=gate.header(asked.dropped))
         read_s = time.monotonic() - began
-        exchange = Exchange(services, target, call, request_id(request), who, asked=asked.model, read_s=read_s)
+        exchange = Exchange(services, target, call, request_id(request), who, asked=name, read_s=read_s)
         return runtime.metering.around(exchange, exchange.journey, who, len(body))
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
@@ -124,10 +153,18 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
     async def count_tokens(request: Http) -> Response[bytes]:
         """Count a prompt's tokens with the worker's own tokenizer; a cold function is not started for it."""
-        body = await _body(request)
-        target = runtime.directory.find_for(wire.read(body, _Peek).model, caller(request))
+        held = await intake.body(request, caller(request).id)
+        try:
+            return await count(request, held.bytes)
+        finally:
+            held.release()
+
+    async def count(request: Http, body: bytes) -> Response[bytes]:
+        target = runtime.directory.find_for(await peek(body), caller(request))
         function = target.function
-        asked = messages.read_count(body, traits(target, "messages"))
+        if function.remote_images:
+            body = await runtime.images.inlined(body)
+        asked = await intake.work(len(body), messages.read_count, body, traits(target, "messages"))
         ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
         headers = {"x-request-id": request_id(request), "x-cortex-function": function.id}
         headers["request-id"] = headers["x-request-id"]
@@ -151,7 +188,6 @@ def request_id(request: Http) -> str:
     return given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
-async def _body(request: Http) -> bytes:
-    if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-        raise BadRequest("compressed bodies are not taken: send it as it is", kind=Kind.UNSUPPORTED_MEDIA)
-    return await request.body()
+def _weigh_and_peek(body: bytes) -> str:
+    weigh(body)
+    return wire.read(body, _Peek).model
