@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.stalls import SHAPES
 
-FLOOR_S = 0.25
+FLOOR_S = 1.0
 """What a machine with other work on it takes now and then whatever is done."""
 
 
