@@ -234,6 +234,7 @@ def test_vllm_is_started_like_this() -> None:
             "--max-model-len", "8192",
             "--dtype", "bfloat16",
             "--quantization", "fp8",
+            "--allowed-media-domains", "media.cortex.invalid",
             "--seed", "1",
         ),
         env={
@@ -243,6 +244,7 @@ def test_vllm_is_started_like_this() -> None:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DO_NOT_TRACK": "1",
+            "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "CUDA_VISIBLE_DEVICES": "GPU-1b,GPU-0a",
             "VLLM_API_KEY": "secret-of-the-worker",
@@ -396,3 +398,16 @@ def test_whatever_a_name_or_path_holds_it_stays_one_argument(name: str, weights:
 
     assert len(argv) == 15
     assert (argv[2], argv[4], argv[14]) == (weights, name, arg)
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+def test_no_engine_may_read_media_from_its_host_or_fetch_them(engine: Engine) -> None:
+    function = of(engine, remote_images=True, command=("serve", "{port}") if engine is Engine.COMMAND else ())
+
+    found = launch(function, ON_GPU)
+
+    assert not {"--media-path", "--allowed-local-media-path"} & set(found.argv)
+    if engine is Engine.VLLM:
+        domain = found.argv[found.argv.index("--allowed-media-domains") + 1]
+        assert domain.endswith(".invalid")
+        assert found.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"

@@ -41,6 +41,7 @@ CHANGES: dict[str, Any] = {
     "max_output_tokens": 1,
     "on_long_prompt": "clamp",
     "remote_images": True,
+    "allow": ("grammar",),
     "native": ("messages",),
     "cost": Cost(input=1.0),
     "server": "llama-server",

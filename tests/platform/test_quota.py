@@ -150,3 +150,16 @@ async def test_without_a_record_nobody_can_count() -> None:
     with pytest.raises(RecordAway):
         await Quota(registry).take("k", Limits(rpm=1), "t", 1)
     await registry.close()
+
+
+async def test_a_request_for_several_answers_counts_as_that_many_requests(counts: Quota) -> None:
+    limits = Limits(rpm=6, concurrent=5)
+
+    first = await counts.take("k", limits, "a", 1, 4)
+    second = await counts.take("k", limits, "b", 1, 2)
+    await counts.settle("k", limits, "a", first.taken, 0, 4)
+    third = await counts.take("k", limits, "c", 1, 2)
+
+    assert (first.short, first.requests_left) == ("", 2)
+    assert second.short == "concurrent"
+    assert (third.short, third.requests_left) == ("", 0)

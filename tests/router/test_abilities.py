@@ -38,7 +38,7 @@ def passed_on(function: Function, known: Known | None = None) -> Traits:
 def test_nothing_is_sent_in_translation_that_is_not_known_to_work() -> None:
     found = translated(a_function())
 
-    assert not (found.inline_system or found.developer_role or found.vision or found.remote_images)
+    assert not (found.inline_system or found.developer_role or found.vision)
 
 
 def test_clients_of_the_workers_own_dialect_are_believed_until_something_is_known() -> None:
@@ -73,7 +73,6 @@ def test_the_operator_has_the_last_word() -> None:
         max_output_tokens=50,
         sampling=Sampling(temperature=0.1),
         on_long_prompt="clamp",
-        remote_images=True,
     )
 
     found = translated(function, KNOWN, an_instance(vision=False))
@@ -87,7 +86,6 @@ def test_the_operator_has_the_last_word() -> None:
     assert found.output_tokens(100) == 50
     assert found.sampling == Sampling(temperature=0.1)
     assert found.on_long_prompt == "clamp"
-    assert found.remote_images
 
 
 @pytest.mark.parametrize(
@@ -169,15 +167,15 @@ def test_output_is_limited_by_the_catalogue_in_every_dialect() -> None:
     assert sent(ask_messages(translated(function), max_tokens=32000))["max_tokens"] == 200
 
 
-def test_a_remote_image_is_refused_unless_the_function_allows_it() -> None:
+@pytest.mark.parametrize("fetches", [False, True])
+def test_an_address_that_the_router_did_not_fetch_is_refused(fetches: bool) -> None:
     part = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": [part]}]}).encode()
 
     with pytest.raises(BadRequest) as refused:
-        read_chat(body, passed_on(a_function()))
+        read_chat(body, passed_on(a_function(remote_images=fetches, vision=True)))
 
     assert refused.value.fault.param == "messages[0].content[0].image_url"
-    assert read_chat(body, passed_on(a_function(remote_images=True)))
 
 
 def entries(function: Function, known: Known | None, *instances: Instance) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import pytest
 
 from cortex.platform.api_keys import Limits, Principal, Priority
 from cortex.platform.quota import Verdict
-from cortex.router.access.metering import rate_headers, too_many, used
+from cortex.router.access.metering import Metering, rate_headers, too_many, used
+from cortex.router.refusals import TooManyAnswers
 from cortex.router.request.journey import Journey
 
 VERDICT = Verdict(requests_left=3, tokens_left=400, requests_full_s=1.5, tokens_full_s=30)
@@ -59,3 +60,16 @@ def test_a_stream_that_is_cut_off_to_save_tokens_saves_none(counted: tuple[int, 
 @pytest.mark.parametrize(("queue", "shares"), [(0, (0, 0, 0)), (1, (1, 1, 2)), (2, (1, 2, 3)), (256, (128, 256, 384))])
 def test_priorities_share_a_queue(queue: int, shares: tuple[int, int, int]) -> None:
     assert tuple(p.share(queue) for p in (Priority.LOW, Priority.NORMAL, Priority.HIGH)) == shares
+
+
+@pytest.mark.parametrize("limits", [Limits(rpm=3), Limits(concurrent=3), Limits(rpm=9, concurrent=3)])
+def test_more_answers_than_a_key_ever_has_requests_are_refused_at_once(limits: Limits) -> None:
+    metering = Metering(None, None, None)  # type: ignore[arg-type]
+    caller = Principal(id="k", name="team", scope="inference", rights=frozenset(), limits=limits)
+    journey = Journey("id", "f", "f", "chat", streams=True, read_s=0.0)
+
+    with pytest.raises(TooManyAnswers) as refused:
+        metering.around(None, journey, caller, 10, 4)  # type: ignore[arg-type]
+
+    assert refused.value.fault().status("chat") == 400
+    metering.around(None, journey, caller, 10, 3)  # type: ignore[arg-type]

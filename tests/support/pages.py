@@ -11,6 +11,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli_page.page,
     "docs/metrics.md": metrics.documented,
     "docs/models.md": reference.models,
+    "docs/passing.md": reference.passing,
     "docs/cortex.md": reference.cortex,
     "deploy/monitoring/dashboard.json": dashboard.made,
 }

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.passing import Family
 from cortex.functions.spec import Engine, Function
 
 TALKS = frozenset({"chat", "completions"})
@@ -19,6 +20,8 @@ class Server(Struct, frozen=True, kw_only=True):
     """What one server can do. `dialects` are its own endpoints; routers translate others into chat."""
 
     dialects: frozenset[str] = TALKS
+    family: Family = "openai"
+    """Its row in the table of what clients may send (`passing.py`)."""
     native: frozenset[str] = frozenset({"messages", "responses"})
     """Those of the translated dialects that it speaks itself, for functions that want them handed over."""
     tools: bool = True
@@ -45,12 +48,16 @@ class Server(Struct, frozen=True, kw_only=True):
     """Takes a schema for the answer as such; without, as a `json_object` with a schema."""
     lists_openly: bool = False
     """Lists its models for any key: the list does not tell whether the key was right."""
+    completion_tokens: int | None = 16
+    """Tokens it writes for a completion (not a chat) that names no limit; None: until the model ends."""
     stops_when_client_leaves: bool = True
     """Gives up a plain request when its connection closes, not only a streamed one."""
 
 
 _LLAMA = Server(
     dialects=TALKS | {"embeddings", "rerank"},
+    family="llama",
+    completion_tokens=None,
     parallel="asked",
     counts="template",
     reasoning_field="reasoning_content",
@@ -62,11 +69,12 @@ _LLAMA = Server(
 )
 
 SERVERS: dict[str, Server] = {
-    "vllm": Server(dialects=TALKS | {"embeddings", "rerank"}, counts="tokenize", sleep=True),
+    "vllm": Server(dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", sleep=True),
     "llama-server": _LLAMA,
     "xllamacpp": _LLAMA,
     "llama_cpp.server": Server(
         dialects=TALKS | {"embeddings"},
+        family="llama-python",
         native=frozenset(),
         tools=False,
         reasoning=False,
@@ -77,8 +85,14 @@ SERVERS: dict[str, Server] = {
         json_schema=False,
         stops_when_client_leaves=False,
     ),
-    "command": Server(),
-    "fake": Server(native=frozenset(), dialects=TALKS | {"embeddings", "rerank"}, counts="tokenize", sleep=True),
+    "command": Server(completion_tokens=None),
+    "fake": Server(
+        native=frozenset(),
+        dialects=TALKS | {"embeddings", "rerank"},
+        completion_tokens=None,
+        counts="tokenize",
+        sleep=True,
+    ),
 }
 
 _BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}

@@ -23,6 +23,8 @@ Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 # What the system takes as an argument or an environment variable has no NUL in it.
 Word = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Variable = Annotated[str, Meta(pattern=r"^[^=\x00]+$")]
+Field = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?\Z", max_length=100)]
+"""A field of a request's body, or a name inside one."""
 Path = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
 
 
@@ -68,6 +70,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     max_output_tokens: Tokens = 0
     on_long_prompt: Literal["error", "clamp"] = "error"
     remote_images: bool = False
+    allow: Annotated[tuple[Field, ...], Meta(max_length=100)] = ()
+    """Fields that clients may send beside those of `passing.py`: `grammar`, `chat_template_kwargs.style`."""
     native: tuple[Literal["messages", "responses"], ...] = ()
     cost: Cost = Cost()
     server: Literal["", "llama-server", "xllamacpp", "llama_cpp.server"] = ""

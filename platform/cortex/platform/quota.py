@@ -40,26 +40,27 @@ _TAKE = (
     + """
 -- KEYS[1] the key's buckets; KEYS[2] its tickets.
 -- ARGV: 1 a ticket; 2, 3, 4 requests and tokens a minute, requests at a time (0: no limit); 5 tokens to take;
---       6 for how many ms a ticket holds.
+--       6 for how many ms a ticket holds; 7 as how many requests it counts.
 local rpm, tpm, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local need = math.min(tonumber(ARGV[5]), tpm)
+local many = tonumber(ARGV[7])
 local requests, tokens = level('requests', rpm), level('tokens', tpm)
 local short, wait = '', 0
-if rpm > 0 and requests < 1 then
-  short, wait = 'requests', (1 - requests) * 60000 / rpm
+if rpm > 0 and requests < many then
+  short, wait = 'requests', (many - requests) * 60000 / rpm
 end
 if tpm > 0 and tokens < need and (need - tokens) * 60000 / tpm > wait then
   short, wait = 'tokens', (need - tokens) * 60000 / tpm
 end
 if short == '' and most > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-  if redis.call('ZCARD', KEYS[2]) >= most then short, wait = 'concurrent', 1000 end
+  if redis.call('ZCARD', KEYS[2]) + many > most then short, wait = 'concurrent', 1000 end
 end
 if short == '' then
-  if rpm > 0 then requests = requests - 1; fill('requests', rpm, requests) end
+  if rpm > 0 then requests = requests - many; fill('requests', rpm, requests) end
   if tpm > 0 then tokens = tokens - need; fill('tokens', tpm, tokens) end
   if most > 0 then
-    redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[1])
+    for i = 1, many do redis.call('ZADD', KEYS[2], now + ARGV[6], i == 1 and ARGV[1] or ARGV[1] .. '/' .. i) end
     redis.call('PEXPIRE', KEYS[2], ARGV[6])
   end
 end
@@ -72,8 +73,9 @@ return {short, math.ceil(wait), math.floor(requests), math.floor(tokens), math.c
 _SETTLE = (
     _LEVEL
     + """
--- KEYS as above. ARGV: 1 the ticket; 2 tokens a minute; 3 tokens that were taken; 4 tokens that were used.
-redis.call('ZREM', KEYS[2], ARGV[1])
+-- KEYS as above. ARGV: 1 the ticket; 2 tokens a minute; 3 tokens that were taken; 4 tokens that were used;
+--       5 as how many requests it counted.
+for i = 1, tonumber(ARGV[5]) do redis.call('ZREM', KEYS[2], i == 1 and ARGV[1] or ARGV[1] .. '/' .. i) end
 local tpm = tonumber(ARGV[2])
 if tpm > 0 then
   fill('tokens', tpm, math.min(tpm, level('tokens', tpm) + ARGV[3] - ARGV[4]))
@@ -111,11 +113,11 @@ class Quota:
         self._take, self._settle, self._renew = (registry.script(s) for s in (_TAKE, _SETTLE, _RENEW))
         self._keys = registry.names.quota
 
-    async def take(self, key: str, limits: Limits, ticket: str, tokens: int) -> Verdict:
-        """Take a request's share of a key's limits, all of it or none."""
+    async def take(self, key: str, limits: Limits, ticket: str, tokens: int, answers: int = 1) -> Verdict:
+        """Take a request's share of a key's limits, all of it or none. Each of its answers counts as a request."""
         lease = round(LEASE_S * 1000)
         found = await self._take(
-            self._keys(key), [ticket, limits.rpm, limits.tpm, limits.concurrent, max(1, tokens), lease]
+            self._keys(key), [ticket, limits.rpm, limits.tpm, limits.concurrent, max(1, tokens), lease, answers]
         )
         short, wait, requests, left, full_r, full_t, taken = found
         return Verdict(
@@ -128,10 +130,15 @@ class Quota:
             taken=taken,
         )
 
-    async def settle(self, key: str, limits: Limits, ticket: str, taken: int, used: int) -> None:
+    async def settle(self, key: str, limits: Limits, ticket: str, taken: int, used: int, answers: int = 1) -> None:
         """Give a ticket back, and put right what was taken."""
-        await self._settle(self._keys(key), [ticket, limits.tpm, taken, used])
+        await self._settle(self._keys(key), [ticket, limits.tpm, taken, used, answers])
 
     async def renew(self, key: str, tickets: Sequence[str]) -> None:
         """Hold on to tickets."""
         await self._renew(self._keys(key)[1:], [math.ceil(LEASE_S * 1000), *tickets])
+
+
+def tickets(ticket: str, answers: int) -> list[str]:
+    """Return the names of the tickets that a request of several answers holds: one for each."""
+    return [ticket, *(f"{ticket}/{i}" for i in range(2, answers + 1))]

@@ -42,8 +42,8 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where Prometheus reads; empty: nowhere."""
     metrics_dir: str = str(Path(_DIRS.user_state_dir) / "metrics")
     """Where worker processes leave what they counted, in a folder per router."""
-    max_body_mb: Positive = 64
-    """A request whose body is larger gets 413."""
+    max_body_mb: Positive = 20
+    """A request whose body is larger gets 413. A router worker holds 16 such bodies at a time, a key 4 of them."""
     drain_s: Seconds = 30.0
     """How long a stopping router finishes the requests it holds; what is left then is cut."""
     hand_over: bool = False

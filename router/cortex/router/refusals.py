@@ -12,7 +12,10 @@ Refusal
 ├── KeyNotFound         name an API key that there is
 ├── KeyNameTaken        take another name, or rotate the key that has it
 ├── JobNotFound         name a job that is going on
+├── TooManyAnswers      ask for fewer answers in one request than the key's limits hold
 ├── QueueFull           come back after `retry_after`
+├── KeyHoldsTooMuch     come back when others of your requests have been answered
+├── RouterHoldsTooMuch  come back when others' requests have been answered
 ├── NotReadyInTime      come back: it was still starting when your time was up
 ├── NoCapacity          come back: nothing can leave for it now
 ├── StartFailed         a person must look; the reason says at what
@@ -138,6 +141,42 @@ class QueueFull(Refusal):
     """As many requests as the function's `queue` allows are waiting already."""
 
     kind = Kind.RATE_LIMITED
+
+
+class TooManyAnswers(Refusal):
+    """One request wants more answers than its key may have requests, in a minute or at a time."""
+
+    kind = Kind.BAD_REQUEST
+
+    def __init__(self, answers: int, most: int) -> None:
+        super().__init__(
+            f"a request for {answers} answers counts as {answers}, and this key may make {most}", param="n"
+        )
+
+
+class KeyHoldsTooMuch(Refusal):
+    """The bodies of a key's requests under way are as large as they may be together."""
+
+    kind = Kind.RATE_LIMITED
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"this key's requests under way hold {most >> 20} MiB on this router worker, and no more may be sent until"
+            " one of them is answered",
+            retry_after=5,
+        )
+
+
+class RouterHoldsTooMuch(Refusal):
+    """The bodies of all requests under way are as large as a router worker takes together."""
+
+    kind = Kind.NO_CAPACITY
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"the requests under way hold {most >> 20} MiB on this router worker, the most that it takes",
+            retry_after=5,
+        )
 
 
 class NotReadyInTime(Refusal):

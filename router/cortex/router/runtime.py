@@ -43,6 +43,7 @@ from cortex.router.metrics.traffic import Traffic
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.request import request_log
+from cortex.router.request.intake import Intake
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.probe import Probe, Pulse
 from cortex.router.request.remote_images import RemoteImages
@@ -80,6 +81,7 @@ class Runtime:
         self.agents = Agents(token, settings.ca_file)
         self.upstream = Upstream(token, self.view.unsure)
         self.images = RemoteImages()
+        self.intake = Intake(settings.gateway.max_body_mb * 1024 * 1024)
         self.receipts = Receipts(self.id)
         self.tracing = tracing(settings)
         self.probe = Probe(token)
@@ -131,6 +133,7 @@ class Runtime:
         await self.upstream.close()
         await self.probe.close()
         await self.images.close()
+        self.intake.close()
         await self.registry.close()
 
     def _note_traffic(self, journey: Journey) -> None:

@@ -53,7 +53,7 @@ def test_case_59_the_sdk_reads_its_own_default() -> None:
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({"input": ["a", {}]}, "input[1]"),
-        ({"input": [[1, "a"]]}, "input[0]"),
+        ({"input": [[1, "a"]]}, "input[0][1]"),
         ({"input": 5}, "input"),
         ({"model": ""}, "model"),
         ({"encoding_format": "int8"}, "encoding_format"),

@@ -16,6 +16,7 @@ from tests.router.dialects.test_responses_request import CODEX
 
 Json = dict[str, Any]
 
+DATA_URL = "data:image/png;base64,aaaa"
 LENIENT = Traits(
     inline_system=True,
     developer_role=True,
@@ -26,7 +27,6 @@ LENIENT = Traits(
     named_tool_choice=False,
     json_schema=False,
     server_tools="drop",
-    remote_images=True,
     thinking_budget="thinking_token_budget",
     max_completion_tokens=False,
     max_output_tokens=100,
@@ -70,7 +70,7 @@ MESSAGES: Json = {
                         {"type": "tool_reference", "tool_name": "f"},
                     ],
                 },
-                {"type": "image", "source": {"type": "url", "url": "https://x/y"}},
+                {"type": "image", "source": {"type": "url", "url": DATA_URL}},
                 {
                     "type": "document",
                     "title": "t",
@@ -95,7 +95,11 @@ RESPONSES: Json = CODEX | {
         *CODEX["input"],
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "s"}], "content": []},
         {"type": "function_call", "name": "spawn", "namespace": "multi_agent_v1", "call_id": "c", "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": "https://x"}]},
+        {
+            "type": "function_call_output",
+            "call_id": "c",
+            "output": [{"type": "input_image", "image_url": DATA_URL}],
+        },
         {"type": "custom_tool_call", "call_id": "d", "name": "p", "input": "x"},
         {
             "role": "user",
@@ -113,7 +117,7 @@ CHAT: Json = {
     "model": "m",
     "messages": [
         {"role": "developer", "content": "front"},
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x"}}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA_URL}}]},
         {
             "role": "assistant",
             "content": None,

@@ -543,14 +543,6 @@ def test_an_image_that_cannot_be_shown_is_refused_by_name(source: Any, param: st
     assert fault.param == f"messages[0].content[0].source.{param}"
 
 
-def test_an_image_by_address_passes_where_the_function_allows_it() -> None:
-    block = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
-
-    found = conversation(Traits(vision=True, remote_images=True), messages=[user(block)])
-
-    assert found[0]["content"][0]["image_url"] == {"url": "https://example.org/a.png"}
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -58,10 +58,15 @@ def asked(dialect: Spoken = "messages", **fields: Any) -> native.Asked:
     return native.read(dialect, json.dumps({"model": "m", "messages": []} | fields).encode())
 
 
-def test_a_request_passes_untouched_but_for_the_models_name() -> None:
-    body = b'{ "model" : "alias", "messages":[{"role":"user","content":"hi"}], "max_tokens":5,"new_field":[1] }'
+def test_a_request_keeps_its_words_under_the_workers_name() -> None:
+    body = b'{ "model" : "alias", "messages":[ {"role":"user","content":"hi"}], "max_tokens":5,"new_field":[1] }'
 
-    assert native.read("messages", body).body("org/real") == body.replace(b'"alias"', b'"org/real"')
+    found = native.read("messages", body)
+
+    assert found.body("org/real") == (
+        b'{"model":"org/real","messages":[ {"role":"user","content":"hi"}],"max_tokens":5}'
+    )
+    assert found.dropped == ("new_field",)
 
 
 def test_case_03_the_billing_header_is_taken_out_here_too() -> None:

@@ -14,9 +14,14 @@ CPU_PROCESSES_MB = 1536
 """What vLLM's processes take on a CPU host beside the weights and the cache."""
 
 
+NO_DOMAIN = "media.cortex.invalid"
+"""The one domain that vLLM may fetch media from. `.invalid` never resolves (RFC 2606), so it fetches none: the router
+passes media as data. An empty list would allow every domain."""
+
 ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     # Whether there is CUDA is asked of NVML: asking CUDA itself would initialise it, in a process that may yet fork.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
@@ -95,6 +100,7 @@ def launch(function: Function, slot: Slot) -> Launch:
             *(("--runner", "pooling") if function.task in ("embed", "rerank") else ()),
             *(("--chat-template", function.chat_template) if function.chat_template else ()),
             *(("--enable-sleep-mode",) if function.sleep else ()),
+            "--allowed-media-domains", NO_DOMAIN,
             *function.args,
         ),
         env={

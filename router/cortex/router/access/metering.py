@@ -14,9 +14,10 @@ import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from cortex.platform.api_keys import Limits, Principal
-from cortex.platform.quota import LEASE_S, Quota, Verdict
+from cortex.platform.quota import LEASE_S, Quota, Verdict, tickets
 from cortex.platform.registry import RecordAway
 from cortex.router.dialects.errors import Dialect, Fault, Kind, envelope
+from cortex.router.refusals import TooManyAnswers
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.view import View
 
@@ -35,33 +36,41 @@ class Metering:
         self._quota, self._view, self.journeys = quota, view, journeys
         self._held: dict[str, set[str]] = {}
 
-    def around(self, exchange: ASGIApp, journey: Journey, caller: Principal, size: int) -> ASGIApp:
-        """Return what serves an exchange within its caller's limits; `size` is that of its prompt in bytes."""
-        if not caller.limits:
-            return exchange
-        return Metered(self, exchange, journey, caller, size // BYTES_PER_TOKEN)
+    def around(self, exchange: ASGIApp, journey: Journey, caller: Principal, size: int, answers: int = 1) -> ASGIApp:
+        """Return what serves an exchange within its caller's limits; `size` is that of its prompt in bytes, `answers`
+        how many its worker gives, each of which counts as a request.
 
-    async def take(self, caller: Principal, ticket: str, tokens: int) -> Verdict | None:
+        Raises TooManyAnswers for more of them than the caller's limits ever hold.
+        """
+        limits = caller.limits
+        if not limits:
+            return exchange
+        most = min(limit for limit in (limits.rpm, limits.concurrent, answers) if limit)
+        if answers > most:
+            raise TooManyAnswers(answers, most)
+        return Metered(self, exchange, journey, caller, size // BYTES_PER_TOKEN, answers)
+
+    async def take(self, caller: Principal, ticket: str, tokens: int, answers: int = 1) -> Verdict | None:
         """Take a request's share; None while nobody can count."""
         if self._view.away:
             return None
         try:
-            verdict = await self._quota.take(caller.id, caller.limits, ticket, tokens)
+            verdict = await self._quota.take(caller.id, caller.limits, ticket, tokens, answers)
         except RecordAway as error:
             log.warning("limits_not_counted", why=str(error))
             return None
         if not verdict.short and caller.limits.concurrent:
-            self._held.setdefault(caller.id, set()).add(ticket)
+            self._held.setdefault(caller.id, set()).update(tickets(ticket, answers))
         return verdict
 
-    async def settle(self, caller: Principal, ticket: str, taken: int, used: int) -> None:
+    async def settle(self, caller: Principal, ticket: str, taken: int, used: int, answers: int = 1) -> None:
         """Give a request's share back, but for what it used."""
         held = self._held.get(caller.id, set())
-        held.discard(ticket)
+        held.difference_update(tickets(ticket, answers))
         if not held:
             self._held.pop(caller.id, None)
         try:
-            await self._quota.settle(caller.id, caller.limits, ticket, taken, used)
+            await self._quota.settle(caller.id, caller.limits, ticket, taken, used, answers)
         except RecordAway as error:
             log.warning("limits_not_settled", why=str(error))  # the ticket ends with its lease
 
@@ -79,14 +88,16 @@ class Metering:
 class Metered:
     """One exchange of a key with limits."""
 
-    def __init__(self, metering: Metering, exchange: ASGIApp, journey: Journey, caller: Principal, tokens: int) -> None:
+    def __init__(
+        self, metering: Metering, exchange: ASGIApp, journey: Journey, caller: Principal, tokens: int, answers: int
+    ) -> None:
         self._metering, self._exchange, self._journey, self._caller = metering, exchange, journey, caller
-        self._tokens = tokens
+        self._tokens, self._answers = tokens, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it, or say when to come back."""
         ticket = secrets.token_hex(12)
-        verdict = await self._metering.take(self._caller, ticket, self._tokens)
+        verdict = await self._metering.take(self._caller, ticket, self._tokens, self._answers)
         if verdict is None:
             await self._exchange(scope, receive, send)
             return
@@ -109,7 +120,7 @@ class Metered:
             if not settled:
                 settled = True
                 tokens = used(journey, self._tokens)
-                await asyncio.shield(self._metering.settle(self._caller, ticket, verdict.taken, tokens))
+                await asyncio.shield(self._metering.settle(self._caller, ticket, verdict.taken, tokens, self._answers))
 
         async def within_limits(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,9 +1,10 @@
 """A chat completions request on its way to a worker that speaks the same dialect.
 
-The bytes pass untouched but for what must change, and what changes is a top-level field at a time: the others are
-carried over as they were written. A field changes only for one of these reasons: the worker has another name for
-the model; usage is asked for on every stream; the prompt's hygiene; the template, engine or function cannot take
-the field as it is. Fields that nothing here depends on are the worker's to judge.
+What is sent is written from the fields that were read, so that a body which says a thing twice reaches the worker
+saying it once. A field's own bytes stay as the client wrote them, but for one of these reasons: the worker has another
+name for the model; usage is asked for on every stream; the prompt's hygiene; the template, engine or function cannot
+take the field as it is; it holds what does not pass (`gate.py`). What passes and nothing here depends on is the
+worker's to judge.
 """
 
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from cortex.functions.capabilities import Sampling
-from cortex.router.dialects import chat_messages, conversation, wire
+from cortex.router.dialects import chat_messages, conversation, gate, grammar, wire
 from cortex.router.dialects.chat_stream import Reply
 from cortex.router.dialects.errors import BadRequest
 from cortex.router.dialects.traits import Traits
@@ -38,7 +39,7 @@ class _Shared(msgspec.Struct):
     model: str
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=gate.MAX_CHOICES)] | None = None
     max_tokens: _Count | None = None
     prompt_cache_key: str | None = None
     user: str | None = None
@@ -54,35 +55,36 @@ class _Chat(_Shared, kw_only=True):
 
 
 class _Completion(_Shared, kw_only=True):
-    prompt: str | list[Any]
+    prompt: str | list[str | int | list[str | int]]
+    best_of: Annotated[int, msgspec.Meta(ge=1, le=20)] | None = None
 
 
 Fields = dict[str, msgspec.Raw]
+Tools = list[dict[str, Any]]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was understood. `usage_is_ours`: the client did not ask, so it is not shown."""
+    """A request that was understood. `usage_is_ours`: the client did not ask, so it is not shown. `limit_is_ours`: it
+    named no limit, so one that does not fit is made smaller, not refused."""
 
     model: str
     stream: bool
     max_tokens: int | None
     choices: int
     usage_is_ours: bool
+    limit_is_ours: bool
     fields: Fields
-    changed: bool
-    whole: bytes
+    dropped: tuple[str, ...] = ()
     affinity: str | None = None
     notes: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """What to send; `max_tokens` replaces what the client asked for."""
-        if not self.changed and max_tokens is None:
-            return wire.renamed(self.whole, self.model, model)
-        fields = self.fields | {"model": raw(model)}
+        fields = self.fields
         if max_tokens is not None:
             name = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
-            fields[name] = raw(max_tokens)
-        return msgspec.json.encode(fields)
+            fields = fields | {name: raw(max_tokens)}
+        return wire.write(fields, model)
 
     def count(self, model: str) -> bytes:
         """What to send to a worker that only counts or templates the prompt."""
@@ -97,50 +99,104 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 @wire.parser
 def read(body: bytes, traits: Traits) -> Asked:
     """A request to `/v1/chat/completions`; raises `BadRequest`."""
-    said = wire.read(body, _Chat)
+    said, fields, trimmed = _decode(body)
     if not said.messages:
         raise BadRequest("at least one message is required", "messages")
-    chat_messages.check(said.messages, traits)
-    fields = msgspec.json.decode(body, type=Fields)
+    unlisted = chat_messages.check(said.messages, traits)
+    passed = gate.admit(fields, traits.passing)
+    fields = passed.fields
     changes: Fields = {}
     dropped: set[str] = set()
-    if (messages := chat_messages.rewritten(said.messages, fields["messages"], traits)) is not None:
-        changes["messages"] = raw(messages)
+    messages = chat_messages.rewritten(said.messages, fields["messages"], traits, trim=bool(unlisted))
+    if messages is not None:
+        changes["messages"] = msgspec.Raw(wire.encode_parts(messages))
+    names = [*passed.dropped, *trimmed, *unlisted]
+    if said.response_format is not None:
+        grammar.check_format(said.response_format.type, msgspec.json.decode(fields["response_format"]))
+    if said.tools:
+        said.tools = _fit_tools(said.tools, fields["tools"], changes, names)
     _change_tools(said, traits, changes, dropped)
     _change_effort(said, traits, changes, dropped)
     if said.response_format is not None and said.response_format.type == "json_schema" and not traits.json_schema:
         schema = said.response_format.json_schema
         changes["response_format"] = raw(conversation.json_format((schema and schema.schema) or {}, traits))
     asked = said.max_tokens if said.max_completion_tokens is None else said.max_completion_tokens
-    limit = traits.output_tokens(asked)
-    if limit != asked or (said.max_completion_tokens is not None and not traits.max_completion_tokens):
+    limit = traits.each(asked, said.n or 1)
+    twice = said.max_tokens is not None and said.max_completion_tokens is not None
+    if limit != asked or twice or (said.max_completion_tokens is not None and not traits.max_completion_tokens):
         dropped.add("max_completion_tokens")
         changes["max_tokens"] = raw(limit)
+    _bound_least(fields, limit, changes)
     _fill_in(fields, traits.sampling, changes)
-    return _asked(said, body, fields, changes, dropped, limit)
+    return _asked(said, fields, changes, dropped, limit, asked is None, names)
+
+
+def _decode(body: bytes) -> tuple[_Chat, Fields, list[str]]:
+    """The request, its fields, and the names of what its messages held that does not pass.
+
+    Messages that hold no more than passes are the rule, and are read once.
+    """
+    try:
+        return wire.read(body, _Chat), msgspec.json.decode(body, type=Fields), []
+    except wire.UnknownField:
+        fields = msgspec.json.decode(body, type=Fields)
+        fields["messages"], trimmed = gate.plain_messages(fields["messages"])
+        return wire.read(msgspec.json.encode(fields), _Chat), fields, trimmed
+
+
+def _fit_tools(
+    tools: list[dict[str, Any]], given: msgspec.Raw, changes: Fields, names: list[str]
+) -> list[dict[str, Any]]:
+    looser = grammar.fit(tools, given)
+    if looser is None:
+        return tools
+    changes["tools"] = raw(looser)
+    names.append("tools.function.parameters")
+    return looser
+
+
+def _bound_least(fields: Fields, limit: int | None, changes: Fields) -> None:
+    """The least that may be written is no more than the most."""
+    if limit is None or "min_tokens" not in fields:
+        return
+    least = msgspec.json.decode(fields["min_tokens"])
+    if isinstance(least, (int, float)) and least > limit:
+        changes["min_tokens"] = raw(limit)
 
 
 @wire.parser
 def read_completion(body: bytes, traits: Traits) -> Asked:
     """A request to the legacy `/v1/completions`; raises `BadRequest`."""
     said = wire.read(body, _Completion)
-    fields = msgspec.json.decode(body, type=Fields)
+    passed = gate.admit(msgspec.json.decode(body, type=Fields), traits.passing)
+    fields = passed.fields
     changes: Fields = {}
-    limit = traits.output_tokens(said.max_tokens)
+    prompts = len(said.prompt) if _is_batch(said.prompt) else 1
+    answers = prompts * max(said.n or 1, said.best_of or 1)
+    if answers > gate.MAX_CHOICES:
+        raise BadRequest(f"expected at most {gate.MAX_CHOICES} answers: prompts times n or best_of", "prompt")
+    asked = said.max_tokens
+    if asked is None and traits.max_output_tokens is not None and traits.default_output_tokens is None:
+        asked = traits.completion_tokens
+    limit = traits.each(asked, answers)
     if limit != said.max_tokens:
         changes["max_tokens"] = raw(limit)
+    _bound_least(fields, limit, changes)
+    if "response_format" in fields:
+        form = msgspec.json.decode(fields["response_format"])
+        grammar.check_format(str(form.get("type")) if isinstance(form, dict) else "", form)
     _fill_in(fields, traits.sampling, changes)
-    prompts = len(said.prompt) if _is_batch(said.prompt) else 1
-    return _asked(said, body, fields, changes, set(), limit, prompts)
+    return _asked(said, fields, changes, set(), limit, said.max_tokens is None, list(passed.dropped), prompts)
 
 
 def _asked(
     said: _Shared,
-    body: bytes,
     fields: Fields,
     changes: Fields,
     dropped: set[str],
     limit: int | None,
+    limit_is_ours: bool,
+    names: list[str],
     prompts: int = 1,
 ) -> Asked:
     if not said.model:
@@ -156,9 +212,9 @@ def _asked(
         max_tokens=limit,
         choices=(said.n or 1) * prompts,
         usage_is_ours=bool(said.stream) and not wanted,
+        limit_is_ours=limit_is_ours,
         fields=kept | changes,
-        changed=bool(changes or dropped),
-        whole=body,
+        dropped=tuple(names),
         affinity=said.prompt_cache_key or said.user,
     )
 

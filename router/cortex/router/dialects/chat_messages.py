@@ -7,51 +7,104 @@ from typing import Any
 
 import msgspec
 
-from cortex.router.dialects import hygiene, ids, images
-from cortex.router.dialects.errors import BadRequest
+from cortex.functions.passing import TEXT_PARTS
+from cortex.router.dialects import hygiene, ids, images, wire
+from cortex.router.dialects.errors import BadRequest, Kind
 from cortex.router.dialects.thread import NO_IMAGES
 from cortex.router.dialects.traits import Traits
 
 Content = str | list[dict[str, Any]] | None
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    """A message with nothing but the fields that pass (`MESSAGE_FIELDS`)."""
+
     role: str
     content: Content = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    name: Any = None
+    refusal: Any = None
+    thinking: Any = None
+    function_call: Any = None
+    tool_plan: Any = None
+    prefix: Any = None
+    partial: Any = None
 
 
 _FRONT = frozenset({"system", "developer"})
 
 
-def check(messages: list[Message], traits: Traits) -> None:
-    """Images that this function may not be shown; everything else is the worker's to judge."""
+_TEXT_KEYS = frozenset({"type", "text", "refusal", "thinking"})
+_PICTURES = frozenset({"image_url", "input_image", "video_url"})
+
+
+def check(messages: list[Message], traits: Traits) -> list[str]:
+    """Hold the parts of messages to what passes. Return the names of their fields that do not.
+
+    Raises BadRequest for a part of another kind, for media that are no data, and for images where the model has no
+    eyes; everything else is the worker's to judge.
+    """
+    dropped: set[str] = set()
     for index, message in enumerate(messages):
         if not isinstance(message.content, list):
             continue
         for place, part in enumerate(message.content):
-            if part.get("type") != "image_url":
+            kind = part.get("type")
+            if kind == "text" and len(part) == 2 and "text" in part:
                 continue
-            at = f"messages[{index}].content[{place}]"
-            if traits.vision:
-                given = part.get("image_url")
-                url = given.get("url") if isinstance(given, dict) else given
-                images.from_url(url, traits, f"{at}.image_url")
-            elif message.role != "tool":
-                raise BadRequest("this model does not take images", at)
+            _check_part(part, kind, message.role, f"messages[{index}].content[{place}]", traits)
+            dropped |= {f"messages.content.{key}" for key in part.keys() - _PART_KEYS.get(str(kind), part.keys())}
+    return sorted(dropped)
 
 
-def rewritten(messages: list[Message], raw: msgspec.Raw, traits: Traits) -> list[dict[str, Any]] | None:
-    """The messages as the worker's template takes them, or None when it takes them as they are."""
-    as_it_is = not (_reorder(messages, traits) or hygiene.MARK in bytes(raw))
+def _check_part(part: dict[str, Any], kind: Any, role: str, at: str, traits: Traits) -> None:
+    if kind is None:
+        raise BadRequest("field required", f"{at}.type")
+    if not isinstance(kind, str) or kind not in traits.passing.parts:
+        raise BadRequest(f"parts of type {str(kind)[:80]!r} are not taken here", f"{at}.type", Kind.UNSUPPORTED)
+    if kind in TEXT_PARTS:
+        return
+    if kind in _PICTURES and not traits.vision:
+        if role == "tool" and kind == "image_url":
+            return
+        raise BadRequest("this model does not take images", at)
+    images.check_media(part, kind, at)
+
+
+_PART_KEYS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(TEXT_PARTS, _TEXT_KEYS),
+    "image_url": frozenset({"type", "image_url", "detail", "uuid"}),
+    "input_image": frozenset({"type", "image_url", "detail"}),
+    "input_audio": frozenset({"type", "input_audio"}),
+    "audio_url": frozenset({"type", "audio_url"}),
+    "video_url": frozenset({"type", "video_url"}),
+}
+
+
+def rewritten(
+    messages: list[Message], raw: msgspec.Raw, traits: Traits, *, trim: bool = False
+) -> list[dict[str, Any]] | None:
+    """The messages as the worker's template takes them, or None when it takes them as they are. `trim`: their parts
+    hold fields that do not pass."""
+    as_it_is = not (trim or _reorder(messages, traits) or wire.holds(raw, hygiene.MARK))
     if as_it_is and not any(_differs(message, traits) for message in messages):
         return None
-    plain: list[dict[str, Any]] = msgspec.json.decode(raw)
+    plain: list[dict[str, Any]] = wire.decode_parts(raw)
+    if trim:
+        for message in plain:
+            if isinstance(message.get("content"), list):
+                message["content"] = [_trim(part) for part in message["content"]]
     changed = [_message(message, traits) for message in plain]
     return _in_place([message for message in changed if message is not None], traits)
+
+
+def _trim(part: dict[str, Any]) -> dict[str, Any]:
+    """A part without the fields that do not pass; a kind that an operator added passes whole."""
+    keys = _PART_KEYS.get(part["type"], part.keys())
+    return {key: value for key, value in part.items() if key in keys}
 
 
 def _reorder(messages: list[Message], traits: Traits) -> bool:

@@ -10,6 +10,8 @@ import msgspec
 
 from cortex.functions.capabilities import Sampling
 from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.weight import MAX_TEXT, too_much_text
+from cortex.router.dialects.wire import encode_parts
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
@@ -132,6 +134,8 @@ def prompt_of(request: Request) -> Request:
 def text_of(parts: list[Part]) -> str | list[Part]:
     """Text alone becomes one string, which every template takes; images need the list."""
     texts = [part.text for part in parts if isinstance(part, TextPart)]
+    if sum(map(len, texts)) > MAX_TEXT:
+        raise too_much_text()
     return parts if len(texts) < len(parts) else "\n".join(texts)
 
 
@@ -152,10 +156,26 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def upstream(request: Request, max_tokens: int | None) -> Upstream:
-    return Upstream(request=request, max_tokens=max_tokens, _encoded=_encode(request))
+    return Upstream(request=request, max_tokens=max_tokens, _encoded=_encode_request(request))
+
+
+def _encode_request(request: Request) -> bytes:
+    """A request as JSON, a message at a time: a long conversation is not one long call."""
+    messages = b",".join([_encode_message(message) for message in request.messages])
+    rest = _encode(msgspec.structs.replace(request, messages=[]))
+    head = b'{"messages":['
+    return b"".join((head, messages, rest[len(head) :]))
 
 
 _encode = msgspec.json.Encoder().encode
+
+
+def _encode_message(message: Message) -> bytes:
+    if isinstance(message.content, str) and len(message.content) > MAX_TEXT:
+        raise too_much_text()
+    if not isinstance(message, User) or isinstance(message.content, str):
+        return _encode(message)
+    return b"".join((b'{"role":"user","content":', encode_parts(message.content), b"}"))
 
 
 def _with(encoded: bytes, model: str, max_tokens: int | None) -> bytes:

@@ -10,16 +10,19 @@ from typing import Any
 
 import msgspec
 
-from cortex.router.dialects import wire
+from cortex.functions.passing import Passing, passing
+from cortex.router.dialects import gate, wire
 from cortex.router.dialects.chat_answer import renamed
 from cortex.router.dialects.chunks import Plain, Usage, sense, tokens
 from cortex.router.dialects.errors import BadAnswer, BadRequest
 from cortex.router.dialects.worker_errors import fault_from_error
 
+PLAIN = passing("openai", "embeddings")
+
 
 class _Wire(msgspec.Struct):
     model: str
-    input: str | list[Any]
+    input: str | list[str | int | list[int]]
     encoding_format: str | None = None
 
 
@@ -36,12 +39,13 @@ class _Answer(msgspec.Struct):
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str
-    whole: bytes
+    fields: gate.Fields
     base64: bool
+    dropped: tuple[str, ...] = ()
 
     def body(self, model: str) -> bytes:
         """What to send."""
-        return wire.renamed(self.whole, self.model, model)
+        return wire.write(self.fields, model)
 
     def plain(self, body: bytes) -> Plain:
         """The worker's answer; raises `BadAnswer`."""
@@ -63,25 +67,21 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @wire.parser
-def read(body: bytes) -> Asked:
+def read(body: bytes, passing: Passing = PLAIN) -> Asked:
     """A request to `/v1/embeddings`; raises `BadRequest`."""
     said = wire.read(body, _Wire)
     if not said.model:
         raise BadRequest("expected a name", "model")
     if said.encoding_format not in (None, "float", "base64"):
         raise BadRequest("expected float or base64", "encoding_format")
-    _check(said.input)
-    return Asked(model=said.model, whole=body, base64=said.encoding_format == "base64")
-
-
-def _check(given: str | list[Any]) -> None:
-    """A text, texts, tokens, or lists of tokens."""
-    if not given:
+    if not said.input:
         raise BadRequest("expected at least one text", "input")
-    for index, one in enumerate(given if isinstance(given, list) else ()):
-        is_tokens = isinstance(one, list) and all(type(token) is int for token in one)
-        if not (isinstance(one, str) or type(one) is int or is_tokens):
-            raise BadRequest("expected a text, or the numbers of tokens", f"input[{index}]")
+    if isinstance(said.input, list) and not isinstance(said.input[0], int) and len(said.input) > gate.MAX_INPUTS:
+        raise BadRequest(f"expected at most {gate.MAX_INPUTS} texts", "input")
+    passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), passing)
+    return Asked(
+        model=said.model, fields=passed.fields, base64=said.encoding_format == "base64", dropped=passed.dropped
+    )
 
 
 def _packed(numbers: str | list[float]) -> str:

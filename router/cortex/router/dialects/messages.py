@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from cortex.router.dialects import conversation, messages_answer, wire
+from cortex.functions.passing import FIELDS
+from cortex.router.dialects import conversation, gate, grammar, messages_answer, wire
 from cortex.router.dialects.chunks import Plain
 from cortex.router.dialects.conversation import Assistant, Request, Upstream
 from cortex.router.dialects.errors import BadRequest
@@ -75,6 +76,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     prewarm: bool = False
     affinity: str | None = None
     notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    limit_is_ours: bool = False
+    choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """What to send; `max_tokens` replaces what the client asked for."""
@@ -115,16 +119,19 @@ def read(body: bytes, traits: Traits) -> Asked:
     said = wire.read(body, _Wire)
     if said.max_tokens is None:
         raise BadRequest("field required", "max_tokens")
-    return _asked(said, traits)
+    return _asked(said, traits, msgspec.json.decode(body, type=gate.Fields))
 
 
 @wire.parser
 def read_count(body: bytes, traits: Traits) -> Asked:
     """A request to `/v1/messages/count_tokens`: the same prompt, and nothing to answer."""
-    return _asked(wire.read(body, _Wire), traits)
+    return _asked(wire.read(body, _Wire), traits, msgspec.json.decode(body, type=gate.Fields))
 
 
-def _asked(said: _Wire, traits: Traits) -> Asked:
+_TAKEN = FIELDS["openai"]["messages"] | set(_Wire.__struct_fields__)
+
+
+def _asked(said: _Wire, traits: Traits, fields: gate.Fields) -> Asked:
     if not said.model:
         raise BadRequest("expected a name", "model")
     prewarm = said.max_tokens == 0
@@ -133,8 +140,11 @@ def _asked(said: _Wire, traits: Traits) -> Asked:
     reader = Reader(traits, thread)
     reader.system(said.system, "system")
     _read_turns(said.messages, reader)
+    if said.tools:
+        said.tools = grammar.fit(said.tools, fields["tools"]) or said.tools
     tools = choose(said.tools, said.tool_choice, reader.referenced, traits, reader.notes)
     stops = tuple(stop for stop in said.stop_sequences or () if stop)
+    gate.check_length("stop_sequences", len(stops))
     request = Request(
         messages=thread.messages(),
         tools=tools.tools,
@@ -162,6 +172,7 @@ def _asked(said: _Wire, traits: Traits) -> Asked:
         prewarm=prewarm,
         affinity=session_of(said.metadata),
         notes=tuple(reader.notes),
+        dropped=(*gate.unused(fields, _TAKEN), *gate.places(reader.notes)),
     )
 
 
@@ -193,6 +204,7 @@ def _read_format(said: _Wire, request: Request, traits: Traits) -> None:
         raise BadRequest("expected json_schema", f"{at}.type")
     if wanted.schema is None:
         raise BadRequest("field required", f"{at}.schema")
+    grammar.check_schema(wanted.schema, f"{at}.schema")
     request.response_format = conversation.json_format(wanted.schema, traits)
 
 

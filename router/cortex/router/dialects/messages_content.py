@@ -146,7 +146,7 @@ class Reader:
             case "base64":
                 return images.from_base64(source.media_type, source.data, at)
             case "url":
-                return images.from_url(source.url, self._traits, f"{at}.url")
+                return images.from_url(source.url, f"{at}.url")
             case kind:
                 raise BadRequest(f"images of type {kind!r} are not supported; use base64", f"{at}.type")
 

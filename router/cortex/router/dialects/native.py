@@ -1,18 +1,21 @@
 """Requests in a dialect that the worker speaks itself, for functions that ask for that: handed over and handed back.
 
-Nothing is translated. The model's name is replaced, the billing header is taken out of the prompt, usage is read as
-it passes; and a stream that broke off still never ends the way a whole one does.
+Nothing is translated. The model's name is replaced, the billing header is taken out of the prompt, what does not pass
+is left out (`gate.py`), the function's limit of tokens is written, usage is read as it passes; and a stream that broke
+off still never ends the way a whole one does.
 """
 
 from typing import Any, Literal
 
 import msgspec
 
-from cortex.router.dialects import hygiene, wire
+from cortex.functions.passing import passing
+from cortex.router.dialects import gate, grammar, hygiene, images, wire
 from cortex.router.dialects.chunks import Plain, Tokens, count
 from cortex.router.dialects.errors import BadAnswer, BadRequest, Fault, Kind, anthropic_error
 from cortex.router.dialects.messages import session_of
 from cortex.router.dialects.sse import Event, SSEDecoder
+from cortex.router.dialects.traits import Traits
 
 Spoken = Literal["messages", "responses"]
 PATHS: dict[Spoken, str] = {"messages": "/v1/messages", "responses": "/v1/responses"}
@@ -20,6 +23,13 @@ PATHS: dict[Spoken, str] = {"messages": "/v1/messages", "responses": "/v1/respon
 _USAGE = frozenset({"message_start", "message_delta", "response.completed", "response.incomplete", "response.failed"})
 _ENDS = frozenset({"message_stop", "error", "response.completed", "response.incomplete", "response.failed"})
 _BEGUN = frozenset({"response.created"})
+
+
+_LIMITS: dict[Spoken, str] = {"messages": "max_tokens", "responses": "max_output_tokens"}
+PLAIN: dict[Spoken, Traits] = {
+    "messages": Traits(passing=passing("openai", "messages")),
+    "responses": Traits(passing=passing("openai", "responses")),
+}
 
 
 class _Wire(msgspec.Struct):
@@ -52,13 +62,19 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     stream: bool
     max_tokens: int | None
-    whole: bytes
+    fields: gate.Fields
     affinity: str | None = None
     notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    limit_is_ours: bool = False
+    choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """What to send: the client's own words, to the worker's name."""
-        return wire.renamed(self.whole, self.model, model)
+        fields = self.fields
+        if max_tokens is not None:
+            fields = fields | {_LIMITS[self.dialect]: _raw(max_tokens)}
+        return wire.write(fields, model)
 
     def count(self, model: str) -> bytes:
         return self.body(model)
@@ -159,34 +175,70 @@ class NativeStream:
 
 
 @wire.parser
-def read(dialect: Spoken, body: bytes) -> Asked:
-    """A request for a worker that speaks this dialect; raises `BadRequest`. The rest is the worker's to judge."""
+def read(dialect: Spoken, body: bytes, traits: Traits | None = None) -> Asked:
+    """A request for a worker that speaks this dialect; raises `BadRequest`. What passes is the worker's to judge."""
+    traits = PLAIN[dialect] if traits is None else traits
     said = wire.read(body, _Wire)
     if not said.model:
         raise BadRequest("expected a name", "model")
-    whole = body
+    passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), traits.passing)
+    fields = passed.fields
     if dialect == "messages" and hygiene.MARK in body:
-        whole = _without_billing(body)
+        fields = _without_billing(fields)
+    fields = _checked(fields)
+    asked = said.max_tokens if dialect == "messages" else said.max_output_tokens
+    limit = traits.output_tokens(asked)
+    if limit != asked:
+        fields = fields | {_LIMITS[dialect]: _raw(limit)}
     return Asked(
         dialect=dialect,
         model=said.model,
         stream=bool(said.stream),
-        max_tokens=said.max_tokens if dialect == "messages" else said.max_output_tokens,
-        whole=whole,
+        max_tokens=limit,
+        fields=fields,
         affinity=said.prompt_cache_key or session_of(said.metadata),
+        dropped=passed.dropped,
+        limit_is_ours=asked is None,
     )
 
 
-def _without_billing(body: bytes) -> bytes:
+_CONTENTS = ("messages", "system", "input", "instructions")
+
+
+def _checked(fields: gate.Fields) -> gate.Fields:
+    """Hold what the worker reads itself to the bounds of the gate: media are data, schemas are bounded."""
+    for name in _CONTENTS:
+        if name in fields:
+            images.refuse_addresses(msgspec.json.decode(fields[name]), name)
+    if "tools" in fields:
+        tools = msgspec.json.decode(fields["tools"])
+        if isinstance(tools, list):
+            images.refuse_addresses([_definition(tool) for tool in tools], "tools")
+            if (looser := grammar.loosen_tools(tools, "tools")) is not None:
+                fields = fields | {"tools": _raw(looser)}
+    for name in ("output_config", "output_format", "text"):
+        if name in fields:
+            grammar.check_schema(msgspec.json.decode(fields[name]), name)
+    return fields
+
+
+def _definition(tool: Any) -> Any:
+    """A tool without its schema, whose properties are names that the client chose."""
+    if not isinstance(tool, dict):
+        return tool
+    return {key: value for key, value in tool.items() if key not in ("input_schema", "parameters", "function")}
+
+
+def _without_billing(fields: gate.Fields) -> gate.Fields:
     """The request without the header that changes from one conversation to the next."""
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields = dict(fields)
     if "system" in fields:
         fields["system"] = _raw(_clean(msgspec.json.decode(fields["system"])))
     messages: Any = msgspec.json.decode(fields.get("messages", b"[]"))
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and message.get("role") == "system":
             message["content"] = _clean(message.get("content"))
-    return msgspec.json.encode(fields | {"messages": _raw(messages)})
+    return fields | {"messages": _raw(messages)}
 
 
 def _clean(content: Any) -> Any:

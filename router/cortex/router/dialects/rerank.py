@@ -1,14 +1,17 @@
-"""A rerank request: engines agree on its shape, so only the name of the model is changed, both ways."""
+"""A rerank request: engines agree on its shape. The name of the model is changed, both ways, and texts alone pass."""
 
 from typing import Any
 
 import msgspec
 
-from cortex.router.dialects import wire
+from cortex.functions.passing import Passing, passing
+from cortex.router.dialects import gate, images, wire
 from cortex.router.dialects.chat_answer import renamed
 from cortex.router.dialects.chunks import Plain, Usage, sense, tokens
-from cortex.router.dialects.errors import BadAnswer, BadRequest
+from cortex.router.dialects.errors import BadAnswer, BadRequest, Kind
 from cortex.router.dialects.worker_errors import fault_from_error
+
+PLAIN = passing("openai", "rerank")
 
 
 class _Wire(msgspec.Struct):
@@ -27,11 +30,12 @@ class _Answer(msgspec.Struct):
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str
-    whole: bytes
+    fields: gate.Fields
+    dropped: tuple[str, ...] = ()
 
     def body(self, model: str) -> bytes:
         """What to send."""
-        return wire.renamed(self.whole, self.model, model)
+        return wire.write(self.fields, model)
 
     def plain(self, body: bytes) -> Plain:
         """The worker's answer; raises `BadAnswer`."""
@@ -44,11 +48,25 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @wire.parser
-def read(body: bytes) -> Asked:
+def read(body: bytes, passing: Passing = PLAIN) -> Asked:
     """A request to `/v1/rerank`; raises `BadRequest`."""
     said = wire.read(body, _Wire)
     if not said.model:
         raise BadRequest("expected a name", "model")
     if not said.documents:
         raise BadRequest("expected at least one document", "documents")
-    return Asked(model=said.model, whole=body)
+    if len(said.documents) > gate.MAX_INPUTS:
+        raise BadRequest(f"expected at most {gate.MAX_INPUTS} documents", "documents")
+    for index, document in enumerate(said.documents):
+        if isinstance(document, dict):
+            _check(document, passing, f"documents[{index}]")
+    passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), passing)
+    return Asked(model=said.model, fields=passed.fields, dropped=passed.dropped)
+
+
+def _check(document: dict[str, Any], passing: Passing, at: str) -> None:
+    """A document is its text; contents of other kinds pass where an operator says so, as data."""
+    for name in document.keys() - {"text"}:
+        if f"documents.{name}" not in passing.allow:
+            raise BadRequest("only the text of a document is taken here", f"{at}.{name}", Kind.UNSUPPORTED)
+        images.refuse_addresses(document[name], f"{at}.{name}")

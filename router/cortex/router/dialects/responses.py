@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from cortex.router.dialects import conversation, responses_answer, wire
+from cortex.functions.passing import FIELDS
+from cortex.router.dialects import conversation, gate, grammar, responses_answer, wire
 from cortex.router.dialects.chunks import Plain
 from cortex.router.dialects.conversation import Request, TextPart, Upstream
 from cortex.router.dialects.errors import BadRequest, Kind
@@ -75,6 +76,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     echo: Echo
     affinity: str | None = None
     notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    limit_is_ours: bool = False
+    choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """What to send; `max_tokens` replaces what the client asked for."""
@@ -108,6 +112,9 @@ class Reply(msgspec.Struct, frozen=True):
         return Relay(ResponsesMachine(self.answer))
 
 
+_TAKEN = FIELDS["openai"]["responses"] | set(_Wire.__struct_fields__) | {"client_metadata"}
+
+
 @wire.parser
 def read(body: bytes, traits: Traits) -> Asked:
     """A request to `/v1/responses`; raises `BadRequest`."""
@@ -116,6 +123,9 @@ def read(body: bytes, traits: Traits) -> Asked:
     if not said.model:
         raise BadRequest("expected a name", "model")
     tools = Tools(traits)
+    fields = msgspec.json.decode(body, type=gate.Fields)
+    if said.tools:
+        said.tools = grammar.fit(said.tools, fields["tools"]) or said.tools
     tools.declare(said.tools or [])
     tools.choose(said.tool_choice)
     thread = Thread(traits)
@@ -144,6 +154,8 @@ def read(body: bytes, traits: Traits) -> Asked:
         echo=_echo(said),
         affinity=said.prompt_cache_key or said.user,
         notes=(*tools.notes, *reader.notes),
+        dropped=(*gate.unused(fields, _TAKEN), *gate.places((*tools.notes, *reader.notes))),
+        limit_is_ours=said.max_output_tokens is None,
     )
 
 
@@ -177,6 +189,7 @@ def _format(text: _Text | None, traits: Traits) -> dict[str, Any] | None:
         case "json_schema" if wanted is not None:
             if wanted.schema is None:
                 raise BadRequest("field required", "text.format.schema")
+            grammar.check_schema(wanted.schema, "text.format.schema")
             return conversation.json_format(wanted.schema, traits, wanted.name or "answer", wanted.strict)
         case _:
             raise BadRequest("expected text, json_object or json_schema", "text.format.type")

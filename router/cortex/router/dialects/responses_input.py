@@ -188,7 +188,7 @@ class Reader:
             url = url.get("url")
         if url is None:
             raise BadRequest("field required; files are not stored here", f"{at}.image_url")
-        return images.from_url(url, self._traits, f"{at}.image_url", image.detail)
+        return images.from_url(url, f"{at}.image_url", image.detail)
 
     def _file(self, file: _File, at: str) -> list[Part]:
         header, comma, data = (file.file_data or "").partition(",")

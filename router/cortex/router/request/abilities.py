@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.capabilities import Known, Template, template_of
+from cortex.functions.passing import Entrance, passing
 from cortex.functions.servers import Server, server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import HostRecord, Instance
@@ -35,27 +37,39 @@ class Abilities:
     """Works traits out once for each function and what is known of it, and remembers them."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, bool], tuple[Function, Known | None, Running, Traits]] = {}
+        self._kept: dict[tuple[str, Entrance, bool], tuple[Function, Known | None, Running, Traits]] = {}
 
     def of(self, function: Function, dialect: Dialect, known: Known | None, ready: Sequence[Instance]) -> Traits:
         """Return what a request of this dialect may ask of this function, given the instances that are ready."""
-        same = dialect in _SAME_DIALECT
+        entrance, same = _entrance(function, dialect), dialect in _SAME_DIALECT
         running = Running(window_of(ready), sees(ready), ready[0].server if ready else "")
-        kept = self._kept.get((function.id, same))
+        kept = self._kept.get((function.id, entrance, same))
         if kept is not None and kept[0] is function and kept[1] is known and kept[2] == running:
             return kept[3]
         if len(self._kept) > 4096:
             self._kept.clear()
-        found = traits(function, known, running, PASSED_ON if same else CAREFUL)
-        self._kept[function.id, same] = (function, known, running, found)
+        found = traits(function, known, running, PASSED_ON if same else CAREFUL, entrance)
+        self._kept[function.id, entrance, same] = (function, known, running, found)
         return found
 
 
-def traits(function: Function, known: Known | None, running: Running, base: Traits) -> Traits:
-    """Put together what a function can take; `base` stands for what nobody knows."""
+def _entrance(function: Function, dialect: Dialect) -> Entrance:
+    """The row of `passing.py` for a dialect: what is translated has been read field by field, and goes in as chat."""
+    if dialect in ("messages", "responses") and dialect not in function.native:
+        return "chat"
+    return dialect
+
+
+def traits(
+    function: Function, known: Known | None, running: Running, base: Traits, entrance: Entrance = "chat"
+) -> Traits:
+    """Put together what a function can take; `base` stands for what is not known."""
     server = server_of(function, running.server)
     template = template_of(known, function.template)
     seeing = vision(function, known, running.eyes)
+    passes = passing(server.family, entrance, function.allow)
+    if template.thinking_switch:
+        passes = replace(passes, template_names=passes.template_names | {template.thinking_switch})
     return Traits(
         inline_system=base.inline_system if template.inline_system is None else template.inline_system,
         developer_role=base.developer_role if template.developer_role is None else template.developer_role,
@@ -70,11 +84,12 @@ def traits(function: Function, known: Known | None, running: Running, base: Trai
         named_tool_choice=server.named_tool_choice,
         prefill=server.prefill,
         json_schema=server.json_schema,
+        passing=passes,
+        completion_tokens=server.completion_tokens,
         default_output_tokens=function.default_output_tokens or None,
         max_output_tokens=function.max_output_tokens or None,
         sampling=function.sampling,
         on_long_prompt=function.on_long_prompt,
-        remote_images=function.remote_images,
     )
 
 

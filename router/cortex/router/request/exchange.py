@@ -70,6 +70,10 @@ class Call(Struct, frozen=True, kw_only=True):
     reply: Reply
     streams: StreamReply | None = None
     affinity: str | None = None
+    answers: int = 1
+    """How many answers it requests."""
+    dropped: str = ""
+    """Names what of the request did not go on, for a header of the answer."""
     settle: Settle | None = None
     """Makes the body for the instance that was chosen, where that one has a say in it."""
 
@@ -462,6 +466,7 @@ class Exchange:
             (b"x-cortex-start", b"cold" if journey.cold else b"hot"),
             (b"x-cortex-queued-ms", str(round(journey.queued_s * 1000)).encode()),
             *([(b"x-cortex-instance", journey.instance.encode())] if journey.instance else []),
+            *([(b"x-cortex-dropped", self._call.dropped.encode())] if self._call.dropped else []),
         ]
 
     def _spent(self, tokens: Tokens) -> None:

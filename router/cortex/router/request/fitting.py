@@ -39,7 +39,8 @@ def fitting(
     tokenizer: Counter, function: Function, dialect: Dialect, asked: Asked, body: bytes, traits: Traits
 ) -> Settle | None:
     """Return how to make a request fit, or None when it need not be looked at."""
-    judged = dialect in ("messages", "responses") or traits.on_long_prompt == "clamp"
+    ours = asked.limit_is_ours and asked.max_tokens is not None
+    judged = dialect in ("messages", "responses") or traits.on_long_prompt == "clamp" or ours
     if not judged or dialect == "completions":  # a text's tokens cannot be asked for in the same way
         return None
     if limits.surely_fits(len(body), asked.max_tokens, traits.context_window):
@@ -55,7 +56,8 @@ def fitting(
             log.info("prompt_not_counted", function=function.id, why=broke.message)
             return body
         # Once a stream has begun nobody asks again for less (Claude Code gives up): it gets the room there is.
-        rule = "clamp" if begun else traits.on_long_prompt
+        # A limit that the client did not name is no reason to refuse its prompt.
+        rule = "clamp" if begun or asked.limit_is_ours else traits.on_long_prompt
         allowed = limits.fit(tokens, asked.max_tokens, replace(traits, context_window=window, on_long_prompt=rule))
         return body if allowed == asked.max_tokens else asked.body(function.id, allowed)
 

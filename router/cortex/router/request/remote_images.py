@@ -18,11 +18,18 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from cortex.router.dialects.errors import BadRequest
+from cortex.router.request.intake import LARGE
 
 MOST_IMAGES, MOST_BYTES, MOST_HOPS, PATIENCE_S = 16, 20 << 20, 3, 15.0
+MOST_TOGETHER = 32 << 20
+"""Bytes of all images of one request."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Public by the registry, but they stand for IPv4 addresses, which may be private: NAT64, 6to4, Teredo.
-_DISGUISES = tuple(ipaddress.IPv6Network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+_PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
+"""All that is handed out for the public internet; what `is_global` takes for public beside it is not."""
+# Inside of it, but standing for IPv4 addresses, which may be private (6to4, Teredo), or for documentation.
+_DISGUISES = tuple(ipaddress.IPv6Network(n) for n in ("2002::/16", "2001::/32", "3fff::/20"))
+_RELAYS_V4 = ipaddress.IPv4Network("192.88.99.0/24")
+"""Relays of 6to4 (RFC 7526): withdrawn."""
 
 Node = dict[str, Any]
 
@@ -47,17 +54,14 @@ class RemoteImages:
         """Return a request of any dialect with its remote images as data. Raises BadRequest that names the field."""
         if b"http" not in body:
             return body
-        try:
-            request: Any = msgspec.json.decode(body)
-            found = list(_images(request, ""))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return body  # whoever reads it next says what is wrong with it
+        request, found = await asyncio.to_thread(_find, body) if len(body) >= LARGE else _find(body)
         if not found:
             return body
         if len(found) > MOST_IMAGES:
             raise BadRequest(f"no more than {MOST_IMAGES} images are fetched for one request", found[MOST_IMAGES][0])
         async with asyncio.TaskGroup() as tasks:
-            fetched = [tasks.create_task(self._named(at, url)) for at, _, url in found]
+            left = Allowance(MOST_TOGETHER)
+            fetched = [tasks.create_task(self._named(url, left)) for _, _, url in found]
         for (at, node, _), task in zip(found, fetched, strict=True):
             result = task.result()
             if isinstance(result, NotFetched):
@@ -65,11 +69,11 @@ class RemoteImages:
             _put(node, *result)
         return msgspec.json.encode(request)
 
-    async def _named(self, at: str, url: str) -> tuple[str, bytes] | NotFetched:
+    async def _named(self, url: str, left: "Allowance") -> tuple[str, bytes] | NotFetched:
         """Fetch; a failure is a value, so that the others' are not cancelled into nonsense."""
         try:
             async with asyncio.timeout(PATIENCE_S):
-                return await self.fetch(url)
+                return await self.fetch(url, left)
         except NotFetched as error:
             return error
         except TimeoutError:
@@ -77,7 +81,7 @@ class RemoteImages:
         except (aiohttp.ClientError, OSError, ValueError):
             return NotFetched("the address does not answer")
 
-    async def fetch(self, url: str) -> tuple[str, bytes]:
+    async def fetch(self, url: str, left: "Allowance | None" = None) -> tuple[str, bytes]:
         """Return the type and bytes of an image. Raises NotFetched, TimeoutError or aiohttp's errors."""
         if self._http is None:
             connector = aiohttp.TCPConnector(resolver=PublicOnly(self._resolver), force_close=True, limit=MOST_IMAGES)
@@ -100,8 +104,32 @@ class RemoteImages:
                     data += piece
                     if len(data) > MOST_BYTES:
                         raise NotFetched(f"it is larger than {MOST_BYTES >> 20} MiB")
+                    if left is not None:
+                        left.take(len(piece))
                 return answer.content_type, bytes(data)
         raise NotFetched("it is redirected again and again")
+
+
+class Allowance:
+    """Bytes that the images of one request may still take."""
+
+    def __init__(self, bytes_left: int) -> None:
+        self._left = bytes_left
+
+    def take(self, size: int) -> None:
+        """Take some. Raises NotFetched when there are no more."""
+        self._left -= size
+        if self._left < 0:
+            raise NotFetched(f"the images of one request are larger than {MOST_TOGETHER >> 20} MiB together")
+
+
+def _find(body: bytes) -> tuple[Any, list[tuple[str, Node, str]]]:
+    """Decode a request and find its images by address; what cannot be decoded has none, and its reader says why."""
+    try:
+        request: Any = msgspec.json.decode(body)
+        return request, list(_images(request, ""))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, []
 
 
 class PublicOnly(AbstractResolver):
@@ -133,8 +161,10 @@ def is_public(address: str) -> bool:
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
             parsed = parsed.ipv4_mapped
-        elif any(parsed in network for network in _DISGUISES):
+        elif parsed not in _PUBLIC_V6 or any(parsed in network for network in _DISGUISES):
             return False
+    if isinstance(parsed, ipaddress.IPv4Address) and parsed in _RELAYS_V4:
+        return False
     return parsed.is_global and not parsed.is_multicast
 
 

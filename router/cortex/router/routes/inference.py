@@ -17,9 +17,10 @@ from cortex.functions.servers import server_of
 from cortex.platform.api_keys import Principal
 from cortex.router.access.door import caller
 from cortex.router.activation.choice import affinity, choose
-from cortex.router.dialects import chat_stream, dialect, embeddings, limits, messages, native, rerank, wire
-from cortex.router.dialects.errors import BadRequest, Dialect, Kind
+from cortex.router.dialects import chat_stream, dialect, embeddings, gate, limits, messages, native, rerank, wire
+from cortex.router.dialects.errors import Dialect
 from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.weight import weigh
 from cortex.router.directory import Target
 from cortex.router.request.abilities import Abilities
 from cortex.router.request.asking import must_speak
@@ -42,7 +43,7 @@ class _Peek(Struct, frozen=True):
 
 def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
-    abilities, tokenizer = Abilities(), Tokenizer(services.upstream)
+    abilities, tokenizer, intake = Abilities(), Tokenizer(services.upstream), runtime.intake
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function, view = target.function, runtime.view
@@ -50,9 +51,28 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
 
     async def generated(request: Http, kind: Dialect) -> ASGIApp:
         """Serve a request that a worker's chat or completions answers."""
-        body = await _body(request)
-        began = time.monotonic()
-        name = wire.read(body, _Peek).model
+        return await take_in(request, lambda body: generation(request, kind, body))
+
+    async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
+        """Serve a request with one plain answer: embeddings, rerank."""
+        return await take_in(request, lambda body: computation(request, kind, path, body))
+
+    async def take_in(request: Http, served: Callable[[bytes], Awaitable[ASGIApp]]) -> ASGIApp:
+        """Read a body and hold it until its request has been answered."""
+        held = await intake.body(request, caller(request).id)
+        try:
+            return held.held_by(await served(held.bytes))
+        except BaseException:
+            held.release()
+            raise
+
+    async def peek(body: bytes) -> str:
+        """Return the model's name in a body whose weight is within bounds."""
+        return await intake.work(len(body), _weigh_and_peek, body)
+
+    async def generation(request: Http, kind: Dialect, body: bytes) -> ASGIApp:
+        size, began = len(body), time.monotonic()
+        name = await peek(body)
         who = caller(request)
         target = runtime.directory.find_for(name, who)
         unique, created, headers = secrets.token_hex(12), int(time.time()), request.headers
@@ -66,11 +86,15 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             spoken: native.Spoken | None = (
                 kind if kind in function.native and kind in server_of(function).native else None
             )
-            asked = dialect.read_request(kind, given, able) if spoken is None else native.read(spoken, given)
+
+            def translate() -> tuple[dialect.Asked, bytes]:
+                asked = dialect.read_request(kind, given, able) if spoken is None else native.read(spoken, given, able)
+                return asked, asked.body(function.id)
+
+            asked, sent = await intake.work(len(given), translate)
             reply = asked.answer(unique, created)
             if isinstance(reply, chat_stream.Reply):
                 reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
-            sent = asked.body(function.id)
             return Call(
                 dialect=kind,
                 path=native.PATHS[spoken] if spoken else COMPLETIONS if kind == "completions" else CHAT,
@@ -78,27 +102,33 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 reply=reply,
                 streams=reply if asked.stream else None,
                 affinity=affinity(headers, asked.affinity),
+                dropped=gate.header(asked.dropped),
+                answers=asked.choices,
                 settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
             )
 
         call = await understand(target)
-        return exchange_of(request, target, call, understand, name, who, began, len(body))
+        return exchange_of(request, target, call, understand, name, who, began, size)
 
-    async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
-        """Serve a request with one plain answer: embeddings, rerank."""
-        body = await _body(request)
+    async def computation(request: Http, kind: Dialect, path: str, body: bytes) -> ASGIApp:
         began = time.monotonic()
-        asked = embeddings.read(body) if kind == "embeddings" else rerank.read(body)
+        name = await peek(body)
         who = caller(request)
-        target = runtime.directory.find_for(asked.model, who)
+        target = runtime.directory.find_for(name, who)
 
         async def understand(target: Target) -> Call:
             """Write the request for what its name stands for."""
-            must_speak(target.function, kind)
-            return Call(dialect=kind, path=path, body=asked.body(target.function.id), reply=asked)
+            function = target.function
+            must_speak(function, kind)
+            read = embeddings.read if kind == "embeddings" else rerank.read
+            asked: embeddings.Asked | rerank.Asked = await intake.work(
+                len(body), read, body, traits(target, kind).passing
+            )
+            sent = await intake.work(len(body), asked.body, function.id)
+            return Call(dialect=kind, path=path, body=sent, reply=asked, dropped=gate.header(asked.dropped))
 
         call = await understand(target)
-        return exchange_of(request, target, call, understand, asked.model, who, began, len(body))
+        return exchange_of(request, target, call, understand, name, who, began, len(body))
 
     def exchange_of(
         request: Http,
@@ -114,7 +144,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         exchange = Exchange(
             services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
         )
-        return runtime.metering.around(exchange, exchange.journey, who, size)
+        return runtime.metering.around(exchange, exchange.journey, who, size, call.answers)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
     async def chat_completions(request: Http) -> ASGIApp:
@@ -149,10 +179,18 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
     async def count_tokens(request: Http) -> Response[bytes]:
         """Count a prompt's tokens with the worker's own tokenizer; a cold function is not started for it."""
-        body = await _body(request)
-        target = runtime.directory.find_for(wire.read(body, _Peek).model, caller(request))
+        held = await intake.body(request, caller(request).id)
+        try:
+            return await count(request, held.bytes)
+        finally:
+            held.release()
+
+    async def count(request: Http, body: bytes) -> Response[bytes]:
+        target = runtime.directory.find_for(await peek(body), caller(request))
         function = target.function
-        asked = messages.read_count(body, traits(target, "messages"))
+        if function.remote_images:
+            body = await runtime.images.inlined(body)
+        asked = await intake.work(len(body), messages.read_count, body, traits(target, "messages"))
         ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
         headers = {"x-request-id": request_id(request), "x-cortex-function": function.id}
         headers["request-id"] = headers["x-request-id"]
@@ -176,7 +214,6 @@ def request_id(request: Http) -> str:
     return given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
-async def _body(request: Http) -> bytes:
-    if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-        raise BadRequest("compressed bodies are not taken: send it as it is", kind=Kind.UNSUPPORTED_MEDIA)
-    return await request.body()
+def _weigh_and_peek(body: bytes) -> str:
+    weigh(body)
+    return wire.read(body, _Peek).model

@@ -1,0 +1,184 @@
+"""Bounds of schemas, expressions and grammars: what real clients send passes, what holds an engine does not."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.functions.passing import passing
+from cortex.router.dialects import constraints, grammar
+from cortex.router.dialects.constraints import Measure, TooCostly
+from cortex.router.dialects.errors import BadRequest
+from cortex.router.dialects.traits import Traits
+from tests.router.dialects.asking import Json, ask_chat, ask_messages, ask_responses, refused, sent, tool
+
+REAL = [
+    r"^[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}$",
+    r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})$",
+    r"^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$",
+    r"^(([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63})$",
+    r"^\{[a-z]+\}[(){}\[\]]*$",
+    r"^(\w+\s?)*$",
+    r"a{1000}",
+    r"[{(*]{3}",
+]
+COSTLY = [
+    "^(((a{0,200}){0,200}){0,200}){0,200}$",
+    "(((a*)*)*)*",
+    "(?:(?:a{1,999}){1,999})",
+    "((a+){100,}){100,}",
+    "a{99999999999999999999}",
+    "(" * 40 + "a" + ")" * 40,
+    "a" * 2049,
+]
+
+
+@pytest.mark.parametrize("text", REAL)
+def test_a_pattern_that_people_write_passes(text: str) -> None:
+    constraints.pattern(text, "pattern")
+
+
+@pytest.mark.parametrize("text", COSTLY, ids=lambda text: text[:30])
+def test_a_pattern_that_an_engine_would_spin_on_is_refused(text: str) -> None:
+    with pytest.raises(TooCostly):
+        constraints.pattern(text, "pattern")
+
+
+@given(st.text(alphabet="ab()[]{}*+?|\\,019^$.", max_size=200))
+def test_any_text_is_measured_or_refused(text: str) -> None:
+    try:
+        constraints.pattern(text, "pattern")
+        constraints.grammar(text, "grammar")
+    except BadRequest:
+        pass
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
+def test_repetitions_inside_one_another_count_as_their_product(a: int, b: int, c: int) -> None:
+    text = f"((x{{0,{a}}}){{0,{b}}}){{0,{c}}}"
+
+    if a * b * c <= constraints.MAX_REPETITIONS:
+        constraints.pattern(text, "pattern")
+        return
+    with pytest.raises(TooCostly, match="multiply to more than 2000"):
+        constraints.pattern(text, "pattern")
+
+
+GRAMMAR = r"""
+root ::= "{" ws pair ("," ws pair){0,20} "}"   # an object
+pair ::= string ":" value
+value ::= string | [0-9]+ | root
+string ::= "\"" [^"\\]* "\""
+ws ::= [ \t\n]*
+"""
+
+
+def test_a_grammar_that_people_write_passes() -> None:
+    constraints.grammar(GRAMMAR, "grammar")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000,
+        "root ::= " + "(" * 40 + '"a"' + ")" * 40,
+        'root ::= a{100}\na ::= b{100}\nb ::= "x"{100}',
+        'root ::= ((("a"*)*)*)*',
+        "\n".join(f"r{n} ::= r{n + 1}" for n in range(1000)),
+    ],
+    ids=["60000 groups", "40 groups", "by reference", "stars", "a chain of rules"],
+)
+def test_a_grammar_that_would_end_an_engine_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest):
+        constraints.grammar(text, "grammar")
+
+
+def nested(depth: int) -> Json:
+    schema: Json = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        (nested(80), "128 levels"),
+        ({"enum": list(range(20_001))}, "20000 values"),
+        ({"description": "x" * 600_000}, "524288 characters"),
+        ({"properties": {"a": {"pattern": COSTLY[0]}}}, "2000"),
+        ({"patternProperties": {COSTLY[1]: {}}}, "2000"),
+        ({"$ref": "http://192.0.2.1/schema"}, "inside its own schema"),
+        ({"type": "string", "maxLength": 10**9}, "maxLength"),
+        ({"maxItems": 1000, "items": {"maxItems": 1000, "items": {}}}, "multiply"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_schema_that_an_answer_has_to_follow_is_bounded_at_every_entrance(schema: Json, what: str) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    text = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
+
+    for fault in (
+        refused(ask_chat, response_format=form),
+        refused(ask_chat, traits=Traits(passing=passing("llama", "chat")), json_schema=schema),
+        refused(ask_chat, traits=Traits(passing=passing("vllm", "chat")), guided_json=json.dumps(schema)),
+        refused(ask_chat, traits=Traits(passing=passing("vllm", "chat")), structured_outputs={"json": schema}),
+        refused(ask_messages, output_format={"type": "json_schema", "schema": schema}),
+        refused(ask_responses, text=text),
+    ):
+        assert what in fault.message
+
+
+def test_a_property_may_be_called_like_a_word_of_json_schema() -> None:
+    schema = {"properties": {"pattern": {"type": "string"}, "$ref": {"type": "string"}, "maxLength": {"type": "null"}}}
+
+    Measure().schema(schema, "schema")
+
+
+@pytest.mark.parametrize("ask", [ask_chat, ask_messages, ask_responses])
+def test_a_tool_that_would_cost_too_much_stays_usable_with_a_looser_schema(ask: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": COSTLY[0], "maxLength": 10**9}}}
+    given: Json = {
+        ask_chat: {"type": "function", "function": {"name": "f", "parameters": schema}},
+        ask_messages: tool("f", input_schema=schema),
+        ask_responses: {"type": "function", "name": "f", "parameters": schema},
+    }[ask]
+
+    found = sent(ask(tools=[given]))["tools"][0]["function"]["parameters"]
+
+    assert found == {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+def test_many_schemas_are_bounded_together() -> None:
+    tools = [
+        {"type": "function", "function": {"name": f"f{n}", "parameters": {"enum": list(range(3000))}}}
+        for n in range(10)
+    ]
+
+    assert "20000 values" in refused(ask_chat, tools=tools).message
+
+
+def test_a_grammar_passes_only_where_an_operator_allows_it_and_is_measured_there() -> None:
+    allowed = Traits(passing=passing("vllm", "chat", ("grammar",)))
+
+    assert sent(ask_chat(allowed, structured_outputs={"grammar": GRAMMAR}))["structured_outputs"]
+    assert refused(ask_chat, traits=allowed, grammar="root ::= " + "(" * 99 + ")" * 99).param == "grammar"
+    assert refused(
+        ask_chat, traits=Traits(passing=passing("vllm", "chat")), structured_outputs={"grammar": GRAMMAR}
+    ).param == ("structured_outputs.grammar")
+
+
+def test_measuring_takes_time_in_proportion_to_the_text() -> None:
+    began = time.process_time()
+    for text in ('"' * constraints.MAX_GRAMMAR, "[" * constraints.MAX_GRAMMAR, "/\\" * (constraints.MAX_GRAMMAR // 2)):
+        constraints.grammar(text, "grammar")
+
+    assert time.process_time() - began < 10
+
+
+def test_a_format_of_another_kind_is_refused() -> None:
+    with pytest.raises(BadRequest, match=r"response_format.type"):
+        grammar.check_format("grammar", {"type": "grammar"})

@@ -1,0 +1,69 @@
+"""Counting a body before objects are made of it: large ones that people send pass, hostile ones do not."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.router.dialects import weight
+from cortex.router.dialects.errors import BadRequest
+from cortex.router.dialects.weight import weigh
+
+MIB = 1 << 20
+
+
+def body(text: bytes) -> bytes:
+    return b'{"model":"m","messages":[{"role":"user","content":"' + text + b'"}]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a" * (20 * MIB),
+        b"{[,]}" * MIB,
+        b'{\\"a\\": [1, 2]}, ' * (MIB // 4),
+        "zwölf Boxkämpfer jagen Viktor ".encode() * (MIB // 8),
+    ],
+    ids=["an image", "brackets in a text", "JSON in a text", "a text of 4 MiB"],
+)
+def test_what_people_send_passes(text: bytes) -> None:
+    weigh(body(text))
+
+
+@pytest.mark.parametrize(
+    ("large", "what"),
+    [
+        (b"[" + b",".join([b"{}"] * MIB) + b"]", "objects and lists"),
+        (b"[" + b",".join([b"[]"] * MIB) + b"]", "objects and lists"),
+        (b"[" * MIB, "objects and lists"),
+        (b"[" + b",".join([b"1"] * 2 * MIB) + b"]", "values"),
+        (b"[" + b",".join([b'""'] * 2 * MIB) + b"]", "values"),
+        (body(b"\\n" * (5 * MIB)), "MiB of text"),
+        (body(b'\\"' * (9 * MIB)), "MiB of text"),
+        (body("字".encode() * (3 * MIB)), "MiB of text"),
+        (body(b"a" * (33 * MIB)), "longer than 32 MiB"),
+        (b'"' + b"[" * MIB + b'"' + b"[" * MIB, "objects and lists"),
+    ],
+)
+def test_what_would_become_too_much_is_refused(large: bytes, what: str) -> None:
+    with pytest.raises(BadRequest, match=what):
+        weigh(large)
+
+
+TEXTS = st.text(alphabet='a\\"{[,]} é', max_size=30)
+
+
+@given(st.recursive(TEXTS | st.integers(), lambda inner: st.lists(inner, max_size=4), max_leaves=30))
+def test_only_what_is_outside_of_texts_counts(value: object) -> None:
+    def containers(one: object) -> int:
+        return 1 + sum(map(containers, one)) if isinstance(one, list) else 0
+
+    count = containers(value)
+    raw = json.dumps(value, ensure_ascii=False).encode()
+    allowed = weight.Bounds(containers=count)
+
+    weight.look_closer(raw, allowed)
+    if count:
+        with pytest.raises(BadRequest):
+            weight.look_closer(raw, weight.Bounds(containers=count - 1))

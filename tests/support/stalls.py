@@ -1,0 +1,98 @@
+"""What one large body costs a router worker's event loop: `python -m tests.support.stalls` prints it as JSON.
+
+Each hostile shape is read as a route reads it, while a task on the same loop notes how late it is woken. Beside it
+stands what decoding the same bytes costs, so that a slow machine is told from a slow router.
+"""
+
+import asyncio
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from cortex.router.dialects import chat, messages
+from cortex.router.dialects.errors import BadRequest
+from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.weight import weigh
+from cortex.router.request.intake import Intake
+
+TICK_S = 0.002
+
+
+def _chat(inside: bytes, more: bytes = b"") -> bytes:
+    return b'{"model":"short","max_tokens":1,"messages":[{"role":"user","content":%b}]%b}' % (inside, more)
+
+
+SHAPES: dict[str, Callable[[int], bytes]] = {
+    "one long text": lambda size: _chat(b'"' + b"a" * size + b'"'),
+    "brackets": lambda size: _chat(b'"x"', b',"x":[' + b",".join([b"[]"] * (size // 3)) + b"]"),
+    "tools without anything": lambda size: _chat(b'"x"', b',"tools":[' + b",".join([b"{}"] * (size // 3)) + b"]"),
+    "empty texts": lambda size: _chat(b'"x"', b',"stop":[' + b",".join([b'""'] * (size // 3)) + b"]"),
+    "escaped quotes": lambda size: _chat(b'"' + b'\\"' * (size // 2) + b'"'),
+    "parts of a megabyte": lambda size: _chat(
+        b"[" + b",".join([b'{"type":"text","text":"' + b"a" * (1 << 20) + b'"}'] * (size >> 20)) + b"]"
+    ),
+}
+
+
+def _read_chat(body: bytes) -> bytes:
+    weigh(body)
+    return chat.read(body, Traits()).body("worker")
+
+
+def _read_messages(body: bytes) -> bytes:
+    weigh(body)
+    return messages.read(body, Traits()).body("worker")
+
+
+async def measure(body: bytes, read: Callable[[bytes], bytes]) -> float:
+    """Return the longest time that the loop was held while a body was read, in seconds."""
+    intake, longest, over = Intake(len(body)), 0.0, False
+
+    async def watch() -> None:
+        nonlocal longest
+        while not over:
+            began = time.perf_counter()
+            await asyncio.sleep(TICK_S)
+            longest = max(longest, time.perf_counter() - began - TICK_S)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(5 * TICK_S)
+    with contextlib.suppress(BadRequest):
+        await intake.work(len(body), read, body)
+    over = True
+    await watching
+    intake.close()
+    return longest
+
+
+def decode(body: bytes) -> float:
+    """Return how long a single pass over the same bytes takes that makes their texts, in seconds."""
+    began = time.perf_counter()
+    msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    str(body, "ascii")
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure every shape, each in this one process; the peak of memory is of one shape alone if one is named."""
+    size, names = int(sys.argv[1]), sys.argv[2:] or list(SHAPES)
+    found = {}
+    for name in names:
+        body = SHAPES[name](size)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        stalls = {
+            kind: round(asyncio.run(measure(body, read)), 4)
+            for kind, read in (("chat", _read_chat), ("messages", _read_messages))
+        }
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        found[name] = {**stalls, "decoding": round(decode(body), 4), "grown_mb": grown >> 10}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
