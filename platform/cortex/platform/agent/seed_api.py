@@ -76,23 +76,20 @@ class NotDone(Exception):
         self.status, self.why, self.retry_after = status, why, retry_after
 
 
-def routes(agent: Agent, relay: Relay, settings: Settings) -> Router:
+def routes(agent: Agent, relay: Relay, settings: Settings, has_token: Callable[[Http], bool]) -> Router:
     """Return the routes."""
     born = time.monotonic()
     scheme = "https" if settings.agent.tls_cert else "http"
     endpoint_url = f"{scheme}://localhost:{settings.agent.listen.rpartition(':')[2]}"
 
     @get("/health", opt={"needs": "nothing"})
-    async def health() -> dict[str, Any]:
-        """Say that the agent is up, what its devices hold and which models come up."""
+    async def health(request: Http) -> dict[str, Any]:
+        """Say that the agent is up and what its devices hold; with the token, also its name and its models."""
         host = agent.record()
-        return {
-            "status": "ok",
-            "host": host.name,
-            "uptime_secs": int(time.monotonic() - born),
-            "devices": readings(host),
-            "activation": activation(host),
-        }
+        shown = {"status": "ok", "uptime_secs": int(time.monotonic() - born), "devices": readings(host)}
+        if not has_token(request):
+            return {**shown, "activation": activation(HostRecord(name="", address="", at=0.0))}
+        return {**shown, "host": host.name, "activation": activation(host)}
 
     @get("/discovery")
     async def discovery() -> dict[str, Any]:
