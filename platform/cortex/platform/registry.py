@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from cortex.platform.api_keys import ApiKey
+from cortex.platform.api_keys import ApiKey, Session
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
 from cortex.platform.record import Fleet, HostRecord, Override, RouterReport
@@ -34,6 +34,7 @@ FLEET = "cortex:[hor]*"
 USED, CORDON, DECISIONS, CHANGED = "cortex:used", "cortex:cordon", "cortex:decisions", "cortex:changed"
 SWEEP, LEDGER, KEY = "cortex:sweep", "cortex:ledger", "cortex:key:"
 COUNTS, QUESTION, ANSWERS = "cortex:counts:", "cortex:question:", "cortex:answers:"
+SESSIONS = "cortex:sessions"
 ANSWERS_S = 10.0
 ROUTER_TTL_S = 10.0
 """A router that does not report this long counts as dead, and what it had in flight as over. Reports come every
@@ -330,6 +331,33 @@ class Registry:
                 pipe.delete(KEY + one)
             pipe.publish(CHANGED, "key:")
             await pipe.execute()
+
+    # Sessions of browsers, by routers.
+
+    async def sessions(self) -> dict[str, Session]:
+        """Read every session, by the digest of its id."""
+        async with _bounded(self._timeout_s):
+            found: Any = await self._redis.hgetall(SESSIONS)
+        return {text(name): one for name, value in found.items() if (one := decoded(value, Session))}
+
+    async def session(self, name: str) -> Session | None:
+        """Read one session."""
+        async with _bounded(self._timeout_s):
+            found: Any = await self._redis.hget(SESSIONS, name)
+        return decoded(found, Session)
+
+    async def begin_session(self, name: str, session: Session, ended: Iterable[str]) -> None:
+        """Write a session, and drop those that are over."""
+        async with _bounded(self._timeout_s), self._redis.pipeline(transaction=True) as pipe:
+            for one in ended:
+                pipe.hdel(SESSIONS, one)
+            pipe.hset(SESSIONS, name, msgspec.json.encode(session))
+            await pipe.execute()
+
+    async def end_session(self, name: str) -> None:
+        """Drop a session."""
+        async with _bounded(self._timeout_s):
+            await self._redis.hdel(SESSIONS, name)
 
     async def override(self, function: str, override: Override) -> None:
         """Set what goes for a function over its catalogue entry; nothing set: as the catalogue says."""
