@@ -8,6 +8,7 @@ import rich_click as click
 
 from cortex.cli import exits
 from cortex.cli.settings import config_option, settings_of
+from cortex.cli.visible import echo
 from cortex.platform import log
 from cortex.platform.settings import Settings
 
@@ -58,7 +59,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
                 hint="Make a key first: `cortex key new NAME --admin --record` (with the same --config). "
                 "Or listen on 127.0.0.1. Or say --insecure if the network keeps everybody else out.",
             )
-        click.echo(
+        echo(
             f"cortex: --insecure: whoever reaches {listen} can use every model, see "
             "what everybody runs, and start and stop everything, until somebody makes an API key",
             err=True,
@@ -106,12 +107,14 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     from cortex.platform.agent.api import create_app
     from cortex.platform.serving import listener, systemd
     from cortex.platform.workers.confine import confine
+    from cortex.platform.workers.identity import share_cache
 
     settings = settings_of(config)
     own = settings.agent
     settings = replace(settings, agent=replace(own, tls_cert=tls_cert or own.tls_cert, tls_key=tls_key or own.tls_key))
     log.configure(settings.log)
     confine(no_new_privs=settings.agent.no_new_privs)
+    share_cache(settings.agent)
     passed = systemd.listeners().get("agent")
     try:
         served = listener.config(
