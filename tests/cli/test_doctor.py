@@ -1,5 +1,7 @@
 """What the doctor says of values it is shown; what it finds out for itself is tried on a running cortex."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from cortex.cli.doctor import (
     room,
     the_agents,
     the_disks,
+    the_folders,
     the_hosts,
     the_ports,
     the_redis,
@@ -90,6 +93,38 @@ def test_a_token_that_others_can_read_is_a_problem(tmp_path: Path) -> None:
 
     path.chmod(0o600)
     assert levels(the_token(path)) == ["ok"]
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user of the machine can reach; those of pytest are closed."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_files_that_others_can_read_are_a_problem_with_its_fix(open_folder: Path) -> None:
+    log = open_folder / "log"
+    log.write_text("who used what")
+    log.chmod(0o644)
+
+    found = list(the_folders(open_folder, log, open_folder / "none"))
+    open_folder.chmod(0o700)
+    closed = list(the_folders(open_folder))
+
+    expected = f"others can read {open_folder} and 1 more"
+    assert found == [Finding("problem", "private files", expected, f"chmod -R go-rwx {open_folder}")]
+    assert levels(closed) == ["ok"]
+
+
+def test_files_behind_a_closed_folder_are_private(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "state").mkdir(parents=True)
+    (closed / "state" / "log").write_text("")
+    (closed / "state" / "log").chmod(0o644)
+    closed.chmod(0o700)
+
+    assert levels(the_folders(closed / "state")) == ["ok"]
 
 
 def test_folders_that_are_not_there_yet_are_judged_by_where_they_will_be(tmp_path: Path) -> None:

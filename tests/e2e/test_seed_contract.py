@@ -121,7 +121,7 @@ class Agent:
         return self.http.get(f"/models/{quote(model, safe='')}/endpoint")
 
     def activation(self) -> dict[str, Any]:
-        return dict(self.stranger.get("/health").json()["activation"])
+        return dict(self.http.get("/health").json()["activation"])
 
     def instances(self, model: str) -> list[dict[str, Any]]:
         return [i for i in self.http.get("/instances").json() if i["function"] == model]
@@ -251,13 +251,29 @@ def test_health_is_right_from_the_first_call_on(gpus: Agent) -> None:
 
     assert gpus.first_health == {
         "status": "ok",
-        "host": "gpus",
         "uptime_secs": uptime,
         "devices": readings,
         "activation": empty,
     }
     assert isinstance(uptime, int)
+    assert gpus.http.get("/health").json()["host"] == "gpus"
     eventually(lambda: gpus.stranger.get("/health").json()["uptime_secs"] > uptime, what="the uptime to grow")
+
+
+def test_health_names_no_model_and_no_failure_to_a_caller_without_the_token(agent: Agent) -> None:
+    agent.loaded("fake/named")
+    agent.load("fake/fails", "vllm")
+
+    known = agent.http.get("/health")
+    without = agent.stranger.get("/health")
+    wrong = agent.stranger.get("/health", headers={"Authorization": "Bearer guessed"})
+
+    assert "fake/named" in known.json()["activation"]["completed"]
+    assert set(known.json()) - set(without.json()) == {"host"}
+    for answer in (without, wrong):
+        assert answer.status_code == 200
+        assert "fake/" not in answer.text
+    agent.unload("fake/named")
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,19 @@ def test_a_key_logs_a_browser_in_by_a_cookie_that_scripts_cannot_read(stack: Sta
     attributes = answer.headers["set-cookie"].lower()
     assert "httponly" in attributes
     assert "samesite=strict" in attributes
+    assert "path=/;" not in attributes + ";"
+    assert stack.local_key().lower() not in attributes
+
+
+def test_a_session_ends_with_its_logout(stack: Stack) -> None:
+    answer = httpx.post(f"{stack.url}/status/login", data={"key": stack.local_key()}, trust_env=False)
+    own = {"cookie": _cookie(answer), "sec-fetch-site": "same-origin"}
+    act = f"{stack.url}/admin/functions/fake/planned/unpin"
+    before = httpx.post(act, headers=own, trust_env=False).status_code
+
+    httpx.post(f"{stack.url}/status/logout", headers=own, trust_env=False)
+
+    assert (before, httpx.post(act, headers=own, trust_env=False).status_code) == (200, 401)
 
 
 def test_with_the_cookie_the_page_may_act_and_only_from_its_own_site(stack: Stack) -> None:

@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 
 from cortex.platform.serving import http_limits
+from cortex.platform.serving.connections import Connections
 from cortex.platform.serving.http_limits import LimitedProtocol
 from tests.support.stack import free_port
 
@@ -17,12 +18,12 @@ LONG = b"x" * 4_000_000
 
 
 class Quick(LimitedProtocol):
-    head_s, body_s, body_pace, read_s = 0.3, 0.3, 1024, 0.3
+    head_s, body_s, body_pace, read_s, linger_s = 0.3, 0.3, 1024, 0.3, 0.3
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the length of what was sent; `/long` with much, `/patient` after a while."""
-    length, more = 0, True
+    """Answers with the length of what was sent; `/long` with much, `/patient` after a while, `/closed` without it."""
+    length, more = 0, scope["path"] != "/closed"
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -36,9 +37,12 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving(protocol: type[asyncio.Protocol]) -> AsyncIterator[int]:
+async def serving(
+    protocol: type[asyncio.Protocol] = Quick, connections: Connections | None = None
+) -> AsyncIterator[int]:
     port = free_port()
     config = uvicorn.Config(app, port=port, http=protocol, lifespan="off", log_config=None, access_log=False, ws="none")
+    config.connections = connections or Connections()  # type: ignore[attr-defined]
     server = uvicorn.Server(config)
     server.config.load()
     task = asyncio.create_task(server._serve())
@@ -144,3 +148,135 @@ async def test_one_connection_serves_many_requests_however_long_it_lives() -> No
         answers = await talk(port, request, request, request, request.replace(b"Host: x\r\n", CLOSE), pause_s=0.2)
 
     assert answers.count(b"200 OK") == 4
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (b"2\r\nhi\r\n0\r\n\r\n", 200),
+        (b"2\r\nhi\r\n0\r\nx-sum: 1\r\n\r\n", 200),
+        (b"2;a=b\r\nhi\r\n0\r\n\r\n", 200),
+        (b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n", 200),
+        (b"0\r\n" + b"a: b\r\n" * (http_limits.HEADERS + 1) + b"\r\n", 431),
+        (b"0\r\na: " + b"b" * (http_limits.HEAD_BYTES + 1) + b"\r\n\r\n", 431),
+        (b"0\r\na: " + b"b" * 1_000_000, 431),
+        (b"2;" + b"a" * 1_000_000 + b"\r\nhi\r\n0\r\n\r\n", 431),
+        ((b"1;" + b"a" * 5000 + b"\r\nx\r\n") * 100 + b"0\r\n\r\n", 431),
+    ],
+    ids=[
+        "fine", "a-trailer", "an-extension", "chunks-of-one-byte",
+        "many-trailers", "long-trailer", "endless-trailer", "long-extension", "many-extensions",
+    ],
+)  # fmt: skip
+async def test_what_surrounds_a_chunked_body_has_a_size(end: bytes, expected: int) -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CHUNKED + end)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        writer.close()
+
+    assert status(answer) == expected
+
+
+async def test_a_trailer_never_becomes_a_header() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    class Watching(Quick):
+        def on_message_complete(self) -> None:
+            seen.append(list(self.scope["headers"]))
+            super().on_message_complete()
+
+    async with serving(Watching) as port:
+        await talk(port, CHUNKED.replace(b"Host: x\r\n", CLOSE) + b"0\r\nauthorization: Bearer x\r\n\r\n")
+
+    assert [name for name, _ in seen[0]] == [b"connection", b"transfer-encoding"]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b"\r\n",),
+        tuple([b"\r\n"] * 12),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", *([b"\r\n"] * 12)),
+        (CHUNKED, b"2\r\nh", *([b""] * 5)),
+        (CHUNKED, b"2;", *([b"a"] * 12)),
+        (CHUNKED, b"2\r\nhi\r\n0\r\na: ", *([b"b"] * 12)),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT", *([b""] * 5)),
+    ],
+    ids=["one-empty-line", "empty-lines", "after-an-answer", "chunk", "extension", "trailer", "pipelined-half-head"],
+)
+async def test_a_clock_runs_until_a_request_is_whole_whatever_is_sent(pieces: tuple[bytes, ...]) -> None:
+    async with serving() as port:
+        answer = await talk(port, *pieces, pause_s=0.08)
+
+    assert answer.count(b"HTTP/1.1 408") == 1
+
+
+async def test_empty_lines_without_end_are_cut() -> None:
+    async with serving(LimitedProtocol) as port:
+        assert status(await talk(port, b"\r\n" * http_limits.HEAD_BYTES)) in (431, 0)
+
+
+async def test_a_connection_whose_body_is_not_read_is_closed_behind_the_answer() -> None:
+    head = b"POST /closed HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
+
+    async with serving() as port:
+        answer = await talk(port, head + b"x" * 1000, *([b"x"] * 20), pause_s=0.01)
+        fast = await talk(port, head + b"x" * 9_000_000)
+
+    for one in (answer, fast):
+        assert status(one) == 200
+        assert b"connection: close" in one
+
+
+async def test_a_body_that_comes_behind_its_head_keeps_the_connection() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+
+    async with serving() as port:
+        answers = await talk(port, head, b"hi", head.replace(b"Host: x\r\n", CLOSE), b"hi", pause_s=0.1)
+
+    assert answers.count(b"200 OK") == 2
+
+
+async def test_only_so_many_requests_wait_on_one_connection() -> None:
+    request = b"GET /patient HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async with serving(LimitedProtocol) as port:
+        many = await talk(port, request * (http_limits.PIPELINED + 5))
+        few = await talk(port, request * 3 + request.replace(b"Host: x\r\n", CLOSE))
+
+    assert many.count(b"200 OK") == 0
+    assert few.count(b"200 OK") == 4
+
+
+async def test_a_connection_over_the_limit_is_answered_503_and_the_next_is_served_when_one_has_ended() -> None:
+    connections = Connections(most=2)
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
+
+    async with serving(LimitedProtocol, connections) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        refused = await talk(port)
+        for _, writer in held:
+            writer.close()
+        while connections.total:  # noqa: ASYNC110 (the server has no event for a connection that is gone)
+            await asyncio.sleep(0.01)
+        served = await talk(port, request)
+
+    assert (status(refused), status(served)) == (503, 200)
+    assert connections.total == 0
+
+
+async def test_unfinished_heads_over_all_connections_are_bounded_and_given_back() -> None:
+    connections = Connections(heads_bytes=50_000)
+    half = b"GET / HTTP/1.1\r\nA: " + b"b" * 30_000
+
+    async with serving(Quick, connections) as port:
+        first = asyncio.create_task(talk(port, half))
+        second = asyncio.create_task(talk(port, half))
+        statuses = sorted([status(await first), status(await second)])
+
+    assert statuses == [408, 503]
+    assert connections.heads == 0

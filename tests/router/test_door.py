@@ -10,6 +10,7 @@ from cortex.platform.api_keys import LOCAL, ApiKey, Principal, Scope, principal
 from cortex.platform.settings import Gateway
 from cortex.router.access.door import Door, answers_to, cross_site, same_origin, show
 from cortex.router.access.keyring import KeyRing
+from cortex.router.access.sessions import Sessions
 from cortex.router.refusals import NoKey, NotAllowed, RecordIsAway, Refusal
 
 KEY = ApiKey(digest="", id="k1", name="one")
@@ -34,6 +35,13 @@ class Ring:
         return KEYS.get(secret) if self.any_made else None
 
 
+class Browsers:
+    """Sessions: a cookie that names a key stands for it."""
+
+    async def find(self, cookie: str) -> Principal | None:
+        return KEYS.get(cookie)
+
+
 async def let_in(
     needs: str | None, headers: dict[str, str], ring: Ring, gateway: Gateway = LOOPBACK, method: str = "POST"
 ) -> str:
@@ -43,7 +51,8 @@ async def let_in(
         "type": "http", "method": method, "headers": raw, "state": {}, "path": "/x", "client": ("192.0.2.1", 1)
     }  # fmt: skip
     handler = SimpleNamespace(opt={} if needs is None else {"needs": needs})
-    await Door(cast(KeyRing, ring), gateway).guard(cast(Any, SimpleNamespace(scope=scope)), cast(Any, handler))
+    door = Door(cast(KeyRing, ring), cast(Sessions, Browsers()), gateway)
+    await door.guard(cast(Any, SimpleNamespace(scope=scope)), cast(Any, handler))
     who = scope["state"].get("principal")
     return who.scope if who else ""
 
@@ -150,7 +159,7 @@ async def test_while_nobody_could_read_whether_there_are_keys_nobody_comes_in_wi
 async def test_a_cookie_changes_something_only_from_our_own_page(
     headers: dict[str, str], method: str, outcome: str | type[Refusal]
 ) -> None:
-    headers = {"cookie": "other=1; cortex_key=admin", **headers}
+    headers = {"cookie": "other=1; cortex_session=admin", **headers}
 
     if isinstance(outcome, str):
         assert await let_in("admin", headers, Ring(), method=method) == outcome
@@ -196,14 +205,27 @@ def test_only_names_of_this_machine_are_answered_without_a_key(
     assert answers_to(host, allowed) is answered
 
 
-def test_a_key_in_a_header_goes_before_one_in_a_cookie_and_basic_is_no_key() -> None:
-    both = show([(b"cookie", b"cortex_key=c"), (b"authorization", b"bearer  a "), (b"x-api-key", b"b")])
+def test_a_key_in_a_header_goes_before_a_session_and_basic_is_no_key() -> None:
+    both = show([(b"cookie", b"cortex_session=c"), (b"authorization", b"bearer  a "), (b"x-api-key", b"b")])
     basic = show([(b"authorization", b"Basic YTpi")])
-    odd = show([(b"cookie", b'\xff=;;;cortex_key=\x7f;"')])
 
-    assert (both.secret, both.cookie) == ("a", False)
+    assert (both.secret, both.session) == ("a", "")
     assert basic.secret == ""
-    assert isinstance(odd.secret, str)
+
+
+@pytest.mark.parametrize(
+    ("cookies", "tls", "session"),
+    [
+        (b"a=1; cortex_session=c; b=2", False, "c"),
+        (b"cortex_session=c", True, ""),
+        (b"cortex_session=planted; __Host-cortex_session=c", True, "c"),
+        (b"cortex_key=c", False, ""),
+        (b'\xff=;;;cortex_session=\x7f;"', False, "\x7f"),
+        (b"cortex_session", False, ""),
+    ],
+)
+def test_a_session_is_read_from_the_cookie_that_fits_the_scheme(cookies: bytes, tls: bool, session: str) -> None:
+    assert show([(b"cookie", cookies)], tls=tls).session == session
 
 
 def test_browsers_are_believed_what_they_say_of_a_page() -> None:

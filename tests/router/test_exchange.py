@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from msgspec import Struct
 
-from cortex.functions.spec import revision
+from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Ensure, Going
-from cortex.platform.api_keys import LOCAL, Priority
+from cortex.platform.api_keys import LOCAL, Priority, anonymous
 from cortex.platform.flights import Flights
 from cortex.platform.record import Fleet, Instance
 from cortex.platform.registry import Registry
@@ -20,7 +20,7 @@ from cortex.router.activation.agents import Agents
 from cortex.router.dialects import chat_stream
 from cortex.router.directory import Directory, Target
 from cortex.router.request.exchange import Call, Exchange, Services
-from cortex.router.request.journey import Journeys
+from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.probe import Pulse
 from cortex.router.request.upstream import Answer, Broken, Upstream
 from cortex.router.tracing import Tracing
@@ -249,3 +249,40 @@ async def test_who_lets_others_go_first_counts_as_waiting_and_has_the_start_cloc
 
     assert (waiting, stage.posted) == (1, [])
     assert (sent.status, b"was not ready after 0.3 s" in sent.body) == (503, True)
+
+
+# A request that breaks before it is served
+
+
+class BrokenTracing:
+    """Tracing that fails on what a caller sent."""
+
+    def __init__(self, journeys: Journeys) -> None:
+        self._journeys = journeys
+        self.live: list[Journey] = []
+
+    def begun(self, journey: Journey, headers: object) -> dict[str, str]:
+        self.live = self._journeys.live()
+        raise ValueError("a header that means nothing")
+
+
+async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -> None:
+    ended: list[Journey] = []
+
+    def note(journey: Journey) -> None:
+        ended.append(journey)
+
+    journeys = Journeys([note])
+    tracing = BrokenTracing(journeys)
+    nothing = cast(Any, None)
+    services = Services(nothing, nothing, nothing, nothing, journeys, cast(Any, tracing), nothing)
+    target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
+    call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
+    exchange = Exchange(services, target, call, "req_1", anonymous())
+
+    with pytest.raises(ValueError, match="means nothing"):
+        await exchange({"headers": []}, nothing, nothing)  # type: ignore[arg-type]
+
+    assert tracing.live == [exchange.journey]
+    assert journeys.live() == []
+    assert ended == [exchange.journey]

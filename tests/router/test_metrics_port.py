@@ -2,6 +2,8 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -10,18 +12,86 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform import metrics
+from cortex.platform.api_keys import ApiKey, Scope, principal
 from cortex.platform.meter import Meter
 from cortex.platform.record import Failure, Fleet
 from cortex.platform.settings import Gateway, Redis, Settings
 from cortex.platform.standing import standing
-from cortex.router.metrics.port import MetricsPort
+from cortex.router.access.keyring import KeyRing
+from cortex.router.metrics.port import MetricsPort, metrics_token, refused
 from cortex.router.metrics.tallies import Tally
 from tests.support.factories import a_device, a_host, a_report, an_instance
 from tests.support.stack import free_port
 
 
-def settings(listen: str) -> Settings:
-    return Settings(gateway=Gateway(metrics_listen=listen), redis=Redis(url=f"redis://127.0.0.1:{free_port()}"))
+def settings(listen: str, **gateway: Any) -> Settings:
+    return Settings(
+        gateway=Gateway(metrics_listen=listen, **gateway), redis=Redis(url=f"redis://127.0.0.1:{free_port()}")
+    )
+
+
+def a_ring(*, known: bool = True, made: bool = True) -> KeyRing:
+    """A key ring with a key of each scope, named like it."""
+    keys = {scope: principal(ApiKey(digest="", id=scope, name=scope, scope=scope)) for scope in Scope}
+    return cast(KeyRing, SimpleNamespace(known=known, any_made=made, find=keys.get))
+
+
+TOKEN = "a-secret-for-prometheus"
+LOOPBACK, NETWORK = Gateway(), Gateway(metrics_listen="192.0.2.1:31314")
+
+
+@pytest.mark.parametrize(
+    ("headers", "gateway", "ring", "status"),
+    [
+        ({"host": "127.0.0.1:31314"}, LOOPBACK, a_ring(), None),
+        ({"host": "[::1]:31314"}, LOOPBACK, a_ring(known=False), None),
+        ({}, LOOPBACK, a_ring(), None),
+        ({"host": "evil.example"}, LOOPBACK, a_ring(), 403),
+        ({"host": "evil.example", "authorization": f"Bearer {TOKEN}"}, LOOPBACK, a_ring(), None),
+        ({"host": "gpu-box:1"}, replace(LOOPBACK, allowed_hosts=("gpu-box",)), a_ring(), None),
+        ({"host": "127.0.0.1"}, NETWORK, a_ring(), 401),
+        ({}, NETWORK, a_ring(), 401),
+        ({"authorization": "Bearer wrong"}, NETWORK, a_ring(), 401),
+        ({"authorization": "Bearer "}, NETWORK, a_ring(), 401),
+        ({"authorization": f"Bearer {TOKEN}"}, NETWORK, a_ring(known=False), None),
+        ({"authorization": "Bearer status"}, NETWORK, a_ring(), None),
+        ({"authorization": "Bearer admin"}, NETWORK, a_ring(), None),
+        ({"authorization": "Bearer inference"}, NETWORK, a_ring(), 403),
+        ({"cookie": "cortex_session=status"}, NETWORK, a_ring(), 401),
+        ({}, NETWORK, a_ring(known=False), 503),
+        ({}, replace(NETWORK, insecure=True), a_ring(made=False), None),
+        ({}, replace(NETWORK, insecure=True), a_ring(), 401),
+    ],
+)
+def test_who_may_read_the_metrics(headers: dict[str, str], gateway: Gateway, ring: KeyRing, status: int | None) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    refusal = refused(raw, ring, gateway, TOKEN)
+
+    assert (refusal[0] if refusal else None) == status
+
+
+@pytest.mark.parametrize("content", ["", "short", None])
+def test_a_metrics_token_that_cannot_be_used_opens_nothing(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+
+    assert metrics_token(str(path)) == ""
+    assert refused([(b"authorization", b"Bearer ")], a_ring(), NETWORK, "") == refused([], a_ring(), NETWORK, "")
+
+
+def test_beyond_loopback_the_port_answers_the_holder_of_its_token_while_redis_is_away(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/metrics"
+
+    with MetricsPort(settings(f"0.0.0.0:{port}", metrics_token_file=str(tmp_path / "token")), tmp_path):
+        without = httpx.get(url, trust_env=False)
+        answer = httpx.get(url, headers={"authorization": f"Bearer {TOKEN}"}, trust_env=False)
+
+    assert without.status_code == 503  # no key could be read yet
+    assert "cortex_record_up 0.0" in answer.text
 
 
 def test_without_redis_the_routers_own_counts_are_served_and_nothing_stale_of_the_fleet(tmp_path: Path) -> None:

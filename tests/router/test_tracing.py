@@ -28,6 +28,11 @@ HEADER = f"00-{TRACE}-{PARENT}-01".encode()
         (HEADER.upper(), False),
         (b"ff" + HEADER[2:], False),
         (HEADER + b"\r\nx: y", False),
+        (HEADER + b"-\xff", False),
+        (HEADER + b"-" + "é".encode(), False),
+        (HEADER + b"-\x1b", False),
+        (HEADER + b"-" + b"x" * 300, False),
+        (b"\xff" * 55, False),
     ],
 )
 def test_a_trace_is_passed_on_when_it_means_something(value: bytes, passed: bool) -> None:

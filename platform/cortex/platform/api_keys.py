@@ -99,6 +99,15 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         return bool(self.expires) and now >= self.expires
 
 
+class Session(Struct, frozen=True, kw_only=True):
+    """A browser that logged in. Times are Unix times."""
+
+    key: str
+    """The digest of the API key that it logged in with."""
+    began: float
+    ends: float
+
+
 class Principal(Struct, frozen=True, kw_only=True):
     """Who a request comes from, and what that allows."""
 

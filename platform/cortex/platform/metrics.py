@@ -205,8 +205,9 @@ TABLE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if
 _INTRODUCTION = """# Metrics
 
 A router serves Prometheus on a port of its own, `[gateway] metrics_listen` (31314), path `/metrics`, for all of its
-worker processes together. Whoever reaches the port may read it; it listens on loopback unless told otherwise.
-`deploy/monitoring/` has a scrape configuration, alert rules and a Grafana dashboard.
+worker processes together. On loopback it needs no key and answers the machine's own names; elsewhere it needs the
+secret of `[gateway] metrics_token_file` as a bearer token, or a key of scope status or admin. `deploy/monitoring/` has
+a scrape configuration, alert rules and a Grafana dashboard.
 
 What a **router** counts is its own: add routers up. What is said of the **fleet** is read from the record and is the
 same at every router: take the maximum (`max by (…)`), never the sum. It is absent while Redis does not answer, rather

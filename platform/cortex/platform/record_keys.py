@@ -17,6 +17,7 @@ class RecordKeys:
         self.fleet = f"{prefix}:fleet"
         self.used, self.cordon, self.ledger = f"{prefix}:used", f"{prefix}:cordon", f"{prefix}:ledger"
         self.decisions, self.sweep = f"{prefix}:decisions", f"{prefix}:sweep"
+        self.sessions = f"{prefix}:sessions"
         self.changed = f"{prefix}:changed"
         """The channel of the bell."""
         self.types = {
@@ -30,6 +31,7 @@ class RecordKeys:
             self.ledger: "hash",
             self.decisions: "stream",
             self.sweep: "string",
+            self.sessions: "hash",
         }
         """The type of every key of which there is one."""
 

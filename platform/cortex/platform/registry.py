@@ -21,7 +21,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError, ResponseError
 
 from cortex.platform import clock
-from cortex.platform.api_keys import ApiKey
+from cortex.platform.api_keys import ApiKey, Session
 from cortex.platform.keys import FleetToken
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
@@ -648,6 +648,33 @@ class Registry:
                 pipe.srem(self.names.api_keys, one)
             pipe.publish(self.names.changed, KEYS_CHANGED)
             await pipe.execute()
+
+    # Sessions of browsers, by routers.
+
+    async def sessions(self) -> dict[str, Session]:
+        """Read every session, by the digest of its id."""
+        async with self._bounded():
+            found: Any = await self._redis.hgetall(self.names.sessions)
+        return {text(name): one for name, value in found.items() if (one := decoded(value, Session))}
+
+    async def session(self, name: str) -> Session | None:
+        """Read one session."""
+        async with self._bounded():
+            found: Any = await self._redis.hget(self.names.sessions, name)
+        return decoded(found, Session)
+
+    async def begin_session(self, name: str, session: Session, ended: Iterable[str]) -> None:
+        """Write a session, and drop those that are over."""
+        async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
+            for one in ended:
+                pipe.hdel(self.names.sessions, one)
+            pipe.hset(self.names.sessions, name, msgspec.json.encode(session))
+            await pipe.execute()
+
+    async def end_session(self, name: str) -> None:
+        """Drop a session."""
+        async with self._bounded():
+            await self._redis.hdel(self.names.sessions, name)
 
     async def override(self, function: str, override: Override) -> None:
         """Set what goes for a function over its catalogue entry; nothing set: as the catalogue says."""

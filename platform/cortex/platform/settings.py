@@ -39,7 +39,9 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     listen: str = "127.0.0.1:31313"
     """Where clients reach the router."""
     metrics_listen: str = "127.0.0.1:31314"
-    """Where Prometheus reads; empty: nowhere."""
+    """Where Prometheus reads; empty: nowhere. Beyond loopback it needs a key of scope status or the metrics token."""
+    metrics_token_file: str = ""
+    """A file with a secret of at least 16 characters that opens the metrics port, and nothing else."""
     metrics_dir: str = str(Path(_DIRS.user_state_dir) / "metrics")
     """Where worker processes leave what they counted, in a folder per router."""
     max_body_mb: Positive = 20
@@ -61,6 +63,10 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The key of the certificate."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose `X-Forwarded-For` is believed; none by default."""
+    max_connections: Positive = 4096
+    """Connections of one worker process; more are answered 503. Open files (`ulimit -n`) may allow fewer."""
+    max_connections_per_peer: Positive = 1024
+    """Connections of one address, or one IPv6 /64, to one worker process; `trusted_proxies` are exempt."""
 
 
 class Eviction(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import Failed
 from cortex.cli.fn import progress_bar, state
 from cortex.cli.names import FUNCTION
+from cortex.cli.visible import for_terminal
 
 
 @click.command()
@@ -19,6 +20,7 @@ from cortex.cli.names import FUNCTION
 @click.option("-s", "--system", help="A system prompt.")
 @click.option("-t", "--temperature", type=float, help="0 is the most likely answer.")
 @click.option("--json", "as_json", is_flag=True, help="Do not stream; print the whole answer as JSON.")
+@click.option("--raw", is_flag=True, help="Send control characters to the terminal instead of showing them.")
 def call(
     function: str,
     prompt: str | None,
@@ -26,6 +28,7 @@ def call(
     system: str | None,
     temperature: float | None,
     as_json: bool,
+    raw: bool,
 ) -> None:
     """Send one prompt to a function and print its answer as it comes. Without PROMPT, or with -, it is read from
     standard input. A cold function is started."""
@@ -43,7 +46,7 @@ def call(
     if as_json:
         click.echo(json.dumps(router.post("/v1/chat/completions", body, timeout_s=3600), indent=2))
         return
-    _streamed(router, body)
+    _streamed(router, body, raw=raw)
 
 
 def _held(router: Router, name: str) -> str:
@@ -54,8 +57,9 @@ def _held(router: Router, name: str) -> str:
         return f"waiting for {name}"
 
 
-def _streamed(router: Router, body: dict[str, Any]) -> None:
-    """Print the pieces as they come; thoughts go to standard error, dimmed."""
+def _streamed(router: Router, body: dict[str, Any], *, raw: bool) -> None:
+    """Print the pieces as they come; thoughts go to standard error, dimmed. Control characters are shown on a terminal,
+    unless it is to be raw."""
     wrote = False
     with progress_bar() as waiting:
         task = waiting.add_task(f"waiting for {body['model']}", total=None)
@@ -73,9 +77,9 @@ def _streamed(router: Router, body: dict[str, Any]) -> None:
                 if thought or text:
                     waiting.stop()
                 if thought:
-                    click.secho(thought, nl=False, err=True, dim=True)
+                    click.secho(thought if raw else for_terminal(thought, sys.stderr), nl=False, err=True, dim=True)
                 if text:
                     wrote = True
-                    sys.stdout.write(text)
+                    sys.stdout.write(text if raw else for_terminal(text, sys.stdout))
                     sys.stdout.flush()
     sys.stdout.write("\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 import rich_click as click
 
 from cortex.cli import exits
+from cortex.cli.visible import echo
 from cortex.functions.catalogue import CatalogueError, notes
 from cortex.router.directory import load
 
@@ -30,5 +31,5 @@ def check(file: Path, as_json: bool) -> None:
         click.echo(json.dumps({"file": str(file), "problems": [], "notes": list(notes(catalogue)), **counts}))
         return
     for note in notes(catalogue):
-        click.echo(f"note: {note}")
-    click.echo(f"{file}: {len(catalogue.functions)} functions, {len(catalogue.aliases)} aliases: all well")
+        echo(f"note: {note}")
+    echo(f"{file}: {len(catalogue.functions)} functions, {len(catalogue.aliases)} aliases: all well")

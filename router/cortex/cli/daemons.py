@@ -8,6 +8,7 @@ import rich_click as click
 
 from cortex.cli import exits
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
+from cortex.cli.visible import echo
 from cortex.platform import log, standard_streams
 from cortex.platform.settings import Settings
 
@@ -60,7 +61,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
                 hint="Make a key first: `cortex key new NAME --admin --record` (with the same --config). "
                 "Or listen on 127.0.0.1. Or say --insecure if the network keeps everybody else out.",
             )
-        click.echo(
+        echo(
             f"cortex: --insecure: whoever reaches {listen} can use every model, see "
             "what everybody runs, and start and stop everything, until somebody makes an API key",
             err=True,
@@ -109,6 +110,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     from cortex.platform.agent.state_file import AnotherAgent
     from cortex.platform.serving import listener, systemd
     from cortex.platform.workers.confine import confine
+    from cortex.platform.workers.identity import share_cache
 
     settings = settings_of(config)
     own = settings.agent
@@ -116,6 +118,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     log.configure(settings.log)
     refuse_another_fleets_record(settings)
     confine(no_new_privs=settings.agent.no_new_privs)
+    share_cache(settings.agent)
     passed = systemd.listeners().get("agent")
     try:
         _check_name(settings)

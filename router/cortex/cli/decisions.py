@@ -12,6 +12,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, table
+from cortex.cli.visible import echo
 
 
 @click.command()
@@ -109,7 +110,7 @@ def _print_event(receipt: dict[str, Any], as_json: bool) -> None:
         return
     at = time.strftime("%H:%M:%S", time.localtime(receipt["at"]))
     where = " ".join(w for w in (receipt["function"], receipt["host"], receipt["instance"]) if w)
-    click.echo(f"{at}  {receipt['what']:<11} {where}{': ' if receipt['why'] else ''}{receipt['why']}")
+    echo(f"{at}  {receipt['what']:<11} {where}{': ' if receipt['why'] else ''}{receipt['why']}")
 
 
 def decision_table(receipts: Iterable[dict[str, Any]], *, function: bool = True) -> Table:

@@ -22,6 +22,7 @@ from msgspec.structs import asdict
 
 from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
+from cortex.cli.local import state_dir
 from cortex.cli.tables import console
 from cortex.platform import redis_clients
 from cortex.platform import settings as settings_
@@ -31,6 +32,7 @@ from cortex.platform.settings import Settings, SettingsError
 LITTLE_DISK_GB, FULL_DISK_GB = 5.0, 0.1
 SKEW_S = 1.0
 SLOW_REDIS_S = 0.05
+MOST_LOOKED_AT = 10_000
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -85,6 +87,7 @@ def examined(config: Path | None) -> Iterator[Finding]:
         lambda: the_agents(hosts, settings.ca_file),
         lambda: the_disks(settings),
         lambda: the_token(Path(settings.token_file).expanduser()),
+        lambda: the_folders(state_dir(), Path(settings.agent.state_dir), Path(settings.agent.log_dir)),
         lambda: the_ports(settings, used=answers),
     )
     away = ""
@@ -311,6 +314,39 @@ def the_token(path: Path) -> Iterator[Finding]:
         yield Finding("problem", "fleet token", f"others can read {path}", f"chmod 600 {path}")
         return
     yield Finding("ok", "fleet token", str(path))
+
+
+def the_folders(*folders: Path) -> Iterator[Finding]:
+    """Whether other users of this machine can look into what cortex keeps: the record, logs, workers' output."""
+    for folder in dict.fromkeys(f.expanduser() for f in folders):
+        if any(other != folder and other in folder.parents for other in folders) or not folder.is_dir():
+            continue
+        try:
+            seen = list(readable_by_others(folder))
+        except OSError as error:
+            yield Finding("warning", "private files", f"{folder} cannot be looked into: {error}")
+            continue
+        if not seen:
+            yield Finding("ok", "private files", f"{folder} is this user's alone")
+            continue
+        more = f" and {len(seen) - 1} more" if len(seen) > 1 else ""
+        yield Finding("problem", "private files", f"others can read {seen[0]}{more}", f"chmod -R go-rwx {folder}")
+
+
+def readable_by_others(folder: Path) -> Iterator[Path]:
+    """Yield the folders and files in a folder, itself included, that other users of the machine can read."""
+    if not all(parent.stat().st_mode & 0o001 for parent in folder.parents):
+        return
+    looked, left = [folder], MOST_LOOKED_AT
+    while looked and left:
+        path, left = looked.pop(), left - 1
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            continue
+        if mode & 0o004:
+            yield path
+        if stat.S_ISDIR(mode) and mode & 0o001:
+            looked.extend(path.iterdir())
 
 
 def the_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:

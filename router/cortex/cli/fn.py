@@ -12,6 +12,7 @@ from cortex.cli.exits import Failed
 from cortex.cli.lazy import LazyGroup
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
+from cortex.cli.visible import echo
 
 POLL_S = 0.15
 GONE = ("cold", "failing")
@@ -85,7 +86,7 @@ def warm(name: str, plan: bool, wait: bool, timeout_s: float, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps({"instance": instance, **function}))
     else:
-        click.echo(f"{function['id']}: {function['state']}")
+        echo(f"{function['id']}: {function['state']}")
 
 
 @fn.command()
@@ -118,7 +119,7 @@ def cool(name: str, now: bool, timeout_s: float, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"cooled": sorted(going), **function}))
     else:
-        click.echo(f"{function['id']}: {function['state']}" + ("" if going else " (nothing was warm)"))
+        echo(f"{function['id']}: {function['state']}" + ("" if going else " (nothing was warm)"))
 
 
 def show_plan(answer: dict[str, Any], name: str, as_json: bool) -> None:
@@ -127,20 +128,20 @@ def show_plan(answer: dict[str, Any], name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
     elif planned and planned["there"]:
-        click.echo(f"{name} is up or coming on {planned['host']} already ({planned['there']})")
+        echo(f"{name} is up or coming on {planned['host']} already ({planned['there']})")
     elif planned:
         where = f"{planned['host']}, {', '.join(planned['devices'])}"
-        click.echo(f"{name} would go to {where}: {planned['memory_mb']} MiB each ({planned['memory_from']})")
+        echo(f"{name} would go to {where}: {planned['memory_mb']} MiB each ({planned['memory_from']})")
         order = {one["instance"]: one for one in answer["leaving"]}
         for victim in planned["evict"]:
-            click.echo(f"  evicting {victim['function']} (idle for {span(victim['idle_s'])}){_chosen(order, victim)}")
+            echo(f"  evicting {victim['function']} (idle for {span(victim['idle_s'])}){_chosen(order, victim)}")
         for stays in (one for one in answer["leaving"] if one["protected"] and planned["evict"]):
-            click.echo(f"  {stays['function']} stays: {stays['protected']}")
+            echo(f"  {stays['function']} stays: {stays['protected']}")
         if planned["retry_at"]:
-            click.echo("  although its starts keep failing")
+            echo("  although its starts keep failing")
     if not as_json:
         for host, reason in answer["refused"].items():
-            click.echo(f"  not {host}: {reason}")
+            echo(f"  not {host}: {reason}")
     if not planned:
         raise Failed(
             f"{name} cannot be placed now", hint="`cortex host show NAME` says who holds its memory, and why they stay."

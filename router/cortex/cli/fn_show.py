@@ -14,6 +14,7 @@ from cortex.cli.fn import coming, show_plan
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.top import latency_line
+from cortex.cli.visible import echo, for_terminal
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -105,14 +106,15 @@ def history(name: str, limit: int, as_json: bool) -> None:
 @click.option(
     "-g", "--grep", default="", metavar="TEXT", help="Only lines with this text; capitals count if it has some."
 )
-def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str, grep: str) -> None:
+@click.option("--raw", is_flag=True, help="Send control characters to the terminal instead of showing them.")
+def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str, grep: str, raw: bool) -> None:
     """Show what a function's worker wrote, from whatever host; also when it is gone by now."""
     asked: dict[str, Any] = {"lines": lines, "follow": int(follow), "run": run, "grep": grep}
     if not instance:
         asked |= {"function": name, **({"host": host} if host else {})}
     path = f"/admin/instances/{instance}/logs" if instance else "/admin/logs"
     for line in Router().lines(path, asked):
-        sys.stdout.write(line + "\n")
+        sys.stdout.write((line if raw else for_terminal(line, sys.stdout)) + "\n")
         sys.stdout.flush()
 
 
@@ -166,7 +168,7 @@ def forget(name: str, as_json: bool) -> None:
         click.echo(json.dumps(answer))
         return
     count = answer["entries"]
-    click.echo(f"{answer['id']}: {count or 'no'} measured {'entry' if count == 1 else 'entries'} dropped")
+    echo(f"{answer['id']}: {count or 'no'} measured {'entry' if count == 1 else 'entries'} dropped")
 
 
 def _said(answer: dict[str, Any], as_json: bool) -> None:
@@ -174,7 +176,7 @@ def _said(answer: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(answer))
         return
     pinned = ", pinned" if answer["pinned"] else ""
-    click.echo(f"{answer['id']}: at least {answer['min']}, at most {answer['max']} instances{pinned}")
+    echo(f"{answer['id']}: at least {answer['min']}, at most {answer['max']} instances{pinned}")
 
 
 def _start(start: dict[str, Any] | None) -> str:

@@ -12,6 +12,7 @@ from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
 from cortex.cli.tables import ago, console, span, table
+from cortex.cli.visible import echo
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 
@@ -149,7 +150,7 @@ def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
         click.echo(json.dumps({"host": name, **told}))
     else:
         moved = f"; moved {', '.join(told['moved'])}" if told["moved"] else ""
-        click.echo(f"{name}: drained{moved}")
+        echo(f"{name}: drained{moved}")
 
 
 @gpu.command("ls")

@@ -10,6 +10,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
 from cortex.cli.tables import console, say_away
+from cortex.cli.visible import echo
 
 
 @click.group(invoke_without_command=True)
@@ -21,10 +22,12 @@ def jobs(context: click.Context, config: Path | None) -> None:
         return
     from cortex.platform import log
     from cortex.platform.weights.jobs import AnotherWorker, work
+    from cortex.platform.workers.identity import share_cache
 
     settings = settings_of(config)
     log.configure(settings.log)
     refuse_another_fleets_record(settings)
+    share_cache(settings.agent)
     try:
         work(settings)
     except AnotherWorker as error:
@@ -64,4 +67,4 @@ def cancel(job: str) -> None:
         raise Failed(f"no download '{job}' is going on", code=NOT_FOUND, hint="`cortex jobs ls` lists them.")
     for one in named:
         told = router.cancel_job(one["id"])
-        click.echo(f"{told['host']}: cancelled {one['source']}")
+        echo(f"{told['host']}: cancelled {one['source']}")

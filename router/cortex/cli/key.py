@@ -19,6 +19,7 @@ from msgspec import to_builtins
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.tables import ago, console, span, table
+from cortex.cli.visible import echo
 from cortex.platform import settings as settings_
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import SettingsError
@@ -190,7 +191,7 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     if not found:
-        click.echo("There is no API key: `cortex key new NAME` makes one.")
+        echo("There is no API key: `cortex key new NAME` makes one.")
         return
     rows = table("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "MADE", "ENDS")
     for k in found:
@@ -221,13 +222,13 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
         return
     for k in found:
         limits = k["limits"]
-        click.echo(f"{k['name']} ({k['id']}), for {k['scope']}, made {ago(k['created'])}, ends: {_end(k)}")
-        click.echo(f"  functions: {', '.join(k['functions']) or 'all'}")
-        click.echo(
+        echo(f"{k['name']} ({k['id']}), for {k['scope']}, made {ago(k['created'])}, ends: {_end(k)}")
+        echo(f"  functions: {', '.join(k['functions']) or 'all'}")
+        echo(
             f"  requests a minute: {limits['rpm'] or 'no limit'} · tokens a minute: {limits['tpm'] or 'no limit'}"
             f" · at a time: {limits['concurrent'] or 'no limit'} · priority: {k['priority']}"
         )
-        click.echo(f"  begins its SHA-256 with {k['digest']}")
+        echo(f"  begins its SHA-256 with {k['digest']}")
 
 
 @key.command()
@@ -263,8 +264,8 @@ def _print_made(made: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(made))
         return
-    click.echo(f"The key of '{made['name']}' ({made['scope']}), shown only this once:", err=True)
-    click.echo(made["key"])
+    echo(f"The key of '{made['name']}' ({made['scope']}), shown only this once:", err=True)
+    echo(made["key"])
 
 
 def _end(key: dict[str, Any]) -> str:

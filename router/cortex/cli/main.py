@@ -9,6 +9,7 @@ import rich_click as click
 
 from cortex.cli import exits
 from cortex.cli.lazy import LazyGroup
+from cortex.cli.visible import echo
 from cortex.platform.settings import SettingsError
 
 click.rich_click.TEXT_MARKUP = "rich"
@@ -56,12 +57,13 @@ def _interrupt(_: int, __: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Whatever it or a process below it writes is its user's alone, unless it says otherwise."""
+    os.umask(0o077)
     signal.signal(signal.SIGINT, _interrupt)  # what serves sets handlers of its own
     try:
         cli.main(prog_name="cortex", standalone_mode=True)
     except (exits.Failed, SettingsError) as failed:
-        click.echo(f"cortex: {failed}", err=True)
+        echo(f"cortex: {failed}", err=True)
         sys.exit(failed.exit_code if isinstance(failed, exits.Failed) else exits.FAILED)
     except (Interrupted, KeyboardInterrupt):
         os._exit(exits.INTERRUPTED)

@@ -7,6 +7,7 @@ import rich_click as click
 from cortex.cli import downloads
 from cortex.cli.client import Router
 from cortex.cli.tables import size
+from cortex.cli.visible import echo
 
 
 @click.command()
@@ -25,7 +26,7 @@ def prefetch(name: str, host: str, no_wait: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**told, **found}))
     else:
-        click.echo(f"{told['host']}: has {found['source']} ({size(found['total'])})")
+        echo(f"{told['host']}: has {found['source']} ({size(found['total'])})")
 
 
 @click.command()
@@ -39,8 +40,8 @@ def estimate(name: str, host: str, as_json: bool) -> None:
         click.echo(json.dumps(told))
         return
     each = f", {told['per_device_mb']} MiB on each of {told['devices']} devices" if told["devices"] > 1 else ""
-    click.echo(f"{told['function']}: about {told['total_mb']} MiB{each}")
-    click.echo(f"  {told['formula']}")
-    click.echo(f"  weights: {'on ' + told['host'] if told['here'] else 'not on ' + told['host'] + ' yet'}")
+    echo(f"{told['function']}: about {told['total_mb']} MiB{each}")
+    echo(f"  {told['formula']}")
+    echo(f"  weights: {'on ' + told['host'] if told['here'] else 'not on ' + told['host'] + ' yet'}")
     if told["declared_mb"]:
-        click.echo(f"  vram_mb says {told['declared_mb']} MiB, which is used until it has been measured")
+        echo(f"  vram_mb says {told['declared_mb']} MiB, which is used until it has been measured")

@@ -7,6 +7,7 @@ import rich_click as click
 
 from cortex.cli.client import Router
 from cortex.cli.tables import console, span, table
+from cortex.cli.visible import echo
 
 
 @click.group()
@@ -49,4 +50,4 @@ def cancel(id: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"id": id, "cancelled": number}))
         return
-    click.echo(f"{id}: cancelled" + (f" ({number} requests)" if number > 1 else ""))
+    echo(f"{id}: cancelled" + (f" ({number} requests)" if number > 1 else ""))

@@ -6,6 +6,7 @@ from pathlib import Path
 import rich_click as click
 
 from cortex.cli.exits import FAILED, Failed
+from cortex.cli.visible import echo
 from cortex.platform import settings as settings_
 from cortex.platform.settings import Settings, SettingsError
 
@@ -21,7 +22,7 @@ def settings_of(config: Path | None) -> Settings:
     except SettingsError as error:
         raise Failed(str(error)) from None
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     return settings
 
 

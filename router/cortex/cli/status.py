@@ -8,6 +8,7 @@ from cortex.cli.browser import open_page
 from cortex.cli.client import Router, api_key
 from cortex.cli.fn import state
 from cortex.cli.tables import ago, console, table
+from cortex.cli.visible import echo
 
 
 @click.command()
@@ -17,7 +18,7 @@ def status(as_json: bool, opens: bool) -> None:
     """Show the router's health, the hosts and what is warm."""
     router = Router()
     if opens:
-        click.echo(f"{router.url}/status")
+        echo(f"{router.url}/status")
         open_page(router.url, api_key(router.url))
         return
     health, hosts, functions = router.health(), router.every_host(), router.functions()

@@ -1,17 +1,34 @@
 """How values look in a terminal: tables, times, sizes. Pure, but for the console they are printed to."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import rich_click as click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
+
+from cortex.cli.visible import echo, visible
+
+
+class SafeConsole(Console):
+    """A console that shows the control characters of what it prints on a terminal."""
+
+    def render_str(self, text: str, **rest: Any) -> Text:
+        """Return a text as it is printed; cells of tables are measured by it."""
+        return super().render_str(visible(text) if self.is_terminal else text, **rest)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield what is printed, whatever it was made of: also progress bars and what `top` draws."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control or not self.is_terminal else visible(text), style, control)
 
 
 def console() -> Console:
     """Return the console: in a pipe as wide as it takes and without escape codes."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=1000, color_system=None)
+    out = SafeConsole(highlight=False)
+    return out if out.is_terminal else SafeConsole(highlight=False, width=1000, color_system=None)
 
 
 def table(*columns: str) -> Table:
@@ -25,7 +42,7 @@ def table(*columns: str) -> Table:
 def say_away(away: Mapping[str, str]) -> None:
     """Say which hosts did not answer, beside the answers of the others."""
     for host, why in away.items():
-        click.echo(f"{host} did not answer: {why}", err=True)
+        echo(f"{host} did not answer: {why}", err=True)
 
 
 def ago(at: float | None) -> str:

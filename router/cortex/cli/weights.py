@@ -7,6 +7,7 @@ import rich_click as click
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
 from cortex.cli.tables import ago, console, say_away, size, table
+from cortex.cli.visible import echo
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _host = click.option("--host", default="", help="Only on this host.")
@@ -61,9 +62,9 @@ def rm(names: tuple[str, ...], unused: bool, dry_run: bool, host: str, as_json: 
     else:
         word = "would remove" if dry_run else "removed"
         for w in told["removed"]:
-            click.echo(f"{w['host']}: {word} {w['name']} ({size(w['size'])})")
+            echo(f"{w['host']}: {word} {w['name']} ({size(w['size'])})")
         if not told["removed"] and not told["kept"]:
-            click.echo("nothing to remove")
+            echo("nothing to remove")
         say_away(told["away"])
     missing = {k["name"] for k in told["kept"]} - {n for w in told["removed"] for n in (w["name"], *w["functions"])}
     stays = [k for k in told["kept"] if k["name"] in missing]

@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> Litestar:
         runtime.tracing,
         runtime.directory,
     )
-    door = Door(runtime.keys, settings.gateway)
+    door = Door(runtime.keys, runtime.sessions, settings.gateway)
     most = settings.gateway.max_body_mb * 1024 * 1024
 
     def described_card(described: dict[str, Any], target: Target) -> Card:

@@ -31,6 +31,7 @@ from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.router.access.keyring import KeyRing, local_key
 from cortex.router.access.metering import Metering
+from cortex.router.access.sessions import Sessions
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import AgentAway, Agents
 from cortex.router.activation.scaling import Scaling
@@ -73,6 +74,7 @@ class Runtime:
         token = FleetToken(Path(settings.token_file).expanduser())
         self.registry = Registry.of(settings, token)
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
+        self.sessions = Sessions(self.registry, self.keys, lambda: token.current)
         self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
         self.view = View(self.registry, self.id)
         self.directory.on_change = self.view.wake

@@ -71,12 +71,13 @@ def _serve(settings: Settings, workers: int) -> bool:
         cert=gateway.tls_cert,
         key=gateway.tls_key,
         proxies=gateway.trusted_proxies,
+        most=gateway.max_connections,
+        most_per_peer=gateway.max_connections_per_peer,
         factory=True,
         workers=workers,
         backlog=BACKLOG,
         date_header=True,
         timeout_graceful_shutdown=int(gateway.drain_s),
-        timeout_keep_alive=75,
     )
     # With a listener of the service manager's, clients wait during our restart instead of being refused.
     opened = systemd.listeners().get("http") or socket.create_server(

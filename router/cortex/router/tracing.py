@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_PARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_PARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
+PARENT_MOST = 256
+"""Bytes of a `traceparent`; that of the standard's first version has 55, later ones may add to it."""
 STATE_MOST = 512
 """Bytes of `tracestate` that are passed on; the standard asks for as many."""
 
@@ -47,13 +49,13 @@ def carried(headers: Headers) -> dict[str, str]:
     """Return the caller's trace, to be passed on; nothing when it sent none, or none that means anything."""
     parent = state = b""
     for name, value in headers:
-        if name == b"traceparent":
+        if name == b"traceparent" and len(value) <= PARENT_MOST:
             parent = value
         elif name == b"tracestate" and len(value) <= STATE_MOST:
             state = value
     if not parent or not _PARENT.fullmatch(parent) or parent.startswith(b"ff"):
         return {}
-    found = {"traceparent": parent.decode()}
+    found = {"traceparent": parent.decode("ascii")}
     if state and state.isascii() and state.decode().isprintable():
         found["tracestate"] = state.decode()
     return found

@@ -1,6 +1,8 @@
 """Requests as attackers send them, byte for byte, against the running router and agent."""
 
+import contextlib
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from tests.e2e.security.keyed import Keyed
 from tests.e2e.security.raw import say
+from tests.support.stack import eventually
 
 pytestmark = pytest.mark.xdist_group("security")
 BODY = json.dumps({"model": "one/open", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
@@ -23,6 +26,12 @@ def request(
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body
 
 
+HEADERS_READ = [
+    b"traceparent", b"tracestate", b"x-request-id", b"x-api-key", b"authorization", b"cookie", b"content-type",
+    b"accept", b"anthropic-version", b"x-session-affinity", b"x-session-id", b"session-id", b"user-agent", b"origin",
+    b"host", b"sec-fetch-site", b"x-forwarded-for", b"x-forwarded-proto", b"content-encoding", b"accept-encoding",
+    b"expect",
+]  # fmt: skip
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: evil\r\n\r\n"
 
 
@@ -178,7 +187,113 @@ def test_nothing_is_unpacked_for_anybody(keyed: Keyed, encoding: str) -> None:
     assert answer.status_code == 415
 
 
-@pytest.mark.parametrize("where", ["router", "agent"])
+def port_of(keyed: Keyed, where: str) -> int:
+    """Return a port of the running cortex: the router's, the agent's or that of the metrics."""
+    settings = {"agent": "CORTEX_AGENT__LISTEN", "metrics": "CORTEX_GATEWAY__METRICS_LISTEN"}
+    return keyed.stack.port if where == "router" else int(keyed.stack.env[settings[where]].rpartition(":")[2])
+
+
+EVERY_PORT = pytest.mark.parametrize("where", ["router", "agent", "metrics"])
+POST = b"POST /status/login HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@EVERY_PORT
+@pytest.mark.parametrize(
+    "data",
+    [
+        CHUNKED + b"0\r\n" + b"a: b\r\n" * 200_000,
+        CHUNKED + b"0\r\na: " + b"b" * 1_000_000,
+        CHUNKED + b"5;" + b"a" * 1_000_000,
+        CHUNKED + (b"1;" + b"a" * 5000 + b"\r\nx\r\n") * 200,
+        CHUNKED + (b"10000\r\n" + b"a" * 65536 + b"\r\n") * 100,
+        POST + b"Content-Length: 60000000\r\n\r\n" + b"a" * 3_000_000,
+        b"\r\n" * 100_000,
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 1000,
+    ],
+    ids=["trailers", "long-trailer", "extension", "extensions", "chunked-body", "body", "empty-lines", "pipelined"],
+)
+def test_what_goes_on_without_end_is_cut_by_all_who_listen(keyed: Keyed, where: str, data: bytes) -> None:
+    answer = say(port_of(keyed, where), data, silence_s=5)
+
+    assert answer.closed
+    assert not {s for s in answer.statuses if s >= 500} - {503}
+
+
+@pytest.mark.long
+@EVERY_PORT
+def test_a_connection_that_brings_no_whole_request_is_closed_by_all_who_listen(keyed: Keyed, where: str) -> None:
+    begun = {
+        "silent": b"",
+        "an empty line": b"\r\n",
+        "half a head": b"GET /health HTTP/1.1\r\nHost: x\r\n",
+        "half a second head": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET",
+    }
+    sockets = {name: socket.create_connection(("127.0.0.1", port_of(keyed, where))) for name in begun}
+    for name, data in begun.items():
+        sockets[name].sendall(data)
+
+    began = time.monotonic()
+    open_ = dict(sockets)
+    while open_ and time.monotonic() - began < 30:
+        for name in list(open_):
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                open_[name].settimeout(0.5)
+                if open_[name].recv(65536):
+                    continue
+                del open_[name]
+    for one in sockets.values():
+        one.close()
+
+    assert not open_
+
+
+@pytest.mark.parametrize("name", HEADERS_READ)
+@pytest.mark.parametrize(
+    "value", [b"\xff\xfe", b"", b"a" * 8000, b"\xc3\xa9; =;\x80", b"0", b"9" * 400], ids=lambda v: repr(v[:12])
+)
+def test_no_value_of_a_header_breaks_a_request_or_leaves_it_under_way(keyed: Keyed, name: bytes, value: bytes) -> None:
+    lines = b"\r\n%b: %b\r\n%b: %b" % (name, value, name, b"second")
+    head = request(keyed, "Connection: close").replace(b"\r\n\r\n", lines + b"\r\n\r\n", 1)
+
+    answer = say(keyed.stack.port, head, silence_s=10)
+
+    assert answer.closed
+    assert len(answer.statuses) == 1
+    assert answer.statuses[0] < 500
+    with keyed.client("admin") as http:
+        eventually(
+            lambda: not [r for r in http.get("/admin/requests").json()["requests"] if r["function"] == "one/open"],
+            within_s=5,
+            what="no request to be under way",
+        )
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"a" * 8000, b"application/\xe9; charset=\xff", b"application/x-msgpack"])
+@pytest.mark.parametrize(
+    "name", [b"authorization", b"content-type", b"accept", b"cookie", b"x-forwarded-for", b"range"]
+)
+def test_no_value_of_a_header_breaks_an_agent_or_the_metrics(keyed: Keyed, name: bytes, value: bytes) -> None:
+    token = (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip().encode()
+    line = b"%b: %b\r\n" % (name, value)
+    post = b"POST /models/unload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+    get = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+
+    agent = say(port_of(keyed, "agent"), post + line + b"Authorization: Bearer " + token + b"\r\n\r\n{}", silence_s=5)
+    metrics = say(port_of(keyed, "metrics"), get + line + b"\r\n", silence_s=5)
+
+    assert [s for s in (*agent.statuses, *metrics.statuses) if s >= 500] == []
+    assert len(agent.statuses) == len(metrics.statuses) == 1
+
+
+def test_the_metrics_answer_no_name_that_a_page_of_another_site_could_have(keyed: Keyed) -> None:
+    answer = say(port_of(keyed, "metrics"), b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+
+    assert answer.statuses == [403]
+    assert b"cortex_" not in answer.raw
+
+
+@EVERY_PORT
 @pytest.mark.parametrize(
     ("head", "status"),
     [
@@ -192,12 +307,16 @@ def test_nothing_is_unpacked_for_anybody(keyed: Keyed, encoding: str) -> None:
 def test_a_head_that_is_too_large_is_refused_by_all_who_listen(
     keyed: Keyed, where: str, head: bytes, status: int
 ) -> None:
-    port = keyed.stack.port if where == "router" else int(keyed.stack.env["CORTEX_AGENT__LISTEN"].rpartition(":")[2])
+    if where == "metrics":
+        head = head.replace(b"/health", b"/metrics").replace(b"Host: x", b"Host: localhost")
 
-    said = say(port, head + b"\r\nConnection: close\r\n\r\n", silence_s=3)
+    answer = say(port_of(keyed, where), head + b"\r\nConnection: close\r\n\r\n", silence_s=3)
 
-    assert said.closed
-    assert said.statuses in ([status], [] if status != 200 else [200])  # the last words of a cut connection may be lost
+    assert answer.closed
+    assert answer.statuses in (
+        [status],
+        [] if status != 200 else [200],
+    )  # the last words of a cut connection may be lost
 
 
 def test_a_body_that_is_too_large_is_refused_by_its_length_before_it_is_sent(keyed: Keyed) -> None:
@@ -250,8 +369,10 @@ def test_no_page_of_another_site_is_told_that_it_may_read(keyed: Keyed, headers:
 
 
 def test_a_cookie_from_another_sites_page_changes_nothing(keyed: Keyed) -> None:
-    cookie = {"cookie": f"cortex_key={keyed.keys['admin']}"}
     with keyed.client() as http:
+        given = http.post("/status/login", data={"key": keyed.keys["admin"]}).headers["set-cookie"]
+        http.cookies.clear()
+        cookie = {"cookie": given.partition(";")[0]}
         read = http.get("/admin/functions", headers=cookie)
         theirs = http.post("/admin/functions/one%2Fopen/cool", headers={**cookie, "sec-fetch-site": "cross-site"})
         plain = http.post("/admin/functions/one%2Fopen/cool", headers=cookie)

@@ -55,6 +55,8 @@ def test_a_login_over_tls_gives_a_cookie_that_never_goes_out_in_the_clear(harden
 
     attributes = given.headers["set-cookie"].lower().split("; ")
     assert {"secure", "httponly", "samesite=strict", "path=/"} <= set(attributes)
+    assert given.headers["set-cookie"].startswith("__Host-")
+    assert hardened.keys["admin"] not in given.headers["set-cookie"]
     assert (inside.status_code, outside.status_code) == (200, 303)
     assert "secure" in left.headers["set-cookie"].lower()
 

@@ -1,5 +1,5 @@
 """The agent's HTTP API, on port 13131. Everything needs the fleet token as a bearer token, but what says that it
-needs nothing: `/health`.
+needs nothing: `/health`, which tells a caller without it less.
 """
 
 import asyncio
@@ -42,11 +42,14 @@ def create_app(settings: Settings) -> Litestar:
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 
+    def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+        scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and token.accepts(given.strip())
+
     async def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if handler.opt.get("needs") == Right.NOTHING or connection.scope.get("method") == "OPTIONS":
             return
-        scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.accepts(given.strip()):
+        if not has_token(connection):
             raise NotAuthorizedException("the fleet token is needed as a bearer token")
 
     @post("/functions/ensure", status_code=200)
@@ -103,7 +106,7 @@ def create_app(settings: Settings) -> Litestar:
             ensure, plan, cool, forget, drain, heed, record, instances, instance, devices, metrics,
             *logs.routes(agent),
             *weights_api.routes(agent),
-            seed_api.routes(agent, relay, settings),
+            seed_api.routes(agent, relay, settings, has_token),
         ],
         guards=[fleet_only],
         exception_handlers={NoAnswer: _later, Exception: _answered},

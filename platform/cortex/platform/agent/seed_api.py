@@ -78,24 +78,34 @@ class NotDone(Exception):
         self.status, self.why, self.retry_after = status, why, retry_after
 
 
-def routes(agent: Agent, relay: Relay, settings: Settings) -> Router:
+def routes(agent: Agent, relay: Relay, settings: Settings, has_token: Callable[[Http], bool]) -> Router:
     """Return the routes."""
     born = time.monotonic()
     scheme = "https" if settings.agent.tls_cert else "http"
     endpoint_url = f"{scheme}://localhost:{settings.agent.listen.rpartition(':')[2]}"
 
     @get("/health", opt={"needs": "nothing"})
-    async def health() -> dict[str, Any]:
-        """Say that the agent is up, what its devices hold and which models come up."""
-        host, holder = agent.record(), agent.herald.name_holder
-        return {
-            "status": "ok" if holder is None else "degraded",
-            **({} if holder is None else {"problem": f"nothing is published: {taken(holder)}"}),
-            "host": host.name,
+    async def health(request: Http) -> dict[str, Any]:
+        """Say whether the agent is well and what its devices hold; with the token, also what is wrong, its name and its
+        models."""
+        host, holder, now = agent.record(), agent.herald.name_holder, clock.now()
+        hung = silence(host, now)
+        stuck = [f"{i.function}: {i.problem}" for i in host.instances if i.problem]
+        problems = [*([f"nothing is published: {taken(holder)}"] if holder else []), *host.problems, *stuck]
+        well = not (problems or hung)
+        shown = {
+            "status": "ok" if well else "degraded",
             "uptime_secs": int(time.monotonic() - born),
             "devices": readings(host),
+        }
+        if not has_token(request):
+            return {**shown, "activation": activation(HostRecord(name="", address="", at=0.0))}
+        return {
+            **shown,
+            "host": host.name,
             "activation": activation(host),
-            **silence(host, clock.now()),
+            **({"problems": problems} if problems else {}),
+            **hung,
         }
 
     @get("/discovery")

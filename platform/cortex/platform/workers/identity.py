@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from cortex.platform.settings import SettingsError
+from cortex.platform.settings import Agent, SettingsError
 
 
 class WorkerUser(Struct, frozen=True, kw_only=True):
@@ -37,6 +37,20 @@ class WorkerUser(Struct, frozen=True, kw_only=True):
         """Make a folder, and give it to the user. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         os.chown(folder, self.uid, self.gid, follow_symlinks=False)
+
+
+def share_cache(agent: Agent) -> None:
+    """Have what this process writes be readable for the workers' user, as weights must be. State and logs stay private.
+
+    Every process of cortex begins with the umask 077; where workers run as the agent's own user, that is right.
+    """
+    if not agent.worker_user:
+        return
+    for folder in (agent.state_dir, agent.log_dir):
+        path = Path(folder).expanduser()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+    os.umask(0o022)
 
 
 def worker_user(name: str) -> WorkerUser | None:

@@ -12,7 +12,6 @@ at loopback is not answered.
 
 import time
 from collections.abc import Container, Iterable
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, NamedTuple
 
 import structlog
@@ -23,13 +22,18 @@ from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous
 from cortex.platform.serving.address import is_loopback, is_loopback_name
 from cortex.platform.settings import Gateway
 from cortex.router.access.keyring import KeyRing
+from cortex.router.access.sessions import Sessions
 from cortex.router.refusals import NoKey, NotAllowed, RecordIsAway
 
 log = structlog.get_logger()
 Headers = Iterable[tuple[bytes, bytes]]
 
-COOKIE = "cortex_key"
-"""Holds a key for the status page: HttpOnly, SameSite=Strict."""
+COOKIE = "cortex_session"
+"""Holds a session of the status page, never a key: HttpOnly, SameSite=Strict."""
+TLS_COOKIE = f"__Host-{COOKIE}"
+"""Its name over TLS: browsers take one so named only over TLS, from the very host, for no other."""
+OPEN_BODY = 4096
+"""Bytes of a body that a route reads of a caller without any credential."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 NEEDS = "needs"
 TOLD_EVERY_S = 1.0
@@ -37,10 +41,10 @@ TOLD_EVERY_S = 1.0
 
 
 class Shown(NamedTuple):
-    """What a request shows of its sender."""
+    """What a request shows of its sender. A key in a header goes before a session in a cookie."""
 
     secret: str = ""
-    cookie: bool = False
+    session: str = ""
     host: str = ""
     origin: str = ""
     site: str = ""
@@ -49,8 +53,8 @@ class Shown(NamedTuple):
 class Door:
     """Looks at every request once. `guard` goes on the application."""
 
-    def __init__(self, ring: KeyRing, gateway: Gateway) -> None:
-        self._ring, self._gateway = ring, gateway
+    def __init__(self, ring: KeyRing, sessions: Sessions, gateway: Gateway) -> None:
+        self._ring, self._sessions, self._gateway = ring, sessions, gateway
         self._loopback = is_loopback(gateway.listen)
         self._told = 0.0
 
@@ -64,9 +68,9 @@ class Door:
         needs = handler.opt.get(NEEDS, Right.NOTHING if method == "OPTIONS" else Right.ADMIN)
         if needs == Right.NOTHING:
             return
-        shown = show(scope["headers"])
+        shown = show(scope["headers"], tls=scope.get("scheme") == "https")
         try:
-            caller = self._caller(shown, method)
+            caller = await self._caller(shown, method)
             if not caller.may(needs):
                 raise self._closed(caller, needs)
         except (NoKey, NotAllowed) as refusal:
@@ -74,11 +78,11 @@ class Door:
             raise
         scope["state"]["principal"] = caller
 
-    def _caller(self, shown: Shown, method: str) -> Principal:
+    async def _caller(self, shown: Shown, method: str) -> Principal:
         known = self._ring.find(shown.secret) if shown.secret else None
-        if known is not None and not shown.cookie:
-            return known
         if known is not None:
+            return known
+        if shown.session and (known := await self._sessions.find(shown.session)) is not None:
             if method not in SAFE and not same_origin(shown):
                 raise NotAllowed("a page of another site may not do this with the cookie of this one")
             return known
@@ -86,7 +90,7 @@ class Door:
             raise RecordIsAway("API keys could not be read yet: Redis does not answer", retry_after=2)
         open_to = self._open_to_all()
         if not open_to:
-            raise NoKey(_UNKNOWN if shown.secret else _MISSING)
+            raise NoKey(_UNKNOWN if shown.secret else _OVER if shown.session else _MISSING)
         if method not in SAFE and cross_site(shown):
             raise NotAllowed("a page of another site may not do this; make an API key and send it")
         if self._loopback and not answers_to(shown.host, self._gateway.allowed_hosts):
@@ -128,10 +132,11 @@ def caller(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
 
 _MISSING = "an API key is needed: send it as `Authorization: Bearer …` or `x-api-key`"
 _UNKNOWN = "this API key is not known here, or has expired"
+_OVER = "this session is over: log in at /status/login"
 
 
-def show(headers: Headers) -> Shown:
-    """Read what a request shows of its sender. A key in a header goes before one in a cookie."""
+def show(headers: Headers, *, tls: bool = False) -> Shown:
+    """Read what a request shows of its sender; over TLS the cookie has another name."""
     bearer = own = cookies = host = origin = site = ""
     for name, value in headers:
         if name == b"authorization":
@@ -148,17 +153,16 @@ def show(headers: Headers) -> Shown:
         elif name == b"cookie":
             cookies = value.decode("latin-1")
     secret = bearer or own
-    if secret or not cookies:
-        return Shown(secret, host=host, origin=origin, site=site)
-    return Shown(_in_cookie(cookies), cookie=True, host=host, origin=origin, site=site)
+    session = _in_cookie(cookies, TLS_COOKIE if tls else COOKIE) if cookies and not secret else ""
+    return Shown(secret, session, host=host, origin=origin, site=site)
 
 
-def _in_cookie(text: str) -> str:
-    try:
-        found = SimpleCookie(text).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+def _in_cookie(text: str, wanted: str) -> str:
+    for part in text.split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == wanted:
+            return value
+    return ""
 
 
 def same_origin(shown: Shown) -> bool:

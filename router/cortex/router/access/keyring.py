@@ -41,7 +41,10 @@ class KeyRing:
 
     def find(self, secret: str) -> Principal | None:
         """Return who comes with a key, or None when nobody does (any more)."""
-        known_as = digest(secret)
+        return self.of(digest(secret))
+
+    def of(self, known_as: str) -> Principal | None:
+        """Return who comes with the key of a digest, or None."""
         found = self._table.get(known_as) or self._local.get(known_as)
         return None if found is None or (found.expires and time.time() >= found.expires) else found
 

@@ -3,6 +3,13 @@
 It runs beside everything else, in a thread with a loop of its own, and touches nothing the requests need. What the
 workers count is read from their tallies; what is said of the fleet, from the record at the moment it is asked for, so
 that it is absent rather than stale while Redis is away.
+
+Who may read, in this order:
+(1) a caller with the secret of `[gateway] metrics_token_file`, or a key of scope status or admin, as a bearer token;
+(2) on loopback, a caller that names this machine in `Host`: a page of another site cannot, DNS rebinding or not;
+(3) elsewhere, everybody, where the operator chose `--insecure` and no key was made.
+The port speaks plain HTTP. The metrics token exists so that no API key crosses a network for it, and so that the
+metrics can be read while Redis is away.
 """
 
 import asyncio
@@ -17,16 +24,27 @@ import structlog
 import uvicorn
 
 from cortex.platform import clock, metrics
+from cortex.platform.api_keys import Right
+from cortex.platform.cancel import cancelled
+from cortex.platform.keys import same
 from cortex.platform.meter import Count, Snapshot, added, text
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.registry import RecordAway, Registry
-from cortex.platform.settings import Settings
+from cortex.platform.serving import listener
+from cortex.platform.serving.address import is_loopback
+from cortex.platform.settings import Gateway, Settings
 from cortex.platform.standing import standing
+from cortex.router.access.door import answers_to, show
+from cortex.router.access.keyring import KeyRing, local_key
 from cortex.router.metrics.tallies import gathered
 
 log = structlog.get_logger()
 
 STOP_S = 2.0
+MOST_CONNECTIONS, MOST_PER_PEER = 128, 64
+"""Prometheus needs one or two."""
+SHORTEST_TOKEN = 16
+TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsPort:
@@ -36,31 +54,32 @@ class MetricsPort:
         self._settings, self._folder = settings, folder
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
+        self._ring: KeyRing
 
     def __enter__(self) -> "MetricsPort":
-        listen = self._settings.gateway.metrics_listen
+        gateway = self._settings.gateway
+        listen = gateway.metrics_listen
         if not listen:
             return self
         host, _, port = listen.rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listener = socket.create_server((host, int(port)), family=family)
+            opened = socket.create_server((host, int(port)), family=family)
         except OSError as error:
             log.error("metrics_not_served", listen=listen, why=str(error))
             return self
-        config = uvicorn.Config(
+        config = listener.config(
             self._app,
+            listen,
+            most=MOST_CONNECTIONS,
+            most_per_peer=MOST_PER_PEER,
             interface="asgi3",
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            proxy_headers=False,
+            lifespan="on",
+            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, args=(listener,), name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="metrics", daemon=True)
         self._thread.start()
         log.info("metrics_served", url=f"http://{listen}/metrics")
         return self
@@ -70,34 +89,51 @@ class MetricsPort:
             self._server.should_exit = True
             self._thread.join(STOP_S)
 
-    def _run(self, listener: socket.socket) -> None:
+    def _run(self, opened: socket.socket) -> None:
         """Serve until the end, and again after whatever broke it."""
         assert self._server is not None
         while not self._server.should_exit:
             try:
-                asyncio.run(self._serve(self._server, listener.dup()))
+                self._server.run(sockets=[opened.dup()])
             except Exception as error:
                 log.error("metrics_port_broke", exc_info=error)
                 time.sleep(STOP_S)
-        listener.close()
-
-    async def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
-        NameLookups().install(asyncio.get_running_loop())
-        self._registry = Registry.of(self._settings)
-        try:
-            await server.serve(sockets=[listener])
-        finally:
-            with contextlib.suppress(RecordAway):
-                await self._registry.close()
+        opened.close()
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer GET /metrics, and nothing else."""
-        found = scope["type"] == "http" and scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
-        body = await self._metrics() if found else b"there is only /metrics here\n"
-        kind = b"text/plain; version=0.0.4; charset=utf-8"
-        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
+        status, body = 404, b"there is only /metrics here\n"
+        gateway = self._settings.gateway
+        token = await asyncio.to_thread(metrics_token, gateway.metrics_token_file)
+        if found and (refusal := refused(scope["headers"], self._ring, gateway, token)):
+            status, body = refusal
+        elif found:
+            status, body = 200, await self._metrics()
+        headers = [(b"content-type", TEXT), (b"content-length", str(len(body)).encode())]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        """Follow the API keys for as long as the port is open."""
+        await receive()
+        NameLookups().install(asyncio.get_running_loop())
+        registry = self._registry = Registry.of(self._settings)
+        self._ring = KeyRing(registry, local_key(self._settings.local_key_file))
+        following = asyncio.create_task(self._ring.follow())
+        await send({"type": "lifespan.startup.complete"})
+        try:
+            await receive()
+        finally:
+            await cancelled([following])
+            with contextlib.suppress(RecordAway):
+                await registry.close()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _metrics(self) -> bytes:
         own = await asyncio.to_thread(gathered, self._folder)
@@ -118,3 +154,37 @@ class MetricsPort:
             return added([*counted, Snapshot(gauges=gauges)])
         except RecordAway:
             return Snapshot(gauges=(Count(metrics.RECORD_UP.name, (), 0),))
+
+
+def metrics_token(path: str) -> str:
+    """Return the secret in a file; empty when there is none that can be used: no caller then gets in by it."""
+    if not path:
+        return ""
+    try:
+        token = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        log.error("metrics_token_not_read", path=path, why=str(error))
+        return ""
+    if len(token) < SHORTEST_TOKEN:
+        log.error("metrics_token_too_short", path=path, least=SHORTEST_TOKEN)
+        return ""
+    return token
+
+
+def refused(headers: Any, ring: KeyRing, gateway: Gateway, token: str) -> tuple[int, bytes] | None:
+    """Return the status and text of a refusal, or None, by the numbers above."""
+    shown = show(headers)
+    if token and same(shown.secret, token):  # (1)
+        return None
+    known = ring.find(shown.secret) if shown.secret else None
+    if known is not None:
+        return None if known.may(Right.STATUS) else (403, b"a key of scope status or admin is needed\n")
+    if is_loopback(gateway.metrics_listen):  # (2)
+        if answers_to(shown.host, gateway.allowed_hosts):
+            return None
+        return 403, b"only this machine's own names are answered: add this one to [gateway] allowed_hosts\n"
+    if not ring.known:
+        return 503, b"API keys could not be read yet: Redis does not answer\n"
+    if gateway.insecure and not ring.any_made:  # (3)
+        return None
+    return 401, b"the metrics token, or a key of scope status or admin, is needed as `Authorization: Bearer ...`\n"

@@ -137,20 +137,21 @@ class Exchange:
         """Serve it, unless the client leaves first."""
         self._send = send
         journey = self.journey
+        tasks: list[asyncio.Task[None]] = []
         self._services.journeys.begun(journey)
-        self._trace = self._services.tracing.begun(journey, scope["headers"])
-        work = asyncio.create_task(self._serve())
-        journey.cancel = lambda: self._cancel(work)
-        gone = asyncio.create_task(_left(receive))
-        try:
+        try:  # from here on, whatever breaks, the journey comes to its end
+            self._trace = self._services.tracing.begun(journey, scope["headers"])
+            work, gone = asyncio.create_task(self._serve()), asyncio.create_task(_left(receive))
+            tasks = [work, gone]
+            journey.cancel = lambda: self._cancel(work)
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 journey.left, journey.fault = True, Kind.CLIENT_GONE
                 journey.status = journey.status or 499
         finally:
-            for task in (work, gone):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._services.journeys.over(journey)
         if not work.cancelled():
             work.result()

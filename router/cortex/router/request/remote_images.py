@@ -24,12 +24,33 @@ MOST_IMAGES, MOST_BYTES, MOST_HOPS, PATIENCE_S = 16, 20 << 20, 3, 15.0
 MOST_TOGETHER = 32 << 20
 """Bytes of all images of one request."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# What IANA gives out to the public internet, less what it has set aside within: special-purpose registries of both
+# versions. 2001::/23 holds Teredo and ORCHID, 2002::/16 is 6to4, which stands for an IPv4 address.
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
-"""All that is handed out for the public internet; what `is_global` takes for public beside it is not."""
-# Inside of it, but standing for IPv4 addresses, which may be private (6to4, Teredo), or for documentation.
-_DISGUISES = tuple(ipaddress.IPv6Network(n) for n in ("2002::/16", "2001::/32", "3fff::/20"))
-_RELAYS_V4 = ipaddress.IPv4Network("192.88.99.0/24")
-"""Relays of 6to4 (RFC 7526): withdrawn."""
+_SPECIAL_V6 = tuple(
+    ipaddress.IPv6Network(n) for n in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
+)
+_PUBLIC_V4 = (ipaddress.IPv4Address("1.0.0.0"), ipaddress.IPv4Address("223.255.255.255"))
+_SPECIAL_V4 = tuple(
+    ipaddress.IPv4Network(n)
+    for n in (
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "192.175.48.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+    )
+)
 
 Node = dict[str, Any]
 
@@ -153,19 +174,19 @@ class PublicOnly(AbstractResolver):
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is of the public internet, whatever it is written as."""
+    """Whether an address is of the public internet, whatever it is written as: an allow-list of what is given out."""
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
     if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            parsed = parsed.ipv4_mapped
-        elif parsed not in _PUBLIC_V6 or any(parsed in network for network in _DISGUISES):
+        if parsed.scope_id is not None:  # of one link
             return False
-    if isinstance(parsed, ipaddress.IPv4Address) and parsed in _RELAYS_V4:
-        return False
-    return parsed.is_global and not parsed.is_multicast
+        return parsed in _PUBLIC_V6 and not any(parsed in network for network in _SPECIAL_V6)
+    first, last = _PUBLIC_V4
+    return first <= parsed <= last and not any(parsed in network for network in _SPECIAL_V4)
 
 
 def _refuse_private(url: URL) -> None:

@@ -1,6 +1,9 @@
-"""Logging a browser in: its key goes into a cookie that scripts cannot read and other sites cannot use.
+"""Logging a browser in: its key begins a session, whose cookie scripts cannot read and other sites cannot use.
 
-The door takes that cookie on every route, and for changes only from a page of our own (`door.py`).
+The door takes that cookie on every route, and for changes only from a page of our own (`door.py`). What a session is
+and when it ends is in `access/sessions.py`. Cookies know no ports: over plain HTTP the cookie goes to the paths that
+the page uses, so that other servers of the host are sent it as little as can be; over TLS its name begins with
+`__Host-`, for which browsers demand the path `/`.
 """
 
 from typing import Any
@@ -8,20 +11,25 @@ from urllib.parse import parse_qs
 
 from litestar import Request, Response, get, post
 from litestar.datastructures import Cookie
+from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Redirect
 
 from cortex.platform.api_keys import Right
-from cortex.router.access.door import COOKIE, cross_site, show
-from cortex.router.refusals import BadRequest, NotAllowed
+from cortex.platform.registry import RecordAway
+from cortex.router.access.door import COOKIE, OPEN_BODY, TLS_COOKIE, Shown, cross_site, show
+from cortex.router.access.sessions import SESSION_S
+from cortex.router.refusals import BadRequest, NotAllowed, RecordIsAway
 from cortex.router.runtime import Runtime
 from cortex.router.status.render import render
 
 Http = Request[Any, Any, Any]
 
-KEPT_S = 7 * 86400
-LONGEST = 4096
 PATH = "/status/login"
+PATHS = ("/status", "/admin", "/v1")
+"""What the page calls."""
+OLD_COOKIE = "cortex_key"
+"""It held the API key, before there were sessions: a logout takes it out of the browser."""
 
 
 def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
@@ -33,9 +41,9 @@ def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
         """Ask for a key."""
         return _form("")
 
-    @post(PATH, status_code=303, **anybody)
+    @post(PATH, status_code=303, request_max_body_size=OPEN_BODY, **anybody)
     async def log_in(request: Http) -> Response[Any]:
-        """Take a key and go to the page."""
+        """Take a key, begin a session and go to the page."""
         _refuse_other_sites(request)
         given = await _key(request)
         who = runtime.keys.find(given) if given else None
@@ -45,13 +53,22 @@ def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
             return _form(
                 f"The key '{who.name}' is for {who.scope}; this page needs one for status or admin.", status=403
             )
-        return Redirect("/status", status_code=303, cookies=[_cookie(request, given, KEPT_S)])
+        try:
+            cookie = await runtime.sessions.begin(given)
+        except RecordAway:
+            return _form("Redis does not answer, so no session can begin. Try again in a moment.", status=503)
+        return Redirect("/status", status_code=303, cookies=_cookies(request, cookie, SESSION_S))
 
-    @post("/status/logout", status_code=303, **anybody)
+    @post("/status/logout", status_code=303, request_max_body_size=OPEN_BODY, **anybody)
     async def log_out(request: Http) -> Redirect:
-        """Forget the key."""
+        """End the session, for every router worker."""
         _refuse_other_sites(request)
-        return Redirect(PATH, status_code=303, cookies=[_cookie(request, "", 0)])
+        try:
+            await runtime.sessions.end(_shown(request).session)
+        except RecordAway:
+            raise RecordIsAway("Redis does not answer, so the session goes on: log out again", retry_after=2) from None
+        old = Cookie(key=OLD_COOKIE, value="", max_age=0, path="/", httponly=True, samesite="strict")
+        return Redirect(PATH, status_code=303, cookies=[*_cookies(request, "", 0), old])
 
     return [form, log_in, log_out]
 
@@ -63,28 +80,38 @@ def to_login(_: Http, __: Exception) -> Response[Any]:
 
 def logged_in(request: Http) -> bool:
     """Whether a request comes with the cookie."""
-    return show(request.scope["headers"]).cookie
+    return bool(_shown(request).session)
 
 
 async def _key(request: Http) -> str:
-    if int(request.headers.get("content-length", "0")) > LONGEST:
-        raise BadRequest("this is longer than any key")
-    body = await request.body()
-    if len(body) > LONGEST:
-        raise BadRequest("this is longer than any key")
-    return parse_qs(body.decode("latin-1")).get("key", [""])[0].strip()
+    try:
+        body = await request.body()
+    except HTTPException as error:
+        if error.status_code != 413:
+            raise
+        raise BadRequest("this is longer than any key") from None
+    try:
+        return parse_qs(body.decode("latin-1"), max_num_fields=8).get("key", [""])[0].strip()
+    except ValueError:
+        raise BadRequest("the login form has one field, `key`") from None
 
 
 def _refuse_other_sites(request: Http) -> None:
-    if cross_site(show(request.scope["headers"])):
+    if cross_site(_shown(request)):
         raise NotAllowed("a page of another site may not log anybody in or out here")
 
 
-def _cookie(request: Http, value: str, kept_s: int) -> Cookie:
-    return Cookie(
-        key=COOKIE, value=value, max_age=kept_s, path="/", httponly=True, samesite="strict",
-        secure=request.scope["scheme"] == "https",
-    )  # fmt: skip
+def _shown(request: Http) -> Shown:
+    return show(request.scope["headers"], tls=request.scope["scheme"] == "https")
+
+
+def _cookies(request: Http, value: str, age_s: int) -> list[Cookie]:
+    tls = request.scope["scheme"] == "https"
+    name, paths = (TLS_COOKIE, ("/",)) if tls else (COOKIE, PATHS)
+    return [
+        Cookie(key=name, value=value, max_age=age_s, path=path, httponly=True, samesite="strict", secure=tls)
+        for path in paths
+    ]
 
 
 def _form(problem: str, status: int = 200) -> Response[str]:

@@ -1,0 +1,93 @@
+"""How many connections one process holds, in all and per peer, and how much of unfinished heads it keeps for them.
+
+Pure bookkeeping: the protocol reports what comes and goes and closes what is refused. A peer is an address; of IPv6 it
+is the /64 network, because one machine has a whole one to choose from. Peers that speak for many clients (reverse
+proxies) are exempt from the limit per peer, not from the limit of the process.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS_PER_PEER = 1024
+HEADS_BYTES = 8 * 1024 * 1024
+"""Bytes of unfinished heads over all connections of a process."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Connections:
+    """The connections of one listener in one process."""
+
+    def __init__(
+        self,
+        most: int = MAX_CONNECTIONS,
+        most_per_peer: int = MAX_CONNECTIONS_PER_PEER,
+        exempt: Iterable[str] = (),
+        heads_bytes: int = HEADS_BYTES,
+    ) -> None:
+        """`exempt` holds addresses and networks without a limit per peer; what is neither is ignored."""
+        self.most, self._most_per_peer, self._heads_bytes = most, most_per_peer, heads_bytes
+        exempt = list(exempt)
+        self._all_exempt = "*" in exempt
+        self._exempt = [network for text in exempt if (network := _network(text)) is not None]
+        self._peers: dict[str, int] = {}
+        self.total = self.heads = 0
+
+    def admit(self, peer: str) -> bool:
+        """Count a new connection. False when there is no room for it; then it is not counted."""
+        if self.total >= self.most:
+            return False
+        count = self._peers.get(peer, 0)
+        if count >= self._most_per_peer and not self._is_exempt(peer):
+            return False
+        self._peers[peer] = count + 1
+        self.total += 1
+        return True
+
+    def release(self, peer: str) -> None:
+        """Forget a connection that was admitted."""
+        self.total -= 1
+        self._peers[peer] -= 1
+        if not self._peers[peer]:
+            del self._peers[peer]
+
+    def hold(self, change: int) -> bool:
+        """Account for bytes of an unfinished head. False when all heads together are over their limit."""
+        self.heads += change
+        return self.heads <= self._heads_bytes
+
+    def _is_exempt(self, peer: str) -> bool:
+        if self._all_exempt:
+            return True
+        network = _network(peer)
+        return network is not None and any(_within(network, one) for one in self._exempt)
+
+
+def peer_of(host: str) -> str:
+    """Return what an address is counted as: itself, or the /64 network of an IPv6 address."""
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return host if address.is_loopback else str(ipaddress.IPv6Network((address, 64), strict=False))
+
+
+def _network(text: str) -> Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def _within(peer: Network, exempt: Network) -> bool:
+    """Whether a peer is of an exempt network, or is the /64 network that an exempt IPv6 address is counted in."""
+    if isinstance(peer, ipaddress.IPv4Network) and isinstance(exempt, ipaddress.IPv4Network):
+        return peer.subnet_of(exempt)
+    if isinstance(peer, ipaddress.IPv6Network) and isinstance(exempt, ipaddress.IPv6Network):
+        return peer.subnet_of(exempt) or exempt.subnet_of(peer)
+    return False

@@ -1,0 +1,59 @@
+"""What every listener is made with: a clock for the TLS handshake, and room for its connections."""
+
+import asyncio
+import contextlib
+import resource
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import uvicorn
+
+from cortex.platform.serving import listener
+from tests.support.stack import eventually, free_port
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Never called: no request comes."""
+
+
+async def time_until_closed(port: int) -> float:
+    """Connect, send nothing, and return after how many seconds the other side closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    began = asyncio.get_running_loop().time()
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return asyncio.get_running_loop().time() - began
+
+
+def test_a_client_that_begins_no_tls_handshake_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_S", 0.5)
+    made = trustme.CA().issue_cert("127.0.0.1")
+    made.private_key_pem.write_to_path(str(tmp_path / "key"))
+    made.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
+    port = free_port()
+    config = listener.config(
+        app, f"127.0.0.1:{port}", cert=str(tmp_path / "cert"), key=str(tmp_path / "key"), lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started, what="the listener")
+        took = asyncio.run(time_until_closed(port))
+    finally:
+        server.should_exit = True
+        thread.join()
+
+    assert took < 9
+
+
+def test_a_process_takes_no_more_connections_than_its_descriptors_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+
+    config: Any = listener.config(app, "127.0.0.1:1")
+
+    assert config.connections.most == (1024 - listener.SPARE_DESCRIPTORS) // 2
