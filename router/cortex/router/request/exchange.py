@@ -36,6 +36,7 @@ from cortex.router.directory import Directory, Target
 from cortex.router.refusals import Cancelled, NotReadyInTime, Refusal, UpstreamBroke, UpstreamSilent
 from cortex.router.request.asking import must_take
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
+from cortex.router.request.attendance import attend
 from cortex.router.request.fitting import Settle
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.turns import Starts, Turn, Turns, Waiting
@@ -137,24 +138,12 @@ class Exchange:
         """Serve it, unless the client leaves first."""
         self._send = send
         journey = self.journey
-        tasks: list[asyncio.Task[None]] = []
         self._services.journeys.begun(journey)
         try:  # from here on, whatever breaks, the journey comes to its end
             self._trace = self._services.tracing.begun(journey, scope["headers"])
-            work, gone = asyncio.create_task(self._serve()), asyncio.create_task(_left(receive))
-            tasks = [work, gone]
-            journey.cancel = lambda: self._cancel(work)
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                journey.left, journey.fault = True, Kind.CLIENT_GONE
-                journey.status = journey.status or 499
+            await attend(journey, self._serve(), receive, self._cancel)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._services.journeys.over(journey)
-        if not work.cancelled():
-            work.result()
 
     async def _serve(self) -> None:
         try:
@@ -478,9 +467,3 @@ class Exchange:
 def _stream_error(fault: Fault) -> Broken | DialectError:
     """Return the exception for an error that a worker sent as the first of its stream."""
     return Broken("its engine has failed") if engine_died(fault.message) else DialectError(fault)
-
-
-async def _left(receive: Receive) -> None:
-    """Return when the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
