@@ -102,9 +102,8 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             must_speak(function, kind)
             given = await runtime.images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
-            spoken: native.Spoken | None = (
-                kind if kind in function.native and kind in server_of(function).native else None
-            )
+            salt = runtime.cache_salt(function, who)
+            spoken = native.spoken(function, kind, cache_is_shared=not salt)
 
             def translate() -> tuple[dialect.Asked, bytes]:
                 asked = dialect.read_request(kind, given, able) if spoken is None else native.read(spoken, given, able)
@@ -123,6 +122,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 affinity=affinity(headers, asked.affinity),
                 dropped=gate.header(asked.dropped),
                 answers=asked.choices,
+                cache_salt=salt,
                 settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
             )
 
@@ -145,7 +145,14 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 len(body), read, body, traits(target, kind).passing
             )
             sent = await intake.work(len(body), asked.body, function.id)
-            return Call(dialect=kind, path=path, body=sent, reply=asked, dropped=gate.header(asked.dropped))
+            return Call(
+                dialect=kind,
+                path=path,
+                body=sent,
+                reply=asked,
+                dropped=gate.header(asked.dropped),
+                cache_salt=runtime.cache_salt(function, who),
+            )
 
         call = await understand(target)
         await share.put_right(len(body), call.answers)
