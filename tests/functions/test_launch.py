@@ -57,7 +57,7 @@ def test_llamacpp_is_started_like_this() -> None:
             "--host", "127.0.0.1",
             "--port", "20001",
             "--parallel", "8",
-            "--cache-ram", "256",
+            "--cache-ram", "0",
             "--metrics",
         ),
         env={"LLAMA_API_KEY": "secret-of-the-worker"},

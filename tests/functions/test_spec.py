@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "on_long_prompt": "clamp",
     "remote_images": True,
     "allow": ("grammar",),
+    "cache": "shared",
     "native": ("messages",),
     "cost": Cost(input=1.0),
     "server": "llama-server",

@@ -50,6 +50,8 @@ class Server(Struct, frozen=True, kw_only=True):
     """Lists its models for any key: the list does not tell whether the key was right."""
     completion_tokens: int | None = 16
     """Tokens it writes for a completion (not a chat) that names no limit; None: until the model ends."""
+    isolation: Literal["salt", "slots", "none"] = "none"
+    """How it keeps the cached prompts of one key from others: by a salt in the request, by the slot, or not."""
     stops_when_client_leaves: bool = True
     """Gives up a plain request when its connection closes, not only a streamed one."""
 
@@ -64,12 +66,15 @@ _LLAMA = Server(
     thinking_budget="thinking_budget_tokens",
     named_tool_choice=False,
     lists_openly=True,
+    isolation="slots",
     # Seen: a plain request of 30000 tokens ran on for 27 s after its client had left.
     stops_when_client_leaves=False,
 )
 
 SERVERS: dict[str, Server] = {
-    "vllm": Server(dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", sleep=True),
+    "vllm": Server(
+        dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", sleep=True, isolation="salt"
+    ),
     "llama-server": _LLAMA,
     "xllamacpp": _LLAMA,
     "llama_cpp.server": Server(
@@ -92,6 +97,7 @@ SERVERS: dict[str, Server] = {
         completion_tokens=None,
         counts="tokenize",
         sleep=True,
+        isolation="salt",
     ),
 }
 

@@ -72,6 +72,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     remote_images: bool = False
     allow: Annotated[tuple[Field, ...], Meta(max_length=100)] = ()
     """Fields that clients may send beside those of `passing.py`: `grammar`, `chat_template_kwargs.style`."""
+    cache: Literal["key", "shared"] = "key"
+    """Whose prompts a request may find in the worker's cache: those of its own key, or all."""
     native: tuple[Literal["messages", "responses"], ...] = ()
     cost: Cost = Cost()
     server: Literal["", "llama-server", "xllamacpp", "llama_cpp.server"] = ""
@@ -104,7 +106,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 LAUNCH_FIELDS = (
     "id", "engine", "source", "revision", "quant", "min_devices", "context", "args", "env", "target_concurrency",
     "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "sleep", "command",
-    "health_path",
+    "health_path", "cache",
 )  # fmt: skip
 """Fields that change the worker's command. A change in any of them is a new revision."""
 

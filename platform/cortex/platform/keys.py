@@ -26,6 +26,11 @@ def worker_key(token: str, instance: str) -> str:
     return hmac.new(token.encode(), f"worker:{instance}".encode(), hashlib.sha256).hexdigest()
 
 
+def cache_salt(token: str, owner: str) -> str:
+    """Return the salt of an owner of cached prompts; neither the token nor the owner follows from it."""
+    return hmac.new(token.encode(), f"cache:{owner}".encode(), hashlib.sha256).hexdigest()
+
+
 def fleet_mark(token: str) -> str:
     """Return what the record is marked with by the fleet that has this token; the token does not follow from it."""
     return hmac.new(token.encode(), b"fleet", hashlib.sha256).hexdigest()

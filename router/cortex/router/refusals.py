@@ -13,6 +13,7 @@ Refusal
 ├── KeyNameTaken        take another name, or rotate the key that has it
 ├── JobNotFound         name a job that is going on
 ├── TooManyAnswers      ask for fewer answers in one request than the key's limits hold
+├── OverLimits          come back when the key's limits allow it
 ├── QueueFull           come back after `retry_after`
 ├── KeyHoldsTooMuch     come back when others of your requests have been answered
 ├── RouterHoldsTooMuch  come back when others' requests have been answered
@@ -28,6 +29,7 @@ Refusal
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 from msgspec.structs import replace
 
@@ -152,6 +154,16 @@ class TooManyAnswers(Refusal):
         super().__init__(
             f"a request for {answers} answers counts as {answers}, and this key may make {most}", param="n"
         )
+
+
+class OverLimits(Refusal):
+    """The key has used up one of its limits. `headers` tell its client where it stands."""
+
+    kind = Kind.RATE_LIMITED
+
+    def __init__(self, message: str, wait_s: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(message, retry_after=max(1, ceil(wait_s)))
+        self.headers = tuple(headers)
 
 
 class KeyHoldsTooMuch(Refusal):

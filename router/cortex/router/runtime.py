@@ -19,10 +19,11 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Ensure
+from cortex.platform.api_keys import Principal
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.flights import Flights
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import FleetToken, cache_salt
 from cortex.platform.quota import Quota
 from cortex.platform.record import Fleet, Instance, Override, shifted_fleet, used_instance
 from cortex.platform.registry import RecordAway, Registry
@@ -71,7 +72,7 @@ class Runtime:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.settings = settings
         self.started = int(time.time())
-        token = FleetToken(Path(settings.token_file).expanduser())
+        token = self._token = FleetToken(Path(settings.token_file).expanduser())
         self.registry = Registry.of(settings, token)
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.sessions = Sessions(self.registry, self.keys, lambda: token.current)
@@ -140,6 +141,15 @@ class Runtime:
 
     def _note_traffic(self, journey: Journey) -> None:
         self.traffic.note(journey, time.time())
+
+    def cache_salt(self, function: Function, who: Principal) -> str:
+        """Return the salt of the prompts that a caller may find in a worker's cache; empty: they are all callers'.
+
+        As long as no key was made, no caller can be told from another.
+        """
+        if function.cache == "shared" or not self.keys.any_made:
+            return ""
+        return cache_salt(self._token.current, who.id)
 
     # What operators ask for.
 

@@ -46,6 +46,8 @@ class View:
         self.on_question: Callable[[str], None] = lambda _: None
         self.fleet = Fleet()
         self.away = True
+        self.company = 0
+        """Grows whenever the record shows other routers, or cannot be read."""
         self._full_at = 0.0
         self._noted: dict[str, float] = {}
         self._known: dict[str, Known] = {}
@@ -58,6 +60,7 @@ class View:
         self._misses: dict[str, int] = {}
         self._next: asyncio.Future[None] | None = None
         self._read_at = 0.0
+        self._others = False
 
     # Reading it.
 
@@ -78,6 +81,11 @@ class View:
         """Whether what is known of an instance may be old: the record is away or was not read lately, or its host is
         silent. It may have ended, and its port be another's."""
         return self.away or instance in self._unsure or time.monotonic() - self._read_at > FRESH_S
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only router, by a record that can be read."""
+        return not self.away and not self._others
 
     def elsewhere(self, instance: str) -> int:
         """Return how many requests other routers have in flight on an instance."""
@@ -242,6 +250,8 @@ class View:
             for instance in host.instances:
                 if instance.state is State.READY:
                     ready.setdefault((instance.function, instance.revision), []).append(instance)
+        self._others = any(router != self._router for router in fleet.routers)
+        self.company += self._others
         others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self._router}))
         if fleet.hosts is not self.fleet.hosts:
             self._known = known_models({h.name: h for h in fleet.records()})
@@ -270,5 +280,6 @@ class View:
     def _say(self, why: str = "") -> None:
         """Note that the record is away, and why; without a reason, that it is followed."""
         if bool(why) != self.away:
+            self.company += 1
             log.warning("record_away", why=why) if why else log.info("record_followed")
         self.away = bool(why)

@@ -17,6 +17,7 @@ CATALOGUE = "\n".join(
     [
         fake("one/open", "--answer", "one two three"),
         fake("one/slow", "--tps", "10", "--tokens", "30"),
+        fake("one/late", "--ttft-s", "60"),
         fake("two/other", "--answer", "four"),
         aliases({"mine": "one/open", "theirs": "two/other"}),
     ]
@@ -84,10 +85,10 @@ class Keyed:
 
 
 @contextlib.contextmanager
-def started(folder: Path, workers: int = 2) -> Iterator[Keyed]:
+def started(folder: Path, workers: int = 2, catalogue: str = CATALOGUE) -> Iterator[Keyed]:
     """Run one."""
     with own_redis(folder) as redis_url:
-        stack = Stack(folder, CATALOGUE, workers=workers, env={"CORTEX_REDIS_URL": redis_url})
+        stack = Stack(folder, catalogue, workers=workers, env={"CORTEX_REDIS_URL": redis_url})
         try:
             keyed = Keyed(stack, redis_url)
             keyed.everywhere("inference", 200)

@@ -88,6 +88,52 @@ def test_tokens_of_a_stream_are_settled_when_it_has_ended(keyed: Keyed) -> None:
     assert after != left
 
 
+def test_counting_tokens_takes_requests_and_is_listed(keyed: Keyed) -> None:
+    key = keyed.make("counter", rpm=2)
+    body = {"model": "one/open", "messages": [{"role": "user", "content": "x" * 4000}]}
+    with keyed.client(key) as http:
+        eventually(lambda: http.post("/v1/messages/count_tokens", json=body).status_code == 429, what="its limit")
+        over = http.post("/v1/messages/count_tokens", json=body, headers={"x-request-id": "counts-too-much"})
+    with keyed.client("inference") as http:
+        counted = http.post("/v1/messages/count_tokens", json=body, headers={"x-request-id": "counts"})
+    with keyed.client("status") as http:
+        listed = [http.get(f"/admin/requests/{name}").json()["requests"][0] for name in ("counts", "counts-too-much")]
+
+    assert (over.status_code, over.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert counted.status_code == 200
+    assert [(one["status"], one["who"]) for one in listed] == [(200, "inference"), (429, "counter")]
+    assert (listed[0]["dialect"], listed[0]["function"]) == ("count_tokens", "one/open")
+
+
+def test_a_body_is_not_read_for_a_key_that_is_over_its_limits(keyed: Keyed) -> None:
+    key = keyed.make("not-read", rpm=1)
+    eventually(lambda: keyed.ask(key).status_code == 429, what="its limit")
+
+    with keyed.client(key) as http:
+        answer = http.post("/v1/chat/completions", content=b"this is no request at all")
+
+    assert answer.status_code == 429
+
+
+def test_a_client_that_leaves_before_the_first_piece_pays_for_its_prompt(keyed: Keyed) -> None:
+    key = keyed.make("early", tpm=100_000)
+    keyed.everywhere(key, 200)
+    prompt = [{"role": "user", "content": "x" * 200_000}]
+    body = {"model": "one/late", "messages": prompt, "stream": True}
+
+    def phases() -> list[str]:
+        with keyed.client("status") as http:
+            found = http.get("/admin/requests", params={"function": "one/late"}).json()["requests"]
+        return [one["phase"] for one in found]
+
+    with keyed.client(key) as http, http.stream("POST", "/v1/chat/completions", json=body):
+        eventually(lambda: phases() == ["forwarded"], what="the worker to have it")
+    eventually(lambda: not phases(), what="the request to be over")
+
+    left = int(keyed.ask(key).headers["x-ratelimit-remaining-tokens"])
+    assert left < 75_000
+
+
 def test_a_key_without_limits_costs_nothing_in_redis(keyed: Keyed) -> None:
     keyed.everywhere("inference", 200)
     with redis.Redis.from_url(keyed.redis_url) as client:

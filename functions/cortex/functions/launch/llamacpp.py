@@ -12,7 +12,8 @@ ORDER = ("llama-server", "xllamacpp", "llama_cpp.server")
 """The first of these that is there, unless the spec names one."""
 
 PROMPT_CACHE_MB = 256
-"""llama.cpp keeps prompts in RAM, 8 GiB by its own default: too much beside other functions on one host."""
+"""llama.cpp keeps prompts in RAM, 8 GiB by its own default: too much beside other functions on one host. It looks into
+it for every request, whichever slot that is for: so there is none where keys do not share their prompts."""
 
 ALL_LAYERS = 999
 """More than any model has: older servers do not know the word `all`."""
@@ -63,7 +64,7 @@ def _native(server: str, function: Function, slot: Slot) -> Launch:
             "--host", slot.host,
             "--port", str(slot.port),
             "--parallel", str(function.target_concurrency),
-            "--cache-ram", str(PROMPT_CACHE_MB),
+            "--cache-ram", str(PROMPT_CACHE_MB if function.cache == "shared" else 0),
             "--metrics",
             *context,
             *layers,

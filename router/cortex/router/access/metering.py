@@ -1,7 +1,11 @@
-"""Holds keys to their limits: around an exchange, before it begins and after its last byte.
+"""Holds keys to their limits: from the door, before a request's body is read, to the last byte of its answer.
 
-A key without limits never comes here: its exchange is served as it is. While Redis is away nothing can be counted
-over all routers, and nobody is refused: what is warm goes on.
+A request's share is taken by what is known of it: by the length that its head announces, then by the bytes that were
+read, then by how many answers it wants. What is over a limit is refused before anything is read on, fetched, counted
+or translated for it.
+
+A key without limits takes nothing: its requests are served as they are. While Redis is away nothing can be counted
+over all routers, and no request is refused: what is warm goes on.
 """
 
 import asyncio
@@ -12,12 +16,14 @@ from math import ceil
 
 import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from msgspec import Struct
 
 from cortex.platform.api_keys import Limits, Principal
 from cortex.platform.quota import LEASE_S, Quota, Verdict, tickets
 from cortex.platform.registry import RecordAway
-from cortex.router.dialects.errors import Dialect, Fault, Kind, envelope
-from cortex.router.refusals import TooManyAnswers
+from cortex.router.dialects.errors import Dialect, envelope
+from cortex.router.refusals import OverLimits, TooManyAnswers
+from cortex.router.request.attendance import send_json
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.view import View
 
@@ -26,6 +32,8 @@ Headers = list[tuple[bytes, bytes]]
 
 BYTES_PER_TOKEN = 4
 """What a prompt is taken to have until its worker has counted."""
+COVER = 1024 * 1024
+"""Bytes of a body of unknown length that are read before they are covered."""
 _SHORT = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at a time"}
 
 
@@ -33,25 +41,18 @@ class Metering:
     """The tickets this router worker holds. `renew()` runs for as long as it does."""
 
     def __init__(self, quota: Quota, view: View, journeys: Journeys) -> None:
-        self._quota, self._view, self.journeys = quota, view, journeys
+        self._quota, self._view, self._journeys = quota, view, journeys
         self._held: dict[str, set[str]] = {}
 
-    def around(self, exchange: ASGIApp, journey: Journey, caller: Principal, size: int, answers: int = 1) -> ASGIApp:
-        """Return what serves an exchange within its caller's limits; `size` is that of its prompt in bytes, `answers`
-        how many its worker gives, each of which counts as a request.
-
-        Raises TooManyAnswers for more of them than the caller's limits ever hold.
-        """
-        limits = caller.limits
-        if not limits:
-            return exchange
-        most = min(limit for limit in (limits.rpm, limits.concurrent, answers) if limit)
-        if answers > most:
-            raise TooManyAnswers(answers, most)
-        return Metered(self, exchange, journey, caller, size // BYTES_PER_TOKEN, answers)
+    async def enter(self, caller: Principal, dialect: Dialect, size: int) -> "Share":
+        """Take the share of one request, whose prompt has `size` bytes as far as is known. Raises OverLimits."""
+        share = Share(self, caller, dialect)
+        if caller.limits:
+            await share.enter(size)
+        return share
 
     async def take(self, caller: Principal, ticket: str, tokens: int, answers: int = 1) -> Verdict | None:
-        """Take a request's share; None while nobody can count."""
+        """Take a part of a request's share; None while nothing can be counted."""
         if self._view.away:
             return None
         try:
@@ -59,12 +60,12 @@ class Metering:
         except RecordAway as error:
             log.warning("limits_not_counted", why=str(error))
             return None
-        if not verdict.short and caller.limits.concurrent:
+        if not verdict.short and caller.limits.concurrent and answers:
             self._held.setdefault(caller.id, set()).update(tickets(ticket, answers))
         return verdict
 
     async def settle(self, caller: Principal, ticket: str, taken: int, used: int, answers: int = 1) -> None:
-        """Give a request's share back, but for what it used."""
+        """Give a part of a request's share back, but for what it used."""
         held = self._held.get(caller.id, set())
         held.difference_update(tickets(ticket, answers))
         if not held:
@@ -75,7 +76,7 @@ class Metering:
             log.warning("limits_not_settled", why=str(error))  # the ticket ends with its lease
 
     async def renew(self) -> None:
-        """Hold on to the tickets of requests that are still served, for ever."""
+        """Hold on to the tickets of requests that are still served, until cancelled."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
             try:
@@ -84,77 +85,137 @@ class Metering:
             except RecordAway:
                 continue
 
+    def refusal(self, over: OverLimits, journey: Journey, dialect: Dialect) -> ASGIApp:
+        """Return what answers a request that is over a limit, and lists it among those that are over."""
 
-class Metered:
-    """One exchange of a key with limits."""
-
-    def __init__(
-        self, metering: Metering, exchange: ASGIApp, journey: Journey, caller: Principal, tokens: int, answers: int
-    ) -> None:
-        self._metering, self._exchange, self._journey, self._caller = metering, exchange, journey, caller
-        self._tokens, self._answers = tokens, answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it, or say when to come back."""
-        ticket = secrets.token_hex(12)
-        verdict = await self._metering.take(self._caller, ticket, self._tokens, self._answers)
-        if verdict is None:
-            await self._exchange(scope, receive, send)
-            return
-        journey = self._journey
-        told = rate_headers(verdict, self._caller.limits, _dialect(journey), time.time())
-        if verdict.short:
-            fault = too_many(verdict, self._caller)
-            self._metering.journeys.begun(journey)
-            journey.status, journey.fault, journey.why = 429, fault.kind, fault.message
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            fault = over.fault()
+            status = fault.status(dialect)
+            self._journeys.begun(journey)
+            journey.status, journey.fault, journey.why = status, fault.kind, fault.message
             try:
-                await _refuse(send, journey, fault, told)
+                headers = [*((k.encode(), v.encode()) for k, v in fault.headers().items()), *over.headers]
+                await send_json(send, status, envelope(fault, dialect, journey.id), journey.id, headers)
             finally:
-                self._metering.journeys.over(journey)
+                self._journeys.over(journey)
+
+        return refuse
+
+
+class _Taking(Struct, frozen=True):
+    """A part of a share, as it was taken."""
+
+    ticket: str
+    tokens: int
+    answers: int
+
+
+class Share:
+    """What one request has taken of its key's limits. Of a key without limits, nothing."""
+
+    def __init__(self, metering: Metering, caller: Principal, dialect: Dialect) -> None:
+        self._metering, self._caller, self._dialect = metering, caller, dialect
+        self._takings: list[_Taking] = []
+        self._verdict: Verdict | None = None
+        self._size = 0
+
+    async def enter(self, size: int) -> None:
+        """Take a request's first part. Raises OverLimits."""
+        self._size = size
+        await self._take(self._estimate, 1)
+
+    async def cover(self, size: int) -> None:
+        """Cover a body that turns out longer than was known, some of it at a time. Raises OverLimits."""
+        if size >= self._size + COVER:
+            await self.put_right(size, 1)
+
+    async def put_right(self, size: int, answers: int) -> None:
+        """Cover a request that was read: `size` bytes of body, and `answers`, each of which counts as a request.
+
+        Raises OverLimits, and TooManyAnswers for more of them than the caller's limits ever hold.
+        """
+        limits = self._caller.limits
+        if not limits:
             return
+        most = min(limit for limit in (limits.rpm, limits.concurrent, answers) if limit)
+        if answers > most:
+            raise TooManyAnswers(answers, most)
+        self._size = max(self._size, size)
+        if self._verdict is None:
+            return
+        tokens = min(self._estimate, limits.tpm) - sum(t.tokens for t in self._takings)
+        answers -= sum(t.answers for t in self._takings)
+        if tokens > 0 or answers > 0:
+            await self._take(max(0, tokens), max(0, answers))
 
-        settled = False
+    def around(self, app: ASGIApp, journey: Journey) -> ASGIApp:
+        """Return what serves a request within its share, and settles it before the last byte of the answer."""
+        if self._verdict is None:
+            return app
+        limits = rate_headers(self._verdict, self._caller.limits, self._dialect, time.time())
 
-        async def settle() -> None:
-            nonlocal settled
-            if not settled:
-                settled = True
-                tokens = used(journey, self._tokens)
-                await asyncio.shield(self._metering.settle(self._caller, ticket, verdict.taken, tokens, self._answers))
+        async def metered(scope: Scope, receive: Receive, send: Send) -> None:
+            async def within_limits(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], *limits]
+                elif message["type"] == "http.response.body" and not message["more_body"]:
+                    await self.settle(used(journey, self._estimate))  # a client that waits for it may come at once
+                await send(message)
 
-        async def within_limits(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *told]
-            elif message["type"] == "http.response.body" and not message["more_body"]:
-                await settle()  # before the last byte: who waits for it may come again at once
-            await send(message)
+            try:
+                await app(scope, receive, within_limits)
+            finally:
+                await self.settle(used(journey, self._estimate))
 
-        try:
-            await self._exchange(scope, receive, within_limits)
-        finally:
-            await settle()
+        return metered
+
+    async def settle(self, tokens: int = 0) -> None:
+        """Give the share back, but for the tokens that were used. Does nothing the second time."""
+        takings, self._takings = self._takings, []
+        if takings:
+            await asyncio.shield(self._settle(takings, tokens))
+
+    @property
+    def _estimate(self) -> int:
+        return self._size // BYTES_PER_TOKEN
+
+    async def _take(self, tokens: int, answers: int) -> None:
+        ticket = secrets.token_hex(12)
+        verdict = await self._metering.take(self._caller, ticket, tokens, answers)
+        if verdict is None:
+            return
+        if verdict.short:
+            limits = rate_headers(verdict, self._caller.limits, self._dialect, time.time())
+            raise OverLimits(over_limits_message(verdict, self._caller), verdict.wait_s, limits)
+        self._verdict = verdict
+        self._takings.append(_Taking(ticket, verdict.taken, answers))
+
+    async def _settle(self, takings: list[_Taking], tokens: int) -> None:
+        for taking in takings:
+            await self._metering.settle(self._caller, taking.ticket, taking.tokens, tokens, taking.answers)
+            tokens = 0
 
 
 def used(journey: Journey, estimate: int) -> int:
     """Return the tokens of a request that is over.
 
-    (1) what its worker counted; (2) of one that was cut off, the prompt as estimated and a token for every piece that
-    came; (3) nothing, if no worker answered.
+    (1) nothing, if it never went to a worker;
+    (2) what its worker counted, of an answer that came to its end;
+    (3) of any other, the prompt, as estimated if it was not counted, and a token for every piece that came.
     """
-    if journey.tokens_in or journey.tokens_out:  # (1)
-        return journey.tokens_in + journey.tokens_out
-    return estimate + journey.pieces if journey.pieces else 0  # (2), (3)
+    if not (journey.instance or journey.tries or journey.pieces):  # (1)
+        return 0
+    counted = journey.tokens_in + journey.tokens_out
+    if counted and not journey.fault:  # (2)
+        return counted
+    return (journey.tokens_in or estimate) + max(journey.tokens_out, journey.pieces)  # (3)
 
 
-def too_many(verdict: Verdict, caller: Principal) -> Fault:
-    """Return what a caller is told who is over a limit."""
+def over_limits_message(verdict: Verdict, caller: Principal) -> str:
+    """Return which of its limits a caller is over, and when to come back."""
     most = {"requests": caller.limits.rpm, "tokens": caller.limits.tpm, "concurrent": caller.limits.concurrent}
     limit = f"{most[verdict.short]} {_SHORT[verdict.short]}"
-    return Fault(
-        kind=Kind.RATE_LIMITED,
-        message=f"the key '{caller.name}' may make {limit}; try again in {max(1, ceil(verdict.wait_s))} s",
-        retry_after_s=verdict.wait_s,
-    )
+    return f"the key '{caller.name}' may make {limit}; try again in {max(1, ceil(verdict.wait_s))} s"
 
 
 def rate_headers(verdict: Verdict, limits: Limits, dialect: Dialect, now: float) -> Headers:
@@ -182,24 +243,3 @@ def rate_headers(verdict: Verdict, limits: Limits, dialect: Dialect, now: float)
 
 def _instant(at: float) -> str:
     return datetime.fromtimestamp(ceil(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _dialect(journey: Journey) -> Dialect:
-    dialect: Dialect = journey.dialect  # type: ignore[assignment]
-    return dialect
-
-
-async def _refuse(send: Send, journey: Journey, fault: Fault, told: Headers) -> None:
-    dialect = _dialect(journey)
-    body = envelope(fault, dialect, journey.id)
-    identity = journey.id.encode()
-    headers: Headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", identity),
-        (b"request-id", identity),
-        *((k.encode(), v.encode()) for k, v in fault.headers().items()),
-        *told,
-    ]
-    await send({"type": "http.response.start", "status": fault.status(dialect), "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import msgspec
 
 from cortex.functions.passing import passing
+from cortex.functions.servers import server_of
+from cortex.functions.spec import Function
 from cortex.router.dialects import gate, grammar, hygiene, images, wire
 from cortex.router.dialects.chunks import Plain, Tokens, count
-from cortex.router.dialects.errors import BadAnswer, BadRequest, Fault, Kind, anthropic_error
+from cortex.router.dialects.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
 from cortex.router.dialects.messages import session_of
 from cortex.router.dialects.sse import Event, SSEDecoder
 from cortex.router.dialects.traits import Traits
@@ -30,6 +32,20 @@ PLAIN: dict[Spoken, Traits] = {
     "messages": Traits(passing=passing("openai", "messages")),
     "responses": Traits(passing=passing("openai", "responses")),
 }
+
+
+def spoken(function: Function, kind: Dialect, *, cache_is_shared: bool) -> Spoken | None:
+    """Return the dialect in which a request is handed over, or None where it is translated.
+
+    An engine's own `/v1/messages` takes no field that would keep the cached prompts of keys apart, and of a server
+    without such a field at all the counts of its usage are hidden: there, only those who share a cache are handed over.
+    """
+    server = server_of(function)
+    if kind not in PATHS or kind not in function.native or kind not in server.native:
+        return None
+    if not cache_is_shared and (kind == "messages" or server.isolation == "none"):
+        return None
+    return kind
 
 
 class _Wire(msgspec.Struct):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from cortex.platform import metrics
 from cortex.platform.flights import Flights
 from cortex.platform.meter import Count, Meter, Snapshot
-from cortex.router.request.journey import Journey
+from cortex.router.request.journey import COUNT_TOKENS, Journey
 from cortex.router.view import View
 
 NOWHERE = "none"
@@ -20,8 +20,18 @@ class Counting:
         self._meter = Meter()
 
     def note(self, journey: Journey) -> None:
-        """Count a journey that is over."""
+        """Count a journey that is over.
+
+        (1) One that was over its key's limits had no function yet: the refusal is counted.
+        (2) Of one that only counted tokens, the response is counted; its times are no answer's.
+        """
         meter, model = self._meter, journey.function
+        if not model:  # (1)
+            self.refused(journey.fault)
+            return
+        if journey.dialect == COUNT_TOKENS:  # (2)
+            meter.count(metrics.RESPONSES, (model, journey.dialect, str(journey.status)))
+            return
         both = (model, journey.host or NOWHERE)
         meter.count(metrics.REQUESTS, both)
         meter.count(metrics.RESPONSES, (model, journey.dialect, str(journey.status)))

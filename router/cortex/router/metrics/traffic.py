@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.router.metrics import latency
-from cortex.router.request.journey import Journey
+from cortex.router.request.journey import COUNT_TOKENS, Journey
 
 BUCKET_S = 10
 HOUR = 360
@@ -49,7 +49,9 @@ class Traffic:
         self._functions: dict[str, deque[Bucket]] = {}
 
     def note(self, journey: Journey, now: float) -> None:
-        """Count a journey that is over."""
+        """Count a journey that is over, unless it reached no function or only counted tokens."""
+        if not journey.function or journey.dialect == COUNT_TOKENS:
+            return
         lately = self._functions.get(journey.function)
         if lately is None:
             if len(self._functions) >= MOST_FUNCTIONS:

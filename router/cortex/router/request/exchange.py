@@ -36,8 +36,10 @@ from cortex.router.directory import Directory, Target
 from cortex.router.refusals import Cancelled, NotReadyInTime, Refusal, UpstreamBroke, UpstreamSilent
 from cortex.router.request.asking import must_take
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
+from cortex.router.request.attendance import attend
 from cortex.router.request.fitting import Settle
 from cortex.router.request.journey import Journey, Journeys
+from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
 from cortex.router.request.turns import Starts, Turn, Turns, Waiting
 from cortex.router.request.upstream import Answer, Broken, Upstream
 from cortex.router.tracing import Tracing
@@ -46,6 +48,8 @@ from cortex.router.view import View
 T = TypeVar("T")
 
 REPLAYS = 2
+GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+"""The paths of llama.cpp's server that work in a slot."""
 FIRST_KEEP_ALIVE_S, KEEP_ALIVE_S = 1.0, 5.0
 
 
@@ -70,6 +74,8 @@ class Call(Struct, frozen=True, kw_only=True):
     reply: Reply
     streams: StreamReply | None = None
     affinity: str | None = None
+    cache_salt: str = ""
+    """Whose prompts it may find in the worker's cache; empty: everyone's."""
     answers: int = 1
     """How many answers it requests."""
     dropped: str = ""
@@ -94,7 +100,7 @@ class Services:
         self.directory = directory
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
         self.journeys, self.tracing = journeys, tracing
-        self.turns, self.starts = Turns(), Starts()
+        self.turns, self.starts, self.slots = Turns(), Starts(), SlotTable()
 
 
 class Exchange:
@@ -137,24 +143,12 @@ class Exchange:
         """Serve it, unless the client leaves first."""
         self._send = send
         journey = self.journey
-        tasks: list[asyncio.Task[None]] = []
         self._services.journeys.begun(journey)
         try:  # from here on, whatever breaks, the journey comes to its end
             self._trace = self._services.tracing.begun(journey, scope["headers"])
-            work, gone = asyncio.create_task(self._serve()), asyncio.create_task(_left(receive))
-            tasks = [work, gone]
-            journey.cancel = lambda: self._cancel(work)
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                journey.left, journey.fault = True, Kind.CLIENT_GONE
-                journey.status = journey.status or 499
+            await attend(journey, self._serve(), receive, self._cancel)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._services.journeys.over(journey)
-        if not work.cancelled():
-            work.result()
 
     async def _serve(self) -> None:
         try:
@@ -304,18 +298,34 @@ class Exchange:
         settle = self._call.settle
         body = self._call.body if settle is None else await self._patiently(settle(instance, self.journey.head))
         try:
-            await self._send_on(instance, body)
+            await self._send_apart(instance, body)
         except DialectError as error:
             looser = grammar.loosened(body) if self._stumbled(error.fault) else None
             if looser is None:
                 raise
-            await self._send_on(instance, looser)
+            await self._send_apart(instance, looser)
 
     def _stumbled(self, fault: Fault) -> bool:
         """Whether the worker refused the request for a schema it cannot make a grammar of, and nothing was said."""
         return not self.journey.pieces and grammar.complains(fault.message)
 
-    async def _send_on(self, instance: Instance, body: bytes) -> None:
+    async def _send_apart(self, instance: Instance, body: bytes) -> None:
+        """Send the request on, so that it finds no prompt of another key in the worker's cache."""
+        salt, function, view = self._call.cache_salt, self._function, self._services.view
+        if not salt:
+            await self._send_on(instance, body)
+            return
+        match isolation(function, instance.server):
+            case "salt":
+                await self._send_on(instance, salted(body, salt))
+            case "slots" if self._call.path in GENERATES:
+                number = slots_to_seat(function, instance.server, self._call.answers, alone=view.alone)
+                with self._services.slots.seat(instance.id, number, salt, body, view.company) as seat:
+                    await self._send_on(instance, seated(body, seat))
+            case _:
+                await self._send_on(instance, body, HiddenCounts())
+
+    async def _send_on(self, instance: Instance, body: bytes, hidden: HiddenCounts | None = None) -> None:
         streamed = asked_to_stream(body) if self._streams_anyway() else None
         answer = await self._patiently(
             self._services.upstream.post(instance, self._call.path, body if streamed is None else streamed, self._trace)
@@ -324,14 +334,16 @@ class Exchange:
             if answer.status != 200:
                 await self._patiently(self._failed(instance, answer))
             if self._stream is not None:
-                await self._relay(answer, self._stream)
+                await self._relay(answer, self._stream, hidden)
                 return
             body = await (answer.whole() if streamed is None else self._assembled(answer))
+            if hidden is not None:
+                body = hidden.whole(body)
             now = time.monotonic()
             self.journey.piece(now)
             plain = self._call.reply.plain(body)
             self.journey.translate_s = time.monotonic() - now
-            self._spent(plain.tokens)
+            self._spent(plain.tokens, hidden)
             await self._send_whole(200, plain.body)
         finally:
             answer.close()
@@ -366,9 +378,11 @@ class Exchange:
                 raise Broken(str(bad)) from None
             raise _stream_error(fault_from_error(bad.error)) from None
 
-    async def _relay(self, answer: Answer, stream: Stream) -> None:
+    async def _relay(self, answer: Answer, stream: Stream, hidden: HiddenCounts | None = None) -> None:
         """Say a worker's stream as it comes. The dialect knows a whole one from one that broke off."""
         chunks, journey, clock = answer.chunks(), self.journey, time.monotonic
+        if hidden is not None:
+            chunks = hidden.out_of(chunks)
         try:
             chunk = await self._patiently(anext(chunks, b""))
             if (fault := first_error(chunk)) and engine_died(fault.message):
@@ -390,7 +404,7 @@ class Exchange:
         else:
             await self._say(stream, stream.close())
         finally:
-            self._spent(stream.tokens)
+            self._spent(stream.tokens, hidden)
         if stream.fault is not None:
             journey.fault = stream.fault.kind
         await self._send_body(b"", last=True)
@@ -470,17 +484,12 @@ class Exchange:
             *([(b"x-cortex-dropped", self._call.dropped.encode())] if self._call.dropped else []),
         ]
 
-    def _spent(self, tokens: Tokens) -> None:
+    def _spent(self, tokens: Tokens, hidden: HiddenCounts | None) -> None:
         journey = self.journey
-        journey.tokens_in, journey.tokens_out, journey.cached = tokens.input, tokens.output, tokens.cached
+        journey.tokens_in, journey.tokens_out = tokens.input, tokens.output
+        journey.cached = tokens.cached if hidden is None else hidden.cached
 
 
 def _stream_error(fault: Fault) -> Broken | DialectError:
     """Return the exception for an error that a worker sent as the first of its stream."""
     return Broken("its engine has failed") if engine_died(fault.message) else DialectError(fault)
-
-
-async def _left(receive: Receive) -> None:
-    """Return when the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -6,7 +6,7 @@ is large is read on threads of its own, a piece at a time, so that streams of ot
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -72,8 +72,9 @@ class Intake:
         """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def body(self, request: Http, key: str) -> Body:
-        """Read a request's body. Raises BadRequest, KeyHoldsTooMuch or RouterHoldsTooMuch."""
+    async def body(self, request: Http, key: str, cover: Callable[[int], Awaitable[None]]) -> Body:
+        """Read a request's body. `cover` is awaited with the bytes read so far, before more are read, and may refuse
+        them. Raises what `cover` raises, BadRequest, KeyHoldsTooMuch or RouterHoldsTooMuch."""
         if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise BadRequest("compressed bodies are not taken: send it as it is", kind=Kind.UNSUPPORTED_MEDIA)
         taken = Body(self, key)
@@ -82,10 +83,13 @@ class Intake:
             taken.bytes = await request.body()
             return taken
         pieces: list[bytes] = []
+        size = 0
         try:
             async for piece in request.stream():
                 taken.count(len(piece))
                 pieces.append(piece)
+                size += len(piece)
+                await cover(size)
         except BaseException:
             taken.release()
             raise

@@ -17,6 +17,8 @@ from cortex.platform.metrics import INTER_TOKEN
 
 RECENT = 500
 """Journeys that are remembered when they are over."""
+COUNT_TOKENS = "count_tokens"
+"""The dialect of a request that only counts: it is no part of what is measured of answers."""
 _EDGES = INTER_TOKEN.buckets
 
 

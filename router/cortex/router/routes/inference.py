@@ -6,26 +6,29 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
-from litestar import Request, Response, post
+from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.servers import server_of
-from cortex.platform.api_keys import Principal
+from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.router.access.door import caller
+from cortex.router.access.metering import Share
 from cortex.router.activation.choice import affinity, choose
 from cortex.router.dialects import chat_stream, dialect, embeddings, gate, limits, messages, native, rerank, wire
 from cortex.router.dialects.errors import Dialect
 from cortex.router.dialects.traits import Traits
 from cortex.router.dialects.weight import weigh
 from cortex.router.directory import Target
+from cortex.router.refusals import OverLimits
 from cortex.router.request.abilities import Abilities
 from cortex.router.request.asking import must_speak
 from cortex.router.request.exchange import Call, Exchange, Services
 from cortex.router.request.fitting import fitting
+from cortex.router.request.journey import COUNT_TOKENS, Journey
+from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
 from cortex.router.runtime import Runtime
 
@@ -33,6 +36,9 @@ Http = Request[Any, Any, Any]
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+Served = Callable[[bytes, Share], Awaitable[ASGIApp]]
 
 
 class _Peek(Struct, frozen=True):
@@ -51,27 +57,40 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
 
     async def generated(request: Http, kind: Dialect) -> ASGIApp:
         """Serve a request that a worker's chat or completions answers."""
-        return await take_in(request, lambda body: generation(request, kind, body))
+        return await take_in(request, kind, lambda body, share: generation(request, kind, body, share))
 
     async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
         """Serve a request with one plain answer: embeddings, rerank."""
-        return await take_in(request, lambda body: computation(request, kind, path, body))
+        return await take_in(request, kind, lambda body, share: computation(request, kind, path, body, share))
 
-    async def take_in(request: Http, served: Callable[[bytes], Awaitable[ASGIApp]]) -> ASGIApp:
-        """Read a body and hold it until its request has been answered."""
-        held = await intake.body(request, caller(request).id)
+    async def take_in(request: Http, kind: Dialect, served: Served, *, costs_tokens: bool = True) -> ASGIApp:
+        """Hold a request to its key's limits, then read its body and hold that until the request has been answered."""
+        who, began = caller(request), time.monotonic()
         try:
-            return held.held_by(await served(held.bytes))
-        except BaseException:
-            held.release()
-            raise
+            share = await runtime.metering.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
+            try:
+                held = await intake.body(request, who.id, share.cover if costs_tokens else _uncovered)
+                try:
+                    if costs_tokens:
+                        await share.put_right(len(held.bytes), 1)
+                    return held.held_by(await served(held.bytes, share))
+                except BaseException:
+                    held.release()
+                    raise
+            except BaseException:
+                await share.settle()
+                raise
+        except OverLimits as over:
+            journey = Journey(request_id(request), "", "", kind, streams=False, read_s=time.monotonic() - began)
+            journey.who = who.name
+            return runtime.metering.refusal(over, journey, kind)
 
     async def peek(body: bytes) -> str:
         """Return the model's name in a body whose weight is within bounds."""
         return await intake.work(len(body), _weigh_and_peek, body)
 
-    async def generation(request: Http, kind: Dialect, body: bytes) -> ASGIApp:
-        size, began = len(body), time.monotonic()
+    async def generation(request: Http, kind: Dialect, body: bytes, share: Share) -> ASGIApp:
+        began = time.monotonic()
         name = await peek(body)
         who = caller(request)
         target = runtime.directory.find_for(name, who)
@@ -83,9 +102,8 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             must_speak(function, kind)
             given = await runtime.images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
-            spoken: native.Spoken | None = (
-                kind if kind in function.native and kind in server_of(function).native else None
-            )
+            salt = runtime.cache_salt(function, who)
+            spoken = native.spoken(function, kind, cache_is_shared=not salt)
 
             def translate() -> tuple[dialect.Asked, bytes]:
                 asked = dialect.read_request(kind, given, able) if spoken is None else native.read(spoken, given, able)
@@ -104,13 +122,15 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 affinity=affinity(headers, asked.affinity),
                 dropped=gate.header(asked.dropped),
                 answers=asked.choices,
+                cache_salt=salt,
                 settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
             )
 
         call = await understand(target)
-        return exchange_of(request, target, call, understand, name, who, began, size)
+        await share.put_right(len(body), call.answers)
+        return exchange_of(request, target, call, understand, name, who, began, share)
 
-    async def computation(request: Http, kind: Dialect, path: str, body: bytes) -> ASGIApp:
+    async def computation(request: Http, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
         began = time.monotonic()
         name = await peek(body)
         who = caller(request)
@@ -125,10 +145,18 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 len(body), read, body, traits(target, kind).passing
             )
             sent = await intake.work(len(body), asked.body, function.id)
-            return Call(dialect=kind, path=path, body=sent, reply=asked, dropped=gate.header(asked.dropped))
+            return Call(
+                dialect=kind,
+                path=path,
+                body=sent,
+                reply=asked,
+                dropped=gate.header(asked.dropped),
+                cache_salt=runtime.cache_salt(function, who),
+            )
 
         call = await understand(target)
-        return exchange_of(request, target, call, understand, name, who, began, len(body))
+        await share.put_right(len(body), call.answers)
+        return exchange_of(request, target, call, understand, name, who, began, share)
 
     def exchange_of(
         request: Http,
@@ -138,13 +166,13 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         name: str,
         who: Principal,
         began: float,
-        size: int,
+        share: Share,
     ) -> ASGIApp:
         read_s = time.monotonic() - began
         exchange = Exchange(
             services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
         )
-        return runtime.metering.around(exchange, exchange.journey, who, size, call.answers)
+        return share.around(exchange, exchange.journey)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
     async def chat_completions(request: Http) -> ASGIApp:
@@ -177,31 +205,33 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         return await computed(request, "rerank", "/v1/rerank")
 
     @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
-    async def count_tokens(request: Http) -> Response[bytes]:
+    async def count_tokens(request: Http) -> ASGIApp:
         """Count a prompt's tokens with the worker's own tokenizer; a cold function is not started for it."""
-        held = await intake.body(request, caller(request).id)
-        try:
-            return await count(request, held.bytes)
-        finally:
-            held.release()
+        return await take_in(
+            request, "messages", lambda body, share: counting(request, body, share), costs_tokens=False
+        )
 
-    async def count(request: Http, body: bytes) -> Response[bytes]:
-        target = runtime.directory.find_for(await peek(body), caller(request))
+    async def counting(request: Http, body: bytes, share: Share) -> ASGIApp:
+        began, who = time.monotonic(), caller(request)
+        name = await peek(body)
+        target = runtime.directory.find_for(name, who)
         function = target.function
-        if function.remote_images:
-            body = await runtime.images.inlined(body)
-        asked = await intake.work(len(body), messages.read_count, body, traits(target, "messages"))
-        ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
-        headers = {"x-request-id": request_id(request), "x-cortex-function": function.id}
-        headers["request-id"] = headers["x-request-id"]
-        if ready is None or server_of(function, ready.server).counts == "no":
-            headers["x-cortex-estimate"] = "true"
-            tokens = limits.estimate(asked.upstream.request)
-        else:
+        read_s = time.monotonic() - began
+        journey = Journey(request_id(request), function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
+        journey.who = who.name if who.id != ANONYMOUS else ""
+
+        async def count() -> Count:
+            given = await runtime.images.inlined(body) if function.remote_images else body
+            asked = await intake.work(len(given), messages.read_count, given, traits(target, "messages"))
+            ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
+            if ready is None or server_of(function, ready.server).counts == "no":
+                return Count(limits.estimate(asked.upstream.request), is_estimate=True)
+            placed = runtime.view.placed(ready.id)
+            journey.forwarded(ready.id, placed[1] if placed else "")
             with runtime.flights.aboard(function.id, ready.id):
-                tokens = await tokenizer.count(function, ready, asked.count(function.id))
-        answer = msgspec.json.encode({"input_tokens": tokens})
-        return Response(answer, media_type="application/json", headers=headers)
+                return Count(await tokenizer.count(function, ready, asked.count(function.id)), is_estimate=False)
+
+        return share.around(TokenCount(services.journeys, function, journey, count), journey)
 
     return [
         chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,
@@ -212,6 +242,10 @@ def request_id(request: Http) -> str:
     """Return the client's own request id when it is tame, else a fresh one."""
     given = request.headers.get("x-request-id", "")
     return given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
+async def _uncovered(size: int) -> None:
+    """Cover nothing: the request costs no tokens."""
 
 
 def _weigh_and_peek(body: bytes) -> str:

@@ -1,0 +1,76 @@
+"""One request for the number of a prompt's tokens: listed, cancelled and clocked as other requests are."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from litestar.types import Receive, Scope, Send
+from msgspec import Struct
+
+from cortex.functions.spec import Function
+from cortex.router.dialects.errors import DialectError, Fault, envelope
+from cortex.router.refusals import Cancelled, Refusal, UpstreamSilent
+from cortex.router.request.attendance import Work, attend, send_json
+from cortex.router.request.journey import Journey, Journeys
+
+
+class Count(Struct, frozen=True):
+    """How many tokens a prompt has, and whether a worker's tokenizer did not count them."""
+
+    tokens: int
+    is_estimate: bool
+
+
+class TokenCount:
+    """Serves the request. `count` raises Refusal or DialectError."""
+
+    def __init__(
+        self, journeys: Journeys, function: Function, journey: Journey, count: Callable[[], Awaitable[Count]]
+    ) -> None:
+        self._journeys, self._function, self._journey, self._count = journeys, function, journey, count
+        self._cancelled = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it, unless the client leaves first."""
+        self._journeys.begun(self._journey)
+        try:
+            await attend(self._journey, self._serve(send), receive, self._cancel)
+        finally:
+            self._journeys.over(self._journey)
+
+    async def _serve(self, send: Send) -> None:
+        clock_s = self._function.request_timeout_s
+        try:
+            async with asyncio.timeout(clock_s):
+                count = await self._count()
+            await self._answer(send, count)
+        except TimeoutError:
+            silent = UpstreamSilent(f"'{self._function.id}' took longer than {clock_s:g} s to count")
+            await self._refuse(send, silent.fault())
+        except Refusal as refusal:
+            self._journey.why = refusal.message
+            await self._refuse(send, refusal.fault())
+        except DialectError as error:
+            await self._refuse(send, error.fault)
+        except asyncio.CancelledError:
+            if not self._cancelled:
+                raise
+            self._journey.why = "cancelled by an operator"
+            await self._refuse(send, Cancelled(f"this request was {self._journey.why}").fault())
+
+    def _cancel(self, work: Work) -> None:
+        self._cancelled = True
+        work.cancel()
+
+    async def _answer(self, send: Send, count: Count) -> None:
+        self._journey.status = 200
+        headers = [(b"x-cortex-function", self._function.id.encode("ascii", "replace"))]
+        if count.is_estimate:
+            headers.append((b"x-cortex-estimate", b"true"))
+        await send_json(send, 200, msgspec.json.encode({"input_tokens": count.tokens}), self._journey.id, headers)
+
+    async def _refuse(self, send: Send, fault: Fault) -> None:
+        status = fault.status("messages")
+        self._journey.status, self._journey.fault = status, fault.kind
+        headers = [(k.encode(), v.encode()) for k, v in fault.headers().items()]
+        await send_json(send, status, envelope(fault, "messages", self._journey.id), self._journey.id, headers)
