@@ -138,12 +138,15 @@ class Metered:
 def used(journey: Journey, estimate: int) -> int:
     """Return the tokens of a request that is over.
 
-    (1) what its worker counted; (2) of one that was cut off, the prompt as estimated and a token for every piece that
-    came; (3) nothing, if no worker answered.
+    (1) what its worker counted; (2) of one that was cut off, the prompt as counted or estimated, and a token for every
+    piece that came, or more where pieces held more; (3) nothing, if no worker answered.
     """
-    if journey.tokens_in or journey.tokens_out:  # (1)
+    is_whole = not (journey.left or journey.fault)
+    if is_whole and (journey.tokens_in or journey.tokens_out):  # (1)
         return journey.tokens_in + journey.tokens_out
-    return estimate + journey.pieces if journey.pieces else 0  # (2), (3)
+    if not journey.pieces:  # (3)
+        return journey.tokens_in + journey.tokens_out
+    return (journey.tokens_in or estimate) + max(journey.tokens_out, journey.pieces, journey.rough_tokens)  # (2)
 
 
 def too_many(verdict: Verdict, caller: Principal) -> Fault:
