@@ -196,7 +196,8 @@ class Supervisor:
         """The worker could not be started. No port is no crash: one may be free soon."""
         self._ports.release(instance.id)
         kind = FailureKind.ROOM if isinstance(error, NoPort) else FailureKind.CRASH
-        reason = f"the worker could not be started: {error or type(error).__name__}"
+        ours = isinstance(error, NoPort | OSError)
+        reason = f"the worker could not be started: {error if ours else type(error).__name__}"
         self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now, kind=kind))
 
     def _look_failed(self, instance: Instance, _: Exception) -> None:
@@ -384,8 +385,12 @@ class Supervisor:
             wait = min(wait * 1.3, PROBE_MOST_S)
 
     def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
-        reason = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
-        last = process.tail(self.log_path(function, instance))
+        """The names it lists may be anything: they go to its own log."""
+        log_path = self.log_path(function, instance)
+        process.note(log_path, f"the worker serves {', '.join(served) or 'nothing'} instead of {function}")
+        other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
+        reason = f"the worker serves {other} instead of {function}"
+        last = process.tail(log_path)
         self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
 
     # While it is ready.
