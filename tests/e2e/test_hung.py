@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.catalogues import entry, fake
-from tests.support.fleet import Fleet
+from tests.support.fleet import TOKEN, Fleet
 from tests.support.stack import eventually, own_redis
 
 pytestmark = pytest.mark.xdist_group("hung")
@@ -76,7 +76,8 @@ def test_a_hung_mount_holds_up_only_the_functions_on_it(fleet: Fleet) -> None:
     failure, doctor = fleet.function("stuck/0")["failure"], fleet.cli("doctor")
     refusals = fleet.http.get("/admin/decisions", params={"function": "stuck/0", "what": "refused"}).json()["decisions"]
     weights = fleet.http.get("/admin/weights").json()
-    health = httpx.get(f"{fleet.records()['a'].address}/health", trust_env=False).json()
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    health = httpx.get(f"{fleet.records()['a'].address}/health", headers=bearer, trust_env=False).json()
 
     assert [first.status_code, hot.status_code, second.status_code] == [200, 200, 200]
     assert {name: a.status_code for name, a in answers.items()} == {f"stuck/{n}": 503 for n in range(STUCK)}

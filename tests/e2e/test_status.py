@@ -125,6 +125,7 @@ def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
     looker = stack.http.get("/status/log", params=asked)
     failed = stack.http.get("/admin/hosts").json()["hosts"][0]["failures"]
     (instance,) = [f["instance"] for f in failed if f["function"] == "fake/dies"]
+    eventually(lambda: instance not in stack.http.get("/admin/instances").text, what="the instance to be gone")
     for path in (stack.folder / "state" / "cortex" / "log" / "workers").rglob(f"*{instance}*"):
         path.unlink()
     gone = stack.http.get("/status/log", params={"function": "fake/dies", "instance": instance}, headers=admin)

@@ -24,7 +24,7 @@ from cortex.platform import embedded_redis
 T = TypeVar("T")
 
 CORTEX = [sys.executable, "-m", "cortex.cli"]
-START_S = 40.0
+START_S = 70.0
 
 
 def eventually(look: Callable[[], T], *, within_s: float = 15.0, what: str = "") -> T:

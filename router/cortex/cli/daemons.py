@@ -106,8 +106,8 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     import uvicorn
     from msgspec.structs import replace
 
+    from cortex.platform.agent import state_file
     from cortex.platform.agent.api import create_app
-    from cortex.platform.agent.state_file import AnotherAgent
     from cortex.platform.serving import listener, systemd
     from cortex.platform.workers.confine import confine
     from cortex.platform.workers.identity import share_cache
@@ -121,6 +121,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     share_cache(settings.agent)
     passed = systemd.listeners().get("agent")
     try:
+        state_file.lock(Path(settings.agent.state_dir), settings.host_name)  # until this process ends
         _check_name(settings)
         served = listener.config(
             create_app(settings),
@@ -133,7 +134,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
         server.run(sockets=[passed] if passed else None)
         if not server.started:
             sys.exit(exits.FAILED)
-    except (AnotherAgent, OSError) as error:
+    except (state_file.AnotherAgent, OSError) as error:
         raise exits.Failed(str(error)) from None
 
 

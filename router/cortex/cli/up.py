@@ -35,7 +35,7 @@ from cortex.router.directory import load
 
 STOP_S = 7.0
 """From asking to stop until the kill; all is over within 10 s."""
-START_S = 30.0
+START_S = 60.0
 STEADY_S = 30.0
 MOST_PAUSE_S = 10.0
 MOST_LOG_BYTES = 16 * 1024 * 1024

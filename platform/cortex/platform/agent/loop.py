@@ -9,7 +9,6 @@ No exception loses a decision or ends a loop: each effect is carried out on its 
 
 import asyncio
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -71,7 +70,6 @@ class Agent:
 
     def __init__(self, settings: Settings, token: FleetToken, registry: Registry) -> None:
         self._state_path = Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
-        self._lock = state_file.lock(self._state_path.parent, settings.host_name)
         self._earlier = state_file.read_all(self._state_path)
         if self._earlier.origin and self._earlier.boot == boot_id():
             clock.resume(self._earlier.origin)
@@ -156,7 +154,6 @@ class Agent:
         if not self.settings.agent.keep_workers:
             with contextlib.suppress(RecordAway):
                 await self._registry.remove_host(self.settings.host_name, self.scheduler.record().home)
-        os.close(self._lock)
 
     # What callers ask for.
 

@@ -20,6 +20,12 @@ def forget_old(folder: Path, *, running: Container[str]) -> None:
         cut_off(path).unlink(missing_ok=True)
 
 
+def make_room(folder: Path, running: Container[str]) -> None:
+    """Make the folder of a function's logs, and remove old ones. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    forget_old(folder, running=running)
+
+
 def cut_off(path: Path) -> Path:
     """Return where the earlier part of a log is that grew too large."""
     return path.with_suffix(".log.1")

@@ -86,13 +86,13 @@ class Reading:
     """A worker's log, followed while it starts."""
 
     def __init__(self, log: Path, server: str, path: str) -> None:
-        self._log, self._offset = log, 0
+        self.log, self._offset = log, 0
         self.startup = Startup(server, path)
 
     def grew(self) -> bool:
         """Read on, and say whether there was anything."""
-        with contextlib.suppress(OSError), self._log.open("rb") as file:
-            if self._log.stat().st_size < self._offset:  # it was cut because it grew too large, and begins anew
+        with contextlib.suppress(OSError), self.log.open("rb") as file:
+            if self.log.stat().st_size < self._offset:  # it was cut because it grew too large, and begins anew
                 self._offset = 0
             file.seek(self._offset)
             chunk = file.read(MOST_AT_ONCE)

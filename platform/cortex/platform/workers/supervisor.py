@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
 from cortex.platform.launcher.keeper import Keeper
+from cortex.platform.looks import NoAnswer
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
 from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import Kept
@@ -193,10 +195,10 @@ class Supervisor:
         self._tell(lambda s, now: s.fetch_failed(instance.id, reason, now))
 
     def _spawn_failed(self, instance: Instance, error: Exception) -> None:
-        """The worker could not be started. No port is no crash: one may be free soon."""
+        """The worker could not be started. No port, or a folder that does not answer, is no crash."""
         self._ports.release(instance.id)
-        kind = FailureKind.ROOM if isinstance(error, NoPort) else FailureKind.CRASH
-        ours = isinstance(error, NoPort | OSError)
+        kind = FailureKind.ROOM if isinstance(error, NoPort | NoAnswer) else FailureKind.CRASH
+        ours = isinstance(error, NoPort | NoAnswer | OSError)
         reason = f"the worker could not be started: {error if ours else type(error).__name__}"
         self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now, kind=kind))
 
@@ -247,10 +249,12 @@ class Supervisor:
         """Start a worker, unless its instance is being stopped by now."""
         instance, function = effect.instance, effect.function
         agent = self._settings.agent
+        log_path = self.log_path(function.id, instance.id)
+        running = {f"{slug(i)}.log" for i in self._ports.held()}
+        await self.looks.look(str(log_path.parent), "logs", partial(log_files.make_room, log_path.parent, running))
         if not self._is_starting(instance.id):
             self._tell(lambda s, now: s.exited(instance.id, "was stopped before it was started", (), now))
             return
-        log_path = self.log_path(function.id, instance.id)
         key = worker_key(self._token.current, instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         confine.temporary(instance.id, self._user)
@@ -267,7 +271,6 @@ class Supervisor:
         command = launch(function, slot)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
-        log_files.forget_old(log_path.parent, running={f"{slug(i)}.log" for i in self._ports.held()})
         child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)
         # From here on there is a process: nothing may come between it and its watch.
         leader = ProcessId(process_id.boot_id(), child.pid, process.started_at(child.pid))
@@ -343,9 +346,7 @@ class Supervisor:
                     "spawn", effect.instance, self._spawn(effect, not_warm=f"the warm start {how}"), self._spawn_failed
                 )
                 return
-        last: tuple[str, ...] = ()
-        with self._faults.guard("watch"):
-            last = process.tail(self.log_path(function, instance))
+        last = await self._last_lines(function, instance)
         self._watched.pop(instance, None)
         self._tell(lambda s, now: s.exited(instance, how, last, now))
         log.info("worker_ended", function=function, instance=instance, how=how)
@@ -377,20 +378,35 @@ class Supervisor:
                 self._tell(lambda s, now: s.answered(instance, now))
                 return
             if served is not None:
-                self._misfit(instance, function, served)
+                await self._misfit(instance, function, served)
                 return
-            if reading.grew():
+            if await self._grew(reading):
                 self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now, seen.progress))
             await asyncio.sleep(wait)
             wait = min(wait * 1.3, PROBE_MOST_S)
 
-    def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
+    async def _grew(self, reading: Reading) -> bool:
+        """Whether a worker wrote to its log; not when the log does not answer."""
+        with contextlib.suppress(NoAnswer):
+            return await self.looks.look(str(reading.log), "read", reading.grew, question=object())
+        return False
+
+    async def _last_lines(self, function: str, instance: str) -> tuple[str, ...]:
+        """Return the end of a worker's log; nothing when it cannot be read."""
+        path = self.log_path(function, instance)
+        with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
+            return await self.looks.look(str(path), "tail", partial(process.tail, path), question=object())
+        return ()
+
+    async def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
         """The names it lists may be anything: they go to its own log."""
-        log_path = self.log_path(function, instance)
-        process.note(log_path, f"the worker serves {', '.join(served) or 'nothing'} instead of {function}")
+        path = self.log_path(function, instance)
+        text = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
+        with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
+            await self.looks.look(str(path), "note", partial(process.note, path, text), question=object())
         other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
         reason = f"the worker serves {other} instead of {function}"
-        last = process.tail(log_path)
+        last = await self._last_lines(function, instance)
         self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
 
     # While it is ready.
