@@ -79,15 +79,20 @@ def test_percentiles_stand_beside_the_rate(fleet: Stack, open_page: Open, shot: 
     assert "/ min" in page.locator("#traffic").inner_text()
 
 
-def test_a_failing_function_is_said_at_the_top_with_its_last_lines(fleet: Stack, open_page: Open, shot: Shot) -> None:
+def test_a_failing_function_is_said_at_the_top_and_its_log_is_a_click_away(
+    fleet: Stack, open_page: Open, shot: Shot
+) -> None:
     for _ in range(3):
         fleet.chat("org/broken")
     page = open_page(fleet)
     live(page)
 
     assert "org/broken does not start" in page.locator("#verdict").inner_text()
-    assert DIES[-1] in page.locator("#troubles pre").first.inner_text()
+    assert DIES[-1] not in page.locator("#troubles").inner_text()
     shot(page, "failing-laptop-light")
+    page.locator("#troubles").get_by_role("button", name="Log").first.click()
+    page.locator("#panel pre.log").wait_for()
+    assert DIES[-1] in page.locator("#panel pre.log").inner_text()
 
 
 def test_warm_and_cool_show_their_plan_first(fleet: Stack, open_page: Open, shot: Shot) -> None:

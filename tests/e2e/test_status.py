@@ -104,12 +104,14 @@ def test_what_is_not_there_is_said_as_an_error(stack: Stack, path: str, status: 
     assert answer.json()["error"]["message"]
 
 
-def test_a_failed_start_is_shown_with_the_workers_last_lines(stack: Stack) -> None:
+def test_a_failed_start_is_shown_with_its_reason_and_a_button_for_its_log(stack: Stack) -> None:
     stack.chat("fake/dies")
 
-    page = eventually(lambda: p if "wrong kind of weights" in (p := stack.http.get("/status").text) else "")
+    page = eventually(lambda: p if "exited with code 3 while starting" in (p := stack.http.get("/status").text) else "")
 
-    assert "<pre" in page[page.index("troubles-title") :]
+    troubles = page[page.index("troubles-title") :]
+    assert 'data-open="/status/log?function=fake/dies' in troubles
+    assert "wrong kind of weights" not in page
 
 
 def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:

@@ -49,8 +49,7 @@ def test_a_worker_whose_model_has_half_a_character_for_a_name_fails_and_its_host
     answer = stack.chat("odd/named")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "start_failed")
-    assert "serves \ufffd instead of odd/named" in answer.json()["error"]["message"]
-    assert "last line: ready \ufffd\ufffd now" in answer.json()["error"]["message"]
+    assert "serves 1 other model instead of odd/named" in answer.json()["error"]["message"]
     assert stack.chat("odd/one").headers["x-cortex-start"] == "hot"
 
 

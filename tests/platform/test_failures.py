@@ -1,9 +1,10 @@
 """What went wrong with each function, and when to try again."""
 
+import msgspec
 import pytest
 
-from cortex.platform.record import Failure, FailureKind
-from cortex.platform.scheduling.failures import KEPT, LONGEST_BACKOFF_S, Failures, says_out_of_memory
+from cortex.platform.record import Cause, Failure, FailureKind
+from cortex.platform.scheduling.failures import KEPT, LONGEST_BACKOFF_S, Failures, cause_of
 from tests.support.factories import an_instance
 
 CRASHED = an_instance(function="f", revision="r1")
@@ -47,7 +48,7 @@ def test_running_out_of_memory_counts_as_a_crash() -> None:
     ],
 )
 def test_workers_say_in_their_own_words_that_memory_ran_out(line: str, says: bool) -> None:
-    assert says_out_of_memory(["loading", line]) is says
+    assert (cause_of(["loading", line]) is Cause.OUT_OF_MEMORY) is says
 
 
 def test_a_row_that_never_ends_still_waits_no_longer_than_the_longest() -> None:
@@ -73,9 +74,9 @@ def test_what_is_no_crash_does_not_end_a_back_off(kind: FailureKind) -> None:
     assert (failure.kind, failure.count, failure.retry_at) == (kind, 3, 160.0)
 
 
-def test_the_failure_is_kept_with_its_last_lines() -> None:
+def test_a_failure_holds_what_the_last_lines_point_at_and_how_many_there_are_but_no_word_of_them() -> None:
     failures = Failures()
-    lines = [f"line {n}" for n in range(30)]
+    lines = [*(f"prompt {n}" for n in range(29)), "OSError: [Errno 98] Address already in use: my-prompt"]
 
     failure = failures.add(CRASHED, FailureKind.CRASH, "exited with 1", lines, 100.0)
 
@@ -84,10 +85,47 @@ def test_the_failure_is_kept_with_its_last_lines() -> None:
         function="f",
         revision="r1",
         instance="one",
-        reason="exited with 1",
+        reason="exited with 1: its port is in use",
         at=100.0,
-        last_lines=tuple(lines[10:]),
+        cause=Cause.PORT_IN_USE,
+        lines=20,
     )
+    assert b"prompt" not in msgspec.json.encode(failure)
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", Cause.OUT_OF_MEMORY),
+        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", Cause.OUT_OF_MEMORY),
+        ("ValueError: No available memory for the cache blocks.", Cause.OUT_OF_MEMORY),
+        ("OSError: [Errno 28] No space left on device", Cause.DISK_FULL),
+        ("main: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 20001", Cause.PORT_IN_USE),
+        ("RuntimeError: No CUDA GPUs are available", Cause.NO_DEVICE),
+        ("CUDA error: no kernel image is available for execution on the device", Cause.NO_DEVICE),
+        ("ModuleNotFoundError: No module named 'vllm'", Cause.MISSING_LIBRARY),
+        ("llama-server: error while loading shared libraries: libcudart.so.12", Cause.MISSING_LIBRARY),
+        ("api_server.py: error: unrecognized arguments: --max-modl-len", Cause.BAD_ARGUMENT),
+        ("error: invalid argument: --ctx-sizes", Cause.BAD_ARGUMENT),
+        (
+            "ValueError: The model's max seq len (131072) is larger than the maximum number of tokens that can be "
+            "stored in KV cache (65536).",
+            Cause.CONTEXT_TOO_LARGE,
+        ),
+        (
+            "llama_model_load: error loading model: unknown model architecture: 'novel'",
+            Cause.UNSUPPORTED_MODEL,
+        ),
+        ("ValueError: Model architectures ['Novel'] are not supported for now.", Cause.UNSUPPORTED_MODEL),
+        ("gguf_init_from_file_impl: invalid magic characters: 'junk', expected 'GGUF'", Cause.BAD_WEIGHTS),
+        ("safetensors_rust.SafetensorError: Error while deserializing header", Cause.BAD_WEIGHTS),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/w/config.json'", Cause.MISSING_FILE),
+        ("PermissionError: [Errno 13] Permission denied: '/dev/nvidia0'", Cause.NO_PERMISSION),
+        ("Segmentation fault", Cause.UNKNOWN),
+    ],
+)
+def test_a_cause_is_read_off_the_engines_own_words(line: str, cause: Cause) -> None:
+    assert cause_of(["INFO: starting", line, "see above"]) is cause
 
 
 def test_an_older_revision_says_nothing_about_a_newer_one() -> None:

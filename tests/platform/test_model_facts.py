@@ -76,6 +76,28 @@ def test_a_file_that_only_pretends_is_refused(head: bytes, tmp_path: Path) -> No
         gguf_head.read(tmp_path / "x.gguf")
 
 
+def test_arrays_of_arrays_are_walked_over_up_to_a_number(tmp_path: Path) -> None:
+    begin = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9)
+    for count in (99_999, 100_000):
+        arrays = struct.pack("<IQ", 9, count) + struct.pack("<IQ", 0, 0) * count
+        (tmp_path / f"{count}.gguf").write_bytes(begin + arrays)
+
+    assert gguf_head.read(tmp_path / "99999.gguf") == {}
+    with pytest.raises(BadGguf, match="100000 arrays"):
+        gguf_head.read(tmp_path / "100000.gguf")
+
+
+def test_the_texts_of_all_arrays_together_are_walked_over_up_to_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_head, "_MOST_TEXTS", 10)
+    array = struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 6) + struct.pack("<Q", 0) * 6
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + array * 2)
+
+    with pytest.raises(BadGguf, match="10 texts"):
+        gguf_head.read(tmp_path / "x.gguf")
+
+
 def test_a_gguf_says_its_context_and_its_template_is_tried(tiny: Path) -> None:
     probed = Probed()
 

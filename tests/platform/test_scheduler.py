@@ -818,17 +818,17 @@ def test_only_what_was_started_gets_a_process() -> None:
     assert scheduler.record() == before
 
 
-def test_an_exit_while_starting_is_a_failure_at_once_with_the_last_lines() -> None:
+def test_an_exit_while_starting_is_a_failure_at_once() -> None:
     scheduler = a_scheduler()
     start(scheduler)
 
     scheduler.exited("one", "exited with 1", ["no such file"], 3.0)
 
     (failure,) = scheduler.record().failures
-    assert (failure.kind, failure.reason, failure.last_lines, failure.count) == (
+    assert (failure.kind, failure.reason, failure.lines, failure.count) == (
         FailureKind.CRASH,
         "the worker exited with 1 while starting",
-        ("no such file",),
+        1,
         1,
     )
     assert asked(scheduler) == [Reclaim(one(scheduler))]
@@ -856,7 +856,7 @@ def test_a_worker_that_serves_another_model_is_stopped_and_is_a_failure() -> Non
 
     (failure,) = scheduler.record().failures
     assert [type(effect) for effect in stopped] == [Stop]
-    assert (failure.reason, failure.last_lines, failure.count) == ("it serves 'x'", ("loaded x",), 1)
+    assert (failure.reason, failure.lines, failure.count) == ("it serves 'x'", 1, 1)
     assert states(scheduler) == {}
 
 

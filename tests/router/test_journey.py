@@ -94,6 +94,19 @@ def test_cancelling_reaches_every_live_request_of_an_id() -> None:
     assert cancelled == [1, 2]
 
 
+def test_cancelling_for_a_key_leaves_the_requests_that_others_gave_the_same_id() -> None:
+    cancelled: list[str] = []
+    journeys = Journeys([])
+    for who in ("ann", "bob", ""):
+        journey = a_journey("same", cancel=lambda who=who: cancelled.append(who))
+        journey.who = who
+        journeys.begun(journey)
+
+    assert journeys.cancel("same", "bob") == 1
+    assert journeys.cancel("same", "") == 1
+    assert cancelled == ["bob", ""]
+
+
 def test_what_is_shown_of_a_request_says_which_workers_broke() -> None:
     journey = a_journey()
     journey.forwarded("i-1", "here")

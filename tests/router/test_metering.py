@@ -178,6 +178,21 @@ async def test_what_a_request_did_not_use_comes_back_once(metering: Metering) ->
     assert 895 <= (await left(metering, who)).tokens_left <= 905
 
 
+@pytest.mark.parametrize(("left", "fault"), [(True, ""), (False, "worker_error")])
+@pytest.mark.parametrize(
+    ("counted", "pieces", "rough", "tokens"),
+    [((0, 0), 3, 40, 140), ((7, 1), 3, 40, 47), ((7, 50), 3, 40, 57), ((0, 0), 9, 2, 109), ((0, 0), 0, 0, 0)],
+)
+def test_a_stream_that_is_cut_pays_for_every_token_of_its_pieces(
+    counted: tuple[int, int], pieces: int, rough: int, tokens: int, left: bool, fault: str
+) -> None:
+    journey = Journey("id", "f", "f", "chat", streams=True, read_s=0.0)
+    journey.tokens_in, journey.tokens_out = counted
+    journey.pieces, journey.rough_tokens, journey.left, journey.fault = pieces, rough, left, fault
+
+    assert used(journey, 100) == tokens
+
+
 @pytest.mark.parametrize(("queue", "shares"), [(0, (0, 0, 0)), (1, (1, 1, 2)), (2, (1, 2, 3)), (256, (128, 256, 384))])
 def test_priorities_share_a_queue(queue: int, shares: tuple[int, int, int]) -> None:
     assert tuple(p.share(queue) for p in (Priority.LOW, Priority.NORMAL, Priority.HIGH)) == shares

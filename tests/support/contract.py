@@ -30,7 +30,17 @@ from cortex.platform.agent_messages import (
 )
 from cortex.platform.api_keys import ApiKey, Limits, Scope
 from cortex.platform.meter import Count, Snapshot, Spread
-from cortex.platform.record import Device, Failure, FailureKind, Held, HostRecord, Namesake, Override, RouterReport
+from cortex.platform.record import (
+    Cause,
+    Device,
+    Failure,
+    FailureKind,
+    Held,
+    HostRecord,
+    Namesake,
+    Override,
+    RouterReport,
+)
 from cortex.platform.scheduling.kept import AgentState, Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
@@ -65,7 +75,7 @@ def spoken() -> dict[str, Any]:
     function = a_function("org/model", args=("--fast",), env={"A": "b"}, labels=("fast",), min=1, max=2)
     failure = Failure(
         function="org/model", revision="r1", instance="i1", reason="exited", at=1.5, kind=FailureKind.CRASH,
-        count=3, retry_at=9.5, last_lines=("one", "two"),
+        count=3, retry_at=9.5, cause=Cause.BAD_WEIGHTS, lines=2,
     )  # fmt: skip
     device: Device = a_device("GPU-1", 24_576, reserve_mb=512)
     instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",

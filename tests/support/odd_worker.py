@@ -2,8 +2,9 @@
 
 `python odd_worker.py PORT MODEL [LISTED]`; LISTED, a JSON text, is the name it lists its model by.
 
-A number is a status; `gzip`, `deflate`, `br` an encoding; the rest is in `BEHAVIOURS`. Any other message gets a plain
-answer. It checks no key, as `command` programs may.
+A number is a status; `gzip`, `deflate`, `br` an encoding; the rest is in `BEHAVIOURS`. Of a message that ends in a word
+of `QUOTES` the worker repeats everything wherever a worker can. Any other message gets a plain answer. It checks no
+key, as `command` programs may.
 """
 
 import gzip
@@ -67,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             self.whole(int(message), b'{"error": {"message": "not with that"}}')
         elif message in ENCODINGS:
             self.whole(200, ENCODINGS[message](answer), **{"content-encoding": message})
+        elif message.rpartition(" ")[2] in QUOTES:
+            print("the prompt is", message, flush=True)
+            QUOTES[message.rpartition(" ")[2]](self, message)
         else:
             self.whole(200, answer)
 
@@ -118,6 +122,40 @@ BEHAVIOURS: dict[str, Callable[[Handler, bool], None]] = {
     "bomb": Handler.bomb,
     "engine dies": Handler.engine_dies,
     "redirect": lambda worker, _: worker.whole(307, b"", location="http://127.0.0.1:9/elsewhere"),
+}
+
+
+def _error(status: int) -> Callable[[Handler, str], None]:
+    def answer(worker: Handler, message: str) -> None:
+        worker.whole(status, json.dumps({"error": {"message": f"cannot do {message!r}", "param": message}}).encode())
+
+    return answer
+
+
+def _broken(worker: Handler, message: str) -> None:
+    worker.wfile.write(b"HTTP/1.1 OK " + message.encode() + b"\r\n" + message.encode() + b"\r\n\r\n")
+    worker.close_connection = True
+
+
+def _dying(worker: Handler, message: str) -> None:
+    os._exit(3)
+
+
+def _cut(worker: Handler, message: str) -> None:
+    worker.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 999999\r\n\r\n" + message.encode())
+    worker.close_connection = True
+
+
+QUOTES: dict[str, Callable[[Handler, str], None]] = {
+    "refused": _error(400),
+    "failed": _error(500),
+    "forbidden": _error(403),
+    "broken": _broken,
+    "cut": _cut,
+    "garbled": lambda worker, message: worker.whole(200, json.dumps(message).encode()[:-1]),
+    "nonsense": lambda worker, message: worker.whole(200, json.dumps({"choices": message, "usage": message}).encode()),
+    "encoded": lambda worker, message: worker.whole(200, b"{}", **{"content-encoding": message.partition(" ")[0]}),
+    "dying": _dying,
 }
 
 sys.stdout.buffer.write(b"\x1b[31mready\x1b[0m \xff\0 now\n")

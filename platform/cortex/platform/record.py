@@ -133,8 +133,26 @@ class FailureKind(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
+class Cause(enum.StrEnum):
+    """What a worker's last lines point at. Its own words stay in its log: they may quote a prompt."""
+
+    UNKNOWN = ""
+    OUT_OF_MEMORY = "out of memory"
+    DISK_FULL = "no space is left on a disk"
+    PORT_IN_USE = "its port is in use"
+    NO_DEVICE = "no usable GPU"
+    MISSING_LIBRARY = "a library or module is missing"
+    BAD_ARGUMENT = "an argument that the engine does not know"
+    CONTEXT_TOO_LARGE = "the context does not fit into the memory"
+    UNSUPPORTED_MODEL = "a model that the engine does not support"
+    BAD_WEIGHTS = "the weights cannot be loaded"
+    MISSING_FILE = "a file is missing"
+    NO_PERMISSION = "no permission for a file or device"
+
+
 class Failure(Struct, frozen=True, kw_only=True):
-    """The last thing that went wrong with a function on a host, kept for the next caller."""
+    """The last thing that went wrong with a function on a host, kept for the next caller. No word of it is a
+    worker's."""
 
     function: str
     revision: str
@@ -145,7 +163,9 @@ class Failure(Struct, frozen=True, kw_only=True):
     count: int = 1
     """Crashes in a row; starts back off from the third on."""
     retry_at: float = 0.0
-    last_lines: tuple[str, ...] = ()
+    cause: Cause = Cause.UNKNOWN
+    lines: int = 0
+    """How many of the worker's last lines were read for the cause; they are in its log, on its host."""
     served: bool = False
     """It had been ready: what failed was no start, and the next one may do."""
 

@@ -55,6 +55,9 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Serve anybody who reaches `listen`, and obey them, as long as no API key was made."""
     require_key: bool = False
     """Serve nobody without an API key, even on loopback: for a router behind a proxy on the same machine."""
+    admit_forbidden: bool = False
+    """Answer 403 for a model that a key may not use, instead of the 404 of one that does not exist: clients with any
+    key can then find out which names there are."""
     allowed_hosts: tuple[str, ...] = ()
     """Names beside loopback's own under which a router without any API key answers browsers."""
     tls_cert: str = ""

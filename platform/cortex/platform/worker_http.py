@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import aiohttp
 
 from cortex.functions.servers import SERVERS
-from cortex.platform import model_list, untrusted
+from cortex.platform import model_list
 from cortex.platform.record import Instance
 
 CONNECT_S = 5.0
@@ -32,6 +32,8 @@ UNAUTHORIZED = 401
 KEY_REFUSED = frozenset({401, 403})
 REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
 _PLAIN = frozenset({"", "identity"})
+_OTHER = frozenset({"br", "zstd", "compress", "dcb", "dcz"})
+"""Encodings that are named in an error. Any other word is the worker's, and reaches logs in no error."""
 _GZIP = frozenset({"gzip", "x-gzip"})
 
 
@@ -118,7 +120,8 @@ def encoding(response: aiohttp.ClientResponse) -> str:
         return ""
     if named in _GZIP or named == "deflate":
         return named
-    raise Unreadable(f"it is compressed as '{untrusted.line(named, 40)}', which was not requested")
+    how = f"'{named}'" if named in _OTHER else "something that is no known encoding"
+    raise Unreadable(f"it is compressed as {how}, which was not requested")
 
 
 async def pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -9,8 +9,11 @@ import httpx
 
 from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.local import key_for, running
+from cortex.platform import untrusted
 from cortex.platform.serving.trust import trust
 
+LINE_LENGTH = 400
+"""Characters that are shown of one of a worker's last lines."""
 DEFAULT_URL = "http://127.0.0.1:31313"
 
 
@@ -110,6 +113,18 @@ class Router:
                 yield from answer.iter_lines()
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
+
+    def last_lines(self, function: Mapping[str, Any], most: int = 5) -> list[str]:
+        """Return the last lines that a function's failed worker wrote, from its host; none where the key is not an
+        admin's, or the log is gone."""
+        if not function["failure"] or not function["failed_instance"]:
+            return []
+        path = f"/admin/instances/{quote(function['failed_instance'], safe='')}/logs"
+        try:
+            found = [untrusted.line(line, LINE_LENGTH) for line in self.lines(path, {"lines": 4 * most})]
+        except Failed:
+            return []
+        return [line for line in found if line.strip()][-most:]
 
     def stored(self, host: str) -> dict[str, Any]:
         """Return the weights on every host, or on one."""

@@ -65,6 +65,7 @@ def _request(router: Router, id: str, limit: int, as_json: bool, otherwise: str)
     for r in requests:
         where = f"{r['instance']} on {r['host']}" if r["instance"] else "no instance"
         said = f"{r['id']}: {r['function']} ({r['dialect']}), {r['phase']}, status {r['status'] or '-'}, by {where}"
+        said += f", key {r['who']}" if r["who"] else ""
         console().print(said, markup=False)
         times = f"  {r['start']}: queued {r['queued_ms']} ms, first token {r['first_ms'] or '-'} ms"
         console().print(f"{times}, {r['age_s']:.2f} s in all, {r['tokens_out']} tokens", markup=False)

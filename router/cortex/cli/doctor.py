@@ -209,7 +209,7 @@ def the_functions(router: Router) -> Iterator[Finding]:
             yield Finding(
                 "problem",
                 f["id"],
-                f"keeps failing: {f['failure']}",
+                "\n    ".join([f"keeps failing: {f['failure']}", *router.last_lines(f)]),
                 f"`cortex fn logs {f['id']} --run previous`, then `cortex fn warm {f['id']} --wait`",
             )
     if not nowhere:

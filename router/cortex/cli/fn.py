@@ -178,7 +178,7 @@ def _followed(router: Router, name: str, instance: str, timeout_s: float) -> dic
                 instance = again["id"]
                 continue
             if mine is None and function["failure"]:
-                last = "".join(f"\n  {line}" for line in function["last_lines"][-5:])
+                last = "".join(f"\n  {line}" for line in router.last_lines(function))
                 raise Failed(f"{function['id']} did not start: {function['failure']}{last}")
             if time.monotonic() > deadline:
                 raise Failed(f"{function['id']} is still {function['state']} after {timeout_s:g} s")

@@ -50,7 +50,7 @@ def show(name: str, as_json: bool) -> None:
     for key, value in said.items():
         if value:
             out.print(f"  {key:18} {value}", markup=False)
-    for line in found["last_lines"][-5:] if found["failure"] else []:
+    for line in router.last_lines(found):
         out.print(f"  {'':18} {line}", markup=False)
     if found["instances"]:
         rows = table("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")

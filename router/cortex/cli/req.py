@@ -1,7 +1,7 @@
 """`cortex req`: the requests under way, and ending one."""
 
 import json
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import rich_click as click
 
@@ -43,10 +43,12 @@ def ls(function: str, as_json: bool) -> None:
 
 @req.command()
 @click.argument("id")
+@click.option("--key", default="", help="Of this API key, where requests of several have the id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
-def cancel(id: str, as_json: bool) -> None:
+def cancel(id: str, key: str, as_json: bool) -> None:
     """Cancel a request: its client is told so, and the worker stops."""
-    number = Router().post(f"/admin/requests/{quote(id, safe='')}/cancel")["cancelled"]
+    whose = f"?{urlencode({'key': key})}" if key else ""
+    number = Router().post(f"/admin/requests/{quote(id, safe='')}/cancel{whose}")["cancelled"]
     if as_json:
         click.echo(json.dumps({"id": id, "cancelled": number}))
         return

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -30,7 +30,7 @@ from cortex.platform import embedded_redis, log
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.serving import address
 from cortex.platform.settings import Settings, declared_devices, encode_env
-from cortex.platform.workers import process
+from cortex.platform.workers import log_files, process
 from cortex.router.directory import load
 
 STOP_S = 7.0
@@ -38,7 +38,9 @@ STOP_S = 7.0
 START_S = 60.0
 STEADY_S = 30.0
 MOST_PAUSE_S = 10.0
-LOG_KEPT_BYTES = 4 * 1024 * 1024
+MOST_LOG_BYTES = 16 * 1024 * 1024
+"""Of one program's log, and of the earlier part beside it: whoever sends requests writes lines to the router's."""
+LOG_LOOK_S = 2.0
 
 
 @click.command()
@@ -76,8 +78,6 @@ class Child:
     async def start(self) -> None:
         """Start it, on a leash."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > LOG_KEPT_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
         leash = [sys.executable, "-m", "cortex.platform.leash", str(os.getpid())]
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -110,6 +110,15 @@ class Child:
         return "\n".join(process.tail(self.log, 15))
 
 
+async def bound_logs(children: Sequence[Child], most_bytes: int = MOST_LOG_BYTES, look_s: float = LOG_LOOK_S) -> None:
+    """Keep the programs' logs from filling the disk, for as long as they run. They append, so that a log that was cut
+    goes on from its start."""
+    while True:
+        for child in children:
+            await asyncio.to_thread(log_files.cut, child.log, most_bytes)
+        await asyncio.sleep(look_s)
+
+
 async def run(settings: Settings, models: Path | None, port: int | None, workers: int) -> int:
     """Run until told to stop. Return the exit code."""
     lock = await _locked()
@@ -136,7 +145,7 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
         url = f"http://{settings.gateway.listen}"
         local.announce(url)
         _welcome(url, catalogue, settings)
-        keepers = [asyncio.create_task(c.keep()) for c in children]
+        keepers = [asyncio.create_task(work) for work in (*(c.keep() for c in children), bound_logs(children))]
         await stop.wait()
         for keeper in keepers:
             keeper.cancel()

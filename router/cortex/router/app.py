@@ -12,6 +12,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
 from cortex.platform import clock
+from cortex.platform.api_keys import Principal, Right
 from cortex.platform.log import whence
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.settings import Settings
@@ -169,7 +170,8 @@ def _faulty(request: Http, fault: Fault) -> Response[bytes]:
 
 
 def _refused(request: Http, refusal: Refusal) -> Response[bytes]:
-    return _faulty(request, refusal.fault())
+    known: Principal | None = request.scope["state"].get("principal")
+    return _faulty(request, refusal.fault(operator=known is not None and known.may(Right.STATUS)))
 
 
 def _untranslatable(request: Http, error: DialectError) -> Response[bytes]:

@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from cortex.functions.catalogue import Catalogue, CatalogueError, read
+from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.api_keys import Principal
 from cortex.platform.looks import Looks, NoAnswer
@@ -45,9 +46,9 @@ class Target(Struct, frozen=True):
 class Directory:
     """Resolves names. `follow()` keeps it true to the file."""
 
-    def __init__(self, path: Path, *, pretend: bool = False) -> None:
+    def __init__(self, path: Path, *, pretend: bool = False, admits_forbidden: bool = False) -> None:
         """Read the catalogue. Raises CatalogueError or OSError: a router does not start without one."""
-        self._path, self._pretend = path, pretend
+        self._path, self._pretend, self._admits_forbidden = path, pretend, admits_forbidden
         self._file = Looks(READ_S, hint="is its mount hung?")
         self._taken: object = _mark(path)
         self._seen: object = self._taken
@@ -71,14 +72,20 @@ class Directory:
         return target
 
     def find_for(self, name: str, caller: Principal) -> Target:
-        """Return what a name stands for, to a caller who may use it. Raises FunctionNotFound or NotAllowed."""
+        """Return what a name stands for, to a caller who may use it.
+
+        A name that the caller may not use is answered as one that does not exist: nothing but the names that the
+        caller may use decides about the hint and about the time it takes.
+
+        Raises FunctionNotFound; NotAllowed where the operator lets clients see that there is such a name.
+        """
         target = self._targets.get(name)
-        if target is None:
-            near = (n for n in self.catalogue.nearest(name) if n in self._targets)
-            raise FunctionNotFound(name, [n for n in near if caller.may_use(self._targets[n].function.id)])
-        if not caller.may_use(target.function.id):
+        if target is not None and caller.may_use(target.function.id):
+            return target
+        if target is not None and self._admits_forbidden:
             raise NotAllowed(f"the key '{caller.name}' may not use the model {name[:200]!r}")
-        return target
+        visible = (n for n, t in self._targets.items() if caller.may_use(t.function.id))
+        raise FunctionNotFound(name, nearest(name, visible))
 
     def declared(self, function: str) -> Function | None:
         """Return a function as the file declares it, without what operators set at run time."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.platform.cancel import cancelled
 from cortex.platform.registry import RecordAway, Registry
@@ -31,6 +32,8 @@ class Question(Struct, frozen=True):
     about: str
     id: str = ""
     asker: str = ""
+    who: str | None = None
+    """Only requests of the key with this name; "" of callers without one, None of all."""
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -73,9 +76,10 @@ class Inquiry:
         found = [t for r in await self._all(Question("find", id)) for t in r.requests]
         return sorted(found, key=lambda t: (t.phase == "over", -t.at))
 
-    async def cancel(self, id: str) -> int:
-        """Cancel the requests of an id, wherever they are served; return how many."""
-        return sum(r.cancelled for r in await self._all(Question("cancel", id)))
+    async def cancel(self, id: str, who: str) -> int:
+        """Cancel one key's requests of an id, wherever they are served; return how many. Clients choose ids, so the
+        keys of two tenants may use the same one."""
+        return sum(r.cancelled for r in await self._all(Question("cancel", id, who=who)))
 
     async def traffic(self) -> tuple[list[Bucket], dict[str, Bucket]]:
         """Return the last hour of all workers together, and per function the last five minutes."""
@@ -93,7 +97,7 @@ class Inquiry:
         token = secrets.token_hex(8)
         with contextlib.suppress(RecordAway, TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
-                asked = Question(question.about, question.id, self._knows.id)
+                asked = replace(question, asker=self._knows.id)
                 await self._registry.ask(token, msgspec.json.encode(asked))
                 while others and (answer := await self._registry.next_answer(token, PATIENCE_S)):
                     others -= 1
@@ -121,7 +125,7 @@ class Inquiry:
             case "find":
                 return Reply(requests=[told(j, router) for j in journeys.find(question.id)])
             case "cancel":
-                return Reply(cancelled=journeys.cancel(question.id))
+                return Reply(cancelled=journeys.cancel(question.id, question.who))
             case "traffic":
                 hour, lately = self._knows.traffic.since(time.time())
                 return Reply(hour=hour, lately=lately)

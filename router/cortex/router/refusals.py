@@ -9,6 +9,7 @@ Refusal
 ├── HostNotFound        name a host that is alive
 ├── InstanceNotFound    name an instance that some host knows
 ├── RequestNotFound     name a request that is under way, or was lately
+├── SharedRequestId     name the key whose request is meant: others use the same id
 ├── KeyNotFound         name an API key that there is
 ├── KeyNameTaken        take another name, or rotate the key that has it
 ├── JobNotFound         name a job that is going on
@@ -35,21 +36,34 @@ from msgspec.structs import replace
 
 from cortex.router.dialects.errors import Fault, Kind
 
+SEE_WHY = "; an operator can look up why by the request's id"
+
 
 class Refusal(Exception):
-    """A request that is not served. `fault()` is what its client is told, in whatever dialect."""
+    """A request that is not served. `fault()` is what its client is told, in whatever dialect.
+
+    `message` is for operators, and is noted of the request; it may name hosts and how a worker ended. `public` is for
+    clients that may not see the fleet.
+    """
 
     kind = Kind.INTERNAL
     code: str | None = None
 
-    def __init__(self, message: str, *, retry_after: int | None = None, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: int | None = None, param: str | None = None, public: str = ""
+    ) -> None:
         super().__init__(message)
-        self.message, self.retry_after, self.param = message, retry_after, param
+        self.message, self.public = message, public or message
+        self.retry_after, self.param = retry_after, param
 
-    def fault(self) -> Fault:
-        """Return it as a value that every dialect can say."""
+    def fault(self, *, operator: bool = False) -> Fault:
+        """Return it as a value that every dialect can say, in the words for an operator or for any client."""
         return Fault(
-            kind=self.kind, message=self.message, code=self.code, param=self.param, retry_after_s=self.retry_after
+            kind=self.kind,
+            message=self.message if operator else self.public,
+            code=self.code,
+            param=self.param,
+            retry_after_s=self.retry_after,
         )
 
 
@@ -87,9 +101,9 @@ class FunctionNotFound(Refusal):
         self._name = name[:200]
         super().__init__(f"the model {self._name!r} is not in the catalogue{self._hint}", param="model")
 
-    def fault(self) -> Fault:
+    def fault(self, *, operator: bool = False) -> Fault:
         """Clients of Anthropic's dialect look for the words `model: NAME`."""
-        return replace(super().fault(), anthropic_message=f"model: {self._name}{self._hint}")
+        return replace(super().fault(operator=operator), anthropic_message=f"model: {self._name}{self._hint}")
 
 
 class HostNotFound(Refusal):
@@ -115,6 +129,16 @@ class RequestNotFound(Refusal):
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no request {id[:128]!r} is under way, or was lately")
+
+
+class SharedRequestId(Refusal):
+    """Requests of several keys have this id."""
+
+    kind, code = Kind.BAD_REQUEST, "request_id_shared"
+
+    def __init__(self, id: str, owners: Sequence[str]) -> None:
+        names = ", ".join(owner or "no key" for owner in owners[:10])
+        super().__init__(f"requests of several keys have the id {id[:128]!r} ({names}): name the key", param="key")
 
 
 class KeyNotFound(Refusal):
@@ -222,9 +246,21 @@ class RecordIsAway(Refusal):
 
 
 class UpstreamBroke(Refusal):
-    """The worker could not be reached or broke before it answered; replays did not help."""
+    """The worker could not be reached or broke before it answered; replays did not help.
+
+    `answer` is the worker's own text about the request, for its client alone: no log, no list and no record has it.
+    """
 
     kind = Kind.WORKER_ERROR
+
+    def __init__(self, message: str, *, public: str = "", answer: str = "") -> None:
+        super().__init__(message, public=public)
+        self._answer = answer
+
+    def fault(self, *, operator: bool = False) -> Fault:
+        """Return it with the worker's own text."""
+        fault = super().fault(operator=operator)
+        return replace(fault, message=f"{fault.message}: {self._answer}") if self._answer else fault
 
 
 class UpstreamSilent(Refusal):

@@ -76,7 +76,9 @@ class Runtime:
         self.registry = Registry.of(settings, token)
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.sessions = Sessions(self.registry, self.keys, lambda: token.current)
-        self.directory = Directory(Path(settings.models_config), pretend=settings.pretend)
+        self.directory = Directory(
+            Path(settings.models_config), pretend=settings.pretend, admits_forbidden=settings.gateway.admit_forbidden
+        )
         self.view = View(self.registry, self.id)
         self.directory.on_change = self.view.wake
         self.flights = Flights(self.id)

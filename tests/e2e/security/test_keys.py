@@ -2,6 +2,9 @@
 
 import json
 import re
+import threading
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -20,9 +23,9 @@ def test_a_key_opens_its_functions_only_by_either_header_and_an_alias_counts_as_
         by_api_key = http.post("/v1/messages", json=body, headers={"x-api-key": keyed.keys["inference"]})
 
     assert by_api_key.status_code == 200
-    assert keyed.ask("inference", "two/other").status_code == 403
-    assert keyed.ask("inference", "theirs").status_code == 403
-    assert keyed.ask("other", "one/open").status_code == 403
+    assert keyed.ask("inference", "two/other").status_code == 404
+    assert keyed.ask("inference", "theirs").status_code == 404
+    assert keyed.ask("other", "one/open").status_code == 404
 
 
 def test_refusals_at_the_door_are_said_in_the_dialect_of_the_path(keyed: Keyed) -> None:
@@ -40,7 +43,7 @@ def test_refusals_at_the_door_are_said_in_the_dialect_of_the_path(keyed: Keyed) 
     assert openai.json()["error"]["code"] == "invalid_api_key"
     assert openai.headers["www-authenticate"] == "Bearer"
     assert anthropic.json()["error"]["type"] == wrong.json()["error"]["type"] == "authentication_error"
-    assert (forbidden.status_code, forbidden.json()["error"]["type"]) == (403, "permission_error")
+    assert (forbidden.status_code, forbidden.json()["error"]["type"]) == (404, "not_found_error")
 
 
 def test_a_key_sees_only_the_models_it_may_use_and_is_told_of_no_others(keyed: Keyed) -> None:
@@ -51,9 +54,83 @@ def test_a_key_sees_only_the_models_it_may_use_and_is_told_of_no_others(keyed: K
     misspelt = keyed.ask("inference", "two/othr")
 
     assert listed_ids == ["one/open", "one/slow", "mine"]
-    assert other.status_code == 403
+    assert other.status_code == 404
     assert misspelt.status_code == 404
     assert "two/other" not in misspelt.text
+
+
+MESSAGES = [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize("names", [("two/other", "two/othex"), ("theirs", "theirz")], ids=["id", "alias"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models/{}", None),
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"max_tokens": 1, "messages": MESSAGES}),
+        ("/v1/messages/count_tokens", {"messages": MESSAGES}),
+        ("/v1/embeddings", {"input": "x"}),
+        ("/v1/rerank", {"query": "x", "documents": ["y"]}),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_model_that_a_key_may_not_use_is_answered_exactly_as_one_that_does_not_exist(
+    keyed: Keyed, path: str, body: dict[str, Any] | None, names: tuple[str, str]
+) -> None:
+    answers = []
+    for name in names:
+        with keyed.client("inference") as http:
+            if body is None:
+                answer = http.get(path.format(quote(name, safe="")))
+            else:
+                answer = http.post(path, json={"model": name, **body})
+        changing = ("x-request-id", "request-id", "date")
+        headers = {k: v for k, v in answer.headers.items() if k not in changing}
+        text = answer.text.replace(name, "NAME").replace(answer.headers["x-request-id"], "ID")
+        answers.append((answer.status_code, text, headers))
+
+    forbidden, missing = answers
+    assert forbidden[0] == 404
+    assert forbidden == missing
+
+
+def test_a_request_id_that_two_keys_use_is_cancelled_for_the_one_that_is_named(keyed: Keyed) -> None:
+    keyed.keys["second"] = keyed.make("second", functions=["one/*"])
+    keyed.everywhere("second", 200)
+    texts: dict[str, str] = {}
+
+    def ask(key: str) -> None:
+        body = {"model": "one/slow", "messages": MESSAGES, "stream": True}
+        with keyed.client(key) as http:
+            texts[key] = http.post("/v1/chat/completions", json=body, headers={"x-request-id": "shared"}).text
+
+    asking = [threading.Thread(target=ask, args=(key,)) for key in ("inference", "second")]
+    for one in asking:
+        one.start()
+    with keyed.client("admin") as http:
+        eventually(
+            lambda: (
+                [r["phase"] for r in http.get("/admin/requests/shared").json().get("requests", [])] == ["streaming"] * 2
+            ),
+            what="both requests",
+        )
+        shared = http.get("/admin/requests/shared").json()["requests"]
+        of_one = http.get("/admin/requests/shared", params={"key": "second"}).json()["requests"]
+        unclear = http.post("/admin/requests/shared/cancel")
+        cancelled = keyed.cli("req", "cancel", "shared", "--key", "second", "--json", key=keyed.keys["admin"])
+    for one in asking:
+        one.join(20)
+
+    assert {r["who"] for r in shared} == {"inference", "second"}
+    assert [r["who"] for r in of_one] == ["second"]
+    assert (unclear.status_code, unclear.json()["error"]["code"]) == (400, "request_id_shared")
+    assert "inference, second" in unclear.json()["error"]["message"]
+    assert json.loads(cancelled.stdout) == {"id": "shared", "cancelled": 1}
+    assert "cancelled by an operator" in texts["second"]
+    assert texts["inference"].rstrip().endswith("[DONE]")
 
 
 def test_a_new_key_works_and_a_revoked_one_ends_on_every_worker_within_a_second(keyed: Keyed) -> None:

@@ -18,7 +18,6 @@ from tests.support.factories import a_device, a_function, a_host, an_instance
 
 FAILED = Failure(
     function="org/model", revision="", instance="one", reason="it ended", at=NOW - 5, count=3, retry_at=NOW + 60,
-    last_lines=("Traceback", "CUDA error"),
 )  # fmt: skip
 
 
@@ -90,13 +89,13 @@ def test_what_runs_although_the_catalogue_does_not_name_it_is_shown() -> None:
     assert (row.id, row.engine, row.tone) == ("org/gone", "not in the catalogue", "idle")
 
 
-def test_a_failing_function_is_the_first_thing_said_with_the_workers_last_lines() -> None:
+def test_a_failing_function_is_the_first_thing_said_with_its_reason() -> None:
     shown = picture(known(a_function(), hosts=(fresh(failures=(FAILED,)),)))
 
     assert not shown.verdict.well
     (point,) = shown.verdict.attention
     assert (point.text, point.detail, point.to) == ("org/model does not start", "it ended", shown.rows[0].key)
-    assert shown.troubles[0].last_lines == ("Traceback", "CUDA error")
+    assert (shown.troubles[0].instance, shown.troubles[0].reason) == ("one", "it ended")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,6 @@ def everything(name: str = "org/model") -> Known:
     """A fleet in which everything is going on at once."""
     failure = Failure(
         function="org/broken", revision="", instance="x", reason=name, at=NOW - 3, count=4, retry_at=NOW + 9,
-        last_lines=(name, "last"),
     )  # fmt: skip
     host = a_host(
         an_instance("a", function=name, ready=NOW - 100, phases={"placing": 0.5, "starting": 2.0}, used_mb=900),

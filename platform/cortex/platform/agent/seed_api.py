@@ -352,8 +352,7 @@ def _refusal(model_id: str, refused: Refused) -> NotDone:
 
 
 def _failed(failure: Failure) -> NotDone:
-    last = f" (last line: {failure.last_lines[-1]})" if failure.last_lines else ""
-    why = f"cannot load '{failure.function}': {failure.reason}{last}"
+    why = f"cannot load '{failure.function}': {failure.reason}"
     return NotDone(503, why, RETRY_AFTER_S) if failure.kind is FailureKind.ROOM else NotDone(400, why)
 
 

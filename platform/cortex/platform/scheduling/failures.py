@@ -4,28 +4,66 @@ import re
 from collections.abc import Iterable, Sequence
 
 from cortex.platform import untrusted
-from cortex.platform.record import Failure, FailureKind, Instance
+from cortex.platform.record import Cause, Failure, FailureKind, Instance
 
 FAILURES_BEFORE_BACKOFF = 3
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 1800.0
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemoryError|cudaMalloc failed|failed to allocate|"
-    r"No available memory for the cache blocks|ErrorOutOfDeviceMemory|MemoryError",
-    re.IGNORECASE,
+_SIGNS: tuple[tuple[Cause, str], ...] = (
+    (
+        Cause.OUT_OF_MEMORY,
+        r"out of memory|OutOfMemoryError|cudaMalloc failed|failed to allocate|"
+        r"No available memory for the cache blocks|ErrorOutOfDeviceMemory|MemoryError",
+    ),
+    (Cause.DISK_FULL, r"No space left on device|Disk quota exceeded"),
+    (Cause.PORT_IN_USE, r"Address already in use|couldn't bind HTTP server socket|EADDRINUSE"),
+    (
+        Cause.NO_DEVICE,
+        r"no CUDA-capable device|CUDA driver version is insufficient|No CUDA GPUs are available|no CUDA GPU|"
+        r"Found no NVIDIA driver|no kernel image is available|Failed to infer device type",
+    ),
+    (
+        Cause.MISSING_LIBRARY,
+        r"ModuleNotFoundError|ImportError|cannot open shared object file|error while loading shared libraries",
+    ),
+    (
+        Cause.BAD_ARGUMENT,
+        r"unrecognized arguments?:|invalid argument:|unknown argument:|error: argument |expected one argument",
+    ),
+    (
+        Cause.CONTEXT_TOO_LARGE,
+        r"larger than the maximum number of tokens that can be stored in KV cache|"
+        r"KV cache is needed, which is larger than the available|is larger than the maximum model length|"
+        r"is greater than the derived max_model_len",
+    ),
+    (
+        Cause.UNSUPPORTED_MODEL,
+        r"unknown model architecture|are not supported for now|does not recognize this architecture|"
+        r"unsupported (?:model|architecture)|Unknown quantization method|no vLLM implementation",
+    ),
+    (
+        Cause.BAD_WEIGHTS,
+        r"failed to load model|error loading model|invalid magic|SafetensorError|tensor .{0,200} data is not within|"
+        r"wrong number of tensors|HeaderTooLarge|InvalidHeader|missing tensor|Cannot find any model weights",
+    ),
+    (Cause.MISSING_FILE, r"No such file or directory|FileNotFoundError"),
+    (Cause.NO_PERMISSION, r"Permission denied|PermissionError|Operation not permitted"),
 )
-"""How vLLM, PyTorch, llama.cpp and Python say that memory ran out."""
+_CAUSES = tuple((cause, re.compile(signs, re.IGNORECASE)) for cause, signs in _SIGNS)
+"""How vLLM, PyTorch, llama.cpp, Python and the system say what went wrong. The first that is found in any line counts:
+what stands further up is nearer to the root."""
 
-MOST_REASON, MOST_LINE, MOST_LINES = 1000, 400, 20
-"""What is remembered of one failure: characters of its reason and of a line, and lines."""
+MOST_REASON, MOST_LINES = 1000, 20
+"""Of one failure: characters of its reason that are remembered, and last lines that are read."""
 
 KEPT = 200
 """Functions remembered; the oldest failure is forgotten first."""
 
 
-def says_out_of_memory(lines: Sequence[str]) -> bool:
-    """Whether a worker's last words are that memory ran out."""
-    return any(_OUT_OF_MEMORY.search(line) for line in lines)
+def cause_of(lines: Sequence[str]) -> Cause:
+    """Return what a worker's last lines point at."""
+    last = lines[-MOST_LINES:]
+    return next((c for c, signs in _CAUSES if any(signs.search(line) for line in last)), Cause.UNKNOWN)
 
 
 class Failures:
@@ -44,7 +82,8 @@ class Failures:
         return failure if failure and failure.revision == revision else None
 
     def add(self, instance: Instance, kind: FailureKind, reason: str, last_lines: Sequence[str], now: float) -> Failure:
-        """Keep a failure. Only crashes count towards the back-off: no room, or a cancelled start, is no crash."""
+        """Keep a failure: its reason is ours, and of the worker's last lines only what they point at and how many
+        there are. Only crashes count towards the back-off: no room, or a cancelled start, is no crash."""
         before = self.of(instance.function, instance.revision)
         crashed = kind in (FailureKind.CRASH, FailureKind.OUT_OF_MEMORY)
         row = (before.count if before else 0) + crashed
@@ -54,16 +93,18 @@ class Failures:
             retry_at = now + min(FIRST_BACKOFF_S * 2.0 ** min(over, 16), LONGEST_BACKOFF_S)
         else:
             retry_at = before.retry_at if before else 0.0  # a cancelled start does not end a back-off
+        cause = cause_of(last_lines)
         failure = Failure(
             function=instance.function,
             revision=instance.revision,
             instance=instance.id,
             kind=kind,
-            reason=untrusted.text(reason, MOST_REASON),
+            reason=untrusted.text(f"{reason}: {cause}" if cause else reason, MOST_REASON),
             at=now,
             count=row,
             retry_at=retry_at,
-            last_lines=tuple(untrusted.line(one, MOST_LINE) for one in last_lines[-MOST_LINES:]),
+            cause=cause,
+            lines=min(len(last_lines), MOST_LINES),
             served=instance.ready > 0,
         )
         self._by_function.pop(instance.function, None)  # the newest goes last

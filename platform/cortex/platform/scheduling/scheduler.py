@@ -15,9 +15,9 @@ from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import TRANSITIONS, State, Step
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Going, Planned, Refused, Victim
-from cortex.platform.record import Device, FailureKind, Fleet, Held, Instance, ProcessId
+from cortex.platform.record import Cause, Device, FailureKind, Fleet, Held, Instance, ProcessId
 from cortex.platform.scheduling.effects import Fetch, Reclaim, Stop
-from cortex.platform.scheduling.failures import says_out_of_memory
+from cortex.platform.scheduling.failures import cause_of
 from cortex.platform.scheduling.kept import Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import NoRoom, Placement, When
@@ -433,7 +433,7 @@ class Scheduler(Settling):
     def _kind_of_start_failure(self, instance: Instance, last_lines: Sequence[str]) -> FailureKind:
         """Running out of memory is forgiven once: with more room it may do."""
         before = self._failures.of(instance.function, instance.revision)
-        if says_out_of_memory(last_lines) and not (before and before.kind is FailureKind.OUT_OF_MEMORY):
+        if cause_of(last_lines) is Cause.OUT_OF_MEMORY and not (before and before.kind is FailureKind.OUT_OF_MEMORY):
             return FailureKind.OUT_OF_MEMORY
         return FailureKind.CRASH
 

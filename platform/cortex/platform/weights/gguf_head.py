@@ -1,7 +1,8 @@
 """The metadata at the head of a GGUF file, read without its tensors and without its vocabulary.
 
 The file is a stranger's: every length is checked against the file's own size, and whatever does not add up raises
-BadGguf. Arrays are walked over, not read; a vocabulary of 200000 words costs some tens of milliseconds.
+BadGguf. Arrays are walked over, not read; a vocabulary of 200000 words costs some tens of milliseconds. The number of
+texts and of arrays that are walked over is bounded for the whole head, so no file takes more than about a second.
 """
 
 import mmap
@@ -15,6 +16,9 @@ _SIZES = {kind: struct.calcsize(form) for kind, form in _SCALARS.items()}
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _MOST_KEYS, _DEEPEST = 4096, 4
+_MOST_TEXTS = 4_000_000
+"""In all arrays of a head. The largest vocabularies have 260000 words and twice as many merges."""
+_MOST_ARRAYS = 100_000
 
 
 class BadGguf(Exception):
@@ -43,6 +47,7 @@ def begun(start: bytes) -> dict[str, Value]:
 class _Head:
     def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data, self._at, self._end = data, 0, len(data)
+        self._texts, self._arrays = _MOST_TEXTS, _MOST_ARRAYS
         self.found: dict[str, Value] = {}
 
     def values(self) -> dict[str, Value]:
@@ -91,6 +96,10 @@ class _Head:
         kind, count = self._u32(), self._u64()
         if count > self._end:
             raise ValueError("an array is longer than the file")
+        self._arrays -= 1
+        self._texts -= count if kind == _STRING else 0
+        if self._arrays < 0 or self._texts < 0:
+            raise ValueError(f"it has more than {_MOST_TEXTS} texts or {_MOST_ARRAYS} arrays")
         if kind == _STRING:
             data, at, read = self._data, self._at, _U64.unpack_from
             for _ in range(count):

@@ -34,8 +34,13 @@ def cut_off(path: Path) -> Path:
 def trim(folder: Path) -> None:
     """Cut logs that grew too large. Workers append, so a log cut to nothing goes on from its start."""
     for path in folder.glob("*/*.log"):
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > MOST_BYTES:
-                shutil.copyfile(path, cut_off(path))
-                with path.open("r+b") as file:
-                    file.truncate(0)
+        cut(path, MOST_BYTES)
+
+
+def cut(path: Path, most_bytes: int) -> None:
+    """Cut a log that is larger to nothing; what it held replaces the earlier part. Whoever writes to it must append."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > most_bytes:
+            shutil.copyfile(path, cut_off(path))
+            with path.open("r+b") as file:
+                file.truncate(0)

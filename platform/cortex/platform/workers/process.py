@@ -255,6 +255,12 @@ async def accepts(host: str, port: int, *, within_s: float) -> bool:
     return False
 
 
+def note(log: Path, text: str) -> None:
+    """Add a line of ours to a worker's log: what it answered belongs there, and nowhere else."""
+    with contextlib.suppress(OSError), log.open("ab") as file:
+        file.write(f"cortex: {text}\n".encode(errors="replace"))
+
+
 def tail(log: Path, lines: int = 20, most_bytes: int = 16_384) -> tuple[str, ...]:
     """Return the last lines of a log, cleaned, whatever its size and encoding."""
     try:

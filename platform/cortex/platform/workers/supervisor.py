@@ -198,7 +198,8 @@ class Supervisor:
         """The worker could not be started. No port, or a folder that does not answer, is no crash."""
         self._ports.release(instance.id)
         kind = FailureKind.ROOM if isinstance(error, NoPort | NoAnswer) else FailureKind.CRASH
-        reason = f"the worker could not be started: {error or type(error).__name__}"
+        ours = isinstance(error, NoPort | NoAnswer | OSError)
+        reason = f"the worker could not be started: {error if ours else type(error).__name__}"
         self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now, kind=kind))
 
     def _look_failed(self, instance: Instance, _: Exception) -> None:
@@ -398,7 +399,13 @@ class Supervisor:
         return ()
 
     async def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
-        reason = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
+        """The names it lists may be anything: they go to its own log."""
+        path = self.log_path(function, instance)
+        text = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
+        with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
+            await self.looks.look(str(path), "note", partial(process.note, path, text), question=object())
+        other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
+        reason = f"the worker serves {other} instead of {function}"
         last = await self._last_lines(function, instance)
         self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
 

@@ -201,14 +201,15 @@ def used(journey: Journey, estimate: int) -> int:
 
     (1) nothing, if it never went to a worker;
     (2) what its worker counted, of an answer that came to its end;
-    (3) of any other, the prompt, as estimated if it was not counted, and a token for every piece that came.
+    (3) of any other, the prompt, as estimated if it was not counted, and a token for every piece that came, or more
+        where pieces held more.
     """
     if not (journey.instance or journey.tries or journey.pieces):  # (1)
         return 0
     counted = journey.tokens_in + journey.tokens_out
-    if counted and not journey.fault:  # (2)
+    if counted and not (journey.left or journey.fault):  # (2)
         return counted
-    return (journey.tokens_in or estimate) + max(journey.tokens_out, journey.pieces)  # (3)
+    return (journey.tokens_in or estimate) + max(journey.tokens_out, journey.pieces, journey.rough_tokens)  # (3)
 
 
 def over_limits_message(verdict: Verdict, caller: Principal) -> str:

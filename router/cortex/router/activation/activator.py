@@ -34,7 +34,15 @@ from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents, AgentU
 from cortex.router.activation.choice import considered, hosts_to_ask, why_nowhere
 from cortex.router.directory import Target
 from cortex.router.receipts import Receipts
-from cortex.router.refusals import NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, Refusal, StartFailed
+from cortex.router.refusals import (
+    SEE_WHY,
+    NoCapacity,
+    NotReadyInTime,
+    QueueFull,
+    RecordIsAway,
+    Refusal,
+    StartFailed,
+)
 from cortex.router.request.probe import Pulse
 from cortex.router.view import View
 
@@ -125,9 +133,11 @@ class Activator:
 
     def late(self, function: Function) -> NotReadyInTime:
         """Return what is raised when a function's start clock has run out."""
+        public = f"'{function.id}' was not ready after {function.start_timeout_s:g} s"
         return NotReadyInTime(
-            f"'{function.id}' was not ready after {function.start_timeout_s:g} s: {self._progress(function)}",
+            f"{public}: {self._progress(function)}",
             retry_after=RETRY_AFTER_S,
+            public=public + SEE_WHY,
         )
 
     async def ensure(self, find: Callable[[], Target], *, force: bool = False) -> str:
@@ -190,8 +200,9 @@ class Activator:
                 log.warning("agent_away", host=host, why=str(error))
                 self._slow[host] = time.monotonic() + SLOW_S
                 if not isinstance(error, AgentUnreachable) or time.monotonic() - began > PROPOSE_S:
-                    why = f"no room for '{function.id}' now: {host}: {error}"
-                    raise AnswerLost(why, retry_after=RETRY_AFTER_S) from None
+                    public = f"no room for '{function.id}' now"
+                    why = f"{public}: {host}: {error}"
+                    raise AnswerLost(why, retry_after=RETRY_AFTER_S, public=public + SEE_WHY) from None
                 refusals.append((host, Refused(str(error), When.LATER)))
                 continue
             if isinstance(answer, Going):
@@ -252,17 +263,21 @@ class Activator:
         if not refusals:
             fleet = self._view.fleet
             why = why_nowhere(wanted, fleet, use(fleet), clock.now())
+            public = f"no host can run '{function.id}'"
             return NoCapacity(
-                f"no host can run '{function.id}': {why}",
+                f"{public}: {why}",
+                public=public + SEE_WHY,
                 # A cordon may be lifted and a host may join: that can be waited for.
                 retry_after=RETRY_AFTER_S if fleet.cordoned or not fleet.hosts else None,
             )
         said = "; ".join(f"{host}: {refused.reason}" for host, refused in refusals)
+        public = f"'{function.id}' cannot be started"
         if any(r.failure for _, r in refusals):
-            return StartFailed(f"'{function.id}' cannot be started: {said}")
+            return StartFailed(f"{public}: {said}", public=public + SEE_WHY)
         if all(r.when is When.NEVER for _, r in refusals):
-            return StartFailed(f"'{function.id}' cannot be started: {said}")
-        return NoCapacity(f"no room for '{function.id}' now: {said}", retry_after=RETRY_AFTER_S)
+            return StartFailed(f"{public}: {said}", public=public + SEE_WHY)
+        public = f"no room for '{function.id}' now"
+        return NoCapacity(f"{public}: {said}", retry_after=RETRY_AFTER_S, public=public + SEE_WHY)
 
     def _joined(self, target: Target) -> asyncio.Task[None]:
         """Return the start of this revision that is under way in this router, or begin it."""
@@ -309,8 +324,8 @@ class Activator:
                     await self._view.changed(NO_ROOM_S)
                     continue
                 if not failure.served:
-                    last = f" (last line: {failure.last_lines[-1]})" if failure.last_lines else ""
-                    raise StartFailed(f"'{function.id}' did not start: {failure.reason}{last}")
+                    public = f"'{function.id}' did not start"
+                    raise StartFailed(f"{public}: {failure.reason}", public=public + SEE_WHY)
             elif awaited and not self._forgotten(awaited, host) and time.monotonic() - unseen_since < UNSEEN_S:
                 # Asked for, but not in our view yet, or its host is away just now.
                 await self._view.changed(NO_ROOM_S)
@@ -320,7 +335,11 @@ class Activator:
             try:
                 going = await self._claimed(function, rev)  # (6)
             except RecordAway as error:
-                raise RecordIsAway(f"'{function.id}' is cold, and {error}", retry_after=RETRY_AFTER_S) from None
+                raise RecordIsAway(
+                    f"'{function.id}' is cold, and {error}",
+                    retry_after=RETRY_AFTER_S,
+                    public=f"'{function.id}' is cold, and nothing can be started now{SEE_WHY}",
+                ) from None
             except NoCapacity as refusal:  # (5)
                 if refusal.retry_after is None:
                     raise

@@ -35,6 +35,7 @@ class ChatStream:
     def __init__(self, reply: Reply) -> None:
         self.fault: Fault | None = None
         self.over = False
+        self.rough_tokens = 0
         self._reply = reply
         self._frames = SSEDecoder()
         self._mender = Mender(reply.id)
@@ -90,6 +91,7 @@ class ChatStream:
 
     def _passed(self, data: bytes) -> bytes:
         chunk = chunks.decode(data)
+        self.rough_tokens += chunks.rough_tokens(chunk)
         if chunk.usage is not None:
             self._usage = chunk.usage
             if not chunk.choices and self._reply.usage_is_ours:

@@ -48,6 +48,8 @@ class Choice(msgspec.Struct):
     index: int = 0
     delta: Delta | None = None
     message: Delta | None = None
+    text: Any = None
+    """In place of `delta` and `message`, the text of a completion."""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     stopping_word: str | None = None
@@ -175,6 +177,29 @@ def tokens(usage: Usage | None, known_input: int | None = None) -> Tokens:
 def count(tokens: int | None) -> int:
     """Return a worker's count of tokens, within bounds."""
     return min(max(0, tokens or 0), MOST_TOKENS)
+
+
+LETTERS_PER_TOKEN = 4
+
+
+def rough_tokens(chunk: Chunk) -> int:
+    """Return about how many tokens a piece of a stream holds: one per choice with a text, or one for four letters.
+
+    With speculative decoding, or where the server waits for several tokens, a piece has many.
+    """
+    tokens = 0
+    for choice in chunk.choices or ():
+        delta = choice.delta
+        if delta is None:
+            letters = len(choice.text) if isinstance(choice.text, str) else 0
+        else:
+            letters = len(delta.content or "") + len(delta.reasoning_content or delta.reasoning or "")
+            for call in delta.tool_calls or ():
+                if call.function is not None and isinstance(call.function.arguments, str):
+                    letters += len(call.function.arguments)
+        if letters:
+            tokens += max(1, letters // LETTERS_PER_TOKEN)
+    return tokens
 
 
 def ending(chunk: Chunk, choice: Choice) -> Ending | None:

@@ -13,7 +13,7 @@ from cortex.functions.passing import passing
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.router.dialects import gate, grammar, hygiene, images, wire
-from cortex.router.dialects.chunks import Plain, Tokens, count
+from cortex.router.dialects.chunks import LETTERS_PER_TOKEN, Plain, Tokens, count
 from cortex.router.dialects.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
 from cortex.router.dialects.messages import session_of
 from cortex.router.dialects.sse import Event, SSEDecoder
@@ -121,6 +121,7 @@ class NativeStream:
         self.fault: Fault | None = None
         self.over = False
         self.tokens = Tokens()
+        self.rough_tokens = 0
         self._dialect: Spoken = dialect
         self._request_id = request_id
         self._frames = SSEDecoder()
@@ -170,6 +171,8 @@ class NativeStream:
 
     def _passed(self, frame: Event) -> bytes:
         name = frame.event.decode("utf-8", "replace")
+        if name.endswith("delta"):
+            self.rough_tokens += _rough_tokens(frame.data)
         if name in _USAGE or name in _BEGUN:
             self._look(frame.data, name)
         if name in _ENDS:
@@ -284,6 +287,22 @@ def _tokens(usage: _Usage | None, known: Tokens, dialect: Spoken) -> Tokens:
     prompt = known.input if usage.input_tokens is None else usage.input_tokens + cached + written
     output = known.output if usage.output_tokens is None else usage.output_tokens
     return Tokens(input=count(prompt), cached=count(cached), written=count(written), output=count(output))
+
+
+class _Delta(msgspec.Struct):
+    """An event that brings a piece of an answer: in Responses a text, in Messages an object with one."""
+
+    delta: str | dict[str, Any] | None = None
+
+
+def _rough_tokens(data: bytes) -> int:
+    """Return about how many tokens an event's text has; at least one."""
+    try:
+        delta = msgspec.json.decode(data, type=_Delta).delta or ""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 1
+    texts = [delta] if isinstance(delta, str) else [v for k, v in delta.items() if k != "type" and isinstance(v, str)]
+    return max(1, sum(map(len, texts)) // LETTERS_PER_TOKEN)
 
 
 def _whole(frame: Event) -> bool:

@@ -36,11 +36,13 @@ class Stream(Protocol):
     """A stream to a client, as the edge drives it.
 
     `open()` and `ping()` while waiting; `feed()` per piece of the worker's body; `close()` at its end; `fail()`
-    when the worker is lost. `fault` is what ended it badly, `tokens` what it cost, `over` that nothing follows.
+    when the worker is lost. `fault` is what ended it badly, `tokens` what it cost, `over` that nothing follows;
+    `rough_tokens` is about how many came so far, for a stream that is cut before its worker has counted.
     """
 
     fault: Fault | None
     over: bool
+    rough_tokens: int
 
     @property
     def tokens(self) -> Tokens: ...
@@ -57,6 +59,7 @@ class Relay:
     def __init__(self, machine: Machine) -> None:
         self.fault: Fault | None = None
         self.over = False
+        self.rough_tokens = 0
         self._machine = machine
         self._frames = SSEDecoder()
 
@@ -110,6 +113,7 @@ class Relay:
             self._tell(chunks.decode(frame.data), out)
 
     def _tell(self, chunk: Chunk, out: list[bytes]) -> None:
+        self.rough_tokens += chunks.rough_tokens(chunk)
         if begun := self._machine.open():
             out.append(self._said(begun))
         out.append(self._said(self._machine.feed(chunk)))

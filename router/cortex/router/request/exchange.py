@@ -16,7 +16,7 @@ from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from cortex.functions.servers import server_of, slots
-from cortex.platform.api_keys import ANONYMOUS, Principal
+from cortex.platform.api_keys import ANONYMOUS, Principal, Right
 from cortex.platform.flights import Flights
 from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
@@ -33,7 +33,7 @@ from cortex.router.dialects.worker_errors import (
     first_error,
 )
 from cortex.router.directory import Directory, Target
-from cortex.router.refusals import Cancelled, NotReadyInTime, Refusal, UpstreamBroke, UpstreamSilent
+from cortex.router.refusals import SEE_WHY, Cancelled, NotReadyInTime, Refusal, UpstreamBroke, UpstreamSilent
 from cortex.router.request.asking import must_take
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
 from cortex.router.request.attendance import attend
@@ -131,7 +131,7 @@ class Exchange:
             streams=self._stream is not None,
             read_s=read_s,
         )
-        self._caller = caller
+        self._caller, self._is_operator = caller, caller.may(Right.STATUS)
         self.journey.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
         self._start_s = 0.0
@@ -155,7 +155,7 @@ class Exchange:
             await self._attempts()
         except Refusal as refusal:
             self.journey.why = refusal.message
-            await self._refuse(refusal.fault())
+            await self._refuse(refusal.fault(operator=self._is_operator))
         except DialectError as error:
             await self._refuse(error.fault)
         except asyncio.CancelledError:
@@ -205,7 +205,8 @@ class Exchange:
             self._services.view.suspect(instance.id)
             journey.broke(str(broken))
             if last:
-                raise UpstreamBroke(f"the worker of '{self._function.id}' broke before it answered: {broken}") from None
+                public = f"the worker of '{self._function.id}' broke before it answered"
+                raise UpstreamBroke(f"{public}: {broken}", public=public + SEE_WHY) from None
             journey.instance = journey.host = ""  # a head that is sent while it waits names no dead instance
             return False
 
@@ -397,7 +398,9 @@ class Exchange:
         except Broken as broken:
             if not journey.pieces:
                 raise
-            reason = f"the worker of '{self._function.id}' broke off in its answer: {broken}"
+            reason = f"the worker of '{self._function.id}' broke off in its answer"
+            journey.why = f"{reason}: {broken}"
+            reason = journey.why if self._is_operator else reason + SEE_WHY
             await self._say(stream, stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
         except BadAnswer as unreadable:
             await self._say(stream, stream.fail(unreadable.fault))
@@ -405,6 +408,7 @@ class Exchange:
             await self._say(stream, stream.close())
         finally:
             self._spent(stream.tokens, hidden)
+            journey.rough_tokens = stream.rough_tokens
         if stream.fault is not None:
             journey.fault = stream.fault.kind
         await self._send_body(b"", last=True)

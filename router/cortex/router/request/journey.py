@@ -58,6 +58,7 @@ class Journey:
         "pieces",
         "queued_s",
         "read_s",
+        "rough_tokens",
         "span",
         "status",
         "streams",
@@ -80,7 +81,7 @@ class Journey:
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0
         self.first = self.last = self.ended = 0.0
         self.pieces = self.status = 0
-        self.tokens_in = self.tokens_out = self.cached = 0
+        self.tokens_in = self.tokens_out = self.cached = self.rough_tokens = 0
         self.gaps: list[int] | None = None
         self.tries: tuple[Try, ...] = ()
         self.cancel: Callable[[], None] | None = None
@@ -224,9 +225,11 @@ class Journeys:
         """Return the requests of an id, those under way first. Clients choose ids: there may be several."""
         return [j for j in (*self._live.values(), *reversed(self._over)) if j.id == id]
 
-    def cancel(self, id: str) -> int:
-        """Cancel the requests of an id; return how many."""
-        found = [j for j in self._live.values() if j.id == id and j.cancel is not None]
+    def cancel(self, id: str, who: str | None = None) -> int:
+        """Cancel the requests of an id, all or those of one key; return how many."""
+        found = [
+            j for j in self._live.values() if j.id == id and j.cancel is not None and (who is None or j.who == who)
+        ]
         for journey in found:
             assert journey.cancel is not None
             journey.cancel()

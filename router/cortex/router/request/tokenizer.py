@@ -13,6 +13,14 @@ from cortex.router.refusals import UpstreamBroke
 from cortex.router.request.upstream import Broken, Upstream
 
 
+class _Refused(Exception):
+    """The worker answered with an error. Its words may quote the prompt: they are for the request's client alone."""
+
+    def __init__(self, status: int, answer: str) -> None:
+        super().__init__(f"it answered {status}")
+        self.status, self.answer = status, answer
+
+
 class Tokenizer:
     """Asks workers."""
 
@@ -33,14 +41,21 @@ class Tokenizer:
             rendered = (await self._ask(instance, "/apply-template", body))["prompt"]
             text = msgspec.json.encode({"content": rendered, "add_special": True, "parse_special": True})
             return len((await self._ask(instance, "/tokenize", text))["tokens"])
-        except (Broken, BadAnswer, msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        except (Broken, BadAnswer) as error:
             raise UpstreamBroke(f"the worker of '{function.id}' could not count the prompt: {error}") from None
+        except _Refused as refused:
+            raise UpstreamBroke(
+                f"the worker of '{function.id}' could not count the prompt: it answered {refused.status}",
+                answer=refused.answer,
+            ) from None
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+            raise UpstreamBroke(f"the worker of '{function.id}' did not answer with a number of tokens") from None
 
     async def _ask(self, instance: Instance, path: str, body: bytes) -> dict[str, Any]:
         answer = await self._upstream.post(instance, path, body)
         try:
             if answer.status != 200:
-                raise Broken(fault_from_worker(answer.status, await answer.error()).message)
+                raise _Refused(answer.status, fault_from_worker(answer.status, await answer.error()).message)
             return msgspec.json.decode(await answer.whole(), type=dict[str, Any])
         finally:
             answer.close()

@@ -97,7 +97,10 @@ class Row(Struct, frozen=True, kw_only=True):
     measured: list[Measurement]
     failure: str | None
     retry_at: float | None
-    last_lines: tuple[str, ...]
+    cause: str
+    """What the worker's last lines point at, as far as they are understood; they are in its log, for admins."""
+    failed_instance: str
+    """Whose log that is; empty without a failure."""
 
 
 def rows(
@@ -155,7 +158,8 @@ def _row(
         measured=[_measurement(device, entry, function, fleet) for device, entry in sorted(kinds.items())],
         failure=failure.reason if failure else "; ".join(unreadable) or None,
         retry_at=(failure.retry_at or None) if failure else None,
-        last_lines=failure.last_lines if failure else (),
+        cause=failure.cause if failure else "",
+        failed_instance=failure.instance if failure and failure.lines else "",
     )
 
 

@@ -1,16 +1,20 @@
 """`/admin/requests` and `/admin/traffic`: what all router workers are busy with, and were in the last hour."""
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
 from msgspec import to_builtins
 
 from cortex.router.metrics.latency import percentiles
 from cortex.router.metrics.traffic import BUCKET_S, Bucket, whole
-from cortex.router.refusals import RequestNotFound
+from cortex.router.refusals import RequestNotFound, SharedRequestId
 from cortex.router.runtime import Runtime
+
+Key = Annotated[str | None, Parameter(max_length=200)]
+"""The name of an API key; "" stands for callers without one."""
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
@@ -24,18 +28,27 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         return {"requests": to_builtins(found)}
 
     @get("/admin/requests/{id:str}", opt={"needs": "status"})
-    async def request_(id: str) -> dict[str, Any]:
-        """Say how a request went or goes: one that is under way, or one of the last few hundred."""
-        found = await runtime.inquiry.find(id)
+    async def request_(id: str, key: Key = None) -> dict[str, Any]:
+        """Say how a request went or goes: one that is under way, or one of the last few hundred. Clients choose ids:
+        there may be several, of several keys (`who`); `key` leaves those of one."""
+        found = [t for t in await runtime.inquiry.find(id) if key is None or t.who == key]
         if not found:
             raise RequestNotFound(id)
         return {"requests": to_builtins(found)}
 
     @post("/admin/requests/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
-    async def cancel(id: str) -> dict[str, Any]:
-        """Cancel a request, wherever it is served. Its client is told, and the worker stops."""
+    async def cancel(id: str, key: Key = None) -> dict[str, Any]:
+        """Cancel a request, wherever it is served. Its client is told, and the worker stops. Where requests of
+        several keys have the id, `key` says whose is meant."""
+        if key is None:
+            owners = sorted({t.who for t in await runtime.inquiry.find(id) if t.phase != "over"})
+            if len(owners) > 1:
+                raise SharedRequestId(id, owners)
+            if not owners:
+                raise RequestNotFound(id)
+            key = owners[0]
         runtime.receipts.asked("cancel", request=id[:128])
-        number = await runtime.inquiry.cancel(id)
+        number = await runtime.inquiry.cancel(id, key)
         if not number:
             raise RequestNotFound(id)
         return {"cancelled": number}

@@ -237,7 +237,7 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Trouble(Struct, frozen=True, kw_only=True):
-    """Something that failed, with the last the worker said."""
+    """Something that failed. What the worker wrote is fetched from its host by admins."""
 
     key: str
     function: str
@@ -248,7 +248,6 @@ class Trouble(Struct, frozen=True, kw_only=True):
     at: float
     count: int
     retry_at: float | None
-    last_lines: tuple[str, ...]
 
 
 class Log(Struct, frozen=True, kw_only=True):

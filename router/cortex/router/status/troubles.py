@@ -25,5 +25,4 @@ def trouble(host: HostRecord, failure: Failure) -> Trouble:
         at=failure.at,
         count=failure.count,
         retry_at=failure.retry_at or None,
-        last_lines=failure.last_lines,
     )

@@ -1,0 +1,34 @@
+"""The logs of what `cortex up` runs are bounded while it runs."""
+
+import asyncio
+from pathlib import Path
+
+from cortex.cli.up import Child, bound_logs
+from cortex.platform.workers.log_files import cut_off
+
+
+async def test_a_log_that_has_grown_too_large_is_cut_and_what_writes_it_goes_on(tmp_path: Path) -> None:
+    child = Child("router", [], {}, tmp_path / "router.log", 0)
+    with child.log.open("ab", buffering=0) as writer:
+        writer.write(b"x" * 1000)
+        bounding = asyncio.create_task(bound_logs([child], most_bytes=1000, look_s=0.001))
+        await asyncio.sleep(0)
+        writer.write(b"y")
+        async with asyncio.timeout(10):
+            while child.log.stat().st_size:  # noqa: ASYNC110 (a file's size tells of no change)
+                await asyncio.sleep(0.001)
+        writer.write(b"on")
+        bounding.cancel()
+
+    assert child.log.read_bytes() == b"on"
+    assert cut_off(child.log).read_bytes() == b"x" * 1000 + b"y"
+
+
+async def test_a_log_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
+    child = Child("router", [], {}, tmp_path / "router.log", 0)
+
+    bounding = asyncio.create_task(bound_logs([child], look_s=0.001))
+    done, _ = await asyncio.wait([bounding], timeout=0.05)
+    bounding.cancel()
+
+    assert not done
