@@ -420,7 +420,6 @@ def test_a_load_that_fails_says_why_and_is_listed_as_failed(agent: Agent) -> Non
     failed = {entry["model_id"]: entry["error"] for entry in agent.activation()["failed"]}
     assert answer.status_code == 400
     assert "exited with code 3 while starting" in error
-    assert "no such tokenizer" in error
     assert "exited with code 3" in failed["fake/dies"]
     assert agent.activation()["state"] == "ready"
     assert agent.listed("fake/dies") is None

@@ -1179,7 +1179,7 @@ def test_a_superseded_start_is_given_up(weights: Weights | None) -> None:
     scheduler.heed({"f": NEW_F}, "digest", 10.0)
 
     assert set(states(scheduler).values()) <= {State.STOPPING}
-    assert [f.kind for f in scheduler.record().failures] == [FailureKind.CANCELLED]
+    assert [f.kind for f in scheduler.record().failures] == [FailureKind.ROOM]
 
 
 def test_failures_of_functions_no_longer_declared_are_forgotten() -> None:

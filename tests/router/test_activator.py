@@ -218,20 +218,19 @@ async def test_a_start_of_what_is_not_declared_any_more_ends_and_proposes_nothin
     assert stage.proposed == 1
 
 
-async def test_a_start_given_up_by_a_host_with_another_catalogue_is_made_again() -> None:
-    """It was superseded there: this router has not read the new file yet, or the host has been told an old one."""
+async def test_a_start_that_was_superseded_is_made_again() -> None:
+    """This router has not read the new file yet, or the host has been told an old one."""
     stage = Stage((), (), (an_instance("new-2", ready=2.0),))
     starting = an_instance("new-1", state=State.STARTING)
-    stage.failures.add(starting, FailureKind.CANCELLED, "given up while it was starting: superseded", (), 1.0)
+    stage.failures.add(starting, FailureKind.ROOM, "given up while it was starting: superseded", (), 1.0)
 
     await stage.served()
 
     assert stage.proposed == 2
 
 
-async def test_a_start_given_up_by_a_host_with_the_same_catalogue_is_the_answer() -> None:
+async def test_a_start_that_was_cooled_is_the_answer() -> None:
     stage = Stage((), ())
-    stage.catalogue = stage.directory.digest
     starting = an_instance("new-1", state=State.STARTING)
     stage.failures.add(starting, FailureKind.CANCELLED, "given up while it was starting: cool", (), 1.0)
 

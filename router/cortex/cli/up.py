@@ -121,8 +121,9 @@ async def bound_logs(children: Sequence[Child], most_bytes: int = MOST_LOG_BYTES
 
 async def run(settings: Settings, models: Path | None, port: int | None, workers: int) -> int:
     """Run until told to stop. Return the exit code."""
+    path, catalogue = _catalogue(settings, models)
     lock = await _locked()
-    settings, catalogue = _prepared(settings, models, port)
+    settings = _prepared(settings, path, port)
     runtime_dir = Path(tempfile.mkdtemp(prefix="cortex-"))  # unix socket paths are short of room: 107 bytes
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -179,15 +180,19 @@ async def _locked() -> int:
         ) from None
 
 
-def _prepared(settings: Settings, models: Path | None, port: int | None) -> tuple[Settings, Catalogue]:
-    """Settle the ports and the catalogue before anything is started."""
+def _catalogue(settings: Settings, models: Path | None) -> tuple[Path, Catalogue]:
+    """Read the catalogue before anything is started or written."""
     path = (models or Path(settings.models_config)).resolve()
     try:
-        catalogue = load(path)
+        return path, load(path)
     except CatalogueError as error:
         raise Failed(str(error), hint="Nothing was started.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Failed(f"{path}: cannot be read: {error}", hint="Say where it is with --models.") from None
+
+
+def _prepared(settings: Settings, path: Path, port: int | None) -> Settings:
+    """Settle the ports before anything is started."""
     listen = f"127.0.0.1:{port}" if port else settings.gateway.listen
     if not address.is_loopback(listen):
         raise Failed(f"`cortex up` listens on loopback only, not on {listen}")
@@ -203,7 +208,7 @@ def _prepared(settings: Settings, models: Path | None, port: int | None) -> tupl
         keep_workers=False,
         stop_grace_s=min(settings.agent.stop_grace_s, 3.0),
     )
-    return replace(settings, models_config=str(path), gateway=gateway, agent=agent), catalogue
+    return replace(settings, models_config=str(path), gateway=gateway, agent=agent)
 
 
 def _port(listen: str) -> int:

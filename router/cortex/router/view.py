@@ -25,6 +25,8 @@ FULL_READ_S = 3.0
 NOTED_S = 30.0
 """How long this router remembers its own last uses: longer than any read of the record takes."""
 RETRY_S = 0.5
+GIVEN_UP_S = 30.0
+"""How long an instance whose engine has failed is not chosen: longer than its front, which still answers, lives."""
 SUSPECT_S = 2.0
 """How long an instance that refused us is not chosen: its agent will have said what became of it by then."""
 
@@ -56,6 +58,7 @@ class View:
         self._waiting: dict[str, int] = {}
         self._placed: dict[str, tuple[str, str]] = {}
         self._suspects: dict[str, tuple[float, float]] = {}
+        self._given_up: dict[str, float] = {}
         self._unsure: frozenset[str] = frozenset()
         self._misses: dict[str, int] = {}
         self._next: asyncio.Future[None] | None = None
@@ -75,7 +78,8 @@ class View:
     def suspected(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the instances that are ready by the record and not chosen just now, because they refused us."""
         now = time.monotonic()
-        return tuple(i for i in self._ready.get((function, revision), ()) if self._suspected(i.id, now))
+        found = self._ready.get((function, revision), ())
+        return tuple(i for i in found if self._suspected(i.id, now) and self._given_up.get(i.id, 0.0) < now)
 
     def unsure(self, instance: str) -> bool:
         """Whether what is known of an instance may be old: the record is away or was not read lately, or its host is
@@ -142,6 +146,13 @@ class View:
         now = time.monotonic()
         self._suspects = {i: s for i, s in self._suspects.items() if self._suspected(i, now)}
         self._suspects[instance] = (now + SUSPECT_S, self._said_at(instance))
+
+    def give_up(self, instance: str) -> None:
+        """Choose an instance no more, whatever a probe finds: its engine has failed, and it is about to end."""
+        now = time.monotonic()
+        self.suspect(instance)
+        self._suspects[instance] = (now + GIVEN_UP_S, self._said_at(instance))
+        self._given_up = {i: until for i, until in self._given_up.items() if until > now} | {instance: now + GIVEN_UP_S}
 
     def trust(self, instance: str) -> None:
         """Choose an instance again: it has answered with its key."""

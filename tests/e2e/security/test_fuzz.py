@@ -114,7 +114,9 @@ def test_random_requests_of_nobody_change_nothing(keyed: Keyed) -> None:
         router_said = fuzzed(http, [r for r in ROUTER if not r.endswith(ENDLESS)], 50)
         agent_said = fuzzed(agent, [r for r in AGENT if not r.endswith(ENDLESS)], 50)
 
-    assert state(keyed) == before
+    after = state(keyed)
+    assert set(after.pop("instances")) <= set(before.pop("instances"))  # one may have been reaped meanwhile
+    assert after == before
     assert {401} < set(router_said) <= {200, 303, 400, 401, 403, 404, 405, 413}
     assert set(agent_said) <= {200, 401, 404, 405}
 

@@ -241,5 +241,6 @@ class Roster:
 
 
 def _cancelled(why: str) -> FailureKind:
-    """A host that goes away takes only the place with it: whoever waits may ask another."""
-    return FailureKind.ROOM if why in ("host drain", "shutdown") else FailureKind.CANCELLED
+    """Say what a start that was given up means to those that wait for it: where only its place or its revision is lost,
+    they may request another."""
+    return FailureKind.ROOM if why in ("host drain", "shutdown", "superseded") else FailureKind.CANCELLED

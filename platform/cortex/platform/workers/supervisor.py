@@ -455,7 +455,8 @@ class Supervisor:
             await asyncio.wait((starting,), timeout=KILLED_WITHIN_S)
         leader = self._watched.get(instance.id) or instance.process
         number, wait_s = signal.SIGTERM, effect.grace_s
-        while leader is not None and process.signal_worker(leader, number):
+        while leader is not None and process_id.is_alive(leader):
+            process.signal_worker(leader, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await process.ended(leader)

@@ -300,8 +300,8 @@ class Activator:
         (1) an instance is ready: done;
         (2) one is on its way: wait for it;
         (3) the one we waited for failed: that is the answer, unless only its place was lost, or it had been
-            ready (we saw it before its agent saw it die), or it was given up by a host that goes by another
-            catalogue, or its host knows nothing of it any more (its agent began anew): then another is proposed;
+            ready (we saw it before its agent saw it die), or its host knows nothing of it any more (its agent
+            began anew): then another is proposed;
         (4) one that refused a request a moment ago is well: done;
         (5) no host has room now: ask again as soon as something changes;
         (6) else propose one, under the claim.
@@ -320,7 +320,7 @@ class Activator:
             failure = self._view.failure(awaited) if awaited else None  # (3)
             if failure is not None:
                 awaited = ""
-                if failure.kind is FailureKind.ROOM or self._is_superseded(failure):
+                if failure.kind is FailureKind.ROOM:
                     await self._view.changed(NO_ROOM_S)
                     continue
                 if not failure.served:
@@ -354,15 +354,6 @@ class Activator:
         """Whether the catalogue still declares a function in this revision."""
         target = self._directory.known(function.id)
         return target is not None and (target.function.id, target.revision) == (function.id, rev)
-
-    def _is_superseded(self, failure: Failure) -> bool:
-        """Whether a start was given up by a host that goes by another catalogue than this router: then one of the
-        two is about to take the other's."""
-        if failure.kind is not FailureKind.CANCELLED:
-            return False
-        return any(
-            h.catalogue != self._directory.digest for h in self._view.fleet.hosts.values() if failure in h.failures
-        )
 
     async def _recovered(self, function: Function, rev: str) -> bool:
         """Try those instances again that refused a request a moment ago; return whether one may be chosen.

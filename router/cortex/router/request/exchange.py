@@ -41,7 +41,7 @@ from cortex.router.request.fitting import Settle
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
 from cortex.router.request.turns import Starts, Turn, Turns, Waiting
-from cortex.router.request.upstream import Answer, Broken, Upstream
+from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
 from cortex.router.view import View
 
@@ -202,7 +202,8 @@ class Exchange:
             clock = f"{self._function.request_timeout_s:g} s"
             raise UpstreamSilent(f"'{self._function.id}' took longer than {clock}") from None
         except Broken as broken:
-            self._services.view.suspect(instance.id)
+            view = self._services.view
+            view.give_up(instance.id) if isinstance(broken, EngineFailed) else view.suspect(instance.id)
             journey.broke(str(broken))
             if last:
                 public = f"the worker of '{self._function.id}' broke before it answered"
@@ -358,7 +359,7 @@ class Exchange:
         if answer.status in BREAKDOWNS and (
             engine_died(fault.message) or not await self._services.upstream.is_well(instance)
         ):
-            raise Broken(f"it answered {answer.status} and is not healthy")
+            raise EngineFailed(f"it answered {answer.status} and is not healthy")
         raise DialectError(fault)
 
     def _streams_anyway(self) -> bool:
@@ -387,7 +388,7 @@ class Exchange:
         try:
             chunk = await self._patiently(anext(chunks, b""))
             if (fault := first_error(chunk)) and engine_died(fault.message):
-                raise Broken("its engine has failed")
+                raise EngineFailed("its engine has failed")
             while chunk and not stream.over:
                 now = clock()
                 journey.piece(now)
@@ -496,4 +497,4 @@ class Exchange:
 
 def _stream_error(fault: Fault) -> Broken | DialectError:
     """Return the exception for an error that a worker sent as the first of its stream."""
-    return Broken("its engine has failed") if engine_died(fault.message) else DialectError(fault)
+    return EngineFailed("its engine has failed") if engine_died(fault.message) else DialectError(fault)

@@ -23,6 +23,10 @@ class Broken(Exception):
     """The worker could not be reached, or its answer broke off."""
 
 
+class EngineFailed(Broken):
+    """The worker's engine has failed while its front still answers: it is about to end."""
+
+
 class Stranger(Broken):
     """Whoever listens at that address is not the instance we mean: it does not know its key, or has another model."""
 
