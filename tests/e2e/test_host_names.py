@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.catalogues import fake
-from tests.support.fleet import Fleet
+from tests.support.fleet import TOKEN, Fleet
 from tests.support.stack import eventually, own_redis
 
 QUICK = {"CORTEX_AGENT__HEARTBEAT_S": "0.5"}
@@ -57,11 +57,12 @@ def test_of_two_machines_with_one_name_the_second_stays_out_and_the_first_comes_
         # The first one comes back, keeps its worker, and publishes nothing.
         fleet.processes["twin"].send_signal(signal.SIGCONT)
         shared = eventually(lambda: fleet.http.get("/health").json()["shared_names"], what="both to be named")
-        health = httpx.get(f"{ours}/health", trust_env=False).json()
+        bearer = {"authorization": f"Bearer {TOKEN}"}
+        health = httpx.get(f"{ours}/health", headers=bearer, trust_env=False).json()
         assert shared == {"twin": [theirs, ours]}
         assert fleet.http.get("/health").json()["status"] == "degraded"
         assert health["status"] == "degraded"
-        assert theirs in health["problem"]
+        assert any(theirs in problem for problem in health["problems"])
         assert (
             f"two machines have this name: {theirs} is in the record, {ours} is refused" in fleet.cli("doctor").stdout
         )

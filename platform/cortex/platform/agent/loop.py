@@ -58,6 +58,8 @@ T = TypeVar("T")
 
 TICK_S = 0.5
 STOP_ALL_S = 8.0
+OLD_REQUESTS_S = 2.0
+"""How long after a stall a request to start something is taken for one of before."""
 LISTEN_S = 10.0
 EPOCHS_AHEAD = 1_000_000
 """How far the epochs of a new agent begin above those that the last one saved: it may have raised them since."""
@@ -112,6 +114,8 @@ class Agent:
         self._writer = state_file.Writer(self._state_path)
         self._adopted = False
         self._saved: tuple[object, ...] | None = None
+        self._alive_at, self._stalled_at = float("inf"), float("-inf")
+        """When this loop ran last, and when it went on after it had been stopped."""
         self._rung = asyncio.Event()
         self._stock = asyncio.Event()
         self._stock_of = ""
@@ -139,6 +143,7 @@ class Agent:
             "health": self._caretaker.look_after,
             "models": self._caretaker.study,
             "weights": self._take_stock,
+            "stalls": self._notice_stalls,
         }
         self._tasks = [loop.create_task(self.faults.run(work, one), name=work) for work, one in loops.items()]
         return self
@@ -165,6 +170,8 @@ class Agent:
         Refused without a start when the decision comes so late that the caller has given up by then.
         """
         came = time.monotonic()
+        if came - self._alive_at > DECIDE_S or came - self._stalled_at < OLD_REQUESTS_S:
+            return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
         if lacking := self._engines.lacks(function):
             return Refused(lacking, When.NEVER)
         try:
@@ -386,6 +393,15 @@ class Agent:
         # `ready()` looks at the scheduler itself: nothing that drains by now is chosen here any more.
         own = self._flights.report({self.settings.host_name: self.scheduler.record().epoch}, clock.now())
         return replace(fleet, routers={**fleet.routers, own.id: own})
+
+    async def _notice_stalls(self) -> None:
+        """Notice that this process was stopped: requests of before wait in its sockets, and their callers have left."""
+        while True:
+            now = time.monotonic()
+            if now - self._alive_at > DECIDE_S:
+                self._stalled_at = now
+            self._alive_at = now
+            await asyncio.sleep(TICK_S)
 
     async def _take_stock(self) -> None:
         """Take stock whenever there may be news."""
