@@ -1,5 +1,6 @@
 """A control group catches what leaves everything else behind."""
 
+import secrets
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from cortex.platform.workers import cgroup, process
 from tests.support.stack import eventually
 
+INSTANCE = secrets.token_hex(8)  # of this run: tests beside it find and kill by such marks too
 ESCAPE = """
 import os, sys, time
 if os.fork() == 0:
@@ -24,27 +26,27 @@ def test_a_process_that_left_group_session_and_environment_is_killed_all_the_sam
     groups = cgroup.home("test")
     if groups is None:
         pytest.skip("this host has no cgroup v2 that may be written")
-    argv = cgroup.entered(groups, "escaper", [sys.executable, "-c", ESCAPE])
-    child = process.spawn(argv, {}, tmp_path / "log", "escaper")
+    argv = cgroup.entered(groups, INSTANCE, [sys.executable, "-c", ESCAPE])
+    child = process.spawn(argv, {}, tmp_path / "log", INSTANCE)
     try:
         pids = eventually(lambda: members_if(groups, 2), what="the one that got away")
 
-        process.kill_remains("escaper")
+        process.kill_remains(INSTANCE)
         escaped = [p for p in pids if psutil.pid_exists(p) and p != child.pid]
-        cgroup.kill(groups, "escaper")
+        cgroup.kill(groups, INSTANCE)
 
         assert escaped
         assert not [p for p in escaped if running(p)]
-        assert not (groups / "escaper").exists()
+        assert not (groups / INSTANCE).exists()
     finally:
-        cgroup.kill(groups, "escaper")
+        cgroup.kill(groups, INSTANCE)
         child.kill()
         child.wait()
         cgroup.leave(groups)
 
 
 def members_if(groups: Path, count: int) -> list[int]:
-    found = cgroup.members(groups, "escaper")
+    found = cgroup.members(groups, INSTANCE)
     return found if len(found) >= count else []
 
 

@@ -7,6 +7,7 @@ shown is the launcher's own work. Real vLLM is in `tests/vllm`.
 import asyncio
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ import pytest
 from cortex.platform.launcher.fitness import unfit
 from cortex.platform.launcher.keeper import BASE_ENV, Keeper
 from cortex.platform.workers import process
+
+INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests beside it find and kill by such marks too
+OWNER = secrets.token_hex(4)
 
 SERVER = """
 import json, multiprocessing, os, sys, time
@@ -94,7 +98,7 @@ class Kept:
         self.told: list[str] = []
         self.folder = folder
         self.keeper = Keeper(
-            command, owner="owner", log_path=folder / "launcher.log", busy=lambda: False, told=self.told.append
+            command, owner=OWNER, log_path=folder / "launcher.log", busy=lambda: False, told=self.told.append
         )
         self.command = command
 
@@ -105,9 +109,9 @@ class Kept:
         assert self.keeper._child is not None
         return self.keeper._child.pid
 
-    def start(self, instance: str = "0123456789abcdef-2", **env: str) -> subprocess.Popen[bytes] | str:
+    def start(self, instance: str = INSTANCE, **env: str) -> subprocess.Popen[bytes] | str:
         argv = (*self.command, "--model", "tiny")
-        wanted = process.worker_environment({**BASE_ENV, process.OWNER: "owner", **env}, instance)
+        wanted = process.worker_environment({**BASE_ENV, process.OWNER: OWNER, **env}, instance)
         return self.keeper.hand_over(argv, wanted, self.folder / "instance.log", None)
 
     async def said(self) -> dict[str, dict[str, object]]:
@@ -130,7 +134,7 @@ async def kept(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[Kept]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await running.keeper.close()
-        for _, pid in process.owned("owner"):
+        for _, pid in process.owned(OWNER):
             if pid not in before:
                 os.kill(pid, signal.SIGKILL)
 
@@ -149,9 +153,9 @@ async def test_a_start_becomes_the_instance_with_all_three_processes_imported_be
         assert one["env"] == "yes"
         assert float(str(one["imported_s"])) < handed_over
         # The marker of the instance is what any process of the machine sees, and so is found by.
-        assert psutil.Process(int(str(one["pid"]))).environ()[process.MARKER] == "0123456789abcdef-2"
+        assert psutil.Process(int(str(one["pid"]))).environ()[process.MARKER] == INSTANCE
     assert "the core speaks" in (kept.folder / "instance.log").read_text()
-    assert {pid for name, pid in process.owned("owner") if name == "0123456789abcdef-2"} >= {
+    assert {pid for name, pid in process.owned(OWNER) if name == INSTANCE} >= {
         int(str(one["pid"])) for one in said.values()
     }
 
@@ -173,7 +177,7 @@ async def test_a_script_is_run_as_its_own_command_would(engine: tuple[str, ...],
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await kept.keeper.close()
-    while process.kill_remains("0123456789abcdef-2"):
+    while process.kill_remains(INSTANCE):
         child.poll()
 
 
@@ -194,7 +198,7 @@ async def test_the_worker_is_found_and_killed_whole_by_its_marker(kept: Kept) ->
     child.kill()
     child.wait()
 
-    await until(lambda: not process.kill_remains("0123456789abcdef-2"))
+    await until(lambda: not process.kill_remains(INSTANCE))
 
     assert not [one for one in said.values() if _runs(int(str(one["pid"])))]
 

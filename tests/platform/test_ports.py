@@ -1,5 +1,6 @@
 """Which port a worker gets, and how long one rests after its last worker."""
 
+import secrets
 import socket
 
 import pytest
@@ -19,9 +20,9 @@ class Time:
 
 
 def ports(count: int) -> tuple[Ports, Time]:
-    """A range of so many ports that nothing listens on, most likely."""
-    clock, first = Time(), free_port()
-    return Ports("127.0.0.1", f"{first}-{first + count - 1}", clock), clock
+    """A range of so many ports at a loopback address of the test's own: nobody else binds them."""
+    clock, host = Time(), f"127.{secrets.randbelow(200) + 40}.{secrets.randbelow(256)}.1"
+    return Ports(host, f"29001-{29000 + count}", clock), clock
 
 
 def test_a_port_that_no_worker_had_is_preferred_to_one_that_rests() -> None:

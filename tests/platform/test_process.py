@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from cortex.platform import process_id
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import process as processes
 from cortex.platform.workers.process import cpu_s, kill_remains, remains, resident_mb, session_of, signal_worker
+
+MARK = secrets.token_hex(8)  # of this run: tests beside it mark processes too
 
 SHARES = """
 import os, sys
@@ -85,7 +88,7 @@ def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A worker with a child in its session that carries no mark."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD_WITHOUT_MARKS],
-        env={**os.environ, processes.MARKER: "0123456789abcdef"},
+        env={**os.environ, processes.MARKER: MARK},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -115,7 +118,7 @@ def test_a_process_with_the_number_of_an_earlier_one_is_not_that_one(
 def test_a_session_with_the_number_of_an_earlier_worker_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
     earlier = replace(identity(stranger.pid), ticks=1)
 
-    assert kill_remains("0123456789abcdef", {earlier}) == []
+    assert kill_remains(MARK, {earlier}) == []
     assert stranger.poll() is None
 
 
@@ -135,11 +138,11 @@ def test_a_child_without_marks_is_found_by_the_session_of_a_proved_leader(worker
     worker.kill()
     worker.wait(10)
 
-    by_mark_alone, by_session = remains("0123456789abcdef"), remains("0123456789abcdef", proved)
+    by_mark_alone, by_session = remains(MARK), remains(MARK, proved)
 
     assert by_mark_alone == []
     assert len(by_session) == 1
-    kill_remains("0123456789abcdef", proved)
+    kill_remains(MARK, proved)
 
 
 def test_nothing_is_found_by_an_empty_mark(stranger: subprocess.Popen[bytes]) -> None:

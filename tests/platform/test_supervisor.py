@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from cortex.platform.workers import process, supervisor
 from cortex.platform.workers.supervisor import Supervisor
 
 F = Function(id="f", engine=Engine.FAKE, vram_mb=1000)
+INSTANCE = secrets.token_hex(8)  # of this run: tests beside it find and kill by such marks too
 EXITS = [sys.executable, "-c", "raise SystemExit(1)"]
 STAYS = ["sleep", "600"]
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
@@ -75,7 +77,7 @@ class Host:
         return child, path
 
     def start(self) -> None:
-        self.tell(lambda s, now: s.ensure(F, Weights("", 0), "one", now))
+        self.tell(lambda s, now: s.ensure(F, Weights("", 0), INSTANCE, now))
 
     def states(self) -> list[State]:
         return [i.state for i in self.scheduler.record().instances]
@@ -159,7 +161,7 @@ async def test_a_clearing_up_that_raises_is_tried_again(host: Host, monkeypatch:
 
 
 async def test_an_instance_without_a_process_has_ended_when_it_is_stopped(host: Host) -> None:
-    host.scheduler.ensure(F, Weights("", 0), "one", clock.now())
+    host.scheduler.ensure(F, Weights("", 0), INSTANCE, clock.now())
     host.scheduler.take_effects()  # the start was lost
 
     host.tell(lambda s, now: s.cool("f", now, at_once=True))
@@ -214,9 +216,9 @@ async def test_nothing_is_started_for_an_instance_that_is_stopped_while_a_failed
 
 async def test_a_stop_for_a_number_that_another_process_has_by_now_signals_nobody(host: Host) -> None:
     stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
-    host.scheduler.ensure(F, Weights("", 0), "one", clock.now())
+    host.scheduler.ensure(F, Weights("", 0), INSTANCE, clock.now())
     other = ProcessId(process_id.boot_id(), stranger.pid, 1)
-    host.scheduler.spawned("one", other, "http://127.0.0.1:1", clock.now())
+    host.scheduler.spawned(INSTANCE, other, "http://127.0.0.1:1", clock.now())
     host.scheduler.take_effects()
     (instance,) = host.scheduler.record().instances
 
