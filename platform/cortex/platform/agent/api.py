@@ -38,7 +38,7 @@ log = structlog.get_logger()
 def create_app(settings: Settings) -> Litestar:
     """Build the agent and its API; the agent lives as long as the application."""
     token = FleetToken(Path(settings.token_file).expanduser())
-    registry = Registry.of(settings, token)
+    registry = Registry.of(settings, token, keeps_indexes=False)
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 
