@@ -13,7 +13,7 @@ from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Ensure, Going
 from cortex.platform.api_keys import LOCAL, Priority, anonymous
 from cortex.platform.flights import Flights
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
@@ -71,7 +71,7 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, address: str, asked: Ensure) -> Going:
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Going:
         self.asked.append(asked)
         starting = an_instance(f"new-{len(self.asked)}", function=asked.function.id, revision=revision(asked.function))
         return Going(starting.id, starting.state)

@@ -202,7 +202,7 @@ class Runtime:
             function = self.directory.catalogue.functions.get(function_id)
             if function is not None and await self._moved(function, host):
                 moved.append(function_id)
-        return moved, list(await self.agents.drain(record.address))
+        return moved, list(await self.agents.drain(record))
 
     async def _moved(self, function: Function, away_from: str) -> bool:
         """Start a function on another host and wait until it is ready there. False when nobody takes it."""
@@ -227,7 +227,7 @@ class Runtime:
         for host in self.view.fleet.records():
             if any(i.function == function for i in host.instances):
                 try:
-                    going += await self.agents.cool(host.address, function, at_once=at_once)
+                    going += await self.agents.cool(host, function, at_once=at_once)
                 except AgentAway:
                     away.append(host.name)
         return going, away
@@ -245,7 +245,7 @@ class Runtime:
         away = []
         for host in hosts:
             try:
-                await self.agents.forget(host.address, function)
+                await self.agents.forget(host, function)
             except AgentAway:
                 away.append(host.name)
         return len(gone), away
@@ -319,7 +319,7 @@ class Runtime:
         for host in list(self.view.fleet.hosts.values()):
             if host.catalogue != self.directory.digest:
                 try:
-                    await self.agents.heed(host.address, self.directory.catalogue, self.directory.digest)
+                    await self.agents.heed(host, self.directory.catalogue, self.directory.digest)
                 except AgentAway as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 
