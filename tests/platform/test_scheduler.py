@@ -1091,13 +1091,36 @@ def test_an_instance_that_proves_stable_ends_the_row() -> None:
     assert scheduler.record().failures == ()
 
 
-def test_an_instance_that_crashes_before_it_is_stable_goes_on_with_the_row() -> None:
+def test_a_worker_that_dies_before_it_is_stable_does_not_add_to_the_row_of_failed_starts() -> None:
     scheduler = three_crashes()
     bring_up(scheduler, F, "x", 62.0)
 
     clear_away(scheduler, "x", 70.0)
 
-    assert [(f.count, f.retry_at) for f in scheduler.record().failures] == [(4, 190.0)]
+    assert [(f.count, f.early, f.retry_at) for f in scheduler.record().failures] == [(3, 1, 62.0)]
+
+
+def test_a_function_whose_workers_die_while_they_serve_is_started_at_once() -> None:
+    scheduler = a_scheduler()
+    for n in range(20):
+        bring_up(scheduler, F, f"i{n}", 100.0 * n)
+        clear_away(scheduler, f"i{n}", 100.0 * n + 30.0)
+
+    answer = scheduler.ensure(F, HERE, "next", 1931.0)
+
+    assert answer == Going("next", State.STARTING)
+
+
+def test_a_function_whose_workers_die_right_after_ready_backs_off_with_the_reason() -> None:
+    scheduler = a_scheduler()
+    for n in range(6):
+        bring_up(scheduler, F, f"i{n}", float(n))
+        clear_away(scheduler, f"i{n}", n + 0.5)
+
+    answer = scheduler.ensure(F, HERE, "next", 6.0)
+
+    assert isinstance(answer, Refused)
+    assert answer.reason.startswith("starts keep failing (6 in a row), tried again no sooner than 60 s from now")
 
 
 def test_failures_survive_the_agent() -> None:

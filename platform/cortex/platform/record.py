@@ -148,6 +148,10 @@ class Failure(Struct, frozen=True, kw_only=True):
     last_lines: tuple[str, ...] = ()
     served: bool = False
     """It had been ready: what failed was no start, and the next one may do."""
+    early: int = 0
+    """Deaths right after ready, in a row."""
+    hung: bool = False
+    """It was stopped because it made no progress: a request that was aboard is not sent again."""
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):

@@ -232,8 +232,18 @@ class Roster:
             self._instances[instance.id] = instance
         return instance
 
-    def _fail(self, instance: Instance, kind: FailureKind, reason: str, last_lines: Sequence[str], now: float) -> None:
-        failure = self._failures.add(instance, kind, reason, last_lines, now)
+    def _fail(
+        self,
+        instance: Instance,
+        kind: FailureKind,
+        reason: str,
+        last_lines: Sequence[str],
+        now: float,
+        *,
+        died: bool = False,
+        hung: bool = False,
+    ) -> None:
+        failure = self._failures.add(instance, kind, reason, last_lines, now, died=died, hung=hung)
         self._decide("failed", instance.function, instance.id, failure.reason)
 
     def _decide(self, what: str, function: str, instance: str, why: str) -> None:

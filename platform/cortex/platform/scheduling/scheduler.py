@@ -107,7 +107,7 @@ class Scheduler(Settling):
         failure = self._failures.of(function.id, rev)  # (3)
         if failure and failure.retry_at > now and not force:
             return Refused(
-                f"starts keep failing ({failure.count} in a row), tried again no sooner than "
+                f"starts keep failing ({max(failure.count, failure.early)} in a row), tried again no sooner than "
                 f"{round(failure.retry_at - now)} s from now: {failure.reason}",
                 When.LATER,
                 retry_at=failure.retry_at,
@@ -244,7 +244,7 @@ class Scheduler(Settling):
         if busy and not stuck:  # (3)
             return
         reason = f"the worker did not answer {misses} health checks{' and does nothing' if stuck else ''}"
-        self._fail(instance, FailureKind.CRASH, reason, (), now)  # (2), (4)
+        self._fail(instance, FailureKind.CRASH, reason, (), now, died=True)  # (2), (4)
         self._stop(instance, "failed", now)
 
     def measured(self, devices: Sequence[Device], foreign: Sequence[Held] = (), problem: str = "") -> None:
@@ -396,6 +396,7 @@ class Scheduler(Settling):
                 f"the worker {how} while it was {instance.state}",
                 last_lines,
                 now,
+                died=True,
             )
         self._decide("exited", instance.function, instance.id, how)
         instance = self._step(instance, Step.EXITED, now)
