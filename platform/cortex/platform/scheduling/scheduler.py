@@ -21,8 +21,9 @@ from cortex.platform.scheduling.failures import says_out_of_memory
 from cortex.platform.scheduling.kept import Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import NoRoom, Placement, When
+from cortex.platform.scheduling.progress import is_hung
 from cortex.platform.scheduling.roster import Looked
-from cortex.platform.scheduling.settling import Settling
+from cortex.platform.scheduling.settling import PROVE_AGAIN_S, Settling
 from cortex.platform.workers.card import WorkerCard
 
 MISSES_TO_ACT = 3
@@ -245,6 +246,31 @@ class Scheduler(Settling):
             return
         reason = f"the worker did not answer {misses} health checks{' and does nothing' if stuck else ''}"
         self._fail(instance, FailureKind.CRASH, reason, (), now, died=True)  # (2), (4)
+        self._stop(instance, "failed", now)
+
+    def proved(self, instance_id: str, now: float, *, answered: bool, worked: bool) -> None:
+        """A silent worker was given a request of one token:
+
+        (1) it answered, or got further with others: it makes progress;
+        (2) it did not, and has been silent for too long: it is stopped, and the next request starts it anew;
+        (3) it did not, but may yet: it is given another.
+        """
+        instance, function = self._instances.get(instance_id), self._functions.get(instance_id)
+        proof = self._proofs.get(instance_id)
+        if instance is None or function is None or proof is None or instance.state is not State.READY:
+            return
+        if answered:  # (1)
+            self._proofs[instance_id] = replace(proof, answered=now)
+            return
+        silent = self._silence(instance, now)
+        if silent is None or not is_hung(silent, full=self._is_full(instance, function), worked=worked):  # (3)
+            self._proofs[instance_id] = replace(proof, sent=now - PROVE_AGAIN_S)
+            return
+        reason = (
+            f"the worker made no progress for {silent.for_s:.0f} s: its requests got no byte, and one of one token no"
+            " answer"
+        )
+        self._fail(instance, FailureKind.CRASH, reason, (), now, died=True, hung=True)  # (2)
         self._stop(instance, "failed", now)
 
     def measured(self, devices: Sequence[Device], foreign: Sequence[Held] = (), problem: str = "") -> None:

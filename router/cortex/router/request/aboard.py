@@ -17,6 +17,8 @@ from cortex.router.request.upstream import Broken
 
 WORTH_REPORTING_S = 10.0
 """A silence shorter than this says nothing."""
+LATER_S = 0.5
+"""How much later than a request that hung a worker one must be sent that is taken for a bystander."""
 MOST_TIMES = 1000
 """Times to the first byte that are counted per function before the count is halved: old ones fade."""
 _UNANSWERED = (asyncio.CancelledError, TimeoutError, Broken)
@@ -25,7 +27,7 @@ _UNANSWERED = (asyncio.CancelledError, TimeoutError, Broken)
 class _Deck:
     """The requests aboard one instance."""
 
-    __slots__ = ("function", "left_waiting", "live", "lost", "progress_at")
+    __slots__ = ("function", "left_waiting", "live", "lost", "oldest", "progress_at")
 
     def __init__(self, function: str) -> None:
         self.function = function
@@ -36,6 +38,8 @@ class _Deck:
         """When the oldest request was sent that ended without an answer and may still keep the worker busy."""
         self.lost = 0
         """How many were aboard when the first of them lost its connection."""
+        self.oldest = 0.0
+        """When the oldest request was sent that was owed an answer then."""
 
 
 class Aboard:
@@ -59,6 +63,7 @@ class Aboard:
         except BaseException as error:
             answered = not isinstance(error, _UNANSWERED)
             if isinstance(error, Broken):
+                error.sent_at = began
                 self.lose(instance)
             raise
         finally:
@@ -77,8 +82,14 @@ class Aboard:
         deck = self._decks.get(instance)
         if deck is None:
             return 1
-        deck.lost = deck.lost or len(deck.live)
+        if not deck.lost:
+            deck.lost, deck.oldest = len(deck.live), min(_owed(deck), default=0.0)
         return max(deck.lost, 1)
+
+    def came_later(self, instance: str, sent_at: float) -> bool:
+        """Whether an answer was owed to another request for a while when one was sent."""
+        deck = self._decks.get(instance)
+        return deck is not None and 0.0 < deck.oldest < sent_at - LATER_S
 
     def recovered(self, instance: str) -> None:
         """The instance lives: only a connection was lost."""
@@ -103,10 +114,17 @@ class Aboard:
             self._usual[function] = {step: count // 2 for step, count in spread.items() if count > 1}
 
 
+def _owed(deck: _Deck) -> list[float]:
+    """Return when the requests were sent that are owed an answer, those included whose clients have left."""
+    owed = [began for _, began in deck.live.values()]
+    return [*owed, deck.left_waiting] if deck.left_waiting > _progress_at(deck) else owed
+
+
+def _progress_at(deck: _Deck) -> float:
+    return max([deck.progress_at, *(j.last for j, _ in deck.live.values())])
+
+
 def _silent_s(deck: _Deck, now: float) -> float:
     """Return for how long an instance has owed an answer without giving any request a byte; 0: it owes none."""
-    progress_at = max([deck.progress_at, *(j.last for j, _ in deck.live.values())])
-    owed = [began for _, began in deck.live.values()]
-    if deck.left_waiting > progress_at:
-        owed.append(deck.left_waiting)
-    return now - max(progress_at, min(owed)) if owed else 0.0
+    owed = _owed(deck)
+    return now - max(_progress_at(deck), min(owed)) if owed else 0.0

@@ -60,24 +60,26 @@ class Loss(Struct, frozen=True):
     end: End
     aboard: int = 1
     """How many requests were at the worker, this one included."""
+    later: bool = False
+    """The worker owed another request an answer when this one was sent."""
 
     @property
     def deadly(self) -> bool:
         """Whether the request may be the cause."""
-        return self.end in (End.DIED, End.HUNG)
+        return self.end is End.DIED or (self.end is End.HUNG and not self.later)
 
 
 def may_replay(loss: Loss, deaths: int) -> bool:
     """Whether a request may be sent to another worker; `deaths` counts those that it lost, this one included:
 
     (1) the worker lives, or was stopped on purpose: yes;
-    (2) the worker hung: no, the next one would hang for it, too;
+    (2) the worker hung and the request may be why: no, the next one would hang for it, too;
     (3) the request had been read and was alone aboard: no, it is the likely cause;
-    (4) it was in company, or not read: once.
+    (4) it was in company, came after the worker hung, or was not read: once.
     """
     if loss.end in (End.LIVES, End.STOPPED):  # (1)
         return True
-    if loss.end is End.HUNG or (loss.end is End.DIED and loss.aboard == 1):  # (2), (3)
+    if (loss.end is End.HUNG and not loss.later) or (loss.end is End.DIED and loss.aboard == 1):  # (2), (3)
         return False
     return deaths < 2  # (4)
 
@@ -106,16 +108,19 @@ class Deaths:
     def lost(self, passenger: Passenger, instance: Instance, broken: Broken) -> "asyncio.Task[Loss]":
         """Look into why a request lost its worker. This goes on when the request's client leaves meanwhile."""
         aboard = self.aboard.lose(instance.id)  # now: the others that were aboard leave, too
-        task = asyncio.create_task(self._look_into(passenger, instance, broken, aboard))
+        later = self.aboard.came_later(instance.id, broken.sent_at)
+        task = asyncio.create_task(self._look_into(passenger, instance, broken, aboard, later))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _look_into(self, passenger: Passenger, instance: Instance, broken: Broken, aboard: int) -> Loss:
+    async def _look_into(
+        self, passenger: Passenger, instance: Instance, broken: Broken, aboard: int, later: bool
+    ) -> Loss:
         end = await self._end(instance, broken)
         if isinstance(broken, NotRead) and end is End.DIED:
             end = End.BEFORE
-        loss = Loss(end, aboard)
+        loss = Loss(end, aboard, later)
         if loss.deadly:
             await self._strike(passenger, instance.id, loss)
         return loss

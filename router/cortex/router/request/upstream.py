@@ -22,6 +22,9 @@ READ_BYTES = 256 * 1024
 class Broken(Exception):
     """The worker could not be reached, or its answer broke off."""
 
+    sent_at = 0.0
+    """When the request was sent, by the monotonic clock."""
+
 
 class NotReached(Broken):
     """No connection could be made: the request has not been sent."""
