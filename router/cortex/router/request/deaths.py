@@ -48,7 +48,7 @@ class End(enum.Enum):
     STOPPED = enum.auto()
     """Its agent ended it on purpose: it was idle, cooled, evicted, or its host is drained."""
     BEFORE = enum.auto()
-    """It died, but it had not read the request: another reason is likely."""
+    """It died, but it had not read the request, or its engine may have died before: another reason is likely."""
     DIED = enum.auto()
     HUNG = enum.auto()
     """Its agent stopped it because it made no progress."""
@@ -118,7 +118,7 @@ class Deaths:
         self, passenger: Passenger, instance: Instance, broken: Broken, aboard: int, later: bool
     ) -> Loss:
         end = await self._end(instance, broken)
-        if isinstance(broken, NotRead) and end is End.DIED:
+        if isinstance(broken, NotRead | EngineFailed) and end is End.DIED:
             end = End.BEFORE
         loss = Loss(end, aboard, later)
         if loss.deadly:

@@ -368,7 +368,7 @@ class Exchange:
         if answer.status in BREAKDOWNS and engine_died(fault.message):
             raise EngineFailed(f"it answered {answer.status}: its engine has failed")
         if answer.status in BREAKDOWNS and not await self._services.upstream.is_well(instance):
-            raise Broken(f"it answered {answer.status} and is not healthy")
+            raise EngineFailed(f"it answered {answer.status} and is not healthy")
         raise DialectError(fault)
 
     def _streams_anyway(self) -> bool:
