@@ -25,7 +25,7 @@ from cortex.platform.api_keys import ApiKey, Session
 from cortex.platform.keys import FleetToken
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
-from cortex.platform.record import Fleet, HostRecord, Namesake, Override, RouterReport
+from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import decoded, key_fields, names, override_fields, text, words
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
@@ -597,6 +597,18 @@ class Registry:
         async with self._bounded():
             found = await self._redis.get(self.names.question(token))
         return found.encode() if isinstance(found, str) else found
+
+    async def share_death(self, token: str, death: Death) -> None:
+        """Tell the other routers of a request that was aboard a death."""
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self.names.death(token), msgspec.json.encode(death), px=round(ANSWERS_S * 1000))
+            pipe.publish(self.names.changed, f"death:{token}")
+            await pipe.execute()
+
+    async def death(self, token: str) -> Death | None:
+        """Return what a router told of a death; None when it has expired."""
+        async with self._bounded():
+            return decoded(await self._redis.get(self.names.death(token)), Death)
 
     async def answer(self, token: str, answer: bytes) -> None:
         """Answer a question."""

@@ -45,6 +45,7 @@ from cortex.router.metrics.traffic import Traffic
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.request import request_log
+from cortex.router.request.deaths import Deaths
 from cortex.router.request.intake import Intake
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.probe import Probe, Pulse
@@ -93,6 +94,7 @@ class Runtime:
         self.activator = Activator(
             self.view, self.registry, self.agents, self.flights, self.directory, self.probe, self.receipts
         )
+        self.deaths = Deaths(self.view, self.probe, self.registry, self.receipts, self.id)
         self._scaling = Scaling()
         self.counting = Counting(self.view, self.flights)
         self.faults = Faults(self.counting.fault)
@@ -128,6 +130,7 @@ class Runtime:
         await cancelled(self._tasks)
         await self.activator.close()
         await self.inquiry.close()
+        await self.deaths.close()
         with contextlib.suppress(RecordAway):
             await self.registry.touch(self.flights.take_used())
             await self.registry.remove_router(self.id)
@@ -253,7 +256,9 @@ class Runtime:
     # In the background.
 
     async def _report_now(self) -> None:
-        await self.registry.publish_router(self.flights.report(self.view.epochs(), clock.now()))
+        report = self.flights.report(self.view.epochs(), clock.now())
+        silent = self.deaths.aboard.silences(time.monotonic(), self.view.instances())
+        await self.registry.publish_router(replace(report, silent=silent))
 
     async def _report(self) -> None:
         """Report once a second, and at once when an agent waits for it: for an acknowledgement, for the last
