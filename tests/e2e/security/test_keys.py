@@ -53,7 +53,7 @@ def test_a_key_sees_only_the_models_it_may_use_and_is_told_of_no_others(keyed: K
         other = http.get("/v1/models/two%2Fother")
     misspelt = keyed.ask("inference", "two/othr")
 
-    assert listed_ids == ["one/open", "one/slow", "mine"]
+    assert listed_ids == ["one/open", "one/slow", "one/late", "mine"]
     assert other.status_code == 404
     assert misspelt.status_code == 404
     assert "two/other" not in misspelt.text
