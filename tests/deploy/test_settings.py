@@ -13,7 +13,7 @@ SECRET = re.compile(r"token|password")
 OWN = {  # where things are on a machine and what the tests turn: nobody's to set
     "cortex_prefix", "cortex_etc", "cortex_state", "cortex_cache", "cortex_logs", "cortex_rollback",
     "cortex_router_options", "cortex_nvidia_driver", "cortex_vllm_install", "cortex_router_metrics_listen",
-    "monitoring_packages", "monitoring_server", "monitoring_data",
+    "cortex_redis_host_user", "monitoring_packages", "monitoring_server", "monitoring_data",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What the deployment writes: units that systemd finds nothing wrong with and that close what they do not need."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -62,7 +63,7 @@ def test_with_tls_the_record_and_agents_are_reached_by_it_alone(written_tls: Pat
     redis = (written_tls / "redis.conf").read_text().splitlines()
     unit = (written_tls / "cortex-agent.service").read_text()
 
-    assert found.redis.url == "rediss://cortex-host@10.0.0.9:6380/0"
+    assert found.redis.url == "rediss://cortex-host-third@10.0.0.9:6380/0"
     assert f"CORTEX_REDIS__URL={found.redis.url}" in unit
     assert found.ca_file == "/etc/cortex/tls/ca.pem"
     assert (found.agent.tls_cert, found.agent.tls_key) == ("/etc/cortex/tls/own.pem", "/etc/cortex/tls/own.key")
@@ -99,3 +100,14 @@ def test_agents_and_workers_are_open_to_routers_and_redis_to_members_alone(writt
         ("10.0.0.9", "31314"), ("10.0.0.10", "31314"),
     }  # fmt: skip
     assert closed == ["13131", "20000-20999", "6380", "31313", "31314"]
+
+
+def test_each_host_is_a_user_of_redis_of_its_own_whose_password_it_alone_has(written: Path) -> None:
+    users = (written / "hosts.acl").read_text().splitlines()
+    secret = hashlib.sha256(f"{'p' * 16} of host third".encode()).hexdigest()
+
+    assert [line.split()[1] for line in users] == ["cortex-host-box", "cortex-host-third", "cortex-host-apart"]
+    assert f"#{hashlib.sha256(secret.encode()).hexdigest()}" in users[1]
+    assert "~cortex:host:third " in users[1]
+    assert not any(word.startswith("~cortex:host:") and word != "~cortex:host:third" for word in users[1].split())
+    assert "%R~cortex:cordon" in users[1]

@@ -30,6 +30,22 @@ def kill_worker(stack: Stack, name: str) -> str:
     return str(instance["id"])
 
 
+def ready(stack: Stack, name: str) -> list[dict[str, Any]]:
+    return [i for i in stack.function(name)["instances"] if i["state"] == "ready"]
+
+
+def killed_while_it_serves(stack: Stack, name: str, **more: Any) -> httpx.Response:
+    """Send a request and KILL the worker that serves it, unless the request is refused first; return the answer."""
+    answers: list[httpx.Response] = []
+    sending = threading.Thread(target=lambda: answers.append(stack.chat(name, **more)))
+    sending.start()
+    eventually(lambda: answers or (stack.function(name)["in_flight"] and ready(stack, name)), what="one in flight")
+    if not answers:
+        kill_worker(stack, name)
+    sending.join(30)
+    return answers[0]
+
+
 def marked(instance: str) -> list[int]:
     found = []
     for process in psutil.process_iter():
@@ -67,17 +83,36 @@ def test_a_worker_killed_while_streaming_gives_an_error_event_and_the_next_reque
     assert (again.status_code, again.headers["x-cortex-instance"] != killed) == (200, True)
 
 
-def test_a_plain_request_whose_worker_is_killed_is_answered_by_another(stack: Stack) -> None:
+def test_a_request_that_was_alone_aboard_a_killed_worker_is_not_sent_again_and_the_next_one_works(stack: Stack) -> None:
     answers: list[httpx.Response] = []
-    asking = threading.Thread(target=lambda: answers.append(stack.chat("fake/cooled")))
-    asking.start()
+    sending = threading.Thread(target=lambda: answers.append(stack.chat("fake/cooled")))
+    sending.start()
     eventually(lambda: stack.function("fake/cooled")["in_flight"] == 1, what="one in flight")
+    spawned = stack.spawned("fake/cooled")
 
     killed = kill_worker(stack, "fake/cooled")
-    asking.join(30)
+    sending.join(30)
+    not_spawned = stack.spawned("fake/cooled")
+    again = stack.chat("fake/cooled")
 
-    assert answers[0].status_code == 200
-    assert answers[0].headers["x-cortex-instance"] != killed
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (502, "worker_error")
+    assert not_spawned == spawned
+    assert (again.status_code, again.headers["x-cortex-instance"] != killed) == (200, True)
+    why = stack.cli("why", answers[0].headers["x-request-id"], "--json").stdout
+    assert "it was alone aboard a worker that died" in why
+
+
+def test_workers_killed_again_and_again_while_they_serve_hold_up_no_other_request(stack: Stack) -> None:
+    """Deaths of workers that had served are no failed starts, and whose request was aboard is refused in the end."""
+    answers = [killed_while_it_serves(stack, "fake/cooled", user="pill") for _ in range(4)]
+    statuses = [answer.status_code for answer in answers]
+    other = stack.chat("fake/cooled")
+
+    assert (statuses[0], statuses[-1], set(statuses)) == (502, 503, {502, 503})
+    assert answers[-1].json()["error"]["code"] == "suspected_request"
+    assert int(answers[-1].headers["retry-after"]) > 0
+    assert other.status_code == 200
+    assert stack.state("fake/cooled") != "failing"
 
 
 def test_a_worker_killed_while_starting_fails_its_waiters_at_once_and_the_next_start_works(stack: Stack) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from cortex.platform.keys import worker_key
 from tests.support.catalogues import entry, fake
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.stack import eventually, own_redis
@@ -121,3 +122,23 @@ def planned(fleet: Fleet, name: str) -> tuple[int, str]:
     """Return by what memory a start would be placed, and where that number is from."""
     plan = fleet.http.post(f"/admin/functions/{name}/warm", params={"plan": 1}).json()["plan"]
     return plan["memory_mb"], plan["memory_from"]
+
+
+@pytest.mark.long
+def test_a_worker_that_one_request_hung_is_started_anew_for_the_next_though_its_health_check_passes(
+    fleet: Fleet,
+) -> None:
+    fleet.chat("well/one").raise_for_status()
+    (instance,) = (i for i in fleet.records()["a"].instances if i.function == "well/one")
+    key = {"authorization": f"Bearer {worker_key(TOKEN, instance.id)}"}
+    httpx.post(f"{instance.url}/fake", json={"hang": "serving"}, headers=key, trust_env=False).raise_for_status()
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"model": "well/one", "messages": [{"role": "user", "content": "hang"}]}
+        fleet.http.post("/v1/chat/completions", json=body, timeout=2.0)
+
+    answer = fleet.chat("well/one")
+    failures = fleet.http.get("/admin/decisions", params={"function": "well/one", "what": "failed"}).json()["decisions"]
+
+    assert answer.status_code == 200
+    assert answer.headers["x-cortex-instance"] != instance.id
+    assert any("made no progress" in receipt["why"] for receipt in failures)

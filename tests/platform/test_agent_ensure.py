@@ -110,3 +110,15 @@ async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_o
     assert isinstance(answer, Going)
     assert threads == 1
     assert [(r.what, r.why) for r in receipts] == [("refused", refused[0].reason)]  # type: ignore[union-attr]
+
+
+async def test_what_the_settings_of_the_host_do_not_allow_is_neither_started_nor_planned(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects = begun(agent, monkeypatch)
+    agent.settings = replace(agent.settings, agent=replace(agent.settings.agent, allow_engines=(Engine.VLLM,)))
+
+    answers = [await agent.ensure(F, force=True), await agent.plan(F)]
+
+    assert [(type(a), a.when) for a in answers if isinstance(a, Refused)] == [(Refused, When.NEVER)] * 2
+    assert effects == []

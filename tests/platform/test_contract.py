@@ -52,7 +52,7 @@ def test_everything_processes_say_to_each_other_is_among_what_is_recorded() -> N
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
     }
 
-    assert declared - {record.Fleet, record.Use, record.ProcessId, record.SilentHost} <= _kinds(
+    assert declared - {record.Fleet, record.Use, record.ProcessId, record.SilentHost, record.Death} <= _kinds(
         list(spoken().values())
     )  # those are never sent
 

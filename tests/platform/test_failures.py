@@ -2,9 +2,10 @@
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from cortex.platform.record import Cause, Failure, FailureKind
-from cortex.platform.scheduling.failures import KEPT, LONGEST_BACKOFF_S, Failures, cause_of
+from cortex.platform.scheduling.failures import EARLY_S, KEPT, LONGEST_BACKOFF_S, Failures, cause_of
 from tests.support.factories import an_instance
 
 CRASHED = an_instance(function="f", revision="r1")
@@ -25,6 +26,39 @@ def test_from_the_third_crash_in_a_row_starts_back_off(crashes: int, waits: floa
 
     assert failure.count == crashes
     assert failure.retry_at == (100.0 + waits if waits else 0.0)
+
+
+def deaths(*after_ready_s: float) -> Failure:
+    """The last failure after workers died so long after they were ready, each at 100 s."""
+    failures = Failures()
+    return [
+        failures.add(replace(CRASHED, ready=100.0 - s), FailureKind.CRASH, "died", (), 100.0, died=True)
+        for s in after_ready_s
+    ][-1]
+
+
+def test_a_worker_that_had_served_is_no_failed_start_however_often_it_dies() -> None:
+    failure = deaths(*[EARLY_S] * 50)
+
+    assert (failure.count, failure.early, failure.retry_at) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(("early", "waits"), [(1, 0.0), (5, 0.0), (6, 60.0), (7, 120.0), (60, LONGEST_BACKOFF_S)])
+def test_workers_that_die_right_after_ready_again_and_again_back_off(early: int, waits: float) -> None:
+    failure = deaths(*[0.5] * early)
+
+    assert (failure.count, failure.early) == (0, early)
+    assert failure.retry_at == (100.0 + waits if waits else 0.0)
+
+
+def test_a_death_while_serving_leaves_a_back_off_of_failed_starts_as_it_is() -> None:
+    failures = Failures()
+    for _ in range(3):
+        failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+
+    failure = failures.add(replace(CRASHED, ready=110.0), FailureKind.CRASH, "died", (), 150.0, died=True)
+
+    assert (failure.count, failure.retry_at) == (3, 160.0)
 
 
 def test_running_out_of_memory_counts_as_a_crash() -> None:

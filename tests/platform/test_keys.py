@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cortex.platform import keys
-from cortex.platform.keys import FleetToken, fleet_token, same, worker_key
+from cortex.platform.keys import FleetToken, fleet_token, host_token, same, worker_key
 from cortex.platform.settings import SettingsError
 
 
@@ -77,10 +77,26 @@ def test_a_token_is_changed_in_three_steps_and_both_are_accepted_in_between(
 
     for step in ("old\n", "old\nnew\n", "new\nold\n", "new\n"):
         path.write_text(step)
-        seen.append((token.current, token.accepts("old"), token.accepts("new")))
+        seen.append((token.current, token.opens("old", "a", "http://a"), token.opens("new", "a", "http://a")))
 
     assert seen == [("old", True, False), ("old", True, True), ("new", True, True), ("new", False, True)]
     assert token.worker_keys("one") == [worker_key("new", "one")]
+
+
+def test_the_token_of_a_host_opens_that_host_at_that_address_alone(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.token"
+    path.write_text("new\nold\n")
+    token = FleetToken(path)
+
+    sent = token.for_host("a", "http://a:1")
+
+    assert sent == host_token("new", "a", "http://a:1")
+    assert "new" not in sent
+    assert token.opens(sent, "a", "http://a:1")
+    assert token.opens(host_token("old", "a", "http://a:1"), "a", "http://a:1")
+    assert not token.opens(sent, "b", "http://a:1")
+    assert not token.opens(sent, "a", "http://forged:1")
+    assert not token.opens(host_token("another fleet's", "a", "http://a:1"), "a", "http://a:1")
 
 
 def test_a_token_file_that_is_half_written_or_gone_leaves_the_tokens_in_force(
@@ -96,7 +112,7 @@ def test_a_token_file_that_is_half_written_or_gone_leaves_the_tokens_in_force(
     path.unlink()
 
     assert (empty, token.current) == ("old", "old")
-    assert not token.accepts("")
+    assert not token.opens("", "a", "http://a")
 
 
 def test_processes_that_start_at_once_agree_on_one_token(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Going, Planned, Refused, Victim
-from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, used_instance
-from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Reclaim, Spawn, Stop
+from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, Silence, used_instance
+from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import AgentState, Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
@@ -1091,13 +1091,36 @@ def test_an_instance_that_proves_stable_ends_the_row() -> None:
     assert scheduler.record().failures == ()
 
 
-def test_an_instance_that_crashes_before_it_is_stable_goes_on_with_the_row() -> None:
+def test_a_worker_that_dies_before_it_is_stable_does_not_add_to_the_row_of_failed_starts() -> None:
     scheduler = three_crashes()
     bring_up(scheduler, F, "x", 62.0)
 
     clear_away(scheduler, "x", 70.0)
 
-    assert [(f.count, f.retry_at) for f in scheduler.record().failures] == [(4, 190.0)]
+    assert [(f.count, f.early, f.retry_at) for f in scheduler.record().failures] == [(3, 1, 62.0)]
+
+
+def test_a_function_whose_workers_die_while_they_serve_is_started_at_once() -> None:
+    scheduler = a_scheduler()
+    for n in range(20):
+        bring_up(scheduler, F, f"i{n}", 100.0 * n)
+        clear_away(scheduler, f"i{n}", 100.0 * n + 30.0)
+
+    answer = scheduler.ensure(F, HERE, "next", 1931.0)
+
+    assert answer == Going("next", State.STARTING)
+
+
+def test_a_function_whose_workers_die_right_after_ready_backs_off_with_the_reason() -> None:
+    scheduler = a_scheduler()
+    for n in range(6):
+        bring_up(scheduler, F, f"i{n}", float(n))
+        clear_away(scheduler, f"i{n}", n + 0.5)
+
+    answer = scheduler.ensure(F, HERE, "next", 6.0)
+
+    assert isinstance(answer, Refused)
+    assert answer.reason.startswith("starts keep failing (6 in a row), tried again no sooner than 60 s from now")
 
 
 def test_failures_survive_the_agent() -> None:
@@ -1585,3 +1608,67 @@ def test_one_evicted_in_the_same_breath_in_which_it_would_be_reaped_is_evicted()
 
     assert states(scheduler) == {"one": State.READY, "two": State.PLACING, "three": State.DRAINING}
     assert (one(scheduler, "three").why, one(scheduler, "three").epoch) == ("evicted for g", 3)
+
+
+# Progress.
+
+
+def silent(for_s: float, in_flight: int = 1) -> Fleet:
+    """A fleet whose router has got nothing from the instance `one` for so long."""
+    report = a_report(in_flight={"one": in_flight} if in_flight else {})
+    return a_fleet(replace(report, silent={"one": Silence(for_s=for_s)}))
+
+
+def proofs(scheduler: Scheduler) -> list[str]:
+    return [e.instance.id for e in scheduler.take_effects() if isinstance(e, Prove)]
+
+
+def test_a_silent_worker_is_tried_once_at_a_time_and_one_that_answers_serves_on() -> None:
+    scheduler = a_scheduler()
+    bring_up(scheduler)
+    scheduler.reported(silent(10.0), 10.0)
+    before = proofs(scheduler)
+    scheduler.reported(silent(16.0), 16.0)
+    scheduler.reported(silent(17.0), 17.0)
+    first = proofs(scheduler)
+
+    scheduler.proved("one", 18.0, answered=True, worked=True)
+    scheduler.reported(silent(30.0), 30.0)
+    soon = proofs(scheduler)
+    scheduler.reported(silent(34.0), 34.0)
+
+    assert (before, first, soon, proofs(scheduler)) == ([], ["one"], [], ["one"])
+    assert states(scheduler) == {"one": State.READY}
+
+
+def test_a_worker_that_makes_no_progress_is_stopped_and_the_next_request_starts_it_anew() -> None:
+    scheduler = a_scheduler()
+    bring_up(scheduler)
+    scheduler.reported(silent(16.0), 16.0)
+    scheduler.take_effects()
+    scheduler.reported(silent(26.0), 26.0)
+
+    scheduler.proved("one", 26.0, answered=False, worked=False)
+    stops = [e for e in asked(scheduler) if isinstance(e, Stop)]
+    (failure,) = scheduler.record().failures
+    clear_away(scheduler, now=27.0)
+
+    assert [stop.instance.id for stop in stops] == ["one"]
+    assert (failure.hung, failure.count, failure.retry_at) == (True, 0, 0.0)
+    assert "made no progress for 26 s" in failure.reason
+    assert scheduler.ensure(F, HERE, "next", 28.0) == Going("next", State.STARTING)
+
+
+def test_a_worker_that_computes_is_tried_again_until_it_has_been_silent_for_a_minute() -> None:
+    scheduler = a_scheduler()
+    bring_up(scheduler)
+    for at in (16.0, 26.0, 36.0, 46.0):
+        scheduler.reported(silent(at), at)
+        assert proofs(scheduler) == ["one"]
+        scheduler.proved("one", at, answered=False, worked=True)
+    before = states(scheduler)
+
+    scheduler.reported(silent(60.0), 60.0)
+    scheduler.proved("one", 60.0, answered=False, worked=True)
+
+    assert (before, states(scheduler)) == ({"one": State.READY}, {"one": State.STOPPING})

@@ -85,9 +85,9 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, address: str, asked: Ensure) -> Going:
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Going:
         self.asked.append(asked)
-        self.addresses.append(address)
+        self.addresses.append(host.address)
         self.proposed += 1
         if self.lost:
             self.lost -= 1

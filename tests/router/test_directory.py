@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from cortex.platform.record import Fleet
+from cortex.platform.record import Fleet, HostRecord
 from cortex.router.directory import MOST_LOOKS, Directory
 from cortex.router.runtime import Runtime
 from tests.support.catalogues import fake
@@ -164,8 +164,8 @@ async def test_agents_are_told_an_empty_catalogue_only_when_it_is_meant(
     directory, _ = a_directory(tmp_path, text)
     addresses: list[str] = []
 
-    async def heed(address: str, catalogue: object, digest: str) -> None:
-        addresses.append(address)
+    async def heed(host: HostRecord, catalogue: object, digest: str) -> None:
+        addresses.append(host.address)
 
     host = a_host()
     view = SimpleNamespace(fleet=Fleet(hosts={host.name: host}))

@@ -8,21 +8,25 @@ from typing import Any, cast
 
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Ensure, Going
 from cortex.platform.api_keys import LOCAL, Priority, anonymous
 from cortex.platform.flights import Flights
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.record import Death, FailureKind, Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
+from cortex.platform.scheduling.failures import Failures
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.dialects import chat_stream
 from cortex.router.directory import Directory, Target
+from cortex.router.receipts import Receipts
+from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Call, Exchange, Services
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.probe import Pulse
-from cortex.router.request.upstream import Answer, Broken, Upstream
+from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
 from cortex.router.view import View
 from tests.support.catalogues import aliases, fake
@@ -48,6 +52,9 @@ class Stage:
         self.directory.on_change = self.view.wake
         self.flights = Flights("router-1")
         self.asked: list[Ensure] = []
+        self.found, self.breaks, self.error = Pulse.WELL, asyncio.Event(), Broken("closed")
+        self.breaks.set()
+        self.shared: list[Death] = []
         self.posted: list[tuple[str, int]] = []
         """The instances that requests were sent to, with how many were in flight there."""
         self.services = Services(
@@ -58,6 +65,7 @@ class Stage:
             Journeys([]),
             cast(Tracing, self),
             self.directory,
+            Deaths(self.view, self, cast(Registry, self), Receipts("router-1"), "router-1"),
         )
 
     # What the router reads and asks.
@@ -71,20 +79,24 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, address: str, asked: Ensure) -> Going:
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Going:
         self.asked.append(asked)
         starting = an_instance(f"new-{len(self.asked)}", function=asked.function.id, revision=revision(asked.function))
         return Going(starting.id, starting.state)
 
     async def pulse(self, instance: Instance) -> Pulse:
-        return Pulse.WELL
+        return self.found
+
+    async def share_death(self, token: str, death: Death) -> None:
+        self.shared.append(death)
 
     def begun(self, journey: object, headers: object) -> dict[str, str]:
         return {}
 
     async def post(self, instance: Instance, path: str, body: bytes, more: object = None) -> Answer:
         self.posted.append((instance.id, self.flights.on(instance.id)))
-        raise Broken("closed")
+        await self.breaks.wait()
+        raise self.error
 
     # What happens.
 
@@ -92,6 +104,11 @@ class Stage:
         """Have the record say so."""
         self.host = a_host(*instances)
         await self.view.refresh()
+
+    def fails(self, function: str, id: str) -> None:
+        """Have the host say that an instance died while it served."""
+        failure = Failures().add(self.of(function, id), FailureKind.CRASH, "it was killed", (), 1.0, died=True)
+        self.host = replace(self.host, failures=(*self.host.failures, failure))
 
     async def edit(self, text: str) -> None:
         self.file.write_text(text)
@@ -180,6 +197,75 @@ async def test_what_broke_is_tried_twice_more_and_refused_and_nothing_is_started
 
     assert (sent.status, len(stage.posted), stage.asked) == (502, 3, [])
     assert stage.flights.counts() == ({}, {})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_was_alone_aboard_a_dying_worker_is_not_sent_again(tmp_path: Path, stream: bool) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.found = Pulse.GONE
+    await stage.shows(stage.of("f", "one"), stage.of("f", "two"))
+    stage.fails("f", "one")
+    await stage.view.refresh()
+
+    async with stage.asking("f", stream=stream) as (task, sent):
+        await ended(task)
+
+    assert (sent.status, len(stage.posted)) == (502, 1)
+    assert [death.alone for death in stage.shared] == [True]
+
+
+async def test_requests_aboard_a_dying_worker_together_are_sent_again_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.found = Pulse.GONE
+    stage.breaks.clear()
+    await stage.shows(stage.of("f", "a"))
+    async with stage.asking("f") as (first, one), stage.asking("f") as (second, other):
+        await stage.until(lambda: len(stage.posted) == 2)
+        for name in "abc":
+            stage.fails("f", name)
+        stage.host = replace(stage.host, instances=tuple(stage.of("f", name) for name in "abc"))
+        await stage.view.refresh()
+
+        stage.breaks.set()
+        await ended(first)
+        await ended(second)
+
+    assert [one.status, other.status] == [502, 502]
+    assert [instance for instance, _ in stage.posted] == ["a", "a", "b", "c"]
+
+
+async def test_what_killed_two_workers_alone_is_refused_for_a_while_and_others_are_served(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.found = Pulse.GONE
+    await stage.shows(*(stage.of("f", n) for n in "abcd"))
+    for name in "abcd":
+        stage.fails("f", name)
+    await stage.view.refresh()
+    statuses = []
+    for _ in range(3):
+        async with stage.asking("f") as (task, sent):
+            await ended(task)
+        statuses.append(sent.status)
+
+    assert statuses == [502, 502, 503]
+    assert b"suspected_request" in sent.body
+    assert len(stage.posted) == 2
+
+
+async def test_a_request_that_two_engines_in_a_row_answer_that_they_are_dead_counts_as_the_cause(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.error = EngineFailed("its engine has failed")
+    await stage.shows(*(stage.of("f", n) for n in "abcd"))
+    statuses = []
+    for _ in range(3):
+        async with stage.asking("f") as (task, sent):
+            await ended(task)
+        statuses.append((sent.status, len(stage.posted)))
+
+    assert statuses == [(502, 2), (502, 4), (503, 4)]
+    assert [death.alone for death in stage.shared] == [True, True]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -275,7 +361,7 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     journeys = Journeys([note])
     tracing = BrokenTracing(journeys)
     nothing = cast(Any, None)
-    services = Services(nothing, nothing, nothing, nothing, journeys, cast(Any, tracing), nothing)
+    services = Services(nothing, nothing, nothing, nothing, journeys, cast(Any, tracing), nothing, nothing)
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
     exchange = Exchange(services, target, call, "req_1", anonymous())

@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -21,7 +23,9 @@ import redis
 from cortex.platform import embedded_redis
 from tests.support.stack import eventually, free_port
 
-USERS = Path(__file__).parents[2] / "deploy/ansible/roles/redis/templates/users.acl.j2"
+TEMPLATES = Path(__file__).parents[2] / "deploy/ansible/roles/redis/templates"
+HOSTS = ("a", "b")
+"""The hosts that have a user."""
 PASSWORDS = {
     "cortex_redis_router_password": "routers-word-7f3a",
     "cortex_redis_password": "hosts-word-91bc",
@@ -29,11 +33,37 @@ PASSWORDS = {
 }
 
 
-def users() -> str:
+def users(*, reads_apart: bool = True) -> str:
     """Return the users' file as the deployment writes it."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, keep_trailing_newline=True
+    )
     environment.filters["hash"] = lambda text, kind: hashlib.new(kind, text.encode()).hexdigest()
-    return environment.from_string(USERS.read_text()).render(PASSWORDS)
+    known = {"groups": {"agents": HOSTS}, "hostvars": {h: {} for h in HOSTS}, "redis_reads_apart": reads_apart}
+    texts = [(TEMPLATES / name).read_text() for name in ("users.acl.j2", "hosts.acl.j2")]
+    return "".join(environment.from_string(text).render(PASSWORDS, **known) for text in texts)
+
+
+def password(user: str) -> str:
+    """Return a user's password, as the deployment derives it."""
+    if user == "cortex-router":
+        return PASSWORDS["cortex_redis_router_password"]
+    name = user.removeprefix("cortex-host-")
+    return hashlib.sha256(f"{PASSWORDS['cortex_redis_password']} of host {name}".encode()).hexdigest()
+
+
+def server() -> str:
+    """Return a server that can keep reading and writing apart where this machine has one, else the one there is."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    found = [path for folder in folders if (path := shutil.which("redis-server", path=folder))]
+    return next(filter(reads_apart, found), None) or embedded_redis.server()
+
+
+def reads_apart(binary: str) -> bool:
+    """Whether a server can let a user read what it may not write: Redis since 7, and Valkey."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v=(\d+)", said)
+    return found is not None and int(found[1]) >= 7
 
 
 class SecuredRedis:
@@ -41,6 +71,8 @@ class SecuredRedis:
 
     def __init__(self, folder: Path, port: int) -> None:
         self._socket, self.port, self.pid = folder / "s.sock", port, 0
+        self.binary = server()
+        self.reads_apart = reads_apart(self.binary)
         self.admin_url = f"unix://admin:{PASSWORDS['cortex_redis_admin_password']}@{self._socket}"
 
     def url(self, user: str) -> str:
@@ -68,8 +100,7 @@ class SecuredRedis:
 
     def may(self, user: str, *command: str) -> bool:
         """Whether a user may do something; it is done."""
-        password = PASSWORDS["cortex_redis_router_password" if user == "cortex-router" else "cortex_redis_password"]
-        with redis.Redis.from_url(f"unix://{user}:{password}@{self._socket}") as client:
+        with redis.Redis.from_url(f"unix://{user}:{password(user)}@{self._socket}") as client:
             try:
                 client.execute_command(*command)
             except redis.exceptions.NoPermissionError:
@@ -81,8 +112,8 @@ class SecuredRedis:
 def secured_redis(folder: Path, cert: str, key: str) -> Iterator[SecuredRedis]:
     """Run one with this certificate."""
     running = SecuredRedis(folder, free_port())
-    (folder / "users.acl").write_text(users())
-    plain = [*embedded_redis.command(embedded_redis.server(), folder, running._socket)]
+    (folder / "users.acl").write_text(users(reads_apart=running.reads_apart))
+    plain = [*embedded_redis.command(running.binary, folder, running._socket)]
     plain += ["--aclfile", str(folder / "users.acl")]
     by_tls = [
         "--tls-port",

@@ -4,11 +4,16 @@ The fleet token is the secret that routers and agents share. A worker's API key 
 instance's random id: HMAC-SHA256(token, "worker:" + id). Every instance so has a key of its own that nobody
 else can guess, both sides know it without its being sent or stored, and an agent that re-adopts a worker
 knows it again. A worker that took over a stale port answers 401 instead of another model's words.
+
+Routers never send the fleet token. What an agent gets is derived from its host's name and address as the record has
+them: HMAC-SHA256(token, "host:" + both). An agent accepts it for its own name and address alone, so what a router
+sends to an address that somebody forged into the record opens no agent.
 """
 
 import contextlib
 import hashlib
 import hmac
+import json
 import os
 import secrets
 import tempfile
@@ -29,6 +34,11 @@ def worker_key(token: str, instance: str) -> str:
 def cache_salt(token: str, owner: str) -> str:
     """Return the salt of an owner of cached prompts; neither the token nor the owner follows from it."""
     return hmac.new(token.encode(), f"cache:{owner}".encode(), hashlib.sha256).hexdigest()
+
+
+def host_token(token: str, host: str, address: str) -> str:
+    """Return the bearer token for the agent of one host at one address."""
+    return hmac.new(token.encode(), f"host:{json.dumps([host, address])}".encode(), hashlib.sha256).hexdigest()
 
 
 def fleet_mark(token: str) -> str:
@@ -73,9 +83,17 @@ class FleetToken:
         """The token to use."""
         return self._all()[0]
 
-    def accepts(self, given: str) -> bool:
-        """Whether a token is one of ours, in constant time."""
-        return any([same(given, token) for token in self._all()])
+    def for_host(self, host: str, address: str) -> str:
+        """Return the token to send to the agent of a host at this address."""
+        return host_token(self.current, host, address)
+
+    def opens(self, given: str, host: str, address: str) -> bool:
+        """Whether a token opens the agent of this host at this address, in constant time.
+
+        The fleet token itself does: whoever has it can derive every other one.
+        """
+        tokens = self._all()
+        return any([same(given, t) for token in tokens for t in (token, host_token(token, host, address))])
 
     def worker_keys(self, instance: str) -> list[str]:
         """Return the keys an instance may have: the one it gets today, and those of earlier tokens."""

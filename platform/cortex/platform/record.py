@@ -168,6 +168,10 @@ class Failure(Struct, frozen=True, kw_only=True):
     """How many of the worker's last lines were read for the cause; they are in its log, on its host."""
     served: bool = False
     """It had been ready: what failed was no start, and the next one may do."""
+    early: int = 0
+    """Deaths right after ready, in a row."""
+    hung: bool = False
+    """It was stopped because it made no progress: a request that was aboard is not sent again."""
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):
@@ -220,6 +224,23 @@ class HostRecord(Struct, frozen=True, kw_only=True):
         return [i for i in self.instances if i.function == function and i.state in LIVE]
 
 
+class Silence(Struct, frozen=True, kw_only=True):
+    """An instance owes a router an answer and gives no byte to any of its requests."""
+
+    for_s: float
+    usual_s: float = 0.0
+    """95 of 100 of the function's requests get their first byte within this; 0: not known."""
+
+
+class Death(Struct, frozen=True, kw_only=True):
+    """A request was aboard a worker that died: what one router tells the others, when it happens."""
+
+    router: str
+    marks: tuple[str, ...]
+    """What stands for the request and for its API key at the function: a digest, never its text."""
+    alone: bool
+
+
 class RouterReport(Struct, frozen=True, kw_only=True):
     """What a router worker says of itself: `cortex:router:<id>`."""
 
@@ -231,6 +252,8 @@ class RouterReport(Struct, frozen=True, kw_only=True):
     """Held requests per function."""
     seen: dict[str, int] = {}
     """Per host, the epoch up to which this router has stopped choosing draining instances."""
+    silent: dict[str, Silence] = {}
+    """Instances that have given this router's requests nothing for a while."""
 
 
 class Override(Struct, frozen=True, kw_only=True):

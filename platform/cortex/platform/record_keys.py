@@ -67,6 +67,10 @@ class RecordKeys:
         """Return the key of a question."""
         return f"{self.prefix}:question:{token}"
 
+    def death(self, token: str) -> str:
+        """Return the key of what a router tells of a worker's death."""
+        return f"{self.prefix}:death:{token}"
+
     def answers(self, token: str) -> str:
         """Return the key of the answers to a question."""
         return f"{self.prefix}:answers:{token}"

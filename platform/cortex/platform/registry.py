@@ -25,7 +25,7 @@ from cortex.platform.api_keys import ApiKey, Session
 from cortex.platform.keys import FleetToken
 from cortex.platform.meter import Snapshot
 from cortex.platform.receipts import Receipt, fields, receipt
-from cortex.platform.record import Fleet, HostRecord, Namesake, Override, RouterReport
+from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import decoded, key_fields, names, override_fields, text, words
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
@@ -180,9 +180,19 @@ class Registry:
     """A connection to the record. Make one per process; close it at the end."""
 
     def __init__(
-        self, url: str, *, prefix: str = DEFAULT_PREFIX, token: FleetToken | None = None, timeout_s: float = 2.5
+        self,
+        url: str,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        token: FleetToken | None = None,
+        timeout_s: float = 2.5,
+        keeps_indexes: bool = True,
     ) -> None:
-        """Without a token it is not looked whose the record is: for a command that is over in a moment."""
+        """Without a token it is not looked whose the record is: for a command that is over in a moment.
+
+        Hosts leave the indexes to routers (`keeps_indexes`): their users of Redis may not write others' names.
+        """
+        self._keeps_indexes = keeps_indexes
         self.names = RecordKeys(prefix)
         self._timeout_s = timeout_s
         self._generation = Generation()
@@ -204,9 +214,9 @@ class Registry:
         self._key_index_is_old = False
 
     @classmethod
-    def of(cls, settings: Settings, token: FleetToken | None = None) -> "Registry":
+    def of(cls, settings: Settings, token: FleetToken | None = None, *, keeps_indexes: bool = True) -> "Registry":
         """Return a connection to the record that these settings name."""
-        return cls(settings.redis_url, prefix=settings.redis.prefix, token=token)
+        return cls(settings.redis_url, prefix=settings.redis.prefix, token=token, keeps_indexes=keeps_indexes)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -425,7 +435,7 @@ class Registry:
                     pipe.smembers(index)
                 *members, marks = await pipe.execute()
             self._see_marks(marks)
-            if COMPLETE.encode() in members[2]:
+            if COMPLETE.encode() in members[2] or not self._keeps_indexes:
                 break
             of_kind = {self.names.host(""): indexes[0], self.names.router(""): indexes[1]}
             await self._index_earlier("[hor]*", {**of_kind, self.names.override(""): indexes[2]}, self.names.overrides)
@@ -437,7 +447,7 @@ class Registry:
         """Take names out of an index whose records are gone."""
         without = [name for name, value in zip(members, values, strict=True) if not value]
         self._in_index[index] = set(members).difference(without)
-        if without:
+        if without and self._keeps_indexes:
             async with self._bounded():
                 await self._settle(keys=[index, *map(key, without)], args=without)
 
@@ -504,7 +514,7 @@ class Registry:
             "override": (self.names.overrides, self.names.override),
         }.get(kind, ("", None))
         members = self._in_index.setdefault(index, set())
-        if key is not None and name not in members:
+        if key is not None and name not in members and self._keeps_indexes:
             async with self._bounded():
                 if await self._settle(keys=[index, key(name)], args=[name]):
                     members.add(name)
@@ -587,6 +597,18 @@ class Registry:
         async with self._bounded():
             found = await self._redis.get(self.names.question(token))
         return found.encode() if isinstance(found, str) else found
+
+    async def share_death(self, token: str, death: Death) -> None:
+        """Tell the other routers of a request that was aboard a death."""
+        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self.names.death(token), msgspec.json.encode(death), px=round(ANSWERS_S * 1000))
+            pipe.publish(self.names.changed, f"death:{token}")
+            await pipe.execute()
+
+    async def death(self, token: str) -> Death | None:
+        """Return what a router told of a death; None when it has expired."""
+        async with self._bounded():
+            return decoded(await self._redis.get(self.names.death(token)), Death)
 
     async def answer(self, token: str, answer: bytes) -> None:
         """Answer a question."""

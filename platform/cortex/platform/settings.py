@@ -20,6 +20,7 @@ import platformdirs
 from msgspec import Meta, Struct
 
 from cortex.functions.names import did_you_mean
+from cortex.functions.spec import Engine
 from cortex.functions.toml_lines import TomlLines
 from cortex.platform.redis_address import BadAddress, is_sentinel, sentinels
 
@@ -147,6 +148,15 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     read the weights and the engines. vLLM then starts plainly, without the launcher."""
     weight_roots: tuple[str, ...] = ()
     """Folders from which weights may be loaded, beside `cache_dir`; links are followed first. None: any path."""
+    allow_engines: tuple[Engine, ...] = ()
+    """Engines that may run here, whoever calls the agent; none: all."""
+    commands: tuple[str, ...] = ()
+    """Programs that `engine = "command"` may run here: the words that a function's `command` begins with, such as
+    `/opt/serve/run` or `python3 /opt/serve.py`; `*`: any. None: any while `listen` is on loopback and neither
+    `allow_engines` nor `allow_code` is set, otherwise none."""
+    allow_code: tuple[str, ...] = ()
+    """Variables (`LD_LIBRARY_PATH`) and options (`--trust-remote-code`) of functions that can load code, and
+    `allow_pickle`, that are allowed here; `*`: all. None: as with `commands`."""
     labels: tuple[str, ...] = ()
     """Words that functions may ask for with their own `labels`."""
     devices: tuple[DeclaredDevice, ...] = ()

@@ -53,6 +53,7 @@ def create_app(settings: Settings) -> Litestar:
         runtime.journeys,
         runtime.tracing,
         runtime.directory,
+        runtime.deaths,
     )
     door = Door(runtime.keys, runtime.sessions, settings.gateway)
     most = settings.gateway.max_body_mb * 1024 * 1024

@@ -54,7 +54,8 @@ class Receipts:
         """Keep receipts of a request that is over, if anything had to be decided for it."""
         where = {"function": journey.function, "request": journey.id}
         for broke in journey.tries:
-            self.note("replayed", **where, instance=broke.instance, host=broke.host, why=broke.why)
+            what = "replayed" if broke.replayed else "broke"
+            self.note(what, **where, instance=broke.instance, host=broke.host, why=broke.why)
         if journey.fault and not journey.left:
             numbers = {"status": journey.status, "kind": journey.fault, "queued_ms": round(journey.queued_s * 1000)}
             self.note("not_served", **where, instance=journey.instance, why=journey.why, numbers=numbers)

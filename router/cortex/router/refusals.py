@@ -20,6 +20,7 @@ Refusal
 ├── RouterHoldsTooMuch  come back when others' requests have been answered
 ├── NotReadyInTime      come back: it was still starting when your time was up
 ├── NoCapacity          come back: nothing can leave for it now
+├── Suspected           come back later: workers died while they served this request
 ├── StartFailed         a person must look; the reason says at what
 ├── TooManyListeners    come back, or ask another worker, to follow the events
 ├── RecordIsAway        come back: Redis does not answer, so nothing new is started
@@ -225,6 +226,19 @@ class NoCapacity(Refusal):
     """No host can take it now."""
 
     kind, code = Kind.NO_CAPACITY, "no_capacity"
+
+
+class Suspected(Refusal):
+    """Workers of the function died again and again with this request aboard, or with others of its key."""
+
+    kind, code = Kind.NO_CAPACITY, "suspected_request"
+
+    def __init__(self, function: str, *, retry_after: int) -> None:
+        super().__init__(
+            f"workers of '{function}' died or hung while they served this request or others of its API key, so it is"
+            f" refused for {retry_after} s: change the request, or show its id to the operator (`cortex why ID`)",
+            retry_after=retry_after,
+        )
 
 
 class StartFailed(Refusal):

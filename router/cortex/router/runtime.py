@@ -45,6 +45,7 @@ from cortex.router.metrics.traffic import Traffic
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import BadRequest, Refusal
 from cortex.router.request import request_log
+from cortex.router.request.deaths import Deaths
 from cortex.router.request.intake import Intake
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.probe import Probe, Pulse
@@ -93,6 +94,7 @@ class Runtime:
         self.activator = Activator(
             self.view, self.registry, self.agents, self.flights, self.directory, self.probe, self.receipts
         )
+        self.deaths = Deaths(self.view, self.probe, self.registry, self.receipts, self.id)
         self._scaling = Scaling()
         self.counting = Counting(self.view, self.flights)
         self.faults = Faults(self.counting.fault)
@@ -128,6 +130,7 @@ class Runtime:
         await cancelled(self._tasks)
         await self.activator.close()
         await self.inquiry.close()
+        await self.deaths.close()
         with contextlib.suppress(RecordAway):
             await self.registry.touch(self.flights.take_used())
             await self.registry.remove_router(self.id)
@@ -202,7 +205,7 @@ class Runtime:
             function = self.directory.catalogue.functions.get(function_id)
             if function is not None and await self._moved(function, host):
                 moved.append(function_id)
-        return moved, list(await self.agents.drain(record.address))
+        return moved, list(await self.agents.drain(record))
 
     async def _moved(self, function: Function, away_from: str) -> bool:
         """Start a function on another host and wait until it is ready there. False when nobody takes it."""
@@ -227,7 +230,7 @@ class Runtime:
         for host in self.view.fleet.records():
             if any(i.function == function for i in host.instances):
                 try:
-                    going += await self.agents.cool(host.address, function, at_once=at_once)
+                    going += await self.agents.cool(host, function, at_once=at_once)
                 except AgentAway:
                     away.append(host.name)
         return going, away
@@ -245,7 +248,7 @@ class Runtime:
         away = []
         for host in hosts:
             try:
-                await self.agents.forget(host.address, function)
+                await self.agents.forget(host, function)
             except AgentAway:
                 away.append(host.name)
         return len(gone), away
@@ -253,7 +256,9 @@ class Runtime:
     # In the background.
 
     async def _report_now(self) -> None:
-        await self.registry.publish_router(self.flights.report(self.view.epochs(), clock.now()))
+        report = self.flights.report(self.view.epochs(), clock.now())
+        silent = self.deaths.aboard.silences(time.monotonic(), self.view.instances())
+        await self.registry.publish_router(replace(report, silent=silent))
 
     async def _report(self) -> None:
         """Report once a second, and at once when an agent waits for it: for an acknowledgement, for the last
@@ -319,7 +324,7 @@ class Runtime:
         for host in list(self.view.fleet.hosts.values()):
             if host.catalogue != self.directory.digest:
                 try:
-                    await self.agents.heed(host.address, self.directory.catalogue, self.directory.digest)
+                    await self.agents.heed(host, self.directory.catalogue, self.directory.digest)
                 except AgentAway as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 

@@ -6,7 +6,7 @@ expired stays as a source of instances to choose, for as long as they answer (`s
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cortex.functions.capabilities import Known
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
-from cortex.platform.record import Failure, Fleet, HostRecord, Instance, newest_uses, use
+from cortex.platform.record import Death, Failure, Fleet, HostRecord, Instance, newest_uses, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.router.request.abilities import known_models
 from cortex.router.silence import silent_hosts, without
@@ -46,6 +46,7 @@ class View:
     def __init__(self, registry: Registry, router: str) -> None:
         self._registry, self._router = registry, router
         self.on_question: Callable[[str], None] = lambda _: None
+        self.on_death: Callable[[Death], None] = lambda _: None
         self.fleet = Fleet()
         self.away = True
         self.company = 0
@@ -114,6 +115,10 @@ class View:
     def placed(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance that is in the record."""
         return self._placed.get(instance)
+
+    def instances(self) -> Collection[str]:
+        """Return the ids of all instances in the record."""
+        return self._placed.keys()
 
     def suspects(self) -> list[str]:
         """Return the instances that are not chosen just now, because they refused us."""
@@ -227,6 +232,10 @@ class View:
                 await self.refresh()
             elif kind == "ask":
                 self.on_question(name)
+            elif kind == "death":
+                death = await self._registry.death(name)
+                if death is not None and death.router != self._router:
+                    self.on_death(death)
             elif kind == "router" and name != self._router:
                 self._apply(self._with(routers={name: await self._registry.router(name)}))
 

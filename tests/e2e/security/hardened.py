@@ -21,7 +21,7 @@ from cortex.platform.registry import Registry
 from tests.e2e.security.keyed import Result, command
 from tests.support.catalogues import entry, fake
 from tests.support.fleet import TOKEN, Fleet
-from tests.support.secured_redis import PASSWORDS, SecuredRedis, secured_redis
+from tests.support.secured_redis import PASSWORDS, SecuredRedis, password, secured_redis
 from tests.support.stack import eventually, free_port
 
 PLAIN = Path(__file__).parents[2] / "support" / "plain_server.py"
@@ -55,7 +55,7 @@ class Hardened(Fleet):
         for name, word in PASSWORDS.items():
             (folder / name).write_text(word + "\n")
             (folder / name).chmod(0o600)
-        secrets_of_the_agent = [str(folder / "token"), str(folder / "cortex_redis_password"), "/etc/shadow"]
+        secrets_of_the_agent = [str(folder / "token"), str(folder / "redis-a.password"), "/etc/shadow"]
         command = [
             "/usr/bin/python3",
             str(PLAIN),
@@ -71,8 +71,7 @@ class Hardened(Fleet):
             CATALOGUE + entry("own/user", engine="command", command=command, labels=["own-user"]),
             {
                 "a": {
-                    "CORTEX_REDIS_URL": record.url("cortex-host"),
-                    "CORTEX_REDIS__PASSWORD_FILE": str(folder / "cortex_redis_password"),
+                    **self._record_of("a", folder, record),
                     "CORTEX_AGENT__TLS_CERT": agent["cert"],
                     "CORTEX_AGENT__TLS_KEY": agent["key"],
                 }
@@ -100,6 +99,14 @@ class Hardened(Fleet):
             verify=self.context,
             headers={"authorization": f"Bearer {secret}"},
         )
+
+    @staticmethod
+    def _record_of(name: str, folder: Path, record: SecuredRedis) -> dict[str, str]:
+        """Return a host's way to the record, as its own user."""
+        user, file = f"cortex-host-{name}", folder / f"redis-{name}.password"
+        file.write_text(password(user) + "\n")
+        file.chmod(0o600)
+        return {"CORTEX_REDIS_URL": record.url(user), "CORTEX_REDIS__PASSWORD_FILE": str(file)}
 
     def __enter__(self) -> Self:
         known = {name: digest(secret) for name, secret in self.keys.items()}
@@ -129,6 +136,7 @@ class Hardened(Fleet):
             "CORTEX_AGENT__STATE_DIR": str(self.folder / f"state-{name}"),
             "CORTEX_AGENT__LOG_DIR": str(self.folder / f"logs-{name}"),
         }
+        own |= self._record_of(name, self.folder, self.record)
         self._agent_env[name] = {**self._agent_env["a"], **own, **settings}
         Fleet.start_agent(self, name)
         eventually(lambda: name in self._hosts(), within_s=30, what=f"{name} to be known")

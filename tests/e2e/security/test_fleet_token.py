@@ -1,7 +1,9 @@
 """The fleet's token is changed while it serves: nothing restarts, and no request is lost."""
 
 import pytest
+import redis
 
+from cortex.platform.keys import fleet_mark
 from tests.e2e.security.hardened import Hardened
 from tests.support.stack import eventually
 
@@ -18,6 +20,9 @@ def test_a_token_is_changed_without_a_restart_and_the_old_one_ends(hardened: Har
     path.write_text(f"{old}\nfresh-token-77c1\n")
     eventually(lambda: accepted("fresh-token-77c1"), what="the new token to be accepted")
     path.write_text(f"fresh-token-77c1\n{old}\n")
+    with redis.Redis.from_url(hardened.record.admin_url, decode_responses=True) as record:
+        mark = fleet_mark("fresh-token-77c1")
+        eventually(lambda: record.sismember("cortex:fleet", mark), what="the record to bear the new token's mark")
     during = [hardened.chat(name).status_code for name in ("fake/one", "fake/after") for _ in range(3)]
     assert hardened.http.post("/admin/functions/fake%2Fone/cool").is_success
     path.write_text("fresh-token-77c1\n")

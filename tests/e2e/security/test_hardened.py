@@ -15,7 +15,7 @@ from tests.support.stack import eventually
 
 pytestmark = pytest.mark.xdist_group("security")
 
-HOST, ROUTER = "cortex-host", "cortex-router"
+HOST, ROUTER = "cortex-host-a", "cortex-router"
 
 
 def test_all_of_cortex_works_as_users_of_redis_that_may_do_little_else(hardened: Hardened) -> None:
@@ -62,6 +62,29 @@ def test_all_of_cortex_works_as_users_of_redis_that_may_do_little_else(hardened:
 )  # fmt: skip
 def test_a_user_of_redis_may_not(hardened: Hardened, user: str, command: list[str]) -> None:
     assert not hardened.record.may(user, *command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "SADD cortex:cordon b", "HSET cortex:override:f min 9", "SADD cortex:overrides f", "SET cortex:host:b x",
+        "SET cortex:counts:b x", "SET cortex:router:r x", "SREM cortex:routers r", "DEL cortex:decisions",
+        "XTRIM cortex:decisions MAXLEN 0", "PUBLISH rq:pubsub:b x", "PUBLISH rq:pubsub:cortex-b-0 x",
+        "LPUSH rq:queue:cortex-b 0", "HSET rq:job:cortex-b-0 data x", "DEL rq:worker:cortex-b-0", "SET cortex:x x",
+    ],
+)  # fmt: skip
+def test_a_host_may_not_act_as_an_operator_or_as_another_host(hardened: Hardened, command: str) -> None:
+    if not hardened.record.reads_apart and not command.startswith(("SET cortex:counts", "PUBLISH", "LPUSH")):
+        pytest.skip("Redis before 7 lets whoever reads a key write it")
+
+    assert not hardened.record.may(HOST, *command.split())
+
+
+def test_the_user_that_all_hosts_had_may_do_nothing(hardened: Hardened) -> None:
+    with redis.Redis.from_url(hardened.record.admin_url) as client:
+        line = next(u for u in client.acl_list() if u.startswith("user cortex-host "))
+
+    assert line.endswith("resetchannels -@all +ping")
 
 
 def test_a_job_that_somebody_wrote_into_redis_runs_nothing_of_its_own(hardened: Hardened) -> None:

@@ -1,5 +1,5 @@
-"""The agent's HTTP API, on port 13131. Everything needs the fleet token as a bearer token, but what says that it
-needs nothing: `/health`, which tells a caller without it less.
+"""The agent's HTTP API, on port 13131. Everything needs the host's token, or the fleet token, as a bearer token, but
+what says that it needs nothing: `/health`, which tells a caller without it less.
 """
 
 import asyncio
@@ -38,19 +38,20 @@ log = structlog.get_logger()
 def create_app(settings: Settings) -> Litestar:
     """Build the agent and its API; the agent lives as long as the application."""
     token = FleetToken(Path(settings.token_file).expanduser())
-    registry = Registry.of(settings, token)
+    registry = Registry.of(settings, token, keeps_indexes=False)
     agent = Agent(settings, token, registry)
     relay = Relay(agent, token)
 
     def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
         scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and token.accepts(given.strip())
+        own = agent.scheduler.record()
+        return scheme.lower() == "bearer" and token.opens(given.strip(), own.name, own.address)
 
     async def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if handler.opt.get("needs") == Right.NOTHING or connection.scope.get("method") == "OPTIONS":
             return
         if not has_token(connection):
-            raise NotAuthorizedException("the fleet token is needed as a bearer token")
+            raise NotAuthorizedException("the token of this host, or of the fleet, is needed as a bearer token")
 
     @post("/functions/ensure", status_code=200)
     async def ensure(data: Ensure) -> Going | Refused:

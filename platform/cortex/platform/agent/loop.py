@@ -25,7 +25,7 @@ from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
 from cortex.platform import clock
-from cortex.platform.agent import state_file
+from cortex.platform.agent import policy, state_file
 from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.caretaker import Caretaker
 from cortex.platform.agent.counts import AgentCounts
@@ -172,7 +172,7 @@ class Agent:
         came = time.monotonic()
         if came - self._alive_at > DECIDE_S or came - self._stalled_at < OLD_REQUESTS_S:
             return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
-        if lacking := self._engines.lacks(function):
+        if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Refused(lacking, When.NEVER)
         try:
             here = await self._weights(function)
@@ -191,7 +191,7 @@ class Agent:
 
     async def plan(self, function: Function) -> Planned | Refused:
         """Say what `ensure` would do, without doing it."""
-        if lacking := self._engines.lacks(function):
+        if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Refused(lacking, When.NEVER)
         try:
             here = await self._weights(function)

@@ -35,6 +35,13 @@ class Look(Struct, frozen=True):
     instance: Instance
 
 
+class Prove(Struct, frozen=True):
+    """Give a silent worker a request of one token: `proved` follows."""
+
+    instance: Instance
+    function: Function
+
+
 class Stop(Struct, frozen=True):
     """TERM the worker's group, then KILL what is left after the grace: `exited` follows."""
 
@@ -57,4 +64,4 @@ class Decided(Struct, frozen=True):
     why: str
 
 
-Effect = Fetch | CallOff | Spawn | Look | Stop | Reclaim | Decided
+Effect = Fetch | CallOff | Spawn | Look | Prove | Stop | Reclaim | Decided

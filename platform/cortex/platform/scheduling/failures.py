@@ -9,6 +9,10 @@ from cortex.platform.record import Cause, Failure, FailureKind, Instance
 FAILURES_BEFORE_BACKOFF = 3
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 1800.0
+EARLY_S = 10.0
+"""How long after it was ready a worker's death may still be its own fault. Later, it had served."""
+EARLY_BEFORE_BACKOFF = 6
+"""Early deaths in a row before starts back off: more than one API key can cause before it is refused."""
 _SIGNS: tuple[tuple[Cause, str], ...] = (
     (
         Cause.OUT_OF_MEMORY,
@@ -81,15 +85,35 @@ class Failures:
         failure = self._by_function.get(function)
         return failure if failure and failure.revision == revision else None
 
-    def add(self, instance: Instance, kind: FailureKind, reason: str, last_lines: Sequence[str], now: float) -> Failure:
-        """Keep a failure: its reason is ours, and of the worker's last lines only what they point at and how many
-        there are. Only crashes count towards the back-off: no room, or a cancelled start, is no crash."""
+    def add(
+        self,
+        instance: Instance,
+        kind: FailureKind,
+        reason: str,
+        last_lines: Sequence[str],
+        now: float,
+        *,
+        died: bool = False,
+        hung: bool = False,
+    ) -> Failure:
+        """Keep a failure: its reason is ours, and of the worker's last lines only what they point at and how many.
+        Whether starts back off after it:
+
+        (1) no room, or a cancelled start, is no crash: an earlier back-off stands;
+        (2) a worker that had been ready (`died`) may be the victim of a request: its death is no failed start, and
+            only a row of deaths right after ready backs off;
+        (3) a crash on the way up counts.
+        """
         before = self.of(instance.function, instance.revision)
-        crashed = kind in (FailureKind.CRASH, FailureKind.OUT_OF_MEMORY)
-        row = (before.count if before else 0) + crashed
-        over = row - FAILURES_BEFORE_BACKOFF
-        backs_off = crashed and over >= 0
-        if backs_off:
+        row, early = (before.count, before.early) if before else (0, 0)
+        over = -1  # (1)
+        if died and now - instance.ready < EARLY_S:  # (2)
+            early += 1
+            over = early - EARLY_BEFORE_BACKOFF
+        elif not died and kind in (FailureKind.CRASH, FailureKind.OUT_OF_MEMORY):  # (3)
+            row += 1
+            over = row - FAILURES_BEFORE_BACKOFF
+        if over >= 0:
             retry_at = now + min(FIRST_BACKOFF_S * 2.0 ** min(over, 16), LONGEST_BACKOFF_S)
         else:
             retry_at = before.retry_at if before else 0.0  # a cancelled start does not end a back-off
@@ -106,6 +130,8 @@ class Failures:
             cause=cause,
             lines=min(len(last_lines), MOST_LINES),
             served=instance.ready > 0,
+            early=early,
+            hung=hung,
         )
         self._by_function.pop(instance.function, None)  # the newest goes last
         self._by_function[instance.function] = failure

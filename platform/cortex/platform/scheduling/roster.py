@@ -17,6 +17,7 @@ from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Stop
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.kept import AgentState, Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.progress import Proof
 from cortex.platform.scheduling.reports import Reports
 
 MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
@@ -60,6 +61,7 @@ class Roster:
         """Until when a function's revision is not started, because a catalogue superseded it."""
         self._reports = Reports()
         self._looks: dict[str, Looked] = {}
+        self._proofs: dict[str, Proof] = {}
         self._overdue: dict[str, float] = {}
         """When an instance that is overdue is tried again."""
         self._blind_until = 0.0
@@ -211,6 +213,7 @@ class Roster:
         if instance.state in COMING:
             instance = replace(instance, phases=self._spent(instance, now))
         self._looks.pop(instance.id, None)
+        self._proofs.pop(instance.id, None)
         self._overdue.pop(instance.id, None)
         return self._put(replace(instance, state=after(instance.state, step), since=now, problem=""))
 
@@ -232,8 +235,18 @@ class Roster:
             self._instances[instance.id] = instance
         return instance
 
-    def _fail(self, instance: Instance, kind: FailureKind, reason: str, last_lines: Sequence[str], now: float) -> None:
-        failure = self._failures.add(instance, kind, reason, last_lines, now)
+    def _fail(
+        self,
+        instance: Instance,
+        kind: FailureKind,
+        reason: str,
+        last_lines: Sequence[str],
+        now: float,
+        *,
+        died: bool = False,
+        hung: bool = False,
+    ) -> None:
+        failure = self._failures.add(instance, kind, reason, last_lines, now, died=died, hung=hung)
         self._decide("failed", instance.function, instance.id, failure.reason)
 
     def _decide(self, what: str, function: str, instance: str, why: str) -> None:

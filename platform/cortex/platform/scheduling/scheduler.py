@@ -21,8 +21,9 @@ from cortex.platform.scheduling.failures import cause_of
 from cortex.platform.scheduling.kept import Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import NoRoom, Placement, When
+from cortex.platform.scheduling.progress import is_hung
 from cortex.platform.scheduling.roster import Looked
-from cortex.platform.scheduling.settling import Settling
+from cortex.platform.scheduling.settling import PROVE_AGAIN_S, Settling
 from cortex.platform.workers.card import WorkerCard
 
 MISSES_TO_ACT = 3
@@ -107,7 +108,7 @@ class Scheduler(Settling):
         failure = self._failures.of(function.id, rev)  # (3)
         if failure and failure.retry_at > now and not force:
             return Refused(
-                f"starts keep failing ({failure.count} in a row), tried again no sooner than "
+                f"starts keep failing ({max(failure.count, failure.early)} in a row), tried again no sooner than "
                 f"{round(failure.retry_at - now)} s from now: {failure.reason}",
                 When.LATER,
                 retry_at=failure.retry_at,
@@ -244,7 +245,32 @@ class Scheduler(Settling):
         if busy and not stuck:  # (3)
             return
         reason = f"the worker did not answer {misses} health checks{' and does nothing' if stuck else ''}"
-        self._fail(instance, FailureKind.CRASH, reason, (), now)  # (2), (4)
+        self._fail(instance, FailureKind.CRASH, reason, (), now, died=True)  # (2), (4)
+        self._stop(instance, "failed", now)
+
+    def proved(self, instance_id: str, now: float, *, answered: bool, worked: bool) -> None:
+        """A silent worker was given a request of one token:
+
+        (1) it answered, or got further with others: it makes progress;
+        (2) it did not, and has been silent for too long: it is stopped, and the next request starts it anew;
+        (3) it did not, but may yet: it is given another.
+        """
+        instance, function = self._instances.get(instance_id), self._functions.get(instance_id)
+        proof = self._proofs.get(instance_id)
+        if instance is None or function is None or proof is None or instance.state is not State.READY:
+            return
+        if answered:  # (1)
+            self._proofs[instance_id] = replace(proof, answered=now)
+            return
+        silent = self._silence(instance, now)
+        if silent is None or not is_hung(silent, full=self._is_full(instance, function), worked=worked):  # (3)
+            self._proofs[instance_id] = replace(proof, sent=now - PROVE_AGAIN_S)
+            return
+        reason = (
+            f"the worker made no progress for {silent.for_s:.0f} s: its requests got no byte, and one of one token no"
+            " answer"
+        )
+        self._fail(instance, FailureKind.CRASH, reason, (), now, died=True, hung=True)  # (2)
         self._stop(instance, "failed", now)
 
     def measured(self, devices: Sequence[Device], foreign: Sequence[Held] = (), problem: str = "") -> None:
@@ -396,6 +422,7 @@ class Scheduler(Settling):
                 f"the worker {how} while it was {instance.state}",
                 last_lines,
                 now,
+                died=True,
             )
         self._decide("exited", instance.function, instance.id, how)
         instance = self._step(instance, Step.EXITED, now)

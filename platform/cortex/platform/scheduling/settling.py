@@ -8,13 +8,15 @@ is finished.
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import LIVE, State, Step
+from cortex.functions.servers import server_of, slots
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import FailureKind, Fleet, Instance, Use
+from cortex.platform.record import FailureKind, Fleet, Instance, Silence, Use
 from cortex.platform.scheduling.defrag import Move, consolidate
-from cortex.platform.scheduling.effects import Fetch, Look, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.ledger import placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
+from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
 from cortex.platform.scheduling.roster import Looked, Roster
 
 STABLE_S = 60.0
@@ -31,6 +33,9 @@ REAP_LEAST_S = 2.0
 
 LOOK_AGAIN_S = 5.0
 """How long a look at a worker may take before another is asked for."""
+
+PROVE_AGAIN_S = PROOF_S + 5.0
+"""How long a proof may take before another is requested."""
 
 LOOK_FRESH_S = 1.0
 """How old a look may be when a worker is stopped because of it."""
@@ -143,6 +148,8 @@ class Settling(Roster):
         if successor is not None and successor.state is State.READY:
             self._drain(instance, f"moved to {', '.join(successor.devices)}", now)
             return
+        if usage.known and function is not None:
+            self._settle_progress(instance, function, now)
         if not usage.known or function is None or instance.pinned:
             return
         if usage.in_flight.get(instance.id) and self._only_silent(instance):
@@ -153,6 +160,25 @@ class Settling(Roster):
         idle = now - max(usage.last_used(instance), instance.since)
         if idle >= max(function.idle_after_s, REAP_LEAST_S) and not self._kept_as_minimum(instance, function):
             self._drain(instance, "idle", now)
+
+    def _settle_progress(self, instance: Instance, function: Function, now: float) -> None:
+        """Have a worker that is silent for too long prove that it makes progress."""
+        proof = self._proofs.get(instance.id)
+        if proof is not None and now - proof.sent < PROVE_AGAIN_S and proof.answered < proof.sent:
+            return
+        silent = self._silence(instance, now)
+        if silent is not None and is_doubtful(silent, full=self._is_full(instance, function)):
+            self._proofs[instance.id] = Proof(sent=now, answered=proof.answered if proof else 0.0)
+            self._effects.append(Prove(instance, function))
+
+    def _silence(self, instance: Instance, now: float) -> Silence | None:
+        fleet = self._reports.fleet
+        return silence(instance.id, fleet.routers.values(), self._proofs.get(instance.id), now) if fleet else None
+
+    def _is_full(self, instance: Instance, function: Function) -> bool:
+        """Whether all slots of a worker are taken, as far as the routers' reports tell."""
+        many = slots(function, server_of(function, instance.server))
+        return many is not None and self._use().in_flight.get(instance.id, 0) >= many
 
     def _kept_as_minimum(self, instance: Instance, function: Function) -> bool:
         """Whether it is among those that the function's `min` keeps, over all hosts: the ready ones of lowest id.

@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -376,7 +377,8 @@ def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
     try:
         asyncio.run(_see_whose_record(settings, token))
         _take_up(queue)
-        worker = _Worker([queue], connection=queue.connection, job_class=_Fetch, worker_ttl=WORKER_TTL_S)
+        name = f"{queue.name}-{secrets.token_hex(8)}"  # its keys and its channel are its host's by their names
+        worker = _Worker([queue], name, connection=queue.connection, job_class=_Fetch, worker_ttl=WORKER_TTL_S)
         worker.work(logging_level="WARNING")
     except (RecordAway, redis.RedisError, OSError) as error:
         return str(error)
@@ -389,7 +391,7 @@ def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
 
 async def _see_whose_record(settings: Settings, token: FleetToken) -> None:
     """Raise ForeignFleet when the record is another fleet's, RecordAway when it is away."""
-    registry = Registry.of(settings, token)
+    registry = Registry.of(settings, token, keeps_indexes=False)
     try:
         await registry.ping()
     finally:

@@ -20,6 +20,12 @@ RUNNING = re.compile(
     re.MULTILINE,
 )
 """The gauges in which vLLM and llama.cpp count the requests they hold (Prometheus' text format)."""
+TOKENS = re.compile(
+    rb"^(?:vllm:(?:prompt|generation)_tokens_total|llamacpp:(?:prompt_tokens|tokens_predicted)_total)"
+    rb"(?:\{[^}]*\})?\s+([0-9.e+]+)",
+    re.MULTILINE,
+)
+"""The counters in which vLLM and llama.cpp count the tokens they have worked on."""
 _ESTABLISHED = "01"
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
@@ -40,7 +46,19 @@ async def look(url: str) -> Activity:
     return Activity(running, connections(port))
 
 
+async def tokens(url: str) -> tuple[bytes, ...]:
+    """Return the counts of tokens that a worker at `url` has worked on, as it words them; none when it does not say."""
+    return tuple(TOKENS.findall(await _metrics(url)))
+
+
 async def _running(url: str) -> int | None:
+    with contextlib.suppress(ValueError):
+        return requests_running(await _metrics(url))
+    return None
+
+
+async def _metrics(url: str) -> bytes:
+    """Return a worker's metrics; nothing when it does not answer in time."""
     with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
         timeout = aiohttp.ClientTimeout(total=LOOK_S)
         async with (
@@ -48,8 +66,8 @@ async def _running(url: str) -> int | None:
             http.get(f"{url}/metrics", headers={"Accept-Encoding": "identity"}, allow_redirects=False) as answer,
         ):
             if answer.status == 200:
-                return requests_running(await _bounded(answer.content))
-    return None
+                return await _bounded(answer.content)
+    return b""
 
 
 async def _bounded(content: aiohttp.StreamReader) -> bytes:

@@ -1,14 +1,24 @@
 """Asking a worker how it is: whether it is healthy, what it serves, and whether it is ours at all."""
 
+from collections.abc import Collection
+
 import aiohttp
 
 from cortex.platform import worker_http
 from cortex.platform.keys import FleetToken
+from cortex.platform.record import Instance
 from cortex.platform.worker_http import KEY_REFUSED, MODELS_BYTES, Unreadable
 from cortex.platform.workers import card
 from cortex.platform.workers.card import WorkerCard
 
 TIMEOUT_S = 5.0
+_TOKEN: dict[str, tuple[str, dict[str, object]]] = {
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}),
+    "completions": ("/v1/completions", {"prompt": ".", "max_tokens": 1}),
+    "embeddings": ("/v1/embeddings", {"input": "."}),
+    "rerank": ("/v1/rerank", {"query": ".", "documents": ["."]}),
+}
+"""The smallest request of each dialect that workers speak."""
 
 
 class Probe:
@@ -22,6 +32,30 @@ class Probe:
         """Close the connections."""
         if self._http:
             await self._http.close()
+
+    async def answers(self, instance: Instance, dialects: Collection[str], within_s: float) -> bool:
+        """Whether a worker answers a request of one token, on the path that clients' requests take, in time. An error
+        is an answer, and so is a connection that breaks: another check tells of that."""
+        if self._http is None:
+            self._http = worker_http.session()
+        path, body = next(request for dialect, request in _TOKEN.items() if dialect in dialects or dialect == "rerank")
+        within = aiohttp.ClientTimeout(total=within_s)
+        try:
+            for key in self._token.worker_keys(instance.id):
+                async with self._http.post(
+                    instance.url + path,
+                    json={"model": instance.function, **body},
+                    headers=worker_http.headers(key),
+                    timeout=within,
+                    allow_redirects=False,
+                ) as answer:
+                    if answer.status not in KEY_REFUSED:
+                        return True
+        except TimeoutError:
+            return False
+        except (*worker_http.BREAKS, OSError):
+            return True
+        return True
 
     async def served(self, url: str, health: str, instance: str) -> dict[str, WorkerCard] | None:
         """Return the models a healthy worker says it serves, and what it says of them; None while it is not healthy.

@@ -20,6 +20,7 @@ import structlog
 from cortex.functions.launch import Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
+from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine
 from cortex.platform import process_id
 from cortex.platform.agent.fetches import Fetches
@@ -30,8 +31,9 @@ from cortex.platform.keys import FleetToken, worker_key
 from cortex.platform.launcher.keeper import Keeper
 from cortex.platform.looks import NoAnswer
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
-from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import Kept
+from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import looking
@@ -137,6 +139,8 @@ class Supervisor:
                 self._begin("spawn", instance, self._spawn(effect), self._spawn_failed)
             case Look(instance):
                 self._begin("look", instance, self._look(instance), self._look_failed)
+            case Prove(instance):
+                self._begin("prove", instance, self._prove(effect))
             case Stop(instance):
                 self._begin("stop", instance, self._insist("stop", instance, lambda: self._stop(effect)))
             case Reclaim(instance):
@@ -445,6 +449,19 @@ class Supervisor:
         """Look whether a worker has something to do."""
         seen = await activity.look(instance.url)
         self._tell(lambda s, now: s.looked(instance.id, seen.running, seen.connections, now))
+
+    async def _prove(self, effect: Prove) -> None:
+        """Give a silent worker a request of one token, and see what else tells that it gets further."""
+        instance, function = effect.instance, effect.function
+        tokens = await activity.tokens(instance.url)
+        busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
+        answered = await self._probe.answers(instance, server_of(function, instance.server).dialects, PROOF_S)
+        # A command may wait for a machine elsewhere, without using any CPU time.
+        worked = await asyncio.to_thread(process.cpu_s, instance.pid) - busy_s >= STUCK_CPU_S
+        worked = worked or function.engine is Engine.COMMAND
+        answered = answered or await activity.tokens(instance.url) != tokens
+        log.warning("silent_worker_tried", function=function.id, instance=instance.id, answered=answered, worked=worked)
+        self._tell(lambda s, now: s.proved(instance.id, now, answered=answered, worked=worked))
 
     async def _stop(self, effect: Stop) -> None:
         """TERM, grace, then KILL until it has ended; `_watch` tells of the end. One that was never there has ended."""

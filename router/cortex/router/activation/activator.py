@@ -195,7 +195,7 @@ class Activator:
         began = time.monotonic()
         for host in self._slow_last(hosts_to_ask(wanted, function, fleet, usage, clock.now(), asked.beside)):
             try:
-                answer = await self._agents.ensure(fleet.hosts[host].address, asked)
+                answer = await self._agents.ensure(fleet.hosts[host], asked)
             except AgentAway as error:
                 log.warning("agent_away", host=host, why=str(error))
                 self._slow[host] = time.monotonic() + SLOW_S
@@ -245,7 +245,7 @@ class Activator:
         usage, now = use(fleet), clock.now()
         for host in hosts_to_ask(wanted, function, fleet, usage, now):
             try:
-                answer = await self._agents.plan(fleet.hosts[host].address, function)
+                answer = await self._agents.plan(fleet.hosts[host], function)
             except AgentAway as error:
                 refusals[host] = str(error)
                 continue

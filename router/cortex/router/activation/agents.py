@@ -1,6 +1,6 @@
 """The router's client to agents: say `ensure`, never "if not running then start"."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -26,6 +26,7 @@ from cortex.platform.agent_messages import (
     Stored,
 )
 from cortex.platform.keys import FleetToken
+from cortex.platform.record import HostRecord
 from cortex.platform.serving.trust import trust
 
 T = TypeVar("T")
@@ -51,82 +52,93 @@ class AgentRefused(Exception):
         self.status = status
 
 
-@contextmanager
-def _mapped(address: str) -> Iterator[None]:
-    try:
-        yield
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
-        raise AgentUnreachable(
-            f"the agent at {address} cannot be reached: {str(error) or type(error).__name__}"
-        ) from error
-    except (httpx.HTTPError, msgspec.MsgspecError) as error:
-        raise AgentAway(f"the agent at {address} did not answer: {str(error) or type(error).__name__}") from error
-
-
 class Agents:
-    """All agents, by the address in their host's record."""
+    """All agents. Each gets a token of its own, by the name and the address in its host's record.
+
+    With `ca_file` the fleet speaks TLS: then an agent at an `http://` address is not called at all.
+    """
 
     def __init__(self, token: FleetToken, ca_file: str = "") -> None:
         self._token = token
+        self._only_tls = bool(ca_file)
         self._http = httpx.AsyncClient(
             verify=trust(ca_file),
             headers={"Content-Type": "application/json"},
-            auth=self._as_ours,
             timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_S),
             trust_env=False,
         )
 
-    def _as_ours(self, request: httpx.Request) -> httpx.Request:
-        request.headers["Authorization"] = f"Bearer {self._token.current}"
-        return request
+    def _auth(self, host: HostRecord) -> Callable[[httpx.Request], httpx.Request]:
+        def signed(request: httpx.Request) -> httpx.Request:
+            request.headers["Authorization"] = f"Bearer {self._token.for_host(host.name, host.address)}"
+            return request
+
+        return signed
+
+    @contextmanager
+    def _mapped(self, host: HostRecord) -> Iterator[None]:
+        address = host.address
+        if self._only_tls and not address.lower().startswith("https://"):
+            raise AgentUnreachable(
+                f"the agent of {host.name} is not called: its address {address} is not https, and `ca_file` is set "
+                "here; give that agent `[agent] tls_cert` and `tls_key`, or this router no `ca_file`"
+            )
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
+            why = str(error) or type(error).__name__
+            raise AgentUnreachable(f"the agent at {address} cannot be reached: {why}") from error
+        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            why = str(error) or type(error).__name__
+            raise AgentAway(f"the agent at {address} did not answer: {why}") from error
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
-    async def ensure(self, address: str, asked: Ensure) -> Going | Refused:
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Going | Refused:
         """Ask for an instance of a function. Raises AgentAway."""
-        with _mapped(address):
-            answer = await self._send("POST", f"{address}/functions/ensure", asked)
+        with self._mapped(host):
+            answer = await self._send(host, "POST", "/functions/ensure", asked)
             return msgspec.json.decode(answer, type=Going | Refused)
 
-    async def plan(self, address: str, function: Function) -> Planned | Refused:
+    async def plan(self, host: HostRecord, function: Function) -> Planned | Refused:
         """Ask what `ensure` would do. Raises AgentAway."""
-        with _mapped(address):
-            answer = await self._send("POST", f"{address}/functions/plan", Plan(function))
+        with self._mapped(host):
+            answer = await self._send(host, "POST", "/functions/plan", Plan(function))
             return msgspec.json.decode(answer, type=Planned | Refused)
 
-    async def drain(self, address: str) -> Sequence[str]:
+    async def drain(self, host: HostRecord) -> Sequence[str]:
         """Have a host emptied. Return the instances that are going. Raises AgentAway."""
-        with _mapped(address):
-            answer = await self._send("POST", f"{address}/drain", None)
+        with self._mapped(host):
+            answer = await self._send(host, "POST", "/drain", None)
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
-    async def cool(self, address: str, function: str, *, at_once: bool = False) -> Sequence[str]:
+    async def cool(self, host: HostRecord, function: str, *, at_once: bool = False) -> Sequence[str]:
         """Let a function's instances go. Raises AgentAway."""
-        with _mapped(address):
-            answer = await self._send("POST", f"{address}/functions/cool", Cool(function, at_once))
+        with self._mapped(host):
+            answer = await self._send(host, "POST", "/functions/cool", Cool(function, at_once))
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
-    async def forget(self, address: str, function: str) -> None:
+    async def forget(self, host: HostRecord, function: str) -> None:
         """Have what was learned of a function dropped. Raises AgentAway."""
-        with _mapped(address):
-            await self._send("POST", f"{address}/functions/forget?function={quote(function, safe='')}", None)
+        with self._mapped(host):
+            await self._send(host, "POST", f"/functions/forget?function={quote(function, safe='')}", None)
 
-    async def heed(self, address: str, catalogue: Catalogue, digest: str) -> None:
+    async def heed(self, host: HostRecord, catalogue: Catalogue, digest: str) -> None:
         """Tell an agent the catalogue. Raises AgentAway."""
-        with _mapped(address):
-            await self._send("PUT", f"{address}/catalogue", Heed(catalogue, digest))
+        with self._mapped(host):
+            await self._send(host, "PUT", "/catalogue", Heed(catalogue, digest))
 
-    async def logs(self, address: str, path: str, asked: Mapping[str, str | int]) -> httpx.Response | None:
+    async def logs(self, host: HostRecord, path: str, asked: Mapping[str, str | int]) -> httpx.Response | None:
         """Open a worker's log on a host, to be read as it comes and closed by the caller; None when it has none.
 
         Raises AgentAway.
         """
-        with _mapped(address):
+        with self._mapped(host):
             timeout = httpx.Timeout(TIMEOUT_S, read=None)
-            request = self._http.build_request("GET", address + path, params=dict(asked), timeout=timeout)
-            answer = await self._http.send(request, stream=True)
+            request = self._http.build_request("GET", host.address + path, params=dict(asked), timeout=timeout)
+            answer = await self._http.send(request, stream=True, auth=self._auth(host))
             if answer.status_code == httpx.codes.OK:
                 return answer
             await answer.aclose()
@@ -137,42 +149,48 @@ class Agents:
 
     # Weights.
 
-    async def stored(self, address: str) -> list[Stored]:
+    async def stored(self, host: HostRecord) -> list[Stored]:
         """Ask what weights a host has. Raises AgentAway."""
-        return await self._asked("GET", f"{address}/weights", None, list[Stored])
+        return await self._asked(host, "GET", "/weights", None, list[Stored])
 
-    async def remove_weights(self, address: str, asked: Remove) -> Removed:
+    async def remove_weights(self, host: HostRecord, asked: Remove) -> Removed:
         """Have stored weights removed. Raises AgentAway or AgentRefused."""
-        return await self._asked("POST", f"{address}/weights/remove", asked, Removed)
+        return await self._asked(host, "POST", "/weights/remove", asked, Removed)
 
-    async def prefetch(self, address: str, function: Function) -> str:
+    async def prefetch(self, host: HostRecord, function: Function) -> str:
         """Have a function's weights fetched; return the job. Raises AgentAway or AgentRefused."""
-        answer = await self._asked("POST", f"{address}/weights/fetch", Prefetch(function), dict[str, str])
+        answer = await self._asked(host, "POST", "/weights/fetch", Prefetch(function), dict[str, str])
         return answer["job"]
 
-    async def estimate(self, address: str, function: Function) -> Estimate:
+    async def estimate(self, host: HostRecord, function: Function) -> Estimate:
         """Ask how much memory a function takes. Raises AgentAway or AgentRefused."""
-        url = f"{address}/weights/estimate"
-        return await self._asked("POST", url, Prefetch(function), Estimate, within_s=HUB_TIMEOUT_S)
+        wanted = Prefetch(function)
+        return await self._asked(host, "POST", "/weights/estimate", wanted, Estimate, within_s=HUB_TIMEOUT_S)
 
-    async def jobs(self, address: str) -> list[dict[str, Any]]:
+    async def jobs(self, host: HostRecord) -> list[dict[str, Any]]:
         """Ask for a host's fetches. Raises AgentAway or AgentRefused."""
-        return await self._asked("GET", f"{address}/jobs", None, list[dict[str, Any]])
+        return await self._asked(host, "GET", "/jobs", None, list[dict[str, Any]])
 
-    async def cancel_job(self, address: str, job: str) -> None:
+    async def cancel_job(self, host: HostRecord, job: str) -> None:
         """Stop a fetch. Raises AgentAway or AgentRefused."""
-        await self._asked("POST", f"{address}/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
+        await self._asked(host, "POST", f"/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
 
-    async def _asked(self, method: str, url: str, body: Any, kind: type[T], *, within_s: float = TIMEOUT_S) -> T:
-        with _mapped(url):
+    async def _asked(
+        self, host: HostRecord, method: str, path: str, body: Any, kind: type[T], *, within_s: float = TIMEOUT_S
+    ) -> T:
+        with self._mapped(host):
             content = msgspec.json.encode(body) if body else None
-            answer = await self._http.request(method, url, content=content, timeout=within_s)
+            answer = await self._http.request(
+                method, host.address + path, content=content, timeout=within_s, auth=self._auth(host)
+            )
             if answer.status_code in (400, 404, 503):
                 raise AgentRefused(str(answer.json().get("detail", answer.text)), answer.status_code)
             answer.raise_for_status()
             return msgspec.json.decode(answer.content, type=kind)
 
-    async def _send(self, method: str, url: str, body: Any) -> bytes:
-        answer = await self._http.request(method, url, content=msgspec.json.encode(body))
+    async def _send(self, host: HostRecord, method: str, path: str, body: Any) -> bytes:
+        answer = await self._http.request(
+            method, host.address + path, content=msgspec.json.encode(body), auth=self._auth(host)
+        )
         answer.raise_for_status()
         return answer.content

@@ -55,7 +55,7 @@ class Counting:
             meter.observe(metrics.QUEUE_WAIT, (model,), journey.queued_s)
         if journey.failed:
             meter.count(metrics.ERRORS, both)
-        for broke in journey.tries:
+        for broke in (t for t in journey.tries if t.replayed):
             meter.count(metrics.REPLAYS, (model, broke.host or NOWHERE))
         if journey.fault and not journey.pieces and not journey.left:
             meter.count(metrics.REJECTIONS, (model, journey.fault))

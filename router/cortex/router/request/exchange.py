@@ -37,9 +37,11 @@ from cortex.router.refusals import SEE_WHY, Cancelled, NotReadyInTime, Refusal, 
 from cortex.router.request.asking import must_take
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
 from cortex.router.request.attendance import attend
+from cortex.router.request.deaths import Deaths, End, may_replay
 from cortex.router.request.fitting import Settle
 from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
+from cortex.router.request.suspects import Passenger, digest
 from cortex.router.request.turns import Starts, Turn, Turns, Waiting
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
@@ -96,8 +98,9 @@ class Services:
         journeys: Journeys,
         tracing: Tracing,
         directory: Directory,
+        deaths: Deaths,
     ) -> None:
-        self.directory = directory
+        self.directory, self.deaths = directory, deaths
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
         self.journeys, self.tracing = journeys, tracing
         self.turns, self.starts, self.slots = Turns(), Starts(), SlotTable()
@@ -134,6 +137,8 @@ class Exchange:
         self._caller, self._is_operator = caller, caller.may(Right.STATUS)
         self.journey.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
+        self._deaths = 0
+        """Workers that ended with the request aboard."""
         self._start_s = 0.0
         """What the request has used up of its start clock."""
         self._trace: Mapping[str, str] = {}
@@ -170,7 +175,10 @@ class Exchange:
         work.cancel()
 
     async def _attempts(self) -> None:
-        """Try instance after instance. What broke before its first byte is replayed, twice at most."""
+        """Try instance after instance. What broke before its first byte is replayed, twice at most, and once at most
+        where a worker died of it."""
+        if self._services.deaths.suspects:
+            self._services.deaths.admit(self._passenger())
         for replays_left in range(REPLAYS, -1, -1):
             if self.journey.tries:
                 await self._look_up()
@@ -196,7 +204,8 @@ class Exchange:
                     await self._patiently(turn.come())
                     journey.queued_s += time.monotonic() - began
                 journey.forwarded(instance.id, placed[1] if placed else "")
-                await self._forward(instance)
+                with self._services.deaths.aboard.sent(instance.id, journey):
+                    await self._forward(instance)
                 return True
         except TimeoutError:
             clock = f"{self._function.request_timeout_s:g} s"
@@ -204,12 +213,26 @@ class Exchange:
         except Broken as broken:
             view = self._services.view
             view.give_up(instance.id) if isinstance(broken, EngineFailed) else view.suspect(instance.id)
-            journey.broke(str(broken))
-            if last:
+            task = self._services.deaths.lost(self._passenger(), instance, broken, earlier=self._deaths)
+            loss = await self._patiently(asyncio.shield(task))
+            self._deaths += loss.end in (End.BEFORE, End.DIED, End.HUNG)
+            again = not last and may_replay(loss, self._deaths)
+            journey.broke(str(broken), replayed=again)
+            if not again:
                 public = f"the worker of '{self._function.id}' broke before it answered"
                 raise UpstreamBroke(f"{public}: {broken}", public=public + SEE_WHY) from None
             journey.instance = journey.host = ""  # a head that is sent while it waits names no dead instance
             return False
+
+    def _passenger(self) -> Passenger:
+        caller, call = self._caller, self._call
+        return Passenger(
+            key=caller.id,
+            who=self.journey.who,
+            function=self._function.id,
+            request=self._request_id,
+            digest=digest(call.path, call.body),
+        )
 
     def _turn_at(self, instance: Instance, many: int | None) -> AbstractContextManager[Turn]:
         function, priority = self._function, self._caller.priority
@@ -336,7 +359,7 @@ class Exchange:
             if answer.status != 200:
                 await self._patiently(self._failed(instance, answer))
             if self._stream is not None:
-                await self._relay(answer, self._stream, hidden)
+                await self._relay(instance, answer, self._stream, hidden)
                 return
             body = await (answer.whole() if streamed is None else self._assembled(answer))
             if hidden is not None:
@@ -356,9 +379,9 @@ class Exchange:
         vLLM's front answers for some seconds after its engine died; a replay reaches another worker.
         """
         fault = fault_from_worker(answer.status, await answer.error(), answer.retry_after)
-        if answer.status in BREAKDOWNS and (
-            engine_died(fault.message) or not await self._services.upstream.is_well(instance)
-        ):
+        if answer.status in BREAKDOWNS and engine_died(fault.message):
+            raise EngineFailed(f"it answered {answer.status}: its engine has failed")
+        if answer.status in BREAKDOWNS and not await self._services.upstream.is_well(instance):
             raise EngineFailed(f"it answered {answer.status} and is not healthy")
         raise DialectError(fault)
 
@@ -380,7 +403,9 @@ class Exchange:
                 raise Broken(str(bad)) from None
             raise _stream_error(fault_from_error(bad.error)) from None
 
-    async def _relay(self, answer: Answer, stream: Stream, hidden: HiddenCounts | None = None) -> None:
+    async def _relay(
+        self, instance: Instance, answer: Answer, stream: Stream, hidden: HiddenCounts | None = None
+    ) -> None:
         """Say a worker's stream as it comes. The dialect knows a whole one from one that broke off."""
         chunks, journey, clock = answer.chunks(), self.journey, time.monotonic
         if hidden is not None:
@@ -399,6 +424,7 @@ class Exchange:
         except Broken as broken:
             if not journey.pieces:
                 raise
+            self._services.deaths.lost(self._passenger(), instance, broken, earlier=self._deaths)
             reason = f"the worker of '{self._function.id}' broke off in its answer"
             journey.why = f"{reason}: {broken}"
             reason = journey.why if self._is_operator else reason + SEE_WHY

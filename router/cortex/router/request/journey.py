@@ -28,6 +28,8 @@ class Try(Struct, frozen=True):
     instance: str
     host: str
     why: str
+    replayed: bool = True
+    """The request was sent again."""
 
 
 class Journey:
@@ -92,9 +94,9 @@ class Journey:
         if not self.choose_s:
             self.choose_s = time.monotonic() - self.began - self.read_s - self.queued_s
 
-    def broke(self, why: str) -> None:
-        """The worker broke before it answered."""
-        self.tries += (Try(self.instance, self.host, why[:300]),)
+    def broke(self, why: str, *, replayed: bool = True) -> None:
+        """The worker broke before it answered; the request is sent again, or not."""
+        self.tries += (Try(self.instance, self.host, why[:300], replayed),)
 
     def piece(self, now: float) -> None:
         """A piece of the answer came from the worker."""

@@ -22,9 +22,20 @@ READ_BYTES = 256 * 1024
 class Broken(Exception):
     """The worker could not be reached, or its answer broke off."""
 
+    sent_at = 0.0
+    """When the request was sent, by the monotonic clock."""
+
+
+class NotReached(Broken):
+    """No connection could be made: the request has not been sent."""
+
+
+class NotRead(Broken):
+    """The connection was reset before an answer: the worker has not read all of the request."""
+
 
 class EngineFailed(Broken):
-    """The worker's engine has failed while its front still answers: it is about to end."""
+    """The worker's engine has failed while its front still answers: its process ends soon."""
 
 
 class Stranger(Broken):
@@ -110,7 +121,13 @@ class Upstream:
         headers["Content-Type"] = "application/json"
         if more:
             headers.update(more)
-        return await self._http.post(url, data=body, headers=headers, allow_redirects=False)
+        try:
+            return await self._http.post(url, data=body, headers=headers, allow_redirects=False)
+        except aiohttp.ClientConnectorError as error:
+            raise NotReached(worker_http.failure(error)) from error
+        except aiohttp.ClientOSError as error:
+            # The kernel resets a connection whose process ends with bytes unread, and closes any other in order.
+            raise NotRead(worker_http.failure(error)) from error
 
     async def _refuses(self, response: aiohttp.ClientResponse, instance: Instance, key: str) -> bool:
         """Whether a 401 or 403 is the worker's answer to the request. Closes the response when it is not."""

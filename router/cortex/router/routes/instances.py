@@ -103,7 +103,7 @@ async def _opened(
     query = {"lines": asked.lines, "follow": int(asked.follow), "run": asked.run, "grep": asked.grep, **more}
     for host in hosts:
         try:
-            answer = await runtime.agents.logs(host.address, path, query)
+            answer = await runtime.agents.logs(host, path, query)
         except AgentAway as error:
             away = str(error)
             continue

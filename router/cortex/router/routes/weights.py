@@ -47,7 +47,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/weights", opt={"needs": "status"})
     async def weights(host: str = "") -> dict[str, Any]:
         """List what every host has, or one of them."""
-        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.stored(h.address))
+        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.stored(h))
         rows = [{"host": h, **to_builtins(s)} for h, stored in found.items() for s in stored]
         return {"weights": rows, "away": away}
 
@@ -62,7 +62,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         hosts = _hosts(runtime, data.host)
         for one in hosts if data.unused else ():
             await _told(runtime, one)
-        found, away = await _from_all(hosts, lambda h: runtime.agents.remove_weights(h.address, asked))
+        found, away = await _from_all(hosts, lambda h: runtime.agents.remove_weights(h, asked))
         rows = [{"host": h, **to_builtins(s)} for h, told in found.items() for s in told.removed]
         kept = [{"host": h, "name": n, "why": w} for h, told in found.items() for n, w in told.kept.items()]
         return {"removed": rows, "kept": kept, "away": away, "dry_run": data.dry_run}
@@ -73,7 +73,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         function = runtime.directory.find(data.function).function
         chosen = _best(runtime, function, data.host)
         await _told(runtime, chosen)
-        job = await _one(chosen, runtime.agents.prefetch(chosen.address, function))
+        job = await _one(chosen, runtime.agents.prefetch(chosen, function))
         return {"host": chosen.name, "job": job, "function": function.id}
 
     @get("/admin/weights/estimate", opt={"needs": "status"})
@@ -81,25 +81,25 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Say how much memory an instance of a function will take, also when its weights are nowhere yet."""
         wanted = runtime.directory.find(function).function
         chosen = _best(runtime, wanted, host)
-        told = await _one(chosen, runtime.agents.estimate(chosen.address, wanted))
+        told = await _one(chosen, runtime.agents.estimate(chosen, wanted))
         return {"host": chosen.name, **to_builtins(told)}
 
     @get("/admin/jobs", opt={"needs": "status"})
     async def jobs(host: str = "") -> dict[str, Any]:
         """List the downloads that are going on, and those that ended lately."""
-        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.jobs(h.address))
+        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.jobs(h))
         return {"jobs": [{"host": h, **j} for h, listed in found.items() for j in listed], "away": away}
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
     async def cancel(job: str) -> dict[str, str]:
         """Stop a download, whoever waits for it. What has come stays."""
         hosts = _hosts(runtime, "")
-        found, _ = await _from_all(hosts, lambda h: runtime.agents.jobs(h.address))
+        found, _ = await _from_all(hosts, lambda h: runtime.agents.jobs(h))
         known = {j["id"]: h for h, listed in found.items() for j in listed if j["alive"]}
         if job not in known:
             raise JobNotFound(job, nearest(job, known))
         host = next(h for h in hosts if h.name == known[job])
-        await _one(host, runtime.agents.cancel_job(host.address, job))
+        await _one(host, runtime.agents.cancel_job(host, job))
         return {"host": host.name, "job": job}
 
     return [weights, remove, fetch, estimate, jobs, cancel]
@@ -118,7 +118,7 @@ async def _told(runtime: Runtime, host: HostRecord) -> None:
     """See that an agent knows the catalogue as it is now: by it, it judges what is unused and whom a fetch is for."""
     if host.catalogue != runtime.directory.digest:
         catalogue, digest = runtime.directory.catalogue, runtime.directory.digest
-        await _one(host, runtime.agents.heed(host.address, catalogue, digest))
+        await _one(host, runtime.agents.heed(host, catalogue, digest))
 
 
 def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:

@@ -106,7 +106,7 @@ class Sources:
     async def _fetching(self) -> Sequence[Job]:
         """Ask every host for its downloads. One that does not answer in time has none to show."""
         hosts = list(self._runtime.view.fleet.hosts.values())
-        asked = (asyncio.wait_for(self._runtime.agents.jobs(h.address), JOBS_S) for h in hosts)
+        asked = (asyncio.wait_for(self._runtime.agents.jobs(h), JOBS_S) for h in hosts)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         found = [
             job(host.name, msgspec.convert(one, Fetching), time.time())

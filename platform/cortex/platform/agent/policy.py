@@ -1,0 +1,133 @@
+"""What an agent starts, whoever calls it: `[agent] allow_engines`, `commands`, `allow_code` and `weight_roots`. Pure.
+
+A caller with a token may send any function, also one that is in no catalogue. On loopback, and while none of the first
+three is set, every function is started: whoever reaches the agent there runs programs anyway. An agent on a network, or
+one with a setting of these, is strict: it runs the programs that `commands` lists and no others, and refuses what would
+have an engine load code of the caller's: variables, options and pickled weights, unless `allow_code` names them.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cortex.functions.spec import Engine, Function
+from cortex.platform.serving.address import is_loopback
+from cortex.platform.settings import Agent
+
+ANY = "*"
+PICKLES = "allow_pickle"
+
+CODE_VARIABLE = re.compile(
+    r"^(?:LD_|DYLD_|PYTHON|PERL|RUBY|NODE_|JAVA_|JDK_|BASH|GLIBC_|GCONV_|XDG_|LLAMA_ARG_|GIT_|PIP_|UV_)"
+    r"|^(?:ENV|IFS|SHELLOPTS|HOME|TMPDIR|VIRTUAL_ENV|CC|CXX|CUDA_HOME|VLLM_CONFIG_ROOT|VLLM_LOGGING_CONFIG_PATH)$"
+    r"|(?:PATH|CACHE_DIR|CACHE_ROOT|CACHE_HOME|HF_HOME)$|_PATH_|INJECTION|PLUGIN|PRELOAD|LIBRAR|INSECURE|TRUST_|REMOTE_CODE|PICKLE|DEV_MODE"
+)
+"""Names of variables by which a loader, an interpreter or an engine takes up code or settings from elsewhere."""
+
+CODE_OPTIONS = frozenset(
+    (
+        # vLLM: classes and modules by name, settings from files, code of a repository.
+        "config", "middleware", "worker-cls", "worker-extension-cls", "scheduler-cls", "logits-processors",
+        "tool-parser-plugin", "reasoning-parser-plugin", "io-processor-plugin", "log-config-file",
+        "kv-transfer-config", "ec-transfer-config", "trust-remote-code", "trust-request-chat-template",
+        "allowed-local-media-path", "hf-config-path", "model", "tokenizer", "download-dir", "lora-modules",
+        "host", "port", "uds", "api-key", "root-path",
+        # llama.cpp: tools that run programs, other weights, folders that are served or written.
+        "tools", "rpc", "path", "media-path", "slot-save-path", "log-file", "models-dir", "models-preset",
+        "webui-mcp-proxy", "ui-mcp-proxy", "model-url", "hf-repo", "hf-file", "hf-repo-draft", "docker-repo",
+        "lookup-cache-dynamic", "api-key-file", "config-file",
+    )
+)  # fmt: skip
+"""Options by which an engine loads code, serves or writes files of the caller's choice, or listens elsewhere."""
+HARMLESS = frozenset(("reasoning-parser", "lora"))
+"""Options of their own that are also the beginning of one of those."""
+SHORT_OPTIONS = frozenset(("-m", "-mu", "-hf", "-hfr", "-hff", "-hfd", "-hfrd", "-dr", "-lcd"))
+
+
+def refusal(function: Function, agent: Agent) -> str:
+    """Return why this host does not start a function, with the setting that decides it; nothing if it does."""
+    if agent.allow_engines and function.engine not in agent.allow_engines:
+        listed = ", ".join(agent.allow_engines)
+        return f"this host runs no engine '{function.engine}': its `[agent] allow_engines` has {listed}"
+    if function.sleep and function.engine is Engine.VLLM and not is_loopback(f"{agent.worker_host}:0"):
+        return (
+            "`sleep = true` opens vLLM's routes for developers, and this host's workers can be reached from elsewhere: "
+            "leave `sleep` out, or set `[agent] worker_host` to a loopback address"
+        )
+    if outside := _outside(function, agent):
+        return f"the path {outside} is outside of `[agent] weight_roots` on this host"
+    return _code(function, agent) if is_strict(agent) else ""
+
+
+def is_strict(agent: Agent) -> bool:
+    """Whether an agent starts only what its settings list: on a network, and wherever one of them is set."""
+    return not is_loopback(agent.listen) or bool(agent.allow_engines or agent.commands or agent.allow_code)
+
+
+def _code(function: Function, agent: Agent) -> str:
+    """Return which code of the caller's a function would run that no setting allows."""
+    if function.engine is Engine.COMMAND and not any(_begins(function.command, c) for c in agent.commands):
+        program = function.command[0] if function.command else ""
+        return f"this host does not run '{program}': its `[agent] commands` lists no beginning of this command"
+    if ANY in agent.allow_code:
+        return ""
+    for name in function.env:
+        if CODE_VARIABLE.search(name.upper()) and name not in agent.allow_code:
+            return f"the variable {name} can load code: `[agent] allow_code` of this host does not list it"
+    if function.engine in (Engine.VLLM, Engine.LLAMACPP):
+        for option in _options(function.args):
+            if _loads_code(option) and option not in agent.allow_code:
+                return f"the option {option} can load code or files: `[agent] allow_code` of this host does not list it"
+    if function.allow_pickle and PICKLES not in agent.allow_code:
+        return f"`allow_pickle` runs what weights hold: `[agent] allow_code` of this host does not list '{PICKLES}'"
+    return ""
+
+
+def _begins(command: Sequence[str], listed: str) -> bool:
+    """Whether a command begins with the words of an entry of `commands`."""
+    words = shlex.split(listed)
+    return listed == ANY or (bool(words) and list(command[: len(words)]) == words)
+
+
+def _options(args: Sequence[str]) -> Iterator[str]:
+    """Yield the options of an argv as people write them, without their values."""
+    for word in args:
+        if word.startswith("-"):
+            yield word.partition("=")[0]
+
+
+def _loads_code(option: str) -> bool:
+    """Whether an option is one of those, in any spelling that an engine takes: `--worker_cls`, `--worker-c`, `--x.y`"""
+    if option in SHORT_OPTIONS:
+        return True
+    name = option.lstrip("-").replace("_", "-").lower().partition(".")[0]
+    return (
+        name not in HARMLESS
+        and len(name) > 1
+        and option.startswith("--")
+        and any(code.startswith(name) for code in CODE_OPTIONS)
+    )
+
+
+def _outside(function: Function, agent: Agent) -> str:
+    """Return a path among a function's fields and options that lies outside the roots, when there are roots."""
+    if not agent.weight_roots or function.engine is Engine.COMMAND:
+        return ""
+    roots = [Path(root).expanduser() for root in (*agent.weight_roots, agent.cache_dir)]
+    for path in _paths((function.chat_template, function.mmproj, *function.args)):
+        real = Path(path).expanduser()
+        if ".." in real.parts or not any(real.is_relative_to(root) for root in roots):
+            return path
+    return ""
+
+
+def _paths(words: Sequence[str]) -> Iterator[str]:
+    """Yield what is written like a path of the host, also after `=` and inside JSON. A path in vLLM's inline templates
+    is none: they have braces."""
+    for word in words:
+        if "{{" in word or "{%" in word:
+            continue
+        for piece in re.split(r"[=,:\s\"'\[\]{}]+", word):
+            if piece.startswith(("/", "~", "./", "../")):
+                yield piece

@@ -1,0 +1,37 @@
+"""An agent with a policy runs nothing else, even for whoever has the fleet token."""
+
+from pathlib import Path
+
+import msgspec
+
+from cortex.functions.spec import Engine, Function
+from cortex.platform.agent_messages import Ensure, Going, Refused
+from cortex.platform.scheduling.placement import When
+from tests.e2e.conftest import FAKE
+from tests.e2e.test_seed_contract import Agent
+from tests.support.stack import eventually, own_redis
+
+
+def test_the_holder_of_the_token_runs_only_the_programs_that_the_host_lists(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    listed = Function(id="f/listed", engine=Engine.COMMAND, command=(*FAKE, "--answer", "yes"), vram_mb=10)
+    other = Function(id="f/other", engine=Engine.COMMAND, command=("touch", str(mark)), vram_mb=10)
+    loaded = msgspec.structs.replace(listed, id="f/loaded", env={"PYTHONPATH": str(tmp_path)})
+
+    with own_redis(tmp_path) as url:
+        agent = Agent(tmp_path / "agent", url, "a", commands=[" ".join(FAKE[:3])])
+        try:
+            answers = {}
+            for function in (listed, other, loaded):
+                answer = agent.http.post("/functions/ensure", content=msgspec.json.encode(Ensure(function)))
+                answers[function.id] = msgspec.json.decode(answer.content, type=Going | Refused)
+            eventually(lambda: agent.status("f/listed") == "loaded", within_s=20, what="the listed program to run")
+        finally:
+            agent.end()
+
+    assert isinstance(answers["f/listed"], Going)
+    for name, setting in (("f/other", "`[agent] commands`"), ("f/loaded", "`[agent] allow_code`")):
+        refused = answers[name]
+        assert isinstance(refused, Refused)
+        assert (refused.when, setting in refused.reason) == (When.NEVER, True)
+    assert not mark.exists()
