@@ -201,6 +201,8 @@ class Jobs:
     def ask(self, source: Demo | Repo, *, kept: bool = False) -> str:
         """Have a source fetched, once however many ask. Return the job's id."""
         name = self.id_of(source)
+        # A write that changes nothing: without it, a job would be read from a Redis that is no master any more.
+        self._redis.hdel(Job.key_for(name), "none")
         known: Job | None = self._queue.fetch_job(name)
         if known is not None and known.get_status() in ALIVE:
             if kept and not known.meta.get("kept"):
