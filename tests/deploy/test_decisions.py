@@ -6,6 +6,8 @@ import pytest
 
 from tests.deploy.conftest import Decided
 
+pytestmark = pytest.mark.long
+
 
 def test_debian_and_fedora_name_their_packages_and_paths_differently(decided: Decided) -> None:
     families = {name: decided[machine] for name, machine in (("Debian", "box"), ("RedHat", "third"))}

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from deploy.audit import HOLES, NOT_CHECKED, WELL, holes, licences, unhashed
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -74,6 +74,7 @@ def test_ten_kills_of_the_agent_under_load_break_no_stream_and_restart_no_worker
     tell(f"10 kills: {STREAMS} streams whole, {len(quick)} plain requests answered, 0 workers restarted")
 
 
+@pytest.mark.long
 def test_an_upgrade_by_term_keeps_the_workers_too(fleet: Fleet) -> None:
     first = fleet.chat("fake/quick").headers["x-cortex-instance"]
 
@@ -84,6 +85,7 @@ def test_an_upgrade_by_term_keeps_the_workers_too(fleet: Fleet) -> None:
     assert fleet.chat("fake/quick").headers["x-cortex-instance"] == first
 
 
+@pytest.mark.long
 def test_a_start_goes_on_over_a_restart_of_the_agent(fleet: Fleet) -> None:
     answers: list[int] = []
     asking = threading.Thread(target=lambda: answers.append(fleet.chat("fake/slow").status_code))
@@ -98,6 +100,7 @@ def test_a_start_goes_on_over_a_restart_of_the_agent(fleet: Fleet) -> None:
     assert (answers, fleet.spawned()) == ([200], 1)
 
 
+@pytest.mark.long
 def test_a_worker_that_died_while_the_agent_was_away_is_replaced(fleet: Fleet) -> None:
     fleet.chat("fake/quick")
     (worker,) = fleet.workers()
@@ -110,6 +113,7 @@ def test_a_worker_that_died_while_the_agent_was_away_is_replaced(fleet: Fleet) -
     assert fleet.spawned() == 2
 
 
+@pytest.mark.long
 def test_a_worker_the_state_file_does_not_know_is_cleared_away(fleet: Fleet) -> None:
     fleet.chat("fake/quick")
     (worker,) = fleet.workers()

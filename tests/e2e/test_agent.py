@@ -93,6 +93,7 @@ def devices_of(fleet: Fleet, function: str) -> tuple[str, ...]:
     return tuple(found["devices"])
 
 
+@pytest.mark.long
 def test_functions_share_a_device_while_they_fit_and_take_several_when_they_need_them(fleet: Fleet) -> None:
     for name in ("f/half-a", "f/half-b", "f/both", "f/large"):
         assert fleet.chat(name).status_code == 200, name
@@ -139,6 +140,7 @@ def test_a_function_that_can_never_fit_is_refused_at_once_and_says_by_how_much(s
     assert "retry-after" not in answer.headers
 
 
+@pytest.mark.long
 def test_a_busy_or_pinned_function_is_never_evicted(small: Fleet) -> None:
     assert small.chat("f/pinned").status_code == 200
     body = {"model": "f/long", "messages": [{"role": "user", "content": "x"}], "stream": True}
@@ -158,6 +160,7 @@ def test_a_busy_or_pinned_function_is_never_evicted(small: Fleet) -> None:
     assert small.function("f/whole")["state"] == "ready"  # it came once the stream had ended
 
 
+@pytest.mark.long
 def test_what_an_instance_really_takes_is_measured_and_used_for_the_next_start(small: Fleet) -> None:
     small.chat("f/measured")
     declared = small.function("f/measured")["instances"][0]
@@ -171,6 +174,7 @@ def test_what_an_instance_really_takes_is_measured_and_used_for_the_next_start(s
     assert (measured["memory_mb"], measured["memory_from"]) == (5000, "measured")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["f/ignores", "f/holds"])
 def test_workers_that_will_not_go_are_gone_with_all_they_started(small: Fleet, name: str) -> None:
     small.chat(name)
@@ -200,6 +204,7 @@ def test_a_worker_that_hangs_is_replaced_when_it_does_nothing_at_all(small: Flee
     assert not psutil.pid_exists(worker.pid) or worker.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.long
 def test_running_out_of_memory_is_tried_once_more_with_more_of_it(small: Fleet) -> None:
     answer = small.chat("f/oom")
 
@@ -209,6 +214,7 @@ def test_running_out_of_memory_is_tried_once_more_with_more_of_it(small: Fleet) 
     assert [line["instance"].endswith("-2") for line in log] == [False, True]
 
 
+@pytest.mark.long
 def test_a_cordoned_host_takes_nothing_new_and_remembers_it_over_a_restart(fleet: Fleet) -> None:
     assert fleet.cli("host", "cordon", "tall").returncode == 0
     before = fleet.records()["tall"].epoch
@@ -225,6 +231,7 @@ def test_a_cordoned_host_takes_nothing_new_and_remembers_it_over_a_restart(fleet
     assert fleet.cli("host", "cordon", "tal").returncode == 4
 
 
+@pytest.mark.long
 def test_a_drained_hosts_functions_move_to_another(fleet: Fleet) -> None:
     fleet.cli("host", "cordon", "tall")
     fleet.chat("f/movable")
@@ -238,6 +245,7 @@ def test_a_drained_hosts_functions_move_to_another(fleet: Fleet) -> None:
     assert (hot.headers["x-cortex-start"], fleet.function("f/movable")["instances"][0]["host"]) == ("hot", "tall")
 
 
+@pytest.mark.long
 def test_a_drain_waits_for_requests_and_says_so_when_they_outlast_the_grace(small: Fleet) -> None:
     body = {"model": "f/long", "messages": [{"role": "user", "content": "x"}], "stream": True}
     with small.http.stream("POST", "/v1/chat/completions", json=body) as stream:
@@ -274,6 +282,7 @@ def test_the_agents_metrics_tell_of_devices_states_and_decisions(small: Fleet) -
     assert f'cortex_decisions_total{{node="small",what="placed"}} {small.spawned():.1f}' in told
 
 
+@pytest.mark.long
 def test_a_function_comes_up_where_its_weights_are_and_warming_it_starts_nothing_elsewhere(fleet: Fleet) -> None:
     eventually(lambda: "f/weighty" in fleet.records()["tall"].weights, what="tall to say what it holds")
     spawned = fleet.spawned()

@@ -64,7 +64,7 @@ def cool(fleet: Fleet, function: str) -> None:
     fleet.http.post(f"/admin/functions/{function}/cool", params={"now": 1}).raise_for_status()
 
 
-@pytest.mark.parametrize("step_s", [3.0, -86_400.0])
+@pytest.mark.parametrize("step_s", [3.0, pytest.param(-86_400.0, marks=pytest.mark.long)])
 def test_a_worker_is_stopped_and_its_device_free_after_a_step_of_the_wall_clock(
     fleet: Fleet, folder: Path, step_s: float
 ) -> None:
@@ -77,6 +77,7 @@ def test_a_worker_is_stopped_and_its_device_free_after_a_step_of_the_wall_clock(
     assert fleet.chat("fake/two").status_code == 200
 
 
+@pytest.mark.long
 def test_a_worker_is_adopted_after_a_step_of_the_wall_clock(fleet: Fleet, folder: Path) -> None:
     assert fleet.chat("fake/one").status_code == 200
     (before,) = fleet.records()["a"].instances
@@ -124,6 +125,7 @@ def test_a_second_agent_on_the_same_state_directory_is_refused_and_touches_nothi
     assert {w.pid for w in fleet.workers()} == before
 
 
+@pytest.mark.long
 def test_a_renamed_host_adopts_its_workers(fleet: Fleet) -> None:
     assert fleet.chat("fake/one").status_code == 200
     before = {w.pid for w in fleet.workers()}
@@ -142,6 +144,7 @@ def test_a_renamed_host_adopts_its_workers(fleet: Fleet) -> None:
     eventually(lambda: fleet.records().get("a"), what="the host under its old name")
 
 
+@pytest.mark.long
 def test_decisions_are_carried_out_while_the_log_cannot_be_written(fleet: Fleet) -> None:
     reading, writing = os.pipe()
     fleet.kill("a")
@@ -158,6 +161,7 @@ def test_decisions_are_carried_out_while_the_log_cannot_be_written(fleet: Fleet)
     assert fleet.chat("fake/two").status_code == 200
 
 
+@pytest.mark.long
 def test_an_answer_that_only_the_worker_knows_of_keeps_a_drain_waiting(fleet: Fleet) -> None:
     """A stream that no report mentions, as of a router that is cut off from Redis, goes to the worker directly."""
     assert fleet.cli("fn", "warm", "fake/long", "--wait").returncode == 0

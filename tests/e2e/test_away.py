@@ -18,7 +18,7 @@ from tests.support.catalogues import aliases, fake
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.stack import eventually, own_redis
 
-pytestmark = pytest.mark.xdist_group("away")
+pytestmark = [pytest.mark.xdist_group("away"), pytest.mark.long]
 
 BEAT = {"CORTEX_AGENT__HEARTBEAT_S": "0.7", "CORTEX_AGENT__DEVICES": '[{"name": "pretend", "vram_mb": 24000}]'}
 SMALL = {"vram_mb": 1000, "idle_after_s": 600}

@@ -3,9 +3,13 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
+
+pytestmark = pytest.mark.long
 
 MISSET = """
 import os, time

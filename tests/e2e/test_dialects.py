@@ -69,6 +69,7 @@ def test_responses_of_a_real_worker_plain_and_streamed(gpt: openai.OpenAI) -> No
         assert answer.usage.output_tokens > 0
 
 
+@pytest.mark.long
 def test_a_function_may_hand_a_dialect_to_its_engines_own(
     stack: Stack, claude: anthropic.Anthropic, gpt: openai.OpenAI
 ) -> None:

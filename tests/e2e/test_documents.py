@@ -64,6 +64,7 @@ def test_the_commands_of_a_document_do_what_it_says(
     assert [a for a in answers if a not in ran.stdout] == []
 
 
+@pytest.mark.long
 def test_the_python_of_the_api_document_runs(stack: Stack) -> None:
     code = blocks("docs/api.md", "With the SDKs", "python").replace(DEFAULT_URL, stack.url)
 

@@ -102,6 +102,7 @@ def test_a_request_that_was_alone_aboard_a_killed_worker_is_not_sent_again_and_t
     assert "it was alone aboard a worker that died" in why
 
 
+@pytest.mark.long
 def test_workers_killed_again_and_again_while_they_serve_hold_up_no_other_request(stack: Stack) -> None:
     """Deaths of workers that had served are no failed starts, and whose request was aboard is refused in the end."""
     answers = [killed_while_it_serves(stack, "fake/cooled", user="pill") for _ in range(4)]
@@ -159,6 +160,7 @@ def test_a_port_that_is_taken_is_a_failed_start_with_the_reason(stack: Stack) ->
     assert "its port is in use" in answer.json()["error"]["message"]
 
 
+@pytest.mark.long
 def test_starts_that_keep_failing_back_off_and_warm_overrides_it(stack: Stack) -> None:
     eventually(lambda: stack.chat("fake/dies").status_code == 503 and backs_off(stack, "fake/dies"), what="back-off")
     spawned = stack.spawned("fake/dies")

@@ -11,6 +11,8 @@ from tests.support.catalogues import fake
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.stack import eventually, own_redis
 
+pytestmark = pytest.mark.long
+
 QUICK = {"CORTEX_AGENT__HEARTBEAT_S": "0.5"}
 
 

@@ -59,6 +59,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield running
 
 
+@pytest.mark.long
 def test_a_hung_mount_holds_up_only_the_functions_on_it(fleet: Fleet) -> None:
     answers: dict[str, httpx.Response] = {}
     waiting = [
@@ -109,6 +110,7 @@ def test_what_is_learned_of_a_function_is_shown_and_can_be_forgotten(fleet: Flee
     assert unknown.status_code == 404
 
 
+@pytest.mark.long
 def test_an_agent_whose_looks_hang_ends_and_begins_as_any_other(fleet: Fleet) -> None:
     eventually(lambda: fleet.records()["a"].silent, what="a look that hangs")
 

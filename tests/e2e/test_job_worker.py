@@ -41,6 +41,7 @@ def fetch(jobs: Jobs) -> None:
     eventually(lambda: jobs.look(name).state == "done", what="the fetch")
 
 
+@pytest.mark.long
 def test_a_job_worker_waits_for_its_redis_and_is_back_after_that_was_emptied(tmp_path: Path) -> None:
     (record := tmp_path / "record").mkdir()
     url = f"unix://{record / 'r.sock'}"

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
 from tests.support.stack import CORTEX, eventually, free_port, own_redis
+
+pytestmark = pytest.mark.long
 
 TOKENS = 200
 MODELS = "\n".join([fake("t/long", "--tps", "20", "--tokens", str(TOKENS)), fake("t/short")])

@@ -7,6 +7,7 @@ import pytest
 from tests.support.stack import Stack, eventually
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.xdist_group("stack"),
     pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
 ]

@@ -31,7 +31,7 @@ from tests.e2e.conftest import ALPHA
 from tests.support.catalogues import fake, gguf
 from tests.support.stack import CORTEX, eventually, free_port, own_redis
 
-pytestmark = pytest.mark.xdist_group("agents")
+pytestmark = [pytest.mark.xdist_group("agents"), pytest.mark.long]
 
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 PLAIN: Any = {"trust_env": False, "verify": False}  # no proxy, and no certificates to load for plain HTTP
@@ -555,10 +555,14 @@ def test_an_unload_gives_up_on_a_request_that_outlasts_the_grace(gpus: Agent) ->
 
 
 def test_an_unload_counts_the_requests_of_routers_too(gpus: Agent) -> None:
-    instance = gpus.loaded("fake/routed")["id"]
-    try:
+    def unload_while_busy() -> httpx.Response | None:
+        instance = gpus.loaded("fake/routed")["id"]
         gpus.report(seen={"gpus": 1 << 60}, in_flight={instance: 1})
-        busy = gpus.unload("fake/routed")
+        answer = gpus.unload("fake/routed")
+        return None if answer.is_success else answer  # the agent had not read the report yet
+
+    try:
+        busy = eventually(unload_while_busy, what="an agent that has read the report")
         gpus.report(seen={"gpus": 0})
         unheard = gpus.unload("fake/routed")
         gpus.report(seen={"gpus": 1 << 60})

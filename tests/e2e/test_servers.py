@@ -78,6 +78,7 @@ def test_it_streams_in_every_dialect(fleet: Fleet) -> None:
     assert said["/v1/messages"][-2] == "event: message_stop"
 
 
+@pytest.mark.long
 def test_many_at_once_are_all_answered(fleet: Fleet) -> None:
     def ask(number: int) -> int:
         return fleet.http.post("/v1/chat/completions", json={**ASKED, "stream": number % 2 == 0}).status_code

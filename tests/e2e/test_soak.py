@@ -32,6 +32,8 @@ from tests.support.soak.harm import Harm, Wrong
 from tests.support.soak.watch import Record, Watch
 from tests.support.stack import eventually, own_redis
 
+pytestmark = pytest.mark.long
+
 SOAK_S = float(os.environ.get("CORTEX_SOAK_S", "12"))
 SEED = int(os.environ.get("CORTEX_SOAK_SEED", "20"))
 CONVERGED_S = 120.0

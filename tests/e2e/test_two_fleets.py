@@ -14,6 +14,8 @@ from cortex.platform.keys import fleet_mark
 from tests.support.catalogues import entry, fake
 from tests.support.stack import CORTEX, Stack, eventually, free_port, own_redis
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

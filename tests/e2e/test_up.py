@@ -51,6 +51,7 @@ def test_a_signal_ends_everything_within_ten_seconds(stack: Stack, number: signa
     assert stack.processes() == []
 
 
+@pytest.mark.long
 def test_a_child_that_hangs_is_killed_with_its_workers(stack: Stack) -> None:
     stack.chat("fake/one")
     stack.child("agent").suspend()
@@ -61,6 +62,7 @@ def test_a_child_that_hangs_is_killed_with_its_workers(stack: Stack) -> None:
     assert stack.processes() == []
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_it_at_once(stack: Stack) -> None:
     stack.chat("fake/one")
     stack.child("agent").suspend()
@@ -101,6 +103,7 @@ def answers(stack: Stack) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_is_passed_over_with_a_word(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -156,6 +159,7 @@ def test_settings_that_do_not_stand_name_the_key(tmp_path: Path) -> None:
     assert "did you mean 'heartbeat_s'?" in said
 
 
+@pytest.mark.long
 def test_the_router_refuses_a_public_address_without_a_key(tmp_path: Path) -> None:
     env = {**os.environ, "CORTEX_GATEWAY__LISTEN": "0.0.0.0:31313", "XDG_STATE_HOME": str(tmp_path)}
 
@@ -183,6 +187,7 @@ def test_a_pretended_fleet_serves_any_catalogue_on_gpus_that_are_not_there(tmp_p
         running.end()
 
 
+@pytest.mark.long
 def test_of_two_at_once_one_runs_and_the_other_says_so_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(MODELS)
     env = {
@@ -211,6 +216,7 @@ def test_of_two_at_once_one_runs_and_the_other_says_so_and_changes_nothing(tmp_p
             up.wait(15)
 
 
+@pytest.mark.long
 def test_the_next_one_waits_for_what_a_killed_one_left_to_end(stack: Stack, tmp_path: Path) -> None:
     stack.child("agent").suspend()
     stack.process.kill()

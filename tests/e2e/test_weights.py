@@ -108,6 +108,7 @@ def test_a_cold_request_fetches_and_is_answered(stack: Stack, hub: FakeHub, alph
     assert "w/cold" in eventually(held, what="the record to say so")
 
 
+@pytest.mark.long
 def test_a_hub_in_trouble_is_tried_again_after_a_while(stack: Stack, hub: FakeHub) -> None:
     hub.faults[FILE] = [503, 500]
     thread, answers = asked(stack, "w/flaky")
@@ -126,6 +127,7 @@ def test_a_hub_in_trouble_is_tried_again_after_a_while(stack: Stack, hub: FakeHu
     assert answers[0].status_code == 200
 
 
+@pytest.mark.long
 def test_a_slow_download_outlives_the_request_that_began_it(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 4
 
@@ -140,6 +142,7 @@ def test_a_slow_download_outlives_the_request_that_began_it(stack: Stack, hub: F
     assert stack.spawned("w/slow") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["worker", "its job"])
 def test_a_killed_job_worker_loses_nothing_that_came(stack: Stack, hub: FakeHub, alpha: bytes, who: str) -> None:
     name = "killed" if who == "worker" else "gone"
@@ -162,6 +165,7 @@ def test_a_killed_job_worker_loses_nothing_that_came(stack: Stack, hub: FakeHub,
     assert int(ranges[1].removeprefix("bytes=").removesuffix("-")) > 0
 
 
+@pytest.mark.long
 def test_a_download_goes_on_over_a_restart_of_the_agent_and_the_request_is_answered(
     stack: Stack, hub: FakeHub, alpha: bytes
 ) -> None:
@@ -187,6 +191,7 @@ def test_a_download_goes_on_over_a_restart_of_the_agent_and_the_request_is_answe
     assert stack.spawned("w/restarted") == 1
 
 
+@pytest.mark.long
 def test_a_fetch_that_nobody_wants_any_more_is_called_off(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     thread, answers = asked(stack, "w/cooled")
@@ -201,6 +206,7 @@ def test_a_fetch_that_nobody_wants_any_more_is_called_off(stack: Stack, hub: Fak
     assert stack.child("jobs").children() == []
 
 
+@pytest.mark.long
 def test_a_gated_repository_is_fetched_with_a_token_that_is_nowhere_else(stack: Stack, hub: FakeHub) -> None:
     assert stack.chat("w/gated").status_code == 200
 
@@ -218,6 +224,7 @@ def test_what_the_hub_does_not_have_is_said_with_the_function_and_what_to_do(sta
     assert "by-hand/org/unknown" in said
 
 
+@pytest.mark.long
 def test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put(stack: Stack, hub: FakeHub) -> None:
     hub.faults["down"] = [503] * 100  # whoever asks what is in the repository
     stack.http.post("/admin/functions/w/down/warm").raise_for_status()
@@ -276,6 +283,7 @@ def test_weights_that_are_in_use_or_not_ours_stay(stack: Stack, weights: Path) -
     assert (weights / "alpha.gguf").exists()
 
 
+@pytest.mark.long
 def test_two_functions_with_one_source_are_one_download(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     before = len(hub.transfers(FILE))
@@ -293,6 +301,7 @@ def test_two_functions_with_one_source_are_one_download(stack: Stack, hub: FakeH
     assert len(hub.transfers(FILE)[before:]) == 1
 
 
+@pytest.mark.long
 def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     begun = run(stack, "fn", "prefetch", "w/asked", "--no-wait")
@@ -312,6 +321,7 @@ def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, 
     )
 
 
+@pytest.mark.long
 def test_a_fetch_for_a_function_that_is_no_longer_declared_is_called_off(
     stack: Stack, hub: FakeHub, alpha: bytes
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_worker_whose_model_has_half_a_character_for_a_name_fails_and_its_host
     assert stack.chat("odd/one").headers["x-cortex-start"] == "hot"
 
 
+@pytest.mark.long
 def test_a_model_that_took_over_a_workers_port_while_the_record_is_away_gets_no_request(stack: Stack) -> None:
     url = str(stack.instance("odd/two")["url"])
     port = url.rpartition(":")[2]

@@ -628,7 +628,7 @@ SCENES = st.builds(
 )
 
 
-SELDOM = settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
+SELDOM = settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
 """For what is true of few scenes only."""
 
 
@@ -667,7 +667,7 @@ def test_no_busy_pinned_or_protected_instance_is_a_victim(scene: Scene) -> None:
     assert not [v for v in victims if NOW - v.ready < RESIDENCY_S]
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(SCENES)
 def test_it_is_placed_if_and_only_if_some_set_of_idle_victims_could_make_room(scene: Scene) -> None:
     assert isinstance(scene.place(), Placement) is bool(scene.ways())

@@ -366,4 +366,4 @@ class Agent(RuleBasedStateMachine):
 
 
 TestScheduler = Agent.TestCase
-TestScheduler.settings = settings(max_examples=150, stateful_step_count=50)
+TestScheduler.settings = settings(max_examples=60, stateful_step_count=50)

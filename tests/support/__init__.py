@@ -1,4 +1,9 @@
-"""What tests share. Importing it makes property tests repeatable: the same examples on every run."""
+"""What tests share. Importing it makes property tests repeatable: the same examples on every run.
+
+`CORTEX_TEST_EXAMPLES` sets how many examples a property is tried with.
+"""
+
+import os
 
 from hypothesis import HealthCheck, settings
 
@@ -7,7 +12,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=100,
+    max_examples=int(os.environ.get("CORTEX_TEST_EXAMPLES", "40")),
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")

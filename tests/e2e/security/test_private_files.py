@@ -11,6 +11,8 @@ from cortex.cli.doctor import the_folders
 from tests.support.catalogues import fake
 from tests.support.stack import Stack
 
+pytestmark = pytest.mark.long
+
 SHARES = """
 import os, sys
 from cortex.platform.settings import Agent

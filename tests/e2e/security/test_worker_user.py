@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.security.hardened import PLAIN, Hardened
 from tests.support.stack import eventually
 
-pytestmark = pytest.mark.xdist_group("security")
+pytestmark = [pytest.mark.xdist_group("security"), pytest.mark.long]
 
 NOBODY = pwd.getpwnam("nobody")
 

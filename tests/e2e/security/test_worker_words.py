@@ -13,7 +13,7 @@ from tests.e2e.security.keyed import Keyed
 from tests.support.catalogues import entry
 from tests.support.stack import Stack, eventually, free_port, own_redis
 
-pytestmark = pytest.mark.xdist_group("worker-words")
+pytestmark = [pytest.mark.xdist_group("worker-words"), pytest.mark.long]
 
 MARK = "vq7marked"
 WAYS = ("refused", "failed", "forbidden", "broken", "cut", "garbled", "nonsense", "encoded", "dying")
