@@ -563,6 +563,7 @@ def test_an_unload_counts_the_requests_of_routers_too(gpus: Agent) -> None:
 
     try:
         busy = eventually(unload_while_busy, what="an agent that has read the report")
+        assert busy is not None
         gpus.report(seen={"gpus": 0})
         unheard = gpus.unload("fake/routed")
         gpus.report(seen={"gpus": 1 << 60})
