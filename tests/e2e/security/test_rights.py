@@ -63,6 +63,7 @@ ROUTER = {
     "POST /admin/functions/{name}": ADMIN,
     "POST /admin/hosts/{host}/{verb}": ADMIN,
     "POST /admin/keys": ADMIN,
+    "POST /admin/keys/{name}": ADMIN,
     "POST /admin/keys/{name}/revoke": ADMIN,
     "POST /admin/keys/{name}/rotate": ADMIN,
     "POST /admin/requests/{id}/cancel": ADMIN,
