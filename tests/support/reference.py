@@ -118,7 +118,7 @@ def _passing_bounds() -> str:
   {constraints.MAX_REPETITIONS} (`*` and `+` count as {constraints.UNBOUNDED}).
   {constraints.MAX_OPTIONAL} parts of a pattern, or of a grammar's rule, may be left out; no repetition repeats
   what can be empty. All patterns of a request together have
-  {constraints.MAX_REPETITIONS * constraints.UNBOUNDED} repetitions.
+  {constraints.MAX_PATTERNS >> 10} KiB and {constraints.MAX_REPETITIONS * constraints.UNBOUNDED} repetitions.
 - Alternatives: {constraints.MAX_ALTERNATIVES} values of `enum` and members of `anyOf` and `oneOf` in a request;
   {constraints.MAX_OPTIONAL_PROPERTIES} properties of an object that are not required.
 - A tool that exceeds a bound of patterns or repetition is sent with a looser schema instead.

@@ -127,6 +127,7 @@ def nested(depth: int) -> Json:
         ({"anyOf": [{"anyOf": [{"const": n}] * 2} for n in range(1400)]}, "4096 values of enum"),
         ({"properties": {f"p{n}": {} for n in range(600)}, "required": ["p1", "other"]}, "512 properties"),
         ({"properties": {f"p{n}": {"pattern": "a{0,2000}"} for n in range(17)}}, "32000 repetitions"),
+        ({"properties": {f"p{n}": {"pattern": "(a)" * 500} for n in range(50)}}, "65536 characters"),
         ({"properties": {"a": {"pattern": "((a?){0,40}){0,40}"}}}, "what can be empty"),
         ({"description": "x" * 600_000}, "524288 characters"),
         ({"properties": {"a": {"pattern": COSTLY[0]}}}, "2000"),

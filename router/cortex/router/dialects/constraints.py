@@ -23,6 +23,8 @@ MAX_CHARACTERS = 512 * 1024
 """Characters of a schema's texts, or of those of all tools together."""
 MAX_PATTERN = 2048
 """Characters of a regular expression."""
+MAX_PATTERNS = 64 * 1024
+"""Characters of all regular expressions of a request: they are read one by one, on the loop."""
 MAX_GRAMMAR = 32 * 1024
 """Characters of a grammar."""
 MAX_GROUPS = 32
@@ -56,7 +58,8 @@ class Measure:
     """What schemas add up to; one for a request, so that many small ones are no way round the bounds."""
 
     def __init__(self) -> None:
-        self._nodes, self._characters, self._alternatives, self._repetitions = 0, 0, 0, 0
+        self._nodes, self._characters, self._alternatives = 0, 0, 0
+        self._pattern_characters, self._repetitions = 0, 0
 
     def schema(self, schema: Any, at: str) -> None:
         """Measure a schema. Raises BadRequest with the bound it exceeds; TooCostly if a looser one would do."""
@@ -125,6 +128,9 @@ class Measure:
                 raise BadRequest(f"an object has more than {MAX_OPTIONAL_PROPERTIES} properties that are optional", at)
 
     def _pattern(self, text: str, at: str) -> None:
+        self._pattern_characters += len(text)
+        if self._pattern_characters > MAX_PATTERNS:
+            raise TooCostly(f"the patterns of a request hold more than {MAX_PATTERNS} characters", at)
         self._repetitions += pattern(text, at)
         if self._repetitions > MAX_REPETITIONS * UNBOUNDED:
             raise TooCostly(
