@@ -216,7 +216,7 @@ def test_a_key_is_shown_once_and_is_nowhere_else(keyed: Keyed) -> None:
         (["new", "x", "--expires", "soon"], 2, "is not like 30d"),
         (["new", "x", "--admin", "--status"], 2, "either --admin or --status"),
         (["show", "nobody"], 4, "there is no API key 'nobody'"),
-        (["set", "nobody", "--group", "x"], 4, "there is no API key 'nobody'"),
+        (["set", "missing", "--group", "x"], 4, "there is no API key 'missing'"),
         (["set", "admin", "--group", "a b"], 2, "a name has letters"),
         (["revoke", "nobody"], 4, "there is no API key 'nobody'"),
     ],
