@@ -55,6 +55,7 @@ BODIES: dict[str, Any] = {
         "required": ["name"],
         "properties": {"name": {"type": "string"}, "scope": {"type": "string"}, "rpm": {"type": "integer"}},
     },
+    "/admin/keys/{name}": {"type": "object", "properties": {"group": {"type": "string"}}},
 }
 
 

@@ -79,3 +79,33 @@ def test_rules_and_panels_name_only_metrics_that_there_are() -> None:
         for metric in re.findall(r"\bcortex_[a-z_]+", text):
             plain = re.sub("_(bucket|sum|count)$", "", metric)
             assert metric in known or plain in known, f"{name}: {metric}"
+
+
+def promises(text: str) -> dict[str, str]:
+    """Return what SECURITY.md promises, by its beginning: every row of the table, every point of "How"."""
+    rows = re.findall(r"^\|(?! who \||---)(.+)\|$", text, re.MULTILINE)
+    points = text.partition("## How\n")[2].partition("\n## ")[0].split("\n- ")[1:]
+    return {promise.strip()[:60]: promise for promise in (*rows, *points)}
+
+
+def named_tests(text: str) -> list[str]:
+    return re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`", text)
+
+
+def test_every_promise_of_security_md_names_a_test() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+
+    assert len(promises(text)) > 30
+    assert [beginning for beginning, promise in promises(text).items() if not named_tests(promise)] == []
+
+
+def test_every_test_that_security_md_names_exists() -> None:
+    tests = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
+
+    missing = {
+        n
+        for n in named_tests((ROOT / "SECURITY.md").read_text())
+        if not any(t.endswith(f"/{n}") or t == n for t in tests)
+    }
+
+    assert missing == set()

@@ -33,6 +33,7 @@ ON_GPU = replace(
     memory_mb=8000,
     weights_mb=4000,
     cache="/var/cache/cortex/engines/vllm-0.32.0/nvidia-rtx",
+    engine_modules="/opt/cortex/engine_modules",
 )
 VARIABLE = {
     Engine.VLLM: "VLLM_API_KEY",
@@ -235,6 +236,7 @@ def test_vllm_is_started_like_this() -> None:
             "--dtype", "bfloat16",
             "--quantization", "fp8",
             "--allowed-media-domains", "media.cortex.invalid",
+            "--middleware", "cortex_key_check.RequireKey",
             "--seed", "1",
         ),
         env={
@@ -247,11 +249,18 @@ def test_vllm_is_started_like_this() -> None:
             "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "CUDA_VISIBLE_DEVICES": "GPU-1b,GPU-0a",
+            "PYTHONPATH": "/opt/cortex/engine_modules",
             "VLLM_API_KEY": "secret-of-the-worker",
             "VLLM_SERVER_DEV_MODE": "0",
         },
         server="vllm",
     )  # fmt: skip
+
+
+def test_the_path_of_a_functions_own_modules_follows_that_of_the_key_check() -> None:
+    env = launch(of(Engine.VLLM, env={"PYTHONPATH": "/srv/mine"}), ON_GPU).env
+
+    assert env["PYTHONPATH"] == "/opt/cortex/engine_modules:/srv/mine"
 
 
 def test_a_build_without_a_working_script_is_started_by_its_module() -> None:
@@ -260,6 +269,7 @@ def test_a_build_without_a_working_script_is_started_by_its_module() -> None:
     argv = launch(of(Engine.VLLM), replace(ON_GPU, tools={"vllm": module})).argv
 
     assert argv[:5] == (*module, "--model", "/cache/model")
+    assert after("--middleware", argv) == "cortex_key_check.RequireKey"
 
 
 @pytest.mark.parametrize(

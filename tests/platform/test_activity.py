@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from aiohttp import web
 
-from cortex.platform.workers.activity import connections, look, requests_running
+from cortex.platform.workers.activity import connections, look, requests_running, tokens
 
 CONNECTS = """
 import socket, sys
@@ -61,7 +62,29 @@ async def test_a_worker_that_does_not_answer_does_not_say() -> None:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
 
-    seen = await look(f"http://127.0.0.1:{port}")
+    seen = await look(f"http://127.0.0.1:{port}", ["key"])
 
     assert seen.running is None
     server.close()
+
+
+async def test_metrics_are_requested_with_the_key_that_the_worker_accepts() -> None:
+    async def metrics(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != "Bearer earlier":
+            return web.Response(status=401)
+        return web.Response(text="vllm:num_requests_running 2.0\nvllm:prompt_tokens_total 7\n")
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    seen, counts = await look(url, ["current", "earlier"]), await tokens(url, ["current", "earlier"])
+    stranger = await look(url, ["current"])
+    await runner.cleanup()
+
+    assert (seen.running, counts) == (2, (b"7",))
+    assert stranger.running is None

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from cortex.platform.api_keys import (
     ApiKey,
+    Group,
     Limits,
     Name,
     Right,
@@ -91,6 +92,21 @@ def test_a_key_is_found_by_name_and_by_id_the_current_one_first() -> None:
     assert known_as([old, other, KEY], "team") == [KEY, old]
     assert known_as([old, other, KEY], "k2") == [other]
     assert known_as([old, other, KEY], "nobody") == []
+
+
+def test_keys_of_one_group_own_the_same_cached_prompts_and_no_other_key_does() -> None:
+    grouped = [principal(replace(KEY, id=i, group="k1")).cache_owner for i in ("k8", "k9")]
+    apart = [principal(replace(KEY, id=i)).cache_owner for i in ("k1", "k2")]
+    elsewhere = principal(replace(KEY, group="k2")).cache_owner
+
+    assert len(set(grouped)) == 1
+    assert len({*grouped, *apart, elsewhere}) == 4
+
+
+@pytest.mark.parametrize("group", ["a b", "a/b", "a:b", "a\n", "-a", "x" * 64])
+def test_a_group_is_named_as_a_key_is(group: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(group, Group)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "../x", "a\n", "é", "-a", "x" * 64])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cortex.platform.workers.environment import handed_on
+from cortex.platform.workers.environment import handed_on, whole
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,17 @@ def test_what_libraries_look_for_is_handed_on(name: str, value: str) -> None:
 )
 def test_secrets_and_what_is_meant_for_the_agent_are_not(name: str, value: str) -> None:
     assert handed_on({name: value}) == {}
+
+
+@pytest.mark.parametrize(
+    ("agents", "own", "expected"),
+    [("/a", "/b", "/b:/a"), ("/a", None, "/a"), (None, "/b", "/b"), ("/a", "", "/a")],
+)
+def test_a_workers_modules_go_before_those_of_its_agent(agents: str | None, own: str | None, expected: str) -> None:
+    given = [{} if path is None else {"PYTHONPATH": path} for path in (agents, own)]
+
+    assert whole(*given) == {"PYTHONPATH": expected}
+
+
+def test_a_worker_without_modules_of_its_own_has_no_path_for_them() -> None:
+    assert whole({"PATH": "/bin"}, {"A": "b"}) == {"PATH": "/bin", "A": "b"}

@@ -26,7 +26,7 @@ INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests beside it find and 
 OWNER = secrets.token_hex(4)
 
 SERVER = """
-import json, multiprocessing, os, sys, time
+import importlib, json, multiprocessing, os, sys, time
 import vllm.platforms
 import vllm.v1.engine.core as core
 
@@ -37,7 +37,8 @@ def main():
     child.start()
     said = receiver.recv()
     said["front"] = {"argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid(),
-                     "devices": vllm.platforms.devices()}
+                     "devices": vllm.platforms.devices(),
+                     "check": importlib.import_module("cortex_key_check").RequireKey.__name__}
     print(json.dumps(said), flush=True)
     time.sleep(60)
 
@@ -149,6 +150,7 @@ async def test_a_start_becomes_the_instance_with_all_three_processes_imported_be
     assert isinstance(child, subprocess.Popen)
     assert child.pid == parked == os.getsid(child.pid) == os.getpgid(child.pid) == said["front"]["pid"]
     assert said["front"]["argv"] == ["vllm", "--model", "tiny"] == said["worker"]["argv"]
+    assert said["front"]["check"] == "RequireKey"
     for one in said.values():
         assert one["env"] == "yes"
         assert float(str(one["imported_s"])) < handed_over

@@ -71,6 +71,17 @@ async def test_what_was_written_is_read_back_without_a_scan(registry: Registry, 
     assert calls(raw, "keys") == 0
 
 
+async def test_keys_change_their_group_and_a_deleted_key_is_not_made_anew(registry: Registry, raw: redis.Redis) -> None:
+    gone = replace(KEY, digest=digest("gone"), id="2", name="gone")
+    await registry.put_keys(KEY, gone)
+    await registry.drop_keys([gone.digest])
+
+    await registry.group_keys([KEY.digest, gone.digest], "search")
+
+    assert await registry.keys() == [replace(KEY, group="search")]
+    assert raw.exists(f"cortex:key:{gone.digest}") == 0
+
+
 async def test_what_was_removed_leaves_nothing_behind(registry: Registry, raw: redis.Redis) -> None:
     await registry.publish_host(HOST, 60)
     await registry.publish_router(RouterReport(id="r"))

@@ -115,8 +115,13 @@ def _passing_bounds() -> str:
   {constraints.MAX_DEPTH} levels; `minItems` and `maxItems` inside one another multiply to {constraints.MAX_ITEMS}.
   A pattern has {constraints.MAX_PATTERN} characters, a grammar {constraints.MAX_GRAMMAR >> 10} KiB, both
   {constraints.MAX_GROUPS} groups inside one another, and repetitions inside one another multiply to
-  {constraints.MAX_REPETITIONS} (`*` and `+` count as {constraints.UNBOUNDED}). A tool that exceeds the bounds of
-  repetition is sent with a looser schema instead.
+  {constraints.MAX_REPETITIONS} (`*` and `+` count as {constraints.UNBOUNDED}).
+  {constraints.MAX_OPTIONAL} parts of a pattern, or of a grammar's rule, may be left out; no repetition repeats
+  what can be empty. All patterns of a request together have
+  {constraints.MAX_PATTERNS >> 10} KiB and {constraints.MAX_REPETITIONS * constraints.UNBOUNDED} repetitions.
+- Alternatives: {constraints.MAX_ALTERNATIVES} values of `enum` and members of `anyOf` and `oneOf` in a request;
+  {constraints.MAX_OPTIONAL_PROPERTIES} properties of an object that are not required.
+- A tool that exceeds a bound of patterns or repetition is sent with a looser schema instead.
 - A body: `[gateway] max_body_mb`; {weight.MAX_CONTAINERS} objects and lists, {weight.MAX_VALUES} values,
   {weight.MAX_TEXT >> 20} MiB of text, {weight.MAX_STRING >> 20} MiB in one piece (an image in base64).
 - Bodies of requests under way, in each router worker: {intake.BODIES_OF_A_PROCESS} times `max_body_mb`, of one key

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from cortex.functions.lifecycle import State
 from cortex.platform.keys import worker_key
@@ -221,6 +222,22 @@ def test_a_loaded_worker_takes_about_what_was_estimated_for_it(host: VllmHost, t
     assert taken is not None
     tell(f"memory of a loaded vLLM: {taken} MiB, estimated {told} MiB")
     assert told / 2 <= taken <= told
+
+
+@pytest.mark.parametrize("function", ["tiny/one", "tiny/plain"], ids=["from the launcher", "plain"])
+def test_no_path_of_a_worker_is_open_without_its_key(host: VllmHost, function: str) -> None:
+    host.text(function)
+    worker = host.instance(function)
+    as_router = {"Authorization": f"Bearer {worker_key(TOKEN, worker.id)}"}
+    routes = httpx.get(f"{worker.url}/openapi.json", headers=as_router, trust_env=False).json()["paths"]
+    paths = {*routes, "/metrics", "/health", "/invocations", "/tokenize", "/v1/models", "/docs", "/nothing"}
+
+    with httpx.Client(base_url=worker.url, trust_env=False) as stranger:
+        answers = {(m, p): stranger.request(m, p).status_code for p in sorted(paths) for m in ("GET", "POST")}
+
+    assert len(routes) > 10
+    assert set(answers.values()) == {401}
+    assert httpx.get(f"{worker.url}/metrics", headers=as_router, trust_env=False).status_code == 200
 
 
 def test_endpoints_for_developers_are_not_there(host: VllmHost) -> None:

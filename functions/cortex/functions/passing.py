@@ -54,7 +54,7 @@ _VLLM_SAMPLING = frozenset(
         "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens", "bad_words",
         "allowed_token_ids", "prompt_logprobs", "truncate_prompt_tokens", "add_special_tokens", "return_token_ids",
         "return_tokens_as_token_ids", "thinking_token_budget", "include_reasoning", "structured_outputs",
-        "guided_json", "guided_regex", "guided_choice", "guided_decoding_backend",
+        "guided_json", "guided_regex", "guided_choice",
     }
 )  # fmt: skip
 _LLAMA_SAMPLING = frozenset(

@@ -73,7 +73,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     allow: Annotated[tuple[Field, ...], Meta(max_length=100)] = ()
     """Fields that clients may send beside those of `passing.py`: `grammar`, `chat_template_kwargs.style`."""
     cache: Literal["key", "shared"] = "key"
-    """Whose prompts a request may find in the worker's cache: those of its own key, or all."""
+    """Whose prompts a request may find in the worker's cache: those of its own key and of keys in its group, or all."""
     native: tuple[Literal["messages", "responses"], ...] = ()
     cost: Cost = Cost()
     server: Literal["", "llama-server", "xllamacpp", "llama_cpp.server"] = ""

@@ -21,6 +21,8 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Glob = Annotated[str, Meta(min_length=1, max_length=200)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}\Z")]
 """Names reach logs, labels and paths: they are tame."""
+Group = Annotated[str, Meta(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9._@-]{0,62})?\Z")]
+"""The name of a group of keys, or nothing."""
 
 
 class Right(enum.StrEnum):
@@ -88,6 +90,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     """Globs of function ids; none: all of them."""
     limits: Limits = Limits()
     priority: Priority = Priority.NORMAL
+    group: Group = ""
+    """Keys of one group share cached prompts; a key without one shares them with no other key."""
     created: float = 0.0
     expires: float = 0.0
     """Unix time; 0: never."""
@@ -118,7 +122,13 @@ class Principal(Struct, frozen=True, kw_only=True):
     functions: tuple[str, ...] = ()
     limits: Limits = Limits()
     priority: Priority = Priority.NORMAL
+    group: str = ""
     expires: float = 0.0
+
+    @property
+    def cache_owner(self) -> str:
+        """Whose cached prompts its requests may find: its group's, or its own. No id has a colon in it."""
+        return f"group:{self.group}" if self.group else self.id
 
     def may(self, right: str) -> bool:
         """Whether a route that needs this right is open to it."""
@@ -149,6 +159,7 @@ def principal(key: ApiKey) -> Principal:
         functions=key.functions,
         limits=key.limits,
         priority=key.priority,
+        group=key.group,
         expires=key.expires,
     )
 

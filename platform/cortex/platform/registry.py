@@ -80,6 +80,14 @@ end
 return there
 """
 
+_GROUP_KEYS = """
+-- KEYS: API keys' records; ARGV: the group, the channel, the message. A record that was deleted is not made anew.
+for _, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 1 then redis.call('HSET', key, 'group', ARGV[1]) end
+end
+redis.call('PUBLISH', ARGV[2], ARGV[3])
+"""
+
 _OF_ANOTHER_HOME = """
 -- A record of a wrong type is as good as none, as everywhere.
 local function record_at(key)
@@ -206,6 +214,7 @@ class Registry:
         self._learn = self._redis.register_script(_LEARN)
         self._reader = RecordReader()
         self._join = self._redis.register_script(_JOIN)
+        self._group_keys = self._redis.register_script(_GROUP_KEYS)
         self._token, self._is_member = token, token is None
         self.foreign = ""
         """What to say when the record is another fleet's."""
@@ -661,6 +670,14 @@ class Registry:
                     pipe.persist(self.names.api_key(key.digest))
             pipe.publish(self.names.changed, KEYS_CHANGED)
             await pipe.execute()
+
+    async def group_keys(self, digests: Sequence[str], group: str) -> None:
+        """Put API keys that still exist into a group, or with "" into none, and ring the bell."""
+        async with self._bounded():
+            await self._group_keys(
+                keys=[self.names.api_key(d) for d in digests],
+                args=[msgspec.json.encode(group), self.names.changed, KEYS_CHANGED],
+            )
 
     async def drop_keys(self, digests: Iterable[str]) -> None:
         """Delete API keys' records and ring the bell."""

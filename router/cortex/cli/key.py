@@ -24,7 +24,7 @@ from cortex.platform import settings as settings_
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.settings import SettingsError
 from cortex.router.refusals import KeyNotFound, Refusal
-from cortex.router.routes.keys import Keys, Overlap, Wanted, shown
+from cortex.router.routes.keys import Change, Keys, Overlap, Wanted, shown
 
 T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -61,6 +61,10 @@ class Record:
         """Make a key."""
         secret, key = self._with(lambda k: k.make(wanted))
         return {"key": secret, **shown(key)}
+
+    def change_key(self, name: str, change: Change) -> list[dict[str, Any]]:
+        """Change a key."""
+        return [shown(key) for key in self._with(lambda k: k.change(name, change))]
 
     def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
         """Make another key in the place of one."""
@@ -104,6 +108,11 @@ class RouterKeys:
         """Make a key."""
         return self._router.ask("POST", "/admin/keys", to_builtins(wanted))
 
+    def change_key(self, name: str, change: Change) -> list[dict[str, Any]]:
+        """Change a key."""
+        changed: list[dict[str, Any]] = self._router.ask("POST", f"/admin/keys/{name}", to_builtins(change))["keys"]
+        return changed
+
     def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
         """Make another key in the place of one."""
         return self._router.ask("POST", f"/admin/keys/{name}/rotate", to_builtins(Overlap(overlap_s=overlap_s)))
@@ -146,6 +155,7 @@ def key() -> None:
     show_default=True,
     help="Who goes first where not all can. low may fill half of a function's queue, high half as much again.",
 )
+@click.option("--group", default="", metavar="NAME", help="Keys of one group share cached prompts [default: none].")
 @click.option("--expires", "expires_s", type=Span(), default="0s", help="When it ends, such as 30d [default: never].")
 @_record
 @_config
@@ -159,6 +169,7 @@ def new(
     tpm: int,
     concurrent: int,
     priority: str,
+    group: str,
     expires_s: int,
     record: bool,
     config: Path | None,
@@ -167,7 +178,8 @@ def new(
     """Make a key and print it: it is shown this once and stored nowhere."""
     if admin and reads:
         raise click.UsageError("a key is either --admin or --status")
-    wanted = _wanted(
+    wanted = _body(
+        Wanted,
         name=name,
         scope="admin" if admin else "status" if reads else "inference",
         functions=functions,
@@ -175,6 +187,7 @@ def new(
         tpm=tpm,
         concurrent=concurrent,
         priority=priority,
+        group=group,
         expires_s=expires_s,
     )
     _print_made(_over(record, config).new_key(wanted), as_json)
@@ -193,7 +206,7 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
     if not found:
         echo("There is no API key: `cortex key new NAME` makes one.")
         return
-    rows = table("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "MADE", "ENDS")
+    rows = table("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "GROUP", "MADE", "ENDS")
     for k in found:
         limits = k["limits"]
         rows.add_row(
@@ -203,6 +216,7 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
             ", ".join(k["functions"]) or "all",
             *(str(limits[f] or "-") for f in ("rpm", "tpm", "concurrent")),
             k["priority"],
+            k.get("group") or "-",
             ago(k["created"]),
             _end(k),
         )
@@ -228,7 +242,23 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
             f"  requests a minute: {limits['rpm'] or 'no limit'} · tokens a minute: {limits['tpm'] or 'no limit'}"
             f" · at a time: {limits['concurrent'] or 'no limit'} · priority: {k['priority']}"
         )
+        echo(f"  cached prompts: {_sharing(k.get('group', ''))}")
         echo(f"  begins its SHA-256 with {k['digest']}")
+
+
+@key.command(name="set")
+@click.argument("name")
+@click.option("--group", required=True, metavar="NAME", help="The group whose cached prompts it shares; '' for none.")
+@_record
+@_config
+@_json
+def set_(name: str, group: str, record: bool, config: Path | None, as_json: bool) -> None:
+    """Change a key, by name or id. It takes effect at every router within a second."""
+    changed = _over(record, config).change_key(name, _body(Change, group=group))
+    if as_json:
+        click.echo(json.dumps(changed, indent=2))
+        return
+    echo(f"{name}: cached prompts: {_sharing(group)}")
 
 
 @key.command()
@@ -253,9 +283,9 @@ def revoke(name: str, record: bool, config: Path | None, as_json: bool) -> None:
     click.echo(json.dumps({"revoked": gone}) if as_json else f"{name}: revoked")
 
 
-def _wanted(**values: Any) -> Wanted:
+def _body(kind: type[T], **values: Any) -> T:
     try:
-        return msgspec.convert(values, Wanted)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise click.UsageError(f"{error} (a name has letters, digits and ._@- in it)") from None
 
@@ -266,6 +296,10 @@ def _print_made(made: dict[str, Any], as_json: bool) -> None:
         return
     echo(f"The key of '{made['name']}' ({made['scope']}), shown only this once:", err=True)
     echo(made["key"])
+
+
+def _sharing(group: str) -> str:
+    return f"shared within the group {group}" if group else "its own"
 
 
 def _end(key: dict[str, Any]) -> str:

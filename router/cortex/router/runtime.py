@@ -154,7 +154,7 @@ class Runtime:
         """
         if function.cache == "shared" or not self.keys.any_made:
             return ""
-        return cache_salt(self._token.current, who.id)
+        return cache_salt(self._token.current, who.cache_owner)
 
     # What operators ask for.
 

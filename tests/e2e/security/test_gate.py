@@ -10,6 +10,10 @@ pytestmark = pytest.mark.xdist_group("security")
 
 A = "http://192.0.2.1/inside"
 HELLO = [{"role": "user", "content": "Hello!"}]
+HOLDS_AN_ENGINE = {
+    "type": "json_schema",
+    "json_schema": {"name": "x", "schema": {"type": "string", "pattern": "^((a?){0,40}){0,40}$"}},
+}
 SHOWN = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": A}}]}]
 
 
@@ -18,6 +22,7 @@ SHOWN = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url":
     [
         ("/v1/chat/completions", {"messages": SHOWN}),
         ("/v1/chat/completions", {"messages": HELLO, "grammar": 'root ::= "a"'}),
+        ("/v1/chat/completions", {"messages": HELLO, "response_format": HOLDS_AN_ENGINE}),
         ("/v1/completions", {"prompt": "x", "prompt_embeds": "aaaa"}),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": A}]}]}),
         (
@@ -32,7 +37,9 @@ SHOWN = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url":
         ("/v1/rerank", {"query": "x", "documents": [{"content": SHOWN[0]["content"]}]}),
     ],
 )
-def test_an_address_or_a_grammar_is_refused_at_every_entrance(keyed: Keyed, path: str, body: dict[str, Any]) -> None:
+def test_an_address_a_grammar_or_a_costly_schema_is_refused_at_every_entrance(
+    keyed: Keyed, path: str, body: dict[str, Any]
+) -> None:
     with keyed.client("inference") as http:
         answer = http.post(path, json={"model": "one/open", **body})
 

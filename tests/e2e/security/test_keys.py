@@ -145,7 +145,7 @@ def test_a_new_key_works_and_a_revoked_one_ends_on_every_worker_within_a_second(
 def test_a_key_is_made_with_all_that_it_may_and_may_not(keyed: Keyed) -> None:
     made = keyed.cli(
         "key", "new", "whole", "--functions", "one/*", "--functions", "two/x", "--rpm", "7", "--tpm", "900",
-        "--concurrent", "3", "--priority", "high", "--expires", "30d", "--json",
+        "--concurrent", "3", "--priority", "high", "--group", "search", "--expires", "30d", "--json",
     )  # fmt: skip
     (row,) = [k for k in json.loads(keyed.cli("key", "ls", "--json").stdout) if k["name"] == "whole"]
 
@@ -153,7 +153,23 @@ def test_a_key_is_made_with_all_that_it_may_and_may_not(keyed: Keyed) -> None:
     assert json.loads(made.stdout)["key"].startswith("sk-cortex-")
     assert (row["scope"], row["functions"], row["priority"]) == ("inference", ["one/*", "two/x"], "high")
     assert row["limits"] == {"rpm": 7, "tpm": 900, "concurrent": 3}
+    assert row["group"] == "search"
     assert 29 * 86400 < row["expires"] - row["created"] <= 30 * 86400 + 5
+
+
+def test_a_key_changes_its_group_and_a_rotated_one_stays_in_it(keyed: Keyed) -> None:
+    keyed.make("mover", group="one")
+    changed = json.loads(keyed.cli("key", "set", "mover", "--group", "two", "--json").stdout)
+    rotated = json.loads(keyed.cli("key", "rotate", "mover", "--overlap", "1h", "--json").stdout)
+    shown = keyed.cli("key", "show", "mover").stdout
+    left = keyed.cli("key", "set", "mover", "--group", "")
+
+    assert [k["group"] for k in changed] == ["two"]
+    assert rotated["group"] == "two"
+    assert "shared within the group two" in shown
+    assert left.stdout == "mover: cached prompts: its own\n"
+    with keyed.client("status") as http:
+        assert [k["group"] for k in http.get("/admin/keys/mover").json()["keys"]] == ["", ""]
 
 
 def test_rotating_ends_the_old_key_at_once_or_after_the_overlap(keyed: Keyed) -> None:
@@ -200,6 +216,8 @@ def test_a_key_is_shown_once_and_is_nowhere_else(keyed: Keyed) -> None:
         (["new", "x", "--expires", "soon"], 2, "is not like 30d"),
         (["new", "x", "--admin", "--status"], 2, "either --admin or --status"),
         (["show", "nobody"], 4, "there is no API key 'nobody'"),
+        (["set", "missing", "--group", "x"], 4, "there is no API key 'missing'"),
+        (["set", "admin", "--group", "a b"], 2, "a name has letters"),
         (["revoke", "nobody"], 4, "there is no API key 'nobody'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Two keys at one llama.cpp: neither learns from its answers what the other sent."""
+"""Keys at one llama.cpp: none learns from its answers what another sent, unless both are in one group."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     demo = gguf("one/demo", "demo:harbour", context=1024, target_concurrency=2)
     with started(tmp_path_factory.mktemp("llama"), workers=1, catalogue=f"{demo}\n{CATALOGUE}") as running:
         running.keys["mine"] = running.make("mine")
-        running.everywhere("mine", 200)
+        for name in ("grouped", "partner"):
+            running.keys[name] = running.make(name, group="search")
+        for name in ("mine", "grouped", "partner"):
+            running.everywhere(name, 200)
         yield running
 
 
@@ -40,3 +43,13 @@ def test_a_key_finds_its_own_prompt_and_never_that_of_another(llama: Keyed) -> N
     assert again > 50
     assert theirs == [0, 0]
     assert cached(llama, "inference", SONG) > 50
+
+
+def test_keys_of_one_group_find_the_prompts_of_one_another_and_no_other_key_does(llama: Keyed) -> None:
+    for prompt in (PLAN, SONG):
+        cached(llama, "grouped", prompt)
+
+    partners, others = cached(llama, "partner", SONG), cached(llama, "inference", SONG)
+
+    assert partners > 50
+    assert others == 0

@@ -1,4 +1,4 @@
-"""Who may do what: every route of the running router and agent, asked by every kind of caller.
+"""Who may do what: every route of the running router, agent and metrics port, requested by every kind of caller.
 
 The routes are read off the applications: one that has no row here fails.
 """
@@ -11,10 +11,12 @@ import pytest
 from litestar import Litestar
 
 from cortex.platform.agent import api
-from cortex.platform.keys import worker_key
+from cortex.platform.api_keys import digest
+from cortex.platform.keys import host_token, worker_key
 from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from tests.e2e.security.keyed import Keyed
+from tests.support.stack import eventually
 
 pytestmark = [pytest.mark.xdist_group("security"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -63,12 +65,26 @@ ROUTER = {
     "POST /admin/functions/{name}": ADMIN,
     "POST /admin/hosts/{host}/{verb}": ADMIN,
     "POST /admin/keys": ADMIN,
+    "POST /admin/keys/{name}": ADMIN,
     "POST /admin/keys/{name}/revoke": ADMIN,
     "POST /admin/keys/{name}/rotate": ADMIN,
     "POST /admin/requests/{id}/cancel": ADMIN,
 }
 MAY = {
-    OPEN: {"", "wrong", "fleet", "inference", "other", "status", "admin", "local"},
+    OPEN: {
+        "",
+        "wrong",
+        "fleet",
+        "host",
+        "worker",
+        "digest",
+        "revoked",
+        "inference",
+        "other",
+        "status",
+        "admin",
+        "local",
+    },
     INFERENCE: {"inference", "other", "admin", "local"},
     STATUS: {"status", "admin", "local"},
     ADMIN: {"admin", "local"},
@@ -136,7 +152,7 @@ def test_every_route_of_the_router_is_open_to_those_it_is_for_and_closed_to_all_
     keyed: Keyed, caller: str
 ) -> None:
     keyed.everywhere("inference", 200)
-    keyed.keys["fleet"] = fleet_token(keyed)
+    add_what_is_no_key(keyed)
     expected, seen = {}, {}
     with keyed.client(caller) as http:
         for route, needs in ROUTER.items():
@@ -152,9 +168,9 @@ async def test_every_route_of_the_agent_has_a_row(settings: Settings) -> None:
     assert {route: needs or FLEET for route, needs in found.items()} == AGENT, "add a row to the table above"
 
 
-@pytest.mark.parametrize("caller", ["", "wrong", "worker", *(k for k in sorted(MAY[OPEN]) if k not in ("", "wrong"))])
-def test_every_route_of_an_agent_but_its_health_is_for_the_fleet_token_alone(keyed: Keyed, caller: str) -> None:
-    keyed.keys |= {"fleet": fleet_token(keyed), "worker": a_workers_key(keyed)}
+@pytest.mark.parametrize("caller", [*sorted(MAY[OPEN]), "other-host"])
+def test_every_route_of_an_agent_but_its_health_is_for_the_fleet_token_and_its_own(keyed: Keyed, caller: str) -> None:
+    add_what_is_no_key(keyed)
     expected, seen = {}, {}
     with httpx.Client(
         base_url=f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}",
@@ -162,10 +178,27 @@ def test_every_route_of_an_agent_but_its_health_is_for_the_fleet_token_alone(key
         trust_env=False,
     ) as http:
         for route, needs in AGENT.items():
-            expected[route] = "open" if caller == "fleet" or needs == OPEN else "closed"
+            expected[route] = "open" if caller in ("fleet", "host") or needs == OPEN else "closed"
             seen[route] = asked(http, route)
 
     assert seen == expected
+
+
+@pytest.mark.parametrize("caller", ["", "wrong", "status", "admin", "inference"])
+def test_the_metrics_port_has_one_route_which_takes_no_key_that_is_not_for_reading(keyed: Keyed, caller: str) -> None:
+    statuses = {}
+    with httpx.Client(
+        base_url=f"http://{keyed.stack.env['CORTEX_GATEWAY__METRICS_LISTEN']}",
+        headers={"authorization": f"Bearer {keyed.keys.get(caller, caller)}"} if caller else {},
+        trust_env=False,
+    ) as http:
+        eventually(lambda: http.get("/metrics").status_code in (200, 403), what="the metrics port")
+        for route in {*ROUTER, *AGENT, "GET /metrics", "POST /metrics", "PUT /metrics", "GET /metrics/"}:
+            method, path = route.split()
+            statuses[route] = http.request(method, re.sub(r"\{[^}]*\}", "any", path), content=b"x").status_code
+
+    assert statuses.pop("GET /metrics") == (403 if caller == "inference" else 200)
+    assert set(statuses.values()) == {404}
 
 
 def asked(http: httpx.Client, route: str) -> str:
@@ -182,6 +215,26 @@ def asked(http: httpx.Client, route: str) -> str:
 
 def fleet_token(keyed: Keyed) -> str:
     return (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
+
+
+def add_what_is_no_key(keyed: Keyed) -> None:
+    """Add secrets that open something else, and those that opened something once."""
+    if "revoked" in keyed.keys:
+        return
+    token = fleet_token(keyed)
+    with httpx.Client(headers={"authorization": f"Bearer {token}"}, trust_env=False) as http:
+        record = http.get(f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}/record").json()
+    keyed.keys |= {
+        "fleet": token,
+        "worker": a_workers_key(keyed),
+        "host": host_token(token, record["name"], record["address"]),
+        "other-host": host_token(token, "other-host", record["address"]),
+        "digest": digest(keyed.keys["admin"]),
+    }
+    revoked = keyed.make("revoked", scope="admin")
+    assert keyed.cli("key", "revoke", "revoked").code == 0
+    keyed.everywhere(revoked, 401)
+    keyed.keys["revoked"] = revoked
 
 
 def a_workers_key(keyed: Keyed) -> str:

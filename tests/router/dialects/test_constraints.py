@@ -24,6 +24,12 @@ REAL = [
     r"^(\w+\s?)*$",
     r"a{1000}",
     r"[{(*]{3}",
+    r"^(\+?\d{1,3}[ -]?)?(\(\d{2,4}\)[ -]?)?\d{3,4}([ -]?\d{2,4}){1,3}$",
+    r"^https?://([\w-]+\.)+[\w-]+(:\d+)?(/[\w./?%&=-]*)?$",
+    r"(a?)?",
+    r"(a?b)*",
+    r"(\d{0,3})?",
+    "a?" * 64,
 ]
 COSTLY = [
     "^(((a{0,200}){0,200}){0,200}){0,200}$",
@@ -33,6 +39,15 @@ COSTLY = [
     "a{99999999999999999999}",
     "(" * 40 + "a" + ")" * 40,
     "a" * 2049,
+    "((a?){0,40}){0,40}",
+    "(a*)+",
+    "(a?b?|c){2}",
+    "(|a)*",
+    "(^|$)*",
+    "((a)?){3}",
+    "a?" * 65,
+    "(a?b?)?" * 22,
+    "a{0,9}" * 65,
 ]
 
 
@@ -58,7 +73,7 @@ def test_any_text_is_measured_or_refused(text: str) -> None:
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
 def test_repetitions_inside_one_another_count_as_their_product(a: int, b: int, c: int) -> None:
-    text = f"((x{{0,{a}}}){{0,{b}}}){{0,{c}}}"
+    text = f"((x{{1,{a}}}){{1,{b}}}){{1,{c}}}"
 
     if a * b * c <= constraints.MAX_REPETITIONS:
         constraints.pattern(text, "pattern")
@@ -107,10 +122,16 @@ def nested(depth: int) -> Json:
     ("schema", "what"),
     [
         (nested(80), "128 levels"),
-        ({"enum": list(range(20_001))}, "20000 values"),
+        ({"examples": list(range(20_001))}, "20000 values"),
+        ({"enum": list(range(4097))}, "4096 values of enum"),
+        ({"anyOf": [{"anyOf": [{"const": n}] * 2} for n in range(1400)]}, "4096 values of enum"),
+        ({"properties": {f"p{n}": {} for n in range(600)}, "required": ["p1", "other"]}, "512 properties"),
+        ({"properties": {f"p{n}": {"pattern": "a{0,2000}"} for n in range(17)}}, "32000 repetitions"),
+        ({"properties": {f"p{n}": {"pattern": "(a)" * 500} for n in range(50)}}, "65536 characters"),
+        ({"properties": {"a": {"pattern": "((a?){0,40}){0,40}"}}}, "what can be empty"),
         ({"description": "x" * 600_000}, "524288 characters"),
         ({"properties": {"a": {"pattern": COSTLY[0]}}}, "2000"),
-        ({"patternProperties": {COSTLY[1]: {}}}, "2000"),
+        ({"patternProperties": {COSTLY[1]: {}}}, "what can be empty"),
         ({"$ref": "http://192.0.2.1/schema"}, "inside its own schema"),
         ({"type": "string", "maxLength": 10**9}, "maxLength"),
         ({"maxItems": 1000, "items": {"maxItems": 1000, "items": {}}}, "multiply"),
@@ -130,6 +151,16 @@ def test_a_schema_that_an_answer_has_to_follow_is_bounded_at_every_entrance(sche
         refused(ask_responses, text=text),
     ):
         assert what in fault.message
+
+
+def test_large_objects_and_lists_of_values_that_people_write_pass() -> None:
+    names = [f"p{n}" for n in range(2000)]
+    zones = {"enum": [f"Continent/City_{n}" for n in range(600)]}
+
+    Measure().schema(
+        {"properties": {n: {"type": "string"} for n in names}, "required": names[600:] + names[:200]}, "at"
+    )
+    Measure().schema({"properties": {f"zone{n}": zones for n in range(6)}}, "at")
 
 
 def test_a_property_may_be_called_like_a_word_of_json_schema() -> None:
@@ -154,7 +185,7 @@ def test_a_tool_that_would_cost_too_much_stays_usable_with_a_looser_schema(ask: 
 
 def test_many_schemas_are_bounded_together() -> None:
     tools = [
-        {"type": "function", "function": {"name": f"f{n}", "parameters": {"enum": list(range(3000))}}}
+        {"type": "function", "function": {"name": f"f{n}", "parameters": {"examples": list(range(3000))}}}
         for n in range(10)
     ]
 

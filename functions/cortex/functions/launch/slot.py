@@ -27,6 +27,8 @@ class Slot(Struct, frozen=True, kw_only=True):
     """A folder for what the engine keeps from one start to the next; of this build of it and this kind of device."""
     scratch: str = ""
     """A file of the worker's own; its folder exists."""
+    engine_modules: str = ""
+    """The folder of modules of ours that an engine's own Python imports."""
     key_file: str = ""
     """Where the key may be put for a program that reads it from a file; its folder exists."""
 

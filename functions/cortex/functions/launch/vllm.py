@@ -18,6 +18,10 @@ NO_DOMAIN = "media.cortex.invalid"
 """The one domain that vLLM may fetch media from. `.invalid` never resolves (RFC 2606), so it fetches none: the router
 passes media as data. An empty list would allow every domain."""
 
+KEY_CHECK = "cortex_key_check.RequireKey"
+"""The class that requires the worker's key for every path, where vLLM does so for some. It is in the folder
+`Slot.engine_modules`; an engine that cannot import it does not start."""
+
 ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
@@ -101,6 +105,7 @@ def launch(function: Function, slot: Slot) -> Launch:
             *(("--chat-template", function.chat_template) if function.chat_template else ()),
             *(("--enable-sleep-mode",) if function.sleep else ()),
             "--allowed-media-domains", NO_DOMAIN,
+            "--middleware", KEY_CHECK,
             *function.args,
         ),
         env={
@@ -108,6 +113,7 @@ def launch(function: Function, slot: Slot) -> Launch:
             **({"VLLM_CPU_KVCACHE_SPACE": cpu_cache_gib(slot)} if on_cpu else {}),
             **function.env,
             **visible(slot),
+            "PYTHONPATH": ":".join(filter(None, (slot.engine_modules, function.env.get("PYTHONPATH")))),
             "VLLM_API_KEY": slot.key,
             # Its endpoints for developers can do anything to an engine; sleep is one of them.
             "VLLM_SERVER_DEV_MODE": "1" if function.sleep else "0",

@@ -26,6 +26,7 @@ from cortex.platform.launcher.fitness import unfit
 from cortex.platform.process_id import boot_id
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import process
+from cortex.platform.workers.slots import ENGINE_MODULES
 
 log = structlog.get_logger()
 
@@ -42,7 +43,7 @@ QUIET_S = 0.5
 FIRST_PAUSE_S, MOST_PAUSE_S = 2.0, 300.0
 LEAST_FREE_MB = 3072
 """Below this much free RAM nothing is parked: it takes about 1 GB."""
-BASE_ENV = {"HF_HUB_OFFLINE": "1", **vllm.ALWAYS}
+BASE_ENV = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ENGINE_MODULES), **vllm.ALWAYS}
 """What every start of weights that are on this host has anyway, and what is read while importing."""
 
 

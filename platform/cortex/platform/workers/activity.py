@@ -5,13 +5,17 @@ serving. So an agent looks here, too, before it stops a worker that seems idle: 
 says it runs, and at the connections to the worker's port. The agent's own connections do not count.
 """
 
+import asyncio
 import contextlib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
 from msgspec import Struct
+
+from cortex.platform import worker_http
 
 LOOK_S = 2.0
 LONGEST_ANSWER = 1024 * 1024
@@ -39,34 +43,36 @@ class Activity(Struct, frozen=True):
     """Established connections to its port from anybody but this agent."""
 
 
-async def look(url: str) -> Activity:
-    """Look at the worker at `url`. Returns within about `LOOK_S`; a worker that does not answer does not say."""
+async def look(url: str, keys: Sequence[str]) -> Activity:
+    """Look at the worker at `url`, which has one of these keys. Returns within about `LOOK_S`; a worker that does not
+    answer does not say."""
     port = int(url.rpartition(":")[2])
-    running = await _running(url)
+    running = await _running(url, keys)
     return Activity(running, connections(port))
 
 
-async def tokens(url: str) -> tuple[bytes, ...]:
+async def tokens(url: str, keys: Sequence[str]) -> tuple[bytes, ...]:
     """Return the counts of tokens that a worker at `url` has worked on, as it words them; none when it does not say."""
-    return tuple(TOKENS.findall(await _metrics(url)))
+    return tuple(TOKENS.findall(await _metrics(url, keys)))
 
 
-async def _running(url: str) -> int | None:
+async def _running(url: str, keys: Sequence[str]) -> int | None:
     with contextlib.suppress(ValueError):
-        return requests_running(await _metrics(url))
+        return requests_running(await _metrics(url, keys))
     return None
 
 
-async def _metrics(url: str) -> bytes:
-    """Return a worker's metrics; nothing when it does not answer in time."""
-    with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
-        timeout = aiohttp.ClientTimeout(total=LOOK_S)
-        async with (
-            aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as http,
-            http.get(f"{url}/metrics", headers={"Accept-Encoding": "identity"}, allow_redirects=False) as answer,
-        ):
-            if answer.status == 200:
-                return await _bounded(answer.content)
+async def _metrics(url: str, keys: Sequence[str]) -> bytes:
+    """Return a worker's metrics; nothing when it does not answer in time, or to none of the keys."""
+    with contextlib.suppress(*worker_http.BREAKS, OSError, ValueError, TimeoutError):
+        async with asyncio.timeout(LOOK_S), worker_http.session() as http:
+            for key in keys:
+                headers = worker_http.headers(key)
+                async with http.get(f"{url}/metrics", headers=headers, allow_redirects=False) as answer:
+                    if answer.status == 200:
+                        return await _bounded(answer.content)
+                    if answer.status not in worker_http.KEY_REFUSED:
+                        return b""
     return b""
 
 

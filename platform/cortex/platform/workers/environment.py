@@ -3,6 +3,7 @@
 An agent may come from anybody's shell, and knows secrets: the hub's token, the record's address, keys of clouds.
 Engines run other people's code, so a worker gets only what is listed here, which is what programs and the libraries
 below an engine look for on a host. What else it needs, its function says in `env`; that is handed over as it stands.
+A worker's own `PYTHONPATH` goes before the agent's: with either alone a module would be missing.
 """
 
 import re
@@ -23,9 +24,21 @@ FAMILIES = (
     "SGLANG_", "SGL_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_",
 )  # fmt: skip
 """How the names begin of variables that tune a library."""
+PYTHON_PATH = "PYTHONPATH"
 _SECRET = re.compile(r"(?:^|_)(?:TOKENS?|KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)")
 _WITH_A_PASSWORD = re.compile(r"://[^/\s]*@")
 """An address that names a user."""
+
+
+def whole(agents: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Return a worker's environment: what of its agent's is handed on, and its own over it.
+
+    >>> whole({"PATH": "/bin", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/b"})
+    {'PATH': '/bin', 'PYTHONPATH': '/b:/a'}
+    """
+    handed = handed_on(agents)
+    paths = [p for p in (own.get(PYTHON_PATH), handed.get(PYTHON_PATH)) if p]
+    return {**handed, **own, **({PYTHON_PATH: ":".join(paths)} if paths else {})}
 
 
 def handed_on(own: Mapping[str, str]) -> dict[str, str]:

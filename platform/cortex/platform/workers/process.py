@@ -53,8 +53,8 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -
 
 
 def worker_environment(env: Mapping[str, str], marker: str) -> dict[str, str]:
-    """Return a worker's whole environment, its marker last: what of the agent's is handed on, and its own over it."""
-    return {**environment.handed_on(os.environ), **env, MARKER: marker}
+    """Return a worker's whole environment, its marker last."""
+    return {**environment.whole(os.environ, env), MARKER: marker}
 
 
 def write_private(path: Path, content: str, user: WorkerUser | None = None) -> None:

@@ -12,6 +12,9 @@ from cortex.platform.scheduling.effects import Spawn
 from cortex.platform.scheduling.placement import need
 from cortex.platform.settings import Agent
 
+ENGINE_MODULES = PurePath(__file__).with_name("engine_modules")
+"""The folder of modules of ours that an engine's own Python imports."""
+
 
 def slot(
     effect: Spawn,
@@ -42,6 +45,7 @@ def slot(
         layers=layers,
         cache=str(cache(settings, engines, effect.function.engine, there)),
         scratch=scratch,
+        engine_modules=str(ENGINE_MODULES),
         key_file=f"{scratch}.key",
     )
 

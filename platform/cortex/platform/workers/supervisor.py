@@ -99,7 +99,7 @@ class Supervisor:
         self._proved: dict[str, frozenset[ProcessId]] = {}
         """The processes of a worker's session when it ended: they are its own, whatever they carry."""
         self._ports = Ports(settings.agent.worker_host, settings.agent.worker_ports)
-        self._probe = Probe(token)
+        self._token, self._probe = token, Probe(token)
         self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
         self._groups = cgroup.home(self._owner)
@@ -447,19 +447,20 @@ class Supervisor:
 
     async def _look(self, instance: Instance) -> None:
         """Look whether a worker has something to do."""
-        seen = await activity.look(instance.url)
+        seen = await activity.look(instance.url, self._token.worker_keys(instance.id))
         self._tell(lambda s, now: s.looked(instance.id, seen.running, seen.connections, now))
 
     async def _prove(self, effect: Prove) -> None:
         """Give a silent worker a request of one token, and see what else tells that it gets further."""
         instance, function = effect.instance, effect.function
-        tokens = await activity.tokens(instance.url)
+        keys = self._token.worker_keys(instance.id)
+        tokens = await activity.tokens(instance.url, keys)
         busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
         answered = await self._probe.answers(instance, server_of(function, instance.server).dialects, PROOF_S)
         # A command may wait for a machine elsewhere, without using any CPU time.
         worked = await asyncio.to_thread(process.cpu_s, instance.pid) - busy_s >= STUCK_CPU_S
         worked = worked or function.engine is Engine.COMMAND
-        answered = answered or await activity.tokens(instance.url) != tokens
+        answered = answered or await activity.tokens(instance.url, keys) != tokens
         log.warning("silent_worker_tried", function=function.id, instance=instance.id, answered=answered, worked=worked)
         self._tell(lambda s, now: s.proved(instance.id, now, answered=answered, worked=worked))
 

@@ -2,7 +2,9 @@
 
 Engines compile these in the process that serves everybody. A nested grammar overflows an engine's stack, and nested
 repetitions keep it busy without end, so both are measured here first. A repetition inside a repetition counts as their
-product; one without an upper bound counts as `UNBOUNDED`.
+product; one without an upper bound counts as `UNBOUNDED`. What an engine may skip multiplies the ways in which an
+answer can go on, and it follows all of them at each token: optional parts and alternatives are bounded by their
+number, and a repetition of what can be empty is refused.
 """
 
 import re
@@ -21,12 +23,20 @@ MAX_CHARACTERS = 512 * 1024
 """Characters of a schema's texts, or of those of all tools together."""
 MAX_PATTERN = 2048
 """Characters of a regular expression."""
+MAX_PATTERNS = 64 * 1024
+"""Characters of all regular expressions of a request: they are read one by one, on the loop."""
 MAX_GRAMMAR = 32 * 1024
 """Characters of a grammar."""
 MAX_GROUPS = 32
 """Groups inside groups."""
 MAX_REPETITIONS = 2000
 """Product of repetitions inside one another, in a regular expression or a grammar."""
+MAX_OPTIONAL = 64
+"""Parts of a regular expression or a grammar's rule that may be left out: `?`, `*`, `{0,9}`."""
+MAX_OPTIONAL_PROPERTIES = 512
+"""Properties of one object that are not required."""
+MAX_ALTERNATIVES = 4096
+"""Values of `enum` and members of `anyOf` and `oneOf`, in all schemas of a request."""
 MAX_ITEMS = 100_000
 """Product of `minItems` or `maxItems` inside one another, and each bound of a schema alone."""
 MAX_CHOICES = 4096
@@ -48,7 +58,8 @@ class Measure:
     """What schemas add up to; one for a request, so that many small ones are no way round the bounds."""
 
     def __init__(self) -> None:
-        self._nodes, self._characters = 0, 0
+        self._nodes, self._characters, self._alternatives = 0, 0, 0
+        self._pattern_characters, self._repetitions = 0, 0
 
     def schema(self, schema: Any, at: str) -> None:
         """Measure a schema. Raises BadRequest with the bound it exceeds; TooCostly if a looser one would do."""
@@ -77,12 +88,13 @@ class Measure:
 
     def _words(self, node: dict[str, Any], items: int, at: str, costly: list[TooCostly]) -> int:
         """Look at the words of one schema that cost. Return how often the values inside it may repeat."""
+        self._choices(node, at)
         try:
             if "pattern" in node and isinstance(node["pattern"], str):
-                pattern(node["pattern"], f"{at}: pattern")
+                self._pattern(node["pattern"], f"{at}: pattern")
             if "patternProperties" in node and isinstance(node["patternProperties"], dict):
                 for key in node["patternProperties"]:
-                    pattern(key, f"{at}: patternProperties")
+                    self._pattern(key, f"{at}: patternProperties")
             if "$ref" in node and isinstance(node["$ref"], str) and not node["$ref"].startswith("#"):
                 raise TooCostly("a $ref leads only inside its own schema: '#/…'", at)
             most = 1
@@ -99,6 +111,32 @@ class Measure:
             return items
         return items * most
 
+    def _choices(self, node: dict[str, Any], at: str) -> None:
+        """Count in how many ways a value may go on. A looser schema has no fewer: raises BadRequest."""
+        for word in ("enum", "anyOf", "oneOf"):
+            members = node.get(word)
+            if isinstance(members, list):
+                self._alternatives += len(members)
+        if self._alternatives > MAX_ALTERNATIVES:
+            raise BadRequest(
+                f"the schemas of a request hold more than {MAX_ALTERNATIVES} values of enum and members of anyOf", at
+            )
+        properties, required = node.get("properties"), node.get("required")
+        if isinstance(properties, dict) and len(properties) > MAX_OPTIONAL_PROPERTIES:
+            needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+            if len(properties.keys() - needed) > MAX_OPTIONAL_PROPERTIES:
+                raise BadRequest(f"an object has more than {MAX_OPTIONAL_PROPERTIES} properties that are optional", at)
+
+    def _pattern(self, text: str, at: str) -> None:
+        self._pattern_characters += len(text)
+        if self._pattern_characters > MAX_PATTERNS:
+            raise TooCostly(f"the patterns of a request hold more than {MAX_PATTERNS} characters", at)
+        self._repetitions += pattern(text, at)
+        if self._repetitions > MAX_REPETITIONS * UNBOUNDED:
+            raise TooCostly(
+                f"the patterns of a request add up to more than {MAX_REPETITIONS * UNBOUNDED} repetitions", at
+            )
+
 
 _REGEX = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{\d*,?\d*\}|\(\?(?:[:=!>]|<[=!]|P?<\w*>)|[()*+?|]|.", re.DOTALL)
 _GBNF = re.compile(
@@ -110,11 +148,13 @@ _GBNF = re.compile(
 )
 
 
-def pattern(text: str, at: str) -> None:
-    """Measure a regular expression. Raises TooCostly."""
+def pattern(text: str, at: str) -> int:
+    """Measure a regular expression. Return the sum of its repetitions. Raises TooCostly."""
     if len(text) > MAX_PATTERN:
         raise TooCostly(f"the pattern is longer than {MAX_PATTERN} characters", at)
-    _Repetitions(at).read(_REGEX.findall(text))
+    reader = _Repetitions(at)
+    reader.read(_REGEX.findall(text))
+    return reader.total
 
 
 def grammar(text: str, at: str) -> None:
@@ -149,35 +189,80 @@ def _cost(name: str, rules: dict[str, list[str]], costs: dict[str, int], at: str
     return costs[name]
 
 
+class _Group:
+    """A group that is being read: the largest product in it, and whether it can be empty."""
+
+    def __init__(self) -> None:
+        self.product = 1
+        self.can_be_empty, self._sequence_can_be_empty = False, True
+
+    def follow(self, can_be_empty: bool) -> None:
+        """Take the next part of the alternative that is being read."""
+        self._sequence_can_be_empty &= can_be_empty
+
+    def end_alternative(self) -> None:
+        """End the alternative that is being read."""
+        self.can_be_empty |= self._sequence_can_be_empty
+        self._sequence_can_be_empty = True
+
+
 class _Repetitions:
     """Reads an expression's words: groups, and what repeats them."""
 
     def __init__(self, at: str) -> None:
         self._at = at
+        self.total = self._optional = 0
 
     def read(self, words: Iterable[str], refer: Any = None) -> int:
         """Return the largest product of repetitions. `refer` gives that of a name. Raises TooCostly."""
-        frames, atom, total = [1], 1, 0
+        groups, atom, can_be_empty = [_Group()], 1, True
         for word in words:
-            times = _times(word)
+            group, times = groups[-1], _times(word)
             if times is not None:
+                self._repeat(word, times, atom * times, can_be_empty)
                 atom *= times
-                total += times
-                if atom > MAX_REPETITIONS or total > MAX_REPETITIONS * UNBOUNDED:
-                    raise TooCostly(f"repetitions inside one another multiply to more than {MAX_REPETITIONS}", self._at)
-                frames[-1] = max(frames[-1], atom)
-            elif word[0] == "(":
-                frames.append(1)
-                atom = 1
-                if len(frames) > MAX_GROUPS:
+                can_be_empty |= _may_be_left_out(word)
+                group.product = max(group.product, atom)
+                continue
+            group.follow(can_be_empty)
+            can_be_empty = word in _EMPTY
+            atom = 1
+            if word[0] == "(":
+                groups.append(_Group())
+                can_be_empty = True
+                if len(groups) > MAX_GROUPS:
                     raise TooCostly(f"groups are nested more than {MAX_GROUPS} deep", self._at)
             elif word == ")":
-                atom = frames.pop() if len(frames) > 1 else 1
-                frames[-1] = max(frames[-1], atom)
-            else:
-                atom = refer(word) if refer is not None else 1
-                frames[-1] = max(frames[-1], atom)
-        return max(frames)
+                group.end_alternative()
+                if len(groups) > 1:
+                    groups.pop()
+                    atom, can_be_empty = group.product, group.can_be_empty
+            elif word == "|":
+                group.end_alternative()
+                can_be_empty = True
+            elif refer is not None:
+                atom = refer(word)
+            groups[-1].product = max(groups[-1].product, atom)
+        return max(group.product for group in groups)
+
+    def _repeat(self, word: str, times: int, product: int, can_be_empty: bool) -> None:
+        """Count one repetition. Raises TooCostly."""
+        self.total += times
+        if product > MAX_REPETITIONS or self.total > MAX_REPETITIONS * UNBOUNDED:
+            raise TooCostly(f"repetitions inside one another multiply to more than {MAX_REPETITIONS}", self._at)
+        if times > 1 and can_be_empty:
+            raise TooCostly("a repetition repeats what can be empty", self._at)
+        self._optional += _may_be_left_out(word)
+        if self._optional > MAX_OPTIONAL:
+            raise TooCostly(f"more than {MAX_OPTIONAL} parts may be left out", self._at)
+
+
+_EMPTY = frozenset({"^", "$", r"\b", r"\B", r"\A", r"\Z", '""'})
+"""Words that match without a character."""
+
+
+def _may_be_left_out(word: str) -> bool:
+    return word in ("*", "?") or (word[0] == "{" and not word[1:-1].partition(",")[0].strip(" 0"))
 
 
 def _times(word: str) -> int | None:

@@ -15,6 +15,7 @@ from cortex.platform.api_keys import (
     ApiKey,
     Count,
     Glob,
+    Group,
     Limits,
     Name,
     Priority,
@@ -41,7 +42,14 @@ class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tpm: Count = 0
     concurrent: Count = 0
     priority: Priority = Priority.NORMAL
+    group: Group = ""
     expires_s: Count = 0
+
+
+class Change(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/keys/{name}`."""
+
+    group: Group
 
 
 class Overlap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +89,7 @@ class Keys:
             functions=wanted.functions,
             limits=Limits(rpm=wanted.rpm, tpm=wanted.tpm, concurrent=wanted.concurrent),
             priority=wanted.priority,
+            group=wanted.group,
             created=now,
             expires=now + wanted.expires_s if wanted.expires_s else 0.0,
         )
@@ -94,6 +103,12 @@ class Keys:
         fresh, ending = rotated(current, digest(secret), time.time(), overlap_s)
         await self._registry.put_keys(fresh, ending)
         return secret, fresh
+
+    async def change(self, name: str, change: Change) -> list[ApiKey]:
+        """Put a key, with those it was rotated from, into another group. Raises KeyNotFound."""
+        current = await self.named(name)
+        await self._registry.group_keys([k.digest for k in current], change.group)
+        return await self.named(name)
 
     async def revoke(self, name: str) -> list[ApiKey]:
         """Delete a key with those it was rotated from. Raises KeyNotFound."""
@@ -124,6 +139,13 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
         await _reached(ring.refresh())
         return {"key": secret, **shown(key)}
 
+    @post("/admin/keys/{name:str}", status_code=200, opt={"needs": "admin"})
+    async def change(name: str, request: Http) -> dict[str, Any]:
+        """Change a key's group."""
+        changed = await _reached(keys.change(name, read(await request.body(), Change)))
+        await _reached(ring.refresh())
+        return {"keys": [shown(k) for k in changed]}
+
     @post("/admin/keys/{name:str}/rotate", status_code=200, opt={"needs": "admin"})
     async def rotate(name: str, request: Http) -> dict[str, Any]:
         """Make another key in the place of one."""
@@ -139,7 +161,7 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
         await _reached(ring.refresh())
         return {"revoked": [k.id for k in gone]}
 
-    return [ls, show, make, rotate, revoke]
+    return [ls, show, make, change, rotate, revoke]
 
 
 def shown(key: ApiKey) -> dict[str, Any]:

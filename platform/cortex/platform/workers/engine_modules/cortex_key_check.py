@@ -1,0 +1,57 @@
+"""ASGI middleware for vLLM: every path needs the worker's key, also those that vLLM itself leaves open.
+
+vLLM checks its key below `/v1`, `/v2` and `/inference` only, and serves `/invocations`, `/tokenize`, `/metrics` and
+more to anyone who reaches the port. This class comes before all of its routes: `--middleware
+cortex_key_check.RequireKey`.
+
+The engine's own Python imports it, which has no module of cortex: only the standard library is used here. It is alone
+in its folder, because the folder is on the engine's PYTHONPATH and every name in it hides the engine's own.
+"""
+
+import hmac
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+VARIABLE = "VLLM_API_KEY"
+_REFUSAL = b'{"error":{"message":"the key of this worker is needed","type":"authentication_error","code":401}}'
+_POLICY_VIOLATION = 1008
+
+
+class RequireKey:
+    """Passes on what carries the key as a bearer token, and refuses everything else.
+
+    Raises RuntimeError where the environment has no key: then the worker ends instead of serving without a check.
+    """
+
+    def __init__(self, app: App) -> None:
+        key = os.environ.get(VARIABLE, "")
+        if not key:
+            raise RuntimeError(f"{VARIABLE} is not set: cortex starts a vLLM worker with a key of its own")
+        self._app = app
+        self._key = key.encode()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request, WebSocket or lifespan."""
+        if scope["type"] == "lifespan" or self._has_key(scope["headers"]):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        else:
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(_REFUSAL)).encode()),
+                (b"www-authenticate", b"Bearer"),
+            ]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": _REFUSAL})
+
+    def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
