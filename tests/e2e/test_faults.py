@@ -187,6 +187,7 @@ def test_a_drain_waits_for_every_router_and_a_request_in_flight_takes_it_back(st
             import msgspec
 
             record.set("cortex:router:test", msgspec.json.encode(RouterReport(id="test", **values)), px=60_000)
+            record.sadd("cortex:routers", "test")
             record.publish("cortex:changed", "router:test")
 
         def host() -> HostRecord:

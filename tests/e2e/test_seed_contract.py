@@ -155,6 +155,7 @@ class Agent:
         with redis.Redis.from_url(self.redis_url) as record:
             report = msgspec.json.encode(RouterReport(id="test", **values))
             record.set("cortex:router:test", report, px=60_000)
+            record.sadd("cortex:routers", "test")
             record.publish("cortex:changed", "router:test")
 
     def stop_reporting(self) -> None:
