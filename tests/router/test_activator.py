@@ -154,7 +154,7 @@ async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() 
 async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
     stage = Stage((an_instance("a"), an_instance("b")), ())
 
-    going = await stage.activator.add(TARGET, evict=False)
+    going = await stage.activator.add(TARGET, minimum=False)
 
     assert going == Going("new-1", State.STARTING)
     assert stage.asked == [Ensure(FUNCTION, beside=("a", "b"), evict=False)]
@@ -163,7 +163,7 @@ async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
 async def test_no_further_one_is_asked_for_while_one_is_coming() -> None:
     stage = Stage((an_instance("a"), an_instance("b", state=State.STARTING)))
 
-    assert await stage.activator.add(TARGET, evict=True) is None
+    assert await stage.activator.add(TARGET, minimum=True) is None
 
 
 async def test_a_plan_that_finds_no_place_says_why_of_a_host_that_was_not_worth_asking() -> None:

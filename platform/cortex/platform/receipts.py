@@ -74,7 +74,7 @@ def numbers(decided: Decided, host: HostRecord, fleet: Fleet | None, now: float)
                 "waits_for": list(instance.waits_for),
                 "devices": [_device(d, host, but=instance.id) for d in host.devices][:MOST_LISTED],
             }
-        case "evicted" if instance is not None:
+        case "evicted" | "closed" if instance is not None:
             return {"victim": _candidate(instance, usage, now), "others": _others(instance, host, usage, now)}
         case "refused":
             busy = [_candidate(i, usage, now) for i in host.instances][:MOST_LISTED]

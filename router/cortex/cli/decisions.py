@@ -134,10 +134,12 @@ def numbers(receipt: dict[str, Any]) -> str:
         case "placed":
             free = ", ".join(f"{d['id']} {d['free_mb']} free" for d in found.get("devices", []))
             return f"{found.get('memory_mb')} MiB ({found.get('memory_from')}); {free}"
-        case "evicted":
+        case "evicted" | "closed":
             victim = found.get("victim", {})
             stays = ", ".join(f"{o['function']} idle {o['idle_s']}s" for o in found.get("others", []))
-            return f"idle {victim.get('idle_s')}s" + (f"; stays: {stays}" if stays else "")
+            flying = victim.get("in_flight")
+            doing = f"{flying} in flight" if flying else f"idle {victim.get('idle_s')}s"
+            return doing + (f"; stays: {stays}" if stays else "")
         case "refused":
             return ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in found.get("devices", []))
         case "proposed":
