@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.record import Fleet, HostRecord, InLine, Instance, Use
+from cortex.platform.record import HostRecord, Instance, Use
 from cortex.platform.scheduling.placement import NoRoom, Placement, place
 from cortex.platform.scheduling.turns import (
     FORGET_S,
@@ -20,7 +20,6 @@ from cortex.platform.scheduling.turns import (
     Waiter,
     closable_at,
     next_turn,
-    ready_in_s,
     reservation_id,
     tenure_s,
     with_reservations,
@@ -218,17 +217,6 @@ def test_what_is_reserved_is_no_room_for_those_behind() -> None:
 
     assert isinstance(beside, Placement)
     assert isinstance(behind, NoRoom)
-
-
-def test_the_estimate_is_the_soonest_of_all_hosts_and_includes_the_start() -> None:
-    def host(name: str, turn_at: float) -> HostRecord:
-        place = InLine(function="f", since=NOW, turn_at=turn_at, start_s=3.0)
-        return replace(a_host(), name=name, line=(place,))
-
-    fleet = Fleet(hosts={"a": host("a", NOW + 30), "b": host("b", NOW + 10), "c": host("c", 0.0)})
-
-    assert ready_in_s(fleet, "f", NOW) == 13.0
-    assert ready_in_s(fleet, "other", NOW) is None
 
 
 # Properties.

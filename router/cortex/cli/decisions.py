@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import rich_click as click
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, table
 from cortex.cli.visible import echo
+from cortex.router.activation.waits import Wait
 
 
 @click.command()
@@ -36,10 +38,20 @@ def why(subject: str, limit: int, as_json: bool) -> None:
     out = console()
     out.print(f"{function['id']}: {function['state']}", markup=False)
     for i in function["instances"]:
-        out.print(f"  {i['id']} on {i['host']}: {i['state']}" + (f", {i['why']}" if i["why"] else ""), markup=False)
+        out.print(f"  {i['id']} on {i['host']}: {i['state']}" + _leaving(i), markup=False)
+    for wait in function["in_line"]:
+        out.print(f"  {msgspec.convert(wait, Wait)}", markup=False)
     if function["failure"]:
         out.print(f"  last failure: {function['failure']}", markup=False)
     _explain(receipts)
+
+
+def _leaving(instance: dict[str, Any]) -> str:
+    """Say why an instance leaves, if it does."""
+    if instance["yields_to"]:
+        latest = f"when its requests end, in at most {instance['leaves_in_s']:.0f} s"
+        return f", closing for the turn of {instance['yields_to']}: it leaves {latest}"
+    return f", {instance['why']}" if instance["why"] else ""
 
 
 def _request(router: Router, id: str, limit: int, as_json: bool, otherwise: str) -> None:

@@ -256,15 +256,15 @@ class Settling(Roster):
     def _outlast_grace(self, instance: Instance, busy: int, now: float) -> None:
         """Say of a closing instance that its requests outlast the grace. They are waited for all the same."""
         function = self._functions[instance.id]
-        if instance.problem or now < instance.since + function.turn_grace_s:
+        if instance.id in self._overdue or now < instance.since + function.turn_grace_s:
             return
         what = f"its requests in flight ({busy})" if busy else "acknowledgements of routers"
-        problem = (
+        why = (
             f"{what} take longer than `turn_grace_s`; {instance.yields_to} waits for them, at most"
             f" {function.request_timeout_s:g} s from when it was closed"
         )
-        self._put(replace(instance, problem=problem))
-        self._decide("overdue", instance.function, instance.id, problem)
+        self._overdue[instance.id] = now
+        self._decide("overdue", instance.function, instance.id, why)
 
     # A second source: the worker itself.
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import Fleet, HostRecord, InLine, Instance, Use
+from cortex.platform.record import HostRecord, InLine, Instance, Use
 from cortex.platform.scheduling.placement import FIRST_SERVE_S, RESIDENCY_S, Need, Placement, When, place
 
 TENURE_STARTS = 3.0
@@ -217,21 +217,3 @@ def _reservation(waiter: Waiter, turn: Turn) -> Instance:
         memory_mb=turn.spot.memory_mb,
         priority=waiter.need.priority,
     )
-
-
-def ready_in_s(fleet: Fleet, function: str, now: float) -> float | None:
-    """Return within how many seconds a function in line is ready, but for the requests in flight before it; None: it
-    is in no line, or no instance can be closed for it."""
-    places = (w for h in fleet.hosts.values() for w in h.line if w.function == function and w.turn_at)
-    return min((max(0.0, w.turn_at - now) + w.start_s for w in places), default=None)
-
-
-def what_it_waits_for(place: InLine, host: HostRecord, now: float) -> str:
-    """Say for whom a function in line waits, how long at most, and what the switch costs."""
-    names = {i.id: i.function for i in host.instances}
-    waits = f"it has waited {max(0.0, now - place.since):.0f} s for memory"
-    if not place.turn_at:
-        return f"{waits}, and no instance in use is closed for it"
-    holders = ", ".join(sorted({names[i] for i in place.closes if i in names})) or "those before it in line"
-    costs = f"; its start takes {place.start_s:.0f} s" if place.start_s >= 1 else ""
-    return f"{waits}; {holders} closes for it in at most {max(0.0, place.turn_at - now):.0f} s{costs}"

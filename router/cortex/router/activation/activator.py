@@ -30,9 +30,9 @@ from cortex.platform.flights import Flights
 from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
-from cortex.platform.scheduling.turns import ready_in_s, what_it_waits_for
 from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents, AgentUnreachable
 from cortex.router.activation.choice import considered, hosts_to_ask, why_nowhere
+from cortex.router.activation.waits import ready_in_s, waits
 from cortex.router.directory import Target
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import (
@@ -437,13 +437,11 @@ class Activator:
                     so_far = clock.now() - instance.created
                     phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
                     return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
-            for waiter in host.line:
-                if waiter.function == function.id:
-                    return f"on {host.name} {what_it_waits_for(waiter, host, clock.now())}"
         unreadable = [
             f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.id))
         ]
-        return "; ".join(unreadable) or "no host has had room for it"
+        in_line = [f"it {wait}" for wait in waits(self._view.fleet, function.id, clock.now())[:1]]
+        return "; ".join(unreadable or in_line) or "no host has had room for it"
 
 
 def _soonest_turn(refusals: Mapping[str, Refused]) -> str:
