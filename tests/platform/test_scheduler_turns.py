@@ -1,7 +1,10 @@
 """Turns as the scheduler carries them out: closing, waiting for what is in flight, and the order of the line."""
 
+from random import Random
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
@@ -275,6 +278,70 @@ def test_a_function_that_comes_up_on_another_host_leaves_the_line() -> None:
     stage.report()
 
     assert stage.line() == []
+
+
+def test_missing_weights_are_fetched_while_the_turn_has_not_come() -> None:
+    stage = Stage()
+    stage.bring_up(F, "f1")
+
+    assert stage.scheduler.ensure(G, None, "g1", stage.now, turn=True) == Going("g1", State.FETCHING)
+    assert stage.states() == {"f1": State.READY, "g1": State.FETCHING}
+
+
+def test_a_function_that_waits_for_a_long_answer_is_no_problem_of_its_host() -> None:
+    stage = Stage()
+    stage.bring_up(F, "f1")
+    stage.pass_time(15)
+    stage.wait(G)
+
+    stage.pass_time(250)
+
+    assert stage.states() == {"f1": State.DRAINING, "new": State.PLACING}
+    assert [i.problem for i in stage.scheduler.record().instances] == ["", ""]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8)), min_size=2, max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_no_function_waits_longer_than_one_turn_of_each_other(costs: list[tuple[int, int]], random: Random) -> None:
+    """Every function always has requests; `costs` are the seconds of an answer and of a start of each."""
+    functions = [a_function(f"f{n}", vram_mb=6000, turn_min_s=15.0, turn_wait_s=20.0) for n in range(len(costs))]
+    answers = {f.id: answer_s for f, (answer_s, _) in zip(functions, costs, strict=True)}
+    starts = {f.id: start_s for f, (_, start_s) in zip(functions, costs, strict=True)}
+    most = sum(max(15.0, 3 * starts[f]) + answers[f] + starts[f] + 3.0 for f in answers)
+    stage, waited = Stage(), dict.fromkeys(answers, 0.0)
+    ends: dict[str, float] = {}
+    ready_at: dict[str, float] = {}
+    for second in range(round(3 * most)):
+        for instance in stage.scheduler.record().instances:
+            f = instance.function
+            match instance.state:
+                case State.STARTING if not instance.pid:
+                    stage.scheduler.spawned(instance.id, a_process(), "http://127.0.0.1:1", stage.now)
+                    ready_at[instance.id] = stage.now + starts[f]
+                case State.STARTING if stage.now >= ready_at[instance.id]:
+                    stage.scheduler.answered(instance.id, stage.now)
+                case State.READY if stage.now >= ends.get(instance.id, 0.0):
+                    ends[instance.id] = stage.now + answers[f]
+                    stage.in_flight[instance.id] = 1
+                    waited[f] = 0.0
+                case State.DRAINING if stage.now >= ends.get(instance.id, 0.0):
+                    stage.finish(instance.id)
+        up = {i.function for i in stage.scheduler.record().instances if i.state is State.READY}
+        stage.waiting = {f: 1 for f in answers if f not in up}
+        stage.report()
+        for function in random.sample(functions, len(functions)):
+            if function.id in stage.waiting:
+                waited_s = waited[function.id]
+                stage.scheduler.ensure(
+                    function, HERE, f"{function.id}-{second}", stage.now, waited_s=waited_s, turn=True
+                )
+                waited[function.id] += 1.0
+        assert max(waited.values()) <= most
+        stage.scheduler.take_effects()
+        stage.now += 1.0
 
 
 def test_a_start_for_a_minimum_takes_no_room_of_what_was_used_lately() -> None:

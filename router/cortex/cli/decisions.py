@@ -39,7 +39,7 @@ def why(subject: str, limit: int, as_json: bool) -> None:
     out.print(f"{function['id']}: {function['state']}", markup=False)
     for i in function["instances"]:
         out.print(f"  {i['id']} on {i['host']}: {i['state']}" + _leaving(i), markup=False)
-    for wait in function["in_line"]:
+    for wait in function.get("in_line", ()):  # a router of an earlier release has none
         out.print(f"  {msgspec.convert(wait, Wait)}", markup=False)
     if function["failure"]:
         out.print(f"  last failure: {function['failure']}", markup=False)
@@ -48,7 +48,7 @@ def why(subject: str, limit: int, as_json: bool) -> None:
 
 def _leaving(instance: dict[str, Any]) -> str:
     """Say why an instance leaves, if it does."""
-    if instance["yields_to"]:
+    if instance.get("yields_to"):
         latest = f"when its requests end, in at most {instance['leaves_in_s']:.0f} s"
         return f", closing for the turn of {instance['yields_to']}: it leaves {latest}"
     return f", {instance['why']}" if instance["why"] else ""

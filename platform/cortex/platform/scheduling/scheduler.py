@@ -131,12 +131,13 @@ class Scheduler(Settling):
             next_turn = self._next_turn(waiter, now) if evict and not minimum and spot.when is When.LATER else None
             if turn and evict:
                 self._line.join(replace(waiter, turn=next_turn, start_s=self._start_s(function)))
-            if next_turn is None or next_turn.at > now or not turn:
+            if next_turn is None or not turn or (next_turn.at > now and weights is not None):
                 self._decide("refused", function.id, "", spot.reason)
                 turn_in_s = next_turn.at - now if next_turn else None
                 return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb, turn_in_s=turn_in_s)
-            spot = next_turn.spot
-            self._decide("turn", function.id, instance_id, self._cost(waiter, spot, now))
+            spot = next_turn.spot  # weights that are missing are fetched before its turn comes
+            if weights is not None:
+                self._decide("turn", function.id, instance_id, self._cost(waiter, spot, now))
         if not beside:
             self._line.leave(function.id)
         instance = Instance(

@@ -91,6 +91,8 @@ class Settling(Roster):
         moved = max(instance.since, instance.phase_since if instance.state is State.FETCHING else 0.0)
         if now < self._overdue.get(instance.id, moved + bound):
             return
+        if any(self._instances[w].yields_to for w in instance.waits_for if w in self._instances):
+            return  # what closes for it may take as long as its requests do
         self._overdue[instance.id] = now + bound
         log_it = not instance.problem
         match instance.state:

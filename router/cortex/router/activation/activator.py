@@ -274,6 +274,8 @@ class Activator:
             if isinstance(answer, Planned):
                 return _with_back_off(answer, fleet.hosts[host].failures, function.id), refusals
             refusals[host] = answer.reason
+            if answer.turn_in_s is not None:
+                refusals[host] += f"; for a request, instances in use are closed in at most {answer.turn_in_s:.0f} s"
         for name, record in fleet.hosts.items():
             guess = misfit(wanted, record) or place(wanted, record, usage, now, cordoned=name in fleet.cordoned)
             if isinstance(guess, NoRoom):
