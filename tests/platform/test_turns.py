@@ -175,6 +175,13 @@ def test_a_function_keeps_its_place_when_its_first_request_has_left() -> None:
     assert line.waiter(a_function("f"), a_need(function="f"), 1.0, NOW).since == NOW - 20
 
 
+def test_a_wait_that_differs_by_less_than_a_second_is_the_same() -> None:
+    line = in_line(a_waiter("f", since=NOW - 20))
+
+    assert line.waiter(a_function("f"), a_need(function="f"), 20.9, NOW).since == NOW - 20
+    assert line.waiter(a_function("f"), a_need(function="f"), 21.1, NOW).since == NOW - 21.1
+
+
 @pytest.mark.parametrize(
     ("use", "coming", "at", "stays"),
     [

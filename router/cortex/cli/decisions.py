@@ -153,7 +153,9 @@ def numbers(receipt: dict[str, Any]) -> str:
             doing = f"{flying} in flight" if flying else f"idle {victim.get('idle_s')}s"
             return doing + (f"; stays: {stays}" if stays else "")
         case "refused":
-            return ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in found.get("devices", []))
+            devices = ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in found.get("devices", []))
+            turn_in_s = found.get("turn_in_s")
+            return devices if turn_in_s is None else f"{devices}, turn in at most {turn_in_s:.0f} s"
         case "proposed":
             hosts = (f"{c['host']}: {_guess(c)}" for c in found.get("considered", []))
             return "; ".join(hosts)

@@ -36,6 +36,9 @@ REPORTED_S = 3.0
 MOST_IN_LINE = 256
 """Functions in one host's line. One more is refused a place in it until another leaves."""
 
+SAME_S = 1.0
+"""How much earlier a function must have begun to wait for that to be news: what is published wakes all routers."""
+
 ROUNDED_S = 10.0
 """Estimates that move with time are rounded up to this: each new value is published to all routers."""
 
@@ -147,10 +150,12 @@ class Line:
         """Return a function as one that waits: since its requests do, or since it is in line if that is longer."""
         before = self._waiters.get(function.id)
         since = now - waited_s
+        if before is not None and since > before.since - SAME_S:
+            since = before.since
         return Waiter(
             function=function,
             need=need,
-            since=min(since, before.since) if before else since,
+            since=since,
             joined=before.joined if before else now,
             renewed=now,
         )
