@@ -1,5 +1,6 @@
 """What a function in line waits for, as operators and refused clients read it. Pure."""
 
+from collections.abc import Iterable
 from math import ceil
 
 from msgspec import Struct
@@ -31,15 +32,31 @@ class Wait(Struct, frozen=True, kw_only=True):
         return f"{waits}{before}; {holders} closes for it in at most {ceil(self.turn_in_s)} s{takes}"
 
 
+class Place(Struct, frozen=True):
+    """Where a function stands in the line of a host."""
+
+    host: HostRecord
+    position: int
+    waiter: InLine
+
+
+def places_in_line(fleet: Fleet) -> dict[str, list[Place]]:
+    """Return the places of every function that is in line."""
+    places: dict[str, list[Place]] = {}
+    for host in fleet.hosts.values():
+        for position, waiter in enumerate(host.line, 1):
+            places.setdefault(waiter.function, []).append(Place(host, position, waiter))
+    return places
+
+
+def waits_at(places: Iterable[Place], now: float) -> list[Wait]:
+    """Return what a function waits for at these places, the soonest turn first."""
+    return sorted((_wait(p, now) for p in places), key=lambda w: (w.turn_in_s is None, w.turn_in_s, w.host))
+
+
 def waits(fleet: Fleet, function: str, now: float) -> list[Wait]:
-    """Return a function's places in line, the soonest turn first."""
-    found = [
-        _wait(host, place, position, now)
-        for host in fleet.hosts.values()
-        for position, place in enumerate(host.line, 1)
-        if place.function == function
-    ]
-    return sorted(found, key=lambda w: (w.turn_in_s is None, w.turn_in_s, w.host))
+    """Return what a function waits for, the soonest turn first."""
+    return waits_at(places_in_line(fleet).get(function, ()), now)
 
 
 def ready_in_s(fleet: Fleet, function: str, now: float) -> float | None:
@@ -51,13 +68,13 @@ def ready_in_s(fleet: Fleet, function: str, now: float) -> float | None:
     return soonest.turn_in_s + (soonest.start_s or 0.0)
 
 
-def _wait(host: HostRecord, place: InLine, position: int, now: float) -> Wait:
-    functions = {i.id: i.function for i in host.instances}
+def _wait(place: Place, now: float) -> Wait:
+    functions, waiter = {i.id: i.function for i in place.host.instances}, place.waiter
     return Wait(
-        host=host.name,
-        position=position,
-        waited_s=round(max(0.0, now - place.since), 1),
-        turn_in_s=round(max(0.0, place.turn_at - now), 1) if place.turn_at else None,
-        closes=tuple(sorted({functions[i] for i in place.closes if i in functions})),
-        start_s=place.start_s or None,
+        host=place.host.name,
+        position=place.position,
+        waited_s=round(max(0.0, now - waiter.since), 1),
+        turn_in_s=round(max(0.0, waiter.turn_at - now), 1) if waiter.turn_at else None,
+        closes=tuple(sorted({functions[i] for i in waiter.closes if i in functions})),
+        start_s=waiter.start_s or None,
     )

@@ -16,7 +16,7 @@ from cortex.platform.record import Fleet, HostRecord, Instance, Override, Use, u
 from cortex.platform.registry import RecordAway
 from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
 from cortex.router.activation.agents import AgentAway
-from cortex.router.activation.waits import Wait, waits
+from cortex.router.activation.waits import Place, Wait, places_in_line, waits_at
 from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
 from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
@@ -118,12 +118,12 @@ def rows(
     now: float,
 ) -> list[Row]:
     """Return a row per function, in catalogue order. Pure."""
-    usage, known = use(fleet), by_revision(ledger)
+    usage, known, places = use(fleet), by_revision(ledger), places_in_line(fleet)
     kinds: dict[str, dict[str, Entry]] = {}
     for field, entry in ledger.items():
         kinds.setdefault(revision_of(field), {})[device_of(field)] = entry
     return [
-        _row(f, aliases.get(f.id, []), fleet, usage, known.get(rev), kinds.get(rev, {}), now)
+        _row(f, aliases.get(f.id, []), fleet, usage, places.get(f.id, ()), known.get(rev), kinds.get(rev, {}), now)
         for f in functions
         for rev in (revision(f),)
     ]
@@ -134,6 +134,7 @@ def _row(
     aliases: list[str],
     fleet: Fleet,
     usage: Use,
+    places: Iterable[Place],
     known: Entry | None,
     kinds: Mapping[str, Entry],
     now: float,
@@ -154,7 +155,7 @@ def _row(
         instances=placed,
         in_flight=sum(p.in_flight for p in placed),
         waiting=usage.waiting.get(function.id, 0),
-        in_line=waits(fleet, function.id, now),
+        in_line=waits_at(places, now),
         pinned=function.pinned,
         min=function.min,
         max=function.max,
