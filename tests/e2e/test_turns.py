@@ -80,6 +80,6 @@ def test_a_function_waits_one_turn_for_a_busy_one_which_is_next_and_no_stream_is
     answers = [a for client in (*of_f, *of_g) for a in client.answers]
     assert [a for a in answers if not is_whole(a)] == []
     assert of_g[0].answers[0].startswith(":")  # a keep-alive came while it waited
-    assert "waits for memory on here" in waits
+    assert "has waited for memory on here" in waits
     assert "closed" in decided
     assert "turn" in decided

@@ -12,7 +12,7 @@ from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Going, Refused
 from cortex.platform.record import HostRecord, Instance
 from cortex.platform.scheduling.effects import Decided, Look, Stop
-from cortex.platform.scheduling.kept import Kept, Weights
+from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S
 from cortex.platform.scheduling.roster import Rules
@@ -255,7 +255,7 @@ def test_free_room_that_a_function_of_two_devices_waits_for_is_not_given_to_thos
     assert stage.one("b1").devices == ("gpu-0", "gpu-1")
 
 
-def test_what_is_reserved_is_free_again_when_the_waiter_no_longer_asks() -> None:
+def test_a_reservation_ends_when_no_router_renews_it() -> None:
     stage = Stage(TWO_GPUS)
     stage.bring_up(F, "f1")
     stage.wait(BOTH)
@@ -380,10 +380,10 @@ def test_an_agent_that_comes_back_forgets_a_closing_under_way() -> None:
     stage.bring_up(F, "f1")
     stage.pass_time(15)
     stage.wait(G)
-    (kept,) = stage.scheduler.state().workers
+    (worker,) = stage.scheduler.state().workers
     later = Scheduler(a_host(), RULES)
 
-    later.adopt(Kept(kept.instance, kept.function, kept.weights), stage.now, alive=True, healthy=True)
+    later.adopt(worker, stage.now, alive=True, healthy=True)
 
     (instance,) = later.record().instances
     assert (instance.state, instance.yields_to, instance.deadline) == (State.READY, "", 0.0)

@@ -174,7 +174,7 @@ async def test_one_for_the_minimum_may_evict_and_is_marked_as_such() -> None:
     assert stage.asked == [Ensure(FUNCTION, evict=True, minimum=True)]
 
 
-async def test_the_only_host_is_asked_for_a_turn_at_once_with_how_long_requests_have_waited() -> None:
+async def test_the_only_host_gets_the_request_for_a_turn_at_once_with_how_long_requests_have_waited() -> None:
     stage = Stage((), (an_instance("new-1", ready=1.0),))
     stage.turns = {"host-a": 5.0}
 
@@ -197,7 +197,7 @@ async def test_a_host_with_room_goes_before_a_turn() -> None:
     ]
 
 
-async def test_where_no_host_has_room_the_one_with_the_soonest_turn_is_asked_for_it() -> None:
+async def test_where_no_host_has_room_the_one_with_the_soonest_turn_gets_the_request_for_it() -> None:
     other = replace(a_host(), name="host-b", address="http://host-b:13131")
     stage = Stage((), (an_instance("new-1", ready=1.0),))
     stage.others, stage.turns = {other.name: other}, {"host-a": 20.0, "host-b": 3.0}
@@ -222,7 +222,7 @@ async def test_what_an_operator_warms_takes_no_turn() -> None:
     assert [a.turn for a in stage.asked] == [False]
 
 
-async def test_a_request_whose_time_is_up_in_line_is_told_for_whom_it_waited_and_when_to_come_back() -> None:
+async def test_a_request_whose_time_is_up_in_line_learns_for_whom_it_waited_and_when_to_come_back() -> None:
     stage = Stage((an_instance("busy", function="org/busy"),))
     place = InLine(function=FUNCTION.id, since=clock.now() - 9, turn_at=clock.now() + 20, closes=("busy",), start_s=4.0)
     there = replace(a_host(an_instance("busy", function="org/busy")), name="host-b", line=(place,))
@@ -232,7 +232,7 @@ async def test_a_request_whose_time_is_up_in_line_is_told_for_whom_it_waited_and
     late = stage.activator.late(FUNCTION)
 
     assert late.retry_after == 24
-    assert "it waits for memory on host-b since 9 s; org/busy closes for it in at most 20 s" in late.message
+    assert "it has waited for memory on host-b for 9 s; org/busy closes for it in at most 20 s" in late.message
 
 
 async def test_no_further_one_is_asked_for_while_one_is_coming() -> None:

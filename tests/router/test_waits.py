@@ -47,13 +47,13 @@ def test_without_a_turn_there_is_no_estimate() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ((in_line(),), "waits for memory on a since 5 s; org/model closes for it in at most 10 s"),
+        ((in_line(),), "has waited for memory on a for 5 s; org/model closes for it in at most 10 s"),
         (
             (in_line("other"), in_line(start_s=41.2)),
-            "waits for memory on a since 5 s, behind 1 other; org/model closes for it in at most 10 s, and its start"
+            "has waited for memory on a for 5 s, behind 1 other; org/model closes for it in at most 10 s, and its start"
             " takes about 42 s",
         ),
-        ((in_line(turn_at=0.0),), "waits for memory on a since 5 s; no instance in use can be closed for it"),
+        ((in_line(turn_at=0.0),), "has waited for memory on a for 5 s; no instance in use can be closed for it"),
     ],
 )
 def test_a_wait_reads_as_a_sentence(line: tuple[InLine, ...], words: str) -> None:

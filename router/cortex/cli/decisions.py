@@ -40,7 +40,7 @@ def why(subject: str, limit: int, as_json: bool) -> None:
     for i in function["instances"]:
         out.print(f"  {i['id']} on {i['host']}: {i['state']}" + _leaving(i), markup=False)
     for wait in function.get("in_line", ()):  # a router of an earlier release has none
-        out.print(f"  {msgspec.convert(wait, Wait)}", markup=False)
+        out.print(f"  it {msgspec.convert(wait, Wait)}", markup=False)
     if function["failure"]:
         out.print(f"  last failure: {function['failure']}", markup=False)
     _explain(receipts)

@@ -121,8 +121,8 @@ def test_a_function_in_line_shows_for_whom_it_waits_and_a_closing_instance_whose
     closing = an_instance(function="org/busy", state=State.DRAINING, yields_to="org/other")
     shown = picture(known(a_function(), hosts=(fresh(closing, line=(place,)),), waiting={"org/model": 2}))
 
-    waits = "waits for memory on host-a since 5 s; org/busy closes for it in at most 10 s"
-    assert [p.detail for p in shown.verdict.attention] == [f"2 requests held: {waits}"]
+    waits = "has waited for memory on host-a for 5 s; org/busy closes for it in at most 10 s"
+    assert [p.detail for p in shown.verdict.attention] == [f"2 requests held: it {waits}"]
     assert shown.verdict.well
     assert "closing for the turn of org/other" in shown.hosts[0].bars[0].segments[0].note
 

@@ -24,7 +24,7 @@ FIRST_SERVE_S = 30.0
 """A just-loaded instance is kept this long for the first request it was loaded for."""
 
 RESIDENCY_S = 10.0
-"""An instance is kept this long after its last use: a conversation goes on, and two functions cannot push each other
+"""An instance stays this long after its last use: a conversation goes on, and two functions cannot push each other
 out in turns."""
 
 MINIMUM_YIELDS_S = 60.0

@@ -79,7 +79,7 @@ def closable_at(
 ) -> float | None:
     """Return when an instance may be closed for a waiter, which may be in the past; None: never, or it leaves already.
 
-    (1) nobody knows who is in use, the waiter closes nothing, or the instance is pinned or of a higher priority: never;
+    (1) the use is unknown, the waiter closes nothing, or the instance is pinned or of a higher priority: never;
     (2) it is on its way up: as if it were ready after `start_s`, the time its start took before;
     (3) it is ready and was never used: when its first request has had time to come;
     (4) it is busy: after its tenure, which ends early when the waiter has been overtaken for too long;
@@ -119,12 +119,12 @@ def next_turn(
 
     `functions` are the specs of the host's instances, and `starts` the seconds a start took before, by revision.
     """
-    known = starts or {}
+    start_times = starts or {}
     times = {}
     for instance in host.instances:
         holder = functions.get(instance.id)
         if holder is not None:
-            at = closable_at(instance, holder, waiter, use, now, known.get(instance.revision, 0.0))
+            at = closable_at(instance, holder, waiter, use, now, start_times.get(instance.revision, 0.0))
             if at is not None:
                 times[instance.id] = max(at, now)
     for at in sorted(set(times.values())):
@@ -201,8 +201,8 @@ class Line:
 
 def with_reservations(host: HostRecord, waiters: Iterable[Waiter]) -> HostRecord:
     """Return a host on which the turns of these waiters are taken: nothing that comes later counts on their room."""
-    reserved = tuple(_reservation(w, w.turn) for w in waiters if w.turn is not None)
-    return replace(host, instances=(*host.instances, *reserved)) if reserved else host
+    reservations = tuple(_reservation(w, w.turn) for w in waiters if w.turn is not None)
+    return replace(host, instances=(*host.instances, *reservations)) if reservations else host
 
 
 def reservation_id(waiter: Waiter) -> str:

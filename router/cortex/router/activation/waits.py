@@ -23,7 +23,7 @@ class Wait(Struct, frozen=True, kw_only=True):
     """How long its start took before."""
 
     def __str__(self) -> str:
-        waits = f"waits for memory on {self.host} since {self.waited_s:.0f} s"
+        waits = f"has waited for memory on {self.host} for {self.waited_s:.0f} s"
         before = f", behind {self.position - 1} other{'s' if self.position > 2 else ''}" if self.position > 1 else ""
         if self.turn_in_s is None:
             return f"{waits}{before}; no instance in use can be closed for it"

@@ -203,10 +203,10 @@ class Exchange:
                 server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
                 with self._turn_at(instance, slots(self._function, server)) as turn:
                     waiting.through()
-                    served = await self._served_by(instance, turn, last=not replays_left)
-            if served is Outcome.SERVED:
+                    outcome = await self._served_by(instance, turn, last=not replays_left)
+            if outcome is Outcome.SERVED:
                 return
-            if served is Outcome.BROKE:
+            if outcome is Outcome.BROKE:
                 replays_left -= 1
 
     async def _served_by(self, instance: Instance, turn: Turn, *, last: bool) -> Outcome:

@@ -80,7 +80,7 @@ def verdict(known: Known, figures: Figures, machines: tuple[Host, ...], function
     for r in functions:  # (6)
         if r.waiting and (r.tone == "cold" or r.in_line):
             held = some(r.waiting, "request")
-            detail = f"{held} held" + (f": {r.in_line}" if r.in_line else "")
+            detail = f"{held} held" + (f": it {r.in_line}" if r.in_line else "")
             points.append(Attention(grave=False, text=f"{r.id} has no place yet", detail=detail, to=r.key))
     points.sort(key=lambda p: not p.grave)
     return Verdict(
