@@ -136,6 +136,18 @@ def test_without_a_turn_a_busy_instance_stays_however_long_others_wait() -> None
     assert stage.line() == []
 
 
+def test_a_plan_says_when_a_request_would_have_its_turn_and_puts_nothing_in_line() -> None:
+    stage = Stage()
+    stage.bring_up(F, "f1")
+    stage.pass_time(5)
+
+    planned = stage.scheduler.plan(G, HERE, stage.now)
+
+    assert isinstance(planned, Refused)
+    assert planned.turn_in_s == 10.0
+    assert stage.line() == []
+
+
 def test_a_function_that_closes_nothing_waits_in_line_without_an_estimate() -> None:
     stage = Stage()
     stage.bring_up(F, "f1")
