@@ -18,6 +18,16 @@ from cortex.cli.top import BAR, bar
             "idle 90.0s; stays: org/busy idle 1.0s",
         ),
         (
+            "closed",
+            {"victim": {"idle_s": 0.0, "in_flight": 3}, "others": []},
+            "3 in flight",
+        ),
+        (
+            "refused",
+            {"devices": [{"id": "gpu-0", "free_mb": 10}], "in_line": 1, "turn_in_s": 12.0},
+            "gpu-0 10 MiB free, turn in at most 12 s",
+        ),
+        (
             "proposed",
             {"considered": [{"host": "a", "evict": ["x"], "devices": []}, {"host": "b", "why_not": "cordoned"}]},
             "a: evicts 1; b: cordoned",

@@ -304,6 +304,31 @@ REFUSED = {
         ["models.toml:4: m: idle_after_s: Expected `float` <= 1000000000.0"],
     ),
     "min over max": (ONE + "min = 3\nmax = 2", ["models.toml:1: m: min = 3 is more than max = 2"]),
+    "a wait for a turn below the least turn": (
+        ONE + "turn_wait_s = 10",
+        [
+            "models.toml:4: m: turn_wait_s = 10 is less than turn_min_s = 15, which every turn lasts: "
+            "set turn_wait_s to 15 or more, or to 0 to close no instance in use"
+        ],
+    ),
+    "a least turn above the wait, for all": (
+        "[defaults]\nturn_min_s = 90\n" + ONE,
+        [
+            "models.toml:2: m: turn_wait_s = 60 is less than turn_min_s = 90, which every turn lasts: "
+            "set turn_wait_s to 90 or more, or to 0 to close no instance in use"
+        ],
+    ),
+    "a grace above the request clock": (
+        ONE + "request_timeout_s = 20\nturn_grace_s = 30",
+        [
+            "models.toml:5: m: turn_grace_s = 30 is more than request_timeout_s = 20, which ends every request: "
+            "set turn_grace_s to that or less"
+        ],
+    ),
+    "a turn of less than no time": (
+        ONE + "turn_wait_s = -1",
+        ["models.toml:4: m: turn_wait_s: Expected `float` >= 0.0"],
+    ),
     "no id": ('[[models]]\nengine = "fake"', ["models.toml:1: models entry 1: has no id"]),
     "an empty id": (
         '[[models]]\nid = ""\nengine = "fake"',
@@ -389,6 +414,11 @@ REFUSED = {
         ["models.toml:5: m: unknown key 'vram'; did you mean 'vram_mb'?"],
     ),
 }
+
+
+@pytest.mark.parametrize("lines", ["turn_wait_s = 0", "request_timeout_s = 30", "turn_min_s = 0\nturn_wait_s = 1"])
+def test_settings_of_turns_that_hold_together_stand(lines: str) -> None:
+    assert list(load(ONE + lines).functions) == ["m"]
 
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)

@@ -397,7 +397,7 @@ def test_full_of_busy_instances_may_change_later() -> None:
     )
 
     assert place(a_need(), host, Use(in_flight={"a": 1}), NOW) == NoRoom(
-        reason="does not fit by 500 MiB: org/busy, org/kept are busy, pinned or just loaded",
+        reason="does not fit by 500 MiB: org/busy, org/kept are busy, pinned, just loaded or just used",
         when=When.LATER,
         short_by_mb=500,
     )
@@ -456,13 +456,34 @@ def test_what_foreign_processes_hold_may_come_back() -> None:
         (an_instance(state=State.DRAINING), IDLE, False),
         (an_instance(ready=NOW - FIRST_SERVE_S), IDLE, True),
         (an_instance(ready=NOW - FIRST_SERVE_S + 0.1), IDLE, False),
-        (an_instance(ready=NOW - RESIDENCY_S), used(one=NOW - 1), True),
-        (an_instance(ready=NOW - RESIDENCY_S + 0.1), used(one=NOW - 1), False),
-        (an_instance(ready=NOW - RESIDENCY_S), used(one=NOW - RESIDENCY_S - 1), False),
+        (an_instance(), used(one=NOW - RESIDENCY_S + 0.1), False),
+        (an_instance(), used(one=NOW - RESIDENCY_S), True),
+        (an_instance(ready=NOW - RESIDENCY_S - 1), used(one=NOW - RESIDENCY_S - 2), False),
+        (an_instance(ready=NOW - 1, for_minimum=True), IDLE, True),
+        (an_instance(ready=NOW - 1, for_minimum=True), Use(waiting={"org/model": 1}), False),
+        (an_instance(ready=NOW - 9, for_minimum=True), used(one=NOW - 8), False),
     ],
 )
 def test_only_the_idle_unpinned_and_unprotected_may_be_evicted(instance: Instance, reports: Use, may: bool) -> None:
     assert displaceable(instance, a_need(), reports, NOW, strategy="lru") is may
+
+
+def test_a_busy_instance_leaves_only_when_it_may_be_closed() -> None:
+    host = a_host(an_instance("busy", memory_mb=10_000))
+    use = Use(in_flight={"busy": 1})
+
+    assert isinstance(place(a_need(), host, use, NOW), NoRoom)
+    assert place(a_need(), host, use, NOW, closable=frozenset(["busy"])) == Placement(
+        devices=("gpu-0",), memory_mb=1000, evict=("busy",), waits_for=("busy",)
+    )
+
+
+def test_with_an_idle_time_set_an_instance_used_later_than_that_stays() -> None:
+    host = a_host(an_instance(memory_mb=10_000))
+    use = used(one=NOW - 59)
+
+    assert isinstance(place(a_need(), host, use, NOW, unused_s=60.0), NoRoom)
+    assert isinstance(place(a_need(), host, use, NOW + 1, unused_s=60.0), Placement)
 
 
 @pytest.mark.parametrize(("strategy", "may"), [("lru", True), ("priority", False)])
@@ -739,6 +760,7 @@ def test_the_order_of_instances_and_devices_makes_no_difference(scene: Scene, ra
         ({"pinned": True}, Use(), "pinned"),
         ({}, Use(in_flight={"one": 1}), "busy"),
         ({"ready": NOW - 5}, Use(), "just loaded"),
+        ({}, Use(used={"i:one": NOW - 5}), "just used"),
         ({}, Use(known=False), "no router says who is in use"),
     ],
 )

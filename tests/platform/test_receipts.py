@@ -2,7 +2,7 @@
 
 from cortex.functions.lifecycle import State
 from cortex.platform.receipts import Receipt, fields, numbers, receipt
-from cortex.platform.record import FailureKind
+from cortex.platform.record import FailureKind, InLine
 from cortex.platform.scheduling.effects import Decided
 from tests.support.factories import a_device, a_fleet, a_host, a_report, an_instance
 
@@ -54,3 +54,13 @@ def test_a_failure_says_its_kind_and_when_it_is_tried_again() -> None:
     found = numbers(Decided("failed", "org/model", "one", "it crashed"), host, None, 100.0)
 
     assert (found["kind"], found["in_a_row"]) == ("crash", 1)
+
+
+def test_a_refusal_of_one_in_line_says_when_its_turn_comes() -> None:
+    place = InLine(function="org/new", since=90.0, turn_at=130.0, closes=("one",))
+    host = a_host(an_instance(), line=(InLine(function="org/first", since=80.0), place))
+
+    found = numbers(Decided("refused", "org/new", "", "no room"), host, a_fleet(), 100.0)
+
+    assert (found["in_line"], found["waited_s"], found["turn_in_s"]) == (2, 10.0, 30.0)
+    assert "in_line" not in numbers(Decided("refused", "org/other", "", "no room"), host, a_fleet(), 100.0)

@@ -97,6 +97,20 @@ class Agent(RuleBasedStateMachine):
                 raise AssertionError(f"planned not to be, yet it is: {plan}")
         self.check()
 
+    @rule(holder=SPECS, function=SPECS, waited_s=st.sampled_from([0.0, 61.0]), later=st.sampled_from([1.0, 16.0]))
+    def take_turn(self, holder: Function, function: Function, waited_s: float, later: float) -> None:
+        """Ensure it for requests that wait, in its turn, while everything that is up is in use."""
+        self.bring_up(holder, [])
+        self.now += later
+        up = [i.id for i in self.instances() if i.state in (State.READY, State.DRAINING)]
+        seen = self.scheduler.record().epoch
+        self.heard(a_fleet(a_report(seen=seen, in_flight=dict.fromkeys(up, 1), waiting={function.id: 1})))
+        self.made += 1
+        answer = self.scheduler.ensure(function, HERE, f"i{self.made}", self.now, waited_s=waited_s, turn=True)
+
+        assert isinstance(answer, Refused) or answer.instance in [i.id for i in self.instances()]
+        self.check()
+
     @rule(function=SPECS, busy=BUSY)
     def bring_up(self, function: Function, busy: list[int]) -> None:
         """Ensure it when all that is idle may be evicted, and let everybody answer as they should."""
@@ -303,8 +317,13 @@ class Agent(RuleBasedStateMachine):
         if instance.why in ("cool", "superseded", "host drain"):
             return
         assert self.fleet is not None
-        assert not self.in_flight(instance.id)
         assert not instance.pinned
+        if instance.yields_to:
+            priorities = [i.priority for i in self.instances() if i.function == instance.yields_to]
+            assert max(priorities) >= instance.priority, "none of a higher priority is closed"
+            assert self.now - instance.ready >= FUNCTIONS[instance.function].turn_min_s, "each has its tenure"
+            return
+        assert not self.in_flight(instance.id)
 
     # What must hold after each step.
 

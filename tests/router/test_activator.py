@@ -10,15 +10,17 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
-from cortex.platform.agent_messages import Ensure, Going
+from cortex.platform import clock
+from cortex.platform.agent_messages import Ensure, Going, Refused
 from cortex.platform.flights import Flights
-from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance
+from cortex.platform.record import FailureKind, Fleet, HostRecord, InLine, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures
+from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import CLAIM_S, Activator
 from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents
 from cortex.router.directory import Target
-from cortex.router.refusals import NotReadyInTime, QueueFull, StartFailed
+from cortex.router.refusals import NoCapacity, NotReadyInTime, QueueFull, StartFailed
 from cortex.router.request.probe import Pulse
 from cortex.router.view import View
 from tests.support.factories import a_function, a_host, an_instance
@@ -64,6 +66,8 @@ class Stage:
         self.others: dict[str, HostRecord] = {}
         self.catalogue = ""
         self.lost = 0
+        self.turns: dict[str, float] = {}
+        """Hosts that are full of instances in use, and when a turn comes there."""
         self.directory = Catalogue()
         self.pulses: list[Pulse] = []
         self.probes: list[str] = []
@@ -85,9 +89,11 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, host: HostRecord, asked: Ensure) -> Going:
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Going | Refused:
         self.asked.append(asked)
         self.addresses.append(host.address)
+        if host.name in self.turns and not asked.turn:
+            return Refused("in use", When.LATER, turn_in_s=self.turns[host.name])
         self.proposed += 1
         if self.lost:
             self.lost -= 1
@@ -154,16 +160,85 @@ async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() 
 async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
     stage = Stage((an_instance("a"), an_instance("b")), ())
 
-    going = await stage.activator.add(TARGET, evict=False)
+    going = await stage.activator.add(TARGET, minimum=False)
 
     assert going == Going("new-1", State.STARTING)
     assert stage.asked == [Ensure(FUNCTION, beside=("a", "b"), evict=False)]
 
 
+async def test_one_for_the_minimum_may_evict_and_is_marked_as_such() -> None:
+    stage = Stage((), ())
+
+    await stage.activator.add(TARGET, minimum=True)
+
+    assert stage.asked == [Ensure(FUNCTION, evict=True, minimum=True)]
+
+
+async def test_the_only_host_gets_the_request_for_a_turn_at_once_with_how_long_requests_have_waited() -> None:
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.turns = {"host-a": 5.0}
+
+    await stage.served()
+
+    assert [a.turn for a in stage.asked] == [True]
+    assert stage.asked[0].waited_s > 0
+
+
+async def test_a_host_with_room_goes_before_a_turn() -> None:
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.others, stage.turns = {other.name: other}, {"host-a": 0.0}
+
+    await stage.served()
+
+    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.asked, strict=True)] == [
+        ("host-a", False),
+        ("host-b", False),
+    ]
+
+
+async def test_where_no_host_has_room_the_one_with_the_soonest_turn_gets_the_request_for_it() -> None:
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.others, stage.turns = {other.name: other}, {"host-a": 20.0, "host-b": 3.0}
+
+    await stage.served()
+
+    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.asked, strict=True)] == [
+        ("host-a", False),
+        ("host-b", False),
+        ("host-b", True),
+    ]
+
+
+async def test_what_an_operator_warms_takes_no_turn() -> None:
+    stage = Stage((), ())
+    stage.turns = {"host-a": 0.0}
+    await stage._view.refresh()
+
+    with pytest.raises(NoCapacity, match="in use"):
+        await stage.activator.ensure(lambda: TARGET, force=True)
+
+    assert [a.turn for a in stage.asked] == [False]
+
+
+async def test_a_request_whose_time_is_up_in_line_learns_for_whom_it_waited_and_when_to_come_back() -> None:
+    stage = Stage((an_instance("busy", function="org/busy"),))
+    place = InLine(function=FUNCTION.id, since=clock.now() - 9, turn_at=clock.now() + 20, closes=("busy",), start_s=4.0)
+    there = replace(a_host(an_instance("busy", function="org/busy")), name="host-b", line=(place,))
+    stage.others = {"host-b": there}
+    await stage._view.refresh()
+
+    late = stage.activator.late(FUNCTION)
+
+    assert late.retry_after == 24
+    assert "it has waited for memory on host-b for 9 s; org/busy closes for it in at most 20 s" in late.message
+
+
 async def test_no_further_one_is_asked_for_while_one_is_coming() -> None:
     stage = Stage((an_instance("a"), an_instance("b", state=State.STARTING)))
 
-    assert await stage.activator.add(TARGET, evict=True) is None
+    assert await stage.activator.add(TARGET, minimum=True) is None
 
 
 async def test_a_plan_that_finds_no_place_says_why_of_a_host_that_was_not_worth_asking() -> None:

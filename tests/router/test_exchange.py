@@ -10,6 +10,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Ensure, Going
 from cortex.platform.api_keys import LOCAL, Priority, anonymous
@@ -29,7 +30,7 @@ from cortex.router.request.probe import Pulse
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
 from cortex.router.view import View
-from tests.support.catalogues import aliases, fake
+from tests.support.catalogues import aliases, entry, fake
 from tests.support.factories import a_host, an_instance
 
 
@@ -266,6 +267,26 @@ async def test_a_request_that_two_engines_in_a_row_answer_that_they_are_dead_cou
 
     assert statuses == [(502, 2), (502, 4), (503, 4)]
     assert [death.alone for death in stage.shared] == [True, True]
+
+
+async def test_what_waits_for_a_slot_of_an_instance_that_is_closed_waits_as_for_a_start(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, entry("f", engine="llamacpp", source="/w.gguf", target_concurrency=1))
+    stage.breaks.clear()
+    busy = replace(stage.of("f", "busy"), server="llama-server")
+    await stage.shows(busy)
+    async with stage.asking("f") as (first, _), stage.asking("f") as (second, _):
+        await stage.until(lambda: stage.flights.on("busy") == 2)
+        await stage.shows(replace(busy, state=State.DRAINING, yields_to="g"))
+        first.cancel()
+        await stage.until(lambda: stage.flights.waiting_for("f") == 1)
+        left = stage.flights.on("busy")
+        await stage.until(lambda: bool(stage.asked))
+        stage.breaks.set()
+        await stage.shows(replace(stage.of("f", "next"), server="llama-server"))
+        await ended(second)
+
+    assert left == 0
+    assert [instance for instance, _ in stage.posted] == ["busy", "next", "next", "next"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -37,6 +37,7 @@ from cortex.platform.record import (
     FailureKind,
     Held,
     HostRecord,
+    InLine,
     Namesake,
     Override,
     RouterReport,
@@ -80,20 +81,23 @@ def spoken() -> dict[str, Any]:
     )  # fmt: skip
     device: Device = a_device("GPU-1", 24_576, reserve_mb=512)
     instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",
-                           waits_for=("i2",), progress=0.5, used_mb=900, epoch=4)  # fmt: skip
+                           yields_to="org/other", waits_for=("i2",), progress=0.5, used_mb=900, epoch=4)  # fmt: skip
+    in_line = InLine(function="org/other", since=1.5, priority=1, turn_at=9.5, closes=("i1",), devices=("GPU-1",),
+                     start_s=2.5)  # fmt: skip
     stored = Stored(name="org/model@main", kind="hub", size=10, path="/w", commit="c", at=1.5, functions=("org/model",))
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
-        "ensure": Ensure(function, force=True),
+        "ensure": Ensure(function, force=True, waited_s=2.5, turn=True),
         "plan": Plan(function),
         "cool": Cool("org/model", at_once=True),
         "heed": Heed(Catalogue(functions={"org/model": function}, aliases={"small": "org/model"}), "digest"),
         "answer to ensure: going": Going("i1", State.STARTING),
-        "answer to ensure: refused": Refused("full", When.LATER, retry_at=9.5, short_by_mb=10, failure=failure),
+        "answer to ensure: refused": Refused("full", When.LATER, retry_at=9.5, short_by_mb=10, failure=failure,
+                                             turn_in_s=4.5),
         "answer to plan": Planned(host="host-a", devices=("GPU-1",), memory_mb=1000, memory_from="declared",
                                   evict=(Victim("i2", "org/other", 3.5),)),
         "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
-                       failures=(failure,), epoch=4, catalogue="digest"),
+                       failures=(failure,), line=(in_line,), epoch=4, catalogue="digest"),
         "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4},
                               silent={"i1": Silence(for_s=1.5, usual_s=0.5)}),
         "namesake": Namesake(name="host-a", address="http://10.0.0.2:13131", version="0", home="h2"),

@@ -197,6 +197,9 @@ class _Reader:
         function = Function(**{k: v for k, v in values.items() if k not in ("engine", "harness")}, engine=engine)
         if function.min > function.max:
             self._report(where, f"min = {function.min} is more than max = {function.max}", line)
+        for key, what in _contradictions(function, values):
+            at = self.lines.key("models", key, nth)
+            self._report(where, what, self.lines.key("defaults", key) if at == line else at)
         for key, what in _misfits(function):
             self._report(where, what, self.lines.key("models", key, nth) or line)
         return function
@@ -267,6 +270,25 @@ def _unknown_within(key: str, value: Any) -> str:
     if fields is None or not isinstance(value, dict):
         return ""
     return "; ".join(f"unknown key '{k}'{did_you_mean(k, fields, cutoff=0)}" for k in value if k not in fields)
+
+
+def _contradictions(function: Function, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of turns that cannot hold together, and what to set instead. `given` are the keys that stand in
+    the file."""
+    least, longest = function.turn_min_s, function.turn_wait_s
+    if longest and longest < least:
+        key = "turn_wait_s" if "turn_wait_s" in given else "turn_min_s"
+        yield (
+            key,
+            (
+                f"turn_wait_s = {longest:g} is less than turn_min_s = {least:g}, which every turn lasts: "
+                f"set turn_wait_s to {least:g} or more, or to 0 to close no instance in use"
+            ),
+        )
+    grace, clock = function.turn_grace_s, function.request_timeout_s
+    if "turn_grace_s" in given and grace > clock:
+        what = f"turn_grace_s = {grace:g} is more than request_timeout_s = {clock:g}, which ends every request"
+        yield "turn_grace_s", f"{what}: set turn_grace_s to that or less"
 
 
 def _misfits(function: Function) -> Iterator[tuple[str, str]]:

@@ -60,6 +60,9 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     idle_after_s: Seconds = 300.0
     queue: Count = 256
     priority: Whole = 0
+    turn_min_s: Seconds = 15.0
+    turn_wait_s: Seconds = 60.0
+    turn_grace_s: Seconds = 60.0
     start_timeout_s: Seconds = 600.0
     request_timeout_s: Seconds = 3600.0
     vision: bool | Literal["auto"] = "auto"

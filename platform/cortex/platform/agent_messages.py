@@ -20,13 +20,17 @@ class Ensure(Struct, frozen=True):
     """Ask for an instance of a function; `force` overrides the back-off after failed starts.
 
     `beside` are instances that do not count: the caller wants one more than those. With `evict` false it is
-    started into free room or not at all.
+    started into free room or not at all. `minimum`: it is to keep the function's `min`, and no request waits for it.
+    `waited_s` is how long requests have waited for it; with `turn`, instances in use may be closed for it.
     """
 
     function: Function
     force: bool = False
     beside: tuple[str, ...] = ()
     evict: bool = True
+    minimum: bool = False
+    waited_s: float = 0.0
+    turn: bool = False
 
 
 class Plan(Struct, frozen=True):
@@ -57,13 +61,17 @@ class Going(Struct, frozen=True, tag="going"):
 
 
 class Refused(Struct, frozen=True, tag="refused"):
-    """Answer to ensure: not here. `retry_at` (0: unknown) is when asking again may help."""
+    """Answer to ensure: not here. `retry_at` (0: unknown) is when asking again may help.
+
+    `turn_in_s`: within so many seconds instances in use can be closed for it; None: none can.
+    """
 
     reason: str
     when: When
     retry_at: float = 0.0
     short_by_mb: int = 0
     failure: Failure | None = None
+    turn_in_s: float | None = None
 
 
 class Victim(Struct, frozen=True):

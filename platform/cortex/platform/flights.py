@@ -17,7 +17,7 @@ class Flights:
     def __init__(self, process: str) -> None:
         self._process = process
         self._in_flight: dict[str, set[object]] = {}
-        self._waiting: dict[str, set[object]] = {}
+        self._waiting: dict[str, dict[object, float]] = {}
         self._used: dict[str, float] = {}
 
     @contextmanager
@@ -36,11 +36,14 @@ class Flights:
     def waiting(self, function: str) -> Iterator[None]:
         """Wait for an instance of a function."""
         mark = object()
-        self._waiting.setdefault(function, set()).add(mark)
+        self._waiting.setdefault(function, {})[mark] = clock.now()
         try:
             yield
         finally:
-            _leave(self._waiting, function, mark)
+            live = self._waiting[function]
+            live.pop(mark, None)
+            if not live:
+                del self._waiting[function]
 
     def on(self, instance: str) -> int:
         """Return how many requests are in flight on an instance."""
@@ -49,6 +52,11 @@ class Flights:
     def waiting_for(self, function: str) -> int:
         """Return how many requests wait for a function."""
         return len(self._waiting.get(function, ()))
+
+    def waited_s(self, function: str) -> float:
+        """Return how long the first of the requests that wait for a function has waited."""
+        since = next(iter(self._waiting.get(function, {}).values()), None)
+        return 0.0 if since is None else max(0.0, clock.now() - since)
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
         """Return how many are in flight per instance, and how many wait per function."""

@@ -74,11 +74,12 @@ def numbers(decided: Decided, host: HostRecord, fleet: Fleet | None, now: float)
                 "waits_for": list(instance.waits_for),
                 "devices": [_device(d, host, but=instance.id) for d in host.devices][:MOST_LISTED],
             }
-        case "evicted" if instance is not None:
+        case "evicted" | "closed" if instance is not None:
             return {"victim": _candidate(instance, usage, now), "others": _others(instance, host, usage, now)}
         case "refused":
             busy = [_candidate(i, usage, now) for i in host.instances][:MOST_LISTED]
-            return {"devices": [_device(d, host) for d in host.devices][:MOST_LISTED], "instances": busy}
+            found = {"devices": [_device(d, host) for d in host.devices][:MOST_LISTED], "instances": busy}
+            return found | _place_in_line(decided.function, host, now)
         case "ready" if instance is not None:
             return {"phases": instance.phases, "memory_mb": instance.memory_mb, "pid": instance.pid}
         case "draining" | "kept" | "stopped" if instance is not None:
@@ -86,6 +87,15 @@ def numbers(decided: Decided, host: HostRecord, fleet: Fleet | None, now: float)
         case "failed":
             failure = next((f for f in host.failures if f.instance == decided.instance), None)
             return {"kind": failure.kind, "in_a_row": failure.count, "retry_at": failure.retry_at} if failure else {}
+    return {}
+
+
+def _place_in_line(function: str, host: HostRecord, now: float) -> dict[str, Any]:
+    """Where a function that was refused stands in line, and when its turn comes at the latest."""
+    for position, place in enumerate(host.line, 1):
+        if place.function == function:
+            turn_in_s = round(max(0.0, place.turn_at - now), 1) if place.turn_at else None
+            return {"in_line": position, "waited_s": round(now - place.since, 1), "turn_in_s": turn_in_s}
     return {}
 
 

@@ -108,6 +108,11 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Instances that leave so that this one fits."""
     moves_to: str = ""
     """The instance that takes over, on other devices, before this one leaves."""
+    yields_to: str = ""
+    """The function whose turn it is: this instance was in use and is closing for it. It leaves when its requests end,
+    at `deadline` at the latest."""
+    for_minimum: bool = False
+    """Started to keep its function's `min`, and no request waited for it."""
     pinned: bool = False
     priority: int = 0
     context: int = 0
@@ -174,6 +179,23 @@ class Failure(Struct, frozen=True, kw_only=True):
     """It was stopped because it made no progress: a request that was aboard is not sent again."""
 
 
+class InLine(Struct, frozen=True, kw_only=True):
+    """A function with requests that wait for memory on a host."""
+
+    function: str
+    since: float
+    """Since when the first of them waits."""
+    priority: int = 0
+    turn_at: float = 0.0
+    """When instances are closed for it, at the latest; 0: none can be closed for it."""
+    closes: tuple[str, ...] = ()
+    """The instances that are to leave then."""
+    devices: tuple[str, ...] = ()
+    """The devices that are reserved for it."""
+    start_s: float = 0.0
+    """How long its start took before; 0: not measured."""
+
+
 class HostRecord(Struct, frozen=True, kw_only=True):
     """All a host says of itself: `cortex:host:<name>`."""
 
@@ -198,6 +220,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
     """What else is wrong on this host, for an operator: one sentence each."""
     failures: tuple[Failure, ...] = ()
+    line: tuple[InLine, ...] = ()
+    """Functions that wait for memory here, in the order of their turns."""
     weights: dict[str, int] = {}
     """Functions whose weights are on this host, with their size in MiB."""
     epoch: int = 0
@@ -376,6 +400,7 @@ def shifted(record: HostRecord, by_s: float) -> HostRecord:
             for i in record.instances
         ),
         failures=tuple(replace(f, at=moved(f.at), retry_at=moved(f.retry_at)) for f in record.failures),
+        line=tuple(replace(w, since=moved(w.since), turn_at=moved(w.turn_at)) for w in record.line),
     )
 
 

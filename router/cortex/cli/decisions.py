@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import rich_click as click
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, table
 from cortex.cli.visible import echo
+from cortex.router.activation.waits import Wait
 
 
 @click.command()
@@ -36,10 +38,20 @@ def why(subject: str, limit: int, as_json: bool) -> None:
     out = console()
     out.print(f"{function['id']}: {function['state']}", markup=False)
     for i in function["instances"]:
-        out.print(f"  {i['id']} on {i['host']}: {i['state']}" + (f", {i['why']}" if i["why"] else ""), markup=False)
+        out.print(f"  {i['id']} on {i['host']}: {i['state']}" + _leaving(i), markup=False)
+    for wait in function.get("in_line", ()):  # a router of an earlier release has none
+        out.print(f"  it {msgspec.convert(wait, Wait)}", markup=False)
     if function["failure"]:
         out.print(f"  last failure: {function['failure']}", markup=False)
     _explain(receipts)
+
+
+def _leaving(instance: dict[str, Any]) -> str:
+    """Say why an instance leaves, if it does."""
+    if instance.get("yields_to"):
+        latest = f"when its requests end, in at most {instance['leaves_in_s']:.0f} s"
+        return f", closing for the turn of {instance['yields_to']}: it leaves {latest}"
+    return f", {instance['why']}" if instance["why"] else ""
 
 
 def _request(router: Router, id: str, limit: int, as_json: bool, otherwise: str) -> None:
@@ -134,12 +146,16 @@ def numbers(receipt: dict[str, Any]) -> str:
         case "placed":
             free = ", ".join(f"{d['id']} {d['free_mb']} free" for d in found.get("devices", []))
             return f"{found.get('memory_mb')} MiB ({found.get('memory_from')}); {free}"
-        case "evicted":
+        case "evicted" | "closed":
             victim = found.get("victim", {})
             stays = ", ".join(f"{o['function']} idle {o['idle_s']}s" for o in found.get("others", []))
-            return f"idle {victim.get('idle_s')}s" + (f"; stays: {stays}" if stays else "")
+            flying = victim.get("in_flight")
+            doing = f"{flying} in flight" if flying else f"idle {victim.get('idle_s')}s"
+            return doing + (f"; stays: {stays}" if stays else "")
         case "refused":
-            return ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in found.get("devices", []))
+            devices = ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in found.get("devices", []))
+            turn_in_s = found.get("turn_in_s")
+            return devices if turn_in_s is None else f"{devices}, turn in at most {turn_in_s:.0f} s"
         case "proposed":
             hosts = (f"{c['host']}: {_guess(c)}" for c in found.get("considered", []))
             return "; ".join(hosts)

@@ -350,7 +350,7 @@ class Runtime:
         functions = self.directory.catalogue.functions
         for want in self._scaling.wanted(functions.values(), self.view.fleet, clock.now()):
             try:
-                await self.activator.add(self.directory.find(want.function), evict=want.promised)
+                await self.activator.add(self.directory.find(want.function), minimum=want.promised)
             except Refusal as refusal:
                 log.warning("not_scaled", function=want.function, why=refusal.message)
 

@@ -112,6 +112,11 @@ class View:
                     return host, found
         return None
 
+    def is_closing(self, instance: str) -> bool:
+        """Whether an instance takes no new requests because it is another function's turn."""
+        found = self.instance(instance)
+        return found is not None and found[1].state is State.DRAINING and bool(found[1].yields_to)
+
     def placed(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance that is in the record."""
         return self._placed.get(instance)

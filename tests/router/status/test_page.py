@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
-from cortex.platform.record import Failure, Held, SilentHost
+from cortex.platform.record import Failure, Held, InLine, SilentHost
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.status.known import Index
 from cortex.router.status.model import Job
@@ -114,6 +114,17 @@ def test_whatever_is_amiss_is_said_at_the_top(change: dict[str, Any], text: str)
     shown = picture(known(a_function(), **{"hosts": (fresh(),), **change}))
 
     assert text in [point.text for point in shown.verdict.attention]
+
+
+def test_a_function_in_line_shows_for_whom_it_waits_and_a_closing_instance_whose_turn_it_is() -> None:
+    place = InLine(function="org/model", since=NOW - 5, turn_at=NOW + 10, closes=("one",))
+    closing = an_instance(function="org/busy", state=State.DRAINING, yields_to="org/other")
+    shown = picture(known(a_function(), hosts=(fresh(closing, line=(place,)),), waiting={"org/model": 2}))
+
+    waits = "has waited for memory on host-a for 5 s; org/busy closes for it in at most 10 s"
+    assert [p.detail for p in shown.verdict.attention] == [f"2 requests held: it {waits}"]
+    assert shown.verdict.well
+    assert "closing for the turn of org/other" in shown.hosts[0].bars[0].segments[0].note
 
 
 def test_a_silent_host_is_a_problem_that_says_what_still_serves_there_and_is_no_place_for_more() -> None:

@@ -55,7 +55,15 @@ def create_app(settings: Settings) -> Litestar:
 
     @post("/functions/ensure", status_code=200)
     async def ensure(data: Ensure) -> Going | Refused:
-        return await agent.ensure(data.function, force=data.force, beside=data.beside, evict=data.evict)
+        return await agent.ensure(
+            data.function,
+            force=data.force,
+            beside=data.beside,
+            evict=data.evict,
+            minimum=data.minimum,
+            waited_s=data.waited_s,
+            turn=data.turn,
+        )
 
     @post("/functions/plan", status_code=200)
     async def plan(data: Plan) -> Planned | Refused:

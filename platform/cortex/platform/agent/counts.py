@@ -40,6 +40,8 @@ class AgentCounts:
                 meter.count(metrics.DRAINS, (*where, "evicted"))
                 if not _ready_elsewhere(decided, host, fleet):
                     self._evicted[decided.function] = now
+            case "closed":  # no eviction to regret: the function has its turn again
+                meter.count(metrics.DRAINS, (*where, "turn"))
             case "draining":
                 reason = next((r for r in DRAIN_REASONS if decided.why.startswith(r)), "other")
                 meter.count(metrics.DRAINS, (*where, reason))

@@ -163,7 +163,15 @@ class Agent:
     # What callers ask for.
 
     async def ensure(
-        self, function: Function, *, force: bool = False, beside: Collection[str] = (), evict: bool = True
+        self,
+        function: Function,
+        *,
+        force: bool = False,
+        beside: Collection[str] = (),
+        evict: bool = True,
+        minimum: bool = False,
+        waited_s: float = 0.0,
+        turn: bool = False,
     ) -> Going | Refused:
         """See to it that an instance of `function` is up or coming; answer once the record says so.
 
@@ -184,7 +192,18 @@ class Agent:
             return await self._not_now(function, f"the agent needed more than {DECIDE_S:g} s to decide")
         instance = secrets.token_hex(8)
         answer = self._decide(
-            lambda s, now: s.ensure(function, here, instance, now, force=force, beside=beside, evict=evict)
+            lambda s, now: s.ensure(
+                function,
+                here,
+                instance,
+                now,
+                force=force,
+                beside=beside,
+                evict=evict,
+                minimum=minimum,
+                waited_s=waited_s,
+                turn=turn,
+            )
         )
         await self.herald.publish()
         return answer

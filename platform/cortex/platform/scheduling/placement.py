@@ -24,7 +24,11 @@ FIRST_SERVE_S = 30.0
 """A just-loaded instance is kept this long for the first request it was loaded for."""
 
 RESIDENCY_S = 10.0
-"""A used instance is kept at least this long, so that two functions cannot push each other out in turns."""
+"""An instance stays this long after its last use: a conversation goes on, and two functions cannot push each other
+out in turns."""
+
+MINIMUM_YIELDS_S = 60.0
+"""A function's `min` takes the room of an instance only when that one was not used for so long."""
 
 MOST_DEVICE_SETS = 200
 """Sets of devices compared for a function that needs several. Which are compared is exact, see `_freed`."""
@@ -120,37 +124,68 @@ def need(
     )
 
 
+class Victims(Struct, frozen=True):
+    """Who may leave for a function, beside what protects each instance.
+
+    `closable` are instances that may leave although they are in use; all others must have been `unused_s` without a
+    request.
+    """
+
+    strategy: str = "lru"
+    closable: frozenset[str] = frozenset()
+    unused_s: float = 0.0
+
+    def among(self, instances: Iterable[Instance], need: Need, use: Use, now: float) -> list[Instance]:
+        """Return the instances that may leave for `need`."""
+        return [
+            i
+            for i in instances
+            if i.id in self.closable
+            or (now - use.last_used(i) >= self.unused_s and displaceable(i, need, use, now, strategy=self.strategy))
+        ]
+
+
 def place(
-    need: Need, host: HostRecord, use: Use, now: float, *, strategy: str = "lru", cordoned: bool = False
+    need: Need,
+    host: HostRecord,
+    use: Use,
+    now: float,
+    *,
+    strategy: str = "lru",
+    cordoned: bool = False,
+    closable: frozenset[str] = frozenset(),
+    unused_s: float = 0.0,
 ) -> Placement | NoRoom:
-    """Decide where `need` goes on `host`. One that may have less memory than it would like gets, in this order:
+    """Decide where `need` goes on `host`. Those of `closable` may leave for it although they are in use; any other that
+    leaves was not used for `unused_s`. One that may have less memory than it would like gets, in this order:
 
     (1) all of it, in free room;
     (2) what room is free, if that is enough;
     (3) all of it, where others leave for it;
     (4) what room there can be when others leave, if that is enough.
     """
-    whole = _fit(need, host, use, now, strategy=strategy, cordoned=cordoned)
+    who = Victims(strategy, closable, unused_s)
+    whole = _fit(need, host, use, now, who, cordoned=cordoned)
     if not need.least_mb or (isinstance(whole, Placement) and not whole.evict):  # (1)
         return whole
     large = [d for d in host.devices if d.total_mb >= need.device_total_mb]
     most = _on_each(need.devices, [_free(d, host.instances) for d in large])
     if isinstance(whole, NoRoom) and most < need.least_mb:  # (4)
-        candidates = [i for i in host.instances if displaceable(i, need, use, now, strategy=strategy)]
+        candidates = who.among(host.instances, need, use, now)
         freed = (sum(c.memory_mb for c in candidates if d.id in c.devices) for d in large)
         most = _on_each(need.devices, [_free(d, host.instances) + mb for d, mb in zip(large, freed, strict=True)])
     if need.least_mb <= most < need.memory_mb:  # (2), (4)
-        return _fit(replace(need, memory_mb=most), host, use, now, strategy=strategy, cordoned=cordoned)
+        return _fit(replace(need, memory_mb=most), host, use, now, who, cordoned=cordoned)
     return whole  # (3)
 
 
-def _fit(need: Need, host: HostRecord, use: Use, now: float, *, strategy: str, cordoned: bool) -> Placement | NoRoom:
+def _fit(need: Need, host: HostRecord, use: Use, now: float, who: Victims, *, cordoned: bool) -> Placement | NoRoom:
     """Decide where exactly so much memory is, in this order:
 
     (1) hosts that may not take it: pinned elsewhere, cordoned, no such engine;
     (2) devices too few or too small, even if they were empty;
     (3) free room: the devices it fills up most tightly, so that large gaps stay for large functions;
-    (4) room after evicting idle instances: the cheapest victims;
+    (4) room after others left: the cheapest victims;
     (5) otherwise none, and by how much.
     """
     if cordoned:  # (1)
@@ -166,7 +201,8 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, *, strategy: str, c
         chosen = sorted(roomy, key=lambda d: (bool(_in_the_way(need, d, host.instances)), free[d.id], d.id))
         return _placement(need, chosen[: need.devices], host.instances, ())
 
-    candidates = [i for i in host.instances if displaceable(i, need, use, now, strategy=strategy)]  # (4)
+    strategy = who.strategy
+    candidates = who.among(host.instances, need, use, now)  # (4)
     best: tuple[object, tuple[str, ...], tuple[Instance, ...]] | None = None
     for devices in _device_sets(_freed(need, free, candidates, use, strategy), need.devices):
         victims = cheapest_victims({d: need.memory_mb - free[d] for d in devices}, candidates, use, strategy=strategy)
@@ -191,7 +227,7 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, *, strategy: str, c
     reasons = []
     if kept:
         names = ", ".join(sorted({i.function for i in kept}))
-        kind = "pinned" if pinned else "busy, pinned or just loaded"
+        kind = "pinned" if pinned else "busy, pinned, just loaded or just used"
         reasons.append(f"{names} {'is' if len(kept) == 1 else 'are'} {kind}")
     if foreign:
         reasons.append(f"foreign processes hold {foreign} MiB")
@@ -245,10 +281,11 @@ def protection(instance: Instance, use: Use, now: float) -> str:
         return "pinned"
     if use.in_flight.get(instance.id, 0):
         return "busy"
-    served = use.last_used(instance) > instance.ready
-    if now - instance.ready < (RESIDENCY_S if served else FIRST_SERVE_S):
-        return "just loaded"
-    return ""
+    if use.last_used(instance) > instance.ready:
+        return "just used" if now - use.last_used(instance) < RESIDENCY_S else ""
+    if instance.for_minimum and not use.waiting.get(instance.function):
+        return ""  # no request has waited for it: it serves whoever comes first, or leaves
+    return "just loaded" if now - instance.ready < FIRST_SERVE_S else ""
 
 
 def least_valuable_first(instances: Iterable[Instance], use: Use, *, strategy: str) -> list[Instance]:

@@ -19,6 +19,7 @@ from cortex.platform.scheduling.kept import AgentState, Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.progress import Proof
 from cortex.platform.scheduling.reports import Reports
+from cortex.platform.scheduling.turns import Line
 
 MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
 """What changes the memory of a device."""
@@ -68,6 +69,7 @@ class Roster:
         self._in_record = False
         self._cordoned = False
         self._ledger: dict[str, Entry] = {}
+        self._line = Line()
         self._cycles = self._defragged = 0
         self._effects: list[Effect] = []
 
@@ -79,6 +81,7 @@ class Roster:
             self._host,
             instances=tuple(self._instances.values()),
             failures=self._failures.all(),
+            line=self._line.in_order(),
             epoch=self._epoch,
             catalogue=self._catalogue_digest,
         )
@@ -173,11 +176,21 @@ class Roster:
             self._decide("draining", instance.function, instance.id, why)
         self._step(instance, Step.DRAIN, now)
 
+    def _close(self, instance: Instance, function: str, now: float) -> None:
+        """Have an instance that is in use finish what it has and leave for a function whose turn it is.
+
+        Requests end by their own clock at the latest, so that is when it leaves.
+        """
+        self._epoch += 1
+        latest = now + self._functions[instance.id].request_timeout_s
+        instance = replace(instance, epoch=self._epoch, why=f"evicted for {function}", yields_to=function)
+        self._step(replace(instance, deadline=latest), Step.DRAIN, now)
+
     def _take_back(self, instance: Instance, why: str, now: float) -> None:
         """Let a draining instance serve on; one that was to come in its place is not needed any more."""
         self._epoch += 1
         self._decide("kept", instance.function, instance.id, why)
-        self._step(replace(instance, epoch=self._epoch, why="", deadline=0.0), Step.TAKEN_BACK, now)
+        self._step(replace(instance, epoch=self._epoch, why="", deadline=0.0, yields_to=""), Step.TAKEN_BACK, now)
         for twin in self._twins(instance):
             if twin.state in (State.FETCHING, State.PLACING):
                 self._decide("abandoned", twin.function, twin.id, f"{instance.id} serves on")

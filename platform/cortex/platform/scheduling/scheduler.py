@@ -20,10 +20,11 @@ from cortex.platform.scheduling.effects import Fetch, Reclaim, Stop
 from cortex.platform.scheduling.failures import cause_of
 from cortex.platform.scheduling.kept import Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
-from cortex.platform.scheduling.placement import NoRoom, Placement, When
+from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S, NoRoom, Placement, When
 from cortex.platform.scheduling.progress import is_hung
 from cortex.platform.scheduling.roster import Looked
 from cortex.platform.scheduling.settling import PROVE_AGAIN_S, Settling
+from cortex.platform.scheduling.turns import Waiter
 from cortex.platform.workers.card import WorkerCard
 
 MISSES_TO_ACT = 3
@@ -62,7 +63,8 @@ class Scheduler(Settling):
             self._put(replace(instance, last_sign=now))
             return
         self._epoch += 1
-        instance = self._put(replace(instance, state=State.READY, epoch=self._epoch, why="", deadline=0.0))
+        serving = replace(instance, state=State.READY, epoch=self._epoch, why="", deadline=0.0, yields_to="")
+        instance = self._put(serving)
         if not healthy:  # (5)
             self._fail(instance, FailureKind.CRASH, "it did not answer the agent that came back", (), now)
             self._stop(instance, "failed", now)
@@ -81,13 +83,17 @@ class Scheduler(Settling):
         force: bool = False,
         beside: Collection[str] = (),
         evict: bool = True,
+        minimum: bool = False,
+        waited_s: float = 0.0,
+        turn: bool = False,
     ) -> Going | Refused:
         """See to it that an instance of `function` is up or coming, other than those `beside`:
 
         (1) the catalogue has superseded this revision a moment ago: refused, for the caller reads an old one;
         (2) one is: that one; a drain that nothing depends on is taken back for it;
         (3) its starts keep failing: refused until the back-off is over, unless forced;
-        (4) it does not fit, or only at others' expense without `evict`: refused, with the reason;
+        (4) it does not fit, or only at others' expense without `evict`: with `turn` it comes into line, and instances
+            in use are closed for it when its turn has come (`turns.py`); else refused, with the reason;
         (5) its weights are missing: fetched first, room is made for them when they are here;
         (6) room is made and it is started as `instance_id`.
         """
@@ -115,14 +121,25 @@ class Scheduler(Settling):
                 failure=failure,
             )
         wanted = self._need(function, weights)
-        spot = self._place(wanted, now)  # (4)
+        waiter = self._line.waiter(function, wanted, waited_s, now)
+        spot = self._place(waiter, now, unused_s=MINIMUM_YIELDS_S if minimum else 0.0)  # (4)
         if not evict and isinstance(spot, Placement) and spot.waits_for:
             spot = NoRoom(reason="no room is free for one more instance", when=When.LATER)
         elif weights is not None and (isinstance(spot, NoRoom) or spot.evict):
             spot = self._consolidated(wanted, now) or spot
         if isinstance(spot, NoRoom):
-            self._decide("refused", function.id, "", spot.reason)
-            return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb)
+            next_turn = self._next_turn(waiter, now) if evict and not minimum and spot.when is When.LATER else None
+            if turn and evict:
+                self._line.join(replace(waiter, turn=next_turn, start_s=self._start_s(function)))
+            if next_turn is None or not turn or (next_turn.at > now and weights is not None):
+                self._decide("refused", function.id, "", spot.reason)
+                turn_in_s = next_turn.at - now if next_turn else None
+                return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb, turn_in_s=turn_in_s)
+            spot = next_turn.spot  # weights that are missing are fetched before its turn comes
+            if weights is not None:
+                self._decide("turn", function.id, instance_id, self._cost(waiter, spot, now))
+        if not beside:
+            self._line.leave(function.id)
         instance = Instance(
             id=instance_id,
             function=function.id,
@@ -132,6 +149,7 @@ class Scheduler(Settling):
             created=now,
             pinned=function.pinned or self._host.name in function.pinned_on,
             priority=function.priority,
+            for_minimum=minimum,
         )
         self._instances[instance_id] = instance
         self._functions[instance_id] = function
@@ -153,9 +171,12 @@ class Scheduler(Settling):
         if up := self._up(function.id, rev):
             return Planned(host=self._host.name, there=up.id, devices=up.devices, memory_mb=up.memory_mb)
         failure = self._failures.of(function.id, rev)
-        spot = self._place(self._need(function, weights), now)
+        waiter = self._line.waiter(function, self._need(function, weights), 0.0, now)
+        spot = self._place(waiter, now)
         if isinstance(spot, NoRoom):
-            return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb)
+            next_turn = self._next_turn(waiter, now) if spot.when is When.LATER else None
+            turn_in_s = next_turn.at - now if next_turn else None
+            return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb, turn_in_s=turn_in_s)
         usage = self._use()
         return Planned(
             host=self._host.name,
@@ -456,6 +477,13 @@ class Scheduler(Settling):
             self.settle(now)
 
     # Steps.
+
+    def _cost(self, waiter: Waiter, spot: Placement, now: float) -> str:
+        """Say what a turn costs, for its receipt."""
+        leaving = ", ".join(sorted({self._instances[i].function for i in spot.evict}))
+        start_s = self._start_s(waiter.function)
+        takes = f"; its start takes {start_s:.1f} s" if start_s else ""
+        return f"it has waited {now - waiter.since:.0f} s; {leaving} closes for it{takes}"
 
     def _kind_of_start_failure(self, instance: Instance, last_lines: Sequence[str]) -> FailureKind:
         """Running out of memory is forgiven once: with more room it may do."""

@@ -5,9 +5,11 @@ start that shows no sign of life is given up, an idle instance is drained, a dra
 is finished.
 """
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import LIVE, State, Step
+from cortex.functions.lifecycle import COMING, LIVE, State, Step
 from cortex.functions.servers import server_of, slots
 from cortex.functions.spec import Function, revision
 from cortex.platform.record import FailureKind, Fleet, Instance, Silence, Use
@@ -15,9 +17,17 @@ from cortex.platform.scheduling.defrag import Move, consolidate
 from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.kept import Weights
 from cortex.platform.scheduling.ledger import placement_mb
-from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
+from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place, protection
 from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
 from cortex.platform.scheduling.roster import Looked, Roster
+from cortex.platform.scheduling.turns import (
+    REPORTED_S,
+    Turn,
+    Waiter,
+    next_turn,
+    reservation_id,
+    with_reservations,
+)
 
 STABLE_S = 60.0
 """An instance that was ready this long ends a row of failures."""
@@ -50,13 +60,15 @@ class Settling(Roster):
     def settle(self, now: float) -> None:
         """Move on whatever can move. Called after every event and on every tick."""
         usage = self._use()
+        if self._line:
+            self._line.prune(usage, self._coming(), now)
         for instance_id in list(self._instances):
             instance = self._instances.get(instance_id)  # as it is now: an earlier one may have moved it
             if instance is None:
                 continue
             match instance.state:
                 case State.PLACING:
-                    self._settle_placing(instance, now)
+                    self._settle_placing(instance, usage, now)
                 case State.STARTING:
                     self._settle_starting(instance, now)
                 case State.READY:
@@ -79,6 +91,8 @@ class Settling(Roster):
         moved = max(instance.since, instance.phase_since if instance.state is State.FETCHING else 0.0)
         if now < self._overdue.get(instance.id, moved + bound):
             return
+        if any(self._instances[w].yields_to for w in instance.waits_for if w in self._instances):
+            return  # what closes for it may take as long as its requests do
         self._overdue[instance.id] = now + bound
         log_it = not instance.problem
         match instance.state:
@@ -103,9 +117,13 @@ class Settling(Roster):
         if log_it:
             self._decide("overdue", instance.function, instance.id, problem)
 
-    def _settle_placing(self, instance: Instance, now: float) -> None:
+    def _settle_placing(self, instance: Instance, usage: Use, now: float) -> None:
         """Start it once everyone it waits for is gone and the lanes of its devices are free."""
         present = [w for w in instance.waits_for if w in self._instances]
+        if self._turn_is_pointless(instance, present, usage, now):
+            self._decide("abandoned", instance.function, instance.id, "no request waits for it any more")
+            self._step(instance, Step.ABANDONED, now)
+            return
         stays = (w for w in present if self._instances[w].state in LIVE and not self._moving(w))
         if any(stays):  # a victim stays after all: look again
             self._admit_or_fail(instance, now)
@@ -118,6 +136,22 @@ class Settling(Roster):
         instance = self._step(instance, Step.PLACED, now)
         self._cycles += 1
         self._effects.append(Spawn(instance, self._functions[instance.id], self._weights[instance.id]))
+
+    def _turn_is_pointless(self, instance: Instance, present: Sequence[str], usage: Use, now: float) -> bool:
+        """Whether instances in use are closing for one that no request waits for any more: they serve on."""
+        closing = [w for w in present if self._instances[w].yields_to == instance.function]
+        return (
+            any(self._instances[w].state is State.DRAINING for w in closing)
+            and usage.known
+            and not usage.waiting.get(instance.function)
+            and now - instance.since > REPORTED_S
+        )
+
+    def _coming(self) -> set[str]:
+        """The functions with an instance on its way up, here or elsewhere."""
+        hosts = self._reports.fleet.hosts.values() if self._reports.fleet else ()
+        elsewhere = (i for h in hosts if h.name != self._host.name for i in h.instances)
+        return {i.function for i in (*self._instances.values(), *elsewhere) if i.state in COMING}
 
     def _settle_starting(self, instance: Instance, now: float) -> None:
         silent, total = now - instance.last_sign, now - instance.started
@@ -213,11 +247,26 @@ class Settling(Roster):
                 self._stop(instance, instance.why, now)
         elif instance.why == "superseded" or self._replaced(instance):
             return  # another serves in its place: it finishes what it has, however long that takes
+        elif instance.yields_to and now < instance.deadline:
+            self._outlast_grace(instance, busy, now)
         elif busy and instance.why == "idle" and not self._awaited(instance.id):
             self._take_back(instance, "a request is in flight", now)
         elif now >= instance.deadline:
             kept = f"{busy} requests in flight" if busy else "the routers did not all acknowledge"
             self._take_back(instance, f"still {kept} after the grace", now)
+
+    def _outlast_grace(self, instance: Instance, busy: int, now: float) -> None:
+        """Say of a closing instance that its requests outlast the grace. They are waited for all the same."""
+        function = self._functions[instance.id]
+        if instance.id in self._overdue or now < instance.since + function.turn_grace_s:
+            return
+        what = f"its requests in flight ({busy})" if busy else "acknowledgements of routers"
+        why = (
+            f"{what} take longer than `turn_grace_s`; {instance.yields_to} waits for them, at most"
+            f" {function.request_timeout_s:g} s from when it was closed"
+        )
+        self._overdue[instance.id] = now
+        self._decide("overdue", instance.function, instance.id, why)
 
     # A second source: the worker itself.
 
@@ -274,9 +323,26 @@ class Settling(Roster):
         self._weights[again.id] = self._weights[instance.id]
         self._admit_or_fail(again, now)
 
-    def _place(self, wanted: Need, now: float) -> Placement | NoRoom:
+    def _place(self, waiter: Waiter, now: float, *, unused_s: float = 0.0) -> Placement | NoRoom:
+        """Place a function, leaving alone what is reserved for those before it in line."""
+        host = with_reservations(self.record(), self._line.ahead_of(waiter))
         strategy, cordoned = self._rules.strategy, self._cordoned
-        return place(wanted, self.record(), self._use(), now, strategy=strategy, cordoned=cordoned)
+        return place(waiter.need, host, self._use(), now, strategy=strategy, cordoned=cordoned, unused_s=unused_s)
+
+    def _next_turn(self, waiter: Waiter, now: float) -> Turn | None:
+        """When instances in use can be closed for a function, by the rules of `turns.py`."""
+        ahead = self._line.ahead_of(waiter)
+        functions = {**self._functions, **{reservation_id(w): w.function for w in ahead}}
+        starts = {rev: entry.start_s for rev, entry in self._ledger.items()}
+        host, strategy = with_reservations(self.record(), ahead), self._rules.strategy
+        if self._cordoned:
+            return None
+        return next_turn(waiter, host, self._use(), functions, now, strategy=strategy, starts=starts)
+
+    def _start_s(self, function: Function) -> float:
+        """How long a start of a function took before; 0: not measured."""
+        entry = self._ledger.get(revision(function))
+        return entry.start_s if entry else 0.0
 
     def _admit(self, instance: Instance, spot: Placement, now: float) -> None:
         """Give an instance its place, and ask those in its way to leave."""
@@ -289,15 +355,20 @@ class Settling(Roster):
                 waits_for=spot.waits_for,
             )
         )
-        for victim in spot.evict:
-            self._decide("evicted", self._instances[victim].function, victim, f"for {instance.function}")
-            self._drain(self._instances[victim], f"evicted for {instance.function}", now)
+        for victim in map(self._instances.__getitem__, spot.evict):
+            if protection(victim, self._use(), now):  # it is in use, and a turn was taken
+                self._decide("closed", victim.function, victim.id, f"for the turn of {instance.function}")
+                self._close(victim, instance.function, now)
+                continue
+            self._decide("evicted", victim.function, victim.id, f"for {instance.function}")
+            self._drain(victim, f"evicted for {instance.function}", now)
         self._decide("placed", instance.function, instance.id, f"on {', '.join(spot.devices)}")
 
     def _admit_or_fail(self, instance: Instance, now: float) -> None:
         function = self._functions[instance.id]
         instance = self._put(replace(instance, devices=(), memory_mb=0, waits_for=()))
-        spot = self._place(self._need(function, self._weights[instance.id]), now)
+        wanted = self._need(function, self._weights[instance.id])
+        spot = self._place(self._line.waiter(function, wanted, now - instance.created, now), now)
         if isinstance(spot, Placement):
             self._admit(instance, spot, now)
             return

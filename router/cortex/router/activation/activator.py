@@ -14,7 +14,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -32,6 +32,7 @@ from cortex.platform.registry import RecordAway, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
 from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents, AgentUnreachable
 from cortex.router.activation.choice import considered, hosts_to_ask, why_nowhere
+from cortex.router.activation.waits import ready_in_s, waits
 from cortex.router.directory import Target
 from cortex.router.receipts import Receipts
 from cortex.router.refusals import (
@@ -60,6 +61,7 @@ NO_ROOM_S = 1.0
 UNSEEN_S = 10.0
 """How long a started instance may be missing from the record before it is started again."""
 RETRY_AFTER_S = 5
+MOST_RETRY_AFTER_S = 3600
 
 
 class Declarations(Protocol):
@@ -110,7 +112,8 @@ class Activator:
         """Count as one that waits for a function. Raises QueueFull."""
         waiting = self._flights.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
         if waiting >= priority.share(function.queue):
-            raise QueueFull(f"{waiting} requests wait for '{function.id}' already", retry_after=RETRY_AFTER_S)
+            why = f"{waiting} requests wait for '{function.id}' already"
+            raise QueueFull(why, retry_after=self._retry_after(function.id))
         with self._flights.waiting(function.id):
             yield
 
@@ -136,7 +139,7 @@ class Activator:
         public = f"'{function.id}' was not ready after {function.start_timeout_s:g} s"
         return NotReadyInTime(
             f"{public}: {self._progress(function)}",
-            retry_after=RETRY_AFTER_S,
+            retry_after=self._retry_after(function.id),
             public=public + SEE_WHY,
         )
 
@@ -171,16 +174,16 @@ class Activator:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
         raise NotReadyInTime(f"another router keeps the claim on '{find().function.id}'", retry_after=RETRY_AFTER_S)
 
-    async def add(self, target: Target, *, evict: bool) -> Going | None:
-        """Have one more instance started beside those that serve; None when one is coming already, or another
-        router is at it. Raises Refusal or RecordAway.
+    async def add(self, target: Target, *, minimum: bool) -> Going | None:
+        """Have one more instance started beside those that serve: for the function's `min`, or into free room; None
+        when one is coming already, or another router is at it. Raises Refusal or RecordAway.
         """
         function, rev = target.function, target.revision
         async with self._claim(function.id) as claimed:
             if not claimed or self._coming(function, rev):
                 return None
             beside = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
-            return await self.propose(Ensure(function, beside=beside, evict=evict))
+            return await self.propose(Ensure(function, beside=beside, evict=minimum, minimum=minimum))
 
     async def propose(self, asked: Ensure) -> Going:
         """Have an instance started on the first host that takes it, whatever others have.
@@ -191,27 +194,46 @@ class Activator:
         wanted = need(function, None)
         fleet = self._view.fleet
         usage = use(fleet)
-        refusals: list[tuple[str, Refused]] = []
-        began = time.monotonic()
-        for host in self._slow_last(hosts_to_ask(wanted, function, fleet, usage, clock.now(), asked.beside)):
+        order = self._slow_last(hosts_to_ask(wanted, function, fleet, usage, clock.now(), asked.beside))
+        refusals: dict[str, Refused] = {}
+        taker = await self._taker(order, replace(asked, turn=asked.turn and len(order) == 1), refusals)
+        if taker is None and asked.turn and len(order) > 1 and (host := _soonest_turn(refusals)):
+            taker = await self._taker([host], asked, refusals)  # a host with room goes before a turn
+        if taker is None:
+            refusal = self._refusal(function, wanted, refusals)
+            self._receipts.note_once("nowhere", function.id, why=refusal.message)
+            raise refusal
+        host, going = taker
+        refusals.pop(host, None)
+        self._note_proposed(function, wanted, fleet, refusals, host, going)
+        return going
+
+    async def _taker(
+        self, order: Iterable[str], asked: Ensure, refusals: dict[str, Refused]
+    ) -> tuple[str, Going] | None:
+        """Return the first host that takes a function, and its answer; add what the others say to `refusals`.
+
+        Raises AnswerLost.
+        """
+        hosts, began = self._view.fleet.hosts, time.monotonic()
+        for host in order:
+            if host not in hosts:
+                continue
             try:
-                answer = await self._agents.ensure(fleet.hosts[host], asked)
+                answer = await self._agents.ensure(hosts[host], asked)
             except AgentAway as error:
                 log.warning("agent_away", host=host, why=str(error))
                 self._slow[host] = time.monotonic() + SLOW_S
                 if not isinstance(error, AgentUnreachable) or time.monotonic() - began > PROPOSE_S:
-                    public = f"no room for '{function.id}' now"
+                    public = f"no room for '{asked.function.id}' now"
                     why = f"{public}: {host}: {error}"
                     raise AnswerLost(why, retry_after=RETRY_AFTER_S, public=public + SEE_WHY) from None
-                refusals.append((host, Refused(str(error), When.LATER)))
+                refusals[host] = Refused(str(error), When.LATER)
                 continue
             if isinstance(answer, Going):
-                self._note_proposed(function, wanted, fleet, refusals, host, answer)
-                return answer
-            refusals.append((host, answer))
-        refusal = self._refusal(function, wanted, refusals)
-        self._receipts.note_once("nowhere", function.id, why=refusal.message)
-        raise refusal
+                return host, answer
+            refusals[host] = answer
+        return None
 
     def _slow_last(self, hosts: list[str]) -> list[str]:
         """Return the hosts with those last whose agents did not answer a moment ago, the latest at the end."""
@@ -224,14 +246,14 @@ class Activator:
         function: Function,
         wanted: Need,
         fleet: Fleet,
-        refusals: list[tuple[str, Refused]],
+        refusals: Mapping[str, Refused],
         host: str,
         going: Going,
     ) -> None:
         """Leave a receipt: which hosts there were, what each was good for, and who said no before this one."""
         numbers = {
             "considered": considered(wanted, function, fleet, use(fleet), clock.now()),
-            "said_no": {name: refused.reason for name, refused in refusals},
+            "said_no": {name: refused.reason for name, refused in refusals.items()},
             "waiting": self._flights.waiting_for(function.id),
         }
         why = "the best of the hosts that take it" if not refusals else "the best of those that did not refuse"
@@ -252,13 +274,15 @@ class Activator:
             if isinstance(answer, Planned):
                 return _with_back_off(answer, fleet.hosts[host].failures, function.id), refusals
             refusals[host] = answer.reason
+            if answer.turn_in_s is not None:
+                refusals[host] += f"; for a request, instances in use are closed in at most {answer.turn_in_s:.0f} s"
         for name, record in fleet.hosts.items():
             guess = misfit(wanted, record) or place(wanted, record, usage, now, cordoned=name in fleet.cordoned)
             if isinstance(guess, NoRoom):
                 refusals.setdefault(name, guess.reason)
         return None, refusals
 
-    def _refusal(self, function: Function, wanted: Need, refusals: list[tuple[str, Refused]]) -> Refusal:
+    def _refusal(self, function: Function, wanted: Need, refusals: Mapping[str, Refused]) -> Refusal:
         """Put the agents' answers into one: crashing beats full, full beats never."""
         if not refusals:
             fleet = self._view.fleet
@@ -270,14 +294,19 @@ class Activator:
                 # A cordon may be lifted and a host may join: that can be waited for.
                 retry_after=RETRY_AFTER_S if fleet.cordoned or not fleet.hosts else None,
             )
-        said = "; ".join(f"{host}: {refused.reason}" for host, refused in refusals)
+        said = "; ".join(f"{host}: {refused.reason}" for host, refused in refusals.items())
         public = f"'{function.id}' cannot be started"
-        if any(r.failure for _, r in refusals):
+        if any(r.failure for r in refusals.values()):
             return StartFailed(f"{public}: {said}", public=public + SEE_WHY)
-        if all(r.when is When.NEVER for _, r in refusals):
+        if all(r.when is When.NEVER for r in refusals.values()):
             return StartFailed(f"{public}: {said}", public=public + SEE_WHY)
         public = f"no room for '{function.id}' now"
-        return NoCapacity(f"{public}: {said}", retry_after=RETRY_AFTER_S, public=public + SEE_WHY)
+        return NoCapacity(f"{public}: {said}", retry_after=self._retry_after(function.id), public=public + SEE_WHY)
+
+    def _retry_after(self, function: str) -> int:
+        """Return after how many seconds a function that waits for memory is ready, by the agents' own estimate."""
+        ready = ready_in_s(self._view.fleet, function, clock.now())
+        return RETRY_AFTER_S if ready is None else min(max(1, math.ceil(ready)), MOST_RETRY_AFTER_S)
 
     def _joined(self, target: Target) -> asyncio.Task[None]:
         """Return the start of this revision that is under way in this router, or begin it."""
@@ -333,7 +362,7 @@ class Activator:
             if await self._recovered(function, rev):  # (4)
                 return
             try:
-                going = await self._claimed(function, rev)  # (6)
+                going = await self._claimed(function, rev, turn=True)  # (6)
             except RecordAway as error:
                 raise RecordIsAway(
                     f"'{function.id}' is cold, and {error}",
@@ -368,12 +397,14 @@ class Activator:
                 self._view.drop(instance.id)
         return bool(self._view.ready(function.id, rev))
 
-    async def _claimed(self, function: Function, rev: str, *, force: bool = False) -> Going | None:
-        """Propose under the claim; None when another router has it, or has been faster."""
+    async def _claimed(self, function: Function, rev: str, *, force: bool = False, turn: bool = False) -> Going | None:
+        """Propose under the claim, with `turn` also where instances in use have to be closed for it; None when another
+        router has it, or has been faster."""
         async with self._claim(function.id) as claimed:
             if not claimed or self._coming(function, rev) or self._view.ready(function.id, rev):
                 return None
-            return await self.propose(Ensure(function, force=force))
+            waited_s = self._flights.waited_s(function.id)
+            return await self.propose(Ensure(function, force=force, waited_s=waited_s, turn=turn))
 
     @contextlib.asynccontextmanager
     async def _claim(self, function: str) -> AsyncIterator[bool]:
@@ -411,7 +442,14 @@ class Activator:
         unreadable = [
             f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.id))
         ]
-        return "; ".join(unreadable) or "no host has had room for it"
+        in_line = [f"it {wait}" for wait in waits(self._view.fleet, function.id, clock.now())[:1]]
+        return "; ".join(unreadable or in_line) or "no host has had room for it"
+
+
+def _soonest_turn(refusals: Mapping[str, Refused]) -> str:
+    """Return the host on which a function's turn comes first; empty: on none."""
+    turns = [(refused.turn_in_s, host) for host, refused in refusals.items() if refused.turn_in_s is not None]
+    return min(turns)[1] if turns else ""
 
 
 def _with_back_off(planned: Planned, failures: Iterable[Failure], function: str) -> Planned:

@@ -7,6 +7,7 @@ which worker, is decided here.
 """
 
 import asyncio
+import enum
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -53,6 +54,16 @@ REPLAYS = 2
 GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 """The paths of llama.cpp's server that work in a slot."""
 FIRST_KEEP_ALIVE_S, KEEP_ALIVE_S = 1.0, 5.0
+
+
+class Outcome(enum.Enum):
+    """What became of a request at an instance."""
+
+    SERVED = enum.auto()
+    BROKE = enum.auto()
+    """The instance broke before its first byte."""
+    CLOSED = enum.auto()
+    """The instance is closing for another function's turn, and the request was not sent to it."""
 
 
 class Reply(Protocol):
@@ -176,10 +187,12 @@ class Exchange:
 
     async def _attempts(self) -> None:
         """Try instance after instance. What broke before its first byte is replayed, twice at most, and once at most
-        where a worker died of it."""
+        where a worker died of it. What waited for a slot of an instance that is closed meanwhile waits as for a start:
+        that is no try."""
         if self._services.deaths.suspects:
             self._services.deaths.admit(self._passenger())
-        for replays_left in range(REPLAYS, -1, -1):
+        replays_left = REPLAYS
+        while True:
             if self.journey.tries:
                 await self._look_up()
             priority = self._caller.priority
@@ -190,12 +203,15 @@ class Exchange:
                 server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
                 with self._turn_at(instance, slots(self._function, server)) as turn:
                     waiting.through()
-                    if await self._served_by(instance, turn, last=not replays_left):
-                        return
+                    outcome = await self._served_by(instance, turn, last=not replays_left)
+            if outcome is Outcome.SERVED:
+                return
+            if outcome is Outcome.BROKE:
+                replays_left -= 1
 
-    async def _served_by(self, instance: Instance, turn: Turn, *, last: bool) -> bool:
-        """Serve it from an instance when its turn comes. False when that broke before its first byte; Refusal, if this
-        was the last try."""
+    async def _served_by(self, instance: Instance, turn: Turn, *, last: bool) -> Outcome:
+        """Serve it from an instance when its turn comes there. Raises Refusal when that broke before its first byte and
+        this was the last try."""
         placed, journey = self._services.view.placed(instance.id), self.journey
         try:
             async with asyncio.timeout(self._function.request_timeout_s):
@@ -203,10 +219,12 @@ class Exchange:
                     began, journey.phase = time.monotonic(), "waiting"
                     await self._patiently(turn.come())
                     journey.queued_s += time.monotonic() - began
+                    if self._services.view.is_closing(instance.id):
+                        return Outcome.CLOSED
                 journey.forwarded(instance.id, placed[1] if placed else "")
                 with self._services.deaths.aboard.sent(instance.id, journey):
                     await self._forward(instance)
-                return True
+                return Outcome.SERVED
         except TimeoutError:
             clock = f"{self._function.request_timeout_s:g} s"
             raise UpstreamSilent(f"'{self._function.id}' took longer than {clock}") from None
@@ -222,7 +240,7 @@ class Exchange:
                 public = f"the worker of '{self._function.id}' broke before it answered"
                 raise UpstreamBroke(f"{public}: {broken}", public=public + SEE_WHY) from None
             journey.instance = journey.host = ""  # a head that is sent while it waits names no dead instance
-            return False
+            return Outcome.BROKE
 
     def _passenger(self) -> Passenger:
         caller, call = self._caller, self._call

@@ -16,6 +16,7 @@ from cortex.platform.record import Fleet, HostRecord, Instance, Override, Use, u
 from cortex.platform.registry import RecordAway
 from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
 from cortex.router.activation.agents import AgentAway
+from cortex.router.activation.waits import Place, Wait, places_in_line, waits_at
 from cortex.router.history import LastStart, by_revision, last_start, left_s
 from cortex.router.listing import failures, state
 from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
@@ -59,6 +60,10 @@ class Placed(Struct, frozen=True, kw_only=True):
     idle_in_s: float | None
     """Seconds until it is reaped, if it stays idle; None while it is in use or never reaped."""
     why: str
+    yields_to: str
+    """The function whose turn it is, when it is closing for that."""
+    leaves_in_s: float | None
+    """When a closing instance leaves at the latest: as soon as its requests end."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -82,6 +87,8 @@ class Row(Struct, frozen=True, kw_only=True):
     instances: list[Placed]
     in_flight: int
     waiting: int
+    in_line: list[Wait]
+    """Where its requests wait for memory, the soonest turn first."""
     pinned: bool
     min: int
     max: int
@@ -111,12 +118,12 @@ def rows(
     now: float,
 ) -> list[Row]:
     """Return a row per function, in catalogue order. Pure."""
-    usage, known = use(fleet), by_revision(ledger)
+    usage, known, places = use(fleet), by_revision(ledger), places_in_line(fleet)
     kinds: dict[str, dict[str, Entry]] = {}
     for field, entry in ledger.items():
         kinds.setdefault(revision_of(field), {})[device_of(field)] = entry
     return [
-        _row(f, aliases.get(f.id, []), fleet, usage, known.get(rev), kinds.get(rev, {}), now)
+        _row(f, aliases.get(f.id, []), fleet, usage, places.get(f.id, ()), known.get(rev), kinds.get(rev, {}), now)
         for f in functions
         for rev in (revision(f),)
     ]
@@ -127,6 +134,7 @@ def _row(
     aliases: list[str],
     fleet: Fleet,
     usage: Use,
+    places: Iterable[Place],
     known: Entry | None,
     kinds: Mapping[str, Entry],
     now: float,
@@ -147,6 +155,7 @@ def _row(
         instances=placed,
         in_flight=sum(p.in_flight for p in placed),
         waiting=usage.waiting.get(function.id, 0),
+        in_line=waits_at(places, now),
         pinned=function.pinned,
         min=function.min,
         max=function.max,
@@ -209,6 +218,8 @@ def _placed(
         left_s=left_s(instance, known, now),
         idle_in_s=max(0.0, round(last_used + function.idle_after_s - now, 1)) if idles else None,
         why=instance.why,
+        yields_to=instance.yields_to,
+        leaves_in_s=max(0.0, round(instance.deadline - now, 1)) if instance.yields_to else None,
     )
 
 

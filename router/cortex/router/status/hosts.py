@@ -114,6 +114,8 @@ def _segment(instance: Instance, at: float, width: float, index: Index) -> Segme
     if each is not None:
         said.append(f"{mib(each)} seen in use")
     said.append(f"{flying} in flight" if flying else "idle" if instance.state is State.READY else str(instance.state))
+    if instance.yields_to:
+        said.append(f"closing for the turn of {instance.yields_to}")
     return Segment(
         label=instance.function,
         tone=index.tone(instance),

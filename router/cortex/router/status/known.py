@@ -10,6 +10,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import COMING, State
 from cortex.platform.record import Failure, Fleet, HostRecord, Instance, Use, use
 from cortex.platform.scheduling.ledger import Entry
+from cortex.router.activation.waits import places_in_line
 from cortex.router.status.model import Decision, Flow, Job
 
 SILENT_S = 5.0
@@ -54,6 +55,7 @@ class Index:
         self.placed: dict[str, list[tuple[HostRecord, Instance]]] = defaultdict(list)
         self.failures: dict[str, list[tuple[HostRecord, Failure]]] = defaultdict(list)
         self.instances: dict[str, Instance] = {}
+        self.in_line = places_in_line(fleet)
         for host in sorted(fleet.records(), key=lambda h: h.name):
             for instance in host.instances:
                 self.placed[instance.function].append((host, instance))

@@ -180,6 +180,8 @@ class Row(Struct, frozen=True, kw_only=True):
     retry_at: float | None
     kept: str = ""
     """Why it is never let go: pinned, or a minimum."""
+    in_line: str = ""
+    """For whom its requests wait, and for how long at most."""
 
 
 class Leaving(Struct, frozen=True, kw_only=True):

@@ -78,9 +78,10 @@ def verdict(known: Known, figures: Figures, machines: tuple[Host, ...], function
         elif host.silent_since is not None:
             points.append(Attention(grave=False, text=f"{host.name} is late with its report", to=host.key))
     for r in functions:  # (6)
-        if r.waiting and r.tone == "cold":
+        if r.waiting and (r.tone == "cold" or r.in_line):
             held = some(r.waiting, "request")
-            points.append(Attention(grave=False, text=f"{r.id} has no place yet", detail=f"{held} held", to=r.key))
+            detail = f"{held} held" + (f": it {r.in_line}" if r.in_line else "")
+            points.append(Attention(grave=False, text=f"{r.id} has no place yet", detail=detail, to=r.key))
     points.sort(key=lambda p: not p.grave)
     return Verdict(
         well=not any(p.grave for p in points),

@@ -8,6 +8,7 @@ from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry
+from cortex.router.activation.waits import waits_at
 from cortex.router.listing import furthest
 from cortex.router.status.hosts import reaped_at
 from cortex.router.status.known import Index, Known, Rates, key
@@ -75,6 +76,7 @@ def row(function: Function, nth: int, aliases: tuple[str, ...], known: Known, in
         ends=over,
         failure=failures[0].reason if failures and tone == "failing" else "",
         retry_at=retry_at if tone == "failing" else None,
+        in_line=next((str(w) for w in waits_at(index.in_line.get(function.id, ()), known.now)), ""),
         kept="pinned" if pinned else f"at least {function.min} kept warm" if function.min else "",
     )
 
