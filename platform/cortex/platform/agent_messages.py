@@ -29,7 +29,7 @@ class Ensure(Struct, frozen=True):
     evict: bool = True
 
 
-class Plan(Struct, frozen=True):
+class PlanRequest(Struct, frozen=True):
     """Ask what `ensure` would do."""
 
     function: Function
@@ -42,21 +42,21 @@ class Cool(Struct, frozen=True):
     at_once: bool = False
 
 
-class Heed(Struct, frozen=True):
+class CatalogueUpdate(Struct, frozen=True):
     """The catalogue as the sweeping router reads it, and its digest."""
 
     catalogue: Catalogue
     digest: str
 
 
-class Going(Struct, frozen=True, tag="going"):
+class Accepted(Struct, frozen=True, tag="going"):
     """Answer to ensure: this instance is serving, or on its way."""
 
     instance: str
     state: State
 
 
-class Refused(Struct, frozen=True, tag="refused"):
+class Rejected(Struct, frozen=True, tag="refused"):
     """Answer to ensure: not here. `retry_at` (0: unknown) is when asking again may help."""
 
     reason: str
@@ -74,7 +74,7 @@ class Victim(Struct, frozen=True):
     idle_s: float
 
 
-class Planned(Struct, frozen=True, kw_only=True, tag="planned"):
+class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
     """Answer to plan: where it would go, and at whose expense. `there` is an instance that is up or coming."""
 
     host: str

@@ -23,28 +23,20 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import COMING, LIVE
 from cortex.functions.spec import Function
 from cortex.platform import clock
-from cortex.platform.agent_messages import Ensure, Going, Planned, Refused
+from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.api_keys import Priority
 from cortex.platform.cancel import cancelled
-from cortex.platform.flights import Flights
+from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
-from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents, AgentUnreachable
-from cortex.router.activation.choice import considered, hosts_to_ask, why_nowhere
-from cortex.router.directory import Target
-from cortex.router.receipts import Receipts
-from cortex.router.refusals import (
-    SEE_WHY,
-    NoCapacity,
-    NotReadyInTime,
-    QueueFull,
-    RecordIsAway,
-    Refusal,
-    StartFailed,
-)
+from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable, AgentUnreachable
+from cortex.router.activation.load_balancing import considered, hosts_to_ask, why_nowhere
+from cortex.router.decision_log import DecisionLog
+from cortex.router.errors import SEE_WHY, NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, RequestError, StartFailed
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import Target
 from cortex.router.request.probe import Pulse
-from cortex.router.view import View
 
 log = structlog.get_logger()
 
@@ -87,15 +79,15 @@ class Activator:
 
     def __init__(
         self,
-        view: View,
+        view: FleetView,
         registry: Registry,
         agents: Agents,
-        flights: Flights,
+        flights: InFlight,
         directory: Declarations,
         probe: Prober,
-        receipts: Receipts | None = None,
+        receipts: DecisionLog | None = None,
     ) -> None:
-        self._receipts = receipts or Receipts("")
+        self._receipts = receipts or DecisionLog("")
         self._view, self._registry, self._agents, self._flights = view, registry, agents, flights
         self._directory, self._probe = directory, probe
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -167,11 +159,11 @@ class Activator:
                 if going is not None:
                     return going.instance
                 await self._view.changed(CLAIMED_ELSEWHERE_S)
-        except RecordAway as error:
+        except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
         raise NotReadyInTime(f"another router keeps the claim on '{find().function.id}'", retry_after=RETRY_AFTER_S)
 
-    async def add(self, target: Target, *, evict: bool) -> Going | None:
+    async def add(self, target: Target, *, evict: bool) -> Accepted | None:
         """Have one more instance started beside those that serve; None when one is coming already, or another
         router is at it. Raises Refusal or RecordAway.
         """
@@ -182,7 +174,7 @@ class Activator:
             beside = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
             return await self.propose(Ensure(function, beside=beside, evict=evict))
 
-    async def propose(self, asked: Ensure) -> Going:
+    async def propose(self, asked: Ensure) -> Accepted:
         """Have an instance started on the first host that takes it, whatever others have.
 
         Raises Refusal; AnswerLost when an agent may have started one without saying so.
@@ -191,21 +183,21 @@ class Activator:
         wanted = need(function, None)
         fleet = self._view.fleet
         usage = use(fleet)
-        refusals: list[tuple[str, Refused]] = []
+        refusals: list[tuple[str, Rejected]] = []
         began = time.monotonic()
         for host in self._slow_last(hosts_to_ask(wanted, function, fleet, usage, clock.now(), asked.beside)):
             try:
                 answer = await self._agents.ensure(fleet.hosts[host], asked)
-            except AgentAway as error:
+            except AgentUnavailable as error:
                 log.warning("agent_away", host=host, why=str(error))
                 self._slow[host] = time.monotonic() + SLOW_S
                 if not isinstance(error, AgentUnreachable) or time.monotonic() - began > PROPOSE_S:
                     public = f"no room for '{function.id}' now"
                     why = f"{public}: {host}: {error}"
                     raise AnswerLost(why, retry_after=RETRY_AFTER_S, public=public + SEE_WHY) from None
-                refusals.append((host, Refused(str(error), When.LATER)))
+                refusals.append((host, Rejected(str(error), When.LATER)))
                 continue
-            if isinstance(answer, Going):
+            if isinstance(answer, Accepted):
                 self._note_proposed(function, wanted, fleet, refusals, host, answer)
                 return answer
             refusals.append((host, answer))
@@ -224,9 +216,9 @@ class Activator:
         function: Function,
         wanted: Need,
         fleet: Fleet,
-        refusals: list[tuple[str, Refused]],
+        refusals: list[tuple[str, Rejected]],
         host: str,
-        going: Going,
+        going: Accepted,
     ) -> None:
         """Leave a receipt: which hosts there were, what each was good for, and who said no before this one."""
         numbers = {
@@ -237,7 +229,7 @@ class Activator:
         why = "the best of the hosts that take it" if not refusals else "the best of those that did not refuse"
         self._receipts.note("proposed", function.id, host=host, instance=going.instance, why=why, numbers=numbers)
 
-    async def plan(self, function: Function) -> tuple[Planned | None, dict[str, str]]:
+    async def plan(self, function: Function) -> tuple[PlacementPlan | None, dict[str, str]]:
         """Return what a start would do, and why the hosts that come before it, or all, will not have it."""
         wanted = need(function, None)
         fleet = self._view.fleet
@@ -246,10 +238,10 @@ class Activator:
         for host in hosts_to_ask(wanted, function, fleet, usage, now):
             try:
                 answer = await self._agents.plan(fleet.hosts[host], function)
-            except AgentAway as error:
+            except AgentUnavailable as error:
                 refusals[host] = str(error)
                 continue
-            if isinstance(answer, Planned):
+            if isinstance(answer, PlacementPlan):
                 return _with_back_off(answer, fleet.hosts[host].failures, function.id), refusals
             refusals[host] = answer.reason
         for name, record in fleet.hosts.items():
@@ -258,7 +250,7 @@ class Activator:
                 refusals.setdefault(name, guess.reason)
         return None, refusals
 
-    def _refusal(self, function: Function, wanted: Need, refusals: list[tuple[str, Refused]]) -> Refusal:
+    def _refusal(self, function: Function, wanted: Need, refusals: list[tuple[str, Rejected]]) -> RequestError:
         """Put the agents' answers into one: crashing beats full, full beats never."""
         if not refusals:
             fleet = self._view.fleet
@@ -334,7 +326,7 @@ class Activator:
                 return
             try:
                 going = await self._claimed(function, rev)  # (6)
-            except RecordAway as error:
+            except RecordUnavailable as error:
                 raise RecordIsAway(
                     f"'{function.id}' is cold, and {error}",
                     retry_after=RETRY_AFTER_S,
@@ -368,7 +360,7 @@ class Activator:
                 self._view.drop(instance.id)
         return bool(self._view.ready(function.id, rev))
 
-    async def _claimed(self, function: Function, rev: str, *, force: bool = False) -> Going | None:
+    async def _claimed(self, function: Function, rev: str, *, force: bool = False) -> Accepted | None:
         """Propose under the claim; None when another router has it, or has been faster."""
         async with self._claim(function.id) as claimed:
             if not claimed or self._coming(function, rev) or self._view.ready(function.id, rev):
@@ -386,7 +378,7 @@ class Activator:
             await self._view.refresh()
             yield True
         finally:
-            with contextlib.suppress(RecordAway):
+            with contextlib.suppress(RecordUnavailable):
                 await self._registry.release(function, token)
 
     def _coming(self, function: Function, rev: str) -> Instance | None:
@@ -414,7 +406,7 @@ class Activator:
         return "; ".join(unreadable) or "no host has had room for it"
 
 
-def _with_back_off(planned: Planned, failures: Iterable[Failure], function: str) -> Planned:
+def _with_back_off(planned: PlacementPlan, failures: Iterable[Failure], function: str) -> PlacementPlan:
     """Return a plan whose end of the back-off is by the wall clock here; the agent's answer has it by its own clock."""
     retry_at = next((f.retry_at for f in failures if f.function == function), 0.0)
     return replace(planned, retry_at=clock.wall(retry_at) if planned.retry_at and retry_at else 0.0)
