@@ -141,5 +141,5 @@ release *args:
 
 # the attacks and the table of who may do what, and random requests to every route of router and agent (minutes)
 test-security *args:
-    uv run pytest -n 2 --dist loadgroup tests/e2e/security tests/platform/test_http_limits.py "$@"
+    uv run pytest -n 2 --dist loadgroup tests/e2e/security tests/platform/serving/test_http_limits.py "$@"
     uv run python -W ignore -m tests.fuzz

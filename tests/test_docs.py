@@ -8,7 +8,7 @@ import pytest
 from cortex.cli.main import cli
 from cortex.functions.spec import Function
 from cortex.platform import metrics
-from cortex.router.directory import load
+from cortex.router.live_catalogue import load
 from tests.support.cli_page import commands
 from tests.support.pages import PAGES
 

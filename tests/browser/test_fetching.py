@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cortex.platform.weights.bigram import write_bigram
+from cortex.platform.weights.demo_model import write_bigram
 from tests.browser.conftest import Open
 from tests.support.catalogues import entry
 from tests.support.hub import FakeHub, fake_hub

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cortex.platform.weights.bigram import write_bigram
+from cortex.platform.weights.demo_model import write_bigram
 from tests.clients.cases import CASES, PNG, TEXT, Case, catalogue
 from tests.clients.clients import CLIENTS, Place, Ran
 from tests.clients.install import install

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform.weights.bigram import write_bigram
+from cortex.platform.weights.demo_model import write_bigram
 from tests.support.catalogues import aliases, entry, fake, gguf
 from tests.support.histogram import write_histogram
 from tests.support.stack import Stack, free_port, own_redis

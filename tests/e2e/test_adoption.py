@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform.workers.confine import temporary_path
+from cortex.platform.workers.hardening import temporary_path
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis

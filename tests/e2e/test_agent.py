@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from cortex.functions.sources import Demo
-from cortex.platform.weights.bigram import write_bigram
+from cortex.platform.weights.demo_model import write_bigram
 from cortex.platform.weights.store import demo_path
 from tests.e2e.conftest import ALPHA, FAKE
 from tests.support.catalogues import entry, fake

@@ -24,7 +24,7 @@ import pytest
 import redis
 
 from cortex.functions import catalogue
-from cortex.platform.agent_messages import Heed
+from cortex.platform.agent_messages import CatalogueUpdate
 from cortex.platform.keys import worker_key
 from cortex.platform.record import RouterReport
 from tests.e2e.conftest import ALPHA
@@ -92,7 +92,7 @@ class Agent:
     def heed(self, text: str) -> None:
         """Tell it a catalogue, as a router would."""
         read = catalogue.read(text, file="models.toml", folder=str(self.folder))
-        answer = self.http.put("/catalogue", content=msgspec.json.encode(Heed(read, "digest")))
+        answer = self.http.put("/catalogue", content=msgspec.json.encode(CatalogueUpdate(read, "digest")))
         assert answer.status_code == 200, answer.text
 
     def load(self, model: str, harness: str = "fake", **more: Any) -> httpx.Response:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cortex.cli.main import cli
-from cortex.platform.weights.bigram import write_bigram
+from cortex.platform.weights.demo_model import write_bigram
 from tests.e2e.conftest import ALPHA
 from tests.support.catalogues import entry
 from tests.support.hub import FakeHub, fake_hub

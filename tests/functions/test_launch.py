@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import tests.support  # noqa: F401
-from cortex.functions.launch import CannotLaunch, Launch, Slot, launch, vllm
+from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch, vllm
 from cortex.functions.spec import Engine, Function
 
-SLOT = Slot(
+SLOT = LaunchContext(
     host="127.0.0.1",
     port=20001,
     weights="/cache/model.gguf",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cortex.functions.launch import llamacpp
-from cortex.functions.servers import SERVERS, server_of, slots
+from cortex.functions.servers import SERVERS, max_concurrency, server_of
 from cortex.functions.spec import Engine, Function
 
 EVERYTHING = {"chat", "completions", "embeddings", "rerank"}
@@ -58,4 +58,4 @@ def test_the_server_that_runs_counts_more_than_the_likeliest_one() -> None:
 def test_how_many_an_instance_works_on_at_a_time_is_known_where_cortex_says_it(
     function: Function, many: int | None
 ) -> None:
-    assert slots(function, server_of(function)) == many
+    assert max_concurrency(function, server_of(function)) == many

@@ -10,7 +10,7 @@ import redis.asyncio
 from cortex.platform import quota
 from cortex.platform.api_keys import Limits
 from cortex.platform.quota import Quota, Verdict
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from tests.support.stack import own_redis
 
 
@@ -147,7 +147,7 @@ async def test_everything_that_is_counted_expires(counts: Quota, url: str) -> No
 async def test_without_a_record_nobody_can_count() -> None:
     registry = Registry("unix:///nowhere.sock")
 
-    with pytest.raises(RecordAway):
+    with pytest.raises(RecordUnavailable):
         await Quota(registry).take("k", Limits(rpm=1), "t", 1)
     await registry.close()
 

@@ -14,7 +14,7 @@ from cortex.platform import redis_clients
 from cortex.platform.api_keys import Limits
 from cortex.platform.quota import Quota
 from cortex.platform.record import HostRecord, RouterReport
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.weights.jobs import Jobs
 from tests.support.stack import eventually, own_redis
 
@@ -95,7 +95,7 @@ async def test_a_bell_ends_when_its_redis_is_no_master_and_the_next_one_hears(pa
     pair.fail_over()
     await registry.publish_host(HOST, 60)
 
-    with pytest.raises(RecordAway, match="another Redis"):
+    with pytest.raises(RecordUnavailable, match="another Redis"):
         await anext(old)
 
     new = registry.bell()
@@ -112,7 +112,7 @@ async def test_a_bell_at_a_redis_that_nobody_writes_to_any_more_ends(
     await anext(bell)  # its connection is the only one
     pair.fail_over()
 
-    with pytest.raises(RecordAway, match="does not ring here"):
+    with pytest.raises(RecordUnavailable, match="does not ring here"):
         while True:
             await anext(bell)
 
@@ -152,7 +152,7 @@ async def test_a_replica_with_no_master_to_be_had_is_away_within_the_bound(
     pair.one.replicaof("127.0.0.1", NOWHERE)
     began = time.monotonic()
 
-    with pytest.raises(RecordAway, match="it takes no writes"):
+    with pytest.raises(RecordUnavailable, match="it takes no writes"):
         await registry.publish_host(HOST, 60)
 
     assert time.monotonic() - began < 2.5

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from cortex.platform.api_keys import ApiKey, digest
 from cortex.platform.record import HostRecord, Override, RouterReport
 from cortex.platform.record_codec import key_fields
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from tests.support.stack import own_redis
 
 HOST = HostRecord(name="a", address="http://a", at=1.0)
@@ -154,11 +154,11 @@ async def test_indexing_that_takes_too_long_goes_on_with_the_next_call(
     registry = Registry(url, timeout_s=0.1)
     answers: list[object] = []
 
-    while not answers or isinstance(answers[-1], RecordAway):
+    while not answers or isinstance(answers[-1], RecordUnavailable):
         assert len(answers) < 200
         try:
             answers.append(await registry.keys())
-        except RecordAway as error:
+        except RecordUnavailable as error:
             answers.append(error)
     await registry.close()
 
@@ -270,7 +270,7 @@ async def test_keys_of_a_wrong_type_cost_one_call_and_are_replaced(
     for call in work.values():
         try:
             await call()
-        except RecordAway:
+        except RecordUnavailable:
             await call()
 
     fleet = await registry.fleet(0.0)
@@ -309,7 +309,7 @@ async def test_a_bell_that_hangs_is_noticed(url: str, raw: redis.Redis, monkeypa
     raw.client_pause(6000, all=True)
     began = time.monotonic()
 
-    with pytest.raises(RecordAway, match="no answer"):
+    with pytest.raises(RecordUnavailable, match="no answer"):
         while True:
             await anext(bell)
 

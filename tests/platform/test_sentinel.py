@@ -15,7 +15,7 @@ from cortex.functions.sources import Demo
 from cortex.platform import redis_clients
 from cortex.platform.record import HostRecord
 from cortex.platform.redis_address import BadAddress, Sentinels, sentinels
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.weights.jobs import Jobs
 from tests.support import sentinels as servers
 
@@ -92,7 +92,7 @@ async def until_done(call: Callable[[], Awaitable[object]]) -> float:
         try:
             await call()
             return time.monotonic() - began
-        except RecordAway:
+        except RecordUnavailable:
             assert time.monotonic() - began < BOUND_S
             await asyncio.sleep(0.05)
 
@@ -115,7 +115,7 @@ async def test_a_failover_is_followed_by_calls_bells_and_jobs(
     old = fleet.kill_master(how)
 
     away_s = await until_done(lambda: registry.publish_host(HOST, 60))
-    with pytest.raises(RecordAway):
+    with pytest.raises(RecordUnavailable):
         while True:
             await anext(bell)
     new = registry.bell()
@@ -168,7 +168,7 @@ async def test_two_sentinels_that_are_dead_cost_little_and_all_three_an_answer_i
     fleet.servers[third].kill()
     fresh = Registry(fleet.url)
     began = time.monotonic()
-    with pytest.raises(RecordAway, match=r"no Sentinel that answers|no answer"):
+    with pytest.raises(RecordUnavailable, match=r"no Sentinel that answers|no answer"):
         await fresh.publish_host(HOST, 60)
 
     assert time.monotonic() - began < 3

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cortex.platform import model_list, untrusted
 from cortex.platform.record import FailureKind, HostRecord
 from cortex.platform.scheduling.failures import Failures
-from cortex.platform.workers import card, process
+from cortex.platform.workers import process, served_model
 from tests.support.factories import a_host, an_instance
 
 CHARACTERS = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)
@@ -80,7 +80,7 @@ def test_whatever_a_worker_answers_and_writes_the_record_of_its_host_can_be_read
     failures = Failures()
 
     try:
-        cards = card.read(models)
+        cards = served_model.read(models)
     except ValueError:
         cards = {}
     failures.add(instance, kind, f"the worker serves {', '.join(cards)}", process.tail(path), now=1.0)

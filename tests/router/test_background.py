@@ -12,7 +12,7 @@ import structlog
 from cortex.platform import log
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
-from cortex.platform.registry import RecordAway
+from cortex.platform.registry import RecordUnavailable
 from cortex.platform.settings import Log
 from cortex.router import runtime
 from cortex.router.runtime import Runtime
@@ -29,7 +29,7 @@ async def test_a_step_of_the_sweep_that_raises_keeps_no_other_from_its_turn(monk
         raise ValueError("a fault")
 
     async def away() -> None:
-        raise RecordAway("no answer")
+        raise RecordUnavailable("no answer")
 
     async def forget() -> None:
         last_step.set()

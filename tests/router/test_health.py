@@ -10,7 +10,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.platform.faults import Fault
 from cortex.platform.record import Fleet, SilentHost
 from cortex.router.health import MOST_NAMED, standing
-from cortex.router.listing import listing
+from cortex.router.model_listing import listing
 from cortex.router.runtime import Runtime
 from tests.support.factories import a_function, a_host, an_instance
 

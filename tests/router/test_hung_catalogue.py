@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.cancel import cancelled
-from cortex.platform.looks import Looks
-from cortex.router import directory
-from cortex.router.directory import Directory
+from cortex.router import live_catalogue
+from cortex.router.live_catalogue import LiveCatalogue
 
 ONE, TWO = (f'[[models]]\nid = "{name}"\nengine = "fake"\n' for name in ("one", "two"))
 
@@ -25,17 +25,17 @@ async def seen(look: Callable[[], object]) -> None:
 async def test_the_catalogue_stays_in_force_while_its_file_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, back, mark = tmp_path / "models.toml", threading.Event(), directory._mark
+    path, back, mark = tmp_path / "models.toml", threading.Event(), live_catalogue._mark
     path.write_text(ONE)
-    found = Directory(path)
-    found._file = Looks(0.1)
+    found = LiveCatalogue(path)
+    found._file = BlockingCalls(0.1)
 
     def hangs(path: Path) -> object:
         back.wait()
         return mark(path)
 
-    monkeypatch.setattr(directory, "LOOK_S", 0.01)
-    monkeypatch.setattr(directory, "_mark", hangs)
+    monkeypatch.setattr(live_catalogue, "LOOK_S", 0.01)
+    monkeypatch.setattr(live_catalogue, "_mark", hangs)
     following = asyncio.create_task(found.follow())
     await seen(lambda: found.problem)
     problem, served = found.problem, list(found.catalogue.functions)

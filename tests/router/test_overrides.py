@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from cortex.platform.record import Override
-from cortex.router.directory import Directory
+from cortex.router.live_catalogue import LiveCatalogue
 from tests.support.catalogues import aliases, fake
 
 
-def a_directory(folder: Path) -> Directory:
+def a_directory(folder: Path) -> LiveCatalogue:
     (folder / "models.toml").write_text("\n".join([fake("one", max=2), fake("two"), aliases({"first": "one"})]))
-    return Directory(folder / "models.toml")
+    return LiveCatalogue(folder / "models.toml")
 
 
 def test_an_override_changes_the_function_but_not_what_its_worker_runs(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
+from cortex.router.fleet_view import MISSES_TO_DROP, FleetView
 from cortex.router.silence import MOST_SILENT, REMEMBER_S, silent_hosts, without
-from cortex.router.view import MISSES_TO_DROP, View
 from tests.support.factories import a_function, a_host, an_instance
 
 REV = revision(a_function())
@@ -112,10 +112,10 @@ class Record:
         return Fleet(hosts=self.hosts, at=now)
 
 
-async def a_view(*hosts: HostRecord, alive: tuple[HostRecord, ...] = ()) -> View:
+async def a_view(*hosts: HostRecord, alive: tuple[HostRecord, ...] = ()) -> FleetView:
     """Return a view that knew some hosts, of which those alive still report."""
     record = Record(*hosts)
-    view = View(cast(Registry, record), "router-1")
+    view = FleetView(cast(Registry, record), "router-1")
     await view.refresh()
     record.hosts = {h.name: h for h in alive}
     await view.refresh()
@@ -123,7 +123,7 @@ async def a_view(*hosts: HostRecord, alive: tuple[HostRecord, ...] = ()) -> View
     return view
 
 
-def choices(view: View) -> list[str]:
+def choices(view: FleetView) -> list[str]:
     return [i.id for i in view.ready("org/model", REV)]
 
 

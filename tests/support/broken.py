@@ -16,7 +16,7 @@ from cortex.platform import log
 from cortex.platform.agent import api, loop
 from cortex.platform.settings import Log, Settings
 from cortex.router.app import create_app
-from cortex.router.dialects import wire
+from cortex.router.dialects.core import wire
 
 KEY, WORDS = "sk-cortex-5ecre7", "words that are nobody's business"
 

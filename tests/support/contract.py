@@ -14,22 +14,22 @@ import msgspec
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import (
+    Accepted,
+    CatalogueUpdate,
     Cool,
     Ensure,
     Fetching,
-    Going,
-    Heed,
-    Plan,
-    Planned,
+    PlacementPlan,
+    PlanRequest,
     Prefetch,
-    Refused,
+    Rejected,
     Remove,
     Removed,
     Stored,
     Victim,
 )
 from cortex.platform.api_keys import ApiKey, Limits, Scope
-from cortex.platform.meter import Count, Snapshot, Spread
+from cortex.platform.meter import Count, HistogramSeries, Snapshot
 from cortex.platform.record import (
     Cause,
     Device,
@@ -43,20 +43,20 @@ from cortex.platform.record import (
     RouterReport,
     Silence,
 )
-from cortex.platform.scheduling.kept import AgentState, Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
 from tests.support.factories import a_device, a_function, a_host, an_instance
 
 FOLDER = Path(__file__).parent.parent / "contract"
 KINDS: dict[str, Any] = {
     "ensure": Ensure,
-    "plan": Plan,
+    "plan": PlanRequest,
     "cool": Cool,
-    "heed": Heed,
-    "answer to ensure: going": Going | Refused,
-    "answer to ensure: refused": Going | Refused,
-    "answer to plan": Planned | Refused,
+    "heed": CatalogueUpdate,
+    "answer to ensure: going": Accepted | Rejected,
+    "answer to ensure: refused": Accepted | Rejected,
+    "answer to plan": PlacementPlan | Rejected,
     "host": HostRecord,
     "router": RouterReport,
     "namesake": Namesake,
@@ -88,13 +88,13 @@ def spoken() -> dict[str, Any]:
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
         "ensure": Ensure(function, force=True, waited_s=2.5, turn=True),
-        "plan": Plan(function),
+        "plan": PlanRequest(function),
         "cool": Cool("org/model", at_once=True),
-        "heed": Heed(Catalogue(functions={"org/model": function}, aliases={"small": "org/model"}), "digest"),
-        "answer to ensure: going": Going("i1", State.STARTING),
-        "answer to ensure: refused": Refused("full", When.LATER, retry_at=9.5, short_by_mb=10, failure=failure,
+        "heed": CatalogueUpdate(Catalogue(functions={"org/model": function}, aliases={"small": "org/model"}), "digest"),
+        "answer to ensure: going": Accepted("i1", State.STARTING),
+        "answer to ensure: refused": Rejected("full", When.LATER, retry_at=9.5, short_by_mb=10, failure=failure,
                                              turn_in_s=4.5),
-        "answer to plan": Planned(host="host-a", devices=("GPU-1",), memory_mb=1000, memory_from="declared",
+        "answer to plan": PlacementPlan(host="host-a", devices=("GPU-1",), memory_mb=1000, memory_from="declared",
                                   evict=(Victim("i2", "org/other", 3.5),)),
         "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
                        failures=(failure,), line=(in_line,), epoch=4, catalogue="digest"),
@@ -109,8 +109,8 @@ def spoken() -> dict[str, Any]:
         "key": ApiKey(digest="d", id="k", name="ann", scope=Scope.ADMIN, functions=("org/*",), limits=Limits(rpm=5),
                       group="search"),
         "ledger": Entry(memory_mb=900, start_s=9.5, starts=2, phases={"starting": 9.5}, started_at=1.5, at=2.5),
-        "counts": Snapshot(counts=(Count("c", ("a",), 2.0),), spreads=(Spread("s", (), (1, 2), 2.5),)),
-        "agent's state": AgentState((Kept(instance, function, Weights("/w", 10)),), (failure,)),
+        "counts": Snapshot(counts=(Count("c", ("a",), 2.0),), spreads=(HistogramSeries("s", (), (1, 2), 2.5),)),
+        "agent's state": AgentState((SavedWorker(instance, function, LocalWeights("/w", 10)),), (failure,)),
     }  # fmt: skip
 
 

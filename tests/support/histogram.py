@@ -15,7 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from cortex.platform.weights.bigram import CONTROL, END, OTHER, UNKNOWN, fit
+from cortex.platform.weights.demo_model import CONTROL, END, OTHER, UNKNOWN, fit
 
 WIDTH = 256
 """More words than that the texts must not have."""

@@ -21,7 +21,7 @@ LFS_FROM = 1024
 CHUNK = 64 * 1024
 
 
-class Seen(Struct, frozen=True):
+class HubRequest(Struct, frozen=True):
     """A request that came in."""
 
     method: str
@@ -49,7 +49,7 @@ class FakeHub:
         self.bytes_s = 0.0
         """How fast it sends; 0: as fast as it can."""
         self.ranges = True
-        self.seen: list[Seen] = []
+        self.seen: list[HubRequest] = []
         self.sent: dict[str, int] = defaultdict(int)
         """Bytes sent, by file."""
         self.url = self.cdn_url = ""
@@ -58,7 +58,7 @@ class FakeHub:
         """The current commit of a repository: it changes with its files."""
         return hashlib.sha1(repr(sorted(self.repos[repo].items())).encode(), usedforsecurity=False).hexdigest()
 
-    def transfers(self, path: str) -> list[Seen]:
+    def transfers(self, path: str) -> list[HubRequest]:
         """Every GET of a file's content."""
         return [s for s in self.seen if s.method == "GET" and s.path.endswith(path) and not s.path.startswith("/api/")]
 
@@ -95,7 +95,7 @@ def _handler(hub: FakeHub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             token = self.headers.get("authorization", "")
-            hub.seen.append(Seen(self.command, path, self.headers.get("range", ""), token, cdn))
+            hub.seen.append(HubRequest(self.command, path, self.headers.get("range", ""), token, cdn))
             name = path.rpartition("/")[2]
             if hub.faults[name] and self.command == "GET":
                 self._say(hub.faults[name].pop(0), {"retry-after": "0"})

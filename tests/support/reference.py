@@ -16,7 +16,8 @@ from cortex.functions.passing import CHANGES_THE_ANSWER, FIELDS, PARTS, TEMPLATE
 from cortex.functions.servers import SERVERS
 from cortex.functions.spec import Function
 from cortex.platform import settings
-from cortex.router.dialects import constraints, gate, weight
+from cortex.router.dialects import gate
+from cortex.router.dialects.core import constraints, sizes
 from cortex.router.request import intake
 
 _DIRS = platformdirs.PlatformDirs("cortex", appauthor=False)
@@ -122,8 +123,8 @@ def _passing_bounds() -> str:
 - Alternatives: {constraints.MAX_ALTERNATIVES} values of `enum` and members of `anyOf` and `oneOf` in a request;
   {constraints.MAX_OPTIONAL_PROPERTIES} properties of an object that are not required.
 - A tool that exceeds a bound of patterns or repetition is sent with a looser schema instead.
-- A body: `[gateway] max_body_mb`; {weight.MAX_CONTAINERS} objects and lists, {weight.MAX_VALUES} values,
-  {weight.MAX_TEXT >> 20} MiB of text, {weight.MAX_STRING >> 20} MiB in one piece (an image in base64).
+- A body: `[gateway] max_body_mb`; {sizes.MAX_CONTAINERS} objects and lists, {sizes.MAX_VALUES} values,
+  {sizes.MAX_TEXT >> 20} MiB of text, {sizes.MAX_STRING >> 20} MiB in one piece (an image in base64).
 - Bodies of requests under way, in each router worker: {intake.BODIES_OF_A_PROCESS} times `max_body_mb`, of one key
   {intake.BODIES_OF_A_KEY} times; beyond that 503 and 429 with `Retry-After`.
 """

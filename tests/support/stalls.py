@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from cortex.router.dialects import chat, messages
-from cortex.router.dialects.errors import BadRequest
-from cortex.router.dialects.traits import Traits
-from cortex.router.dialects.weight import weigh
+from cortex.router.dialects.chat import request as chat
+from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.sizes import weigh
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages import request as messages
 from cortex.router.request.intake import Intake
 
 TICK_S = 0.002

@@ -50,7 +50,7 @@ class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
     cache_write: Price | None = None
 
 
-class Known(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ModelProfile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a host found in a function's weights."""
 
     template: Template = Template()
@@ -62,7 +62,7 @@ class Known(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """For each level a client may name, the one to tell the template."""
 
 
-def template_of(known: Known | None, said: Template) -> Template:
+def template_of(known: ModelProfile | None, said: Template) -> Template:
     """Return what was found, with what the operator says over it."""
     if known is None or known.template == Template():
         return said

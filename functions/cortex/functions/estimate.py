@@ -19,7 +19,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from cortex.functions.servers import server_of, slots
+from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Engine, Function
 
 MIB = 1024 * 1024
@@ -74,7 +74,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
 def estimate(function: Function, weights_mb: int, shape: Shape | None, *, here: bool = False) -> Estimate:
     """Reckon what an instance takes."""
     overhead = OVERHEAD_MB[function.engine] * function.min_devices
-    at_a_time = slots(function, server_of(function)) or function.target_concurrency
+    at_a_time = max_concurrency(function, server_of(function)) or function.target_concurrency
     tokens = function.context * at_a_time or (shape.longest if shape else 0)
     if shape is None:
         cache = round(weights_mb * CACHE_OF_WEIGHTS)

@@ -124,7 +124,7 @@ def server_of(function: Function, ran: str = "") -> Server:
     return replace(server, dialects=server.dialects & narrowed) if narrowed else server  # (2)
 
 
-def slots(function: Function, server: Server) -> int | None:
+def max_concurrency(function: Function, server: Server) -> int | None:
     """Return how many requests an instance works on at a time; None: all that come, or as its arguments say."""
     if server.parallel != "asked":
         return server.parallel

@@ -33,7 +33,7 @@ class Ensure(Struct, frozen=True):
     turn: bool = False
 
 
-class Plan(Struct, frozen=True):
+class PlanRequest(Struct, frozen=True):
     """Ask what `ensure` would do."""
 
     function: Function
@@ -46,21 +46,21 @@ class Cool(Struct, frozen=True):
     at_once: bool = False
 
 
-class Heed(Struct, frozen=True):
+class CatalogueUpdate(Struct, frozen=True):
     """The catalogue as the sweeping router reads it, and its digest."""
 
     catalogue: Catalogue
     digest: str
 
 
-class Going(Struct, frozen=True, tag="going"):
+class Accepted(Struct, frozen=True, tag="going"):
     """Answer to ensure: this instance is serving, or on its way."""
 
     instance: str
     state: State
 
 
-class Refused(Struct, frozen=True, tag="refused"):
+class Rejected(Struct, frozen=True, tag="refused"):
     """Answer to ensure: not here. `retry_at` (0: unknown) is when asking again may help.
 
     `turn_in_s`: within so many seconds instances in use can be closed for it; None: none can.
@@ -82,7 +82,7 @@ class Victim(Struct, frozen=True):
     idle_s: float
 
 
-class Planned(Struct, frozen=True, kw_only=True, tag="planned"):
+class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
     """Answer to plan: where it would go, and at whose expense. `there` is an instance that is up or coming."""
 
     host: str

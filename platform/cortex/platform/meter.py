@@ -30,7 +30,7 @@ class Count(Struct, frozen=True):
     value: float
 
 
-class Spread(Struct, frozen=True):
+class HistogramSeries(Struct, frozen=True):
     """One series of a histogram: how many in each bucket, the last for what is over all of them, and their sum."""
 
     name: str
@@ -43,7 +43,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     """All a process has counted."""
 
     counts: tuple[Count, ...] = ()
-    spreads: tuple[Spread, ...] = ()
+    spreads: tuple[HistogramSeries, ...] = ()
     gauges: tuple[Count, ...] = ()
     dropped: int = 0
 
@@ -85,7 +85,9 @@ class Meter:
         """Return everything counted so far, and how things stand now."""
         return Snapshot(
             counts=tuple(Count(name, labels, value) for (name, labels), value in self._counts.items()),
-            spreads=tuple(Spread(name, labels, tuple(c), s[0]) for (name, labels), (c, s) in self._spreads.items()),
+            spreads=tuple(
+                HistogramSeries(name, labels, tuple(c), s[0]) for (name, labels), (c, s) in self._spreads.items()
+            ),
             gauges=tuple(gauges),
             dropped=self._dropped,
         )
@@ -110,7 +112,7 @@ def added(snapshots: Iterable[Snapshot]) -> Snapshot:
     """Return the sum of several processes' counts and gauges."""
     counts: dict[tuple[str, Labels], float] = {}
     gauges: dict[tuple[str, Labels], float] = {}
-    spreads: dict[tuple[str, Labels], Spread] = {}
+    spreads: dict[tuple[str, Labels], HistogramSeries] = {}
     dropped = 0
     for snapshot in snapshots:
         dropped += snapshot.dropped
@@ -123,7 +125,7 @@ def added(snapshots: Iterable[Snapshot]) -> Snapshot:
             known = spreads.get(key)
             if known is not None and len(known.counts) == len(spread.counts):
                 both = tuple(a + b for a, b in zip(known.counts, spread.counts, strict=True))
-                spread = Spread(spread.name, spread.labels, both, known.sum + spread.sum)
+                spread = HistogramSeries(spread.name, spread.labels, both, known.sum + spread.sum)
             spreads[key] = spread
     return Snapshot(
         counts=tuple(Count(n, ls, v) for (n, ls), v in counts.items()),
@@ -148,7 +150,7 @@ class _Said(Collector):
         values: dict[str, list[Count]] = {}
         for one in (*self._snapshot.counts, *self._snapshot.gauges):
             values.setdefault(one.name, []).append(one)
-        spreads: dict[str, list[Spread]] = {}
+        spreads: dict[str, list[HistogramSeries]] = {}
         for spread in self._snapshot.spreads:
             spreads.setdefault(spread.name, []).append(spread)
         for metric in TABLE:
@@ -157,7 +159,7 @@ class _Said(Collector):
                 yield family
 
 
-def _family(metric: Metric, values: Mapping[str, list[Count]], spreads: Mapping[str, list[Spread]]) -> Family:
+def _family(metric: Metric, values: Mapping[str, list[Count]], spreads: Mapping[str, list[HistogramSeries]]) -> Family:
     if metric.kind == "histogram":
         histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
         for spread in spreads.get(metric.name, ()):
@@ -172,7 +174,7 @@ def _family(metric: Metric, values: Mapping[str, list[Count]], spreads: Mapping[
     return family
 
 
-def _cumulative(metric: Metric, spread: Spread) -> list[tuple[str, float]]:
+def _cumulative(metric: Metric, spread: HistogramSeries) -> list[tuple[str, float]]:
     total, buckets = 0, []
     for bound, number in zip((*(repr(float(b)) for b in metric.buckets), "+Inf"), spread.counts, strict=True):
         total += number

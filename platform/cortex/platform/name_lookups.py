@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from cortex.platform.looks import Looks, NoAnswer
+from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
 
 LOOK_UP_S = 5.0
 
@@ -24,7 +24,7 @@ class NameLookups:
 
     def __init__(self, resolve: Callable[..., Infos] | None = None, *, within_s: float = LOOK_UP_S) -> None:
         self._resolve = resolve
-        self._looks = Looks(within_s)
+        self._looks = BlockingCalls(within_s)
 
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.functions.capabilities import Known
+from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import LIVE, State
 
 
@@ -228,7 +228,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """The highest epoch of any instance; a router that has seen it has seen every drain."""
     catalogue: str = ""
     """Digest of the catalogue the agent last heard of."""
-    models: dict[str, Known] = {}
+    models: dict[str, ModelProfile] = {}
     """By function, what the weights on this host say about it."""
     agent: str = ""
     """The agent's process: a random id, another one after every start. Empty in a record of an older release."""

@@ -22,9 +22,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from cortex.platform import clock
 from cortex.platform.api_keys import ApiKey, Session
+from cortex.platform.decisions import DecisionRecord, fields, receipt
 from cortex.platform.keys import FleetToken
 from cortex.platform.meter import Snapshot
-from cortex.platform.receipts import Receipt, fields, receipt
 from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import decoded, key_fields, names, override_fields, text, words
 from cortex.platform.record_codec import key as key_of
@@ -169,11 +169,11 @@ return 1
 """
 
 
-class RecordAway(Exception):
+class RecordUnavailable(Exception):
     """Redis does not answer. What is warm goes on from the last snapshot; nothing new is started."""
 
 
-class ForeignFleet(RecordAway):
+class ForeignFleet(RecordUnavailable):
     """The record is another fleet's: nothing of it is read or written."""
 
     def __init__(self, prefix: str) -> None:
@@ -243,7 +243,7 @@ class Registry:
             if isinstance(error, ResponseError) and WRONG_TYPE in str(error):
                 await self._drop_wrong_types()
             why = "no Sentinel that answers knows a master" if isinstance(error, MasterNotFoundError) else str(error)
-            raise RecordAway(f"the record cannot be reached: {why or 'no answer'}") from error
+            raise RecordUnavailable(f"the record cannot be reached: {why or 'no answer'}") from error
 
     async def _join_fleet(self) -> None:
         """See whose the record is. The first fleet that comes marks it."""
@@ -280,7 +280,7 @@ class Registry:
                 log.error("record_key_of_wrong_type", key=key)
 
     def script(self, text: str) -> Callable[[Sequence[str], Sequence[str | int]], Awaitable[Any]]:
-        """Return a Lua script as something to call with its keys and arguments. Raises RecordAway when called."""
+        """Return a Lua script as a function of its keys and arguments, which raises RecordUnavailable."""
         script = self._redis.register_script(text)
 
         async def run(keys: Sequence[str], args: Sequence[str | int]) -> Any:
@@ -290,7 +290,7 @@ class Registry:
         return run
 
     async def ping(self) -> None:
-        """Raise RecordAway unless Redis answers."""
+        """Raise RecordUnavailable unless Redis answers."""
         async with self._bounded():
             await self._redis.ping()
 
@@ -483,7 +483,7 @@ class Registry:
                 return
             if time.monotonic() > until:
                 self._cursors[pattern] = cursor
-                raise RecordAway("the record of an earlier release is being indexed; that takes a moment, once")
+                raise RecordUnavailable("the record of an earlier release is being indexed; that takes a moment, once")
 
     async def bell(self) -> AsyncIterator[str]:
         """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.
@@ -505,9 +505,9 @@ class Registry:
                         await self._redis.publish(self.names.changed, "listening:")
                     is_probing = True
                 if generation != self._generation.number:
-                    raise RecordAway("the record has moved to another Redis")
+                    raise RecordUnavailable("the record has moved to another Redis")
                 if is_probing and silent_s > SILENCE_S + self._timeout_s:
-                    raise RecordAway("the bell of the record does not ring here any more")
+                    raise RecordUnavailable("the bell of the record does not ring here any more")
                 changed = text(message["data"]) if message else ""
                 await self._index_if_new(changed)
                 yield changed
@@ -642,7 +642,7 @@ class Registry:
             self._key_index_is_old = False
             try:
                 await self._index_earlier("key:*", {self.names.api_key(""): self.names.api_keys}, self.names.api_keys)
-            except RecordAway:
+            except RecordUnavailable:
                 self._key_index_is_old = True
                 raise
             async with self._bounded():
@@ -730,7 +730,7 @@ class Registry:
 
     # Receipts.
 
-    async def decided(self, receipts: Iterable[Receipt]) -> None:
+    async def decided(self, receipts: Iterable[DecisionRecord]) -> None:
         """Append receipts to the stream of decisions."""
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             for one in receipts:
@@ -738,9 +738,9 @@ class Registry:
                 pipe.xadd(self.names.decisions, kept, maxlen=DECISIONS_KEPT, approximate=True)
             await pipe.execute()
 
-    async def decisions(self, wanted: Mapping[str, str], limit: int) -> list[Receipt]:
+    async def decisions(self, wanted: Mapping[str, str], limit: int) -> list[DecisionRecord]:
         """Return receipts with these fields, newest first."""
-        found: list[Receipt] = []
+        found: list[DecisionRecord] = []
         before = "+"
         while len(found) < limit:
             async with self._bounded():
@@ -754,7 +754,7 @@ class Registry:
             before = f"({text(entries[-1][0])}"
         return found[:limit]
 
-    async def decisions_after(self, last: str, timeout_s: float) -> tuple[list[Receipt], str]:
+    async def decisions_after(self, last: str, timeout_s: float) -> tuple[list[DecisionRecord], str]:
         """Wait for receipts after one; return them and the last one's id. "$" is the end of the stream as it is."""
         async with self._bounded():
             if last == "$":
@@ -774,4 +774,4 @@ def _of_wrong_type(result: Any) -> bool:
         return False
     if WRONG_TYPE in str(result):
         return True
-    raise RecordAway(f"the record cannot be read: {result}") from result
+    raise RecordUnavailable(f"the record cannot be read: {result}") from result

@@ -9,7 +9,7 @@ import rich_click as click
 from cortex.cli import exits
 from cortex.cli.visible import echo
 from cortex.functions.catalogue import CatalogueError, notes
-from cortex.router.directory import load
+from cortex.router.live_catalogue import load
 
 
 @click.command()

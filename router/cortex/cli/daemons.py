@@ -44,7 +44,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
 
     from cortex.functions.catalogue import CatalogueError
     from cortex.platform.serving.address import is_loopback
-    from cortex.router.directory import load
+    from cortex.router.live_catalogue import load
     from cortex.router.serve import NotStarted
     from cortex.router.serve import serve as run
 
@@ -77,7 +77,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
 
 def _any_key(settings: Settings) -> bool:
     """Whether anybody has made an API key."""
-    from cortex.platform.registry import RecordAway, Registry
+    from cortex.platform.registry import RecordUnavailable, Registry
 
     async def keys() -> bool:
         registry = Registry.of(settings)
@@ -88,7 +88,7 @@ def _any_key(settings: Settings) -> bool:
 
     try:
         return asyncio.run(keys())
-    except RecordAway as error:
+    except RecordUnavailable as error:
         if settings.gateway.insecure:
             return False
         raise exits.Failed(
@@ -109,8 +109,8 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     from cortex.platform.agent import state_file
     from cortex.platform.agent.api import create_app
     from cortex.platform.serving import listener, systemd
-    from cortex.platform.workers.confine import confine
-    from cortex.platform.workers.identity import share_cache
+    from cortex.platform.workers.hardening import confine
+    from cortex.platform.workers.worker_user import share_cache
 
     settings = settings_of(config)
     own = settings.agent
@@ -142,7 +142,7 @@ def _check_name(settings: Settings) -> None:
     """Raise Failed while another machine's agent has this host's name. Without Redis, publishing will tell."""
     from cortex.platform.agent.host_name import NameTaken, check_name, home
     from cortex.platform.process_id import boot_id
-    from cortex.platform.registry import RecordAway, Registry
+    from cortex.platform.registry import RecordUnavailable, Registry
 
     async def check() -> None:
         registry = Registry.of(settings)
@@ -153,7 +153,7 @@ def _check_name(settings: Settings) -> None:
 
     try:
         asyncio.run(check())
-    except RecordAway:
+    except RecordUnavailable:
         return
     except NameTaken as error:
         raise exits.Failed(

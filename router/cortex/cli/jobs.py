@@ -22,7 +22,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
         return
     from cortex.platform import log
     from cortex.platform.weights.jobs import AnotherWorker, work
-    from cortex.platform.workers.identity import share_cache
+    from cortex.platform.workers.worker_user import share_cache
 
     settings = settings_of(config)
     log.configure(settings.log)

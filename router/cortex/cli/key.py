@@ -21,9 +21,9 @@ from cortex.cli.exits import NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.visible import echo
 from cortex.platform import settings as settings_
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import SettingsError
-from cortex.router.refusals import KeyNotFound, Refusal
+from cortex.router.errors import KeyNotFound, RequestError
 from cortex.router.routes.keys import Change, Keys, Overlap, Wanted, shown
 
 T = TypeVar("T")
@@ -87,9 +87,9 @@ class Record:
             return asyncio.run(done())
         except KeyNotFound as refusal:
             raise Failed(refusal.message, code=NOT_FOUND, hint="`cortex key ls` lists every key.") from None
-        except Refusal as refusal:
+        except RequestError as refusal:
             raise Failed(refusal.message) from None
-        except RecordAway as error:
+        except RecordUnavailable as error:
             raise Failed(str(error), code=UNREACHABLE, hint="CORTEX_REDIS_URL or --config says where it is.") from None
 
 

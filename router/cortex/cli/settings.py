@@ -29,7 +29,7 @@ def settings_of(config: Path | None) -> Settings:
 def refuse_another_fleets_record(settings: Settings) -> None:
     """Raise Failed when Redis holds the record of a fleet with another token. A Redis that is away is no reason."""
     from cortex.platform.keys import FleetToken
-    from cortex.platform.registry import ForeignFleet, RecordAway, Registry
+    from cortex.platform.registry import ForeignFleet, RecordUnavailable, Registry
 
     async def look(token: FleetToken) -> None:
         registry = Registry.of(settings, token)
@@ -44,5 +44,5 @@ def refuse_another_fleets_record(settings: Settings) -> None:
         raise Failed(f"refusing to start: {error}", code=FAILED) from None
     except (SettingsError, OSError) as error:
         raise Failed(str(error)) from None
-    except RecordAway:
+    except RecordUnavailable:
         return

@@ -27,11 +27,11 @@ from cortex.cli.exits import FAILED, Failed
 from cortex.cli.settings import config_option, settings_of
 from cortex.functions.catalogue import Catalogue, CatalogueError
 from cortex.platform import embedded_redis, log
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import address
 from cortex.platform.settings import Settings, declared_devices, encode_env
 from cortex.platform.workers import log_files, process
-from cortex.router.directory import load
+from cortex.router.live_catalogue import load
 
 STOP_S = 7.0
 """From asking to stop until the kill; all is over within 10 s."""
@@ -78,7 +78,7 @@ class Child:
     async def start(self) -> None:
         """Start it, on a leash."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        leash = [sys.executable, "-m", "cortex.platform.leash", str(os.getpid())]
+        leash = [sys.executable, "-m", "cortex.platform.parent_death", str(os.getpid())]
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *leash,
@@ -247,7 +247,7 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
     try:
         async with asyncio.timeout(START_S):
             while True:
-                with contextlib.suppress(RecordAway):
+                with contextlib.suppress(RecordUnavailable):
                     await registry.ping()
                     if own:  # nothing but this `up` ever uses it: a new token file makes no new fleet
                         await registry.disown()

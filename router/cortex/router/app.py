@@ -16,14 +16,14 @@ from cortex.platform.api_keys import Principal, Right
 from cortex.platform.log import whence
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.settings import Settings
-from cortex.router.access.door import Door, caller
-from cortex.router.describing import card
-from cortex.router.dialects.errors import Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.access.auth import AuthGuard, caller
+from cortex.router.dialects.core.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
-from cortex.router.directory import Target
+from cortex.router.errors import RequestError
 from cortex.router.health import standing
-from cortex.router.listing import entry, listing
-from cortex.router.refusals import Refusal
+from cortex.router.live_catalogue import Target
+from cortex.router.model_description import card
+from cortex.router.model_listing import entry, listing
 from cortex.router.request.exchange import Services
 from cortex.router.routes import admin, inference
 from cortex.router.routes import decisions as decision_routes
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> Litestar:
         runtime.directory,
         runtime.deaths,
     )
-    door = Door(runtime.keys, runtime.sessions, settings.gateway)
+    door = AuthGuard(runtime.keys, runtime.sessions, settings.gateway)
     most = settings.gateway.max_body_mb * 1024 * 1024
 
     def described_card(described: dict[str, Any], target: Target) -> Card:
@@ -126,7 +126,7 @@ def create_app(settings: Settings) -> Litestar:
         lifespan=[run],
         state=State({"counting": runtime.counting}),
         exception_handlers={
-            Refusal: _refused,
+            RequestError: _refused,
             DialectError: _untranslatable,
             HTTPException: _http_error,
             Exception: _broken,
@@ -170,7 +170,7 @@ def _faulty(request: Http, fault: Fault) -> Response[bytes]:
     return answer
 
 
-def _refused(request: Http, refusal: Refusal) -> Response[bytes]:
+def _refused(request: Http, refusal: RequestError) -> Response[bytes]:
     known: Principal | None = request.scope["state"].get("principal")
     return _faulty(request, refusal.fault(operator=known is not None and known.may(Right.STATUS)))
 

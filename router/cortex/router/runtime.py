@@ -22,38 +22,38 @@ from cortex.platform.agent_messages import Ensure
 from cortex.platform.api_keys import Principal
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
-from cortex.platform.flights import Flights
+from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken, cache_salt
 from cortex.platform.quota import Quota
 from cortex.platform.record import Fleet, Instance, Override, shifted_fleet, used_instance
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.ledger import about
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.router.access.keyring import KeyRing, local_key
-from cortex.router.access.metering import Metering
+from cortex.router.access.rate_limits import RateLimiter
 from cortex.router.access.sessions import Sessions
 from cortex.router.activation.activator import Activator
-from cortex.router.activation.agents import AgentAway, Agents
+from cortex.router.activation.agents import Agents, AgentUnavailable
 from cortex.router.activation.scaling import Scaling
-from cortex.router.directory import Directory, Target
-from cortex.router.history import History
-from cortex.router.inquiry import Inquiry
-from cortex.router.metrics.counting import Counting
-from cortex.router.metrics.tallies import Tally
+from cortex.router.decision_log import DecisionLog
+from cortex.router.errors import BadRequest, RequestError
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue, Target
+from cortex.router.metrics.request_metrics import RequestMetrics
 from cortex.router.metrics.traffic import Traffic
-from cortex.router.receipts import Receipts
-from cortex.router.refusals import BadRequest, Refusal
+from cortex.router.metrics.worker_counts import Tally
+from cortex.router.peers import Peers
 from cortex.router.request import request_log
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.intake import Intake
-from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.probe import Probe, Pulse
 from cortex.router.request.remote_images import RemoteImages
+from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.upstream import Upstream
-from cortex.router.stopping import stopping
+from cortex.router.shutdown import stopping
+from cortex.router.start_history import History
 from cortex.router.tracing import tracing
-from cortex.router.view import View
 
 log = structlog.get_logger()
 
@@ -77,18 +77,18 @@ class Runtime:
         self.registry = Registry.of(settings, token)
         self.keys = KeyRing(self.registry, local_key(settings.local_key_file))
         self.sessions = Sessions(self.registry, self.keys, lambda: token.current)
-        self.directory = Directory(
+        self.directory = LiveCatalogue(
             Path(settings.models_config), pretend=settings.pretend, admits_forbidden=settings.gateway.admit_forbidden
         )
-        self.view = View(self.registry, self.id)
+        self.view = FleetView(self.registry, self.id)
         self.directory.on_change = self.view.wake
-        self.flights = Flights(self.id)
+        self.flights = InFlight(self.id)
         self.history = History(self.registry)
         self.agents = Agents(token, settings.ca_file)
         self.upstream = Upstream(token, self.view.unsure)
         self.images = RemoteImages()
         self.intake = Intake(settings.gateway.max_body_mb * 1024 * 1024)
-        self.receipts = Receipts(self.id)
+        self.receipts = DecisionLog(self.id)
         self.tracing = tracing(settings)
         self.probe = Probe(token)
         self.activator = Activator(
@@ -96,19 +96,19 @@ class Runtime:
         )
         self.deaths = Deaths(self.view, self.probe, self.registry, self.receipts, self.id)
         self._scaling = Scaling()
-        self.counting = Counting(self.view, self.flights)
+        self.counting = RequestMetrics(self.view, self.flights)
         self.faults = Faults(self.counting.fault)
         self.traffic = Traffic()
-        self.journeys = Journeys(
+        self.journeys = RequestRecords(
             [self.counting.note, self._note_traffic, request_log.note, self.receipts.noted, self.tracing.over]
         )
-        self.metering = Metering(Quota(self.registry), self.view, self.journeys)
-        self.inquiry = Inquiry(self.registry, self.view, self)
+        self.metering = RateLimiter(Quota(self.registry), self.view, self.journeys)
+        self.inquiry = Peers(self.registry, self.view, self)
         self._tally = Tally(Path(settings.gateway.metrics_dir))
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Runtime":
-        with contextlib.suppress(RecordAway):
+        with contextlib.suppress(RecordUnavailable):
             await self.keys.refresh()
             await self.view.refresh()
             await self._report_now()
@@ -131,7 +131,7 @@ class Runtime:
         await self.activator.close()
         await self.inquiry.close()
         await self.deaths.close()
-        with contextlib.suppress(RecordAway):
+        with contextlib.suppress(RecordUnavailable):
             await self.registry.touch(self.flights.take_used())
             await self.registry.remove_router(self.id)
         self._tally.write(self.counting.snapshot())
@@ -144,7 +144,7 @@ class Runtime:
         self.intake.close()
         await self.registry.close()
 
-    def _note_traffic(self, journey: Journey) -> None:
+    def _note_traffic(self, journey: RequestRecord) -> None:
         self.traffic.note(journey, time.time())
 
     def cache_salt(self, function: Function, who: Principal) -> str:
@@ -175,12 +175,12 @@ class Runtime:
         return await self.activator.ensure(lambda: self.directory.find(name), force=True)
 
     async def cordon(self, host: str, *, cordoned: bool) -> None:
-        """Have a host take no new work, or take it again. Raises RecordAway."""
+        """Have a host take no new work, or take it again. Raises RecordUnavailable."""
         await self.registry.cordon(host, cordoned=cordoned)
         await self.view.refresh()
 
     async def override(self, function: Function, **changes: int | bool | None) -> Function:
-        """Set what goes for a function over its catalogue entry, until it is reset. Raises RecordAway, BadRequest."""
+        """Override settings of a function until they are reset. Raises RecordUnavailable, BadRequest."""
         known = self.view.fleet.overrides.get(function.id, Override())
         wanted = replace(known, **changes)
         declared = self.directory.declared(function.id) or function
@@ -211,7 +211,7 @@ class Runtime:
         """Start a function on another host and wait until it is ready there. False when nobody takes it."""
         try:
             going = await self.activator.propose(Ensure(function))
-        except Refusal:
+        except RequestError:
             return False
         deadline = time.monotonic() + function.start_timeout_s
         while time.monotonic() < deadline:
@@ -231,7 +231,7 @@ class Runtime:
             if any(i.function == function for i in host.instances):
                 try:
                     going += await self.agents.cool(host, function, at_once=at_once)
-                except AgentAway:
+                except AgentUnavailable:
                     away.append(host.name)
         return going, away
 
@@ -249,7 +249,7 @@ class Runtime:
         for host in hosts:
             try:
                 await self.agents.forget(host, function)
-            except AgentAway:
+            except AgentUnavailable:
                 away.append(host.name)
         return len(gone), away
 
@@ -281,7 +281,7 @@ class Runtime:
                 told, reported = news, time.monotonic()
             except Exception as error:
                 self.flights.put_back(used)
-                if not isinstance(error, RecordAway):
+                if not isinstance(error, RecordUnavailable):
                     raise
                 await asyncio.sleep(REPORT_S)
 
@@ -294,7 +294,7 @@ class Runtime:
 
     async def _write_receipts(self) -> None:
         """While the record is away they are lost: they are for asking why, not for counting."""
-        with contextlib.suppress(RecordAway):
+        with contextlib.suppress(RecordUnavailable):
             if receipts := self.receipts.taken():
                 await self.registry.decided(receipts)
 
@@ -311,10 +311,10 @@ class Runtime:
         """With the sweep lease: tell agents the catalogue, keep minimums warm, scale out, drop what is no more."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            with contextlib.suppress(RecordAway):
+            with contextlib.suppress(RecordUnavailable):
                 if not stopping() and await self.registry.lease_sweep(self.id, SWEEP_LEASE_S):
                     for step in (self._tell_catalogue, self._scale, self._forget_gone):
-                        with self.faults.guard("sweep"), contextlib.suppress(RecordAway):
+                        with self.faults.guard("sweep"), contextlib.suppress(RecordUnavailable):
                             await step()
 
     async def _tell_catalogue(self) -> None:
@@ -325,7 +325,7 @@ class Runtime:
             if host.catalogue != self.directory.digest:
                 try:
                     await self.agents.heed(host, self.directory.catalogue, self.directory.digest)
-                except AgentAway as error:
+                except AgentUnavailable as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 
     async def _probe_silent(self) -> None:
@@ -351,7 +351,7 @@ class Runtime:
         for want in self._scaling.wanted(functions.values(), self.view.fleet, clock.now()):
             try:
                 await self.activator.add(self.directory.find(want.function), minimum=want.promised)
-            except Refusal as refusal:
+            except RequestError as refusal:
                 log.warning("not_scaled", function=want.function, why=refusal.message)
 
     async def _forget_gone(self) -> None:

@@ -25,12 +25,12 @@ from cortex.functions.names import slug
 from cortex.platform import log as logging
 from cortex.platform import settings as settings_
 from cortex.platform import standard_streams
-from cortex.platform.leash import die_with_parent
+from cortex.platform.parent_death import die_with_parent
 from cortex.platform.serving import listener, systemd
 from cortex.platform.settings import Settings, SettingsError, encode_env
 from cortex.router.app import create_app
-from cortex.router.metrics import tallies
-from cortex.router.metrics.port import MetricsPort
+from cortex.router.metrics import worker_counts
+from cortex.router.metrics.server import MetricsServer
 
 log = structlog.get_logger()
 
@@ -47,11 +47,11 @@ def serve(settings: Settings, workers: int) -> None:
     """Serve until TERM or Ctrl-C. Requests in flight get `[gateway] drain_s` to finish. Raises NotStarted."""
     folder = Path(settings.gateway.metrics_dir) / slug(settings.gateway.listen)
     try:
-        tallies.begin(folder)
+        worker_counts.begin(folder)
     except OSError as error:
         log.error("metrics_not_kept", folder=str(folder), why=str(error))
     gateway = replace(settings.gateway, metrics_dir=str(folder))
-    with MetricsPort(settings, folder):
+    with MetricsServer(settings, folder):
         handed_over = _serve(replace(settings, gateway=gateway), workers)
     if handed_over:
         sys.stderr.flush()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from cortex.platform.settings import Settings
-from cortex.router.request.journey import Journey
+from cortex.router.request.request_record import RequestRecord
 
 if TYPE_CHECKING:
     pass
@@ -32,11 +32,11 @@ Headers = Iterable[tuple[bytes, bytes]]
 class Tracing(Protocol):
     """What an exchange asks of tracing."""
 
-    def begun(self, journey: Journey, headers: Headers) -> Mapping[str, str]:
+    def begun(self, journey: RequestRecord, headers: Headers) -> Mapping[str, str]:
         """Return the headers that tell the worker which trace its work belongs to."""
         ...
 
-    def over(self, journey: Journey) -> None:
+    def over(self, journey: RequestRecord) -> None:
         """The request has come to its end."""
         ...
 
@@ -64,14 +64,14 @@ def carried(headers: Headers) -> dict[str, str]:
 class PassedOn:
     """No export: the caller's trace goes on to the worker, and that is all."""
 
-    def begun(self, journey: Journey, headers: Headers) -> Mapping[str, str]:
+    def begun(self, journey: RequestRecord, headers: Headers) -> Mapping[str, str]:
         """Return what the caller sent."""
         found = carried(headers)
         if found:
             journey.trace = found["traceparent"][3:35]
         return found
 
-    def over(self, journey: Journey) -> None:
+    def over(self, journey: RequestRecord) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Exported:
         self._tracer = self._provider.get_tracer("cortex")
         self._propagator = TraceContextTextMapPropagator()
 
-    def begun(self, journey: Journey, headers: Headers) -> Mapping[str, str]:
+    def begun(self, journey: RequestRecord, headers: Headers) -> Mapping[str, str]:
         """Begin a span under the caller's, and return what makes the worker's a child of it."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
@@ -109,7 +109,7 @@ class Exported:
         self._propagator.inject(told, context=set_span_in_context(span))
         return told
 
-    def over(self, journey: Journey) -> None:
+    def over(self, journey: RequestRecord) -> None:
         """End the span, saying how the request was served."""
         from opentelemetry.trace import Span, StatusCode
 

@@ -6,7 +6,7 @@ import socket
 from typing import NamedTuple
 
 
-class Said(NamedTuple):
+class RawAnswer(NamedTuple):
     """What a server said until it closed the connection, or fell silent."""
 
     raw: bytes
@@ -18,7 +18,7 @@ class Said(NamedTuple):
         return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.raw)]
 
 
-def say(port: int, data: bytes, *, half_close: bool = False, silence_s: float = 1.0) -> Said:
+def say(port: int, data: bytes, *, half_close: bool = False, silence_s: float = 1.0) -> RawAnswer:
     """Send bytes and return what comes back."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(silence_s)
@@ -31,7 +31,7 @@ def say(port: int, data: bytes, *, half_close: bool = False, silence_s: float = 
             while piece := connection.recv(65536):
                 raw += piece
         except TimeoutError:
-            return Said(raw, closed=False)
+            return RawAnswer(raw, closed=False)
         except ConnectionError:
             pass
-        return Said(raw, closed=True)
+        return RawAnswer(raw, closed=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from cortex.functions.spec import Engine, Function
-from cortex.platform.agent_messages import Ensure, Going, Refused
+from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.scheduling.placement import When
 from tests.e2e.conftest import FAKE
 from tests.e2e.test_seed_contract import Agent
@@ -24,14 +24,14 @@ def test_the_holder_of_the_token_runs_only_the_programs_that_the_host_lists(tmp_
             answers = {}
             for function in (listed, other, loaded):
                 answer = agent.http.post("/functions/ensure", content=msgspec.json.encode(Ensure(function)))
-                answers[function.id] = msgspec.json.decode(answer.content, type=Going | Refused)
+                answers[function.id] = msgspec.json.decode(answer.content, type=Accepted | Rejected)
             eventually(lambda: agent.status("f/listed") == "loaded", within_s=20, what="the listed program to run")
         finally:
             agent.end()
 
-    assert isinstance(answers["f/listed"], Going)
+    assert isinstance(answers["f/listed"], Accepted)
     for name, setting in (("f/other", "`[agent] commands`"), ("f/loaded", "`[agent] allow_code`")):
         refused = answers[name]
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Rejected)
         assert (refused.when, setting in refused.reason) == (When.NEVER, True)
     assert not mark.exists()

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from cortex.router.dialects import chat, messages, responses
-from cortex.router.dialects.errors import BadRequest, Fault
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.chat import request as chat
+from cortex.router.dialects.core.errors import BadRequest, Fault
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.responses import request as responses
 
 Json = dict[str, Any]
 
@@ -55,20 +57,20 @@ def messages_body(**fields: Any) -> bytes:
     return json.dumps(base | fields).encode()
 
 
-def ask_messages(traits: Traits = PLAIN, **fields: Any) -> messages.Asked:
+def ask_messages(traits: Traits = PLAIN, **fields: Any) -> messages.MessagesRequest:
     return messages.read(messages_body(**fields), traits)
 
 
-def ask_responses(traits: Traits = PLAIN, **fields: Any) -> responses.Asked:
+def ask_responses(traits: Traits = PLAIN, **fields: Any) -> responses.ResponsesRequest:
     return responses.read(json.dumps({"model": "m", "input": "hi"} | fields).encode(), traits)
 
 
-def ask_chat(traits: Traits = PLAIN, **fields: Any) -> chat.Asked:
+def ask_chat(traits: Traits = PLAIN, **fields: Any) -> chat.ChatRequest:
     base = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     return chat.read(json.dumps(base | fields).encode(), traits)
 
 
-def sent(asked: messages.Asked | responses.Asked | chat.Asked) -> Json:
+def sent(asked: messages.MessagesRequest | responses.ResponsesRequest | chat.ChatRequest) -> Json:
     """What the worker gets."""
     found: Json = json.loads(asked.body("worker"))
     return found

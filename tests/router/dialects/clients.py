@@ -8,8 +8,8 @@ import anthropic
 import httpx2
 import openai
 
-from cortex.router.dialects.relay import Stream
-from cortex.router.dialects.sse import SSEDecoder
+from cortex.router.dialects.core.sse import SSEDecoder
+from cortex.router.dialects.core.stream import Stream
 
 Json = dict[str, Any]
 

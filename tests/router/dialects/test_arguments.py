@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects.arguments import MAX_DEPTH, Arguments
+from cortex.router.dialects.core.arguments import MAX_DEPTH, Arguments
 from tests.router.dialects.examples import examples
 
 VALUES: st.SearchStrategy[Any] = st.recursive(

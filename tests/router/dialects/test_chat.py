@@ -7,9 +7,9 @@ import openai
 import pytest
 
 from cortex.functions.capabilities import Sampling
-from cortex.router.dialects import chat
-from cortex.router.dialects.errors import BadAnswer, Fault, Kind
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.chat import request
+from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind
+from cortex.router.dialects.core.traits import Traits
 from tests.router.dialects.asking import INLINE, PLAIN, PNG, SEEING, Json, ask_chat, refused, sent
 from tests.router.dialects.clients import chat_plain, chat_streamed, pieces, replay
 from tests.router.dialects.workers import (
@@ -51,13 +51,13 @@ BODY = b'{ "messages" : [{"role":"user","content":"hi \\u00e9"}], "model":"m", "
 def test_a_name_that_is_given_twice_is_sent_once_as_it_was_read() -> None:
     body = b'{"model":"other","top_k":1,"messages":[{"role":"user","content":"hi"}],"top_k":2,"\\u006dodel":"m"}'
 
-    found = chat.read(body, PLAIN).body("m")
+    found = request.read(body, PLAIN).body("m")
 
     assert found == b'{"model":"m","top_k":2,"messages":[{"role":"user","content":"hi"}]}'
 
 
 def test_the_bytes_of_a_field_stay_as_the_client_wrote_them() -> None:
-    found = chat.read(BODY, PLAIN).body("worker", max_tokens=5)
+    found = request.read(BODY, PLAIN).body("worker", max_tokens=5)
 
     assert found == (
         b'{"messages":[{"role":"user","content":"hi \\u00e9"}],"model":"worker","logit_bias":{"5": 1.0},"top_k":1e2,'
@@ -448,7 +448,7 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: Json, param: str) 
 
 def test_completions_pass_like_chat() -> None:
     body = b'{"model":"m","prompt":["a","b"],"stream":true,"n":1}'
-    asked = chat.read_completion(body, Traits(default_output_tokens=7))
+    asked = request.read_completion(body, Traits(default_output_tokens=7))
 
     sent = json.loads(asked.body("worker"))
     ends = [
@@ -460,7 +460,7 @@ def test_completions_pass_like_chat() -> None:
     assert sent == json.loads(body) | {"model": "worker", "max_tokens": 7} | USAGE
     assert [piece if isinstance(piece, str) else piece["model"] for piece in pieces(found)] == ["m", "m", "[DONE]"]
     assert b"[DONE]" not in cut
-    assert chat.read_completion(b'{"model":"m","prompt":[1,2,3]}', PLAIN).choices == 1
+    assert request.read_completion(b'{"model":"m","prompt":[1,2,3]}', PLAIN).choices == 1
 
 
 def test_the_session_is_found_in_the_body() -> None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.functions.passing import passing
-from cortex.router.dialects import constraints, grammar
-from cortex.router.dialects.constraints import Measure, TooCostly
-from cortex.router.dialects.errors import BadRequest
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.core import constraints, grammar
+from cortex.router.dialects.core.constraints import Measure, TooCostly
+from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.traits import Traits
 from tests.router.dialects.asking import Json, ask_chat, ask_messages, ask_responses, refused, sent, tool
 
 REAL = [

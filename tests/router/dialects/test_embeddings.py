@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from cortex.router.dialects import embeddings
-from cortex.router.dialects.errors import BadAnswer, BadRequest
+from cortex.router.dialects.core.errors import BadAnswer, BadRequest
 from tests.router.dialects.clients import embedded
 
 NUMBERS = [0.5, -2.0, 3.25]
 PACKED = "AAAAPwAAAMAAAFBA"
 
 
-def ask(given: Any = "hi", **fields: Any) -> embeddings.Asked:
+def ask(given: Any = "hi", **fields: Any) -> embeddings.EmbeddingsRequest:
     return embeddings.read(json.dumps({"model": "m", "input": given} | fields).encode())
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects import chunks, errors
-from cortex.router.dialects.errors import Dialect, Fault, Kind, envelope
-from cortex.router.dialects.worker_errors import engine_died, fault_from_worker, first_error
+from cortex.router.dialects.core import chunks, errors
+from cortex.router.dialects.core.errors import Dialect, Fault, Kind, envelope
+from cortex.router.dialects.core.worker_errors import engine_died, fault_from_worker, first_error
 from tests.router.dialects import clients
 from tests.router.dialects.examples import examples
 

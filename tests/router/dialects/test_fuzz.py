@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects import chat, embeddings, grammar, messages, native, rerank, responses
-from cortex.router.dialects.errors import BadRequest
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects import embeddings, native, rerank
+from cortex.router.dialects.chat import request as chat
+from cortex.router.dialects.core import grammar
+from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.responses import request as responses
 from tests.router.dialects.examples import examples
 from tests.router.dialects.test_responses_request import CODEX
 

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.functions.passing import Entrance, Family, passing
-from cortex.router.dialects import chat, embeddings, gate, messages, native, rerank, responses
-from cortex.router.dialects.dialect import Asked
-from cortex.router.dialects.errors import BadRequest
-from cortex.router.dialects.native import Spoken
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects import embeddings, gate, native, rerank
+from cortex.router.dialects.chat import request as chat
+from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.dialect import ParsedRequest
+from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.native import NativeDialect
+from cortex.router.dialects.responses import request as responses
 from tests.functions.test_passing import DANGEROUS
 from tests.router.dialects.asking import PNG, Json, ask_chat, ask_messages, ask_responses, refused, sent
 
@@ -29,7 +32,7 @@ def shown(*parts: Json, role: str = "user") -> list[Json]:
     return [{"role": role, "content": list(parts)}]
 
 
-def completion(traits: Traits, **fields: Any) -> chat.Asked:
+def completion(traits: Traits, **fields: Any) -> chat.ChatRequest:
     return chat.read_completion(json.dumps({"model": "m", "prompt": "hi"} | fields).encode(), traits)
 
 
@@ -231,7 +234,7 @@ def test_messages_that_an_operator_allows_for_embeddings_hold_no_address() -> No
 
 
 def test_documents_of_a_rerank_are_texts() -> None:
-    def read(document: Any, *allow: str) -> rerank.Asked:
+    def read(document: Any, *allow: str) -> rerank.RerankRequest:
         body = json.dumps({"model": "m", "query": "q", "documents": [document]}).encode()
         return rerank.read(body, passing("vllm", "rerank", allow))
 
@@ -264,7 +267,7 @@ def test_batches_of_texts_have_a_bound() -> None:
         ("responses", {"input": "hi", "text": {"format": {"schema": {"pattern": "(((a*)*)*)*"}}}}),
     ],
 )
-def test_a_dialect_that_the_worker_speaks_itself_has_the_same_gate(dialect: Spoken, fields: Json) -> None:
+def test_a_dialect_that_the_worker_speaks_itself_has_the_same_gate(dialect: NativeDialect, fields: Json) -> None:
     with pytest.raises(BadRequest):
         native.read(dialect, json.dumps({"model": "m", "max_tokens": 5} | fields).encode())
 
@@ -281,7 +284,7 @@ def test_sources_that_a_conversation_names_are_no_media() -> None:
 
 
 @pytest.mark.parametrize("dialect", ["messages", "responses"])
-def test_the_functions_limit_is_in_the_body_of_a_native_dialect(dialect: Spoken) -> None:
+def test_the_functions_limit_is_in_the_body_of_a_native_dialect(dialect: NativeDialect) -> None:
     traits = able("vllm", dialect, max_output_tokens=16)
     name = "max_tokens" if dialect == "messages" else "max_output_tokens"
 
@@ -319,7 +322,7 @@ def test_the_header_says_how_many_names_it_left_out() -> None:
     assert gate.header(tuple("abcdefghijklmnopqrst")).endswith("o, p, +4")
 
 
-READERS: dict[str, Callable[[bytes], Asked]] = {
+READERS: dict[str, Callable[[bytes], ParsedRequest]] = {
     "chat": lambda body: chat.read(body, able("vllm")),
     "completions": lambda body: chat.read_completion(body, able("vllm", "completions")),
     "messages": lambda body: messages.read(body, able("vllm")),

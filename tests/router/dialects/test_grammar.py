@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cortex.router.dialects.grammar import complains, loosened
+from cortex.router.dialects.core.grammar import complains, loosened
 
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from cortex.functions.capabilities import Sampling
-from cortex.router.dialects import limits, messages
-from cortex.router.dialects.errors import DialectError, Kind
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.core import limits
+from cortex.router.dialects.core.errors import DialectError, Kind
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages import request
 from tests.router.dialects.asking import (
     INLINE,
     PLAIN,
@@ -441,7 +442,7 @@ def test_case_24_counting_sends_the_prompt_that_answering_would_send() -> None:
     body = json.loads(messages_body(**fields))
     del body["max_tokens"]
 
-    counted = json.loads(messages.read_count(json.dumps(body).encode(), PLAIN).count("worker"))
+    counted = json.loads(request.read_count(json.dumps(body).encode(), PLAIN).count("worker"))
     answered = sent(ask_messages(**fields))
 
     assert counted == {name: answered[name] for name in counted}

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cortex.router.dialects import messages_stream
-from cortex.router.dialects.errors import BadAnswer, Fault, Kind
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages import stream as messages_stream
 from tests.router.dialects.asking import ask_messages
 from tests.router.dialects.clients import Json, anthropic_plain, anthropic_streamed, events, replay
 from tests.router.dialects.workers import (

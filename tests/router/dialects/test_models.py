@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from cortex.router.dialects import models
-from cortex.router.dialects.errors import BadRequest
+from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.models import Card
 
 CARDS = [Card(id=name, created=86400) for name in ("a", "org/b", "claude-c", "d")]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from cortex.router.dialects import native
-from cortex.router.dialects.chunks import Tokens
-from cortex.router.dialects.errors import BadAnswer, BadRequest
-from cortex.router.dialects.native import Spoken
+from cortex.router.dialects.core.chunks import Tokens
+from cortex.router.dialects.core.errors import BadAnswer, BadRequest
+from cortex.router.dialects.native import NativeDialect
 from tests.router.dialects import clients
 
 BILLING = "x-anthropic-billing-header: cc_version=2.1.329.f6c; cc_entrypoint=sdk-cli;"
@@ -50,11 +50,11 @@ def wire(*events: dict[str, Any]) -> bytes:
     return b"".join(b"event: %b\ndata: %b\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events)
 
 
-def stream(dialect: Spoken) -> native.NativeStream:
+def stream(dialect: NativeDialect) -> native.NativeStream:
     return native.Reply(dialect).stream("req_1")
 
 
-def asked(dialect: Spoken = "messages", **fields: Any) -> native.Asked:
+def asked(dialect: NativeDialect = "messages", **fields: Any) -> native.NativeRequest:
     return native.read(dialect, json.dumps({"model": "m", "messages": []} | fields).encode())
 
 

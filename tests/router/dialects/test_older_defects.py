@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from cortex.router.dialects.errors import Dialect, envelope
-from cortex.router.dialects.worker_errors import fault_from_worker
+from cortex.router.dialects.core.errors import Dialect, envelope
+from cortex.router.dialects.core.worker_errors import fault_from_worker
 from tests.router.dialects import clients, workers
 from tests.router.dialects.asking import PLAIN, ask_chat, ask_messages, ask_responses, tool, user
 

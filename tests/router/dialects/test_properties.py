@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects.errors import BadAnswer
+from cortex.router.dialects.core.errors import BadAnswer
 from tests.router.dialects import reverse
 from tests.router.dialects.asking import Json, ask_chat, ask_messages, ask_responses, sent
 from tests.router.dialects.clients import (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cortex.router.dialects import rerank
-from cortex.router.dialects.errors import BadAnswer, BadRequest
+from cortex.router.dialects.core.errors import BadAnswer, BadRequest
 
 BODY = b'{"query":"q","documents":["a", "b"], "model":"m","top_n":1}'
 

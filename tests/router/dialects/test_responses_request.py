@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cortex.router.dialects.errors import Kind
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.core.errors import Kind
+from cortex.router.dialects.core.traits import Traits
 from tests.router.dialects.asking import INLINE, PLAIN, PNG, SEEING, THINKING, ask_responses, refused, sent
 
 Json = dict[str, Any]

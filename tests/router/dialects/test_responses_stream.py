@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cortex.router.dialects.errors import BadAnswer, Fault, Kind
+from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind
 from tests.router.dialects.asking import ask_responses
 from tests.router.dialects.clients import (
     Json,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cortex.router.dialects.chat_stream import ChatStream, Reply
+from cortex.router.dialects.chat.stream import ChatStream, Reply
 from cortex.router.dialects.native import NativeStream
 
 

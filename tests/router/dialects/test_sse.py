@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects.errors import BadAnswer
-from cortex.router.dialects.sse import Event, SSEDecoder, encode_data
+from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.dialects.core.sse import Event, SSEDecoder, encode_data
 from tests.router.dialects.clients import cut
 from tests.router.dialects.examples import examples
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects import weight
-from cortex.router.dialects.errors import BadRequest
-from cortex.router.dialects.weight import weigh
+from cortex.router.dialects.core import sizes
+from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.sizes import weigh
 
 MIB = 1 << 20
 
@@ -61,9 +61,9 @@ def test_only_what_is_outside_of_texts_counts(value: object) -> None:
 
     count = containers(value)
     raw = json.dumps(value, ensure_ascii=False).encode()
-    allowed = weight.Bounds(containers=count)
+    allowed = sizes.Bounds(containers=count)
 
-    weight.look_closer(raw, allowed)
+    sizes.look_closer(raw, allowed)
     if count:
         with pytest.raises(BadRequest):
-            weight.look_closer(raw, weight.Bounds(containers=count - 1))
+            sizes.look_closer(raw, sizes.Bounds(containers=count - 1))

@@ -5,7 +5,7 @@ from typing import Any
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, RouterReport
-from cortex.router.status.known import Known
+from cortex.router.status.snapshot import FleetSnapshot
 
 NOW = 10_000.0
 
@@ -19,7 +19,7 @@ def known(
     aliases: dict[str, str] | None = None,
     cordoned: tuple[str, ...] = (),
     **rest: Any,
-) -> Known:
+) -> FleetSnapshot:
     """What a router with this catalogue knows of these hosts, whose records are fresh."""
     report = RouterReport(id="router-1", in_flight=in_flight or {}, waiting=waiting or {})
     fleet = Fleet(
@@ -29,7 +29,7 @@ def known(
         cordoned=frozenset(cordoned),
         at=NOW,
     )
-    return Known(
+    return FleetSnapshot(
         catalogue=Catalogue({f.id: f for f in functions}, aliases or {}),
         revisions={f.id: revision(f) for f in functions},
         fleet=fleet,

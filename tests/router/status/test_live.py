@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from cortex.router.status.known import Known
 from cortex.router.status.live import MOST_AT_ONCE, MOST_WATCHERS, Live, TooManyWatch
+from cortex.router.status.snapshot import FleetSnapshot
 from tests.router.status.knowns import known
 from tests.support.factories import a_function, a_host
 
@@ -17,11 +17,11 @@ from tests.support.factories import a_function, a_host
 class Scene:
     """What is known, for a page that looks very often."""
 
-    def __init__(self, now: Known) -> None:
+    def __init__(self, now: FleetSnapshot) -> None:
         self.now, self.looks, self.over = now, 0, False
         self.live = Live(self.look, lambda: self.over, every_s=0.01)
 
-    async def look(self) -> Known:
+    async def look(self) -> FleetSnapshot:
         self.looks += 1
         return replace(self.now, now=self.now.now + self.looks)
 

@@ -9,10 +9,10 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
 from cortex.platform.record import Failure, Held, InLine, SilentHost
 from cortex.platform.scheduling.ledger import Entry
-from cortex.router.status.known import Index
+from cortex.router.status.functions import details
 from cortex.router.status.model import Job
 from cortex.router.status.page import picture
-from cortex.router.status.rows import details
+from cortex.router.status.snapshot import Index
 from tests.router.status.knowns import NOW, known
 from tests.support.factories import a_device, a_function, a_host, an_instance
 

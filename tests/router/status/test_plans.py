@@ -2,16 +2,16 @@
 
 from msgspec.structs import replace
 
-from cortex.platform.agent_messages import Planned, Victim
+from cortex.platform.agent_messages import PlacementPlan, Victim
 from cortex.platform.record import HostRecord
 from cortex.router.status import plans
 from cortex.router.status.hosts import order_of_leaving
-from cortex.router.status.known import Index, Known
+from cortex.router.status.snapshot import FleetSnapshot, Index
 from tests.router.status.knowns import NOW, known
 from tests.support.factories import a_function, a_host, an_instance
 
 
-def index(told: Known) -> Index:
+def index(told: FleetSnapshot) -> Index:
     return Index(told.fleet)
 
 
@@ -20,7 +20,7 @@ def named(name: str, record: HostRecord) -> HostRecord:
 
 
 def test_a_warm_says_where_it_would_go_and_who_would_leave() -> None:
-    planned = Planned(
+    planned = PlacementPlan(
         host="host-a", devices=("gpu-0",), memory_mb=2048, memory_from="measured",
         evict=(Victim("one", "org/old", 90.0),), retry_at=NOW + 30,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def test_a_warm_says_why_it_is_those_who_leave_and_why_others_stay() -> None:
     )
     told = known(a_function(), hosts=(named("host-a", here),), in_flight={"busy": 1})
     leaving = order_of_leaving(told.fleet.hosts["host-a"], told, index(told))
-    planned = Planned(host="host-a", devices=("gpu-0",), evict=(Victim("old", "org/old", 90.0),))
+    planned = PlacementPlan(host="host-a", devices=("gpu-0",), evict=(Victim("old", "org/old", 90.0),))
 
     plan = plans.warm(a_function(), planned, {}, leaving, NOW)
 

@@ -9,11 +9,11 @@ from cortex.functions.lifecycle import State
 from cortex.platform.record import Failure
 from cortex.router.status import plans
 from cortex.router.status.assets import PREFIX, asset, url
-from cortex.router.status.known import Index, Known, Rates
+from cortex.router.status.functions import details
 from cortex.router.status.model import Decision, Flow, Job, Log, Series
 from cortex.router.status.page import picture
 from cortex.router.status.render import page, render
-from cortex.router.status.rows import details
+from cortex.router.status.snapshot import FleetSnapshot, Index, Rates
 from tests.router.status.knowns import NOW, known
 from tests.support.factories import a_function, a_host, an_instance
 
@@ -39,7 +39,7 @@ class Reader(HTMLParser):
         self.inline += [v for v in given.values() if v and v.strip().lower().startswith("javascript:")]
 
 
-def everything(name: str = "org/model") -> Known:
+def everything(name: str = "org/model") -> FleetSnapshot:
     """A fleet in which everything is going on at once."""
     failure = Failure(
         function="org/broken", revision="", instance="x", reason=name, at=NOW - 3, count=4, retry_at=NOW + 9,
@@ -73,7 +73,7 @@ def everything(name: str = "org/model") -> Known:
 
 
 @pytest.mark.parametrize("told", [known(), everything(), everything(HOSTILE)], ids=["nothing", "everything", "hostile"])
-def test_the_page_has_no_inline_code_and_no_element_twice(told: Known) -> None:
+def test_the_page_has_no_inline_code_and_no_element_twice(told: FleetSnapshot) -> None:
     text = page(picture(told), may_act=True)
     reader = Reader(text)
 

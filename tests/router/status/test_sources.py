@@ -1,7 +1,7 @@
 """What others say, as the page shows it."""
 
 from cortex.platform.agent_messages import Fetching
-from cortex.platform.receipts import Receipt
+from cortex.platform.decisions import DecisionRecord
 from cortex.router.status.sources import decision, job
 
 GIB = 2**30
@@ -28,6 +28,6 @@ def test_a_download_that_failed_says_why_and_has_no_bar() -> None:
 
 
 def test_a_decision_keeps_who_made_it_and_why() -> None:
-    shown = decision(Receipt(at=5.0, by="operator", what="asked", function="org/model", why="pin"))
+    shown = decision(DecisionRecord(at=5.0, by="operator", what="asked", function="org/model", why="pin"))
 
     assert (shown.what, shown.by, shown.why) == ("asked", "operator", "pin")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cortex.router.status.words import ago, clock, mib, millis, rate, some, span
+from cortex.router.status.format import ago, clock, mib, millis, rate, some, span
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ REFUSALS = {
 """Every way a request for a function may fail, by status. The worker's own errors pass as they are."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class ScriptedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request, as it is going to be made."""
 
     name: str
@@ -65,10 +65,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return chat_answer(msgspec.convert(self.body, ChatRequest), script, self.function).content
 
 
-def random_request(rng: random.Random) -> Asked:
+def random_request(rng: random.Random) -> ScriptedRequest:
     """Return any request; what is popular more often."""
     name = rng.choice(POPULAR if rng.random() < 0.7 else NAMES)
-    return Asked(
+    return ScriptedRequest(
         name=NOBODY if rng.random() < 0.02 else name,
         path=rng.choice([CHAT, CHAT, COMPLETIONS]),
         stream=rng.random() < 0.5,
@@ -103,7 +103,7 @@ class Clients:
                     self.slowest_s = max(self.slowest_s, time.time() - began)
                 over.wait(rng.uniform(0, 0.3))
 
-    def _ask(self, http: httpx.Client, asked: Asked, began: float) -> str:
+    def _ask(self, http: httpx.Client, asked: ScriptedRequest, began: float) -> str:
         """Ask, and say in a word or two what came of it."""
         try:
             return self._streamed(http, asked, began) if asked.stream else self._plain(http, asked, began)
@@ -117,7 +117,7 @@ class Clients:
             self._wrong.add(f"{asked.function} (stream: {asked.stream}) got what is no answer: {error!r}")
             return "malformed"
 
-    def _plain(self, http: httpx.Client, asked: Asked, began: float) -> str:
+    def _plain(self, http: httpx.Client, asked: ScriptedRequest, began: float) -> str:
         leaves = httpx.USE_CLIENT_DEFAULT if asked.leave_after is None else httpx.Timeout(asked.leave_after / 10 + 0.02)
         try:
             answer = http.post(asked.path, json=asked.body, timeout=leaves)
@@ -133,7 +133,7 @@ class Clients:
         self._compare(asked, told["model"], said)
         return "200 whole"
 
-    def _streamed(self, http: httpx.Client, asked: Asked, began: float) -> str:
+    def _streamed(self, http: httpx.Client, asked: ScriptedRequest, began: float) -> str:
         with http.stream("POST", asked.path, json=asked.body) as answer:
             if answer.status_code != 200:
                 answer.read()
@@ -153,11 +153,11 @@ class Clients:
         self._compare(asked, chunks[0]["model"], "".join(said))
         return "200 stream"
 
-    def _compare(self, asked: Asked, model: str, said: str) -> None:
+    def _compare(self, asked: ScriptedRequest, model: str, said: str) -> None:
         if said != asked.expected or model not in (asked.name, asked.function):
             self._wrong.add(f"{asked.function} (stream: {asked.stream}) answered as {model}: {said!r}")
 
-    def _refused(self, asked: Asked, status: int, body: dict[str, Any], began: float) -> str:
+    def _refused(self, asked: ScriptedRequest, status: int, body: dict[str, Any], began: float) -> str:
         """Check a refusal, or the error that ends a stream (`status` is 200 then), and say which it was."""
         error = body["error"]
         code = error["code"]

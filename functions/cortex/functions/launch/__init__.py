@@ -8,13 +8,13 @@ worker's API key travels in the environment, or in a file that only its user may
 from typing import assert_never
 
 from cortex.functions.launch import command, fake, llamacpp, vllm
-from cortex.functions.launch.slot import CannotLaunch, Launch, Slot
+from cortex.functions.launch.context import CannotLaunch, Launch, LaunchContext
 from cortex.functions.spec import Engine, Function
 
-__all__ = ["CannotLaunch", "Launch", "Slot", "launch"]
+__all__ = ["CannotLaunch", "Launch", "LaunchContext", "launch"]
 
 
-def launch(function: Function, slot: Slot) -> Launch:
+def launch(function: Function, slot: LaunchContext) -> Launch:
     """Return the command that serves `function` in `slot`. Raises CannotLaunch when the engine is not there."""
     match function.engine:
         case Engine.VLLM:

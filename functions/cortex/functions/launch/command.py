@@ -8,7 +8,7 @@ the API key it should ask for. No shell reads any of it.
 import re
 from collections.abc import Mapping
 
-from cortex.functions.launch.slot import Launch, Slot, visible
+from cortex.functions.launch.context import Launch, LaunchContext, visible
 from cortex.functions.spec import Function
 
 PLACES = ("port", "host", "model", "source", "devices", "key_file")
@@ -25,7 +25,7 @@ def wants(command: tuple[str, ...], place: str) -> bool:
     return any(place in _PLACE.findall(word) for word in command)
 
 
-def launch(function: Function, slot: Slot) -> Launch:
+def launch(function: Function, slot: LaunchContext) -> Launch:
     """Return the command with its places filled in. A program that asks for no key serves without one."""
     values = {
         "port": str(slot.port),

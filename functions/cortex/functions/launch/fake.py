@@ -1,10 +1,10 @@
 """The fake engine: a real process that pretends to be an engine."""
 
-from cortex.functions.launch.slot import Launch, Slot, tool, visible
+from cortex.functions.launch.context import Launch, LaunchContext, tool, visible
 from cortex.functions.spec import Function
 
 
-def launch(function: Function, slot: Slot) -> Launch:
+def launch(function: Function, slot: LaunchContext) -> Launch:
     """Return the command. Its memory is what it writes into a file of its own."""
     return Launch(
         argv=(

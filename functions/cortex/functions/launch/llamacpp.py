@@ -5,7 +5,7 @@ llama.cpp can. `llama_cpp.server` (llama-cpp-python) is a server of its own in P
 works on one request at a time, and says so in `servers.py`.
 """
 
-from cortex.functions.launch.slot import CannotLaunch, Launch, Slot, tool, visible
+from cortex.functions.launch.context import CannotLaunch, Launch, LaunchContext, tool, visible
 from cortex.functions.spec import Function
 
 ORDER = ("llama-server", "xllamacpp", "llama_cpp.server")
@@ -22,7 +22,7 @@ BUFFERS = 1.15
 """A layer on a GPU takes its weights and this much more, for its part of the context and of the buffers."""
 
 
-def launch(function: Function, slot: Slot) -> Launch:
+def launch(function: Function, slot: LaunchContext) -> Launch:
     """Return the command of the server that the spec names, else of the first this host has."""
     wanted = (function.server,) if function.server else ORDER
     server = next((name for name in wanted if name in slot.tools), None)
@@ -37,7 +37,7 @@ def _none() -> str:
     return f"no server of llama.cpp on this host ({', '.join(ORDER)})"
 
 
-def gpu_layers(slot: Slot) -> int | None:
+def gpu_layers(slot: LaunchContext) -> int | None:
     """How many layers go onto the GPU: all that the placed memory holds; None: as many as the model has.
 
     Without a GPU it is not said: a build for CPUs has no choice. A model whose layers nobody counted goes onto the
@@ -49,7 +49,7 @@ def gpu_layers(slot: Slot) -> int | None:
     return min(slot.layers, int(slot.layers * room / (slot.weights_mb * BUFFERS)))
 
 
-def _native(server: str, function: Function, slot: Slot) -> Launch:
+def _native(server: str, function: Function, slot: LaunchContext) -> Launch:
     # llama.cpp divides --ctx-size among its slots; `context` is what one request may use.
     context = ("--ctx-size", str(function.context * function.target_concurrency)) if function.context else ()
     layers: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ def _task(function: Function) -> tuple[str, ...]:
     return ("--embeddings" if function.task == "embed" else "--rerank", *batch)
 
 
-def _python(function: Function, slot: Slot) -> Launch:
+def _python(function: Function, slot: LaunchContext) -> Launch:
     layers: tuple[str, ...] = ()
     if slot.device_kind == "gpu":
         fitting = gpu_layers(slot)

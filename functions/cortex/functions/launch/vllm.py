@@ -6,7 +6,7 @@ placement: its own default is nine tenths of a device that others use, too.
 
 from msgspec import Struct
 
-from cortex.functions.launch.slot import Launch, Slot, tool, visible
+from cortex.functions.launch.context import Launch, LaunchContext, tool, visible
 from cortex.functions.spec import Function
 
 MIB_PER_GIB = 1024
@@ -83,7 +83,7 @@ FAMILIES = (
 _DOES_NOT_THINK = ("instruct", "embedding", "reranker", "coder")
 
 
-def launch(function: Function, slot: Slot) -> Launch:
+def launch(function: Function, slot: LaunchContext) -> Launch:
     """Return the command. Everything that shapes memory is explicit."""
     run = tool("vllm", slot)
     model = (slot.weights,) if run[-1] == "serve" else ("--model", slot.weights)
@@ -122,7 +122,7 @@ def launch(function: Function, slot: Slot) -> Launch:
     )  # fmt: skip
 
 
-def base_env(slot: Slot) -> dict[str, str]:
+def base_env(slot: LaunchContext) -> dict[str, str]:
     """Return the variables that every vLLM of this build on this kind of device gets.
 
     What it compiled is kept from one start to the next. It tells nobody of its use, and does not look for files on
@@ -141,7 +141,7 @@ def base_env(slot: Slot) -> dict[str, str]:
     return {**caches, **offline, **ALWAYS}
 
 
-def share(slot: Slot) -> str:
+def share(slot: LaunchContext) -> str:
     """Return the placed memory as a share of the device, rounded down: two neighbours must not add up to more."""
     if not slot.device_total_mb or not slot.memory_mb:
         return "0.5"
@@ -149,7 +149,7 @@ def share(slot: Slot) -> str:
     return f"{max(1, of_10000) / 10_000:.4f}"
 
 
-def cpu_cache_gib(slot: Slot) -> str:
+def cpu_cache_gib(slot: LaunchContext) -> str:
     """Return what is left of the placed memory for the cache, in whole GiB, at least one: it takes nothing less."""
     left = slot.memory_mb - slot.weights_mb - CPU_PROCESSES_MB
     return str(max(1, left // MIB_PER_GIB))

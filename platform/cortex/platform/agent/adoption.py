@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 from cortex.functions.lifecycle import State
 from cortex.platform import process_id
-from cortex.platform.scheduling.kept import Kept
+from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.workers.supervisor import Supervisor
 
 
 async def adopt(
-    kept: Sequence[Kept], supervisor: Supervisor, tell: Callable[[Callable[[Scheduler, float], object]], None]
+    kept: Sequence[SavedWorker], supervisor: Supervisor, tell: Callable[[Callable[[Scheduler, float], object]], None]
 ) -> None:
     """Take over those that live: watched as if started here, and ready if they served and still answer."""
     alive = {w.instance.id for w in kept if w.instance.process and process_id.is_alive(w.instance.process)}

@@ -17,14 +17,14 @@ from litestar.handlers import BaseRouteHandler
 from msgspec import to_builtins
 
 from cortex.platform.agent import metrics as agent_metrics
-from cortex.platform.agent import seed_api
+from cortex.platform.agent.legacy import api as seed_api
+from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
-from cortex.platform.agent.relay import Relay
-from cortex.platform.agent_messages import Cool, Ensure, Going, Heed, Plan, Planned, Refused
+from cortex.platform.agent_messages import Accepted, CatalogueUpdate, Cool, Ensure, PlacementPlan, PlanRequest, Rejected
 from cortex.platform.api_keys import Right
+from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.keys import FleetToken
 from cortex.platform.log import whence
-from cortex.platform.looks import NoAnswer
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import Registry
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> Litestar:
     token = FleetToken(Path(settings.token_file).expanduser())
     registry = Registry.of(settings, token, keeps_indexes=False)
     agent = Agent(settings, token, registry)
-    relay = Relay(agent, token)
+    relay = Proxy(agent, token)
 
     def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
         scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> Litestar:
             raise NotAuthorizedException("the token of this host, or of the fleet, is needed as a bearer token")
 
     @post("/functions/ensure", status_code=200)
-    async def ensure(data: Ensure) -> Going | Refused:
+    async def ensure(data: Ensure) -> Accepted | Rejected:
         return await agent.ensure(
             data.function,
             force=data.force,
@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> Litestar:
         )
 
     @post("/functions/plan", status_code=200)
-    async def plan(data: Plan) -> Planned | Refused:
+    async def plan(data: PlanRequest) -> PlacementPlan | Rejected:
         return await agent.plan(data.function)
 
     @post("/drain", status_code=200)
@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> Litestar:
         return {"function": function}
 
     @put("/catalogue")
-    async def heed(data: Heed) -> dict[str, str]:
+    async def heed(data: CatalogueUpdate) -> dict[str, str]:
         await agent.heed(data.catalogue, data.digest)
         return {"digest": data.digest}
 

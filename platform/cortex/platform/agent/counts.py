@@ -8,7 +8,7 @@ from cortex.functions.lifecycle import State
 from cortex.platform import metrics
 from cortex.platform.meter import Meter, Snapshot
 from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, use, used_function
-from cortex.platform.scheduling.effects import Decided
+from cortex.platform.scheduling.effects import Decision
 
 REGRET_S = 300.0
 DRAIN_REASONS = ("idle", "cool", "evicted", "superseded", "host drain", "moved", "shutdown", "failed")
@@ -26,7 +26,7 @@ class AgentCounts:
         """Return everything counted so far."""
         return self._meter.snapshot()
 
-    def decided(self, decided: Decided, host: HostRecord, fleet: Fleet | None, now: float) -> None:
+    def decided(self, decided: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> None:
         """Count a decision; `host` is how things stand right after it."""
         where, by_model = (self._node, decided.function), (decided.function, self._node)
         meter = self._meter
@@ -81,7 +81,7 @@ class AgentCounts:
             self._meter.observe(metrics.START_PHASE, (self._node, instance.function, phase), seconds)
 
 
-def _ready_elsewhere(decided: Decided, host: HostRecord, fleet: Fleet | None) -> bool:
+def _ready_elsewhere(decided: Decision, host: HostRecord, fleet: Fleet | None) -> bool:
     hosts = {**(fleet.hosts if fleet else {}), host.name: host}
     return any(
         i.function == decided.function and i.state is State.READY and i.id != decided.instance

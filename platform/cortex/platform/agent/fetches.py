@@ -17,13 +17,13 @@ import structlog
 from cortex.functions.sources import BadSource, Demo, Repo, source_of
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Fetching
-from cortex.platform.looks import Looks, NoAnswer
+from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
 from cortex.platform.record import Instance
 from cortex.platform.record_keys import RecordKeys
-from cortex.platform.scheduling.kept import Weights
+from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
-from cortex.platform.weights import looking
+from cortex.platform.weights import disk
 from cortex.platform.weights import store as weights
 from cortex.platform.weights.jobs import JobFailed, JobLost, Jobs
 
@@ -54,10 +54,10 @@ class Tell(Protocol):
 class Fetches:
     """One agent's."""
 
-    def __init__(self, settings: Settings, tell: Tell, looks: Looks) -> None:
+    def __init__(self, settings: Settings, tell: Tell, looks: BlockingCalls) -> None:
         self._host, self._cache = settings.host_name, Path(settings.agent.cache_dir)
         self._looks = looks
-        self._calls = Looks(QUEUE_S, hint="is Redis reachable?")
+        self._calls = BlockingCalls(QUEUE_S, hint="is Redis reachable?")
         self._jobs = Jobs(settings.redis_url, RecordKeys(settings.redis.prefix).queue(settings.host_name))
         self._tell = tell
         self._wanted: dict[str, set[str]] = {}
@@ -90,12 +90,12 @@ class Fetches:
         here = found
         self._tell(lambda s, now: s.fetched(instance.id, here, now))
 
-    async def _here(self, function: Function) -> Weights | None:
+    async def _here(self, function: Function) -> LocalWeights | None:
         """Return the weights that were just fetched; a disk that is slow after that is waited for."""
         until = time.monotonic() + RECORD_AWAY_S
         while True:
             try:
-                return await looking.weights(self._looks, function, self._cache)
+                return await disk.weights(self._looks, function, self._cache)
             except NoAnswer:
                 if time.monotonic() > until:
                     raise

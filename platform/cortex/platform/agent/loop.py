@@ -27,28 +27,28 @@ from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent import policy, state_file
 from cortex.platform.agent.adoption import adopt
-from cortex.platform.agent.caretaker import Caretaker
 from cortex.platform.agent.counts import AgentCounts
-from cortex.platform.agent.herald import Herald
 from cortex.platform.agent.host_name import home
-from cortex.platform.agent_messages import DECIDE_S, Going, Planned, Refused, Remove, Removed, Stored
+from cortex.platform.agent.monitor import HostMonitor
+from cortex.platform.agent.publisher import HostPublisher
+from cortex.platform.agent_messages import DECIDE_S, Accepted, PlacementPlan, Rejected, Remove, Removed, Stored
+from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
-from cortex.platform.flights import Flights
 from cortex.platform.host import devices, engines
+from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken
-from cortex.platform.looks import NoAnswer
 from cortex.platform.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
-from cortex.platform.registry import RecordAway, Registry
-from cortex.platform.scheduling.effects import Decided
-from cortex.platform.scheduling.kept import Weights
+from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.placement import When
-from cortex.platform.scheduling.roster import Rules
+from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
+from cortex.platform.scheduling.state import Rules
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
-from cortex.platform.weights import looking
+from cortex.platform.weights import disk
 from cortex.platform.weights.store import WeightsUnavailable
 from cortex.platform.workers import process
 from cortex.platform.workers.supervisor import Supervisor
@@ -106,11 +106,11 @@ class Agent:
         counts = AgentCounts(settings.host_name)
         self.faults = Faults(counts.fault)
         self.supervisor = Supervisor(settings, token, found, self.tell, self._back, self.scheduler.record, self.faults)
-        self._flights = Flights(f"agent:{settings.host_name}")
+        self._flights = InFlight(f"agent:{settings.host_name}")
         self._registry = registry
         self._devices = devices.Devices(settings.agent)
-        self._caretaker = Caretaker(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
-        self.herald = Herald(registry, self.scheduler.record, counts, settings.agent.heartbeat_s)
+        self._caretaker = HostMonitor(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
+        self.herald = HostPublisher(registry, self.scheduler.record, counts, settings.agent.heartbeat_s)
         self._writer = state_file.Writer(self._state_path)
         self._adopted = False
         self._saved: tuple[object, ...] | None = None
@@ -157,7 +157,7 @@ class Agent:
         await self._devices.close()
         await asyncio.to_thread(self._writer.close)
         if not self.settings.agent.keep_workers:
-            with contextlib.suppress(RecordAway):
+            with contextlib.suppress(RecordUnavailable):
                 await self._registry.remove_host(self.settings.host_name, self.scheduler.record().home)
 
     # What callers ask for.
@@ -172,7 +172,7 @@ class Agent:
         minimum: bool = False,
         waited_s: float = 0.0,
         turn: bool = False,
-    ) -> Going | Refused:
+    ) -> Accepted | Rejected:
         """See to it that an instance of `function` is up or coming; answer once the record says so.
 
         Refused without a start when the decision comes so late that the caller has given up by then.
@@ -181,13 +181,13 @@ class Agent:
         if came - self._alive_at > DECIDE_S or came - self._stalled_at < OLD_REQUESTS_S:
             return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
-            return Refused(lacking, When.NEVER)
+            return Rejected(lacking, When.NEVER)
         try:
             here = await self._weights(function)
         except NoAnswer as error:
             return await self._not_now(function, str(error))
         except WeightsUnavailable as error:
-            return Refused(str(error), When.NEVER)
+            return Rejected(str(error), When.NEVER)
         if time.monotonic() - came > DECIDE_S:
             return await self._not_now(function, f"the agent needed more than {DECIDE_S:g} s to decide")
         instance = secrets.token_hex(8)
@@ -208,29 +208,29 @@ class Agent:
         await self.herald.publish()
         return answer
 
-    async def plan(self, function: Function) -> Planned | Refused:
+    async def plan(self, function: Function) -> PlacementPlan | Rejected:
         """Say what `ensure` would do, without doing it."""
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
-            return Refused(lacking, When.NEVER)
+            return Rejected(lacking, When.NEVER)
         try:
             here = await self._weights(function)
         except NoAnswer as error:
-            return Refused(str(error), When.LATER)
+            return Rejected(str(error), When.LATER)
         except WeightsUnavailable as error:
-            return Refused(str(error), When.NEVER)
+            return Rejected(str(error), When.NEVER)
         return self.scheduler.plan(function, here, clock.now())
 
-    async def _weights(self, function: Function) -> Weights | None:
+    async def _weights(self, function: Function) -> LocalWeights | None:
         """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be, and
         NoAnswer."""
         own = self.settings.agent
-        return await looking.weights(self.supervisor.looks, function, Path(own.cache_dir), own.weight_roots)
+        return await disk.weights(self.supervisor.looks, function, Path(own.cache_dir), own.weight_roots)
 
-    async def _not_now(self, function: Function, reason: str) -> Refused:
+    async def _not_now(self, function: Function, reason: str) -> Rejected:
         """Refuse a start, with a receipt."""
-        self.herald.note(Decided("refused", function.id, "", reason), self._fleet)
+        self.herald.note(Decision("refused", function.id, "", reason), self._fleet)
         await self.herald.publish()
-        return Refused(reason, When.LATER)
+        return Rejected(reason, When.LATER)
 
     async def drain(self) -> list[str]:
         """Empty this host; it is cordoned in the record by whoever asks. Return who is going."""
@@ -261,13 +261,13 @@ class Agent:
         """Return all weights on this host. Raises NoAnswer."""
         declared, running = self.scheduler.catalogue().values(), self.scheduler.started_from()
         cache = Path(self.settings.agent.cache_dir)
-        return await looking.inventory(self.supervisor.looks, cache, declared, running)
+        return await disk.inventory(self.supervisor.looks, cache, declared, running)
 
     async def remove_weights(self, asked: Remove) -> Removed:
         """Remove stored weights that nothing uses. Raises NoAnswer."""
         going_on = [f.source for f in await self.supervisor.fetches.all(()) if f.alive]
         found, cache = await self.stored(), Path(self.settings.agent.cache_dir)
-        removed = await looking.remove(self.supervisor.looks, cache, found, asked, going_on)
+        removed = await disk.remove(self.supervisor.looks, cache, found, asked, going_on)
         self._stock.set()
         return removed
 
@@ -324,7 +324,7 @@ class Agent:
             for effect in self.scheduler.take_effects():
                 with self.faults.guard("effect"):
                     self.supervisor.perform(effect)
-                if isinstance(effect, Decided):
+                if isinstance(effect, Decision):
                     with self.faults.guard("receipt"):
                         self.herald.note(effect, self._fleet)
             with self.faults.guard("save"):
@@ -406,7 +406,7 @@ class Agent:
         try:
             await self._registry.touch(used)
             fleet = await self._registry.fleet(clock.now())
-        except RecordAway:
+        except RecordUnavailable:
             self._flights.put_back(used)
             return None
         # `ready()` looks at the scheduler itself: nothing that drains by now is chosen here any more.
@@ -434,7 +434,7 @@ class Agent:
         """Know which weights are here, and call off fetches that no declared function wants any more."""
         self._stock.clear()
         declared = self.scheduler.catalogue().values()
-        sizes = await looking.sizes(self.supervisor.looks, declared, Path(self.settings.agent.cache_dir))
+        sizes = await disk.sizes(self.supervisor.looks, declared, Path(self.settings.agent.cache_dir))
         if sizes != self.scheduler.record().weights:
             self.tell(lambda s, _: s.holds(sizes))
             self._caretaker.curious.set()
@@ -450,7 +450,7 @@ class Agent:
                 async for changed in self._registry.bell():
                     if changed.startswith("router:") and self._draining():
                         self._rung.set()
-            except RecordAway:
+            except RecordUnavailable:
                 await asyncio.sleep(TICK_S)
 
     def _draining(self) -> bool:

@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.platform.process_id import boot_id
-from cortex.platform.scheduling.kept import AgentState
+from cortex.platform.scheduling.saved_state import AgentState
 
 log = structlog.get_logger()
 

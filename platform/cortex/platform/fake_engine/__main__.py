@@ -9,8 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-from cortex.platform.fake_engine.leftovers import leave_daemon, leave_grandchild
 from cortex.platform.fake_engine.options import Place, parse
+from cortex.platform.fake_engine.orphans import leave_daemon, leave_grandchild
 from cortex.platform.fake_engine.script import BadScript, Script
 
 KEY_VARIABLE = "CORTEX_WORKER_KEY"

@@ -80,7 +80,7 @@ class Arguments(msgspec.Struct, frozen=True):
     index: int = 0
 
 
-class Planned(msgspec.Struct, frozen=True):
+class ScriptedCall(msgspec.Struct, frozen=True):
     """A call that the script has ready."""
 
     name: str
@@ -177,7 +177,7 @@ def _calls(asked: ChatRequest, script: Script) -> list[tuple[str, str]]:
     """The calls of an answer, by name and arguments: those of the script that are offered, or an example of one."""
     offered = {tool.function.name for tool in asked.tools or ()}
     if script.calls is not None and not asked.results:
-        planned = msgspec.json.decode(script.calls, type=list[Planned])
+        planned = msgspec.json.decode(script.calls, type=list[ScriptedCall])
         return [(one.name, msgspec.json.encode(one.arguments).decode()) for one in planned if one.name in offered]
     function = called(asked, script)
     return [] if function is None else [(function.name, msgspec.json.encode(_example(function.parameters)).decode())]

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from cortex.platform.fake_engine import replay
 from cortex.platform.fake_engine.engine import FakeEngine, Pace, step_pause_s
-from cortex.platform.fake_engine.fate import Drop, Fail, Hang, Serve, fate, is_last, is_over
 from cortex.platform.fake_engine.job import JOBS, Job
 from cortex.platform.fake_engine.ledger import Entry
+from cortex.platform.fake_engine.outcome import Drop, Fail, Hang, Serve, is_last, is_over, outcome
 from cortex.platform.fake_engine.request import TokenizeRequest
 from cortex.platform.fake_engine.script import BadScript
 from cortex.platform.fake_engine.shapes import SHAPES
@@ -143,7 +143,7 @@ class Routes:
         return reply({"count": len(ids), "max_model_len": CONTEXT, "tokens": ids, "token_strs": words})
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
-        """Serve a request, or do to it whatever else fate has in store."""
+        """Serve a request, or do to it whatever else outcome has in store."""
         engine = self._engine
         job = JOBS[request.path](await request.read(), engine.script, engine.model)
         if engine.script.check_model and job.model != engine.model:
@@ -164,7 +164,7 @@ class Routes:
 
     async def _meet_fate(self, request: web.Request, job: Job, entry: Entry) -> web.StreamResponse:
         engine = self._engine
-        while isinstance(met := fate(engine.script, entry.nth), Hang):
+        while isinstance(met := outcome(engine.script, entry.nth), Hang):
             await engine.script_changes()
         match met:
             case Drop():

@@ -64,7 +64,7 @@ class Engines(Struct, frozen=True):
         return ""
 
 
-class Asked(Struct, frozen=True):
+class PythonVersions(Struct, frozen=True):
     """What a Python says it has."""
 
     versions: dict[str, str] = {}
@@ -126,7 +126,7 @@ def vllm_tool(python: Path, distribution: str) -> tuple[str, ...]:
     return (str(python), "-m", "vllm.entrypoints.openai.api_server")
 
 
-def ask(python: Path) -> Asked:
+def ask(python: Path) -> PythonVersions:
     """Ask a Python what it has; nothing when it does not answer in time."""
     try:
         said = subprocess.run(
@@ -138,13 +138,15 @@ def ask(python: Path) -> Asked:
             env=environment.handed_on(os.environ),
         )
         answer = json.loads(said.stdout)
-        return Asked(dict(answer["versions"]), list(answer["modules"]))
+        return PythonVersions(dict(answer["versions"]), list(answer["modules"]))
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
         log.warning("engine_silent", python=str(python), why=str(error))
-        return Asked()
+        return PythonVersions()
 
 
-def _pythons(name: str, places: dict[str, Path], own: Path, asked_own: Asked) -> list[tuple[Path, Asked, bool]]:
+def _pythons(
+    name: str, places: dict[str, Path], own: Path, asked_own: PythonVersions
+) -> list[tuple[Path, PythonVersions, bool]]:
     """Return the Python to look for an engine in, what it has, and whether the engine must be there."""
     if name not in places:
         return [(own, asked_own, False)]

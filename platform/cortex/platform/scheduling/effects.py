@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
-from cortex.platform.scheduling.kept import Weights
+from cortex.platform.scheduling.saved_state import LocalWeights
 
 
 class Fetch(Struct, frozen=True):
@@ -26,7 +26,7 @@ class Spawn(Struct, frozen=True):
 
     instance: Instance
     function: Function
-    weights: Weights
+    weights: LocalWeights
 
 
 class Look(Struct, frozen=True):
@@ -55,7 +55,7 @@ class Reclaim(Struct, frozen=True):
     instance: Instance
 
 
-class Decided(Struct, frozen=True):
+class Decision(Struct, frozen=True):
     """Worth a receipt: `what` happened to which function and instance, and why."""
 
     what: str
@@ -64,4 +64,4 @@ class Decided(Struct, frozen=True):
     why: str
 
 
-Effect = Fetch | CallOff | Spawn | Look | Prove | Stop | Reclaim | Decided
+Effect = Fetch | CallOff | Spawn | Look | Prove | Stop | Reclaim | Decision

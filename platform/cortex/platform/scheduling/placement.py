@@ -18,7 +18,7 @@ from cortex.functions.estimate import estimate
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Device, HostRecord, Instance, Use
-from cortex.platform.scheduling.kept import Weights
+from cortex.platform.scheduling.saved_state import LocalWeights
 
 FIRST_SERVE_S = 30.0
 """A just-loaded instance is kept this long for the first request it was loaded for."""
@@ -84,7 +84,7 @@ class NoRoom(Struct, frozen=True, kw_only=True):
 
 
 def need(
-    function: Function, weights: Weights | None, measured_mb: int | None = None, devices: Iterable[Device] = ()
+    function: Function, weights: LocalWeights | None, measured_mb: int | None = None, devices: Iterable[Device] = ()
 ) -> Need:
     """Return what a function needs: measured beats declared beats estimated.
 

@@ -11,21 +11,21 @@ from collections.abc import Collection, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from cortex.functions.capabilities import Known
+from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import TRANSITIONS, State, Step
 from cortex.functions.spec import Function, revision
-from cortex.platform.agent_messages import Going, Planned, Refused, Victim
+from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
 from cortex.platform.record import Cause, Device, FailureKind, Fleet, Held, Instance, ProcessId
 from cortex.platform.scheduling.effects import Fetch, Reclaim, Stop
 from cortex.platform.scheduling.failures import cause_of
-from cortex.platform.scheduling.kept import Kept, Weights
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S, NoRoom, Placement, When
 from cortex.platform.scheduling.progress import is_hung
-from cortex.platform.scheduling.roster import Looked
-from cortex.platform.scheduling.settling import PROVE_AGAIN_S, Settling
+from cortex.platform.scheduling.reconcile import PROVE_AGAIN_S, Reconciler
+from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
+from cortex.platform.scheduling.state import Observation
 from cortex.platform.scheduling.turns import Waiter
-from cortex.platform.workers.card import WorkerCard
+from cortex.platform.workers.served_model import ServedModel
 
 MISSES_TO_ACT = 3
 """Health checks in a row that go unanswered before anything is done about it."""
@@ -37,10 +37,10 @@ REPORTS_BACK_S = 3.0
 """A record that was away may come back empty. Until the routers had this long to report, silence says nothing."""
 
 
-class Scheduler(Settling):
+class Scheduler(Reconciler):
     """One host's instances and what is to become of them."""
 
-    def adopt(self, kept: Kept, now: float, *, alive: bool, healthy: bool) -> None:
+    def adopt(self, kept: SavedWorker, now: float, *, alive: bool, healthy: bool) -> None:
         """Take over a worker that an earlier agent of this host started:
 
         (1) its process is gone: clear up what it left;
@@ -76,7 +76,7 @@ class Scheduler(Settling):
     def ensure(
         self,
         function: Function,
-        weights: Weights | None,
+        weights: LocalWeights | None,
         instance_id: str,
         now: float,
         *,
@@ -86,7 +86,7 @@ class Scheduler(Settling):
         minimum: bool = False,
         waited_s: float = 0.0,
         turn: bool = False,
-    ) -> Going | Refused:
+    ) -> Accepted | Rejected:
         """See to it that an instance of `function` is up or coming, other than those `beside`:
 
         (1) the catalogue has superseded this revision a moment ago: refused, for the caller reads an old one;
@@ -107,13 +107,13 @@ class Scheduler(Settling):
         up = self._up(function.id, rev, beside)  # (2)
         if up and up.state is State.DRAINING:
             self._take_back(up, "wanted again", now)
-            return Going(up.id, State.READY)
+            return Accepted(up.id, State.READY)
         if up:
             self._functions[up.id] = function
-            return Going(up.id, up.state)
+            return Accepted(up.id, up.state)
         failure = self._failures.of(function.id, rev)  # (3)
         if failure and failure.retry_at > now and not force:
-            return Refused(
+            return Rejected(
                 f"starts keep failing ({max(failure.count, failure.early)} in a row), tried again no sooner than "
                 f"{round(failure.retry_at - now)} s from now: {failure.reason}",
                 When.LATER,
@@ -134,7 +134,7 @@ class Scheduler(Settling):
             if next_turn is None or not turn or (next_turn.at > now and weights is not None):
                 self._decide("refused", function.id, "", spot.reason)
                 turn_in_s = next_turn.at - now if next_turn else None
-                return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb, turn_in_s=turn_in_s)
+                return Rejected(spot.reason, spot.when, short_by_mb=spot.short_by_mb, turn_in_s=turn_in_s)
             spot = next_turn.spot  # weights that are missing are fetched before its turn comes
             if weights is not None:
                 self._decide("turn", function.id, instance_id, self._cost(waiter, spot, now))
@@ -161,24 +161,24 @@ class Scheduler(Settling):
         self.settle(now)
         # Placing may already have failed (the answer is then in the failures) or gone on.
         current = self._instances.get(instance_id)
-        return Going(instance_id, current.state if current else State.GONE)
+        return Accepted(instance_id, current.state if current else State.GONE)
 
-    def plan(self, function: Function, weights: Weights | None, now: float) -> Planned | Refused:
+    def plan(self, function: Function, weights: LocalWeights | None, now: float) -> PlacementPlan | Rejected:
         """Say what `ensure` would do, without doing it."""
         rev = revision(function)
         if now < self._superseded.get((function.id, rev), 0.0):
             return _superseded(function)
         if up := self._up(function.id, rev):
-            return Planned(host=self._host.name, there=up.id, devices=up.devices, memory_mb=up.memory_mb)
+            return PlacementPlan(host=self._host.name, there=up.id, devices=up.devices, memory_mb=up.memory_mb)
         failure = self._failures.of(function.id, rev)
         waiter = self._line.waiter(function, self._need(function, weights), 0.0, now)
         spot = self._place(waiter, now)
         if isinstance(spot, NoRoom):
             next_turn = self._next_turn(waiter, now) if spot.when is When.LATER else None
             turn_in_s = next_turn.at - now if next_turn else None
-            return Refused(spot.reason, spot.when, short_by_mb=spot.short_by_mb, turn_in_s=turn_in_s)
+            return Rejected(spot.reason, spot.when, short_by_mb=spot.short_by_mb, turn_in_s=turn_in_s)
         usage = self._use()
-        return Planned(
+        return PlacementPlan(
             host=self._host.name,
             devices=spot.devices,
             memory_mb=spot.memory_mb,
@@ -302,7 +302,7 @@ class Scheduler(Settling):
         """What is wrong on this host beside its devices, for operators."""
         self._host = replace(self._host, problems=tuple(problems))
 
-    def studied(self, models: Mapping[str, Known]) -> None:
+    def studied(self, models: Mapping[str, ModelProfile]) -> None:
         """What the weights on this host say about their models."""
         self._host = replace(self._host, models=dict(models))
 
@@ -347,7 +347,7 @@ class Scheduler(Settling):
             busy = running > 0
         if not busy:
             self._reports.is_quiet(instance_id)
-        self._looks[instance_id] = Looked(asked=now, at=now, busy=busy)
+        self._looks[instance_id] = Observation(asked=now, at=now, busy=busy)
         self.settle(now)
 
     def stuck(self, instance_id: str, problem: str) -> None:
@@ -365,7 +365,7 @@ class Scheduler(Settling):
                 instance = replace(instance, phase_since=now, problem="")
             self._put(replace(instance, phase=phase, progress=progress, last_sign=now))
 
-    def fetched(self, instance_id: str, weights: Weights, now: float) -> None:
+    def fetched(self, instance_id: str, weights: LocalWeights, now: float) -> None:
         """The weights are here: make room."""
         instance = self._instances.get(instance_id)
         if instance is None or instance.state is not State.FETCHING:
@@ -421,7 +421,7 @@ class Scheduler(Settling):
             self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s{how}")
             self.settle(now)
 
-    def introduced(self, instance_id: str, card: WorkerCard) -> None:
+    def introduced(self, instance_id: str, card: ServedModel) -> None:
         """What the worker says of itself."""
         if instance := self._instances.get(instance_id):
             self._put(replace(instance, context=card.context, vision=card.vision))
@@ -493,5 +493,5 @@ class Scheduler(Settling):
         return FailureKind.CRASH
 
 
-def _superseded(function: Function) -> Refused:
-    return Refused(f"'{function.id}' is not declared like this any more", When.LATER)
+def _superseded(function: Function) -> Rejected:
+    return Rejected(f"'{function.id}' is not declared like this any more", When.LATER)

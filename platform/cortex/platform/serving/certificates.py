@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from cortex.platform.looks import Looks
+from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.settings import SettingsError
 
 log = structlog.get_logger()
@@ -46,7 +46,7 @@ def following(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:
 
 async def follow(context: ssl.SSLContext, cert: str, key: str, *, pause: Callable[[], Any] | None = None) -> None:
     """Take a renewed certificate into a context, for ever. One that does not stand leaves the old one in force."""
-    looks, seen = Looks(READ_S, hint="is its mount hung?"), _marks(cert, key)
+    looks, seen = BlockingCalls(READ_S, hint="is its mount hung?"), _marks(cert, key)
 
     def load() -> None:
         check(cert, key)  # a pair that is half renewed must not break the context

@@ -13,8 +13,8 @@ from cortex.functions.estimate import Estimate
 from cortex.platform.agent.fetches import said
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import Fetching, Prefetch, Remove, Removed, Stored
-from cortex.platform.weights import looking
-from cortex.platform.weights.store import HubAway, WeightsUnavailable
+from cortex.platform.weights import disk
+from cortex.platform.weights.store import HubUnavailable, WeightsUnavailable
 
 
 def routes(agent: Agent) -> list[HTTPRouteHandler]:
@@ -46,8 +46,8 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
     async def estimate(data: Prefetch) -> Estimate:
         """Say how much memory an instance of a function will take."""
         try:
-            return await looking.estimate(agent.supervisor.looks, data.function, agent.settings)
-        except HubAway as error:
+            return await disk.estimate(agent.supervisor.looks, data.function, agent.settings)
+        except HubUnavailable as error:
             raise ServiceUnavailableException(str(error)) from None
         except WeightsUnavailable as error:
             raise ClientException(str(error)) from None

@@ -45,7 +45,7 @@ class WeightsUnavailable(Exception):
     """The weights cannot be had; the text says what to do."""
 
 
-class HubAway(WeightsUnavailable):
+class HubUnavailable(WeightsUnavailable):
     """The hub cannot be reached, or broke off: trying again later may do."""
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
@@ -67,7 +67,7 @@ class Hub:
         self._cache, self._endpoint, self._token = cache, endpoint.rstrip("/") or None, token
 
     def listing(self, repo: str, revision: str) -> Listing:
-        """Ask what a repository holds. Raises HubAway or WeightsUnavailable."""
+        """Ask what a repository holds. Raises HubUnavailable or WeightsUnavailable."""
         from huggingface_hub import HfApi
 
         with self._mapped(f"{repo}{f' at {revision}' if revision else ''}"):
@@ -79,7 +79,7 @@ class Hub:
             return Listing(found.sha, files)
 
     def fetch(self, repo: str, commit: str, path: str, progress: Progress) -> Path:
-        """Bring one file here, going on with what has come before. Raises HubAway or WeightsUnavailable."""
+        """Bring one file here, going on with what has come before. Raises HubUnavailable or WeightsUnavailable."""
         pointer = self.pointer(repo, commit, path)
         if pointer.exists():
             progress(pointer.stat().st_size)
@@ -117,7 +117,7 @@ class Hub:
         return pointer
 
     def head(self, repo: str, commit: str, path: str, count: int) -> bytes:
-        """Return the first bytes of a file. Raises HubAway or WeightsUnavailable."""
+        """Return the first bytes of a file. Raises HubUnavailable or WeightsUnavailable."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 
@@ -189,7 +189,7 @@ class Hub:
         if len(blob.name) == 64 and checked.sha256() != blob.name:
             progress(-size)
             partial.unlink()
-            raise HubAway(f"what came is not what the hub has (its SHA-256 is not {blob.name[:12]}…)")
+            raise HubUnavailable(f"what came is not what the hub has (its SHA-256 is not {blob.name[:12]}…)")
         partial.replace(blob)
 
     def _told(self, url: str) -> "HfFileMetadata":
@@ -236,19 +236,21 @@ class Hub:
             if status in (401, 403):
                 raise WeightsUnavailable(f"{hub} refuses {what} ({status}): {_token_hint(self._token)}") from None
             if status == 416:
-                raise HubAway(f"{hub} has less of {what} than was here") from None
+                raise HubUnavailable(f"{hub} has less of {what} than was here") from None
             if status in (408, 429) or status >= 500:
                 wait = _seconds(error.response.headers.get("retry-after"))
-                raise HubAway(f"{hub} answers {status} for {what}", retry_after_s=wait) from None
+                raise HubUnavailable(f"{hub} answers {status} for {what}", retry_after_s=wait) from None
             raise WeightsUnavailable(f"{hub} answers {status} for {what}") from None
         except errors.HFValidationError as error:
             raise WeightsUnavailable(clean(str(error))) from None
         except httpx2.TransportError as error:
-            raise HubAway(f"{hub} cannot be reached for {what}: {clean(str(error)) or type(error).__name__}") from None
+            raise HubUnavailable(
+                f"{hub} cannot be reached for {what}: {clean(str(error)) or type(error).__name__}"
+            ) from None
         except OSError as error:
             if error.errno is not None:  # the disk's; the library's own have none
                 raise WeightsUnavailable(f"{what} cannot be written: {error.strerror}") from None
-            raise HubAway(f"{what} came incomplete: {clean(str(error))}") from None
+            raise HubUnavailable(f"{what} came incomplete: {clean(str(error))}") from None
 
     def _name(self) -> str:
         from huggingface_hub import constants

@@ -41,14 +41,14 @@ from cortex.functions.sources import Demo, Repo
 from cortex.platform import redis_clients
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.keys import FleetToken
-from cortex.platform.leash import die_with_parent
+from cortex.platform.parent_death import die_with_parent
 from cortex.platform.record_keys import RecordKeys
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.platform.weights import hub
 from cortex.platform.weights import store as weights
-from cortex.platform.weights.hub import Hub, HubAway, WeightsUnavailable
+from cortex.platform.weights.hub import Hub, HubUnavailable, WeightsUnavailable
 
 log = structlog.get_logger()
 
@@ -121,7 +121,7 @@ def _persist(wanted: Demo | Repo, cache: Path, way: Hub, told: "_Told", keep_fre
         try:
             weights.fetch(wanted, cache, way, told.stage, keep_free_mb=keep_free_mb)
             return
-        except HubAway as error:
+        except HubUnavailable as error:
             tries = 1 if told.most > before else tries + 1
             if tries >= TRIES:
                 raise
@@ -382,7 +382,7 @@ def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
         name = f"{queue.name}-{secrets.token_hex(8)}"  # its keys and its channel are its host's by their names
         worker = _Worker([queue], name, connection=queue.connection, job_class=_Fetch, worker_ttl=WORKER_TTL_S)
         worker.work(logging_level="WARNING")
-    except (RecordAway, redis.RedisError, OSError) as error:
+    except (RecordUnavailable, redis.RedisError, OSError) as error:
         return str(error)
     finally:
         if worker is not None and worker.horse_pid:  # its job is taken up by the next one
@@ -392,7 +392,7 @@ def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
 
 
 async def _see_whose_record(settings: Settings, token: FleetToken) -> None:
-    """Raise ForeignFleet when the record is another fleet's, RecordAway when it is away."""
+    """Raise ForeignFleet when the record is another fleet's, RecordUnavailable when it is away."""
     registry = Registry.of(settings, token, keeps_indexes=False)
     try:
         await registry.ping()

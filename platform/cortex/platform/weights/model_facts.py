@@ -18,11 +18,11 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from cortex.functions.capabilities import Known
+from cortex.functions.capabilities import ModelProfile
 from cortex.functions.spec import Function
 from cortex.platform import untrusted
 from cortex.platform.weights import gguf_head
-from cortex.platform.workers.card import MOST_CONTEXT
+from cortex.platform.workers.served_model import MOST_CONTEXT
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ PROBE_S = 20.0
 LONGEST_FILE = 16 << 20
 _EYES = ("--mmproj", "-mm", "--mmproj-url")
 
-Probe = Callable[[str, str, str], Known]
+Probe = Callable[[str, str, str], ModelProfile]
 
 
 class ModelFacts:
@@ -38,9 +38,9 @@ class ModelFacts:
 
     def __init__(self, probe: Probe | None = None) -> None:
         self._probe = probe or functools.cache(probed)
-        self._found: dict[str, tuple[tuple[int, int], Known]] = {}
+        self._found: dict[str, tuple[tuple[int, int], ModelProfile]] = {}
 
-    def of(self, function: Function, weights: str) -> Known | None:
+    def of(self, function: Function, weights: str) -> ModelProfile | None:
         """Return what is known of a function from its weights; None when they say nothing. Blocks; never raises."""
         if not weights:
             return None
@@ -55,17 +55,17 @@ class ModelFacts:
             known = replace(known, vision=sees)
         if function.chat_template:
             known = self._templated(known, Path(function.chat_template).expanduser())
-        return None if known == Known() else known
+        return None if known == ModelProfile() else known
 
-    def _templated(self, known: Known, template: Path) -> Known:
+    def _templated(self, known: ModelProfile, template: Path) -> ModelProfile:
         """With a template of its operator's instead of its own."""
         try:
             tried = self._probe(template.read_text(encoding="utf-8"), "<s>", "</s>")
         except (OSError, ValueError):
-            tried = Known()
+            tried = ModelProfile()
         return replace(known, template=tried.template, reasoning=tried.reasoning, effort=tried.effort)
 
-    def _of(self, path: Path) -> Known:
+    def _of(self, path: Path) -> ModelProfile:
         main = _main_file(path)
         stat = main.stat()
         mark = (stat.st_mtime_ns, stat.st_size)
@@ -75,25 +75,25 @@ class ModelFacts:
             kept = self._found[str(main)] = (mark, known)
         return kept[1]
 
-    def _gguf(self, path: Path) -> Known:
+    def _gguf(self, path: Path) -> ModelProfile:
         head = gguf_head.read(path)
         template = head.get("tokenizer.chat_template")
-        known = self._probe(template, "<s>", "</s>") if isinstance(template, str) else Known()
+        known = self._probe(template, "<s>", "</s>") if isinstance(template, str) else ModelProfile()
         context = head.get(f"{head.get('general.architecture')}.context_length")
         return replace(known, context=untrusted.positive(context, MOST_CONTEXT))
 
-    def _folder(self, path: Path) -> Known:
+    def _folder(self, path: Path) -> ModelProfile:
         """A folder as HuggingFace lays it out."""
         config, tokenizer = _json(path / "config.json"), _json(path / "tokenizer_config.json")
         template = _template(path, tokenizer)
         bos, eos = (_token(tokenizer.get(name)) for name in ("bos_token", "eos_token"))
-        known = self._probe(template, bos, eos) if template else Known()
+        known = self._probe(template, bos, eos) if template else ModelProfile()
         text = config.get("text_config")
         window = (text if isinstance(text, dict) else config).get("max_position_embeddings")
         return replace(known, context=untrusted.positive(window, MOST_CONTEXT), vision="vision_config" in config)
 
 
-def probed(template: str, bos: str, eos: str) -> Known:
+def probed(template: str, bos: str, eos: str) -> ModelProfile:
     """Try a template in a process of its own, and with little of everything."""
     asked = json.dumps({"template": template, "bos_token": bos, "eos_token": eos}).encode()
     digest = hashlib.sha256(asked).hexdigest()[:12]
@@ -106,10 +106,10 @@ def probed(template: str, bos: str, eos: str) -> Known:
             check=False,
             env={"PATH": os.environ.get("PATH", "")},
         )
-        return msgspec.json.decode(done.stdout, type=Known)
+        return msgspec.json.decode(done.stdout, type=ModelProfile)
     except (subprocess.TimeoutExpired, OSError, msgspec.DecodeError) as error:
         log.info("template_unknown", template=digest, why=type(error).__name__)
-        return Known()
+        return ModelProfile()
 
 
 def _main_file(path: Path) -> Path:

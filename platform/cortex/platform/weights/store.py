@@ -26,12 +26,12 @@ from cortex.functions.names import slug
 from cortex.functions.selection import File, NoSuchWeights, Selection, missing_parts, select
 from cortex.functions.sources import BadSource, Demo, Local, Nothing, Repo, Source, source_of
 from cortex.functions.spec import Engine, Function
-from cortex.platform.scheduling.kept import Weights
-from cortex.platform.weights import hub, rules
-from cortex.platform.weights.bigram import demo_text, write_bigram
-from cortex.platform.weights.hub import Hub, HubAway, WeightsUnavailable
+from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.weights import hub, load_policy
+from cortex.platform.weights.demo_model import demo_text, write_bigram
+from cortex.platform.weights.hub import Hub, HubUnavailable, WeightsUnavailable
 
-__all__ = ["HubAway", "WeightsUnavailable"]
+__all__ = ["HubUnavailable", "WeightsUnavailable"]
 
 MIB = 1024 * 1024
 AT_A_TIME = 4
@@ -67,28 +67,28 @@ class Cancelled(Exception):
     """Another file of the same fetch failed."""
 
 
-def find(function: Function, cache: Path) -> Weights | None:
+def find(function: Function, cache: Path) -> LocalWeights | None:
     """Return the weights if they are on this host, None if they can be fetched.
 
     Raises WeightsUnavailable when they can be neither found nor fetched, or may not be loaded.
     """
     found = _found(function, cache)
     if found is not None and found.path and not function.allow_pickle:
-        rules.refuse_pickles(Path(found.path))
+        load_policy.refuse_pickles(Path(found.path))
     return found
 
 
-def _found(function: Function, cache: Path) -> Weights | None:
+def _found(function: Function, cache: Path) -> LocalWeights | None:
     try:
         source = source_of(function)
     except BadSource as error:
         raise WeightsUnavailable(str(error)) from None
     match source:
         case Nothing():
-            return Weights("", 0)
+            return LocalWeights("", 0)
         case Demo():
             path = demo_path(source, cache)
-            return Weights(str(path), _size_mb([path])) if path.is_file() else None
+            return LocalWeights(str(path), _size_mb([path])) if path.is_file() else None
         case Local():
             return _local(Path(source.path).expanduser(), function)
         case Repo():
@@ -140,7 +140,7 @@ def manifest(path: Path) -> Manifest | None:
         return None
 
 
-def _local(path: Path, function: Function) -> Weights:
+def _local(path: Path, function: Function) -> LocalWeights:
     if not path.exists():
         raise WeightsUnavailable(f"the weights {path} are not there")
     try:
@@ -153,14 +153,14 @@ def _local(path: Path, function: Function) -> Weights:
         else:
             parts = [f for f in path.rglob("*") if f.is_file()]
         with (parts[0] if parts else path / "no file in it").open("rb"):
-            return Weights(str(path), _size_mb(parts))
+            return LocalWeights(str(path), _size_mb(parts))
     except NoSuchWeights as error:
         raise WeightsUnavailable(str(error)) from None
     except OSError as error:
         raise WeightsUnavailable(f"the weights {path} cannot be read: {error}") from None
 
 
-def _put_by_hand(source: Repo, cache: Path) -> Weights | None:
+def _put_by_hand(source: Repo, cache: Path) -> LocalWeights | None:
     folder = by_hand(source, cache)
     try:
         return _chosen(source, folder) if folder.is_dir() else None
@@ -168,10 +168,10 @@ def _put_by_hand(source: Repo, cache: Path) -> Weights | None:
         return None  # the hub may have it
 
 
-def _chosen(source: Repo, folder: Path) -> Weights:
+def _chosen(source: Repo, folder: Path) -> LocalWeights:
     """Choose from a folder as from a repository. Raises NoSuchWeights."""
     found = select(source, _listed(folder))
-    return Weights(str(folder / found.entry), -(-found.size // MIB))
+    return LocalWeights(str(folder / found.entry), -(-found.size // MIB))
 
 
 def _listed(folder: Path) -> list[File]:
@@ -179,7 +179,7 @@ def _listed(folder: Path) -> list[File]:
     return sorted((File(str(f.relative_to(folder)), f.stat().st_size) for f in files), key=lambda f: f.path)
 
 
-def _fetched(source: Repo, cache: Path) -> Weights | None:
+def _fetched(source: Repo, cache: Path) -> LocalWeights | None:
     known = manifest(manifest_path(source, cache))
     if known is None:
         return None
@@ -190,7 +190,7 @@ def _fetched(source: Repo, cache: Path) -> Weights | None:
                 return None
         except OSError:
             return None
-    return Weights(str(snapshot / known.entry), -(-known.size // MIB))
+    return LocalWeights(str(snapshot / known.entry), -(-known.size // MIB))
 
 
 def _fetch_repo(source: Repo, cache: Path, way: Hub, report: Report, keep_free: int) -> None:
@@ -203,8 +203,8 @@ def _fetch_repo(source: Repo, cache: Path, way: Hub, report: Report, keep_free: 
         if _adopted(source, cache, way):
             return
         hint = f"; without a hub, put its files into {by_hand(source, cache)}"
-        if isinstance(error, HubAway):
-            raise HubAway(f"{error}{hint}", retry_after_s=error.retry_after_s) from None
+        if isinstance(error, HubUnavailable):
+            raise HubUnavailable(f"{error}{hint}", retry_after_s=error.retry_after_s) from None
         raise WeightsUnavailable(f"{error}{hint}") from None
     _check_room(source, cache, way, listing.commit, chosen, keep_free)
     _fetch_files(source, way, listing.commit, chosen, report)

@@ -21,7 +21,7 @@ import msgspec
 from jinja2 import BaseLoader
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from cortex.functions.capabilities import LEVELS, Known, Template
+from cortex.functions.capabilities import LEVELS, ModelProfile, Template
 
 CPU_S, MEMORY_BYTES, LONGEST_TEMPLATE = 5, 1 << 30, 1 << 20
 
@@ -43,15 +43,15 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _IMAGES = re.compile(r"image_url|image_pad|<image>|['\"]image['\"]")
 
 
-def probe(source: str, bos: str = "", eos: str = "") -> Known:
+def probe(source: str, bos: str = "", eos: str = "") -> ModelProfile:
     """Try a template. Raises nothing: a broken one is one of which nothing is known."""
     render = _renderer(source, bos, eos)
     plain = render([_user("u_mark")]) if render else None
     if render is None or plain is None or "u_mark" not in plain:
-        return Known()
+        return ModelProfile()
     switch = _switch(render)
     thoughts = _wants_thoughts(render)
-    return Known(
+    return ModelProfile(
         template=Template(
             inline_system=_takes_inline_system(render),
             developer_role="developer" in source and _shows(render, [_says("developer", "d_mark"), _user("u")]),

@@ -20,7 +20,7 @@ from litestar.params import Parameter
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
-from cortex.platform.looks import NoAnswer
+from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.workers import log_files
 
 T = TypeVar("T")

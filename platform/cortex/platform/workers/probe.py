@@ -8,8 +8,8 @@ from cortex.platform import worker_http
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import KEY_REFUSED, MODELS_BYTES, Unreadable
-from cortex.platform.workers import card
-from cortex.platform.workers.card import WorkerCard
+from cortex.platform.workers import served_model
+from cortex.platform.workers.served_model import ServedModel
 
 TIMEOUT_S = 5.0
 _TOKEN: dict[str, tuple[str, dict[str, object]]] = {
@@ -57,7 +57,7 @@ class Probe:
             return True
         return True
 
-    async def served(self, url: str, health: str, instance: str) -> dict[str, WorkerCard] | None:
+    async def served(self, url: str, health: str, instance: str) -> dict[str, ServedModel] | None:
         """Return the models a healthy worker says it serves, and what it says of them; None while it is not healthy.
 
         Empty: whoever answers does not know the instance's key, or serves nothing.
@@ -79,7 +79,9 @@ class Probe:
                         continue
                     if answer.status == 503:
                         return None
-                    return card.read(await worker_http.whole(answer, MODELS_BYTES)) if answer.status == 200 else {}
+                    return (
+                        served_model.read(await worker_http.whole(answer, MODELS_BYTES)) if answer.status == 200 else {}
+                    )
             return {}
         except (*worker_http.BREAKS, OSError, ValueError, Unreadable):
             return None

@@ -21,7 +21,7 @@ import psutil
 from cortex.platform import process_id, untrusted
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import environment
-from cortex.platform.workers.identity import WorkerUser
+from cortex.platform.workers.worker_user import WorkerUser
 
 MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"
 """Environment variables of every worker: its instance, and the agent whose it is."""

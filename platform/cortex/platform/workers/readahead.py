@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from cortex.platform.looks import Looks
+from cortex.platform.blocking_calls import BlockingCalls
 
 WINDOW = 64 * 1024 * 1024
 WINDOW_S = 60.0
@@ -38,10 +38,10 @@ async def read_ahead(
     wanted: Callable[[], bool],
     available: Callable[[], int] = available,
     *,
-    looks: Looks | None = None,
+    looks: BlockingCalls | None = None,
 ) -> int:
     """Read weights into the page cache as long as they are wanted. Return how many bytes were asked for."""
-    looks, place = looks or Looks(WINDOW_S), str(weights)
+    looks, place = looks or BlockingCalls(WINDOW_S), str(weights)
     try:
         files = await looks.look(place, "read ahead", lambda: _files(weights))
     except OSError:

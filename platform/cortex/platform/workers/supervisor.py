@@ -24,25 +24,25 @@ from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine
 from cortex.platform import process_id
 from cortex.platform.agent.fetches import Fetches
+from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
-from cortex.platform.launcher.keeper import Keeper
-from cortex.platform.looks import NoAnswer
+from cortex.platform.launcher.pool import LauncherPool
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
-from cortex.platform.scheduling.effects import CallOff, Decided, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
-from cortex.platform.scheduling.kept import Kept
+from cortex.platform.scheduling.effects import CallOff, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.progress import PROOF_S
+from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
-from cortex.platform.weights import looking
-from cortex.platform.workers import activity, cgroup, confine, log_files, process, slots
-from cortex.platform.workers.identity import worker_user
+from cortex.platform.weights import disk
+from cortex.platform.workers import activity, cgroup, hardening, launch_context, log_files, process
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
 from cortex.platform.workers.startup import Reading
+from cortex.platform.workers.worker_user import worker_user
 
 log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ class Supervisor:
         self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
         self._record = record
         self._faults = faults or Faults()
-        self.looks = looking.looks()
+        self.looks = disk.looks()
         self.fetches = Fetches(settings, tell, self.looks)
         self._tasks: set[asyncio.Task[None]] = set()
         self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -108,7 +108,7 @@ class Supervisor:
         self._user = worker_user(settings.agent.worker_user)
         # A launcher that is parked already is the agent's user for good.
         wanted = settings.agent.launcher and "vllm" in engines.tools and self._user is None
-        self._keeper = Keeper(
+        self._keeper = LauncherPool(
             engines.tools["vllm"] if wanted else None,
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
@@ -145,7 +145,7 @@ class Supervisor:
                 self._begin("stop", instance, self._insist("stop", instance, lambda: self._stop(effect)))
             case Reclaim(instance):
                 self._begin("reclaim", instance, self._insist("reclaim", instance, lambda: self._reclaim(instance)))
-            case Decided():
+            case Decision():
                 pass  # receipts are the agent's
 
     def _begin(
@@ -222,7 +222,7 @@ class Supervisor:
                 return served is None or instance.function in served
         return True
 
-    def adopt(self, kept: Kept) -> None:
+    def adopt(self, kept: SavedWorker) -> None:
         """Watch a worker that an earlier agent of this host started."""
         instance = kept.instance
         leader = instance.process
@@ -241,7 +241,7 @@ class Supervisor:
                 log.warning("orphan_killed", instance=instance, pid=pid)
                 await asyncio.to_thread(process.kill_remains, instance)
                 if slug(instance) == instance:  # the mark is what the process says, and no path before it is a name
-                    await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance), ignore_errors=True)
+                    await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance), ignore_errors=True)
 
     # Starting.
 
@@ -261,8 +261,8 @@ class Supervisor:
             return
         key = worker_key(self._token.current, instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
-        confine.temporary(instance.id, self._user)
-        slot = slots.slot(
+        hardening.temporary(instance.id, self._user)
+        slot = launch_context.launch_context(
             effect,
             agent,
             self._engines,
@@ -270,7 +270,7 @@ class Supervisor:
             port=port,
             key=key,
             scratch=str(self.scratch(instance.id)),
-            layers=effect.weights.layers if slots.overflows(effect) else 0,
+            layers=effect.weights.layers if launch_context.overflows(effect) else 0,
         )
         command = launch(function, slot)
         for path, content in command.files.items():
@@ -312,7 +312,7 @@ class Supervisor:
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
     ) -> tuple[subprocess.Popen[bytes], str]:
         """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
-        env = {"TMPDIR": str(confine.temporary_path(instance)), **command.env, process.OWNER: self._owner}
+        env = {"TMPDIR": str(hardening.temporary_path(instance)), **command.env, process.OWNER: self._owner}
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -441,7 +441,7 @@ class Supervisor:
 
     def scratch(self, instance: str) -> Path:
         """Return a file of an instance's own."""
-        return confine.temporary_path(instance) / "scratch"
+        return hardening.temporary_path(instance) / "scratch"
 
     # Stopping.
 
@@ -494,7 +494,7 @@ class Supervisor:
             self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
         if instance.pid and any(d.startswith("GPU-") for d in instance.devices):
             await self._memory_back({instance.pid, *(p.pid for p in left)})
-        await asyncio.to_thread(shutil.rmtree, confine.temporary_path(instance.id), ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance.id), ignore_errors=True)
         self._proved.pop(instance.id, None)
         self._ports.release(instance.id)
         self._tell(lambda s, now: s.reclaimed(instance.id, now))

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from cortex.platform.api_keys import LOCAL, Principal, digest, principal
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class KeyRing:
         return None if found is None or (found.expires and time.time() >= found.expires) else found
 
     async def refresh(self) -> None:
-        """Read all keys now. Raises RecordAway."""
+        """Read all keys now. Raises RecordUnavailable."""
         keys = await self._registry.keys()
         self._table = {k.digest: principal(k) for k in keys}
         self.known = True
@@ -58,7 +58,7 @@ class KeyRing:
     async def follow(self) -> None:
         """Follow the record for ever."""
         while True:
-            with contextlib.suppress(RecordAway):
+            with contextlib.suppress(RecordUnavailable):
                 await self.refresh()
                 await self._listen()
             await asyncio.sleep(RETRY_S)

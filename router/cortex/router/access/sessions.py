@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from cortex.platform.api_keys import Principal, Session, digest
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.access.keyring import KeyRing
 
 SESSION_S = 7 * 86400
@@ -50,7 +50,7 @@ class Sessions:
             return None
         try:
             session = await self._registry.session(name)
-        except RecordAway:
+        except RecordUnavailable:
             session = self._seen.get(name)
         else:
             self._note(name, session)

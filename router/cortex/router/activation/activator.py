@@ -23,29 +23,21 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import COMING, LIVE
 from cortex.functions.spec import Function
 from cortex.platform import clock
-from cortex.platform.agent_messages import Ensure, Going, Planned, Refused
+from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.api_keys import Priority
 from cortex.platform.cancel import cancelled
-from cortex.platform.flights import Flights
+from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
-from cortex.router.activation.agents import TIMEOUT_S, AgentAway, Agents, AgentUnreachable
-from cortex.router.activation.choice import considered, hosts_to_ask, why_nowhere
+from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable, AgentUnreachable
+from cortex.router.activation.load_balancing import considered, hosts_to_ask, why_nowhere
 from cortex.router.activation.waits import ready_in_s, waits
-from cortex.router.directory import Target
-from cortex.router.receipts import Receipts
-from cortex.router.refusals import (
-    SEE_WHY,
-    NoCapacity,
-    NotReadyInTime,
-    QueueFull,
-    RecordIsAway,
-    Refusal,
-    StartFailed,
-)
+from cortex.router.decision_log import DecisionLog
+from cortex.router.errors import SEE_WHY, NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, RequestError, StartFailed
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import Target
 from cortex.router.request.probe import Pulse
-from cortex.router.view import View
 
 log = structlog.get_logger()
 
@@ -89,15 +81,15 @@ class Activator:
 
     def __init__(
         self,
-        view: View,
+        view: FleetView,
         registry: Registry,
         agents: Agents,
-        flights: Flights,
+        flights: InFlight,
         directory: Declarations,
         probe: Prober,
-        receipts: Receipts | None = None,
+        receipts: DecisionLog | None = None,
     ) -> None:
-        self._receipts = receipts or Receipts("")
+        self._receipts = receipts or DecisionLog("")
         self._view, self._registry, self._agents, self._flights = view, registry, agents, flights
         self._directory, self._probe = directory, probe
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -170,11 +162,11 @@ class Activator:
                 if going is not None:
                     return going.instance
                 await self._view.changed(CLAIMED_ELSEWHERE_S)
-        except RecordAway as error:
+        except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
         raise NotReadyInTime(f"another router keeps the claim on '{find().function.id}'", retry_after=RETRY_AFTER_S)
 
-    async def add(self, target: Target, *, minimum: bool) -> Going | None:
+    async def add(self, target: Target, *, minimum: bool) -> Accepted | None:
         """Have one more instance started beside those that serve: for the function's `min`, or into free room; None
         when one is coming already, or another router is at it. Raises Refusal or RecordAway.
         """
@@ -185,7 +177,7 @@ class Activator:
             beside = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
             return await self.propose(Ensure(function, beside=beside, evict=minimum, minimum=minimum))
 
-    async def propose(self, asked: Ensure) -> Going:
+    async def propose(self, asked: Ensure) -> Accepted:
         """Have an instance started on the first host that takes it, whatever others have.
 
         Raises Refusal; AnswerLost when an agent may have started one without saying so.
@@ -195,7 +187,7 @@ class Activator:
         fleet = self._view.fleet
         usage = use(fleet)
         order = self._slow_last(hosts_to_ask(wanted, function, fleet, usage, clock.now(), asked.beside))
-        refusals: dict[str, Refused] = {}
+        refusals: dict[str, Rejected] = {}
         taker = await self._taker(order, replace(asked, turn=asked.turn and len(order) == 1), refusals)
         if taker is None and asked.turn and len(order) > 1 and (host := _soonest_turn(refusals)):
             taker = await self._taker([host], asked, refusals)  # a host with room goes before a turn
@@ -209,8 +201,8 @@ class Activator:
         return going
 
     async def _taker(
-        self, order: Iterable[str], asked: Ensure, refusals: dict[str, Refused]
-    ) -> tuple[str, Going] | None:
+        self, order: Iterable[str], asked: Ensure, refusals: dict[str, Rejected]
+    ) -> tuple[str, Accepted] | None:
         """Return the first host that takes a function, and its answer; add what the others say to `refusals`.
 
         Raises AnswerLost.
@@ -221,16 +213,16 @@ class Activator:
                 continue
             try:
                 answer = await self._agents.ensure(hosts[host], asked)
-            except AgentAway as error:
+            except AgentUnavailable as error:
                 log.warning("agent_away", host=host, why=str(error))
                 self._slow[host] = time.monotonic() + SLOW_S
                 if not isinstance(error, AgentUnreachable) or time.monotonic() - began > PROPOSE_S:
                     public = f"no room for '{asked.function.id}' now"
                     why = f"{public}: {host}: {error}"
                     raise AnswerLost(why, retry_after=RETRY_AFTER_S, public=public + SEE_WHY) from None
-                refusals[host] = Refused(str(error), When.LATER)
+                refusals[host] = Rejected(str(error), When.LATER)
                 continue
-            if isinstance(answer, Going):
+            if isinstance(answer, Accepted):
                 return host, answer
             refusals[host] = answer
         return None
@@ -246,9 +238,9 @@ class Activator:
         function: Function,
         wanted: Need,
         fleet: Fleet,
-        refusals: Mapping[str, Refused],
+        refusals: Mapping[str, Rejected],
         host: str,
-        going: Going,
+        going: Accepted,
     ) -> None:
         """Leave a receipt: which hosts there were, what each was good for, and who said no before this one."""
         numbers = {
@@ -259,7 +251,7 @@ class Activator:
         why = "the best of the hosts that take it" if not refusals else "the best of those that did not refuse"
         self._receipts.note("proposed", function.id, host=host, instance=going.instance, why=why, numbers=numbers)
 
-    async def plan(self, function: Function) -> tuple[Planned | None, dict[str, str]]:
+    async def plan(self, function: Function) -> tuple[PlacementPlan | None, dict[str, str]]:
         """Return what a start would do, and why the hosts that come before it, or all, will not have it."""
         wanted = need(function, None)
         fleet = self._view.fleet
@@ -268,10 +260,10 @@ class Activator:
         for host in hosts_to_ask(wanted, function, fleet, usage, now):
             try:
                 answer = await self._agents.plan(fleet.hosts[host], function)
-            except AgentAway as error:
+            except AgentUnavailable as error:
                 refusals[host] = str(error)
                 continue
-            if isinstance(answer, Planned):
+            if isinstance(answer, PlacementPlan):
                 return _with_back_off(answer, fleet.hosts[host].failures, function.id), refusals
             refusals[host] = answer.reason
             if answer.turn_in_s is not None:
@@ -282,7 +274,7 @@ class Activator:
                 refusals.setdefault(name, guess.reason)
         return None, refusals
 
-    def _refusal(self, function: Function, wanted: Need, refusals: Mapping[str, Refused]) -> Refusal:
+    def _refusal(self, function: Function, wanted: Need, refusals: Mapping[str, Rejected]) -> RequestError:
         """Put the agents' answers into one: crashing beats full, full beats never."""
         if not refusals:
             fleet = self._view.fleet
@@ -363,7 +355,7 @@ class Activator:
                 return
             try:
                 going = await self._claimed(function, rev, turn=True)  # (6)
-            except RecordAway as error:
+            except RecordUnavailable as error:
                 raise RecordIsAway(
                     f"'{function.id}' is cold, and {error}",
                     retry_after=RETRY_AFTER_S,
@@ -397,7 +389,9 @@ class Activator:
                 self._view.drop(instance.id)
         return bool(self._view.ready(function.id, rev))
 
-    async def _claimed(self, function: Function, rev: str, *, force: bool = False, turn: bool = False) -> Going | None:
+    async def _claimed(
+        self, function: Function, rev: str, *, force: bool = False, turn: bool = False
+    ) -> Accepted | None:
         """Propose under the claim, with `turn` also where instances in use have to be closed for it; None when another
         router has it, or has been faster."""
         async with self._claim(function.id) as claimed:
@@ -417,7 +411,7 @@ class Activator:
             await self._view.refresh()
             yield True
         finally:
-            with contextlib.suppress(RecordAway):
+            with contextlib.suppress(RecordUnavailable):
                 await self._registry.release(function, token)
 
     def _coming(self, function: Function, rev: str) -> Instance | None:
@@ -446,13 +440,13 @@ class Activator:
         return "; ".join(unreadable or in_line) or "no host has had room for it"
 
 
-def _soonest_turn(refusals: Mapping[str, Refused]) -> str:
+def _soonest_turn(refusals: Mapping[str, Rejected]) -> str:
     """Return the host on which a function's turn comes first; empty: on none."""
     turns = [(refused.turn_in_s, host) for host, refused in refusals.items() if refused.turn_in_s is not None]
     return min(turns)[1] if turns else ""
 
 
-def _with_back_off(planned: Planned, failures: Iterable[Failure], function: str) -> Planned:
+def _with_back_off(planned: PlacementPlan, failures: Iterable[Failure], function: str) -> PlacementPlan:
     """Return a plan whose end of the back-off is by the wall clock here; the agent's answer has it by its own clock."""
     retry_at = next((f.retry_at for f in failures if f.function == function), 0.0)
     return replace(planned, retry_at=clock.wall(retry_at) if planned.retry_at and retry_at else 0.0)

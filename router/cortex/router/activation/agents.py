@@ -13,14 +13,14 @@ from cortex.functions.estimate import Estimate
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import (
     ANSWER_S,
+    Accepted,
+    CatalogueUpdate,
     Cool,
     Ensure,
-    Going,
-    Heed,
-    Plan,
-    Planned,
+    PlacementPlan,
+    PlanRequest,
     Prefetch,
-    Refused,
+    Rejected,
     Remove,
     Removed,
     Stored,
@@ -36,11 +36,11 @@ HUB_TIMEOUT_S = 60.0
 """For what an agent asks its hub about."""
 
 
-class AgentAway(Exception):
+class AgentUnavailable(Exception):
     """The agent did not answer, or not as an agent does. It may have done what it was told all the same."""
 
 
-class AgentUnreachable(AgentAway):
+class AgentUnreachable(AgentUnavailable):
     """No connection to the agent came about, so it knows nothing of what it was to do."""
 
 
@@ -90,45 +90,45 @@ class Agents:
             raise AgentUnreachable(f"the agent at {address} cannot be reached: {why}") from error
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             why = str(error) or type(error).__name__
-            raise AgentAway(f"the agent at {address} did not answer: {why}") from error
+            raise AgentUnavailable(f"the agent at {address} did not answer: {why}") from error
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
-    async def ensure(self, host: HostRecord, asked: Ensure) -> Going | Refused:
-        """Ask for an instance of a function. Raises AgentAway."""
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted | Rejected:
+        """Ask for an instance of a function. Raises AgentUnavailable."""
         with self._mapped(host):
             answer = await self._send(host, "POST", "/functions/ensure", asked)
-            return msgspec.json.decode(answer, type=Going | Refused)
+            return msgspec.json.decode(answer, type=Accepted | Rejected)
 
-    async def plan(self, host: HostRecord, function: Function) -> Planned | Refused:
+    async def plan(self, host: HostRecord, function: Function) -> PlacementPlan | Rejected:
         """Ask what `ensure` would do. Raises AgentAway."""
         with self._mapped(host):
-            answer = await self._send(host, "POST", "/functions/plan", Plan(function))
-            return msgspec.json.decode(answer, type=Planned | Refused)
+            answer = await self._send(host, "POST", "/functions/plan", PlanRequest(function))
+            return msgspec.json.decode(answer, type=PlacementPlan | Rejected)
 
     async def drain(self, host: HostRecord) -> Sequence[str]:
-        """Have a host emptied. Return the instances that are going. Raises AgentAway."""
+        """Have a host emptied. Return the instances that are going. Raises AgentUnavailable."""
         with self._mapped(host):
             answer = await self._send(host, "POST", "/drain", None)
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
     async def cool(self, host: HostRecord, function: str, *, at_once: bool = False) -> Sequence[str]:
-        """Let a function's instances go. Raises AgentAway."""
+        """Let a function's instances go. Raises AgentUnavailable."""
         with self._mapped(host):
             answer = await self._send(host, "POST", "/functions/cool", Cool(function, at_once))
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
     async def forget(self, host: HostRecord, function: str) -> None:
-        """Have what was learned of a function dropped. Raises AgentAway."""
+        """Have what was learned of a function dropped. Raises AgentUnavailable."""
         with self._mapped(host):
             await self._send(host, "POST", f"/functions/forget?function={quote(function, safe='')}", None)
 
     async def heed(self, host: HostRecord, catalogue: Catalogue, digest: str) -> None:
-        """Tell an agent the catalogue. Raises AgentAway."""
+        """Tell an agent the catalogue. Raises AgentUnavailable."""
         with self._mapped(host):
-            await self._send(host, "PUT", "/catalogue", Heed(catalogue, digest))
+            await self._send(host, "PUT", "/catalogue", CatalogueUpdate(catalogue, digest))
 
     async def logs(self, host: HostRecord, path: str, asked: Mapping[str, str | int]) -> httpx.Response | None:
         """Open a worker's log on a host, to be read as it comes and closed by the caller; None when it has none.
@@ -150,11 +150,11 @@ class Agents:
     # Weights.
 
     async def stored(self, host: HostRecord) -> list[Stored]:
-        """Ask what weights a host has. Raises AgentAway."""
+        """Ask what weights a host has. Raises AgentUnavailable."""
         return await self._asked(host, "GET", "/weights", None, list[Stored])
 
     async def remove_weights(self, host: HostRecord, asked: Remove) -> Removed:
-        """Have stored weights removed. Raises AgentAway or AgentRefused."""
+        """Have stored weights removed. Raises AgentUnavailable or AgentRefused."""
         return await self._asked(host, "POST", "/weights/remove", asked, Removed)
 
     async def prefetch(self, host: HostRecord, function: Function) -> str:
@@ -163,16 +163,16 @@ class Agents:
         return answer["job"]
 
     async def estimate(self, host: HostRecord, function: Function) -> Estimate:
-        """Ask how much memory a function takes. Raises AgentAway or AgentRefused."""
+        """Ask how much memory a function takes. Raises AgentUnavailable or AgentRefused."""
         wanted = Prefetch(function)
         return await self._asked(host, "POST", "/weights/estimate", wanted, Estimate, within_s=HUB_TIMEOUT_S)
 
     async def jobs(self, host: HostRecord) -> list[dict[str, Any]]:
-        """Ask for a host's fetches. Raises AgentAway or AgentRefused."""
+        """Ask for a host's fetches. Raises AgentUnavailable or AgentRefused."""
         return await self._asked(host, "GET", "/jobs", None, list[dict[str, Any]])
 
     async def cancel_job(self, host: HostRecord, job: str) -> None:
-        """Stop a fetch. Raises AgentAway or AgentRefused."""
+        """Stop a fetch. Raises AgentUnavailable or AgentRefused."""
         await self._asked(host, "POST", f"/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
 
     async def _asked(

@@ -2,14 +2,14 @@
 
 A request is read once, into a value that knows what to send and how to answer; the edge sends and relays:
 
-    asked = dialect.read_request(name, body, traits)     # or raises BadRequest
-    ...                                                  # choose an instance, POST asked.body(its model name)
-    reply = asked.answer(id, created)                    # id: what is unique in every id of the answer
+    request = dialect.read_request(name, body, traits)   # or raises BadRequest
+    ...                                                  # choose an instance, POST request.body(its model name)
+    reply = request.answer(id, created)                  # id: what is unique in every id of the answer
     reply.plain(whole body of the worker).body           # or raises BadAnswer
     stream = reply.stream(request_id)                    # or: open() ping() feed(bytes) close() fail(fault)
 
-What lies where: a dialect's request in `messages`, `responses`, `chat`, `embeddings`; its answer in `*_answer`,
-its stream in `*_stream`. Requests become a `conversation`, built in order by a `thread`; answers are read as
-`chunks`, put in order as `blocks`, and said again. `traits` is what a function can take, `errors` what to say
-when it fails.
+`chat/`, `messages/` and `responses/` have one module each for a request, an answer and a stream; `embeddings`, `rerank`
+and `native` are one module each. What they share is in `core/`: a request becomes a `conversation`, which a
+`conversation_builder` puts in order; an answer is read as `chunks`, ordered as `content_blocks` and written in the
+client's dialect. `traits` is what a function accepts; `errors` has the errors of every dialect.
 """

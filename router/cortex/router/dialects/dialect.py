@@ -2,11 +2,13 @@
 
 from typing import Protocol
 
-from cortex.router.dialects import chat, messages, responses
-from cortex.router.dialects.chunks import Plain
-from cortex.router.dialects.errors import Dialect
-from cortex.router.dialects.relay import Stream
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects.chat import request as chat
+from cortex.router.dialects.core.chunks import Plain
+from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.stream import Stream
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.responses import request as responses
 
 
 class Reply(Protocol):
@@ -16,7 +18,7 @@ class Reply(Protocol):
     def stream(self, request_id: str | None = None) -> Stream: ...
 
 
-class Asked(Protocol):
+class ParsedRequest(Protocol):
     """A request that was understood; `max_tokens` is what the worker will be allowed unless told otherwise, `choices`
     how many answers it gives, `dropped` what of it does not go on."""
 
@@ -41,7 +43,7 @@ class Asked(Protocol):
     def answer(self, id: str, created: int, input_tokens: int | None = None) -> Reply: ...
 
 
-def read_request(dialect: Dialect, body: bytes, traits: Traits) -> Asked:
+def read_request(dialect: Dialect, body: bytes, traits: Traits) -> ParsedRequest:
     """A request that a worker's chat or completions answers; raises `BadRequest`."""
     match dialect:
         case "messages":

@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 
 from cortex.functions.passing import Passing, passing
-from cortex.router.dialects import gate, wire
-from cortex.router.dialects.chat_answer import renamed
-from cortex.router.dialects.chunks import Plain, Usage, sense, tokens
-from cortex.router.dialects.errors import BadAnswer, BadRequest
-from cortex.router.dialects.worker_errors import fault_from_error
+from cortex.router.dialects import gate
+from cortex.router.dialects.chat.answer import renamed
+from cortex.router.dialects.core import wire
+from cortex.router.dialects.core.chunks import Plain, Usage, sense, tokens
+from cortex.router.dialects.core.errors import BadAnswer, BadRequest
+from cortex.router.dialects.core.worker_errors import fault_from_error
 
 PLAIN = passing("openai", "embeddings")
 
@@ -37,7 +38,7 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     fields: gate.Fields
     base64: bool
@@ -67,7 +68,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @wire.parser
-def read(body: bytes, passing: Passing = PLAIN) -> Asked:
+def read(body: bytes, passing: Passing = PLAIN) -> EmbeddingsRequest:
     """A request to `/v1/embeddings`; raises `BadRequest`."""
     said = wire.read(body, _Wire)
     if not said.model:
@@ -79,7 +80,7 @@ def read(body: bytes, passing: Passing = PLAIN) -> Asked:
     if isinstance(said.input, list) and not isinstance(said.input[0], int) and len(said.input) > gate.MAX_INPUTS:
         raise BadRequest(f"expected at most {gate.MAX_INPUTS} texts", "input")
     passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), passing)
-    return Asked(
+    return EmbeddingsRequest(
         model=said.model, fields=passed.fields, base64=said.encoding_format == "base64", dropped=passed.dropped
     )
 

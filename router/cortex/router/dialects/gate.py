@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from cortex.functions.passing import CHANGES_THE_ANSWER, MESSAGE_FIELDS, Passing
-from cortex.router.dialects import grammar, images, wire
-from cortex.router.dialects.errors import BadRequest, Kind
+from cortex.router.dialects.core import grammar, images, wire
+from cortex.router.dialects.core.errors import BadRequest, Kind
 
 Fields = dict[str, msgspec.Raw]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cortex.router.dialects.errors import BadRequest
+from cortex.router.dialects.core.errors import BadRequest
 
 _LARGEST_PAGE = 1000
 _PAGE = 20

@@ -12,29 +12,30 @@ import msgspec
 from cortex.functions.passing import passing
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
-from cortex.router.dialects import gate, grammar, hygiene, images, wire
-from cortex.router.dialects.chunks import LETTERS_PER_TOKEN, Plain, Tokens, count
-from cortex.router.dialects.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
-from cortex.router.dialects.messages import session_of
-from cortex.router.dialects.sse import Event, SSEDecoder
-from cortex.router.dialects.traits import Traits
+from cortex.router.dialects import gate
+from cortex.router.dialects.core import grammar, images, prompt_cache, wire
+from cortex.router.dialects.core.chunks import LETTERS_PER_TOKEN, Plain, Tokens, count
+from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
+from cortex.router.dialects.core.sse import Event, SSEDecoder
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages.request import session_of
 
-Spoken = Literal["messages", "responses"]
-PATHS: dict[Spoken, str] = {"messages": "/v1/messages", "responses": "/v1/responses"}
+NativeDialect = Literal["messages", "responses"]
+PATHS: dict[NativeDialect, str] = {"messages": "/v1/messages", "responses": "/v1/responses"}
 
 _USAGE = frozenset({"message_start", "message_delta", "response.completed", "response.incomplete", "response.failed"})
 _ENDS = frozenset({"message_stop", "error", "response.completed", "response.incomplete", "response.failed"})
 _BEGUN = frozenset({"response.created"})
 
 
-_LIMITS: dict[Spoken, str] = {"messages": "max_tokens", "responses": "max_output_tokens"}
-PLAIN: dict[Spoken, Traits] = {
+_LIMITS: dict[NativeDialect, str] = {"messages": "max_tokens", "responses": "max_output_tokens"}
+PLAIN: dict[NativeDialect, Traits] = {
     "messages": Traits(passing=passing("openai", "messages")),
     "responses": Traits(passing=passing("openai", "responses")),
 }
 
 
-def spoken(function: Function, kind: Dialect, *, cache_is_shared: bool) -> Spoken | None:
+def spoken(function: Function, kind: Dialect, *, cache_is_shared: bool) -> NativeDialect | None:
     """Return the dialect in which a request is handed over, or None where it is translated.
 
     An engine's own `/v1/messages` takes no field that would keep the cached prompts of keys apart, and of a server
@@ -73,8 +74,8 @@ class _Said(msgspec.Struct):
     response: "_Said | None" = None
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    dialect: Spoken
+class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    dialect: NativeDialect
     model: str
     stream: bool
     max_tokens: int | None
@@ -100,7 +101,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    dialect: Spoken
+    dialect: NativeDialect
 
     def plain(self, body: bytes) -> Plain:
         """The worker's answer as it is; raises `BadAnswer` when it is none."""
@@ -117,12 +118,12 @@ class Reply(msgspec.Struct, frozen=True):
 class NativeStream:
     """The `Stream` of a worker that speaks the client's dialect: whole frames pass, their names are watched."""
 
-    def __init__(self, dialect: Spoken, request_id: str | None) -> None:
+    def __init__(self, dialect: NativeDialect, request_id: str | None) -> None:
         self.fault: Fault | None = None
         self.over = False
         self.tokens = Tokens()
         self.rough_tokens = 0
-        self._dialect: Spoken = dialect
+        self._dialect: NativeDialect = dialect
         self._request_id = request_id
         self._frames = SSEDecoder()
         self._response: dict[str, Any] = {}
@@ -194,7 +195,7 @@ class NativeStream:
 
 
 @wire.parser
-def read(dialect: Spoken, body: bytes, traits: Traits | None = None) -> Asked:
+def read(dialect: NativeDialect, body: bytes, traits: Traits | None = None) -> NativeRequest:
     """A request for a worker that speaks this dialect; raises `BadRequest`. What passes is the worker's to judge."""
     traits = PLAIN[dialect] if traits is None else traits
     said = wire.read(body, _Wire)
@@ -202,14 +203,14 @@ def read(dialect: Spoken, body: bytes, traits: Traits | None = None) -> Asked:
         raise BadRequest("expected a name", "model")
     passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), traits.passing)
     fields = passed.fields
-    if dialect == "messages" and hygiene.MARK in body:
+    if dialect == "messages" and prompt_cache.MARK in body:
         fields = _without_billing(fields)
     fields = _checked(fields)
     asked = said.max_tokens if dialect == "messages" else said.max_output_tokens
     limit = traits.output_tokens(asked)
     if limit != asked:
         fields = fields | {_LIMITS[dialect]: _raw(limit)}
-    return Asked(
+    return NativeRequest(
         dialect=dialect,
         model=said.model,
         stream=bool(said.stream),
@@ -262,7 +263,7 @@ def _without_billing(fields: gate.Fields) -> gate.Fields:
 
 def _clean(content: Any) -> Any:
     if isinstance(content, str):
-        return hygiene.without_billing(content)
+        return prompt_cache.without_billing(content)
     if not isinstance(content, list):
         return content
     kept = []
@@ -270,7 +271,7 @@ def _clean(content: Any) -> Any:
         text = block.get("text") if isinstance(block, dict) else None
         if not isinstance(text, str):
             kept.append(block)
-        elif clean := hygiene.without_billing(text):
+        elif clean := prompt_cache.without_billing(text):
             kept.append({**block, "text": clean})
     return kept
 
@@ -279,7 +280,7 @@ def _raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
-def _tokens(usage: _Usage | None, known: Tokens, dialect: Spoken) -> Tokens:
+def _tokens(usage: _Usage | None, known: Tokens, dialect: NativeDialect) -> Tokens:
     """The cost as the worker counted it; what it does not repeat stays. Anthropic counts the cached apart."""
     if usage is None:
         return known

@@ -5,11 +5,12 @@ from typing import Any
 import msgspec
 
 from cortex.functions.passing import Passing, passing
-from cortex.router.dialects import gate, images, wire
-from cortex.router.dialects.chat_answer import renamed
-from cortex.router.dialects.chunks import Plain, Usage, sense, tokens
-from cortex.router.dialects.errors import BadAnswer, BadRequest, Kind
-from cortex.router.dialects.worker_errors import fault_from_error
+from cortex.router.dialects import gate
+from cortex.router.dialects.chat.answer import renamed
+from cortex.router.dialects.core import images, wire
+from cortex.router.dialects.core.chunks import Plain, Usage, sense, tokens
+from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Kind
+from cortex.router.dialects.core.worker_errors import fault_from_error
 
 PLAIN = passing("openai", "rerank")
 
@@ -28,7 +29,7 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     fields: gate.Fields
     dropped: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @wire.parser
-def read(body: bytes, passing: Passing = PLAIN) -> Asked:
+def read(body: bytes, passing: Passing = PLAIN) -> RerankRequest:
     """A request to `/v1/rerank`; raises `BadRequest`."""
     said = wire.read(body, _Wire)
     if not said.model:
@@ -61,7 +62,7 @@ def read(body: bytes, passing: Passing = PLAIN) -> Asked:
         if isinstance(document, dict):
             _check(document, passing, f"documents[{index}]")
     passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), passing)
-    return Asked(model=said.model, fields=passed.fields, dropped=passed.dropped)
+    return RerankRequest(model=said.model, fields=passed.fields, dropped=passed.dropped)
 
 
 def _check(document: dict[str, Any], passing: Passing, at: str) -> None:

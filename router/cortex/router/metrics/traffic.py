@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.router.metrics import latency
-from cortex.router.request.journey import COUNT_TOKENS, Journey
+from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 
 BUCKET_S = 10
 HOUR = 360
@@ -48,7 +48,7 @@ class Traffic:
         self._all: deque[Bucket] = deque(maxlen=HOUR)
         self._functions: dict[str, deque[Bucket]] = {}
 
-    def note(self, journey: Journey, now: float) -> None:
+    def note(self, journey: RequestRecord, now: float) -> None:
         """Count a journey that is over, unless it reached no function or only counted tokens."""
         if not journey.function or journey.dialect == COUNT_TOKENS:
             return
@@ -84,7 +84,7 @@ def together(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[l
     return [replace(whole(b), at=at) for at, b in sorted(hours.items())], {f: whole(b) for f, b in functions.items()}
 
 
-def _count(buckets: Iterable[Bucket], journey: Journey) -> None:
+def _count(buckets: Iterable[Bucket], journey: RequestRecord) -> None:
     took, failed = journey.duration_s, journey.failed
     tokens_in, tokens_out = journey.tokens_in, journey.tokens_out
     streamed = journey.streams and journey.first

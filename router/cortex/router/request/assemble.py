@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from cortex.router.dialects.errors import BadAnswer
-from cortex.router.dialects.sse import Event, SSEDecoder
+from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.dialects.core.sse import Event, SSEDecoder
 
 ASSEMBLED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """The worker's paths whose streams can be put together here."""

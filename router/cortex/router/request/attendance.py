@@ -6,15 +6,15 @@ from typing import Any
 
 from litestar.types import Receive, Send
 
-from cortex.router.dialects.errors import Kind
-from cortex.router.request.journey import Journey
+from cortex.router.dialects.core.errors import Kind
+from cortex.router.request.request_record import RequestRecord
 
 Headers = Iterable[tuple[bytes, bytes]]
 Work = asyncio.Task[None]
 
 
 async def attend(
-    journey: Journey, work: Coroutine[Any, Any, None], receive: Receive, cancel: Callable[[Work], None]
+    journey: RequestRecord, work: Coroutine[Any, Any, None], receive: Receive, cancel: Callable[[Work], None]
 ) -> None:
     """Do a request's work until it is done or its client leaves. `cancel` ends the work from outside."""
     task, gone = asyncio.create_task(work), asyncio.create_task(_left(receive))

@@ -18,14 +18,14 @@ from msgspec import Struct
 from cortex.functions.lifecycle import State
 from cortex.platform.cancel import cancelled
 from cortex.platform.record import Death, Instance
-from cortex.platform.registry import RecordAway, Registry
-from cortex.router.receipts import Receipts
-from cortex.router.refusals import Suspected
-from cortex.router.request.aboard import Aboard
+from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.router.decision_log import DecisionLog
+from cortex.router.errors import Suspected
+from cortex.router.fleet_view import FleetView
+from cortex.router.request.open_requests import OpenRequests
 from cortex.router.request.probe import Pulse
-from cortex.router.request.suspects import REFUSED_S, Passenger, Suspects
+from cortex.router.request.suspects import REFUSED_S, Fingerprint, Suspects
 from cortex.router.request.upstream import Broken, EngineFailed, NotReached, NotRead
-from cortex.router.view import View
 
 log = structlog.get_logger()
 
@@ -87,18 +87,18 @@ def may_replay(loss: Loss, deaths: int) -> bool:
 class Deaths:
     """The deaths that one router worker sees or hears of."""
 
-    def __init__(self, view: View, probe: Prober, registry: Registry, receipts: Receipts, router: str) -> None:
+    def __init__(self, view: FleetView, probe: Prober, registry: Registry, receipts: DecisionLog, router: str) -> None:
         self._view, self._probe, self._registry, self._receipts = view, probe, registry, receipts
         self._router = router
         self._tasks: set[asyncio.Task[Loss]] = set()
-        self.aboard, self.suspects = Aboard(), Suspects()
+        self.aboard, self.suspects = OpenRequests(), Suspects()
         view.on_death = self._heard
 
     async def close(self) -> None:
         """Look into no death any more."""
         await cancelled(self._tasks)
 
-    def admit(self, passenger: Passenger) -> None:
+    def admit(self, passenger: Fingerprint) -> None:
         """Let a request through, unless workers keep dying of it. Raises Suspected."""
         wait_s = self.suspects.refused_for(passenger.marks, time.monotonic())
         if wait_s:
@@ -106,7 +106,7 @@ class Deaths:
             raise Suspected(passenger.function, retry_after=math.ceil(wait_s))
 
     def lost(
-        self, passenger: Passenger, instance: Instance, broken: Broken, *, earlier: int = 0
+        self, passenger: Fingerprint, instance: Instance, broken: Broken, *, earlier: int = 0
     ) -> "asyncio.Task[Loss]":
         """Look into why a request lost its worker, after `earlier` others that died. This goes on when the request's
         client leaves meanwhile."""
@@ -118,7 +118,7 @@ class Deaths:
         return task
 
     async def _look_into(
-        self, passenger: Passenger, instance: Instance, broken: Broken, aboard: int, later: bool, earlier: int
+        self, passenger: Fingerprint, instance: Instance, broken: Broken, aboard: int, later: bool, earlier: int
     ) -> Loss:
         """An engine that answers that it is dead may have died of this request or before it. A request that two
         engines in a row answer so is the likely cause."""
@@ -163,7 +163,7 @@ class Deaths:
             return End.STOPPED
         return None
 
-    async def _strike(self, passenger: Passenger, instance: str, loss: Loss) -> None:
+    async def _strike(self, passenger: Fingerprint, instance: str, loss: Loss) -> None:
         """Count a death against a request, name it in the log and in a receipt, and tell the other routers."""
         alone, now, others = loss.aboard == 1, time.monotonic(), loss.aboard - 1
         for mark in passenger.marks:
@@ -188,7 +188,7 @@ class Deaths:
             why=f"{why}; requests like it are refused for {REFUSED_S:.0f} s" if refused else why,
             numbers={"key": passenger.who or passenger.key, "others": others},
         )
-        with contextlib.suppress(RecordAway):
+        with contextlib.suppress(RecordUnavailable):
             death = Death(router=self._router, marks=passenger.marks, alone=alone)
             await self._registry.share_death(secrets.token_hex(8), death)
 

@@ -16,37 +16,37 @@ from typing import NoReturn, Protocol, TypeVar
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
-from cortex.functions.servers import server_of, slots
+from cortex.functions.servers import max_concurrency, server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right
-from cortex.platform.flights import Flights
+from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
-from cortex.router.activation.choice import choose
-from cortex.router.dialects import grammar
-from cortex.router.dialects.chunks import Plain, Tokens
-from cortex.router.dialects.errors import BadAnswer, Dialect, DialectError, Fault, Kind, envelope
-from cortex.router.dialects.relay import Stream
-from cortex.router.dialects.worker_errors import (
+from cortex.router.activation.load_balancing import choose
+from cortex.router.dialects.core import grammar
+from cortex.router.dialects.core.chunks import Plain, Tokens
+from cortex.router.dialects.core.errors import BadAnswer, Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.dialects.core.stream import Stream
+from cortex.router.dialects.core.worker_errors import (
     BREAKDOWNS,
     engine_died,
     fault_from_error,
     fault_from_worker,
     first_error,
 )
-from cortex.router.directory import Directory, Target
-from cortex.router.refusals import SEE_WHY, Cancelled, NotReadyInTime, Refusal, UpstreamBroke, UpstreamSilent
-from cortex.router.request.asking import must_take
+from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue, Target
+from cortex.router.request.admission import Admission, StartGate, StartWaiter, Ticket
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
 from cortex.router.request.attendance import attend
+from cortex.router.request.capability_checks import check_tools
+from cortex.router.request.context_window import Settle
 from cortex.router.request.deaths import Deaths, End, may_replay
-from cortex.router.request.fitting import Settle
-from cortex.router.request.journey import Journey, Journeys
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
-from cortex.router.request.suspects import Passenger, digest
-from cortex.router.request.turns import Starts, Turn, Turns, Waiting
+from cortex.router.request.request_record import RequestRecord, RequestRecords
+from cortex.router.request.suspects import Fingerprint, digest
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
-from cortex.router.view import View
 
 T = TypeVar("T")
 
@@ -102,19 +102,19 @@ class Services:
 
     def __init__(
         self,
-        view: View,
+        view: FleetView,
         activator: Activator,
-        flights: Flights,
+        flights: InFlight,
         upstream: Upstream,
-        journeys: Journeys,
+        journeys: RequestRecords,
         tracing: Tracing,
-        directory: Directory,
+        directory: LiveCatalogue,
         deaths: Deaths,
     ) -> None:
         self.directory, self.deaths = directory, deaths
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
         self.journeys, self.tracing = journeys, tracing
-        self.turns, self.starts, self.slots = Turns(), Starts(), SlotTable()
+        self.turns, self.starts, self.slots = Admission(), StartGate(), SlotTable()
 
 
 class Exchange:
@@ -137,7 +137,7 @@ class Exchange:
         self._services, self._request_id, self._understand = services, request_id, understand
         self._call, self._stream = call, call.streams.stream(request_id) if call.streams else None
         self._target, self._function = target, target.function
-        self.journey = Journey(
+        self.journey = RequestRecord(
             request_id,
             self._function.id,
             asked or self._function.id,
@@ -169,7 +169,7 @@ class Exchange:
     async def _serve(self) -> None:
         try:
             await self._attempts()
-        except Refusal as refusal:
+        except RequestError as refusal:
             self.journey.why = refusal.message
             await self._refuse(refusal.fault(operator=self._is_operator))
         except DialectError as error:
@@ -200,8 +200,8 @@ class Exchange:
                 instance = self._board(boarding)
                 if instance is None:
                     instance = await self._patiently(self._awaited(waiting, boarding))
-                server = must_take(self._function, instance.server, self._call.dialect, self._call.body)
-                with self._turn_at(instance, slots(self._function, server)) as turn:
+                server = check_tools(self._function, instance.server, self._call.dialect, self._call.body)
+                with self._turn_at(instance, max_concurrency(self._function, server)) as turn:
                     waiting.through()
                     outcome = await self._served_by(instance, turn, last=not replays_left)
             if outcome is Outcome.SERVED:
@@ -209,7 +209,7 @@ class Exchange:
             if outcome is Outcome.BROKE:
                 replays_left -= 1
 
-    async def _served_by(self, instance: Instance, turn: Turn, *, last: bool) -> Outcome:
+    async def _served_by(self, instance: Instance, turn: Ticket, *, last: bool) -> Outcome:
         """Serve it from an instance when its turn comes there. Raises Refusal when that broke before its first byte and
         this was the last try."""
         placed, journey = self._services.view.placed(instance.id), self.journey
@@ -242,9 +242,9 @@ class Exchange:
             journey.instance = journey.host = ""  # a head that is sent while it waits names no dead instance
             return Outcome.BROKE
 
-    def _passenger(self) -> Passenger:
+    def _passenger(self) -> Fingerprint:
         caller, call = self._caller, self._call
-        return Passenger(
+        return Fingerprint(
             key=caller.id,
             who=self.journey.who,
             function=self._function.id,
@@ -252,7 +252,7 @@ class Exchange:
             digest=digest(call.path, call.body),
         )
 
-    def _turn_at(self, instance: Instance, many: int | None) -> AbstractContextManager[Turn]:
+    def _turn_at(self, instance: Instance, many: int | None) -> AbstractContextManager[Ticket]:
         function, priority = self._function, self._caller.priority
         most = priority.share(function.queue)
         return self._services.turns.at(instance.id, many, priority, most=most, name=function.id)
@@ -274,7 +274,7 @@ class Exchange:
     def _load(self, instance: str) -> int:
         return self._services.flights.on(instance) + self._services.view.elsewhere(instance)
 
-    async def _awaited(self, waiting: Waiting, boarding: ExitStack) -> Instance:
+    async def _awaited(self, waiting: StartWaiter, boarding: ExitStack) -> Instance:
         """Wait for an instance to come up, and for those who go first, and board it.
 
         The start clock is one for the whole request, however often its function is edited meanwhile.

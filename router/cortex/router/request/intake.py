@@ -13,8 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 from litestar import Request
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from cortex.router.dialects.errors import BadRequest, Kind
-from cortex.router.refusals import KeyHoldsTooMuch, RouterHoldsTooMuch
+from cortex.router.dialects.core.errors import BadRequest, Kind
+from cortex.router.errors import KeyHoldsTooMuch, RouterHoldsTooMuch
 
 SMALL = 64 * 1024
 """Bytes of a body that is not counted: the connections are, and each holds one."""

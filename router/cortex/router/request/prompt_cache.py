@@ -15,11 +15,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from cortex.functions.servers import server_of, slots
+from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
 
 MOST_INSTANCES = 1000
-"""Instances whose slots are known."""
+"""Instances whose max_concurrency are known."""
 _COMPARED = 64 * 1024
 """Bytes of a body that are compared with those of earlier ones."""
 
@@ -42,7 +42,7 @@ class _Slot:
 
 
 class _Slots:
-    """The slots of one instance, as far as this router knows them."""
+    """The max_concurrency of one instance, as far as this router knows them."""
 
     def __init__(self, number: int, company: int) -> None:
         self.slots = [_Slot(i) for i in range(number)]
@@ -127,7 +127,7 @@ def slots_to_seat(function: Function, ran: str, answers: int, *, alone: bool) ->
     routers, for several answers, or where the function's own arguments bring in another cache or other slots."""
     if not alone or answers > 1 or any(word.partition("=")[0] in ("-cram", "--cache-ram") for word in function.args):
         return None
-    return slots(function, server_of(function, ran))
+    return max_concurrency(function, server_of(function, ran))
 
 
 def salted(body: bytes, salt: str) -> bytes:

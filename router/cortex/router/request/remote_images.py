@@ -17,7 +17,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from cortex.router.dialects.errors import BadRequest
+from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.request.intake import LARGE
 
 MOST_IMAGES, MOST_BYTES, MOST_HOPS, PATIENCE_S = 16, 20 << 20, 3, 15.0

@@ -3,10 +3,10 @@
 import logging
 
 from cortex.platform import log
-from cortex.router.request.journey import Journey
+from cortex.router.request.request_record import RequestRecord
 
 
-def note(journey: Journey) -> None:
+def note(journey: RequestRecord) -> None:
     """Log a journey that is over."""
     first_s = journey.first_s
     event: dict[str, object] = {

@@ -23,7 +23,7 @@ MOST_MARKS, MOST_STRIKES = 2000, 8
 _EDGE = 64 * 1024
 
 
-class Passenger(Struct, frozen=True):
+class Fingerprint(Struct, frozen=True):
     """Who a request is from, and what it is."""
 
     key: str

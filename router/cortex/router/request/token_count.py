@@ -8,10 +8,10 @@ from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from cortex.functions.spec import Function
-from cortex.router.dialects.errors import DialectError, Fault, envelope
-from cortex.router.refusals import Cancelled, Refusal, UpstreamSilent
+from cortex.router.dialects.core.errors import DialectError, Fault, envelope
+from cortex.router.errors import Cancelled, RequestError, UpstreamSilent
 from cortex.router.request.attendance import Work, attend, send_json
-from cortex.router.request.journey import Journey, Journeys
+from cortex.router.request.request_record import RequestRecord, RequestRecords
 
 
 class Count(Struct, frozen=True):
@@ -25,7 +25,11 @@ class TokenCount:
     """Serves the request. `count` raises Refusal or DialectError."""
 
     def __init__(
-        self, journeys: Journeys, function: Function, journey: Journey, count: Callable[[], Awaitable[Count]]
+        self,
+        journeys: RequestRecords,
+        function: Function,
+        journey: RequestRecord,
+        count: Callable[[], Awaitable[Count]],
     ) -> None:
         self._journeys, self._function, self._journey, self._count = journeys, function, journey, count
         self._cancelled = False
@@ -47,7 +51,7 @@ class TokenCount:
         except TimeoutError:
             silent = UpstreamSilent(f"'{self._function.id}' took longer than {clock_s:g} s to count")
             await self._refuse(send, silent.fault())
-        except Refusal as refusal:
+        except RequestError as refusal:
             self._journey.why = refusal.message
             await self._refuse(send, refusal.fault())
         except DialectError as error:

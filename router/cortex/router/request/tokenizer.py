@@ -7,9 +7,9 @@ import msgspec
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
-from cortex.router.dialects.errors import BadAnswer
-from cortex.router.dialects.worker_errors import fault_from_worker
-from cortex.router.refusals import UpstreamBroke
+from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.dialects.core.worker_errors import fault_from_worker
+from cortex.router.errors import UpstreamBroke
 from cortex.router.request.upstream import Broken, Upstream
 
 

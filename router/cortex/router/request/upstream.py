@@ -11,7 +11,7 @@ from cortex.platform import worker_http
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
-from cortex.router.dialects.errors import BadAnswer
+from cortex.router.dialects.core.errors import BadAnswer
 
 IDLE_S = 4.0
 """How long an idle connection is kept: less than workers do (uvicorn's and llama-server's five seconds), for a request

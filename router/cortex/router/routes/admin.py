@@ -13,22 +13,22 @@ from msgspec.structs import asdict
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, Instance, Override, Use, use, used_function
-from cortex.platform.registry import RecordAway
+from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
-from cortex.router.activation.agents import AgentAway
+from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.activation.waits import Place, Wait, places_in_line, waits_at
-from cortex.router.history import LastStart, by_revision, last_start, left_s
-from cortex.router.listing import failures, state
-from cortex.router.refusals import BadRequest, HostNotFound, NoCapacity, RecordIsAway
+from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway
+from cortex.router.model_listing import failures, state
 from cortex.router.runtime import Runtime
+from cortex.router.start_history import LastStart, by_revision, last_start, left_s
 from cortex.router.status.hosts import order_of_leaving
-from cortex.router.status.known import Index
 from cortex.router.status.planning import order_on, planned, sight
+from cortex.router.status.snapshot import Index
 
 VERBS = "warm, cool, pin, unpin, set, reset and forget"
 
 
-class Placed(Struct, frozen=True, kw_only=True):
+class InstanceView(Struct, frozen=True, kw_only=True):
     """One instance, as `cortex fn ls` shows it."""
 
     id: str
@@ -84,7 +84,7 @@ class Row(Struct, frozen=True, kw_only=True):
     aliases: list[str]
     engine: str
     state: str
-    instances: list[Placed]
+    instances: list[InstanceView]
     in_flight: int
     waiting: int
     in_line: list[Wait]
@@ -191,10 +191,10 @@ def _placed(
     usage: Use,
     known: Entry | None,
     now: float,
-) -> Placed:
+) -> InstanceView:
     in_flight, last_used = usage.in_flight.get(instance.id, 0), usage.last_used(instance)
     idles = instance.ready and not in_flight and not instance.pinned and not function.min
-    return Placed(
+    return InstanceView(
         id=instance.id,
         host=host,
         silent_s=silent_s,
@@ -286,7 +286,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
                 raise BadRequest(f"'{verb[:50]}' is not something to do with a function; {VERBS} are")
         try:
             changed = await runtime.override(runtime.directory.find(function_id).function, **changes)
-        except RecordAway as error:
+        except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return {"id": changed.id, "pinned": changed.pinned, "min": changed.min, "max": changed.max}
 
@@ -332,9 +332,9 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
                 moved, going = await runtime.drain(host)
                 return {"moved": moved, "going": going}
             await runtime.cordon(host, cordoned=verb == "cordon")
-        except RecordAway as error:
+        except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
-        except AgentAway as error:
+        except AgentUnavailable as error:
             raise NoCapacity(str(error), retry_after=5) from None
         return {"host": host, "cordoned": verb == "cordon"}
 
@@ -345,7 +345,7 @@ async def _forget(runtime: Runtime, name: str) -> dict[str, Any]:
     target = runtime.directory.find(name)
     try:
         entries, away = await runtime.forget(target)
-    except RecordAway as error:
+    except RecordUnavailable as error:
         raise RecordIsAway(str(error), retry_after=5) from None
     if away:
         raise NoCapacity(f"forgotten by the record, but these hosts did not answer: {', '.join(away)}", retry_after=5)

@@ -13,10 +13,10 @@ from litestar.response import Stream
 from msgspec import to_builtins
 
 from cortex.platform import clock
-from cortex.platform.registry import DECISIONS_KEPT, RecordAway
-from cortex.router.refusals import RecordIsAway, TooManyListeners
+from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable
+from cortex.router.errors import RecordIsAway, TooManyListeners
 from cortex.router.runtime import Runtime
-from cortex.router.stopping import stopping
+from cortex.router.shutdown import stopping
 
 LISTENERS = 64
 """How many follow the events of one worker at a time."""
@@ -45,7 +45,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         wanted = {"function": name, "request": request_id, "host": host, "instance": instance, "what": what}
         try:
             found = await runtime.registry.decisions({k: v for k, v in wanted.items() if v}, limit)
-        except RecordAway as error:
+        except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return {"decisions": to_builtins(found)}
 
@@ -77,7 +77,7 @@ async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
     while not stopping():
         try:
             found, last = await runtime.registry.decisions_after(last, 1.0)
-        except RecordAway:
+        except RecordUnavailable:
             found = []
             await asyncio.sleep(1.0)
         said = [_event("decision", to_builtins(r)) for r in found if not function or r.function == function]

@@ -14,20 +14,23 @@ from msgspec.structs import replace
 
 from cortex.functions.servers import server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal
-from cortex.router.access.door import caller
-from cortex.router.access.metering import Share
-from cortex.router.activation.choice import affinity, choose
-from cortex.router.dialects import chat_stream, dialect, embeddings, gate, limits, messages, native, rerank, wire
-from cortex.router.dialects.errors import Dialect
-from cortex.router.dialects.traits import Traits
-from cortex.router.dialects.weight import weigh
-from cortex.router.directory import Target
-from cortex.router.refusals import OverLimits
-from cortex.router.request.abilities import Abilities
-from cortex.router.request.asking import must_speak
+from cortex.router.access.auth import caller
+from cortex.router.access.rate_limits import Share
+from cortex.router.activation.load_balancing import affinity, choose
+from cortex.router.dialects import dialect, embeddings, gate, native, rerank
+from cortex.router.dialects.chat import stream
+from cortex.router.dialects.core import limits, wire
+from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.sizes import weigh
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.messages import request as messages
+from cortex.router.errors import OverLimits
+from cortex.router.live_catalogue import Target
+from cortex.router.request.capability_checks import check_dialect
+from cortex.router.request.context_window import fitting
 from cortex.router.request.exchange import Call, Exchange, Services
-from cortex.router.request.fitting import fitting
-from cortex.router.request.journey import COUNT_TOKENS, Journey
+from cortex.router.request.model_traits import TraitsCache
+from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
 from cortex.router.runtime import Runtime
@@ -49,7 +52,7 @@ class _Peek(Struct, frozen=True):
 
 def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
-    abilities, tokenizer, intake = Abilities(), Tokenizer(services.upstream), runtime.intake
+    abilities, tokenizer, intake = TraitsCache(), Tokenizer(services.upstream), runtime.intake
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function, view = target.function, runtime.view
@@ -81,7 +84,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 await share.settle()
                 raise
         except OverLimits as over:
-            journey = Journey(request_id(request), "", "", kind, streams=False, read_s=time.monotonic() - began)
+            journey = RequestRecord(request_id(request), "", "", kind, streams=False, read_s=time.monotonic() - began)
             journey.who = who.name
             return runtime.metering.refusal(over, journey, kind)
 
@@ -99,19 +102,19 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         async def understand(target: Target) -> Call:
             """Read the request for what its name stands for."""
             function = target.function
-            must_speak(function, kind)
+            check_dialect(function, kind)
             given = await runtime.images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
             salt = runtime.cache_salt(function, who)
             spoken = native.spoken(function, kind, cache_is_shared=not salt)
 
-            def translate() -> tuple[dialect.Asked, bytes]:
+            def translate() -> tuple[dialect.ParsedRequest, bytes]:
                 asked = dialect.read_request(kind, given, able) if spoken is None else native.read(spoken, given, able)
                 return asked, asked.body(function.id)
 
             asked, sent = await intake.work(len(given), translate)
             reply = asked.answer(unique, created)
-            if isinstance(reply, chat_stream.Reply):
+            if isinstance(reply, stream.Reply):
                 reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
             return Call(
                 dialect=kind,
@@ -139,9 +142,9 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         async def understand(target: Target) -> Call:
             """Write the request for what its name stands for."""
             function = target.function
-            must_speak(function, kind)
+            check_dialect(function, kind)
             read = embeddings.read if kind == "embeddings" else rerank.read
-            asked: embeddings.Asked | rerank.Asked = await intake.work(
+            asked: embeddings.EmbeddingsRequest | rerank.RerankRequest = await intake.work(
                 len(body), read, body, traits(target, kind).passing
             )
             sent = await intake.work(len(body), asked.body, function.id)
@@ -217,7 +220,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         target = runtime.directory.find_for(name, who)
         function = target.function
         read_s = time.monotonic() - began
-        journey = Journey(request_id(request), function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
+        journey = RequestRecord(request_id(request), function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
         journey.who = who.name if who.id != ANONYMOUS else ""
 
         async def count() -> Count:

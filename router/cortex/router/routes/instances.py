@@ -14,8 +14,8 @@ from litestar.response import Stream
 from msgspec import Struct, to_builtins
 
 from cortex.platform.record import HostRecord
-from cortex.router.activation.agents import AgentAway
-from cortex.router.refusals import InstanceNotFound, NoCapacity
+from cortex.router.activation.agents import AgentUnavailable
+from cortex.router.errors import InstanceNotFound, NoCapacity
 from cortex.router.runtime import Runtime
 
 Lines = Annotated[int, Parameter(ge=1, le=10_000)]
@@ -37,7 +37,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current", grep: Text = ""
     ) -> Stream:
         """Return what a worker wrote, or its lines with a text; `follow` goes on until it is gone."""
-        asked = Asked(lines=lines, follow=follow, run=run, grep=grep)
+        asked = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
         return _streamed(await log_of_instance(runtime, instance, asked))
 
     @get("/admin/logs", opt={"needs": "admin"})
@@ -50,13 +50,13 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         grep: Text = "",
     ) -> Stream:
         """Return what the newest worker of a function wrote, also when it is gone by now."""
-        asked = Asked(lines=lines, follow=follow, run=run, grep=grep)
+        asked = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
         return _streamed(await log_of_function(runtime, function, host, asked))
 
     return [instances, instance_logs, function_logs]
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class LogQuery(Struct, frozen=True, kw_only=True):
     """What of a log is wanted: its last lines, or the last of those with a text."""
 
     lines: int
@@ -65,13 +65,13 @@ class Asked(Struct, frozen=True, kw_only=True):
     grep: str = ""
 
 
-async def log_of_instance(runtime: Runtime, instance: str, asked: Asked) -> "Opened":
+async def log_of_instance(runtime: Runtime, instance: str, asked: LogQuery) -> "Opened":
     """Open the log of an instance. Raises InstanceNotFound or NoCapacity."""
     hosts = _with_instance(runtime, instance)
     return await _opened(runtime, hosts, f"/instances/{instance}/logs", asked, f"instance '{instance[:64]}'")
 
 
-async def log_of_function(runtime: Runtime, function: str, host: str, asked: Asked) -> "Opened":
+async def log_of_function(runtime: Runtime, function: str, host: str, asked: LogQuery) -> "Opened":
     """Open the log of a function's newest worker. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
     id = runtime.directory.find(function).function.id
     hosts = [h for h in _best_first(runtime, id) if not host or h.name == host]
@@ -96,7 +96,7 @@ class Opened(Struct, frozen=True):
 
 
 async def _opened(
-    runtime: Runtime, hosts: list[HostRecord], path: str, asked: Asked, whose: str, **more: str
+    runtime: Runtime, hosts: list[HostRecord], path: str, asked: LogQuery, whose: str, **more: str
 ) -> Opened:
     """Open the log of the first host that has it."""
     away = ""
@@ -104,7 +104,7 @@ async def _opened(
     for host in hosts:
         try:
             answer = await runtime.agents.logs(host, path, query)
-        except AgentAway as error:
+        except AgentUnavailable as error:
             away = str(error)
             continue
         if answer is not None:

@@ -24,10 +24,10 @@ from cortex.platform.api_keys import (
     known_as,
     rotated,
 )
-from cortex.platform.registry import RecordAway, Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.access.keyring import KeyRing
-from cortex.router.dialects.wire import read
-from cortex.router.refusals import KeyNameTaken, KeyNotFound, RecordIsAway
+from cortex.router.dialects.core.wire import read
+from cortex.router.errors import KeyNameTaken, KeyNotFound, RecordIsAway
 
 Http = Request[Any, Any, Any]
 
@@ -173,5 +173,5 @@ def shown(key: ApiKey) -> dict[str, Any]:
 async def _reached(work: Any) -> Any:
     try:
         return await work
-    except RecordAway as error:
+    except RecordUnavailable as error:
         raise RecordIsAway(str(error), retry_after=5) from None

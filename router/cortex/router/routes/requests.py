@@ -8,9 +8,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from msgspec import to_builtins
 
+from cortex.router.errors import RequestNotFound, SharedRequestId
 from cortex.router.metrics.latency import percentiles
 from cortex.router.metrics.traffic import BUCKET_S, Bucket, whole
-from cortex.router.refusals import RequestNotFound, SharedRequestId
 from cortex.router.runtime import Runtime
 
 Key = Annotated[str | None, Parameter(max_length=200)]

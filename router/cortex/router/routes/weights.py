@@ -17,9 +17,9 @@ from cortex.platform import clock
 from cortex.platform.agent_messages import Remove
 from cortex.platform.record import HostRecord, use
 from cortex.platform.scheduling.placement import need
-from cortex.router.activation.agents import AgentAway, AgentRefused
-from cortex.router.activation.choice import hosts_to_ask, why_nowhere
-from cortex.router.refusals import BadRequest, HostNotFound, JobNotFound, NoCapacity, Refusal
+from cortex.router.activation.agents import AgentRefused, AgentUnavailable
+from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
+from cortex.router.errors import BadRequest, HostNotFound, JobNotFound, NoCapacity, RequestError
 from cortex.router.runtime import Runtime
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ async def _from_all(
     found: dict[str, T] = {}
     away: dict[str, str] = {}
     for host, answer in zip(asked, answers, strict=True):
-        if isinstance(answer, AgentAway | AgentRefused):
+        if isinstance(answer, AgentUnavailable | AgentRefused):
             away[host.name] = str(answer)
         elif isinstance(answer, BaseException):
             raise answer
@@ -154,12 +154,12 @@ async def _from_all(
 async def _one(host: HostRecord, asking: Awaitable[T]) -> T:
     try:
         return await asking
-    except AgentAway as error:
+    except AgentUnavailable as error:
         raise NoCapacity(str(error), retry_after=5) from None
     except AgentRefused as error:
         raise _refusal(host, error) from None
 
 
-def _refusal(host: HostRecord, error: AgentRefused) -> Refusal:
+def _refusal(host: HostRecord, error: AgentRefused) -> RequestError:
     said = f"{host.name}: {error}"
     return NoCapacity(said, retry_after=5) if error.status == 503 else BadRequest(said)

@@ -8,16 +8,16 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Device, HostRecord, Instance, SilentHost
 from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
-from cortex.router.status.known import SILENT_S, Index, Known, key
+from cortex.router.status.failures import trouble
+from cortex.router.status.format import mib, some
 from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
-from cortex.router.status.troubles import trouble
-from cortex.router.status.words import mib, some
+from cortex.router.status.snapshot import SILENT_S, FleetSnapshot, Index, key
 
 MOST_DEPARTURES = 8
 MOST_KEPT = 3
 
 
-def hosts(known: Known, index: Index) -> tuple[Host, ...]:
+def hosts(known: FleetSnapshot, index: Index) -> tuple[Host, ...]:
     """Return every host: those with a problem first, then by name. Those that are silent, or cordoned and away, are
     there, too."""
     found = [host(record, known, index) for record in known.fleet.records()]
@@ -26,7 +26,7 @@ def hosts(known: Known, index: Index) -> tuple[Host, ...]:
     return tuple(sorted(found, key=lambda h: h.order))
 
 
-def host(record: HostRecord, known: Known, index: Index) -> Host:
+def host(record: HostRecord, known: FleetSnapshot, index: Index) -> Host:
     """Return one host."""
     cordoned = record.name in known.fleet.cordoned
     silent = known.fleet.silent.get(record.name)
@@ -128,7 +128,7 @@ def _segment(instance: Instance, at: float, width: float, index: Index) -> Segme
     )
 
 
-def order_of_leaving(record: HostRecord, known: Known, index: Index) -> tuple[Leaving, ...]:
+def order_of_leaving(record: HostRecord, known: FleetSnapshot, index: Index) -> tuple[Leaving, ...]:
     """Return a host's instances in the order in which they would be evicted; those that may not be, last."""
     there = [i for i in record.instances if i.state not in LEAVING]
     ordered = least_valuable_first(there, index.usage, strategy=known.strategy)
@@ -141,7 +141,7 @@ def order_of_leaving(record: HostRecord, known: Known, index: Index) -> tuple[Le
     )
 
 
-def _leaving(instance: Instance, rank: int, host: str, protected: str, known: Known, index: Index) -> Leaving:
+def _leaving(instance: Instance, rank: int, host: str, protected: str, known: FleetSnapshot, index: Index) -> Leaving:
     last = index.usage.last_used(instance)
     if protected:
         why = f"not now: {protected}"
@@ -174,7 +174,7 @@ def reaped_at(instance: Instance, catalogue: Catalogue, index: Index) -> float |
     return index.usage.last_used(instance) + function.idle_after_s
 
 
-def departures(known: Known, index: Index) -> Departures:
+def departures(known: FleetSnapshot, index: Index) -> Departures:
     """Return who would go first on each host, fullest host first."""
     fullest = sorted(known.fleet.hosts.values(), key=lambda h: (-_fullness(h), h.name))
     orders = (order_of_leaving(record, known, index) for record in fullest)
@@ -195,7 +195,7 @@ def _fullness(record: HostRecord) -> float:
     return (taken + sum(d.foreign_mb for d in record.devices)) / max(1, budget)
 
 
-def details(record: HostRecord, known: Known, index: Index) -> HostDetails:
+def details(record: HostRecord, known: FleetSnapshot, index: Index) -> HostDetails:
     """Return everything about one host."""
     foreign = tuple(
         f"{h.command or 'unknown'} (pid {h.pid}, {mib(h.memory_mb) if h.memory_mb is not None else 'size unknown'})"

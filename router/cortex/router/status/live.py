@@ -14,9 +14,9 @@ import structlog
 from msgspec import Struct
 
 from cortex.platform.cancel import cancelled
-from cortex.router.status.known import Known
 from cortex.router.status.page import picture
 from cortex.router.status.render import Fragment, fragment, fragments
+from cortex.router.status.snapshot import FleetSnapshot
 
 log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ class Live:
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[Known]],
+        look: Callable[[], Awaitable[FleetSnapshot]],
         stopping: Callable[[], bool] = lambda: False,
         *,
         every_s: float = LOOK_S,
@@ -136,7 +136,7 @@ class Live:
                 log.error("status_not_shown", exc_info=error)
             await asyncio.sleep(max(0.0, self._every_s - (time.monotonic() - began)))
 
-    async def _take(self, known: Known) -> None:
+    async def _take(self, known: FleetSnapshot) -> None:
         """Render what changed, in a thread: inference has this loop, and all that is read here are values."""
         frame = self._frame + 1
         self._pieces = await asyncio.to_thread(_rendered, known, self._pieces, frame)
@@ -145,7 +145,7 @@ class Live:
             self._turn.notify_all()
 
 
-def _rendered(known: Known, before: Mapping[str, Versioned], frame: int) -> dict[str, Versioned]:
+def _rendered(known: FleetSnapshot, before: Mapping[str, Versioned], frame: int) -> dict[str, Versioned]:
     """Return every piece: as it was where its values are the same, else laid out anew."""
     pieces = {}
     for new in fragments(picture(known)):

@@ -1,6 +1,6 @@
 """Logging a browser in: its key begins a session, whose cookie scripts cannot read and other sites cannot use.
 
-The door takes that cookie on every route, and for changes only from a page of our own (`door.py`). What a session is
+The door takes that cookie on every route, and for changes only from a page of our own (`auth.py`). What a session is
 and when it ends is in `access/sessions.py`. Cookies know no ports: over plain HTTP the cookie goes to the paths that
 the page uses, so that other servers of the host are sent it as little as can be; over TLS its name begins with
 `__Host-`, for which browsers demand the path `/`.
@@ -16,10 +16,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Redirect
 
 from cortex.platform.api_keys import Right
-from cortex.platform.registry import RecordAway
-from cortex.router.access.door import COOKIE, OPEN_BODY, TLS_COOKIE, Shown, cross_site, show
+from cortex.platform.registry import RecordUnavailable
+from cortex.router.access.auth import COOKIE, OPEN_BODY, TLS_COOKIE, Credentials, cross_site, read_credentials
 from cortex.router.access.sessions import SESSION_S
-from cortex.router.refusals import BadRequest, NotAllowed, RecordIsAway
+from cortex.router.errors import BadRequest, NotAllowed, RecordIsAway
 from cortex.router.runtime import Runtime
 from cortex.router.status.render import render
 
@@ -55,7 +55,7 @@ def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
             )
         try:
             cookie = await runtime.sessions.begin(given)
-        except RecordAway:
+        except RecordUnavailable:
             return _form("Redis does not answer, so no session can begin. Try again in a moment.", status=503)
         return Redirect("/status", status_code=303, cookies=_cookies(request, cookie, SESSION_S))
 
@@ -65,7 +65,7 @@ def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
         _refuse_other_sites(request)
         try:
             await runtime.sessions.end(_shown(request).session)
-        except RecordAway:
+        except RecordUnavailable:
             raise RecordIsAway("Redis does not answer, so the session goes on: log out again", retry_after=2) from None
         old = Cookie(key=OLD_COOKIE, value="", max_age=0, path="/", httponly=True, samesite="strict")
         return Redirect(PATH, status_code=303, cookies=[*_cookies(request, "", 0), old])
@@ -101,8 +101,8 @@ def _refuse_other_sites(request: Http) -> None:
         raise NotAllowed("a page of another site may not log anybody in or out here")
 
 
-def _shown(request: Http) -> Shown:
-    return show(request.scope["headers"], tls=request.scope["scheme"] == "https")
+def _shown(request: Http) -> Credentials:
+    return read_credentials(request.scope["headers"], tls=request.scope["scheme"] == "https")
 
 
 def _cookies(request: Http, value: str, age_s: int) -> list[Cookie]:

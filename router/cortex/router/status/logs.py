@@ -2,8 +2,8 @@
 
 import asyncio
 
-from cortex.router.refusals import InstanceNotFound, NoCapacity
-from cortex.router.routes.instances import Asked, Opened, Run, log_of_function, log_of_instance
+from cortex.router.errors import InstanceNotFound, NoCapacity
+from cortex.router.routes.instances import LogQuery, Opened, Run, log_of_function, log_of_instance
 from cortex.router.runtime import Runtime
 from cortex.router.status.model import Log
 
@@ -15,7 +15,7 @@ WITHIN_S = 15.0
 
 async def log(runtime: Runtime, function: str, host: str, instance: str, run: Run, grep: str) -> Log:
     """Return the end of a log, or why there is none. Raises FunctionNotFound."""
-    asked = Asked(lines=LINES, run=run, grep=grep)
+    asked = LogQuery(lines=LINES, run=run, grep=grep)
     try:
         async with asyncio.timeout(WITHIN_S):
             if instance:

@@ -279,7 +279,7 @@ class Phase(Struct, frozen=True, kw_only=True):
     width: float
 
 
-class Placed(Struct, frozen=True, kw_only=True):
+class InstanceView(Struct, frozen=True, kw_only=True):
     """An instance in a function's details."""
 
     id: str
@@ -305,7 +305,7 @@ class Details(Struct, frozen=True, kw_only=True):
 
     row: Row
     revision: str
-    instances: tuple[Placed, ...]
+    instances: tuple[InstanceView, ...]
     troubles: tuple[Trouble, ...]
     settings: tuple[tuple[str, str], ...]
     last_used: float | None

@@ -1,19 +1,19 @@
 """The whole status page, decided: a pure function of what a router knows at one moment."""
 
+from cortex.router.status.failures import troubles
+from cortex.router.status.format import some
+from cortex.router.status.functions import rows
 from cortex.router.status.hosts import departures, hosts
-from cortex.router.status.known import Index, Known
 from cortex.router.status.model import Attention, Figures, Host, Picture, Row, Verdict
-from cortex.router.status.rows import rows
+from cortex.router.status.snapshot import FleetSnapshot, Index
 from cortex.router.status.starts import starts
-from cortex.router.status.troubles import troubles
-from cortex.router.status.words import some
 
 MOST_ATTENTION = 6
 MOST_DECISIONS = 40
 MOST_JOBS = 40
 
 
-def picture(known: Known) -> Picture:
+def picture(known: FleetSnapshot) -> Picture:
     """Return everything the page shows."""
     index = Index(known.fleet)
     machines, functions, coming = hosts(known, index), rows(known, index), starts(known, index)
@@ -33,7 +33,7 @@ def picture(known: Known) -> Picture:
     )
 
 
-def _figures(known: Known, index: Index, functions: tuple[Row, ...]) -> Figures:
+def _figures(known: FleetSnapshot, index: Index, functions: tuple[Row, ...]) -> Figures:
     tones = [r.tone for r in functions]
     devices = [(d, h) for h in known.fleet.hosts.values() for d in h.devices]
     return Figures(
@@ -50,7 +50,7 @@ def _figures(known: Known, index: Index, functions: tuple[Row, ...]) -> Figures:
     )
 
 
-def verdict(known: Known, figures: Figures, machines: tuple[Host, ...], functions: tuple[Row, ...]) -> Verdict:
+def verdict(known: FleetSnapshot, figures: Figures, machines: tuple[Host, ...], functions: tuple[Row, ...]) -> Verdict:
     """Say how things stand, gravest first:
 
     (1) the record is away: what is shown may be old, and nothing can be started;

@@ -4,13 +4,13 @@ import time
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function
-from cortex.router.refusals import BadRequest, HostNotFound
+from cortex.router.errors import BadRequest, HostNotFound
 from cortex.router.runtime import Runtime
 from cortex.router.status import plans
 from cortex.router.status.hosts import order_of_leaving
-from cortex.router.status.known import Index, Known
 from cortex.router.status.model import Leaving
 from cortex.router.status.plans import Plan
+from cortex.router.status.snapshot import FleetSnapshot, Index
 
 VERBS_ON_FUNCTIONS, VERBS_ON_HOSTS = ("warm", "cool", "pin", "unpin"), ("cordon", "uncordon", "drain")
 
@@ -53,9 +53,9 @@ def order_on(runtime: Runtime, host: str) -> tuple[Leaving, ...]:
     return order_of_leaving(record, known, Index(known.fleet)) if record else ()
 
 
-def sight(runtime: Runtime) -> Known:
+def sight(runtime: Runtime) -> FleetSnapshot:
     """Return what a plan is made of."""
-    return Known(
+    return FleetSnapshot(
         catalogue=runtime.directory.catalogue,
         fleet=runtime.fleet(),
         strategy=runtime.settings.eviction.strategy,

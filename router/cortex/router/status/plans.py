@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Function
-from cortex.platform.agent_messages import Planned
+from cortex.platform.agent_messages import PlacementPlan
 from cortex.platform.record import HostRecord
 from cortex.platform.scheduling.placement import NoRoom, need, place
-from cortex.router.activation.choice import hosts_to_ask
-from cortex.router.status.known import Index, Known
+from cortex.router.activation.load_balancing import hosts_to_ask
+from cortex.router.status.format import clock, mib, some
 from cortex.router.status.model import Leaving
-from cortex.router.status.words import clock, mib, some
+from cortex.router.status.snapshot import FleetSnapshot, Index
 
 
 class Option(Struct, frozen=True, kw_only=True):
@@ -47,7 +47,11 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 def warm(
-    function: Function, planned: Planned | None, refusals: Mapping[str, str], leaving: Sequence[Leaving], now: float
+    function: Function,
+    planned: PlacementPlan | None,
+    refusals: Mapping[str, str],
+    leaving: Sequence[Leaving],
+    now: float,
 ) -> Plan:
     """Say where a function would go, who would leave for it and why those; `leaving` is the order on that host."""
     refused = tuple(sorted(refusals.items()))
@@ -85,12 +89,12 @@ def _why(victim: str, leaving: Sequence[Leaving]) -> str:
     return f": {found.why}" + ("; those before it do not free enough" if found.rank > 1 else "")
 
 
-def _memory(planned: Planned) -> str:
+def _memory(planned: PlacementPlan) -> str:
     each = f"{mib(planned.memory_mb)} {planned.memory_from}"
     return f"{each}, on each of {len(planned.devices)} devices" if len(planned.devices) > 1 else each
 
 
-def cool(function: Function, known: Known, index: Index) -> Plan:
+def cool(function: Function, known: FleetSnapshot, index: Index) -> Plan:
     """Say which instances would go, and what becomes of their requests."""
     placed = [(h, i) for h, i in index.placed.get(function.id, []) if i.state in COMING or i.state is State.READY]
     path, title = _function(function.id, "cool"), f"Cool {function.id}"
@@ -136,7 +140,7 @@ def uncordon(host: str) -> Plan:
     )
 
 
-def drain(record: HostRecord, known: Known, index: Index) -> Plan:
+def drain(record: HostRecord, known: FleetSnapshot, index: Index) -> Plan:
     """Say what would move where, and what would go without a successor."""
     says = "It would be cordoned. What serves on it moves where there is room, then its instances are let go."
     losses = []
@@ -154,7 +158,7 @@ def drain(record: HostRecord, known: Known, index: Index) -> Plan:
     )  # fmt: skip
 
 
-def _successor(function_id: str, leaves: str, known: Known, index: Index) -> str:
+def _successor(function_id: str, leaves: str, known: FleetSnapshot, index: Index) -> str:
     """Guess where a function would be started instead: the agent asked then decides."""
     function = known.catalogue.functions.get(function_id)
     if function is None:

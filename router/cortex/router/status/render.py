@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from msgspec import Struct
 
-from cortex.router.status import assets, words
+from cortex.router.status import assets, format
 from cortex.router.status.charts import chart
 from cortex.router.status.model import Picture
 
@@ -81,8 +81,8 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _TEMPLATES.filters.update(
-    mib=words.mib, gib=words.gib, span=words.span, clock=words.clock, ago=words.ago, millis=words.millis,
-    rate=words.rate, iso=_iso, length_of=_per_cent,
+    mib=format.mib, gib=format.gib, span=format.span, clock=format.clock, ago=format.ago, millis=format.millis,
+    rate=format.rate, iso=_iso, length_of=_per_cent,
 )  # fmt: skip
 _TEMPLATES.filters["count"] = lambda n: f"{n:,}".replace(",", "\u202f")
-_TEMPLATES.globals.update(asset=assets.url, chart=chart, some=words.some)
+_TEMPLATES.globals.update(asset=assets.url, chart=chart, some=format.some)

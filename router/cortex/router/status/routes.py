@@ -10,18 +10,18 @@ from litestar.response import Stream
 
 from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
-from cortex.router.access.door import caller
-from cortex.router.refusals import HostNotFound, NoCapacity, NoKey, NotAllowed
+from cortex.router.access.auth import caller
+from cortex.router.errors import HostNotFound, NoCapacity, NoKey, NotAllowed
 from cortex.router.routes.instances import Run, Text
 from cortex.router.runtime import Runtime
-from cortex.router.status import assets, hosts, login, logs, rows
-from cortex.router.status.known import Index
+from cortex.router.shutdown import stopping
+from cortex.router.status import assets, functions, hosts, login, logs
 from cortex.router.status.live import Live, TooManyWatch
 from cortex.router.status.page import picture
 from cortex.router.status.planning import function_named, planned
 from cortex.router.status.render import page, render
+from cortex.router.status.snapshot import Index
 from cortex.router.status.sources import Sources
-from cortex.router.stopping import stopping
 
 Http = Request[Any, Any, Any]
 
@@ -79,7 +79,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Show everything about one function."""
         known = await sources.known()
         index = Index(known.fleet)
-        shown = rows.details(function_named(runtime, name.lstrip("/"), index), known, index)
+        shown = functions.details(function_named(runtime, name.lstrip("/"), index), known, index)
         return _html(render("function.html", known.now, it=shown, may_act=may_act(request)))
 
     @get("/status/host/{name:str}", **READ)

@@ -10,16 +10,16 @@ import structlog
 
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.cancel import cancelled
-from cortex.platform.receipts import Receipt
-from cortex.platform.registry import RecordAway
+from cortex.platform.decisions import DecisionRecord
+from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling.ledger import Entry
-from cortex.router.history import by_revision
 from cortex.router.metrics.traffic import Bucket
 from cortex.router.runtime import Runtime
+from cortex.router.start_history import by_revision
 from cortex.router.status.flow import flow, rates
-from cortex.router.status.known import Known
+from cortex.router.status.format import mib
 from cortex.router.status.model import Decision, Job
-from cortex.router.status.words import mib
+from cortex.router.status.snapshot import FleetSnapshot
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Reading(Generic[T]):
     async def _again(self) -> None:
         try:
             self._value = await self._read()
-        except RecordAway:
+        except RecordUnavailable:
             pass
         except Exception as error:
             log.warning("status_source_away", why=f"{type(error).__name__}: {error}")
@@ -77,14 +77,14 @@ class Sources:
         known: Mapping[str, Entry] = {}
         self._ledger = Reading(runtime.history.ledger, LEDGER_S, known)
 
-    async def known(self) -> Known:
+    async def known(self) -> FleetSnapshot:
         """Return what is known now. Never fails: what cannot be read is as it was, or not there."""
         runtime = self._runtime
         (hour, lately), ledger, decisions, jobs = await asyncio.gather(
             self._traffic.look(), self._ledger.look(), self._decisions.look(), self._jobs.look()
         )
         catalogue, now = runtime.directory.catalogue, time.time()
-        return Known(
+        return FleetSnapshot(
             catalogue=catalogue,
             revisions={f: runtime.directory.find(f).revision for f in catalogue.functions},
             fleet=runtime.fleet(),
@@ -142,7 +142,7 @@ def _how_far(fetching: Fetching) -> str:
     return total if fetching.done >= fetching.total else f"{mib(fetching.done / 2**20)} of {total}{rate}"
 
 
-def decision(receipt: Receipt) -> Decision:
+def decision(receipt: DecisionRecord) -> Decision:
     """Return a receipt as the page shows it."""
     return Decision(
         at=receipt.at,

@@ -4,8 +4,8 @@ import re
 
 from cortex.functions.lifecycle import COMING, State
 from cortex.platform.record import HostRecord, Instance
-from cortex.router.status.known import Index, Known, key
 from cortex.router.status.model import Start
+from cortex.router.status.snapshot import FleetSnapshot, Index, key
 
 PASSED_S = 0.05
 _LEFT = re.compile(r", \d+ s left$")
@@ -13,7 +13,7 @@ SILENT_START_S = 20.0
 """A start without a sign of life for so long is shown as silent, long before it counts as failed."""
 
 
-def starts(known: Known, index: Index) -> tuple[Start, ...]:
+def starts(known: FleetSnapshot, index: Index) -> tuple[Start, ...]:
     """Return every start in progress, the oldest first."""
     found = [
         (instance.created, instance.id, _start(host, instance, known, index))
@@ -24,7 +24,7 @@ def starts(known: Known, index: Index) -> tuple[Start, ...]:
     return tuple(start for *_, start in sorted(found, key=lambda f: f[:2]))
 
 
-def _start(host: HostRecord, instance: Instance, known: Known, index: Index) -> Start:
+def _start(host: HostRecord, instance: Instance, known: FleetSnapshot, index: Index) -> Start:
     entry, over = known.starts.get(instance.revision), ends(host.name, instance, known)
     signs = max(instance.last_sign, instance.since, instance.started)
     victims = (index.instances.get(i) for i in instance.waits_for)
@@ -53,7 +53,7 @@ def step(instance: Instance, over: float | None) -> str:
     return _LEFT.sub("", instance.phase) if over is not None else instance.phase
 
 
-def ends(host: str, instance: Instance, known: Known) -> float | None:
+def ends(host: str, instance: Instance, known: FleetSnapshot) -> float | None:
     """Return when an instance should be up: by what earlier starts took and, while its weights come, by their rate.
 
     A function that never started before is only known to be fetched by then.

@@ -1,0 +1,128 @@
+"""Receipts: why something was decided, as it is kept in `cortex:decisions`. Pure.
+
+A receipt says what was done to which function, by whom, why, and the numbers it was decided on. It never holds a
+word of a prompt or an answer. The stream is capped: it is for asking why, not for counting.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from cortex.functions.lifecycle import State
+from cortex.platform.record import Device, Fleet, HostRecord, Instance, Use, use
+from cortex.platform.scheduling.effects import Decision
+
+MOST_LISTED = 12
+"""Devices or candidates that one receipt names."""
+
+
+class DecisionRecord(Struct, frozen=True, kw_only=True):
+    """One decision."""
+
+    id: str = ""
+    """Its place in the stream."""
+    at: float = 0.0
+    by: str = ""
+    """Who decided: `agent:<host>`, `router:<id>`, or `operator`."""
+    what: str = ""
+    function: str = ""
+    instance: str = ""
+    host: str = ""
+    request: str = ""
+    why: str = ""
+    numbers: dict[str, Any] = {}
+
+
+def fields(receipt: DecisionRecord) -> dict[str, str]:
+    """Return a receipt as the stream keeps it: what is empty is left out."""
+    flat = {
+        "at": f"{receipt.at:.3f}",
+        "by": receipt.by,
+        "what": receipt.what,
+        "function": receipt.function,
+        "instance": receipt.instance,
+        "host": receipt.host,
+        "request": receipt.request,
+        "why": receipt.why,
+        "numbers": msgspec.json.encode(receipt.numbers).decode() if receipt.numbers else "",
+    }
+    return {k: v for k, v in flat.items() if v}
+
+
+def receipt(id: str, kept: Mapping[str, str]) -> DecisionRecord:
+    """Return a receipt from what the stream keeps; what cannot be read is empty."""
+    try:
+        numbers = msgspec.json.decode(kept.get("numbers", "{}"), type=dict[str, Any])
+        at = float(kept.get("at", "0"))
+    except (msgspec.MsgspecError, ValueError):
+        numbers, at = {}, 0.0
+    words = {k: kept.get(k, "") for k in ("by", "what", "function", "instance", "host", "request", "why")}
+    return DecisionRecord(id=id, at=at, numbers=numbers, **words)
+
+
+def numbers(decided: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> dict[str, Any]:
+    """Return what an agent's decision was made on; `host` is how things stand right after it."""
+    usage = use(fleet) if fleet else Use(known=False)
+    instance = next((i for i in host.instances if i.id == decided.instance), None)
+    match decided.what:
+        case "placed" if instance is not None:
+            return {
+                "memory_mb": instance.memory_mb,
+                "memory_from": instance.memory_from,
+                "waits_for": list(instance.waits_for),
+                "devices": [_device(d, host, but=instance.id) for d in host.devices][:MOST_LISTED],
+            }
+        case "evicted" | "closed" if instance is not None:
+            return {"victim": _candidate(instance, usage, now), "others": _others(instance, host, usage, now)}
+        case "refused":
+            busy = [_candidate(i, usage, now) for i in host.instances][:MOST_LISTED]
+            found = {"devices": [_device(d, host) for d in host.devices][:MOST_LISTED], "instances": busy}
+            return found | _place_in_line(decided.function, host, now)
+        case "ready" if instance is not None:
+            return {"phases": instance.phases, "memory_mb": instance.memory_mb, "pid": instance.pid}
+        case "draining" | "kept" | "stopped" if instance is not None:
+            return _candidate(instance, usage, now)
+        case "failed":
+            failure = next((f for f in host.failures if f.instance == decided.instance), None)
+            return {"kind": failure.kind, "in_a_row": failure.count, "retry_at": failure.retry_at} if failure else {}
+    return {}
+
+
+def _place_in_line(function: str, host: HostRecord, now: float) -> dict[str, Any]:
+    """Where a function that was refused stands in line, and when its turn comes at the latest."""
+    for position, place in enumerate(host.line, 1):
+        if place.function == function:
+            turn_in_s = round(max(0.0, place.turn_at - now), 1) if place.turn_at else None
+            return {"in_line": position, "waited_s": round(now - place.since, 1), "turn_in_s": turn_in_s}
+    return {}
+
+
+def _device(device: Device, host: HostRecord, but: str = "") -> dict[str, Any]:
+    admitted = sum(i.memory_mb for i in host.instances if device.id in i.devices and i.id != but)
+    free = device.budget_mb - admitted - device.foreign_mb
+    return {"id": device.id, "budget_mb": device.budget_mb, "foreign_mb": device.foreign_mb, "free_mb": free}
+
+
+def _candidate(instance: Instance, usage: Use, now: float) -> dict[str, Any]:
+    return {
+        "instance": instance.id,
+        "function": instance.function,
+        "state": str(instance.state),
+        "memory_mb": instance.memory_mb,
+        "in_flight": usage.in_flight.get(instance.id, 0) if usage.known else None,
+        "idle_s": round(now - usage.last_used(instance), 1) if instance.ready else None,
+        "pinned": instance.pinned,
+        "priority": instance.priority,
+    }
+
+
+def _others(victim: Instance, host: HostRecord, usage: Use, now: float) -> list[dict[str, Any]]:
+    """The instances on the same devices that stay."""
+    stay = [
+        i
+        for i in host.instances
+        if i.id != victim.id and i.state is State.READY and set(i.devices).intersection(victim.devices)
+    ]
+    return [_candidate(i, usage, now) for i in stay][:MOST_LISTED]

@@ -1,0 +1,94 @@
+"""The requests a process has in flight and in waiting, as sets of live requests.
+
+A set cannot go negative, and a request that is not in it any more cannot leak: whoever boards leaves in a
+`finally`. The report for the record and the last uses are read off these sets; last uses are by this process's clock.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cortex.platform import clock
+from cortex.platform.record import RouterReport, used_function, used_instance
+
+
+class InFlight:
+    """Live requests by instance and by function."""
+
+    def __init__(self, process: str) -> None:
+        self._process = process
+        self._in_flight: dict[str, set[object]] = {}
+        self._waiting: dict[str, dict[object, float]] = {}
+        self._used: dict[str, float] = {}
+
+    @contextmanager
+    def aboard(self, function: str, instance: str) -> Iterator[None]:
+        """Be in flight on an instance; it counts as used from the first to the last moment."""
+        mark = object()
+        self._in_flight.setdefault(instance, set()).add(mark)
+        self._touch(function, instance)
+        try:
+            yield
+        finally:
+            _leave(self._in_flight, instance, mark)
+            self._touch(function, instance)
+
+    @contextmanager
+    def waiting(self, function: str) -> Iterator[None]:
+        """Wait for an instance of a function."""
+        mark = object()
+        self._waiting.setdefault(function, {})[mark] = clock.now()
+        try:
+            yield
+        finally:
+            live = self._waiting[function]
+            live.pop(mark, None)
+            if not live:
+                del self._waiting[function]
+
+    def on(self, instance: str) -> int:
+        """Return how many requests are in flight on an instance."""
+        return len(self._in_flight.get(instance, ()))
+
+    def waiting_for(self, function: str) -> int:
+        """Return how many requests wait for a function."""
+        return len(self._waiting.get(function, ()))
+
+    def waited_s(self, function: str) -> float:
+        """Return how long the first of the requests that wait for a function has waited."""
+        since = next(iter(self._waiting.get(function, {}).values()), None)
+        return 0.0 if since is None else max(0.0, clock.now() - since)
+
+    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return how many are in flight per instance, and how many wait per function."""
+        return {k: len(v) for k, v in self._in_flight.items()}, {k: len(v) for k, v in self._waiting.items()}
+
+    def report(self, seen: dict[str, int], now: float) -> RouterReport:
+        """Return the process's report; `seen` are the epochs its choices respect."""
+        in_flight, waiting = self.counts()
+        return RouterReport(id=self._process, at=now, in_flight=in_flight, waiting=waiting, seen=seen)
+
+    def take_used(self) -> dict[str, float]:
+        """Return the last uses since the last call. Requests still in flight count as used now."""
+        used, self._used = self._used, {}
+        now = clock.now()
+        return used | {used_instance(i): now for i in self._in_flight}
+
+    def recent(self) -> dict[str, float]:
+        """Return the last uses that were not taken yet."""
+        return dict(self._used)
+
+    def put_back(self, used: dict[str, float]) -> None:
+        """Keep last uses that could not be written for the next time."""
+        self._used = used | self._used
+
+    def _touch(self, function: str, instance: str) -> None:
+        now = clock.now()
+        self._used[used_function(function)] = now
+        self._used[used_instance(instance)] = now
+
+
+def _leave(sets: dict[str, set[object]], key: str, mark: object) -> None:
+    live = sets[key]
+    live.discard(mark)
+    if not live:
+        del sets[key]

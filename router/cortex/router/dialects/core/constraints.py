@@ -1,0 +1,298 @@
+"""Bounds of what a client may have an answer constrained by: JSON schemas, regular expressions, grammars. Pure.
+
+Engines compile these in the process that serves everybody. A nested grammar overflows an engine's stack, and nested
+repetitions keep it busy without end, so both are measured here first. A repetition inside a repetition counts as their
+product; one without an upper bound counts as `UNBOUNDED`. What an engine may skip multiplies the ways in which an
+answer can go on, and it follows all of them at each token: optional parts and alternatives are bounded by their
+number, and a repetition of what can be empty is refused.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from cortex.router.dialects.core.errors import BadRequest
+
+MAX_DEPTH = 128
+"""Levels of JSON in a schema."""
+MAX_NODES = 20_000
+"""Values in a schema, or in all tools of a request together."""
+MAX_CHARACTERS = 512 * 1024
+"""Characters of a schema's texts, or of those of all tools together."""
+MAX_PATTERN = 2048
+"""Characters of a regular expression."""
+MAX_PATTERNS = 64 * 1024
+"""Characters of all regular expressions of a request: they are read one by one, on the loop."""
+MAX_GRAMMAR = 32 * 1024
+"""Characters of a grammar."""
+MAX_GROUPS = 32
+"""Groups inside groups."""
+MAX_REPETITIONS = 2000
+"""Product of repetitions inside one another, in a regular expression or a grammar."""
+MAX_OPTIONAL = 64
+"""Parts of a regular expression or a grammar's rule that may be left out: `?`, `*`, `{0,9}`."""
+MAX_OPTIONAL_PROPERTIES = 512
+"""Properties of one object that are not required."""
+MAX_ALTERNATIVES = 4096
+"""Values of `enum` and members of `anyOf` and `oneOf`, in all schemas of a request."""
+MAX_ITEMS = 100_000
+"""Product of `minItems` or `maxItems` inside one another, and each bound of a schema alone."""
+MAX_CHOICES = 4096
+UNBOUNDED = 16
+_MAX_RULES = 256
+
+_BOUNDS = frozenset(
+    {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"}
+)
+_VALUES = frozenset({"enum", "const", "default", "example", "examples", "title", "description", "required"})
+_NAMED = frozenset({"properties", "$defs", "definitions", "dependentSchemas", "patternProperties"})
+
+
+class TooCostly(BadRequest):
+    """A constraint that is well formed but would cost an engine too much; a tool is usable without it."""
+
+
+class Measure:
+    """What schemas add up to; one for a request, so that many small ones are no way round the bounds."""
+
+    def __init__(self) -> None:
+        self._nodes, self._characters, self._alternatives = 0, 0, 0
+        self._pattern_characters, self._repetitions = 0, 0
+
+    def schema(self, schema: Any, at: str) -> None:
+        """Measure a schema. Raises BadRequest with the bound it exceeds; TooCostly if a looser one would do."""
+        costly: list[TooCostly] = []
+        # name: whether the keys of this object are names that the client chose, not words of JSON Schema
+        stack: list[tuple[Any, int, int, bool]] = [(schema, 1, 1, False)]
+        while stack:
+            node, depth, items, named = stack.pop()
+            if depth > MAX_DEPTH:
+                raise BadRequest(f"the schema is nested more than {MAX_DEPTH} levels deep", at)
+            self._nodes += len(node) + 1
+            if self._nodes > MAX_NODES:
+                raise BadRequest(f"the schemas of a request hold more than {MAX_NODES} values", at)
+            if type(node) is dict and not named:
+                items = self._words(node, items, at, costly)
+            for key, value in node.items() if type(node) is dict else enumerate(node):
+                kind = type(value)
+                if kind is str:
+                    self._characters += len(value)
+                elif kind is dict or kind is list:
+                    stack.append((value, depth + 1, items, not named and (key in _NAMED or key in _VALUES)))
+            if self._characters > MAX_CHARACTERS:
+                raise BadRequest(f"the schemas of a request hold more than {MAX_CHARACTERS} characters", at)
+        if costly:
+            raise costly[0]
+
+    def _words(self, node: dict[str, Any], items: int, at: str, costly: list[TooCostly]) -> int:
+        """Look at the words of one schema that cost. Return how often the values inside it may repeat."""
+        self._choices(node, at)
+        try:
+            if "pattern" in node and isinstance(node["pattern"], str):
+                self._pattern(node["pattern"], f"{at}: pattern")
+            if "patternProperties" in node and isinstance(node["patternProperties"], dict):
+                for key in node["patternProperties"]:
+                    self._pattern(key, f"{at}: patternProperties")
+            if "$ref" in node and isinstance(node["$ref"], str) and not node["$ref"].startswith("#"):
+                raise TooCostly("a $ref leads only inside its own schema: '#/…'", at)
+            most = 1
+            for word in _BOUNDS & node.keys():
+                value = node[word]
+                if isinstance(value, (int, float)) and value > MAX_ITEMS:
+                    raise TooCostly(f"{word} is more than {MAX_ITEMS}", at)
+                if word in ("minItems", "maxItems") and isinstance(value, (int, float)):
+                    most = max(most, int(value))
+            if items * most > MAX_ITEMS:
+                raise TooCostly(f"minItems and maxItems inside one another multiply to more than {MAX_ITEMS}", at)
+        except TooCostly as error:
+            costly.append(error)
+            return items
+        return items * most
+
+    def _choices(self, node: dict[str, Any], at: str) -> None:
+        """Count in how many ways a value may go on. A looser schema has no fewer: raises BadRequest."""
+        for word in ("enum", "anyOf", "oneOf"):
+            members = node.get(word)
+            if isinstance(members, list):
+                self._alternatives += len(members)
+        if self._alternatives > MAX_ALTERNATIVES:
+            raise BadRequest(
+                f"the schemas of a request hold more than {MAX_ALTERNATIVES} values of enum and members of anyOf", at
+            )
+        properties, required = node.get("properties"), node.get("required")
+        if isinstance(properties, dict) and len(properties) > MAX_OPTIONAL_PROPERTIES:
+            needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+            if len(properties.keys() - needed) > MAX_OPTIONAL_PROPERTIES:
+                raise BadRequest(f"an object has more than {MAX_OPTIONAL_PROPERTIES} properties that are optional", at)
+
+    def _pattern(self, text: str, at: str) -> None:
+        self._pattern_characters += len(text)
+        if self._pattern_characters > MAX_PATTERNS:
+            raise TooCostly(f"the patterns of a request hold more than {MAX_PATTERNS} characters", at)
+        self._repetitions += pattern(text, at)
+        if self._repetitions > MAX_REPETITIONS * UNBOUNDED:
+            raise TooCostly(
+                f"the patterns of a request add up to more than {MAX_REPETITIONS * UNBOUNDED} repetitions", at
+            )
+
+
+_REGEX = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{\d*,?\d*\}|\(\?(?:[:=!>]|<[=!]|P?<\w*>)|[()*+?|]|.", re.DOTALL)
+_GBNF = re.compile(
+    # What is quoted is bounded: a quote that nothing closes is looked at so far, and no farther.
+    r'#[^\n]*|"(?:[^"\\]|\\.){0,256}+"|/(?:[^/\\\n]|\\.){1,256}+/|\[(?:[^\]\\]|\\.){0,128}+\]'
+    r"|\{[\d\s]{0,9},?[\d\s]{0,9}\}"
+    r"|[A-Za-z_][\w-]*\s*(?:::=|:(?!:))|[A-Za-z_][\w-]*|[()*+?|]|\S",
+    re.DOTALL,
+)
+
+
+def pattern(text: str, at: str) -> int:
+    """Measure a regular expression. Return the sum of its repetitions. Raises TooCostly."""
+    if len(text) > MAX_PATTERN:
+        raise TooCostly(f"the pattern is longer than {MAX_PATTERN} characters", at)
+    reader = _Repetitions(at)
+    reader.read(_REGEX.findall(text))
+    return reader.total
+
+
+def grammar(text: str, at: str) -> None:
+    """Measure a grammar, in GBNF or EBNF. Raises BadRequest."""
+    if len(text) > MAX_GRAMMAR:
+        raise BadRequest(f"the grammar is longer than {MAX_GRAMMAR} characters", at)
+    rules: dict[str, list[str]] = {}
+    body: list[str] = []
+    for token in _GBNF.findall(text):
+        if token[0] == "#":
+            continue
+        if token[-1] == "=" or (token[-1] == ":" and len(token) > 1):
+            body = rules.setdefault(token.rstrip(":= \t\n"), [])
+        else:
+            body.append(token)
+    costs: dict[str, int] = {}
+    for name in rules:
+        _cost(name, rules, costs, at, 0)
+
+
+def _cost(name: str, rules: dict[str, list[str]], costs: dict[str, int], at: str, depth: int) -> int:
+    """How often what a rule holds may repeat, with the rules it refers to. A rule that leads to itself counts once."""
+    if name in costs or name not in rules:
+        return costs.get(name, 1)
+    if depth > _MAX_RULES:
+        raise BadRequest(f"the grammar's rules lead to one another more than {_MAX_RULES} deep", at)
+    costs[name] = 1
+    reader = _Repetitions(at)
+    costs[name] = reader.read(
+        rules[name], lambda word: _cost(word, rules, costs, at, depth + 1) if word in rules else 1
+    )
+    return costs[name]
+
+
+class _Group:
+    """A group that is being read: the largest product in it, and whether it can be empty."""
+
+    def __init__(self) -> None:
+        self.product = 1
+        self.can_be_empty, self._sequence_can_be_empty = False, True
+
+    def follow(self, can_be_empty: bool) -> None:
+        """Take the next part of the alternative that is being read."""
+        self._sequence_can_be_empty &= can_be_empty
+
+    def end_alternative(self) -> None:
+        """End the alternative that is being read."""
+        self.can_be_empty |= self._sequence_can_be_empty
+        self._sequence_can_be_empty = True
+
+
+class _Repetitions:
+    """Reads an expression's words: groups, and what repeats them."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+        self.total = self._optional = 0
+
+    def read(self, words: Iterable[str], refer: Any = None) -> int:
+        """Return the largest product of repetitions. `refer` gives that of a name. Raises TooCostly."""
+        groups, atom, can_be_empty = [_Group()], 1, True
+        for word in words:
+            group, times = groups[-1], _times(word)
+            if times is not None:
+                self._repeat(word, times, atom * times, can_be_empty)
+                atom *= times
+                can_be_empty |= _may_be_left_out(word)
+                group.product = max(group.product, atom)
+                continue
+            group.follow(can_be_empty)
+            can_be_empty = word in _EMPTY
+            atom = 1
+            if word[0] == "(":
+                groups.append(_Group())
+                can_be_empty = True
+                if len(groups) > MAX_GROUPS:
+                    raise TooCostly(f"groups are nested more than {MAX_GROUPS} deep", self._at)
+            elif word == ")":
+                group.end_alternative()
+                if len(groups) > 1:
+                    groups.pop()
+                    atom, can_be_empty = group.product, group.can_be_empty
+            elif word == "|":
+                group.end_alternative()
+                can_be_empty = True
+            elif refer is not None:
+                atom = refer(word)
+            groups[-1].product = max(groups[-1].product, atom)
+        return max(group.product for group in groups)
+
+    def _repeat(self, word: str, times: int, product: int, can_be_empty: bool) -> None:
+        """Count one repetition. Raises TooCostly."""
+        self.total += times
+        if product > MAX_REPETITIONS or self.total > MAX_REPETITIONS * UNBOUNDED:
+            raise TooCostly(f"repetitions inside one another multiply to more than {MAX_REPETITIONS}", self._at)
+        if times > 1 and can_be_empty:
+            raise TooCostly("a repetition repeats what can be empty", self._at)
+        self._optional += _may_be_left_out(word)
+        if self._optional > MAX_OPTIONAL:
+            raise TooCostly(f"more than {MAX_OPTIONAL} parts may be left out", self._at)
+
+
+_EMPTY = frozenset({"^", "$", r"\b", r"\B", r"\A", r"\Z", '""'})
+"""Words that match without a character."""
+
+
+def _may_be_left_out(word: str) -> bool:
+    return word in ("*", "?") or (word[0] == "{" and not word[1:-1].partition(",")[0].strip(" 0"))
+
+
+def _times(word: str) -> int | None:
+    """How often a word repeats what is before it; None: it is no repetition."""
+    if word == "*" or word == "+":
+        return UNBOUNDED
+    if word == "?":
+        return 1
+    if len(word) < 3 or word[0] != "{" or word[-1] != "}":
+        return None
+    least, comma, most = word[1:-1].partition(",")
+    least, most = least.strip(), most.strip()
+    if len(least) > 7 or len(most) > 7:
+        return MAX_REPETITIONS + 1
+    if not comma:
+        return max(1, int(least)) if least else None
+    return max(1, int(most)) if most else max(UNBOUNDED, int(least or 0))
+
+
+def choices(value: Any, at: str) -> None:
+    """Measure a list of answers to choose from. Raises BadRequest."""
+    if not isinstance(value, list) or len(value) > MAX_CHOICES:
+        raise BadRequest(f"expected a list of at most {MAX_CHOICES} texts", at)
+
+
+def json_value(value: Any, at: str) -> Any:
+    """Return a schema that may be written as JSON in a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        raise BadRequest("expected a JSON schema", at) from None

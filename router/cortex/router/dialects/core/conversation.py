@@ -1,0 +1,219 @@
+"""The conversation in the middle: what every dialect is translated into, and what a worker is sent.
+
+It is the worker's own chat dialect, as structs: system, user, assistant and tool messages, tools, and the few
+settings that shape an answer. Nothing in here knows how a client said it. A field that is None is not sent.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from cortex.functions.capabilities import Sampling
+from cortex.router.dialects.core.sizes import MAX_TEXT, too_much_text
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.core.wire import encode_parts
+
+
+class TextPart(msgspec.Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class ImageUrl(msgspec.Struct, omit_defaults=True):
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
+    image_url: ImageUrl
+
+
+Part = TextPart | ImagePart
+
+
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class Call(msgspec.Struct):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class System(msgspec.Struct, tag_field="role", tag="system"):
+    content: str
+
+
+class User(msgspec.Struct, tag_field="role", tag="user"):
+    content: str | list[Part]
+
+
+class Assistant(msgspec.Struct, tag_field="role", tag="assistant", omit_defaults=True):
+    content: str
+    tool_calls: list[Call] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Tool(msgspec.Struct, tag_field="role", tag="tool"):
+    tool_call_id: str
+    content: str
+
+
+Message = System | User | Assistant | Tool
+
+
+class Function(msgspec.Struct, omit_defaults=True):
+    name: str
+    parameters: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(msgspec.Struct):
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class ChosenName(msgspec.Struct):
+    name: str
+
+
+class ChosenFunction(msgspec.Struct):
+    function: ChosenName
+    type: Literal["function"] = "function"
+
+
+ToolChoice = Literal["auto", "none", "required"] | ChosenFunction
+
+
+class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Without `model` and `max_tokens`: those two are settled last, when an instance has been chosen."""
+
+    messages: list[Message]
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    thinking_token_budget: int | None = None
+    thinking_budget_tokens: int | None = None
+    stop: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    repeat_penalty: float | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    stream: bool = False
+    stream_options: dict[str, bool] | None = None
+
+
+# What of a request decides the prompt, hence its length in tokens.
+PROMPT_FIELDS = (
+    "messages",
+    "tools",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "continue_final_message",
+    "add_generation_prompt",
+)
+
+
+def prompt_of(request: Request) -> Request:
+    """The part of a request that decides its prompt, for a worker asked to count."""
+    return Request(**{name: getattr(request, name) for name in PROMPT_FIELDS})
+
+
+def text_of(parts: list[Part]) -> str | list[Part]:
+    """Text alone becomes one string, which every template takes; images need the list."""
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    if sum(map(len, texts)) > MAX_TEXT:
+        raise too_much_text()
+    return parts if len(texts) < len(parts) else "\n".join(texts)
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """A translated request, encoded: everything but the two fields that are settled last."""
+
+    request: Request
+    max_tokens: int | None
+    _encoded: bytes
+
+    def body(self, model: str, max_tokens: int | None = None) -> bytes:
+        """What to send; `max_tokens` replaces what the client asked for."""
+        return _with(self._encoded, model, self.max_tokens if max_tokens is None else max_tokens)
+
+    def count(self, model: str) -> bytes:
+        """What to send to a worker that only counts or templates the prompt."""
+        return _with(_encode(prompt_of(self.request)), model, None)
+
+
+def upstream(request: Request, max_tokens: int | None) -> Upstream:
+    return Upstream(request=request, max_tokens=max_tokens, _encoded=_encode_request(request))
+
+
+def _encode_request(request: Request) -> bytes:
+    """A request as JSON, a message at a time: a long conversation is not one long call."""
+    messages = b",".join([_encode_message(message) for message in request.messages])
+    rest = _encode(msgspec.structs.replace(request, messages=[]))
+    head = b'{"messages":['
+    return b"".join((head, messages, rest[len(head) :]))
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _encode_message(message: Message) -> bytes:
+    if isinstance(message.content, str) and len(message.content) > MAX_TEXT:
+        raise too_much_text()
+    if not isinstance(message, User) or isinstance(message.content, str):
+        return _encode(message)
+    return b"".join((b'{"role":"user","content":', encode_parts(message.content), b"}"))
+
+
+def _with(encoded: bytes, model: str, max_tokens: int | None) -> bytes:
+    head = b'{"model":' + _encode(model)
+    if max_tokens is not None:
+        head += b',"max_tokens":%d' % max_tokens
+    return head + b"," + encoded[1:]
+
+
+def fill_in(request: Request, sampling: Sampling) -> None:
+    """The function's own sampling, where the client said nothing."""
+    for name in Sampling.__struct_fields__:
+        value = getattr(sampling, name)
+        if value is not None and getattr(request, name) is None:
+            setattr(request, name, value)
+
+
+def json_format(
+    schema: dict[str, Any], traits: Traits, name: str = "answer", strict: bool | None = True
+) -> dict[str, Any]:
+    """A worker's `response_format` for a schema, which is passed on as it is."""
+    if not traits.json_schema:
+        return {"type": "json_object", "schema": schema}
+    wanted: dict[str, Any] = {"name": name, "schema": schema}
+    if strict is not None:
+        wanted["strict"] = strict
+    return {"type": "json_schema", "json_schema": wanted}
+
+
+def stop_thinking(request: Request, traits: Traits) -> None:
+    """Engines read the effort, templates the switch; a model has one, the other or both."""
+    request.reasoning_effort = traits.effort.get("none")
+    if traits.thinking_switch is not None:
+        request.chat_template_kwargs = {traits.thinking_switch: False}
+
+
+def budget_thinking(request: Request, budget: int, traits: Traits) -> None:
+    if traits.thinking_switch is not None:
+        request.chat_template_kwargs = {traits.thinking_switch: True}
+    if traits.thinking_budget is not None:
+        setattr(request, traits.thinking_budget, budget)

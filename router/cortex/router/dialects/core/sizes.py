@@ -1,0 +1,106 @@
+"""How much there is in a body, measured before objects are made of it. Pure.
+
+JSON of a few bytes an element becomes objects of a hundred, and a text of many escapes takes a single, long call to
+decode. So a large body is counted first, in pieces that each take a millisecond or two: other threads run in between.
+A body that is mostly one image or one plain text costs nothing but the counting.
+"""
+
+from msgspec import Struct
+
+from cortex.router.dialects.core.errors import BadRequest
+
+SMALL = 128 * 1024
+"""Bytes of a body that need no counting: what fits into them is little enough."""
+MAX_CONTAINERS = 100_000
+"""Objects and lists in a body."""
+MAX_VALUES = 1_000_000
+"""Values in a body: what stands between commas."""
+MAX_TEXT = 8 * 1024 * 1024
+"""Bytes of texts with escapes, or with other characters than ASCII, in a body. Images in base64 are none of them."""
+MAX_STRING = 32 * 1024 * 1024
+"""Bytes of one text, or of one image in base64."""
+_PIECE = 256 * 1024
+_SHORT = 256
+
+
+class Bounds(Struct, frozen=True):
+    """How much a body may hold outside of texts."""
+
+    containers: int = MAX_CONTAINERS
+    values: int = MAX_VALUES
+
+
+BOUNDS = Bounds()
+
+
+def weigh(body: bytes) -> None:
+    """Raise BadRequest for a body that holds more than the bounds of this module."""
+    size = len(body)
+    if size <= SMALL:
+        return
+    containers = values = escapes = 0
+    for at in range(0, size, _PIECE):
+        piece = body[at : at + _PIECE]
+        containers += piece.count(b"{") + piece.count(b"[")
+        values += piece.count(b",")
+        escapes += piece.count(b"\\")
+    if escapes > MAX_TEXT:
+        raise too_much_text()
+    # These counts are never too low: they took what is inside of texts, too.
+    large = size > MAX_TEXT and (escapes or not body.isascii())
+    if large or size > MAX_STRING or containers > MAX_CONTAINERS or values > MAX_VALUES:
+        look_closer(body)
+
+
+def look_closer(body: bytes, bounds: Bounds = BOUNDS) -> None:
+    """Count outside of texts, text by text."""
+    containers = values = text = outside = 0
+    opening = body.find(b'"')
+    while True:
+        until = opening if opening >= 0 else len(body)
+        for at in range(outside, until, _PIECE):
+            piece = body[at : min(at + _PIECE, until)]
+            containers += piece.count(b"{") + piece.count(b"[")
+            values += piece.count(b",")
+            if containers > bounds.containers:
+                raise BadRequest(f"the body holds more than {bounds.containers} objects and lists")
+            if values > bounds.values:
+                raise BadRequest(f"the body holds more than {bounds.values} values")
+        if opening < 0:
+            return
+        closing = _end_of_string(body, opening + 1)
+        length = closing - opening - 1
+        if length > MAX_STRING:
+            raise BadRequest(f"a text of the body is longer than {MAX_STRING >> 20} MiB")
+        if length > _SHORT and _is_text(body, opening + 1, closing):
+            text += length
+            if text > MAX_TEXT:
+                raise too_much_text()
+        outside = closing + 1
+        opening = body.find(b'"', outside)
+
+
+def _end_of_string(body: bytes, start: int) -> int:
+    """Return where a string's closing quote is; the end of the body where there is none."""
+    at = start
+    while (quote := body.find(b'"', at)) >= 0:
+        slashes = quote
+        while slashes > start and body[slashes - 1] == 0x5C:
+            slashes -= 1
+        if (quote - slashes) % 2 == 0:
+            return quote
+        at = quote + 1
+    return len(body)
+
+
+def _is_text(body: bytes, start: int, end: int) -> bool:
+    for at in range(start, end, _PIECE):
+        piece = body[at : min(at + _PIECE, end)]
+        if b"\\" in piece or not piece.isascii():
+            return True
+    return False
+
+
+def too_much_text() -> BadRequest:
+    """Return the refusal of more text than `MAX_TEXT`."""
+    return BadRequest(f"the body holds more than {MAX_TEXT >> 20} MiB of text; images in base64 do not count")

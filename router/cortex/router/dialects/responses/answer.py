@@ -1,0 +1,272 @@
+"""A worker's chat answer as a Responses object: the structs on the wire, and the rules that fill them.
+
+An item is made from a block in one function, for the stream as for the plain answer, with ids made of the
+answer's id and its place: so an item is the same wherever it appears.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from cortex.router.dialects.core import chunks
+from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
+from cortex.router.dialects.core.content_blocks import Block, blocks_of
+from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.dialects.responses.tools import Declared
+
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
+    text: str
+    annotations: tuple[()] = ()
+    logprobs: tuple[()] = ()
+
+
+class Refusal(msgspec.Struct, tag_field="type", tag="refusal"):
+    refusal: str
+
+
+class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class OutputMessage(msgspec.Struct, tag_field="type", tag="message", kw_only=True):
+    id: str
+    status: ItemStatus
+    role: Literal["assistant"] = "assistant"
+    content: list[OutputText | Refusal]
+
+
+class Reasoning(msgspec.Struct, tag_field="type", tag="reasoning", kw_only=True):
+    id: str
+    status: ItemStatus
+    summary: tuple[()] = ()
+    content: list[ReasoningText]
+    encrypted_content: None = None
+
+
+class FunctionCall(msgspec.Struct, tag_field="type", tag="function_call", kw_only=True, omit_defaults=True):
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    namespace: str | None = None
+    arguments: str
+
+
+class CustomCall(msgspec.Struct, tag_field="type", tag="custom_tool_call", kw_only=True, omit_defaults=True):
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    namespace: str | None = None
+    input: str
+
+
+Item = OutputMessage | Reasoning | FunctionCall | CustomCall
+Content = OutputText | Refusal | ReasoningText
+
+
+class InputDetails(msgspec.Struct):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
+class Usage(msgspec.Struct):
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class Failure(msgspec.Struct):
+    code: str
+    message: str
+
+
+class Incomplete(msgspec.Struct):
+    reason: Literal["max_output_tokens", "content_filter"]
+
+
+class Echo(msgspec.Struct, kw_only=True, frozen=True):
+    """What an answer repeats of its request."""
+
+    instructions: msgspec.Raw
+    max_output_tokens: int | None
+    metadata: dict[str, Any]
+    parallel_tool_calls: bool
+    prompt_cache_key: str | None
+    reasoning: msgspec.Raw
+    safety_identifier: str | None
+    temperature: float | None
+    text: msgspec.Raw
+    tool_choice: msgspec.Raw
+    tools: msgspec.Raw
+    top_p: float | None
+    truncation: str
+    user: str | None
+    background: bool = False
+    previous_response_id: None = None
+    store: bool = False
+
+
+class Response(Echo, tag_field="object", tag="response", kw_only=True, frozen=True):
+    id: str
+    created_at: int
+    status: Status
+    model: str
+    output: list[Item]
+    error: Failure | None
+    incomplete_details: Incomplete | None
+    usage: Usage | None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What of the request the answer depends on."""
+
+    id: str
+    created: int
+    model: str
+    names: dict[str, Declared]
+    echo: Echo
+    input_tokens: int | None = None
+
+    def response(
+        self,
+        status: Status,
+        output: list[Item],
+        *,
+        used: Tokens | None = None,
+        reason: Incomplete | None = None,
+        error: Failure | None = None,
+    ) -> Response:
+        return Response(
+            id=f"resp_{self.id}",
+            created_at=self.created,
+            status=status,
+            model=self.model,
+            output=output,
+            error=error,
+            incomplete_details=reason,
+            usage=None if used is None else usage(used),
+            **msgspec.structs.asdict(self.echo),
+        )
+
+
+def plain(answer: Answer, body: bytes) -> Plain:
+    """The worker's whole answer, translated; raises `BadAnswer`."""
+    completion = chunks.decode(body)
+    choice = completion.choices[0] if completion.choices else None
+    if choice is None or choice.message is None:
+        raise BadAnswer("the worker's answer holds no message")
+    ending = chunks.ending(completion, choice)
+    if ending is None:
+        raise chunks.truncated()
+    used = chunks.tokens(completion.usage, answer.input_tokens)
+    blocks = blocks_of(choice.message, answer.id) or [nothing()]
+    status, reason = outcome(ending)
+    output = [item(answer, block, "completed") for block in blocks[:-1]]
+    output.append(item(answer, blocks[-1], item_status(ending)))
+    return Plain(msgspec.json.encode(answer.response(status, output, used=used, reason=reason)), used)
+
+
+def nothing() -> Block:
+    """What an answer without any block holds: an empty text."""
+    block = Block("text")
+    block.index = 0
+    return block
+
+
+def outcome(ending: Ending) -> tuple[Literal["completed", "incomplete"], Incomplete | None]:
+    if ending.finish == "length":
+        return "incomplete", Incomplete("max_output_tokens")
+    if ending.finish == "content_filter":
+        return "incomplete", Incomplete("content_filter")
+    return "completed", None
+
+
+def item_status(ending: Ending) -> ItemStatus:
+    """Of the last item: what cut the answer off cut it off."""
+    return outcome(ending)[0]
+
+
+def item(answer: Answer, block: Block, status: ItemStatus) -> Item:
+    """A block as an item; one that has only begun is empty."""
+    begun = status == "in_progress"
+    text = "" if begun else block.text
+    match block.kind:
+        case "text" | "refusal":
+            return OutputMessage(
+                id=item_id(answer, block), status=status, content=[] if begun else [_said(block.kind, text)]
+            )
+        case "thinking":
+            content = [] if begun else [ReasoningText(text)]
+            return Reasoning(id=item_id(answer, block), status=status, content=content)
+    declared = answer.names.get(block.name) or Declared(block.name)
+    kind = CustomCall if declared.custom else FunctionCall
+    held = {"input": "" if begun else free_text(block)} if declared.custom else {}
+    if not declared.custom:
+        held = {"arguments": "" if begun else arguments(block)}
+    return kind(
+        id=item_id(answer, block),
+        status=status,
+        call_id=block.id,
+        name=declared.name,
+        namespace=declared.namespace,
+        **held,
+    )
+
+
+def item_id(answer: Answer, block: Block) -> str:
+    match block.kind:
+        case "text" | "refusal":
+            kind = "msg"
+        case "thinking":
+            kind = "rs"
+        case "call":
+            declared = answer.names.get(block.name)
+            kind = "ctc" if declared is not None and declared.custom else "fc"
+    return f"{kind}_{answer.id}_{block.index}"
+
+
+def _said(kind: str, text: str) -> OutputText | Refusal:
+    return Refusal(text) if kind == "refusal" else OutputText(text)
+
+
+def begun(block: Block) -> Content | None:
+    """The part that a message or a thought holds, before anything is in it."""
+    if block.kind == "call":
+        return None
+    return ReasoningText("") if block.kind == "thinking" else _said(block.kind, "")
+
+
+def arguments(block: Block) -> str:
+    """As the worker sent them, right or wrong; the client wants JSON even where there are none."""
+    return "{}" if block.arguments.silent and block.arguments.intact else block.text
+
+
+def free_text(block: Block) -> str:
+    """The input of a custom tool, out of the JSON that the worker had to put it in."""
+    try:
+        value = msgspec.json.decode(block.arguments.json())
+    except (msgspec.DecodeError, RecursionError):
+        return block.text
+    text = value.get("input") if isinstance(value, dict) else None
+    return text if isinstance(text, str) else block.text
+
+
+def usage(used: Tokens) -> Usage:
+    return Usage(
+        input_tokens=used.input,
+        input_tokens_details=InputDetails(used.cached, used.written),
+        output_tokens=used.output,
+        output_tokens_details=OutputDetails(used.reasoning or 0),
+        total_tokens=used.input + used.output,
+    )

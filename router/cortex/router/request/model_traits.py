@@ -1,0 +1,137 @@
+"""What translation may rely on for a function: its engine's ways, what its weights and worker say, its own settings.
+
+Clients that speak the workers' own dialect are passed through as they are: their requests are the worker's to
+judge, and only what is known not to work is changed for them. Translated requests are written carefully, for the
+engine at hand: what is not known to work is not sent. Pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cortex.functions.capabilities import ModelProfile, Template, template_of
+from cortex.functions.passing import Entrance, passing
+from cortex.functions.servers import Server, server_of
+from cortex.functions.spec import Function
+from cortex.platform.record import HostRecord, Instance
+from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.traits import EFFORT, Traits
+
+PASSED_ON = Traits(inline_system=True, developer_role=True, vision=True)
+CAREFUL = Traits()
+
+_SAME_DIALECT = ("chat", "completions")
+
+
+class Running(Struct, frozen=True):
+    """What the workers that are ready say of themselves, put together: the tightest context, the least senses."""
+
+    window: int = 0
+    eyes: bool | None = None
+    server: str = ""
+
+
+class TraitsCache:
+    """Works traits out once for each function and what is known of it, and remembers them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, Entrance, bool], tuple[Function, ModelProfile | None, Running, Traits]] = {}
+
+    def of(self, function: Function, dialect: Dialect, known: ModelProfile | None, ready: Sequence[Instance]) -> Traits:
+        """Return what a request of this dialect may ask of this function, given the instances that are ready."""
+        entrance, same = _entrance(function, dialect), dialect in _SAME_DIALECT
+        running = Running(window_of(ready), sees(ready), ready[0].server if ready else "")
+        kept = self._kept.get((function.id, entrance, same))
+        if kept is not None and kept[0] is function and kept[1] is known and kept[2] == running:
+            return kept[3]
+        if len(self._kept) > 4096:
+            self._kept.clear()
+        found = traits(function, known, running, PASSED_ON if same else CAREFUL, entrance)
+        self._kept[function.id, entrance, same] = (function, known, running, found)
+        return found
+
+
+def _entrance(function: Function, dialect: Dialect) -> Entrance:
+    """The row of `passing.py` for a dialect: what is translated has been read field by field, and goes in as chat."""
+    if dialect in ("messages", "responses") and dialect not in function.native:
+        return "chat"
+    return dialect
+
+
+def traits(
+    function: Function, known: ModelProfile | None, running: Running, base: Traits, entrance: Entrance = "chat"
+) -> Traits:
+    """Put together what a function can take; `base` stands for what is not known."""
+    server = server_of(function, running.server)
+    template = template_of(known, function.template)
+    seeing = vision(function, known, running.eyes)
+    passes = passing(server.family, entrance, function.allow)
+    if template.thinking_switch:
+        passes = replace(passes, template_names=passes.template_names | {template.thinking_switch})
+    return Traits(
+        inline_system=base.inline_system if template.inline_system is None else template.inline_system,
+        developer_role=base.developer_role if template.developer_role is None else template.developer_role,
+        content_parts=True if template.content_parts is None else template.content_parts,
+        tool_ids=template.tool_ids or "any",
+        reasoning_field=_reasoning_field(function, template, server),
+        thinking_switch=base.thinking_switch if template.thinking_switch is None else template.thinking_switch or None,
+        effort=effort(function, known),
+        vision=base.vision if seeing is None else seeing,
+        context_window=running.window or function.context or None,
+        thinking_budget=server.thinking_budget,
+        named_tool_choice=server.named_tool_choice,
+        prefill=server.prefill,
+        json_schema=server.json_schema,
+        passing=passes,
+        completion_tokens=server.completion_tokens,
+        default_output_tokens=function.default_output_tokens or None,
+        max_output_tokens=function.max_output_tokens or None,
+        sampling=function.sampling,
+        on_long_prompt=function.on_long_prompt,
+    )
+
+
+def vision(function: Function, known: ModelProfile | None, eyes: bool | None) -> bool | None:
+    """Whether it takes images: its operator knows, else its worker, else its weights."""
+    if not isinstance(function.vision, str):
+        return function.vision
+    return eyes if eyes is not None else known.vision if known else None
+
+
+def effort(function: Function, known: ModelProfile | None) -> dict[str, str]:
+    """For each effort a client may name, what the template is told: what was found, the operator's word over it."""
+    found = (known.effort if known else None) or EFFORT
+    return found | {str(level): told for level, told in function.effort.items()}
+
+
+def window_of(ready: Sequence[Instance]) -> int:
+    """The tightest context of the instances that say theirs; 0: none does."""
+    return min((i.context for i in ready if i.context), default=0)
+
+
+def known_models(hosts: Mapping[str, HostRecord]) -> dict[str, ModelProfile]:
+    """What is known of each function, from the first host (by name) whose weights say something."""
+    found: dict[str, ModelProfile] = {}
+    for name in sorted(hosts):
+        for function, known in hosts[name].models.items():
+            found.setdefault(function, known)
+    return found
+
+
+def sees(ready: Sequence[Instance]) -> bool | None:
+    """Whether the running workers take images, as they say."""
+    said = [i.vision for i in ready if i.vision is not None]
+    return all(said) if said else None
+
+
+def _reasoning_field(
+    function: Function, template: Template, server: Server
+) -> Literal["reasoning_content", "reasoning"] | None:
+    """The worker's name for thoughts of earlier turns; None when the template does not want them back."""
+    if template.reasoning_field == "none":
+        return None
+    if function.template.reasoning_field is not None and template.reasoning_field is not None:
+        return template.reasoning_field
+    return server.reasoning_field

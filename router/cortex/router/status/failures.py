@@ -1,0 +1,28 @@
+"""What failed, as the hosts keep it for the next caller. Pure."""
+
+from cortex.platform.record import Failure, HostRecord
+from cortex.router.status.model import Trouble
+from cortex.router.status.snapshot import Index, key
+
+MOST = 30
+
+
+def troubles(index: Index) -> tuple[Trouble, ...]:
+    """Return the last failure of each function on each host, newest first."""
+    found = [trouble(host, failure) for pairs in index.failures.values() for host, failure in pairs]
+    return tuple(sorted(found, key=lambda t: -t.at)[:MOST])
+
+
+def trouble(host: HostRecord, failure: Failure) -> Trouble:
+    """Return one failure."""
+    return Trouble(
+        key=key("trouble", f"{host.name} {failure.function}"),
+        function=failure.function,
+        host=host.name,
+        instance=failure.instance,
+        kind=str(failure.kind),
+        reason=failure.reason,
+        at=failure.at,
+        count=failure.count,
+        retry_at=failure.retry_at or None,
+    )

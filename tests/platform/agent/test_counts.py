@@ -1,0 +1,80 @@
+"""What an agent counts. Decisions and the record are values."""
+
+from cortex.functions.lifecycle import State
+from cortex.platform.agent.counts import REGRET_S, AgentCounts
+from cortex.platform.record import Fleet, Instance, RouterReport, used_function
+from cortex.platform.scheduling.effects import Decision
+from tests.support.factories import HOST, a_host, an_instance
+
+EVICTED = Decision("evicted", "org/model", "one", "for org/other")
+
+
+def counted(counts: AgentCounts) -> dict[str, float]:
+    return {f"{c.name} {' '.join(c.labels)}": c.value for c in counts.snapshot().counts}
+
+
+def evicted_at(now: float, *others: Instance) -> AgentCounts:
+    counts = AgentCounts(HOST)
+    counts.decided(EVICTED, a_host(an_instance("one", state=State.DRAINING), *others), None, now)
+    return counts
+
+
+def test_a_start_is_counted_with_its_path_and_phases() -> None:
+    counts = AgentCounts(HOST)
+    plain = an_instance("one", phases={"placing": 0.0, "starting": 4.0})
+    fetched = an_instance("two", phases={"fetching": 60.0, "placing": 0.0, "starting": 4.0})
+    made_room = an_instance("three", phases={"placing": 2.0, "starting": 4.0})
+    host = a_host(plain, fetched, made_room)
+
+    for instance in host.instances:
+        counts.decided(Decision("ready", "org/model", instance.id, ""), host, None, 0.0)
+
+    assert {k: v for k, v in counted(counts).items() if "starts" in k} == {
+        f"cortex_cold_starts_total org/model {HOST}": 3,
+        f"cortex_starts_total {HOST} org/model plain": 1,
+        f"cortex_starts_total {HOST} org/model fetched": 1,
+        f"cortex_starts_total {HOST} org/model evicted": 1,
+    }
+    phases = {s.labels[2]: sum(s.counts) for s in counts.snapshot().spreads}
+    assert phases == {"fetching": 1, "placing": 3, "starting": 3}
+
+
+def test_an_eviction_is_regretted_when_the_function_is_used_again_soon() -> None:
+    counts = evicted_at(100.0)
+
+    counts.looked(Fleet(used={used_function("org/model"): 99.0}), 120.0)
+    assert f"cortex_evictions_regretted_total org/model {HOST}" not in counted(counts)
+
+    counts.looked(Fleet(used={used_function("org/model"): 130.0}), 131.0)
+    counts.looked(Fleet(used={used_function("org/model"): 140.0}), 141.0)
+    assert counted(counts)[f"cortex_evictions_regretted_total org/model {HOST}"] == 1
+
+
+def test_an_eviction_is_regretted_as_soon_as_somebody_waits() -> None:
+    counts = evicted_at(100.0)
+
+    counts.looked(Fleet(routers={"r": RouterReport(id="r", waiting={"org/model": 1})}), 101.0)
+
+    assert counted(counts)[f"cortex_evictions_regretted_total org/model {HOST}"] == 1
+
+
+def test_an_eviction_is_not_regretted_later_or_with_another_instance_ready() -> None:
+    late, spare = evicted_at(100.0), evicted_at(100.0, an_instance("two"))
+
+    late.looked(Fleet(), 100.0 + REGRET_S + 1)
+    late.looked(Fleet(used={used_function("org/model"): 900.0}), 901.0)
+    spare.looked(Fleet(used={used_function("org/model"): 130.0}), 131.0)
+
+    for counts in (late, spare):
+        assert f"cortex_evictions_regretted_total org/model {HOST}" not in counted(counts)
+
+
+def test_drains_are_counted_by_words_that_are_bounded() -> None:
+    counts = AgentCounts(HOST)
+    host = a_host(an_instance())
+
+    for why in ("idle", "moved to gpu-7", "something new"):
+        counts.decided(Decision("draining", "org/model", "one", why), host, None, 0.0)
+
+    reasons = {k.split()[-1] for k in counted(counts) if k.startswith("cortex_drains_total")}
+    assert reasons == {"idle", "moved", "other"}

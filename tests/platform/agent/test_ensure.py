@@ -1,0 +1,124 @@
+"""An agent's answer to `ensure`: no start that its router has given up, and none that waits for a hung path."""
+
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from cortex.functions.spec import Engine, Function
+from cortex.platform.agent import loop
+from cortex.platform.agent.loop import Agent
+from cortex.platform.agent_messages import ANSWER_S, DECIDE_S, Accepted, PlacementPlan, Rejected
+from cortex.platform.blocking_calls import BlockingCalls
+from cortex.platform.keys import FleetToken
+from cortex.platform.registry import Registry
+from cortex.platform.scheduling.placement import When
+from cortex.platform.settings import DeclaredDevice, Settings
+from cortex.platform.weights.disk import LOOK_S
+from cortex.router.activation import agents
+from tests.support.stack import own_redis
+
+F = Function(id="f", engine=Engine.FAKE, vram_mb=1000)
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
+    """An agent whose loops do not run, with a Redis and a GPU of its own."""
+    own = replace(
+        Settings().agent,
+        state_dir=str(tmp_path / "state"),
+        log_dir=str(tmp_path / "logs"),
+        cache_dir=str(tmp_path / "cache"),
+        devices=(DeclaredDevice(name="24 GB", vram_mb=24_576),),
+        launcher=False,
+    )
+    with own_redis(tmp_path) as url:
+        registry = Registry(url)
+        settings = replace(Settings(), agent=own, redis=replace(Settings().redis, url=url))
+        made = Agent(settings, FleetToken(tmp_path / "token"), registry)
+        yield made
+        await made.supervisor.close()
+        await registry.close()
+
+
+def begun(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Note what the agent has the supervisor do, instead of doing it."""
+    effects: list[Any] = []
+    monkeypatch.setattr(agent.supervisor, "perform", effects.append)
+    return effects
+
+
+async def test_a_decision_in_time_begins_a_start(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    effects = begun(agent, monkeypatch)
+
+    answer = await agent.ensure(F)
+
+    assert isinstance(answer, Accepted)
+    assert any(type(e).__name__ == "Spawn" for e in effects)
+
+
+async def test_a_decision_that_comes_too_late_begins_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    effects = begun(agent, monkeypatch)
+    monkeypatch.setattr(loop, "DECIDE_S", 0.0)
+
+    answer = await agent.ensure(F)
+
+    assert isinstance(answer, Rejected)
+    assert answer.when is When.LATER
+    assert effects == []
+    assert agent.record().instances == ()
+
+
+def test_an_agent_stops_deciding_well_before_its_router_stops_waiting() -> None:
+    assert LOOK_S < DECIDE_S < ANSWER_S == agents.TIMEOUT_S
+
+
+async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_others_start(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(agent, monkeypatch)
+    agent.supervisor.looks = BlockingCalls(0.2, hint="is its mount hung?")
+    source = str(tmp_path / "hung" / "m.gguf")
+    stuck = Function(
+        id="stuck", engine=Engine.COMMAND, command=(sys.executable, "{source}"), source=source, vram_mb=1000
+    )
+    back, stat = threading.Event(), os.stat
+
+    def slow(path: Any, *args: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path / "hung")):
+            back.wait()
+        return stat(path, *args, **more)
+
+    monkeypatch.setattr(os, "stat", slow)
+
+    refused = [await agent.ensure(stuck) for _ in range(8)]
+    planned = await agent.plan(stuck)
+    answer = await agent.ensure(F)
+    threads = agent.supervisor.looks.under_way()
+    receipts = await agent._registry.decisions({"function": "stuck"}, 10)
+    back.set()
+
+    assert {(type(r), str(r.when), r.reason) for r in refused if isinstance(r, Rejected)} == {
+        (Rejected, "later", f"{stuck.source} does not answer (is its mount hung?)")
+    }
+    assert not isinstance(planned, PlacementPlan)
+    assert isinstance(answer, Accepted)
+    assert threads == 1
+    assert [(r.what, r.why) for r in receipts] == [("refused", refused[0].reason)]  # type: ignore[union-attr]
+
+
+async def test_what_the_settings_of_the_host_do_not_allow_is_neither_started_nor_planned(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects = begun(agent, monkeypatch)
+    agent.settings = replace(agent.settings, agent=replace(agent.settings.agent, allow_engines=(Engine.VLLM,)))
+
+    answers = [await agent.ensure(F, force=True), await agent.plan(F)]
+
+    assert [(type(a), a.when) for a in answers if isinstance(a, Rejected)] == [(Rejected, When.NEVER)] * 2
+    assert effects == []

@@ -1,0 +1,331 @@
+"""Which starts a parked launcher takes; and parking, handing over and dying, with a real process and a small engine.
+
+The engine here is a folder of a few modules called `vllm`, enough for the launcher to import and to run: what is
+shown is the launcher's own work. Real vLLM is in `tests/vllm`.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cortex.platform.launcher.eligibility import ineligibility
+from cortex.platform.launcher.pool import BASE_ENV, LauncherPool
+from cortex.platform.workers import process
+
+INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests beside it find and kill by such marks too
+OWNER = secrets.token_hex(4)
+
+SERVER = """
+import importlib, json, multiprocessing, os, sys, time
+import vllm.platforms
+import vllm.v1.engine.core as core
+
+def main():
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=core.run, args=(sender,))
+    child.start()
+    said = receiver.recv()
+    said["front"] = {"argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid(),
+                     "devices": vllm.platforms.devices(),
+                     "check": importlib.import_module("cortex_key_check").RequireKey.__name__}
+    print(json.dumps(said), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    main()
+"""
+SCRIPT = "from vllm.entrypoints.openai.api_server import main\nif __name__ == '__main__':\n    main()\n"
+PLATFORMS = """
+import functools, os
+
+@functools.cache
+def devices():
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+
+devices()
+"""
+CORE = """
+import multiprocessing, os, sys, time
+import vllm.platforms
+IMPORTED = time.time()
+
+def worker(answer):
+    answer.send({"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid(), "argv": sys.argv,
+                 "devices": vllm.platforms.devices()})
+    time.sleep(60)
+
+def run(answer):
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    context.Process(target=worker, args=(sender,)).start()
+    print("the core speaks", flush=True)
+    answer.send({"core": {"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid(),
+                          "devices": vllm.platforms.devices()},
+                 "worker": receiver.recv()})
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """How the small engine is run."""
+    root = tmp_path / "lib" / "vllm"
+    for name, text in {
+        "__init__.py": "", "platforms.py": PLATFORMS,
+        "v1/__init__.py": "", "v1/engine/__init__.py": "", "v1/engine/core.py": CORE,
+        "entrypoints/__init__.py": "", "entrypoints/openai/__init__.py": "", "entrypoints/openai/api_server.py": SERVER,
+    }.items():  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    return (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+
+
+class RunningPool:
+    """A keeper at work, and what it told."""
+
+    def __init__(self, command: tuple[str, ...], folder: Path) -> None:
+        self.told: list[str] = []
+        self.folder = folder
+        self.keeper = LauncherPool(
+            command, owner=OWNER, log_path=folder / "launcher.log", busy=lambda: False, told=self.told.append
+        )
+        self.command = command
+
+    async def until(self, state: str, times: int = 1) -> None:
+        await until(lambda: sum(t.startswith(state) for t in self.told) >= times)
+
+    def pid(self) -> int:
+        assert self.keeper._child is not None
+        return self.keeper._child.pid
+
+    def start(self, instance: str = INSTANCE, **env: str) -> subprocess.Popen[bytes] | str:
+        argv = (*self.command, "--model", "tiny")
+        wanted = process.worker_environment({**BASE_ENV, process.OWNER: OWNER, **env}, instance)
+        return self.keeper.hand_over(argv, wanted, self.folder / "instance.log", None)
+
+    async def said(self) -> dict[str, dict[str, object]]:
+        log = self.folder / "instance.log"
+        await until(lambda: log.exists() and '"front"' in log.read_text())
+        found: dict[str, dict[str, object]] = json.loads(
+            next(line for line in log.read_text().splitlines() if line.startswith("{"))
+        )
+        return found
+
+
+@pytest.fixture
+async def kept(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[RunningPool]:
+    running = RunningPool(engine, tmp_path)
+    task = asyncio.ensure_future(running.keeper.keep())
+    before = {p.pid for p in psutil.process_iter()}
+    try:
+        yield running
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await running.keeper.close()
+        for _, pid in process.owned(OWNER):
+            if pid not in before:
+                os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_start_becomes_the_instance_with_all_three_processes_imported_before(kept: RunningPool) -> None:
+    await kept.until("parked")
+    parked, handed_over = kept.pid(), time.time()
+
+    child = kept.start(ASKED="yes")
+    said = await kept.said()
+
+    assert isinstance(child, subprocess.Popen)
+    assert child.pid == parked == os.getsid(child.pid) == os.getpgid(child.pid) == said["front"]["pid"]
+    assert said["front"]["argv"] == ["vllm", "--model", "tiny"] == said["worker"]["argv"]
+    assert said["front"]["check"] == "RequireKey"
+    for one in said.values():
+        assert one["env"] == "yes"
+        assert float(str(one["imported_s"])) < handed_over
+        # The marker of the instance is what any process of the machine sees, and so is found by.
+        assert psutil.Process(int(str(one["pid"]))).environ()[process.MARKER] == INSTANCE
+    assert "the core speaks" in (kept.folder / "instance.log").read_text()
+    assert {pid for name, pid in process.owned(OWNER) if name == INSTANCE} >= {
+        int(str(one["pid"])) for one in said.values()
+    }
+
+
+async def test_a_script_is_run_as_its_own_command_would(engine: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    (folder / "vllm").write_text(SCRIPT)
+    kept = RunningPool((str(folder / "vllm"), "serve"), tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+    await kept.until("parked")
+
+    child = kept.start()
+    said = await kept.said()
+
+    assert isinstance(child, subprocess.Popen)
+    assert said["front"]["argv"] == ["vllm", "serve", "--model", "tiny"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await kept.keeper.close()
+    while process.kill_remains(INSTANCE):
+        child.poll()
+
+
+async def test_a_fresh_one_is_parked_behind_it(kept: RunningPool) -> None:
+    await kept.until("parked")
+    kept.start()
+
+    await kept.until("parked", times=2)
+
+    assert "handed over" in kept.told
+
+
+async def test_the_worker_is_found_and_killed_whole_by_its_marker(kept: RunningPool) -> None:
+    await kept.until("parked")
+    child = kept.start()
+    assert isinstance(child, subprocess.Popen)
+    said = await kept.said()
+    child.kill()
+    child.wait()
+
+    await until(lambda: not process.kill_remains(INSTANCE))
+
+    assert not [one for one in said.values() if _runs(int(str(one["pid"])))]
+
+
+async def test_one_that_is_killed_while_parked_is_replaced(kept: RunningPool) -> None:
+    await kept.until("parked")
+    first = kept.pid()
+
+    os.killpg(first, signal.SIGKILL)
+    await kept.until("failed: it was killed by SIGKILL while it was parked")
+    refused = kept.start()
+    await kept.until("parked", times=2)
+
+    assert isinstance(refused, str)
+    assert kept.pid() != first
+
+
+async def test_one_that_dies_at_the_hand_over_is_seen_to_end(kept: RunningPool) -> None:
+    await kept.until("parked")
+    os.kill(kept.pid(), signal.SIGSTOP)
+    child = kept.start()
+    assert isinstance(child, subprocess.Popen)
+
+    child.kill()
+
+    assert child.wait(5) == -signal.SIGKILL
+
+
+async def test_a_parked_one_ends_with_its_agent(kept: RunningPool) -> None:
+    await kept.until("parked")
+    pid = kept.pid()
+    assert kept.keeper._line is not None
+
+    kept.keeper._line.close()  # as the kernel does when an agent dies, however it dies
+
+    await until(lambda: not _runs(pid))
+
+
+async def test_devices_are_learned_anew_at_the_hand_over(engine: tuple[str, ...], kept: RunningPool) -> None:
+    """What the engine remembered of them while it was parked is of no device that the instance has."""
+    del engine
+    await kept.until("parked")
+    kept.start(CUDA_VISIBLE_DEVICES="GPU-1")
+
+    said = await kept.said()
+
+    assert [one["devices"] for one in said.values()] == ["GPU-1"] * 3
+
+
+async def test_an_engine_whose_import_touches_a_gpu_is_not_kept_parked(engine: tuple[str, ...], tmp_path: Path) -> None:
+    torch = tmp_path / "lib" / "torch"
+    torch.mkdir()
+    (torch / "__init__.py").write_text("from torch import cuda\n")
+    (torch / "cuda.py").write_text("def is_initialized():\n    return True\n")
+    core = tmp_path / "lib" / "vllm" / "v1" / "engine" / "core.py"
+    core.write_text(f"import torch\n{core.read_text()}")
+    kept = RunningPool(engine, tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+
+    await kept.until("failed: it exited with code 1 while importing")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert "importing the engine initialised CUDA" in (tmp_path / "launcher.log").read_text()
+
+
+async def test_an_engine_that_cannot_be_imported_is_no_launcher_and_says_so(tmp_path: Path) -> None:
+    kept = RunningPool((sys.executable, "-m", "vllm.entrypoints.openai.api_server"), tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+
+    await kept.until("failed: it exited with code 1 while importing")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert isinstance(kept.start(), str)
+    assert "could not import the engine's core" in (tmp_path / "launcher.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("head -c 200000 /dev/zero", "it wrote a line without end"),
+        ("echo '[]'", "it wrote something else than what it is"),
+        ("echo not-json", "it wrote something else than what it is"),
+    ],
+    ids=["endless", "no-object", "no-json"],
+)
+async def test_a_launcher_that_does_not_speak_as_one_is_not_kept_parked(tmp_path: Path, command: str, why: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{command} >&0\nexec sleep 60\n")
+    python.chmod(0o700)
+    kept = RunningPool((str(python), "-m", "vllm"), tmp_path)
+    task = asyncio.ensure_future(kept.keeper.keep())
+
+    await kept.until(f"failed: {why}")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert isinstance(kept.start(), str)
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted", "why"),
+    [
+        ((), {"CUDA_VISIBLE_DEVICES": "GPU-1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}, ""),
+        ((), {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}, "OMP_NUM_THREADS is read while importing"),
+        ((), {"HF_HUB_OFFLINE": "0"}, "HF_HUB_OFFLINE is read while importing"),
+        ((), {}, "HF_HUB_OFFLINE is read while importing"),
+        (("--numa-bind",), {"HF_HUB_OFFLINE": "1"}, "--numa-bind needs a process of its own"),
+    ],
+)
+def test_what_is_read_while_importing_cannot_be_changed_any_more(
+    argv: tuple[str, ...], wanted: dict[str, str], why: str
+) -> None:
+    assert ineligibility(argv, wanted, {"HF_HUB_OFFLINE": "1", "CORTEX_OWNER": "o"}) == why
+
+
+async def until(look: Callable[[], object], within_s: float = 30) -> None:
+    async with asyncio.timeout(within_s):
+        while not look():  # noqa: ASYNC110 (another process's doing)
+            await asyncio.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,776 @@
+"""Where an instance goes and whom it displaces: a table per numbered case, then properties over random hosts."""
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from cortex.functions.estimate import Shape
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Engine
+from cortex.platform.record import Device, HostRecord, Instance, Use, used_instance
+from cortex.platform.scheduling.placement import (
+    FIRST_SERVE_S,
+    RESIDENCY_S,
+    Need,
+    NoRoom,
+    Placement,
+    When,
+    cheapest_victims,
+    displaceable,
+    least_valuable_first,
+    misfit,
+    need,
+    place,
+    protection,
+)
+from cortex.platform.scheduling.saved_state import LocalWeights
+from tests.support.factories import a_device, a_function, a_host, a_need, an_instance
+
+NOW = 1000.0
+IDLE = Use()
+LEAVING = (State.DRAINING, State.STOPPING, State.RECLAIMING)
+
+
+def used(**when: float) -> Use:
+    """Reports in which these instances were last used then."""
+    return Use(used={used_instance(instance): at for instance, at in when.items()})
+
+
+# What a function needs.
+
+
+@pytest.mark.parametrize(
+    ("declared", "weights", "measured", "per_device"),
+    [
+        ({"vram_mb": 5000}, 1000, 4000, 4000),
+        ({"vram_mb": 5000}, 1000, None, 5000),
+        ({"vram_mb": 0}, 1000, None, 1712),
+        ({"vram_mb": 0}, None, None, 512),
+        ({"vram_mb": 5000, "min_devices": 2}, None, None, 2500),
+        ({"vram_mb": 5001, "min_devices": 2}, None, None, 2501),
+    ],
+)
+def test_measured_beats_declared_beats_estimated(
+    declared: dict[str, Any], weights: int | None, measured: int | None, per_device: int
+) -> None:
+    here = LocalWeights("/w", weights) if weights else None
+
+    assert need(a_function(**declared), here, measured).memory_mb == per_device
+
+
+SHAPE = Shape(numbers_per_token=32 * 1024)  # 64 KiB a token
+
+
+@pytest.mark.parametrize(
+    ("declared", "measured", "needed"),
+    [
+        ({"context": 1024}, None, (1000 + 8 * 64 + 3072, "estimated")),  # as `cortex fn estimate` says
+        ({"context": 32_768}, None, (9_500, "estimated")),  # a smaller cache than its 16 GiB will do
+        ({"context": 32_768}, 9_400, (9_500, "estimated")),  # it filled less than it was given
+        ({"context": 32_768}, 9_900, (9_500, "measured")),  # it took more than it was given, and fitted
+        ({"context": 1024, "vram_mb": 20_000}, None, (20_000, "declared")),  # whoever says so means it
+    ],
+)
+def test_what_nobody_declared_is_no_more_than_a_device_has(
+    declared: dict[str, Any], measured: int | None, needed: tuple[int, str]
+) -> None:
+    function = a_function(engine=Engine.VLLM, **{"vram_mb": 0, **declared})
+    devices = [a_device("gpu-0", 10_000, reserve_mb=500), a_device("gpu-1", 8_000)]
+
+    found = need(function, LocalWeights("/w", 1000, SHAPE), measured, devices)
+
+    assert (found.memory_mb, found.memory_from) == needed
+
+
+def test_vllm_would_do_with_the_cache_of_one_request_and_others_not() -> None:
+    least = {
+        engine: need(a_function(engine=engine, vram_mb=0, context=1024), LocalWeights("/w", 1000, SHAPE)).least_mb
+        for engine in (Engine.VLLM, Engine.LLAMACPP)
+    }
+    declared = need(a_function(engine=Engine.VLLM, vram_mb=9000), LocalWeights("/w", 1000, SHAPE))
+
+    assert least == {Engine.VLLM: 1000 + 64 + 3072, Engine.LLAMACPP: 0}
+    assert declared.least_mb == 0
+
+
+def test_a_need_says_what_the_spec_says() -> None:
+    function = a_function(min_devices=2, min_device_vram_mb=8000, pinned_on=("host-a",), priority=3)
+
+    assert need(function, None) == Need(
+        function="org/model",
+        engine="fake",
+        devices=2,
+        device_total_mb=8000,
+        memory_mb=500,
+        memory_from="declared",
+        pinned_on=("host-a",),
+        priority=3,
+    )
+
+
+# What may be less than it would like.
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], Placement(devices=("gpu-0",), memory_mb=8000)),
+        ([an_instance("idle", memory_mb=4000)], Placement(devices=("gpu-0",), memory_mb=6000)),
+        (
+            [an_instance("idle", memory_mb=8000)],
+            Placement(devices=("gpu-0",), memory_mb=8000, evict=("idle",), waits_for=("idle",)),
+        ),
+        (
+            [an_instance("idle", memory_mb=3000), an_instance("pinned", memory_mb=5000, pinned=True)],
+            Placement(devices=("gpu-0",), memory_mb=5000, evict=("idle",), waits_for=("idle",)),
+        ),
+        (
+            [an_instance("pinned", memory_mb=7000, pinned=True)],
+            NoRoom(reason="does not fit by 5000 MiB: org/model is pinned", when=When.NEVER, short_by_mb=5000),
+        ),
+    ],
+    ids=["all of it", "what is free", "all of it after an eviction", "what an eviction frees", "too little"],
+)
+def test_a_need_that_may_be_smaller_takes_what_is_free_before_anybody_has_to_leave(
+    others: list[Instance], expected: Placement | NoRoom
+) -> None:
+    assert place(a_need(8000, least_mb=4000), a_host(*others), IDLE, NOW) == expected
+
+
+def test_a_smaller_device_with_room_comes_before_an_eviction_on_a_larger_one() -> None:
+    devices = (a_device("gpu-0", 10_000), a_device("gpu-1", 5_000))
+    host = a_host(an_instance("idle", memory_mb=8000), devices=devices)
+
+    assert place(a_need(8000, least_mb=4000), host, IDLE, NOW) == Placement(devices=("gpu-1",), memory_mb=5000)
+
+
+# (1) Hosts that may not take it.
+
+
+def test_a_host_it_is_not_pinned_on_may_not_take_it() -> None:
+    assert place(a_need(pinned_on=("host-b", "host-c")), a_host(), IDLE, NOW) == NoRoom(
+        reason="pinned on host-b, host-c", when=When.NEVER
+    )
+
+
+def test_a_host_it_is_pinned_on_takes_it() -> None:
+    assert isinstance(place(a_need(pinned_on=("host-b", "host-a")), a_host(), IDLE, NOW), Placement)
+
+
+def test_a_cordoned_host_takes_nothing_for_now() -> None:
+    assert place(a_need(), a_host(), IDLE, NOW, cordoned=True) == NoRoom(reason="the host is cordoned", when=When.LATER)
+
+
+def test_a_host_without_its_labels_may_not_take_it() -> None:
+    wanted = a_need(labels=("fast", "nvme", "zone-a"))
+
+    assert place(wanted, a_host(labels=("fast",)), IDLE, NOW) == NoRoom(
+        reason="lacks the label nvme, zone-a", when=When.NEVER
+    )
+    assert isinstance(place(wanted, a_host(labels=("zone-a", "nvme", "fast", "x")), IDLE, NOW), Placement)
+
+
+def test_a_host_without_the_engine_may_not_take_it() -> None:
+    assert place(a_need(), a_host(engines={"vllm": "1"}), IDLE, NOW) == NoRoom(
+        reason="engine 'fake' is not there", when=When.NEVER
+    )
+
+
+# (2) Devices too few or too small.
+
+
+@pytest.mark.parametrize(
+    ("wanted", "devices", "refusal"),
+    [
+        (a_need(), (), NoRoom(reason="needs 1 devices, has 0", when=When.NEVER)),
+        (a_need(devices=2), (a_device(),), NoRoom(reason="needs 2 devices, has 1", when=When.NEVER)),
+        (
+            a_need(device_total_mb=10_001),
+            (a_device(),),
+            NoRoom(reason="needs 1 devices of at least 10001 MiB, has 0", when=When.NEVER),
+        ),
+        (
+            a_need(10_001),
+            (a_device(), a_device("gpu-1", 8000)),
+            NoRoom(
+                reason="needs 10001 MiB per device, 1 MiB more than there can ever be",
+                when=When.NEVER,
+                short_by_mb=1,
+            ),
+        ),
+        (
+            a_need(9000, devices=2),
+            (a_device(), a_device("gpu-1", 8000)),
+            NoRoom(
+                reason="needs 9000 MiB per device, 1000 MiB more than there can ever be",
+                when=When.NEVER,
+                short_by_mb=1000,
+            ),
+        ),
+        (
+            a_need(9500),
+            (a_device(reserve_mb=1000),),
+            NoRoom(
+                reason="needs 9500 MiB per device, 500 MiB more than there can ever be",
+                when=When.NEVER,
+                short_by_mb=500,
+            ),
+        ),
+    ],
+)
+def test_devices_too_few_or_too_small_are_so_for_good(
+    wanted: Need, devices: tuple[Device, ...], refusal: NoRoom
+) -> None:
+    assert place(wanted, a_host(devices=devices), IDLE, NOW) == refusal
+
+
+def test_a_misfit_is_known_without_looking_at_who_is_there() -> None:
+    full = an_instance(memory_mb=10_000, pinned=True)
+
+    assert misfit(a_need(10_000), a_host(full)) is None
+    assert misfit(a_need(10_001), a_host()) is not None
+
+
+# (3) Free room.
+
+
+def test_free_room_is_taken_at_once() -> None:
+    assert place(a_need(), a_host(), IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000)
+
+
+def test_the_last_mebibyte_can_be_used() -> None:
+    host = a_host(an_instance(memory_mb=9000))
+
+    assert place(a_need(1000), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000)
+
+
+def test_the_device_it_fills_up_most_tightly_is_taken() -> None:
+    devices = (a_device("gpu-0", 10_000), a_device("gpu-1", 3000), a_device("gpu-2", 6000))
+
+    assert place(a_need(2000), a_host(devices=devices), IDLE, NOW) == Placement(devices=("gpu-1",), memory_mb=2000)
+
+
+def test_several_devices_are_taken_most_tightly_filled_first() -> None:
+    devices = (a_device("gpu-0", 10_000), a_device("gpu-1", 3000), a_device("gpu-2", 6000))
+
+    assert place(a_need(2000, devices=2), a_host(devices=devices), IDLE, NOW) == Placement(
+        devices=("gpu-1", "gpu-2"), memory_mb=2000
+    )
+
+
+@pytest.mark.parametrize("state", [State.PLACING, State.STARTING, State.READY])
+def test_what_is_admitted_takes_room(state: State) -> None:
+    devices = (a_device("gpu-0", 5000), a_device("gpu-1", 6000))
+    host = a_host(an_instance(state=state, memory_mb=4500), devices=devices)
+
+    assert place(a_need(), host, IDLE, NOW) == Placement(devices=("gpu-1",), memory_mb=1000)
+
+
+@pytest.mark.parametrize("state", LEAVING)
+def test_room_of_one_who_leaves_counts_but_is_waited_for(state: State) -> None:
+    host = a_host(an_instance("leaver", state=state, memory_mb=9500))
+
+    assert place(a_need(), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000, waits_for=("leaver",))
+
+
+@pytest.mark.parametrize("state", LEAVING)
+def test_one_who_leaves_is_not_waited_for_when_there_is_room_beside_it(state: State) -> None:
+    host = a_host(an_instance("leaver", state=state, memory_mb=9000))
+
+    assert place(a_need(), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000)
+
+
+def test_room_that_can_be_used_at_once_goes_before_room_that_must_be_waited_for() -> None:
+    devices = (a_device("gpu-0", 5000), a_device("gpu-1", 6000))
+    host = a_host(an_instance("leaver", state=State.DRAINING, memory_mb=5000), devices=devices)
+
+    assert place(a_need(), host, IDLE, NOW) == Placement(devices=("gpu-1",), memory_mb=1000)
+
+
+def test_weights_on_their_way_take_no_room_yet() -> None:
+    host = a_host(an_instance(state=State.FETCHING, devices=(), memory_mb=0))
+
+    assert place(a_need(10_000), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=10_000)
+
+
+# (4) Room after evicting idle instances.
+
+
+def test_the_least_recently_used_is_evicted() -> None:
+    host = a_host(an_instance("old", memory_mb=5000), an_instance("older", memory_mb=5000))
+
+    assert place(a_need(), host, used(old=200.0, older=100.0), NOW) == Placement(
+        devices=("gpu-0",), memory_mb=1000, evict=("older",), waits_for=("older",)
+    )
+
+
+def test_no_more_are_evicted_than_needed() -> None:
+    host = a_host(an_instance("a", memory_mb=1000), an_instance("b", memory_mb=4000), an_instance("c", memory_mb=5000))
+
+    placement = place(a_need(4000), host, used(a=1.0, b=2.0, c=3.0), NOW)
+
+    assert placement == Placement(devices=("gpu-0",), memory_mb=4000, evict=("b",), waits_for=("b",))
+
+
+def test_several_are_evicted_when_one_does_not_free_enough() -> None:
+    host = a_host(an_instance("a", memory_mb=4000), an_instance("b", memory_mb=4000))
+
+    assert place(a_need(9000), host, used(a=1.0, b=2.0), NOW) == Placement(
+        devices=("gpu-0",), memory_mb=9000, evict=("a", "b"), waits_for=("a", "b")
+    )
+
+
+def test_the_device_whose_victims_are_worth_least_is_taken() -> None:
+    host = a_host(
+        an_instance("recent", memory_mb=9500),
+        an_instance("stale", memory_mb=9500, devices=("gpu-1",)),
+        devices=(a_device("gpu-0"), a_device("gpu-1")),
+    )
+
+    assert place(a_need(), host, used(recent=900.0, stale=100.0), NOW) == Placement(
+        devices=("gpu-1",), memory_mb=1000, evict=("stale",), waits_for=("stale",)
+    )
+
+
+def test_one_victim_may_free_several_devices() -> None:
+    host = a_host(
+        an_instance("wide", memory_mb=9500, devices=("gpu-0", "gpu-1")),
+        devices=(a_device("gpu-0"), a_device("gpu-1")),
+    )
+
+    assert place(a_need(devices=2), host, IDLE, NOW) == Placement(
+        devices=("gpu-0", "gpu-1"), memory_mb=1000, evict=("wide",), waits_for=("wide",)
+    )
+
+
+def test_victims_and_those_already_leaving_are_waited_for_together() -> None:
+    host = a_host(an_instance("leaver", state=State.STOPPING, memory_mb=5000), an_instance("idle", memory_mb=5000))
+
+    assert place(a_need(10_000), host, IDLE, NOW) == Placement(
+        devices=("gpu-0",), memory_mb=10_000, evict=("idle",), waits_for=("idle", "leaver")
+    )
+
+
+def test_a_lower_class_leaves_first_under_the_strategy_priority() -> None:
+    host = a_host(an_instance("high", memory_mb=5000, priority=1), an_instance("low", memory_mb=5000))
+    reports = used(high=100.0, low=200.0)
+
+    by_priority = place(a_need(priority=1), host, reports, NOW, strategy="priority")
+    by_use = place(a_need(priority=1), host, reports, NOW, strategy="lru")
+
+    assert isinstance(by_priority, Placement)
+    assert isinstance(by_use, Placement)
+    assert (by_priority.evict, by_use.evict) == (("low",), ("high",))
+
+
+# (5) No room.
+
+
+def test_all_pinned_and_full_is_so_for_good_and_says_by_how_much() -> None:
+    host = a_host(an_instance(function="org/kept", memory_mb=9500, pinned=True))
+
+    assert place(a_need(), host, IDLE, NOW) == NoRoom(
+        reason="does not fit by 500 MiB: org/kept is pinned", when=When.NEVER, short_by_mb=500
+    )
+
+
+def test_pinned_and_full_is_judged_on_the_devices_that_could_take_it() -> None:
+    host = a_host(
+        an_instance("big", function="org/kept", memory_mb=9500, pinned=True),
+        an_instance("small", function="org/other", devices=("gpu-1",)),
+        devices=(a_device("gpu-0"), a_device("gpu-1", 500)),
+    )
+
+    assert place(a_need(), host, IDLE, NOW) == NoRoom(
+        reason="does not fit by 500 MiB: org/kept is pinned", when=When.NEVER, short_by_mb=500
+    )
+
+
+def test_full_of_busy_instances_may_change_later() -> None:
+    host = a_host(
+        an_instance("a", function="org/busy", memory_mb=5000),
+        an_instance("b", function="org/kept", memory_mb=4500, pinned=True),
+    )
+
+    assert place(a_need(), host, Use(in_flight={"a": 1}), NOW) == NoRoom(
+        reason="does not fit by 500 MiB: org/busy, org/kept are busy, pinned, just loaded or just used",
+        when=When.LATER,
+        short_by_mb=500,
+    )
+
+
+def test_what_could_be_evicted_is_counted_before_it_is_said_what_is_short() -> None:
+    host = a_host(an_instance("idle", memory_mb=4000), an_instance("busy", memory_mb=6000))
+
+    placement = place(a_need(5000), host, Use(in_flight={"busy": 1}), NOW)
+
+    assert isinstance(placement, NoRoom)
+    assert placement.short_by_mb == 1000
+
+
+def test_nobody_is_evicted_while_the_reports_cannot_be_read() -> None:
+    host = a_host(an_instance(memory_mb=10_000))
+
+    assert isinstance(place(a_need(), host, Use(known=False), NOW), NoRoom)
+
+
+def test_what_foreign_processes_hold_is_no_room() -> None:
+    host = a_host(an_instance("idle", memory_mb=4000), devices=(replace(a_device(), foreign_mb=3000),))
+
+    assert place(a_need(3000), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=3000)
+    assert place(a_need(3001), host, IDLE, NOW) == Placement(
+        devices=("gpu-0",), memory_mb=3001, evict=("idle",), waits_for=("idle",)
+    )
+
+
+def test_what_foreign_processes_hold_may_come_back() -> None:
+    kept = an_instance(function="org/kept", memory_mb=4000, pinned=True)
+    host = a_host(kept, devices=(replace(a_device(), foreign_mb=3000),))
+
+    assert place(a_need(3500), host, IDLE, NOW) == NoRoom(
+        reason="does not fit by 500 MiB: org/kept is pinned and foreign processes hold 3000 MiB",
+        when=When.LATER,
+        short_by_mb=500,
+    )
+    assert place(a_need(7500), a_host(devices=host.devices), IDLE, NOW) == NoRoom(
+        reason="does not fit by 500 MiB: foreign processes hold 3000 MiB", when=When.LATER, short_by_mb=500
+    )
+
+
+# Who may be evicted.
+
+
+@pytest.mark.parametrize(
+    ("instance", "reports", "may"),
+    [
+        (an_instance(), IDLE, True),
+        (an_instance(), Use(in_flight={"one": 1}), False),
+        (an_instance(), Use(in_flight={"one": 0, "two": 1}), True),
+        (an_instance(), Use(known=False), False),
+        (an_instance(pinned=True), IDLE, False),
+        (an_instance(state=State.STARTING), IDLE, False),
+        (an_instance(state=State.DRAINING), IDLE, False),
+        (an_instance(ready=NOW - FIRST_SERVE_S), IDLE, True),
+        (an_instance(ready=NOW - FIRST_SERVE_S + 0.1), IDLE, False),
+        (an_instance(), used(one=NOW - RESIDENCY_S + 0.1), False),
+        (an_instance(), used(one=NOW - RESIDENCY_S), True),
+        (an_instance(ready=NOW - RESIDENCY_S - 1), used(one=NOW - RESIDENCY_S - 2), False),
+        (an_instance(ready=NOW - 1, for_minimum=True), IDLE, True),
+        (an_instance(ready=NOW - 1, for_minimum=True), Use(waiting={"org/model": 1}), False),
+        (an_instance(ready=NOW - 9, for_minimum=True), used(one=NOW - 8), False),
+    ],
+)
+def test_only_the_idle_unpinned_and_unprotected_may_be_evicted(instance: Instance, reports: Use, may: bool) -> None:
+    assert displaceable(instance, a_need(), reports, NOW, strategy="lru") is may
+
+
+def test_a_busy_instance_leaves_only_when_it_may_be_closed() -> None:
+    host = a_host(an_instance("busy", memory_mb=10_000))
+    use = Use(in_flight={"busy": 1})
+
+    assert isinstance(place(a_need(), host, use, NOW), NoRoom)
+    assert place(a_need(), host, use, NOW, closable=frozenset(["busy"])) == Placement(
+        devices=("gpu-0",), memory_mb=1000, evict=("busy",), waits_for=("busy",)
+    )
+
+
+def test_with_an_idle_time_set_an_instance_used_later_than_that_stays() -> None:
+    host = a_host(an_instance(memory_mb=10_000))
+    use = used(one=NOW - 59)
+
+    assert isinstance(place(a_need(), host, use, NOW, unused_s=60.0), NoRoom)
+    assert isinstance(place(a_need(), host, use, NOW + 1, unused_s=60.0), Placement)
+
+
+@pytest.mark.parametrize(("strategy", "may"), [("lru", True), ("priority", False)])
+def test_a_higher_class_is_spared_by_the_strategy_priority_only(strategy: str, may: bool) -> None:
+    assert displaceable(an_instance(priority=1), a_need(priority=0), IDLE, NOW, strategy=strategy) is may
+
+
+def test_an_equal_class_may_be_evicted() -> None:
+    assert displaceable(an_instance(priority=1), a_need(priority=1), IDLE, NOW, strategy="priority")
+
+
+A, B, C = (an_instance(i, memory_mb=mb) for i, mb in (("a", 1000), ("b", 4000), ("c", 5000)))
+OTHER = an_instance("other", memory_mb=5000, devices=("gpu-1",))
+BOTH = an_instance("both", memory_mb=3000, devices=("gpu-0", "gpu-1"))
+RISING = used(a=1.0, b=2.0, c=3.0, other=4.0, both=5.0)
+
+
+@pytest.mark.parametrize(
+    ("short", "candidates", "victims"),
+    [
+        ({}, [A], ()),
+        ({"gpu-0": 0}, [A], ()),
+        ({"gpu-0": -5}, [A], ()),
+        ({"gpu-0": 1}, [], None),
+        ({"gpu-0": 1001}, [A], None),
+        ({"gpu-0": 1000}, [C, B, A], (A,)),
+        ({"gpu-0": 1001}, [C, B, A], (B,)),
+        ({"gpu-0": 4500}, [C, B, A], (A, B)),
+        ({"gpu-0": 5500}, [C, B, A], (A, C)),
+        ({"gpu-0": 1000}, [OTHER], None),
+        ({"gpu-0": 1, "gpu-1": 1}, [A, OTHER], (A, OTHER)),
+        ({"gpu-0": 1, "gpu-1": 0}, [A, OTHER], (A,)),
+        ({"gpu-0": 1, "gpu-1": 1}, [A, BOTH], (BOTH,)),
+        ({"gpu-0": 1, "gpu-1": 1}, [A, OTHER, BOTH], (A, OTHER)),
+        ({"gpu-0": 3500, "gpu-1": 1}, [A, BOTH], (A, BOTH)),
+    ],
+)
+def test_the_cheapest_victims(
+    short: dict[str, int], candidates: list[Instance], victims: tuple[Instance, ...] | None
+) -> None:
+    assert cheapest_victims(short, candidates, RISING, strategy="lru") == victims
+
+
+# Properties, over hosts small enough to try everything.
+
+
+class Scene:
+    """One host with some instances, the reports about them, and a need."""
+
+    def __init__(self, host: HostRecord, reports: Use, wanted: Need, strategy: str) -> None:
+        self.host, self.reports, self.wanted, self.strategy = host, reports, wanted, strategy
+
+    def __repr__(self) -> str:
+        return f"{self.host}\n{self.reports}\n{self.wanted}\n{self.strategy}"
+
+    def place(self) -> Placement | NoRoom:
+        return place(self.wanted, self.host, self.reports, NOW, strategy=self.strategy)
+
+    def victims(self) -> list[Instance]:
+        return [
+            i for i in self.host.instances if displaceable(i, self.wanted, self.reports, NOW, strategy=self.strategy)
+        ]
+
+    def worth(self, instance: Instance) -> tuple[int, float, str]:
+        by_class = instance.priority if self.strategy == "priority" else 0
+        return (by_class, self.reports.last_used(instance), instance.id)
+
+    def fits(self, devices: tuple[str, ...], gone: tuple[Instance, ...]) -> bool:
+        """Whether the need fits on these devices once those that leave, and `gone`, are gone."""
+        stay = [i for i in self.host.instances if i.state not in LEAVING and i not in gone]
+        return all(load(d, stay) + self.wanted.memory_mb <= room(d) for d in self.on(devices))
+
+    def on(self, devices: tuple[str, ...]) -> list[Device]:
+        return [d for d in self.host.devices if d.id in devices]
+
+    def grown(self, mb: int) -> "Scene":
+        """The same, with so much more on every device that the need would fit on, were it empty."""
+        devices = [
+            replace(d, total_mb=d.total_mb + mb)
+            if d.budget_mb >= self.wanted.memory_mb and d.total_mb >= self.wanted.device_total_mb
+            else d
+            for d in self.host.devices
+        ]
+        return Scene(replace(self.host, devices=tuple(devices)), self.reports, self.wanted, self.strategy)
+
+    def ways(self) -> list[tuple[Instance, ...]]:
+        """Every set of victims that makes room somewhere."""
+        able = [d.id for d in self.host.devices if d.total_mb >= self.wanted.device_total_mb]
+        return [
+            gone
+            for size in range(len(self.victims()) + 1)
+            for gone in combinations(self.victims(), size)
+            if any(self.fits(devices, gone) for devices in combinations(able, self.wanted.devices))
+        ]
+
+
+def room(device: Device) -> int:
+    return device.budget_mb - device.foreign_mb
+
+
+def load(device: Device, instances: list[Instance]) -> int:
+    return sum(i.memory_mb for i in instances if device.id in i.devices)
+
+
+RESIDENTS = st.tuples(
+    st.sampled_from([State.READY] * 8 + [State.PLACING, State.STARTING, *LEAVING]),
+    st.integers(1, 4),  # memory
+    st.integers(0, 6),  # devices, as bits
+    st.sampled_from([0.0, 0.0, 0.0, 0.0, NOW - 20, NOW - 5]),  # ready
+    st.sampled_from([0.0, 0.0, NOW - 4, NOW - 2, NOW - 1]),  # last used
+    st.sampled_from(["", "", "", "", "", "busy", "pinned"]),
+    st.integers(0, 2),  # priority
+)
+
+
+def scene_of(
+    sizes: list[int],
+    foreign: list[int],
+    residents: list[Any],
+    memory_mb: int,
+    wide: bool,
+    floor: int,
+    strategy: str,
+) -> Scene:
+    """Take in the residents one by one, as far as one host can come to hold them."""
+    devices = tuple(
+        replace(a_device(f"gpu-{n}", size, reserve_mb=n), foreign_mb=foreign_mb)
+        for n, (size, foreign_mb) in enumerate(zip(sizes, foreign, strict=False))
+    )
+    instances: list[Instance] = []
+    reports = Use()
+    for n, (state, mb, bits, ready, last_used, trait, priority) in enumerate(residents):
+        instance = an_instance(
+            f"i{n}",
+            function=f"f{n}",
+            state=state,
+            ready=ready,
+            memory_mb=mb,
+            devices=tuple(d.id for k, d in enumerate(devices) if (bits + 1) >> k & 1) or ("gpu-0",),
+            pinned=trait == "pinned",
+            priority=priority,
+        )
+        # A placing one may count on room that is being given up; all others are there together.
+        admitted = [i for i in [*instances, instance] if i.state not in LEAVING]
+        present = [i for i in [*instances, instance] if i.state is not State.PLACING]
+        if all(load(d, group) <= room(d) for d in devices for group in (admitted, present)):
+            instances.append(instance)
+            reports.used[used_instance(instance.id)] = last_used
+            reports.in_flight.update({instance.id: 1} if trait == "busy" else {})
+    wanted = a_need(memory_mb, devices=min(len(devices), 1 + wide), device_total_mb=floor, priority=min(2, memory_mb))
+    return Scene(a_host(*instances, devices=devices), reports, wanted, strategy)
+
+
+SCENES = st.builds(
+    scene_of,
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=3),
+    foreign=st.lists(st.sampled_from([0, 0, 0, 1]), min_size=3, max_size=3),
+    residents=st.lists(RESIDENTS, min_size=2, max_size=7),
+    memory_mb=st.integers(1, 6),
+    wide=st.booleans(),
+    floor=st.sampled_from([0, 0, 6]),
+    strategy=st.sampled_from(["lru", "priority"]),
+)
+
+
+SELDOM = settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much])
+"""For what is true of few scenes only."""
+
+
+@given(SCENES)
+def test_no_budget_is_exceeded_once_all_it_waits_for_are_gone(scene: Scene) -> None:
+    placement = scene.place()
+    assume(isinstance(placement, Placement))
+    assert isinstance(placement, Placement)
+
+    stay = [i for i in scene.host.instances if i.id not in placement.waits_for]
+    assert len(set(placement.devices)) == scene.wanted.devices
+    for device in scene.on(placement.devices):
+        assert device.total_mb >= scene.wanted.device_total_mb
+        assert load(device, stay) + placement.memory_mb <= room(device)
+
+
+@given(SCENES)
+def test_only_those_who_go_are_waited_for(scene: Scene) -> None:
+    placement = scene.place()
+    assume(isinstance(placement, Placement))
+    assert isinstance(placement, Placement)
+
+    leaving = {i.id for i in scene.host.instances if i.state in LEAVING}
+    assert set(placement.evict) <= set(placement.waits_for) <= leaving.union(placement.evict)
+
+
+@given(SCENES)
+def test_no_busy_pinned_or_protected_instance_is_a_victim(scene: Scene) -> None:
+    placement = scene.place()
+    assume(isinstance(placement, Placement))
+    assert isinstance(placement, Placement)
+
+    victims = [i for i in scene.host.instances if i.id in placement.evict]
+    assert not [v for v in victims if v.pinned or v.id in scene.reports.in_flight]
+    assert {v.state for v in victims} <= {State.READY}
+    assert not [v for v in victims if NOW - v.ready < RESIDENCY_S]
+
+
+@settings(max_examples=100)
+@given(SCENES)
+def test_it_is_placed_if_and_only_if_some_set_of_idle_victims_could_make_room(scene: Scene) -> None:
+    assert isinstance(scene.place(), Placement) is bool(scene.ways())
+
+
+@given(SCENES)
+def test_the_most_valuable_victim_is_worth_as_little_as_can_be(scene: Scene) -> None:
+    placement, ways = scene.place(), scene.ways()
+    assume(isinstance(placement, Placement))
+    assert isinstance(placement, Placement)
+
+    victims = [i for i in scene.host.instances if i.id in placement.evict]
+    cheapest = min(max(map(scene.worth, way), default=(-1, 0.0, "")) for way in ways)
+    assert max(map(scene.worth, victims), default=(-1, 0.0, "")) == cheapest
+
+
+@SELDOM
+@given(SCENES)
+def test_no_victim_could_have_been_spared(scene: Scene) -> None:
+    placement = scene.place()
+    assume(isinstance(placement, Placement) and placement.evict)
+    assert isinstance(placement, Placement)
+
+    victims = tuple(i for i in scene.host.instances if i.id in placement.evict)
+    for spared in victims:
+        assert not scene.fits(placement.devices, tuple(v for v in victims if v is not spared))
+
+
+@SELDOM
+@given(SCENES)
+def test_by_how_much_it_does_not_fit_is_exact(scene: Scene) -> None:
+    refusal = scene.place()
+    assume(isinstance(refusal, NoRoom) and "does not fit" in refusal.reason)
+    assert isinstance(refusal, NoRoom)
+
+    assert isinstance(scene.grown(refusal.short_by_mb - 1).place(), NoRoom)
+    assert isinstance(scene.grown(refusal.short_by_mb).place(), Placement)
+
+
+@given(SCENES)
+def test_what_may_be_smaller_is_placed_wherever_the_least_of_it_would_be(scene: Scene) -> None:
+    least = max(1, scene.wanted.memory_mb // 2)
+    smallest = Scene(scene.host, scene.reports, replace(scene.wanted, memory_mb=least), scene.strategy).place()
+    found = Scene(scene.host, scene.reports, replace(scene.wanted, least_mb=least), scene.strategy).place()
+
+    assert isinstance(found, Placement) is isinstance(smallest, Placement)
+    if isinstance(found, Placement):
+        assert least <= found.memory_mb <= scene.wanted.memory_mb
+        stay = [i for i in scene.host.instances if i.id not in found.waits_for]
+        assert all(load(d, stay) + found.memory_mb <= room(d) for d in scene.on(found.devices))
+
+
+@given(SCENES, st.randoms(use_true_random=False))
+def test_the_order_of_instances_and_devices_makes_no_difference(scene: Scene, random: Any) -> None:
+    instances, devices = list(scene.host.instances), list(scene.host.devices)
+    random.shuffle(instances)
+    random.shuffle(devices)
+
+    shuffled = replace(scene.host, instances=tuple(instances), devices=tuple(devices))
+
+    assert Scene(shuffled, scene.reports, scene.wanted, scene.strategy).place() == scene.place()
+
+
+@pytest.mark.parametrize(
+    ("change", "use", "why"),
+    [
+        ({}, Use(), ""),
+        ({"state": State.STARTING}, Use(), "starting"),
+        ({"pinned": True}, Use(), "pinned"),
+        ({}, Use(in_flight={"one": 1}), "busy"),
+        ({"ready": NOW - 5}, Use(), "just loaded"),
+        ({}, Use(used={"i:one": NOW - 5}), "just used"),
+        ({}, Use(known=False), "no router says who is in use"),
+    ],
+)
+def test_an_instance_that_may_not_be_evicted_says_why(change: dict[str, Any], use: Use, why: str) -> None:
+    assert protection(an_instance(**change), use, NOW) == why
+
+
+def test_the_least_recently_used_goes_first_unless_priorities_decide() -> None:
+    last = used(one=50.0, two=10.0)
+    both = [an_instance("one", priority=0), an_instance("two", priority=5)]
+
+    assert [i.id for i in least_valuable_first(both, last, strategy="lru")] == ["two", "one"]
+    assert [i.id for i in least_valuable_first(both, last, strategy="priority")] == ["one", "two"]

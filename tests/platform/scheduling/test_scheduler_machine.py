@@ -1,0 +1,388 @@
+"""Whatever happens, in whatever order, also late, twice or about nobody: the scheduler keeps its promises.
+
+Hypothesis plays callers, routers, operators and a supervisor that answers, answers late, or makes things up.
+After every step the invariants are checked; at the end everybody behaves, and everything must come to rest.
+"""
+
+from itertools import combinations
+from typing import Any
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
+
+import tests.support  # noqa: F401
+from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.spec import Function
+from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected
+from cortex.platform.record import Fleet, HostRecord, Instance, used_instance
+from cortex.platform.scheduling.effects import Decision, Effect, Look, Spawn, Stop
+from cortex.platform.scheduling.placement import FIRST_SERVE_S
+from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.scheduling.scheduler import REPORTS_BACK_S, Scheduler
+from cortex.platform.scheduling.state import Rules
+from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_process, a_report
+
+HERE = LocalWeights("/cache/weights", 1)
+DEVICES = (a_device("gpu-0", 10), a_device("gpu-1", 8), a_device("cpu", 5, kind="cpu"))
+TAKES_MEMORY = (State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.RECLAIMING)
+RULES = Rules(drain_grace_s=20.0, start_silence_s=60.0, start_ceiling_s=200.0)
+
+FUNCTIONS = {
+    f.id: f
+    for f in (
+        a_function("tiny", vram_mb=2, idle_after_s=5.0),
+        a_function("mid", vram_mb=5, priority=1, idle_after_s=100.0),
+        a_function("big", vram_mb=9, idle_after_s=40.0),
+        a_function("brief", vram_mb=8, idle_after_s=0.0),
+        a_function("wide", vram_mb=14, min_devices=2, idle_after_s=100.0),
+        a_function("kept", vram_mb=4, pinned_on=(HOST,), idle_after_s=10.0),
+        a_function("warm", vram_mb=3, min=1, idle_after_s=10.0),
+    )
+}
+CHANGED = {name: replace(f, args=("--changed",)) for name, f in FUNCTIONS.items()}
+CATALOGUES = [
+    *[FUNCTIONS] * 4,
+    {**FUNCTIONS, "tiny": CHANGED["tiny"]},
+    {**FUNCTIONS, "mid": CHANGED["mid"]},
+    CHANGED,
+    {},
+]
+
+NAMES = st.sampled_from(list(FUNCTIONS))
+SPECS = st.sampled_from([*list(FUNCTIONS.values()) * 4, *CHANGED.values()])
+PICKS = st.integers(0, 30)
+BUSY = st.lists(st.sampled_from([0, 0, 2]), max_size=6)
+
+
+class Agent(RuleBasedStateMachine):
+    """A scheduler, the world around it, and what has been asked of that world."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(a_host(devices=DEVICES), RULES)
+        self.now = 0.0
+        self.made = 0
+        self.fleet: Fleet | None = None
+        self.read_since = 0.0
+        self.forced = False
+        self.asked: dict[tuple[str, str], Effect] = {}
+        self.before: HostRecord = self.scheduler.record()
+
+    @initialize(strategy=st.sampled_from(["lru", "priority"]))
+    def begin(self, strategy: str) -> None:
+        self.scheduler = Scheduler(a_host(devices=DEVICES), replace(RULES, strategy=strategy))
+        self.report(0, 0, [], [])
+
+    # The world.
+
+    @rule(function=SPECS, here=st.booleans(), force=st.booleans())
+    def ensure(self, function: Function, here: bool, force: bool) -> None:
+        """A plan says beforehand what will come of it, except that it does not mind a back-off."""
+        self.made += 1
+        plan = self.scheduler.plan(function, HERE if here else None, self.now)
+        answer = self.scheduler.ensure(function, HERE if here else None, f"i{self.made}", self.now, force=force)
+
+        assert isinstance(answer, Rejected) or answer.instance in [i.id for i in self.instances()]
+        match plan, answer:
+            case PlacementPlan(there=there), Accepted(instance=instance):
+                assert instance == (there or f"i{self.made}")
+            case PlacementPlan(retry_at=retry_at), Rejected():
+                assert retry_at > self.now
+            case Rejected(reason=reason), Rejected(reason=said, failure=None):
+                assert reason == said
+            case Rejected(), Accepted():
+                raise AssertionError(f"planned not to be, yet it is: {plan}")
+        self.check()
+
+    @rule(holder=SPECS, function=SPECS, waited_s=st.sampled_from([0.0, 61.0]), later=st.sampled_from([1.0, 16.0]))
+    def take_turn(self, holder: Function, function: Function, waited_s: float, later: float) -> None:
+        """Ensure it for requests that wait, in its turn, while everything that is up is in use."""
+        self.bring_up(holder, [])
+        self.now += later
+        up = [i.id for i in self.instances() if i.state in (State.READY, State.DRAINING)]
+        seen = self.scheduler.record().epoch
+        self.heard(a_fleet(a_report(seen=seen, in_flight=dict.fromkeys(up, 1), waiting={function.id: 1})))
+        self.made += 1
+        answer = self.scheduler.ensure(function, HERE, f"i{self.made}", self.now, waited_s=waited_s, turn=True)
+
+        assert isinstance(answer, Rejected) or answer.instance in [i.id for i in self.instances()]
+        self.check()
+
+    @rule(function=SPECS, busy=BUSY)
+    def bring_up(self, function: Function, busy: list[int]) -> None:
+        """Ensure it when all that is idle may be evicted, and let everybody answer as they should."""
+        self.now += FIRST_SERVE_S
+        self.report(0, 1, busy, [])
+        self.ensure(function, True, False)
+        self.report(0, 1, [], [])
+        self.answer_everything()
+        self.answer_everything()
+
+    @rule(
+        seen=st.sampled_from([0, 0, 0, 1, 3]),
+        routers=st.sampled_from([1, 1, 2, 0]),
+        busy=BUSY,
+        used=st.lists(st.sampled_from([0.0, 3.0, 40.0]), max_size=6),
+        cordoned=st.sampled_from([False] * 7 + [True]),
+    )
+    def report(self, seen: int, routers: int, busy: list[int], used: list[float], cordoned: bool = False) -> None:
+        """Routers may be behind by some epochs; only what is up can be in use."""
+        up = [i.id for i in self.instances() if i.state in (State.READY, State.DRAINING)]
+        reports = [
+            a_report(
+                f"router-{n}",
+                seen=max(0, self.scheduler.record().epoch - seen),
+                in_flight=dict(zip(up, busy, strict=False)),
+            )
+            for n in range(routers)
+        ]
+        at = {used_instance(i): self.now - ago for i, ago in zip(up, used, strict=False)}
+        self.heard(a_fleet(*reports, used=at, cordoned=cordoned))
+
+    def heard(self, fleet: Fleet | None) -> None:
+        if fleet is None:
+            self.read_since = self.now + REPORTS_BACK_S
+        self.fleet = fleet if self.now >= self.read_since else None
+        self.scheduler.reported(fleet, self.now)
+        self.check()
+
+    @rule(seconds=st.sampled_from([0.1, 5.0, 21.0, 31.0, 31.0, 61.0, 201.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.scheduler.settle(self.now)
+        self.check()
+
+    @rule(name=NAMES, at_once=st.booleans())
+    def cool(self, name: str, at_once: bool) -> None:
+        self.forced = at_once
+        self.scheduler.cool(name, self.now, at_once=at_once)
+        self.check()
+
+    @rule(catalogue=st.sampled_from(CATALOGUES))
+    def heed(self, catalogue: dict[str, Function]) -> None:
+        self.scheduler.heed(catalogue, "digest", self.now)
+        self.check()
+
+    @rule(what=st.sampled_from(["nothing", "nothing", "lose", "lose", "shut", "drain", "restart", "forgive"]))
+    def upset(self, what: str) -> None:
+        """What seldom happens: one rule, so that it stays seldom."""
+        match what:
+            case "lose":
+                self.heard(None)
+            case "shut":
+                self.forced = True
+                self.scheduler.shut_down(self.now)
+            case "drain":
+                self.scheduler.drain(self.now)
+            case "restart":
+                self.restart()
+            case "forgive":
+                self.scheduler.forgive("mid")
+        self.check()
+
+    def restart(self) -> None:
+        """The agent is started anew: it takes its workers over, some dead, some that do not answer."""
+        record, state = self.scheduler.record(), self.scheduler.state()
+        self.scheduler = Scheduler(replace(record, instances=(), failures=state.failures), RULES)
+        self.asked = {task: effect for task, effect in self.asked.items() if task[0] == "Spawn"}
+        for n, worker in enumerate(state.workers):
+            self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=n % 4 != 2)
+        self.forced = True
+        self.heard(self.fleet)
+
+    # The supervisor.
+
+    @rule(pick=PICKS, well=st.sampled_from([True, True, True, False]))
+    def answer_one(self, pick: int, well: bool) -> None:
+        """Answer something that was asked for, perhaps for the second time."""
+        if self.asked:
+            self.answer(list(self.asked)[pick % len(self.asked)], well)
+
+    @rule()
+    def answer_everything(self) -> None:
+        for task in list(self.asked):
+            self.answer(task, True)
+
+    @rule(
+        event=st.sampled_from(
+            ["fetching", "fetched", "fetch_failed", "spawned", "sign", "answered", "exited", "out_of_memory",
+             "spawn_failed", "start_failed", "reclaimed", "unwell", "stuck", "misplaced", "used", "looked"]
+        ),
+        pick=PICKS,
+    )  # fmt: skip
+    def tell_something(self, event: str, pick: int) -> None:
+        """Tell of an event that may be late, early, a repetition, or of an instance that never was."""
+        anybody = [*(i.id for i in self.instances()), f"i{pick}", "nobody"]
+        self.tell(event, anybody[pick % len(anybody)])
+
+    def answer(self, task: tuple[str, str], well: bool) -> None:
+        kind, instance = task
+        match kind:
+            case "Fetch":
+                self.tell("fetched" if well else "fetch_failed", instance)
+            case "Spawn":
+                self.tell("spawned", instance)
+                self.tell("answered" if well else "exited", instance)
+            case "Look":
+                self.tell("looked" if well else "not looked", instance)
+            case "Stop":
+                self.tell("exited", instance)
+            case "Reclaim":
+                self.tell("reclaimed", instance)
+
+    def tell(self, event: str, instance: str) -> None:
+        scheduler, now = self.scheduler, self.now
+        match event:
+            case "fetching":
+                scheduler.fetching(instance, "downloading", 0.5, now)
+            case "fetched":
+                scheduler.fetched(instance, HERE, now)
+            case "fetch_failed":
+                scheduler.fetch_failed(instance, "404", now)
+            case "spawned":
+                scheduler.spawned(instance, a_process(), "http://127.0.0.1:1", now)
+            case "sign":
+                scheduler.sign_of_life(instance, "loading", now)
+            case "answered":
+                scheduler.answered(instance, now)
+            case "exited":
+                scheduler.exited(instance, "exited with 1", (), now)
+            case "out_of_memory":
+                scheduler.exited(instance, "exited with 1", ["CUDA out of memory"], now)
+            case "unwell":
+                scheduler.unwell(instance, 3, now, stuck=False)
+            case "stuck":
+                scheduler.unwell(instance, 3, now, stuck=True)
+            case "misplaced":
+                scheduler.misplaced(instance, now)
+            case "used":
+                scheduler.used(instance, 3)
+            case "looked":
+                scheduler.looked(instance, self.in_flight(instance), 1, now)
+            case "not looked":
+                scheduler.looked(instance, None, 0, now)
+            case "spawn_failed":
+                scheduler.spawn_failed(instance, "no port", now)
+            case "start_failed":
+                scheduler.start_failed(instance, "another model", (), now)
+            case "reclaimed":
+                scheduler.reclaimed(instance, now)
+        self.check()
+
+    # What must hold of each step.
+
+    def instances(self) -> tuple[Instance, ...]:
+        return self.scheduler.record().instances
+
+    def in_flight(self, instance: str) -> int:
+        reports = self.fleet.routers.values() if self.fleet else ()
+        return sum(r.in_flight.get(instance, 0) for r in reports)
+
+    def check(self) -> None:
+        """Look at what the step asked for and whom it moved; then forget that it may have been forced."""
+        effects = [e for e in self.scheduler.take_effects() if not isinstance(e, Decision)]
+        for effect in effects:
+            self.check_effect(effect)
+        for was in self.before.instances:
+            for instance in self.instances():
+                if instance.id == was.id and (was.state, instance.state) == (State.READY, State.DRAINING):
+                    self.check_drain(instance)
+        assert self.scheduler.record().epoch >= self.before.epoch
+        self.before, self.forced = self.scheduler.record(), False
+
+    def check_effect(self, effect: Any) -> None:
+        task = (type(effect).__name__, effect.instance.id)
+        overdue = isinstance(effect, Look) or any(i.id == task[1] and i.problem for i in self.instances())
+        again, self.asked[task] = task in self.asked, effect
+        if again:
+            assert overdue, "only what is overdue is asked for twice"
+            return
+        match effect:
+            case Spawn(instance=instance):
+                assert not instance.waits_for
+                assert instance.devices
+                others = [i for i in self.instances() if i.id != instance.id]
+                moving = [i for i in others if i.state in (State.STARTING, State.STOPPING, State.RECLAIMING)]
+                lanes = {d for i in moving for d in i.devices if d != "cpu"}
+                assert not lanes.intersection(instance.devices), "one at a time on each GPU"
+            case Stop(instance=instance):
+                given_up = self.forced or instance.why == "failed" or not instance.ready
+                assert given_up or self.fleet is not None, "nobody is idle for all we know"
+                assert given_up or not self.in_flight(instance.id), "a busy instance is never stopped"
+
+    def check_drain(self, instance: Instance) -> None:
+        if instance.why in ("cool", "superseded", "host drain"):
+            return
+        assert self.fleet is not None
+        assert not instance.pinned
+        if instance.yields_to:
+            priorities = [i.priority for i in self.instances() if i.function == instance.yields_to]
+            assert max(priorities) >= instance.priority, "none of a higher priority is closed"
+            assert self.now - instance.ready >= FUNCTIONS[instance.function].turn_min_s, "each has its tenure"
+            return
+        assert not self.in_flight(instance.id)
+
+    # What must hold after each step.
+
+    @invariant()
+    def no_device_holds_more_than_its_budget(self) -> None:
+        for device in DEVICES:
+            there = [i for i in self.instances() if i.state in TAKES_MEMORY and device.id in i.devices]
+            assert sum(i.memory_mb for i in there) <= device.budget_mb
+
+    @invariant()
+    def at_most_one_instance_of_a_revision_is_live(self) -> None:
+        live = [(i.function, i.revision) for i in self.instances() if i.state in LIVE]
+        assert len(live) == len(set(live))
+
+    @invariant()
+    def starts_on_one_gpu_never_overlap(self) -> None:
+        starting = [set(i.devices) - {"cpu"} for i in self.instances() if i.state is State.STARTING]
+        assert not [pair for pair in combinations(starting, 2) if pair[0] & pair[1]]
+
+    @invariant()
+    def whoever_must_act_was_asked_to(self) -> None:
+        task = {
+            State.FETCHING: "Fetch",
+            State.STARTING: "Spawn",
+            State.STOPPING: "Stop",
+            State.RECLAIMING: "Reclaim",
+        }
+        for instance in self.instances():
+            assert instance.state not in task or (task[instance.state], instance.id) in self.asked
+
+    @invariant()
+    def whoever_waits_waits_for_one_that_leaves(self) -> None:
+        states = {i.id: i.state for i in self.instances()}
+        waited = {w for i in self.instances() for w in i.waits_for if w in states}
+        assert {states[w] for w in waited} <= {
+            State.READY,
+            State.DRAINING,
+            State.STOPPING,
+            State.RECLAIMING,
+        }
+
+    @invariant()
+    def the_record_can_be_written(self) -> None:
+        record = self.scheduler.record()
+        assert msgspec.json.decode(msgspec.json.encode(record), type=HostRecord) == record
+        assert all(i.epoch <= record.epoch for i in record.instances)
+
+    # The end.
+
+    def teardown(self) -> None:
+        """Everybody behaves from now on: soon whoever is left is ready, or idled just now."""
+        for _ in range(40):
+            for task in list(self.asked):
+                self.answer(task, True)
+            self.now += 1.0
+            self.heard(a_fleet(a_report(seen=self.scheduler.record().epoch)))
+        moving = [i for i in self.instances() if i.state is not State.READY]
+        assert not [i for i in moving if self.now - i.since > 2.0], "nobody stays on the way"
+
+
+TestScheduler = Agent.TestCase
+TestScheduler.settings = settings(max_examples=60, stateful_step_count=50)

@@ -1,0 +1,167 @@
+"""Calls that never come back: each holds up only its own place, with a bound on time and threads."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
+
+SHORT_S, LONG_S = 0.1, 20.0
+
+
+class Mount:
+    """A file system whose looks block until it is back."""
+
+    def __init__(self) -> None:
+        self.back = threading.Event()
+        self.looks = 0
+
+    def stat(self) -> str:
+        self.looks += 1
+        self.back.wait()
+        return "here"
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    """A mount that hangs."""
+    hung = Mount()
+    yield hung
+    hung.back.set()
+
+
+async def returned() -> None:
+    """Wait until the threads of all looks have ended and the loop has heard of it."""
+    for thread in threading.enumerate():
+        if thread.name == "look stat":
+            thread.join(5)
+    await asyncio.sleep(0)
+
+
+async def refused(looks: BlockingCalls, place: str, work: Any, **more: Any) -> str:
+    with pytest.raises(NoAnswer) as caught:
+        await looks.look(place, "stat", work, **more)
+    return str(caught.value)
+
+
+async def test_a_look_that_does_not_come_back_is_refused_with_its_path(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S, hint="is its mount hung?")
+
+    why = await refused(looks, "/mnt/a", mount.stat)
+
+    assert why == "/mnt/a does not answer (is its mount hung?)"
+    assert list(looks.silent()) == ["/mnt/a"]
+
+
+async def test_later_looks_at_a_silent_path_are_refused_at_once_and_take_no_thread(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S)
+    await refused(looks, "/mnt/a", mount.stat)
+    loop = asyncio.get_running_loop()
+
+    began = loop.time()
+    for number in range(50):
+        await refused(looks, "/mnt/a", mount.stat, question=number, within_s=LONG_S)
+
+    assert loop.time() - began < LONG_S / 2
+    assert (mount.looks, looks.under_way()) == (1, 1)
+
+
+async def test_looks_that_come_together_share_one_thread(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S)
+
+    found = await asyncio.gather(*(looks.look("/mnt/a", "stat", mount.stat) for _ in range(20)), return_exceptions=True)
+
+    assert {type(f) for f in found} == {NoAnswer}
+    assert mount.looks == 1
+
+
+async def test_different_questions_at_one_path_are_answered_in_turn() -> None:
+    looks = BlockingCalls(LONG_S)
+    together: list[int] = []
+    inside = 0
+
+    def work() -> int:
+        nonlocal inside
+        inside += 1
+        together.append(inside)
+        inside -= 1
+        return len(together)
+
+    found = await asyncio.gather(*(looks.look("/mnt/a", "stat", work, question=n) for n in range(10)))
+
+    assert sorted(found) == list(range(1, 11))
+    assert set(together) == {1}
+    assert looks.under_way() == 0
+
+
+async def test_other_paths_go_on_while_one_is_silent(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S)
+    await refused(looks, "/mnt/a", mount.stat)
+
+    assert await looks.look("/data/b", "stat", lambda: "here") == "here"
+
+
+async def test_a_path_is_used_again_as_soon_as_it_answers(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S)
+    await refused(looks, "/mnt/a", mount.stat, question="f")
+
+    mount.back.set()
+    await returned()
+
+    assert looks.silent() == {}
+    assert await looks.look("/mnt/a", "stat", mount.stat, question="f") == "here"
+    assert mount.looks == 1  # what came late was held for it
+
+
+async def test_a_late_answer_is_not_given_to_another_question(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S)
+    await refused(looks, "/mnt/a", mount.stat, question="f")
+    mount.back.set()
+    await returned()
+
+    assert await looks.look("/mnt/a", "stat", lambda: "other", question="g") == "other"
+
+
+async def test_a_mount_with_many_silent_paths_is_refused_as_a_whole(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S, group=lambda place: place.rpartition("/")[0], most_of_group=3)
+    await asyncio.gather(*(refused(looks, f"/mnt/nfs/{n}", mount.stat) for n in range(3)))
+
+    why = await refused(looks, "/mnt/nfs/another", mount.stat, within_s=LONG_S)
+
+    assert why == "/mnt/nfs does not answer"
+    assert mount.looks == 3
+    assert await looks.look("/data/b", "stat", lambda: "here") == "here"
+
+
+async def test_the_number_of_threads_is_bounded(mount: Mount) -> None:
+    looks = BlockingCalls(SHORT_S, most=5)
+
+    whys = await asyncio.gather(*(refused(looks, f"/mnt/{n}/x", mount.stat) for n in range(20)))
+
+    assert mount.looks == 5
+    assert sum("5 other calls are under way" in why for why in whys) == 15
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), StopIteration("odd")])
+async def test_what_a_look_raises_reaches_its_caller(error: Exception) -> None:
+    def fails() -> None:
+        raise error
+
+    with pytest.raises((FileNotFoundError, RuntimeError), match=str(error)):
+        await BlockingCalls(LONG_S).look("/a", "stat", fails)
+
+
+async def test_a_caller_that_is_cancelled_leaves_the_look_to_the_others(mount: Mount) -> None:
+    looks = BlockingCalls(LONG_S)
+    first = asyncio.create_task(looks.look("/mnt/a", "stat", mount.stat))
+    second = asyncio.create_task(looks.look("/mnt/a", "stat", mount.stat))
+    await asyncio.sleep(0)
+
+    first.cancel()
+    mount.back.set()
+
+    assert await second == "here"
+    assert first.cancelled() or first.cancelling()

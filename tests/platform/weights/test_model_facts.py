@@ -1,0 +1,225 @@
+"""What is read out of weights: GGUF heads, HuggingFace folders, and a worker's own word."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFReader
+
+from cortex.functions.capabilities import ModelProfile, Template
+from cortex.platform.weights import gguf_head
+from cortex.platform.weights.demo_model import CHAT_TEMPLATE, CONTEXT_LENGTH, write_bigram
+from cortex.platform.weights.gguf_head import BadGguf
+from cortex.platform.weights.model_facts import ModelFacts
+from cortex.platform.workers import served_model as worker_card
+from cortex.platform.workers.served_model import ServedModel
+from tests.support.factories import a_function
+
+SAYS = ModelProfile(template=Template(tools=True))
+
+
+class Probed:
+    """Stands for the process that tries templates; remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str]] = []
+
+    def __call__(self, template: str, bos: str, eos: str) -> ModelProfile:
+        self.asked.append((template, bos, eos))
+        return SAYS
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    write_bigram(tmp_path / "tiny.gguf", "Alpha bravo. Alpha charlie.", name="tiny")
+    return tmp_path / "tiny.gguf"
+
+
+def test_a_head_has_what_the_reference_reader_finds(tiny: Path) -> None:
+    reference = GGUFReader(tiny)
+    scalars = {n: f.contents() for n, f in reference.fields.items() if not n.startswith("GGUF.") and len(f.types) == 1}
+
+    assert gguf_head.read(tiny) == scalars
+
+
+def test_a_head_that_is_cut_off_anywhere_is_refused(tiny: Path, tmp_path: Path) -> None:
+    whole = tiny.read_bytes()
+    head = whole.find(b"tokenizer.ggml.scores") if b"tokenizer.ggml.scores" in whole else 2000
+    cut = tmp_path / "cut.gguf"
+
+    for size in range(1, head, 97):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(BadGguf):
+            gguf_head.read(cut)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"GGUF",
+        b"PK\3\4" + bytes(64),
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60),
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**60) + bytes(64),
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 4, 2**62) + bytes(64),
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 77) + bytes(64),
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 40,
+    ],
+    ids=["empty", "short", "another", "keys", "a long name", "a long array", "a strange type", "nested arrays"],
+)
+def test_a_file_that_only_pretends_is_refused(head: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(head)
+
+    with pytest.raises(BadGguf):
+        gguf_head.read(tmp_path / "x.gguf")
+
+
+def test_arrays_of_arrays_are_walked_over_up_to_a_number(tmp_path: Path) -> None:
+    begin = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9)
+    for count in (99_999, 100_000):
+        arrays = struct.pack("<IQ", 9, count) + struct.pack("<IQ", 0, 0) * count
+        (tmp_path / f"{count}.gguf").write_bytes(begin + arrays)
+
+    assert gguf_head.read(tmp_path / "99999.gguf") == {}
+    with pytest.raises(BadGguf, match="100000 arrays"):
+        gguf_head.read(tmp_path / "100000.gguf")
+
+
+def test_the_texts_of_all_arrays_together_are_walked_over_up_to_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_head, "_MOST_TEXTS", 10)
+    array = struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 6) + struct.pack("<Q", 0) * 6
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + array * 2)
+
+    with pytest.raises(BadGguf, match="10 texts"):
+        gguf_head.read(tmp_path / "x.gguf")
+
+
+def test_a_gguf_says_its_context_and_its_template_is_tried(tiny: Path) -> None:
+    probed = Probed()
+
+    known = ModelFacts(probed).of(a_function(), str(tiny))
+
+    assert known == ModelProfile(template=SAYS.template, context=CONTEXT_LENGTH, vision=False)
+    assert [asked[0] for asked in probed.asked] == [CHAT_TEMPLATE]
+
+
+@pytest.mark.parametrize("keys", [{"args": ("--mmproj", "/eyes.gguf")}, {"mmproj": "/eyes.gguf"}])
+def test_a_gguf_sees_with_a_file_of_eyes(tiny: Path, keys: Any) -> None:
+    known = ModelFacts(Probed()).of(a_function(**keys), str(tiny))
+
+    assert known is not None
+    assert known.vision is True
+
+
+def test_a_template_of_the_operators_is_tried_instead(tiny: Path, tmp_path: Path) -> None:
+    probed = Probed()
+    (tmp_path / "own.jinja").write_text("OWN")
+
+    ModelFacts(probed).of(a_function(chat_template=str(tmp_path / "own.jinja")), str(tiny))
+    lost = ModelFacts(probed).of(a_function(chat_template="/nowhere.jinja"), str(tiny))
+
+    assert probed.asked[1][0] == "OWN"
+    assert lost is not None
+    assert lost.template == Template()
+
+
+def test_weights_are_read_again_only_when_they_changed(tiny: Path) -> None:
+    probed = Probed()
+    facts = ModelFacts(probed)
+
+    facts.of(a_function(), str(tiny))
+    facts.of(a_function("org/other"), str(tiny))
+    before = len(probed.asked)
+    write_bigram(tiny, "Another text. Quite another.", name="tiny")
+    facts.of(a_function(), str(tiny))
+
+    assert (before, len(probed.asked)) == (1, 2)
+
+
+def a_folder(folder: Path, config: Any = None, tokenizer: Any = None, template: str = "") -> Path:
+    (folder / "config.json").write_text(json.dumps(config or {"max_position_embeddings": 4096}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer or {}))
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_a_folder_of_huggingface_says_the_same(tmp_path: Path) -> None:
+    probed = Probed()
+    tokenizer = {"chat_template": "T", "bos_token": {"content": "<b>"}, "eos_token": "<e>"}
+
+    known = ModelFacts(probed).of(a_function(), str(a_folder(tmp_path, tokenizer=tokenizer)))
+
+    assert known == ModelProfile(template=SAYS.template, context=4096, vision=False)
+    assert probed.asked == [("T", "<b>", "<e>")]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "template", "tried"),
+    [
+        ({"chat_template": "T"}, "FILE", "FILE"),
+        ({"chat_template": [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]}, "", "D"),
+        ({"chat_template": [{"name": "rag", "template": "R"}]}, "", "R"),
+    ],
+    ids=["a file of its own", "a named default", "no default"],
+)
+def test_of_several_templates_one_is_meant(tmp_path: Path, tokenizer: Any, template: str, tried: str) -> None:
+    probed = Probed()
+
+    ModelFacts(probed).of(a_function(), str(a_folder(tmp_path, tokenizer=tokenizer, template=template)))
+
+    assert [asked[0] for asked in probed.asked] == [tried]
+
+
+def test_a_model_with_eyes_keeps_its_text_apart(tmp_path: Path) -> None:
+    config = {"vision_config": {}, "text_config": {"max_position_embeddings": 8192}}
+
+    known = ModelFacts(Probed()).of(a_function(), str(a_folder(tmp_path, config)))
+
+    assert known == ModelProfile(context=8192, vision=True)
+
+
+@pytest.mark.parametrize("weights", ["", "/nowhere/at/all.gguf"])
+def test_weights_that_are_not_there_say_nothing(weights: str) -> None:
+    assert ModelFacts(Probed()).of(a_function(), weights) is None
+
+
+def test_weights_that_make_no_sense_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+
+    assert ModelFacts(Probed()).of(a_function(), str(tmp_path)) is None
+
+
+def test_the_demo_model_is_tried_for_real(tiny: Path) -> None:
+    known = ModelFacts().of(a_function(), str(tiny))
+
+    assert known is not None
+    assert known.template.inline_system is True
+    assert known.template.tools is False
+
+
+@pytest.mark.parametrize(
+    ("entry", "card"),
+    [
+        ({"id": "m", "max_model_len": 32768}, ServedModel(32768)),
+        (
+            {"id": "m", "meta": {"n_ctx": 2048}, "architecture": {"input_modalities": ["text", "image"]}},
+            ServedModel(2048, vision=True),
+        ),
+        ({"id": "m", "architecture": {"input_modalities": ["text"]}}, ServedModel(vision=False)),
+        ({"id": "m", "meta": None, "max_model_len": "many"}, ServedModel()),
+        ({"id": "m"}, ServedModel()),
+    ],
+    ids=["vllm", "llama-server", "blind", "nonsense", "silent"],
+)
+def test_a_worker_says_how_long_a_request_may_be_and_whether_it_sees(entry: Any, card: ServedModel) -> None:
+    assert worker_card.read(json.dumps({"object": "list", "data": [entry]}).encode()) == {"m": card}
+
+
+@pytest.mark.parametrize("models", [None, [], {}, {"data": None}, {"data": [1]}])
+def test_a_list_of_models_that_is_none_is_empty(models: Any) -> None:
+    assert worker_card.read(json.dumps(models).encode()) == {}

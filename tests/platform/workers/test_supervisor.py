@@ -1,0 +1,231 @@
+"""The supervisor with real processes: no effect is lost, whatever goes wrong while it is carried out."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cortex.functions.launch import Launch
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Engine, Function
+from cortex.platform import clock, process_id
+from cortex.platform.faults import Faults
+from cortex.platform.host import engines
+from cortex.platform.keys import FleetToken
+from cortex.platform.record import Device, HostRecord, ProcessId
+from cortex.platform.scheduling.effects import Stop
+from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.scheduling.scheduler import Scheduler
+from cortex.platform.scheduling.state import Rules
+from cortex.platform.settings import Agent, Settings
+from cortex.platform.workers import process, supervisor
+from cortex.platform.workers.supervisor import Supervisor
+
+F = Function(id="f", engine=Engine.FAKE, vram_mb=1000)
+INSTANCE = secrets.token_hex(8)  # of this run: tests beside it find and kill by such marks too
+EXITS = [sys.executable, "-c", "raise SystemExit(1)"]
+STAYS = ["sleep", "600"]
+IGNORES_TERM = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
+
+
+class Host:
+    """A scheduler and a supervisor, as an agent has them; `begin` is what a start runs."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "token").write_text("a-token-of-this-test")
+        agent = Agent(state_dir=str(folder / "state"), log_dir=str(folder / "log"), cache_dir=str(folder / "cache"))
+        device = Device(id="gpu-0", name="d", kind="gpu", total_mb=24_000)
+        record = HostRecord(name="a", address="http://x", engines={"fake": "1"}, devices=(device,))
+        self.scheduler = Scheduler(record, Rules(stop_grace_s=0.3))
+        self.faults = Faults()
+        self.changed = asyncio.Event()
+        self.begun: list[int] = []
+        self.begin: Callable[[], tuple[list[str], str]] = lambda: (STAYS, "plain")
+        self.supervisor = Supervisor(
+            Settings(agent=agent),
+            FleetToken(folder / "token"),
+            engines.discover(()),
+            self.tell,
+            self.back,
+            self.scheduler.record,
+            self.faults,
+        )
+        self.supervisor._begun = self.spawn  # type: ignore[method-assign]
+
+    def tell(self, step: Callable[[Scheduler, float], object]) -> None:
+        step(self.scheduler, clock.now())
+        for effect in self.scheduler.take_effects():
+            self.supervisor.perform(effect)
+        self.changed.set()
+
+    async def back(self, pids: set[int]) -> bool:
+        return True
+
+    def spawn(
+        self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
+    ) -> tuple["subprocess.Popen[bytes]", str]:
+        argv, path = self.begin()
+        child = process.spawn(argv, {process.OWNER: "test"}, log_path, instance)
+        self.begun.append(child.pid)
+        return child, path
+
+    def start(self) -> None:
+        self.tell(lambda s, now: s.ensure(F, LocalWeights("", 0), INSTANCE, now))
+
+    def states(self) -> list[State]:
+        return [i.state for i in self.scheduler.record().instances]
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until something is true after something happened."""
+        async with asyncio.timeout(20):
+            while not true():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    running = Host(tmp_path)
+    yield running
+    await running.supervisor.close()
+    for pid in running.begun:
+        process.signal_group(pid, signal.SIGKILL)
+
+
+async def test_a_worker_that_ignores_term_is_killed_after_the_grace(host: Host) -> None:
+    host.begin = lambda: (IGNORES_TERM, "plain")
+    host.start()
+    await host.until(lambda: bool(host.begun))
+
+    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    await host.until(lambda: not host.states())
+
+    assert not psutil.pid_exists(host.begun[0])
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError("no"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no")])
+async def test_a_start_that_raises_is_a_failed_start_whatever_it_raises(host: Host, error: Exception) -> None:
+    def begin() -> tuple[list[str], str]:
+        raise error
+
+    host.begin = begin
+    host.start()
+    await host.until(lambda: not host.states())
+
+    (failure,) = host.scheduler.record().failures
+    assert failure.reason.startswith("the worker could not be started")
+
+
+async def test_a_stop_that_raises_is_tried_again_and_says_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "AGAIN_S", 0.05)
+    host.start()
+    await host.until(lambda: bool(host.begun))
+    signal_worker, raised = process.signal_worker, list[int]()
+
+    def once(*arguments: object) -> bool:
+        if not raised:
+            raised.append(1)
+            raise ValueError("a bug")
+        return signal_worker(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(process, "signal_worker", once)
+    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    await host.until(lambda: not host.states())
+
+    assert [(f.work, f.kind) for f in host.faults.all()] == [("stop", "ValueError")]
+
+
+async def test_a_clearing_up_that_raises_is_tried_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "AGAIN_S", 0.05)
+    host.begin = lambda: (EXITS, "plain")
+    remains, raised = process.remains, list[int]()
+
+    def once(*arguments: object) -> object:
+        if not raised:
+            raised.append(1)
+            raise RuntimeError("a bug")
+        return remains(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(process, "remains", once)
+    host.start()
+    await host.until(lambda: not host.states())
+
+    assert ("reclaim", "RuntimeError") in [(f.work, f.kind) for f in host.faults.all()]
+
+
+async def test_an_instance_without_a_process_has_ended_when_it_is_stopped(host: Host) -> None:
+    host.scheduler.ensure(F, LocalWeights("", 0), INSTANCE, clock.now())
+    host.scheduler.take_effects()  # the start was lost
+
+    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    await host.until(lambda: not host.states())
+
+    assert host.begun == []
+
+
+async def test_a_worker_that_cannot_be_killed_is_reported_until_it_has_ended(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "KILLED_WITHIN_S", 0.1)
+    host.start()
+    await host.until(lambda: bool(host.begun))
+    signal_worker = process.signal_worker
+    monkeypatch.setattr(process, "signal_worker", lambda *_: True)
+    monkeypatch.setattr(process_id, "is_uninterruptible", lambda _: True)
+
+    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    await host.until(lambda: any(i.problem for i in host.scheduler.record().instances))
+    (stuck,) = host.scheduler.record().instances
+    monkeypatch.setattr(process, "signal_worker", signal_worker)
+    await host.until(lambda: not host.states())
+
+    assert stuck.problem == (
+        f"process {host.begun[0]} sleeps in the kernel and cannot be killed: its device's driver or a mount hangs"
+    )
+    assert stuck.devices == ("gpu-0",)
+
+
+async def test_nothing_is_started_for_an_instance_that_is_stopped_while_a_failed_warm_start_is_cleared_away(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clearing, go_on, kill_remains = asyncio.Event(), asyncio.Event(), host.supervisor._cleared
+
+    async def slowly(pid: int, instance: str) -> object:
+        clearing.set()
+        await go_on.wait()
+        return await kill_remains(pid, instance)
+
+    monkeypatch.setattr(host.supervisor, "_cleared", slowly)
+    host.begin = lambda: (EXITS, "warm")
+    host.start()
+    await clearing.wait()
+
+    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    go_on.set()
+    await host.until(lambda: not host.states())
+
+    assert len(host.begun) == 1
+
+
+async def test_a_stop_for_a_number_that_another_process_has_by_now_signals_nobody(host: Host) -> None:
+    stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    host.scheduler.ensure(F, LocalWeights("", 0), INSTANCE, clock.now())
+    other = ProcessId(process_id.boot_id(), stranger.pid, 1)
+    host.scheduler.spawned(INSTANCE, other, "http://127.0.0.1:1", clock.now())
+    host.scheduler.take_effects()
+    (instance,) = host.scheduler.record().instances
+
+    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    await host.until(lambda: not host.states())
+    host.supervisor.perform(Stop(instance, 0.0))
+
+    assert stranger.returncode is None
+    os.kill(stranger.pid, signal.SIGKILL)
+    await stranger.wait()

@@ -1,0 +1,164 @@
+"""The check of a vLLM worker's key: driven as ASGI, and under a real uvicorn that is started as vLLM is."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cortex.functions.launch import vllm
+from cortex.platform.workers.launch_context import ENGINE_MODULES
+
+KEY = "secret-of-the-worker"
+PATHS = [
+    "/health", "/ping", "/load", "/metrics", "/version", "/invocations", "/pooling", "/classify", "/score", "/rerank",
+    "/tokenize", "/detokenize", "/pause", "/update_weights", "/collective_rpc", "/sleep", "/docs", "/openapi.json",
+    "/v1/models", "//v1/models", "/V1/models", "/%76ersion", "/", "/nothing",
+]  # fmt: skip
+SERVER = """
+import importlib, os, sys
+import uvicorn
+
+async def everything(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"served"})
+
+module, name = os.environ["CHECK"].rsplit(".", 1)
+uvicorn.run(getattr(importlib.import_module(module), name)(everything), fd=int(sys.argv[1]), lifespan="off")
+"""
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class, loaded as the engine loads it."""
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    module, _, name = vllm.KEY_CHECK.rpartition(".")
+    spec = importlib.util.spec_from_file_location(module, str(ENGINE_MODULES / f"{module}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return getattr(loaded, name)
+
+
+async def sent(check: Any, scope: dict[str, Any]) -> tuple[bool, list[dict[str, Any]]]:
+    """Return whether a scope reaches the application behind the check, and what the check sends itself."""
+    reached: list[str] = []
+    messages: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["type"])
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the check reads no body")
+
+    async def send(message: dict[str, Any]) -> None:
+        messages.append(message)
+
+    await check(app)(scope, receive, send)
+    return bool(reached), messages
+
+
+def http(path: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_path_needs_the_key(check: Any, path: str) -> None:
+    without, refusal = await sent(check, http(path))
+    with_key, messages = await sent(check, http(path, (b"authorization", f"Bearer {KEY}".encode())))
+
+    assert (without, with_key, messages) == (False, True, [])
+    assert refusal[0]["status"] == 401
+    assert (b"www-authenticate", b"Bearer") in refusal[0]["headers"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"authorization", b"Bearer"),
+        (b"authorization", b"Bearer "),
+        (b"authorization", b"Bearer wrong"),
+        (b"authorization", f"Bearer {KEY}x".encode()),
+        (b"authorization", f"Basic {KEY}".encode()),
+        (b"authorization", KEY.encode()),
+        (b"authorization", b"Bearer \xff\xfe"),
+        (b"x-api-key", KEY.encode()),
+        (b"cookie", f"authorization=Bearer {KEY}".encode()),
+    ],
+    ids=lambda h: repr(h[1]),
+)
+async def test_nothing_but_the_key_as_a_bearer_token_passes(check: Any, header: tuple[bytes, bytes]) -> None:
+    passes, refusal = await sent(check, http("/v1/models", header))
+
+    assert not passes
+    assert refusal[0]["status"] == 401
+
+
+async def test_a_websocket_without_the_key_is_closed_before_it_is_accepted(check: Any) -> None:
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": []}
+
+    assert await sent(check, scope) == (False, [{"type": "websocket.close", "code": 1008}])
+    assert await sent(check, scope | {"headers": [(b"authorization", f"bearer {KEY}".encode())]}) == (True, [])
+
+
+async def test_the_start_and_the_end_of_the_server_pass(check: Any) -> None:
+    assert await sent(check, {"type": "lifespan"}) == (True, [])
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_worker_without_a_key_ends_instead_of_serving_unchecked(
+    check: Any, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY") if value is None else monkeypatch.setenv("VLLM_API_KEY", value)
+
+    with pytest.raises(RuntimeError, match="VLLM_API_KEY is not set"):
+        check(None)
+
+
+def test_the_engines_python_needs_nothing_but_its_standard_library() -> None:
+    module = vllm.KEY_CHECK.partition(".")[0]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ENGINE_MODULES)!r}); import {module}; "
+        "print([n for n in sys.modules if n.partition('.')[0] not in sys.stdlib_module_names "
+        f"and n not in ('__main__', {module!r})])"
+    )
+
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert [p.name for p in Path(ENGINE_MODULES).iterdir() if p.name != "__pycache__"] == [f"{module}.py"]
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that answers every path with 200, behind the check."""
+    script = tmp_path_factory.mktemp("worker") / "server.py"
+    script.write_text(SERVER)
+    env = {**os.environ, "PYTHONPATH": str(ENGINE_MODULES), "VLLM_API_KEY": KEY, "CHECK": vllm.KEY_CHECK}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        descriptor = listener.fileno()
+        argv = [sys.executable, str(script), str(descriptor)]
+        with subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL, pass_fds=[descriptor]) as child:
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                child.kill()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"])
+def test_over_a_real_socket_no_path_and_no_method_passes_without_the_key(worker: str, method: str) -> None:
+    with httpx.Client(base_url=worker, trust_env=False, timeout=30) as stranger:
+        refused = {path: stranger.request(method, path, content=b"x" * 1000).status_code for path in PATHS}
+    with httpx.Client(base_url=worker, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as router:
+        served = {path: router.request(method, path).status_code for path in PATHS}
+
+    assert set(refused.values()) == {401}
+    assert set(served.values()) == {200}

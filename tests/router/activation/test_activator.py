@@ -1,0 +1,381 @@
+"""What the activator does with what it sees. The record and the agents are values; nothing sleeps."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Function, revision
+from cortex.platform import clock
+from cortex.platform.agent_messages import Accepted, Ensure, Rejected
+from cortex.platform.in_flight import InFlight
+from cortex.platform.record import FailureKind, Fleet, HostRecord, InLine, Instance
+from cortex.platform.registry import Registry
+from cortex.platform.scheduling.failures import Failures
+from cortex.platform.scheduling.placement import When
+from cortex.router.activation.activator import CLAIM_S, Activator
+from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable
+from cortex.router.errors import NoCapacity, NotReadyInTime, QueueFull, StartFailed
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import Target
+from cortex.router.request.probe import Pulse
+from tests.support.factories import a_function, a_host, an_instance
+
+FUNCTION = a_function()
+TARGET = Target(FUNCTION, revision(FUNCTION))
+
+
+class Catalogue:
+    """A catalogue that declares one function, until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.digest = "here"
+        self.targets: dict[str, Target] = {FUNCTION.id: TARGET}
+        self._changed = asyncio.Event()
+
+    def known(self, name: str) -> Target | None:
+        return self.targets.get(name)
+
+    async def change(self, timeout_s: float, *others: asyncio.Future[Any]) -> None:
+        changed = asyncio.create_task(self._changed.wait())
+        await asyncio.wait((changed, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+
+    def becomes(self, *functions: Function) -> None:
+        self.targets = {f.id: Target(f, revision(f)) for f in functions}
+        self._changed.set()
+
+
+class Stage:
+    """One host as the router sees it. Each proposal that is taken turns the record's page: `pages` says to what.
+
+    A page that is a list is read line by line; its last line stands.
+    """
+
+    def __init__(self, *pages: tuple[Instance, ...] | list[tuple[Instance, ...]]) -> None:
+        self._pages = [page if isinstance(page, list) else [page] for page in pages]
+        self.proposed = 0
+        self.asked: list[Ensure] = []
+        self.failures = Failures()
+        self._view = FleetView(cast(Registry, self), "router-1")
+        self.addresses: list[str] = []
+        self.others: dict[str, HostRecord] = {}
+        self.catalogue = ""
+        self.lost = 0
+        self.turns: dict[str, float] = {}
+        """Hosts that are full of instances in use, and when a turn comes there."""
+        self.directory = Catalogue()
+        self.pulses: list[Pulse] = []
+        self.probes: list[str] = []
+        self._flights = InFlight("router-1")
+        self.activator = Activator(
+            self._view, cast(Registry, self), cast(Agents, self), self._flights, self.directory, self
+        )
+
+    async def fleet(self, now: float) -> Fleet:
+        page = self._pages[self.proposed]
+        there = page.pop(0) if len(page) > 1 else page[0]
+        failures = self.failures.all() if self.proposed else ()
+        host = replace(a_host(*there), failures=failures, catalogue=self.catalogue)
+        return Fleet(hosts={host.name: host, **self.others}, at=now)
+
+    async def claim(self, function: str, token: str, ttl_s: float) -> bool:
+        return True
+
+    async def release(self, function: str, token: str) -> None:
+        return None
+
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted | Rejected:
+        self.asked.append(asked)
+        self.addresses.append(host.address)
+        if host.name in self.turns and not asked.turn:
+            return Rejected("in use", When.LATER, turn_in_s=self.turns[host.name])
+        self.proposed += 1
+        if self.lost:
+            self.lost -= 1
+            raise AgentUnavailable("no answer in time")
+        return Accepted(f"new-{self.proposed}", State.STARTING)
+
+    async def pulse(self, instance: Instance) -> Pulse:
+        self.probes.append(instance.id)
+        return self.pulses.pop(0)
+
+    async def served(self) -> None:
+        """Wait as a request does, while the record is read again and again."""
+        await self._view.refresh()
+        with self.activator.in_queue(FUNCTION):
+            waiting = asyncio.create_task(self.activator.wait_until_ready(TARGET, FUNCTION.start_timeout_s))
+            async with asyncio.timeout(5):
+                while not waiting.done():
+                    await asyncio.sleep(0)
+                    await self._view.refresh()
+            await waiting
+
+
+@pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING, State.RECLAIMING])
+async def test_an_instance_on_its_way_out_is_not_waited_for(state: State) -> None:
+    stage = Stage((an_instance("old", state=state),), (an_instance("new-1", ready=1.0),))
+
+    await stage.served()
+
+    assert stage.proposed == 1
+
+
+async def test_a_worker_that_dies_before_its_agent_says_so_is_no_failed_start() -> None:
+    """The agent answers `ensure` with the worker it still believes in; what it says next is that it crashed."""
+    dead = an_instance("new-1", ready=1.0)
+    stage = Stage((), (replace(dead, state=State.RECLAIMING),), (an_instance("new-2", ready=2.0),))
+    stage.failures.add(dead, FailureKind.CRASH, "the worker was killed by SIGKILL while it was ready", (), 1.0)
+
+    await stage.served()
+
+    assert stage.proposed == 2
+
+
+async def test_a_start_that_its_host_has_forgotten_is_made_again_at_once() -> None:
+    """An agent that began anew knows nothing of a download it was waiting for."""
+    fetching = an_instance("new-1", state=State.FETCHING)
+    stage = Stage((), [*[(fetching,)] * 20, ()], (an_instance("new-2", ready=2.0),))
+
+    await stage.served()
+
+    assert stage.proposed == 2
+
+
+async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() -> None:
+    stage = Stage((), ())
+    starting = an_instance("new-1", state=State.STARTING)
+    stage.failures.add(starting, FailureKind.CRASH, "the worker exited with code 1 while starting", ("a prompt",), 1.0)
+
+    with pytest.raises(StartFailed, match=r"exited with code 1 while starting$"):
+        await stage.served()
+
+    assert stage.proposed == 1
+
+
+async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
+    stage = Stage((an_instance("a"), an_instance("b")), ())
+
+    going = await stage.activator.add(TARGET, minimum=False)
+
+    assert going == Accepted("new-1", State.STARTING)
+    assert stage.asked == [Ensure(FUNCTION, beside=("a", "b"), evict=False)]
+
+
+async def test_one_for_the_minimum_may_evict_and_is_marked_as_such() -> None:
+    stage = Stage((), ())
+
+    await stage.activator.add(TARGET, minimum=True)
+
+    assert stage.asked == [Ensure(FUNCTION, evict=True, minimum=True)]
+
+
+async def test_the_only_host_gets_the_request_for_a_turn_at_once_with_how_long_requests_have_waited() -> None:
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.turns = {"host-a": 5.0}
+
+    await stage.served()
+
+    assert [a.turn for a in stage.asked] == [True]
+    assert stage.asked[0].waited_s > 0
+
+
+async def test_a_host_with_room_goes_before_a_turn() -> None:
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.others, stage.turns = {other.name: other}, {"host-a": 0.0}
+
+    await stage.served()
+
+    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.asked, strict=True)] == [
+        ("host-a", False),
+        ("host-b", False),
+    ]
+
+
+async def test_where_no_host_has_room_the_one_with_the_soonest_turn_gets_the_request_for_it() -> None:
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.others, stage.turns = {other.name: other}, {"host-a": 20.0, "host-b": 3.0}
+
+    await stage.served()
+
+    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.asked, strict=True)] == [
+        ("host-a", False),
+        ("host-b", False),
+        ("host-b", True),
+    ]
+
+
+async def test_what_an_operator_warms_takes_no_turn() -> None:
+    stage = Stage((), ())
+    stage.turns = {"host-a": 0.0}
+    await stage._view.refresh()
+
+    with pytest.raises(NoCapacity, match="in use"):
+        await stage.activator.ensure(lambda: TARGET, force=True)
+
+    assert [a.turn for a in stage.asked] == [False]
+
+
+async def test_a_request_whose_time_is_up_in_line_learns_for_whom_it_waited_and_when_to_come_back() -> None:
+    stage = Stage((an_instance("busy", function="org/busy"),))
+    place = InLine(function=FUNCTION.id, since=clock.now() - 9, turn_at=clock.now() + 20, closes=("busy",), start_s=4.0)
+    there = replace(a_host(an_instance("busy", function="org/busy")), name="host-b", line=(place,))
+    stage.others = {"host-b": there}
+    await stage._view.refresh()
+
+    late = stage.activator.late(FUNCTION)
+
+    assert late.retry_after == 24
+    assert "it has waited for memory on host-b for 9 s; org/busy closes for it in at most 20 s" in late.message
+
+
+async def test_no_further_one_is_asked_for_while_one_is_coming() -> None:
+    stage = Stage((an_instance("a"), an_instance("b", state=State.STARTING)))
+
+    assert await stage.activator.add(TARGET, minimum=True) is None
+
+
+async def test_a_plan_that_finds_no_place_says_why_of_a_host_that_was_not_worth_asking() -> None:
+    pinned = an_instance("a", function="org/pinned", memory_mb=20_000, pinned=True, ready=1.0)
+    stage = Stage((pinned,))
+    await stage._view.refresh()
+
+    planned, refusals = await stage.activator.plan(a_function(vram_mb=9000))
+
+    assert planned is None
+    assert refusals == {"host-a": "does not fit by 19000 MiB: org/pinned is pinned"}
+
+
+async def test_a_suspect_that_is_well_is_chosen_again_and_nothing_is_started() -> None:
+    """One broken connection is no reason for a second instance."""
+    stage = Stage((an_instance("one"),))
+    await stage._view.refresh()
+    stage._view.suspect("one")
+    stage.pulses = [Pulse.WELL]
+
+    await stage.served()
+
+    assert (stage.probes, stage.proposed) == (["one"], 0)
+
+
+async def test_a_suspect_that_does_not_answer_has_its_host_asked_first() -> None:
+    other = replace(a_host(), name="host-0")
+    stage = Stage((an_instance("one"),), (an_instance("new-1", ready=1.0),))
+    stage.others = {other.name: other}
+    await stage._view.refresh()
+    stage._view.suspect("one")
+    stage.pulses = [Pulse.GONE]
+
+    await stage.served()
+
+    assert stage.addresses == ["http://host-a:13131"]
+
+
+async def test_a_start_of_what_is_not_declared_any_more_ends_and_proposes_nothing_else() -> None:
+    """Who waits for it is woken and looks its name up again."""
+    stage = Stage((), (an_instance("new-1", state=State.STARTING),))
+    await stage._view.refresh()
+
+    with stage.activator.in_queue(FUNCTION):
+        waiting = asyncio.create_task(stage.activator.wait_until_ready(TARGET, 60))
+        await until(lambda: stage.proposed == 1)
+        stage.directory.becomes(a_function(args=("--changed",)))
+        await asyncio.wait_for(waiting, 5)
+        stage._view.wake()
+        await until(lambda: not stage.activator._starts)
+
+    assert stage.proposed == 1
+
+
+async def test_a_start_that_was_superseded_is_made_again() -> None:
+    """This router has not read the new file yet, or the host has been told an old one."""
+    stage = Stage((), (), (an_instance("new-2", ready=2.0),))
+    starting = an_instance("new-1", state=State.STARTING)
+    stage.failures.add(starting, FailureKind.ROOM, "given up while it was starting: superseded", (), 1.0)
+
+    await stage.served()
+
+    assert stage.proposed == 2
+
+
+async def test_a_start_that_was_cooled_is_the_answer() -> None:
+    stage = Stage((), ())
+    starting = an_instance("new-1", state=State.STARTING)
+    stage.failures.add(starting, FailureKind.CANCELLED, "given up while it was starting: cool", (), 1.0)
+
+    with pytest.raises(StartFailed, match="given up while it was starting: cool"):
+        await stage.served()
+
+
+async def test_an_agent_that_does_not_answer_in_time_has_the_record_read_before_another_is_asked() -> None:
+    """It may have started one: two starts of a function with `max = 1` would be one too many."""
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.others = {other.name: other}
+    stage.lost = 1
+
+    await stage.served()
+
+    assert stage.addresses == ["http://host-a:13131"]
+
+
+async def test_an_agent_that_did_not_answer_in_time_is_asked_after_the_others() -> None:
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (), (an_instance("new-2", ready=1.0),))
+    stage.others = {other.name: other}
+    stage.lost = 1
+
+    await stage.served()
+
+    assert stage.addresses == ["http://host-a:13131", "http://host-b:13131"]
+
+
+async def test_the_claim_outlasts_an_agent_that_does_not_answer() -> None:
+    assert CLAIM_S > TIMEOUT_S
+
+
+async def test_who_waits_too_long_is_refused_whatever_the_catalogue_does() -> None:
+    stage = Stage((), (an_instance("new-1", state=State.STARTING),))
+    await stage._view.refresh()
+
+    with stage.activator.in_queue(FUNCTION), pytest.raises(NotReadyInTime):
+        await stage.activator.wait_until_ready(TARGET, 0)
+
+
+async def test_all_who_wait_count_towards_the_queue() -> None:
+    stage = Stage(())
+    short = a_function(queue=1)
+
+    with stage.activator.in_queue(short), pytest.raises(QueueFull), stage.activator.in_queue(short):
+        pass
+
+
+async def test_warm_looks_the_name_up_again_while_it_waits() -> None:
+    changed = a_function(args=("--changed",))
+    stage = Stage((), (an_instance("new-1", revision=revision(changed), ready=1.0),))
+    stage.lost = 1
+    found = [TARGET, Target(changed, revision(changed))]
+
+    instance = await stage.activator.ensure(lambda: found.pop(0) if len(found) > 1 else found[0], force=True)
+
+    assert (instance, stage.proposed) == ("new-1", 1)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110 (no event tells: what is awaited is the activator's own state)
+            await asyncio.sleep(0)
+
+
+async def test_of_agents_that_did_not_answer_the_one_that_failed_longest_ago_is_first() -> None:
+    """Else one that stays away would keep all behind it from being asked."""
+    activator = Stage(()).activator
+    activator._slow = {"a": time.monotonic() + 20, "b": time.monotonic() + 10, "c": time.monotonic() - 1}
+
+    assert activator._slow_last(["a", "b", "c", "d"]) == ["c", "d", "b", "a"]

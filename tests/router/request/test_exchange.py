@@ -1,0 +1,395 @@
+"""How a request waits, boards and looks its name up again. Workers are never reached: what is shown comes before."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Engine, Function, revision
+from cortex.platform.agent_messages import Accepted, Ensure
+from cortex.platform.api_keys import LOCAL, Priority, anonymous
+from cortex.platform.in_flight import InFlight
+from cortex.platform.record import Death, FailureKind, Fleet, HostRecord, Instance
+from cortex.platform.registry import Registry
+from cortex.platform.scheduling.failures import Failures
+from cortex.router.activation.activator import Activator
+from cortex.router.activation.agents import Agents
+from cortex.router.decision_log import DecisionLog
+from cortex.router.dialects.chat import stream as chat_stream
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue, Target
+from cortex.router.request.deaths import Deaths
+from cortex.router.request.exchange import Call, Exchange, Services
+from cortex.router.request.probe import Pulse
+from cortex.router.request.request_record import RequestRecord, RequestRecords
+from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
+from cortex.router.tracing import Tracing
+from tests.support.catalogues import aliases, entry, fake
+from tests.support.factories import a_host, an_instance
+
+
+class Sent(Struct):
+    """What went to the client."""
+
+    status: int = 0
+    body: bytes = b""
+
+
+class Stage:
+    """A router whose record, agents and workers are values; `file` is its catalogue."""
+
+    def __init__(self, folder: Path, text: str, *instances: Instance) -> None:
+        self.file = folder / "models.toml"
+        self.file.write_text(text)
+        self.directory = LiveCatalogue(self.file)
+        self.host = a_host(*instances)
+        self.view = FleetView(cast(Registry, self), "router-1")
+        self.directory.on_change = self.view.wake
+        self.flights = InFlight("router-1")
+        self.asked: list[Ensure] = []
+        self.found, self.breaks, self.error = Pulse.WELL, asyncio.Event(), Broken("closed")
+        self.breaks.set()
+        self.shared: list[Death] = []
+        self.posted: list[tuple[str, int]] = []
+        """The instances that requests were sent to, with how many were in flight there."""
+        self.services = Services(
+            self.view,
+            Activator(self.view, cast(Registry, self), cast(Agents, self), self.flights, self.directory, self),
+            self.flights,
+            cast(Upstream, self),
+            RequestRecords([]),
+            cast(Tracing, self),
+            self.directory,
+            Deaths(self.view, self, cast(Registry, self), DecisionLog("router-1"), "router-1"),
+        )
+
+    # What the router reads and asks.
+
+    async def fleet(self, now: float) -> Fleet:
+        return Fleet(hosts={self.host.name: self.host}, at=now)
+
+    async def claim(self, function: str, token: str, ttl_s: float) -> bool:
+        return True
+
+    async def release(self, function: str, token: str) -> None:
+        return None
+
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted:
+        self.asked.append(asked)
+        starting = an_instance(f"new-{len(self.asked)}", function=asked.function.id, revision=revision(asked.function))
+        return Accepted(starting.id, starting.state)
+
+    async def pulse(self, instance: Instance) -> Pulse:
+        return self.found
+
+    async def share_death(self, token: str, death: Death) -> None:
+        self.shared.append(death)
+
+    def begun(self, journey: object, headers: object) -> dict[str, str]:
+        return {}
+
+    async def post(self, instance: Instance, path: str, body: bytes, more: object = None) -> Answer:
+        self.posted.append((instance.id, self.flights.on(instance.id)))
+        await self.breaks.wait()
+        raise self.error
+
+    # What happens.
+
+    async def shows(self, *instances: Instance) -> None:
+        """Have the record say so."""
+        self.host = a_host(*instances)
+        await self.view.refresh()
+
+    def fails(self, function: str, id: str) -> None:
+        """Have the host say that an instance died while it served."""
+        failure = Failures().add(self.of(function, id), FailureKind.CRASH, "it was killed", (), 1.0, died=True)
+        self.host = replace(self.host, failures=(*self.host.failures, failure))
+
+    async def edit(self, text: str) -> None:
+        self.file.write_text(text)
+        for _ in range(2):
+            await self.directory.look()
+
+    def of(self, name: str, id: str = "one") -> Instance:
+        target = self.directory.find(name)
+        return an_instance(id, function=target.function.id, revision=target.revision, ready=1.0)
+
+    @asynccontextmanager
+    async def asking(self, name: str, *, stream: bool = False) -> AsyncIterator[tuple[asyncio.Task[None], Sent]]:
+        """Send a request; what it says to its client so far."""
+
+        async def understand(target: Target) -> Call:
+            reply = chat_stream.Reply(id="c", model=target.function.id)
+            return Call(
+                dialect="chat",
+                path="/v1/chat/completions",
+                body=b"{}",
+                reply=reply,
+                streams=reply if stream else None,
+            )
+
+        sent, target = Sent(), self.directory.find(name)
+
+        async def send(message: Any) -> None:
+            sent.status = message.get("status", sent.status)
+            sent.body += message.get("body", b"")
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        exchange = Exchange(
+            self.services, target, await understand(target), "r", LOCAL, asked=name, understand=understand
+        )
+        task = asyncio.ensure_future(cast(Awaitable[None], exchange({"headers": []}, receive, send)))  # type: ignore[arg-type]
+        try:
+            yield task, sent
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.services.activator.close()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not true():  # noqa: ASYNC110 (no event tells)
+                await asyncio.sleep(0)
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    await asyncio.wait_for(task, 5)
+
+
+async def test_a_request_is_in_flight_from_the_step_in_which_its_instance_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report between choosing and boarding would say that nothing is in flight on what may drain."""
+    stage = Stage(tmp_path, fake("f"))
+    gaps: list[int] = []
+    chosen = Exchange._chosen
+
+    def watched(self: Exchange) -> Instance | None:
+        instance = chosen(self)
+        if instance is not None:
+            asyncio.get_running_loop().call_soon(lambda: gaps.append(stage.flights.on(instance.id)))
+        return instance
+
+    monkeypatch.setattr(Exchange, "_chosen", watched)
+    async with stage.asking("f", stream=True) as (task, _):
+        await stage.until(lambda: bool(stage.asked))
+        await stage.shows(stage.of("f"))
+        await ended(task)
+
+    assert gaps
+    assert set(gaps) == {1}
+    assert stage.posted[0] == ("one", 1)
+
+
+async def test_what_broke_is_tried_twice_more_and_refused_and_nothing_is_started_beside_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    await stage.shows(stage.of("f"))
+
+    async with stage.asking("f") as (task, sent):
+        await ended(task)
+
+    assert (sent.status, len(stage.posted), stage.asked) == (502, 3, [])
+    assert stage.flights.counts() == ({}, {})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_was_alone_aboard_a_dying_worker_is_not_sent_again(tmp_path: Path, stream: bool) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.found = Pulse.GONE
+    await stage.shows(stage.of("f", "one"), stage.of("f", "two"))
+    stage.fails("f", "one")
+    await stage.view.refresh()
+
+    async with stage.asking("f", stream=stream) as (task, sent):
+        await ended(task)
+
+    assert (sent.status, len(stage.posted)) == (502, 1)
+    assert [death.alone for death in stage.shared] == [True]
+
+
+async def test_requests_aboard_a_dying_worker_together_are_sent_again_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.found = Pulse.GONE
+    stage.breaks.clear()
+    await stage.shows(stage.of("f", "a"))
+    async with stage.asking("f") as (first, one), stage.asking("f") as (second, other):
+        await stage.until(lambda: len(stage.posted) == 2)
+        for name in "abc":
+            stage.fails("f", name)
+        stage.host = replace(stage.host, instances=tuple(stage.of("f", name) for name in "abc"))
+        await stage.view.refresh()
+
+        stage.breaks.set()
+        await ended(first)
+        await ended(second)
+
+    assert [one.status, other.status] == [502, 502]
+    assert [instance for instance, _ in stage.posted] == ["a", "a", "b", "c"]
+
+
+async def test_what_killed_two_workers_alone_is_refused_for_a_while_and_others_are_served(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.found = Pulse.GONE
+    await stage.shows(*(stage.of("f", n) for n in "abcd"))
+    for name in "abcd":
+        stage.fails("f", name)
+    await stage.view.refresh()
+    statuses = []
+    for _ in range(3):
+        async with stage.asking("f") as (task, sent):
+            await ended(task)
+        statuses.append(sent.status)
+
+    assert statuses == [502, 502, 503]
+    assert b"suspected_request" in sent.body
+    assert len(stage.posted) == 2
+
+
+async def test_a_request_that_two_engines_in_a_row_answer_that_they_are_dead_counts_as_the_cause(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.error = EngineFailed("its engine has failed")
+    await stage.shows(*(stage.of("f", n) for n in "abcd"))
+    statuses = []
+    for _ in range(3):
+        async with stage.asking("f") as (task, sent):
+            await ended(task)
+        statuses.append((sent.status, len(stage.posted)))
+
+    assert statuses == [(502, 2), (502, 4), (503, 4)]
+    assert [death.alone for death in stage.shared] == [True, True]
+
+
+async def test_what_waits_for_a_slot_of_an_instance_that_is_closed_waits_as_for_a_start(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, entry("f", engine="llamacpp", source="/w.gguf", target_concurrency=1))
+    stage.breaks.clear()
+    busy = replace(stage.of("f", "busy"), server="llama-server")
+    await stage.shows(busy)
+    async with stage.asking("f") as (first, _), stage.asking("f") as (second, _):
+        await stage.until(lambda: stage.flights.on("busy") == 2)
+        await stage.shows(replace(busy, state=State.DRAINING, yields_to="g"))
+        first.cancel()
+        await stage.until(lambda: stage.flights.waiting_for("f") == 1)
+        left = stage.flights.on("busy")
+        await stage.until(lambda: bool(stage.asked))
+        stage.breaks.set()
+        await stage.shows(replace(stage.of("f", "next"), server="llama-server"))
+        await ended(second)
+
+    assert left == 0
+    assert [instance for instance, _ in stage.posted] == ["busy", "next", "next", "next"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_for_an_entry_that_is_edited_waits_for_its_new_revision(tmp_path: Path, stream: bool) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    async with stage.asking("f", stream=stream) as (task, _):
+        await stage.until(lambda: len(stage.asked) == 1)
+        await stage.edit(fake("f", "--changed"))
+        await stage.until(lambda: len(stage.asked) == 2)
+        await stage.shows(stage.of("f", "edited"))
+        await ended(task)
+
+    assert [a.function.args for a in stage.asked] == [(), ("--changed",)]
+    assert stage.posted[0][0] == "edited"
+
+
+async def test_a_request_for_a_name_that_is_removed_is_refused_at_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f") + fake("g"))
+    async with stage.asking("f") as (task, sent):
+        await stage.until(lambda: bool(stage.asked))
+        await stage.edit(fake("g"))
+        await ended(task)
+
+    assert (sent.status, b"model_not_found" in sent.body, len(stage.asked)) == (404, True, 1)
+    assert stage.flights.counts() == ({}, {})
+
+
+async def test_a_request_for_an_alias_that_is_moved_goes_where_it_leads_now(tmp_path: Path) -> None:
+    both = fake("f") + fake("g")
+    stage = Stage(tmp_path, both + aliases({"a": "f"}))
+    async with stage.asking("a") as (task, _):
+        await stage.until(lambda: bool(stage.asked))
+        waited_for = stage.flights.counts()[1]
+        await stage.edit(both + aliases({"a": "g"}))
+        await stage.until(lambda: len(stage.asked) == 2)
+        waits_for = stage.flights.counts()[1]
+        await stage.shows(stage.of("g"))
+        await ended(task)
+
+    assert (waited_for, waits_for) == ({"f": 1}, {"g": 1})
+    assert stage.posted[0][0] == "one"
+
+
+async def test_edits_do_not_start_the_start_clock_anew(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f", start_timeout_s=0.5))
+    async with stage.asking("f") as (task, sent):
+        edits = 0
+        while not task.done():
+            edits += 1
+            assert edits < 200
+            await stage.edit(fake("f", f"--n{edits}", start_timeout_s=0.5))
+            await asyncio.wait((task,), timeout=0.05)
+
+    assert (sent.status, b"was not ready after 0.5 s" in sent.body) == (503, True)
+    assert edits > 1
+
+
+async def test_who_lets_others_go_first_counts_as_waiting_and_has_the_start_clock(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f", start_timeout_s=0.3))
+    with stage.services.starts.waiting("f", Priority.HIGH):
+        async with stage.asking("f") as (task, sent):
+            await stage.until(lambda: bool(stage.asked))
+            await stage.shows(stage.of("f"))
+            await asyncio.sleep(0)
+            waiting = stage.flights.waiting_for("f")
+            await ended(task)
+
+    assert (waiting, stage.posted) == (1, [])
+    assert (sent.status, b"was not ready after 0.3 s" in sent.body) == (503, True)
+
+
+# A request that breaks before it is served
+
+
+class BrokenTracing:
+    """Tracing that fails on what a caller sent."""
+
+    def __init__(self, journeys: RequestRecords) -> None:
+        self._journeys = journeys
+        self.live: list[RequestRecord] = []
+
+    def begun(self, journey: RequestRecord, headers: object) -> dict[str, str]:
+        self.live = self._journeys.live()
+        raise ValueError("a header that means nothing")
+
+
+async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -> None:
+    ended: list[RequestRecord] = []
+
+    def note(journey: RequestRecord) -> None:
+        ended.append(journey)
+
+    journeys = RequestRecords([note])
+    tracing = BrokenTracing(journeys)
+    nothing = cast(Any, None)
+    services = Services(nothing, nothing, nothing, nothing, journeys, cast(Any, tracing), nothing, nothing)
+    target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
+    call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
+    exchange = Exchange(services, target, call, "req_1", anonymous())
+
+    with pytest.raises(ValueError, match="means nothing"):
+        await exchange({"headers": []}, nothing, nothing)  # type: ignore[arg-type]
+
+    assert tracing.live == [exchange.journey]
+    assert journeys.live() == []
+    assert ended == [exchange.journey]

@@ -1,0 +1,66 @@
+"""Who is aboard an instance, and for how long it has given nobody a byte."""
+
+import asyncio
+import time
+
+import pytest
+
+from cortex.router.request.open_requests import WORTH_REPORTING_S, OpenRequests
+from cortex.router.request.request_record import RequestRecord
+from cortex.router.request.upstream import Broken
+
+LATER_S = 1000.0
+"""Far enough in the future that every silence is worth reporting."""
+
+
+def a_journey() -> RequestRecord:
+    return RequestRecord("r", "f", "f", "chat", streams=True, read_s=0.0)
+
+
+def silent(aboard: OpenRequests, present: tuple[str, ...] = ("one",)) -> bool:
+    return bool(aboard.silences(time.monotonic() + LATER_S, present))
+
+
+def test_an_instance_that_owes_an_answer_is_silent_until_it_gives_one() -> None:
+    aboard = OpenRequests()
+    with aboard.sent("one", a_journey()):
+        at_once = aboard.silences(time.monotonic() + WORTH_REPORTING_S / 2, ("one",))
+        later = silent(aboard)
+
+    assert (at_once, later, silent(aboard)) == ({}, True, False)
+
+
+def test_what_a_client_left_waiting_counts_until_the_next_answer() -> None:
+    aboard = OpenRequests()
+    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_journey()):
+        raise asyncio.CancelledError
+    left = silent(aboard)
+    with aboard.sent("one", a_journey()):
+        pass
+
+    assert (left, silent(aboard)) == (True, False)
+
+
+def test_a_byte_for_one_request_is_progress_for_all() -> None:
+    aboard, streams = OpenRequests(), a_journey()
+    with aboard.sent("one", a_journey()), aboard.sent("one", streams):
+        streams.piece(time.monotonic() + LATER_S)
+
+        assert not silent(aboard)
+
+
+def test_all_that_were_aboard_count_when_the_first_connection_breaks() -> None:
+    aboard = OpenRequests()
+    with aboard.sent("one", a_journey()), pytest.raises(Broken), aboard.sent("one", a_journey()):
+        raise Broken("closed")
+
+    assert aboard.lose("one") == 2
+
+
+def test_instances_that_are_gone_are_forgotten() -> None:
+    aboard = OpenRequests()
+    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_journey()):
+        raise asyncio.CancelledError
+
+    assert not silent(aboard, ())
+    assert not silent(aboard)

@@ -1,0 +1,170 @@
+"""What is noted of requests, and what the last hour adds up to. Times are given."""
+
+from typing import Any
+
+import pytest
+
+from cortex.router.metrics import latency
+from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, together
+from cortex.router.request.request_record import RECENT, RequestRecord, RequestRecords, Try, summary
+
+
+def a_journey(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> RequestRecord:
+    """A streamed request that has just begun."""
+    journey = RequestRecord(id, function, function, "chat", streams=True, read_s=0.0)
+    journey.began = 100.0
+    for name, value in noted.items():
+        setattr(journey, name, value)
+    return journey
+
+
+def a_finished(**noted: Any) -> RequestRecord:
+    """Ten tokens in two seconds, the first after one."""
+    values = {"first": 101.0, "last": 103.0, "ended": 103.0, "pieces": 10, "tokens_out": 11, "status": 200}
+    return a_journey(**(values | noted))
+
+
+def test_the_gaps_between_pieces_are_counted_from_the_second_on() -> None:
+    journey = a_journey()
+
+    for now in (101.0, 101.1, 101.2, 103.2):
+        journey.piece(now)
+
+    assert journey.first_s == 1.0
+    assert journey.gaps is not None
+    assert sum(journey.gaps) == 3
+    assert journey.gaps_s == pytest.approx(2.2)
+
+
+def test_a_rate_is_of_the_tokens_after_the_first() -> None:
+    assert a_finished().tokens_per_s == 5.0
+    assert a_finished(tokens_out=1).tokens_per_s is None
+    assert a_finished(last=101.0).tokens_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("status", "fault", "failed"),
+    [
+        (200, "", False),
+        (200, "worker_error", True),  # in the stream
+        (502, "worker_error", True),
+        (503, "loading", True),
+        (404, "unknown_model", False),
+        (429, "rate_limited", False),
+        (499, "client_gone", False),
+        (200, "client_gone", False),
+    ],
+)
+def test_a_request_failed_when_it_was_not_the_clients_doing(status: int, fault: str, failed: bool) -> None:
+    assert a_finished(status=status, fault=fault).failed is failed
+
+
+def test_a_request_is_over_once_and_then_everybody_is_told() -> None:
+    heard: list[str] = []
+    journeys = RequestRecords([lambda j: heard.append(j.id)])
+    journey = a_journey()
+    journeys.begun(journey)
+
+    journeys.over(journey)
+    journeys.over(journey)
+
+    assert heard == ["req_1"]
+    assert journeys.live() == []
+    assert journeys.find("req_1") == [journey]
+
+
+def test_only_so_many_requests_are_remembered() -> None:
+    journeys = RequestRecords([])
+    for number in range(RECENT + 5):
+        journeys.begun(journey := a_journey(f"req_{number}"))
+        journeys.over(journey)
+
+    assert journeys.find("req_4") == []
+    assert len(journeys.find("req_5")) == 1
+
+
+def test_cancelling_reaches_every_live_request_of_an_id() -> None:
+    cancelled: list[int] = []
+    journeys = RequestRecords([])
+    for number in (1, 2):
+        journeys.begun(a_journey("same", cancel=lambda n=number: cancelled.append(n)))
+    journeys.begun(a_journey("other", cancel=lambda: cancelled.append(3)))
+
+    assert journeys.cancel("same") == 2
+    assert cancelled == [1, 2]
+
+
+def test_cancelling_for_a_key_leaves_the_requests_that_others_gave_the_same_id() -> None:
+    cancelled: list[str] = []
+    journeys = RequestRecords([])
+    for who in ("ann", "bob", ""):
+        journey = a_journey("same", cancel=lambda who=who: cancelled.append(who))
+        journey.who = who
+        journeys.begun(journey)
+
+    assert journeys.cancel("same", "bob") == 1
+    assert journeys.cancel("same", "") == 1
+    assert cancelled == ["bob", ""]
+
+
+def test_what_is_shown_of_a_request_says_which_workers_broke() -> None:
+    journey = a_journey()
+    journey.forwarded("i-1", "here")
+    journey.broke("connection refused")
+    journey.forwarded("i-2", "there")
+
+    shown = summary(journey, "router-1")
+
+    assert shown.tries == (Try("i-1", "here", "connection refused"),)
+    assert (shown.instance, shown.host, shown.phase, shown.router) == ("i-2", "there", "forwarded", "router-1")
+
+
+def test_requests_of_ten_seconds_share_a_bucket() -> None:
+    traffic = Traffic()
+    for now in (1000.0, 1009.0, 1010.0):
+        traffic.note(a_finished(), now)
+
+    hour, lately = traffic.since(1011.0)
+
+    assert [(b.at, b.requests) for b in hour] == [(1000, 2), (1010, 1)]
+    assert lately["org/model"].requests == 3
+    assert lately["org/model"].timed_tokens / lately["org/model"].timed_s == 5.0
+
+
+def test_traffic_keeps_an_hour() -> None:
+    traffic = Traffic()
+    for bucket in range(HOUR + 10):
+        traffic.note(a_finished(), 1000.0 + bucket * BUCKET_S)
+
+    hour, lately = traffic.since(1000.0 + (HOUR + 9) * BUCKET_S)
+
+    assert len(hour) == HOUR
+    assert lately["org/model"].requests == 30
+    assert traffic.since(99999.0) == ([], {})
+
+
+def test_what_several_workers_saw_is_added_up() -> None:
+    one, two = Traffic(), Traffic()
+    one.note(a_finished(), 1000.0)
+    two.note(a_finished(status=502), 1000.0)
+    two.note(a_finished(function="org/other"), 1010.0)
+
+    hour, lately = together(t.since(1011.0) for t in (one, two))
+
+    assert [(b.at, b.requests, b.errors) for b in hour] == [(1000, 2, 1), (1010, 1, 0)]
+    assert {f: b.requests for f, b in lately.items()} == {"org/model": 2, "org/other": 1}
+
+
+def test_percentiles_of_several_workers_are_those_of_all_their_requests_together() -> None:
+    one, two = Traffic(), Traffic()
+    for _ in range(97):
+        one.note(a_finished(first=100.1, last=100.2, ended=100.2), 1000.0)
+    for _ in range(3):
+        two.note(a_finished(first=109.0, last=110.0, ended=110.0), 1000.0)
+
+    (bucket,), _ = together(t.since(1011.0) for t in (one, two))
+
+    assert bucket.durations == latency.together([one.since(1011.0)[0][0].durations, two.since(1011.0)[0][0].durations])
+    assert latency.percentile(bucket.durations, 0.95) == pytest.approx(0.2, rel=0.1)
+    assert latency.percentile(bucket.durations, 0.99) == pytest.approx(10.0, rel=0.1)
+    assert latency.percentile(bucket.first_tokens, 0.99) == pytest.approx(9.0, rel=0.1)

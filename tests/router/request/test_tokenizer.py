@@ -1,0 +1,81 @@
+"""Counting a prompt with its worker: what the worker says goes to the request's client, and nowhere else."""
+
+import json
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.dialect import read_request
+from cortex.router.errors import UpstreamBroke
+from cortex.router.request.context_window import fitting
+from cortex.router.request.tokenizer import Tokenizer
+from tests.support.factories import a_function, an_instance
+
+VLLM = a_function("org/model", context=16)
+PROMPT = "a private prompt"
+
+
+class Answer:
+    """A worker's answer of one piece."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        self.status, self._body = status, json.dumps(body).encode()
+
+    async def whole(self) -> bytes:
+        return self._body
+
+    async def error(self) -> bytes:
+        return self._body
+
+    def close(self) -> None:
+        pass
+
+
+class Workers:
+    """Answers every request alike."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        self._answer = Answer(status, body)
+
+    async def post(self, *_: object) -> Answer:
+        return self._answer
+
+
+ANSWERS = [
+    (400, {"error": {"message": f"cannot render {PROMPT}"}}),
+    (500, {"detail": PROMPT}),
+    (200, {"count": PROMPT}),
+    (200, {"tokens": PROMPT}),
+    (200, PROMPT),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), ANSWERS)
+async def test_no_word_of_a_worker_is_in_what_is_noted_of_a_count_that_failed(status: int, body: Any) -> None:
+    tokenizer = Tokenizer(Workers(status, body))  # type: ignore[arg-type]
+
+    with pytest.raises(UpstreamBroke) as broke:
+        await tokenizer.count(VLLM, an_instance(server="vllm"), b"{}")
+
+    assert PROMPT not in broke.value.message + broke.value.public + str(broke.value)
+    assert str(status) in broke.value.message or status == 200
+    assert (PROMPT in broke.value.fault().message) is (status != 200)
+
+
+@pytest.mark.parametrize(("status", "body"), ANSWERS)
+async def test_a_prompt_that_was_not_counted_is_logged_without_a_word_of_its_worker(status: int, body: Any) -> None:
+    tokenizer = Tokenizer(Workers(status, body))  # type: ignore[arg-type]
+    request = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": PROMPT * 20}]}
+    sent = json.dumps(request).encode()
+    traits = Traits(context_window=16, on_long_prompt="clamp")
+    asked = read_request("chat", sent, traits)
+    settle = fitting(tokenizer, VLLM, "chat", asked, sent, traits)
+    assert settle is not None
+
+    with capture_logs() as logs:
+        assert await settle(an_instance(server="vllm", context=16), False) == sent
+
+    assert [entry["event"] for entry in logs] == ["prompt_not_counted"]
+    assert PROMPT not in repr(logs)
