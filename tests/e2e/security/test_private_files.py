@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 SHARES = """
 import os, sys
 from cortex.platform.settings import Agent
-from cortex.platform.workers.identity import share_cache
+from cortex.platform.workers.worker_user import share_cache
 os.umask(0o077)
 share_cache(Agent(state_dir="state", log_dir="logs", worker_user=sys.argv[1]))
 os.makedirs("cache/weights")

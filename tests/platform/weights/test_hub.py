@@ -298,7 +298,7 @@ def test_a_disk_that_is_too_small_is_known_before_anything_comes(hub: FakeHub, t
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a file system needs root")
 def test_a_disk_that_fills_up_meanwhile_fails_clearly_and_leaves_nothing_whole(hub: FakeHub, tmp_path: Path) -> None:
     script = """
-import sys; from pathlib import Path; from tests.platform.test_hub import *
+import sys; from pathlib import Path; from tests.platform.weights.test_hub import *
 small = Path(sys.argv[1]); way = Hub(weights.hub_cache(small), endpoint=sys.argv[2])
 def fill_up(_):  # somebody else takes the rest once it has begun
     (small / "other").write_bytes(b"x" * 2_000_000)

@@ -15,7 +15,7 @@ from cortex.platform.workers.worker_user import worker_user
 
 SHOW = """
 import json, resource, subprocess, sys
-from cortex.platform.workers.confine import confine
+from cortex.platform.workers.hardening import confine
 confine(no_new_privs=json.loads(sys.argv[1]))
 said = subprocess.run(["grep", "NoNewPrivs", "/proc/self/status"], capture_output=True, text=True).stdout.split()[1]
 core = subprocess.run(["/bin/sh", "-c", "ulimit -c"], capture_output=True, text=True).stdout.strip()

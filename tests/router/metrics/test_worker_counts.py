@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from cortex.platform import metrics
 from cortex.platform.meter import Count, Meter
-from cortex.router.metrics.tallies import Tally
+from cortex.router.metrics.worker_counts import Tally
 meter = Meter()
 meter.count(metrics.REPLAYS, ("m", "n"), 5)
 Tally(Path(sys.argv[1])).write(meter.snapshot([Count(metrics.PROCESSES.name, (), 1)]))
