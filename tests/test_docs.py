@@ -1,5 +1,6 @@
 """What the documents promise is there."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,8 +8,14 @@ import pytest
 
 from cortex.cli.main import cli
 from cortex.functions.spec import Function
-from cortex.platform import metrics
+from cortex.platform import metrics, quota, registry
+from cortex.platform.agent.publisher import TTL_BEATS
+from cortex.platform.record_keys import RecordKeys
+from cortex.platform.weights.jobs import FAILED_KEPT_S, KEPT_S
+from cortex.router.access.sessions import SESSION_S
+from cortex.router.activation.activator import CLAIM_S
 from cortex.router.live_catalogue import load
+from cortex.router.runtime import SWEEP_LEASE_S
 from tests.support.cli_page import commands
 from tests.support.pages import PAGES
 
@@ -109,3 +116,109 @@ def test_every_test_that_security_md_names_exists() -> None:
     }
 
     assert missing == set()
+
+
+def keys_of_the_record() -> list[str]:
+    """Return every key that `RecordKeys` names, with its parameters in angle brackets."""
+    names = RecordKeys()
+    keys = [value for name, value in vars(names).items() if name != "prefix" and isinstance(value, str)]
+    for name, method in inspect.getmembers(names, inspect.ismethod):
+        if not name.startswith("_"):
+            (parameter,) = inspect.signature(method).parameters
+            named = method(f"<{parameter}>")
+            keys += [named] if isinstance(named, str) else named
+    return keys
+
+
+def rows_of_the_record() -> dict[str, list[str]]:
+    """Return the table of keys in the-record.md: type, writer, lifetime and content by key."""
+    section = (ROOT / "docs" / "design" / "the-record.md").read_text().partition("## Keys\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
+    return {key.strip("`"): cells for key, *cells in rows}
+
+
+def test_the_page_of_the_record_has_every_key_once_and_no_other() -> None:
+    assert sorted(rows_of_the_record()) == sorted(keys_of_the_record())
+
+
+def test_the_page_of_the_record_has_the_type_of_every_key() -> None:
+    types = {key: kind.replace("zset", "sorted set") for key, kind in RecordKeys().types.items()}
+
+    assert {key: cells[0] for key, cells in rows_of_the_record().items() if key in types} == types
+    assert all(len(cells) == 4 and all(cells) for cells in rows_of_the_record().values())
+
+
+@pytest.mark.parametrize(
+    ("key", "lifetime"),
+    [
+        ("cortex:host:<name>", f"{TTL_BEATS} heartbeats"),
+        ("cortex:namesake:<host>", f"{TTL_BEATS} heartbeats"),
+        ("cortex:counts:<host>", f"{TTL_BEATS} heartbeats"),
+        ("cortex:router:<router>", f"{registry.ROUTER_TTL_S:g} s"),
+        ("cortex:claim:<function>", f"{CLAIM_S:g} s"),
+        ("cortex:sweep", f"{SWEEP_LEASE_S:g} s"),
+        ("cortex:key:<digest>", f"{registry.EXPIRED_KEPT_S // 86400} days"),
+        ("cortex:tickets:{<key>}", f"{quota.LEASE_S:g} s"),
+        ("cortex:sessions", f"{SESSION_S // 86400} days"),
+        ("cortex:decisions", f"the last {registry.DECISIONS_KEPT}"),
+        ("cortex:question:<token>", f"{registry.ANSWERS_S:g} s"),
+        ("cortex:answers:<token>", f"{registry.ANSWERS_S:g} s"),
+        ("cortex:death:<token>", f"{registry.ANSWERS_S:g} s"),
+        ("cortex-<host>", f"finished jobs {KEPT_S // 3600} hour, failed ones {FAILED_KEPT_S // 86400} day"),
+    ],
+)
+def test_the_page_of_the_record_has_the_lifetime_of_every_key_that_expires(key: str, lifetime: str) -> None:
+    assert rows_of_the_record()[key][2].startswith(lifetime)
+
+
+def test_every_file_that_a_page_links_to_exists() -> None:
+    pages = [p for p in ROOT.rglob("*.md") if not {".venv", "artifacts", "node_modules"} & set(p.parts)]
+
+    missing = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+
+    assert missing == []
+
+
+def test_every_module_that_a_design_page_names_exists() -> None:
+    files = [path for area in ("functions", "platform", "router", "tests") for path in (ROOT / area).rglob("*")]
+    paths = [f"/{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}" for path in files]
+    pages = [*(ROOT / "docs" / "design").glob("*.md"), *(ROOT / "docs" / "adr").glob("*.md")]
+
+    missing = [
+        f"{page.name}: {name}"
+        for page in pages
+        for name in re.findall(r"`([\w/…]+(?:\.py|/))`", page.read_text())
+        if not any(path.endswith("/" + name.rpartition("…/")[2]) for path in paths)
+    ]
+
+    assert missing == []
+
+
+def terms_of_the_glossary() -> list[tuple[str, str]]:
+    """Return the terms of docs/glossary.md with the paths of their modules."""
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    return re.findall(r"^\| ([\w -]+) \| .+ \| `([\w/]+\.py)` \|$", text, re.MULTILINE)
+
+
+def test_the_glossary_has_each_term_once_in_alphabetical_order() -> None:
+    terms = [term for term, _ in terms_of_the_glossary()]
+
+    rows = re.findall(r"^\| (?!term)", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(terms) == len(rows) > 60
+    assert terms == sorted(set(terms), key=lambda term: term.replace("-", " "))
+
+
+def uses(module: str, term: str) -> bool:
+    """Whether a module exists and has a term in its name or its text, in any of its grammatical forms."""
+    path = ROOT / module
+    text = f"{path.stem} {path.read_text()}".lower().replace("_", " ").replace("-", " ") if path.exists() else ""
+    return bool(re.search(rf"\b{term.replace('-', ' ').removesuffix('y')}", " ".join(text.split())))
+
+
+def test_every_module_of_the_glossary_exists_and_uses_its_term() -> None:
+    assert [f"{term}: {module}" for term, module in terms_of_the_glossary() if not uses(module, term)] == []
