@@ -222,3 +222,13 @@ def uses(module: str, term: str) -> bool:
 
 def test_every_module_of_the_glossary_exists_and_uses_its_term() -> None:
     assert [f"{term}: {module}" for term, module in terms_of_the_glossary() if not uses(module, term)] == []
+
+
+def test_the_cases_in_dialects_md_are_those_in_the_names_of_tests() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    tested = {int(number) for number in re.findall(r"^ *(?:async )?def test_case_(\d+)_", text, re.MULTILINE)}
+
+    listed = [int(n) for n in re.findall(r"^(\d+)\. ", (ROOT / "docs" / "dialects.md").read_text(), re.MULTILINE)]
+
+    assert listed == sorted(tested)
+    assert len(listed) == len(set(listed))
