@@ -232,3 +232,35 @@ def test_the_cases_in_dialects_md_are_those_in_the_names_of_tests() -> None:
 
     assert listed == sorted(tested)
     assert len(listed) == len(set(listed))
+
+
+def folders_with_several_modules() -> list[Path]:
+    """Return the folders of the source that hold more than one module or folder of modules."""
+    folders = [ROOT / "router" / "cortex" / "cli"]
+    for area in ("functions", "platform", "router"):
+        folders += [path for path in (ROOT / area / "cortex" / area).rglob("*") if path.is_dir()]
+    return sorted(folder for folder in folders if len(modules_of(folder)) > 1)
+
+
+def modules_of(folder: Path) -> list[str]:
+    """Return the modules of a folder, and its folders that have modules, as a README names them."""
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    return sorted(modules + [f"{path.name}/" for path in folder.iterdir() if path.is_dir() and list(path.glob("*.py"))])
+
+
+@pytest.mark.parametrize("folder", [str(folder.relative_to(ROOT)) for folder in folders_with_several_modules()])
+def test_the_readme_of_a_folder_has_each_of_its_modules_once(folder: str) -> None:
+    readme = ROOT / folder / "README.md"
+
+    rows = re.findall(r"^\| `([\w/.]+)` \|", readme.read_text(), re.MULTILINE)
+
+    assert sorted(rows) == modules_of(ROOT / folder)
+    assert len(readme.read_text().splitlines()) < 60
+
+
+def test_the_readme_of_the_tests_has_every_folder_and_every_helper() -> None:
+    readme = (ROOT / "tests" / "README.md").read_text()
+    folders = [f"{path.name}/" for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("[!_]*.*"))]
+    helpers = [path.name for path in (ROOT / "tests" / "support").rglob("*.py") if path.name != "__init__.py"]
+
+    assert [name for name in (*folders, *helpers) if name not in readme] == []
