@@ -1,7 +1,9 @@
 """What the documents promise is there."""
 
+import hashlib
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,8 +51,9 @@ def test_every_module_of_an_area_is_in_its_readme() -> None:
         assert not missing, f"{area}/README.md says nothing of {missing}"
 
 
-def test_the_readmes_commands_are_recipes_and_subcommands_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "tests/README.md", "docs/operating.md"])
+def test_the_recipes_that_a_page_names_exist(page: str) -> None:
+    readme = (ROOT / page).read_text()
     recipes = re.findall(r"^([a-z-]+)[^:=\n]*:", (ROOT / "Justfile").read_text(), re.MULTILINE)
 
     for recipe in re.findall(r"(?:uv run |`)just ([a-z-]+)", readme):
@@ -264,3 +267,28 @@ def test_the_readme_of_the_tests_has_every_folder_and_every_helper() -> None:
     helpers = [path.name for path in (ROOT / "tests" / "support").rglob("*.py") if path.name != "__init__.py"]
 
     assert [name for name in (*folders, *helpers) if name not in readme] == []
+
+
+def test_the_licence_is_the_unaltered_gpl_3_and_the_metadata_says_so() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+
+    assert digest == "3972dc9744f6499f0f9b2dbf76696f2ae7ad8af9b23dde66d6af86c9dfb36986"
+    assert (project["license"], project["license-files"]) == ("GPL-3.0-only", ["LICENSE"])
+
+
+def test_every_package_is_marked_as_typed() -> None:
+    packages = [path for area in ("functions", "platform", "router") for path in (ROOT / area / "cortex").iterdir()]
+
+    assert [p.name for p in packages if (p / "__init__.py").exists() and not (p / "py.typed").exists()] == []
+
+
+def test_continuous_integration_runs_on_every_python_that_the_metadata_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    workflow = (ROOT / ".github" / "workflows" / "check.yml").read_text()
+
+    versions = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r"Python :: 3\.\d+$", c)]
+
+    assert re.findall(r"python: \[(.*)\]", workflow) == [", ".join(f'"{version}"' for version in versions)]
+    assert "run: .ci/run" in workflow
