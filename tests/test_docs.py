@@ -51,7 +51,9 @@ def test_every_module_of_an_area_is_in_its_readme() -> None:
         assert not missing, f"{area}/README.md says nothing of {missing}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "tests/README.md", "docs/operating.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "tests/README.md", "docs/operating.md", "docs/keys.md"]
+)
 def test_the_recipes_that_a_page_names_exist(page: str) -> None:
     readme = (ROOT / page).read_text()
     recipes = re.findall(r"^([a-z-]+)[^:=\n]*:", (ROOT / "Justfile").read_text(), re.MULTILINE)
