@@ -176,14 +176,27 @@ def test_the_page_of_the_record_has_the_lifetime_of_every_key_that_expires(key: 
     assert rows_of_the_record()[key][2].startswith(lifetime)
 
 
-def test_every_file_that_a_page_links_to_exists() -> None:
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    """Whether a link of a page leads to a file, and to a heading of it where it names one."""
+    path, _, anchor = target.partition("#")
+    file = page.parent / path if path else page
+    return file.exists() and (not anchor or anchor in anchors(file))
+
+
+def test_every_link_between_pages_leads_to_a_file_and_a_heading_that_exist() -> None:
     pages = [p for p in ROOT.rglob("*.md") if not {".venv", "artifacts", "node_modules"} & set(p.parts)]
 
     missing = [
         f"{page.relative_to(ROOT)}: {target}"
         for page in pages
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
-        if not (page.parent / target).exists()
+        for target in re.findall(r"\]\(([^):\s]+)\)", page.read_text())
+        if not leads_somewhere(page, target)
     ]
 
     assert missing == []
