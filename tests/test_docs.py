@@ -307,3 +307,7 @@ def test_continuous_integration_runs_on_every_python_that_the_metadata_names() -
 
     assert re.findall(r"python: \[(.*)\]", workflow) == [", ".join(f'"{version}"' for version in versions)]
     assert "run: .ci/run" in workflow
+
+
+def test_the_readme_is_one_read() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
