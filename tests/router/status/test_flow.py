@@ -10,10 +10,10 @@ from cortex.router.status.model import Flow
 NOW = 36_003.0  # buckets end at 36000
 
 
-def counted(*seconds: float) -> latency.Spread:
-    spread: latency.Spread = {}
+def counted(*seconds: float) -> latency.Histogram:
+    spread: latency.Histogram = {}
     for one in seconds:
-        latency.note(spread, one)
+        latency.add(spread, one)
     return spread
 
 

@@ -217,7 +217,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/functions", opt={"needs": "status"})
     async def functions() -> dict[str, Any]:
-        catalogue = runtime.directory.catalogue
+        catalogue = runtime.live_catalogue.catalogue
         aliases = {f: catalogue.aliases_of(f) for f in catalogue.functions}
         ledger = await runtime.history.ledger()
         found = rows(catalogue.functions.values(), aliases, runtime.fleet(), ledger, time.time())
@@ -225,8 +225,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/functions/{name:path}", opt={"needs": "status"})
     async def function(name: str) -> dict[str, Any]:
-        target = runtime.directory.find(name.lstrip("/"))
-        aliases = {target.function.id: runtime.directory.catalogue.aliases_of(target.function.id)}
+        target = runtime.live_catalogue.resolve(name.lstrip("/"))
+        aliases = {target.function.id: runtime.live_catalogue.catalogue.aliases_of(target.function.id)}
         found = rows([target.function], aliases, runtime.fleet(), await runtime.history.ledger(), time.time())
         described: dict[str, Any] = to_builtins(found[0])
         return described | {"revision": target.revision}
@@ -245,10 +245,10 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         Ids may hold slashes: the verb is the last segment.
         """
         function_id, _, verb = name.lstrip("/").rpartition("/")
-        if not plan and (meant := runtime.directory.known(function_id)):
-            runtime.receipts.asked(verb, meant.function.id, now=now)
+        if not plan and (meant := runtime.live_catalogue.get(function_id)):
+            runtime.decision_log.operator_action(verb, meant.function.id, now=now)
         if verb == "warm" and plan:
-            would, refusals = await runtime.activator.plan(runtime.directory.find(function_id).function)
+            would, refusals = await runtime.activator.plan(runtime.live_catalogue.resolve(function_id).function)
             leaving = order_on(runtime, would.host) if would else ()
             return {"plan": to_builtins(would), "refused": refusals, "leaving": to_builtins(leaving)}
         if plan:
@@ -256,7 +256,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         if verb == "warm":
             return {"instance": await runtime.warm(function_id)}
         if verb == "cool":
-            target = runtime.directory.find(function_id)
+            target = runtime.live_catalogue.resolve(function_id)
             going, away = await runtime.cool(target.function.id, at_once=now)
             if away:
                 raise NoCapacity(f"these hosts could not be told: {', '.join(away)}", retry_after=5)
@@ -274,7 +274,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             case _:
                 raise BadRequest(f"'{verb[:50]}' is not something to do with a function; {VERBS} are")
         try:
-            changed = await runtime.override(runtime.directory.find(function_id).function, **changes)
+            changed = await runtime.override(runtime.live_catalogue.resolve(function_id).function, **changes)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return {"id": changed.id, "pinned": changed.pinned, "min": changed.min, "max": changed.max}
@@ -315,7 +315,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             raise HostNotFound(host, nearest(host, fleet.hosts))
         if plan:
             return {"plan": to_builtins(await planned(runtime, verb, host=host))}
-        runtime.receipts.asked(verb, host=host)
+        runtime.decision_log.operator_action(verb, host=host)
         try:
             if verb == "drain":
                 moved, going = await runtime.drain(host)
@@ -331,7 +331,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
 
 async def _forget(runtime: Runtime, name: str) -> dict[str, Any]:
-    target = runtime.directory.find(name)
+    target = runtime.live_catalogue.resolve(name)
     try:
         entries, away = await runtime.forget(target)
     except RecordUnavailable as error:

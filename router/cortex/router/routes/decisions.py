@@ -40,7 +40,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """List receipts, newest first."""
         name = function
         if function:
-            target = runtime.directory.known(function)
+            target = runtime.live_catalogue.get(function)
             name = target.function.id if target else function
         wanted = {"function": name, "request": request_id, "host": host, "instance": instance, "what": what}
         try:

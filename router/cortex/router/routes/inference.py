@@ -56,7 +56,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function, view = target.function, runtime.view
-        return abilities.of(function, kind, view.known(function.id), view.ready(function.id, target.revision))
+        return abilities.of(function, kind, view.profile(function.id), view.ready(function.id, target.revision))
 
     async def generated(request: Http, kind: Dialect) -> ASGIApp:
         """Serve a request that a worker's chat or completions answers."""
@@ -70,12 +70,12 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         """Hold a request to its key's limits, then read its body and hold that until the request has been answered."""
         who, began = caller(request), time.monotonic()
         try:
-            share = await runtime.metering.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
+            share = await runtime.rate_limiter.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
             try:
                 held = await intake.body(request, who.id, share.cover if costs_tokens else _uncovered)
                 try:
                     if costs_tokens:
-                        await share.put_right(len(held.bytes), 1)
+                        await share.adjust(len(held.bytes), 1)
                     return held.held_by(await served(held.bytes, share))
                 except BaseException:
                     held.release()
@@ -86,7 +86,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         except OverLimits as over:
             journey = RequestRecord(request_id(request), "", "", kind, streams=False, read_s=time.monotonic() - began)
             journey.who = who.name
-            return runtime.metering.refusal(over, journey, kind)
+            return runtime.rate_limiter.reject(over, journey, kind)
 
     async def peek(body: bytes) -> str:
         """Return the model's name in a body whose weight is within bounds."""
@@ -96,7 +96,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         began = time.monotonic()
         name = await peek(body)
         who = caller(request)
-        target = runtime.directory.find_for(name, who)
+        target = runtime.live_catalogue.resolve_for(name, who)
         unique, created, headers = secrets.token_hex(12), int(time.time()), request.headers
 
         async def understand(target: Target) -> Call:
@@ -130,14 +130,14 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             )
 
         call = await understand(target)
-        await share.put_right(len(body), call.answers)
+        await share.adjust(len(body), call.answers)
         return exchange_of(request, target, call, understand, name, who, began, share)
 
     async def computation(request: Http, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
         began = time.monotonic()
         name = await peek(body)
         who = caller(request)
-        target = runtime.directory.find_for(name, who)
+        target = runtime.live_catalogue.resolve_for(name, who)
 
         async def understand(target: Target) -> Call:
             """Write the request for what its name stands for."""
@@ -158,7 +158,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             )
 
         call = await understand(target)
-        await share.put_right(len(body), call.answers)
+        await share.adjust(len(body), call.answers)
         return exchange_of(request, target, call, understand, name, who, began, share)
 
     def exchange_of(
@@ -175,7 +175,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         exchange = Exchange(
             services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
         )
-        return share.around(exchange, exchange.journey)
+        return share.wrap(exchange, exchange.journey)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
     async def chat_completions(request: Http) -> ASGIApp:
@@ -217,7 +217,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     async def counting(request: Http, body: bytes, share: Share) -> ASGIApp:
         began, who = time.monotonic(), caller(request)
         name = await peek(body)
-        target = runtime.directory.find_for(name, who)
+        target = runtime.live_catalogue.resolve_for(name, who)
         function = target.function
         read_s = time.monotonic() - began
         journey = RequestRecord(request_id(request), function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
@@ -231,10 +231,10 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 return Count(limits.estimate(asked.upstream.request), is_estimate=True)
             placed = runtime.view.placed(ready.id)
             journey.forwarded(ready.id, placed[1] if placed else "")
-            with runtime.flights.aboard(function.id, ready.id):
+            with runtime.in_flight.aboard(function.id, ready.id):
                 return Count(await tokenizer.count(function, ready, asked.count(function.id)), is_estimate=False)
 
-        return share.around(TokenCount(services.journeys, function, journey, count), journey)
+        return share.wrap(TokenCount(services.journeys, function, journey, count), journey)
 
     return [
         chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,

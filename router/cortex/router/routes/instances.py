@@ -73,7 +73,7 @@ async def log_of_instance(runtime: Runtime, instance: str, asked: LogQuery) -> "
 
 async def log_of_function(runtime: Runtime, function: str, host: str, asked: LogQuery) -> "Opened":
     """Open the log of a function's newest worker. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
-    id = runtime.directory.find(function).function.id
+    id = runtime.live_catalogue.resolve(function).function.id
     hosts = [h for h in _best_first(runtime, id) if not host or h.name == host]
     return await _opened(runtime, hosts, "/logs", asked, f"'{id}'", function=id)
 
@@ -111,7 +111,7 @@ async def _opened(
             return Opened(host.name, answer)
     if away:
         raise NoCapacity(away, retry_after=5)
-    raise InstanceNotFound(f"no log of {'an earlier run of ' if asked.run == 'previous' else ''}{whose} is kept")
+    raise InstanceNotFound(f"no host has a log of {'an earlier run of ' if asked.run == 'previous' else ''}{whose}")
 
 
 def _streamed(log: Opened) -> Stream:

@@ -10,7 +10,7 @@ from msgspec import to_builtins
 
 from cortex.router.errors import RequestNotFound, SharedRequestId
 from cortex.router.metrics.latency import percentiles
-from cortex.router.metrics.traffic import BUCKET_S, Bucket, whole
+from cortex.router.metrics.traffic import BUCKET_S, Bucket, total
 from cortex.router.runtime import Runtime
 
 Key = Annotated[str | None, Parameter(max_length=200)]
@@ -23,15 +23,15 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/requests", opt={"needs": "status"})
     async def requests(function: str = "") -> dict[str, Any]:
         """List the requests under way, oldest first, over all workers of all routers."""
-        wanted = runtime.directory.find(function).function.id if function else ""
-        found = [t for t in await runtime.inquiry.requests() if not wanted or t.function == wanted]
+        wanted = runtime.live_catalogue.resolve(function).function.id if function else ""
+        found = [t for t in await runtime.peers.requests() if not wanted or t.function == wanted]
         return {"requests": to_builtins(found)}
 
     @get("/admin/requests/{id:str}", opt={"needs": "status"})
     async def request_(id: str, key: Key = None) -> dict[str, Any]:
         """Say how a request went or goes: one that is under way, or one of the last few hundred. Clients choose ids:
         there may be several, of several keys (`who`); `key` leaves those of one."""
-        found = [t for t in await runtime.inquiry.find(id) if key is None or t.who == key]
+        found = [t for t in await runtime.peers.find(id) if key is None or t.who == key]
         if not found:
             raise RequestNotFound(id)
         return {"requests": to_builtins(found)}
@@ -41,14 +41,14 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Cancel a request, wherever it is served. Its client is told, and the worker stops. Where requests of
         several keys have the id, `key` says whose is meant."""
         if key is None:
-            owners = sorted({t.who for t in await runtime.inquiry.find(id) if t.phase != "over"})
+            owners = sorted({t.who for t in await runtime.peers.find(id) if t.phase != "over"})
             if len(owners) > 1:
                 raise SharedRequestId(id, owners)
             if not owners:
                 raise RequestNotFound(id)
             key = owners[0]
-        runtime.receipts.asked("cancel", request=id[:128])
-        number = await runtime.inquiry.cancel(id, key)
+        runtime.decision_log.operator_action("cancel", request=id[:128])
+        number = await runtime.peers.cancel(id, key)
         if not number:
             raise RequestNotFound(id)
         return {"cancelled": number}
@@ -56,11 +56,11 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/traffic", opt={"needs": "status"})
     async def traffic() -> dict[str, Any]:
         """The last hour as a whole and in buckets of ten seconds, and per function the last five minutes."""
-        hour, lately = await runtime.inquiry.traffic()
+        hour, lately = await runtime.peers.traffic()
         return {
             "now": round(time.time(), 3),
             "bucket_s": BUCKET_S,
-            "last_hour": _told(whole(hour)),
+            "last_hour": _told(total(hour)),
             "hour": [_said(b) for b in hour],
             "functions": {f: _told(b) for f, b in lately.items()},
         }

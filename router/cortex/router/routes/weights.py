@@ -56,7 +56,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Remove weights that nobody uses: by function or source, or all that no function declares."""
         if not data.names and not data.unused:
             raise BadRequest("say which weights: `names`, or `unused`")
-        catalogue = runtime.directory.catalogue
+        catalogue = runtime.live_catalogue.catalogue
         names = tuple(catalogue.aliases.get(n, n) for n in data.names)
         asked = Remove(names, data.unused, data.dry_run)
         hosts = _hosts(runtime, data.host)
@@ -70,7 +70,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
     async def fetch(data: Wanted) -> dict[str, Any]:
         """Fetch a function's weights now, without starting it."""
-        function = runtime.directory.find(data.function).function
+        function = runtime.live_catalogue.resolve(data.function).function
         chosen = _best(runtime, function, data.host)
         await _told(runtime, chosen)
         job = await _one(chosen, runtime.agents.prefetch(chosen, function))
@@ -79,7 +79,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/weights/estimate", opt={"needs": "status"})
     async def estimate(function: str, host: str = "") -> dict[str, Any]:
         """Say how much memory an instance of a function will take, also when its weights are nowhere yet."""
-        wanted = runtime.directory.find(function).function
+        wanted = runtime.live_catalogue.resolve(function).function
         chosen = _best(runtime, wanted, host)
         told = await _one(chosen, runtime.agents.estimate(chosen, wanted))
         return {"host": chosen.name, **to_builtins(told)}
@@ -116,8 +116,8 @@ def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
 
 async def _told(runtime: Runtime, host: HostRecord) -> None:
     """See that an agent knows the catalogue as it is now: by it, it judges what is unused and whom a fetch is for."""
-    if host.catalogue != runtime.directory.digest:
-        catalogue, digest = runtime.directory.catalogue, runtime.directory.digest
+    if host.catalogue != runtime.live_catalogue.digest:
+        catalogue, digest = runtime.live_catalogue.catalogue, runtime.live_catalogue.digest
         await _one(host, runtime.agents.heed(host, catalogue, digest))
 
 

@@ -5,7 +5,7 @@ A minute ends where a bucket ends, so that none is shown half full.
 
 from collections.abc import Mapping, Sequence
 
-from cortex.router.metrics.latency import Spread, percentile, together
+from cortex.router.metrics.latency import Histogram, merge, percentile
 from cortex.router.metrics.traffic import BUCKET_S, LATELY, Bucket
 from cortex.router.status.model import Flow, Latency, Series
 from cortex.router.status.snapshot import Rates
@@ -31,14 +31,14 @@ def flow(hour: Sequence[Bucket], now: float) -> Flow:
         minutes=LATELY_S // 60,
         rate_per_min=asked * 60 / LATELY_S,
         errors_per_min=sum(b.errors for b in lately) * 60 / LATELY_S,
-        first_token_ms=_ms(together(b.first_tokens for b in lately), 0.5),
+        first_token_ms=_ms(merge(b.first_tokens for b in lately), 0.5),
         tokens_per_s=sum(b.tokens_out for b in lately) / LATELY_S,
-        first_token_hour=_latency(together(b.first_tokens for b in hour if b.at < ends)),
-        duration_hour=_latency(together(b.durations for b in hour if b.at < ends)),
+        first_token_hour=_latency(merge(b.first_tokens for b in hour if b.at < ends)),
+        duration_hour=_latency(merge(b.durations for b in hour if b.at < ends)),
         requests=_series([float(sum(b.requests for b in m)) for m in minutes], first, ends),
         errors=_series([float(sum(b.errors for b in m)) for m in minutes], first, ends),
-        first_token=_percentiles([together(b.first_tokens for b in m) for m in minutes], first, ends),
-        duration=_percentiles([together(b.durations for b in m) for m in minutes], first, ends),
+        first_token=_percentiles([merge(b.first_tokens for b in m) for m in minutes], first, ends),
+        duration=_percentiles([merge(b.durations for b in m) for m in minutes], first, ends),
     )
 
 
@@ -58,20 +58,20 @@ def _series(values: Sequence[float | None], first: int, ends: float) -> Series:
     return Series(values=tuple(known), step_s=60.0, ends=ends)
 
 
-def _percentiles(spreads: Sequence[Spread], first: int, ends: float) -> tuple[Series, ...]:
+def _percentiles(histograms: Sequence[Histogram], first: int, ends: float) -> tuple[Series, ...]:
     """Return the median and what 95 of a hundred stayed below, minute by minute; nothing where nothing was counted."""
-    if not any(spreads):
+    if not any(histograms):
         return ()
-    return tuple(_series([_ms(s, share) for s in spreads], first, ends) for share in (0.5, 0.95))
+    return tuple(_series([_ms(s, share) for s in histograms], first, ends) for share in (0.5, 0.95))
 
 
-def _latency(spread: Spread) -> Latency | None:
-    p50, p95, p99 = (_ms(spread, share) for share in (0.5, 0.95, 0.99))
+def _latency(histogram: Histogram) -> Latency | None:
+    p50, p95, p99 = (_ms(histogram, share) for share in (0.5, 0.95, 0.99))
     if p50 is None or p95 is None or p99 is None:
         return None
     return Latency(p50_ms=p50, p95_ms=p95, p99_ms=p99)
 
 
-def _ms(spread: Spread, share: float) -> float | None:
-    found = percentile(spread, share)
+def _ms(histogram: Histogram, share: float) -> float | None:
+    found = percentile(histogram, share)
     return None if found is None else round(1000 * found, 1)

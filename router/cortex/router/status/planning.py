@@ -22,7 +22,7 @@ async def planned(runtime: Runtime, do: str, *, function: str = "", host: str = 
     if do in VERBS_ON_FUNCTIONS:
         spec = function_named(runtime, function, index)
         if do == "warm":
-            going, refusals = await runtime.activator.plan(runtime.directory.find(spec.id).function)
+            going, refusals = await runtime.activator.plan(runtime.live_catalogue.resolve(spec.id).function)
             return plans.warm(spec, going, refusals, order_on(runtime, going.host) if going else (), known.now)
         if do == "cool":
             return plans.cool(spec, known, index)
@@ -41,9 +41,9 @@ async def planned(runtime: Runtime, do: str, *, function: str = "", host: str = 
 
 def function_named(runtime: Runtime, name: str, index: Index) -> Function:
     """Return a function of the catalogue, or the shell of one that runs although it is not in it any more."""
-    if name not in runtime.directory.catalogue.functions and name in index.placed:
+    if name not in runtime.live_catalogue.catalogue.functions and name in index.placed:
         return Function(id=name, engine=Engine.COMMAND)
-    return runtime.directory.find(name).function
+    return runtime.live_catalogue.resolve(name).function
 
 
 def order_on(runtime: Runtime, host: str) -> tuple[Leaving, ...]:
@@ -56,7 +56,7 @@ def order_on(runtime: Runtime, host: str) -> tuple[Leaving, ...]:
 def sight(runtime: Runtime) -> FleetSnapshot:
     """Return what a plan is made of."""
     return FleetSnapshot(
-        catalogue=runtime.directory.catalogue,
+        catalogue=runtime.live_catalogue.catalogue,
         fleet=runtime.fleet(),
         strategy=runtime.settings.eviction.strategy,
         now=time.time(),

@@ -71,7 +71,7 @@ class Sources:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         nothing: tuple[list[Bucket], dict[str, Bucket]] = ([], {})
-        self._traffic = Reading(runtime.inquiry.traffic, TRAFFIC_S, nothing)
+        self._traffic = Reading(runtime.peers.traffic, TRAFFIC_S, nothing)
         self._decisions: Reading[Sequence[Decision]] = Reading(self._decided, DECISIONS_S, ())
         self._jobs: Reading[Sequence[Job] | None] = Reading(self._fetching, JOBS_S, None)
         known: Mapping[str, Entry] = {}
@@ -83,10 +83,10 @@ class Sources:
         (hour, lately), ledger, decisions, jobs = await asyncio.gather(
             self._traffic.look(), self._ledger.look(), self._decisions.look(), self._jobs.look()
         )
-        catalogue, now = runtime.directory.catalogue, time.time()
+        catalogue, now = runtime.live_catalogue.catalogue, time.time()
         return FleetSnapshot(
             catalogue=catalogue,
-            revisions={f: runtime.directory.find(f).revision for f in catalogue.functions},
+            revisions={f: runtime.live_catalogue.resolve(f).revision for f in catalogue.functions},
             fleet=runtime.fleet(),
             starts=by_revision(ledger),
             flow=flow(hour, now),
@@ -95,7 +95,7 @@ class Sources:
             jobs=jobs,
             strategy=runtime.settings.eviction.strategy,
             away=runtime.view.away,
-            problem=runtime.directory.problem,
+            problem=runtime.live_catalogue.problem,
             now=now,
         )
 
