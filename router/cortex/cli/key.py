@@ -24,7 +24,7 @@ from cortex.platform import settings as settings_
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import SettingsError
 from cortex.router.errors import KeyNotFound, RequestError
-from cortex.router.routes.keys import Change, Keys, Overlap, Wanted, shown
+from cortex.router.routes.keys import Change, Keys, NewKey, Overlap, public_fields
 
 T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -55,21 +55,21 @@ class Record:
     def keys(self, name: str = "") -> list[dict[str, Any]]:
         """Return every key, or those of a name."""
         found = self._with(lambda k: k.named(name) if name else k.all())
-        return [shown(key) for key in found]
+        return [public_fields(key) for key in found]
 
-    def new_key(self, wanted: Wanted) -> dict[str, Any]:
+    def new_key(self, wanted: NewKey) -> dict[str, Any]:
         """Make a key."""
         secret, key = self._with(lambda k: k.make(wanted))
-        return {"key": secret, **shown(key)}
+        return {"key": secret, **public_fields(key)}
 
     def change_key(self, name: str, change: Change) -> list[dict[str, Any]]:
         """Change a key."""
-        return [shown(key) for key in self._with(lambda k: k.change(name, change))]
+        return [public_fields(key) for key in self._with(lambda k: k.change(name, change))]
 
     def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
         """Make another key in the place of one."""
         secret, key = self._with(lambda k: k.rotate(name, overlap_s))
-        return {"key": secret, **shown(key)}
+        return {"key": secret, **public_fields(key)}
 
     def revoke_key(self, name: str) -> list[str]:
         """Delete a key."""
@@ -104,7 +104,7 @@ class RouterKeys:
         found: list[dict[str, Any]] = self._router.ask("GET", f"/admin/keys{f'/{name}' if name else ''}")["keys"]
         return found
 
-    def new_key(self, wanted: Wanted) -> dict[str, Any]:
+    def new_key(self, wanted: NewKey) -> dict[str, Any]:
         """Make a key."""
         return self._router.ask("POST", "/admin/keys", to_builtins(wanted))
 
@@ -179,7 +179,7 @@ def new(
     if admin and reads:
         raise click.UsageError("a key is either --admin or --status")
     wanted = _body(
-        Wanted,
+        NewKey,
         name=name,
         scope="admin" if admin else "status" if reads else "inference",
         functions=functions,

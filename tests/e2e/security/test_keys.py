@@ -211,7 +211,7 @@ def test_a_key_is_shown_once_and_is_nowhere_else(keyed: Keyed) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        (["new", "admin"], 1, "there is an API key 'admin' already"),
+        (["new", "admin"], 1, "an API key 'admin' exists already"),
         (["new", "bad name"], 2, "a name has letters"),
         (["new", "x", "--expires", "soon"], 2, "is not like 30d"),
         (["new", "x", "--admin", "--status"], 2, "either --admin or --status"),

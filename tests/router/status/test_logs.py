@@ -67,7 +67,7 @@ async def test_a_long_log_is_cut_at_the_beginning_of_a_line() -> None:
 
 
 async def test_a_missing_log_and_a_silent_host_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "WITHIN_S", 0.01)
+    monkeypatch.setattr(logs, "TIMEOUT_S", 0.01)
 
     unknown, silent = await Stage().shown(instance="two"), await Stage(never=True).shown()
 

@@ -1,4 +1,4 @@
-// `cortex status --open` hands over the key behind the "#", which no server and no log ever sees.
+// `cortex status --open` passes the key after the "#", which browsers do not send to servers.
 "use strict";
 
 const given = new URLSearchParams(location.hash.slice(1)).get("key");

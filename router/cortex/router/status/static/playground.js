@@ -1,5 +1,5 @@
-// One prompt to one function, and what happens on its way: held, starting, first token, done.
-// The stages of a start are read off the function's row, which the server keeps true.
+// Sends one prompt to one function and shows its progress: held, starting, first token, done.
+// The phases of a start are read from the function's row, which the server updates.
 "use strict";
 
 (() => {
@@ -142,7 +142,7 @@
     figures.hidden = false;
   }
 
-  // Server-sent events of a fetched body. What only says "still here" is passed over.
+  // Server-sent events of a fetched body, without keep-alive comments.
   async function* events(body) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";

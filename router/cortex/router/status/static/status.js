@@ -1,11 +1,11 @@
-// Keeps the page true: takes fragments from /status/live, counts times down, and asks before it acts.
-// What is shown is decided and laid out by the server; nothing here makes HTML.
+// Updates the page: applies fragments from /status/live, counts times down, and confirms before it acts.
+// The server decides and renders all content; nothing here makes HTML.
 "use strict";
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-// Times. The server's clock counts: a browser's may be wrong.
+// Times, by the server's clock, because the browser's may be wrong.
 
 let ahead = Number(document.body.dataset.now) - Date.now() / 1000;
 const now = () => Date.now() / 1000 + ahead;
@@ -44,7 +44,7 @@ function tick(within = document) {
 }
 setInterval(tick, 1000);
 
-// Fragments. An element is changed in place, so that focus, selection and what is unfolded stay.
+// Fragments. Elements are changed in place, which preserves focus, selection and open details.
 
 function parsed(html) {
   const template = document.createElement("template");
@@ -101,7 +101,7 @@ function put({ id, html, into, order }) {
   }
 }
 
-// Rows move only while nobody points at them or has the focus among them.
+// Rows move only while the pointer and the focus are outside of them.
 function arrange() {
   for (const id of touched) {
     const list = document.getElementById(id);
@@ -156,7 +156,7 @@ function connect() {
   };
   source.onerror = () => {
     linked("lost", "not connected; trying again");
-    // A refused stream is not tried again by the browser: we do, and find out whether a login is needed.
+    // The browser does not retry a rejected stream: retry here, and find out whether a login is needed.
     if (source.readyState === EventSource.CLOSED) setTimeout(again, 3000);
   };
 }
@@ -173,7 +173,7 @@ setInterval(() => {
   if (link.dataset.state === "live" && Date.now() - heard > 25000) linked("lost", "nothing heard for a while");
 }, 5000);
 
-// Finding.
+// Search.
 
 const filters = new Map();
 
@@ -272,7 +272,7 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("[data-back]")) back();
 });
 
-// A log is looked through in place.
+// Searching a log in place.
 document.addEventListener("submit", (event) => {
   const form = event.target.closest("form.look-for");
   if (!form) return;
@@ -282,7 +282,7 @@ document.addEventListener("submit", (event) => {
   open(url, { back: true, focus: "#log-grep" });
 });
 
-// Acting: only ever from a plan that was shown.
+// Actions, which start only from a displayed plan.
 
 document.addEventListener("submit", async (event) => {
   const form = event.target.closest("form.do");
@@ -294,7 +294,7 @@ document.addEventListener("submit", async (event) => {
   const title = form.dataset.title;
   button.disabled = true;
   error.hidden = true;
-  // A drain is answered when everything has moved: what happens meanwhile is on the page.
+  // The response to a drain arrives when all functions have moved; the page shows the progress.
   const slow = setTimeout(() => { if (panel.open) panel.close(); toast(`${title}: under way`); }, 1500);
   try {
     const answer = await fetch(form.dataset.post + (asked ? `?${asked}` : ""), { method: "POST" });
