@@ -75,7 +75,7 @@ def test_only_what_gets_on_is_followed_and_each_to_its_end(terminal: io.StringIO
             "org/m:Q4_K_M was not fetched on a: there is",
         ),
         ([a_download(state="stopped", alive=False)], "org/m:Q4_K_M was not fetched on a: it was cancelled"),
-        ([], "org/m:Q4_K_M was not fetched on a: its job is gone"),
+        ([], "org/m:Q4_K_M was not fetched on a: its job no longer exists"),
     ],
 )
 def test_another_end_than_the_right_one_fails_with_the_reason(

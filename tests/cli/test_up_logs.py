@@ -11,7 +11,7 @@ async def test_a_log_that_has_grown_too_large_is_cut_and_what_writes_it_goes_on(
     child = Child("router", [], {}, tmp_path / "router.log", 0)
     with child.log.open("ab", buffering=0) as writer:
         writer.write(b"x" * 1000)
-        bounding = asyncio.create_task(bound_logs([child], most_bytes=1000, look_s=0.001))
+        bounding = asyncio.create_task(bound_logs([child], most_bytes=1000, check_s=0.001))
         await asyncio.sleep(0)
         writer.write(b"y")
         async with asyncio.timeout(10):
@@ -27,7 +27,7 @@ async def test_a_log_that_has_grown_too_large_is_cut_and_what_writes_it_goes_on(
 async def test_a_log_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
     child = Child("router", [], {}, tmp_path / "router.log", 0)
 
-    bounding = asyncio.create_task(bound_logs([child], look_s=0.001))
+    bounding = asyncio.create_task(bound_logs([child], check_s=0.001))
     done, _ = await asyncio.wait([bounding], timeout=0.05)
     bounding.cancel()
 

@@ -233,7 +233,7 @@ def test_commands_without_a_key_that_opens_say_which_one_they_send(keyed: Keyed)
 
     assert refused.code == 1
     assert "is for inference" in refused.stderr
-    assert "CORTEX_API_KEY is the key these commands send" in refused.stderr
+    assert "These commands send CORTEX_API_KEY" in refused.stderr
     assert keyed.cli("fn", "ls").code == 0
 
 
