@@ -20,7 +20,7 @@ function clock(seconds) {
   return h < 48 ? `${h} h ${two(m % 60)} min` : `${Math.floor(h / 24)} d`;
 }
 
-function said(time) {
+function format(time) {
   const at = Number(time.dataset.at);
   const gone = now() - at;
   switch (time.dataset.say) {
@@ -34,7 +34,7 @@ function said(time) {
 
 function tick(within = document) {
   for (const time of $$("time[data-at]", within)) {
-    const text = said(time);
+    const text = format(time);
     if (time.textContent !== text) time.textContent = text;
   }
   for (const bar of $$("[data-takes]", within)) {
@@ -114,17 +114,17 @@ function arrange() {
   }
 }
 
-let told = new Set();
+let received = new Set();
 
 function take(news) {
   ahead = news.now - Date.now() / 1000;
   for (const piece of news.put ?? []) {
-    told.add(piece.id);
+    received.add(piece.id);
     put(piece);
   }
   for (const id of news.drop ?? []) document.getElementById(id)?.remove();
   if (news.whole) {
-    for (const element of $$("#hosts > *, #functions > *")) if (!told.has(element.id)) element.remove();
+    for (const element of $$("#hosts > *, #functions > *")) if (!received.has(element.id)) element.remove();
   }
   arrange();
   for (const filter of filters.values()) filter();
@@ -141,16 +141,16 @@ function linked(state, text) {
   $(".say", link).textContent = text;
 }
 
-let heard = 0;
+let lastEventAt = 0;
 let source = null;
 
 function connect() {
   source?.close();
-  told = new Set();
+  received = new Set();
   source = new EventSource(document.body.dataset.live);
-  source.onopen = () => { heard = Date.now(); told = new Set(); linked("live", "live"); };
+  source.onopen = () => { lastEventAt = Date.now(); received = new Set(); linked("live", "live"); };
   source.onmessage = (event) => {
-    heard = Date.now();
+    lastEventAt = Date.now();
     if (link.dataset.state !== "live") linked("live", "live");
     take(JSON.parse(event.data));
   };
@@ -170,7 +170,7 @@ async function again() {
 }
 
 setInterval(() => {
-  if (link.dataset.state === "live" && Date.now() - heard > 25000) linked("lost", "nothing heard for a while");
+  if (link.dataset.state === "live" && Date.now() - lastEventAt > 25000) linked("lost", "no event for a while");
 }, 5000);
 
 // Search.
@@ -184,13 +184,13 @@ function finder(input) {
   const apply = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     const tones = (chips.find((c) => c.getAttribute("aria-pressed") === "true")?.dataset.tone ?? "").split(" ").filter(Boolean);
-    let seen = 0;
+    let visible = 0;
     for (const element of list.children) {
       const shown = words.every((w) => element.dataset.find.includes(w)) && (!tones.length || tones.includes(element.dataset.tone));
       if (element.hidden === shown) element.hidden = !shown;
-      seen += shown;
+      visible += shown;
     }
-    none.hidden = seen > 0;
+    none.hidden = visible > 0;
     if (input.dataset.from) input.closest(".finder").hidden = list.children.length < Number(input.dataset.from) && !input.value;
   };
   input.addEventListener("input", apply);
@@ -290,14 +290,14 @@ document.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = $("button.primary", form);
   const error = $(".error", form);
-  const asked = new URLSearchParams(new FormData(form)).toString();
+  const query = new URLSearchParams(new FormData(form)).toString();
   const title = form.dataset.title;
   button.disabled = true;
   error.hidden = true;
   // The response to a drain arrives when all functions have moved; the page shows the progress.
   const slow = setTimeout(() => { if (panel.open) panel.close(); toast(`${title}: under way`); }, 1500);
   try {
-    const answer = await fetch(form.dataset.post + (asked ? `?${asked}` : ""), { method: "POST" });
+    const answer = await fetch(form.dataset.post + (query ? `?${query}` : ""), { method: "POST" });
     if (!answer.ok) throw new Error(await why(answer));
     toast(`${title}: done`, "done");
     if (form.isConnected) panel.close();
