@@ -146,7 +146,7 @@ def test_a_function_is_warmed_pinned_unpinned_and_cooled(machines: Machines, ent
     assert "It would start on" in warming
     assert "not be evicted" in pinning
     assert "could be evicted again" in unpinning
-    assert "1 instance would be let go" in cooling
+    assert "1 instance would be drained" in cooling
     acts = ["cool", "unpin", "pin", "warm"]
     eventually(lambda: machines.asked(function="org/kept") == acts, what="a receipt of each")
 
@@ -243,7 +243,7 @@ def test_a_workers_log_is_read_and_searched_from_its_error(
     assert not grave_faults(page)
     panel.get_by_label("Lines with").fill("error: <B")
     page.keyboard.press("Enter")
-    panel.get_by_text("No line has it.").wait_for()
+    panel.get_by_text("No line matches.").wait_for()
     panel.get_by_label("Lines with").fill("error: <b")
     page.keyboard.press("Enter")
     panel.get_by_text("1 line with").wait_for()
@@ -281,7 +281,7 @@ def test_a_wrong_key_does_not_open_and_a_logout_closes(machines: Machines, enter
     page.wait_for_url(f"{machines.url}/status/login")
     page.get_by_label("API key").fill("ctx_wrong")
     page.get_by_role("button", name="Log in").click()
-    page.get_by_role("alert").get_by_text("This key is not known here").wait_for()
+    page.get_by_role("alert").get_by_text("This key is unknown").wait_for()
     page.goto(f"{machines.url}/status")
 
     assert page.url == f"{machines.url}/status/login"

@@ -32,7 +32,7 @@ def test_the_page_follows_the_fleet_without_being_loaded_again(fleet: Stack, ope
     fleet.chat("org/small")
 
     becomes(page, "org/small", "idle")
-    assert "let go in" in row(page, "org/small").locator(".c-state").inner_text()
+    assert "reaped in" in row(page, "org/small").locator(".c-state").inner_text()
     assert page.locator("#hosts .seg-text", has_text="org/small").count() == 1
     assert page.evaluate("window.notLoadedAgain")
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_done_says_why_and_cannot_be_asked_for(fleet: Stack, open
 
     row(page, "org/vast").get_by_role("button", name="Warm").click()
     panel = page.locator("#panel")
-    panel.get_by_text("No host would take it now.").wait_for()
+    panel.get_by_text("No host can run it now.").wait_for()
 
     assert "more than there can ever be" in panel.inner_text()
     assert panel.get_by_role("button", name="Warm", exact=True).is_disabled()
@@ -153,7 +153,7 @@ def test_a_drain_says_what_becomes_of_everything(fleet: Stack, open_page: Open) 
     page.get_by_role("button", name="Drain…").click()
     page.get_by_role("heading", name="Drain here").wait_for()
 
-    assert "org/small: no other host has room now, so it goes cold" in page.locator("#panel").inner_text()
+    assert "org/small: no other host has room, so it goes cold" in page.locator("#panel").inner_text()
 
 
 def test_a_prompt_is_watched_on_its_way_from_zero(fleet: Stack, open_page: Open, shot: Shot) -> None:

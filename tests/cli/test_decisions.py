@@ -1,4 +1,4 @@
-"""Receipts said in a line."""
+"""The inputs of a decision as one line."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from cortex.cli.top import BAR, bar
 
 
 @pytest.mark.parametrize(
-    ("what", "found", "said"),
+    ("what", "inputs", "text"),
     [
         ("ready", {"phases": {"placing": 0.04, "starting": 3.8}}, "placing 0.0s, starting 3.8s"),
         (
@@ -36,10 +36,10 @@ from cortex.cli.top import BAR, bar
         ("placed", {}, ""),
     ],
 )
-def test_the_numbers_that_matter_are_said(what: str, found: dict[str, Any], said: str) -> None:
-    assert numbers({"what": what, "numbers": found}) == said
+def test_a_decisions_main_inputs_are_shown(what: str, inputs: dict[str, Any], text: str) -> None:
+    assert numbers({"what": what, "numbers": inputs}) == text
 
 
 @pytest.mark.parametrize(("admitted", "foreign", "total"), [(0, 0, 0), (10, 0, 100), (80, 40, 100), (1000, 1000, 100)])
-def test_a_bar_is_always_as_long(admitted: int, foreign: int, total: int) -> None:
+def test_a_memory_bar_has_a_fixed_length(admitted: int, foreign: int, total: int) -> None:
     assert len(bar(admitted, foreign, total).plain) == BAR

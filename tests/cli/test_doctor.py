@@ -1,4 +1,4 @@
-"""What the doctor says of values it is shown; what it finds out for itself is tried on a running cortex."""
+"""The doctor's checks on values; e2e tests run it on a running cortex."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ import redis
 
 from cortex.cli.doctor import (
     Finding,
-    examined,
-    room,
-    the_agents,
-    the_disks,
-    the_folders,
-    the_hosts,
-    the_ports,
-    the_redis,
-    the_token,
-    what_router_lacks,
+    check_agents,
+    check_background,
+    check_disks,
+    check_folders,
+    check_hosts,
+    check_ports,
+    check_redis,
+    check_space,
+    check_token,
+    run_checks,
 )
 from cortex.platform.settings import Agent, Gateway, Redis, Settings
 from tests.support.stack import free_port, own_redis
@@ -37,13 +37,13 @@ def levels(findings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("host", "level", "said"),
+    ("host", "level", "text"),
     [
         (a_host(), "ok", "1 device"),
         (
             a_host(address="http://a:1", namesake={"address": "http://b:1"}),
             "problem",
-            "http://a:1 is in the record, http://b:1 is refused",
+            "http://a:1 is in the record, http://b:1 is rejected",
         ),
         (a_host(at=NOW - 40), "warning", "last reported 40 s ago"),
         (a_host(cordoned=True), "warning", "cordoned"),
@@ -51,48 +51,50 @@ def levels(findings: Any) -> list[str]:
         (a_host(engines={}), "problem", "no engine"),
     ],
 )
-def test_a_host_is_well_or_it_is_said_why_not(host: dict[str, Any], level: str, said: str) -> None:
-    found = list(the_hosts([host], NOW))
+def test_a_host_finding_has_its_level_and_reason(host: dict[str, Any], level: str, text: str) -> None:
+    findings = list(check_hosts([host], NOW))
 
-    assert (found[-1].level, said in found[-1].said) == (level, True)
-    assert level == "ok" or found[-1].do
+    assert (findings[-1].level, text in findings[-1].said) == (level, True)
+    assert level == "ok" or findings[-1].do
 
 
-def test_a_silent_host_is_a_problem_and_what_still_serves_there_is_told() -> None:
+def test_a_silent_host_is_a_problem_with_its_serving_instances() -> None:
     health = {"silent": {"a": {"silent_s": 12, "serving": 3}}, "background": "ok"}
 
-    (found,) = what_router_lacks(health)
+    (findings,) = check_background(health)
 
-    assert (found.level, found.about) == ("problem", "host a")
-    assert "has not reported for 12 s; 3 of its instances still answer" in found.said
+    assert (findings.level, findings.about) == ("problem", "host a")
+    assert "has not reported for 12 s; 3 of its instances still serve" in findings.said
 
 
-def test_background_work_that_failed_is_a_warning() -> None:
+def test_a_failed_background_task_is_a_warning() -> None:
     fault = {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "count": 2}
 
-    (found,) = what_router_lacks({"silent": {}, "background": [fault]})
+    (findings,) = check_background({"silent": {}, "background": [fault]})
 
-    assert (found.level, "'sweep' raised KeyError 3 s ago" in found.said) == ("warning", True)
+    assert (findings.level, "'sweep' raised KeyError 3 s ago" in findings.said) == ("warning", True)
 
 
-def test_a_router_of_an_earlier_release_is_not_asked_for_what_it_cannot_tell() -> None:
-    assert list(what_router_lacks({})) == []
+def test_missing_health_fields_of_an_earlier_release_give_no_finding() -> None:
+    assert list(check_background({})) == []
 
 
 def test_a_fleet_without_hosts_is_a_problem() -> None:
-    assert levels(the_hosts([], NOW)) == ["problem"]
+    assert levels(check_hosts([], NOW)) == ["problem"]
 
 
 def test_a_token_that_others_can_read_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "token"
-    assert levels(the_token(path)) == ["ok"]  # made on first use
+    assert levels(check_token(path)) == ["ok"]  # created on first use
 
     path.write_text("secret")
     path.chmod(0o644)
-    assert list(the_token(path)) == [Finding("problem", "fleet token", f"others can read {path}", f"chmod 600 {path}")]
+    assert list(check_token(path)) == [
+        Finding("problem", "fleet token", f"others can read {path}", f"chmod 600 {path}")
+    ]
 
     path.chmod(0o600)
-    assert levels(the_token(path)) == ["ok"]
+    assert levels(check_token(path)) == ["ok"]
 
 
 @pytest.fixture
@@ -108,12 +110,12 @@ def test_files_that_others_can_read_are_a_problem_with_its_fix(open_folder: Path
     log.write_text("who used what")
     log.chmod(0o644)
 
-    found = list(the_folders(open_folder, log, open_folder / "none"))
+    findings = list(check_folders(open_folder, log, open_folder / "none"))
     open_folder.chmod(0o700)
-    closed = list(the_folders(open_folder))
+    closed = list(check_folders(open_folder))
 
     expected = f"others can read {open_folder} and 1 more"
-    assert found == [Finding("problem", "private files", expected, f"chmod -R go-rwx {open_folder}")]
+    assert findings == [Finding("problem", "private files", expected, f"chmod -R go-rwx {open_folder}")]
     assert levels(closed) == ["ok"]
 
 
@@ -124,69 +126,67 @@ def test_files_behind_a_closed_folder_are_private(tmp_path: Path) -> None:
     (closed / "state" / "log").chmod(0o644)
     closed.chmod(0o700)
 
-    assert levels(the_folders(closed / "state")) == ["ok"]
+    assert levels(check_folders(closed / "state")) == ["ok"]
 
 
-def test_folders_that_are_not_there_yet_are_judged_by_where_they_will_be(tmp_path: Path) -> None:
+def test_a_missing_folder_is_checked_at_its_nearest_parent(tmp_path: Path) -> None:
     agent = Agent(
         cache_dir=str(tmp_path / "cache"), state_dir=str(tmp_path / "a" / "b"), log_dir=str(tmp_path / "logs")
     )
 
-    found = list(the_disks(Settings(agent=agent)))
+    findings = list(check_disks(Settings(agent=agent)))
 
-    assert [f.about for f in found] == ["cache", "state", "worker logs"]
-    assert not [f for f in found if "cannot be written" in f.said]
+    assert [f.about for f in findings] == ["cache", "state", "worker logs"]
+    assert not [f for f in findings if "cannot be written" in f.said]
 
 
 @pytest.mark.parametrize(("free_gb", "level"), [(0.01, "problem"), (3.0, "warning"), (80.0, "ok")])
 def test_a_full_disk_is_a_problem_and_a_small_one_a_warning(free_gb: float, level: str) -> None:
-    found = room("cache", Path("/srv/cache"), free_gb)
+    findings = check_space("cache", Path("/srv/cache"), free_gb)
 
-    assert found.level == level
-    assert (level == "ok") is not bool(found.do)
-
-
-def test_an_agent_that_does_not_answer_is_said_with_what_to_look_at() -> None:
-    (found,) = the_agents([{"name": "a", "address": f"http://127.0.0.1:{free_port()}"}], "")
-
-    assert (found.level, found.about) == ("warning", "agent a")
-    assert "firewall" in found.do
+    assert findings.level == level
+    assert (level == "ok") is not bool(findings.do)
 
 
-def test_a_redis_that_is_away_is_a_problem_only_where_one_is_named() -> None:
+def test_an_unreachable_agent_is_a_warning_with_a_fix() -> None:
+    (findings,) = check_agents([{"name": "a", "address": f"http://127.0.0.1:{free_port()}"}], "")
+
+    assert (findings.level, findings.about) == ("warning", "agent a")
+    assert "firewall" in findings.do
+
+
+def test_an_unreachable_redis_is_a_problem_only_if_configured() -> None:
     settings = Settings(redis=Redis(url=f"redis://:secret@127.0.0.1:{free_port()}/0"))
 
-    (named,), (other,) = the_redis(settings, expected=True), the_redis(settings, expected=False)
+    (named,), (other,) = check_redis(settings, expected=True), check_redis(settings, expected=False)
 
     assert (named.level, other.level) == ("problem", "ok")
     assert "secret" not in named.said
 
 
-def test_a_redis_that_throws_keys_away_is_a_problem(tmp_path: Path) -> None:
+def test_a_redis_that_evicts_keys_is_a_problem(tmp_path: Path) -> None:
     with own_redis(tmp_path) as url, redis.Redis.from_url(url) as client:
-        well = levels(the_redis(Settings(redis=Redis(url=url)), expected=True))
+        well = levels(check_redis(Settings(redis=Redis(url=url)), expected=True))
         client.config_set("maxmemory-policy", "allkeys-lru")
 
-        found = list(the_redis(Settings(redis=Redis(url=url)), expected=True))
+        findings = list(check_redis(Settings(redis=Redis(url=url)), expected=True))
 
     assert set(well) == {"ok"}
-    assert ("problem", "it throws keys away when full (allkeys-lru)") in [(f.level, f.said) for f in found]
+    assert ("problem", "it evicts keys when full (allkeys-lru)") in [(f.level, f.said) for f in findings]
 
 
-def test_that_no_router_answers_is_said_once_and_with_what_helps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_router_is_reported_once_with_a_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORTEX_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
-    found = [f for f in examined(None) if f.about == "router"]
+    findings = [f for f in run_checks(None) if f.about == "router"]
 
-    assert [f.level for f in found] == ["problem"]
-    assert "\n" not in found[0].said
-    assert "cortex up" in found[0].do
+    assert [f.level for f in findings] == ["problem"]
+    assert "\n" not in findings[0].said
+    assert "cortex up" in findings[0].do
 
 
-def test_ports_that_somebody_else_has_are_named() -> None:
+def test_a_port_in_use_is_a_problem() -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -194,6 +194,6 @@ def test_ports_that_somebody_else_has_are_named() -> None:
         gateway = Gateway(listen=listen, metrics_listen="")
         settings = Settings(gateway=gateway, agent=Agent(listen=f"127.0.0.1:{free_port()}"))
 
-        found = list(the_ports(settings, used=False))
+        findings = list(check_ports(settings, used=False))
 
-    assert [(f.about, f.level) for f in found] == [("router port", "problem"), ("agent port", "ok")]
+    assert [(f.about, f.level) for f in findings] == [("router port", "problem"), ("agent port", "ok")]

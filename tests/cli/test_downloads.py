@@ -1,4 +1,4 @@
-"""Downloads on a terminal: bars that follow them, and what is said of how they ended."""
+"""Downloads on a terminal: progress bars and outcomes."""
 
 import io
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 DONE = a_download(state="done", done=4 << 20, total=4 << 20, alive=False, said="")
 
 
-def test_a_bar_shows_how_far_a_download_is_and_says_how_long_still(terminal: io.StringIO) -> None:
+def test_a_download_shows_its_progress_and_remaining_time(terminal: io.StringIO) -> None:
     half = a_download(done=2 << 20, total=4 << 20, said="2 MiB of 4 MiB, 1 MiB/s, 2 s left")
     listing = Listing([a_download(said="asking the hub")], [half], [DONE])
 
@@ -57,7 +57,7 @@ def test_a_bar_shows_how_far_a_download_is_and_says_how_long_still(terminal: io.
     assert listing.asked == 3
 
 
-def test_only_what_gets_on_is_followed_and_each_to_its_end(terminal: io.StringIO) -> None:
+def test_only_active_downloads_are_followed_until_each_ends(terminal: io.StringIO) -> None:
     old = a_download(id="old", source="org/old", state="failed", alive=False)
     listing = Listing([old, a_download()], [old, DONE])
 
@@ -75,10 +75,10 @@ def test_only_what_gets_on_is_followed_and_each_to_its_end(terminal: io.StringIO
             "org/m:Q4_K_M was not fetched on a: there is",
         ),
         ([a_download(state="stopped", alive=False)], "org/m:Q4_K_M was not fetched on a: it was cancelled"),
-        ([], "org/m:Q4_K_M was not fetched on a: its job is gone"),
+        ([], "org/m:Q4_K_M was not fetched on a: its job no longer exists"),
     ],
 )
-def test_another_end_than_the_right_one_fails_with_the_reason(
+def test_a_download_that_is_not_done_fails_with_the_reason(
     terminal: io.StringIO, ends: list[dict[str, Any]], said: str
 ) -> None:
     with pytest.raises(Failed, match=said):

@@ -1,4 +1,4 @@
-"""The logs of what `cortex up` runs are bounded while it runs."""
+"""`cortex up` bounds the logs of its programs."""
 
 import asyncio
 from pathlib import Path
@@ -7,11 +7,11 @@ from cortex.cli.up import Child, bound_logs
 from cortex.platform.workers.log_files import cut_off
 
 
-async def test_a_log_that_has_grown_too_large_is_cut_and_what_writes_it_goes_on(tmp_path: Path) -> None:
+async def test_a_log_above_the_limit_is_cut_and_its_writer_continues(tmp_path: Path) -> None:
     child = Child("router", [], {}, tmp_path / "router.log", 0)
     with child.log.open("ab", buffering=0) as writer:
         writer.write(b"x" * 1000)
-        bounding = asyncio.create_task(bound_logs([child], most_bytes=1000, look_s=0.001))
+        bounding = asyncio.create_task(bound_logs([child], most_bytes=1000, check_s=0.001))
         await asyncio.sleep(0)
         writer.write(b"y")
         async with asyncio.timeout(10):
@@ -24,10 +24,10 @@ async def test_a_log_that_has_grown_too_large_is_cut_and_what_writes_it_goes_on(
     assert cut_off(child.log).read_bytes() == b"x" * 1000 + b"y"
 
 
-async def test_a_log_that_is_not_there_is_no_fault(tmp_path: Path) -> None:
+async def test_a_missing_log_is_ignored(tmp_path: Path) -> None:
     child = Child("router", [], {}, tmp_path / "router.log", 0)
 
-    bounding = asyncio.create_task(bound_logs([child], look_s=0.001))
+    bounding = asyncio.create_task(bound_logs([child], check_s=0.001))
     done, _ = await asyncio.wait([bounding], timeout=0.05)
     bounding.cancel()
 

@@ -1,4 +1,4 @@
-"""Text from outside: its control characters are shown on a terminal, and left alone everywhere else."""
+"""Control characters of external text are escaped on a terminal and unchanged elsewhere."""
 
 import ast
 import io
@@ -33,16 +33,16 @@ class Terminal(io.StringIO):
         ("\u202egnp.exe", "\\u202egnp.exe"),
     ],
 )
-def test_control_characters_are_written_out(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
-def test_only_a_terminal_gets_them_written_out() -> None:
+def test_only_a_terminal_gets_escaped_text() -> None:
     assert for_terminal(TITLE, Terminal()) == "\\x1b]0;owned\\x07"
     assert for_terminal(TITLE, io.StringIO()) == TITLE
 
 
-def test_whatever_a_console_prints_on_a_terminal_holds_no_sequence_of_its_content() -> None:
+def test_a_console_on_a_terminal_escapes_all_content() -> None:
     out = Terminal()
     console = SafeConsole(file=out, force_terminal=True, width=100, highlight=False)
     rows = table("NAME", "WHY")
@@ -61,7 +61,7 @@ def test_whatever_a_console_prints_on_a_terminal_holds_no_sequence_of_its_conten
     assert "\x9b" not in written
 
 
-def test_a_console_that_is_no_terminal_prints_the_text_as_it_is() -> None:
+def test_a_console_in_a_pipe_prints_the_text_unchanged() -> None:
     out = io.StringIO()
 
     SafeConsole(file=out, width=100).print("\x1b[31mred", markup=False)
@@ -69,7 +69,7 @@ def test_a_console_that_is_no_terminal_prints_the_text_as_it_is() -> None:
     assert out.getvalue() == "\x1b[31mred\n"
 
 
-def test_commands_print_text_through_what_shows_control_characters() -> None:
+def test_commands_print_text_only_through_the_escaping_functions() -> None:
     """`click.echo` is for JSON, which escapes them, and for what cortex itself made."""
     made_here = {"completion.py", "visible.py"}
     offenders = []

@@ -124,7 +124,7 @@ def test_the_plan_says_who_would_leave_and_does_nothing(small: Fleet) -> None:
     full = json.loads(small.cli("fn", "warm", "f/both", "--plan", "--json").stdout)
     never = small.cli("fn", "warm", "f/too-large", "--plan")
 
-    assert "would go to small, gpu-1: 24000 MiB each (declared)" in free.stdout
+    assert "would start on small, gpu-1: 24000 MiB each (declared)" in free.stdout
     assert full["plan"] is None  # both were used just now
     assert "does not fit by" in full["refused"]["small"]
     assert never.returncode == 1

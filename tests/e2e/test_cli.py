@@ -130,7 +130,7 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(one: Stack) -> None:
     assert levels["router"] == levels["redis"] == levels["agent here"] == levels["fleet token"] == "ok"
     assert lost.returncode == 1
     assert "no router answers at http://127.0.0.1:9" in lost.stdout
-    assert "Start it, or mend `[redis] url`." in lost.stdout
+    assert "Start it, or correct `[redis] url`." in lost.stdout
 
 
 def test_a_shell_completes_functions(one: Stack) -> None:

@@ -35,7 +35,7 @@ def test_cold_starts_work_after_a_demotion_and_warm_ones_never_stop(tmp_path: Pa
         eventually(lambda: stack.http.get("/health").json()["status"] == "ok", what="the record at the new master")
         cold = stack.chat("fake/cold").status_code
         fetch = stack.chat("cortex/harbour", max_tokens=1).status_code
-        restart = "starting it again" in stack.output()
+        restart = "restarting it" in stack.output()
         with redis.Redis.from_url(two) as new:
             hosts = new.smembers("cortex:hosts")
     finally:

@@ -66,9 +66,9 @@ def test_of_two_machines_with_one_name_the_second_stays_out_and_the_first_comes_
         assert health["status"] == "degraded"
         assert any(theirs in problem for problem in health["problems"])
         assert (
-            f"two machines have this name: {theirs} is in the record, {ours} is refused" in fleet.cli("doctor").stdout
+            f"two machines have this name: {theirs} is in the record, {ours} is rejected" in fleet.cli("doctor").stdout
         )
-        assert f"{ours} has this name, too" in fleet.cli("host", "ls").stdout
+        assert f"{ours} also has this name" in fleet.cli("host", "ls").stdout
         assert len(fleet.workers()) == 1
 
         # The second one goes: the first is in the record again, its worker as warm as before.

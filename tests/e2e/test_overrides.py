@@ -28,4 +28,4 @@ def test_settings_that_contradict_each_other_are_refused(stack: Stack) -> None:
     answer = stack.http.post("/admin/functions/fake/steps/set?min=3")
 
     assert answer.status_code == 400
-    assert "at least 3 and at most 1" in answer.json()["error"]["message"]
+    assert "min 3 and max 1" in answer.json()["error"]["message"]

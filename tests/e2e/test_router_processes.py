@@ -86,4 +86,4 @@ def test_a_router_whose_processes_cannot_start_ends_and_says_why(tmp_path: Path)
 
     assert done.returncode == 1
     assert "missing.pem cannot be used" in done.stderr
-    assert "the router's worker processes end as they start" in done.stderr
+    assert "the router's worker processes exit during startup" in done.stderr

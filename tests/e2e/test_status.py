@@ -133,9 +133,9 @@ def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
     lines = re.findall(r"<pre[^>]*>(.*?)</pre>", shown.text, re.DOTALL)[0].splitlines()
     assert lines
     assert all("wrong kind" in line for line in lines)
-    assert "No line has it." in nothing.text
+    assert "No line matches." in nothing.text
     assert "no log of an earlier run of" in never.text
-    assert f"no log of instance &#39;{instance}&#39; is kept" in gone.text
+    assert f"no host has a log of instance &#39;{instance}&#39;" in gone.text
     assert looker.status_code == 401
 
 
@@ -144,7 +144,7 @@ def test_the_host_page_says_who_would_leave_first(stack: Stack) -> None:
 
     shown = stack.http.get("/status/host/here").text
 
-    assert "Who would leave first" in shown
+    assert "Eviction order" in shown
     assert "fake/steps" in shown
 
 
@@ -208,7 +208,7 @@ def test_a_wrong_key_and_another_site_are_not_let_in(stack: Stack) -> None:
 
     assert (wrong.status_code, elsewhere.status_code, long.status_code) == (401, 403, 400)
     assert not {"set-cookie"} & {*wrong.headers, *elsewhere.headers, *long.headers}
-    assert "not known here" in wrong.text
+    assert "This key is unknown" in wrong.text
 
 
 def test_logging_out_takes_the_cookie_back(stack: Stack) -> None:

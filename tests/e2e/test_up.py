@@ -226,7 +226,7 @@ def test_the_next_one_waits_for_what_a_killed_one_left_to_end(stack: Stack, tmp_
     with log.open("wb") as out:
         following = subprocess.Popen(argv, env=stack.env, stdout=out, stderr=out, start_new_session=True)
     try:
-        eventually(lambda: "waiting for what the last `cortex up` left" in log.read_text(), what="it to wait")
+        eventually(lambda: "waiting for processes of the last `cortex up`" in log.read_text(), what="it to wait")
         for left in stack.processes():
             if left.pid != following.pid and "agent" in " ".join(left.cmdline()):
                 left.resume()

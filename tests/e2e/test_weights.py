@@ -316,7 +316,7 @@ def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, 
     assert "░" in listed.stdout
     assert cancelled.stdout == "here: cancelled org/asked:Q4_K_M\n"
     eventually(lambda: job(stack, "asked")["state"] == "stopped", what="it to stop")
-    assert "no download 'org/asked:Q4_K_M' is going on" in str(
+    assert "no download 'org/asked:Q4_K_M' is running" in str(
         run(stack, "jobs", "cancel", "org/asked:Q4_K_M").exception
     )
 

@@ -1,4 +1,4 @@
-"""Work beside the requests goes on, whatever happens to one round of it."""
+"""Background tasks continue after an exception in one round."""
 
 import asyncio
 import io
@@ -18,7 +18,7 @@ from cortex.router import runtime
 from cortex.router.runtime import Runtime
 
 
-async def test_a_step_of_the_sweep_that_raises_keeps_no_other_from_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sweep_step_that_raises_does_not_stop_the_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[str] = []
     last_step = asyncio.Event()
 
@@ -37,10 +37,10 @@ async def test_a_step_of_the_sweep_that_raises_keeps_no_other_from_its_turn(monk
     monkeypatch.setattr(runtime, "SWEEP_S", 0.01)
     faults = Faults(counts.append)
     registry = SimpleNamespace(lease_sweep=lease)
-    one = SimpleNamespace(
-        id="r", registry=registry, faults=faults, _tell_catalogue=breaks, _scale=away, _forget_gone=forget
+    double = SimpleNamespace(
+        id="r", registry=registry, faults=faults, _send_catalogue=breaks, _scale=away, _delete_stale_uses=forget
     )
-    task = asyncio.create_task(Runtime._sweep(cast(Runtime, one)))
+    task = asyncio.create_task(Runtime._sweep(cast(Runtime, double)))
     async with asyncio.timeout(5):
         await last_step.wait()
     await cancelled([task])
@@ -52,7 +52,7 @@ async def test_a_step_of_the_sweep_that_raises_keeps_no_other_from_its_turn(monk
 def test_a_traceback_on_the_console_shows_no_local_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
-    monkeypatch.setattr(log, "_lines_from", None)  # put back afterwards
+    monkeypatch.setattr(log, "_lines_from", None)  # restored by monkeypatch
     before = structlog.get_config()
     try:
         log.configure(Log(format="console"))

@@ -1,4 +1,4 @@
-"""A request that breaks cortex itself: its client and the log are told, and neither is told what was in it."""
+"""An internal error is reported to the client and in the log, without the request's content."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_router_and_agent_say_where_they_broke_and_not_on_what(form: str) -> None:
+def test_an_internal_error_logs_its_location_without_the_requests_content(form: str) -> None:
     argv = [sys.executable, "-W", "ignore", "-m", "tests.support.broken", form]
 
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
@@ -20,6 +20,6 @@ def test_router_and_agent_say_where_they_broke_and_not_on_what(form: str) -> Non
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["500"] * 4
     assert done.stderr.count("request_broke") == 4
     assert "Exception in ASGI application" in done.stderr
-    for said in ("RuntimeError", "after KeyError", "broken.py:", "in breaks"):
-        assert done.stderr.count(said) >= 5
+    for text in ("RuntimeError", "after KeyError", "broken.py:", "in breaks"):
+        assert done.stderr.count(text) >= 5
     assert not [secret for secret in (KEY, WORDS, "cannot handle") if secret in done.stdout + done.stderr]

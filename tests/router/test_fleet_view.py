@@ -1,4 +1,4 @@
-"""What a router knows, whatever order its reads of the record end in."""
+"""The fleet view is correct in whatever order its reads of the record end."""
 
 import asyncio
 from typing import cast
@@ -9,13 +9,13 @@ from msgspec.structs import replace
 from cortex.platform import clock
 from cortex.platform.record import Fleet, used_instance
 from cortex.platform.registry import Registry
-from cortex.router.fleet_view import NOTED_S, FleetView
+from cortex.router.fleet_view import OWN_USES_S, FleetView
 
 ONE = used_instance("one")
 
 
 class Reads:
-    """A record whose full reads end when the test lets them."""
+    """A record whose full reads end when the test resolves them."""
 
     def __init__(self) -> None:
         self.pending: list[tuple[float, asyncio.Future[Fleet]]] = []
@@ -26,18 +26,18 @@ class Reads:
         return replace(await future, at=now)
 
 
-async def begun(view: FleetView, reads: Reads) -> tuple[asyncio.Task[Fleet], asyncio.Future[Fleet]]:
-    """Begin a full read; return it and what ends it."""
+async def start_read(view: FleetView, reads: Reads) -> tuple[asyncio.Task[Fleet], asyncio.Future[Fleet]]:
+    """Begin a full read; return its task and the future that ends it."""
     read = asyncio.create_task(view.refresh())
     await asyncio.sleep(0)
     return read, reads.pending[-1][1]
 
 
-async def test_a_full_read_that_began_earlier_and_ends_later_changes_nothing() -> None:
+async def test_an_older_read_that_ends_later_is_ignored() -> None:
     reads = Reads()
     view = FleetView(cast(Registry, reads), "router-1")
-    slow, end_slow = await begun(view, reads)
-    quick, end_quick = await begun(view, reads)
+    slow, end_slow = await start_read(view, reads)
+    quick, end_quick = await start_read(view, reads)
     end_quick.set_result(Fleet(cordoned=frozenset({"host-a"})))
     await quick
     end_slow.set_result(Fleet())
@@ -46,11 +46,11 @@ async def test_a_full_read_that_began_earlier_and_ends_later_changes_nothing() -
     assert view.fleet.cordoned == {"host-a"}
 
 
-async def test_a_use_of_our_own_is_known_also_after_a_read_that_does_not_have_it() -> None:
+async def test_an_own_use_survives_a_read_that_lacks_it() -> None:
     reads = Reads()
     view = FleetView(cast(Registry, reads), "router-1")
     now = clock.now()
-    read, end = await begun(view, reads)
+    read, end = await start_read(view, reads)
     view.note_used({ONE: now})
     end.set_result(Fleet(used={ONE: now - 100.0}))
     await read
@@ -58,14 +58,14 @@ async def test_a_use_of_our_own_is_known_also_after_a_read_that_does_not_have_it
     assert view.fleet.used == {ONE: now}
 
 
-async def test_our_own_uses_are_remembered_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_own_uses_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads()
     view = FleetView(cast(Registry, reads), "router-1")
     now = clock.now()
     view.note_used({ONE: now})
-    monkeypatch.setattr(clock, "now", lambda: now + NOTED_S + 1)
+    monkeypatch.setattr(clock, "now", lambda: now + OWN_USES_S + 1)
     view.note_used({})
-    read, end = await begun(view, reads)
+    read, end = await start_read(view, reads)
     end.set_result(Fleet())
     await read
 

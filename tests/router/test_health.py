@@ -1,4 +1,4 @@
-"""What a router worker says of itself."""
+"""The health report of a router worker."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from cortex.functions.catalogue import Catalogue
 from cortex.platform.faults import Fault
 from cortex.platform.record import Fleet, SilentHost
-from cortex.router.health import MOST_NAMED, standing
+from cortex.router.health import MOST_NAMED, health_report
 from cortex.router.model_listing import listing
 from cortex.router.runtime import Runtime
 from tests.support.factories import a_function, a_host, an_instance
@@ -22,10 +22,13 @@ FAULT = Fault("sweep", "KeyError", 2, NOW - 3)
 
 def a_runtime(fleet: Fleet, *, away: bool = False, problem: str = "", fault: Fault | None = None) -> Runtime:
     view = SimpleNamespace(fleet=fleet, away=away)
-    directory, faults = SimpleNamespace(problem=problem), SimpleNamespace(recent=lambda: (fault,) if fault else ())
-    return cast(
-        Runtime, SimpleNamespace(view=view, directory=directory, faults=faults, registry=SimpleNamespace(foreign=""))
+    double = SimpleNamespace(
+        view=view,
+        live_catalogue=SimpleNamespace(problem=problem),
+        faults=SimpleNamespace(recent=lambda: (fault,) if fault else ()),
+        registry=SimpleNamespace(foreign=""),
     )
+    return cast(Runtime, double)
 
 
 def alive(**rest: Any) -> Fleet:
@@ -44,28 +47,28 @@ def alive(**rest: Any) -> Fleet:
         (a_runtime(alive(), fault=FAULT), "degraded"),
     ],
 )
-def test_a_router_is_well_or_degraded(runtime: Runtime, status: str) -> None:
-    assert standing(runtime, NOW)["status"] == status
+def test_any_problem_makes_a_router_degraded(runtime: Runtime, status: str) -> None:
+    assert health_report(runtime, NOW)["status"] == status
 
 
-def test_a_silent_host_is_named_with_its_age_and_what_serves_there() -> None:
-    answer = standing(a_runtime(alive(silent={"z": SILENT})), NOW)
+def test_a_silent_host_is_listed_with_its_silence_and_serving_instances() -> None:
+    answer = health_report(a_runtime(alive(silent={"z": SILENT})), NOW)
 
     assert answer["silent"] == {"z": {"silent_s": 12, "serving": 1}}
     assert answer["nodes"] == {"healthy": 1, "total": 2}
     assert answer["record_read_s_ago"] == 1
 
 
-def test_no_more_silent_hosts_are_named_than_the_bound() -> None:
+def test_the_list_of_silent_hosts_is_bounded_and_the_latest_stay() -> None:
     many = {f"h{n}": replace(SILENT, since=float(n)) for n in range(MOST_NAMED + 5)}
 
-    named = standing(a_runtime(alive(silent=many)), NOW)["silent"]
+    listed = health_report(a_runtime(alive(silent=many)), NOW)["silent"]
 
-    assert (len(named), "h0" in named, f"h{MOST_NAMED + 4}" in named) == (MOST_NAMED, False, True)
+    assert (len(listed), "h0" in listed, f"h{MOST_NAMED + 4}" in listed) == (MOST_NAMED, False, True)
 
 
-def test_background_work_that_failed_is_named_with_its_age() -> None:
-    answer = standing(a_runtime(alive(), fault=FAULT), NOW)
+def test_a_failed_background_task_is_listed_with_its_age() -> None:
+    answer = health_report(a_runtime(alive(), fault=FAULT), NOW)
 
     assert answer["background"] == [{"work": "sweep", "error": "KeyError", "count": 2, "failed_s_ago": 3}]
 

@@ -1,4 +1,4 @@
-"""A catalogue's file on a mount that hangs: what was read last stays in force, and it is read again afterwards."""
+"""A catalogue on a hung mount: the last valid catalogue stays in effect, and the file is read again afterwards."""
 
 import asyncio
 import threading
@@ -15,36 +15,36 @@ from cortex.router.live_catalogue import LiveCatalogue
 ONE, TWO = (f'[[models]]\nid = "{name}"\nengine = "fake"\n' for name in ("one", "two"))
 
 
-async def seen(look: Callable[[], object]) -> None:
-    """Wait until a look is true."""
+async def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until the condition is true."""
     async with asyncio.timeout(10):
-        while not look():  # noqa: ASYNC110 (the directory tells of no change)
+        while not condition():  # noqa: ASYNC110 (no event reports the change)
             await asyncio.sleep(0.01)
 
 
-async def test_the_catalogue_stays_in_force_while_its_file_does_not_answer(
+async def test_the_catalogue_stays_in_effect_while_its_file_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, back, mark = tmp_path / "models.toml", threading.Event(), live_catalogue._mark
     path.write_text(ONE)
-    found = LiveCatalogue(path)
-    found._file = BlockingCalls(0.1)
+    catalogue = LiveCatalogue(path)
+    catalogue._file = BlockingCalls(0.1)
 
     def hangs(path: Path) -> object:
         back.wait()
         return mark(path)
 
-    monkeypatch.setattr(live_catalogue, "LOOK_S", 0.01)
+    monkeypatch.setattr(live_catalogue, "CHECK_S", 0.01)
     monkeypatch.setattr(live_catalogue, "_mark", hangs)
-    following = asyncio.create_task(found.follow())
-    await seen(lambda: found.problem)
-    problem, served = found.problem, list(found.catalogue.functions)
+    following = asyncio.create_task(catalogue.follow())
+    await wait_until(lambda: catalogue.problem)
+    problem, served = catalogue.problem, list(catalogue.catalogue.functions)
 
     path.write_text(ONE + TWO)
     back.set()
-    await seen(lambda: not found.problem)
+    await wait_until(lambda: not catalogue.problem)
     await cancelled([following])
 
-    assert problem == f"{path} does not answer; the catalogue as it was last read is in force"
+    assert problem == f"{path} does not answer; the last valid catalogue stays in effect"
     assert served == ["one"]
-    assert list(found.catalogue.functions) == ["one", "two"]
+    assert list(catalogue.catalogue.functions) == ["one", "two"]

@@ -1,4 +1,4 @@
-"""The catalogue's file as a router follows it: what is half written, cut short or gone never empties the fleet."""
+"""A router follows its catalogue file; an incomplete, truncated or missing file never empties the fleet."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from cortex.platform.record import Fleet, HostRecord
-from cortex.router.live_catalogue import MOST_LOOKS, LiveCatalogue
+from cortex.router.live_catalogue import MOST_CHANGES, LiveCatalogue
 from cortex.router.runtime import Runtime
 from tests.support.catalogues import fake
 from tests.support.factories import a_host
@@ -17,7 +17,7 @@ from tests.support.factories import a_host
 TWO = fake("one") + fake("two")
 
 
-def a_directory(folder: Path, text: str = TWO) -> tuple[LiveCatalogue, Path]:
+def a_catalogue(folder: Path, text: str = TWO) -> tuple[LiveCatalogue, Path]:
     path = folder / "models.toml"
     path.write_text(text)
     return LiveCatalogue(path), path
@@ -30,43 +30,41 @@ def rewrite(path: Path, text: str, age_s: float) -> None:
     os.utime(path, ns=(at, at))
 
 
-async def look(directory: LiveCatalogue, times: int = 2) -> None:
+async def check(live: LiveCatalogue, times: int = 2) -> None:
     for _ in range(times):
-        await directory.look()
+        await live.check()
 
 
-async def test_a_change_is_read_once_it_has_stood_for_one_look(tmp_path: Path) -> None:
-    directory, path = a_directory(tmp_path)
+async def test_a_change_is_applied_at_the_second_check(tmp_path: Path) -> None:
+    live, path = a_catalogue(tmp_path)
     path.write_text(fake("one"))
 
-    await directory.look()
-    before = list(directory.catalogue.functions)
-    await directory.look()
+    await live.check()
+    before = list(live.catalogue.functions)
+    await live.check()
 
     assert before == ["one", "two"]
-    assert list(directory.catalogue.functions) == ["one"]
+    assert list(live.catalogue.functions) == ["one"]
 
 
-async def test_a_file_that_is_still_being_written_is_left_alone_until_it_is_whole(tmp_path: Path) -> None:
-    directory, path = a_directory(tmp_path)
+async def test_a_file_that_still_changes_is_not_read(tmp_path: Path) -> None:
+    live, path = a_catalogue(tmp_path)
 
     rewrite(path, "", 3)
-    await directory.look()
+    await live.check()
     rewrite(path, fake("one"), 2)
-    await directory.look()
+    await live.check()
     rewrite(path, fake("one") + fake("two") + fake("three"), 1)
-    await look(directory)
+    await check(live)
 
-    assert list(directory.catalogue.functions) == ["one", "two", "three"]
-    assert directory.problem == ""
+    assert list(live.catalogue.functions) == ["one", "two", "three"]
+    assert live.problem == ""
 
 
-async def test_a_file_that_changes_while_it_is_read_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory, path = a_directory(tmp_path)
+async def test_a_file_that_changes_during_a_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live, path = a_catalogue(tmp_path)
     rewrite(path, fake("one"), 9)
-    await directory.look()
+    await live.check()
     reads: list[str] = []
 
     def read_slowly(read: Path) -> str:
@@ -77,91 +75,89 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(
         return text
 
     monkeypatch.setattr("cortex.router.live_catalogue._text", read_slowly)
-    await directory.look()
-    between = list(directory.catalogue.functions)
-    await directory.look()
+    await live.check()
+    between = list(live.catalogue.functions)
+    await live.check()
 
     assert between == ["one", "two"]
-    assert list(directory.catalogue.functions) == ["late"]
+    assert list(live.catalogue.functions) == ["late"]
     assert len(reads) == 2
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing here yet\n", "[defaults]\nidle_after_s = 60\n"])
-async def test_a_file_that_has_lost_every_function_leaves_the_catalogue_in_force(tmp_path: Path, text: str) -> None:
-    directory, path = a_directory(tmp_path)
+async def test_a_file_without_functions_leaves_the_catalogue_in_effect(tmp_path: Path, text: str) -> None:
+    live, path = a_catalogue(tmp_path)
     path.write_text(text)
 
-    await look(directory)
+    await check(live)
 
-    assert list(directory.catalogue.functions) == ["one", "two"]
-    assert "still in force" in directory.problem
-    assert "`models = []`" in directory.problem
+    assert list(live.catalogue.functions) == ["one", "two"]
+    assert "stays in effect" in live.problem
+    assert "`models = []`" in live.problem
 
 
-async def test_a_file_that_disappears_leaves_the_catalogue_in_force_until_it_is_back(tmp_path: Path) -> None:
-    directory, path = a_directory(tmp_path)
+async def test_a_missing_file_leaves_the_catalogue_in_effect_until_it_returns(tmp_path: Path) -> None:
+    live, path = a_catalogue(tmp_path)
     path.unlink()
-    await look(directory)
-    gone = (list(directory.catalogue.functions), directory.problem)
+    await check(live)
+    during = (list(live.catalogue.functions), live.problem)
     path.write_text(fake("one"))
 
-    await look(directory)
+    await check(live)
 
-    assert gone[0] == ["one", "two"]
-    assert "No such file" in gone[1]
-    assert (list(directory.catalogue.functions), directory.problem) == (["one"], "")
+    assert during[0] == ["one", "two"]
+    assert "No such file" in during[1]
+    assert (list(live.catalogue.functions), live.problem) == (["one"], "")
 
 
-async def test_a_file_that_says_there_are_no_models_removes_every_function(tmp_path: Path) -> None:
-    directory, path = a_directory(tmp_path)
+async def test_a_file_with_an_empty_models_list_removes_every_function(tmp_path: Path) -> None:
+    live, path = a_catalogue(tmp_path)
     path.write_text("models = []\n")
 
-    await look(directory)
+    await check(live)
 
-    assert (directory.catalogue.functions, directory.problem, directory.is_deliberate) == ({}, "", True)
+    assert (live.catalogue.functions, live.problem, live.is_deliberate) == ({}, "", True)
 
 
 @pytest.mark.parametrize(("text", "deliberate"), [("", False), ("models = []", True), (TWO, True)])
-def test_a_router_that_starts_with_an_empty_file_knows_that_it_may_be_an_accident(
-    tmp_path: Path, text: str, deliberate: bool
-) -> None:
-    directory, _ = a_directory(tmp_path, text)
+def test_a_catalogue_is_deliberate_unless_its_file_is_empty(tmp_path: Path, text: str, deliberate: bool) -> None:
+    live, _ = a_catalogue(tmp_path, text)
 
-    assert directory.is_deliberate is deliberate
+    assert live.is_deliberate is deliberate
 
 
 async def test_a_file_that_never_stops_changing_is_reported(tmp_path: Path) -> None:
-    directory, path = a_directory(tmp_path)
+    live, path = a_catalogue(tmp_path)
 
-    for nth in range(MOST_LOOKS):
+    for nth in range(MOST_CHANGES):
         rewrite(path, fake("one"), nth + 1)
-        await directory.look()
+        await live.check()
 
-    assert list(directory.catalogue.functions) == ["one", "two"]
-    assert "does not stop changing" in directory.problem
+    assert list(live.catalogue.functions) == ["one", "two"]
+    assert "does not stop changing" in live.problem
 
 
-async def test_who_waits_for_a_change_is_woken_by_the_catalogue_or_by_its_task(tmp_path: Path) -> None:
-    directory, path = a_directory(tmp_path)
+async def test_a_change_or_a_finished_task_ends_the_wait(tmp_path: Path) -> None:
+    live, path = a_catalogue(tmp_path)
     never = asyncio.create_task(asyncio.Event().wait())
-    waiting = asyncio.create_task(directory.change(60, never))
+    waiting = asyncio.create_task(live.change(60, never))
     await asyncio.sleep(0)
     path.write_text(fake("one"))
 
-    await look(directory)
+    await check(live)
     await asyncio.wait_for(waiting, 5)
     never.cancel()
-    await asyncio.wait_for(directory.change(60, never), 5)
+    await asyncio.wait_for(live.change(60, never), 5)
 
-    assert list(directory.catalogue.functions) == ["one"]
+    assert list(live.catalogue.functions) == ["one"]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", []), ("models = []\n", ["http://host-a:13131"])])
-async def test_agents_are_told_an_empty_catalogue_only_when_it_is_meant(
+async def test_an_empty_catalogue_is_sent_to_agents_only_if_deliberate(
     tmp_path: Path, text: str, expected: list[str]
 ) -> None:
-    """Every instance is stopped for it: a router that starts with a file that was cut off must not do that."""
-    directory, _ = a_directory(tmp_path, text)
+    """It stops every instance, so a router that starts with a truncated file must not send it."""
+    live, _ = a_catalogue(tmp_path, text)
     addresses: list[str] = []
 
     async def heed(host: HostRecord, catalogue: object, digest: str) -> None:
@@ -169,8 +165,8 @@ async def test_agents_are_told_an_empty_catalogue_only_when_it_is_meant(
 
     host = a_host()
     view = SimpleNamespace(fleet=Fleet(hosts={host.name: host}))
-    runtime = SimpleNamespace(directory=directory, view=view, agents=SimpleNamespace(heed=heed))
+    runtime = SimpleNamespace(live_catalogue=live, view=view, agents=SimpleNamespace(heed=heed))
 
-    await Runtime._tell_catalogue(cast(Runtime, runtime))
+    await Runtime._send_catalogue(cast(Runtime, runtime))
 
     assert addresses == expected

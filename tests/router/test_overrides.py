@@ -1,4 +1,4 @@
-"""What operators set at run time, over the catalogue."""
+"""Runtime overrides on top of the catalogue."""
 
 from pathlib import Path
 
@@ -7,30 +7,30 @@ from cortex.router.live_catalogue import LiveCatalogue
 from tests.support.catalogues import aliases, fake
 
 
-def a_directory(folder: Path) -> LiveCatalogue:
+def a_catalogue(folder: Path) -> LiveCatalogue:
     (folder / "models.toml").write_text("\n".join([fake("one", max=2), fake("two"), aliases({"first": "one"})]))
     return LiveCatalogue(folder / "models.toml")
 
 
-def test_an_override_changes_the_function_but_not_what_its_worker_runs(tmp_path: Path) -> None:
-    directory = a_directory(tmp_path)
-    before, digest = directory.find("one"), directory.digest
+def test_an_override_changes_the_function_but_not_its_revision(tmp_path: Path) -> None:
+    live = a_catalogue(tmp_path)
+    before, digest = live.resolve("one"), live.digest
 
-    directory.override({"one": Override(pinned=True, min=1)})
+    live.override({"one": Override(pinned=True, min=1)})
 
-    after = directory.find("first")
+    after = live.resolve("first")
     assert (after.function.pinned, after.function.min, after.function.max) == (True, 1, 2)
     assert after.revision == before.revision
-    assert directory.digest != digest  # agents are told
-    assert directory.find("two").function.pinned is False
+    assert live.digest != digest  # so agents receive the new catalogue
+    assert live.resolve("two").function.pinned is False
 
 
-def test_taking_an_override_back_is_as_if_it_had_never_been(tmp_path: Path) -> None:
-    directory = a_directory(tmp_path)
-    digest = directory.digest
+def test_removing_an_override_restores_the_declared_settings(tmp_path: Path) -> None:
+    live = a_catalogue(tmp_path)
+    digest = live.digest
 
-    directory.override({"one": Override(max=5), "gone": Override(min=1)})
-    directory.override({})
+    live.override({"one": Override(max=5), "gone": Override(min=1)})
+    live.override({})
 
-    assert directory.digest == digest
-    assert directory.find("one").function.max == 2
+    assert live.digest == digest
+    assert live.resolve("one").function.max == 2

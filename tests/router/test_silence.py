@@ -1,4 +1,4 @@
-"""Hosts whose record has expired, as values; and the view that chooses what still answers there."""
+"""Silent hosts as values, and the fleet view's choice of their instances."""
 
 from typing import cast
 
@@ -22,12 +22,12 @@ def named(name: str, *instances: Instance) -> HostRecord:
 
 
 def fleet(*hosts: HostRecord, before: Fleet | None = None, now: float = 0.0) -> Fleet:
-    """Return a reading of the record after another one."""
-    found = {h.name: h for h in hosts}
-    return Fleet(hosts=found, silent=silent_hosts(before or Fleet(), found, now), at=now)
+    """Return a read of the record that follows another."""
+    records = {h.name: h for h in hosts}
+    return Fleet(hosts=records, silent=silent_hosts(before or Fleet(), records, now), at=now)
 
 
-def test_a_host_that_stops_reporting_keeps_its_ready_instances_only() -> None:
+def test_a_silent_host_keeps_only_its_ready_instances() -> None:
     starting = an_instance("s", state=State.STARTING)
     before = fleet(named("a", an_instance("r"), starting), named("b"))
 
@@ -38,7 +38,7 @@ def test_a_host_that_stops_reporting_keeps_its_ready_instances_only() -> None:
     assert list(after.silent) == ["a"]
 
 
-def test_a_silent_host_that_reports_again_is_silent_no_more() -> None:
+def test_a_host_that_reports_again_is_not_silent() -> None:
     before = fleet(before=fleet(named("a", an_instance("r"))), now=7.0)
 
     after = fleet(named("a"), before=before, now=8.0)
@@ -47,7 +47,7 @@ def test_a_silent_host_that_reports_again_is_silent_no_more() -> None:
     assert [i.id for h in after.records() for i in h.instances] == []
 
 
-def test_a_record_that_comes_back_empty_leaves_every_host_silent() -> None:
+def test_an_empty_record_makes_every_host_silent() -> None:
     before = fleet(named("a", an_instance("r")), named("b", an_instance("q")))
 
     after = fleet(before=before, now=1.0)
@@ -55,14 +55,14 @@ def test_a_record_that_comes_back_empty_leaves_every_host_silent() -> None:
     assert sorted(i.id for h in after.records() for i in h.instances) == ["q", "r"]
 
 
-def test_a_silent_host_is_forgotten_after_hours() -> None:
+def test_a_silent_host_expires() -> None:
     before = fleet(before=fleet(named("a", an_instance("r"))), now=7.0)
 
     assert "a" in fleet(before=before, now=7.0 + REMEMBER_S - 1).silent
     assert "a" not in fleet(before=before, now=7.0 + REMEMBER_S).silent
 
 
-def test_no_more_silent_hosts_are_remembered_than_the_bound_and_the_latest_stay() -> None:
+def test_the_number_of_silent_hosts_is_bounded_and_the_latest_stay() -> None:
     before = fleet(before=fleet(named("old")), now=1.0)
     many = fleet(*(named(f"h{n}") for n in range(MOST_SILENT)), before=before, now=2.0)
 
@@ -72,8 +72,8 @@ def test_no_more_silent_hosts_are_remembered_than_the_bound_and_the_latest_stay(
     assert "old" not in after.silent
 
 
-def test_an_instance_that_a_reporting_host_has_is_not_a_silent_hosts() -> None:
-    """A host that was renamed takes over its workers under the same ids."""
+def test_an_instance_of_a_reporting_host_is_removed_from_a_silent_host() -> None:
+    """A renamed host adopts its workers under the same ids."""
     before = fleet(named("old-name", an_instance("r")))
 
     after = fleet(named("new-name", an_instance("r")), before=before, now=1.0)
@@ -82,20 +82,20 @@ def test_an_instance_that_a_reporting_host_has_is_not_a_silent_hosts() -> None:
 
 
 @given(st.lists(st.sets(st.sampled_from("abc")), max_size=20))
-def test_whatever_comes_and_goes_a_host_is_alive_or_silent_or_was_never_there(readings: list[set[str]]) -> None:
-    seen = Fleet()
+def test_every_host_that_ever_reported_is_live_or_silent(readings: list[set[str]]) -> None:
+    current = Fleet()
     ever: set[str] = set()
     for now, alive in enumerate(readings):
-        seen = fleet(*(named(n, an_instance(f"{n}-1")) for n in sorted(alive)), before=seen, now=float(now))
+        current = fleet(*(named(n, an_instance(f"{n}-1")) for n in sorted(alive)), before=current, now=float(now))
         ever |= alive
 
-        assert seen.hosts.keys() == alive
-        assert seen.silent.keys() == ever - alive
-        ids = [i.id for h in seen.records() for i in h.instances]
+        assert current.hosts.keys() == alive
+        assert current.silent.keys() == ever - alive
+        ids = [i.id for h in current.records() for i in h.instances]
         assert sorted(ids) == sorted(f"{n}-1" for n in ever)
 
 
-def test_taking_out_what_is_not_there_changes_nothing() -> None:
+def test_removing_an_unlisted_instance_changes_nothing() -> None:
     host = fleet(before=fleet(named("a", an_instance("r")))).silent["a"]
 
     assert without(host, ("x",)) is host
@@ -113,7 +113,7 @@ class Record:
 
 
 async def a_view(*hosts: HostRecord, alive: tuple[HostRecord, ...] = ()) -> FleetView:
-    """Return a view that knew some hosts, of which those alive still report."""
+    """Return a view that has read some hosts, of which only those alive still report."""
     record = Record(*hosts)
     view = FleetView(cast(Registry, record), "router-1")
     await view.refresh()
@@ -127,7 +127,7 @@ def choices(view: FleetView) -> list[str]:
     return [i.id for i in view.ready("org/model", REV)]
 
 
-async def test_an_instance_of_a_silent_host_is_chosen_and_known_to_be_unsure() -> None:
+async def test_an_instance_of_a_silent_host_is_eligible_and_unsure() -> None:
     view = await a_view(named("a", an_instance("r")))
 
     assert choices(view) == ["r"]
@@ -136,7 +136,7 @@ async def test_an_instance_of_a_silent_host_is_chosen_and_known_to_be_unsure() -
     assert view.fleet.hosts == {}
 
 
-async def test_an_instance_of_a_reporting_host_is_unsure_only_while_the_record_is_away() -> None:
+async def test_an_instance_of_a_reporting_host_is_unsure_only_without_the_record() -> None:
     host = named("a", an_instance("r"))
     view = await a_view(host, alive=(host,))
 
@@ -146,7 +146,7 @@ async def test_an_instance_of_a_reporting_host_is_unsure_only_while_the_record_i
     assert (sure, view.unsure("r")) == (False, True)
 
 
-async def test_an_instance_of_a_silent_host_that_is_gone_is_dropped() -> None:
+async def test_dropping_an_instance_of_a_silent_host_removes_it() -> None:
     view = await a_view(named("a", an_instance("r"), an_instance("s")))
 
     view.drop("r")
@@ -155,7 +155,7 @@ async def test_an_instance_of_a_silent_host_that_is_gone_is_dropped() -> None:
     assert list(view.fleet.silent) == ["a"]
 
 
-async def test_an_instance_of_a_reporting_host_is_dropped_by_its_host_alone() -> None:
+async def test_dropping_an_instance_of_a_reporting_host_has_no_effect() -> None:
     host = named("a", an_instance("r"))
     view = await a_view(host, alive=(host,))
 
@@ -164,7 +164,7 @@ async def test_an_instance_of_a_reporting_host_is_dropped_by_its_host_alone() ->
     assert choices(view) == ["r"]
 
 
-async def test_an_instance_of_a_silent_host_is_dropped_after_misses_in_a_row() -> None:
+async def test_an_instance_of_a_silent_host_is_dropped_after_consecutive_misses() -> None:
     view = await a_view(named("a", an_instance("r")))
 
     for _ in range(MISSES_TO_DROP - 1):
@@ -178,7 +178,7 @@ async def test_an_instance_of_a_silent_host_is_dropped_after_misses_in_a_row() -
     assert (before, choices(view)) == (["r"], [])
 
 
-async def test_a_suspect_that_is_trusted_again_is_chosen_at_once() -> None:
+async def test_a_trusted_suspect_is_eligible_at_once() -> None:
     host = named("a", an_instance("r"))
     view = await a_view(host, alive=(host,))
 
@@ -190,7 +190,7 @@ async def test_a_suspect_that_is_trusted_again_is_chosen_at_once() -> None:
     assert (choices(view), view.suspected("org/model", REV)) == (["r"], ())
 
 
-async def test_a_host_that_was_removed_on_purpose_is_forgotten_at_once() -> None:
+async def test_a_removed_host_is_not_silent() -> None:
     host = named("a", an_instance("r"))
     view = await a_view(host, alive=(host,))
 

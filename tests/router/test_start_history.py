@@ -1,4 +1,4 @@
-"""What earlier starts say about the next one."""
+"""Start times predicted from earlier starts."""
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Fleet
@@ -18,7 +18,7 @@ def test_the_last_start_counts_whatever_device_it_was_on() -> None:
     assert found == {"r1": entry(9.0)}
 
 
-def test_a_starts_phases_are_those_of_the_instance_that_is_there() -> None:
+def test_the_last_start_is_from_the_live_instance() -> None:
     one = an_instance("one", ready=100.0, phases={"placing": 1.0, "starting": 4.0})
     host = a_host(one)
 
@@ -28,7 +28,7 @@ def test_a_starts_phases_are_those_of_the_instance_that_is_there() -> None:
     assert (last.at, last.total_s, last.phases) == (100.0, 5.0, {"placing": 1.0, "starting": 4.0})
 
 
-def test_the_ledger_remembers_the_last_start_of_what_is_cold() -> None:
+def test_the_last_start_of_a_cold_function_is_from_the_ledger() -> None:
     last = last_start("r1", Fleet(), entry(50.0))
 
     assert last is not None
@@ -36,19 +36,19 @@ def test_the_ledger_remembers_the_last_start_of_what_is_cold() -> None:
     assert last_start("r1", Fleet(), None) is None
 
 
-def test_the_time_a_start_will_still_take_follows_from_earlier_ones() -> None:
-    known = entry(50.0, start_s=30.0)
+def test_the_remaining_time_of_a_start_follows_from_earlier_starts() -> None:
+    earlier = entry(50.0, start_s=30.0)
     placing = an_instance(state=State.PLACING, phases={})
     starting = an_instance(state=State.STARTING, started=100.0)
 
-    assert left_s(placing, known, 110.0) == 30.0
-    assert left_s(starting, known, 110.0) == 20.0
-    assert left_s(starting, known, 999.0) == 0.0
+    assert left_s(placing, earlier, 110.0) == 30.0
+    assert left_s(starting, earlier, 110.0) == 20.0
+    assert left_s(starting, earlier, 999.0) == 0.0
     assert left_s(starting, None, 110.0) is None
-    assert left_s(an_instance(state=State.FETCHING), known, 110.0) is None
+    assert left_s(an_instance(state=State.FETCHING), earlier, 110.0) is None
 
 
-def test_a_new_start_is_written_beside_what_is_known() -> None:
+def test_a_new_start_is_averaged_with_earlier_ones() -> None:
     once = ledger.with_start(None, 10.0, {"starting": 10.0}, 100.0, 101.0)
     twice = ledger.with_start(once, 20.0, {"starting": 20.0}, 200.0, 201.0)
 

@@ -1,4 +1,4 @@
-"""Traces across machines: what is passed on, and what is exported, to a real receiver."""
+"""Distributed tracing: forwarded headers, and spans exported to a real receiver."""
 
 import http.server
 import subprocess
@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from cortex.platform.settings import Settings
 from cortex.platform.settings import Tracing as TracingSettings
-from cortex.router.tracing import Exported, PassedOn, carried, tracing
+from cortex.router.tracing import OtlpTracing, PassThroughTracing, trace_headers, tracing
 from tests.router.request.test_request_record import a_finished, a_journey
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -19,10 +19,10 @@ HEADER = f"00-{TRACE}-{PARENT}-01".encode()
 
 
 @pytest.mark.parametrize(
-    ("value", "passed"),
+    ("value", "valid"),
     [
         (HEADER, True),
-        (HEADER + b"-more", True),  # a later version may add to it
+        (HEADER + b"-more", True),  # later versions may append fields
         (b"", False),
         (b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01", False),
         (HEADER.upper(), False),
@@ -35,28 +35,31 @@ HEADER = f"00-{TRACE}-{PARENT}-01".encode()
         (b"\xff" * 55, False),
     ],
 )
-def test_a_trace_is_passed_on_when_it_means_something(value: bytes, passed: bool) -> None:
-    assert carried([(b"traceparent", value)]) == ({"traceparent": value.decode()} if passed else {})
+def test_only_a_valid_traceparent_is_forwarded(value: bytes, valid: bool) -> None:
+    assert trace_headers([(b"traceparent", value)]) == ({"traceparent": value.decode()} if valid else {})
 
 
-def test_the_callers_state_goes_with_its_trace_and_never_alone() -> None:
+def test_tracestate_is_forwarded_only_with_traceparent() -> None:
     state = (b"tracestate", b"vendor=1")
 
-    assert carried([(b"traceparent", HEADER), state]) == {"traceparent": HEADER.decode(), "tracestate": "vendor=1"}
-    assert carried([state]) == {}
-    assert "tracestate" not in carried([(b"traceparent", HEADER), (b"tracestate", b"a=" + b"x" * 600)])
+    assert trace_headers([(b"traceparent", HEADER), state]) == {
+        "traceparent": HEADER.decode(),
+        "tracestate": "vendor=1",
+    }
+    assert trace_headers([state]) == {}
+    assert "tracestate" not in trace_headers([(b"traceparent", HEADER), (b"tracestate", b"a=" + b"x" * 600)])
 
 
-def test_without_an_endpoint_nothing_is_exported_and_the_sdk_is_not_needed() -> None:
-    journey = a_journey()
+def test_without_an_endpoint_headers_are_forwarded_without_the_sdk() -> None:
+    request_record = a_journey()
     blocked = "import sys; sys.modules['opentelemetry'] = None; import cortex.router.app"
 
-    kept = tracing(Settings())
-    told = kept.begun(journey, [(b"traceparent", HEADER)])
+    pass_through = tracing(Settings())
+    headers = pass_through.start(request_record, [(b"traceparent", HEADER)])
 
-    assert isinstance(kept, PassedOn)
-    assert told == {"traceparent": HEADER.decode()}
-    assert (journey.trace, journey.span) == (TRACE, None)
+    assert isinstance(pass_through, PassThroughTracing)
+    assert headers == {"traceparent": HEADER.decode()}
+    assert (request_record.trace, request_record.span) == (TRACE, None)
     subprocess.run([sys.executable, "-c", blocked], check=True, timeout=60)
 
 
@@ -87,25 +90,25 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
         server.shutdown()
 
 
-def test_a_request_is_a_span_between_the_callers_and_the_workers(
+def test_a_request_is_exported_as_a_span_below_the_callers(
     collector: tuple[str, list[ExportTraceServiceRequest]],
 ) -> None:
     url, received = collector
-    exported = Exported(Settings(tracing=TracingSettings(endpoint=url, service="router")))
-    journey = a_finished(status=502, fault="worker_error", host="here", cold=True)
+    exporter = OtlpTracing(Settings(tracing=TracingSettings(endpoint=url, service="router")))
+    request_record = a_finished(status=502, fault="worker_error", host="here", cold=True)
 
-    told = exported.begun(journey, [(b"traceparent", HEADER)])
-    exported.over(journey)
-    exported.close()
+    headers = exporter.start(request_record, [(b"traceparent", HEADER)])
+    exporter.finish(request_record)
+    exporter.close()
 
     (resource,) = received[0].resource_spans
     (span,) = resource.scope_spans[0].spans
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
-    assert told["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
-    said = {a.key: a.value for a in span.attributes}
-    assert said["gen_ai.request.model"].string_value == "org/model"
-    assert said["gen_ai.usage.output_tokens"].int_value == 11
-    assert said["cortex.start"].string_value == "cold"
+    assert headers["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
+    attributes = {a.key: a.value for a in span.attributes}
+    assert attributes["gen_ai.request.model"].string_value == "org/model"
+    assert attributes["gen_ai.usage.output_tokens"].int_value == 11
+    assert attributes["cortex.start"].string_value == "cold"
     assert span.status.code == 2  # an error
     assert [e.name for e in span.events] == ["first token"]
     assert any(a.value.string_value == "router" for a in resource.resource.attributes)

@@ -16,9 +16,9 @@ from cortex.cli.visible import for_terminal
 @click.command()
 @click.argument("function", type=FUNCTION)
 @click.argument("prompt", required=False)
-@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Tokens at most.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Maximum number of tokens.")
 @click.option("-s", "--system", help="A system prompt.")
-@click.option("-t", "--temperature", type=float, help="0 is the most likely answer.")
+@click.option("-t", "--temperature", type=float, help="0 gives the most likely answer.")
 @click.option("--json", "as_json", is_flag=True, help="Do not stream; print the whole answer as JSON.")
 @click.option("--raw", is_flag=True, help="Send control characters to the terminal instead of showing them.")
 def call(
@@ -30,8 +30,8 @@ def call(
     as_json: bool,
     raw: bool,
 ) -> None:
-    """Send one prompt to a function and print its answer as it comes. Without PROMPT, or with -, it is read from
-    standard input. A cold function is started."""
+    """Send one prompt to a function and stream its answer. Without PROMPT, or with -, read it from standard input. A
+    cold function is started."""
     if prompt in (None, "-"):
         if prompt is None and sys.stdin.isatty():
             raise Failed("no prompt", hint=f'`cortex call {function} "Hello!"`, or pipe one in.', code=2)
@@ -46,31 +46,31 @@ def call(
     if as_json:
         click.echo(json.dumps(router.post("/v1/chat/completions", body, timeout_s=3600), indent=2))
         return
-    _streamed(router, body, raw=raw)
+    _stream(router, body, raw=raw)
 
 
-def _held(router: Router, name: str) -> str:
-    """Say what is waited for, as far as the key may know."""
+def _progress(router: Router, name: str) -> str:
+    """Return the state of a waiting request's function, if the key may read it."""
     try:
         return f"{name}: {state(router.function(name))}"
     except Failed:
         return f"waiting for {name}"
 
 
-def _streamed(router: Router, body: dict[str, Any], *, raw: bool) -> None:
-    """Print the pieces as they come; thoughts go to standard error, dimmed. Control characters are shown on a terminal,
-    unless it is to be raw."""
+def _stream(router: Router, body: dict[str, Any], *, raw: bool) -> None:
+    """Print the answer as it arrives, and reasoning dimmed on standard error. Unless `raw`, a terminal shows control
+    characters escaped."""
     wrote = False
     with progress_bar() as waiting:
         task = waiting.add_task(f"waiting for {body['model']}", total=None)
         for line in router.lines("/v1/chat/completions", {}, body=body | {"stream": True}):
-            if line.startswith(":") and not waiting.disable and not wrote:  # it is held, and we are told so
-                waiting.update(task, description=_held(router, str(body["model"])))
+            if line.startswith(":") and not waiting.disable and not wrote:  # a keep-alive while the request waits
+                waiting.update(task, description=_progress(router, str(body["model"])))
             if not line.startswith("data: {"):
                 continue
             chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
-                raise Failed(f"{chr(10) if wrote else ''}the answer broke off: {chunk['error'].get('message')}")
+                raise Failed(f"{chr(10) if wrote else ''}the answer was interrupted: {chunk['error'].get('message')}")
             for choice in chunk.get("choices", []):
                 delta = choice.get("delta") or {}
                 thought, text = delta.get("reasoning_content") or "", delta.get("content") or ""

@@ -1,4 +1,4 @@
-"""`cortex check`: what is wrong with a catalogue."""
+"""`cortex check`: validates a catalogue."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from cortex.router.live_catalogue import load
 @click.argument("file", type=click.Path(path_type=Path), default=Path("models.toml"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def check(file: Path, as_json: bool) -> None:
-    """Check a catalogue: every problem at once, and what is kept but has no effect yet."""
+    """Check a catalogue: list every problem, and settings without effect."""
     try:
         catalogue = load(file)
     except CatalogueError as error:
@@ -32,4 +32,4 @@ def check(file: Path, as_json: bool) -> None:
         return
     for note in notes(catalogue):
         echo(f"note: {note}")
-    echo(f"{file}: {len(catalogue.functions)} functions, {len(catalogue.aliases)} aliases: all well")
+    echo(f"{file}: {len(catalogue.functions)} functions, {len(catalogue.aliases)} aliases: no problems")

@@ -1,4 +1,4 @@
-"""The CLI's way to a router: over HTTP, as any other client."""
+"""The CLI's HTTP client for a router."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -13,25 +13,25 @@ from cortex.platform import untrusted
 from cortex.platform.serving.trust import trust
 
 LINE_LENGTH = 400
-"""Characters that are shown of one of a worker's last lines."""
+"""Maximum characters of one line of a worker's log."""
 DEFAULT_URL = "http://127.0.0.1:31313"
 
 
 def router_url() -> str:
-    """Return the router to talk to: `CORTEX_URL`, else a local `cortex up`, else the default port."""
+    """Return the router's URL: `CORTEX_URL`, else a local `cortex up`, else the default port."""
     if url := os.environ.get("CORTEX_URL"):
         return url.rstrip("/")
-    found = running()
-    return found.url if found else DEFAULT_URL
+    result = running()
+    return result.url if result else DEFAULT_URL
 
 
 def api_key(url: str) -> str:
-    """Return the key to show a router: `CORTEX_API_KEY`, else that of this user's own `cortex up`, else nothing."""
+    """Return the key for a router: `CORTEX_API_KEY`, else that of this user's `cortex up`, else empty."""
     return os.environ.get("CORTEX_API_KEY") or key_for(url)
 
 
 class Router:
-    """A router's admin API. Every method raises Failed with what to do next."""
+    """A router's admin API. Every method raises Failed with a hint."""
 
     def __init__(self, timeout_s: float = 30) -> None:
         self.url = router_url()
@@ -44,25 +44,25 @@ class Router:
 
     def functions(self) -> list[dict[str, Any]]:
         """Return every function."""
-        found: list[dict[str, Any]] = self.ask("GET", "/admin/functions")["functions"]
-        return found
+        result: list[dict[str, Any]] = self.ask("GET", "/admin/functions")["functions"]
+        return result
 
     def function(self, name: str) -> dict[str, Any]:
         """Return one function, by id or alias."""
         return self.ask("GET", f"/admin/functions/{quote(name, safe='')}")
 
     def warm(self, name: str) -> str:
-        """Have a function brought up; return the instance's id."""
+        """Start a function; return the instance's id."""
         return str(self.ask("POST", f"/admin/functions/{quote(name, safe='')}/warm")["instance"])
 
     def cool(self, name: str, *, now: bool) -> list[str]:
-        """Let a function's instances go; return their ids."""
+        """Drain a function's instances; return their ids."""
         path = f"/admin/functions/{quote(name, safe='')}/cool{'?now=1' if now else ''}"
-        going: list[str] = self.ask("POST", path)["instances"]
-        return going
+        draining: list[str] = self.ask("POST", path)["instances"]
+        return draining
 
     def plan(self, name: str) -> dict[str, Any]:
-        """Return what warming a function would do."""
+        """Return the plan of a warm."""
         return self.ask("POST", f"/admin/functions/{quote(name, safe='')}/warm?plan=1")
 
     def on_host(self, host: str, verb: str) -> dict[str, Any]:
@@ -71,75 +71,74 @@ class Router:
 
     def hosts(self) -> list[dict[str, Any]]:
         """Return every live host's record."""
-        found: list[dict[str, Any]] = self.ask("GET", "/admin/hosts")["hosts"]
-        return found
+        result: list[dict[str, Any]] = self.ask("GET", "/admin/hosts")["hosts"]
+        return result
 
     def every_host(self) -> list[dict[str, Any]]:
-        """Return the record of every host: those that report, then those that do not any more (`silent_s`)."""
+        """Return the record of every host: reporting ones, then silent ones (with `silent_s`)."""
         answer = self.ask("GET", "/admin/hosts")
         return [*answer["hosts"], *answer.get("silent", ())]
 
-    def decisions(self, **wanted: Any) -> list[dict[str, Any]]:
-        """Return receipts, newest first."""
-        asked = {k: v for k, v in wanted.items() if v}
-        found: list[dict[str, Any]] = self.get("/admin/decisions", **asked)["decisions"]
-        return found
+    def decisions(self, **filters: Any) -> list[dict[str, Any]]:
+        """Return decisions, newest first."""
+        query = {k: v for k, v in filters.items() if v}
+        result: list[dict[str, Any]] = self.get("/admin/decisions", **query)["decisions"]
+        return result
 
     def set(self, name: str, verb: str, **values: int) -> dict[str, Any]:
-        """Change what goes for a function at run time."""
+        """Override settings of a function at run time."""
         return self.post(f"/admin/functions/{quote(name, safe='')}/{verb}?{urlencode(values)}")
 
     def forget(self, name: str) -> dict[str, Any]:
-        """Have what is learned of a function dropped; return its id and how many entries there were."""
+        """Delete a function's measurements; return its id and the number of entries."""
         return self.post(f"/admin/functions/{quote(name, safe='')}/forget")
 
-    def get(self, path: str, **asked: Any) -> dict[str, Any]:
-        """Read anything."""
-        return self.ask("GET", f"{path}?{urlencode(asked)}" if asked else path)
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
+        """Send a GET request."""
+        return self.ask("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def post(self, path: str, body: Any = None, *, timeout_s: float = 30) -> dict[str, Any]:
-        """Do anything."""
+        """Send a POST request."""
         return self.ask("POST", path, body, timeout=timeout_s)
 
-    def lines(self, path: str, asked: Mapping[str, Any], *, body: Any = None) -> Iterator[str]:
-        """Yield the lines of an answer as they come; with a body it is posted."""
+    def lines(self, path: str, query: Mapping[str, Any], *, body: Any = None) -> Iterator[str]:
+        """Yield the lines of an answer as they arrive; with a body the request is a POST."""
         timeout = httpx.Timeout(30, read=None)
         method = "POST" if body is not None else "GET"
         try:
-            with self._http.stream(method, path, params=dict(asked), json=body, timeout=timeout) as answer:
+            with self._http.stream(method, path, params=dict(query), json=body, timeout=timeout) as answer:
                 if not answer.is_success:
                     answer.read()
-                    self._refused(answer)
+                    self._raise_error(answer)
                 yield from answer.iter_lines()
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 
     def last_lines(self, function: Mapping[str, Any], most: int = 5) -> list[str]:
-        """Return the last lines that a function's failed worker wrote, from its host; none where the key is not an
-        admin's, or the log is gone."""
+        """Return the last lines of a failed worker's log; empty without an admin key, or without a log."""
         if not function["failure"] or not function["failed_instance"]:
             return []
         path = f"/admin/instances/{quote(function['failed_instance'], safe='')}/logs"
         try:
-            found = [untrusted.line(line, LINE_LENGTH) for line in self.lines(path, {"lines": 4 * most})]
+            lines = [untrusted.line(line, LINE_LENGTH) for line in self.lines(path, {"lines": 4 * most})]
         except Failed:
             return []
-        return [line for line in found if line.strip()][-most:]
+        return [line for line in lines if line.strip()][-most:]
 
     def stored(self, host: str) -> dict[str, Any]:
         """Return the weights on every host, or on one."""
         return self.ask("GET", f"/admin/weights?host={quote(host, safe='')}")
 
-    def remove_weights(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Remove weights; return what went and what stays."""
-        return self.ask("POST", "/admin/weights/remove", timeout=600, body=asked)
+    def remove_weights(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Remove weights; return the removed and the remaining ones."""
+        return self.ask("POST", "/admin/weights/remove", timeout=600, body=command)
 
     def prefetch(self, name: str, host: str) -> dict[str, Any]:
-        """Have a function's weights fetched; return the host and the job."""
+        """Fetch a function's weights; return the host and the job."""
         return self.ask("POST", "/admin/weights/fetch", body={"function": name, "host": host})
 
     def estimate(self, name: str, host: str) -> dict[str, Any]:
-        """Return how much memory a function will take."""
+        """Return the estimated memory of a function."""
         query = f"function={quote(name, safe='')}&host={quote(host, safe='')}"
         return self.ask("GET", f"/admin/weights/estimate?{query}", timeout=90)
 
@@ -148,7 +147,7 @@ class Router:
         return self.ask("GET", f"/admin/jobs?host={quote(host, safe='')}")
 
     def cancel_job(self, job: str) -> dict[str, Any]:
-        """Stop a download."""
+        """Cancel a download."""
         return self.ask("POST", f"/admin/jobs/{quote(job, safe='')}/cancel")
 
     def health(self) -> dict[str, Any]:
@@ -162,32 +161,32 @@ class Router:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if not answer.is_success:
-            self._refused(answer)
+            self._raise_error(answer)
         return self._read(answer)
 
     def _read(self, answer: httpx.Response) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = answer.json()
+            result: dict[str, Any] = answer.json()
         except ValueError:
-            raise Failed(f"{self.url} answers, but not as a cortex router does", code=UNREACHABLE) from None
-        return found
+            raise Failed(f"{self.url} is not a cortex router: its answer is not JSON", code=UNREACHABLE) from None
+        return result
 
     def _unreachable(self, error: httpx.HTTPError) -> Failed:
-        hint = "Start one with `cortex up`, or set CORTEX_URL to the one you mean."
+        hint = "Start one with `cortex up`, or set CORTEX_URL to a running one."
         return Failed(f"no router answers at {self.url}: {error}", code=UNREACHABLE, hint=hint)
 
-    def _refused(self, answer: httpx.Response) -> NoReturn:
-        refusal = self._read(answer).get("error", {})
+    def _raise_error(self, answer: httpx.Response) -> NoReturn:
+        error = self._read(answer).get("error", {})
         hints = {
             "model_not_found": "`cortex fn ls` lists every function.",
             "host_not_found": "`cortex host ls` lists every host.",
             "key_not_found": "`cortex key ls` lists every key.",
-            "request_not_found": "`cortex req ls` lists the requests under way.",
-            "instance_not_found": "`cortex fn history NAME` says what happened to it.",
+            "request_not_found": "`cortex req ls` lists the live requests.",
+            "instance_not_found": "`cortex fn history NAME` shows what happened to it.",
             "job_not_found": "`cortex jobs ls` lists every download.",
         }
-        hint = hints.get(refusal.get("code"), "")
+        hint = hints.get(error.get("code"), "")
         code = NOT_FOUND if hint else FAILED
         if answer.status_code in (401, 403):
-            hint = "CORTEX_API_KEY is the key these commands send; `cortex key new NAME --admin` makes one."
-        raise Failed(str(refusal.get("message", answer.text)), code=code, hint=hint)
+            hint = "These commands send CORTEX_API_KEY; `cortex key new NAME --admin` creates a key."
+        raise Failed(str(error.get("message", answer.text)), code=code, hint=hint)

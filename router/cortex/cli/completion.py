@@ -1,4 +1,4 @@
-"""`cortex completion`: the script that makes a shell complete commands, options, functions and hosts."""
+"""`cortex completion`: the shell script that completes commands, options, functions and hosts."""
 
 import rich_click as click
 from click.shell_completion import get_completion_class
@@ -14,7 +14,7 @@ INSTALL = {
 @click.argument("shell", type=click.Choice(list(INSTALL)))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script for a shell; functions and hosts are completed, too."""
-    made = get_completion_class(shell)
-    assert made is not None
-    click.echo(made(ctx.find_root().command, {}, "cortex", "_CORTEX_COMPLETE").source())
+    """Print the completion script for a shell, which also completes functions and hosts."""
+    generator = get_completion_class(shell)
+    assert generator is not None
+    click.echo(generator(ctx.find_root().command, {}, "cortex", "_CORTEX_COMPLETE").source())

@@ -12,18 +12,18 @@ from cortex.cli.visible import echo
 from cortex.platform import log, standard_streams
 from cortex.platform.settings import Settings
 
-_tls_cert = click.option("--tls-cert", metavar="FILE", help="Speak https with this certificate, and follow the file.")
-_tls_key = click.option("--tls-key", metavar="FILE", help="The key of the certificate.")
+_tls_cert = click.option("--tls-cert", metavar="FILE", help="Serve https with this certificate; changes are reloaded.")
+_tls_key = click.option("--tls-key", metavar="FILE", help="The certificate's private key.")
 
 
 @click.command()
 @config_option
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
-@click.option("--insecure", is_flag=True, help="Listen on an address other than loopback without any key.")
+@click.option("--insecure", is_flag=True, help="Listen beyond loopback without an API key.")
 @_tls_cert
 @_tls_key
 def router(config: Path | None, workers: int, insecure: bool, tls_cert: str | None, tls_key: str | None) -> None:
-    """Run a router: the URL that clients talk to."""
+    """Run a router, which serves the clients' URL."""
     from msgspec.structs import replace
 
     settings = settings_of(config)
@@ -35,7 +35,7 @@ def router(config: Path | None, workers: int, insecure: bool, tls_cert: str | No
 @click.command(hidden=True)
 @config_option
 def serve(config: Path | None) -> None:
-    """Run a router (the name this command had before)."""
+    """Run a router (the command's earlier name)."""
     _route(settings_of(config), 1, insecure=False)
 
 
@@ -56,14 +56,14 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
     if not is_loopback(listen) and not _any_key(settings):
         if not settings.gateway.insecure:
             raise exits.Failed(
-                f"refusing to listen on {listen}: there is no API key, so anybody who reaches it could use the "
-                "models and stop them",
-                hint="Make a key first: `cortex key new NAME --admin --record` (with the same --config). "
-                "Or listen on 127.0.0.1. Or say --insecure if the network keeps everybody else out.",
+                f"refusing to listen on {listen}: there is no API key, so every client on the network could use and "
+                "stop the models",
+                hint="Create a key first: `cortex key new NAME --admin --record` (with the same --config). "
+                "Or listen on 127.0.0.1. Or add --insecure if the network restricts access.",
             )
         echo(
-            f"cortex: --insecure: whoever reaches {listen} can use every model, see "
-            "what everybody runs, and start and stop everything, until somebody makes an API key",
+            f"cortex: --insecure: every client that reaches {listen} can use, see, start and stop every model until an "
+            "API key exists",
             err=True,
         )
     try:
@@ -76,7 +76,7 @@ def _route(settings: Settings, workers: int, insecure: bool) -> None:
 
 
 def _any_key(settings: Settings) -> bool:
-    """Whether anybody has made an API key."""
+    """Whether an API key exists."""
     from cortex.platform.registry import RecordUnavailable, Registry
 
     async def keys() -> bool:
@@ -92,8 +92,8 @@ def _any_key(settings: Settings) -> bool:
         if settings.gateway.insecure:
             return False
         raise exits.Failed(
-            f"refusing to listen on {settings.gateway.listen} before it is known whether there is an API key: {error}",
-            hint="Start Redis first; CORTEX_REDIS_URL or --config says where it is.",
+            f"refusing to listen on {settings.gateway.listen}: cannot check whether an API key exists: {error}",
+            hint="Start Redis first; set its URL with CORTEX_REDIS_URL or --config.",
         ) from None
 
 
@@ -102,7 +102,7 @@ def _any_key(settings: Settings) -> bool:
 @_tls_cert
 @_tls_key
 def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> None:
-    """Run this host's agent: it starts, watches and stops the workers."""
+    """Run this host's agent, which starts, watches and stops the workers."""
     import uvicorn
     from msgspec.structs import replace
 
@@ -113,13 +113,18 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     from cortex.platform.workers.worker_user import share_cache
 
     settings = settings_of(config)
-    own = settings.agent
-    settings = replace(settings, agent=replace(own, tls_cert=tls_cert or own.tls_cert, tls_key=tls_key or own.tls_key))
+    agent_settings = settings.agent
+    agent_settings = replace(
+        agent_settings,
+        tls_cert=tls_cert or agent_settings.tls_cert,
+        tls_key=tls_key or agent_settings.tls_key,
+    )
+    settings = replace(settings, agent=agent_settings)
     log.configure(settings.log)
     refuse_another_fleets_record(settings)
     confine(no_new_privs=settings.agent.no_new_privs)
     share_cache(settings.agent)
-    passed = systemd.listeners().get("agent")
+    inherited = systemd.listeners().get("agent")
     try:
         state_file.lock(Path(settings.agent.state_dir), settings.host_name)  # until this process ends
         _check_name(settings)
@@ -131,7 +136,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
             timeout_graceful_shutdown=2,
         )
         server = uvicorn.Server(served)
-        server.run(sockets=[passed] if passed else None)
+        server.run(sockets=[inherited] if inherited else None)
         if not server.started:
             sys.exit(exits.FAILED)
     except (state_file.AnotherAgent, OSError) as error:
@@ -139,7 +144,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
 
 
 def _check_name(settings: Settings) -> None:
-    """Raise Failed while another machine's agent has this host's name. Without Redis, publishing will tell."""
+    """Raise Failed if another machine's agent has this host's name. Without Redis, publishing detects it."""
     from cortex.platform.agent.host_name import NameTaken, check_name, home
     from cortex.platform.process_id import boot_id
     from cortex.platform.registry import RecordUnavailable, Registry
@@ -158,5 +163,5 @@ def _check_name(settings: Settings) -> None:
     except NameTaken as error:
         raise exits.Failed(
             str(error),
-            hint="Give each machine a name of its own: `[agent] name`, or CORTEX_AGENT__NAME. Then start it again.",
+            hint="Give each machine a unique name: `[agent] name`, or CORTEX_AGENT__NAME. Then restart it.",
         ) from None

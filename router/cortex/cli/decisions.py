@@ -1,4 +1,4 @@
-"""`cortex why` and `cortex events`: why what happened happened, and what happens now."""
+"""`cortex why` and `cortex events`: the decision log and its live stream."""
 
 import json
 import time
@@ -19,21 +19,21 @@ from cortex.router.activation.waits import Wait
 
 @click.command()
 @click.argument("subject", type=FUNCTION, metavar="FUNCTION|REQUEST-ID")
-@click.option("-n", "--limit", type=click.IntRange(1, 5000), default=30, show_default=True, help="Receipts to show.")
+@click.option("-n", "--limit", type=click.IntRange(1, 5000), default=30, show_default=True, help="Decisions to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def why(subject: str, limit: int, as_json: bool) -> None:
-    """Say why a function is where it is, or how a request went: the decisions and the numbers behind them."""
+    """Explain the state of a function, or the course of a request, by its decisions and their inputs."""
     router = Router()
     try:
         function = router.function(subject)
     except Failed as failed:
         if failed.exit_code != NOT_FOUND:
             raise
-        _request(router, subject, limit, as_json, str(failed))
+        _explain_request(router, subject, limit, as_json, str(failed))
         return
-    receipts = router.decisions(function=function["id"], limit=limit)
+    decisions = router.decisions(function=function["id"], limit=limit)
     if as_json:
-        click.echo(json.dumps({"function": function, "decisions": receipts}, indent=2))
+        click.echo(json.dumps({"function": function, "decisions": decisions}, indent=2))
         return
     out = console()
     out.print(f"{function['id']}: {function['state']}", markup=False)
@@ -43,7 +43,7 @@ def why(subject: str, limit: int, as_json: bool) -> None:
         out.print(f"  it {msgspec.convert(wait, Wait)}", markup=False)
     if function["failure"]:
         out.print(f"  last failure: {function['failure']}", markup=False)
-    _explain(receipts)
+    _explain(decisions)
 
 
 def _leaving(instance: dict[str, Any]) -> str:
@@ -54,115 +54,115 @@ def _leaving(instance: dict[str, Any]) -> str:
     return f", {instance['why']}" if instance["why"] else ""
 
 
-def _request(router: Router, id: str, limit: int, as_json: bool, otherwise: str) -> None:
+def _explain_request(router: Router, id: str, limit: int, as_json: bool, error: str) -> None:
     try:
         requests = router.get(f"/admin/requests/{id}")["requests"]
     except Failed:
         requests = []
-    receipts = router.decisions(request=id, limit=limit)
-    instances = {r["instance"] for r in (*requests, *receipts) if r["instance"]}
+    decisions = router.decisions(request=id, limit=limit)
+    instances = {r["instance"] for r in (*requests, *decisions) if r["instance"]}
     for instance in sorted(instances):
-        known = {r["id"] for r in receipts}
-        receipts += [r for r in router.decisions(instance=instance, limit=limit) if r["id"] not in known]
-    if not requests and not receipts:
+        ids = {r["id"] for r in decisions}
+        decisions += [r for r in router.decisions(instance=instance, limit=limit) if r["id"] not in ids]
+    if not requests and not decisions:
         raise Failed(
-            f"nothing is known of '{id}': it is no function, and no request that was served lately",
-            hint=f"{otherwise}\nAnswers carry the request id as x-request-id.",
+            f"'{id}' is neither a function nor a recent request",
+            hint=f"{error}\nAnswers have the request id in the header x-request-id.",
             code=NOT_FOUND,
         )
-    receipts.sort(key=lambda r: -r["at"])
+    decisions.sort(key=lambda r: -r["at"])
     if as_json:
-        click.echo(json.dumps({"requests": requests, "decisions": receipts}, indent=2))
+        click.echo(json.dumps({"requests": requests, "decisions": decisions}, indent=2))
         return
     for r in requests:
         where = f"{r['instance']} on {r['host']}" if r["instance"] else "no instance"
-        said = f"{r['id']}: {r['function']} ({r['dialect']}), {r['phase']}, status {r['status'] or '-'}, by {where}"
-        said += f", key {r['who']}" if r["who"] else ""
-        console().print(said, markup=False)
+        line = f"{r['id']}: {r['function']} ({r['dialect']}), {r['phase']}, status {r['status'] or '-'}, by {where}"
+        line += f", key {r['who']}" if r["who"] else ""
+        console().print(line, markup=False)
         times = f"  {r['start']}: queued {r['queued_ms']} ms, first token {r['first_ms'] or '-'} ms"
         console().print(f"{times}, {r['age_s']:.2f} s in all, {r['tokens_out']} tokens", markup=False)
-        for broke in r["tries"]:
-            console().print(f"  {broke['instance']} on {broke['host']} broke: {broke['why']}", markup=False)
+        for attempt in r["tries"]:
+            console().print(f"  {attempt['instance']} on {attempt['host']} failed: {attempt['why']}", markup=False)
         if r["fault"]:
             console().print(f"  {r['fault']}: {r['why']}", markup=False)
-    _explain(receipts)
+    _explain(decisions)
 
 
-def _explain(receipts: list[dict[str, Any]]) -> None:
-    if receipts:
-        console().print(decision_table(receipts))
+def _explain(decisions: list[dict[str, Any]]) -> None:
+    if decisions:
+        console().print(decision_table(decisions))
     else:
-        console().print("No decision is kept: nothing has happened, or it was long ago.", markup=False)
+        console().print("No decisions: none were made, or they have expired.", markup=False)
 
 
 @click.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on as things happen.")
+@click.option("-f", "--follow", is_flag=True, help="Stream new ones.")
 @click.option("--function", default="", help="Only of this function.")
 @click.option("-n", "--limit", type=click.IntRange(1, 5000), default=20, show_default=True, help="Past ones to show.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def events(follow: bool, function: str, limit: int, as_json: bool) -> None:
-    """Show what happened lately: every decision of agents, routers and operators."""
+    """Show the latest decisions of agents, routers and operators."""
     router = Router()
     past = reversed(router.decisions(function=function, limit=limit))
-    seen = ""
-    for receipt in past:
-        _print_event(receipt, as_json)
-        seen = receipt["id"]
+    last_id = ""
+    for decision in past:
+        _print_event(decision, as_json)
+        last_id = decision["id"]
     if not follow:
         return
     for line in router.lines("/admin/events", {"function": function} if function else {}):
         if line.startswith("data: ") and '"what"' in line:
-            receipt = json.loads(line.removeprefix("data: "))
-            if receipt["id"] > seen:
-                _print_event(receipt, as_json)
+            decision = json.loads(line.removeprefix("data: "))
+            if decision["id"] > last_id:
+                _print_event(decision, as_json)
 
 
-def _print_event(receipt: dict[str, Any], as_json: bool) -> None:
+def _print_event(decision: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(receipt))
+        click.echo(json.dumps(decision))
         return
-    at = time.strftime("%H:%M:%S", time.localtime(receipt["at"]))
-    where = " ".join(w for w in (receipt["function"], receipt["host"], receipt["instance"]) if w)
-    echo(f"{at}  {receipt['what']:<11} {where}{': ' if receipt['why'] else ''}{receipt['why']}")
+    at = time.strftime("%H:%M:%S", time.localtime(decision["at"]))
+    where = " ".join(w for w in (decision["function"], decision["host"], decision["instance"]) if w)
+    echo(f"{at}  {decision['what']:<11} {where}{': ' if decision['why'] else ''}{decision['why']}")
 
 
-def decision_table(receipts: Iterable[dict[str, Any]], *, function: bool = True) -> Table:
-    """Return receipts as a table, with the numbers that matter."""
+def decision_table(decisions: Iterable[dict[str, Any]], *, function: bool = True) -> Table:
+    """Return decisions as a table, with their main inputs."""
     rows = table("WHEN", "WHAT", *(["FUNCTION"] if function else []), "BY", "WHY", "NUMBERS")
-    for r in receipts:
+    for r in decisions:
         names = [r["function"] or "-"] if function else []
         rows.add_row(ago(r["at"]), r["what"], *names, r["by"].partition(":")[2][:24] or r["by"], r["why"], numbers(r))
     return rows
 
 
-def numbers(receipt: dict[str, Any]) -> str:
-    """Say a receipt's numbers in a line."""
-    found = receipt["numbers"]
-    if not found:
+def numbers(decision: dict[str, Any]) -> str:
+    """Return a decision's inputs as one line."""
+    inputs = decision["numbers"]
+    if not inputs:
         return ""
-    match receipt["what"]:
+    match decision["what"]:
         case "ready":
-            return ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in found.get("phases", {}).items())
+            return ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in inputs.get("phases", {}).items())
         case "placed":
-            free = ", ".join(f"{d['id']} {d['free_mb']} free" for d in found.get("devices", []))
-            return f"{found.get('memory_mb')} MiB ({found.get('memory_from')}); {free}"
+            free = ", ".join(f"{d['id']} {d['free_mb']} free" for d in inputs.get("devices", []))
+            return f"{inputs.get('memory_mb')} MiB ({inputs.get('memory_from')}); {free}"
         case "evicted" | "closed":
-            victim = found.get("victim", {})
-            stays = ", ".join(f"{o['function']} idle {o['idle_s']}s" for o in found.get("others", []))
-            flying = victim.get("in_flight")
-            doing = f"{flying} in flight" if flying else f"idle {victim.get('idle_s')}s"
-            return doing + (f"; stays: {stays}" if stays else "")
+            victim = inputs.get("victim", {})
+            stays = ", ".join(f"{o['function']} idle {o['idle_s']}s" for o in inputs.get("others", []))
+            in_flight = victim.get("in_flight")
+            activity = f"{in_flight} in flight" if in_flight else f"idle {victim.get('idle_s')}s"
+            return activity + (f"; stays: {stays}" if stays else "")
         case "refused":
-            devices = ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in found.get("devices", []))
-            turn_in_s = found.get("turn_in_s")
+            devices = ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in inputs.get("devices", []))
+            turn_in_s = inputs.get("turn_in_s")
             return devices if turn_in_s is None else f"{devices}, turn in at most {turn_in_s:.0f} s"
         case "proposed":
-            hosts = (f"{c['host']}: {_guess(c)}" for c in found.get("considered", []))
+            hosts = (f"{c['host']}: {_prediction(c)}" for c in inputs.get("considered", []))
             return "; ".join(hosts)
-    return ", ".join(f"{k} {v}" for k, v in found.items() if not isinstance(v, (list, dict)) and v not in (None, ""))
+    return ", ".join(f"{k} {v}" for k, v in inputs.items() if not isinstance(v, (list, dict)) and v not in (None, ""))
 
 
-def _guess(considered: dict[str, Any]) -> str:
-    if "why_not" in considered:
-        return str(considered["why_not"])
-    return f"evicts {len(considered['evict'])}" if considered["evict"] else "room"
+def _prediction(candidate: dict[str, Any]) -> str:
+    if "why_not" in candidate:
+        return str(candidate["why_not"])
+    return f"evicts {len(candidate['evict'])}" if candidate["evict"] else "room"

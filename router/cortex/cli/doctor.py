@@ -1,6 +1,6 @@
-"""`cortex doctor`: what is wrong with this installation, and what to do about it.
+"""`cortex doctor`: checks this installation and suggests fixes.
 
-Every check returns findings and never raises: one that cannot look says so. Nothing is changed.
+Every check yields findings; a check that cannot run yields one that reports it. Nothing is changed.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ from cortex.platform.settings import Settings, SettingsError
 LITTLE_DISK_GB, FULL_DISK_GB = 5.0, 0.1
 SKEW_S = 1.0
 SLOW_REDIS_S = 0.05
-MOST_LOOKED_AT = 10_000
+MOST_PATHS = 10_000
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
 
 class Finding(Struct, frozen=True):
-    """What one check saw. `do` is what helps; empty when nothing is wrong."""
+    """The result of a check. `do` is the suggested fix; empty if there is no problem."""
 
     level: Literal["ok", "warning", "problem"]
     about: str
@@ -49,101 +49,101 @@ class Finding(Struct, frozen=True):
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="The cortex.toml this machine uses.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def doctor(config: Path | None, as_json: bool) -> None:
-    """Look for what is wrong: settings, catalogue, Redis, agents, engines, clocks, ports, disk, permissions."""
-    found = list(examined(config))
+    """Check settings, catalogue, Redis, agents, engines, clocks, ports, disks and permissions."""
+    findings = list(run_checks(config))
     if as_json:
-        click.echo(json.dumps([asdict(f) for f in found], indent=2))
+        click.echo(json.dumps([asdict(f) for f in findings], indent=2))
     else:
         out = console()
-        for f in found:
+        for f in findings:
             mark, colour = MARKS[f.level]
             out.print(f"[{colour}]{mark}[/] ", end="")
             out.print(f"{f.about}: {f.said}", markup=False)
             if f.do:
                 out.print(f"    {f.do}", markup=False)
-    if any(f.level == "problem" for f in found):
+    if any(f.level == "problem" for f in findings):
         raise SystemExit(FAILED)
 
 
-def examined(config: Path | None) -> Iterator[Finding]:
-    """Run every check."""
+def run_checks(config: Path | None) -> Iterator[Finding]:
+    """Run all checks."""
     try:
         settings, _ = settings_.from_environment(config)
     except SettingsError as error:
-        yield Finding("problem", "settings", str(error), "Mend the line; every process refuses to start with it.")
+        yield Finding("problem", "settings", str(error), "Correct the line; no process starts with it.")
         return
     yield Finding("ok", "settings", str(config or os.environ.get("CORTEX_CONFIG") or "defaults and environment"))
     router = Router(timeout_s=5)
     hosts: list[dict[str, Any]] = []
     answers, now = False, 0.0
     with contextlib.suppress(Failed):
-        seen = router.get("/admin/hosts")
-        hosts, now, answers = seen["hosts"], seen.get("now", time.time()), True
+        answer = router.get("/admin/hosts")
+        hosts, now, answers = answer["hosts"], answer.get("now", time.time()), True
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        lambda: the_router(router),
-        lambda: the_hosts(hosts, now),
-        *((lambda: the_functions(router),) if hosts or not answers else ()),
-        lambda: the_redis(settings, expected=bool(settings.redis.url)),
-        lambda: the_agents(hosts, settings.ca_file),
-        lambda: the_disks(settings),
-        lambda: the_token(Path(settings.token_file).expanduser()),
-        lambda: the_folders(state_dir(), Path(settings.agent.state_dir), Path(settings.agent.log_dir)),
-        lambda: the_ports(settings, used=answers),
+        lambda: check_router(router),
+        lambda: check_hosts(hosts, now),
+        *((lambda: check_functions(router),) if hosts or not answers else ()),
+        lambda: check_redis(settings, expected=bool(settings.redis.url)),
+        lambda: check_agents(hosts, settings.ca_file),
+        lambda: check_disks(settings),
+        lambda: check_token(Path(settings.token_file).expanduser()),
+        lambda: check_folders(state_dir(), Path(settings.agent.state_dir), Path(settings.agent.log_dir)),
+        lambda: check_ports(settings, used=answers),
     )
-    away = ""
+    reported = ""
     for check in checks:
         try:
             yield from check()
         except Failed as failed:
-            said, _, do = str(failed).partition("\n")
-            if said != away:  # several checks ask the router; that it is away is said once
-                yield Finding("problem", "router", said, do)
-            away = said
+            message, _, do = str(failed).partition("\n")
+            if message != reported:  # several checks use the router; report its failure once
+                yield Finding("problem", "router", message, do)
+            reported = message
 
 
-def the_router(router: Router) -> Iterator[Finding]:
-    """Whether one answers, and what it says of itself."""
+def check_router(router: Router) -> Iterator[Finding]:
+    """Check the router's health."""
     health = router.health()
     if health["record"] != "ok":
         yield Finding(
             "problem",
             "router",
-            f"{router.url} cannot reach Redis: only what is warm is served",
-            "Start Redis, or mend `[redis] url`; the router finds it again by itself.",
+            f"{router.url} cannot reach Redis: only warm functions are served",
+            "Start Redis, or correct `[redis] url`; the router reconnects by itself.",
         )
     else:
         yield Finding("ok", "router", f"{router.url} answers: {health['status']}")
     if health["catalogue"] != "ok":
-        yield Finding("problem", "catalogue", health["catalogue"], "`cortex check` says all that is wrong with it.")
-    yield from what_router_lacks(health)
+        yield Finding("problem", "catalogue", health["catalogue"], "`cortex check` lists all its problems.")
+    yield from check_background(health)
 
 
-def what_router_lacks(health: dict[str, Any]) -> Iterator[Finding]:
-    """Whether hosts do not report to a router any more, and whether its background work fails."""
+def check_background(health: dict[str, Any]) -> Iterator[Finding]:
+    """Check for silent hosts and failing background tasks."""
     for name, silence in health.get("silent", {}).items():
         yield Finding(
             "problem",
             f"host {name}",
-            f"has not reported for {silence['silent_s']} s; {silence['serving']} of its instances still answer and "
-            "serve, and nothing is started there",
-            f"Start its agent, or see that it reaches Redis. Gone for good: `cortex host cordon {name}`.",
+            f"has not reported for {silence['silent_s']} s; {silence['serving']} of its instances still serve, and "
+            "nothing is started there",
+            f"Start its agent, or check that it reaches Redis. If the host is removed: `cortex host cordon {name}`.",
         )
     faults = health.get("background", "ok")
     for fault in faults if faults != "ok" else ():
         yield Finding(
             "warning",
             "router",
-            f"its background work '{fault['work']}' raised {fault['error']} {fault['failed_s_ago']} s ago and goes on; "
-            f"{fault['count']} times so far",
-            "Its log has the traceback under `background_work_broke`: it is a fault of cortex's.",
+            f"its background task '{fault['work']}' raised {fault['error']} {fault['failed_s_ago']} s ago and "
+            f"continues; {fault['count']} times so far",
+            "This is a bug in cortex; its log has the traceback under `background_work_broke`.",
         )
 
 
-def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
-    """Whether hosts report, under names of their own, and can read their devices. `now` is by the router's clock."""
+def check_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
+    """Check that hosts report under unique names and can read their devices. `now` is the router's time."""
     if not hosts:
         yield Finding(
-            "problem", "hosts", "no host reports", "Run `cortex agent` on one, with the same Redis and token."
+            "problem", "hosts", "no host reports", "Run `cortex agent` on a host, with the same Redis and token."
         )
     for host in hosts:
         name, silent_s = host["name"], now - host["at"]
@@ -152,12 +152,12 @@ def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
                 "warning",
                 f"host {name}",
                 f"last reported {silent_s:.0f} s ago",
-                "Look at its agent's log: `journalctl -u cortex-agent` on that host.",
+                "See its agent's log: `journalctl -u cortex-agent` on that host.",
             )
         else:
             count = len(host["devices"])
             devices = f"{count} device{'' if count == 1 else 's'}"
-            state = "cordoned: it takes no new work" if host["cordoned"] else devices
+            state = "cordoned: nothing new is placed on it" if host["cordoned"] else devices
             yield Finding(
                 "warning" if host["cordoned"] else "ok",
                 f"host {name}",
@@ -168,8 +168,8 @@ def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
             yield Finding(
                 "problem",
                 f"host {name}",
-                f"two machines have this name: {host['address']} is in the record, {other['address']} is refused",
-                "Give each a name of its own: `[agent] name`, or CORTEX_AGENT__NAME. Then restart its agent.",
+                f"two machines have this name: {host['address']} is in the record, {other['address']} is rejected",
+                "Give each a unique name: `[agent] name`, or CORTEX_AGENT__NAME. Then restart its agent.",
             )
         if host["problem"]:
             yield Finding(
@@ -183,8 +183,8 @@ def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
                 "problem",
                 f"host {name}",
                 f"{path} has not answered for {max(0.0, now - since):.0f} s",
-                "Its mount may hang: see `mount` and `dmesg` on that host. Functions whose weights are there are not "
-                "started; all others are.",
+                "Its mount may hang: see `mount` and `dmesg` on that host. Only functions with weights there cannot "
+                "start.",
             )
         if not host["engines"]:
             yield Finding(
@@ -192,8 +192,8 @@ def the_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
             )
 
 
-def the_functions(router: Router) -> Iterator[Finding]:
-    """Whether every function could run somewhere, and what keeps failing."""
+def check_functions(router: Router) -> Iterator[Finding]:
+    """Check that every function fits some host, and that none keeps failing."""
     functions = {f["id"]: f for f in router.functions()}
     models = router.get("/v1/models")["data"]
     nowhere = [m["id"] for m in models if m["id"] in functions and not m["feasible_on"]]
@@ -201,8 +201,8 @@ def the_functions(router: Router) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "functions",
-            f"no host could ever run {', '.join(nowhere[:10])}",
-            f"`cortex fn plan {nowhere[0]}` says why, host by host.",
+            f"no host can run {', '.join(nowhere[:10])}",
+            f"`cortex fn plan {nowhere[0]}` shows the reason for each host.",
         )
     for f in functions.values():
         if f["state"] == "failing":
@@ -213,42 +213,47 @@ def the_functions(router: Router) -> Iterator[Finding]:
                 f"`cortex fn logs {f['id']} --run previous`, then `cortex fn warm {f['id']} --wait`",
             )
     if not nowhere:
-        yield Finding("ok", "functions", f"{len(functions)}, each with a host that could run it")
+        yield Finding("ok", "functions", f"{len(functions)}, each with a host that can run it")
 
 
-def the_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
-    """Whether it answers from here, fast enough, and keeps what it is given."""
+def check_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
+    """Check that Redis answers fast, does not evict keys, saves, and has the right time."""
     url, where = settings.redis_url, settings.redis_shown
     try:
         with redis_clients.client(url, 3.0) as client:
-            began = time.monotonic()
+            started = time.monotonic()
             client.ping()
-            took = time.monotonic() - began
-            said: Any = client.info()
-            skew = float(said["server_time_usec"]) / 1e6 - time.time() if "server_time_usec" in said else 0.0
+            ping_s = time.monotonic() - started
+            info: Any = client.info()
+            skew = float(info["server_time_usec"]) / 1e6 - time.time() if "server_time_usec" in info else 0.0
     except (redis.RedisError, OSError) as error:
         if expected:
             yield Finding(
                 "problem",
                 "redis",
                 f"{where} does not answer: {error}",
-                "Start it, or mend `[redis] url`.",
+                "Start it, or correct `[redis] url`.",
             )
         else:
-            yield Finding("ok", "redis", "none is configured: `cortex up` runs its own")
+            yield Finding("ok", "redis", "not configured: `cortex up` runs its own")
         return
-    yield Finding("ok", "redis", f"{where} answers in {took * 1000:.1f} ms, version {said['redis_version']}")
-    if took > SLOW_REDIS_S:
-        yield Finding("warning", "redis", f"it takes {took * 1000:.0f} ms", "Starts wait for it; warm requests do not.")
-    if said.get("maxmemory_policy", "noeviction") != "noeviction":
+    yield Finding("ok", "redis", f"{where} answers in {ping_s * 1000:.1f} ms, version {info['redis_version']}")
+    if ping_s > SLOW_REDIS_S:
+        yield Finding(
+            "warning",
+            "redis",
+            f"it takes {ping_s * 1000:.0f} ms to answer",
+            "Starts wait for it; warm requests do not.",
+        )
+    if info.get("maxmemory_policy", "noeviction") != "noeviction":
         yield Finding(
             "problem",
             "redis",
-            f"it throws keys away when full ({said['maxmemory_policy']})",
-            "Set maxmemory-policy noeviction: API keys and cordons are kept there.",
+            f"it evicts keys when full ({info['maxmemory_policy']})",
+            "Set maxmemory-policy noeviction: API keys and cordons are stored there.",
         )
-    if said.get("rdb_last_bgsave_status", "ok") != "ok":
-        yield Finding("problem", "redis", "its last save failed", "Look at its log: the disk may be full.")
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        yield Finding("problem", "redis", "its last save failed", "See its log: the disk may be full.")
     if abs(skew) > SKEW_S:
         yield Finding(
             "warning",
@@ -258,8 +263,8 @@ def the_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
         )
 
 
-def the_agents(hosts: list[dict[str, Any]], ca_file: str) -> Iterator[Finding]:
-    """Whether agents can be reached from this machine."""
+def check_agents(hosts: list[dict[str, Any]], ca_file: str) -> Iterator[Finding]:
+    """Check that agents can be reached from this machine."""
     for host in hosts:
         try:
             httpx.get(f"{host['address']}/health", timeout=3, trust_env=False, verify=trust(ca_file)).raise_for_status()
@@ -274,41 +279,41 @@ def the_agents(hosts: list[dict[str, Any]], ca_file: str) -> Iterator[Finding]:
             yield Finding("ok", f"agent {host['name']}", f"{host['address']} answers")
 
 
-def the_disks(settings: Settings) -> Iterator[Finding]:
-    """Whether there is room, and whether we may write."""
+def check_disks(settings: Settings) -> Iterator[Finding]:
+    """Check free space and write permission."""
     for about, folder in (
         ("cache", settings.agent.cache_dir),
         ("state", settings.agent.state_dir),
         ("worker logs", settings.agent.log_dir),
     ):
         path = Path(folder).expanduser()
-        there = next(p for p in (path, *path.parents) if p.exists())
-        if not os.access(there, os.W_OK):
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        if not os.access(existing, os.W_OK):
             yield Finding(
-                "problem", about, f"{path} cannot be written to by this user", f"chown it, or set another {about}_dir."
+                "problem", about, f"this user cannot write to {path}", f"chown it, or set another {about}_dir."
             )
             continue
-        yield room(about, path, shutil.disk_usage(there).free / 1e9)
+        yield check_space(about, path, shutil.disk_usage(existing).free / 1e9)
 
 
-def room(about: str, path: Path, free_gb: float) -> Finding:
-    """Judge what is left on a disk."""
+def check_space(about: str, path: Path, free_gb: float) -> Finding:
+    """Return the finding for a disk's free space."""
     if free_gb < FULL_DISK_GB:
-        do = "Make room: nothing can be fetched, logged or kept there. `cortex weights rm --unused --dry-run`"
-        return Finding("problem", about, f"the disk of {path} is full: {free_gb * 1000:.0f} MB are left", do)
+        do = "Free space: nothing can be written there. `cortex weights rm --unused --dry-run`"
+        return Finding("problem", about, f"the disk of {path} is full: {free_gb * 1000:.0f} MB free", do)
     if free_gb < LITTLE_DISK_GB:
-        do = "Weights need room: `cortex weights rm --unused --dry-run` says what could go; or move it."
-        return Finding("warning", about, f"{free_gb:.1f} GB are left at {path}", do)
-    return Finding("ok", about, f"{free_gb:.0f} GB are left at {path}")
+        do = "Weights need room: `cortex weights rm --unused --dry-run` lists removable ones; or move the folder."
+        return Finding("warning", about, f"{free_gb:.1f} GB free at {path}", do)
+    return Finding("ok", about, f"{free_gb:.0f} GB free at {path}")
 
 
-def the_token(path: Path) -> Iterator[Finding]:
-    """Whether the fleet token is there, readable, and private."""
+def check_token(path: Path) -> Iterator[Finding]:
+    """Check that the fleet token exists, is readable, and is private."""
     if not path.exists():
-        yield Finding("ok", "fleet token", f"{path} will be made on first use")
+        yield Finding("ok", "fleet token", f"{path} will be created on first use")
         return
     if not os.access(path, os.R_OK):
-        yield Finding("problem", "fleet token", f"{path} cannot be read by this user", "Run as the user who owns it.")
+        yield Finding("problem", "fleet token", f"this user cannot read {path}", "Run as the user who owns it.")
         return
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         yield Finding("problem", "fleet token", f"others can read {path}", f"chmod 600 {path}")
@@ -316,41 +321,41 @@ def the_token(path: Path) -> Iterator[Finding]:
     yield Finding("ok", "fleet token", str(path))
 
 
-def the_folders(*folders: Path) -> Iterator[Finding]:
-    """Whether other users of this machine can look into what cortex keeps: the record, logs, workers' output."""
+def check_folders(*folders: Path) -> Iterator[Finding]:
+    """Check that other users of this machine cannot read cortex's files: state and logs."""
     for folder in dict.fromkeys(f.expanduser() for f in folders):
         if any(other != folder and other in folder.parents for other in folders) or not folder.is_dir():
             continue
         try:
-            seen = list(readable_by_others(folder))
+            readable = list(readable_by_others(folder))
         except OSError as error:
-            yield Finding("warning", "private files", f"{folder} cannot be looked into: {error}")
+            yield Finding("warning", "private files", f"{folder} cannot be read: {error}")
             continue
-        if not seen:
-            yield Finding("ok", "private files", f"{folder} is this user's alone")
+        if not readable:
+            yield Finding("ok", "private files", f"only this user can read {folder}")
             continue
-        more = f" and {len(seen) - 1} more" if len(seen) > 1 else ""
-        yield Finding("problem", "private files", f"others can read {seen[0]}{more}", f"chmod -R go-rwx {folder}")
+        more = f" and {len(readable) - 1} more" if len(readable) > 1 else ""
+        yield Finding("problem", "private files", f"others can read {readable[0]}{more}", f"chmod -R go-rwx {folder}")
 
 
 def readable_by_others(folder: Path) -> Iterator[Path]:
     """Yield the folders and files in a folder, itself included, that other users of the machine can read."""
     if not all(parent.stat().st_mode & 0o001 for parent in folder.parents):
         return
-    looked, left = [folder], MOST_LOOKED_AT
-    while looked and left:
-        path, left = looked.pop(), left - 1
+    pending, remaining = [folder], MOST_PATHS
+    while pending and remaining:
+        path, remaining = pending.pop(), remaining - 1
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             continue
         if mode & 0o004:
             yield path
         if stat.S_ISDIR(mode) and mode & 0o001:
-            looked.extend(path.iterdir())
+            pending.extend(path.iterdir())
 
 
-def the_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:
-    """Whether our ports are ours to take, when nothing of cortex runs here."""
+def check_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:
+    """Check that the ports are free, unless cortex runs here."""
     if used:
         return
     for about, listen in (
@@ -366,5 +371,8 @@ def the_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:
                 yield Finding("ok", about, f"{listen} is free")
         except OSError as error:
             yield Finding(
-                "problem", about, f"{listen} cannot be taken: {error}", f"`ss -ltnp sport = :{port}` names the holder."
+                "problem",
+                about,
+                f"{listen} is not available: {error}",
+                f"`ss -ltnp sport = :{port}` names its user.",
             )

@@ -1,4 +1,4 @@
-"""Downloads on the hosts, for every command that lists them, follows them or waits for one."""
+"""Lists, follows and awaits downloads on the hosts."""
 
 import time
 from collections.abc import Callable
@@ -15,8 +15,8 @@ Download = dict[str, Any]
 POLL_S = 0.3
 
 
-def listed(downloads: list[Download]) -> Table:
-    """Return them as a table."""
+def download_table(downloads: list[Download]) -> Table:
+    """Return downloads as a table."""
     rows = table("HOST", "WEIGHTS", "FUNCTIONS", "STATE", "PROGRESS", "RATE", "LEFT", "JOB")
     for d in downloads:
         rows.add_row(
@@ -33,34 +33,36 @@ def listed(downloads: list[Download]) -> Table:
 
 
 def follow(router: Router, host: str) -> None:
-    """Show how the downloads get on, on one host or on all, until none does any more."""
-    _watched(router, host, lambda d: bool(d["alive"]))
+    """Show the progress of the downloads on one host or on all until none is active."""
+    _watch(router, host, lambda d: bool(d["alive"]))
 
 
 def wait_for(router: Router, host: str, job: str) -> Download:
-    """Show how a download gets on; return it when it has come to its end. Raises Failed when it comes to another."""
-    gone = {"source": job, "host": host, "state": "gone", "why": ""}
-    last = _watched(router, host, lambda d: d["id"] == job).get(job, gone)
+    """Show a download's progress and return it when done. Raises Failed if it fails or is cancelled."""
+    missing = {"source": job, "host": host, "state": "gone", "why": ""}
+    last = _watch(router, host, lambda d: d["id"] == job).get(job, missing)
     if last["state"] != "done":
-        why = last["why"] or ("it was cancelled" if last["state"] == "stopped" else "its job is gone")
+        why = last["why"] or ("it was cancelled" if last["state"] == "stopped" else "its job no longer exists")
         raise Failed(f"{last['source']} was not fetched on {last['host']}: {why}", code=FAILED)
     return last
 
 
-def _watched(router: Router, host: str, mine: Callable[[Download], bool]) -> dict[str, Download]:
-    """Show the downloads that are meant, until none of them gets on; return by id how each was seen last."""
-    out, seen, bars = console(), dict[str, Download](), dict[str, TaskID]()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+def _watch(router: Router, host: str, selects: Callable[[Download], bool]) -> dict[str, Download]:
+    """Show the selected downloads until none is active; return the last state of each by id."""
+    out, latest, bars = console(), dict[str, Download](), dict[str, TaskID]()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
         while True:
-            found = [d for d in router.jobs(host)["jobs"] if d["id"] in seen or mine(d)]
-            for d in found:
-                seen[d["id"]] = d
+            selected = [d for d in router.jobs(host)["jobs"] if d["id"] in latest or selects(d)]
+            for d in selected:
+                latest[d["id"]] = d
                 if d["id"] not in bars:
-                    bars[d["id"]] = progress.add_task(f"{d['source']} on {d['host']}", total=None, said="")
-                said = d["said"] or d["state"]
-                # A size that is not known yet is a bar that only moves.
-                progress.update(bars[d["id"]], total=d["total"] or None, completed=d["done"], said=said, refresh=True)
-            if not any(d["alive"] for d in found):
-                return seen
+                    bars[d["id"]] = progress.add_task(f"{d['source']} on {d['host']}", total=None, detail="")
+                detail = d["said"] or d["state"]
+                # Without a total, the bar is indeterminate.
+                progress.update(
+                    bars[d["id"]], total=d["total"] or None, completed=d["done"], detail=detail, refresh=True
+                )
+            if not any(d["alive"] for d in selected):
+                return latest
             time.sleep(POLL_S)

@@ -1,26 +1,26 @@
-"""Exit codes, the same for every command, and the one way a command ends with an error."""
+"""Exit codes, the same for every command, and the exception that ends a command with an error."""
 
 FAILED = 1
-"""What was asked for did not come about: a start failed, a file is not right."""
+"""The command failed: for example a failed start or an invalid file."""
 USAGE = 2
-"""The command was not understood (click's own code)."""
+"""Invalid usage (click's code)."""
 UNREACHABLE = 3
 """No router answers."""
 NOT_FOUND = 4
-"""The function is not in the catalogue, or no such host is alive."""
+"""The function is not in the catalogue, or no live host has the name."""
 INTERRUPTED = 130
 """Ctrl-C."""
 
 HELP = """
-Exit codes: 0 done · 1 it failed · 2 the command was not understood · 3 no router answers ·
-4 no such function or host · 130 interrupted
+Exit codes: 0 done · 1 failed · 2 invalid usage · 3 no router answers ·
+4 unknown function or host · 130 interrupted
 """
 
 
 class Failed(Exception):
-    """Ends a command with a message on stderr, what to do next, and an exit code.
+    """Ends a command with a message on stderr, a hint, and an exit code.
 
-    It is not click's own exception: those are printed in a box, which breaks lines that people search for.
+    Not a click exception: those are printed in a box, which breaks lines that people search for.
     """
 
     def __init__(self, message: str, *, code: int = FAILED, hint: str = "") -> None:

@@ -10,7 +10,7 @@ import rich_click as click
 from cortex.cli.client import Router
 from cortex.cli.decisions import decision_table
 from cortex.cli.exits import Failed
-from cortex.cli.fn import coming, show_plan
+from cortex.cli.fn import progress_text, show_plan
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.top import latency_line
@@ -23,42 +23,42 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 @click.argument("name", type=FUNCTION)
 @_json
 def show(name: str, as_json: bool) -> None:
-    """Show all there is to know of a function: settings, instances, last start, last failure."""
+    """Show the details of a function: settings, instances, last start, last failure."""
     router = Router()
-    found = router.function(name)
-    lately = router.get("/admin/traffic")["functions"].get(found["id"])
+    function = router.function(name)
+    recent = router.get("/admin/traffic")["functions"].get(function["id"])
     if as_json:
-        click.echo(json.dumps({**found, "last_five_minutes": lately}, indent=2))
+        click.echo(json.dumps({**function, "last_five_minutes": recent}, indent=2))
         return
     out = console()
-    out.print(f"[bold]{found['id']}[/]: {found['state']}")
-    said = {
-        "aliases": ", ".join(found["aliases"]),
-        "engine": found["engine"],
-        "instances": f"{len(found['instances'])} (at least {found['min']}, at most {found['max']})"
-        + (", pinned" if found["pinned"] else ""),
-        "set at run time": ", ".join(found["overridden"]),
-        "in flight": f"{found['in_flight']}, {found['waiting']} waiting",
-        "last used": ago(found["last_used"]),
-        "last five minutes": _lately(lately),
-        "last start": _start(found["last_start"]),
-        "a start takes": span(found["expected_start_s"]) if found["expected_start_s"] else "",
-        "memory": "; ".join(memory_lines(found)),
-        "last failure": found["failure"] or "",
-        "tried again in": _until(found["retry_at"]),
+    out.print(f"[bold]{function['id']}[/]: {function['state']}")
+    facts = {
+        "aliases": ", ".join(function["aliases"]),
+        "engine": function["engine"],
+        "instances": f"{len(function['instances'])} (at least {function['min']}, at most {function['max']})"
+        + (", pinned" if function["pinned"] else ""),
+        "set at run time": ", ".join(function["overridden"]),
+        "in flight": f"{function['in_flight']}, {function['waiting']} waiting",
+        "last used": ago(function["last_used"]),
+        "last five minutes": _recent(recent),
+        "last start": _start(function["last_start"]),
+        "a start takes": span(function["expected_start_s"]) if function["expected_start_s"] else "",
+        "memory": "; ".join(memory_lines(function)),
+        "last failure": function["failure"] or "",
+        "next attempt in": _until(function["retry_at"]),
     }
-    for key, value in said.items():
+    for key, value in facts.items():
         if value:
             out.print(f"  {key:18} {value}", markup=False)
-    for line in router.last_lines(found):
+    for line in router.last_lines(function):
         out.print(f"  {'':18} {line}", markup=False)
-    if found["instances"]:
+    if function["instances"]:
         rows = table("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
-        for i in found["instances"]:
+        for i in function["instances"]:
             rows.add_row(
                 i["id"],
                 i["host"],
-                coming(i),
+                progress_text(i),
                 ", ".join(i["devices"]) or "-",
                 f"{i['memory_mb']} ({i['memory_from']})",
                 "-" if i["used_mb"] is None else str(i["used_mb"]),
@@ -73,30 +73,30 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("name", type=FUNCTION)
 @_json
 def plan(name: str, as_json: bool) -> None:
-    """Say what a start would do now: where it would go, and who would be evicted. Nothing is started."""
+    """Show the plan of a start: the host, and the evictions. Nothing is started."""
     show_plan(Router().plan(name), name, as_json)
 
 
 @click.command()
 @click.argument("name", type=FUNCTION)
-@click.option("-n", "--limit", type=click.IntRange(1, 5000), default=50, show_default=True, help="Receipts to show.")
+@click.option("-n", "--limit", type=click.IntRange(1, 5000), default=50, show_default=True, help="Decisions to show.")
 @_json
 def history(name: str, limit: int, as_json: bool) -> None:
-    """Show what happened to a function lately: starts by phase, evictions, drains, failures."""
+    """Show a function's latest decisions: starts by phase, evictions, drains, failures."""
     router = Router()
-    found = router.function(name)
-    receipts = router.decisions(function=found["id"], limit=limit)
+    function = router.function(name)
+    decisions = router.decisions(function=function["id"], limit=limit)
     if as_json:
-        click.echo(json.dumps({"last_start": found["last_start"], "decisions": receipts}, indent=2))
+        click.echo(json.dumps({"last_start": function["last_start"], "decisions": decisions}, indent=2))
         return
-    if found["last_start"]:
-        console().print(f"last start: {_start(found['last_start'])}", markup=False)
-    console().print(decision_table(receipts, function=False))
+    if function["last_start"]:
+        console().print(f"last start: {_start(function['last_start'])}", markup=False)
+    console().print(decision_table(decisions, function=False))
 
 
 @click.command()
 @click.argument("name", type=FUNCTION)
-@click.option("-f", "--follow", is_flag=True, help="Go on as lines are written, until the worker is gone.")
+@click.option("-f", "--follow", is_flag=True, help="Stream new lines until the worker exits.")
 @click.option("-n", "--lines", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Lines to show.")
 @click.option(
     "--run", type=click.Choice(["current", "previous"]), default="current", show_default=True, help="Which run."
@@ -104,16 +104,16 @@ def history(name: str, limit: int, as_json: bool) -> None:
 @click.option("--host", default="", help="Of the worker on this host.")
 @click.option("--instance", default="", help="Of this instance.")
 @click.option(
-    "-g", "--grep", default="", metavar="TEXT", help="Only lines with this text; capitals count if it has some."
+    "-g", "--grep", default="", metavar="TEXT", help="Only lines with this text; case-sensitive if it has capitals."
 )
 @click.option("--raw", is_flag=True, help="Send control characters to the terminal instead of showing them.")
 def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str, grep: str, raw: bool) -> None:
-    """Show what a function's worker wrote, from whatever host; also when it is gone by now."""
-    asked: dict[str, Any] = {"lines": lines, "follow": int(follow), "run": run, "grep": grep}
+    """Show the log of a function's worker on any host, including one that has exited."""
+    query: dict[str, Any] = {"lines": lines, "follow": int(follow), "run": run, "grep": grep}
     if not instance:
-        asked |= {"function": name, **({"host": host} if host else {})}
+        query |= {"function": name, **({"host": host} if host else {})}
     path = f"/admin/instances/{instance}/logs" if instance else "/admin/logs"
-    for line in Router().lines(path, asked):
+    for line in Router().lines(path, query):
         sys.stdout.write((line if raw else for_terminal(line, sys.stdout)) + "\n")
         sys.stdout.flush()
 
@@ -122,56 +122,56 @@ def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str
 @click.argument("name", type=FUNCTION)
 @_json
 def pin(name: str, as_json: bool) -> None:
-    """Keep a function: once it is up it is never let go for idling and never evicted."""
-    _said(Router().set(name, "pin"), as_json)
+    """Pin a function: once it is ready, it is never reaped and never evicted."""
+    _print_settings(Router().set(name, "pin"), as_json)
 
 
 @click.command()
 @click.argument("name", type=FUNCTION)
 @_json
 def unpin(name: str, as_json: bool) -> None:
-    """Let a function be let go and evicted again. `pinned_on` in the catalogue stays."""
-    _said(Router().set(name, "unpin"), as_json)
+    """Unpin a function: it may be reaped and evicted again. `pinned_on` in the catalogue still applies."""
+    _print_settings(Router().set(name, "unpin"), as_json)
 
 
 @click.command("set")
 @click.argument("name", type=FUNCTION)
-@click.option("--min", "least", type=click.IntRange(0, 1000), help="Instances kept warm.")
-@click.option("--max", "most", type=click.IntRange(1, 1000), help="Instances at most.")
+@click.option("--min", "least", type=click.IntRange(0, 1000), help="Minimum number of warm instances.")
+@click.option("--max", "most", type=click.IntRange(1, 1000), help="Maximum number of instances.")
 @_json
 def set_(name: str, least: int | None, most: int | None, as_json: bool) -> None:
-    """Set how many instances a function has, over the catalogue, until `reset`."""
+    """Override a function's minimum and maximum number of instances until `reset`."""
     if least is None and most is None:
-        raise Failed("nothing to set", hint="Say --min, --max or both.", code=2)
-    wanted = {k: v for k, v in (("min", least), ("max", most)) if v is not None}
-    _said(Router().set(name, "set", **wanted), as_json)
+        raise Failed("nothing to set", hint="Add --min, --max or both.", code=2)
+    values = {k: v for k, v in (("min", least), ("max", most)) if v is not None}
+    _print_settings(Router().set(name, "set", **values), as_json)
 
 
 @click.command()
 @click.argument("name", type=FUNCTION)
 @_json
 def reset(name: str, as_json: bool) -> None:
-    """Take back what was set at run time: as the catalogue says."""
-    _said(Router().set(name, "reset"), as_json)
+    """Remove the runtime overrides of a function."""
+    _print_settings(Router().set(name, "reset"), as_json)
 
 
 @click.command()
 @click.argument("name", type=FUNCTION)
 @_json
 def forget(name: str, as_json: bool) -> None:
-    """Drop the memory and start times measured of a function, and its failures: the next start is placed anew.
+    """Delete a function's measured memory, start times and failures.
 
-    A worker that runs now is measured again: `cortex fn cool` it first if it is the one that takes too much.
+    A running worker is measured again: `cortex fn cool` it first if it uses too much memory.
     """
     answer = Router().forget(name)
     if as_json:
         click.echo(json.dumps(answer))
         return
     count = answer["entries"]
-    echo(f"{answer['id']}: {count or 'no'} measured {'entry' if count == 1 else 'entries'} dropped")
+    echo(f"{answer['id']}: {count or 'no'} measured {'entry' if count == 1 else 'entries'} deleted")
 
 
-def _said(answer: dict[str, Any], as_json: bool) -> None:
+def _print_settings(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
         return
@@ -187,35 +187,34 @@ def _start(start: dict[str, Any] | None) -> str:
 
 
 def memory_lines(function: dict[str, Any]) -> list[str]:
-    """Say by what memory the next start is placed, on each kind of device where something is known, with the readings
-    of the last starts."""
+    """Return the memory that the next placement uses, by kind of device, with the readings of the last starts."""
     declared = f"declared {function['vram_mb']} MiB" if function["vram_mb"] else ""
-    found = []
-    for one in function["measured"]:
-        readings = ", ".join(f"{r['memory_mb']}{'' if r['served'] else ' before it served'}" for r in one["readings"])
+    lines = []
+    for entry in function["measured"]:
+        readings = ", ".join(f"{r['memory_mb']}{'' if r['served'] else ' before serving'}" for r in entry["readings"])
         starts = f", last starts: {readings}" if readings else ""
-        known = f"measured {one['memory_mb']} MiB on {one['device']}{starts}"
-        found.append(known if one["counts"] else f"{declared} ({known})")
-    return found or ([declared] if declared else [])
+        measured = f"measured {entry['memory_mb']} MiB on {entry['device']}{starts}"
+        lines.append(measured if entry["counts"] else f"{declared} ({measured})")
+    return lines or ([declared] if declared else [])
 
 
 def _started(instance: dict[str, Any]) -> str:
-    """How long its start took, and by which way where that says something."""
+    """Return the duration of an instance's start, and its path unless it was plain."""
     if instance["start_s"] is None:
         return "-"
-    way = f", {instance['path']}" if instance["path"] not in ("", "plain") else ""
-    return f"{instance['start_s']:.1f}s{way}"
+    path = f", {instance['path']}" if instance["path"] not in ("", "plain") else ""
+    return f"{instance['start_s']:.1f}s{path}"
 
 
-def _lately(bucket: dict[str, Any] | None) -> str:
+def _recent(bucket: dict[str, Any] | None) -> str:
     if bucket is None:
         return ""
-    said = f"{bucket['requests']} requests, {bucket['errors']} failed"
-    if took := latency_line(bucket):
-        said += f", {took}"
+    text = f"{bucket['requests']} requests, {bucket['errors']} failed"
+    if latency := latency_line(bucket):
+        text += f", {latency}"
     if bucket["tokens_per_s"] is not None:
-        said += f", {bucket['tokens_per_s']:.1f} tokens/s"
-    return said
+        text += f", {bucket['tokens_per_s']:.1f} tokens/s"
+    return text
 
 
 def _until(at: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`cortex jobs`: a host's job worker, and the downloads on all hosts."""
+"""`cortex jobs`: a host's job worker, and the downloads of all hosts."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from cortex.cli import downloads
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
-from cortex.cli.tables import console, say_away
+from cortex.cli.tables import console, print_unavailable
 from cortex.cli.visible import echo
 
 
@@ -17,7 +17,7 @@ from cortex.cli.visible import echo
 @config_option
 @click.pass_context
 def jobs(context: click.Context, config: Path | None) -> None:
-    """Run this host's job worker, which fetches weights; or, with a command, see and stop downloads."""
+    """Run this host's job worker, which fetches weights; or, with a command, show and cancel downloads."""
     if context.invoked_subcommand is not None:
         return
     from cortex.platform import log
@@ -36,35 +36,35 @@ def jobs(context: click.Context, config: Path | None) -> None:
 
 @jobs.command("ls")
 @click.option("--host", default="", help="Only on this host.")
-@click.option("--follow", "-f", is_flag=True, help="Go on until no download is left, with progress bars.")
+@click.option("--follow", "-f", is_flag=True, help="Show progress bars until no download is active.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def ls(host: str, follow: bool, as_json: bool) -> None:
-    """List the downloads: how far, how fast, how long still."""
+    """List the downloads with progress, rate and remaining time."""
     router = Router()
     if follow and not as_json:
         downloads.follow(router, host)
         return
-    told = router.jobs(host)
+    result = router.jobs(host)
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(result, indent=2))
         return
     out = console()
-    out.print(downloads.listed(told["jobs"]))
-    for j in told["jobs"]:
+    out.print(downloads.download_table(result["jobs"]))
+    for j in result["jobs"]:
         if j["why"]:
             out.print(f"\n{j['source']}: {j['why']}", markup=False)
-    say_away(told["away"])
+    print_unavailable(result["away"])
 
 
 @jobs.command()
 @click.argument("job")
 def cancel(job: str) -> None:
-    """Stop a download, by its id or by what it fetches. What has come stays, for the next time."""
+    """Cancel a download by its id, source or function. The part that was fetched stays."""
     router = Router()
     alive = [j for j in router.jobs("")["jobs"] if j["alive"]]
-    named = [j for j in alive if job in (j["id"], j["source"], *j["functions"])]
-    if not named:
-        raise Failed(f"no download '{job}' is going on", code=NOT_FOUND, hint="`cortex jobs ls` lists them.")
-    for one in named:
-        told = router.cancel_job(one["id"])
-        echo(f"{told['host']}: cancelled {one['source']}")
+    matches = [j for j in alive if job in (j["id"], j["source"], *j["functions"])]
+    if not matches:
+        raise Failed(f"no download '{job}' is running", code=NOT_FOUND, hint="`cortex jobs ls` lists them.")
+    for match in matches:
+        result = router.cancel_job(match["id"])
+        echo(f"{result['host']}: cancelled {match['source']}")

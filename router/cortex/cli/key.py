@@ -1,7 +1,7 @@
-"""`cortex key`: who may use the models, and how much.
+"""`cortex key`: API keys and their limits.
 
-The commands ask the router, as all do. With `--record` they read and write Redis themselves: so the first key is
-made where no router may listen without one.
+The commands use the router, like all others. With `--record` they access Redis directly, which allows creating the
+first key before a router that needs one is started.
 """
 
 import asyncio
@@ -24,19 +24,19 @@ from cortex.platform import settings as settings_
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import SettingsError
 from cortex.router.errors import KeyNotFound, RequestError
-from cortex.router.routes.keys import Change, Keys, Overlap, Wanted, shown
+from cortex.router.routes.keys import Change, Keys, NewKey, Overlap, public_fields
 
 T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class Span(click.ParamType[int]):
-    """A length of time such as 30d, 12h or 90m."""
+    """A duration such as 30d, 12h or 90m."""
 
     name = "span"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return it in seconds."""
+        """Return the duration in seconds."""
         match = re.fullmatch(r"(\d{1,6})([smhdw])", str(value))
         if match is None:
             self.fail(f"'{value}' is not like 30d, 12h or 90m", param, ctx)
@@ -44,7 +44,7 @@ class Span(click.ParamType[int]):
 
 
 class Record:
-    """The same as `Router` for keys, straight in Redis."""
+    """Keys in Redis, without a router."""
 
     def __init__(self, config: Path | None) -> None:
         try:
@@ -54,59 +54,59 @@ class Record:
 
     def keys(self, name: str = "") -> list[dict[str, Any]]:
         """Return every key, or those of a name."""
-        found = self._with(lambda k: k.named(name) if name else k.all())
-        return [shown(key) for key in found]
+        keys = self._with(lambda k: k.named(name) if name else k.all())
+        return [public_fields(key) for key in keys]
 
-    def new_key(self, wanted: Wanted) -> dict[str, Any]:
-        """Make a key."""
-        secret, key = self._with(lambda k: k.make(wanted))
-        return {"key": secret, **shown(key)}
+    def new_key(self, request: NewKey) -> dict[str, Any]:
+        """Create a key."""
+        secret, key = self._with(lambda k: k.make(request))
+        return {"key": secret, **public_fields(key)}
 
     def change_key(self, name: str, change: Change) -> list[dict[str, Any]]:
         """Change a key."""
-        return [shown(key) for key in self._with(lambda k: k.change(name, change))]
+        return [public_fields(key) for key in self._with(lambda k: k.change(name, change))]
 
     def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
-        """Make another key in the place of one."""
+        """Replace a key."""
         secret, key = self._with(lambda k: k.rotate(name, overlap_s))
-        return {"key": secret, **shown(key)}
+        return {"key": secret, **public_fields(key)}
 
     def revoke_key(self, name: str) -> list[str]:
         """Delete a key."""
         return [key.id for key in self._with(lambda k: k.revoke(name))]
 
-    def _with(self, work: Callable[[Keys], Awaitable[T]]) -> T:
-        async def done() -> T:
+    def _with(self, operation: Callable[[Keys], Awaitable[T]]) -> T:
+        async def run() -> T:
             registry = Registry.of(self._settings)
             try:
-                return await work(Keys(registry))
+                return await operation(Keys(registry))
             finally:
                 await registry.close()
 
         try:
-            return asyncio.run(done())
-        except KeyNotFound as refusal:
-            raise Failed(refusal.message, code=NOT_FOUND, hint="`cortex key ls` lists every key.") from None
-        except RequestError as refusal:
-            raise Failed(refusal.message) from None
+            return asyncio.run(run())
+        except KeyNotFound as error:
+            raise Failed(error.message, code=NOT_FOUND, hint="`cortex key ls` lists every key.") from None
+        except RequestError as error:
+            raise Failed(error.message) from None
         except RecordUnavailable as error:
-            raise Failed(str(error), code=UNREACHABLE, hint="CORTEX_REDIS_URL or --config says where it is.") from None
+            raise Failed(str(error), code=UNREACHABLE, hint="Set its URL with CORTEX_REDIS_URL or --config.") from None
 
 
 class RouterKeys:
-    """Keys by way of a router."""
+    """Keys through a router."""
 
     def __init__(self) -> None:
         self._router = Router()
 
     def keys(self, name: str = "") -> list[dict[str, Any]]:
         """Return every key, or those of a name."""
-        found: list[dict[str, Any]] = self._router.ask("GET", f"/admin/keys{f'/{name}' if name else ''}")["keys"]
-        return found
+        keys: list[dict[str, Any]] = self._router.ask("GET", f"/admin/keys{f'/{name}' if name else ''}")["keys"]
+        return keys
 
-    def new_key(self, wanted: Wanted) -> dict[str, Any]:
-        """Make a key."""
-        return self._router.ask("POST", "/admin/keys", to_builtins(wanted))
+    def new_key(self, request: NewKey) -> dict[str, Any]:
+        """Create a key."""
+        return self._router.ask("POST", "/admin/keys", to_builtins(request))
 
     def change_key(self, name: str, change: Change) -> list[dict[str, Any]]:
         """Change a key."""
@@ -114,29 +114,29 @@ class RouterKeys:
         return changed
 
     def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
-        """Make another key in the place of one."""
+        """Replace a key."""
         return self._router.ask("POST", f"/admin/keys/{name}/rotate", to_builtins(Overlap(overlap_s=overlap_s)))
 
     def revoke_key(self, name: str) -> list[str]:
         """Delete a key."""
-        gone: list[str] = self._router.ask("POST", f"/admin/keys/{name}/revoke")["revoked"]
-        return gone
+        revoked: list[str] = self._router.ask("POST", f"/admin/keys/{name}/revoke")["revoked"]
+        return revoked
 
 
-def _over(record: bool, config: Path | None) -> Record | RouterKeys:
+def _backend(record: bool, config: Path | None) -> Record | RouterKeys:
     return Record(config) if record or config else RouterKeys()
 
 
-_record = click.option("--record", is_flag=True, help="Go straight to Redis: no router has to run.")
-_config = click.option("-c", "--config", type=click.Path(path_type=Path), help="The same, with this cortex.toml.")
+_record = click.option("--record", is_flag=True, help="Use Redis directly, without a router.")
+_config = click.option("-c", "--config", type=click.Path(path_type=Path), help="Like --record, with this cortex.toml.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
 def key() -> None:
-    """Make, see, rotate and revoke API keys.
+    """Create, show, rotate and revoke API keys.
 
-    As soon as there is one, every request needs one.
+    As soon as one exists, every request needs one.
     """
 
 
@@ -153,10 +153,10 @@ def key() -> None:
     type=click.Choice(["low", "normal", "high"]),
     default="normal",
     show_default=True,
-    help="Who goes first where not all can. low may fill half of a function's queue, high half as much again.",
+    help="Order in queues. low may fill half of a function's queue, high one and a half times.",
 )
-@click.option("--group", default="", metavar="NAME", help="Keys of one group share cached prompts [default: none].")
-@click.option("--expires", "expires_s", type=Span(), default="0s", help="When it ends, such as 30d [default: never].")
+@click.option("--group", default="", metavar="NAME", help="Keys of a group share cached prompts [default: none].")
+@click.option("--expires", "expires_s", type=Span(), default="0s", help="Its lifetime, such as 30d [default: no end].")
 @_record
 @_config
 @_json
@@ -175,11 +175,11 @@ def new(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Make a key and print it: it is shown this once and stored nowhere."""
+    """Create a key and print it; it is not stored and cannot be shown again."""
     if admin and reads:
         raise click.UsageError("a key is either --admin or --status")
-    wanted = _body(
-        Wanted,
+    request = _body(
+        NewKey,
         name=name,
         scope="admin" if admin else "status" if reads else "inference",
         functions=functions,
@@ -190,7 +190,7 @@ def new(
         group=group,
         expires_s=expires_s,
     )
-    _print_made(_over(record, config).new_key(wanted), as_json)
+    _print_new(_backend(record, config).new_key(request), as_json)
 
 
 @key.command()
@@ -198,16 +198,16 @@ def new(
 @_config
 @_json
 def ls(record: bool, config: Path | None, as_json: bool) -> None:
-    """List every key, without the keys themselves."""
-    found = _over(record, config).keys()
+    """List every key, without secrets."""
+    keys = _backend(record, config).keys()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(keys, indent=2))
         return
-    if not found:
-        echo("There is no API key: `cortex key new NAME` makes one.")
+    if not keys:
+        echo("There is no API key: `cortex key new NAME` creates one.")
         return
     rows = table("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "GROUP", "MADE", "ENDS")
-    for k in found:
+    for k in keys:
         limits = k["limits"]
         rows.add_row(
             k["name"],
@@ -229,12 +229,12 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
 @_config
 @_json
 def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
-    """Show one key, by name or id, and those it was rotated from."""
-    found = _over(record, config).keys(name)
+    """Show one key, by name or id, and those it replaced."""
+    keys = _backend(record, config).keys(name)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(keys, indent=2))
         return
-    for k in found:
+    for k in keys:
         limits = k["limits"]
         echo(f"{k['name']} ({k['id']}), for {k['scope']}, made {ago(k['created'])}, ends: {_end(k)}")
         echo(f"  functions: {', '.join(k['functions']) or 'all'}")
@@ -243,7 +243,7 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
             f" · at a time: {limits['concurrent'] or 'no limit'} · priority: {k['priority']}"
         )
         echo(f"  cached prompts: {_sharing(k.get('group', ''))}")
-        echo(f"  begins its SHA-256 with {k['digest']}")
+        echo(f"  SHA-256 begins with {k['digest']}")
 
 
 @key.command(name="set")
@@ -254,7 +254,7 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
 @_json
 def set_(name: str, group: str, record: bool, config: Path | None, as_json: bool) -> None:
     """Change a key, by name or id. It takes effect at every router within a second."""
-    changed = _over(record, config).change_key(name, _body(Change, group=group))
+    changed = _backend(record, config).change_key(name, _body(Change, group=group))
     if as_json:
         click.echo(json.dumps(changed, indent=2))
         return
@@ -263,13 +263,13 @@ def set_(name: str, group: str, record: bool, config: Path | None, as_json: bool
 
 @key.command()
 @click.argument("name")
-@click.option("--overlap", type=Span(), default="0s", help="How long the old key still opens, such as 24h.")
+@click.option("--overlap", type=Span(), default="0s", help="How long the old key stays valid, such as 24h.")
 @_record
 @_config
 @_json
 def rotate(name: str, overlap: int, record: bool, config: Path | None, as_json: bool) -> None:
-    """Make another key with the same name, rights and limits, and end the old one."""
-    _print_made(_over(record, config).rotate_key(name, overlap), as_json)
+    """Replace a key by a new one with the same name, rights and limits."""
+    _print_new(_backend(record, config).rotate_key(name, overlap), as_json)
 
 
 @key.command()
@@ -278,9 +278,9 @@ def rotate(name: str, overlap: int, record: bool, config: Path | None, as_json: 
 @_config
 @_json
 def revoke(name: str, record: bool, config: Path | None, as_json: bool) -> None:
-    """Delete a key, by name or id. It opens nothing from then on, on any router."""
-    gone = _over(record, config).revoke_key(name)
-    click.echo(json.dumps({"revoked": gone}) if as_json else f"{name}: revoked")
+    """Delete a key, by name or id. It becomes invalid at every router."""
+    revoked = _backend(record, config).revoke_key(name)
+    click.echo(json.dumps({"revoked": revoked}) if as_json else f"{name}: revoked")
 
 
 def _body(kind: type[T], **values: Any) -> T:
@@ -290,12 +290,12 @@ def _body(kind: type[T], **values: Any) -> T:
         raise click.UsageError(f"{error} (a name has letters, digits and ._@- in it)") from None
 
 
-def _print_made(made: dict[str, Any], as_json: bool) -> None:
+def _print_new(key_fields: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(key_fields))
         return
-    echo(f"The key of '{made['name']}' ({made['scope']}), shown only this once:", err=True)
-    echo(made["key"])
+    echo(f"The key of '{key_fields['name']}' ({key_fields['scope']}), shown only this once:", err=True)
+    echo(key_fields["key"])
 
 
 def _sharing(group: str) -> str:
@@ -306,5 +306,5 @@ def _end(key: dict[str, Any]) -> str:
     if not key["expires"]:
         return "never"
     left = key["expires"] - time.time()
-    said = "expired" if left <= 0 else f"in {span(left)}"
-    return f"{said} (rotated)" if key["replaced"] else said
+    text = "expired" if left <= 0 else f"in {span(left)}"
+    return f"{text} (rotated)" if key["replaced"] else text

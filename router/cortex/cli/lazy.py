@@ -1,4 +1,4 @@
-"""Groups of commands that import a command only when it is asked for: `cortex fn ls` needs no web framework."""
+"""Command groups that import a command only when it runs: `cortex fn ls` needs no web framework."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -8,7 +8,7 @@ import rich_click as click
 
 
 class LazyGroup(click.RichGroup):
-    """A group with commands that stand elsewhere: `later` has each one's name and where it is, "module:attribute"."""
+    """A group whose commands are in other modules: `later` maps each name to "module:attribute"."""
 
     def __init__(self, *args: Any, later: Mapping[str, str] | None = None, **more: Any) -> None:
         super().__init__(*args, **more)

@@ -1,4 +1,4 @@
-"""How the commands of one user find each other: what a running `cortex up` says of itself, in a private file."""
+"""The state of a user's running `cortex up`, in private files, for the other commands."""
 
 import fcntl
 import os
@@ -22,18 +22,17 @@ class Running(Struct, frozen=True):
 
 
 class AlreadyUp(Exception):
-    """Another `cortex up` of this user runs, or is starting."""
+    """Another `cortex up` of this user is running or starting."""
 
 
 def state_dir() -> Path:
-    """Return where `cortex up` keeps its state."""
+    """Return the state folder of `cortex up`."""
     return Path(platformdirs.user_state_dir("cortex", appauthor=False))
 
 
 def lock() -> int:
-    """Take this user's place for one `cortex up`. Return the descriptor that holds it; children are to inherit it, so
-    that the place is free only when all of them have ended. Raises AlreadyUp; BlockingIOError while the children of
-    one that was killed are still ending.
+    """Take this user's lock for `cortex up`; return its descriptor. Children inherit it, so that the lock is free only
+    when all of them have exited. Raises AlreadyUp; BlockingIOError while children of a killed `cortex up` still exit.
     """
     folder = state_dir()
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +43,8 @@ def lock() -> int:
         holder = _holder(descriptor)
         os.close(descriptor)
         if holder is None or process_id.is_alive(holder):
-            found = running()
-            where = f"{found.url} (pid {found.process.pid})" if found else "it is still starting"
+            other = running()
+            where = f"{other.url} (pid {other.process.pid})" if other else "it is still starting"
             raise AlreadyUp(f"`cortex up` runs already: {where}") from None
         raise
     os.ftruncate(descriptor, 0)
@@ -61,47 +60,47 @@ def _holder(descriptor: int) -> ProcessId | None:
 
 
 def announce(url: str) -> None:
-    """Let other commands find this `cortex up`."""
+    """Publish this `cortex up` for other commands."""
     folder = state_dir()
     folder.mkdir(parents=True, exist_ok=True)
     running = Running(url, process_id.own())
     path = folder / "up.json"
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_bytes(msgspec.json.encode(running))
-    fresh.chmod(0o600)
-    fresh.replace(path)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(msgspec.json.encode(running))
+    temporary.chmod(0o600)
+    temporary.replace(path)
 
 
 def withdraw() -> None:
-    """Say that this `cortex up` is over, unless another one has taken its place."""
-    found = _read()
-    if found is not None and found.process.pid == os.getpid():
+    """Remove the state of this `cortex up`, unless another one has replaced it."""
+    current = _read()
+    if current is not None and current.process.pid == os.getpid():
         (state_dir() / "up.json").unlink(missing_ok=True)
         local_key_path().unlink(missing_ok=True)
 
 
 def local_key_path() -> Path:
-    """Return where `cortex up` keeps the admin key of the user who runs it."""
+    """Return the file with the admin key of the user who runs `cortex up`."""
     return state_dir() / "local.key"
 
 
 def make_key() -> Path:
-    """Write a fresh admin key that only this user can read; return its file."""
+    """Write a new admin key that only this user can read; return its file."""
     path = local_key_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(PREFIX + secrets.token_urlsafe(SECRET_BYTES) + "\n")
-    fresh.replace(path)
+    temporary.replace(path)
     return path
 
 
 def key_for(url: str) -> str:
-    """Return the local admin key, if that URL is this user's own `cortex up`; it is sent nowhere else."""
-    found = running()
-    if found is None or found.url != url:
+    """Return the local admin key if the URL is that of this user's `cortex up`, else empty."""
+    current = running()
+    if current is None or current.url != url:
         return ""
     try:
         return local_key_path().read_text().strip()
@@ -110,9 +109,9 @@ def key_for(url: str) -> str:
 
 
 def running() -> Running | None:
-    """Return the `cortex up` that runs now, if any."""
-    found = _read()
-    return found if found is not None and process_id.is_alive(found.process) else None
+    """Return this user's running `cortex up`, if any."""
+    current = _read()
+    return current if current is not None and process_id.is_alive(current.process) else None
 
 
 def _read() -> Running | None:

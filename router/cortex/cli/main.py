@@ -49,7 +49,7 @@ def cli() -> None:
 
 
 class Interrupted(BaseException):
-    """Ctrl-C. Not KeyboardInterrupt, which click turns into an "Aborted!" and the exit code of any failure."""
+    """Ctrl-C. Not KeyboardInterrupt, which click turns into "Aborted!" and a general exit code."""
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:
@@ -57,9 +57,9 @@ def _interrupt(_: int, __: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command line. Whatever it or a process below it writes is its user's alone, unless it says otherwise."""
+    """Run the command line. Files that it and its child processes create are private by default."""
     os.umask(0o077)
-    signal.signal(signal.SIGINT, _interrupt)  # what serves sets handlers of its own
+    signal.signal(signal.SIGINT, _interrupt)  # servers install their own handlers
     try:
         cli.main(prog_name="cortex", standalone_mode=True)
     except (exits.Failed, SettingsError) as failed:

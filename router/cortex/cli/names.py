@@ -1,4 +1,4 @@
-"""Arguments that a shell can complete: names of functions and hosts, asked of the router."""
+"""Arguments with shell completion: names of functions and hosts from the router."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from cortex.cli.exits import Failed
 
 
 class Name(click.ParamType[str]):
-    """A name that the router knows."""
+    """A name that the router can complete."""
 
-    def __init__(self, name: str, known: Callable[[Router], list[str]]) -> None:
-        self.name, self._known = name, known
+    def __init__(self, name: str, candidates: Callable[[Router], list[str]]) -> None:
+        self.name, self._candidates = name, candidates
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the names that begin so; none when no router answers."""
+        """Return the names with this prefix; none if no router answers."""
         try:
-            names = self._known(Router(timeout_s=2))
+            names = self._candidates(Router(timeout_s=2))
         except Failed:
             return []
         return [CompletionItem(n) for n in names if n.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""`cortex fn prefetch` and `cortex fn estimate`: a function's weights before it is started."""
+"""`cortex fn prefetch` and `cortex fn estimate`: a function's weights before its start."""
 
 import json
 
@@ -12,36 +12,36 @@ from cortex.cli.visible import echo
 
 @click.command()
 @click.argument("name")
-@click.option("--host", default="", help="Where to [default: where it would be started].")
-@click.option("--no-wait", is_flag=True, help="Only begin; `cortex jobs ls` shows how it goes.")
+@click.option("--host", default="", help="Target host [default: where it would start].")
+@click.option("--no-wait", is_flag=True, help="Return at once; `cortex jobs ls` shows the progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 def prefetch(name: str, host: str, no_wait: bool, as_json: bool) -> None:
-    """Fetch a function's weights to a host without starting it; of a branch, what it is at now."""
+    """Fetch a function's weights to a host without starting it; for a branch, its current commit."""
     router = Router()
-    told = router.prefetch(name, host)
+    result = router.prefetch(name, host)
     if no_wait:
-        click.echo(json.dumps(told) if as_json else f"{told['host']}: fetching the weights of {told['function']}")
+        click.echo(json.dumps(result) if as_json else f"{result['host']}: fetching the weights of {result['function']}")
         return
-    found = downloads.wait_for(router, told["host"], told["job"])
+    download = downloads.wait_for(router, result["host"], result["job"])
     if as_json:
-        click.echo(json.dumps({**told, **found}))
+        click.echo(json.dumps({**result, **download}))
     else:
-        echo(f"{told['host']}: has {found['source']} ({size(found['total'])})")
+        echo(f"{result['host']}: has {download['source']} ({size(download['total'])})")
 
 
 @click.command()
 @click.argument("name")
-@click.option("--host", default="", help="Which host to ask [default: where it would be started].")
+@click.option("--host", default="", help="Host to query [default: where it would start].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate(name: str, host: str, as_json: bool) -> None:
-    """Say how much memory a function will take, from its files and its model's configuration, without loading it."""
-    told = Router().estimate(name, host)
+    """Estimate a function's memory from its files and its model's configuration, without loading it."""
+    result = Router().estimate(name, host)
     if as_json:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(result))
         return
-    each = f", {told['per_device_mb']} MiB on each of {told['devices']} devices" if told["devices"] > 1 else ""
-    echo(f"{told['function']}: about {told['total_mb']} MiB{each}")
-    echo(f"  {told['formula']}")
-    echo(f"  weights: {'on ' + told['host'] if told['here'] else 'not on ' + told['host'] + ' yet'}")
-    if told["declared_mb"]:
-        echo(f"  vram_mb says {told['declared_mb']} MiB, which is used until it has been measured")
+    each = f", {result['per_device_mb']} MiB on each of {result['devices']} devices" if result["devices"] > 1 else ""
+    echo(f"{result['function']}: about {result['total_mb']} MiB{each}")
+    echo(f"  {result['formula']}")
+    echo(f"  weights: {'on ' + result['host'] if result['here'] else 'not on ' + result['host'] + ' yet'}")
+    if result["declared_mb"]:
+        echo(f"  vram_mb declares {result['declared_mb']} MiB, which applies until a measurement exists")

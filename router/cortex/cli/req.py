@@ -1,4 +1,4 @@
-"""`cortex req`: the requests under way, and ending one."""
+"""`cortex req`: shows and cancels live requests."""
 
 import json
 from urllib.parse import quote, urlencode
@@ -12,20 +12,20 @@ from cortex.cli.visible import echo
 
 @click.group()
 def req() -> None:
-    """See the requests under way; cancel one."""
+    """Show live requests; cancel one."""
 
 
 @req.command("ls")
 @click.option("--function", default="", help="Only of this function.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def ls(function: str, as_json: bool) -> None:
-    """List the requests under way on all routers, oldest first."""
-    found = Router().get("/admin/requests", **({"function": function} if function else {}))["requests"]
+    """List the live requests of all routers, oldest first."""
+    requests = Router().get("/admin/requests", **({"function": function} if function else {}))["requests"]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(requests, indent=2))
         return
     rows = table("REQUEST", "FUNCTION", "DIALECT", "PHASE", "AGE", "QUEUED", "TOKENS", "HOST", "INSTANCE", "KEY")
-    for r in found:
+    for r in requests:
         rows.add_row(
             r["id"],
             r["function"],
@@ -43,12 +43,12 @@ def ls(function: str, as_json: bool) -> None:
 
 @req.command()
 @click.argument("id")
-@click.option("--key", default="", help="Of this API key, where requests of several have the id.")
+@click.option("--key", default="", help="The request of this API key, if requests of several keys have the id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 def cancel(id: str, key: str, as_json: bool) -> None:
-    """Cancel a request: its client is told so, and the worker stops."""
-    whose = f"?{urlencode({'key': key})}" if key else ""
-    number = Router().post(f"/admin/requests/{quote(id, safe='')}/cancel{whose}")["cancelled"]
+    """Cancel a request: its client receives an error, and the worker stops."""
+    query = f"?{urlencode({'key': key})}" if key else ""
+    number = Router().post(f"/admin/requests/{quote(id, safe='')}/cancel{query}")["cancelled"]
     if as_json:
         click.echo(json.dumps({"id": id, "cancelled": number}))
         return

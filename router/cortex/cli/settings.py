@@ -1,4 +1,4 @@
-"""How a command that runs a part of cortex gets its settings, and sees that it may run with them."""
+"""Settings of the commands that run cortex's processes, and the check of their record."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,7 @@ config_option = click.option(
 
 
 def settings_of(config: Path | None) -> Settings:
-    """Read the settings; say what is odd about them. Raises Failed."""
+    """Read the settings and print notes about them. Raises Failed."""
     try:
         settings, notes = settings_.from_environment(config)
     except SettingsError as error:
@@ -27,11 +27,11 @@ def settings_of(config: Path | None) -> Settings:
 
 
 def refuse_another_fleets_record(settings: Settings) -> None:
-    """Raise Failed when Redis holds the record of a fleet with another token. A Redis that is away is no reason."""
+    """Raise Failed if Redis has the record of a fleet with another token. An unavailable Redis is not an error."""
     from cortex.platform.keys import FleetToken
     from cortex.platform.registry import ForeignFleet, RecordUnavailable, Registry
 
-    async def look(token: FleetToken) -> None:
+    async def check(token: FleetToken) -> None:
         registry = Registry.of(settings, token)
         try:
             await registry.ping()
@@ -39,7 +39,7 @@ def refuse_another_fleets_record(settings: Settings) -> None:
             await registry.close()
 
     try:
-        asyncio.run(look(FleetToken(Path(settings.token_file).expanduser())))
+        asyncio.run(check(FleetToken(Path(settings.token_file).expanduser())))
     except ForeignFleet as error:
         raise Failed(f"refusing to start: {error}", code=FAILED) from None
     except (SettingsError, OSError) as error:

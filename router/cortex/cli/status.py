@@ -1,4 +1,4 @@
-"""`cortex status`: the fleet at a glance."""
+"""`cortex status`: a summary of the fleet."""
 
 import json
 
@@ -15,7 +15,7 @@ from cortex.cli.visible import echo
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--open", "opens", is_flag=True, help="Open the status page in a browser, logged in.")
 def status(as_json: bool, opens: bool) -> None:
-    """Show the router's health, the hosts and what is warm."""
+    """Show the router's health, the hosts and the warm functions."""
     router = Router()
     if opens:
         echo(f"{router.url}/status")
@@ -32,17 +32,17 @@ def status(as_json: bool, opens: bool) -> None:
     for name, silence in health.get("silent", {}).items():
         out.print(f"{name}: silent for {silence['silent_s']} s, {silence['serving']} instances answer", markup=False)
     if not hosts:
-        out.print("No host is alive: start `cortex agent` on one.", markup=False)
+        out.print("No host reports: start `cortex agent` on one.", markup=False)
     rows = table("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")
     for host in hosts:
         for device in host["devices"]:
-            mine = [i for i in host["instances"] if device["id"] in i["devices"]]
+            instances = [i for i in host["instances"] if device["id"] in i["devices"]]
             rows.add_row(
                 host["name"],
                 device["name"],
                 str(device["total_mb"]),
-                str(sum(i["memory_mb"] for i in mine)),
-                str(len(mine)),
+                str(sum(i["memory_mb"] for i in instances)),
+                str(len(instances)),
                 ago(host["at"]),
             )
     if hosts:
@@ -50,5 +50,5 @@ def status(as_json: bool, opens: bool) -> None:
     warm = [f for f in functions if f["state"] != "cold"]
     out.print(f"{len(functions)} functions, {len(warm)} not cold" + (":" if warm else ""), markup=False)
     for f in warm:
-        held = f", {f['waiting']} held" if f["waiting"] else ""
-        out.print(f"  {f['id']}: {state(f)}, {f['in_flight']} in flight{held}", markup=False)
+        waiting = f", {f['waiting']} waiting" if f["waiting"] else ""
+        out.print(f"  {f['id']}: {state(f)}, {f['in_flight']} in flight{waiting}", markup=False)

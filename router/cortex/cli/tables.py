@@ -1,4 +1,4 @@
-"""How values look in a terminal: tables, times, sizes. Pure, but for the console they are printed to."""
+"""Terminal output: the console, tables, durations and sizes."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -13,45 +13,45 @@ from cortex.cli.visible import echo, visible
 
 
 class SafeConsole(Console):
-    """A console that shows the control characters of what it prints on a terminal."""
+    """A console that escapes control characters on a terminal."""
 
     def render_str(self, text: str, **rest: Any) -> Text:
-        """Return a text as it is printed; cells of tables are measured by it."""
+        """Return the text as printed, which table cells are measured by."""
         return super().render_str(visible(text) if self.is_terminal else text, **rest)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield what is printed, whatever it was made of: also progress bars and what `top` draws."""
+        """Yield the segments of any output, including progress bars and `top`."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control or not self.is_terminal else visible(text), style, control)
 
 
 def console() -> Console:
-    """Return the console: in a pipe as wide as it takes and without escape codes."""
+    """Return the console; in a pipe it is wide and has no escape codes."""
     out = SafeConsole(highlight=False)
     return out if out.is_terminal else SafeConsole(highlight=False, width=1000, color_system=None)
 
 
 def table(*columns: str) -> Table:
-    """Return an empty table in the house style."""
-    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    """Return an empty table in cortex's style."""
+    empty = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
-        made.add_column(column, no_wrap=True)
-    return made
+        empty.add_column(column, no_wrap=True)
+    return empty
 
 
-def say_away(away: Mapping[str, str]) -> None:
-    """Say which hosts did not answer, beside the answers of the others."""
+def print_unavailable(away: Mapping[str, str]) -> None:
+    """Print the hosts that did not answer."""
     for host, why in away.items():
         echo(f"{host} did not answer: {why}", err=True)
 
 
 def ago(at: float | None) -> str:
-    """Say how long ago a time was."""
+    """Format the age of a time."""
     return "-" if not at else f"{span(max(0.0, time.time() - at))} ago"
 
 
 def span(seconds: float | None) -> str:
-    """Say a length of time in its two largest units."""
+    """Format a duration in its two largest units."""
     if seconds is None:
         return "-"
     if seconds < 60:
@@ -64,7 +64,7 @@ def span(seconds: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Say a number of bytes."""
+    """Format a number of bytes."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"
@@ -73,6 +73,6 @@ def size(count: float) -> str:
 
 
 def bar(fraction: float | None, width: int = 16) -> str:
-    """Draw how much of something is done."""
+    """Return a progress bar."""
     full = round((fraction or 0.0) * width)
     return "█" * full + "░" * (width - full)

@@ -1,8 +1,8 @@
-"""`cortex up`: one parent that owns Redis, an agent, a job worker and a router on this machine.
+"""`cortex up`: one parent process with Redis, an agent, a job worker and a router as its children.
 
-Every child leads its own process group, so that Ctrl-C reaches only the parent, and is on a leash, so that
-even a killed parent leaves nothing behind. A child that dies is started again, later each time. At the end
-all are asked to stop; whoever has not by then is killed, with everything below it.
+Every child leads its own process group, so that Ctrl-C reaches only the parent, and dies with the parent, even if that
+is killed. A child that exits is restarted with increasing delay. At the end all children get TERM; those that do not
+exit in time are killed with their descendants.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ from cortex.platform.workers import log_files, process
 from cortex.router.live_catalogue import load
 
 STOP_S = 7.0
-"""From asking to stop until the kill; all is over within 10 s."""
+"""Time from TERM to KILL; the whole shutdown takes less than 10 s."""
 START_S = 60.0
 STEADY_S = 30.0
 MOST_PAUSE_S = 10.0
 MOST_LOG_BYTES = 16 * 1024 * 1024
-"""Of one program's log, and of the earlier part beside it: whoever sends requests writes lines to the router's."""
-LOG_LOOK_S = 2.0
+"""Maximum size of a program's log, and of its earlier part; requests add lines to the router's log."""
+LOG_CHECK_S = 2.0
 
 
 @click.command()
@@ -48,14 +48,14 @@ LOG_LOOK_S = 2.0
 @click.option("--models", type=click.Path(path_type=Path), help="The catalogue [default: models.toml].")
 @click.option("--port", type=click.IntRange(1, 65535), help="The router's port [default: 31313].")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Router processes.")
-@click.option("--devices", help="Declare GPUs instead of looking for them, such as 2x24GB,1x80GB.")
-@click.option("--fake", is_flag=True, help="Serve every function with the fake engine: a fleet to play with.")
+@click.option("--devices", help="Declare GPUs instead of detecting them, such as 2x24GB,1x80GB.")
+@click.option("--fake", is_flag=True, help="Serve every function with the fake engine, to try cortex out.")
 def up(
     config: Path | None, models: Path | None, port: int | None, workers: int, devices: str | None, fake: bool
 ) -> None:
     """Run everything on this machine: Redis, an agent, a job worker and a router.
 
-    Needs no root, no Redis, no GPU and no configuration. Ctrl-C stops it all; a second Ctrl-C at once.
+    Needs no root, no Redis, no GPU and no configuration. Ctrl-C stops everything; a second Ctrl-C kills it.
     """
     settings = settings_of(config)
     log.configure(settings.log)
@@ -68,20 +68,20 @@ def up(
 
 
 class Child:
-    """A program that is to run for as long as we do."""
+    """A program that runs as long as this process."""
 
     def __init__(self, name: str, argv: list[str], env: Mapping[str, str], log: Path, lock: int) -> None:
-        """`lock` is a descriptor that it inherits: see `local.lock`."""
+        """`lock` is a descriptor for the child to inherit: see `local.lock`."""
         self.name, self._argv, self._env, self.log, self._lock = name, argv, env, log, lock
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start it, on a leash."""
+        """Start the program; it dies with this process."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        leash = [sys.executable, "-m", "cortex.platform.parent_death", str(os.getpid())]
+        die_with_parent = [sys.executable, "-m", "cortex.platform.parent_death", str(os.getpid())]
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *leash,
+                *die_with_parent,
                 *self._argv,
                 env={**os.environ, **self._env},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -91,67 +91,66 @@ class Child:
                 pass_fds=(self._lock,),
             )
 
-    async def keep(self) -> None:
-        """Start it again whenever it dies, pausing longer each time it dies young."""
+    async def supervise(self) -> None:
+        """Restart the program whenever it exits, with increasing delay if it exits early."""
         pause = 0.2
         while True:
             assert self.process is not None
-            began = time.monotonic()
+            started = time.monotonic()
             code = await self.process.wait()
-            if time.monotonic() - began > STEADY_S:
+            if time.monotonic() - started > STEADY_S:
                 pause = 0.2
-            _say(f"{self.name} {process.how_it_ended(code)}; starting it again (log: {self.log})")
+            _print(f"{self.name} {process.how_it_ended(code)}; restarting it (log: {self.log})")
             await asyncio.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_S)
             await self.start()
 
     def last_lines(self) -> str:
-        """Return the end of its log."""
+        """Return the end of the program's log."""
         return "\n".join(process.tail(self.log, 15))
 
 
-async def bound_logs(children: Sequence[Child], most_bytes: int = MOST_LOG_BYTES, look_s: float = LOG_LOOK_S) -> None:
-    """Keep the programs' logs from filling the disk, for as long as they run. They append, so that a log that was cut
-    goes on from its start."""
+async def bound_logs(children: Sequence[Child], most_bytes: int = MOST_LOG_BYTES, check_s: float = LOG_CHECK_S) -> None:
+    """Limit the size of the programs' logs until cancelled. Programs append, so they go on in a truncated log."""
     while True:
         for child in children:
             await asyncio.to_thread(log_files.cut, child.log, most_bytes)
-        await asyncio.sleep(look_s)
+        await asyncio.sleep(check_s)
 
 
 async def run(settings: Settings, models: Path | None, port: int | None, workers: int) -> int:
-    """Run until told to stop. Return the exit code."""
+    """Run until a stop signal. Return the exit code."""
     path, catalogue = _catalogue(settings, models)
-    lock = await _locked()
-    settings = _prepared(settings, path, port)
-    runtime_dir = Path(tempfile.mkdtemp(prefix="cortex-"))  # unix socket paths are short of room: 107 bytes
+    lock = await _lock()
+    settings = _prepare(settings, path, port)
+    runtime_dir = Path(tempfile.mkdtemp(prefix="cortex-"))  # unix socket paths have at most 107 bytes
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     children: list[Child] = []
 
-    def asked() -> None:
+    def on_signal() -> None:
         if stop.is_set():
             _kill_everything()
             os._exit(130)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked)
+        loop.add_signal_handler(number, on_signal)
     try:
         settings = replace(settings, local_key_file=str(local.make_key()))
         settings = await _with_redis(settings, runtime_dir, children, lock)
-        await _started(settings, children, workers, stop, lock)
+        await _start(settings, children, workers, stop, lock)
         if stop.is_set():
             return 0
         url = f"http://{settings.gateway.listen}"
         local.announce(url)
         _welcome(url, catalogue, settings)
-        keepers = [asyncio.create_task(work) for work in (*(c.keep() for c in children), bound_logs(children))]
+        tasks = [asyncio.create_task(task) for task in (*(c.supervise() for c in children), bound_logs(children))]
         await stop.wait()
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
-        _say("stopping")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        _print("stopping")
         return 0
     finally:
         await _end(children)
@@ -159,24 +158,25 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
         shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
-async def _locked() -> int:
-    """Make sure that this is the only `cortex up` of this user, before anything is started or written."""
+async def _lock() -> int:
+    """Take the lock of this user's only `cortex up`, before anything is started or written. Raises Failed."""
     try:
         async with asyncio.timeout(STOP_S + START_S):
-            waits = False
+            reported = False
             while True:
                 try:
                     return local.lock()
                 except BlockingIOError:
-                    if not waits:
-                        _say("waiting for what the last `cortex up` left running to end")
-                    waits = True
+                    if not reported:
+                        _print("waiting for processes of the last `cortex up` to exit")
+                    reported = True
                 await asyncio.sleep(0.1)
     except local.AlreadyUp as error:
         raise Failed(str(error), code=FAILED) from None
     except TimeoutError:
         raise Failed(
-            "what the last `cortex up` started has not ended", hint=f"`fuser {local.state_dir() / 'up.lock'}` names it."
+            "processes of the last `cortex up` have not exited",
+            hint=f"`fuser {local.state_dir() / 'up.lock'}` lists them.",
         ) from None
 
 
@@ -188,15 +188,15 @@ def _catalogue(settings: Settings, models: Path | None) -> tuple[Path, Catalogue
     except CatalogueError as error:
         raise Failed(str(error), hint="Nothing was started.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Failed(f"{path}: cannot be read: {error}", hint="Say where it is with --models.") from None
+        raise Failed(f"{path}: cannot be read: {error}", hint="Set its path with --models.") from None
 
 
-def _prepared(settings: Settings, path: Path, port: int | None) -> Settings:
-    """Settle the ports before anything is started."""
+def _prepare(settings: Settings, path: Path, port: int | None) -> Settings:
+    """Choose the ports before anything is started."""
     listen = f"127.0.0.1:{port}" if port else settings.gateway.listen
     if not address.is_loopback(listen):
         raise Failed(f"`cortex up` listens on loopback only, not on {listen}")
-    # Loopback needs no TLS, and the commands would have to trust a certificate for it.
+    # Loopback needs no TLS, for which the commands would have to trust a certificate.
     gateway = replace(settings.gateway, tls_cert="", tls_key="", listen=_free(listen, "the router"), drain_s=4.0)
     if gateway.metrics_listen:
         gateway = replace(gateway, metrics_listen=_free(gateway.metrics_listen, "metrics", _port(gateway.listen)))
@@ -215,21 +215,21 @@ def _port(listen: str) -> int:
     return int(listen.rpartition(":")[2])
 
 
-def _free(listen: str, whose: str, taken: int = 0) -> str:
-    host, _, wanted = listen.rpartition(":")
-    first = int(wanted) + (int(wanted) == taken)
-    found = address.free(host.strip("[]"), first)
-    if found == taken:
-        found = address.free(host.strip("[]"), taken + 1)
-    if found is None:
-        raise Failed(f"no port from {wanted} on is free for {whose}")
-    if found != int(wanted):
-        _say(f"port {wanted} is taken: {whose} listens on {found}")
-    return f"{host}:{found}"
+def _free(listen: str, service: str, reserved: int = 0) -> str:
+    host, _, configured = listen.rpartition(":")
+    first = int(configured) + (int(configured) == reserved)
+    port = address.free(host.strip("[]"), first)
+    if port == reserved:
+        port = address.free(host.strip("[]"), reserved + 1)
+    if port is None:
+        raise Failed(f"no free port for {service} from {configured} on")
+    if port != int(configured):
+        _print(f"port {configured} is in use: {service} listens on {port}")
+    return f"{host}:{port}"
 
 
 async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Child], lock: int) -> Settings:
-    """Return the settings with a Redis that answers: the one that is configured, or one of our own."""
+    """Return the settings with a Redis that answers: the configured one, or a child of this process."""
     own = not settings.redis.url
     if own:
         data = local.state_dir() / "redis"
@@ -249,7 +249,7 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
             while True:
                 with contextlib.suppress(RecordUnavailable):
                     await registry.ping()
-                    if own:  # nothing but this `up` ever uses it: a new token file makes no new fleet
+                    if own:  # only this `up` uses it, so a new token file is not another fleet
                         await registry.disown()
                     return settings
                 _check_alive(children)
@@ -260,8 +260,8 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
         await registry.close()
 
 
-async def _started(settings: Settings, children: list[Child], workers: int, stop: asyncio.Event, lock: int) -> None:
-    """Start the rest and wait until the router answers and knows this host."""
+async def _start(settings: Settings, children: list[Child], workers: int, stop: asyncio.Event, lock: int) -> None:
+    """Start the other programs and wait until the router is healthy. Raises Failed."""
     env = encode_env(settings)
     program = [sys.executable, "-m", "cortex.cli"]
     for name, arguments in (
@@ -283,19 +283,19 @@ async def _started(settings: Settings, children: list[Child], workers: int, stop
                 await asyncio.sleep(0.03)
     except TimeoutError:
         logs = "\n".join(f"{c.name}: {c.log}" for c in children)
-        raise Failed(f"the router at {url} did not come up in {START_S:.0f} s", hint=logs) from None
+        raise Failed(f"the router at {url} was not ready within {START_S:.0f} s", hint=logs) from None
 
 
 def _check_alive(children: list[Child]) -> None:
     for child in children:
         if child.process is not None and child.process.returncode is not None:
             how = process.how_it_ended(child.process.returncode)
-            raise Failed(f"{child.name} {how} at its start", hint=f"{child.last_lines()}\n(log: {child.log})")
+            raise Failed(f"{child.name} {how} during startup", hint=f"{child.last_lines()}\n(log: {child.log})")
 
 
 async def _end(children: list[Child]) -> None:
-    """Ask every child to stop, Redis last; then kill whoever is left, and whatever they started."""
-    below = _descendants()
+    """Send TERM to every child, Redis last; then kill the remaining ones and all descendants."""
+    descendants = _descendants()
     deadline = time.monotonic() + STOP_S
     rest = [c for c in children if c.name != "redis"]
     for group in (rest, [c for c in children if c.name == "redis"]):
@@ -306,7 +306,7 @@ async def _end(children: list[Child]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.5, deadline - time.monotonic())):
                 await asyncio.gather(*(one.wait() for one in running))
-    _kill(_descendants() | below)
+    _kill(_descendants() | descendants)
 
 
 def _descendants() -> set[psutil.Process]:
@@ -330,7 +330,7 @@ def _log(name: str) -> Path:
     return local.state_dir().joinpath("log", f"{name}.log")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"cortex: {text}", markup=False)
 
 

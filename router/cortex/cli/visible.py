@@ -1,8 +1,8 @@
-"""Text from outside on a terminal: control characters are shown, not sent.
+"""Escapes control characters of external text on a terminal.
 
-A worker's log, an answer, a name or an error may hold escape sequences, which move the cursor, change the title or
-answer for the user. On a terminal they are written as `\\x1b`; a file or a pipe gets the text as it is. Commands write
-text with `echo`, or through the console of `tables.py`, which does the same; JSON escapes such characters itself.
+A worker's log, an answer, a name or an error may contain escape sequences that move the cursor, change the title or
+send input. A terminal gets them as `\\x1b`; a file or a pipe gets the text unchanged. Commands print text with `echo`
+or with the console of `tables.py`, which does the same; JSON escapes control characters itself.
 """
 
 import re
@@ -12,30 +12,30 @@ from typing import Protocol
 import rich_click as click
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""All of C0, C1 and DEL but tab and newline, and what changes the direction of writing."""
+"""C0, C1 and DEL except tab and newline, and the characters that change the writing direction."""
 
 
 class Output(Protocol):
-    """What is written to."""
+    """An output stream."""
 
     def isatty(self) -> bool: ...
 
 
 def visible(text: str) -> str:
-    """Return a text with its control characters written out. The return of a line's end is dropped."""
-    return _CONTROL.sub(_written, text.replace("\r\n", "\n"))
+    """Return a text with its control characters escaped, and CRLF as LF."""
+    return _CONTROL.sub(_escape, text.replace("\r\n", "\n"))
 
 
 def for_terminal(text: str, to: Output) -> str:
-    """Return a text as it may be written to a stream: visible on a terminal, unchanged elsewhere."""
+    """Return a text for a stream: escaped on a terminal, unchanged elsewhere."""
     return visible(text) if to.isatty() else text
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print a line, on a terminal with its control characters shown."""
+    """Print a line, with control characters escaped on a terminal."""
     click.echo(for_terminal(text, sys.stderr if err else sys.stdout), err=err)
 
 
-def _written(match: "re.Match[str]") -> str:
+def _escape(match: "re.Match[str]") -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

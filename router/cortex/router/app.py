@@ -1,4 +1,4 @@
-"""The router's HTTP surface. Wires the pieces; each route is a few lines."""
+"""Builds the router's HTTP application: its routes, guard and error handlers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from cortex.router.access.auth import AuthGuard, caller
 from cortex.router.dialects.core.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.errors import RequestError
-from cortex.router.health import standing
+from cortex.router.health import health_report
 from cortex.router.live_catalogue import Target
 from cortex.router.model_description import card
 from cortex.router.model_listing import entry, listing
@@ -43,38 +43,37 @@ _KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG
 
 
 def create_app(settings: Settings) -> Litestar:
-    """Build one router worker. Raises CatalogueError or OSError when the catalogue does not stand."""
+    """Build one router worker. Raises CatalogueError or OSError if the catalogue is invalid."""
     runtime = Runtime(settings)
     services = Services(
         runtime.view,
         runtime.activator,
-        runtime.flights,
+        runtime.in_flight,
         runtime.upstream,
-        runtime.journeys,
+        runtime.request_records,
         runtime.tracing,
-        runtime.directory,
+        runtime.live_catalogue,
         runtime.deaths,
     )
-    door = AuthGuard(runtime.keys, runtime.sessions, settings.gateway)
-    most = settings.gateway.max_body_mb * 1024 * 1024
+    auth = AuthGuard(runtime.keys, runtime.sessions, settings.gateway)
 
     def described_card(described: dict[str, Any], target: Target) -> Card:
         function, view = target.function, runtime.view
-        return card(described, function, view.known(function.id), view.ready(function.id, target.revision))
+        return card(described, function, view.profile(function.id), view.ready(function.id, target.revision))
 
     @get("/v1/models", opt={"needs": "inference"})
     async def models(
         request: Http, limit: str | None = None, after_id: str | None = None, before_id: str | None = None
     ) -> Response[bytes]:
-        """List every function and alias the caller may use, warm or cold, in the caller's dialect."""
+        """List every function and alias that the caller may use, warm or cold, in the caller's dialect."""
         may_use = caller(request).may_use
         entries = [
             e
-            for e in listing(runtime.directory.catalogue, runtime.view.fleet, runtime.started)
+            for e in listing(runtime.live_catalogue.catalogue, runtime.view.fleet, runtime.started)
             if may_use(e["alias_of"] or e["id"])
         ]
         if _is_anthropic(request):
-            cards = [described_card(e, runtime.directory.find(e["id"])) for e in entries]
+            cards = [described_card(e, runtime.live_catalogue.resolve(e["id"])) for e in entries]
             return _json(request, anthropic_page(cards, limit, after_id, before_id))
         return _json(request, {"object": "list", "data": entries})
 
@@ -82,9 +81,9 @@ def create_app(settings: Settings) -> Litestar:
     async def model(request: Http, model_id: str) -> Response[bytes]:
         """Describe one function or alias. Ids with a slash may be sent as `%2F`."""
         name = model_id.lstrip("/")
-        target = runtime.directory.find_for(name, caller(request))
+        target = runtime.live_catalogue.resolve_for(name, caller(request))
         function = target.function
-        described = entry(function, runtime.view.fleet, runtime.started, runtime.view.known(function.id))
+        described = entry(function, runtime.view.fleet, runtime.started, runtime.view.profile(function.id))
         if name != function.id:
             described |= {"id": name, "alias_of": function.id}
         if _is_anthropic(request):
@@ -93,12 +92,12 @@ def create_app(settings: Settings) -> Litestar:
 
     @get("/health", opt={"needs": "nothing"})
     async def health() -> dict[str, Any]:
-        """Say whether requests can be served, and what is amiss."""
-        return standing(runtime, clock.now())
+        """Report whether the router can serve requests, and its problems."""
+        return health_report(runtime, clock.now())
 
     @get("/", opt={"needs": "nothing"})
     async def root() -> dict[str, str]:
-        """Say what this is."""
+        """Name the service and its entry points."""
         return {"name": "cortex", "models": "/v1/models", "health": "/health", "status": "/status"}
 
     @asynccontextmanager
@@ -122,23 +121,23 @@ def create_app(settings: Settings) -> Litestar:
             *instance_routes.routes(runtime),
             *weights_routes.routes(runtime),
         ],
-        guards=[door.guard],
+        guards=[auth.guard],
         lifespan=[run],
-        state=State({"counting": runtime.counting}),
+        state=State({"request_metrics": runtime.request_metrics}),
         exception_handlers={
-            RequestError: _refused,
-            DialectError: _untranslatable,
+            RequestError: _request_error,
+            DialectError: _dialect_error,
             HTTPException: _http_error,
-            Exception: _broken,
+            Exception: _internal_error,
         },
-        request_max_body_size=most,
+        request_max_body_size=settings.gateway.max_body_mb * 1024 * 1024,
         openapi_config=None,
         logging_config=None,
     )  # fmt: skip
 
 
 def _is_anthropic(request: Http) -> bool:
-    """Both dialects list models at one path; Anthropic's clients always send their version."""
+    """Both dialects list models at one path; only Anthropic's clients send this header."""
     return "anthropic-version" in request.headers
 
 
@@ -147,13 +146,13 @@ def _json(request: Http, value: object) -> Response[bytes]:
 
 
 def _answer(request: Http, status: int, body: bytes, headers: dict[str, str]) -> Response[bytes]:
-    identity = request_id(request)
-    told = {"x-request-id": identity, "request-id": identity, **headers}
-    return Response(body, status_code=status, media_type="application/json", headers=told)
+    id = request_id(request)
+    headers = {"x-request-id": id, "request-id": id, **headers}
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 def _dialect(request: Http) -> Dialect:
-    """The dialect of the path decides how an error is said."""
+    """Return the dialect in which to send an error to this path."""
     path = request.scope["path"]
     for prefix, dialect in _DIALECTS.items():
         if path == prefix or path.startswith(prefix + "/"):
@@ -161,37 +160,38 @@ def _dialect(request: Http) -> Dialect:
     return "messages" if path.startswith("/v1/models") and _is_anthropic(request) else "chat"
 
 
-def _faulty(request: Http, fault: Fault) -> Response[bytes]:
+def _fault_response(request: Http, fault: Fault) -> Response[bytes]:
     dialect = _dialect(request)
     if request.scope["path"].startswith("/v1/"):
-        request.app.state.counting.refused(fault.kind)
+        request.app.state.request_metrics.count_rejection(fault.kind)
     answer = _answer(request, fault.status(dialect), b"", fault.headers())
     answer.content = envelope(fault, dialect, answer.headers["x-request-id"])
     return answer
 
 
-def _refused(request: Http, refusal: RequestError) -> Response[bytes]:
-    known: Principal | None = request.scope["state"].get("principal")
-    return _faulty(request, refusal.fault(operator=known is not None and known.may(Right.STATUS)))
+def _request_error(request: Http, error: RequestError) -> Response[bytes]:
+    principal: Principal | None = request.scope["state"].get("principal")
+    return _fault_response(request, error.fault(operator=principal is not None and principal.may(Right.STATUS)))
 
 
-def _untranslatable(request: Http, error: DialectError) -> Response[bytes]:
-    return _faulty(request, error.fault)
+def _dialect_error(request: Http, error: DialectError) -> Response[bytes]:
+    return _fault_response(request, error.fault)
 
 
 def _http_error(request: Http, error: HTTPException) -> Response[bytes]:
     """Put the framework's own errors into the dialect's envelope."""
     path = request.scope["path"][:200]
-    words = {
-        404: f"there is nothing at {path}",
-        405: f"{path} does not take {request.method}",
-        413: "the body is larger than this router takes",
+    messages = {
+        404: f"unknown path {path}",
+        405: f"{path} does not support {request.method}",
+        413: "the body exceeds [gateway] max_body_mb of this router",
     }
     default = Kind.BAD_REQUEST if error.status_code < 500 else Kind.INTERNAL
     kind = _KINDS.get(error.status_code, default)
-    return _faulty(request, Fault(kind=kind, message=words.get(error.status_code, error.detail)))
+    return _fault_response(request, Fault(kind=kind, message=messages.get(error.status_code, error.detail)))
 
 
-def _broken(request: Http, error: Exception) -> Response[bytes]:
+def _internal_error(request: Http, error: Exception) -> Response[bytes]:
     log.error("request_broke", at=whence(error))
-    return _faulty(request, Fault(kind=Kind.INTERNAL, message="cortex made a mistake; its log has the details"))
+    message = "internal error; search the router's log for this request id"
+    return _fault_response(request, Fault(kind=Kind.INTERNAL, message=message))

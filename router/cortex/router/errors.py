@@ -1,33 +1,33 @@
-"""Every way a request can be refused, as one tree, named for what the caller can do next.
+"""Every error that rejects a request, as one tree, with what the caller can do next.
 
-Refusal
-├── BadRequest          mend the request
-├── NoKey               send an API key that is known
-├── NotAllowed          ask for another key: this one is not for that
-├── CannotServe         ask another function: this one's server cannot do it
-├── FunctionNotFound    ask for a name that is in the catalogue
-├── HostNotFound        name a host that is alive
-├── InstanceNotFound    name an instance that some host knows
-├── RequestNotFound     name a request that is under way, or was lately
-├── SharedRequestId     name the key whose request is meant: others use the same id
-├── KeyNotFound         name an API key that there is
-├── KeyNameTaken        take another name, or rotate the key that has it
-├── JobNotFound         name a job that is going on
-├── TooManyAnswers      ask for fewer answers in one request than the key's limits hold
-├── OverLimits          come back when the key's limits allow it
-├── QueueFull           come back after `retry_after`
-├── KeyHoldsTooMuch     come back when others of your requests have been answered
-├── RouterHoldsTooMuch  come back when others' requests have been answered
-├── NotReadyInTime      come back: it was still starting when your time was up
-├── NoCapacity          come back: nothing can leave for it now
-├── Suspected           come back later: workers died while they served this request
-├── StartFailed         a person must look; the reason says at what
-├── TooManyListeners    come back, or ask another worker, to follow the events
-├── RecordIsAway        come back: Redis does not answer, so nothing new is started
-├── UpstreamBroke       the worker broke before its first byte, on every try
-├── UpstreamSilent      the worker took longer than the function's request clock allows
-├── UpstreamCutShort    the worker broke in the middle of its answer
-└── Cancelled           an operator ended it; ask again if you still want it
+RequestError
+├── BadRequest          correct the request
+├── NoKey               send a valid API key
+├── NotAllowed          use a key with the required scope
+├── CannotServe         use another function: this one's server lacks the feature
+├── FunctionNotFound    use a name from the catalogue
+├── HostNotFound        use the name of a live host
+├── InstanceNotFound    use an instance that a host reports
+├── RequestNotFound     use the id of a live or recent request
+├── SharedRequestId     name the key as well: requests of several keys have this id
+├── KeyNotFound         use an existing API key's name or id
+├── KeyNameTaken        use another name, or rotate the existing key
+├── JobNotFound         use the id of a running job
+├── TooManyAnswers      request fewer answers: the key's limits cannot cover them
+├── OverLimits          retry when the key's limits allow it
+├── QueueFull           retry after `retry_after`
+├── KeyHoldsTooMuch     retry when another of the key's requests has finished
+├── RouterHoldsTooMuch  retry when other requests have finished
+├── NotReadyInTime      retry: the function was still starting at the timeout
+├── NoCapacity          retry: no instance can be evicted for the function now
+├── Suspected           retry later: workers died while they served this request
+├── StartFailed         ask the operator: the message has the cause
+├── TooManyListeners    retry, or use another worker, to follow the events
+├── RecordIsAway        retry: Redis does not answer, so no function can start
+├── UpstreamBroke       retry: the worker failed before its first byte, on every attempt
+├── UpstreamSilent      the worker exceeded the function's request timeout
+├── UpstreamCutShort    the worker failed in the middle of its answer
+└── Cancelled           an operator cancelled the request
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,10 @@ SEE_WHY = "; an operator can look up why by the request's id"
 
 
 class RequestError(Exception):
-    """A request that is not served. `fault()` is what its client is told, in whatever dialect.
+    """A rejected request. `fault()` is the error that its client receives.
 
-    `message` is for operators, and is noted of the request; it may name hosts and how a worker ended. `public` is for
-    clients that may not see the fleet.
+    `message` is for operators and the request record; it may name hosts and a worker's exit. `public` is for clients
+    without the right to see the fleet.
     """
 
     kind = Kind.INTERNAL
@@ -58,7 +58,7 @@ class RequestError(Exception):
         self.retry_after, self.param = retry_after, param
 
     def fault(self, *, operator: bool = False) -> Fault:
-        """Return it as a value that every dialect can say, in the words for an operator or for any client."""
+        """Return the error as a value that every dialect can encode, with the operator's or the public message."""
         return Fault(
             kind=self.kind,
             message=self.message if operator else self.public,
@@ -69,25 +69,25 @@ class RequestError(Exception):
 
 
 class BadRequest(RequestError):
-    """The body is not what the route takes."""
+    """The request is invalid."""
 
     kind = Kind.BAD_REQUEST
 
 
 class NoKey(RequestError):
-    """There is no API key in the request, or one that nobody has."""
+    """The request has no API key, or an unknown one."""
 
     kind = Kind.NO_KEY
 
 
 class NotAllowed(RequestError):
-    """The caller is known, and may not do this."""
+    """The caller lacks the required right."""
 
     kind = Kind.FORBIDDEN
 
 
 class CannotServe(RequestError):
-    """The server behind the function cannot do what was asked."""
+    """The function's server does not support the request."""
 
     kind = Kind.UNSUPPORTED
 
@@ -103,12 +103,12 @@ class FunctionNotFound(RequestError):
         super().__init__(f"the model {self._name!r} is not in the catalogue{self._hint}", param="model")
 
     def fault(self, *, operator: bool = False) -> Fault:
-        """Clients of Anthropic's dialect look for the words `model: NAME`."""
+        """Anthropic clients expect the text `model: NAME`."""
         return replace(super().fault(operator=operator), anthropic_message=f"model: {self._name}{self._hint}")
 
 
 class HostNotFound(RequestError):
-    """No host of that name is alive."""
+    """No live host has that name."""
 
     kind, code = Kind.UNKNOWN_PATH, "host_not_found"
 
@@ -118,18 +118,18 @@ class HostNotFound(RequestError):
 
 
 class InstanceNotFound(RequestError):
-    """No host knows such an instance, or has kept such a log."""
+    """No host has that instance or its log."""
 
     kind, code = Kind.UNKNOWN_PATH, "instance_not_found"
 
 
 class RequestNotFound(RequestError):
-    """No router worker knows a request of that id."""
+    """No router worker has a request with that id."""
 
     kind, code = Kind.UNKNOWN_PATH, "request_not_found"
 
     def __init__(self, id: str) -> None:
-        super().__init__(f"no request {id[:128]!r} is under way, or was lately")
+        super().__init__(f"no live or recent request has the id {id[:128]!r}")
 
 
 class SharedRequestId(RequestError):
@@ -139,7 +139,7 @@ class SharedRequestId(RequestError):
 
     def __init__(self, id: str, owners: Sequence[str]) -> None:
         names = ", ".join(owner or "no key" for owner in owners[:10])
-        super().__init__(f"requests of several keys have the id {id[:128]!r} ({names}): name the key", param="key")
+        super().__init__(f"requests of several keys have the id {id[:128]!r} ({names}): add the key", param="key")
 
 
 class KeyNotFound(RequestError):
@@ -149,29 +149,29 @@ class KeyNotFound(RequestError):
 
 
 class KeyNameTaken(RequestError):
-    """An API key has that name already."""
+    """Another API key has that name."""
 
     kind, code = Kind.BAD_REQUEST, "key_name_taken"
 
 
 class JobNotFound(RequestError):
-    """No job of that id is going on."""
+    """No running job has that id."""
 
     kind, code = Kind.UNKNOWN_PATH, "job_not_found"
 
     def __init__(self, name: str, near: Sequence[str]) -> None:
         hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-        super().__init__(f"no job {name[:200]!r} is going on{hint}")
+        super().__init__(f"no job {name[:200]!r} is running{hint}")
 
 
 class QueueFull(RequestError):
-    """As many requests as the function's `queue` allows are waiting already."""
+    """The function's queue is at its limit."""
 
     kind = Kind.RATE_LIMITED
 
 
 class TooManyAnswers(RequestError):
-    """One request wants more answers than its key may have requests, in a minute or at a time."""
+    """A request for more answers than its key may make requests, per minute or concurrently."""
 
     kind = Kind.BAD_REQUEST
 
@@ -182,7 +182,7 @@ class TooManyAnswers(RequestError):
 
 
 class OverLimits(RequestError):
-    """The key has used up one of its limits. `headers` tell its client where it stands."""
+    """The key has exhausted one of its limits. `headers` carry the current usage."""
 
     kind = Kind.RATE_LIMITED
 
@@ -192,44 +192,44 @@ class OverLimits(RequestError):
 
 
 class KeyHoldsTooMuch(RequestError):
-    """The bodies of a key's requests under way are as large as they may be together."""
+    """The bodies of a key's live requests have reached their limit."""
 
     kind = Kind.RATE_LIMITED
 
     def __init__(self, most: int) -> None:
         super().__init__(
-            f"this key's requests under way hold {most >> 20} MiB on this router worker, and no more may be sent until"
-            " one of them is answered",
+            f"this key's live requests hold the allowed {most >> 20} MiB on this router worker;"
+            " retry when one of them has finished",
             retry_after=5,
         )
 
 
 class RouterHoldsTooMuch(RequestError):
-    """The bodies of all requests under way are as large as a router worker takes together."""
+    """The bodies of all live requests have reached the router worker's limit."""
 
     kind = Kind.NO_CAPACITY
 
     def __init__(self, most: int) -> None:
         super().__init__(
-            f"the requests under way hold {most >> 20} MiB on this router worker, the most that it takes",
+            f"the live requests hold the allowed {most >> 20} MiB on this router worker",
             retry_after=5,
         )
 
 
 class NotReadyInTime(RequestError):
-    """The function's startup clock ran out before an instance was ready."""
+    """The function's startup timeout passed before an instance was ready."""
 
     kind = Kind.LOADING
 
 
 class NoCapacity(RequestError):
-    """No host can take it now."""
+    """No host can run the function now."""
 
     kind, code = Kind.NO_CAPACITY, "no_capacity"
 
 
 class Suspected(RequestError):
-    """Workers of the function died again and again with this request aboard, or with others of its key."""
+    """Workers of the function repeatedly died while serving this request or others of its key."""
 
     kind, code = Kind.NO_CAPACITY, "suspected_request"
 
@@ -242,13 +242,13 @@ class Suspected(RequestError):
 
 
 class StartFailed(RequestError):
-    """Its start failed, or keeps failing."""
+    """The function's start failed, or keeps failing."""
 
     kind, code = Kind.CRASH_LOOPING, "start_failed"
 
 
 class TooManyListeners(RequestError):
-    """As many clients as a worker allows follow its events already."""
+    """The worker's event streams are at their limit."""
 
     kind = Kind.RATE_LIMITED
 
@@ -278,13 +278,13 @@ class UpstreamBroke(RequestError):
 
 
 class UpstreamSilent(RequestError):
-    """The request clock ran out."""
+    """The function's request timeout passed."""
 
     kind = Kind.TIMEOUT
 
 
 class UpstreamCutShort(RequestError):
-    """The worker broke after the answer had begun; only an event in the stream can say so."""
+    """The worker failed after the answer began; only a stream event can report it."""
 
     kind = Kind.WORKER_ERROR
 
@@ -292,4 +292,4 @@ class UpstreamCutShort(RequestError):
 class Cancelled(RequestError):
     """An operator cancelled the request."""
 
-    kind, code = Kind.CLIENT_GONE, "cancelled"  # SDKs try again after a status of 500 and above, and must not
+    kind, code = Kind.CLIENT_GONE, "cancelled"  # not a 5xx, because SDKs retry those

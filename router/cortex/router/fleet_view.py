@@ -1,7 +1,7 @@
-"""The router's view of the fleet: the whole record in memory, kept fresh by the bell.
+"""The router's view of the fleet: an in-memory copy of the record, refreshed by bell messages.
 
-The warm path reads only this. When Redis goes away the last view stands, and `away` says so. A host whose record has
-expired stays as a source of instances to choose, for as long as they answer (`silence.py`).
+The warm path reads only this. While Redis is unavailable, the last view stays in use and `away` is true. The instances
+of a host whose record has expired stay eligible for as long as they answer (`silence.py`).
 """
 
 import asyncio
@@ -22,26 +22,23 @@ from cortex.router.silence import silent_hosts, without
 log = structlog.get_logger()
 
 FULL_READ_S = 3.0
-NOTED_S = 30.0
+OWN_USES_S = 30.0
 """How long this router remembers its own last uses: longer than any read of the record takes."""
 RETRY_S = 0.5
 GIVEN_UP_S = 30.0
-"""How long an instance whose engine has failed is not chosen: longer than its front, which still answers, lives."""
+"""How long an instance with a failed engine is not chosen: longer than its HTTP server, which still answers, lives."""
 SUSPECT_S = 2.0
-"""How long an instance that refused us is not chosen: its agent will have said what became of it by then."""
-
+"""How long an instance that refused a connection is not chosen; by then its agent has reported its state."""
 FRESH_S = 5.0
-"""How long after a reading of the record what it tells of instances is taken for true: a full read comes sooner."""
-
+"""How long the data of a read is trusted; full reads are more frequent."""
 SILENT_S = 30.0
-"""How much longer it is not chosen while its host says nothing: the record may be away, and the worker well."""
-
+"""How much longer a suspect is not chosen while its host does not report: the worker may be well."""
 MISSES_TO_DROP = 3
-"""So many probes in a row must go unanswered before an instance of a silent host is dropped."""
+"""Consecutive probes without an answer after which an instance of a silent host is dropped."""
 
 
 class FleetView:
-    """What this router knows. `follow()` keeps it fresh for as long as it runs."""
+    """The fleet as this router last read it. `follow()` refreshes it while the router runs."""
 
     def __init__(self, registry: Registry, router: str) -> None:
         self._registry, self._router = registry, router
@@ -50,10 +47,10 @@ class FleetView:
         self.fleet = Fleet()
         self.away = True
         self.company = 0
-        """Grows whenever the record shows other routers, or cannot be read."""
-        self._full_at = 0.0
-        self._noted: dict[str, float] = {}
-        self._known: dict[str, ModelProfile] = {}
+        """Increases whenever the record lists other routers or cannot be read."""
+        self._full_read_at = 0.0
+        self._own_uses: dict[str, float] = {}
+        self._profiles: dict[str, ModelProfile] = {}
         self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
         self._elsewhere: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
@@ -66,30 +63,30 @@ class FleetView:
         self._read_at = 0.0
         self._others = False
 
-    # Reading it.
+    # Reading.
 
     def ready(self, function: str, revision: str) -> tuple[Instance, ...]:
-        """Return the instances that may be given requests now."""
-        found = self._ready.get((function, revision), ())
-        if not self._suspects or not found:
-            return found
+        """Return the instances that may receive requests now."""
+        instances = self._ready.get((function, revision), ())
+        if not self._suspects or not instances:
+            return instances
         now = time.monotonic()
-        return tuple(i for i in found if not self._suspected(i.id, now))
+        return tuple(i for i in instances if not self._suspected(i.id, now))
 
     def suspected(self, function: str, revision: str) -> tuple[Instance, ...]:
-        """Return the instances that are ready by the record and not chosen just now, because they refused us."""
+        """Return the ready instances that are suspects, but not given up."""
         now = time.monotonic()
-        found = self._ready.get((function, revision), ())
-        return tuple(i for i in found if self._suspected(i.id, now) and self._given_up.get(i.id, 0.0) < now)
+        instances = self._ready.get((function, revision), ())
+        return tuple(i for i in instances if self._suspected(i.id, now) and self._given_up.get(i.id, 0.0) < now)
 
     def unsure(self, instance: str) -> bool:
-        """Whether what is known of an instance may be old: the record is away or was not read lately, or its host is
-        silent. It may have ended, and its port be another's."""
+        """Whether an instance's data may be stale: the record is unavailable or was not read lately, or its host is
+        silent. The instance may have exited, and another process may use its port."""
         return self.away or instance in self._unsure or time.monotonic() - self._read_at > FRESH_S
 
     @property
     def alone(self) -> bool:
-        """Whether this is the only router, by a record that can be read."""
+        """Whether the record is available and lists no other router."""
         return not self.away and not self._others
 
     def elsewhere(self, instance: str) -> int:
@@ -97,19 +94,19 @@ class FleetView:
         return self._elsewhere.get(instance, 0)
 
     def waiting_elsewhere(self, function: str) -> int:
-        """Return how many requests for a function other routers hold."""
+        """Return how many requests for a function wait at other routers."""
         return self._waiting.get(function, 0)
 
-    def known(self, function: str) -> ModelProfile | None:
-        """Return what some host's weights say about a function."""
-        return self._known.get(function)
+    def profile(self, function: str) -> ModelProfile | None:
+        """Return the profile of a function's model, read from a host's weights."""
+        return self._profiles.get(function)
 
     def instance(self, instance: str) -> tuple[HostRecord, Instance] | None:
         """Return an instance and its host."""
         for host in self.fleet.records():
-            for found in host.instances:
-                if found.id == instance:
-                    return host, found
+            for candidate in host.instances:
+                if candidate.id == instance:
+                    return host, candidate
         return None
 
     def is_closing(self, instance: str) -> bool:
@@ -118,7 +115,7 @@ class FleetView:
         return found is not None and found[1].state is State.DRAINING and bool(found[1].yields_to)
 
     def placed(self, instance: str) -> tuple[str, str] | None:
-        """Return the function and the host of an instance that is in the record."""
+        """Return the function and the host of an instance in the record."""
         return self._placed.get(instance)
 
     def instances(self) -> Collection[str]:
@@ -126,12 +123,12 @@ class FleetView:
         return self._placed.keys()
 
     def suspects(self) -> list[str]:
-        """Return the instances that are not chosen just now, because they refused us."""
+        """Return the suspects: instances that recently refused a connection."""
         now = time.monotonic()
         return [i for i in self._suspects if self._suspected(i, now)]
 
     def failure(self, instance: str) -> Failure | None:
-        """Return why an instance failed, if its host still says."""
+        """Return an instance's failure, if its host still reports it."""
         for host in self.fleet.hosts.values():
             for failure in host.failures:
                 if failure.instance == instance:
@@ -139,46 +136,46 @@ class FleetView:
         return None
 
     def epochs(self) -> dict[str, int]:
-        """Return, per host, the epoch up to which this view knows of every drain."""
+        """Return, per host, the epoch up to which this view includes every drain."""
         return {name: host.epoch for name, host in self.fleet.hosts.items()}
 
     async def changed(self, timeout_s: float) -> bool:
-        """Wait until the view changes, at most so long. False when the time is up."""
+        """Wait until the view changes. False after the timeout."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         done, _ = await asyncio.wait((self._next,), timeout=timeout_s)
         return bool(done)
 
-    # Keeping it fresh.
+    # Updating.
 
     def suspect(self, instance: str) -> None:
-        """Choose an instance no more for a while: it refused the connection, or another worker answered."""
+        """Exclude an instance for a while: it refused the connection, or another worker answered."""
         now = time.monotonic()
         self._suspects = {i: s for i, s in self._suspects.items() if self._suspected(i, now)}
-        self._suspects[instance] = (now + SUSPECT_S, self._said_at(instance))
+        self._suspects[instance] = (now + SUSPECT_S, self._reported_at(instance))
 
     def give_up(self, instance: str) -> None:
-        """Choose an instance no more, whatever a probe finds: its engine has failed, and it is about to end."""
+        """Exclude an instance whatever a probe reports: its engine has failed, and it is about to exit."""
         now = time.monotonic()
         self.suspect(instance)
-        self._suspects[instance] = (now + GIVEN_UP_S, self._said_at(instance))
+        self._suspects[instance] = (now + GIVEN_UP_S, self._reported_at(instance))
         self._given_up = {i: until for i, until in self._given_up.items() if until > now} | {instance: now + GIVEN_UP_S}
 
     def trust(self, instance: str) -> None:
-        """Choose an instance again: it has answered with its key."""
+        """Include an instance again: it has authenticated itself."""
         self._misses.pop(instance, None)
         if self._suspects.pop(instance, None) is not None:
             self.wake()
 
     def drop(self, instance: str) -> None:
-        """Forget an instance of a silent host: it is not there any more. Of any other, the host's record decides."""
+        """Remove an exited instance of a silent host. For other hosts their record decides."""
         self._misses.pop(instance, None)
         if instance in self._unsure:
             silent = {n: without(h, (instance,)) for n, h in self.fleet.silent.items()}
             self._take(replace(self.fleet, silent=silent))
 
     def miss(self, instance: str) -> None:
-        """Note that an instance of a silent host has not answered in time. After a few times it is dropped."""
+        """Count a probe without an answer; drop the instance after `MISSES_TO_DROP` in a row."""
         misses = self._misses[instance] = self._misses.get(instance, 0) + 1
         if misses >= MISSES_TO_DROP:
             self.drop(instance)
@@ -188,44 +185,44 @@ class FleetView:
         return [i for h in self.fleet.silent.values() for i in h.record.instances]
 
     def _suspected(self, instance: str, now: float) -> bool:
-        """Whether it refused us a moment ago, or its host has said nothing since: its agent may be away, too."""
-        until, said_at = self._suspects.get(instance, (0.0, -1.0))
-        silent = said_at > 0 and self._said_at(instance) == said_at
+        """Whether the instance is a suspect; longer while its host has not reported since."""
+        until, reported_at = self._suspects.get(instance, (0.0, -1.0))
+        silent = reported_at > 0 and self._reported_at(instance) == reported_at
         return now < until or (silent and now < until + SILENT_S)
 
-    def _said_at(self, instance: str) -> float:
-        placed = self.instance(instance)
-        return placed[0].at if placed else 0.0
+    def _reported_at(self, instance: str) -> float:
+        entry = self.instance(instance)
+        return entry[0].at if entry else 0.0
 
     def note_used(self, used: Mapping[str, float]) -> None:
-        """Count last uses that are being written; a full read that began before does not have them."""
-        since = clock.now() - NOTED_S
-        self._noted = newest_uses({m: at for m, at in self._noted.items() if at > since}, used)
+        """Add last uses that are being written; a full read that began earlier lacks them."""
+        since = clock.now() - OWN_USES_S
+        self._own_uses = newest_uses({m: at for m, at in self._own_uses.items() if at > since}, used)
         self.fleet = replace(self.fleet, used=newest_uses(self.fleet.used, used))
 
     async def refresh(self) -> Fleet:
         """Read the whole record now. Raises RecordUnavailable."""
         fleet = await self._registry.fleet(clock.now())
-        if fleet.at >= self._full_at:  # else one that began later has been faster
-            self._full_at = fleet.at
-            self._apply(replace(fleet, used=newest_uses(fleet.used, self._noted)))
+        if fleet.at >= self._full_read_at:  # otherwise a later read finished first
+            self._full_read_at = fleet.at
+            self._apply(replace(fleet, used=newest_uses(fleet.used, self._own_uses)))
         return self.fleet
 
     async def follow(self) -> None:
-        """Follow the record for ever."""
+        """Follow the record until cancelled."""
         while True:
             try:
                 await self.refresh()
-                self._say()
+                self._set_away()
                 await self._listen()
             except RecordUnavailable as error:
-                self._say(str(error))
+                self._set_away(str(error))
             await asyncio.sleep(RETRY_S)
 
     async def _listen(self) -> None:
         full = time.monotonic()
-        async for changed in self._registry.bell():
-            kind, _, name = changed.partition(":")
+        async for message in self._registry.bell():
+            kind, _, name = message.partition(":")
             if time.monotonic() - full > FULL_READ_S:
                 await self.refresh()
                 full = time.monotonic()
@@ -245,7 +242,7 @@ class FleetView:
                 self._apply(self._with(routers={name: await self._registry.router(name)}))
 
     def _with(self, *, hosts: Mapping[str, object] | None = None, routers: Mapping[str, object] | None = None) -> Fleet:
-        """Return the fleet with some entries replaced; None takes an entry out."""
+        """Return the fleet with some entries replaced; None removes an entry."""
         changes = {
             field: {k: v for k, v in {**getattr(self.fleet, field), **new}.items() if v is not None}
             for field, new in (("hosts", hosts), ("routers", routers))
@@ -254,7 +251,7 @@ class FleetView:
         return replace(self.fleet, at=clock.now(), **changes)
 
     def _forget(self, host: str) -> None:
-        """Take out a host that was removed on purpose: it is not silent, it is gone."""
+        """Remove a host that an operator removed, so that it does not become silent."""
         self._take(
             replace(
                 self.fleet,
@@ -265,7 +262,7 @@ class FleetView:
         )
 
     def _apply(self, fleet: Fleet) -> None:
-        """Take a reading of the record."""
+        """Apply a read of the record."""
         self._read_at = time.monotonic()
         self._take(replace(fleet, silent=silent_hosts(self.fleet, fleet.hosts, clock.now())))
 
@@ -279,9 +276,9 @@ class FleetView:
         self.company += self._others
         others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self._router}))
         if fleet.hosts is not self.fleet.hosts:
-            self._known = known_models({h.name: h for h in fleet.records()})
+            self._profiles = known_models({h.name: h for h in fleet.records()})
         if fleet.silent.keys() != self.fleet.silent.keys():
-            self._say_silent(self.fleet, fleet)
+            self._log_silence(self.fleet, fleet)
         self.fleet = fleet
         self._ready = {k: tuple(v) for k, v in ready.items()}
         self._placed = {i.id: (i.function, h.name) for h in fleet.records() for i in h.instances}
@@ -290,20 +287,20 @@ class FleetView:
         self._misses = {i: n for i, n in self._misses.items() if i in self._unsure}
         self.wake()
 
-    def _say_silent(self, before: Fleet, after: Fleet) -> None:
+    def _log_silence(self, before: Fleet, after: Fleet) -> None:
         for name in after.silent.keys() - before.silent.keys():
             log.warning("host_silent", host=name, instances=len(after.silent[name].record.instances))
         for name in before.silent.keys() - after.silent.keys():
             log.info("host_reports_again" if name in after.hosts else "host_forgotten", host=name)
 
     def wake(self) -> None:
-        """Wake whoever waits for a change: something else that they look at has changed."""
+        """Wake the waiters of `changed()`, also after a change outside the view."""
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None
 
-    def _say(self, why: str = "") -> None:
-        """Note that the record is away, and why; without a reason, that it is followed."""
+    def _set_away(self, why: str = "") -> None:
+        """Record that Redis is unavailable, with the reason; without a reason, that it is available."""
         if bool(why) != self.away:
             self.company += 1
             log.warning("record_away", why=why) if why else log.info("record_followed")

@@ -1,9 +1,8 @@
-"""The catalogue as this router serves it, following its file.
+"""The catalogue that this router serves; it follows its file.
 
-A changed file takes effect without a restart. A file that does not stand leaves the old catalogue in force;
-`problem` then says why. Editors and deployments truncate a file before they write it, and a full disk leaves it cut
-off, so a change is read only once the file has stopped changing, and a file that has lost all its functions takes
-effect only if it says `models = []`.
+A changed file takes effect without a restart. An invalid file leaves the old catalogue in effect, and `problem` has the
+reason. Editors and deployments truncate a file before they write it, and a full disk truncates it, so a change is read
+only once the file has stopped changing, and a file without functions takes effect only if it has `models = []`.
 """
 
 import asyncio
@@ -29,30 +28,30 @@ from cortex.router.errors import FunctionNotFound, NotAllowed
 
 log = structlog.get_logger()
 
-LOOK_S = 0.4
-MOST_LOOKS = 25
-"""After so many looks at a file that changes between them, `problem` says so."""
+CHECK_S = 0.4
+MOST_CHANGES = 25
+"""Consecutive checks with a change after which `problem` reports it."""
 READ_S = 10.0
-"""How long the file may take to be read."""
+"""Timeout for reading the file."""
 
 
 class Target(Struct, frozen=True):
-    """What a name stands for: a function, and the revision its instances must have."""
+    """What a name resolves to: a function, and the revision its instances must have."""
 
     function: Function
     revision: str
 
 
 class LiveCatalogue:
-    """Resolves names. `follow()` keeps it true to the file."""
+    """Resolves names. `follow()` applies changes of the file."""
 
     def __init__(self, path: Path, *, pretend: bool = False, admits_forbidden: bool = False) -> None:
-        """Read the catalogue. Raises CatalogueError or OSError: a router does not start without one."""
+        """Read the catalogue. Raises CatalogueError or OSError; a router does not start without a catalogue."""
         self._path, self._pretend, self._admits_forbidden = path, pretend, admits_forbidden
         self._file = BlockingCalls(READ_S, hint="is its mount hung?")
-        self._taken: object = _mark(path)
-        self._seen: object = self._taken
-        self._looks = 0
+        self._applied_mark: object = _mark(path)
+        self._last_mark: object = self._applied_mark
+        self._changes = 0
         self._next: asyncio.Future[None] | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.problem = ""
@@ -60,24 +59,24 @@ class LiveCatalogue:
         text = _text(path)
         catalogue = _read(path, text)
         self.is_deliberate = _is_deliberate(catalogue, text)
-        """Whether the file declares functions, or says that there are none. Agents are not told an empty catalogue
-        that does not: every instance would be stopped for a file that was cut off."""
-        self._take(catalogue)
+        """Whether the file declares functions or has `models = []`. Otherwise an empty catalogue is not sent to agents,
+        because a truncated file would stop every instance."""
+        self._apply(catalogue)
 
-    def find(self, name: str) -> Target:
-        """Return what a name stands for. Raises FunctionNotFound."""
+    def resolve(self, name: str) -> Target:
+        """Return the target of a name. Raises FunctionNotFound."""
         target = self._targets.get(name)
         if target is None:
             raise FunctionNotFound(name, self.catalogue.nearest(name))
         return target
 
-    def find_for(self, name: str, caller: Principal) -> Target:
-        """Return what a name stands for, to a caller who may use it.
+    def resolve_for(self, name: str, caller: Principal) -> Target:
+        """Return the target of a name for a caller who may use it.
 
-        A name that the caller may not use is answered as one that does not exist: nothing but the names that the
-        caller may use decides about the hint and about the time it takes.
+        A name that the caller may not use gives the same error as an unknown name. The hint and its computing time
+        depend only on names that the caller may use.
 
-        Raises FunctionNotFound; NotAllowed where the operator lets clients see that there is such a name.
+        Raises FunctionNotFound; NotAllowed if the operator set `admit_forbidden`.
         """
         target = self._targets.get(name)
         if target is not None and caller.may_use(target.function.id):
@@ -88,47 +87,47 @@ class LiveCatalogue:
         raise FunctionNotFound(name, nearest(name, visible))
 
     def declared(self, function: str) -> Function | None:
-        """Return a function as the file declares it, without what operators set at run time."""
+        """Return a function as the file declares it, without runtime overrides."""
         return self._declared.functions.get(function)
 
-    def known(self, name: str) -> Target | None:
-        """Return what a name stands for, if it is in the catalogue."""
+    def get(self, name: str) -> Target | None:
+        """Return the target of a name; None if it is not in the catalogue."""
         return self._targets.get(name)
 
     async def change(self, timeout_s: float, *others: asyncio.Future[Any]) -> None:
-        """Wait until the catalogue changes or one of the others is done, at most so long."""
+        """Wait until the catalogue changes, one of the others is done, or the timeout passes."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         await asyncio.wait((self._next, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def follow(self) -> None:
-        """Look at the file again and again, and take every change that stands."""
+        """Check the file periodically and apply every valid change, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_S)
             try:
-                await self.look()
+                await self.check()
             except NoAnswer as error:
-                self.problem = f"{error}; the catalogue as it was last read is in force"
-                self._taken = self._seen = None  # read it again as soon as it answers
+                self.problem = f"{error}; the last valid catalogue stays in effect"
+                self._applied_mark = self._last_mark = None  # read the file again as soon as it answers
 
-    async def look(self) -> None:
-        """Look at the file once:
+    async def check(self) -> None:
+        """Check the file once:
 
-        (1) it is as it was when it was last read;
-        (2) it has changed since the last look: it may be half written, so wait for the next look;
-        (3) it has stood for one look: read it, and again at the next looks if it changed meanwhile.
+        (1) unchanged since it was applied: nothing to do;
+        (2) changed since the last check: it may be incomplete, so wait for the next check;
+        (3) unchanged since the last check: read it, and read it again later if it changed meanwhile.
 
-        Raises NoAnswer when its mount hangs.
+        Raises NoAnswer if its mount hangs.
         """
         mark = await self._file.look(str(self._path), "mark", partial(_mark, self._path))
-        if mark == self._taken:  # (1)
-            self._seen, self._looks = mark, 0
+        if mark == self._applied_mark:  # (1)
+            self._last_mark, self._changes = mark, 0
             return
-        if mark != self._seen:  # (2)
-            self._seen = mark
-            self._looks += 1
-            if self._looks == MOST_LOOKS:
-                self._refuse("the file does not stop changing")
+        if mark != self._last_mark:  # (2)
+            self._last_mark = mark
+            self._changes += 1
+            if self._changes == MOST_CHANGES:
+                self._reject("the file does not stop changing")
             return
         await self._reread(mark)  # (3)
 
@@ -142,34 +141,34 @@ class LiveCatalogue:
             raise
         except (CatalogueError, OSError, UnicodeDecodeError) as error:
             problem = str(error)
-        self._seen = await self._file.look(str(self._path), "mark", partial(_mark, self._path))
-        if self._seen != mark:
+        self._last_mark = await self._file.look(str(self._path), "mark", partial(_mark, self._path))
+        if self._last_mark != mark:
             return
-        self._taken, self._looks = mark, 0
+        self._applied_mark, self._changes = mark, 0
         if not problem and self.catalogue.functions and not deliberate:
-            problem = "the file declares no function any more; to remove every function write `models = []`"
+            problem = "the file declares no functions; to remove all functions, write `models = []`"
         if problem:
-            self._refuse(problem)
+            self._reject(problem)
             return
         self.problem, self.is_deliberate = "", deliberate
-        self._take(catalogue)
+        self._apply(catalogue)
         log.info("catalogue_taken", functions=len(catalogue.functions), aliases=len(catalogue.aliases))
 
-    def _refuse(self, why: str) -> None:
-        self.problem = f"{self._path}: the catalogue before the last change is still in force: {why}"
+    def _reject(self, why: str) -> None:
+        self.problem = f"{self._path}: the last valid catalogue stays in effect: {why}"
         log.error("catalogue_refused", why=why)
 
     def override(self, overrides: Mapping[str, Override]) -> None:
-        """Take what operators set at run time, over the catalogue."""
+        """Apply runtime overrides on top of the catalogue."""
         if overrides != self._overrides:
             self._overrides = dict(overrides)
-            self._take(self._declared)
+            self._apply(self._declared)
 
-    def _take(self, catalogue: Catalogue) -> None:
+    def _apply(self, catalogue: Catalogue) -> None:
         self._declared = catalogue
         if self._pretend:
-            catalogue = pretended(catalogue)
-        catalogue = overridden(catalogue, self._overrides)
+            catalogue = with_fake_engine(catalogue)
+        catalogue = with_overrides(catalogue, self._overrides)
         targets = {f.id: Target(f, revision(f)) for f in catalogue.functions.values()}
         for alias, function in catalogue.aliases.items():
             targets[alias] = targets[function]
@@ -196,29 +195,29 @@ def _read(path: Path, text: str) -> Catalogue:
 
 
 def _is_deliberate(catalogue: Catalogue, text: str) -> bool:
-    """Whether a catalogue declares functions, or its text says that there are none: `models = []`."""
+    """Whether a catalogue declares functions or its text has `models = []`."""
     return bool(catalogue.functions) or "models" in tomllib.loads(text.removeprefix("\ufeff"))
 
 
-def pretended(catalogue: Catalogue) -> Catalogue:
-    """Return the catalogue with every function on the fake engine, loading for a while and filling its memory."""
-    return replace(catalogue, functions={f.id: _pretended(f) for f in catalogue.functions.values()})
+def with_fake_engine(catalogue: Catalogue) -> Catalogue:
+    """Return the catalogue with every function on the fake engine, which simulates load time and memory."""
+    return replace(catalogue, functions={f.id: _fake(f) for f in catalogue.functions.values()})
 
 
-def overridden(catalogue: Catalogue, overrides: Mapping[str, Override]) -> Catalogue:
-    """Return the catalogue as operators have changed it at run time."""
-    functions = {f.id: _overridden(f, overrides.get(f.id)) for f in catalogue.functions.values()}
+def with_overrides(catalogue: Catalogue, overrides: Mapping[str, Override]) -> Catalogue:
+    """Return the catalogue with runtime overrides."""
+    functions = {f.id: _override(f, overrides.get(f.id)) for f in catalogue.functions.values()}
     return replace(catalogue, functions=functions)
 
 
-def _overridden(function: Function, override: Override | None) -> Function:
+def _override(function: Function, override: Override | None) -> Function:
     if override is None:
         return function
     changes = {k: v for k, v in asdict(override).items() if v is not None}
     return replace(function, **changes)
 
 
-def _pretended(function: Function) -> Function:
+def _fake(function: Function) -> Function:
     if function.engine is Engine.FAKE:
         return function
     load_s = 1 + min(9, function.vram_mb // 8192)
@@ -227,7 +226,7 @@ def _pretended(function: Function) -> Function:
 
 
 def _mark(path: Path) -> tuple[int, int, int]:
-    """Return what changes whenever a file is written or replaced."""
+    """Return a value that changes whenever a file is written or replaced."""
     try:
         stat = path.stat()
     except OSError:

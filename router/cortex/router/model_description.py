@@ -1,7 +1,7 @@
-"""What clients are told a function can do and takes: abilities, limits, price. Pure.
+"""A function's capabilities, limits and price, as clients see them. Pure.
 
-Put together, best source first, from what its operator says, what its running worker says and what its weights
-say. What nobody says is left out, never guessed; a cold function is described like a warm one.
+Sources in order of precedence: the catalogue, the running worker, the weights. Unknown fields are omitted, never
+guessed, and a cold function has the same fields as a warm one.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from cortex.router.dialects.models import Card
 from cortex.router.request.model_traits import effort, sees, vision, window_of
 
 
-def abilities(function: Function, known: ModelProfile | None, ready: Sequence[Instance]) -> dict[str, Any]:
-    """Return the fields of an OpenAI-shaped model entry that agents look for."""
-    window = context_of(function, known, ready)
+def abilities(function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> dict[str, Any]:
+    """Return the capability fields of an OpenAI model entry that coding agents read."""
+    window = context_of(function, profile, ready)
     output = function.max_output_tokens or None
-    calls = calls_tools(function, known, ready)
-    thinks = reasons(function, known)
-    seen = vision(function, known, sees(ready))
-    words = ["text", *["vision"] * bool(seen), *["tools"] * bool(calls), *["reasoning"] * bool(thinks)]
+    calls = calls_tools(function, profile, ready)
+    thinks = reasons(function, profile)
+    images = vision(function, profile, sees(ready))
+    capabilities = ["text", *["vision"] * bool(images), *["tools"] * bool(calls), *["reasoning"] * bool(thinks)]
     limit = {"context": window, "input": window, "output": output or window}
     prices = {f: v for f in function.cost.__struct_fields__ if (v := getattr(function.cost, f)) is not None}
-    told = {
-        "capabilities": words,
+    fields = {
+        "capabilities": capabilities,
         "limit": limit if window else {"output": output} if output else None,
         "max_model_len": window,
         "max_input_tokens": window,
@@ -35,40 +35,40 @@ def abilities(function: Function, known: ModelProfile | None, ready: Sequence[In
         "reasoning": thinks,
         "cost": prices or None,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def card(entry: dict[str, Any], function: Function, known: ModelProfile | None, ready: Sequence[Instance]) -> Card:
-    """Return the same for Anthropic's shape."""
-    window = context_of(function, known, ready)
-    thinks = bool(reasons(function, known))
-    levels = tuple(level for level in LEVELS if effort(function, known).get(level) == level) if thinks else ()
+def card(entry: dict[str, Any], function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> Card:
+    """Return the same for Anthropic's model object."""
+    window = context_of(function, profile, ready)
+    thinks = bool(reasons(function, profile))
+    levels = tuple(level for level in LEVELS if effort(function, profile).get(level) == level) if thinks else ()
     return Card(
         id=entry["id"],
         created=entry["created"],
         max_input_tokens=window,
         max_output_tokens=function.max_output_tokens or window,
-        vision=bool(vision(function, known, sees(ready))),
+        vision=bool(vision(function, profile, sees(ready))),
         thinking=thinks,
         effort=levels,
     )
 
 
-def context_of(function: Function, known: ModelProfile | None, ready: Sequence[Instance]) -> int | None:
-    """Tokens one request may use: as the workers say, else as declared, else as the model was trained."""
-    return window_of(ready) or function.context or (known.context if known else 0) or None
+def context_of(function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> int | None:
+    """Return the context window in tokens: from the workers, else as declared, else from the model."""
+    return window_of(ready) or function.context or (profile.context if profile else 0) or None
 
 
-def calls_tools(function: Function, known: ModelProfile | None, ready: Sequence[Instance]) -> bool | None:
-    """Whether it can call tools: its server must find the calls in what its template makes the model write."""
+def calls_tools(function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> bool | None:
+    """Whether the function can call tools: its server must parse the format that its template uses."""
     if function.tool_parser == "none" or not server_of(function, ready[0].server if ready else "").tools:
         return False
-    return template_of(known, function.template).tools
+    return template_of(profile, function.template).tools
 
 
-def reasons(function: Function, known: ModelProfile | None) -> bool | None:
-    """Whether it thinks before it answers, as far as its template tells."""
-    said = function.template
-    if said.thinking_switch or said.reasoning_field in ("reasoning_content", "reasoning"):
+def reasons(function: Function, profile: ModelProfile | None) -> bool | None:
+    """Whether the model reasons before it answers; None if unknown."""
+    template = function.template
+    if template.thinking_switch or template.reasoning_field in ("reasoning_content", "reasoning"):
         return True
-    return known.reasoning if known else None
+    return profile.reasoning if profile else None

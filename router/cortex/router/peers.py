@@ -1,8 +1,8 @@
-"""Asking all router workers something only each of them knows: its live requests, its last hour.
+"""Queries all router workers for data that each holds itself: live requests and the last hour's traffic.
 
-Whoever asks answers for itself and puts the question into the record; the bell tells the others, who answer into a
-list that expires. It waits for as many answers as there are workers that report, and never longer than half a
-second: a worker that just died is not waited for long.
+The querying worker answers for itself and writes the question to the record. The bell notifies the others, which append
+their answers to a list that expires. The query waits for one answer per reporting worker, for at most `PATIENCE_S`,
+because a worker may just have died.
 """
 
 import asyncio
@@ -18,26 +18,26 @@ from msgspec.structs import replace
 from cortex.platform.cancel import cancelled
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.fleet_view import FleetView
-from cortex.router.metrics.traffic import Bucket, Traffic, together
+from cortex.router.metrics.traffic import Bucket, Traffic, merge
 from cortex.router.request.request_record import RequestRecords, RequestSummary, summary
 
 PATIENCE_S = 0.5
 FRESH_S = 1.0
-"""An answer about traffic serves everybody who asks within so long."""
+"""How long traffic data is cached."""
 
 
 class PeerQuestion(Struct, frozen=True):
-    """`requests`, `cancel` (of a request id), `find` (one) or `traffic`."""
+    """A query `about` `requests`, `find` or `cancel` (of a request id), or `traffic`."""
 
     about: str
     id: str = ""
     asker: str = ""
     who: str | None = None
-    """Only requests of the key with this name; "" of callers without one, None of all."""
+    """Only requests of the key with this name; "" for callers without a key, None for all."""
 
 
 class PeerAnswer(Struct, frozen=True, kw_only=True):
-    """What one worker says."""
+    """One worker's answer."""
 
     requests: list[RequestSummary] = []
     cancelled: int = 0
@@ -46,66 +46,66 @@ class PeerAnswer(Struct, frozen=True, kw_only=True):
 
 
 class LocalAnswers(Protocol):
-    """What a worker answers from."""
+    """The data from which a worker answers."""
 
     id: str
-    journeys: RequestRecords
+    request_records: RequestRecords
     traffic: Traffic
 
 
 class Peers:
-    """Asks, and answers. `async with` is not needed: what is under way ends with `close()`."""
+    """Queries the other workers and answers their queries. `close()` ends answers in progress."""
 
-    def __init__(self, registry: Registry, view: FleetView, knows: LocalAnswers) -> None:
-        self._registry, self._view, self._knows = registry, view, knows
+    def __init__(self, registry: Registry, view: FleetView, local: LocalAnswers) -> None:
+        self._registry, self._view, self._local = registry, view, local
         self._answering: set[asyncio.Task[None]] = set()
         self._traffic: tuple[float, tuple[list[Bucket], dict[str, Bucket]]] = (float("-inf"), ([], {}))
-        view.on_question = self._asked
+        view.on_question = self._on_question
 
     async def close(self) -> None:
-        """Answer no more."""
+        """Cancel the answers in progress."""
         await cancelled(self._answering)
 
     async def requests(self) -> list[RequestSummary]:
         """Return the live requests of all workers, oldest first."""
-        found = [t for r in await self._all(PeerQuestion("requests")) for t in r.requests]
-        return sorted(found, key=lambda t: t.at)
+        summaries = [s for a in await self._all(PeerQuestion("requests")) for s in a.requests]
+        return sorted(summaries, key=lambda t: t.at)
 
     async def find(self, id: str) -> list[RequestSummary]:
-        """Return the requests of an id, live ones and the last few that are over, wherever they were served."""
-        found = [t for r in await self._all(PeerQuestion("find", id)) for t in r.requests]
-        return sorted(found, key=lambda t: (t.phase == "over", -t.at))
+        """Return the live and recent requests with an id, from all workers."""
+        summaries = [s for a in await self._all(PeerQuestion("find", id)) for s in a.requests]
+        return sorted(summaries, key=lambda t: (t.phase == "over", -t.at))
 
     async def cancel(self, id: str, who: str) -> int:
-        """Cancel one key's requests of an id, wherever they are served; return how many. Clients choose ids, so the
-        keys of two tenants may use the same one."""
-        return sum(r.cancelled for r in await self._all(PeerQuestion("cancel", id, who=who)))
+        """Cancel one key's requests with an id on all workers; return how many. Clients choose ids, so keys of several
+        tenants may use the same one."""
+        return sum(a.cancelled for a in await self._all(PeerQuestion("cancel", id, who=who)))
 
     async def traffic(self) -> tuple[list[Bucket], dict[str, Bucket]]:
-        """Return the last hour of all workers together, and per function the last five minutes."""
-        read, known = self._traffic
-        if time.monotonic() - read > FRESH_S:
-            known = together((r.hour, r.lately) for r in await self._all(PeerQuestion("traffic")))
-            self._traffic = (time.monotonic(), known)
-        return known
+        """Return the last hour of all workers, and per function the last five minutes."""
+        read_at, traffic = self._traffic
+        if time.monotonic() - read_at > FRESH_S:
+            traffic = merge((a.hour, a.lately) for a in await self._all(PeerQuestion("traffic")))
+            self._traffic = (time.monotonic(), traffic)
+        return traffic
 
     async def _all(self, question: PeerQuestion) -> list[PeerAnswer]:
-        replies = [self._reply(question)]
-        others = len(self._view.fleet.routers.keys() - {self._knows.id})
+        answers = [self._local_answer(question)]
+        others = len(self._view.fleet.routers.keys() - {self._local.id})
         if not others:
-            return replies
+            return answers
         token = secrets.token_hex(8)
         with contextlib.suppress(RecordUnavailable, TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
-                asked = replace(question, asker=self._knows.id)
-                await self._registry.ask(token, msgspec.json.encode(asked))
+                query = replace(question, asker=self._local.id)
+                await self._registry.ask(token, msgspec.json.encode(query))
                 while others and (answer := await self._registry.next_answer(token, PATIENCE_S)):
                     others -= 1
                     with contextlib.suppress(msgspec.MsgspecError):
-                        replies.append(msgspec.json.decode(answer, type=PeerAnswer))
-        return replies
+                        answers.append(msgspec.json.decode(answer, type=PeerAnswer))
+        return answers
 
-    def _asked(self, token: str) -> None:
+    def _on_question(self, token: str) -> None:
         task: asyncio.Task[None] = asyncio.create_task(self._answer(token))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
@@ -114,19 +114,19 @@ class Peers:
         with contextlib.suppress(RecordUnavailable, msgspec.MsgspecError):
             raw = await self._registry.question(token)
             question = msgspec.json.decode(raw, type=PeerQuestion) if raw else None
-            if question is not None and question.asker != self._knows.id:
-                await self._registry.answer(token, msgspec.json.encode(self._reply(question)))
+            if question is not None and question.asker != self._local.id:
+                await self._registry.answer(token, msgspec.json.encode(self._local_answer(question)))
 
-    def _reply(self, question: PeerQuestion) -> PeerAnswer:
-        journeys, router = self._knows.journeys, self._knows.id
+    def _local_answer(self, question: PeerQuestion) -> PeerAnswer:
+        records, router = self._local.request_records, self._local.id
         match question.about:
             case "requests":
-                return PeerAnswer(requests=[summary(j, router) for j in journeys.live()])
+                return PeerAnswer(requests=[summary(r, router) for r in records.live()])
             case "find":
-                return PeerAnswer(requests=[summary(j, router) for j in journeys.find(question.id)])
+                return PeerAnswer(requests=[summary(r, router) for r in records.find(question.id)])
             case "cancel":
-                return PeerAnswer(cancelled=journeys.cancel(question.id, question.who))
+                return PeerAnswer(cancelled=records.cancel(question.id, question.who))
             case "traffic":
-                hour, lately = self._knows.traffic.since(time.time())
+                hour, lately = self._local.traffic.since(time.time())
                 return PeerAnswer(hour=hour, lately=lately)
         return PeerAnswer()

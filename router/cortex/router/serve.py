@@ -1,8 +1,8 @@
-"""Running the router: one process, or several that share one listener.
+"""Runs the router as one process, or as several that share one listener.
 
-A router that hands over (`[gateway] hand_over`) ends at TERM, so that the next one can take over the listener that the
-service manager holds, and leaves its worker processes to what they hold: they accept nothing more, finish, and end by
-themselves after `drain_s` at the latest. Nobody waits for the longest stream.
+A router that hands over (`[gateway] hand_over`) exits at TERM, so that the next one can take over the service manager's
+listener at once. Its worker processes accept no more connections, finish their requests and exit by themselves after
+`drain_s` at the latest.
 """
 
 import multiprocessing
@@ -35,19 +35,19 @@ from cortex.router.metrics.server import MetricsServer
 log = structlog.get_logger()
 
 BACKLOG = 2048
-LAST_WORDS_S = 15.0
-"""How much longer than `drain_s` a worker process takes at most that nobody waits for."""
+EXIT_GRACE_S = 15.0
+"""How long after `drain_s` an orphaned worker process exits at the latest."""
 
 
 class NotStarted(Exception):
-    """No worker process could be started. The first that ended has said why."""
+    """No worker process could start. The first to exit has logged the reason."""
 
 
 def serve(settings: Settings, workers: int) -> None:
     """Serve until TERM or Ctrl-C. Requests in flight get `[gateway] drain_s` to finish. Raises NotStarted."""
     folder = Path(settings.gateway.metrics_dir) / slug(settings.gateway.listen)
     try:
-        worker_counts.begin(folder)
+        worker_counts.prepare(folder)
     except OSError as error:
         log.error("metrics_not_kept", folder=str(folder), why=str(error))
     gateway = replace(settings.gateway, metrics_dir=str(folder))
@@ -55,15 +55,15 @@ def serve(settings: Settings, workers: int) -> None:
         handed_over = _serve(replace(settings, gateway=gateway), workers)
     if handed_over:
         sys.stderr.flush()
-        os._exit(0)  # what Python does at an exit waits for child processes
+        os._exit(0)  # a normal exit would wait for child processes
 
 
 def _serve(settings: Settings, workers: int) -> bool:
-    """Serve until the end; return whether worker processes still finish what they hold."""
+    """Serve until TERM; return whether worker processes still finish their requests."""
     gateway = settings.gateway
     host, _, port = gateway.listen.rpartition(":")
     host = host.strip("[]")
-    # uvicorn hands its children an import string; they find the settings in the environment.
+    # uvicorn passes its children an import string; they read the settings from the environment.
     os.environ.update(encode_env(settings))
     config = listener.config(
         "cortex.router.serve:worker",
@@ -79,20 +79,20 @@ def _serve(settings: Settings, workers: int) -> bool:
         date_header=True,
         timeout_graceful_shutdown=int(gateway.drain_s),
     )
-    # With a listener of the service manager's, clients wait during our restart instead of being refused.
-    opened = systemd.listeners().get("http") or socket.create_server(
+    # With the service manager's listener, clients wait during a restart instead of being refused.
+    listening = systemd.listeners().get("http") or socket.create_server(
         (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
     )
-    opened.set_inheritable(True)
+    listening.set_inheritable(True)
     scheme = "https" if gateway.tls_cert else "http"
     log.info("router_listens", url=f"{scheme}://{gateway.listen}", workers=workers)
     if workers == 1 and not gateway.hand_over:
-        _Single(config).run(sockets=[opened])
+        _Single(config).run(sockets=[listening])
         return False
-    parent = _Parent(config, sockets=[opened], hand_over=gateway.hand_over)
+    parent = _Parent(config, sockets=[listening], hand_over=gateway.hand_over)
     parent.run()
     if parent.failed:
-        raise NotStarted("the router's worker processes end as they start; the log says why")
+        raise NotStarted("the router's worker processes exit during startup; see the log for the reason")
     return gateway.hand_over
 
 
@@ -103,7 +103,7 @@ class _Single(uvicorn.Server):
 
 
 class _Parent(Multiprocess):
-    """Keeps worker processes alive. One that ends before any has served would end again: so does the parent."""
+    """Restarts worker processes. If one exits before any has served, the parent exits too."""
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], *, hand_over: bool) -> None:
         super().__init__(config, sockets)
@@ -130,12 +130,12 @@ class _Parent(Multiprocess):
 
 
 def worker() -> Litestar:
-    """Build the application in a worker process. It does not outlive the process that started it for long."""
+    """Build the application in a worker process, which exits soon after its parent."""
     standard_streams.protect()
     settings, _ = settings_.from_environment(None)
     if parent := multiprocessing.parent_process():
         die_with_parent()
-        bound_s = settings.gateway.drain_s + LAST_WORDS_S
+        bound_s = settings.gateway.drain_s + EXIT_GRACE_S
         threading.Thread(target=_end_after, args=(parent, bound_s), name="bound", daemon=True).start()
     logging.configure(settings.log)
     try:
@@ -146,7 +146,7 @@ def worker() -> Litestar:
 
 
 def _end_after(parent: multiprocessing.process.BaseProcess, bound_s: float) -> None:
-    """End this process so long after its parent, come what may: nobody else watches it then."""
+    """Exit `bound_s` seconds after the parent has exited."""
     parent.join()
     time.sleep(bound_s)
     os._exit(1)

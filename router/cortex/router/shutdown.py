@@ -1,13 +1,13 @@
-"""Whether the server of this process stops: uvicorn waits for what is open before it says so to anybody.
+"""Whether this process's server is shutting down; uvicorn reports it only after all connections have closed.
 
-A router that hands over stops while the next one serves, and may go on for minutes with what it holds. What is never
-over by itself ends at once, and what one router does for all is left to the next.
+A router that hands over may finish its requests for minutes while the next one serves. Endless streams stop at once,
+and fleet-wide work is left to the next router.
 """
 
 import signal
 
 
 def stopping() -> bool:
-    """Whether this process was told to stop. False where no server runs."""
+    """Whether this process has received a stop signal. False without a server."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return bool(getattr(server, "should_exit", False))

@@ -1,52 +1,49 @@
-"""Traces across machines: `traceparent` is honoured and passed on, and spans are exported when that is asked for.
+"""Distributed tracing: forwards `traceparent`, and exports spans if configured.
 
-Without an endpoint nothing is imported and nothing measured: a caller's header goes to the worker as it came. With
-`[tracing] endpoint` (and the extra `cortex[tracing]`) each request is a span of its own between the caller's and the
-worker's, with how it was served as attributes. Never what it says.
+Without an endpoint nothing is imported or measured, and a caller's header goes to the worker unchanged. With
+`[tracing] endpoint` (and the extra `cortex[tracing]`) each request is a span between the caller's and the worker's. Its
+attributes describe how the request was served, never its content.
 """
 
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import structlog
 
 from cortex.platform.settings import Settings
 from cortex.router.request.request_record import RequestRecord
 
-if TYPE_CHECKING:
-    pass
-
 log = structlog.get_logger()
 
 _PARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 PARENT_MOST = 256
-"""Bytes of a `traceparent`; that of the standard's first version has 55, later ones may add to it."""
+"""Maximum bytes of `traceparent`: version 00 has 55, later versions may have more."""
 STATE_MOST = 512
-"""Bytes of `tracestate` that are passed on; the standard asks for as many."""
+"""Maximum bytes of `tracestate`: the minimum that the standard requires to forward."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Tracing(Protocol):
-    """What an exchange asks of tracing."""
+    """What an exchange needs of tracing."""
 
-    def begun(self, journey: RequestRecord, headers: Headers) -> Mapping[str, str]:
-        """Return the headers that tell the worker which trace its work belongs to."""
+    def start(self, request_record: RequestRecord, headers: Headers) -> Mapping[str, str]:
+        """Begin a request's trace; return the trace headers for the worker."""
         ...
 
-    def over(self, journey: RequestRecord) -> None:
-        """The request has come to its end."""
+    def finish(self, request_record: RequestRecord) -> None:
+        """End a request's trace."""
         ...
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send the remaining spans."""
         ...
 
 
-def carried(headers: Headers) -> dict[str, str]:
-    """Return the caller's trace, to be passed on; nothing when it sent none, or none that means anything."""
+def trace_headers(headers: Headers) -> dict[str, str]:
+    """Return the caller's valid trace headers; empty if there are none."""
     parent = state = b""
     for name, value in headers:
         if name == b"traceparent" and len(value) <= PARENT_MOST:
@@ -55,34 +52,34 @@ def carried(headers: Headers) -> dict[str, str]:
             state = value
     if not parent or not _PARENT.fullmatch(parent) or parent.startswith(b"ff"):
         return {}
-    found = {"traceparent": parent.decode("ascii")}
+    forwarded = {"traceparent": parent.decode("ascii")}
     if state and state.isascii() and state.decode().isprintable():
-        found["tracestate"] = state.decode()
-    return found
+        forwarded["tracestate"] = state.decode()
+    return forwarded
 
 
-class PassedOn:
-    """No export: the caller's trace goes on to the worker, and that is all."""
+class PassThroughTracing:
+    """Forwards the caller's trace to the worker and exports nothing."""
 
-    def begun(self, journey: RequestRecord, headers: Headers) -> Mapping[str, str]:
-        """Return what the caller sent."""
-        found = carried(headers)
-        if found:
-            journey.trace = found["traceparent"][3:35]
-        return found
+    def start(self, request_record: RequestRecord, headers: Headers) -> Mapping[str, str]:
+        """Return the caller's trace headers."""
+        forwarded = trace_headers(headers)
+        if forwarded:
+            request_record.trace = forwarded["traceparent"][3:35]
+        return forwarded
 
-    def over(self, journey: RequestRecord) -> None:
-        """Nothing is kept."""
+    def finish(self, request_record: RequestRecord) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing."""
 
 
-class Exported:
-    """Each request is a span, sent to a collector in batches by a thread of the SDK's."""
+class OtlpTracing:
+    """Records each request as a span; the SDK's thread sends them to a collector in batches."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ImportError when the extra is not installed."""
+        """Raises ImportError without the extra `cortex[tracing]`."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -98,56 +95,56 @@ class Exported:
         self._tracer = self._provider.get_tracer("cortex")
         self._propagator = TraceContextTextMapPropagator()
 
-    def begun(self, journey: RequestRecord, headers: Headers) -> Mapping[str, str]:
-        """Begin a span under the caller's, and return what makes the worker's a child of it."""
+    def start(self, request_record: RequestRecord, headers: Headers) -> Mapping[str, str]:
+        """Begin a span below the caller's; return the headers that make the worker's span its child."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
-        above = self._propagator.extract(carried(headers))
-        span = self._tracer.start_span(journey.dialect, context=above, kind=SpanKind.SERVER)
-        journey.span, journey.trace = span, f"{span.get_span_context().trace_id:032x}"
-        told: dict[str, str] = {}
-        self._propagator.inject(told, context=set_span_in_context(span))
-        return told
+        parent = self._propagator.extract(trace_headers(headers))
+        span = self._tracer.start_span(request_record.dialect, context=parent, kind=SpanKind.SERVER)
+        request_record.span, request_record.trace = span, f"{span.get_span_context().trace_id:032x}"
+        injected: dict[str, str] = {}
+        self._propagator.inject(injected, context=set_span_in_context(span))
+        return injected
 
-    def over(self, journey: RequestRecord) -> None:
-        """End the span, saying how the request was served."""
+    def finish(self, request_record: RequestRecord) -> None:
+        """End the span, with how the request was served as attributes."""
         from opentelemetry.trace import Span, StatusCode
 
-        span = journey.span
+        span = request_record.span
         if not isinstance(span, Span) or not span.is_recording():
             return
         span.set_attributes(
             {
-                "gen_ai.request.model": journey.function,
-                "gen_ai.usage.input_tokens": journey.tokens_in,
-                "gen_ai.usage.output_tokens": journey.tokens_out,
-                "http.response.status_code": journey.status,
-                "cortex.request": journey.id,
-                "cortex.instance": journey.instance,
-                "cortex.host": journey.host,
-                "cortex.start": "cold" if journey.cold else "hot",
-                "cortex.queued_ms": round(journey.queued_s * 1000),
-                "cortex.replays": len(journey.tries),
+                "gen_ai.request.model": request_record.function,
+                "gen_ai.usage.input_tokens": request_record.tokens_in,
+                "gen_ai.usage.output_tokens": request_record.tokens_out,
+                "http.response.status_code": request_record.status,
+                "cortex.request": request_record.id,
+                "cortex.instance": request_record.instance,
+                "cortex.host": request_record.host,
+                "cortex.start": "cold" if request_record.cold else "hot",
+                "cortex.queued_ms": round(request_record.queued_s * 1000),
+                "cortex.replays": len(request_record.tries),
             }
         )
-        if journey.first:
-            ago_ns = round((time.monotonic() - journey.first) * 1e9)
+        if request_record.first:
+            ago_ns = round((time.monotonic() - request_record.first) * 1e9)
             span.add_event("first token", timestamp=time.time_ns() - ago_ns)
-        if journey.failed:
-            span.set_status(StatusCode.ERROR, journey.fault)
+        if request_record.failed:
+            span.set_status(StatusCode.ERROR, request_record.fault)
         span.end()
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
 def tracing(settings: Settings) -> Tracing:
-    """Return what the settings ask for; a missing extra costs the traces, not the requests."""
+    """Return the configured tracing. Without the extra, traces are not exported, and requests are served."""
     if not settings.tracing.endpoint:
-        return PassedOn()
+        return PassThroughTracing()
     try:
-        return Exported(settings)
+        return OtlpTracing(settings)
     except ImportError as error:
         log.error("traces_not_exported", why=str(error), do="install cortex[tracing]")
-        return PassedOn()
+        return PassThroughTracing()

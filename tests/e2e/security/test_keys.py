@@ -211,7 +211,7 @@ def test_a_key_is_shown_once_and_is_nowhere_else(keyed: Keyed) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        (["new", "admin"], 1, "there is an API key 'admin' already"),
+        (["new", "admin"], 1, "an API key 'admin' exists already"),
         (["new", "bad name"], 2, "a name has letters"),
         (["new", "x", "--expires", "soon"], 2, "is not like 30d"),
         (["new", "x", "--admin", "--status"], 2, "either --admin or --status"),
@@ -233,7 +233,7 @@ def test_commands_without_a_key_that_opens_say_which_one_they_send(keyed: Keyed)
 
     assert refused.code == 1
     assert "is for inference" in refused.stderr
-    assert "CORTEX_API_KEY is the key these commands send" in refused.stderr
+    assert "These commands send CORTEX_API_KEY" in refused.stderr
     assert keyed.cli("fn", "ls").code == 0
 
 

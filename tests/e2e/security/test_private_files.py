@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.cli.doctor import the_folders
+from cortex.cli.doctor import check_folders
 from tests.support.catalogues import fake
 from tests.support.stack import Stack
 
@@ -37,7 +37,7 @@ def test_no_file_or_folder_of_a_running_cortex_is_open_to_others(tmp_path: Path)
     assert {"state/cortex/redis/appendonlydir", "state/cortex/redis/appendonly.aof"} & modes.keys()
     assert "state/cortex/log/router.log" in modes
     assert {name for name, mode in modes.items() if mode} == set()
-    assert [f.level for f in the_folders(state)] == ["ok"]
+    assert [f.level for f in check_folders(state)] == ["ok"]
 
 
 @pytest.mark.parametrize(("user", "weights", "private"), [("", 0o600, None), ("nobody", 0o644, 0o700)])

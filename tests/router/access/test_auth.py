@@ -1,4 +1,4 @@
-"""Who is let in, and as whom. The key ring is a value; no router runs."""
+"""Which requests are authorized, and as which principal. The key ring is a double; no router runs."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,50 +24,50 @@ PUBLIC = Gateway(listen="0.0.0.0:31313")
 
 
 class Ring:
-    """A key ring that knows `KEYS`, and the local key when there is one."""
+    """A key ring with `KEYS`, and a local key on demand."""
 
-    def __init__(self, *, made: bool = True, local: bool = False, known: bool = True) -> None:
-        self.any_made, self.has_local, self.known = made, local, known
+    def __init__(self, *, keys: bool = True, local: bool = False, loaded: bool = True) -> None:
+        self.has_keys, self.has_local, self.loaded = keys, local, loaded
 
     def find(self, secret: str) -> Principal | None:
         if secret == "local" and self.has_local:
             return LOCAL
-        return KEYS.get(secret) if self.any_made else None
+        return KEYS.get(secret) if self.has_keys else None
 
 
 class Browsers:
-    """Sessions: a cookie that names a key stands for it."""
+    """Sessions in which a cookie is the name of its key."""
 
     async def find(self, cookie: str) -> Principal | None:
         return KEYS.get(cookie)
 
 
-async def let_in(
+async def authorize(
     needs: str | None, headers: dict[str, str], ring: Ring, gateway: Gateway = LOOPBACK, method: str = "POST"
 ) -> str:
-    """Return whose request it is."""
+    """Return the scope of the authorized principal."""
     raw = [(k.encode(), v.encode("latin-1")) for k, v in headers.items()]
     scope: dict[str, Any] = {
         "type": "http", "method": method, "headers": raw, "state": {}, "path": "/x", "client": ("192.0.2.1", 1)
     }  # fmt: skip
     handler = SimpleNamespace(opt={} if needs is None else {"needs": needs})
-    door = AuthGuard(cast(KeyRing, ring), cast(Sessions, Browsers()), gateway)
-    await door.guard(cast(Any, SimpleNamespace(scope=scope)), cast(Any, handler))
-    who = scope["state"].get("principal")
-    return who.scope if who else ""
+    auth = AuthGuard(cast(KeyRing, ring), cast(Sessions, Browsers()), gateway)
+    await auth.guard(cast(Any, SimpleNamespace(scope=scope)), cast(Any, handler))
+    principal = scope["state"].get("principal")
+    return principal.scope if principal else ""
 
 
-async def refused(*args: Any, **rest: Any) -> type[RequestError]:
+async def rejection(*args: Any, **rest: Any) -> type[RequestError]:
     with pytest.raises(RequestError) as caught:
-        await let_in(*args, **rest)
+        await authorize(*args, **rest)
     return caught.type
 
 
 @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
-async def test_a_key_is_taken_from_either_header(header: str) -> None:
+async def test_a_key_is_read_from_either_header(header: str) -> None:
     value = "Bearer admin" if header == "authorization" else "admin"
 
-    assert await let_in("admin", {header: value}, Ring()) == "admin"
+    assert await authorize("admin", {header: value}, Ring()) == "admin"
 
 
 @pytest.mark.parametrize(
@@ -88,19 +88,19 @@ async def test_a_key_is_taken_from_either_header(header: str) -> None:
         ("status", None, NotAllowed),
     ],
 )
-async def test_once_there_is_a_key_everything_needs_one_that_is_for_it(
+async def test_once_a_key_exists_every_route_needs_a_key_of_its_scope(
     secret: str, needs: str | None, outcome: str | type[RequestError]
 ) -> None:
     headers = {"authorization": f"Bearer {secret}"}
 
     if isinstance(outcome, str):
-        assert await let_in(needs, headers, Ring()) == outcome
+        assert await authorize(needs, headers, Ring()) == outcome
     else:
-        assert await refused(needs, headers, Ring()) is outcome
+        assert await rejection(needs, headers, Ring()) is outcome
 
 
-async def test_what_needs_nothing_is_open_to_all_and_tells_nobody_apart() -> None:
-    assert await let_in("nothing", {}, Ring(known=False)) == ""
+async def test_a_route_that_needs_nothing_is_open_and_identifies_no_caller() -> None:
+    assert await authorize("nothing", {}, Ring(loaded=False)) == ""
 
 
 @pytest.mark.parametrize(
@@ -113,32 +113,32 @@ async def test_what_needs_nothing_is_open_to_all_and_tells_nobody_apart() -> Non
         (replace(PUBLIC, insecure=True), False, ["inference", "status", "admin"]),
     ],
 )
-async def test_without_any_key_it_depends_on_where_the_router_listens(
+async def test_without_keys_anonymous_rights_depend_on_the_listen_address(
     gateway: Gateway, local: bool, open_to: list[str]
 ) -> None:
-    ring = Ring(made=False, local=local)
+    ring = Ring(keys=False, local=local)
 
     for needs in ("inference", "status", "admin"):
         for headers in ({}, {"authorization": "Bearer whatever"}):
             if needs in open_to:
-                assert await let_in(needs, headers, ring, gateway) == "anonymous"
+                assert await authorize(needs, headers, ring, gateway) == "anonymous"
             else:
-                assert await refused(needs, headers, ring, gateway) is NoKey
+                assert await rejection(needs, headers, ring, gateway) is NoKey
 
 
-async def test_insecure_ends_with_the_first_key() -> None:
-    assert await refused("inference", {}, Ring(), replace(PUBLIC, insecure=True)) is NoKey
+async def test_insecure_has_no_effect_once_a_key_exists() -> None:
+    assert await rejection("inference", {}, Ring(), replace(PUBLIC, insecure=True)) is NoKey
 
 
-async def test_the_local_key_opens_everything_whatever_else_there_is() -> None:
+async def test_the_local_key_grants_admin_with_and_without_other_keys() -> None:
     headers = {"authorization": "Bearer local"}
 
-    assert await let_in("admin", headers, Ring(made=False, local=True)) == "admin"
-    assert await let_in("admin", headers, Ring(local=True, known=False)) == "admin"
+    assert await authorize("admin", headers, Ring(keys=False, local=True)) == "admin"
+    assert await authorize("admin", headers, Ring(local=True, loaded=False)) == "admin"
 
 
-async def test_while_nobody_could_read_whether_there_are_keys_nobody_comes_in_without_one() -> None:
-    assert await refused("inference", {}, Ring(made=False, known=False)) is RecordIsAway
+async def test_before_the_keys_are_loaded_an_anonymous_request_is_rejected() -> None:
+    assert await rejection("inference", {}, Ring(keys=False, loaded=False)) is RecordIsAway
 
 
 @pytest.mark.parametrize(
@@ -156,15 +156,15 @@ async def test_while_nobody_could_read_whether_there_are_keys_nobody_comes_in_wi
         ({"host": "a:1", "origin": "https://a:1", "sec-fetch-site": "cross-site"}, "POST", NotAllowed),
     ],
 )
-async def test_a_cookie_changes_something_only_from_our_own_page(
+async def test_a_cookie_authorizes_changes_only_from_the_same_origin(
     headers: dict[str, str], method: str, outcome: str | type[RequestError]
 ) -> None:
     headers = {"cookie": "other=1; cortex_session=admin", **headers}
 
     if isinstance(outcome, str):
-        assert await let_in("admin", headers, Ring(), method=method) == outcome
+        assert await authorize("admin", headers, Ring(), method=method) == outcome
     else:
-        assert await refused("admin", headers, Ring(), method=method) is outcome
+        assert await rejection("admin", headers, Ring(), method=method) is outcome
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ async def test_a_cookie_changes_something_only_from_our_own_page(
         {"host": "evil.example:31313", "origin": "http://evil.example:31313"},
     ],
 )
-async def test_a_page_of_another_site_does_nothing_on_an_open_router(headers: dict[str, str]) -> None:
-    assert await refused("inference", headers, Ring(made=False)) is NotAllowed
-    assert await let_in("inference", {**headers, "x-api-key": "admin"}, Ring()) == "admin"
+async def test_a_cross_site_request_is_rejected_on_an_open_router(headers: dict[str, str]) -> None:
+    assert await rejection("inference", headers, Ring(keys=False)) is NotAllowed
+    assert await authorize("inference", {**headers, "x-api-key": "admin"}, Ring()) == "admin"
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ async def test_a_page_of_another_site_does_nothing_on_an_open_router(headers: di
         ("gpu-box:31313", ("gpu-box:31313",), True),
     ],
 )
-def test_only_names_of_this_machine_are_answered_without_a_key(
+def test_only_a_host_header_that_names_this_machine_is_accepted_without_a_key(
     host: str, allowed: tuple[str, ...], answered: bool
 ) -> None:
     assert answers_to(host, allowed) is answered
 
 
-def test_a_key_in_a_header_goes_before_a_session_and_basic_is_no_key() -> None:
+def test_a_key_in_a_header_precedes_a_session_and_basic_auth_is_ignored() -> None:
     both = read_credentials([(b"cookie", b"cortex_session=c"), (b"authorization", b"bearer  a "), (b"x-api-key", b"b")])
     basic = read_credentials([(b"authorization", b"Basic YTpi")])
 
@@ -224,11 +224,11 @@ def test_a_key_in_a_header_goes_before_a_session_and_basic_is_no_key() -> None:
         (b"cortex_session", False, ""),
     ],
 )
-def test_a_session_is_read_from_the_cookie_that_fits_the_scheme(cookies: bytes, tls: bool, session: str) -> None:
+def test_a_session_is_read_from_the_cookie_of_the_scheme(cookies: bytes, tls: bool, session: str) -> None:
     assert read_credentials([(b"cookie", cookies)], tls=tls).session == session
 
 
-def test_browsers_are_believed_what_they_say_of_a_page() -> None:
+def test_sec_fetch_site_decides_between_same_origin_and_cross_site() -> None:
     ours = read_credentials([(b"sec-fetch-site", b"same-origin")])
     theirs = read_credentials([(b"sec-fetch-site", b"cross-site")])
     program = read_credentials([])

@@ -1,4 +1,4 @@
-"""The table of keys in memory: it follows the record, and stands while there is none."""
+"""The table of keys in memory follows the record and stays in use while it is unavailable."""
 
 from pathlib import Path
 from typing import cast
@@ -14,64 +14,64 @@ ONE = ApiKey(digest=digest("one"), id="1", name="one")
 
 
 class Record:
-    """A record that holds these keys; None: it is away."""
+    """A record with these keys; None means unavailable."""
 
-    def __init__(self, *held: ApiKey) -> None:
-        self.held: tuple[ApiKey, ...] | None = held
+    def __init__(self, *stored: ApiKey) -> None:
+        self.stored: tuple[ApiKey, ...] | None = stored
 
     async def keys(self) -> list[ApiKey]:
-        if self.held is None:
+        if self.stored is None:
             raise RecordUnavailable("away")
-        return list(self.held)
+        return list(self.stored)
 
 
 def ring(record: Record, local: str = "") -> KeyRing:
     return KeyRing(cast(Registry, record), local)
 
 
-async def test_keys_that_were_read_open_while_the_record_is_away() -> None:
+async def test_loaded_keys_stay_valid_while_the_record_is_unavailable() -> None:
     record = Record(ONE)
     keys = ring(record)
     await keys.refresh()
-    record.held = None
+    record.stored = None
 
     with pytest.raises(RecordUnavailable):
         await keys.refresh()
 
-    found = keys.find("one")
-    assert found is not None
-    assert found.name == "one"
+    principal = keys.find("one")
+    assert principal is not None
+    assert principal.name == "one"
     assert keys.find("two") is None
 
 
-async def test_a_record_that_comes_back_empty_opens_nothing_to_nobody() -> None:
+async def test_a_record_that_comes_back_empty_grants_no_anonymous_access() -> None:
     record = Record(ONE)
     keys = ring(record)
     await keys.refresh()
-    record.held = ()
+    record.stored = ()
 
     await keys.refresh()
 
     assert keys.find("one") is None
-    assert keys.any_made  # so that nobody comes in without one either
+    assert keys.has_keys  # so anonymous requests stay rejected
 
 
-async def test_before_the_record_was_read_only_this_machines_own_key_opens() -> None:
+async def test_before_the_record_is_read_only_the_local_key_is_valid() -> None:
     keys = ring(Record(), "mine")
 
-    assert not keys.known
+    assert not keys.loaded
     assert keys.find("mine") == LOCAL
     assert keys.find("one") is None
 
 
-async def test_a_key_ends_when_its_time_is_up_without_the_record() -> None:
+async def test_an_expired_key_is_invalid_without_another_read() -> None:
     keys = ring(Record(replace(ONE, expires=1.0)))
     await keys.refresh()
 
     assert keys.find("one") is None
 
 
-def test_a_local_key_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+def test_an_unreadable_local_key_is_empty(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(" mine\n")
 
     assert [local_key(str(tmp_path / n)) if n else local_key("") for n in ("key", "none", "")] == ["mine", "", ""]

@@ -1,4 +1,4 @@
-"""Sessions of browsers, against a real Redis: two router workers know the same ones."""
+"""Browser sessions against a real Redis, shared by two router workers."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +18,7 @@ KEY = ApiKey(digest=digest(SECRET), id="k", name="ops", scope=Scope.ADMIN)
 
 
 class Worker:
-    """What a router worker has of it."""
+    """The parts of a router worker that sessions need."""
 
     def __init__(self, url: str, token: str = "fleet token") -> None:
         self.registry = Registry(url)
@@ -26,7 +26,7 @@ class Worker:
         self.sessions = Sessions(self.registry, self.ring, lambda: token)
 
     def lose_redis(self) -> None:
-        """From now on Redis does not answer."""
+        """Replace Redis by a port that nothing listens on."""
         self.sessions._registry = Registry(f"redis://127.0.0.1:{free_port()}")
 
 
@@ -42,7 +42,7 @@ async def workers(tmp_path: Path) -> AsyncIterator[tuple[Worker, Worker]]:
             await worker.registry.close()
 
 
-async def test_a_session_stands_for_its_key_at_every_worker_and_holds_nothing_of_it(
+async def test_a_session_is_valid_at_every_worker_and_does_not_contain_its_key(
     workers: tuple[Worker, Worker],
 ) -> None:
     one, other = workers
@@ -57,7 +57,7 @@ async def test_a_session_stands_for_its_key_at_every_worker_and_holds_nothing_of
     assert cookie.partition(".")[0] not in repr(stored)
 
 
-async def test_a_logout_ends_it_at_every_worker_at_once(workers: tuple[Worker, Worker]) -> None:
+async def test_a_logout_ends_the_session_at_every_worker(workers: tuple[Worker, Worker]) -> None:
     one, other = workers
     cookie = await one.sessions.begin(SECRET)
     assert await other.sessions.find(cookie)
@@ -69,7 +69,7 @@ async def test_a_logout_ends_it_at_every_worker_at_once(workers: tuple[Worker, W
 
 
 @pytest.mark.parametrize("end", ["revoked", "expired"])
-async def test_it_ends_with_its_key(workers: tuple[Worker, Worker], end: str) -> None:
+async def test_a_session_ends_with_its_key(workers: tuple[Worker, Worker], end: str) -> None:
     one, _ = workers
     cookie = await one.sessions.begin(SECRET)
 
@@ -82,7 +82,7 @@ async def test_it_ends_with_its_key(workers: tuple[Worker, Worker], end: str) ->
     assert await one.sessions.find(cookie) is None
 
 
-async def test_it_ends_by_itself(workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_expires(workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     one, _ = workers
     monkeypatch.setattr(sessions, "SESSION_S", -1)
 
@@ -91,17 +91,15 @@ async def test_it_ends_by_itself(workers: tuple[Worker, Worker], monkeypatch: py
     assert await one.sessions.find(cookie) is None
 
 
-@pytest.mark.parametrize("made_up", ["", ".", "a.b", SECRET, "é\ud800.x", "x" * 4000])
-async def test_a_made_up_cookie_opens_nothing_and_is_not_looked_up(
-    workers: tuple[Worker, Worker], made_up: str
-) -> None:
+@pytest.mark.parametrize("forged", ["", ".", "a.b", SECRET, "é\ud800.x", "x" * 4000])
+async def test_a_forged_cookie_is_rejected_without_a_redis_call(workers: tuple[Worker, Worker], forged: str) -> None:
     one, _ = workers
     one.lose_redis()  # a look-up would raise
 
-    assert await one.sessions.find(made_up) is None
+    assert await one.sessions.find(forged) is None
 
 
-async def test_a_cookie_sealed_under_another_fleet_token_opens_nothing(workers: tuple[Worker, Worker]) -> None:
+async def test_a_cookie_sealed_under_another_fleet_token_is_rejected(workers: tuple[Worker, Worker]) -> None:
     one, _ = workers
     cookie = await one.sessions.begin(SECRET)
     stranger = Sessions(one.registry, one.ring, lambda: "another token")
@@ -109,7 +107,7 @@ async def test_a_cookie_sealed_under_another_fleet_token_opens_nothing(workers: 
     assert await stranger.find(cookie) is None
 
 
-async def test_while_redis_is_away_what_was_seen_stands_and_nothing_begins_or_ends(
+async def test_while_redis_is_unavailable_cached_sessions_stay_valid_and_none_begins_or_ends(
     workers: tuple[Worker, Worker],
 ) -> None:
     one, other = workers
@@ -126,7 +124,7 @@ async def test_while_redis_is_away_what_was_seen_stands_and_nothing_begins_or_en
         await one.sessions.begin(SECRET)
 
 
-async def test_no_more_than_so_many_are_remembered_and_the_oldest_ends(
+async def test_above_the_session_limit_the_oldest_session_ends(
     workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = workers

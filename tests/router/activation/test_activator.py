@@ -37,7 +37,7 @@ class Catalogue:
         self.targets: dict[str, Target] = {FUNCTION.id: TARGET}
         self._changed = asyncio.Event()
 
-    def known(self, name: str) -> Target | None:
+    def get(self, name: str) -> Target | None:
         return self.targets.get(name)
 
     async def change(self, timeout_s: float, *others: asyncio.Future[Any]) -> None:

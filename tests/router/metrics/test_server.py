@@ -1,4 +1,4 @@
-"""The metrics port by itself: without Redis, without its port, and with the record of a fleet."""
+"""The metrics port: without Redis, with its port in use, and with the record of a fleet."""
 
 import socket
 from pathlib import Path
@@ -18,8 +18,8 @@ from cortex.platform.meter import Meter
 from cortex.platform.record import Failure, Fleet
 from cortex.platform.settings import Gateway, Redis, Settings
 from cortex.router.access.keyring import KeyRing
-from cortex.router.metrics.server import MetricsServer, metrics_token, refused
-from cortex.router.metrics.worker_counts import Tally
+from cortex.router.metrics.server import MetricsServer, metrics_token, rejection
+from cortex.router.metrics.worker_counts import CountsFile
 from tests.support.factories import a_device, a_host, a_report, an_instance
 from tests.support.stack import free_port
 
@@ -30,10 +30,10 @@ def settings(listen: str, **gateway: Any) -> Settings:
     )
 
 
-def a_ring(*, known: bool = True, made: bool = True) -> KeyRing:
-    """A key ring with a key of each scope, named like it."""
+def a_ring(*, loaded: bool = True, has_keys: bool = True) -> KeyRing:
+    """Return a key ring with one key per scope; the scope is the key's name."""
     keys = {scope: principal(ApiKey(digest="", id=scope, name=scope, scope=scope)) for scope in Scope}
-    return cast(KeyRing, SimpleNamespace(known=known, any_made=made, find=keys.get))
+    return cast(KeyRing, SimpleNamespace(loaded=loaded, has_keys=has_keys, find=keys.get))
 
 
 TOKEN = "a-secret-for-prometheus"
@@ -44,7 +44,7 @@ LOOPBACK, NETWORK = Gateway(), Gateway(metrics_listen="192.0.2.1:31314")
     ("headers", "gateway", "ring", "status"),
     [
         ({"host": "127.0.0.1:31314"}, LOOPBACK, a_ring(), None),
-        ({"host": "[::1]:31314"}, LOOPBACK, a_ring(known=False), None),
+        ({"host": "[::1]:31314"}, LOOPBACK, a_ring(loaded=False), None),
         ({}, LOOPBACK, a_ring(), None),
         ({"host": "evil.example"}, LOOPBACK, a_ring(), 403),
         ({"host": "evil.example", "authorization": f"Bearer {TOKEN}"}, LOOPBACK, a_ring(), None),
@@ -53,35 +53,35 @@ LOOPBACK, NETWORK = Gateway(), Gateway(metrics_listen="192.0.2.1:31314")
         ({}, NETWORK, a_ring(), 401),
         ({"authorization": "Bearer wrong"}, NETWORK, a_ring(), 401),
         ({"authorization": "Bearer "}, NETWORK, a_ring(), 401),
-        ({"authorization": f"Bearer {TOKEN}"}, NETWORK, a_ring(known=False), None),
+        ({"authorization": f"Bearer {TOKEN}"}, NETWORK, a_ring(loaded=False), None),
         ({"authorization": "Bearer status"}, NETWORK, a_ring(), None),
         ({"authorization": "Bearer admin"}, NETWORK, a_ring(), None),
         ({"authorization": "Bearer inference"}, NETWORK, a_ring(), 403),
         ({"cookie": "cortex_session=status"}, NETWORK, a_ring(), 401),
-        ({}, NETWORK, a_ring(known=False), 503),
-        ({}, replace(NETWORK, insecure=True), a_ring(made=False), None),
+        ({}, NETWORK, a_ring(loaded=False), 503),
+        ({}, replace(NETWORK, insecure=True), a_ring(has_keys=False), None),
         ({}, replace(NETWORK, insecure=True), a_ring(), 401),
     ],
 )
 def test_who_may_read_the_metrics(headers: dict[str, str], gateway: Gateway, ring: KeyRing, status: int | None) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
 
-    refusal = refused(raw, ring, gateway, TOKEN)
+    error = rejection(raw, ring, gateway, TOKEN)
 
-    assert (refusal[0] if refusal else None) == status
+    assert (error[0] if error else None) == status
 
 
 @pytest.mark.parametrize("content", ["", "short", None])
-def test_a_metrics_token_that_cannot_be_used_opens_nothing(tmp_path: Path, content: str | None) -> None:
+def test_an_unusable_metrics_token_grants_nothing(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "token"
     if content is not None:
         path.write_text(content)
 
     assert metrics_token(str(path)) == ""
-    assert refused([(b"authorization", b"Bearer ")], a_ring(), NETWORK, "") == refused([], a_ring(), NETWORK, "")
+    assert rejection([(b"authorization", b"Bearer ")], a_ring(), NETWORK, "") == rejection([], a_ring(), NETWORK, "")
 
 
-def test_beyond_loopback_the_port_answers_the_holder_of_its_token_while_redis_is_away(tmp_path: Path) -> None:
+def test_off_loopback_the_metrics_token_works_while_redis_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN + "\n")
     port = free_port()
     url = f"http://127.0.0.1:{port}/metrics"
@@ -90,37 +90,37 @@ def test_beyond_loopback_the_port_answers_the_holder_of_its_token_while_redis_is
         without = httpx.get(url, trust_env=False)
         answer = httpx.get(url, headers={"authorization": f"Bearer {TOKEN}"}, trust_env=False)
 
-    assert without.status_code == 503  # no key could be read yet
+    assert without.status_code == 503  # keys are not loaded yet
     assert "cortex_record_up 0.0" in answer.text
 
 
-def test_without_redis_the_routers_own_counts_are_served_and_nothing_stale_of_the_fleet(tmp_path: Path) -> None:
+def test_without_redis_the_routers_counters_are_served_without_fleet_metrics(tmp_path: Path) -> None:
     meter = Meter()
     meter.count(metrics.REQUESTS, ("org/model", "here"), 3)
-    Tally(tmp_path).write(meter.snapshot())
+    CountsFile(tmp_path).write(meter.snapshot())
     listen = f"127.0.0.1:{free_port()}"
 
     with MetricsServer(settings(listen), tmp_path):
-        told = httpx.get(f"http://{listen}/metrics", trust_env=False)
+        answer = httpx.get(f"http://{listen}/metrics", trust_env=False)
         elsewhere = httpx.get(f"http://{listen}/", trust_env=False)
-        changed = httpx.post(f"http://{listen}/metrics", trust_env=False)
+        post = httpx.post(f"http://{listen}/metrics", trust_env=False)
 
-    lines = [line for line in told.text.splitlines() if not line.startswith("#")]
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
     assert 'cortex_requests_total{model="org/model",node="here"} 3.0' in lines
     assert "cortex_record_up 0.0" in lines
     assert not any(line.startswith(("cortex_hosts", "cortex_device")) for line in lines)
-    assert (elsewhere.status_code, changed.status_code) == (404, 404)
+    assert (elsewhere.status_code, post.status_code) == (404, 404)
 
 
-def test_a_port_that_is_taken_costs_the_metrics_and_not_the_router(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with MetricsServer(settings(f"127.0.0.1:{taken.getsockname()[1]}"), tmp_path):
+def test_a_port_in_use_disables_metrics_and_raises_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        with MetricsServer(settings(f"127.0.0.1:{other.getsockname()[1]}"), tmp_path):
             pass
-        with MetricsServer(settings(""), tmp_path):  # not wanted at all
+        with MetricsServer(settings(""), tmp_path):  # disabled
             pass
 
 
-def test_the_fleet_stands_as_its_record_says() -> None:
+def test_fleet_gauges_follow_the_record() -> None:
     busy = an_instance("one", ready=10.0)
     coming = an_instance("two", function="org/big", state=State.STARTING, devices=("gpu-1",), memory_mb=4000)
     failure = Failure(function="org/dies", revision="r", instance="x", reason="it died", at=90.0, retry_at=200.0)
@@ -129,24 +129,24 @@ def test_the_fleet_stands_as_its_record_says() -> None:
     report = a_report(in_flight={"one": 2}, waiting={"org/big": 5})
     fleet = Fleet(hosts={host.name: host}, routers={"r": report}, cordoned=frozenset({host.name, "away"}))
 
-    found = {(c.name, c.labels): c.value for c in fleet_gauges(fleet, {("cortex-a", "failed"): 1}, 100.0)}
+    gauges = {(c.name, c.labels): c.value for c in fleet_gauges(fleet, {("cortex-a", "failed"): 1}, 100.0)}
 
-    assert found[metrics.HOSTS.name, ("open",)] == 0
-    assert found[metrics.HOSTS.name, ("cordoned",)] == 1
-    assert found[metrics.HOST_AGE.name, ("host-a",)] == 5.0
-    assert found[metrics.MODEL_IN_FLIGHT.name, ("host-a", "org/model")] == 2
-    assert found[metrics.MODEL_QUEUE.name, ("org/big",)] == 5
-    assert found[metrics.INSTANCES.name, ("host-a", "org/big", "starting")] == 1
-    assert found[metrics.DEVICE_MEMORY.name, ("host-a", "gpu-1", "admitted")] == 4000
-    assert found[metrics.DEVICE_MEMORY.name, ("host-a", "gpu-1", "foreign")] == 300
-    assert found[metrics.VRAM_FREE.name, ("host-a", "gpu-1")] == 5500
-    assert (metrics.VRAM_USED.name, ("host-a", "gpu-0")) not in found  # nobody measured it
-    assert found[metrics.UTILIZATION.name, ("host-a", "gpu-1")] == 70
-    assert found[metrics.BACKOFF.name, ("host-a", "org/dies")] == 1
-    assert found[metrics.JOBS.name, ("cortex-a", "failed")] == 1
+    assert gauges[metrics.HOSTS.name, ("open",)] == 0
+    assert gauges[metrics.HOSTS.name, ("cordoned",)] == 1
+    assert gauges[metrics.HOST_AGE.name, ("host-a",)] == 5.0
+    assert gauges[metrics.MODEL_IN_FLIGHT.name, ("host-a", "org/model")] == 2
+    assert gauges[metrics.MODEL_QUEUE.name, ("org/big",)] == 5
+    assert gauges[metrics.INSTANCES.name, ("host-a", "org/big", "starting")] == 1
+    assert gauges[metrics.DEVICE_MEMORY.name, ("host-a", "gpu-1", "admitted")] == 4000
+    assert gauges[metrics.DEVICE_MEMORY.name, ("host-a", "gpu-1", "foreign")] == 300
+    assert gauges[metrics.VRAM_FREE.name, ("host-a", "gpu-1")] == 5500
+    assert (metrics.VRAM_USED.name, ("host-a", "gpu-0")) not in gauges  # not measured
+    assert gauges[metrics.UTILIZATION.name, ("host-a", "gpu-1")] == 70
+    assert gauges[metrics.BACKOFF.name, ("host-a", "org/dies")] == 1
+    assert gauges[metrics.JOBS.name, ("cortex-a", "failed")] == 1
 
 
-def test_a_metrics_port_that_breaks_is_served_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metrics_server_restarts_after_an_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listen = f"127.0.0.1:{free_port()}"
     port = MetricsServer(settings(listen), tmp_path)
     served = uvicorn.Server.serve

@@ -1,4 +1,4 @@
-"""Counts of several worker processes, of which some are gone."""
+"""Counts of several worker processes, some of which have exited."""
 
 import os
 import subprocess
@@ -7,17 +7,17 @@ from pathlib import Path
 
 from cortex.platform import metrics
 from cortex.platform.meter import Count, Meter, Snapshot
-from cortex.router.metrics.worker_counts import DEPARTED, Tally, begin, gathered
+from cortex.router.metrics.worker_counts import DEPARTED, CountsFile, collect, prepare
 
 WRITE = """
 import sys
 from pathlib import Path
 from cortex.platform import metrics
 from cortex.platform.meter import Count, Meter
-from cortex.router.metrics.worker_counts import Tally
+from cortex.router.metrics.worker_counts import CountsFile
 meter = Meter()
 meter.count(metrics.REPLAYS, ("m", "n"), 5)
-Tally(Path(sys.argv[1])).write(meter.snapshot([Count(metrics.PROCESSES.name, (), 1)]))
+CountsFile(Path(sys.argv[1])).write(meter.snapshot([Count(metrics.PROCESSES.name, (), 1)]))
 """
 
 
@@ -25,52 +25,52 @@ def values(snapshot: Snapshot) -> dict[str, float]:
     return {c.name: c.value for c in (*snapshot.counts, *snapshot.gauges)}
 
 
-def a_process_that_ends(folder: Path) -> None:
+def run_a_worker(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", WRITE, str(folder)], check=True, timeout=30)
 
 
-def test_a_worker_that_is_gone_leaves_its_counts_and_takes_its_gauges_along(tmp_path: Path) -> None:
-    a_process_that_ends(tmp_path)
+def test_an_exited_worker_keeps_its_counters_and_loses_its_gauges(tmp_path: Path) -> None:
+    run_a_worker(tmp_path)
     meter = Meter()
     meter.count(metrics.REPLAYS, ("m", "n"), 2)
-    Tally(tmp_path).write(meter.snapshot([Count(metrics.PROCESSES.name, (), 1)]))
+    CountsFile(tmp_path).write(meter.snapshot([Count(metrics.PROCESSES.name, (), 1)]))
 
-    first, again = gathered(tmp_path), gathered(tmp_path)
+    first, again = collect(tmp_path), collect(tmp_path)
 
     assert values(first) == values(again) == {metrics.REPLAYS.name: 7, metrics.PROCESSES.name: 1}
 
 
-def test_workers_that_die_again_and_again_leave_no_trail(tmp_path: Path) -> None:
+def test_repeated_worker_exits_leave_one_file(tmp_path: Path) -> None:
     for _ in range(2):
-        a_process_that_ends(tmp_path)
-        gathered(tmp_path)
+        run_a_worker(tmp_path)
+        collect(tmp_path)
 
     assert [p.name for p in tmp_path.iterdir()] == [DEPARTED]
-    assert values(gathered(tmp_path)) == {metrics.REPLAYS.name: 10}
+    assert values(collect(tmp_path)) == {metrics.REPLAYS.name: 10}
 
 
-def test_a_file_of_a_process_id_that_was_given_away_again_is_no_live_worker(tmp_path: Path) -> None:
-    Tally(tmp_path).write(Snapshot(gauges=(Count(metrics.PROCESSES.name, (), 1),)))
+def test_a_file_of_a_reused_process_id_is_not_a_live_worker(tmp_path: Path) -> None:
+    CountsFile(tmp_path).write(Snapshot(gauges=(Count(metrics.PROCESSES.name, (), 1),)))
     path = tmp_path / f"{os.getpid()}.json"
     path.write_text(path.read_text().replace('"ticks":', '"ticks":1,"was":'))
 
-    assert values(gathered(tmp_path)) == {}
+    assert values(collect(tmp_path)) == {}
 
 
-def test_a_router_that_starts_counts_from_nothing(tmp_path: Path) -> None:
-    a_process_that_ends(tmp_path)
-    gathered(tmp_path)
-    a_process_that_ends(tmp_path)
+def test_a_starting_router_counts_from_zero(tmp_path: Path) -> None:
+    run_a_worker(tmp_path)
+    collect(tmp_path)
+    run_a_worker(tmp_path)
 
-    begin(tmp_path)
+    prepare(tmp_path)
 
-    assert values(gathered(tmp_path)) == {}
+    assert values(collect(tmp_path)) == {}
 
 
-def test_counts_go_on_while_a_process_of_the_router_before_still_finishes(tmp_path: Path) -> None:
-    a_process_that_ends(tmp_path)
-    Tally(tmp_path).write(Snapshot(gauges=(Count(metrics.PROCESSES.name, (), 1),)))
+def test_counting_continues_while_a_worker_of_the_earlier_router_runs(tmp_path: Path) -> None:
+    run_a_worker(tmp_path)
+    CountsFile(tmp_path).write(Snapshot(gauges=(Count(metrics.PROCESSES.name, (), 1),)))
 
-    begin(tmp_path)
+    prepare(tmp_path)
 
-    assert values(gathered(tmp_path)) == {metrics.REPLAYS.name: 5, metrics.PROCESSES.name: 1}
+    assert values(collect(tmp_path)) == {metrics.REPLAYS.name: 5, metrics.PROCESSES.name: 1}

@@ -91,7 +91,7 @@ class Stage:
     async def share_death(self, token: str, death: Death) -> None:
         self.shared.append(death)
 
-    def begun(self, journey: object, headers: object) -> dict[str, str]:
+    def start(self, journey: object, headers: object) -> dict[str, str]:
         return {}
 
     async def post(self, instance: Instance, path: str, body: bytes, more: object = None) -> Answer:
@@ -114,10 +114,10 @@ class Stage:
     async def edit(self, text: str) -> None:
         self.file.write_text(text)
         for _ in range(2):
-            await self.directory.look()
+            await self.directory.check()
 
     def of(self, name: str, id: str = "one") -> Instance:
-        target = self.directory.find(name)
+        target = self.directory.resolve(name)
         return an_instance(id, function=target.function.id, revision=target.revision, ready=1.0)
 
     @asynccontextmanager
@@ -134,7 +134,7 @@ class Stage:
                 streams=reply if stream else None,
             )
 
-        sent, target = Sent(), self.directory.find(name)
+        sent, target = Sent(), self.directory.resolve(name)
 
         async def send(message: Any) -> None:
             sent.status = message.get("status", sent.status)
@@ -368,7 +368,7 @@ class BrokenTracing:
         self._journeys = journeys
         self.live: list[RequestRecord] = []
 
-    def begun(self, journey: RequestRecord, headers: object) -> dict[str, str]:
+    def start(self, journey: RequestRecord, headers: object) -> dict[str, str]:
         self.live = self._journeys.live()
         raise ValueError("a header that means nothing")
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cortex.router.metrics import latency
-from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, together
+from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, merge
 from cortex.router.request.request_record import RECENT, RequestRecord, RequestRecords, Try, summary
 
 
@@ -122,7 +122,7 @@ def test_what_is_shown_of_a_request_says_which_workers_broke() -> None:
 def test_requests_of_ten_seconds_share_a_bucket() -> None:
     traffic = Traffic()
     for now in (1000.0, 1009.0, 1010.0):
-        traffic.note(a_finished(), now)
+        traffic.add(a_finished(), now)
 
     hour, lately = traffic.since(1011.0)
 
@@ -134,7 +134,7 @@ def test_requests_of_ten_seconds_share_a_bucket() -> None:
 def test_traffic_keeps_an_hour() -> None:
     traffic = Traffic()
     for bucket in range(HOUR + 10):
-        traffic.note(a_finished(), 1000.0 + bucket * BUCKET_S)
+        traffic.add(a_finished(), 1000.0 + bucket * BUCKET_S)
 
     hour, lately = traffic.since(1000.0 + (HOUR + 9) * BUCKET_S)
 
@@ -145,11 +145,11 @@ def test_traffic_keeps_an_hour() -> None:
 
 def test_what_several_workers_saw_is_added_up() -> None:
     one, two = Traffic(), Traffic()
-    one.note(a_finished(), 1000.0)
-    two.note(a_finished(status=502), 1000.0)
-    two.note(a_finished(function="org/other"), 1010.0)
+    one.add(a_finished(), 1000.0)
+    two.add(a_finished(status=502), 1000.0)
+    two.add(a_finished(function="org/other"), 1010.0)
 
-    hour, lately = together(t.since(1011.0) for t in (one, two))
+    hour, lately = merge(t.since(1011.0) for t in (one, two))
 
     assert [(b.at, b.requests, b.errors) for b in hour] == [(1000, 2, 1), (1010, 1, 0)]
     assert {f: b.requests for f, b in lately.items()} == {"org/model": 2, "org/other": 1}
@@ -158,13 +158,13 @@ def test_what_several_workers_saw_is_added_up() -> None:
 def test_percentiles_of_several_workers_are_those_of_all_their_requests_together() -> None:
     one, two = Traffic(), Traffic()
     for _ in range(97):
-        one.note(a_finished(first=100.1, last=100.2, ended=100.2), 1000.0)
+        one.add(a_finished(first=100.1, last=100.2, ended=100.2), 1000.0)
     for _ in range(3):
-        two.note(a_finished(first=109.0, last=110.0, ended=110.0), 1000.0)
+        two.add(a_finished(first=109.0, last=110.0, ended=110.0), 1000.0)
 
-    (bucket,), _ = together(t.since(1011.0) for t in (one, two))
+    (bucket,), _ = merge(t.since(1011.0) for t in (one, two))
 
-    assert bucket.durations == latency.together([one.since(1011.0)[0][0].durations, two.since(1011.0)[0][0].durations])
+    assert bucket.durations == latency.merge([one.since(1011.0)[0][0].durations, two.since(1011.0)[0][0].durations])
     assert latency.percentile(bucket.durations, 0.95) == pytest.approx(0.2, rel=0.1)
     assert latency.percentile(bucket.durations, 0.99) == pytest.approx(10.0, rel=0.1)
     assert latency.percentile(bucket.first_tokens, 0.99) == pytest.approx(9.0, rel=0.1)

@@ -1,4 +1,4 @@
-"""Lines over time."""
+"""Time series as SVG paths."""
 
 import pytest
 
@@ -13,24 +13,24 @@ def series(*values: float | None) -> Series:
 @pytest.mark.parametrize(
     ("most", "top"), [(0, 1), (0.3, 0.5), (1, 1), (1.2, 2), (4.9, 5), (7, 10), (11, 20), (420, 500), (1000, 1000)]
 )
-def test_a_scale_ends_at_a_round_number(most: float, top: float) -> None:
+def test_a_scale_has_a_round_upper_limit(most: float, top: float) -> None:
     assert round_top(most) == pytest.approx(top)
 
 
-def test_a_line_goes_from_edge_to_edge_and_zero_is_at_the_foot() -> None:
+def test_a_line_spans_the_box_and_zero_is_at_the_bottom() -> None:
     made = chart(series(0, 5, 10))
 
     assert made.lines == ("M0.0,100.0L50.0,50.0L100.0,0.0",)
     assert made.area == "M0.0,100.0L0.0,100.0L50.0,50.0L100.0,0.0L100.0,100.0Z"
 
 
-def test_a_gap_stays_a_gap() -> None:
+def test_a_missing_value_interrupts_the_line() -> None:
     made = chart(series(1, 1, None, 1, 1))
 
     assert made.lines[0].count("M") == 2
 
 
-def test_a_lone_point_can_be_seen() -> None:
+def test_a_single_point_is_a_short_dash() -> None:
     assert chart(series(None, 1, None)).lines == ("M49.6,0.0L50.4,0.0",)
 
 
@@ -44,12 +44,12 @@ def test_without_a_value_the_chart_is_empty() -> None:
     assert chart(None, series(None, None)).empty
 
 
-def test_the_time_before_anything_was_known_is_left_out() -> None:
+def test_the_time_before_the_first_value_is_omitted() -> None:
     made = chart(series(*[None] * 40, *[1.0] * 20), series(*[None] * 50, *[1.0] * 10))
 
     assert made.minutes == 19
     assert made.lines[0].startswith("M0.0,0.0L")
 
 
-def test_a_young_line_is_given_ten_minutes() -> None:
+def test_a_new_series_spans_ten_minutes() -> None:
     assert chart(series(*[None] * 59, 1.0)).minutes == 10

@@ -1,4 +1,4 @@
-"""The last hour by minute."""
+"""The last hour's requests by minute."""
 
 import pytest
 
@@ -10,18 +10,18 @@ from cortex.router.status.model import Flow
 NOW = 36_003.0  # buckets end at 36000
 
 
-def counted(*seconds: float) -> latency.Spread:
-    spread: latency.Spread = {}
+def counted(*seconds: float) -> latency.Histogram:
+    histogram: latency.Histogram = {}
     for one in seconds:
-        latency.note(spread, one)
-    return spread
+        latency.add(histogram, one)
+    return histogram
 
 
-def test_without_a_request_nothing_is_known() -> None:
+def test_without_requests_the_flow_is_empty() -> None:
     assert flow([], NOW) == Flow()
 
 
-def test_requests_are_counted_by_minute_and_before_the_first_nothing_is_known() -> None:
+def test_requests_are_counted_by_minute_from_the_first_one() -> None:
     hour = [Bucket(at=35_700, requests=3), Bucket(at=35_710, requests=1), Bucket(at=35_990, requests=6, errors=2)]
 
     shown = flow(hour, NOW)
@@ -33,7 +33,7 @@ def test_requests_are_counted_by_minute_and_before_the_first_nothing_is_known() 
     assert shown.errors.values[-1] == 2.0
 
 
-def test_a_bucket_that_is_still_filling_is_left_out() -> None:
+def test_an_incomplete_bucket_is_omitted() -> None:
     shown = flow([Bucket(at=35_990, requests=1), Bucket(at=36_000, requests=9)], NOW)
 
     assert shown.requests is not None
@@ -41,7 +41,7 @@ def test_a_bucket_that_is_still_filling_is_left_out() -> None:
     assert shown.rate_per_min == 0.2
 
 
-def test_the_figures_are_those_of_the_last_five_minutes() -> None:
+def test_the_figures_cover_the_last_five_minutes() -> None:
     hour = [
         Bucket(at=34_000, requests=100, errors=100),
         Bucket(at=35_800, requests=10, errors=5, first_tokens=counted(0.5), tokens_out=600),
@@ -54,7 +54,7 @@ def test_the_figures_are_those_of_the_last_five_minutes() -> None:
     assert shown.tokens_per_s == 2.0
 
 
-def test_percentiles_are_of_the_whole_hour_and_the_lines_of_each_minute() -> None:
+def test_percentiles_cover_the_hour_and_the_series_each_minute() -> None:
     hour = [Bucket(at=33_000, durations=counted(*[1.0] * 98)), Bucket(at=35_990, durations=counted(8.0, 8.0))]
 
     shown = flow(hour, NOW)
@@ -69,15 +69,15 @@ def test_percentiles_are_of_the_whole_hour_and_the_lines_of_each_minute() -> Non
     assert high.values[30] is None
 
 
-def test_nothing_changes_within_a_bucket() -> None:
+def test_the_flow_is_constant_within_a_bucket() -> None:
     hour = [Bucket(at=35_800, requests=10)]
 
     assert flow(hour, NOW) == flow(hour, NOW + 6)
 
 
-def test_a_function_that_only_answered_plainly_has_no_first_token() -> None:
-    told = rates({"a": Bucket(requests=2), "b": Bucket(first_tokens=counted(0.25), timed_tokens=80, timed_s=2.0)})
+def test_a_function_without_streams_has_no_first_token_time() -> None:
+    result = rates({"a": Bucket(requests=2), "b": Bucket(first_tokens=counted(0.25), timed_tokens=80, timed_s=2.0)})
 
-    assert (told["a"].first_token_ms, told["a"].tokens_per_s) == (None, None)
-    assert told["b"].first_token_ms == pytest.approx(250, rel=0.1)
-    assert told["b"].tokens_per_s == 40.0
+    assert (result["a"].first_token_ms, result["a"].tokens_per_s) == (None, None)
+    assert result["b"].first_token_ms == pytest.approx(250, rel=0.1)
+    assert result["b"].tokens_per_s == 40.0

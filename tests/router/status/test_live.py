@@ -1,4 +1,4 @@
-"""Everybody who looks is told everything once, and then what changed."""
+"""Every watcher receives the whole page once, and then the changes."""
 
 import asyncio
 import json
@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from cortex.router.status.live import MOST_AT_ONCE, MOST_WATCHERS, Live, TooManyWatch
+from cortex.router.status.live import MOST_AT_ONCE, MOST_WATCHERS, Live, TooManyWatchers
 from cortex.router.status.snapshot import FleetSnapshot
-from tests.router.status.knowns import known
+from tests.router.status.snapshots import a_snapshot
 from tests.support.factories import a_function, a_host
 
 
 class Scene:
-    """What is known, for a page that looks very often."""
+    """A page that renders every 10 ms."""
 
     def __init__(self, now: FleetSnapshot) -> None:
         self.now, self.looks, self.over = now, 0, False
@@ -33,18 +33,18 @@ async def news(stream: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
 
 
 async def whole(stream: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All events of the first look."""
+    """Return all events of the first rendering."""
     events = []
     async for event in stream:
         events.append(event)
         if event.get("whole"):
             return events
-    raise AssertionError("the stream ended before the first look was told")
+    raise AssertionError("the stream ended before the first rendering was complete")
 
 
-async def test_a_first_look_comes_in_parts_and_then_only_what_changed() -> None:
+async def test_the_first_rendering_is_split_and_only_changes_follow() -> None:
     functions = [a_function(f"org/{n}") for n in range(150)]
-    scene = Scene(known(*functions, hosts=(a_host(at=10_000.0),)))
+    scene = Scene(a_snapshot(*functions, hosts=(a_host(at=10_000.0),)))
     stream = news(scene.live.watch())
 
     first = await whole(stream)
@@ -57,20 +57,20 @@ async def test_a_first_look_comes_in_parts_and_then_only_what_changed() -> None:
     await scene.live.close()
 
 
-async def test_what_is_gone_is_dropped() -> None:
-    scene = Scene(known(a_function("org/one"), a_function("org/two"), hosts=(a_host(at=10_000.0),)))
+async def test_a_removed_element_is_dropped() -> None:
+    scene = Scene(a_snapshot(a_function("org/one"), a_function("org/two"), hosts=(a_host(at=10_000.0),)))
     stream = news(scene.live.watch())
     (first,) = await whole(stream)
     two = next(p["id"] for p in first["put"] if "org/two" in p["html"] and p.get("into") == "functions")
 
-    scene.now = known(a_function("org/one"), hosts=(a_host(at=10_000.0),))
+    scene.now = a_snapshot(a_function("org/one"), hosts=(a_host(at=10_000.0),))
 
     assert two in (await anext(stream))["drop"]
     await scene.live.close()
 
 
-async def test_nobody_looks_when_nobody_watches() -> None:
-    scene = Scene(known())
+async def test_without_watchers_nothing_is_rendered() -> None:
+    scene = Scene(a_snapshot())
     stream = scene.live.watch()
     await anext(stream)
     await anext(stream)
@@ -78,12 +78,12 @@ async def test_nobody_looks_when_nobody_watches() -> None:
     await stream.aclose()  # type: ignore[attr-defined]
 
     async with asyncio.timeout(2):
-        while scene.live.looking:  # noqa: ASYNC110  (it ends by itself; nobody is told)
+        while scene.live.active:  # noqa: ASYNC110  (no event reports the end)
             await asyncio.sleep(0)
 
 
-async def test_one_look_serves_all() -> None:
-    scene = Scene(known())
+async def test_one_rendering_serves_all_watchers() -> None:
+    scene = Scene(a_snapshot())
     streams = [news(scene.live.watch()) for _ in range(20)]
 
     await asyncio.gather(*(whole(s) for s in streams))
@@ -92,12 +92,12 @@ async def test_one_look_serves_all() -> None:
     await scene.live.close()
 
 
-async def test_only_so_many_may_watch() -> None:
-    scene = Scene(known())
+async def test_the_number_of_watchers_is_bounded() -> None:
+    scene = Scene(a_snapshot())
     streams = [scene.live.watch() for _ in range(MOST_WATCHERS)]
     await asyncio.gather(*(anext(s) for s in streams))
 
-    with pytest.raises(TooManyWatch):
+    with pytest.raises(TooManyWatchers):
         await anext(scene.live.watch())
     await streams[0].aclose()  # type: ignore[attr-defined]
     assert await anext(scene.live.watch())
@@ -105,7 +105,7 @@ async def test_only_so_many_may_watch() -> None:
 
 
 async def test_a_stream_ends_when_the_router_stops() -> None:
-    scene = Scene(known())
+    scene = Scene(a_snapshot())
     stream = news(scene.live.watch())
     await whole(stream)
 

@@ -1,4 +1,4 @@
-"""So much of a log as the page shows. Agents are values."""
+"""The end of a log as the page shows it. Agents are doubles."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,22 +14,22 @@ from tests.support.factories import a_function, a_host, an_instance
 
 
 class Stage:
-    """A router with one host, whose agent answers with what it is given."""
+    """A router with one host, whose agent answers with these chunks."""
 
     def __init__(self, *chunks: bytes, never: bool = False) -> None:
         self._chunks, self._never = chunks, never
-        self.asked: dict[str, Any] = {}
+        self.query: dict[str, Any] = {}
         host = a_host(an_instance("one"))
         self.view = self
         self.fleet = Fleet(hosts={host.name: host})
-        self.agents = self.directory = self
+        self.agents = self.live_catalogue = self
 
-    def find(self, name: str) -> Any:
+    def resolve(self, name: str) -> Any:
         self.function = a_function(name)
         return self
 
-    async def logs(self, address: str, path: str, asked: dict[str, Any]) -> httpx.Response:
-        self.asked = {"path": path, **asked}
+    async def logs(self, address: str, path: str, query: dict[str, Any]) -> httpx.Response:
+        self.query = {"path": path, **query}
         if self._never:
             await asyncio.Event().wait()
         return httpx.Response(200, stream=_Stream(self._chunks))
@@ -47,16 +47,16 @@ class _Stream(httpx.AsyncByteStream):
             yield chunk
 
 
-async def test_a_short_log_is_shown_whole() -> None:
+async def test_a_short_log_is_shown_completely() -> None:
     stage = Stage(b"one\ntw", b"o\nthree")
 
     shown = await stage.shown(grep="o")
 
     assert (shown.text, shown.lines, shown.cut, shown.host) == ("one\ntwo\nthree", 3, False, "host-a")
-    assert (stage.asked["path"], stage.asked["grep"], stage.asked["lines"]) == ("/logs", "o", logs.LINES)
+    assert (stage.query["path"], stage.query["grep"], stage.query["lines"]) == ("/logs", "o", logs.LINES)
 
 
-async def test_of_a_log_with_endless_lines_the_end_is_shown_from_the_beginning_of_a_line() -> None:
+async def test_a_long_log_is_cut_at_the_beginning_of_a_line() -> None:
     line = b"x" * 9_999 + b"\n"
 
     shown = await Stage(*[line * 7] * 30).shown(instance="one")
@@ -66,10 +66,10 @@ async def test_of_a_log_with_endless_lines_the_end_is_shown_from_the_beginning_o
     assert len(shown.text) == shown.lines * len(line)
 
 
-async def test_an_instance_nobody_knows_and_a_host_that_is_silent_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "WITHIN_S", 0.01)
+async def test_a_missing_log_and_a_silent_host_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "TIMEOUT_S", 0.01)
 
     unknown, silent = await Stage().shown(instance="two"), await Stage(never=True).shown()
 
-    assert unknown.problem == "no log of instance 'two' is kept"
+    assert unknown.problem == "no host has a log of instance 'two'"
     assert silent.problem == "its host did not answer in time"

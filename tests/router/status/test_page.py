@@ -1,4 +1,4 @@
-"""What the page says, from what a router knows: values in, values out."""
+"""The page's content as a function of a fleet snapshot."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from cortex.router.status.functions import details
 from cortex.router.status.model import Job
 from cortex.router.status.page import picture
 from cortex.router.status.snapshot import Index
-from tests.router.status.knowns import NOW, known
+from tests.router.status.snapshots import NOW, a_snapshot
 from tests.support.factories import a_device, a_function, a_host, an_instance
 
 FAILED = Failure(
@@ -22,12 +22,12 @@ FAILED = Failure(
 
 
 def fresh(*instances: Any, **rest: Any) -> Any:
-    """A host that has just been heard of."""
+    """Return a host with a fresh record."""
     return a_host(*instances, at=NOW, **rest)
 
 
-def test_the_page_says_in_one_line_what_is_warm() -> None:
-    shown = picture(known(a_function(), a_function("org/other"), hosts=(fresh(an_instance()),)))
+def test_the_summary_counts_warm_functions() -> None:
+    shown = picture(a_snapshot(a_function(), a_function("org/other"), hosts=(fresh(an_instance()),)))
 
     assert shown.verdict.well
     assert shown.verdict.text == "1 of 2 functions is warm on 1 host"
@@ -46,30 +46,30 @@ def test_the_page_says_in_one_line_what_is_warm() -> None:
         (an_instance(state=State.RECLAIMING), {}, "leaving", "reclaiming"),
     ],
 )
-def test_a_function_looks_like_its_furthest_instance(
+def test_a_function_has_the_state_of_its_most_advanced_instance(
     instance: Any, in_flight: dict[str, int], tone: str, state: str
 ) -> None:
-    there = (fresh(instance),) if instance else (fresh(),)
+    hosts = (fresh(instance),) if instance else (fresh(),)
 
-    (row,) = picture(known(a_function(), hosts=there, in_flight=in_flight)).rows
+    (row,) = picture(a_snapshot(a_function(), hosts=hosts, in_flight=in_flight)).rows
 
     assert (row.tone, row.state, row.in_flight) == (tone, state, sum(in_flight.values()))
 
 
-def test_an_idle_function_says_when_it_is_let_go_and_a_pinned_one_why_it_is_not() -> None:
+def test_an_idle_function_has_its_reap_time_and_a_pinned_one_its_reason() -> None:
     idle = an_instance(ready=NOW - 100)
     function = a_function(idle_after_s=300.0)
 
-    (row,) = picture(known(function, hosts=(fresh(idle),))).rows
-    (pinned,) = picture(known(function, hosts=(fresh(replace(idle, pinned=True)),))).rows
-    (kept,) = picture(known(replace(function, min=1), hosts=(fresh(idle),))).rows
+    (row,) = picture(a_snapshot(function, hosts=(fresh(idle),))).rows
+    (pinned,) = picture(a_snapshot(function, hosts=(fresh(replace(idle, pinned=True)),))).rows
+    (kept,) = picture(a_snapshot(replace(function, min=1), hosts=(fresh(idle),))).rows
 
     assert row.idle_until == NOW + 200
-    assert (pinned.idle_until, pinned.kept) == (None, "pinned")
-    assert (kept.idle_until, kept.kept) == (None, "at least 1 kept warm")
+    assert (pinned.idle_until, pinned.retention) == (None, "pinned")
+    assert (kept.idle_until, kept.retention) == (None, "at least 1 kept warm")
 
 
-def test_what_fails_comes_first_then_what_comes_up_then_the_warm_then_the_cold() -> None:
+def test_functions_are_ordered_failing_starting_warm_cold() -> None:
     names = ["org/cold", "org/idle", "org/busy", "org/coming", "org/model"]
     host = fresh(
         an_instance("a", function="org/idle"),
@@ -78,19 +78,19 @@ def test_what_fails_comes_first_then_what_comes_up_then_the_warm_then_the_cold()
         failures=(FAILED,),
     )
 
-    rows = picture(known(*map(a_function, names), hosts=(host,), in_flight={"b": 1})).rows
+    rows = picture(a_snapshot(*map(a_function, names), hosts=(host,), in_flight={"b": 1})).rows
 
     assert [r.id for r in rows] == ["org/model", "org/coming", "org/busy", "org/idle", "org/cold"]
 
 
-def test_what_runs_although_the_catalogue_does_not_name_it_is_shown() -> None:
-    (row,) = picture(known(hosts=(fresh(an_instance(function="org/gone")),))).rows
+def test_a_running_function_outside_the_catalogue_is_listed() -> None:
+    (row,) = picture(a_snapshot(hosts=(fresh(an_instance(function="org/gone")),))).rows
 
     assert (row.id, row.engine, row.tone) == ("org/gone", "not in the catalogue", "idle")
 
 
-def test_a_failing_function_is_the_first_thing_said_with_its_reason() -> None:
-    shown = picture(known(a_function(), hosts=(fresh(failures=(FAILED,)),)))
+def test_a_failing_function_is_the_first_point_with_its_reason() -> None:
+    shown = picture(a_snapshot(a_function(), hosts=(fresh(failures=(FAILED,)),)))
 
     assert not shown.verdict.well
     (point,) = shown.verdict.attention
@@ -102,16 +102,16 @@ def test_a_failing_function_is_the_first_thing_said_with_its_reason() -> None:
     ("change", "text"),
     [
         ({"away": True}, "Redis does not answer"),
-        ({"hosts": ()}, "No host is there"),
-        ({"problem": "models.toml:3: unknown key"}, "The catalogue does not stand"),
+        ({"hosts": ()}, "No host reports"),
+        ({"problem": "models.toml:3: unknown key"}, "The catalogue is invalid"),
         ({"hosts": (fresh(problem="NVML does not answer"),)}, "host-a has a problem"),
         ({"hosts": (a_host(at=NOW - 60),)}, "host-a is late with its report"),
-        ({"waiting": {"org/model": 3}}, "org/model has no place yet"),
+        ({"waiting": {"org/model": 3}}, "org/model has no instance yet"),
         ({"cordoned": ("host-z",)}, "host-z has a problem"),
     ],
 )
-def test_whatever_is_amiss_is_said_at_the_top(change: dict[str, Any], text: str) -> None:
-    shown = picture(known(a_function(), **{"hosts": (fresh(),), **change}))
+def test_every_problem_is_a_point_at_the_top(change: dict[str, Any], text: str) -> None:
+    shown = picture(a_snapshot(a_function(), **{"hosts": (fresh(),), **change}))
 
     assert text in [point.text for point in shown.verdict.attention]
 
@@ -119,32 +119,32 @@ def test_whatever_is_amiss_is_said_at_the_top(change: dict[str, Any], text: str)
 def test_a_function_in_line_shows_for_whom_it_waits_and_a_closing_instance_whose_turn_it_is() -> None:
     place = InLine(function="org/model", since=NOW - 5, turn_at=NOW + 10, closes=("one",))
     closing = an_instance(function="org/busy", state=State.DRAINING, yields_to="org/other")
-    shown = picture(known(a_function(), hosts=(fresh(closing, line=(place,)),), waiting={"org/model": 2}))
+    shown = picture(a_snapshot(a_function(), hosts=(fresh(closing, line=(place,)),), waiting={"org/model": 2}))
 
     waits = "has waited for memory on host-a for 5 s; org/busy closes for it in at most 10 s"
-    assert [p.detail for p in shown.verdict.attention] == [f"2 requests held: it {waits}"]
+    assert [p.detail for p in shown.verdict.attention] == [f"2 requests waiting: it {waits}"]
     assert shown.verdict.well
     assert "closing for the turn of org/other" in shown.hosts[0].bars[0].segments[0].note
 
 
-def test_a_silent_host_is_a_problem_that_says_what_still_serves_there_and_is_no_place_for_more() -> None:
+def test_a_silent_host_is_a_problem_with_its_reachable_instances() -> None:
     silent = SilentHost(record=replace(a_host(an_instance()), name="host-z"), since=NOW - 12)
-    before = known(a_function(), hosts=(fresh(),))
+    before = a_snapshot(a_function(), hosts=(fresh(),))
 
     shown = picture(replace(before, fleet=replace(before.fleet, silent={"host-z": silent})))
 
     (host,) = (h for h in shown.hosts if h.name == "host-z")
     assert (host.mood, host.silent_since, host.next_out) == ("problem", NOW - 12, "")
-    assert "1 instance of it can still be reached" in host.problem
+    assert "1 instance can still be reached" in host.problem
     assert shown.rows[0].hosts == ("host-z",)
     assert (shown.figures.hosts, shown.verdict.well) == (1, False)
 
 
-def test_only_so_much_is_listed_at_the_top_and_the_gravest_first() -> None:
+def test_the_points_at_the_top_are_bounded_most_severe_first() -> None:
     failures = tuple(replace(FAILED, function=f"org/{n}") for n in range(20))
     functions = [a_function(f"org/{n}") for n in range(20)]
 
-    verdict = picture(known(*functions, hosts=(a_host(failures=failures, at=NOW - 60),))).verdict
+    verdict = picture(a_snapshot(*functions, hosts=(a_host(failures=failures, at=NOW - 60),))).verdict
 
     assert len(verdict.attention) == 6
     assert all(point.grave for point in verdict.attention)
@@ -154,12 +154,12 @@ def test_only_so_much_is_listed_at_the_top_and_the_gravest_first() -> None:
 # Starts.
 
 
-def test_a_start_says_how_long_it_should_take_by_earlier_ones_and_who_waits() -> None:
+def test_a_start_has_its_expected_duration_and_waiting_requests() -> None:
     function = a_function()
     coming = an_instance(state=State.STARTING, started=NOW - 10, phase="loading weights", progress=0.4, last_sign=NOW)
     starts = {revision(function): Entry(start_s=30.0, starts=2)}
 
-    (start,) = picture(known(function, hosts=(fresh(coming),), waiting={"org/model": 7}, starts=starts)).starts
+    (start,) = picture(a_snapshot(function, hosts=(fresh(coming),), waiting={"org/model": 7}, starts=starts)).starts
 
     assert (start.phase, start.share, start.since, start.expected_s) == ("loading weights", 0.4, NOW - 10, 30.0)
     assert (start.waiting, start.silent_since) == (7, None)
@@ -175,50 +175,50 @@ def test_a_start_says_how_long_it_should_take_by_earlier_ones_and_who_waits() ->
         (State.PLACING, {}, 30.0, None),
     ],
 )
-def test_when_a_start_is_over_follows_from_its_download_and_from_earlier_starts(
+def test_the_expected_end_follows_from_the_download_and_earlier_starts(
     state: State, rest: dict[str, Any], takes: float, ends: float | None
 ) -> None:
     function = a_function()
     job = Job(
-        id="j", host="host-a", what="org/repo", state="fetching", share=0.5, said="", at=NOW,
+        id="j", host="host-a", what="org/repo", state="fetching", share=0.5, detail="", at=NOW,
         functions=("org/model",), ends=NOW + 60,
     )  # fmt: skip
     starts = {revision(function): Entry(start_s=takes, starts=1)}
 
     coming = an_instance(state=state, phase="1.0 GiB of 2.0 GiB, 60 s left", **rest)
-    shown = picture(known(function, hosts=(fresh(coming),), starts=starts, jobs=(job,)))
+    shown = picture(a_snapshot(function, hosts=(fresh(coming),), starts=starts, jobs=(job,)))
 
     assert (shown.starts[0].ends, shown.rows[0].ends) == (ends, ends)
     assert ("60 s left" in shown.rows[0].phase) is (ends is None)
 
 
-def test_a_start_that_has_gone_silent_says_since_when() -> None:
+def test_a_silent_start_has_the_time_of_its_last_sign() -> None:
     coming = an_instance(state=State.STARTING, started=NOW - 100, last_sign=NOW - 50)
 
-    (start,) = picture(known(a_function(), hosts=(fresh(coming),))).starts
+    (start,) = picture(a_snapshot(a_function(), hosts=(fresh(coming),))).starts
 
     assert (start.silent_since, start.expected_s) == (NOW - 50, None)
 
 
-def test_a_start_names_the_functions_that_leave_for_it() -> None:
+def test_a_start_names_the_functions_evicted_for_it() -> None:
     leaving = an_instance("old", function="org/old", state=State.DRAINING)
     coming = an_instance("new", state=State.PLACING, waits_for=("old",))
 
-    (start,) = picture(known(a_function(), hosts=(fresh(leaving, coming),))).starts
+    (start,) = picture(a_snapshot(a_function(), hosts=(fresh(leaving, coming),))).starts
 
     assert start.waits_for == ("org/old",)
 
 
-# Hosts and who goes next.
+# Hosts and eviction order.
 
 
-def test_a_devices_bar_is_split_by_instance_and_says_where_each_number_comes_from() -> None:
+def test_a_devices_bar_has_a_segment_per_instance_with_its_source() -> None:
     device = replace(a_device(total_mb=10_000, reserve_mb=1000), foreign_mb=2000)
     one = an_instance("one", memory_mb=3000, memory_from="measured", used_mb=2500, ready=1.0)
     two = an_instance("two", function="org/two", memory_mb=1000, memory_from="declared", ready=2.0)
     held = Held(device="gpu-0", pid=7, command="game")
 
-    (host,) = picture(known(hosts=(fresh(one, two, devices=(device,), foreign=(held,)),))).hosts
+    (host,) = picture(a_snapshot(hosts=(fresh(one, two, devices=(device,), foreign=(held,)),))).hosts
     (bar,) = host.bars
 
     assert [(s.label, s.source, s.at, s.width, s.measured_mb) for s in bar.segments] == [
@@ -227,19 +227,19 @@ def test_a_devices_bar_is_split_by_instance_and_says_where_each_number_comes_fro
         ("foreign", "foreign", 0.4, 0.2, 2000),
     ]
     assert "game" in bar.segments[2].note
-    assert (bar.taken_mb, bar.free_mb) == (6000, 3000)
+    assert (bar.used_mb, bar.free_mb) == (6000, 3000)
 
 
-def test_a_bar_never_runs_over_its_end() -> None:
+def test_the_segments_of_a_bar_never_exceed_it() -> None:
     device = replace(a_device(total_mb=1000), foreign_mb=900)
     big = an_instance(memory_mb=5000)
 
-    ((bar,),) = (h.bars for h in picture(known(hosts=(fresh(big, devices=(device,)),))).hosts)
+    ((bar,),) = (h.bars for h in picture(a_snapshot(hosts=(fresh(big, devices=(device,)),))).hosts)
 
     assert sum(s.width for s in bar.segments) == 1.0
 
 
-def test_the_least_recently_used_is_the_first_to_go_and_the_protected_are_not_named() -> None:
+def test_the_least_recently_used_is_evicted_next_and_protected_ones_are_not_listed() -> None:
     host = fresh(
         an_instance("one", function="org/used", ready=1.0),
         an_instance("two", function="org/forgotten", ready=2.0),
@@ -247,7 +247,7 @@ def test_the_least_recently_used_is_the_first_to_go_and_the_protected_are_not_na
     )
     functions = [a_function(f) for f in ("org/used", "org/forgotten", "org/pinned")]
 
-    shown = picture(known(*functions, hosts=(host,), used={"i:one": NOW - 20, "i:two": NOW - 400}))
+    shown = picture(a_snapshot(*functions, hosts=(host,), used={"i:one": NOW - 20, "i:two": NOW - 400}))
 
     (first,) = shown.departures.first
     assert (first.function, first.why) == ("org/forgotten", "least recently used")
@@ -255,21 +255,21 @@ def test_the_least_recently_used_is_the_first_to_go_and_the_protected_are_not_na
     assert shown.hosts[0].next_out == "org/forgotten"
 
 
-def test_what_is_pinned_is_not_counted_down_even_before_its_agent_has_heard_of_it() -> None:
-    shown = picture(known(a_function(pinned=True), hosts=(fresh(an_instance(pinned=False)),)))
+def test_a_pinned_function_has_no_reap_time_even_before_its_agent_applies_the_pin() -> None:
+    shown = picture(a_snapshot(a_function(pinned=True), hosts=(fresh(an_instance(pinned=False)),)))
 
-    assert (shown.rows[0].idle_until, shown.rows[0].kept) == (None, "pinned")
+    assert (shown.rows[0].idle_until, shown.rows[0].retention) == (None, "pinned")
 
 
-def test_nobody_is_named_when_all_are_busy() -> None:
-    shown = picture(known(a_function(), hosts=(fresh(an_instance()),), in_flight={"one": 1}))
+def test_without_an_evictable_instance_protected_ones_are_listed() -> None:
+    shown = picture(a_snapshot(a_function(), hosts=(fresh(an_instance()),), in_flight={"one": 1}))
 
     assert shown.departures.first == ()
-    assert [(d.function, d.protected) for d in shown.departures.kept] == [("org/model", "busy")]
+    assert [(d.function, d.protected) for d in shown.departures.protected] == [("org/model", "busy")]
 
 
-def test_a_host_that_is_cordoned_and_away_is_still_shown() -> None:
-    hosts = picture(known(hosts=(fresh(),), cordoned=("host-z", "host-a"))).hosts
+def test_a_host_that_is_cordoned_and_away_is_listed() -> None:
+    hosts = picture(a_snapshot(hosts=(fresh(),), cordoned=("host-z", "host-a"))).hosts
 
     assert [(h.name, h.mood) for h in hosts] == [("host-z", "problem"), ("host-a", "cordoned")]
 
@@ -280,9 +280,9 @@ def test_a_host_that_is_cordoned_and_away_is_still_shown() -> None:
 def test_a_functions_details_have_its_last_start_by_phase() -> None:
     function = a_function()
     warm = an_instance(ready=NOW - 50, phases={"placing": 1.0, "starting": 3.0})
-    told = known(function, hosts=(fresh(warm),))
+    snapshot = a_snapshot(function, hosts=(fresh(warm),))
 
-    shown = details(function, told, Index(told.fleet))
+    shown = details(function, snapshot, Index(snapshot.fleet))
 
     assert [(p.name, p.seconds, p.at, p.width) for p in shown.phases] == [
         ("placing", 1.0, 0.0, 0.25),
@@ -291,32 +291,32 @@ def test_a_functions_details_have_its_last_start_by_phase() -> None:
     assert (shown.phases_at, shown.row.last_start_s) == (NOW - 50, 4.0)
 
 
-def test_a_cold_functions_last_start_is_remembered() -> None:
+def test_a_cold_functions_last_start_is_from_the_ledger() -> None:
     function = a_function()
     entry = Entry(start_s=4.0, starts=1, phases={"starting": 4.0}, started_at=NOW - 900)
-    told = known(function, hosts=(fresh(),), starts={revision(function): entry})
+    snapshot = a_snapshot(function, hosts=(fresh(),), starts={revision(function): entry})
 
-    shown = details(function, told, Index(told.fleet))
+    shown = details(function, snapshot, Index(snapshot.fleet))
 
     assert (shown.phases_at, shown.row.last_start_s, shown.row.expected_s) == (NOW - 900, 4.0, 4.0)
 
 
 def test_a_functions_environment_is_not_shown() -> None:
     function = a_function(env={"HF_TOKEN": "hf_secret"}, context=4096)
-    told = known(function)
+    snapshot = a_snapshot(function)
 
-    assert "secret" not in repr(details(function, told, Index(told.fleet)))
+    assert "secret" not in repr(details(function, snapshot, Index(snapshot.fleet)))
 
 
 # Sending only what changed.
 
 
-def test_nothing_is_different_a_second_later_when_nothing_happened() -> None:
+def test_an_unchanged_fleet_gives_an_equal_page_a_second_later() -> None:
     host = fresh(
         an_instance(ready=NOW - 60), an_instance("two", function="org/two", state=State.STARTING, last_sign=NOW)
     )
-    told = known(a_function(), a_function("org/two"), hosts=(host,))
+    snapshot = a_snapshot(a_function(), a_function("org/two"), hosts=(host,))
 
-    later = picture(replace(told, now=NOW + 1))
+    later = picture(replace(snapshot, now=NOW + 1))
 
-    assert replace(later, now=NOW) == picture(told)
+    assert replace(later, now=NOW) == picture(snapshot)

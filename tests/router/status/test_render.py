@@ -1,4 +1,4 @@
-"""Values laid out: everything escaped, nothing inline, and no template that only some state breaks."""
+"""Rendering: everything is escaped, nothing is inline, and every template renders in every state."""
 
 import re
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ from cortex.router.status.model import Decision, Flow, Job, Log, Series
 from cortex.router.status.page import picture
 from cortex.router.status.render import page, render
 from cortex.router.status.snapshot import FleetSnapshot, Index, Rates
-from tests.router.status.knowns import NOW, known
+from tests.router.status.snapshots import NOW, a_snapshot
 from tests.support.factories import a_function, a_host, an_instance
 
 HOSTILE = '<script>alert("x")</script>'
@@ -22,7 +22,7 @@ MINUTES = Series(values=(1.0, None, 3.0), step_s=60.0, ends=NOW)
 
 
 class Reader(HTMLParser):
-    """Gathers what a policy without inline code forbids, and ids."""
+    """Collects ids, and inline code that the policy forbids."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -31,16 +31,16 @@ class Reader(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.ids += [given["id"] or ""] if "id" in given else []
-        if tag == "style" or (tag == "script" and "src" not in given):
+        attributes = dict(attrs)
+        self.ids += [attributes["id"] or ""] if "id" in attributes else []
+        if tag == "style" or (tag == "script" and "src" not in attributes):
             self.inline.append(tag)
-        self.inline += [name for name in given if name == "style" or name.startswith("on")]
-        self.inline += [v for v in given.values() if v and v.strip().lower().startswith("javascript:")]
+        self.inline += [name for name in attributes if name == "style" or name.startswith("on")]
+        self.inline += [v for v in attributes.values() if v and v.strip().lower().startswith("javascript:")]
 
 
 def everything(name: str = "org/model") -> FleetSnapshot:
-    """A fleet in which everything is going on at once."""
+    """Return a snapshot with every state at once."""
     failure = Failure(
         function="org/broken", revision="", instance="x", reason=name, at=NOW - 3, count=4, retry_at=NOW + 9,
     )  # fmt: skip
@@ -55,7 +55,7 @@ def everything(name: str = "org/model") -> FleetSnapshot:
         problem=name,
     )
     functions = [a_function(f) for f in (name, "org/busy", "org/coming", "org/leaving", "org/measured", "org/broken")]
-    return known(
+    return a_snapshot(
         *functions,
         hosts=(host,),
         in_flight={"b": 2},
@@ -67,14 +67,16 @@ def everything(name: str = "org/model") -> FleetSnapshot:
         ),
         rates={"org/busy": Rates(first_token_ms=90.0, tokens_per_s=41.0)},
         decisions=[Decision(at=NOW - 1, what="evicted", function=name, host="host-a", instance="x", why=name)],
-        jobs=[Job(id="j", host="host-a", what=name, state="started", share=0.3, said="3 of 10 GiB", at=NOW)],
+        jobs=[Job(id="j", host="host-a", what=name, state="started", share=0.3, detail="3 of 10 GiB", at=NOW)],
         problem=name,
     )
 
 
-@pytest.mark.parametrize("told", [known(), everything(), everything(HOSTILE)], ids=["nothing", "everything", "hostile"])
-def test_the_page_has_no_inline_code_and_no_element_twice(told: FleetSnapshot) -> None:
-    text = page(picture(told), may_act=True)
+@pytest.mark.parametrize(
+    "snapshot", [a_snapshot(), everything(), everything(HOSTILE)], ids=["nothing", "everything", "hostile"]
+)
+def test_the_page_has_no_inline_code_and_unique_ids(snapshot: FleetSnapshot) -> None:
+    text = page(picture(snapshot), may_act=True)
     reader = Reader(text)
 
     assert not reader.inline
@@ -83,29 +85,29 @@ def test_the_page_has_no_inline_code_and_no_element_twice(told: FleetSnapshot) -
 
 
 @pytest.mark.parametrize("name", ["org/model", HOSTILE])
-def test_details_and_plans_are_laid_out_without_inline_code(name: str) -> None:
-    told = everything(name)
-    index = Index(told.fleet)
-    function = told.catalogue.functions[name]
-    made = [
-        render("function.html", NOW, it=details(f, told, index), may_act=False)
-        for f in told.catalogue.functions.values()
+def test_details_and_plans_have_no_inline_code(name: str) -> None:
+    snapshot = everything(name)
+    index = Index(snapshot.fleet)
+    function = snapshot.catalogue.functions[name]
+    texts = [
+        render("function.html", NOW, it=details(f, snapshot, index), may_act=False)
+        for f in snapshot.catalogue.functions.values()
     ]
-    made += [
+    texts += [
         render("plan.html", NOW, it=plan, may_act=may)
         for may in (True, False)
         for plan in (
-            plans.cool(function, told, index),
+            plans.cool(function, snapshot, index),
             plans.warm(function, None, {name: name}, (), NOW),
-            plans.drain(told.fleet.hosts["host-a"], told, index),
+            plans.drain(snapshot.fleet.hosts["host-a"], snapshot, index),
             plans.pin(function, index),
         )
     ]
 
-    assert all(not Reader(text).inline and "<script>alert" not in text for text in made)
+    assert all(not Reader(text).inline and "<script>alert" not in text for text in texts)
 
 
-def test_what_a_worker_wrote_is_shown_as_text_and_nothing_else() -> None:
+def test_a_workers_log_is_escaped() -> None:
     shown = render(
         "log.html",
         host="",
@@ -116,24 +118,25 @@ def test_what_a_worker_wrote_is_shown_as_text_and_nothing_else() -> None:
     assert not Reader(shown).inline
 
 
-def test_what_is_not_known_is_not_shown_as_a_number() -> None:
-    text = render("figures.html", NOW, it=(picture(known()).figures, Flow()), id="figures", order="")
+def test_an_unknown_figure_is_a_dash() -> None:
+    text = render("figures.html", NOW, it=(picture(a_snapshot()).figures, Flow()), id="figures", order="")
 
     assert "–" in text
     assert "None" not in text
     assert "nan" not in text
 
 
-def test_everything_the_page_asks_for_is_in_the_package() -> None:
-    text = page(picture(known()), may_act=True)
+def test_every_asset_of_the_page_is_in_the_package() -> None:
+    text = page(picture(a_snapshot()), may_act=True)
 
-    asked = re.findall(r'(?:src|href)="([^"#]+)"', text)
-    assert asked
-    assert all(one.startswith(PREFIX) and asset(one.removeprefix(PREFIX)) for one in asked if one != "/status/login")
+    links = re.findall(r'(?:src|href)="([^"#]+)"', text)
+    assert links
+    assets = [link for link in links if link != "/status/login"]
+    assert all(link.startswith(PREFIX) and asset(link.removeprefix(PREFIX)) for link in assets)
     assert not re.search(r"https?://(?!www\.w3\.org)", text)
 
 
-def test_an_assets_name_changes_with_what_is_in_it() -> None:
+def test_an_assets_name_has_a_hash_of_its_content() -> None:
     assert re.fullmatch(r"/status/assets/status\.[0-9a-f]{10}\.css", url("status.css"))
     assert asset("status.css") is None
     assert asset("../page.html") is None

@@ -1,1 +1,1 @@
-"""Who may come in, and how much they may use."""
+"""Authentication, sessions and rate limits."""

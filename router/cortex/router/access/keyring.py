@@ -1,8 +1,7 @@
-"""The API keys in this worker's memory: one look into a table of digests per request, none into Redis.
+"""The API keys in this worker's memory: a request costs one look-up in a table of digests and no Redis call.
 
-The table follows the record by the bell, and by a full reading now and then. When Redis goes away the last table
-stands. Once a key has been seen, a table that comes back empty opens nothing: a record that was lost must not
-let everybody in.
+Bell messages and periodic full reads refresh the table. While Redis is unavailable, the last table stays in use.
+Once a key has existed, an empty table grants no anonymous access: losing the record must not open the router.
 """
 
 import asyncio
@@ -22,41 +21,41 @@ RETRY_S = 0.5
 
 
 class KeyRing:
-    """Who comes with which key. `follow()` keeps it fresh for as long as the router runs."""
+    """Maps keys to principals. `follow()` refreshes the table while the router runs."""
 
     def __init__(self, registry: Registry, local: str = "") -> None:
-        """`local` is the key that `cortex up` made for its own user, or nothing."""
+        """`local` is the key that `cortex up` created for its user, or empty."""
         self._registry = registry
         self._table: dict[str, Principal] = {}
         self._local = {digest(local): LOCAL} if local else {}
-        self.known = False
-        """Whether the record has ever been read: until then nobody can say that there is no key."""
-        self.any_made = False
-        """Whether there is, or has been, a key that somebody made."""
+        self.loaded = False
+        """Whether the record has been read once; before that, "no key exists" cannot be concluded."""
+        self.has_keys = False
+        """Whether the record has, or had, a key."""
 
     @property
     def has_local(self) -> bool:
-        """Whether this machine's own user has a key, so that changes are not for everybody."""
+        """Whether this machine's user has a local key; anonymous callers then may not change anything."""
         return bool(self._local)
 
     def find(self, secret: str) -> Principal | None:
-        """Return who comes with a key, or None when nobody does (any more)."""
-        return self.of(digest(secret))
+        """Return the principal of a key; None if it is unknown or has expired."""
+        return self.by_digest(digest(secret))
 
-    def of(self, known_as: str) -> Principal | None:
-        """Return who comes with the key of a digest, or None."""
-        found = self._table.get(known_as) or self._local.get(known_as)
-        return None if found is None or (found.expires and time.time() >= found.expires) else found
+    def by_digest(self, key: str) -> Principal | None:
+        """Return the principal of a key's digest; None if it is unknown or has expired."""
+        holder = self._table.get(key) or self._local.get(key)
+        return None if holder is None or (holder.expires and time.time() >= holder.expires) else holder
 
     async def refresh(self) -> None:
         """Read all keys now. Raises RecordUnavailable."""
         keys = await self._registry.keys()
         self._table = {k.digest: principal(k) for k in keys}
-        self.known = True
-        self.any_made = self.any_made or bool(keys)
+        self.loaded = True
+        self.has_keys = self.has_keys or bool(keys)
 
     async def follow(self) -> None:
-        """Follow the record for ever."""
+        """Follow the record until cancelled."""
         while True:
             with contextlib.suppress(RecordUnavailable):
                 await self.refresh()
@@ -64,15 +63,15 @@ class KeyRing:
             await asyncio.sleep(RETRY_S)
 
     async def _listen(self) -> None:
-        read = time.monotonic()
-        async for changed in self._registry.bell():
-            if changed.startswith("key:") or time.monotonic() - read > FULL_READ_S:
+        read_at = time.monotonic()
+        async for message in self._registry.bell():
+            if message.startswith("key:") or time.monotonic() - read_at > FULL_READ_S:
                 await self.refresh()
-                read = time.monotonic()
+                read_at = time.monotonic()
 
 
 def local_key(path: str) -> str:
-    """Return the key of this machine's user, or nothing when there is no such file."""
+    """Return the key of this machine's user; empty if the file cannot be read."""
     if not path:
         return ""
     try:

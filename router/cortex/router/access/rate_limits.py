@@ -1,11 +1,10 @@
-"""Holds keys to their limits: from the door, before a request's body is read, to the last byte of its answer.
+"""Enforces the limits of API keys, from before a request's body is read to the last byte of its answer.
 
-A request's share is taken by what is known of it: by the length that its head announces, then by the bytes that were
-read, then by how many answers it wants. What is over a limit is refused before anything is read on, fetched, counted
-or translated for it.
+A request's share is estimated in steps: from its Content-Length, then from the bytes read, then from the number of
+answers it requests. A request over a limit is rejected before the router reads, fetches, counts or translates more.
 
-A key without limits takes nothing: its requests are served as they are. While Redis is away nothing can be counted
-over all routers, and no request is refused: what is warm goes on.
+Requests of a key without limits are not counted. While Redis is unavailable, usage cannot be counted across routers
+and no request is rejected: warm functions keep serving.
 """
 
 import asyncio
@@ -31,28 +30,28 @@ log = structlog.get_logger()
 Headers = list[tuple[bytes, bytes]]
 
 BYTES_PER_TOKEN = 4
-"""What a prompt is taken to have until its worker has counted."""
+"""Estimate for a prompt until its worker reports the count."""
 COVER = 1024 * 1024
-"""Bytes of a body of unknown length that are read before they are covered."""
+"""Bytes read of a body of unknown length before its share is raised."""
 _SHORT = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at a time"}
 
 
 class RateLimiter:
-    """The tickets this router worker holds. `renew()` runs for as long as it does."""
+    """The tickets this router worker holds. `renew()` runs while the worker does."""
 
-    def __init__(self, quota: Quota, view: FleetView, journeys: RequestRecords) -> None:
-        self._quota, self._view, self._journeys = quota, view, journeys
+    def __init__(self, quota: Quota, view: FleetView, request_records: RequestRecords) -> None:
+        self._quota, self._view, self._request_records = quota, view, request_records
         self._held: dict[str, set[str]] = {}
 
     async def enter(self, caller: Principal, dialect: Dialect, size: int) -> "Share":
-        """Take the share of one request, whose prompt has `size` bytes as far as is known. Raises OverLimits."""
+        """Take the share of one request whose body has `size` bytes so far. Raises OverLimits."""
         share = Share(self, caller, dialect)
         if caller.limits:
             await share.enter(size)
         return share
 
     async def take(self, caller: Principal, ticket: str, tokens: int, answers: int = 1) -> Verdict | None:
-        """Take a part of a request's share; None while nothing can be counted."""
+        """Take a part of a request's share; None while usage cannot be counted."""
         if self._view.away:
             return None
         try:
@@ -64,19 +63,19 @@ class RateLimiter:
             self._held.setdefault(caller.id, set()).update(tickets(ticket, answers))
         return verdict
 
-    async def settle(self, caller: Principal, ticket: str, taken: int, used: int, answers: int = 1) -> None:
-        """Give a part of a request's share back, but for what it used."""
+    async def settle(self, caller: Principal, ticket: str, reserved: int, used: int, answers: int = 1) -> None:
+        """Give back the unused rest of a part of a request's share."""
         held = self._held.get(caller.id, set())
         held.difference_update(tickets(ticket, answers))
         if not held:
             self._held.pop(caller.id, None)
         try:
-            await self._quota.settle(caller.id, caller.limits, ticket, taken, used, answers)
+            await self._quota.settle(caller.id, caller.limits, ticket, reserved, used, answers)
         except RecordUnavailable as error:
-            log.warning("limits_not_settled", why=str(error))  # the ticket ends with its lease
+            log.warning("limits_not_settled", why=str(error))  # the ticket expires with its lease
 
     async def renew(self) -> None:
-        """Hold on to the tickets of requests that are still served, until cancelled."""
+        """Renew the tickets of requests in flight, until cancelled."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
             try:
@@ -85,25 +84,25 @@ class RateLimiter:
             except RecordUnavailable:
                 continue
 
-    def refusal(self, over: OverLimits, journey: RequestRecord, dialect: Dialect) -> ASGIApp:
-        """Return what answers a request that is over a limit, and lists it among those that are over."""
+    def reject(self, error: OverLimits, request_record: RequestRecord, dialect: Dialect) -> ASGIApp:
+        """Return the app that answers a request over a limit and records it."""
 
-        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-            fault = over.fault()
+        async def send_error(scope: Scope, receive: Receive, send: Send) -> None:
+            fault = error.fault()
             status = fault.status(dialect)
-            self._journeys.begun(journey)
-            journey.status, journey.fault, journey.why = status, fault.kind, fault.message
+            self._request_records.begun(request_record)
+            request_record.status, request_record.fault, request_record.why = status, fault.kind, fault.message
             try:
-                headers = [*((k.encode(), v.encode()) for k, v in fault.headers().items()), *over.headers]
-                await send_json(send, status, envelope(fault, dialect, journey.id), journey.id, headers)
+                headers = [*((k.encode(), v.encode()) for k, v in fault.headers().items()), *error.headers]
+                await send_json(send, status, envelope(fault, dialect, request_record.id), request_record.id, headers)
             finally:
-                self._journeys.over(journey)
+                self._request_records.over(request_record)
 
-        return refuse
+        return send_error
 
 
-class _Taking(Struct, frozen=True):
-    """A part of a share, as it was taken."""
+class _Part(Struct, frozen=True):
+    """One part of a share, under a ticket of its own."""
 
     ticket: str
     tokens: int
@@ -111,11 +110,11 @@ class _Taking(Struct, frozen=True):
 
 
 class Share:
-    """What one request has taken of its key's limits. Of a key without limits, nothing."""
+    """The part of its key's limits that one request has reserved; empty for a key without limits."""
 
-    def __init__(self, metering: RateLimiter, caller: Principal, dialect: Dialect) -> None:
-        self._metering, self._caller, self._dialect = metering, caller, dialect
-        self._takings: list[_Taking] = []
+    def __init__(self, limiter: RateLimiter, caller: Principal, dialect: Dialect) -> None:
+        self._limiter, self._caller, self._dialect = limiter, caller, dialect
+        self._parts: list[_Part] = []
         self._verdict: Verdict | None = None
         self._size = 0
 
@@ -125,55 +124,56 @@ class Share:
         await self._take(self._estimate, 1)
 
     async def cover(self, size: int) -> None:
-        """Cover a body that turns out longer than was known, some of it at a time. Raises OverLimits."""
+        """Raise the share for a body that grows, one step of `COVER` bytes at a time. Raises OverLimits."""
         if size >= self._size + COVER:
-            await self.put_right(size, 1)
+            await self.adjust(size, 1)
 
-    async def put_right(self, size: int, answers: int) -> None:
-        """Cover a request that was read: `size` bytes of body, and `answers`, each of which counts as a request.
+    async def adjust(self, size: int, answers: int) -> None:
+        """Raise the share to `size` bytes of body and `answers`, each of which counts as a request.
 
-        Raises OverLimits, and TooManyAnswers for more of them than the caller's limits ever hold.
+        Raises OverLimits, or TooManyAnswers if the caller's limits can never cover them.
         """
         limits = self._caller.limits
         if not limits:
             return
-        most = min(limit for limit in (limits.rpm, limits.concurrent, answers) if limit)
-        if answers > most:
-            raise TooManyAnswers(answers, most)
+        bound = min(limit for limit in (limits.rpm, limits.concurrent, answers) if limit)
+        if answers > bound:
+            raise TooManyAnswers(answers, bound)
         self._size = max(self._size, size)
         if self._verdict is None:
             return
-        tokens = min(self._estimate, limits.tpm) - sum(t.tokens for t in self._takings)
-        answers -= sum(t.answers for t in self._takings)
+        tokens = min(self._estimate, limits.tpm) - sum(p.tokens for p in self._parts)
+        answers -= sum(p.answers for p in self._parts)
         if tokens > 0 or answers > 0:
             await self._take(max(0, tokens), max(0, answers))
 
-    def around(self, app: ASGIApp, journey: RequestRecord) -> ASGIApp:
-        """Return what serves a request within its share, and settles it before the last byte of the answer."""
+    def wrap(self, app: ASGIApp, request_record: RequestRecord) -> ASGIApp:
+        """Return an app that adds the rate headers and settles the share before the last byte of the answer."""
         if self._verdict is None:
             return app
         limits = rate_headers(self._verdict, self._caller.limits, self._dialect, time.time())
 
-        async def metered(scope: Scope, receive: Receive, send: Send) -> None:
-            async def within_limits(message: Message) -> None:
+        async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_limited(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     message["headers"] = [*message["headers"], *limits]
                 elif message["type"] == "http.response.body" and not message["more_body"]:
-                    await self.settle(used(journey, self._estimate))  # a client that waits for it may come at once
+                    # Before the last byte, because the client may send its next request at once.
+                    await self.settle(used(request_record, self._estimate))
                 await send(message)
 
             try:
-                await app(scope, receive, within_limits)
+                await app(scope, receive, send_limited)
             finally:
-                await self.settle(used(journey, self._estimate))
+                await self.settle(used(request_record, self._estimate))
 
-        return metered
+        return limited
 
     async def settle(self, tokens: int = 0) -> None:
-        """Give the share back, but for the tokens that were used. Does nothing the second time."""
-        takings, self._takings = self._takings, []
-        if takings:
-            await asyncio.shield(self._settle(takings, tokens))
+        """Give the share back, less the tokens used. Calling it again does nothing."""
+        parts, self._parts = self._parts, []
+        if parts:
+            await asyncio.shield(self._settle(parts, tokens))
 
     @property
     def _estimate(self) -> int:
@@ -181,64 +181,64 @@ class Share:
 
     async def _take(self, tokens: int, answers: int) -> None:
         ticket = secrets.token_hex(12)
-        verdict = await self._metering.take(self._caller, ticket, tokens, answers)
+        verdict = await self._limiter.take(self._caller, ticket, tokens, answers)
         if verdict is None:
             return
         if verdict.short:
             limits = rate_headers(verdict, self._caller.limits, self._dialect, time.time())
             raise OverLimits(over_limits_message(verdict, self._caller), verdict.wait_s, limits)
         self._verdict = verdict
-        self._takings.append(_Taking(ticket, verdict.taken, answers))
+        self._parts.append(_Part(ticket, verdict.taken, answers))
 
-    async def _settle(self, takings: list[_Taking], tokens: int) -> None:
-        for taking in takings:
-            await self._metering.settle(self._caller, taking.ticket, taking.tokens, tokens, taking.answers)
+    async def _settle(self, parts: list[_Part], tokens: int) -> None:
+        for part in parts:
+            await self._limiter.settle(self._caller, part.ticket, part.tokens, tokens, part.answers)
             tokens = 0
 
 
-def used(journey: RequestRecord, estimate: int) -> int:
-    """Return the tokens of a request that is over.
+def used(request_record: RequestRecord, estimate: int) -> int:
+    """Return the tokens that a finished request used:
 
-    (1) nothing, if it never went to a worker;
-    (2) what its worker counted, of an answer that came to its end;
-    (3) of any other, the prompt, as estimated if it was not counted, and a token for every piece that came, or more
-        where pieces held more.
+    (1) none, if it never reached a worker;
+    (2) the worker's count, if the answer was complete;
+    (3) otherwise the prompt (estimated if not counted) plus one token per piece, or more if pieces held more.
     """
-    if not (journey.instance or journey.tries or journey.pieces):  # (1)
+    if not (request_record.instance or request_record.tries or request_record.pieces):  # (1)
         return 0
-    counted = journey.tokens_in + journey.tokens_out
-    if counted and not (journey.left or journey.fault):  # (2)
+    counted = request_record.tokens_in + request_record.tokens_out
+    if counted and not (request_record.left or request_record.fault):  # (2)
         return counted
-    return (journey.tokens_in or estimate) + max(journey.tokens_out, journey.pieces, journey.rough_tokens)  # (3)
+    tokens_out = max(request_record.tokens_out, request_record.pieces, request_record.rough_tokens)
+    return (request_record.tokens_in or estimate) + tokens_out  # (3)
 
 
 def over_limits_message(verdict: Verdict, caller: Principal) -> str:
-    """Return which of its limits a caller is over, and when to come back."""
-    most = {"requests": caller.limits.rpm, "tokens": caller.limits.tpm, "concurrent": caller.limits.concurrent}
-    limit = f"{most[verdict.short]} {_SHORT[verdict.short]}"
+    """Return which limit a caller has exceeded and when to retry."""
+    limits = {"requests": caller.limits.rpm, "tokens": caller.limits.tpm, "concurrent": caller.limits.concurrent}
+    limit = f"{limits[verdict.short]} {_SHORT[verdict.short]}"
     return f"the key '{caller.name}' may make {limit}; try again in {max(1, ceil(verdict.wait_s))} s"
 
 
 def rate_headers(verdict: Verdict, limits: Limits, dialect: Dialect, now: float) -> Headers:
-    """Return what each dialect's clients look for to pace themselves."""
-    found = [
-        (what, most, left, full_s)
-        for what, most, left, full_s in (
+    """Return the rate-limit headers that clients of the dialect expect."""
+    quotas = [
+        (unit, limit, left, full_s)
+        for unit, limit, left, full_s in (
             ("requests", limits.rpm, verdict.requests_left, verdict.requests_full_s),
             ("tokens", limits.tpm, verdict.tokens_left, verdict.tokens_full_s),
         )
-        if most
+        if limit
     ]
     if dialect == "messages":
         return [
-            (f"anthropic-ratelimit-{what}-{name}".encode(), value.encode())
-            for what, most, left, full_s in found
-            for name, value in (("limit", str(most)), ("remaining", str(left)), ("reset", _instant(now + full_s)))
+            (f"anthropic-ratelimit-{unit}-{name}".encode(), value.encode())
+            for unit, limit, left, full_s in quotas
+            for name, value in (("limit", str(limit)), ("remaining", str(left)), ("reset", _instant(now + full_s)))
         ]
     return [
-        (f"x-ratelimit-{name}-{what}".encode(), value.encode())
-        for what, most, left, full_s in found
-        for name, value in (("limit", str(most)), ("remaining", str(left)), ("reset", f"{full_s:.3f}s"))
+        (f"x-ratelimit-{name}-{unit}".encode(), value.encode())
+        for unit, limit, left, full_s in quotas
+        for name, value in (("limit", str(limit)), ("remaining", str(left)), ("reset", f"{full_s:.3f}s"))
     ]
 
 

@@ -1,11 +1,11 @@
-"""Sessions of browsers: what the status page's cookie stands for.
+"""Browser sessions behind the status page's cookie.
 
-A cookie holds a random id and a seal, never an API key. The id's SHA-256 is in Redis with the digest of the key that
-began the session, so that every router worker knows it and a logout ends it for all of them at once. The right to do
-anything stays with the key: a session whose key was revoked, rotated away or has expired opens nothing.
+A cookie holds a random id and a seal, never an API key. Redis maps the id's SHA-256 to the digest of the key that
+opened the session, so every router worker accepts it and a logout ends it everywhere at once. Rights belong to the
+key: a session whose key was revoked, rotated or has expired grants nothing.
 
-Every request with a cookie reads Redis once, so only ids with our seal (HMAC under the fleet token) are looked up: a
-made-up cookie costs no Redis call. While Redis is away, sessions that this worker has seen stand.
+Every request with a cookie reads Redis once, so only ids with a valid seal (HMAC under the fleet token) are looked
+up: a forged cookie costs no Redis call. While Redis is unavailable, this worker uses its cached sessions.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from cortex.router.access.keyring import KeyRing
 
 SESSION_S = 7 * 86400
 MOST_SESSIONS = 1000
-"""Over all keys; one more ends the oldest."""
+"""Limit over all keys; one more ends the oldest."""
 ID_BYTES = 32
 
 
@@ -29,51 +29,51 @@ class Sessions:
 
     def __init__(self, registry: Registry, ring: KeyRing, token: Callable[[], str]) -> None:
         self._registry, self._ring, self._token = registry, ring, token
-        self._seen: dict[str, Session] = {}
+        self._cache: dict[str, Session] = {}
 
     async def begin(self, secret: str) -> str:
-        """Begin a session of an API key; return its cookie. Raises RecordAway."""
+        """Begin a session for an API key; return its cookie. Raises RecordUnavailable."""
         id = secrets.token_urlsafe(ID_BYTES)
         now = time.time()
         session = Session(key=digest(secret), began=now, ends=now + SESSION_S)
-        known = await self._registry.sessions()
-        ended = [name for name, one in known.items() if one.ends <= now]
-        alive = sorted((one.began, name) for name, one in known.items() if one.ends > now)
+        sessions = await self._registry.sessions()
+        ended = [name for name, entry in sessions.items() if entry.ends <= now]
+        alive = sorted((entry.began, name) for name, entry in sessions.items() if entry.ends > now)
         ended += [name for _, name in alive[: max(0, len(alive) - MOST_SESSIONS + 1)]]
         await self._registry.begin_session(digest(id), session, ended)
         return f"{id}.{self._seal(id)}"
 
     async def find(self, cookie: str) -> Principal | None:
-        """Return who a cookie stands for, or None."""
+        """Return the principal of a cookie's session, or None."""
         name = self._name(cookie)
         if name is None:
             return None
         try:
             session = await self._registry.session(name)
         except RecordUnavailable:
-            session = self._seen.get(name)
+            session = self._cache.get(name)
         else:
-            self._note(name, session)
+            self._remember(name, session)
         if session is None or session.ends <= time.time():
             return None
-        return self._ring.of(session.key)
+        return self._ring.by_digest(session.key)
 
     async def end(self, cookie: str) -> None:
-        """End a session everywhere. Raises RecordAway; then it goes on."""
+        """End a session on every worker. Raises RecordUnavailable; the session then stays open."""
         if name := self._name(cookie):
             await self._registry.end_session(name)
-            self._note(name, None)
+            self._remember(name, None)
 
-    def _note(self, name: str, session: Session | None) -> None:
-        self._seen.pop(name, None)
+    def _remember(self, name: str, session: Session | None) -> None:
+        self._cache.pop(name, None)
         if session is None:
             return
-        if len(self._seen) >= MOST_SESSIONS:
-            del self._seen[next(iter(self._seen))]
-        self._seen[name] = session
+        if len(self._cache) >= MOST_SESSIONS:
+            del self._cache[next(iter(self._cache))]
+        self._cache[name] = session
 
     def _name(self, cookie: str) -> str | None:
-        """Return what a cookie is known by in Redis; None unless its seal is ours."""
+        """Return a cookie's key in Redis; None if its seal is invalid."""
         id, _, seal = cookie.partition(".")
         sealed = hmac.compare_digest(seal.encode("utf-8", "replace"), self._seal(id).encode())
         return digest(id) if sealed else None

@@ -61,7 +61,7 @@ class Declarations(Protocol):
 
     digest: str
 
-    def known(self, name: str) -> Target | None: ...
+    def get(self, name: str) -> Target | None: ...
     async def change(self, timeout_s: float, *others: asyncio.Future[Any]) -> None: ...
 
 
@@ -373,7 +373,7 @@ class Activator:
 
     def _declares(self, function: Function, rev: str) -> bool:
         """Whether the catalogue still declares a function in this revision."""
-        target = self._directory.known(function.id)
+        target = self._directory.get(function.id)
         return target is not None and (target.function.id, target.revision) == (function.id, rev)
 
     async def _recovered(self, function: Function, rev: str) -> bool:

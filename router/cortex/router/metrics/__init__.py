@@ -1,1 +1,1 @@
-"""What is counted, and how it is shown: over all worker processes, and over the last hour."""
+"""Metrics over all worker processes, and the last hour's traffic."""

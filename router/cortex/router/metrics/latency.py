@@ -1,7 +1,7 @@
-"""Times as counts in geometric steps: those of several processes add up, and percentiles stay true. Pure.
+"""Latency histograms with geometric buckets, which can be merged over processes. Pure.
 
-A step is a tenth, and its middle is what is said: a percentile is a twentieth off at most. From a millisecond to an
-hour there are 159 steps, and only those that were met are kept: a spread is small, and cannot grow without end.
+Buckets grow by 10 %. A percentile reports its bucket's midpoint, so the error is at most 5 %. From a millisecond to an
+hour there are 159 buckets, and empty ones are not stored, so a histogram is small and bounded.
 """
 
 import math
@@ -9,39 +9,39 @@ from collections.abc import Iterable
 
 LEAST_S, MOST_S, STEP = 0.001, 3600.0, 1.1
 _LOG = math.log(STEP)
-SHARES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
+QUANTILES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
 
-Spread = dict[int, int]
-"""How many times fell on each step; a step n ends at `LEAST_S * STEP ** n`."""
-
-
-def note(spread: Spread, seconds: float) -> None:
-    """Count a time."""
-    step = math.ceil(math.log(min(seconds, MOST_S) / LEAST_S) / _LOG) if seconds > LEAST_S else 0
-    spread[step] = spread.get(step, 0) + 1
+Histogram = dict[int, int]
+"""Counts by bucket; the upper edge of bucket n is `LEAST_S * STEP ** n`."""
 
 
-def together(spreads: Iterable[Spread]) -> Spread:
-    """Add up spreads."""
-    total: Spread = {}
-    for spread in spreads:
-        for step, count in spread.items():
-            total[step] = total.get(step, 0) + count
+def add(histogram: Histogram, seconds: float) -> None:
+    """Count one duration."""
+    bucket = math.ceil(math.log(min(seconds, MOST_S) / LEAST_S) / _LOG) if seconds > LEAST_S else 0
+    histogram[bucket] = histogram.get(bucket, 0) + 1
+
+
+def merge(histograms: Iterable[Histogram]) -> Histogram:
+    """Return the sum of histograms."""
+    total: Histogram = {}
+    for histogram in histograms:
+        for bucket, count in histogram.items():
+            total[bucket] = total.get(bucket, 0) + count
     return total
 
 
-def percentile(spread: Spread, share: float) -> float | None:
-    """Return the time, in seconds, that `share` of those counted stayed below; None when there is none."""
-    rank = share * sum(spread.values())
-    seen = 0
-    for step, count in sorted(spread.items()):
-        seen += count
-        if seen >= rank:
-            return LEAST_S * math.exp(_LOG * (step - 0.5))
+def percentile(histogram: Histogram, quantile: float) -> float | None:
+    """Return a quantile in seconds; None for an empty histogram."""
+    rank = quantile * sum(histogram.values())
+    cumulative = 0
+    for bucket, count in sorted(histogram.items()):
+        cumulative += count
+        if cumulative >= rank:
+            return LEAST_S * math.exp(_LOG * (bucket - 0.5))
     return None
 
 
-def percentiles(spread: Spread) -> dict[str, float] | None:
-    """Return p50, p95 and p99, in seconds; None when nothing was counted."""
-    found = {name: percentile(spread, share) for name, share in SHARES.items()}
-    return {name: round(s, 4) for name, s in found.items() if s is not None} or None
+def percentiles(histogram: Histogram) -> dict[str, float] | None:
+    """Return p50, p95 and p99 in seconds; None for an empty histogram."""
+    values = {name: percentile(histogram, quantile) for name, quantile in QUANTILES.items()}
+    return {name: round(s, 4) for name, s in values.items() if s is not None} or None

@@ -1,7 +1,9 @@
-"""What a journey that is over adds to the metrics, and how a router worker stands at this moment."""
+"""Counters of finished requests, and gauges of this router worker."""
 
 import time
 from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
 
 from cortex.platform import metrics
 from cortex.platform.in_flight import InFlight
@@ -13,74 +15,74 @@ NOWHERE = "none"
 
 
 class RequestMetrics:
-    """Counts journeys; `snapshot()` adds how things stand."""
+    """Counts finished requests; `snapshot()` adds the gauges."""
 
-    def __init__(self, view: FleetView, flights: InFlight) -> None:
-        self._view, self._flights = view, flights
+    def __init__(self, view: FleetView, in_flight: InFlight) -> None:
+        self._view, self._in_flight = view, in_flight
         self._meter = Meter()
 
-    def note(self, journey: RequestRecord) -> None:
-        """Count a journey that is over.
+    def count(self, request_record: RequestRecord) -> None:
+        """Count a finished request:
 
-        (1) One that was over its key's limits had no function yet: the refusal is counted.
-        (2) Of one that only counted tokens, the response is counted; its times are no answer's.
+        (1) without a function (it exceeded its key's limits): only the rejection;
+        (2) for a token count: only the response, because its times are not those of an answer.
         """
-        meter, model = self._meter, journey.function
+        meter, model = self._meter, request_record.function
         if not model:  # (1)
-            self.refused(journey.fault)
+            self.count_rejection(request_record.fault)
             return
-        if journey.dialect == COUNT_TOKENS:  # (2)
-            meter.count(metrics.RESPONSES, (model, journey.dialect, str(journey.status)))
+        if request_record.dialect == COUNT_TOKENS:  # (2)
+            meter.count(metrics.RESPONSES, (model, request_record.dialect, str(request_record.status)))
             return
-        both = (model, journey.host or NOWHERE)
-        meter.count(metrics.REQUESTS, both)
-        meter.count(metrics.RESPONSES, (model, journey.dialect, str(journey.status)))
-        meter.observe(metrics.DURATION, both, journey.ended - journey.began)
-        meter.observe(metrics.OVERHEAD, ("read",), journey.read_s)
-        if journey.choose_s:
-            meter.observe(metrics.OVERHEAD, ("choose",), journey.choose_s)
-        if journey.pieces:
-            meter.observe(metrics.OVERHEAD, ("translate",), journey.translate_s)
-        if journey.first and journey.streams:
-            meter.observe(metrics.FIRST_TOKEN, both, journey.first - journey.began)
-        if journey.gaps is not None:
-            meter.observed(metrics.INTER_TOKEN, both, journey.gaps, journey.gaps_s)
-        if journey.streams and (rate := journey.tokens_per_s):
-            meter.observe(metrics.TOKENS_PER_SECOND, both, rate)
-        if journey.tokens_in or journey.tokens_out:
-            meter.count(metrics.TOKENS_IN, both, journey.tokens_in)
-            meter.count(metrics.TOKENS_OUT, both, journey.tokens_out)
-            meter.count(metrics.TOKENS_CACHED, both, journey.cached)
-        if journey.cold:
-            meter.observe(metrics.QUEUE_WAIT, (model,), journey.queued_s)
-        if journey.failed:
-            meter.count(metrics.ERRORS, both)
-        for broke in (t for t in journey.tries if t.replayed):
-            meter.count(metrics.REPLAYS, (model, broke.host or NOWHERE))
-        if journey.fault and not journey.pieces and not journey.left:
-            meter.count(metrics.REJECTIONS, (model, journey.fault))
-        if journey.left:
+        labels = (model, request_record.host or NOWHERE)
+        meter.count(metrics.REQUESTS, labels)
+        meter.count(metrics.RESPONSES, (model, request_record.dialect, str(request_record.status)))
+        meter.observe(metrics.DURATION, labels, request_record.ended - request_record.began)
+        meter.observe(metrics.OVERHEAD, ("read",), request_record.read_s)
+        if request_record.choose_s:
+            meter.observe(metrics.OVERHEAD, ("choose",), request_record.choose_s)
+        if request_record.pieces:
+            meter.observe(metrics.OVERHEAD, ("translate",), request_record.translate_s)
+        if request_record.first and request_record.streams:
+            meter.observe(metrics.FIRST_TOKEN, labels, request_record.first - request_record.began)
+        if request_record.gaps is not None:
+            meter.observed(metrics.INTER_TOKEN, labels, request_record.gaps, request_record.gaps_s)
+        if request_record.streams and (rate := request_record.tokens_per_s):
+            meter.observe(metrics.TOKENS_PER_SECOND, labels, rate)
+        if request_record.tokens_in or request_record.tokens_out:
+            meter.count(metrics.TOKENS_IN, labels, request_record.tokens_in)
+            meter.count(metrics.TOKENS_OUT, labels, request_record.tokens_out)
+            meter.count(metrics.TOKENS_CACHED, labels, request_record.cached)
+        if request_record.cold:
+            meter.observe(metrics.QUEUE_WAIT, (model,), request_record.queued_s)
+        if request_record.failed:
+            meter.count(metrics.ERRORS, labels)
+        for attempt in (t for t in request_record.tries if t.replayed):
+            meter.count(metrics.REPLAYS, (model, attempt.host or NOWHERE))
+        if request_record.fault and not request_record.pieces and not request_record.left:
+            meter.count(metrics.REJECTIONS, (model, request_record.fault))
+        if request_record.left:
             meter.count(metrics.DISCONNECTS, (model,))
 
-    def refused(self, reason: str) -> None:
-        """Count a request that never got as far as a function."""
+    def count_rejection(self, reason: str) -> None:
+        """Count a request rejected before its function was resolved."""
         self._meter.count(metrics.REFUSED, (reason,))
 
-    def fault(self, work: str) -> None:
-        """Count an exception that background work survived."""
+    def count_fault(self, work: str) -> None:
+        """Count an exception that a background task raised and survived."""
         self._meter.count(metrics.ROUTER_FAULTS, (work,))
 
     def snapshot(self) -> Snapshot:
-        """Return what was counted so far, and how things stand."""
-        found = self._meter.snapshot(self._standing())
-        # Coarse, so that a process with nothing to do says nothing new every second.
+        """Return the counters and the gauges."""
+        snapshot = self._meter.snapshot(self._gauges())
+        # Rounded, so that the snapshot of an idle process does not change every second.
         cpu = Count(metrics.CPU.name, (), round(time.process_time(), 1))
-        return Snapshot(counts=(*found.counts, cpu), spreads=found.spreads, gauges=found.gauges, dropped=found.dropped)
+        return replace(snapshot, counts=(*snapshot.counts, cpu))
 
-    def _standing(self) -> Iterable[Count]:
+    def _gauges(self) -> Iterable[Count]:
         yield Count(metrics.PROCESSES.name, (), 1)
         yield Count(metrics.AWAY.name, (), float(self._view.away))
-        busy, waiting = self._flights.counts()
+        busy, waiting = self._in_flight.counts()
         yield from _by_function(metrics.IN_FLIGHT.name, busy, self._view.placed)
         for function, number in waiting.items():
             yield Count(metrics.WAITING.name, (function,), number)
@@ -91,10 +93,10 @@ class RequestMetrics:
 def _by_function(
     name: str, by_instance: dict[str, int], placed: Callable[[str], tuple[str, str] | None]
 ) -> Iterable[Count]:
-    """Put numbers per instance together by function and host. An instance the record knows no more is left out."""
-    found: dict[tuple[str, str], int] = {}
+    """Sum counts per instance by function and host. Instances missing from the record are left out."""
+    totals: dict[tuple[str, str], int] = {}
     for instance, number in by_instance.items():
-        if where := placed(instance):
-            found[where] = found.get(where, 0) + number
-    for labels, number in found.items():
+        if labels := placed(instance):
+            totals[labels] = totals.get(labels, 0) + number
+    for labels, number in totals.items():
         yield Count(name, labels, number)

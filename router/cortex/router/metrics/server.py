@@ -1,15 +1,14 @@
 """The metrics port: one listener for all worker processes of a router, in the process that started them.
 
-It runs beside everything else, in a thread with a loop of its own, and touches nothing the requests need. What the
-workers count is read from their tallies; what is said of the fleet, from the record at the moment it is asked for, so
-that it is absent rather than stale while Redis is away.
+It runs in a thread with its own event loop and shares nothing with request handling. The workers' counters come from
+their files; fleet metrics come from the record at the time of the scrape, so they are absent rather than stale while
+Redis is unavailable.
 
-Who may read, in this order:
-(1) a caller with the secret of `[gateway] metrics_token_file`, or a key of scope status or admin, as a bearer token;
-(2) on loopback, a caller that names this machine in `Host`: a page of another site cannot, DNS rebinding or not;
-(3) elsewhere, everybody, where the operator chose `--insecure` and no key was made.
-The port speaks plain HTTP. The metrics token exists so that no API key crosses a network for it, and so that the
-metrics can be read while Redis is away.
+These callers may read, in this order:
+(1) with the secret of `[gateway] metrics_token_file`, or a key of scope status or admin, as a bearer token;
+(2) on loopback, with a `Host` that names this machine, which excludes pages of other sites and DNS rebinding;
+(3) otherwise anyone, if the operator set `--insecure` and no key exists.
+The port serves plain HTTP. The metrics token keeps API keys off the network and works while Redis is unavailable.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ from cortex.platform.serving.address import is_loopback
 from cortex.platform.settings import Gateway, Settings
 from cortex.router.access.auth import answers_to, read_credentials
 from cortex.router.access.keyring import KeyRing, local_key
-from cortex.router.metrics.worker_counts import gathered
+from cortex.router.metrics.worker_counts import collect
 
 log = structlog.get_logger()
 
@@ -48,7 +47,7 @@ TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsServer:
-    """Serves `/metrics`. Use it as a context; a port that is taken costs the metrics, not the router."""
+    """Serves `/metrics` as a context manager. If its port is in use, the router runs without metrics."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
@@ -65,7 +64,7 @@ class MetricsServer:
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            opened = socket.create_server((host, int(port)), family=family)
+            listening = socket.create_server((host, int(port)), family=family)
         except OSError as error:
             log.error("metrics_not_served", listen=listen, why=str(error))
             return self
@@ -79,7 +78,7 @@ class MetricsServer:
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, args=(opened,), name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(listening,), name="metrics", daemon=True)
         self._thread.start()
         log.info("metrics_served", url=f"http://{listen}/metrics")
         return self
@@ -89,29 +88,29 @@ class MetricsServer:
             self._server.should_exit = True
             self._thread.join(STOP_S)
 
-    def _run(self, opened: socket.socket) -> None:
-        """Serve until the end, and again after whatever broke it."""
+    def _run(self, listening: socket.socket) -> None:
+        """Serve until `__exit__`; restart the server after an exception."""
         assert self._server is not None
         while not self._server.should_exit:
             try:
-                self._server.run(sockets=[opened.dup()])
+                self._server.run(sockets=[listening.dup()])
             except Exception as error:
                 log.error("metrics_port_broke", exc_info=error)
                 time.sleep(STOP_S)
-        opened.close()
+        listening.close()
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer GET /metrics, and nothing else."""
+        """Answer `GET /metrics`; 404 for everything else."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._lifespan(receive, send)
             return
-        found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
-        status, body = 404, b"there is only /metrics here\n"
+        is_metrics = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
+        status, body = 404, b"not found: this port serves /metrics only\n"
         gateway = self._settings.gateway
         token = await asyncio.to_thread(metrics_token, gateway.metrics_token_file)
-        if found and (refusal := refused(scope["headers"], self._ring, gateway, token)):
-            status, body = refusal
-        elif found:
+        if is_metrics and (error := rejection(scope["headers"], self._ring, gateway, token)):
+            status, body = error
+        elif is_metrics:
             status, body = 200, await self._metrics()
         headers = [(b"content-type", TEXT), (b"content-length", str(len(body)).encode())]
         if status == 401:
@@ -119,8 +118,8 @@ class MetricsServer:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _live(self, receive: Any, send: Any) -> None:
-        """Follow the API keys for as long as the port is open."""
+    async def _lifespan(self, receive: Any, send: Any) -> None:
+        """Follow the API keys while the port is open."""
         await receive()
         NameLookups().install(asyncio.get_running_loop())
         registry = self._registry = Registry.of(self._settings)
@@ -136,32 +135,32 @@ class MetricsServer:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _metrics(self) -> bytes:
-        own = await asyncio.to_thread(gathered, self._folder)
+        own = await asyncio.to_thread(collect, self._folder)
         dropped = Count(metrics.DROPPED.name, (), own.dropped)
         fleet = await self._fleet()
         return await asyncio.to_thread(lambda: text(added([own, Snapshot(counts=(dropped,)), fleet])))
 
     async def _fleet(self) -> Snapshot:
-        """Read the record: what the agents counted, and how things stand."""
+        """Read the agents' counters and the fleet gauges from the record."""
         registry = self._registry
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             await registry.ping()
-            took = Count(metrics.RECORD_PING.name, (), time.monotonic() - began)
+            ping = Count(metrics.RECORD_PING.name, (), time.monotonic() - started)
             fleet = await registry.fleet(clock.now())
-            counted = await registry.counted(fleet.hosts)
+            agent_counts = await registry.counted(fleet.hosts)
             gauges = (
                 Count(metrics.RECORD_UP.name, (), 1),
-                took,
+                ping,
                 *fleet_gauges(fleet, await registry.jobs(), clock.now()),
             )
-            return added([*counted, Snapshot(gauges=gauges)])
+            return added([*agent_counts, Snapshot(gauges=gauges)])
         except RecordUnavailable:
             return Snapshot(gauges=(Count(metrics.RECORD_UP.name, (), 0),))
 
 
 def metrics_token(path: str) -> str:
-    """Return the secret in a file; empty when there is none that can be used: no caller then gets in by it."""
+    """Return the secret in a file; empty if it is missing or too short, and then no token is accepted."""
     if not path:
         return ""
     try:
@@ -175,20 +174,20 @@ def metrics_token(path: str) -> str:
     return token
 
 
-def refused(headers: Any, ring: KeyRing, gateway: Gateway, token: str) -> tuple[int, bytes] | None:
-    """Return the status and text of a refusal, or None, by the numbers above."""
-    shown = read_credentials(headers)
-    if token and same(shown.secret, token):  # (1)
+def rejection(headers: Any, ring: KeyRing, gateway: Gateway, token: str) -> tuple[int, bytes] | None:
+    """Return status and text if the caller may not read; the numbers refer to the module's docstring."""
+    credentials = read_credentials(headers)
+    if token and same(credentials.secret, token):  # (1)
         return None
-    known = ring.find(shown.secret) if shown.secret else None
-    if known is not None:
-        return None if known.may(Right.STATUS) else (403, b"a key of scope status or admin is needed\n")
+    caller = ring.find(credentials.secret) if credentials.secret else None
+    if caller is not None:
+        return None if caller.may(Right.STATUS) else (403, b"this needs a key of scope status or admin\n")
     if is_loopback(gateway.metrics_listen):  # (2)
-        if answers_to(shown.host, gateway.allowed_hosts):
+        if answers_to(credentials.host, gateway.allowed_hosts):
             return None
-        return 403, b"only this machine's own names are answered: add this one to [gateway] allowed_hosts\n"
-    if not ring.known:
-        return 503, b"API keys could not be read yet: Redis does not answer\n"
-    if gateway.insecure and not ring.any_made:  # (3)
+        return 403, b"Host does not name this machine: add the name to [gateway] allowed_hosts\n"
+    if not ring.loaded:
+        return 503, b"API keys are not loaded yet: Redis does not answer\n"
+    if gateway.insecure and not ring.has_keys:  # (3)
         return None
-    return 401, b"the metrics token, or a key of scope status or admin, is needed as `Authorization: Bearer ...`\n"
+    return 401, b"send the metrics token, or a key of scope status or admin, as `Authorization: Bearer ...`\n"

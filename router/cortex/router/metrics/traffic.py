@@ -1,6 +1,6 @@
 """The last hour of a router worker: requests, errors, times and tokens, in buckets of ten seconds. Pure.
 
-Bounded: an hour of buckets for everything together, and five minutes per function of the catalogue.
+Bounded: one hour of buckets in total, and five minutes per function of the catalogue.
 """
 
 from collections import deque
@@ -15,65 +15,65 @@ from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 BUCKET_S = 10
 HOUR = 360
 LATELY = 30
-"""Buckets kept per function: five minutes."""
+"""Buckets per function: five minutes."""
 MOST_FUNCTIONS = 5000
 
 
 class Bucket(Struct, kw_only=True):
-    """What ended in ten seconds. Sums, so that several processes' buckets can be added up."""
+    """Requests that ended within ten seconds, as sums, so that buckets of several processes can be added."""
 
     at: int = 0
-    """When it began."""
+    """Start, in Unix seconds."""
     requests: int = 0
     errors: int = 0
     cold: int = 0
     duration_s: float = 0.0
-    durations: latency.Spread = {}
+    durations: latency.Histogram = {}
     longest_s: float = 0.0
     firsts: int = 0
-    """Streams that had a first piece, and how long that took."""
+    """Streams with a first piece; `first_s` sums the time to it."""
     first_s: float = 0.0
-    first_tokens: latency.Spread = {}
+    first_tokens: latency.Histogram = {}
     tokens_in: int = 0
     tokens_out: int = 0
     timed_tokens: int = 0
-    """Tokens of streams, and how long they took from the first to the last."""
+    """Tokens of streams; `timed_s` sums the time from first to last."""
     timed_s: float = 0.0
 
 
 class Traffic:
-    """One process's buckets."""
+    """The buckets of one process."""
 
     def __init__(self) -> None:
         self._all: deque[Bucket] = deque(maxlen=HOUR)
         self._functions: dict[str, deque[Bucket]] = {}
 
-    def note(self, journey: RequestRecord, now: float) -> None:
-        """Count a journey that is over, unless it reached no function or only counted tokens."""
-        if not journey.function or journey.dialect == COUNT_TOKENS:
+    def add(self, request_record: RequestRecord, now: float) -> None:
+        """Count a finished request, unless it has no function or only counts tokens."""
+        if not request_record.function or request_record.dialect == COUNT_TOKENS:
             return
-        lately = self._functions.get(journey.function)
+        lately = self._functions.get(request_record.function)
         if lately is None:
             if len(self._functions) >= MOST_FUNCTIONS:
                 self._functions.clear()
-            lately = self._functions[journey.function] = deque(maxlen=LATELY)
+            lately = self._functions[request_record.function] = deque(maxlen=LATELY)
         at = int(now) // BUCKET_S * BUCKET_S
         for buckets in (self._all, lately):
             if not buckets or buckets[-1].at != at:
                 buckets.append(Bucket(at=at))
-        _count((self._all[-1], lately[-1]), journey)
+        _count((self._all[-1], lately[-1]), request_record)
 
     def since(self, now: float) -> tuple[list[Bucket], dict[str, Bucket]]:
         """Return the buckets of the last hour, and per function the sum of the last five minutes."""
         hour = [b for b in self._all if b.at > now - HOUR * BUCKET_S]
         lately = {
-            f: whole(b for b in buckets if b.at > now - LATELY * BUCKET_S) for f, buckets in self._functions.items()
+            f: total(b for b in buckets if b.at > now - LATELY * BUCKET_S) for f, buckets in self._functions.items()
         }
         return hour, {f: b for f, b in lately.items() if b.requests}
 
 
-def together(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[list[Bucket], dict[str, Bucket]]:
-    """Add up what several processes say."""
+def merge(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[list[Bucket], dict[str, Bucket]]:
+    """Merge the traffic of several processes."""
     hours: dict[int, list[Bucket]] = {}
     functions: dict[str, list[Bucket]] = {}
     for hour, lately in parts:
@@ -81,33 +81,33 @@ def together(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[l
             hours.setdefault(bucket.at, []).append(bucket)
         for function, bucket in lately.items():
             functions.setdefault(function, []).append(bucket)
-    return [replace(whole(b), at=at) for at, b in sorted(hours.items())], {f: whole(b) for f, b in functions.items()}
+    return [replace(total(b), at=at) for at, b in sorted(hours.items())], {f: total(b) for f, b in functions.items()}
 
 
-def _count(buckets: Iterable[Bucket], journey: RequestRecord) -> None:
-    took, failed = journey.duration_s, journey.failed
-    tokens_in, tokens_out = journey.tokens_in, journey.tokens_out
-    streamed = journey.streams and journey.first
+def _count(buckets: Iterable[Bucket], request_record: RequestRecord) -> None:
+    duration_s, failed = request_record.duration_s, request_record.failed
+    tokens_in, tokens_out = request_record.tokens_in, request_record.tokens_out
+    streamed = request_record.streams and request_record.first
     for bucket in buckets:
         bucket.requests += 1
         bucket.errors += failed
-        bucket.cold += journey.cold
-        bucket.duration_s += took
-        latency.note(bucket.durations, took)
-        bucket.longest_s = max(bucket.longest_s, took)
+        bucket.cold += request_record.cold
+        bucket.duration_s += duration_s
+        latency.add(bucket.durations, duration_s)
+        bucket.longest_s = max(bucket.longest_s, duration_s)
         bucket.tokens_in += tokens_in
         bucket.tokens_out += tokens_out
         if streamed:
             bucket.firsts += 1
-            bucket.first_s += journey.first - journey.began
-            latency.note(bucket.first_tokens, journey.first - journey.began)
-            if journey.last > journey.first:
+            bucket.first_s += request_record.first - request_record.began
+            latency.add(bucket.first_tokens, request_record.first - request_record.began)
+            if request_record.last > request_record.first:
                 bucket.timed_tokens += max(0, tokens_out - 1)
-                bucket.timed_s += journey.last - journey.first
+                bucket.timed_s += request_record.last - request_record.first
 
 
-def whole(buckets: Iterable[Bucket]) -> Bucket:
-    """Add buckets up."""
+def total(buckets: Iterable[Bucket]) -> Bucket:
+    """Return the sum of buckets."""
     parts = list(buckets)
     return Bucket(
         at=max((b.at for b in parts), default=0),
@@ -115,11 +115,11 @@ def whole(buckets: Iterable[Bucket]) -> Bucket:
         errors=sum(b.errors for b in parts),
         cold=sum(b.cold for b in parts),
         duration_s=sum(b.duration_s for b in parts),
-        durations=latency.together(b.durations for b in parts),
+        durations=latency.merge(b.durations for b in parts),
         longest_s=max((b.longest_s for b in parts), default=0.0),
         firsts=sum(b.firsts for b in parts),
         first_s=sum(b.first_s for b in parts),
-        first_tokens=latency.together(b.first_tokens for b in parts),
+        first_tokens=latency.merge(b.first_tokens for b in parts),
         tokens_in=sum(b.tokens_in for b in parts),
         tokens_out=sum(b.tokens_out for b in parts),
         timed_tokens=sum(b.timed_tokens for b in parts),

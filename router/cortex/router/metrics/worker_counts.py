@@ -1,7 +1,7 @@
-"""What the worker processes of one router have counted, left in a folder and added up by whoever serves it.
+"""Metrics of a router's worker processes, exchanged through files in one folder and summed by the metrics server.
 
-Each worker writes a file of its own, once a second and when it ends. Its counts stay when it is gone, folded into
-one file so that workers that die again and again leave no trail; its gauges go with it.
+Each worker writes its own file once a second and when it exits. The counters of workers that have exited are merged
+into one file, so that restarts do not accumulate files; their gauges are dropped.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from cortex.platform.record import ProcessId
 DEPARTED = "departed.json"
 
 
-class _Written(Struct, frozen=True):
-    """One process's counts, and whose they are."""
+class _Counts(Struct, frozen=True):
+    """The metrics of one process."""
 
     process: ProcessId
     snapshot: Snapshot
 
 
-class Tally:
-    """What this process counted, as a file."""
+class CountsFile:
+    """The file with this process's metrics."""
 
     def __init__(self, folder: Path) -> None:
         self._process = process_id.own()
@@ -33,63 +33,63 @@ class Tally:
         self._last = b""
 
     def write(self, snapshot: Snapshot) -> None:
-        """Write it, if it says something new. A full disk costs metrics, not requests."""
-        raw = msgspec.json.encode(_Written(self._process, snapshot))
+        """Write the file if the snapshot changed. A full disk costs metrics, not requests."""
+        raw = msgspec.json.encode(_Counts(self._process, snapshot))
         if raw != self._last:
             with contextlib.suppress(OSError):
                 _replace(self._path, raw)
                 self._last = raw
 
 
-def begin(folder: Path) -> None:
-    """Make the folder of a router that starts, without what an earlier one left. Raises OSError.
+def prepare(folder: Path) -> None:
+    """Create the folder of a starting router and delete an earlier router's files. Raises OSError.
 
-    While workers of that one still finish what they hold, its counts go on instead: theirs are among them.
+    While workers of the earlier router still finish requests, the files stay and counting continues from them.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    left = list(folder.glob("*.json"))
-    if any(_alive(tally) for path in left if path.name != DEPARTED and (tally := _read(path))):
+    paths = list(folder.glob("*.json"))
+    if any(_alive(counts) for path in paths if path.name != DEPARTED and (counts := _read(path))):
         return
-    for path in left:
+    for path in paths:
         path.unlink(missing_ok=True)
 
 
-def gathered(folder: Path) -> Snapshot:
-    """Return what all workers counted, those that are gone included. One process at a time may do this."""
+def collect(folder: Path) -> Snapshot:
+    """Return the sum over all workers, including exited ones. Only one process at a time may call it."""
     departed = _read(folder / DEPARTED)
     parts: list[Snapshot] = []
-    gone: list[Path] = []
-    left = [departed.snapshot] if departed else []
+    stale: list[Path] = []
+    exited = [departed.snapshot] if departed else []
     for path in sorted(folder.glob("*.json")):
-        tally = _read(path) if path.name != DEPARTED else None
-        if tally is None:
+        counts = _read(path) if path.name != DEPARTED else None
+        if counts is None:
             continue
-        if _alive(tally):
-            parts.append(tally.snapshot)
+        if _alive(counts):
+            parts.append(counts.snapshot)
         else:
-            gone.append(path)
-            left.append(msgspec.structs.replace(tally.snapshot, gauges=()))
-    past = added(left)
-    if gone:
-        with contextlib.suppress(OSError):  # a full disk: they stay as they are until the next look
-            _replace(folder / DEPARTED, msgspec.json.encode(_Written(ProcessId("", 0, 0), past)))
-            for path in gone:
+            stale.append(path)
+            exited.append(msgspec.structs.replace(counts.snapshot, gauges=()))
+    past = added(exited)
+    if stale:
+        with contextlib.suppress(OSError):  # a full disk: the files stay until the next call
+            _replace(folder / DEPARTED, msgspec.json.encode(_Counts(ProcessId("", 0, 0), past)))
+            for path in stale:
                 path.unlink(missing_ok=True)
     return added([past, *parts])
 
 
-def _alive(tally: _Written) -> bool:
-    return process_id.is_alive(tally.process)
+def _alive(counts: _Counts) -> bool:
+    return process_id.is_alive(counts.process)
 
 
-def _read(path: Path) -> _Written | None:
+def _read(path: Path) -> _Counts | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Written)
+        return msgspec.json.decode(path.read_bytes(), type=_Counts)
     except (OSError, msgspec.MsgspecError):
         return None
 
 
 def _replace(path: Path, raw: bytes) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(raw)
-    fresh.replace(path)
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(raw)
+    temporary.replace(path)

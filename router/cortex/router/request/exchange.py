@@ -161,7 +161,7 @@ class Exchange:
         journey = self.journey
         self._services.journeys.begun(journey)
         try:  # from here on, whatever breaks, the journey comes to its end
-            self._trace = self._services.tracing.begun(journey, scope["headers"])
+            self._trace = self._services.tracing.start(journey, scope["headers"])
             await attend(journey, self._serve(), receive, self._cancel)
         finally:
             self._services.journeys.over(journey)
@@ -310,7 +310,7 @@ class Exchange:
         Raises FunctionNotFound or NotAllowed, what reading raises, or NotReadyInTime for a stream that has begun in a
         way that does not fit any more.
         """
-        target = self._services.directory.find_for(self.journey.asked, self._caller)
+        target = self._services.directory.resolve_for(self.journey.asked, self._caller)
         before = self._target
         if target is before:
             return

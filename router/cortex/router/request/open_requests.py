@@ -47,7 +47,7 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._decks: dict[str, _Deck] = {}
-        self._usual: dict[str, latency.Spread] = {}
+        self._usual: dict[str, latency.Histogram] = {}
 
     @contextmanager
     def sent(self, instance: str, journey: RequestRecord) -> Iterator[None]:
@@ -109,7 +109,7 @@ class OpenRequests:
 
     def _note_first(self, function: str, seconds: float) -> None:
         spread = self._usual.setdefault(function, {})
-        latency.note(spread, seconds)
+        latency.add(spread, seconds)
         if sum(spread.values()) > MOST_TIMES:
             self._usual[function] = {step: count // 2 for step, count in spread.items() if count > 1}
 

@@ -1,1 +1,1 @@
-"""The routes, one module for each thing they are about."""
+"""The routes, one module per resource."""

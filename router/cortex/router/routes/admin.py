@@ -1,4 +1,4 @@
-"""What operators see and do: `/admin/…`. The CLI is its client."""
+"""The operators' API for functions and hosts: `/admin/…`. The CLI is its client."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -21,11 +21,11 @@ from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsA
 from cortex.router.model_listing import failures, state
 from cortex.router.runtime import Runtime
 from cortex.router.start_history import LastStart, by_revision, last_start, left_s
-from cortex.router.status.hosts import order_of_leaving
-from cortex.router.status.planning import order_on, planned, sight
+from cortex.router.status.hosts import eviction_order
+from cortex.router.status.planning import eviction_order_on, plan_action, take_snapshot
 from cortex.router.status.snapshot import Index
 
-VERBS = "warm, cool, pin, unpin, set, reset and forget"
+VERBS = "warm, cool, pin, unpin, set, reset or forget"
 
 
 class InstanceView(Struct, frozen=True, kw_only=True):
@@ -34,7 +34,7 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     id: str
     host: str
     silent_s: float | None
-    """How long its host has not reported; None: it reports. What is known of it is as old."""
+    """How long its host has not reported, which is the age of this data; None: it reports."""
     state: str
     revision: str
     in_flight: int
@@ -46,7 +46,7 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     pid: int
     url: str
     server: str
-    """Which server it runs."""
+    """The inference server it runs."""
     path: str
     """How it was started: plain, or warm from a parked launcher."""
     phase: str
@@ -54,11 +54,11 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     since: float
     start_s: float | None
     phases: dict[str, float]
-    """Seconds spent in each phase on its way up."""
+    """Seconds of the start by phase."""
     left_s: float | None
-    """How long it will still take to come up, by what earlier starts took; None when there is no telling."""
+    """Remaining seconds of the start, from earlier starts; None if unknown."""
     idle_in_s: float | None
-    """Seconds until it is reaped, if it stays idle; None while it is in use or never reaped."""
+    """Seconds until it is reaped if it stays idle; None while in use or if never reaped."""
     why: str
     yields_to: str
     """The function whose turn it is, when it is closing for that."""
@@ -67,14 +67,14 @@ class InstanceView(Struct, frozen=True, kw_only=True):
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
-    """What was measured of a function on one kind of device, over all of an instance's devices."""
+    """A function's measured memory on one kind of device, summed over an instance's devices."""
 
     device: str
     memory_mb: int
     counts: bool
-    """The next start is placed by it. Less than `vram_mb` counts only once an instance has served."""
+    """Whether the next placement uses it. Less than `vram_mb` counts only once an instance has served."""
     readings: tuple[Reading, ...]
-    """The highest of each of the last starts, oldest first."""
+    """The maximum of each of the last starts, oldest first."""
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -93,21 +93,21 @@ class Row(Struct, frozen=True, kw_only=True):
     min: int
     max: int
     overridden: list[str]
-    """Which of these an operator set at run time, over the catalogue."""
+    """The settings that runtime overrides replace."""
     last_used: float | None
     last_start: LastStart | None
-    """Its last start by phase."""
+    """The last start by phase."""
     expected_start_s: float | None
-    """How long a start takes from the worker's launch on, by earlier ones; None when none is known."""
+    """Duration of a start from the worker's launch, from earlier starts; None if unknown."""
     vram_mb: int
-    """What its entry declares; 0: nothing."""
+    """The declared memory; 0: none."""
     measured: list[Measurement]
     failure: str | None
     retry_at: float | None
     cause: str
-    """What the worker's last lines point at, as far as they are understood; they are in its log, for admins."""
+    """The cause recognized in the worker's last lines, if any; admins can read its log."""
     failed_instance: str
-    """Whose log that is; empty without a failure."""
+    """The instance with that log; empty without a failure."""
 
 
 def rows(
@@ -118,12 +118,12 @@ def rows(
     now: float,
 ) -> list[Row]:
     """Return a row per function, in catalogue order. Pure."""
-    usage, known, places = use(fleet), by_revision(ledger), places_in_line(fleet)
+    usage, latest, places = use(fleet), by_revision(ledger), places_in_line(fleet)
     kinds: dict[str, dict[str, Entry]] = {}
     for field, entry in ledger.items():
         kinds.setdefault(revision_of(field), {})[device_of(field)] = entry
     return [
-        _row(f, aliases.get(f.id, []), fleet, usage, places.get(f.id, ()), known.get(rev), kinds.get(rev, {}), now)
+        _row(f, aliases.get(f.id, []), fleet, usage, places.get(f.id, ()), latest.get(rev), kinds.get(rev, {}), now)
         for f in functions
         for rev in (revision(f),)
     ]
@@ -135,12 +135,12 @@ def _row(
     fleet: Fleet,
     usage: Use,
     places: Iterable[Place],
-    known: Entry | None,
+    entry: Entry | None,
     kinds: Mapping[str, Entry],
     now: float,
 ) -> Row:
     placed = [
-        _placed(host.name, _silent_s(host.name, fleet, now), i, function, usage, known, now)
+        _placed(host.name, _silent_s(host.name, fleet, now), i, function, usage, entry, now)
         for host in fleet.records()
         for i in host.instances
         if i.function == function.id
@@ -161,8 +161,8 @@ def _row(
         max=function.max,
         overridden=[k for k, v in asdict(fleet.overrides.get(function.id, Override())).items() if v is not None],
         last_used=fleet.used.get(used_function(function.id)),
-        last_start=last_start(revision(function), fleet, known),
-        expected_start_s=(known.start_s or None) if known else None,
+        last_start=last_start(revision(function), fleet, entry),
+        expected_start_s=(entry.start_s or None) if entry else None,
         vram_mb=function.vram_mb,
         measured=[_measurement(device, entry, function, fleet) for device, entry in sorted(kinds.items())],
         failure=failure.reason if failure else "; ".join(unreadable) or None,
@@ -189,7 +189,7 @@ def _placed(
     instance: Instance,
     function: Function,
     usage: Use,
-    known: Entry | None,
+    entry: Entry | None,
     now: float,
 ) -> InstanceView:
     in_flight, last_used = usage.in_flight.get(instance.id, 0), usage.last_used(instance)
@@ -215,7 +215,7 @@ def _placed(
         since=instance.since,
         start_s=round(instance.ready - instance.started, 3) if instance.ready else None,
         phases=instance.phases,
-        left_s=left_s(instance, known, now),
+        left_s=left_s(instance, entry, now),
         idle_in_s=max(0.0, round(last_used + function.idle_after_s - now, 1)) if idles else None,
         why=instance.why,
         yields_to=instance.yields_to,
@@ -228,18 +228,18 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/functions", opt={"needs": "status"})
     async def functions() -> dict[str, Any]:
-        catalogue = runtime.directory.catalogue
+        catalogue = runtime.live_catalogue.catalogue
         aliases = {f: catalogue.aliases_of(f) for f in catalogue.functions}
         ledger = await runtime.history.ledger()
-        found = rows(catalogue.functions.values(), aliases, runtime.fleet(), ledger, time.time())
-        return {"functions": to_builtins(found)}
+        entries = rows(catalogue.functions.values(), aliases, runtime.fleet(), ledger, time.time())
+        return {"functions": to_builtins(entries)}
 
     @get("/admin/functions/{name:path}", opt={"needs": "status"})
     async def function(name: str) -> dict[str, Any]:
-        target = runtime.directory.find(name.lstrip("/"))
-        aliases = {target.function.id: runtime.directory.catalogue.aliases_of(target.function.id)}
-        found = rows([target.function], aliases, runtime.fleet(), await runtime.history.ledger(), time.time())
-        described: dict[str, Any] = to_builtins(found[0])
+        target = runtime.live_catalogue.resolve(name.lstrip("/"))
+        aliases = {target.function.id: runtime.live_catalogue.catalogue.aliases_of(target.function.id)}
+        entries = rows([target.function], aliases, runtime.fleet(), await runtime.history.ledger(), time.time())
+        described: dict[str, Any] = to_builtins(entries[0])
         return described | {"revision": target.revision}
 
     @post("/admin/functions/{name:path}", status_code=200, opt={"needs": "admin"})
@@ -251,27 +251,27 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         most: Annotated[int | None, Parameter(query="max", ge=1, le=1000)] = None,
     ) -> dict[str, Any]:
         """`…/{id}/warm`, `…/cool?now=1`, `…/pin`, `…/unpin`, `…/set?min=1&max=2`, `…/reset`, `…/forget`; `?plan=1` only
-        says what the first four would do.
+        returns the plan of one of the first four.
 
         Ids may hold slashes: the verb is the last segment.
         """
         function_id, _, verb = name.lstrip("/").rpartition("/")
-        if not plan and (meant := runtime.directory.known(function_id)):
-            runtime.receipts.asked(verb, meant.function.id, now=now)
+        if not plan and (target := runtime.live_catalogue.get(function_id)):
+            runtime.decision_log.operator_action(verb, target.function.id, now=now)
         if verb == "warm" and plan:
-            would, refusals = await runtime.activator.plan(runtime.directory.find(function_id).function)
-            leaving = order_on(runtime, would.host) if would else ()
-            return {"plan": to_builtins(would), "refused": refusals, "leaving": to_builtins(leaving)}
+            placement, refusals = await runtime.activator.plan(runtime.live_catalogue.resolve(function_id).function)
+            leaving = eviction_order_on(runtime, placement.host) if placement else ()
+            return {"plan": to_builtins(placement), "refused": refusals, "leaving": to_builtins(leaving)}
         if plan:
-            return {"plan": to_builtins(await planned(runtime, verb, function=function_id))}
+            return {"plan": to_builtins(await plan_action(runtime, verb, function=function_id))}
         if verb == "warm":
             return {"instance": await runtime.warm(function_id)}
         if verb == "cool":
-            target = runtime.directory.find(function_id)
-            going, away = await runtime.cool(target.function.id, at_once=now)
+            target = runtime.live_catalogue.resolve(function_id)
+            draining, away = await runtime.cool(target.function.id, at_once=now)
             if away:
-                raise NoCapacity(f"these hosts could not be told: {', '.join(away)}", retry_after=5)
-            return {"instances": going}
+                raise NoCapacity(f"the agents of these hosts do not answer: {', '.join(away)}", retry_after=5)
+            return {"instances": draining}
         if verb == "forget":
             return await _forget(runtime, function_id)
         changes: dict[str, int | bool | None]
@@ -283,54 +283,51 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             case "reset":
                 changes = dict.fromkeys(("pinned", "min", "max"))
             case _:
-                raise BadRequest(f"'{verb[:50]}' is not something to do with a function; {VERBS} are")
+                raise BadRequest(f"unknown action '{verb[:50]}': use {VERBS}")
         try:
-            changed = await runtime.override(runtime.directory.find(function_id).function, **changes)
+            changed = await runtime.override(runtime.live_catalogue.resolve(function_id).function, **changes)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return {"id": changed.id, "pinned": changed.pinned, "min": changed.min, "max": changed.max}
 
     @get("/admin/hosts", opt={"needs": "status"})
     async def hosts() -> dict[str, Any]:
-        """List the hosts that report, and those that do not any more: what still answers there goes on serving."""
-        known = sight(runtime)
-        fleet, index = known.fleet, Index(known.fleet)
+        """List the hosts that report, and the silent ones, whose instances may still serve."""
+        snapshot = take_snapshot(runtime)
+        fleet, index = snapshot.fleet, Index(snapshot.fleet)
 
         def row_of(host: HostRecord) -> dict[str, Any]:
-            leaving = order_of_leaving(host, known, index) if host.name in fleet.hosts else ()
+            leaving = eviction_order(host, snapshot, index) if host.name in fleet.hosts else ()
             return {
                 **to_builtins(host),
-                "silent_s": _silent_s(host.name, fleet, known.now),
+                "silent_s": _silent_s(host.name, fleet, snapshot.now),
                 "cordoned": host.name in fleet.cordoned,
                 "in_flight": sum(index.in_flight(i) for i in host.instances),
                 "leaving": to_builtins(leaving),
                 "namesake": to_builtins(fleet.namesakes.get(host.name)),
             }
 
-        found = [row_of(host) for _, host in sorted(fleet.hosts.items())]
+        reporting = [row_of(host) for _, host in sorted(fleet.hosts.items())]
         silent = [row_of(host.record) for _, host in sorted(fleet.silent.items())]
-        gone = sorted(fleet.cordoned.difference(fleet.hosts))
-        return {"hosts": found, "silent": silent, "cordoned_and_away": gone, "now": round(known.now, 3)}
+        away = sorted(fleet.cordoned.difference(fleet.hosts))
+        return {"hosts": reporting, "silent": silent, "cordoned_and_away": away, "now": round(snapshot.now, 3)}
 
     @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin"})
     async def act_on_host(host: str, verb: str, plan: bool = False) -> dict[str, Any]:
-        """`cordon`, `uncordon` or `drain` a host, or say what that would do (`?plan=1`).
-
-        A host that is away can be cordoned all the same.
-        """
+        """`cordon`, `uncordon` or `drain` a host, or return the plan (`?plan=1`). A silent host can be cordoned."""
         fleet = runtime.view.fleet
         if verb not in ("cordon", "uncordon", "drain"):
-            raise BadRequest(f"'{verb[:50]}' is not something to do with a host; cordon, uncordon and drain are")
-        is_known = host in fleet.hosts or (verb == "cordon" and host in fleet.silent)
-        if not is_known and (verb == "drain" or host not in fleet.cordoned):
+            raise BadRequest(f"unknown action '{verb[:50]}': use cordon, uncordon or drain")
+        exists = host in fleet.hosts or (verb == "cordon" and host in fleet.silent)
+        if not exists and (verb == "drain" or host not in fleet.cordoned):
             raise HostNotFound(host, nearest(host, fleet.hosts))
         if plan:
-            return {"plan": to_builtins(await planned(runtime, verb, host=host))}
-        runtime.receipts.asked(verb, host=host)
+            return {"plan": to_builtins(await plan_action(runtime, verb, host=host))}
+        runtime.decision_log.operator_action(verb, host=host)
         try:
             if verb == "drain":
-                moved, going = await runtime.drain(host)
-                return {"moved": moved, "going": going}
+                moved, draining = await runtime.drain(host)
+                return {"moved": moved, "going": draining}
             await runtime.cordon(host, cordoned=verb == "cordon")
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
@@ -342,7 +339,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
 
 async def _forget(runtime: Runtime, name: str) -> dict[str, Any]:
-    target = runtime.directory.find(name)
+    target = runtime.live_catalogue.resolve(name)
     try:
         entries, away = await runtime.forget(target)
     except RecordUnavailable as error:

@@ -1,4 +1,4 @@
-"""`/admin/decisions` and `/admin/events`: why what happened happened, and what happens now."""
+"""`/admin/decisions` and `/admin/events`: the decision log, and a live stream of it."""
 
 import asyncio
 import time
@@ -19,9 +19,9 @@ from cortex.router.runtime import Runtime
 from cortex.router.shutdown import stopping
 
 LISTENERS = 64
-"""How many follow the events of one worker at a time."""
+"""Maximum number of event streams of one worker."""
 QUIET_S = 10.0
-"""Without an event for so long, a comment is sent: the client's line is checked, and the proxy's patience kept."""
+"""Interval of keep-alive comments, which detect closed connections and prevent proxy timeouts."""
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
@@ -37,58 +37,58 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         what: str = "",
         limit: Annotated[int, Parameter(ge=1, le=DECISIONS_KEPT)] = 100,
     ) -> dict[str, Any]:
-        """List receipts, newest first."""
+        """List decisions, newest first."""
         name = function
         if function:
-            target = runtime.directory.known(function)
+            target = runtime.live_catalogue.get(function)
             name = target.function.id if target else function
-        wanted = {"function": name, "request": request_id, "host": host, "instance": instance, "what": what}
+        filters = {"function": name, "request": request_id, "host": host, "instance": instance, "what": what}
         try:
-            found = await runtime.registry.decisions({k: v for k, v in wanted.items() if v}, limit)
+            entries = await runtime.registry.decisions({k: v for k, v in filters.items() if v}, limit)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
-        return {"decisions": to_builtins(found)}
+        return {"decisions": to_builtins(entries)}
 
     @get("/admin/events", opt={"needs": "status"})
     async def events(function: str = "") -> Stream:
-        """Follow what happens, as server-sent events: `decision` (a receipt) and `changed` (look again)."""
+        """Stream server-sent events: `decision` (an entry) and `changed` (the fleet view has changed)."""
         if len(listening) >= LISTENERS:
-            raise TooManyListeners(f"{LISTENERS} clients follow the events of this worker already", retry_after=5)
-        mark = object()
+            raise TooManyListeners(f"this worker already serves {LISTENERS} event streams", retry_after=5)
+        token = object()
 
-        async def said() -> AsyncIterator[bytes]:
-            listening.add(mark)
+        async def stream() -> AsyncIterator[bytes]:
+            listening.add(token)
             try:
                 async for event in _events(runtime, function):
                     yield event
             finally:
-                listening.discard(mark)
+                listening.discard(token)
 
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return Stream(said(), media_type="text/event-stream; charset=utf-8", headers=headers)
+        return Stream(stream(), media_type="text/event-stream; charset=utf-8", headers=headers)
 
     return [decisions, events]
 
 
 async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
-    """Yield events until the router stops. Receipts are read off the stream; while the record is away, none are."""
-    last, spoke, fleet = "$", time.monotonic(), None
+    """Yield events until the router stops. Decisions come from the record, and pause while it is unavailable."""
+    last, sent_at, fleet = "$", time.monotonic(), None
     yield b": here\n\n"
     while not stopping():
         try:
-            found, last = await runtime.registry.decisions_after(last, 1.0)
+            entries, last = await runtime.registry.decisions_after(last, 1.0)
         except RecordUnavailable:
-            found = []
+            entries = []
             await asyncio.sleep(1.0)
-        said = [_event("decision", to_builtins(r)) for r in found if not function or r.function == function]
+        messages = [_event("decision", to_builtins(r)) for r in entries if not function or r.function == function]
         if runtime.view.fleet is not fleet:
             fleet = runtime.view.fleet
-            said.append(_event("changed", {"at": clock.wall(fleet.at)}))
-        if not said and time.monotonic() - spoke > QUIET_S:
-            said.append(b": still here\n\n")
-        if said:
-            spoke = time.monotonic()
-            yield b"".join(said)
+            messages.append(_event("changed", {"at": clock.wall(fleet.at)}))
+        if not messages and time.monotonic() - sent_at > QUIET_S:
+            messages.append(b": still here\n\n")
+        if messages:
+            sent_at = time.monotonic()
+            yield b"".join(messages)
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""The routes of inference: each reads its dialect and hands over to an Exchange."""
+"""The inference routes: each parses its dialect and creates an Exchange."""
 
 import re
 import secrets
@@ -38,128 +38,133 @@ from cortex.router.runtime import Runtime
 Http = Request[Any, Any, Any]
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-Served = Callable[[bytes, Share], Awaitable[ASGIApp]]
+Handler = Callable[[bytes, Share], Awaitable[ASGIApp]]
 
 
 class _Peek(Struct, frozen=True):
-    """What routing needs to know of a body before its function, and so its shape, is known."""
+    """The part of a body that routing needs before the function is resolved."""
 
     model: str
 
 
 def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
-    abilities, tokenizer, intake = TraitsCache(), Tokenizer(services.upstream), runtime.intake
+    traits_cache, tokenizer, intake = TraitsCache(), Tokenizer(services.upstream), runtime.intake
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function, view = target.function, runtime.view
-        return abilities.of(function, kind, view.known(function.id), view.ready(function.id, target.revision))
+        return traits_cache.of(function, kind, view.profile(function.id), view.ready(function.id, target.revision))
 
-    async def generated(request: Http, kind: Dialect) -> ASGIApp:
-        """Serve a request that a worker's chat or completions answers."""
-        return await take_in(request, kind, lambda body, share: generation(request, kind, body, share))
+    async def serve_generation(request: Http, kind: Dialect) -> ASGIApp:
+        """Serve a request with a worker's chat or completions endpoint."""
+        return await receive(request, kind, lambda body, share: generation(request, kind, body, share))
 
-    async def computed(request: Http, kind: Dialect, path: str) -> ASGIApp:
-        """Serve a request with one plain answer: embeddings, rerank."""
-        return await take_in(request, kind, lambda body, share: computation(request, kind, path, body, share))
+    async def serve_computation(request: Http, kind: Dialect, path: str) -> ASGIApp:
+        """Serve a request with one JSON answer: embeddings, rerank."""
+        return await receive(request, kind, lambda body, share: computation(request, kind, path, body, share))
 
-    async def take_in(request: Http, kind: Dialect, served: Served, *, costs_tokens: bool = True) -> ASGIApp:
-        """Hold a request to its key's limits, then read its body and hold that until the request has been answered."""
-        who, began = caller(request), time.monotonic()
+    async def receive(request: Http, kind: Dialect, handler: Handler, *, costs_tokens: bool = True) -> ASGIApp:
+        """Check the key's limits, read the body, and account for its memory until the request is answered."""
+        who, started = caller(request), time.monotonic()
         try:
-            share = await runtime.metering.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
+            share = await runtime.rate_limiter.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
             try:
-                held = await intake.body(request, who.id, share.cover if costs_tokens else _uncovered)
+                held = await intake.body(request, who.id, share.cover if costs_tokens else _ignore_size)
                 try:
                     if costs_tokens:
-                        await share.put_right(len(held.bytes), 1)
-                    return held.held_by(await served(held.bytes, share))
+                        await share.adjust(len(held.bytes), 1)
+                    return held.held_by(await handler(held.bytes, share))
                 except BaseException:
                     held.release()
                     raise
             except BaseException:
                 await share.settle()
                 raise
-        except OverLimits as over:
-            journey = RequestRecord(request_id(request), "", "", kind, streams=False, read_s=time.monotonic() - began)
-            journey.who = who.name
-            return runtime.metering.refusal(over, journey, kind)
+        except OverLimits as error:
+            read_s = time.monotonic() - started
+            request_record = RequestRecord(request_id(request), "", "", kind, streams=False, read_s=read_s)
+            request_record.who = who.name
+            return runtime.rate_limiter.reject(error, request_record, kind)
 
     async def peek(body: bytes) -> str:
-        """Return the model's name in a body whose weight is within bounds."""
+        """Return the model's name in a body of bounded complexity."""
         return await intake.work(len(body), _weigh_and_peek, body)
 
     async def generation(request: Http, kind: Dialect, body: bytes, share: Share) -> ASGIApp:
-        began = time.monotonic()
+        started = time.monotonic()
         name = await peek(body)
         who = caller(request)
-        target = runtime.directory.find_for(name, who)
+        target = runtime.live_catalogue.resolve_for(name, who)
         unique, created, headers = secrets.token_hex(12), int(time.time()), request.headers
 
         async def understand(target: Target) -> Call:
-            """Read the request for what its name stands for."""
+            """Parse the request for a target."""
             function = target.function
             check_dialect(function, kind)
-            given = await runtime.images.inlined(body) if function.remote_images else body
+            content = await runtime.images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
             salt = runtime.cache_salt(function, who)
-            spoken = native.spoken(function, kind, cache_is_shared=not salt)
+            native_dialect = native.spoken(function, kind, cache_is_shared=not salt)
 
             def translate() -> tuple[dialect.ParsedRequest, bytes]:
-                asked = dialect.read_request(kind, given, able) if spoken is None else native.read(spoken, given, able)
-                return asked, asked.body(function.id)
+                parsed = (
+                    dialect.read_request(kind, content, able)
+                    if native_dialect is None
+                    else native.read(native_dialect, content, able)
+                )
+                return parsed, parsed.body(function.id)
 
-            asked, sent = await intake.work(len(given), translate)
-            reply = asked.answer(unique, created)
+            parsed, sent = await intake.work(len(content), translate)
+            reply = parsed.answer(unique, created)
             if isinstance(reply, stream.Reply):
-                reply = replace(reply, model=function.id)  # same dialect: the answer goes back as the worker gave it
+                reply = replace(reply, model=function.id)  # same dialect: the answer passes through unchanged
             return Call(
                 dialect=kind,
-                path=native.PATHS[spoken] if spoken else COMPLETIONS if kind == "completions" else CHAT,
+                path=native.PATHS[native_dialect] if native_dialect else COMPLETIONS if kind == "completions" else CHAT,
                 body=sent,
                 reply=reply,
-                streams=reply if asked.stream else None,
-                affinity=affinity(headers, asked.affinity),
-                dropped=gate.header(asked.dropped),
-                answers=asked.choices,
+                streams=reply if parsed.stream else None,
+                affinity=affinity(headers, parsed.affinity),
+                dropped=gate.header(parsed.dropped),
+                answers=parsed.choices,
                 cache_salt=salt,
-                settle=None if spoken else fitting(tokenizer, function, kind, asked, sent, able),
+                settle=None if native_dialect else fitting(tokenizer, function, kind, parsed, sent, able),
             )
 
         call = await understand(target)
-        await share.put_right(len(body), call.answers)
-        return exchange_of(request, target, call, understand, name, who, began, share)
+        await share.adjust(len(body), call.answers)
+        return exchange_of(request, target, call, understand, name, who, started, share)
 
     async def computation(request: Http, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
-        began = time.monotonic()
+        started = time.monotonic()
         name = await peek(body)
         who = caller(request)
-        target = runtime.directory.find_for(name, who)
+        target = runtime.live_catalogue.resolve_for(name, who)
 
         async def understand(target: Target) -> Call:
-            """Write the request for what its name stands for."""
+            """Build the request for a target."""
             function = target.function
             check_dialect(function, kind)
             read = embeddings.read if kind == "embeddings" else rerank.read
-            asked: embeddings.EmbeddingsRequest | rerank.RerankRequest = await intake.work(
+            parsed: embeddings.EmbeddingsRequest | rerank.RerankRequest = await intake.work(
                 len(body), read, body, traits(target, kind).passing
             )
-            sent = await intake.work(len(body), asked.body, function.id)
+            sent = await intake.work(len(body), parsed.body, function.id)
             return Call(
                 dialect=kind,
                 path=path,
                 body=sent,
-                reply=asked,
-                dropped=gate.header(asked.dropped),
+                reply=parsed,
+                dropped=gate.header(parsed.dropped),
                 cache_salt=runtime.cache_salt(function, who),
             )
 
         call = await understand(target)
-        await share.put_right(len(body), call.answers)
-        return exchange_of(request, target, call, understand, name, who, began, share)
+        await share.adjust(len(body), call.answers)
+        return exchange_of(request, target, call, understand, name, who, started, share)
 
     def exchange_of(
         request: Http,
@@ -168,73 +173,74 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         understand: Callable[[Target], Awaitable[Call]],
         name: str,
         who: Principal,
-        began: float,
+        started: float,
         share: Share,
     ) -> ASGIApp:
-        read_s = time.monotonic() - began
+        read_s = time.monotonic() - started
         exchange = Exchange(
             services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
         )
-        return share.around(exchange, exchange.journey)
+        return share.wrap(exchange, exchange.journey)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
     async def chat_completions(request: Http) -> ASGIApp:
         """Chat: OpenAI's dialect, streamed or not."""
-        return await generated(request, "chat")
+        return await serve_generation(request, "chat")
 
     @post(COMPLETIONS, status_code=200, opt={"needs": "inference"})
     async def completions(request: Http) -> ASGIApp:
-        """Complete a text: OpenAI's older dialect, streamed or not."""
-        return await generated(request, "completions")
+        """Text completion: OpenAI's older dialect, streamed or not."""
+        return await serve_generation(request, "completions")
 
     @post("/v1/responses", status_code=200, opt={"needs": "inference"})
     async def responses(request: Http) -> ASGIApp:
-        """Respond: OpenAI's newer dialect, streamed or not."""
-        return await generated(request, "responses")
+        """Responses: OpenAI's newer dialect, streamed or not."""
+        return await serve_generation(request, "responses")
 
     @post("/v1/messages", status_code=200, opt={"needs": "inference"})
     async def messages_(request: Http) -> ASGIApp:
         """Chat: Anthropic's dialect, streamed or not."""
-        return await generated(request, "messages")
+        return await serve_generation(request, "messages")
 
     @post("/v1/embeddings", status_code=200, opt={"needs": "inference"})
     async def embeddings_(request: Http) -> ASGIApp:
         """Embed texts."""
-        return await computed(request, "embeddings", "/v1/embeddings")
+        return await serve_computation(request, "embeddings", "/v1/embeddings")
 
     @post("/v1/rerank", status_code=200, opt={"needs": "inference"})
     async def rerank_(request: Http) -> ASGIApp:
         """Rank documents by how well they answer a query."""
-        return await computed(request, "rerank", "/v1/rerank")
+        return await serve_computation(request, "rerank", "/v1/rerank")
 
     @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
     async def count_tokens(request: Http) -> ASGIApp:
-        """Count a prompt's tokens with the worker's own tokenizer; a cold function is not started for it."""
-        return await take_in(
+        """Count a prompt's tokens with the worker's tokenizer; a cold function is not started."""
+        return await receive(
             request, "messages", lambda body, share: counting(request, body, share), costs_tokens=False
         )
 
     async def counting(request: Http, body: bytes, share: Share) -> ASGIApp:
-        began, who = time.monotonic(), caller(request)
+        started, who = time.monotonic(), caller(request)
         name = await peek(body)
-        target = runtime.directory.find_for(name, who)
+        target = runtime.live_catalogue.resolve_for(name, who)
         function = target.function
-        read_s = time.monotonic() - began
-        journey = RequestRecord(request_id(request), function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
-        journey.who = who.name if who.id != ANONYMOUS else ""
+        read_s = time.monotonic() - started
+        id = request_id(request)
+        request_record = RequestRecord(id, function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
+        request_record.who = who.name if who.id != ANONYMOUS else ""
 
         async def count() -> Count:
-            given = await runtime.images.inlined(body) if function.remote_images else body
-            asked = await intake.work(len(given), messages.read_count, given, traits(target, "messages"))
+            content = await runtime.images.inlined(body) if function.remote_images else body
+            parsed = await intake.work(len(content), messages.read_count, content, traits(target, "messages"))
             ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
             if ready is None or server_of(function, ready.server).counts == "no":
-                return Count(limits.estimate(asked.upstream.request), is_estimate=True)
+                return Count(limits.estimate(parsed.upstream.request), is_estimate=True)
             placed = runtime.view.placed(ready.id)
-            journey.forwarded(ready.id, placed[1] if placed else "")
-            with runtime.flights.aboard(function.id, ready.id):
-                return Count(await tokenizer.count(function, ready, asked.count(function.id)), is_estimate=False)
+            request_record.forwarded(ready.id, placed[1] if placed else "")
+            with runtime.in_flight.aboard(function.id, ready.id):
+                return Count(await tokenizer.count(function, ready, parsed.count(function.id)), is_estimate=False)
 
-        return share.around(TokenCount(services.journeys, function, journey, count), journey)
+        return share.wrap(TokenCount(services.journeys, function, request_record, count), request_record)
 
     return [
         chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,
@@ -242,13 +248,13 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
 
 
 def request_id(request: Http) -> str:
-    """Return the client's own request id when it is tame, else a fresh one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+    """Return the client's request id if it is valid, else a new one."""
+    id = request.headers.get("x-request-id", "")
+    return id if _CLIENT_ID.fullmatch(id) else f"req_{secrets.token_hex(12)}"
 
 
-async def _uncovered(size: int) -> None:
-    """Cover nothing: the request costs no tokens."""
+async def _ignore_size(size: int) -> None:
+    """Do nothing, for a request that costs no tokens."""
 
 
 def _weigh_and_peek(body: bytes) -> str:

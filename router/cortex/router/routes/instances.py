@@ -1,6 +1,6 @@
-"""`/admin/instances`: every worker process of the fleet, and what it wrote, wherever it runs.
+"""`/admin/instances`: the worker processes of all hosts, and their logs.
 
-What a worker writes may hold prompts: it is for admins, as on the status page.
+Logs may contain prompts, so only admins may read them.
 """
 
 from collections.abc import AsyncIterator
@@ -29,16 +29,16 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/instances", opt={"needs": "status"})
     async def instances() -> dict[str, Any]:
         """List the instances of all hosts."""
-        found = [{**to_builtins(i), "host": h.name} for h in runtime.fleet().records() for i in h.instances]
-        return {"instances": found}
+        entries = [{**to_builtins(i), "host": h.name} for h in runtime.fleet().records() for i in h.instances]
+        return {"instances": entries}
 
     @get("/admin/instances/{instance:str}/logs", opt={"needs": "admin"})
     async def instance_logs(
         instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current", grep: Text = ""
     ) -> Stream:
-        """Return what a worker wrote, or its lines with a text; `follow` goes on until it is gone."""
-        asked = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
-        return _streamed(await log_of_instance(runtime, instance, asked))
+        """Return a worker's log, or its lines that contain `grep`; `follow` streams until the worker exits."""
+        query = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
+        return _stream(await log_of_instance(runtime, instance, query))
 
     @get("/admin/logs", opt={"needs": "admin"})
     async def function_logs(
@@ -49,15 +49,15 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         run: Run = "current",
         grep: Text = "",
     ) -> Stream:
-        """Return what the newest worker of a function wrote, also when it is gone by now."""
-        asked = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
-        return _streamed(await log_of_function(runtime, function, host, asked))
+        """Return the log of a function's newest worker, including one that has exited."""
+        query = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
+        return _stream(await log_of_function(runtime, function, host, query))
 
     return [instances, instance_logs, function_logs]
 
 
 class LogQuery(Struct, frozen=True, kw_only=True):
-    """What of a log is wanted: its last lines, or the last of those with a text."""
+    """The requested part of a log: its last lines, or the last that contain `grep`."""
 
     lines: int
     follow: bool = False
@@ -65,27 +65,27 @@ class LogQuery(Struct, frozen=True, kw_only=True):
     grep: str = ""
 
 
-async def log_of_instance(runtime: Runtime, instance: str, asked: LogQuery) -> "Opened":
+async def log_of_instance(runtime: Runtime, instance: str, query: LogQuery) -> "OpenLog":
     """Open the log of an instance. Raises InstanceNotFound or NoCapacity."""
     hosts = _with_instance(runtime, instance)
-    return await _opened(runtime, hosts, f"/instances/{instance}/logs", asked, f"instance '{instance[:64]}'")
+    return await _open(runtime, hosts, f"/instances/{instance}/logs", query, f"instance '{instance[:64]}'")
 
 
-async def log_of_function(runtime: Runtime, function: str, host: str, asked: LogQuery) -> "Opened":
+async def log_of_function(runtime: Runtime, function: str, host: str, query: LogQuery) -> "OpenLog":
     """Open the log of a function's newest worker. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
-    id = runtime.directory.find(function).function.id
+    id = runtime.live_catalogue.resolve(function).function.id
     hosts = [h for h in _best_first(runtime, id) if not host or h.name == host]
-    return await _opened(runtime, hosts, "/logs", asked, f"'{id}'", function=id)
+    return await _open(runtime, hosts, "/logs", query, f"'{id}'", function=id)
 
 
-class Opened(Struct, frozen=True):
-    """A log, to be read and closed, and the host it is on."""
+class OpenLog(Struct, frozen=True):
+    """An open log and its host."""
 
     host: str
     answer: httpx.Response
 
     async def text(self) -> AsyncIterator[bytes]:
-        """Yield it as it comes. When the agent goes away, what was read is all there is."""
+        """Yield chunks as they arrive. If the connection to the agent breaks, the log ends."""
         try:
             async for chunk in self.answer.aiter_bytes():
                 yield chunk
@@ -95,39 +95,39 @@ class Opened(Struct, frozen=True):
             await self.answer.aclose()
 
 
-async def _opened(
-    runtime: Runtime, hosts: list[HostRecord], path: str, asked: LogQuery, whose: str, **more: str
-) -> Opened:
+async def _open(
+    runtime: Runtime, hosts: list[HostRecord], path: str, query: LogQuery, subject: str, **more: str
+) -> OpenLog:
     """Open the log of the first host that has it."""
     away = ""
-    query = {"lines": asked.lines, "follow": int(asked.follow), "run": asked.run, "grep": asked.grep, **more}
+    parameters = {"lines": query.lines, "follow": int(query.follow), "run": query.run, "grep": query.grep, **more}
     for host in hosts:
         try:
-            answer = await runtime.agents.logs(host, path, query)
+            answer = await runtime.agents.logs(host, path, parameters)
         except AgentUnavailable as error:
             away = str(error)
             continue
         if answer is not None:
-            return Opened(host.name, answer)
+            return OpenLog(host.name, answer)
     if away:
         raise NoCapacity(away, retry_after=5)
-    raise InstanceNotFound(f"no log of {'an earlier run of ' if asked.run == 'previous' else ''}{whose} is kept")
+    raise InstanceNotFound(f"no host has a log of {'an earlier run of ' if query.run == 'previous' else ''}{subject}")
 
 
-def _streamed(log: Opened) -> Stream:
+def _stream(log: OpenLog) -> Stream:
     headers = {"x-cortex-host": log.host, "x-accel-buffering": "no"}
     return Stream(log.text(), media_type=MediaType.TEXT, headers=headers)
 
 
 def _with_instance(runtime: Runtime, instance: str) -> list[HostRecord]:
-    def knows(host: HostRecord) -> bool:
+    def has_instance(host: HostRecord) -> bool:
         return any(i.id == instance for i in host.instances) or any(f.instance == instance for f in host.failures)
 
-    return [h for h in runtime.view.fleet.records() if knows(h)]
+    return [h for h in runtime.view.fleet.records() if has_instance(h)]
 
 
 def _best_first(runtime: Runtime, function: str) -> list[HostRecord]:
-    """Return the hosts: those that have an instance now, those where it failed, and the rest."""
+    """Return the hosts: first those with an instance, then those with a failure, then the rest."""
 
     def rank(host: HostRecord) -> tuple[bool, bool, str]:
         has = any(i.function == function for i in host.instances)

@@ -1,4 +1,4 @@
-"""API keys over HTTP: `/admin/keys…`. A key itself is in one answer only, that of its making."""
+"""API keys over HTTP: `/admin/keys…`. Only the response to creating or rotating a key contains it."""
 
 import secrets
 import time
@@ -32,7 +32,7 @@ from cortex.router.errors import KeyNameTaken, KeyNotFound, RecordIsAway
 Http = Request[Any, Any, Any]
 
 
-class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /admin/keys`."""
 
     name: Name
@@ -59,45 +59,45 @@ class Overlap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Keys:
-    """What can be done with keys, over the record. The CLI uses it, too, where no router runs yet."""
+    """Operations on API keys in the record. The CLI also uses it without a router."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     async def all(self) -> list[ApiKey]:
-        """Return every key, those that were rotated or have expired included."""
+        """Return every key, including replaced and expired ones."""
         return sorted(await self._registry.keys(), key=lambda k: (k.name, k.replaced, -k.created))
 
     async def named(self, name: str) -> list[ApiKey]:
         """Return the keys of a name or id, the current one first. Raises KeyNotFound."""
-        found = known_as(await self._registry.keys(), name)
-        if not found:
+        keys = known_as(await self._registry.keys(), name)
+        if not keys:
             raise KeyNotFound(f"there is no API key {name[:100]!r}")
-        return found
+        return keys
 
-    async def make(self, wanted: Wanted) -> tuple[str, ApiKey]:
-        """Make a key; return it, this once, and its record. Raises KeyNameTaken."""
+    async def make(self, request: NewKey) -> tuple[str, ApiKey]:
+        """Create a key; return it, which is not stored, and its record. Raises KeyNameTaken."""
         now = time.time()
-        if known_as(await self._registry.keys(), wanted.name):
-            raise KeyNameTaken(f"there is an API key '{wanted.name}' already; rotate or revoke it")
+        if known_as(await self._registry.keys(), request.name):
+            raise KeyNameTaken(f"an API key '{request.name}' exists already; rotate or revoke it")
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         key = ApiKey(
             digest=digest(secret),
             id=f"k{secrets.token_hex(5)}",
-            name=wanted.name,
-            scope=wanted.scope,
-            functions=wanted.functions,
-            limits=Limits(rpm=wanted.rpm, tpm=wanted.tpm, concurrent=wanted.concurrent),
-            priority=wanted.priority,
-            group=wanted.group,
+            name=request.name,
+            scope=request.scope,
+            functions=request.functions,
+            limits=Limits(rpm=request.rpm, tpm=request.tpm, concurrent=request.concurrent),
+            priority=request.priority,
+            group=request.group,
             created=now,
-            expires=now + wanted.expires_s if wanted.expires_s else 0.0,
+            expires=now + request.expires_s if request.expires_s else 0.0,
         )
         await self._registry.put_keys(key)
         return secret, key
 
     async def rotate(self, name: str, overlap_s: int) -> tuple[str, ApiKey]:
-        """Make another key in the place of the current one, which ends after the overlap. Raises KeyNotFound."""
+        """Replace the current key, which expires after the overlap. Raises KeyNotFound."""
         current = (await self.named(name))[0]
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         fresh, ending = rotated(current, digest(secret), time.time(), overlap_s)
@@ -105,16 +105,16 @@ class Keys:
         return secret, fresh
 
     async def change(self, name: str, change: Change) -> list[ApiKey]:
-        """Put a key, with those it was rotated from, into another group. Raises KeyNotFound."""
+        """Move a key, with those it replaced, to another group. Raises KeyNotFound."""
         current = await self.named(name)
         await self._registry.group_keys([k.digest for k in current], change.group)
         return await self.named(name)
 
     async def revoke(self, name: str) -> list[ApiKey]:
-        """Delete a key with those it was rotated from. Raises KeyNotFound."""
-        found = await self.named(name)
-        await self._registry.drop_keys(k.digest for k in found)
-        return found
+        """Delete a key with those it replaced. Raises KeyNotFound."""
+        keys = await self.named(name)
+        await self._registry.drop_keys(k.digest for k in keys)
+        return keys
 
 
 def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
@@ -123,54 +123,53 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
 
     @get("/admin/keys", opt={"needs": "status"})
     async def ls() -> dict[str, Any]:
-        """List every key, without the keys themselves."""
-        with_record = await _reached(keys.all())
-        return {"keys": [shown(k) for k in with_record]}
+        """List every key, without secrets."""
+        return {"keys": [public_fields(k) for k in await _from_record(keys.all())]}
 
     @get("/admin/keys/{name:str}", opt={"needs": "status"})
     async def show(name: str) -> dict[str, Any]:
-        """Show one key and those it was rotated from."""
-        return {"keys": [shown(k) for k in await _reached(keys.named(name))]}
+        """Return one key and those it replaced."""
+        return {"keys": [public_fields(k) for k in await _from_record(keys.named(name))]}
 
     @post("/admin/keys", status_code=201, opt={"needs": "admin"})
     async def make(request: Http) -> dict[str, Any]:
-        """Make a key."""
-        secret, key = await _reached(keys.make(read(await request.body(), Wanted)))
-        await _reached(ring.refresh())
-        return {"key": secret, **shown(key)}
+        """Create a key."""
+        secret, key = await _from_record(keys.make(read(await request.body(), NewKey)))
+        await _from_record(ring.refresh())
+        return {"key": secret, **public_fields(key)}
 
     @post("/admin/keys/{name:str}", status_code=200, opt={"needs": "admin"})
     async def change(name: str, request: Http) -> dict[str, Any]:
         """Change a key's group."""
-        changed = await _reached(keys.change(name, read(await request.body(), Change)))
-        await _reached(ring.refresh())
-        return {"keys": [shown(k) for k in changed]}
+        changed = await _from_record(keys.change(name, read(await request.body(), Change)))
+        await _from_record(ring.refresh())
+        return {"keys": [public_fields(k) for k in changed]}
 
     @post("/admin/keys/{name:str}/rotate", status_code=200, opt={"needs": "admin"})
     async def rotate(name: str, request: Http) -> dict[str, Any]:
-        """Make another key in the place of one."""
+        """Replace a key."""
         overlap = read(await request.body() or b"{}", Overlap)
-        secret, key = await _reached(keys.rotate(name, overlap.overlap_s))
-        await _reached(ring.refresh())
-        return {"key": secret, **shown(key)}
+        secret, key = await _from_record(keys.rotate(name, overlap.overlap_s))
+        await _from_record(ring.refresh())
+        return {"key": secret, **public_fields(key)}
 
     @post("/admin/keys/{name:str}/revoke", status_code=200, opt={"needs": "admin"})
     async def revoke(name: str) -> dict[str, Any]:
-        """Delete a key; it opens nothing from now on."""
-        gone = await _reached(keys.revoke(name))
-        await _reached(ring.refresh())
-        return {"revoked": [k.id for k in gone]}
+        """Delete a key, with immediate effect."""
+        revoked = await _from_record(keys.revoke(name))
+        await _from_record(ring.refresh())
+        return {"revoked": [k.id for k in revoked]}
 
     return [ls, show, make, change, rotate, revoke]
 
 
-def shown(key: ApiKey) -> dict[str, Any]:
-    """Return what may be seen of a key: nothing that opens anything."""
+def public_fields(key: ApiKey) -> dict[str, Any]:
+    """Return a key's record without its full digest."""
     described: dict[str, Any] = to_builtins(replace(key, digest=key.digest[:12]))
     return described
 
 
-async def _reached(work: Any) -> Any:
+async def _from_record(work: Any) -> Any:
     try:
         return await work
     except RecordUnavailable as error:

@@ -1,4 +1,4 @@
-"""`/admin/requests` and `/admin/traffic`: what all router workers are busy with, and were in the last hour."""
+"""`/admin/requests` and `/admin/traffic`: the live requests and the last hour of all router workers."""
 
 import time
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from msgspec import to_builtins
 
 from cortex.router.errors import RequestNotFound, SharedRequestId
 from cortex.router.metrics.latency import percentiles
-from cortex.router.metrics.traffic import BUCKET_S, Bucket, whole
+from cortex.router.metrics.traffic import BUCKET_S, Bucket, total
 from cortex.router.runtime import Runtime
 
 Key = Annotated[str | None, Parameter(max_length=200)]
@@ -22,54 +22,54 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/requests", opt={"needs": "status"})
     async def requests(function: str = "") -> dict[str, Any]:
-        """List the requests under way, oldest first, over all workers of all routers."""
-        wanted = runtime.directory.find(function).function.id if function else ""
-        found = [t for t in await runtime.inquiry.requests() if not wanted or t.function == wanted]
-        return {"requests": to_builtins(found)}
+        """List the live requests of all router workers, oldest first."""
+        id = runtime.live_catalogue.resolve(function).function.id if function else ""
+        summaries = [t for t in await runtime.peers.requests() if not id or t.function == id]
+        return {"requests": to_builtins(summaries)}
 
     @get("/admin/requests/{id:str}", opt={"needs": "status"})
     async def request_(id: str, key: Key = None) -> dict[str, Any]:
-        """Say how a request went or goes: one that is under way, or one of the last few hundred. Clients choose ids:
-        there may be several, of several keys (`who`); `key` leaves those of one."""
-        found = [t for t in await runtime.inquiry.find(id) if key is None or t.who == key]
-        if not found:
+        """Return the live and recent requests with an id. Clients choose ids, so several keys (`who`) may use the same
+        one; `key` selects one key's."""
+        summaries = [t for t in await runtime.peers.find(id) if key is None or t.who == key]
+        if not summaries:
             raise RequestNotFound(id)
-        return {"requests": to_builtins(found)}
+        return {"requests": to_builtins(summaries)}
 
     @post("/admin/requests/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
     async def cancel(id: str, key: Key = None) -> dict[str, Any]:
-        """Cancel a request, wherever it is served. Its client is told, and the worker stops. Where requests of
-        several keys have the id, `key` says whose is meant."""
+        """Cancel a request on any router worker; its client receives an error, and the worker stops. If requests of
+        several keys have the id, `key` is required."""
         if key is None:
-            owners = sorted({t.who for t in await runtime.inquiry.find(id) if t.phase != "over"})
+            owners = sorted({t.who for t in await runtime.peers.find(id) if t.phase != "over"})
             if len(owners) > 1:
                 raise SharedRequestId(id, owners)
             if not owners:
                 raise RequestNotFound(id)
             key = owners[0]
-        runtime.receipts.asked("cancel", request=id[:128])
-        number = await runtime.inquiry.cancel(id, key)
+        runtime.decision_log.operator_action("cancel", request=id[:128])
+        number = await runtime.peers.cancel(id, key)
         if not number:
             raise RequestNotFound(id)
         return {"cancelled": number}
 
     @get("/admin/traffic", opt={"needs": "status"})
     async def traffic() -> dict[str, Any]:
-        """The last hour as a whole and in buckets of ten seconds, and per function the last five minutes."""
-        hour, lately = await runtime.inquiry.traffic()
+        """Return the last hour in total and in buckets of ten seconds, and the last five minutes by function."""
+        hour, lately = await runtime.peers.traffic()
         return {
             "now": round(time.time(), 3),
             "bucket_s": BUCKET_S,
-            "last_hour": _told(whole(hour)),
-            "hour": [_said(b) for b in hour],
-            "functions": {f: _told(b) for f, b in lately.items()},
+            "last_hour": _total(total(hour)),
+            "hour": [_bucket(b) for b in hour],
+            "functions": {f: _total(b) for f, b in lately.items()},
         }
 
     return [requests, request_, cancel, traffic]
 
 
-def _said(bucket: Bucket) -> dict[str, Any]:
-    """Return a bucket with its means; None where nothing was measured."""
+def _bucket(bucket: Bucket) -> dict[str, Any]:
+    """Return a bucket with its means; None without data."""
     return {
         "at": bucket.at,
         "requests": bucket.requests,
@@ -84,10 +84,10 @@ def _said(bucket: Bucket) -> dict[str, Any]:
     }
 
 
-def _told(bucket: Bucket) -> dict[str, Any]:
-    """Return a longer time than ten seconds with its percentiles, in seconds; None where nothing was measured."""
-    spread = {"duration": percentiles(bucket.durations), "first": percentiles(bucket.first_tokens)}
-    return {**_said(bucket), "percentiles": spread}
+def _total(bucket: Bucket) -> dict[str, Any]:
+    """Return a sum of buckets with its percentiles in seconds; None without data."""
+    percentile_fields = {"duration": percentiles(bucket.durations), "first": percentiles(bucket.first_tokens)}
+    return {**_bucket(bucket), "percentiles": percentile_fields}
 
 
 def _mean(total: float, number: float) -> float | None:

@@ -1,11 +1,10 @@
-"""The status page: what runs where, what is loading and for how long still, what goes next and why.
+"""The status page: what runs where, what is starting and for how long, and what is evicted next and why.
 
-    view of the record → `page.picture()` → frozen values (`model`) → templates → fragments → `live`
+    fleet snapshot → `page.picture()` → frozen values (`model`) → templates → fragments → `live`
 
-`page` is pure and decides everything that is shown; templates only lay it out. Nothing is shown that the record or
-a router's own counters do not say. Times leave the server as Unix seconds: the browser counts them down, so a
-page on which nothing happens sends nothing. `live` sends a fragment again when its values changed, at most once
-a second, and one rendering serves all who look.
+`page` is pure and decides all content; templates only lay it out. All content comes from the record or the router's
+counters. The server sends times as Unix seconds and the browser counts them down, so an unchanged page causes no
+traffic. `live` sends a fragment again when its values change, at most once a second; one rendering serves all viewers.
 
-No inline script and no inline style (`routes.POLICY`); everything comes from this package.
+No inline script and no inline style (`routes.POLICY`); all assets come from this package.
 """

@@ -1,4 +1,4 @@
-"""The page's own files: CSS and scripts out of the package, under names that change with what is in them."""
+"""The page's static files: CSS and scripts from the package, under names with a hash of their content."""
 
 import hashlib
 from importlib.resources import files
@@ -17,7 +17,7 @@ class Asset(Struct, frozen=True):
 
 
 def url(name: str) -> str:
-    """Return where a file is served: `status.css` → `/status/assets/status.1a2b3c4d5e.css`."""
+    """Return a file's URL path: `status.css` → `/status/assets/status.1a2b3c4d5e.css`."""
     return PREFIX + _HASHED[name]
 
 

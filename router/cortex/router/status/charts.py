@@ -1,4 +1,4 @@
-"""Lines over time as SVG paths. Pure. A path is drawn in a box of 100 × 100 and stretched to its place."""
+"""Time series as SVG paths in a box of 100 × 100, which the page scales. Pure."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -19,33 +19,33 @@ class Chart(Struct, frozen=True, kw_only=True):
     """The value at the upper edge."""
     lines: tuple[str, ...]
     area: str
-    """The space under the first line."""
+    """The area below the first line."""
     minutes: int
     empty: bool
 
 
 def chart(*series: Series | None) -> Chart:
-    """Return the lines, scaled together to a round top."""
-    there = _trimmed([s for s in series if s is not None])
-    most = max((v for s in there for v in s.values if v is not None), default=0.0)
+    """Return the lines on one scale with a round upper limit."""
+    visible = _trim([s for s in series if s is not None])
+    most = max((v for s in visible for v in s.values if v is not None), default=0.0)
     top = round_top(most)
-    lines = tuple(" ".join(_line(run) for run in _runs(s, top)) for s in there)
-    area = " ".join(_area(run) for run in _runs(there[0], top)) if there else ""
-    first = there[0] if there else None
+    lines = tuple(" ".join(_line(run) for run in _runs(s, top)) for s in visible)
+    area = " ".join(_area(run) for run in _runs(visible[0], top)) if visible else ""
+    first = visible[0] if visible else None
     minutes = round(first.step_s * max(1, len(first.values) - 1) / 60) if first else 60
     return Chart(top=top, lines=lines, area=area, minutes=minutes, empty=not any(lines))
 
 
-def _trimmed(series: Sequence[Series]) -> list[Series]:
-    """Leave out the time before anything was known, but for the last minutes: a young line is drawn large."""
-    known = [n for s in series for n, v in enumerate(s.values) if v is not None]
+def _trim(series: Sequence[Series]) -> list[Series]:
+    """Remove the time before the first value, but keep at least `LEAST_POINTS` points."""
+    indices = [n for s in series for n, v in enumerate(s.values) if v is not None]
     longest = max((len(s.values) for s in series), default=0)
-    begin = max(0, min(min(known), longest - LEAST_POINTS)) if known else 0
+    begin = max(0, min(min(indices), longest - LEAST_POINTS)) if indices else 0
     return [replace(s, values=s.values[begin:]) for s in series]
 
 
 def round_top(most: float) -> float:
-    """Return the least of 1, 2 and 5 times a power of ten that is not below a value."""
+    """Return the smallest of 1, 2 and 5 times a power of ten that is at least `most`."""
     if most <= 0:
         return 1.0
     power = 1.0

@@ -1,4 +1,4 @@
-"""What failed, as the hosts keep it for the next caller. Pure."""
+"""Failures that the hosts report. Pure."""
 
 from cortex.platform.record import Failure, HostRecord
 from cortex.router.status.model import Trouble
@@ -9,8 +9,8 @@ MOST = 30
 
 def troubles(index: Index) -> tuple[Trouble, ...]:
     """Return the last failure of each function on each host, newest first."""
-    found = [trouble(host, failure) for pairs in index.failures.values() for host, failure in pairs]
-    return tuple(sorted(found, key=lambda t: -t.at)[:MOST])
+    entries = [trouble(host, failure) for pairs in index.failures.values() for host, failure in pairs]
+    return tuple(sorted(entries, key=lambda t: -t.at)[:MOST])
 
 
 def trouble(host: HostRecord, failure: Failure) -> Trouble:

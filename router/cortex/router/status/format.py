@@ -1,21 +1,21 @@
-"""How figures are said: sizes, spans, counts. Pure. The browser's script says spans in the same way."""
+"""Text for sizes, durations and counts. Pure. The browser's script formats durations the same way."""
 
 
 def mib(mb: float) -> str:
-    """Say memory: in GiB with one decimal, below one in MiB, below one in KiB."""
+    """Format memory as GiB with one decimal, or as MiB or KiB if smaller."""
     if mb >= 1024:
         return f"{gib(mb)} GiB"
     return f"{mb:.0f} MiB" if mb >= 9.95 or mb == round(mb) else f"{mb:.1f} MiB" if mb >= 1 else f"{mb * 1024:.0f} KiB"
 
 
 def gib(mb: float) -> str:
-    """Say GiB without the unit."""
+    """Format memory as GiB without the unit."""
     size = mb / 1024
     return f"{size:.0f}" if size >= 99.5 else f"{size:.1f}"
 
 
 def span(seconds: float) -> str:
-    """Say a length of time in one or two units."""
+    """Format a duration in one or two units."""
     seconds = max(0.0, seconds)
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -31,7 +31,7 @@ def span(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Say a length of time that goes on: whole seconds, then minutes."""
+    """Format a running duration: whole seconds, then minutes."""
     seconds = max(0, int(seconds))
     if seconds < 60:
         return f"{seconds} s"
@@ -43,26 +43,26 @@ def clock(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """Say how long ago something was."""
+    """Format the age of an event."""
     if 60 <= seconds < 3600:
         return f"{int(seconds // 60)} min ago"
     return "now" if seconds < 1 else f"{clock(seconds)} ago"
 
 
 def millis(ms: float | None) -> str:
-    """Say a latency."""
+    """Format a latency."""
     if ms is None:
         return "–"
     return f"{ms:.0f} ms" if ms < 999.5 else f"{ms / 1000:.1f} s" if ms < 99_950 else f"{ms / 1000:.0f} s"
 
 
 def rate(value: float | None) -> str:
-    """Say a rate with as many digits as mean something."""
+    """Format a rate with its significant digits."""
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
 def some(count: int, noun: str, plural: str = "") -> str:
-    """Say a count with its noun."""
+    """Format a count with its noun."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}".replace(",", "\u202f")

@@ -1,7 +1,7 @@
-"""The page, kept true: one look a second however many watch, and each is sent what changed since.
+"""Live updates of the page: one rendering a second for all watchers, each of which receives its changes.
 
-Nobody watching costs nothing. A watcher that reads slowly misses moments, never pieces: it is given the
-difference between what it has and what is now, so nothing queues up for it.
+Without watchers nothing is rendered. A slow watcher skips renderings but loses no change: it receives the difference
+between its state and the latest rendering, so nothing queues up for it.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from cortex.router.status.snapshot import FleetSnapshot
 
 log = structlog.get_logger()
 
-LOOK_S = 1.0
+RENDER_S = 1.0
 MOST_WATCHERS = 100
 MOST_AT_ONCE = 128 * 1024
-"""Characters of HTML in one event, unless a single fragment has more; a large fleet is sent in several."""
+"""Maximum characters of HTML in one event, unless a single fragment has more."""
 WATCH_S = 900.0
-"""A stream ends after so long and the browser comes again: then its key is checked again, too."""
+"""Maximum duration of a stream; the browser then reconnects and authenticates again."""
 BEAT_S = 10.0
-"""When nothing changed, this often something is sent all the same, so that the browser knows that we live."""
+"""Interval of keep-alive events while nothing changes."""
 
 
 class Piece(Struct, frozen=True, omit_defaults=True):
-    """A fragment as it is sent."""
+    """A fragment on the wire."""
 
     id: str
     html: str
@@ -40,7 +40,7 @@ class Piece(Struct, frozen=True, omit_defaults=True):
 
 
 Versioned = tuple[int, Fragment, Piece]
-"""A piece with the look it last changed at, and the values it was laid out from."""
+"""The rendering in which a piece last changed, its values, and the piece."""
 
 
 class News(Struct, frozen=True, omit_defaults=True):
@@ -50,47 +50,47 @@ class News(Struct, frozen=True, omit_defaults=True):
     put: list[Piece] = []
     drop: list[str] = []
     whole: bool = False
-    """The first look is told to its end: what was not in it is gone."""
+    """The last event of the first rendering: the browser removes elements that were not in it."""
 
 
-class TooManyWatch(Exception):
-    """No more streams are served by this process."""
+class TooManyWatchers(Exception):
+    """This process has reached its limit of streams."""
 
 
 class Live:
-    """Renders for all who watch."""
+    """Renders the page for all watchers."""
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[FleetSnapshot]],
+        read: Callable[[], Awaitable[FleetSnapshot]],
         stopping: Callable[[], bool] = lambda: False,
         *,
-        every_s: float = LOOK_S,
+        every_s: float = RENDER_S,
     ) -> None:
-        self._look, self._stopping, self._every_s = look, stopping, every_s
+        self._read, self._stopping, self._every_s = read, stopping, every_s
         self._pieces: dict[str, Versioned] = {}
         self._frame, self._now = 0, 0.0
-        self._turn = asyncio.Condition()
+        self._rendered = asyncio.Condition()
         self._watchers = 0
         self._renewing: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop rendering."""
         await cancelled([self._renewing] if self._renewing else [])
 
     @property
-    def looking(self) -> bool:
-        """Whether it looks, for anybody."""
+    def active(self) -> bool:
+        """Whether the page is being rendered for a watcher."""
         return self._renewing is not None and not self._renewing.done()
 
     async def watch(self) -> AsyncIterator[bytes]:
-        """Yield events for one watcher. Raises TooManyWatch."""
+        """Yield events for one watcher. Raises TooManyWatchers."""
         if self._watchers >= MOST_WATCHERS:
-            raise TooManyWatch(f"{MOST_WATCHERS} watch already")
+            raise TooManyWatchers(f"{MOST_WATCHERS} streams are open already, the most that this process serves")
         self._watchers += 1
         try:
-            if not self.looking:
-                self._frame = 0  # what was rendered for earlier watchers may be old
+            if not self.active:
+                self._frame = 0  # the last rendering for earlier watchers may be stale
                 self._renewing = asyncio.create_task(self._renew())
             yield b"retry: 2000\n\n"
             async for news in self._news():
@@ -99,60 +99,60 @@ class Live:
             self._watchers -= 1
 
     async def _news(self) -> AsyncIterator[News]:
-        has: dict[str, int] = {}
-        seen, sent = 0, 0.0
+        versions: dict[str, int] = {}
+        frame, sent_at = 0, 0.0
         ends = time.monotonic() + WATCH_S
         while time.monotonic() < ends and not self._stopping():
-            if not await self._newer(seen):
+            if not await self._newer(frame):
                 continue
-            first, seen, now = not has, self._frame, self._now
-            put = [(i, v, piece) for i, (v, _, piece) in self._pieces.items() if has.get(i) != v]
-            drop = [i for i in has if i not in self._pieces]
-            has = {i: v for i, (v, _, _) in self._pieces.items()}
+            first, frame, now = not versions, self._frame, self._now
+            put = [(i, v, piece) for i, (v, _, piece) in self._pieces.items() if versions.get(i) != v]
+            drop = [i for i in versions if i not in self._pieces]
+            versions = {i: v for i, (v, _, _) in self._pieces.items()}
             parts = _parts([p for *_, p in put])
             for nth, part in enumerate(parts, 1):
                 last = nth == len(parts)
                 yield News(now, part, drop if last else [], whole=first and last)
-                sent = time.monotonic()
-            if (drop and not put) or time.monotonic() - sent > BEAT_S:
+                sent_at = time.monotonic()
+            if (drop and not put) or time.monotonic() - sent_at > BEAT_S:
                 yield News(now, drop=drop)
-                sent = time.monotonic()
+                sent_at = time.monotonic()
 
-    async def _newer(self, seen: int) -> bool:
-        """Wait a moment for a look that is newer than one already seen."""
-        async with self._turn:
+    async def _newer(self, frame: int) -> bool:
+        """Wait one interval for a rendering newer than `frame`."""
+        async with self._rendered:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._every_s):
-                    await self._turn.wait_for(lambda: self._frame > seen)
-        return self._frame > seen
+                    await self._rendered.wait_for(lambda: self._frame > frame)
+        return self._frame > frame
 
     async def _renew(self) -> None:
-        """Look once a second for as long as anybody watches."""
+        """Render once a second while there are watchers."""
         while self._watchers:
             began = time.monotonic()
             try:
-                await self._take(await self._look())
+                await self._render(await self._read())
             except Exception as error:
                 log.error("status_not_shown", exc_info=error)
             await asyncio.sleep(max(0.0, self._every_s - (time.monotonic() - began)))
 
-    async def _take(self, known: FleetSnapshot) -> None:
-        """Render what changed, in a thread: inference has this loop, and all that is read here are values."""
+    async def _render(self, snapshot: FleetSnapshot) -> None:
+        """Render the changes in a thread, because inference shares this event loop."""
         frame = self._frame + 1
-        self._pieces = await asyncio.to_thread(_rendered, known, self._pieces, frame)
-        self._frame, self._now = frame, known.now
-        async with self._turn:
-            self._turn.notify_all()
+        self._pieces = await asyncio.to_thread(_pieces, snapshot, self._pieces, frame)
+        self._frame, self._now = frame, snapshot.now
+        async with self._rendered:
+            self._rendered.notify_all()
 
 
-def _rendered(known: FleetSnapshot, before: Mapping[str, Versioned], frame: int) -> dict[str, Versioned]:
-    """Return every piece: as it was where its values are the same, else laid out anew."""
+def _pieces(snapshot: FleetSnapshot, before: Mapping[str, Versioned], frame: int) -> dict[str, Versioned]:
+    """Return every piece; only those whose values changed are rendered again."""
     pieces = {}
-    for new in fragments(picture(known)):
-        had = before.get(new.id)
-        if had is None or had[1] != new:
-            had = (frame, new, Piece(new.id, fragment(new, known.now), new.into, new.order))
-        pieces[new.id] = had
+    for new in fragments(picture(snapshot)):
+        entry = before.get(new.id)
+        if entry is None or entry[1] != new:
+            entry = (frame, new, Piece(new.id, fragment(new, snapshot.now), new.into, new.order))
+        pieces[new.id] = entry
     return pieces
 
 

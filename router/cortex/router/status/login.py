@@ -1,9 +1,9 @@
-"""Logging a browser in: its key begins a session, whose cookie scripts cannot read and other sites cannot use.
+"""Browser login: a key opens a session, whose cookie scripts cannot read and other sites cannot use.
 
-The door takes that cookie on every route, and for changes only from a page of our own (`auth.py`). What a session is
-and when it ends is in `access/sessions.py`. Cookies know no ports: over plain HTTP the cookie goes to the paths that
-the page uses, so that other servers of the host are sent it as little as can be; over TLS its name begins with
-`__Host-`, for which browsers demand the path `/`.
+`AuthGuard` accepts the cookie on every route, but for changes only from a page of this router (`auth.py`). Sessions are
+in `access/sessions.py`. Cookies are shared by all ports of a host: over plain HTTP the cookie is limited to the paths
+that the page uses, which exposes it less to other servers; over TLS its name begins with `__Host-`, for which browsers
+require the path `/`.
 """
 
 from typing import Any
@@ -27,46 +27,46 @@ Http = Request[Any, Any, Any]
 
 PATH = "/status/login"
 PATHS = ("/status", "/admin", "/v1")
-"""What the page calls."""
+"""Paths that the page requests."""
 OLD_COOKIE = "cortex_key"
-"""It held the API key, before there were sessions: a logout takes it out of the browser."""
+"""An earlier version stored the API key in it; a logout deletes it."""
 
 
 def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
     """Return the routes."""
-    anybody: dict[str, Any] = {"opt": {"needs": "nothing"}, "response_headers": headers}
+    public: dict[str, Any] = {"opt": {"needs": "nothing"}, "response_headers": headers}
 
-    @get(PATH, **anybody)
+    @get(PATH, **public)
     async def form() -> Response[str]:
-        """Ask for a key."""
+        """Show the login form."""
         return _form("")
 
-    @post(PATH, status_code=303, request_max_body_size=OPEN_BODY, **anybody)
+    @post(PATH, status_code=303, request_max_body_size=OPEN_BODY, **public)
     async def log_in(request: Http) -> Response[Any]:
-        """Take a key, begin a session and go to the page."""
+        """Begin a session for a key and redirect to the page."""
         _refuse_other_sites(request)
-        given = await _key(request)
-        who = runtime.keys.find(given) if given else None
+        key = await _key(request)
+        who = runtime.keys.find(key) if key else None
         if who is None:
-            return _form("This key is not known here, or has expired.", status=401)
+            return _form("This key is unknown or has expired.", status=401)
         if not who.may(Right.STATUS):
-            return _form(
-                f"The key '{who.name}' is for {who.scope}; this page needs one for status or admin.", status=403
-            )
+            return _form(f"The key '{who.name}' has scope {who.scope}; this page needs status or admin.", status=403)
         try:
-            cookie = await runtime.sessions.begin(given)
+            cookie = await runtime.sessions.begin(key)
         except RecordUnavailable:
             return _form("Redis does not answer, so no session can begin. Try again in a moment.", status=503)
         return Redirect("/status", status_code=303, cookies=_cookies(request, cookie, SESSION_S))
 
-    @post("/status/logout", status_code=303, request_max_body_size=OPEN_BODY, **anybody)
+    @post("/status/logout", status_code=303, request_max_body_size=OPEN_BODY, **public)
     async def log_out(request: Http) -> Redirect:
-        """End the session, for every router worker."""
+        """End the session on every router worker."""
         _refuse_other_sites(request)
         try:
-            await runtime.sessions.end(_shown(request).session)
+            await runtime.sessions.end(_credentials(request).session)
         except RecordUnavailable:
-            raise RecordIsAway("Redis does not answer, so the session goes on: log out again", retry_after=2) from None
+            raise RecordIsAway(
+                "Redis does not answer, so the session stays open: log out again", retry_after=2
+            ) from None
         old = Cookie(key=OLD_COOKIE, value="", max_age=0, path="/", httponly=True, samesite="strict")
         return Redirect(PATH, status_code=303, cookies=[*_cookies(request, "", 0), old])
 
@@ -74,13 +74,13 @@ def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
 
 
 def to_login(_: Http, __: Exception) -> Response[Any]:
-    """Send a browser that may not look to where it can log in."""
+    """Redirect an unauthorized browser to the login form."""
     return Redirect(PATH, status_code=303)
 
 
 def logged_in(request: Http) -> bool:
-    """Whether a request comes with the cookie."""
-    return bool(_shown(request).session)
+    """Whether a request has a session cookie."""
+    return bool(_credentials(request).session)
 
 
 async def _key(request: Http) -> str:
@@ -89,7 +89,7 @@ async def _key(request: Http) -> str:
     except HTTPException as error:
         if error.status_code != 413:
             raise
-        raise BadRequest("this is longer than any key") from None
+        raise BadRequest("the body is longer than any key") from None
     try:
         return parse_qs(body.decode("latin-1"), max_num_fields=8).get("key", [""])[0].strip()
     except ValueError:
@@ -97,11 +97,11 @@ async def _key(request: Http) -> str:
 
 
 def _refuse_other_sites(request: Http) -> None:
-    if cross_site(_shown(request)):
-        raise NotAllowed("a page of another site may not log anybody in or out here")
+    if cross_site(_credentials(request)):
+        raise NotAllowed("a page of another site may not log in or out here")
 
 
-def _shown(request: Http) -> Credentials:
+def _credentials(request: Http) -> Credentials:
     return read_credentials(request.scope["headers"], tls=request.scope["scheme"] == "https")
 
 

@@ -1,46 +1,46 @@
-"""What a worker wrote, for the page: so much of its end as a person looks at, wherever the worker is or was."""
+"""The end of a worker's log for the page, from whichever host has it."""
 
 import asyncio
 
 from cortex.router.errors import InstanceNotFound, NoCapacity
-from cortex.router.routes.instances import LogQuery, Opened, Run, log_of_function, log_of_instance
+from cortex.router.routes.instances import LogQuery, OpenLog, Run, log_of_function, log_of_instance
 from cortex.router.runtime import Runtime
 from cortex.router.status.model import Log
 
 LINES = 500
 MOST_BYTES = 256 * 1024
-WITHIN_S = 15.0
-"""How long reading may take, a search through the largest log included."""
+TIMEOUT_S = 15.0
+"""Timeout for reading, including a search through the largest log."""
 
 
 async def log(runtime: Runtime, function: str, host: str, instance: str, run: Run, grep: str) -> Log:
     """Return the end of a log, or why there is none. Raises FunctionNotFound."""
-    asked = LogQuery(lines=LINES, run=run, grep=grep)
+    query = LogQuery(lines=LINES, run=run, grep=grep)
     try:
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(TIMEOUT_S):
             if instance:
-                opened = await log_of_instance(runtime, instance, asked)
+                log_stream = await log_of_instance(runtime, instance, query)
             else:
-                opened = await log_of_function(runtime, function, host, asked)
-            text, cut = await _end(opened)
+                log_stream = await log_of_function(runtime, function, host, query)
+            text, cut = await _end(log_stream)
     except (InstanceNotFound, NoCapacity, TimeoutError) as error:
         problem = "its host did not answer in time" if isinstance(error, TimeoutError) else error.message
         return Log(function=function, host="", instance=instance, run=run, grep=grep, problem=problem)
     lines = text.count("\n") + bool(text and not text.endswith("\n"))
     return Log(
-        function=function, host=opened.host, instance=instance, run=run, grep=grep, text=text, lines=lines, cut=cut
+        function=function, host=log_stream.host, instance=instance, run=run, grep=grep, text=text, lines=lines, cut=cut
     )
 
 
-async def _end(opened: Opened) -> tuple[str, bool]:
-    """Return the last of it, from the beginning of a line on, and whether anything was left out."""
-    kept, cut = b"", False
-    async for chunk in opened.text():
-        kept += chunk
-        if len(kept) > 2 * MOST_BYTES:
-            kept, cut = kept[-MOST_BYTES:], True
-    if len(kept) > MOST_BYTES:
-        kept, cut = kept[-MOST_BYTES:], True
+async def _end(log_stream: OpenLog) -> tuple[str, bool]:
+    """Return the end of the log, from the beginning of a line, and whether it was cut."""
+    text, cut = b"", False
+    async for chunk in log_stream.text():
+        text += chunk
+        if len(text) > 2 * MOST_BYTES:
+            text, cut = text[-MOST_BYTES:], True
+    if len(text) > MOST_BYTES:
+        text, cut = text[-MOST_BYTES:], True
     if cut:
-        kept = kept.partition(b"\n")[2] or kept
-    return kept.decode(errors="replace"), cut
+        text = text.partition(b"\n")[2] or text
+    return text.decode(errors="replace"), cut

@@ -1,4 +1,4 @@
-"""What the status page shows, as values. Two equal values look the same, so nothing is sent again for them.
+"""The content of the status page as values. Equal values render the same, so only changed values are sent again.
 
 Times are Unix seconds, memory is MiB, shares are between 0 and 1.
 """
@@ -7,27 +7,27 @@ from msgspec import Struct
 
 
 class Attention(Struct, frozen=True, kw_only=True):
-    """Something an operator should know before anything else."""
+    """A point for the operator at the top of the page."""
 
     grave: bool
     text: str
     detail: str = ""
     to: str = ""
-    """The fragment that says more, if there is one."""
+    """The fragment with details, if any."""
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """The page in one line, and what speaks against it."""
+    """The state of the fleet in one line, and its problems."""
 
     well: bool
     text: str
     attention: tuple[Attention, ...] = ()
     more: int = 0
-    """Further points that are not listed."""
+    """Number of points that are not listed."""
 
 
 class Series(Struct, frozen=True, kw_only=True):
-    """One figure over the last hour, oldest first; None where nothing was measured."""
+    """One figure over the last hour, oldest first; None without a measurement."""
 
     values: tuple[float | None, ...]
     step_s: float
@@ -35,7 +35,7 @@ class Series(Struct, frozen=True, kw_only=True):
 
 
 class Figures(Struct, frozen=True, kw_only=True):
-    """The fleet in numbers."""
+    """Totals of the fleet."""
 
     functions: int
     serving: int
@@ -46,12 +46,12 @@ class Figures(Struct, frozen=True, kw_only=True):
     in_flight: int
     waiting: int
     used_mb: int
-    """Promised to instances or taken by others, on all devices."""
+    """Reserved by instances or used by other processes, on all devices."""
     total_mb: int
 
 
 class Latency(Struct, frozen=True, kw_only=True):
-    """Half, 95 and 99 of a hundred requests took no longer."""
+    """Percentiles of a duration."""
 
     p50_ms: float
     p95_ms: float
@@ -59,26 +59,26 @@ class Latency(Struct, frozen=True, kw_only=True):
 
 
 class Flow(Struct, frozen=True, kw_only=True):
-    """How requests go, over all routers. None: nothing was asked, or nobody counts."""
+    """Request statistics over all routers. None: no requests, or no data."""
 
     minutes: int = 5
-    """What `now` means in the single figures."""
+    """Period of the single figures."""
     rate_per_min: float | None = None
     errors_per_min: float | None = None
     first_token_ms: float | None = None
-    """Of the median request."""
+    """The median."""
     tokens_per_s: float | None = None
     first_token_hour: Latency | None = None
     duration_hour: Latency | None = None
     requests: Series | None = None
     errors: Series | None = None
     first_token: tuple[Series, ...] = ()
-    """Per minute: the median, and what 95 of a hundred stayed below."""
+    """p50 and p95 by minute."""
     duration: tuple[Series, ...] = ()
 
 
 class Start(Struct, frozen=True, kw_only=True):
-    """An instance on its way up."""
+    """A starting instance."""
 
     key: str
     function: str
@@ -86,25 +86,25 @@ class Start(Struct, frozen=True, kw_only=True):
     host: str
     state: str
     phase: str
-    """What is fetched, or the step the worker says it is at."""
+    """The download, or the step that the worker reports."""
     share: float | None
-    """How far that is."""
-    passed: tuple[tuple[str, float], ...]
-    """What is behind it, in seconds; not what took no time."""
+    """Progress of the phase."""
+    phases: tuple[tuple[str, float], ...]
+    """Finished phases in seconds, without very short ones."""
     since: float
     expected_s: float | None
-    """How long a start takes, by earlier ones, when its weights are there."""
+    """Duration of a start with local weights, from earlier starts."""
     ends: float | None
-    """When it should be over."""
+    """Expected end."""
     waiting: int
     waits_for: tuple[str, ...] = ()
-    """Functions that leave first."""
+    """Functions that are evicted first."""
     silent_since: float | None = None
-    """Set when it has shown no sign of life for a while."""
+    """Time of the last sign of life, if that is a while ago."""
 
 
 class Segment(Struct, frozen=True, kw_only=True):
-    """A piece of a device's memory."""
+    """A part of a device's memory."""
 
     label: str
     tone: str
@@ -119,15 +119,15 @@ class Segment(Struct, frozen=True, kw_only=True):
 
 
 class Bar(Struct, frozen=True, kw_only=True):
-    """A device and what fills its memory."""
+    """A device and its memory."""
 
     id: str
     name: str
     label: str
     total_mb: int
-    taken_mb: int
+    used_mb: int
     free_mb: int
-    kept_free_mb: int
+    reserve_mb: int
     segments: tuple[Segment, ...]
     note: str = ""
     utilization_pct: int | None = None
@@ -175,17 +175,17 @@ class Row(Struct, frozen=True, kw_only=True):
     share: float | None
     since: float | None
     ends: float | None
-    """When its start should be over."""
+    """Expected end of its start."""
     failure: str
     retry_at: float | None
-    kept: str = ""
-    """Why it is never let go: pinned, or a minimum."""
+    retention: str = ""
+    """Why it is never reaped: pinned, or a minimum."""
     in_line: str = ""
     """For whom its requests wait, and for how long at most."""
 
 
 class Leaving(Struct, frozen=True, kw_only=True):
-    """Who would be evicted next on a host, and why."""
+    """An instance in a host's eviction order."""
 
     host: str
     function: str
@@ -196,23 +196,23 @@ class Leaving(Struct, frozen=True, kw_only=True):
     why: str
     rank: int
     protected: str = ""
-    """Why it cannot go now."""
+    """Why it cannot be evicted now."""
 
 
 class Departures(Struct, frozen=True, kw_only=True):
-    """Who goes next, host by host, fullest host first."""
+    """The next evictions by host, fullest host first."""
 
     strategy: str
     warm: bool
-    """Whether anything is there that could be evicted, were it not protected."""
+    """Whether any instance is ready, protected or not."""
     first: tuple[Leaving, ...]
     more: int
-    kept: tuple[Leaving, ...] = ()
-    """Who stays, and why, while nobody may be evicted anywhere."""
+    protected: tuple[Leaving, ...] = ()
+    """Protected instances, if no instance may be evicted on any host."""
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """A receipt."""
+    """An entry of the decision log."""
 
     at: float
     what: str
@@ -224,22 +224,22 @@ class Decision(Struct, frozen=True, kw_only=True):
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """Slow work of a host: fetching weights."""
+    """A download of weights on a host."""
 
     id: str
     host: str
     what: str
     state: str
     share: float | None
-    said: str
+    detail: str
     at: float | None
     functions: tuple[str, ...] = ()
     ends: float | None = None
-    """When it should be over, at this rate."""
+    """Expected end at the current rate."""
 
 
 class Trouble(Struct, frozen=True, kw_only=True):
-    """Something that failed. What the worker wrote is fetched from its host by admins."""
+    """A failure. Admins fetch the worker's log from its host."""
 
     key: str
     function: str
@@ -253,25 +253,25 @@ class Trouble(Struct, frozen=True, kw_only=True):
 
 
 class Log(Struct, frozen=True, kw_only=True):
-    """What a worker wrote: the end of it, or the last of its lines with a text."""
+    """The end of a worker's log, or its last lines that match `grep`."""
 
     function: str
     host: str
-    """Where it was found; empty when it was not."""
+    """The host that has it; empty if none has."""
     instance: str
-    """Asked for; empty: the function's newest."""
+    """The requested instance; empty: the function's newest."""
     run: str
     grep: str
     text: str = ""
     lines: int = 0
     cut: bool = False
-    """Earlier lines were left out because those shown are so long."""
+    """Earlier lines were omitted because of the size limit."""
     problem: str = ""
-    """Why there is nothing to show."""
+    """Why there is no log."""
 
 
 class Phase(Struct, frozen=True, kw_only=True):
-    """A part of a start."""
+    """A phase of a start, with its position on the bar."""
 
     name: str
     seconds: float
@@ -297,11 +297,11 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     start_s: float | None
     pid: int
     current: bool
-    """Whether it is of the catalogue's present revision."""
+    """Whether it has the catalogue's current revision."""
 
 
 class Details(Struct, frozen=True, kw_only=True):
-    """Everything about one function."""
+    """The details of one function."""
 
     row: Row
     revision: str
@@ -310,14 +310,14 @@ class Details(Struct, frozen=True, kw_only=True):
     settings: tuple[tuple[str, str], ...]
     last_used: float | None
     phases: tuple[Phase, ...] = ()
-    """Of its last cold start."""
+    """Phases of the last cold start."""
     phases_at: float | None = None
     pinned: bool = False
-    """Whether it is to be kept, by its entry or by an operator."""
+    """Whether its entry or an operator pins it."""
 
 
 class HostDetails(Struct, frozen=True, kw_only=True):
-    """Everything about one host."""
+    """The details of one host."""
 
     host: Host
     address: str
@@ -325,13 +325,13 @@ class HostDetails(Struct, frozen=True, kw_only=True):
     engines: tuple[tuple[str, str], ...]
     labels: tuple[str, ...]
     order: tuple[Leaving, ...]
-    """Every instance, in the order in which they would leave."""
+    """Every instance, in eviction order."""
     foreign: tuple[str, ...]
     troubles: tuple[Trouble, ...]
 
 
 class Picture(Struct, frozen=True, kw_only=True):
-    """The whole page at one moment."""
+    """The whole page at one time."""
 
     now: float
     verdict: Verdict
@@ -343,5 +343,5 @@ class Picture(Struct, frozen=True, kw_only=True):
     departures: Departures
     decisions: tuple[Decision, ...]
     jobs: tuple[Job, ...] | None
-    """None: nobody can say."""
+    """None: unknown."""
     troubles: tuple[Trouble, ...]

@@ -1,4 +1,4 @@
-"""The whole status page, decided: a pure function of what a router knows at one moment."""
+"""The whole status page as a pure function of a fleet snapshot."""
 
 from cortex.router.status.failures import troubles
 from cortex.router.status.format import some
@@ -13,36 +13,36 @@ MOST_DECISIONS = 40
 MOST_JOBS = 40
 
 
-def picture(known: FleetSnapshot) -> Picture:
-    """Return everything the page shows."""
-    index = Index(known.fleet)
-    machines, functions, coming = hosts(known, index), rows(known, index), starts(known, index)
-    figures = _figures(known, index, functions)
+def picture(snapshot: FleetSnapshot) -> Picture:
+    """Return the content of the page."""
+    index = Index(snapshot.fleet)
+    machines, functions, coming = hosts(snapshot, index), rows(snapshot, index), starts(snapshot, index)
+    figures = _figures(snapshot, index, functions)
     return Picture(
-        now=known.now,
-        verdict=verdict(known, figures, machines, functions),
+        now=snapshot.now,
+        verdict=verdict(snapshot, figures, machines, functions),
         figures=figures,
-        flow=known.flow,
+        flow=snapshot.flow,
         starts=coming,
         hosts=machines,
         rows=functions,
-        departures=departures(known, index),
-        decisions=tuple(known.decisions[:MOST_DECISIONS]),
-        jobs=None if known.jobs is None else tuple(known.jobs[:MOST_JOBS]),
+        departures=departures(snapshot, index),
+        decisions=tuple(snapshot.decisions[:MOST_DECISIONS]),
+        jobs=None if snapshot.jobs is None else tuple(snapshot.jobs[:MOST_JOBS]),
         troubles=troubles(index),
     )
 
 
-def _figures(known: FleetSnapshot, index: Index, functions: tuple[Row, ...]) -> Figures:
+def _figures(snapshot: FleetSnapshot, index: Index, functions: tuple[Row, ...]) -> Figures:
     tones = [r.tone for r in functions]
-    devices = [(d, h) for h in known.fleet.hosts.values() for d in h.devices]
+    devices = [(d, h) for h in snapshot.fleet.hosts.values() for d in h.devices]
     return Figures(
         functions=len(functions),
         serving=tones.count("busy") + tones.count("idle"),
         coming=tones.count("coming"),
         failing=tones.count("failing"),
-        hosts=len(known.fleet.hosts),
-        cordoned=len(known.fleet.cordoned),
+        hosts=len(snapshot.fleet.hosts),
+        cordoned=len(snapshot.fleet.cordoned),
         in_flight=sum(index.usage.in_flight.values()),
         waiting=sum(index.usage.waiting.values()),
         used_mb=sum(d.foreign_mb + sum(i.memory_mb for i in h.instances if d.id in i.devices) for d, h in devices),
@@ -50,23 +50,25 @@ def _figures(known: FleetSnapshot, index: Index, functions: tuple[Row, ...]) -> 
     )
 
 
-def verdict(known: FleetSnapshot, figures: Figures, machines: tuple[Host, ...], functions: tuple[Row, ...]) -> Verdict:
-    """Say how things stand, gravest first:
+def verdict(
+    snapshot: FleetSnapshot, figures: Figures, machines: tuple[Host, ...], functions: tuple[Row, ...]
+) -> Verdict:
+    """Return the fleet's state and its problems, most severe first:
 
-    (1) the record is away: what is shown may be old, and nothing can be started;
-    (2) no host is there;
-    (3) the catalogue's file does not stand;
+    (1) the record is unavailable: the data may be stale, and no function can start;
+    (2) no host reports;
+    (3) the catalogue file is invalid;
     (4) functions that keep failing;
-    (5) hosts whose devices cannot be read, or that are late with their report;
-    (6) requests that wait although nothing comes up for them.
+    (5) hosts with a problem, or whose report is late;
+    (6) requests that wait for a function without a starting instance.
     """
     points: list[Attention] = []
-    if known.away:  # (1)
-        points.append(Attention(grave=True, text="Redis does not answer", detail="What is warm goes on serving."))
+    if snapshot.away:  # (1)
+        points.append(Attention(grave=True, text="Redis does not answer", detail="Warm functions keep serving."))
     elif not machines:  # (2)
-        points.append(Attention(grave=True, text="No host is there", detail="Start `cortex agent` on one."))
-    if known.problem:  # (3)
-        points.append(Attention(grave=True, text="The catalogue does not stand", detail=known.problem))
+        points.append(Attention(grave=True, text="No host reports", detail="Start `cortex agent` on a host."))
+    if snapshot.problem:  # (3)
+        points.append(Attention(grave=True, text="The catalogue is invalid", detail=snapshot.problem))
     points += [  # (4)
         Attention(grave=True, text=f"{r.id} does not start", detail=r.failure, to=r.key)
         for r in functions
@@ -79,19 +81,19 @@ def verdict(known: FleetSnapshot, figures: Figures, machines: tuple[Host, ...], 
             points.append(Attention(grave=False, text=f"{host.name} is late with its report", to=host.key))
     for r in functions:  # (6)
         if r.waiting and (r.tone == "cold" or r.in_line):
-            held = some(r.waiting, "request")
-            detail = f"{held} held" + (f": it {r.in_line}" if r.in_line else "")
-            points.append(Attention(grave=False, text=f"{r.id} has no place yet", detail=detail, to=r.key))
+            count = some(r.waiting, "request")
+            detail = f"{count} waiting" + (f": it {r.in_line}" if r.in_line else "")
+            points.append(Attention(grave=False, text=f"{r.id} has no instance yet", detail=detail, to=r.key))
     points.sort(key=lambda p: not p.grave)
     return Verdict(
         well=not any(p.grave for p in points),
-        text=_said(figures),
+        text=_summary(figures),
         attention=tuple(points[:MOST_ATTENTION]),
         more=max(0, len(points) - MOST_ATTENTION),
     )
 
 
-def _said(figures: Figures) -> str:
+def _summary(figures: Figures) -> str:
     on = f"on {some(figures.hosts, 'host')}"
     verb = "is" if 1 in (figures.serving, figures.functions) else "are"
     warm = f"{figures.serving} of {some(figures.functions, 'function')} {verb} warm"

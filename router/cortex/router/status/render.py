@@ -1,4 +1,4 @@
-"""Values into HTML. Templates escape by themselves, and an unknown name in one is an error."""
+"""Renders values as HTML. Templates escape by default, and an undefined name is an error."""
 
 import time
 from datetime import UTC, datetime
@@ -14,29 +14,29 @@ from cortex.router.status.model import Picture
 
 
 class Fragment(Struct, frozen=True):
-    """A piece of the page that is sent by itself: `value`, laid out by `template`."""
+    """A part of the page that is sent separately: `value`, rendered by `template`."""
 
     id: str
     template: str
     value: object
     into: str = ""
-    """The element it belongs into, for pieces that come and go."""
+    """The parent element, for items of a list."""
     order: str = ""
 
 
-def fragments(shown: Picture) -> list[Fragment]:
-    """Return the page in pieces."""
+def fragments(picture: Picture) -> list[Fragment]:
+    """Return the page as fragments."""
     return [
-        Fragment("verdict", "verdict.html", shown.verdict),
-        Fragment("figures", "figures.html", (shown.figures, shown.flow)),
-        Fragment("starts", "starts.html", shown.starts),
-        Fragment("departures", "departures.html", shown.departures),
-        Fragment("traffic", "traffic.html", shown.flow),
-        Fragment("decisions", "decisions.html", shown.decisions),
-        Fragment("troubles", "troubles.html", shown.troubles),
-        Fragment("jobs", "jobs.html", shown.jobs),
-        *(Fragment(h.key, "host.html", h, "hosts", h.order) for h in shown.hosts),
-        *(Fragment(r.key, "row.html", r, "functions", r.order) for r in shown.rows),
+        Fragment("verdict", "verdict.html", picture.verdict),
+        Fragment("figures", "figures.html", (picture.figures, picture.flow)),
+        Fragment("starts", "starts.html", picture.starts),
+        Fragment("departures", "departures.html", picture.departures),
+        Fragment("traffic", "traffic.html", picture.flow),
+        Fragment("decisions", "decisions.html", picture.decisions),
+        Fragment("troubles", "troubles.html", picture.troubles),
+        Fragment("jobs", "jobs.html", picture.jobs),
+        *(Fragment(h.key, "host.html", h, "hosts", h.order) for h in picture.hosts),
+        *(Fragment(r.key, "row.html", r, "functions", r.order) for r in picture.rows),
     ]
 
 
@@ -45,20 +45,20 @@ def fragment(piece: Fragment, now: float) -> str:
     return render(piece.template, now, it=piece.value, id=piece.id, order=piece.order)
 
 
-def page(shown: Picture, *, may_act: bool, logged_in: bool = False) -> str:
+def page(picture: Picture, *, may_act: bool, logged_in: bool = False) -> str:
     """Return the whole page."""
-    pieces = fragments(shown)
-    inner = {p.id: Markup(fragment(p, shown.now)) for p in pieces}  # noqa: S704  (our own templates' output)
+    pieces = fragments(picture)
+    inner = {p.id: Markup(fragment(p, picture.now)) for p in pieces}  # noqa: S704  (our own templates' output)
     lists = {
         name: Markup("".join(inner[p.id] for p in pieces if p.into == name))  # noqa: S704
         for name in ("hosts", "functions")
     }
-    names = [n for r in sorted(shown.rows, key=lambda r: r.id) for n in (r.id, *r.aliases)]
-    return render("page.html", shown.now, parts=inner | lists, names=names, may_act=may_act, logged_in=logged_in)
+    names = [n for r in sorted(picture.rows, key=lambda r: r.id) for n in (r.id, *r.aliases)]
+    return render("page.html", picture.now, parts=inner | lists, names=names, may_act=may_act, logged_in=logged_in)
 
 
 def render(template: str, now: float | None = None, **values: Any) -> str:
-    """Return a template's HTML with these values in it."""
+    """Render a template with these values."""
     at = time.time() if now is None else now
     return _TEMPLATES.get_template(template).render(now=at, **values)
 
@@ -68,7 +68,7 @@ def _iso(at: float) -> str:
 
 
 def _per_cent(share: float) -> str:
-    """A length in SVG: a number and a sign, never a style."""
+    """Return a length for an SVG attribute."""
     return f"{100 * share:.2f}%"
 
 

@@ -1,4 +1,4 @@
-"""`/status` and what belongs to it. Reading needs the right `status`; what the page does, it does by `/admin`."""
+"""The routes below `/status`. They need the right `status`; the page acts through `/admin`."""
 
 import asyncio
 import gzip
@@ -16,9 +16,9 @@ from cortex.router.routes.instances import Run, Text
 from cortex.router.runtime import Runtime
 from cortex.router.shutdown import stopping
 from cortex.router.status import assets, functions, hosts, login, logs
-from cortex.router.status.live import Live, TooManyWatch
+from cortex.router.status.live import Live, TooManyWatchers
 from cortex.router.status.page import picture
-from cortex.router.status.planning import function_named, planned
+from cortex.router.status.planning import function_named, plan_action
 from cortex.router.status.render import page, render
 from cortex.router.status.snapshot import Index
 from cortex.router.status.sources import Sources
@@ -38,88 +38,88 @@ HEADERS = {
 }
 READ: dict[str, Any] = {"opt": {"needs": "status"}, "response_headers": HEADERS}
 SMALL = 32 * 1024
-"""A page up to this size is sent as it is."""
+"""Largest page that is sent without compression."""
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     """Return the page's routes."""
     sources = Sources(runtime)
-    live = Live(sources.known, stopping)
+    live = Live(sources.snapshot, stopping)
 
     @get("/status", exception_handlers={NoKey: login.to_login, NotAllowed: login.to_login}, **READ)
     async def status(request: Http) -> Response[Any]:
-        """Show the page; it is whole without its scripts. Made in a thread: a large fleet's takes a while."""
+        """Show the page, complete without scripts. A thread renders it, because a large fleet takes a while."""
         may, cookie = may_act(request), login.logged_in(request)
-        known = await sources.known()
-        text = await asyncio.to_thread(lambda: page(picture(known), may_act=may, logged_in=cookie))
+        snapshot = await sources.snapshot()
+        text = await asyncio.to_thread(lambda: page(picture(snapshot), may_act=may, logged_in=cookie))
         if len(text) < SMALL or "gzip" not in request.headers.get("accept-encoding", ""):
             return _html(text)
         packed = await asyncio.to_thread(gzip.compress, text.encode(), 3)
-        packing = {"content-encoding": "gzip", "vary": "accept-encoding"}
-        return Response(packed, media_type="text/html", headers=packing)
+        headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
+        return Response(packed, media_type="text/html", headers=headers)
 
     @get("/status/live", **READ)
-    async def events() -> Stream:
-        """Send what changes, as server-sent events."""
-        watching = live.watch()
+    async def live_events() -> Stream:
+        """Send the page's changes as server-sent events."""
+        events = live.watch()
         try:
-            first = await anext(watching)
-        except TooManyWatch as error:
+            first = await anext(events)
+        except TooManyWatchers as error:
             raise NoCapacity(str(error), retry_after=30) from None
 
-        async def told() -> Any:
+        async def stream() -> Any:
             yield first
-            async for event in watching:
+            async for event in events:
                 yield event
 
-        return Stream(told(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        return Stream(stream(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
     @get("/status/function/{name:path}", **READ)
     async def function(request: Http, name: str) -> Response[str]:
-        """Show everything about one function."""
-        known = await sources.known()
-        index = Index(known.fleet)
-        shown = functions.details(function_named(runtime, name.lstrip("/"), index), known, index)
-        return _html(render("function.html", known.now, it=shown, may_act=may_act(request)))
+        """Show the details of one function."""
+        snapshot = await sources.snapshot()
+        index = Index(snapshot.fleet)
+        content = functions.details(function_named(runtime, name.lstrip("/"), index), snapshot, index)
+        return _html(render("function.html", snapshot.now, it=content, may_act=may_act(request)))
 
     @get("/status/host/{name:str}", **READ)
     async def host(request: Http, name: str) -> Response[str]:
-        """Show everything about one host."""
-        known = await sources.known()
-        record = known.fleet.record(name)
+        """Show the details of one host."""
+        snapshot = await sources.snapshot()
+        record = snapshot.fleet.record(name)
         if record is None:
-            raise HostNotFound(name, nearest(name, known.fleet.hosts))
-        shown = hosts.details(record, known, Index(known.fleet))
-        return _html(render("machine.html", known.now, it=shown, may_act=may_act(request)))
+            raise HostNotFound(name, nearest(name, snapshot.fleet.hosts))
+        content = hosts.details(record, snapshot, Index(snapshot.fleet))
+        return _html(render("machine.html", snapshot.now, it=content, may_act=may_act(request)))
 
     @get("/status/log", opt={"needs": "admin"}, response_headers=HEADERS)
     async def log(
         function: str, host: str = "", instance: str = "", run: Run = "current", grep: Text = ""
     ) -> Response[str]:
-        """Show what a worker wrote. For those who may act: a worker may have written what others asked it."""
-        shown = await logs.log(runtime, function, host, instance, run, grep)
-        return _html(render("log.html", it=shown, host=host))
+        """Show a worker's log. For admins only: it may contain prompts."""
+        content = await logs.log(runtime, function, host, instance, run, grep)
+        return _html(render("log.html", it=content, host=host))
 
     @get("/status/plan", **READ)
     async def plan(request: Http, do: str, function: str = "", host: str = "") -> Response[str]:
-        """Show what an action would do, before it is done."""
-        shown = await planned(runtime, do, function=function, host=host)
-        return _html(render("plan.html", it=shown, may_act=may_act(request)))
+        """Show the plan of an action."""
+        content = await plan_action(runtime, do, function=function, host=host)
+        return _html(render("plan.html", it=content, may_act=may_act(request)))
 
     @get("/status/assets/{name:str}", opt={"needs": "nothing"})
-    async def file(name: str) -> Response[bytes]:
-        """Serve a file of the page. Its name says what is in it, so it may be kept for ever."""
-        found = assets.asset(name)
-        if found is None:
+    async def static_file(name: str) -> Response[bytes]:
+        """Serve a static file. Its name has a hash of its content, so caches never expire it."""
+        file = assets.asset(name)
+        if file is None:
             return Response(b"", status_code=404)
-        kept = {**HEADERS, "cache-control": "public, max-age=31536000, immutable"}
-        return Response(found.body, media_type=found.media_type, headers=kept)
+        headers = {**HEADERS, "cache-control": "public, max-age=31536000, immutable"}
+        return Response(file.body, media_type=file.media_type, headers=headers)
 
-    return [status, events, function, host, log, plan, file, *login.routes(runtime, HEADERS)]
+    return [status, live_events, function, host, log, plan, static_file, *login.routes(runtime, HEADERS)]
 
 
 def may_act(request: Http) -> bool:
-    """Whether whoever looks may change something, too."""
+    """Whether the caller may make changes."""
     return caller(request).may(Right.ADMIN)
 
 

@@ -1,4 +1,4 @@
-"""What the page is made of: everything a router knows at one moment, and that by function. Pure."""
+"""The page's input: the router's data at one time, and an index of it by function. Pure."""
 
 import hashlib
 from collections import defaultdict
@@ -14,25 +14,25 @@ from cortex.router.activation.waits import places_in_line
 from cortex.router.status.model import Decision, Flow, Job
 
 SILENT_S = 5.0
-"""A host whose record is older than this is late: a heartbeat comes every two seconds."""
+"""Age from which a host's record is late; heartbeats come every two seconds."""
 
 
 class Rates(Struct, frozen=True, kw_only=True):
-    """How a function has been answered lately. None: no request told."""
+    """A function's recent response rates. None: no data."""
 
     first_token_ms: float | None = None
     tokens_per_s: float | None = None
 
 
 class FleetSnapshot(Struct, frozen=True, kw_only=True):
-    """All of it, as values."""
+    """All input of the page, as values."""
 
     catalogue: Catalogue = Catalogue()
     revisions: Mapping[str, str] = {}
     """By function."""
     fleet: Fleet = Fleet()
     starts: Mapping[str, Entry] = {}
-    """What earlier starts took, by revision."""
+    """Earlier starts by revision."""
     flow: Flow = Flow()
     rates: Mapping[str, Rates] = {}
     """By function."""
@@ -41,14 +41,14 @@ class FleetSnapshot(Struct, frozen=True, kw_only=True):
     jobs: Sequence[Job] | None = None
     strategy: str = "lru"
     away: bool = False
-    """Whether the record cannot be read now."""
+    """Whether the record is unavailable."""
     problem: str = ""
-    """What is wrong with the catalogue's file."""
+    """The problem with the catalogue file, if any."""
     now: float = 0.0
 
 
 class Index:
-    """The fleet by function, read once for a whole page."""
+    """The fleet by function, computed once per page."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.usage: Use = use(fleet)
@@ -62,15 +62,15 @@ class Index:
                 self.instances[instance.id] = instance
             for failure in host.failures:
                 self.failures[failure.function].append((host, failure))
-        for found in self.failures.values():
-            found.sort(key=lambda f: -f[1].at)
+        for entries in self.failures.values():
+            entries.sort(key=lambda f: -f[1].at)
 
     def in_flight(self, instance: Instance) -> int:
-        """Return how many requests an instance is answering."""
+        """Return an instance's number of requests in flight."""
         return self.usage.in_flight.get(instance.id, 0)
 
     def tone(self, instance: Instance) -> str:
-        """Return how an instance looks: busy, idle, coming or leaving."""
+        """Return an instance's tone: busy, idle, coming or leaving."""
         if instance.state in COMING:
             return "coming"
         if instance.state is not State.READY:
@@ -79,5 +79,5 @@ class Index:
 
 
 def key(kind: str, name: str) -> str:
-    """Return an element's id: names may hold what an id must not."""
+    """Return an element's id, with a hash because names may have characters that ids may not."""
     return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"

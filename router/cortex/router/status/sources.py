@@ -1,4 +1,4 @@
-"""Where the page's knowledge comes from: the runtime's view, and what is read beside it now and then."""
+"""The sources of the page: the runtime's view, and data that is read periodically."""
 
 import asyncio
 import time
@@ -25,36 +25,36 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 PATIENCE_S = 0.4
-"""How long a page waits for what is read beside the view; what comes later is on the next look."""
+"""How long a page waits for periodic data; later data is on the next rendering."""
 TRAFFIC_S, LEDGER_S, DECISIONS_S, JOBS_S = 5.0, 2.0, 2.0, 3.0
-GOING_ON = ("queued", "fetching", "waiting")
-MOST_RECEIPTS = 100
-NOT_SHOWN = frozenset({"waited", "more"})
-"""Receipts of single requests that went well, or of receipts: they would push out the rest."""
+ACTIVE = ("queued", "fetching", "waiting")
+MOST_DECISIONS = 100
+HIDDEN = frozenset({"waited", "more"})
+"""Kinds of decisions that would displace the others: successful waits, and dropped entries."""
 
 
 class Reading(Generic[T]):
-    """Something that is read at most so often, and shown as it last was while it is read again."""
+    """A cached value, refreshed at most every `every_s`; the old value is used during a refresh."""
 
     def __init__(self, read: Callable[[], Awaitable[T]], every_s: float, value: T) -> None:
-        """`value` stands until something was read."""
+        """`value` is used until the first read."""
         self._read, self._every_s, self._value = read, every_s, value
         self._at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
-    async def look(self) -> T:
-        """Return it, at the latest after a moment."""
+    async def get(self) -> T:
+        """Return the value within `PATIENCE_S`."""
         if self._task is None and time.monotonic() - self._at > self._every_s:
-            self._task = asyncio.create_task(self._again())
+            self._task = asyncio.create_task(self._refresh())
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=PATIENCE_S)
         return self._value
 
     async def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         await cancelled([self._task] if self._task else [])
 
-    async def _again(self) -> None:
+    async def _refresh(self) -> None:
         try:
             self._value = await self._read()
         except RecordUnavailable:
@@ -66,27 +66,27 @@ class Reading(Generic[T]):
 
 
 class Sources:
-    """Reads everything a page is made of."""
+    """Reads the page's input."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         nothing: tuple[list[Bucket], dict[str, Bucket]] = ([], {})
-        self._traffic = Reading(runtime.inquiry.traffic, TRAFFIC_S, nothing)
-        self._decisions: Reading[Sequence[Decision]] = Reading(self._decided, DECISIONS_S, ())
-        self._jobs: Reading[Sequence[Job] | None] = Reading(self._fetching, JOBS_S, None)
-        known: Mapping[str, Entry] = {}
-        self._ledger = Reading(runtime.history.ledger, LEDGER_S, known)
+        self._traffic = Reading(runtime.peers.traffic, TRAFFIC_S, nothing)
+        self._decisions: Reading[Sequence[Decision]] = Reading(self._read_decisions, DECISIONS_S, ())
+        self._jobs: Reading[Sequence[Job] | None] = Reading(self._read_jobs, JOBS_S, None)
+        empty: Mapping[str, Entry] = {}
+        self._ledger = Reading(runtime.history.ledger, LEDGER_S, empty)
 
-    async def known(self) -> FleetSnapshot:
-        """Return what is known now. Never fails: what cannot be read is as it was, or not there."""
+    async def snapshot(self) -> FleetSnapshot:
+        """Return the current data. Never fails: data that cannot be read is stale or missing."""
         runtime = self._runtime
         (hour, lately), ledger, decisions, jobs = await asyncio.gather(
-            self._traffic.look(), self._ledger.look(), self._decisions.look(), self._jobs.look()
+            self._traffic.get(), self._ledger.get(), self._decisions.get(), self._jobs.get()
         )
-        catalogue, now = runtime.directory.catalogue, time.time()
+        catalogue, now = runtime.live_catalogue.catalogue, time.time()
         return FleetSnapshot(
             catalogue=catalogue,
-            revisions={f: runtime.directory.find(f).revision for f in catalogue.functions},
+            revisions={f: runtime.live_catalogue.resolve(f).revision for f in catalogue.functions},
             fleet=runtime.fleet(),
             starts=by_revision(ledger),
             flow=flow(hour, now),
@@ -95,46 +95,46 @@ class Sources:
             jobs=jobs,
             strategy=runtime.settings.eviction.strategy,
             away=runtime.view.away,
-            problem=runtime.directory.problem,
+            problem=runtime.live_catalogue.problem,
             now=now,
         )
 
-    async def _decided(self) -> Sequence[Decision]:
-        receipts = await self._runtime.registry.decisions({}, MOST_RECEIPTS)
-        return [decision(r) for r in receipts if r.what not in NOT_SHOWN]
+    async def _read_decisions(self) -> Sequence[Decision]:
+        records = await self._runtime.registry.decisions({}, MOST_DECISIONS)
+        return [decision(r) for r in records if r.what not in HIDDEN]
 
-    async def _fetching(self) -> Sequence[Job]:
-        """Ask every host for its downloads. One that does not answer in time has none to show."""
+    async def _read_jobs(self) -> Sequence[Job]:
+        """Query every host for its downloads; omit hosts that do not answer in time."""
         hosts = list(self._runtime.view.fleet.hosts.values())
-        asked = (asyncio.wait_for(self._runtime.agents.jobs(h), JOBS_S) for h in hosts)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        found = [
-            job(host.name, msgspec.convert(one, Fetching), time.time())
+        queries = (asyncio.wait_for(self._runtime.agents.jobs(h), JOBS_S) for h in hosts)
+        answers = await asyncio.gather(*queries, return_exceptions=True)
+        entries = [
+            job(host.name, msgspec.convert(entry, Fetching), time.time())
             for host, listed in zip(hosts, answers, strict=True)
             if not isinstance(listed, BaseException)
-            for one in listed
+            for entry in listed
         ]
-        return sorted(found, key=lambda j: (j.state not in GOING_ON, -(j.at or 0.0)))
+        return sorted(entries, key=lambda j: (j.state not in ACTIVE, -(j.at or 0.0)))
 
 
 def job(host: str, fetching: Fetching, now: float) -> Job:
     """Return a download as the page shows it."""
-    said = " · ".join(s for s in (", ".join(fetching.functions), _how_far(fetching), fetching.why) if s)
-    left = fetching.remaining_s
+    detail = " · ".join(s for s in (", ".join(fetching.functions), _progress(fetching), fetching.why) if s)
+    remaining_s = fetching.remaining_s
     return Job(
         id=fetching.id,
         host=host,
         what=fetching.source,
         state=fetching.state,
-        share=fetching.fraction if fetching.state in GOING_ON else None,
-        said=said,
+        share=fetching.fraction if fetching.state in ACTIVE else None,
+        detail=detail,
         at=fetching.asked or None,
         functions=fetching.functions,
-        ends=round(now + left) if left is not None and fetching.alive else None,
+        ends=round(now + remaining_s) if remaining_s is not None and fetching.alive else None,
     )
 
 
-def _how_far(fetching: Fetching) -> str:
+def _progress(fetching: Fetching) -> str:
     if not fetching.total:
         return ""
     total = mib(fetching.total / 2**20)
@@ -142,14 +142,14 @@ def _how_far(fetching: Fetching) -> str:
     return total if fetching.done >= fetching.total else f"{mib(fetching.done / 2**20)} of {total}{rate}"
 
 
-def decision(receipt: DecisionRecord) -> Decision:
-    """Return a receipt as the page shows it."""
+def decision(record: DecisionRecord) -> Decision:
+    """Return a decision as the page shows it."""
     return Decision(
-        at=receipt.at,
-        what=receipt.what,
-        by=receipt.by,
-        function=receipt.function,
-        host=receipt.host,
-        instance=receipt.instance,
-        why=receipt.why,
+        at=record.at,
+        what=record.what,
+        by=record.by,
+        function=record.function,
+        host=record.host,
+        instance=record.instance,
+        why=record.why,
     )

@@ -1,9 +1,9 @@
-// `cortex status --open` hands over the key behind the "#", which no server and no log ever sees.
+// `cortex status --open` passes the key after the "#", which browsers do not send to servers.
 "use strict";
 
-const given = new URLSearchParams(location.hash.slice(1)).get("key");
-if (given) {
+const key = new URLSearchParams(location.hash.slice(1)).get("key");
+if (key) {
   history.replaceState(null, "", location.pathname);
-  document.querySelector("#key").value = given;
+  document.querySelector("#key").value = key;
   document.querySelector("#login").submit();
 }

@@ -1,5 +1,5 @@
-// One prompt to one function, and what happens on its way: held, starting, first token, done.
-// The stages of a start are read off the function's row, which the server keeps true.
+// Sends one prompt to one function and shows its progress: held, starting, first token, done.
+// The phases of a start are read from the function's row, which the server updates.
 "use strict";
 
 (() => {
@@ -51,11 +51,11 @@
     }
 
     say(text, kind = "") {
-      if (this.last?.dataset.said === text) return;
+      if (this.last?.dataset.text === text) return;
       this.last?.classList.add("over");
       this.held ||= text.startsWith("held");
       const item = document.createElement("li");
-      item.dataset.said = text;
+      item.dataset.text = text;
       item.className = kind;
       const what = document.createElement("span");
       what.textContent = text;
@@ -74,7 +74,7 @@
   }
 
   async function ask() {
-    const asked = name.value.trim();
+    const model = name.value.trim();
     const most = Number(document.querySelector("#play-most").value);
     const progress = new Steps();
     running = new AbortController();
@@ -85,21 +85,21 @@
     let first = 0;
     let pieces = 0;
     let usage = null;
-    const row = rowOf(asked);
-    progress.say(row && row.dataset.tone !== "busy" && row.dataset.tone !== "idle" ? `sent; ${asked} is ${row.dataset.state}` : "sent");
+    const row = rowOf(model);
+    progress.say(row && row.dataset.tone !== "busy" && row.dataset.tone !== "idle" ? `sent; ${model} is ${row.dataset.state}` : "sent");
     const watching = setInterval(() => {
-      const seen = rowOf(asked);
-      if (first || !seen) return;
-      if (seen.dataset.tone === "coming") progress.say(`held: ${seen.dataset.state}${seen.dataset.phase ? `, ${seen.dataset.phase}` : ""}`, "coming");
-      else if (seen.dataset.tone === "failing") progress.say("held: its start failed", "failing");
-      else if (seen.dataset.tone === "idle" || seen.dataset.tone === "busy") progress.say("ready; waiting for the first token");
+      const current = rowOf(model);
+      if (first || !current) return;
+      if (current.dataset.tone === "coming") progress.say(`held: ${current.dataset.state}${current.dataset.phase ? `, ${current.dataset.phase}` : ""}`, "coming");
+      else if (current.dataset.tone === "failing") progress.say("held: its start failed", "failing");
+      else if (current.dataset.tone === "idle" || current.dataset.tone === "busy") progress.say("ready; waiting for the first token");
     }, 100);
     try {
       const reply = await fetch("/v1/chat/completions", {
         method: "POST",
         headers: { "content-type": "application/json" },
         body: JSON.stringify({
-          model: asked, stream: true, stream_options: { include_usage: true }, max_tokens: most,
+          model, stream: true, stream_options: { include_usage: true }, max_tokens: most,
           messages: [{ role: "user", content: document.querySelector("#play-prompt").value }],
         }),
         signal: running.signal,
@@ -142,7 +142,7 @@
     figures.hidden = false;
   }
 
-  // Server-sent events of a fetched body. What only says "still here" is passed over.
+  // Server-sent events of a fetched body, without keep-alive comments.
   async function* events(body) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";

@@ -1,11 +1,11 @@
-// Keeps the page true: takes fragments from /status/live, counts times down, and asks before it acts.
-// What is shown is decided and laid out by the server; nothing here makes HTML.
+// Updates the page: applies fragments from /status/live, counts times down, and confirms before it acts.
+// The server decides and renders all content; nothing here makes HTML.
 "use strict";
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-// Times. The server's clock counts: a browser's may be wrong.
+// Times, by the server's clock, because the browser's may be wrong.
 
 let ahead = Number(document.body.dataset.now) - Date.now() / 1000;
 const now = () => Date.now() / 1000 + ahead;
@@ -20,7 +20,7 @@ function clock(seconds) {
   return h < 48 ? `${h} h ${two(m % 60)} min` : `${Math.floor(h / 24)} d`;
 }
 
-function said(time) {
+function format(time) {
   const at = Number(time.dataset.at);
   const gone = now() - at;
   switch (time.dataset.say) {
@@ -34,7 +34,7 @@ function said(time) {
 
 function tick(within = document) {
   for (const time of $$("time[data-at]", within)) {
-    const text = said(time);
+    const text = format(time);
     if (time.textContent !== text) time.textContent = text;
   }
   for (const bar of $$("[data-takes]", within)) {
@@ -44,7 +44,7 @@ function tick(within = document) {
 }
 setInterval(tick, 1000);
 
-// Fragments. An element is changed in place, so that focus, selection and what is unfolded stay.
+// Fragments. Elements are changed in place, which preserves focus, selection and open details.
 
 function parsed(html) {
   const template = document.createElement("template");
@@ -101,7 +101,7 @@ function put({ id, html, into, order }) {
   }
 }
 
-// Rows move only while nobody points at them or has the focus among them.
+// Rows move only while the pointer and the focus are outside of them.
 function arrange() {
   for (const id of touched) {
     const list = document.getElementById(id);
@@ -114,17 +114,17 @@ function arrange() {
   }
 }
 
-let told = new Set();
+let received = new Set();
 
 function take(news) {
   ahead = news.now - Date.now() / 1000;
   for (const piece of news.put ?? []) {
-    told.add(piece.id);
+    received.add(piece.id);
     put(piece);
   }
   for (const id of news.drop ?? []) document.getElementById(id)?.remove();
   if (news.whole) {
-    for (const element of $$("#hosts > *, #functions > *")) if (!told.has(element.id)) element.remove();
+    for (const element of $$("#hosts > *, #functions > *")) if (!received.has(element.id)) element.remove();
   }
   arrange();
   for (const filter of filters.values()) filter();
@@ -141,22 +141,22 @@ function linked(state, text) {
   $(".say", link).textContent = text;
 }
 
-let heard = 0;
+let lastEventAt = 0;
 let source = null;
 
 function connect() {
   source?.close();
-  told = new Set();
+  received = new Set();
   source = new EventSource(document.body.dataset.live);
-  source.onopen = () => { heard = Date.now(); told = new Set(); linked("live", "live"); };
+  source.onopen = () => { lastEventAt = Date.now(); received = new Set(); linked("live", "live"); };
   source.onmessage = (event) => {
-    heard = Date.now();
+    lastEventAt = Date.now();
     if (link.dataset.state !== "live") linked("live", "live");
     take(JSON.parse(event.data));
   };
   source.onerror = () => {
     linked("lost", "not connected; trying again");
-    // A refused stream is not tried again by the browser: we do, and find out whether a login is needed.
+    // The browser does not retry a rejected stream: retry here, and find out whether a login is needed.
     if (source.readyState === EventSource.CLOSED) setTimeout(again, 3000);
   };
 }
@@ -170,10 +170,10 @@ async function again() {
 }
 
 setInterval(() => {
-  if (link.dataset.state === "live" && Date.now() - heard > 25000) linked("lost", "nothing heard for a while");
+  if (link.dataset.state === "live" && Date.now() - lastEventAt > 25000) linked("lost", "no event for a while");
 }, 5000);
 
-// Finding.
+// Search.
 
 const filters = new Map();
 
@@ -184,13 +184,13 @@ function finder(input) {
   const apply = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     const tones = (chips.find((c) => c.getAttribute("aria-pressed") === "true")?.dataset.tone ?? "").split(" ").filter(Boolean);
-    let seen = 0;
+    let visible = 0;
     for (const element of list.children) {
       const shown = words.every((w) => element.dataset.find.includes(w)) && (!tones.length || tones.includes(element.dataset.tone));
       if (element.hidden === shown) element.hidden = !shown;
-      seen += shown;
+      visible += shown;
     }
-    none.hidden = seen > 0;
+    none.hidden = visible > 0;
     if (input.dataset.from) input.closest(".finder").hidden = list.children.length < Number(input.dataset.from) && !input.value;
   };
   input.addEventListener("input", apply);
@@ -272,7 +272,7 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("[data-back]")) back();
 });
 
-// A log is looked through in place.
+// Searching a log in place.
 document.addEventListener("submit", (event) => {
   const form = event.target.closest("form.look-for");
   if (!form) return;
@@ -282,7 +282,7 @@ document.addEventListener("submit", (event) => {
   open(url, { back: true, focus: "#log-grep" });
 });
 
-// Acting: only ever from a plan that was shown.
+// Actions, which start only from a displayed plan.
 
 document.addEventListener("submit", async (event) => {
   const form = event.target.closest("form.do");
@@ -290,14 +290,14 @@ document.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = $("button.primary", form);
   const error = $(".error", form);
-  const asked = new URLSearchParams(new FormData(form)).toString();
+  const query = new URLSearchParams(new FormData(form)).toString();
   const title = form.dataset.title;
   button.disabled = true;
   error.hidden = true;
-  // A drain is answered when everything has moved: what happens meanwhile is on the page.
+  // The response to a drain arrives when all functions have moved; the page shows the progress.
   const slow = setTimeout(() => { if (panel.open) panel.close(); toast(`${title}: under way`); }, 1500);
   try {
-    const answer = await fetch(form.dataset.post + (asked ? `?${asked}` : ""), { method: "POST" });
+    const answer = await fetch(form.dataset.post + (query ? `?${query}` : ""), { method: "POST" });
     if (!answer.ok) throw new Error(await why(answer));
     toast(`${title}: done`, "done");
     if (form.isConnected) panel.close();

@@ -1,4 +1,4 @@
-"""What a router may know, made up for tests of the status page."""
+"""Fleet snapshots for tests of the status page."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from cortex.router.status.snapshot import FleetSnapshot
 NOW = 10_000.0
 
 
-def known(
+def a_snapshot(
     *functions: Function,
     hosts: tuple[HostRecord, ...] = (),
     in_flight: dict[str, int] | None = None,
@@ -20,7 +20,7 @@ def known(
     cordoned: tuple[str, ...] = (),
     **rest: Any,
 ) -> FleetSnapshot:
-    """What a router with this catalogue knows of these hosts, whose records are fresh."""
+    """Return the snapshot of a router with these functions and hosts, whose records are fresh."""
     report = RouterReport(id="router-1", in_flight=in_flight or {}, waiting=waiting or {})
     fleet = Fleet(
         hosts={h.name: h for h in hosts},

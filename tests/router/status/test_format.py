@@ -1,4 +1,4 @@
-"""How figures are said."""
+"""Text for sizes, durations and counts."""
 
 import pytest
 
@@ -17,24 +17,24 @@ from cortex.router.status.format import ago, clock, mib, millis, rate, some, spa
         (9e5, "10 d"),
     ],
 )
-def test_a_measured_time_has_the_digits_that_mean_something(seconds: float, text: str) -> None:
+def test_a_duration_has_its_significant_digits(seconds: float, text: str) -> None:
     assert span(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-3, "0 s"), (5.9, "5 s"), (64, "1 min 04 s"), (660, "11 min"), (7260, "2 h 01 min")]
 )
-def test_a_running_clock_says_whole_seconds(seconds: float, text: str) -> None:
+def test_a_running_duration_has_whole_seconds(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "now"), (9, "9 s ago"), (119, "1 min ago"), (700, "11 min ago")])
-def test_what_is_past_is_said_in_minutes_after_the_first(seconds: float, text: str) -> None:
+def test_an_age_is_in_minutes_after_the_first(seconds: float, text: str) -> None:
     assert ago(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("said", "text"),
+    ("result", "text"),
     [
         (mib(500), "500 MiB"), (mib(5.72), "5.7 MiB"), (mib(0.57), "584 KiB"), (mib(0), "0 MiB"),
         (mib(24 * 1024), "24.0 GiB"), (mib(400 * 1024), "400 GiB"),
@@ -43,5 +43,5 @@ def test_what_is_past_is_said_in_minutes_after_the_first(seconds: float, text: s
         (some(1, "host"), "1 host"), (some(1500, "request"), "1\u202f500 requests"),
     ],
 )  # fmt: skip
-def test_sizes_rates_and_counts(said: str, text: str) -> None:
-    assert said == text
+def test_sizes_rates_and_counts(result: str, text: str) -> None:
+    assert result == text
