@@ -100,7 +100,7 @@ class Child:
             code = await self.process.wait()
             if time.monotonic() - began > STEADY_S:
                 pause = 0.2
-            _say(f"{self.name} {process.how_it_ended(code)}; starting it again (log: {self.log})")
+            _say(f"{self.name} {process.describe_exit(code)}; starting it again (log: {self.log})")
             await asyncio.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_S)
             await self.start()
@@ -289,7 +289,7 @@ async def _started(settings: Settings, children: list[Child], workers: int, stop
 def _check_alive(children: list[Child]) -> None:
     for child in children:
         if child.process is not None and child.process.returncode is not None:
-            how = process.how_it_ended(child.process.returncode)
+            how = process.describe_exit(child.process.returncode)
             raise Failed(f"{child.name} {how} at its start", hint=f"{child.last_lines()}\n(log: {child.log})")
 
 

@@ -135,7 +135,7 @@ def ask(python: Path) -> PythonVersions:
             timeout=ASK_S,
             check=True,
             stdin=subprocess.DEVNULL,
-            env=environment.handed_on(os.environ),
+            env=environment.inheritable(os.environ),
         )
         answer = json.loads(said.stdout)
         return PythonVersions(dict(answer["versions"]), list(answer["modules"]))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from cortex.platform.host.nvml import MIB, Answer
-from cortex.platform.workers.process import how_it_ended
+from cortex.platform.workers.process import describe_exit
 
 # -P: a folder that the agent happens to be started in must not supply modules.
 READER = (sys.executable, "-P", "-m", "cortex.platform.host.nvml")
@@ -103,7 +103,7 @@ class NvmlReader:
             await self._end()
             return self._fail(f"the NVML reader talks nonsense: {error}")
         if answer is None:
-            return self._fail(f"the NVML reader {how_it_ended(await self._end())}")
+            return self._fail(f"the NVML reader {describe_exit(await self._end())}")
         if answer.error:
             await self._end()
             return self._fail(answer.error, absent=answer.absent)

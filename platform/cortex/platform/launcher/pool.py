@@ -158,7 +158,7 @@ class LauncherPool:
             await self.close()
             return str(error) or "it took too long"
         if not said:
-            how = process.how_it_ended(await asyncio.to_thread(self._child.wait))
+            how = process.describe_exit(await asyncio.to_thread(self._child.wait))
             await self.close()
             return f"it {how} while importing"
         try:
@@ -211,17 +211,19 @@ class LauncherPool:
         """Wait until the parked one is used or has ended. Return how it ended; nothing when it was used."""
         assert self._child is not None
         child = self._child
-        ended = asyncio.ensure_future(process.ended(ProcessId(boot_id(), child.pid, process.started_at(child.pid))))
+        exited = asyncio.ensure_future(
+            process.wait_for_exit(ProcessId(boot_id(), child.pid, process.started_at(child.pid)))
+        )
         wanted = asyncio.ensure_future(self._wanted.wait())
         try:
-            await asyncio.wait((ended, wanted), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((exited, wanted), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (ended, wanted):
+            for task in (exited, wanted):
                 task.cancel()
-            await asyncio.gather(ended, wanted, return_exceptions=True)
+            await asyncio.gather(exited, wanted, return_exceptions=True)
         if self._wanted.is_set():
             return ""
-        how = process.how_it_ended(await asyncio.to_thread(child.wait))
+        how = process.describe_exit(await asyncio.to_thread(child.wait))
         await self.close()
         return f"it {how} while it was parked"
 
