@@ -1,4 +1,4 @@
-"""Devices: what NVML says, what of it can be missing, and what NVML can do to whoever asks.
+"""Devices: NVML's answers, unreadable fields, and failures of NVML.
 
 NVML is a library built here from C, which does as a file tells it: `gpus 2`, `fail CALL CODE`, `hang CALL`,
 `die CALL`, `print CALL`, `mig GPU`, `process GPU KIND PID MIB` (MIB -1: not told). The file is read at each
@@ -25,10 +25,10 @@ from cortex.platform.host.devices import (
     UNEXPLAINED_MB,
     Devices,
     Reading,
-    accounted,
     discover,
     foreign_mb,
     reading_of,
+    with_foreign_memory,
 )
 from cortex.platform.host.nvml import Answer, Gpu
 from cortex.platform.host.nvml_reader import READER
@@ -440,7 +440,7 @@ async def test_gpus_of_the_previous_agent_stay_listed_when_nvml_fails(nvml: Tell
     known = (await read()).devices
     nvml(f"fail nvmlInitWithFlags {DRIVER_NOT_LOADED}")
 
-    reading = await read(known=known)
+    reading = await read(previous=known)
 
     assert ids(reading) == UUIDS
 
@@ -448,7 +448,7 @@ async def test_gpus_of_the_previous_agent_stay_listed_when_nvml_fails(nvml: Tell
 async def test_gpus_of_the_previous_agent_are_dropped_once_nvml_answers(nvml: Tell) -> None:
     known = (Device(id="GPU-sold", name="x", kind="gpu", total_mb=24_000, index=5), discover(Agent())[0])
 
-    assert ids(await read(known=known)) == UUIDS
+    assert ids(await read(previous=known)) == UUIDS
 
 
 async def test_a_container_without_the_library_is_a_cpu_host_whatever_its_kernel_lists(tmp_path: Path) -> None:
@@ -507,9 +507,9 @@ async def test_a_gpu_whose_memory_fails_once_keeps_its_size_and_its_reserve(nvml
 @pytest.mark.parametrize(
     ("script", "problem"),
     [
-        ("read line; echo rubbish; exec cat", "talks nonsense"),
-        ("read line; echo '{\"gpus\": 3}'; exec cat", "talks nonsense"),
-        ("read line; exec head -c 5000000 /dev/zero", "talks nonsense"),
+        ("read line; echo rubbish; exec cat", "sent an invalid answer"),
+        ("read line; echo '{\"gpus\": 3}'; exec cat", "sent an invalid answer"),
+        ("read line; exec head -c 5000000 /dev/zero", "sent an invalid answer"),
         ("read line; exit 3", "the NVML reader exited with code 3"),
         ("read line; printf unfinished", "the NVML reader exited with code 0"),
         ("exec <&- >&-; sleep 1000", "the NVML reader was killed by SIGKILL"),
@@ -570,10 +570,10 @@ async def test_there_is_never_a_second_reader_while_a_killed_one_has_not_ended()
     async with devices(command=SILENT, timeout_s=0.05, first_s=0.05, retry_s=0, kill=spare) as opened:
         await opened.read()
         reading = await opened.read()
-        assert reading.problem == f"the NVML reader (pid {spared[0]}) was killed and does not end"
+        assert reading.problem == f"the NVML reader (pid {spared[0]}) was killed and has not exited"
         assert commands() == 1
         await ended_by_kill(spared[0])
-        while "does not end" in reading.problem:  # asyncio hears of the end in its own time
+        while "has not exited" in reading.problem:  # asyncio reports the exit later
             await asyncio.sleep(0)
             reading = await opened.read()
 
@@ -707,13 +707,13 @@ def held(pid: int, memory_mb: int | None, *, command: str = "python", device: st
     return Held(device=device, pid=pid, command=command, memory_mb=memory_mb)
 
 
-OURS = {
+INSTANCES = {
     1: an_instance("a", memory_mb=8000),
     2: an_instance("a", memory_mb=8000),
     3: an_instance("b", memory_mb=4000),
     4: an_instance("elsewhere", memory_mb=2000, devices=("gpu-1",)),
 }
-NOBODYS = 20_000 - UNEXPLAINED_MB
+UNEXPLAINED_USED = 20_000 - UNEXPLAINED_MB
 
 
 @pytest.mark.parametrize(
@@ -723,21 +723,21 @@ NOBODYS = 20_000 - UNEXPLAINED_MB
         (0, (), {}, 0),
         (300, (), {}, 0),
         (5000, (held(9, 5000),), {}, 5000),
-        (5200, (held(1, 3000), held(2, 1500), held(9, 500)), OURS, 500),
-        (5000, (held(1, 5000), held(9, 7000, device="gpu-1")), OURS, 0),
-        (None, (held(1, 5000), held(9, 500)), OURS, 500),
+        (5200, (held(1, 3000), held(2, 1500), held(9, 500)), INSTANCES, 500),
+        (5000, (held(1, 5000), held(9, 7000, device="gpu-1")), INSTANCES, 0),
+        (None, (held(1, 5000), held(9, 500)), INSTANCES, 500),
         # (2) memory that is not told: what ours reserved counts
-        (20_000, (held(1, None), held(9, None)), {1: OURS[1]}, NOBODYS - 8000),
-        (20_000, (held(1, None), held(3, 3000)), {1: OURS[1], 3: OURS[3]}, NOBODYS - 8000 - 3000),
-        (20_000, (held(9, None), held(8, 15_000)), {1: OURS[1]}, 15_000),
-        (9000, (held(1, None),), {1: OURS[1]}, 9000 - 8000 - UNEXPLAINED_MB),
-        (8000, (held(1, None),), {1: OURS[1]}, 0),
+        (20_000, (held(1, None), held(9, None)), {1: INSTANCES[1]}, UNEXPLAINED_USED - 8000),
+        (20_000, (held(1, None), held(3, 3000)), {1: INSTANCES[1], 3: INSTANCES[3]}, UNEXPLAINED_USED - 8000 - 3000),
+        (20_000, (held(9, None), held(8, 15_000)), {1: INSTANCES[1]}, 15_000),
+        (9000, (held(1, None),), {1: INSTANCES[1]}, 9000 - 8000 - UNEXPLAINED_MB),
+        (8000, (held(1, None),), {1: INSTANCES[1]}, 0),
         # (2) processes of another container, ours perhaps among them under another number
-        (20_000, (held(77, 20_000, command=""),), {1: OURS[1]}, NOBODYS - 8000),
-        (20_000, (), {}, NOBODYS),
+        (20_000, (held(77, 20_000, command=""),), {1: INSTANCES[1]}, UNEXPLAINED_USED - 8000),
+        (20_000, (), {}, UNEXPLAINED_USED),
         # (2) an instance that has ended but whose memory is not back yet; instances on other devices
-        (20_000, (), OURS, NOBODYS - 8000 - 4000),
-        (20_000, (), {4: OURS[4]}, NOBODYS),
+        (20_000, (), INSTANCES, UNEXPLAINED_USED - 8000 - 4000),
+        (20_000, (), {4: INSTANCES[4]}, UNEXPLAINED_USED),
     ],
 )
 def test_foreign_memory_is_that_of_other_processes(
@@ -750,11 +750,13 @@ def test_an_unreadable_device_keeps_its_foreign_memory() -> None:
     reading = Reading(devices=(GPU, replace(GPU, id="gpu-1", used_mb=0)), held=(held(9, 700),))
     before = tuple(replace(d, foreign_mb=900) for d in reading.devices)
 
-    assert [d.foreign_mb for d in accounted(reading, {}, before)] == [900, 0]
+    assert [d.foreign_mb for d in with_foreign_memory(reading, {}, before)] == [900, 0]
 
 
 def test_a_cpu_has_no_foreign_memory() -> None:
-    (device,) = accounted(Reading(devices=(Device(id=CPU, name="x", kind="cpu", total_mb=9, used_mb=8),)), {}, ())
+    (device,) = with_foreign_memory(
+        Reading(devices=(Device(id=CPU, name="x", kind="cpu", total_mb=9, used_mb=8),)), {}, ()
+    )
 
     assert device.foreign_mb == 0
 
