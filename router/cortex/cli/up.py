@@ -218,9 +218,9 @@ def _port(listen: str) -> int:
 def _free(listen: str, whose: str, taken: int = 0) -> str:
     host, _, wanted = listen.rpartition(":")
     first = int(wanted) + (int(wanted) == taken)
-    found = address.free(host.strip("[]"), first)
+    found = address.first_free_port(host.strip("[]"), first)
     if found == taken:
-        found = address.free(host.strip("[]"), taken + 1)
+        found = address.first_free_port(host.strip("[]"), taken + 1)
     if found is None:
         raise Failed(f"no port from {wanted} on is free for {whose}")
     if found != int(wanted):

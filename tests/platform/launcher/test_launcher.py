@@ -99,7 +99,7 @@ class RunningPool:
         self.told: list[str] = []
         self.folder = folder
         self.keeper = LauncherPool(
-            command, owner=OWNER, log_path=folder / "launcher.log", busy=lambda: False, told=self.told.append
+            command, owner=OWNER, log_path=folder / "launcher.log", busy=lambda: False, on_state=self.told.append
         )
         self.command = command
 
@@ -282,9 +282,9 @@ async def test_an_engine_that_cannot_be_imported_is_a_reported_failure(tmp_path:
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        ("head -c 200000 /dev/zero", "it wrote a line without end"),
-        ("echo '[]'", "it wrote something else than what it is"),
-        ("echo not-json", "it wrote something else than what it is"),
+        ("head -c 200000 /dev/zero", "it wrote an endless line"),
+        ("echo '[]'", "its greeting is not valid JSON"),
+        ("echo not-json", "its greeting is not valid JSON"),
     ],
     ids=["endless", "no-object", "no-json"],
 )
@@ -306,10 +306,10 @@ async def test_a_launcher_with_an_invalid_greeting_is_not_parked(tmp_path: Path,
     ("argv", "wanted", "why"),
     [
         ((), {"CUDA_VISIBLE_DEVICES": "GPU-1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}, ""),
-        ((), {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}, "OMP_NUM_THREADS is read while importing"),
-        ((), {"HF_HUB_OFFLINE": "0"}, "HF_HUB_OFFLINE is read while importing"),
-        ((), {}, "HF_HUB_OFFLINE is read while importing"),
-        (("--numa-bind",), {"HF_HUB_OFFLINE": "1"}, "--numa-bind needs a process of its own"),
+        ((), {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}, "OMP_NUM_THREADS is read at import time"),
+        ((), {"HF_HUB_OFFLINE": "0"}, "HF_HUB_OFFLINE is read at import time"),
+        ((), {}, "HF_HUB_OFFLINE is read at import time"),
+        (("--numa-bind",), {"HF_HUB_OFFLINE": "1"}, "--numa-bind needs a fresh process"),
     ],
 )
 def test_a_start_that_changes_import_time_settings_is_ineligible(

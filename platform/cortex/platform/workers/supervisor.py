@@ -113,7 +113,7 @@ class Supervisor:
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
-            told=lambda state: self._tell(lambda s, _: s.launcher("vllm", state)),
+            on_state=lambda state: self._tell(lambda s, _: s.launcher("vllm", state)),
         )
 
     def keep_launcher(self) -> None:
