@@ -13,7 +13,7 @@ from cortex.functions.spec import Function
 from cortex.platform import metrics, quota, registry
 from cortex.platform.agent.publisher import TTL_BEATS
 from cortex.platform.record_keys import RecordKeys
-from cortex.platform.weights.jobs import FAILED_KEPT_S, KEPT_S
+from cortex.platform.weights.jobs import FAILED_TTL_S, RESULT_TTL_S
 from cortex.router.access.sessions import SESSION_S
 from cortex.router.activation.activator import CLAIM_S
 from cortex.router.live_catalogue import load
@@ -169,7 +169,7 @@ def test_the_page_of_the_record_has_the_type_of_every_key() -> None:
         ("cortex:question:<token>", f"{registry.ANSWERS_S:g} s"),
         ("cortex:answers:<token>", f"{registry.ANSWERS_S:g} s"),
         ("cortex:death:<token>", f"{registry.ANSWERS_S:g} s"),
-        ("cortex-<host>", f"finished jobs {KEPT_S // 3600} hour, failed ones {FAILED_KEPT_S // 86400} day"),
+        ("cortex-<host>", f"finished jobs {RESULT_TTL_S // 3600} hour, failed ones {FAILED_TTL_S // 86400} day"),
     ],
 )
 def test_the_page_of_the_record_has_the_lifetime_of_every_key_that_expires(key: str, lifetime: str) -> None:

@@ -138,7 +138,7 @@ def test_a_worker_killed_while_starting_fails_its_waiters_at_once_and_the_next_s
 def test_what_cannot_start_answers_503_with_the_reason_and_others_go_on(stack: Stack) -> None:
     for name, reason in (
         ("broken/garbage", "exited with code 1 while starting"),
-        ("broken/missing", "missing.gguf are not there"),
+        ("broken/missing", "missing.gguf do not exist"),
         ("fake/stranger", "serves 1 other model instead of fake/stranger"),
         ("fake/dies", "exited with code 3 while starting"),
     ):

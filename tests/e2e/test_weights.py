@@ -262,7 +262,7 @@ def test_weights_are_fetched_ahead_estimated_listed_and_removed_from_the_command
     assert [w["functions"] for w in listed if w["name"] == "org/pre:Q4_K_M"] == [["w/pre"]]
     assert would.stdout == "here: would remove org/pre:Q4_K_M (4 MiB)\n"
     assert removed.stdout == "here: removed org/pre:Q4_K_M (4 MiB)\n"
-    assert "there are no such weights on this host" in str(again.exception)
+    assert "this host has no weights of this name" in str(again.exception)
     assert [w for w in left if w["name"] == "org/pre:Q4_K_M"] == []
     assert not (Path(stack.env["XDG_CACHE_HOME"]) / "cortex" / "hub" / "models--org--pre").exists()
 

@@ -42,7 +42,7 @@ def test_a_warm_start_and_a_plain_one_serve_the_same(host: VllmHost, tell: Calla
     host.cold("tiny/plain")
 
     assert (warm.path, warm.pid, warm.server) == ("warm", parked, "vllm")
-    assert plain.path == "plain: TORCH_CORTEX_TEST is read while importing"
+    assert plain.path == "plain: TORCH_CORTEX_TEST is read at import time"
     assert one == same
     # A step that is over before the next look at the log counts to the one before: so may loading weights this small.
     assert {"importing", "setting up", "warming up"} <= plain.phases.keys() <= STEPS | {"placing", "fetching"}
@@ -207,7 +207,7 @@ def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) 
     assert "launcher parked" in " ".join(parked.split())
     assert "s, warm" in shown
     assert {json.loads(line)["function"] for line in read_ahead} >= {"tiny/one", "tiny/plain"}
-    ways = {"tiny/one": " s, warm", "tiny/plain": " s, plain: TORCH_CORTEX_TEST is read while importing"}
+    ways = {"tiny/one": " s, warm", "tiny/plain": " s, plain: TORCH_CORTEX_TEST is read at import time"}
     for function, way in ways.items():  # receipts are written a moment later
         eventually(lambda f=function, w=way: host.why_ready(f).endswith(w), what=f"the receipt of {function}")  # type: ignore[misc]
     for how in ("warm", "plain"):

@@ -109,7 +109,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     from cortex.platform.agent import state_file
     from cortex.platform.agent.api import create_app
     from cortex.platform.serving import listener, systemd
-    from cortex.platform.workers.hardening import confine
+    from cortex.platform.workers.hardening import harden_process
     from cortex.platform.workers.worker_user import share_cache
 
     settings = settings_of(config)
@@ -122,7 +122,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     settings = replace(settings, agent=agent_settings)
     log.configure(settings.log)
     refuse_another_fleets_record(settings)
-    confine(no_new_privs=settings.agent.no_new_privs)
+    harden_process(no_new_privs=settings.agent.no_new_privs)
     share_cache(settings.agent)
     inherited = systemd.listeners().get("agent")
     try:

@@ -100,7 +100,7 @@ class Child:
             code = await self.process.wait()
             if time.monotonic() - started > STEADY_S:
                 pause = 0.2
-            _print(f"{self.name} {process.how_it_ended(code)}; restarting it (log: {self.log})")
+            _print(f"{self.name} {process.describe_exit(code)}; restarting it (log: {self.log})")
             await asyncio.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_S)
             await self.start()
@@ -218,9 +218,9 @@ def _port(listen: str) -> int:
 def _free(listen: str, service: str, reserved: int = 0) -> str:
     host, _, configured = listen.rpartition(":")
     first = int(configured) + (int(configured) == reserved)
-    port = address.free(host.strip("[]"), first)
+    port = address.first_free_port(host.strip("[]"), first)
     if port == reserved:
-        port = address.free(host.strip("[]"), reserved + 1)
+        port = address.first_free_port(host.strip("[]"), reserved + 1)
     if port is None:
         raise Failed(f"no free port for {service} from {configured} on")
     if port != int(configured):
@@ -289,7 +289,7 @@ async def _start(settings: Settings, children: list[Child], workers: int, stop: 
 def _check_alive(children: list[Child]) -> None:
     for child in children:
         if child.process is not None and child.process.returncode is not None:
-            how = process.how_it_ended(child.process.returncode)
+            how = process.describe_exit(child.process.returncode)
             raise Failed(f"{child.name} {how} during startup", hint=f"{child.last_lines()}\n(log: {child.log})")
 
 

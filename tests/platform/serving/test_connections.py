@@ -16,7 +16,7 @@ def test_a_peer_at_its_limit_is_refused_and_others_are_not() -> None:
     assert held.total == 3
 
 
-def test_a_connection_that_ends_makes_room_for_its_peer() -> None:
+def test_a_closed_connection_frees_a_place_for_its_peer() -> None:
     held = Connections(most=10, most_per_peer=1)
     held.admit("192.0.2.1")
 
@@ -25,7 +25,7 @@ def test_a_connection_that_ends_makes_room_for_its_peer() -> None:
     assert held.admit("192.0.2.1")
 
 
-def test_a_trusted_proxy_has_no_limit_of_its_own_but_that_of_the_process() -> None:
+def test_a_trusted_proxy_has_only_the_process_limit() -> None:
     held = Connections(most=3, most_per_peer=1, exempt=["10.0.0.0/8"])
 
     admitted = [held.admit("10.1.2.3") for _ in range(4)]
@@ -47,7 +47,7 @@ def test_a_trusted_proxy_has_no_limit_of_its_own_but_that_of_the_process() -> No
         ("10.0.0.0/8", "", False),
     ],
 )
-def test_an_exempt_peer_is_one_of_an_exempt_network(exempt: str, peer: str, is_exempt: bool) -> None:
+def test_a_peer_in_an_exempt_network_is_exempt(exempt: str, peer: str, is_exempt: bool) -> None:
     held = Connections(most=10, most_per_peer=1, exempt=[exempt])
     held.admit(peer)
 
@@ -66,7 +66,7 @@ def test_an_exempt_peer_is_one_of_an_exempt_network(exempt: str, peer: str, is_e
         ("a:socket", "a:socket"),
     ],
 )
-def test_an_ipv6_peer_is_its_network(host: str, peer: str) -> None:
+def test_an_ipv6_peer_counts_by_its_network(host: str, peer: str) -> None:
     assert peer_of(host) == peer
 
 
@@ -79,7 +79,7 @@ def test_unfinished_heads_of_all_connections_share_one_limit() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60))
-def test_counts_are_those_of_the_connections_that_are_open(steps: list[tuple[str, bool]]) -> None:
+def test_counts_match_the_open_connections(steps: list[tuple[str, bool]]) -> None:
     held, open_ = Connections(most=6, most_per_peer=3), {"a": 0, "b": 0, "c": 0}
 
     for peer, arrives in steps:

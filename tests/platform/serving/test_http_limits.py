@@ -92,7 +92,7 @@ CLOSE = b"Connection: close\r\n"
     ],
     ids=["fine", "long-url", "many-headers", "long-header", "endless-header", "nul", "tls-to-a-plain-port"],
 )
-async def test_a_head_has_a_size(head: bytes, expected: int) -> None:
+async def test_a_head_over_the_size_limit_is_rejected(head: bytes, expected: int) -> None:
     async with serving(LimitedProtocol) as port:
         assert status(await talk(port, head + b"\r\n")) in (expected, 0 if expected != 200 else 200)
 
@@ -102,12 +102,12 @@ async def test_a_head_has_a_size(head: bytes, expected: int) -> None:
     [(), (b"GET / HTTP/1.1\r\n",), (b"GET / HT", b"TP/1.1\r\nA: b\r\n", *([b"A: b\r\n"] * 6))],
     ids=["nothing", "half-a-head", "a-header-now-and-then"],
 )
-async def test_a_head_has_a_time(pieces: tuple[bytes, ...]) -> None:
+async def test_a_head_over_the_time_limit_is_rejected(pieces: tuple[bytes, ...]) -> None:
     async with serving(Quick) as port:
         assert status(await talk(port, *pieces, pause_s=0.08)) in (408, 0)
 
 
-async def test_a_body_has_a_pace_and_who_keeps_it_is_served() -> None:
+async def test_a_body_slower_than_the_pace_is_rejected_and_others_are_served() -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 12000\r\n" + CLOSE + b"\r\n"
 
     async with serving(Quick) as port:
@@ -119,14 +119,14 @@ async def test_a_body_has_a_pace_and_who_keeps_it_is_served() -> None:
     assert (status(steady), steady[-5:]) == (200, b"12000")
 
 
-async def test_a_client_that_waits_for_its_answer_is_not_called_slow() -> None:
+async def test_a_client_waiting_for_its_answer_does_not_time_out() -> None:
     async with serving(Quick) as port:
         answer = await talk(port, b"GET /patient HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
 
     assert status(answer) == 200
 
 
-async def test_a_client_that_does_not_read_its_answer_loses_it() -> None:
+async def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
     async with serving(Quick) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -141,7 +141,7 @@ async def test_a_client_that_does_not_read_its_answer_loses_it() -> None:
     assert len(got) < len(LONG)
 
 
-async def test_one_connection_serves_many_requests_however_long_it_lives() -> None:
+async def test_a_long_lived_connection_serves_many_requests() -> None:
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
 
     async with serving(Quick) as port:
@@ -171,7 +171,7 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         "many-trailers", "long-trailer", "endless-trailer", "long-extension", "many-extensions",
     ],
 )  # fmt: skip
-async def test_what_surrounds_a_chunked_body_has_a_size(end: bytes, expected: int) -> None:
+async def test_the_framing_of_a_chunked_body_is_bounded(end: bytes, expected: int) -> None:
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(CHUNKED + end)
@@ -208,19 +208,19 @@ async def test_a_trailer_never_becomes_a_header() -> None:
     ],
     ids=["one-empty-line", "empty-lines", "after-an-answer", "chunk", "extension", "trailer", "pipelined-half-head"],
 )
-async def test_a_clock_runs_until_a_request_is_whole_whatever_is_sent(pieces: tuple[bytes, ...]) -> None:
+async def test_the_clock_runs_until_a_request_is_complete(pieces: tuple[bytes, ...]) -> None:
     async with serving() as port:
         answer = await talk(port, *pieces, pause_s=0.08)
 
     assert answer.count(b"HTTP/1.1 408") == 1
 
 
-async def test_empty_lines_without_end_are_cut() -> None:
+async def test_endless_empty_lines_time_out() -> None:
     async with serving(LimitedProtocol) as port:
         assert status(await talk(port, b"\r\n" * http_limits.HEAD_BYTES)) in (431, 0)
 
 
-async def test_a_connection_whose_body_is_not_read_is_closed_behind_the_answer() -> None:
+async def test_a_connection_with_an_unread_body_is_closed_after_the_answer() -> None:
     head = b"POST /closed HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
 
     async with serving() as port:
@@ -232,7 +232,7 @@ async def test_a_connection_whose_body_is_not_read_is_closed_behind_the_answer()
         assert b"connection: close" in one
 
 
-async def test_a_body_that_comes_behind_its_head_keeps_the_connection() -> None:
+async def test_a_body_sent_after_its_head_keeps_the_connection_open() -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
 
     async with serving() as port:
@@ -241,7 +241,7 @@ async def test_a_body_that_comes_behind_its_head_keeps_the_connection() -> None:
     assert answers.count(b"200 OK") == 2
 
 
-async def test_only_so_many_requests_wait_on_one_connection() -> None:
+async def test_the_number_of_pipelined_requests_is_bounded() -> None:
     request = b"GET /patient HTTP/1.1\r\nHost: x\r\n\r\n"
 
     async with serving(LimitedProtocol) as port:
@@ -252,7 +252,7 @@ async def test_only_so_many_requests_wait_on_one_connection() -> None:
     assert few.count(b"200 OK") == 4
 
 
-async def test_a_connection_over_the_limit_is_answered_503_and_the_next_is_served_when_one_has_ended() -> None:
+async def test_a_connection_over_the_limit_gets_503_and_is_served_after_one_closes() -> None:
     connections = Connections(most=2)
     request = b"GET / HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
 
@@ -269,7 +269,7 @@ async def test_a_connection_over_the_limit_is_answered_503_and_the_next_is_serve
     assert connections.total == 0
 
 
-async def test_unfinished_heads_over_all_connections_are_bounded_and_given_back() -> None:
+async def test_unfinished_heads_over_all_connections_are_bounded_and_released() -> None:
     connections = Connections(heads_bytes=50_000)
     half = b"GET / HTTP/1.1\r\nA: " + b"b" * 30_000
 

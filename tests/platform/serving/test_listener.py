@@ -29,7 +29,7 @@ async def time_until_closed(port: int) -> float:
     return asyncio.get_running_loop().time() - began
 
 
-def test_a_client_that_begins_no_tls_handshake_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_a_tls_handshake_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "HEAD_S", 0.5)
     made = trustme.CA().issue_cert("127.0.0.1")
     made.private_key_pem.write_to_path(str(tmp_path / "key"))
@@ -51,7 +51,7 @@ def test_a_client_that_begins_no_tls_handshake_is_closed(tmp_path: Path, monkeyp
     assert took < 9
 
 
-def test_a_process_takes_no_more_connections_than_its_descriptors_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_limit_follows_the_descriptor_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
 
     config: Any = listener.config(app, "127.0.0.1:1")

@@ -19,7 +19,7 @@ client.sendall(",".join(passed).encode())
 """
 
 
-def test_a_passed_listener_is_found_by_its_name_and_serves_who_connected_before() -> None:
+def test_a_passed_listener_is_found_by_name_and_serves_earlier_connections() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         early = socket.create_connection(held.getsockname(), timeout=30)
         started = activated([sys.executable, "-c", ACCEPTS_ONE], dict(os.environ), held)
@@ -30,7 +30,7 @@ def test_a_passed_listener_is_found_by_its_name_and_serves_who_connected_before(
         early.close()
 
 
-def test_listeners_meant_for_another_process_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listeners_for_another_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "1")
 
@@ -38,7 +38,7 @@ def test_listeners_meant_for_another_process_are_left_alone(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_signs_reach_the_service_manager(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notify_reaches_the_service_manager(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"cortex-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + name if abstract else name)
@@ -50,7 +50,7 @@ def test_signs_reach_the_service_manager(abstract: bool, tmp_path: Path, monkeyp
         assert manager.recv(1000) == b"READY=1\nSTATUS=well"
 
 
-def test_without_a_service_manager_signs_go_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_service_manager_notify_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     systemd.notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")

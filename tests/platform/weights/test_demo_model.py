@@ -38,7 +38,7 @@ def test_a_text_splits_into_words_and_marks(text: str, pieces: list[str]) -> Non
     assert split(text) == pieces
 
 
-def test_words_follow_as_they_do_in_the_text() -> None:
+def test_next_word_probabilities_match_the_text() -> None:
     model = fit(TEXT)
 
     assert nexts(model, "Alpha") == {" bravo": 0.5, " charlie": 0.5}
@@ -46,7 +46,7 @@ def test_words_follow_as_they_do_in_the_text() -> None:
     assert nexts(model, "bravo") == {r"\x2c": 1.0}
 
 
-def test_an_answer_begins_as_a_sentence_does_but_without_a_space() -> None:
+def test_an_answer_starts_like_a_sentence_without_a_space() -> None:
     model = fit(TEXT)
 
     assert nexts(model, ASSISTANT) == {"Alpha": 2 / 3, "Delta": 1 / 3}
@@ -73,7 +73,7 @@ def test_after_a_sentence_the_end_is_the_likeliest() -> None:
     assert nexts(model, r"\x3f") == {" Alpha": 1 / 3, END: 2 / 3}
 
 
-def test_what_is_not_in_the_text_leads_to_a_new_sentence() -> None:
+def test_an_unknown_token_leads_to_a_new_sentence() -> None:
     model = fit(TEXT)
 
     assert nexts(model, r"\x7a") == {" Alpha": 2 / 3, " Delta": 1 / 3}
@@ -83,7 +83,7 @@ def test_a_text_that_stops_midway_ends_there() -> None:
     assert nexts(fit("alpha bravo"), "bravo") == {END: 1.0}
 
 
-def test_a_model_of_nothing_says_nothing() -> None:
+def test_a_model_of_an_empty_text_gives_an_empty_answer() -> None:
     assert nexts(fit(""), ASSISTANT) == {END: 1.0}
 
 
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one_alone(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_demo_is_small_but_has_something_to_say(demo: Path) -> None:
+def test_the_demo_model_is_small_and_has_hundreds_of_words(demo: Path) -> None:
     words = {piece.strip() for piece in split(demo_text()) if piece.strip().isalpha()}
 
     assert 300 < len(words) < 600
@@ -181,7 +181,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("content", ODD)
-def test_it_answers_anything_in_sentences_of_its_text(llama: httpx.Client, content: str) -> None:
+def test_any_prompt_is_answered_in_sentences_of_the_text(llama: httpx.Client, content: str) -> None:
     answer = ask(llama, content)
 
     vocabulary = set(split(demo_text()))

@@ -1,4 +1,4 @@
-"""BlockingCalls at weights: where they go, and that a mount that hangs holds up only what is on it."""
+"""Access to weights through BlockingCalls: a hung mount delays only the paths on it."""
 
 import asyncio
 import os
@@ -26,23 +26,23 @@ def function(name: str, source: str) -> Function:
 @pytest.fixture
 def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in which every `stat` blocks, as on a mount whose server is gone."""
-    folder, back = tmp_path / "hung", threading.Event()
+    folder, released = tmp_path / "hung", threading.Event()
     stat = os.stat
 
     def slow(path: Any, *args: Any, **more: Any) -> os.stat_result:
         if str(path).startswith(str(folder)):
-            back.wait()
+            released.wait()
             raise FileNotFoundError(str(path))
         return stat(path, *args, **more)
 
     monkeypatch.setattr(os, "stat", slow)
     yield folder
-    back.set()
+    released.set()
 
 
 @pytest.fixture
-def well(tmp_path: Path) -> Function:
-    """A function whose weights are there."""
+def present(tmp_path: Path) -> Function:
+    """A function whose weights exist."""
     write_bigram(tmp_path / "well.gguf", "one two three", name="well")
     return function("well", str(tmp_path / "well.gguf"))
 
@@ -59,7 +59,7 @@ def well(tmp_path: Path) -> Function:
         ("/", "/"),
     ],
 )
-def test_a_path_belongs_to_the_mount_its_words_say(path: str, mount: str) -> None:
+def test_a_path_belongs_to_its_longest_mount_prefix(path: str, mount: str) -> None:
     assert disk.mount_of(path, MOUNTS) == mount
 
 
@@ -71,46 +71,44 @@ def test_a_path_belongs_to_the_mount_its_words_say(path: str, mount: str) -> Non
         ("demo:tiny", "/cache/demo/tiny.gguf"),
     ],
 )
-def test_weights_are_looked_for_at_one_place(source: str, place: str) -> None:
+def test_each_source_has_one_path(source: str, place: str) -> None:
     assert disk.place_of(function("f", source), Path("/cache")) == place
 
 
-async def test_weights_that_are_there_are_found_with_their_layers(well: Function, tmp_path: Path) -> None:
-    found = await disk.weights(disk.looks(), well, tmp_path)
+async def test_present_weights_are_found_with_their_layers(present: Function, tmp_path: Path) -> None:
+    local = await disk.weights(disk.looks(), present, tmp_path)
 
-    assert found is not None
-    assert (found.path, found.layers > 0) == (well.source, True)
+    assert local is not None
+    assert (local.path, local.layers > 0) == (present.source, True)
 
 
-async def test_what_does_not_answer_is_left_out_and_the_rest_is_found(
-    hung: Path, well: Function, tmp_path: Path
-) -> None:
+async def test_hung_weights_are_omitted_and_the_rest_is_found(hung: Path, present: Function, tmp_path: Path) -> None:
     looks = BlockingCalls(WITHIN_S)
-    functions = [*(function(f"h{n}", str(hung / f"{n}.gguf")) for n in range(3)), well]
+    functions = [*(function(f"h{n}", str(hung / f"{n}.gguf")) for n in range(3)), present]
 
     assert set(await disk.sizes(looks, functions, tmp_path)) == {"well"}
     assert [s.functions for s in await disk.inventory(looks, tmp_path, functions, ())] == [("well",)]
     assert looks.under_way() == 3
 
 
-async def test_weights_outside_of_the_roots_are_refused_and_hung_roots_are_not_needed_for_the_others(
-    hung: Path, well: Function, tmp_path: Path
+async def test_weights_outside_the_roots_are_refused_and_a_hung_root_does_not_block_others(
+    hung: Path, present: Function, tmp_path: Path
 ) -> None:
     looks, elsewhere = BlockingCalls(WITHIN_S), tmp_path / "cache"
 
-    found = await disk.weights(looks, well, elsewhere, (str(hung), str(tmp_path)))
-    with pytest.raises(WeightsUnavailable, match="outside of"):
-        await disk.weights(looks, well, elsewhere, (str(tmp_path / "other"),))
+    local = await disk.weights(looks, present, elsewhere, (str(hung), str(tmp_path)))
+    with pytest.raises(WeightsUnavailable, match="outside "):
+        await disk.weights(looks, present, elsewhere, (str(tmp_path / "other"),))
 
-    assert found is not None
+    assert local is not None
 
 
-async def test_a_look_that_does_not_ask_for_the_roots_answers_none_that_does(well: Function, tmp_path: Path) -> None:
+async def test_a_look_without_roots_does_not_answer_one_with_roots(present: Function, tmp_path: Path) -> None:
     looks = BlockingCalls(WITHIN_S)
 
     free, bound = await asyncio.gather(
-        disk.weights(looks, well, tmp_path / "cache"),
-        disk.weights(looks, well, tmp_path / "cache", (str(tmp_path / "other"),)),
+        disk.weights(looks, present, tmp_path / "cache"),
+        disk.weights(looks, present, tmp_path / "cache", (str(tmp_path / "other"),)),
         return_exceptions=True,
     )
 
@@ -118,23 +116,25 @@ async def test_a_look_that_does_not_ask_for_the_roots_answers_none_that_does(wel
     assert isinstance(bound, WeightsUnavailable)
 
 
-def test_the_root_that_names_a_path_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_that_is_a_prefix_of_the_path_is_checked_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     resolve = Path.resolve
 
-    def noted(path: Path, strict: bool = False) -> Path:
+    def record(path: Path, strict: bool = False) -> Path:
         seen.append(path.name)
         return resolve(path, strict)
 
-    monkeypatch.setattr(Path, "resolve", noted)
+    monkeypatch.setattr(Path, "resolve", record)
 
-    load_policy.keep_inside(tmp_path / "m.gguf", ("/mnt/away", str(tmp_path)))
+    load_policy.require_inside(tmp_path / "m.gguf", ("/mnt/away", str(tmp_path)))
 
     assert "away" not in seen
 
 
 async def test_a_function_on_a_hung_mount_is_refused_while_another_is_answered(
-    hung: Path, well: Function, tmp_path: Path
+    hung: Path, present: Function, tmp_path: Path
 ) -> None:
     looks = BlockingCalls(WITHIN_S)
     stuck = function("stuck", str(hung / "m.gguf"))
@@ -143,5 +143,5 @@ async def test_a_function_on_a_hung_mount_is_refused_while_another_is_answered(
         with pytest.raises(NoAnswer, match=str(hung / "m.gguf")):
             await disk.weights(looks, stuck, tmp_path)
 
-    assert await disk.weights(looks, well, tmp_path) is not None
+    assert await disk.weights(looks, present, tmp_path) is not None
     assert looks.under_way() == 1

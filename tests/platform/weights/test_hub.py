@@ -1,4 +1,4 @@
-"""LocalWeights from a hub, over real HTTP: whatever goes wrong, they are whole in the end or not there at all."""
+"""Downloads from a hub over real HTTP: after any fault the weights are complete or missing."""
 
 import os
 import random
@@ -45,55 +45,55 @@ def function(source: str, engine: Engine = Engine.LLAMACPP, **keys: str) -> Func
     return Function(id="a", engine=engine, source=source, **keys)  # type: ignore[arg-type]
 
 
-def fetched(hub: FakeHub, wanted: Function, cache: Path, *, token: str = "", keep_free_mb: int = 0) -> list[Stage]:
+def fetch(hub: FakeHub, target: Function, cache: Path, *, token: str = "", keep_free_mb: int = 0) -> list[Stage]:
     stages: list[Stage] = []
-    way = Hub(weights.hub_cache(cache), endpoint=hub.url, token=token)
-    weights.fetch(source_of(wanted), cache, way, stages.append, keep_free_mb=keep_free_mb)
+    client = Hub(weights.hub_cache(cache), endpoint=hub.url, token=token)
+    weights.fetch(source_of(target), cache, client, stages.append, keep_free_mb=keep_free_mb)
     return stages
 
 
-def there(wanted: Function, cache: Path) -> LocalWeights:
-    found = weights.find(wanted, cache)
-    assert found is not None
-    return found
+def require_found(target: Function, cache: Path) -> LocalWeights:
+    local = weights.find(target, cache)
+    assert local is not None
+    return local
 
 
 def test_a_gguf_is_fetched_by_its_tag_and_found_from_then_on(hub: FakeHub, tmp_path: Path) -> None:
-    wanted = function("org/m", quant="Q4_K_M")
-    assert weights.find(wanted, tmp_path) is None
+    target = function("org/m", quant="Q4_K_M")
+    assert weights.find(target, tmp_path) is None
 
-    stages = fetched(hub, wanted, tmp_path)
+    stages = fetch(hub, target, tmp_path)
 
-    found = there(wanted, tmp_path)
-    assert Path(found.path).read_bytes() == BIG
-    assert (Path(found.path).name, found.size_mb) == ("m-Q4_K_M.gguf", 3)
+    local = require_found(target, tmp_path)
+    assert Path(local.path).read_bytes() == BIG
+    assert (Path(local.path).name, local.size_mb) == ("m-Q4_K_M.gguf", 3)
     assert stages[-1] == Stage(len(BIG), len(BIG))
     assert hub.sent == {"m-Q4_K_M.gguf": len(BIG)}
 
 
 def test_a_split_gguf_comes_with_all_its_parts(hub: FakeHub, tmp_path: Path) -> None:
-    wanted = function("org/m:Q8_0")
+    target = function("org/m:Q8_0")
 
-    fetched(hub, wanted, tmp_path)
+    fetch(hub, target, tmp_path)
 
-    first = Path(there(wanted, tmp_path).path)
+    first = Path(require_found(target, tmp_path).path)
     assert {f"big/{p.name}": p.read_bytes() for p in first.parent.iterdir()} == PARTS
     assert first.name == "m-Q8_0-00001-of-00003.gguf"
 
 
 def test_a_whole_model_is_a_folder_without_the_same_weights_twice(hub: FakeHub, tmp_path: Path) -> None:
-    wanted = function("org/snap", Engine.VLLM)
+    target = function("org/snap", Engine.VLLM)
 
-    fetched(hub, wanted, tmp_path)
+    fetch(hub, target, tmp_path)
 
-    folder = Path(there(wanted, tmp_path).path)
+    folder = Path(require_found(target, tmp_path).path)
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_huggingfaces_own_tools_find_what_cortex_fetched(hub: FakeHub, tmp_path: Path) -> None:
+def test_huggingface_tools_find_the_downloads_of_cortex(hub: FakeHub, tmp_path: Path) -> None:
     from huggingface_hub import hf_hub_download, scan_cache_dir
 
-    fetched(hub, function("org/m", quant="Q4_K_M"), tmp_path)
+    fetch(hub, function("org/m", quant="Q4_K_M"), tmp_path)
 
     cache = weights.hub_cache(tmp_path)
     path = hf_hub_download("org/m", "m-Q4_K_M.gguf", cache_dir=cache, local_files_only=True)
@@ -101,31 +101,31 @@ def test_huggingfaces_own_tools_find_what_cortex_fetched(hub: FakeHub, tmp_path:
     assert scan_cache_dir(cache).warnings == []
 
 
-def test_a_repository_with_no_such_tag_says_which_it_has(hub: FakeHub, tmp_path: Path) -> None:
+def test_an_unknown_tag_error_lists_the_tags_of_the_repository(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match="no GGUF with the tag Q5_K_M; it has Q4_K_M, Q8_0"):
-        fetched(hub, function("org/m", quant="Q5_K_M"), tmp_path)
+        fetch(hub, function("org/m", quant="Q5_K_M"), tmp_path)
 
 
-def test_a_cut_connection_is_gone_on_with_where_it_broke(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_broken_download_resumes_where_it_broke(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts["m-Q4_K_M.gguf"] = [1_000_000]
-    wanted = function("org/m", quant="Q4_K_M")
+    target = function("org/m", quant="Q4_K_M")
 
-    fetched(hub, wanted, tmp_path)
+    fetch(hub, target, tmp_path)
 
-    assert Path(there(wanted, tmp_path).path).read_bytes() == BIG
+    assert Path(require_found(target, tmp_path).path).read_bytes() == BIG
     assert [s.range for s in hub.transfers("m-Q4_K_M.gguf")] == ["", f"bytes={CHUNK}-"]
 
 
-def test_what_came_before_the_process_was_killed_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_download_resumes_after_a_kill(hub: FakeHub, tmp_path: Path) -> None:
     hub.bytes_s = 2_000_000
-    wanted = function("org/m", quant="Q4_K_M")
+    target = function("org/m", quant="Q4_K_M")
     script = (
         "import sys; from pathlib import Path; from tests.platform.weights.test_hub import *\n"
         "from cortex.platform.weights.hub import Hub\n"
         "cache = Path(sys.argv[1]); way = Hub(weights.hub_cache(cache))\n"
         "weights.fetch(Repo(repo='org/m', quant='Q4_K_M', gguf=True), cache, way, lambda s: print(s.done, flush=True))"
     )
-    env = {**os.environ, "HF_ENDPOINT": hub.url}  # as whoever has a mirror would say it
+    env = {**os.environ, "HF_ENDPOINT": hub.url}  # as an operator configures a mirror
     process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     while (line := process.stdout.readline()) and int(line) < 500_000:
@@ -133,95 +133,95 @@ def test_what_came_before_the_process_was_killed_is_not_fetched_again(hub: FakeH
     process.kill()
     process.wait()
     (partial,) = weights.hub_cache(tmp_path).glob("models--org--m/blobs/*.incomplete")
-    came = partial.stat().st_size
+    partial_size = partial.stat().st_size
     hub.bytes_s = 0
 
-    assert weights.find(wanted, tmp_path) is None
-    fetched(hub, wanted, tmp_path)
+    assert weights.find(target, tmp_path) is None
+    fetch(hub, target, tmp_path)
 
-    assert Path(there(wanted, tmp_path).path).read_bytes() == BIG
-    assert hub.transfers("m-Q4_K_M.gguf")[-1].range == f"bytes={came}-"
-    assert came >= 500_000
+    assert Path(require_found(target, tmp_path).path).read_bytes() == BIG
+    assert hub.transfers("m-Q4_K_M.gguf")[-1].range == f"bytes={partial_size}-"
+    assert partial_size >= 500_000
 
 
 def test_a_server_that_takes_no_ranges_sends_it_all_again(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts["m-Q4_K_M.gguf"] = [1_000_000]
     hub.ranges = False
-    wanted = function("org/m", quant="Q4_K_M")
+    target = function("org/m", quant="Q4_K_M")
 
-    stages = fetched(hub, wanted, tmp_path)
+    stages = fetch(hub, target, tmp_path)
 
-    assert Path(there(wanted, tmp_path).path).read_bytes() == BIG
+    assert Path(require_found(target, tmp_path).path).read_bytes() == BIG
     assert stages[-1].done == len(BIG)
 
 
 @pytest.mark.parametrize("wrong", [BIG[:-10], BIG + b"more", BIG[:-1] + b"!"], ids=["short", "long", "other"])
-def test_wrong_content_is_never_taken_for_the_file(hub: FakeHub, tmp_path: Path, wrong: bytes) -> None:
+def test_wrong_content_is_rejected(hub: FakeHub, tmp_path: Path, wrong: bytes) -> None:
     hub.wrong["m-Q4_K_M.gguf"] = [wrong]
-    wanted = function("org/m", quant="Q4_K_M")
+    target = function("org/m", quant="Q4_K_M")
 
     with pytest.raises(HubUnavailable) as failed:
-        fetched(hub, wanted, tmp_path)
+        fetch(hub, target, tmp_path)
     assert "secret" not in str(failed.value)
-    assert weights.find(wanted, tmp_path) is None
-    fetched(hub, wanted, tmp_path)
+    assert weights.find(target, tmp_path) is None
+    fetch(hub, target, tmp_path)
 
-    assert Path(there(wanted, tmp_path).path).read_bytes() == BIG
+    assert Path(require_found(target, tmp_path).path).read_bytes() == BIG
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_in_trouble_may_be_asked_again(hub: FakeHub, tmp_path: Path, status: int) -> None:
+def test_a_server_error_of_the_hub_is_transient(hub: FakeHub, tmp_path: Path, status: int) -> None:
     hub.faults["m-Q4_K_M.gguf"] = [status]
-    wanted = function("org/m", quant="Q4_K_M")
+    target = function("org/m", quant="Q4_K_M")
 
     with pytest.raises(HubUnavailable, match=f"answers {status}"):
-        fetched(hub, wanted, tmp_path)
-    fetched(hub, wanted, tmp_path)
+        fetch(hub, target, tmp_path)
+    fetch(hub, target, tmp_path)
 
-    assert there(wanted, tmp_path)
+    assert require_found(target, tmp_path)
 
 
-def test_too_many_requests_are_waited_out(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_429_is_retried(hub: FakeHub, tmp_path: Path) -> None:
     hub.faults["m-Q4_K_M.gguf"] = [429]
 
-    fetched(hub, function("org/m", quant="Q4_K_M"), tmp_path)
+    fetch(hub, function("org/m", quant="Q4_K_M"), tmp_path)
 
     assert len(hub.transfers("m-Q4_K_M.gguf")) == 2
 
 
 def test_a_gated_repository_needs_a_token_that_only_the_hub_sees(hub: FakeHub, tmp_path: Path) -> None:
     hub.tokens["org/m"], hub.gated = "hf_secret", {"org/m"}
-    wanted = function("org/m", quant="Q4_K_M")
+    target = function("org/m", quant="Q4_K_M")
 
     with pytest.raises(WeightsUnavailable, match=r"is gated: accept its terms .*`\[hub\] token_file`"):
-        fetched(hub, wanted, tmp_path)
-    with pytest.raises(WeightsUnavailable, match="in place of the one it has") as refused:
-        fetched(hub, wanted, tmp_path, token="hf_wrong")
-    fetched(hub, wanted, tmp_path, token="hf_secret")
+        fetch(hub, target, tmp_path)
+    with pytest.raises(WeightsUnavailable, match="instead of its current one") as refused:
+        fetch(hub, target, tmp_path, token="hf_wrong")
+    fetch(hub, target, tmp_path, token="hf_secret")
 
-    assert there(wanted, tmp_path)
+    assert require_found(target, tmp_path)
     assert {s.token for s in hub.seen if s.cdn} == {""}
     assert "hf_wrong" not in str(refused.value)
 
 
-def test_a_private_or_unknown_repository_is_told_apart_from_a_hub_that_is_away(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_missing_repository_is_not_a_transient_error(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match="has no org/none, or if it is private, it needs a token") as unknown:
-        fetched(hub, function("org/none"), tmp_path)
+        fetch(hub, function("org/none"), tmp_path)
     with pytest.raises(WeightsUnavailable, match="no such revision: org/m at v9"):
-        fetched(hub, function("org/m", quant="Q4_K_M", revision="v9"), tmp_path)
+        fetch(hub, function("org/m", quant="Q4_K_M", revision="v9"), tmp_path)
 
     assert not isinstance(unknown.value, HubUnavailable)
 
 
-def test_a_hub_that_cannot_be_reached_says_where_files_may_be_put_by_hand(tmp_path: Path) -> None:
-    wanted = function("org/m", quant="Q4_K_M")
-    way = Hub(weights.hub_cache(tmp_path), endpoint="http://127.0.0.1:9")
+def test_an_unreachable_hub_error_names_the_by_hand_folder(tmp_path: Path) -> None:
+    target = function("org/m", quant="Q4_K_M")
+    client = Hub(weights.hub_cache(tmp_path), endpoint="http://127.0.0.1:9")
 
     with pytest.raises(HubUnavailable, match=f"cannot be reached .* put its files into {tmp_path}/by-hand/org/m"):
-        weights.fetch(source_of(wanted), tmp_path, way, lambda _: None)
+        weights.fetch(source_of(target), tmp_path, client, lambda _: None)
 
 
-def test_offline_nothing_is_asked_and_the_error_says_so(hub: FakeHub, tmp_path: Path) -> None:
+def test_offline_mode_sends_no_request_and_the_error_names_it(hub: FakeHub, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from tests.platform.weights.test_hub import *\n"
         "cache = Path(sys.argv[1]); way = Hub(weights.hub_cache(cache), endpoint=sys.argv[2])\n"
@@ -230,77 +230,79 @@ def test_offline_nothing_is_asked_and_the_error_says_so(hub: FakeHub, tmp_path: 
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path), hub.url], env=env, capture_output=True, text=True, check=False
     )
 
-    assert "org/m is not on this host, and HF_HUB_OFFLINE forbids to fetch it" in done.stdout
-    assert f"put its files into {tmp_path}/by-hand/org/m" in done.stdout
-    assert done.stdout.startswith("WeightsUnavailable")
+    assert "org/m is not on this host, and HF_HUB_OFFLINE forbids fetching it" in completed.stdout
+    assert f"put its files into {tmp_path}/by-hand/org/m" in completed.stdout
+    assert completed.stdout.startswith("WeightsUnavailable")
     assert hub.seen == []
 
 
-def test_files_put_by_hand_are_taken_when_they_are_whole(tmp_path: Path) -> None:
+def test_by_hand_files_are_used_once_complete(tmp_path: Path) -> None:
     folder = tmp_path / "by-hand" / "org" / "m"
     folder.mkdir(parents=True)
     (folder / "m-Q8_0-00001-of-00002.gguf").write_bytes(b"GGUF")
-    wanted = function("org/m", quant="Q8_0")
+    target = function("org/m", quant="Q8_0")
 
-    half = weights.find(wanted, tmp_path)
+    half = weights.find(target, tmp_path)
     (folder / "m-Q8_0-00002-of-00002.gguf").write_bytes(b"GGUF")
 
     assert half is None
-    assert there(wanted, tmp_path).path == str(folder / "m-Q8_0-00001-of-00002.gguf")
+    assert require_found(target, tmp_path).path == str(folder / "m-Q8_0-00001-of-00002.gguf")
 
 
-def test_without_the_hub_what_other_tools_fetched_will_do(hub: FakeHub, tmp_path: Path) -> None:
+def test_without_the_hub_files_of_other_tools_are_used(hub: FakeHub, tmp_path: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     for name in SNAPSHOT:
         hf_hub_download("org/snap", name, cache_dir=weights.hub_cache(tmp_path), endpoint=hub.url)
-    wanted = function("org/snap", Engine.VLLM)
-    away = Hub(weights.hub_cache(tmp_path), endpoint="http://127.0.0.1:9")
+    target = function("org/snap", Engine.VLLM)
+    offline = Hub(weights.hub_cache(tmp_path), endpoint="http://127.0.0.1:9")
 
-    weights.fetch(source_of(wanted), tmp_path, away, lambda _: None)
+    weights.fetch(source_of(target), tmp_path, offline, lambda _: None)
 
-    assert (Path(there(wanted, tmp_path).path) / "model.safetensors").read_bytes() == SNAPSHOT["model.safetensors"]
+    assert (Path(require_found(target, tmp_path).path) / "model.safetensors").read_bytes() == SNAPSHOT[
+        "model.safetensors"
+    ]
 
 
-def test_a_branch_stays_as_it_was_fetched_until_it_is_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
-    wanted = function("org/m", quant="Q4_K_M")
-    fetched(hub, wanted, tmp_path)
-    first = there(wanted, tmp_path)
+def test_a_branch_stays_at_its_commit_until_the_next_fetch(hub: FakeHub, tmp_path: Path) -> None:
+    target = function("org/m", quant="Q4_K_M")
+    fetch(hub, target, tmp_path)
+    first = require_found(target, tmp_path)
     hub.repos["org/m"] = {"m-Q4_K_M.gguf": BIG[:2_000_000]}
 
-    kept = there(wanted, tmp_path)
-    fetched(hub, wanted, tmp_path)
+    unchanged = require_found(target, tmp_path)
+    fetch(hub, target, tmp_path)
 
-    assert kept == first
-    assert there(wanted, tmp_path).size_mb == 2
-
-
-def test_a_file_that_lost_its_end_on_the_disk_counts_as_missing(hub: FakeHub, tmp_path: Path) -> None:
-    wanted = function("org/m", quant="Q4_K_M")
-    fetched(hub, wanted, tmp_path)
-
-    os.truncate(there(wanted, tmp_path).path, 1000)
-
-    assert weights.find(wanted, tmp_path) is None
+    assert unchanged == first
+    assert require_found(target, tmp_path).size_mb == 2
 
 
-def test_a_disk_that_is_too_small_is_known_before_anything_comes(hub: FakeHub, tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailable, match=r"org/m:Q4_K_M needs 3 MiB of disk in .* are kept so"):
-        fetched(hub, function("org/m", quant="Q4_K_M"), tmp_path, keep_free_mb=2**40)
+def test_a_truncated_file_counts_as_missing(hub: FakeHub, tmp_path: Path) -> None:
+    target = function("org/m", quant="Q4_K_M")
+    fetch(hub, target, tmp_path)
+
+    os.truncate(require_found(target, tmp_path).path, 1000)
+
+    assert weights.find(target, tmp_path) is None
+
+
+def test_a_disk_that_is_too_small_fails_before_any_transfer(hub: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match=r"org/m:Q4_K_M needs 3 MiB of disk in .* stay free"):
+        fetch(hub, function("org/m", quant="Q4_K_M"), tmp_path, keep_free_mb=2**40)
 
     assert hub.transfers("m-Q4_K_M.gguf") == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a file system needs root")
-def test_a_disk_that_fills_up_meanwhile_fails_clearly_and_leaves_nothing_whole(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_during_a_fetch_fails_and_leaves_no_complete_weights(hub: FakeHub, tmp_path: Path) -> None:
     script = """
 import sys; from pathlib import Path; from tests.platform.weights.test_hub import *
 small = Path(sys.argv[1]); way = Hub(weights.hub_cache(small), endpoint=sys.argv[2])
-def fill_up(_):  # somebody else takes the rest once it has begun
+def fill_up(_):  # another program fills the disk after the start
     (small / "other").write_bytes(b"x" * 2_000_000)
 try:
     weights.fetch(Repo(repo="org/m", quant="Q4_K_M", gguf=True), small, way, fill_up)
@@ -310,31 +312,33 @@ except WeightsUnavailable as error:
     mounted = 'mount -t tmpfs -o size=4m none "$1" && exec "$0" -c "$3" "$1" "$2"'
     argv = ["unshare", "-m", "sh", "-c", mounted, sys.executable, str(tmp_path), hub.url, script]
 
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    completed = subprocess.run(argv, capture_output=True, text=True, check=False)
 
-    assert done.stdout == "WeightsUnavailable m-Q4_K_M.gguf of org/m cannot be written: No space left on device None\n"
+    assert completed.stdout == (
+        "WeightsUnavailable m-Q4_K_M.gguf of org/m cannot be written: No space left on device None\n"
+    )
 
 
 def test_a_mirror_cannot_write_outside_the_cache(hub: FakeHub, tmp_path: Path) -> None:
     hub.repos["org/m"] = {"../../../../evil-Q4_K_M.gguf": BIG, "/tmp/evil-Q4_K_M.gguf": BIG}
 
     with pytest.raises(WeightsUnavailable, match="no GGUF"):
-        fetched(hub, function("org/m", quant="Q4_K_M"), tmp_path)
+        fetch(hub, function("org/m", quant="Q4_K_M"), tmp_path)
 
 
 def test_memory_is_estimated_from_the_head_of_a_file_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     from cortex.platform.settings import Agent, Settings
     from cortex.platform.settings import Hub as HubSettings
     from cortex.platform.weights.demo_model import write_bigram
-    from cortex.platform.weights.estimation import estimated
+    from cortex.platform.weights.estimation import estimate_memory
 
     write_bigram(tmp_path / "m.gguf", "One two. Two three.", name="m")
     hub.repos["org/tiny"] = {"m.gguf": (tmp_path / "m.gguf").read_bytes() + bytes(5_000_000)}
     hub.repos["org/snap"]["config.json"] = b'{"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}'
     settings = Settings(agent=Agent(cache_dir=str(tmp_path / "cache")), hub=HubSettings(endpoint=hub.url))
 
-    gguf = estimated(function("org/tiny"), settings)
-    snap = estimated(Function(id="b", engine=Engine.VLLM, source="org/snap", context=1024), settings)
+    gguf = estimate_memory(function("org/tiny"), settings)
+    snap = estimate_memory(Function(id="b", engine=Engine.VLLM, source="org/snap", context=1024), settings)
 
     assert (gguf.weights_mb, gguf.tokens, gguf.here) == (5, 32768, False)
     assert "1 layers × 1 heads × (32 + 32)" in gguf.formula
@@ -342,7 +346,7 @@ def test_memory_is_estimated_from_the_head_of_a_file_on_the_hub(hub: FakeHub, tm
     assert hub.sent["m.gguf"] <= 2**20
 
 
-def test_signatures_of_addresses_are_not_said() -> None:
+def test_queries_of_urls_are_removed_from_messages() -> None:
     assert clean("cannot GET https://cdn.x/f?X-Signature=secret\nnow") == "cannot GET https://cdn.x/f now"
 
 

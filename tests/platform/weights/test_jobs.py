@@ -1,4 +1,4 @@
-"""How long a fetch waits before it is tried again, and what is said of one that is under way."""
+"""Retry pauses, job ids, requeued jobs, and the status line of a running fetch."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from rq import Queue
 from cortex.functions.sources import Demo, Repo
 from cortex.platform.agent.fetches import said
 from cortex.platform.agent_messages import Fetching
-from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _take_up, job_id, pause_s
+from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _requeue, job_id, pause_s
 from tests.support.stack import own_redis
 
 
-def test_each_pause_is_twice_the_one_before_up_to_a_minute() -> None:
+def test_pauses_double_up_to_a_minute() -> None:
     assert [pause_s(n) for n in (1, 2, 3, 6, 7, 500)] == [1.0, 2.0, 4.0, 32.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
 
 
@@ -33,7 +33,7 @@ def test_each_pause_is_twice_the_one_before_up_to_a_minute() -> None:
         ),
     ],
 )
-def test_a_fetch_is_said_in_a_line(keys: dict[str, object], line: str) -> None:
+def test_a_fetch_is_described_in_one_line(keys: dict[str, object], line: str) -> None:
     assert said(Fetching(id="j", source="org/m", **keys), 100.0) == line  # type: ignore[arg-type]
 
 
@@ -45,7 +45,7 @@ def test_one_source_is_one_job_on_each_host() -> None:
     assert all(":" not in n for n in names)  # RQ splits its keys there
 
 
-def test_a_job_that_a_worker_took_off_the_queue_and_never_began_is_listed_and_taken_up(tmp_path: Path) -> None:
+def test_a_dequeued_job_that_never_started_is_listed_and_requeued(tmp_path: Path) -> None:
     with own_redis(tmp_path) as url, redis.Redis.from_url(url) as connection:
         jobs, queue = Jobs(url, "cortex-a"), Queue("cortex-a", connection=connection)
         name = jobs.ask(Demo("harbour"))
@@ -53,7 +53,7 @@ def test_a_job_that_a_worker_took_off_the_queue_and_never_began_is_listed_and_ta
 
         assert queue.job_ids == []
         assert [(f.id, f.state) for f in jobs.all()] == [(name, "queued")]
-        _take_up(queue)
+        _requeue(queue)
 
         assert queue.job_ids == [name]
         jobs.close()

@@ -1,4 +1,4 @@
-"""What is read out of weights: GGUF heads, HuggingFace folders, and a worker's own word."""
+"""Facts from weights: GGUF heads, HuggingFace folders, and a worker's models list."""
 
 import json
 import struct
@@ -13,22 +13,22 @@ from cortex.platform.weights import gguf_head
 from cortex.platform.weights.demo_model import CHAT_TEMPLATE, CONTEXT_LENGTH, write_bigram
 from cortex.platform.weights.gguf_head import BadGguf
 from cortex.platform.weights.model_facts import ModelFacts
-from cortex.platform.workers import served_model as worker_card
+from cortex.platform.workers import served_model
 from cortex.platform.workers.served_model import ServedModel
 from tests.support.factories import a_function
 
-SAYS = ModelProfile(template=Template(tools=True))
+PROFILE = ModelProfile(template=Template(tools=True))
 
 
-class Probed:
-    """Stands for the process that tries templates; remembers what it was given."""
+class FakeProbe:
+    """Replaces the probe process; records its calls."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str, str]] = []
+        self.calls: list[tuple[str, str, str]] = []
 
     def __call__(self, template: str, bos: str, eos: str) -> ModelProfile:
-        self.asked.append((template, bos, eos))
-        return SAYS
+        self.calls.append((template, bos, eos))
+        return PROFILE
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path / "tiny.gguf"
 
 
-def test_a_head_has_what_the_reference_reader_finds(tiny: Path) -> None:
+def test_a_head_matches_the_reference_reader(tiny: Path) -> None:
     reference = GGUFReader(tiny)
     scalars = {n: f.contents() for n, f in reference.fields.items() if not n.startswith("GGUF.") and len(f.types) == 1}
 
     assert gguf_head.read(tiny) == scalars
 
 
-def test_a_head_that_is_cut_off_anywhere_is_refused(tiny: Path, tmp_path: Path) -> None:
+def test_a_truncated_head_is_refused(tiny: Path, tmp_path: Path) -> None:
     whole = tiny.read_bytes()
     head = whole.find(b"tokenizer.ggml.scores") if b"tokenizer.ggml.scores" in whole else 2000
     cut = tmp_path / "cut.gguf"
@@ -69,14 +69,14 @@ def test_a_head_that_is_cut_off_anywhere_is_refused(tiny: Path, tmp_path: Path) 
     ],
     ids=["empty", "short", "another", "keys", "a long name", "a long array", "a strange type", "nested arrays"],
 )
-def test_a_file_that_only_pretends_is_refused(head: bytes, tmp_path: Path) -> None:
+def test_an_invalid_head_is_refused(head: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(head)
 
     with pytest.raises(BadGguf):
         gguf_head.read(tmp_path / "x.gguf")
 
 
-def test_arrays_of_arrays_are_walked_over_up_to_a_number(tmp_path: Path) -> None:
+def test_the_number_of_nested_arrays_is_bounded(tmp_path: Path) -> None:
     begin = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 9)
     for count in (99_999, 100_000):
         arrays = struct.pack("<IQ", 9, count) + struct.pack("<IQ", 0, 0) * count
@@ -87,9 +87,7 @@ def test_arrays_of_arrays_are_walked_over_up_to_a_number(tmp_path: Path) -> None
         gguf_head.read(tmp_path / "100000.gguf")
 
 
-def test_the_texts_of_all_arrays_together_are_walked_over_up_to_a_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_total_number_of_texts_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_head, "_MOST_TEXTS", 10)
     array = struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 6) + struct.pack("<Q", 0) * 6
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + array * 2)
@@ -98,46 +96,46 @@ def test_the_texts_of_all_arrays_together_are_walked_over_up_to_a_number(
         gguf_head.read(tmp_path / "x.gguf")
 
 
-def test_a_gguf_says_its_context_and_its_template_is_tried(tiny: Path) -> None:
-    probed = Probed()
+def test_a_gguf_gives_its_context_and_its_template_is_probed(tiny: Path) -> None:
+    probe = FakeProbe()
 
-    known = ModelFacts(probed).of(a_function(), str(tiny))
+    facts = ModelFacts(probe).of(a_function(), str(tiny))
 
-    assert known == ModelProfile(template=SAYS.template, context=CONTEXT_LENGTH, vision=False)
-    assert [asked[0] for asked in probed.asked] == [CHAT_TEMPLATE]
+    assert facts == ModelProfile(template=PROFILE.template, context=CONTEXT_LENGTH, vision=False)
+    assert [call[0] for call in probe.calls] == [CHAT_TEMPLATE]
 
 
 @pytest.mark.parametrize("keys", [{"args": ("--mmproj", "/eyes.gguf")}, {"mmproj": "/eyes.gguf"}])
-def test_a_gguf_sees_with_a_file_of_eyes(tiny: Path, keys: Any) -> None:
-    known = ModelFacts(Probed()).of(a_function(**keys), str(tiny))
+def test_a_gguf_with_a_vision_projector_has_vision(tiny: Path, keys: Any) -> None:
+    facts = ModelFacts(FakeProbe()).of(a_function(**keys), str(tiny))
 
-    assert known is not None
-    assert known.vision is True
+    assert facts is not None
+    assert facts.vision is True
 
 
-def test_a_template_of_the_operators_is_tried_instead(tiny: Path, tmp_path: Path) -> None:
-    probed = Probed()
+def test_an_operators_template_replaces_the_models_own(tiny: Path, tmp_path: Path) -> None:
+    probe = FakeProbe()
     (tmp_path / "own.jinja").write_text("OWN")
 
-    ModelFacts(probed).of(a_function(chat_template=str(tmp_path / "own.jinja")), str(tiny))
-    lost = ModelFacts(probed).of(a_function(chat_template="/nowhere.jinja"), str(tiny))
+    ModelFacts(probe).of(a_function(chat_template=str(tmp_path / "own.jinja")), str(tiny))
+    missing = ModelFacts(probe).of(a_function(chat_template="/nowhere.jinja"), str(tiny))
 
-    assert probed.asked[1][0] == "OWN"
-    assert lost is not None
-    assert lost.template == Template()
+    assert probe.calls[1][0] == "OWN"
+    assert missing is not None
+    assert missing.template == Template()
 
 
-def test_weights_are_read_again_only_when_they_changed(tiny: Path) -> None:
-    probed = Probed()
-    facts = ModelFacts(probed)
+def test_weights_are_read_again_only_after_a_change(tiny: Path) -> None:
+    probe = FakeProbe()
+    cached = ModelFacts(probe)
 
-    facts.of(a_function(), str(tiny))
-    facts.of(a_function("org/other"), str(tiny))
-    before = len(probed.asked)
+    cached.of(a_function(), str(tiny))
+    cached.of(a_function("org/other"), str(tiny))
+    before = len(probe.calls)
     write_bigram(tiny, "Another text. Quite another.", name="tiny")
-    facts.of(a_function(), str(tiny))
+    cached.of(a_function(), str(tiny))
 
-    assert (before, len(probed.asked)) == (1, 2)
+    assert (before, len(probe.calls)) == (1, 2)
 
 
 def a_folder(folder: Path, config: Any = None, tokenizer: Any = None, template: str = "") -> Path:
@@ -148,14 +146,14 @@ def a_folder(folder: Path, config: Any = None, tokenizer: Any = None, template: 
     return folder
 
 
-def test_a_folder_of_huggingface_says_the_same(tmp_path: Path) -> None:
-    probed = Probed()
+def test_a_huggingface_folder_gives_context_and_template(tmp_path: Path) -> None:
+    probe = FakeProbe()
     tokenizer = {"chat_template": "T", "bos_token": {"content": "<b>"}, "eos_token": "<e>"}
 
-    known = ModelFacts(probed).of(a_function(), str(a_folder(tmp_path, tokenizer=tokenizer)))
+    facts = ModelFacts(probe).of(a_function(), str(a_folder(tmp_path, tokenizer=tokenizer)))
 
-    assert known == ModelProfile(template=SAYS.template, context=4096, vision=False)
-    assert probed.asked == [("T", "<b>", "<e>")]
+    assert facts == ModelProfile(template=PROFILE.template, context=4096, vision=False)
+    assert probe.calls == [("T", "<b>", "<e>")]
 
 
 @pytest.mark.parametrize(
@@ -167,39 +165,39 @@ def test_a_folder_of_huggingface_says_the_same(tmp_path: Path) -> None:
     ],
     ids=["a file of its own", "a named default", "no default"],
 )
-def test_of_several_templates_one_is_meant(tmp_path: Path, tokenizer: Any, template: str, tried: str) -> None:
-    probed = Probed()
+def test_one_of_several_templates_is_chosen(tmp_path: Path, tokenizer: Any, template: str, tried: str) -> None:
+    probe = FakeProbe()
 
-    ModelFacts(probed).of(a_function(), str(a_folder(tmp_path, tokenizer=tokenizer, template=template)))
+    ModelFacts(probe).of(a_function(), str(a_folder(tmp_path, tokenizer=tokenizer, template=template)))
 
-    assert [asked[0] for asked in probed.asked] == [tried]
+    assert [call[0] for call in probe.calls] == [tried]
 
 
-def test_a_model_with_eyes_keeps_its_text_apart(tmp_path: Path) -> None:
+def test_a_vision_model_reads_its_context_from_the_text_config(tmp_path: Path) -> None:
     config = {"vision_config": {}, "text_config": {"max_position_embeddings": 8192}}
 
-    known = ModelFacts(Probed()).of(a_function(), str(a_folder(tmp_path, config)))
+    facts = ModelFacts(FakeProbe()).of(a_function(), str(a_folder(tmp_path, config)))
 
-    assert known == ModelProfile(context=8192, vision=True)
+    assert facts == ModelProfile(context=8192, vision=True)
 
 
 @pytest.mark.parametrize("weights", ["", "/nowhere/at/all.gguf"])
-def test_weights_that_are_not_there_say_nothing(weights: str) -> None:
-    assert ModelFacts(Probed()).of(a_function(), weights) is None
+def test_missing_weights_give_no_facts(weights: str) -> None:
+    assert ModelFacts(FakeProbe()).of(a_function(), weights) is None
 
 
-def test_weights_that_make_no_sense_say_nothing(tmp_path: Path) -> None:
+def test_invalid_weights_give_no_facts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
 
-    assert ModelFacts(Probed()).of(a_function(), str(tmp_path)) is None
+    assert ModelFacts(FakeProbe()).of(a_function(), str(tmp_path)) is None
 
 
-def test_the_demo_model_is_tried_for_real(tiny: Path) -> None:
-    known = ModelFacts().of(a_function(), str(tiny))
+def test_the_demo_models_template_is_probed_in_a_process(tiny: Path) -> None:
+    facts = ModelFacts().of(a_function(), str(tiny))
 
-    assert known is not None
-    assert known.template.inline_system is True
-    assert known.template.tools is False
+    assert facts is not None
+    assert facts.template.inline_system is True
+    assert facts.template.tools is False
 
 
 @pytest.mark.parametrize(
@@ -216,10 +214,10 @@ def test_the_demo_model_is_tried_for_real(tiny: Path) -> None:
     ],
     ids=["vllm", "llama-server", "blind", "nonsense", "silent"],
 )
-def test_a_worker_says_how_long_a_request_may_be_and_whether_it_sees(entry: Any, card: ServedModel) -> None:
-    assert worker_card.read(json.dumps({"object": "list", "data": [entry]}).encode()) == {"m": card}
+def test_a_workers_models_list_gives_context_and_vision(entry: Any, card: ServedModel) -> None:
+    assert served_model.read(json.dumps({"object": "list", "data": [entry]}).encode()) == {"m": card}
 
 
 @pytest.mark.parametrize("models", [None, [], {}, {"data": None}, {"data": [1]}])
-def test_a_list_of_models_that_is_none_is_empty(models: Any) -> None:
-    assert worker_card.read(json.dumps(models).encode()) == {}
+def test_an_invalid_models_list_is_empty(models: Any) -> None:
+    assert served_model.read(json.dumps(models).encode()) == {}

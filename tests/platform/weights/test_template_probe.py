@@ -1,4 +1,4 @@
-"""What is found out about chat templates by trying them; the templates here are small ones of each kind there is."""
+"""Features that probing finds in chat templates; the templates here are small samples of each kind."""
 
 import json
 import subprocess
@@ -52,32 +52,32 @@ ANY_EFFORT = "Reasoning: {{ reasoning_effort | default('medium') }}" + IN_PLACE
     [(IN_PLACE, True), (CHAT_TEMPLATE, True), (HOISTS, False), (ONLY_FIRST, False), (DROPS, False)],
     ids=["in place", "the demo's", "hoists", "raises", "drops"],
 )
-def test_an_inline_system_message_is_taken_only_where_it_comes_out_in_its_place(template: str, taken: bool) -> None:
+def test_inline_system_is_supported_only_when_rendered_in_place(template: str, taken: bool) -> None:
     assert probe(template).template.inline_system is taken
 
 
-def test_a_developer_is_known_only_to_templates_that_name_it() -> None:
+def test_the_developer_role_needs_a_template_that_names_it() -> None:
     named = IN_PLACE.replace("{{ m.role }}", "{{ 'system' if m.role == 'developer' else m.role }}")
 
     assert probe(IN_PLACE).template.developer_role is False
     assert probe(named).template.developer_role is True
 
 
-def test_a_list_of_parts_is_taken_where_it_is_not_printed_as_one() -> None:
+def test_content_parts_are_supported_unless_printed_as_a_list() -> None:
     assert probe(IN_PLACE).template.content_parts is False
     assert probe(PARTS).template.content_parts is True
 
 
-def test_images_are_seen_by_their_marks() -> None:
+def test_image_marks_in_a_template_mean_vision() -> None:
     assert probe(PARTS).vision is True
     assert probe(IN_PLACE).vision is None
 
 
-def test_an_agents_template_shows_tools_and_thoughts_and_has_a_switch() -> None:
-    known = probe(AGENT)
+def test_an_agent_template_has_tools_reasoning_and_a_thinking_switch() -> None:
+    profile = probe(AGENT)
 
-    assert known.reasoning
-    assert known.template == Template(
+    assert profile.reasoning
+    assert profile.template == Template(
         inline_system=True,
         developer_role=False,
         content_parts=False,
@@ -88,21 +88,21 @@ def test_an_agents_template_shows_tools_and_thoughts_and_has_a_switch() -> None:
     )
 
 
-def test_a_plain_template_has_none_of_that() -> None:
-    known = probe(CHAT_TEMPLATE)
+def test_a_plain_template_has_no_agent_features() -> None:
+    profile = probe(CHAT_TEMPLATE)
 
-    assert not known.reasoning
-    assert known.template.tools is False
-    assert known.template.reasoning_field == "none"
-    assert known.template.thinking_switch == ""
+    assert not profile.reasoning
+    assert profile.template.tools is False
+    assert profile.template.reasoning_field == "none"
+    assert profile.template.thinking_switch == ""
 
 
-def test_a_template_may_want_short_ids() -> None:
+def test_a_template_that_rejects_long_ids_requires_short_ones() -> None:
     assert probe(NINE).template.tool_ids == "alnum9"
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "expected"),
     [
         (THREE_EFFORTS, {"none": "low", "minimal": "low", "low": "low", "medium": "medium", "max": "high"}),
         (TWO_EFFORTS, {"none": "none", "minimal": "high", "low": "high", "xhigh": "high"}),
@@ -110,14 +110,14 @@ def test_a_template_may_want_short_ids() -> None:
     ],
     ids=["three", "two", "any"],
 )
-def test_efforts_fold_to_the_nearest_that_the_template_takes(template: str, told: dict[str, str]) -> None:
-    found = probe(template).effort
+def test_effort_levels_map_to_the_nearest_accepted_one(template: str, expected: dict[str, str]) -> None:
+    levels = probe(template).effort
 
-    assert found is not None
-    assert {level: found[level] for level in told} == told
+    assert levels is not None
+    assert {level: levels[level] for level in expected} == expected
 
 
-def test_a_template_without_an_effort_has_no_map() -> None:
+def test_a_template_without_effort_levels_has_no_map() -> None:
     assert probe(IN_PLACE).effort is None
 
 
@@ -126,27 +126,27 @@ def test_a_template_without_an_effort_has_no_map() -> None:
     ["{% for", "{{ nothing.at.all }}", "{{ raise_exception('no') }}", "", "{{ ''.__class__.__mro__ }}"],
     ids=["syntax", "undefined", "raises", "empty", "reaches out of the sandbox"],
 )
-def test_of_a_broken_template_nothing_is_known(broken: str) -> None:
+def test_a_broken_template_gives_an_empty_profile(broken: str) -> None:
     assert probe(broken) == ModelProfile()
 
 
-def test_a_template_cannot_change_what_it_is_given() -> None:
+def test_a_template_cannot_change_its_input() -> None:
     assert probe("{{ messages.append(1) }}" + IN_PLACE) == ModelProfile()
 
 
 def run(template: str) -> "subprocess.CompletedProcess[bytes]":
-    asked = json.dumps({"template": template}).encode()
+    request = json.dumps({"template": template}).encode()
     argv = [sys.executable, "-m", "cortex.platform.weights.template_probe"]
-    return subprocess.run(argv, input=asked, capture_output=True, timeout=60, check=False)
+    return subprocess.run(argv, input=request, capture_output=True, timeout=60, check=False)
 
 
-def test_the_process_says_what_it_found() -> None:
+def test_the_process_prints_the_profile() -> None:
     assert msgspec.json.decode(run(AGENT).stdout, type=ModelProfile) == probe(AGENT)
 
 
-def test_a_template_that_eats_memory_ends_only_its_own_process() -> None:
+def test_a_memory_hungry_template_ends_only_its_own_process() -> None:
     hungry = "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
 
-    done = run(hungry + IN_PLACE)
+    completed = run(hungry + IN_PLACE)
 
-    assert done.returncode != 0 or msgspec.json.decode(done.stdout, type=ModelProfile) == ModelProfile()
+    assert completed.returncode != 0 or msgspec.json.decode(completed.stdout, type=ModelProfile) == ModelProfile()

@@ -1,4 +1,4 @@
-"""What an agent sees of a worker when it looks itself."""
+"""A worker's activity, from its metrics and its connections."""
 
 import asyncio
 import subprocess
@@ -27,12 +27,12 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))):
         (b"", None),
     ],
 )
-def test_an_engines_own_count_of_requests_is_read_off_its_metrics(metrics: bytes, running: int | None) -> None:
+def test_the_request_count_is_read_from_an_engines_metrics(metrics: bytes, running: int | None) -> None:
     assert requests_running(metrics) == running
 
 
 @pytest.mark.parametrize("count", [b"1e999", b"1.2.3", b"e"])
-def test_a_count_that_is_no_number_in_range_is_a_value_error(count: bytes) -> None:
+def test_an_invalid_count_raises_value_error(count: bytes) -> None:
     with pytest.raises(ValueError, match=r"count|float"):
         requests_running(b"llamacpp:requests_processing " + count + b"\n")
 
@@ -45,7 +45,7 @@ def connected(port: int) -> "subprocess.Popen[bytes]":
     return other
 
 
-async def test_connections_of_others_count_and_the_agents_own_do_not() -> None:
+async def test_the_agents_own_connections_do_not_count() -> None:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     _, own = await asyncio.open_connection("127.0.0.1", port)
@@ -58,7 +58,7 @@ async def test_connections_of_others_count_and_the_agents_own_do_not() -> None:
     server.close()
 
 
-async def test_a_worker_that_does_not_answer_does_not_say() -> None:
+async def test_a_silent_worker_has_no_request_count() -> None:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
 

@@ -1,4 +1,4 @@
-"""A control group catches what leaves everything else behind."""
+"""A control group contains processes that escaped everything else."""
 
 import secrets
 import sys
@@ -22,16 +22,16 @@ time.sleep(600)
 """
 
 
-def test_a_process_that_left_group_session_and_environment_is_killed_all_the_same(tmp_path: Path) -> None:
+def test_a_process_that_left_group_session_and_environment_is_killed(tmp_path: Path) -> None:
     groups = cgroup.home("test")
     if groups is None:
         pytest.skip("this host has no cgroup v2 that may be written")
-    argv = cgroup.entered(groups, INSTANCE, [sys.executable, "-c", ESCAPE])
+    argv = cgroup.wrap_command(groups, INSTANCE, [sys.executable, "-c", ESCAPE])
     child = process.spawn(argv, {}, tmp_path / "log", INSTANCE)
     try:
         pids = eventually(lambda: members_if(groups, 2), what="the one that got away")
 
-        process.kill_remains(INSTANCE)
+        process.kill_orphans(INSTANCE)
         escaped = [p for p in pids if psutil.pid_exists(p) and p != child.pid]
         cgroup.kill(groups, INSTANCE)
 
@@ -42,7 +42,7 @@ def test_a_process_that_left_group_session_and_environment_is_killed_all_the_sam
         cgroup.kill(groups, INSTANCE)
         child.kill()
         child.wait()
-        cgroup.leave(groups)
+        cgroup.remove_home(groups)
 
 
 def members_if(groups: Path, count: int) -> list[int]:
@@ -57,12 +57,12 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_a_host_without_cgroup_v2_has_no_home_and_nothing_breaks(tmp_path: Path) -> None:
+def test_a_host_without_cgroup_v2_has_no_home_and_all_calls_are_harmless(tmp_path: Path) -> None:
     (tmp_path / "mounts").write_text("cgroup /sys/fs/cgroup cgroup rw 0 0\n")
     (tmp_path / "own").write_text("1:cpu:/\n")
 
     groups = cgroup.home("x", mounts=tmp_path / "mounts", own=tmp_path / "own")
-    argv = cgroup.entered(groups, "one", ["true"])
+    argv = cgroup.wrap_command(groups, "one", ["true"])
     cgroup.kill(groups, "one")
 
     assert groups is None

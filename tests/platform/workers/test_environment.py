@@ -1,8 +1,8 @@
-"""What of an agent's environment its workers get, and that none of its secrets is among it."""
+"""Which variables workers inherit from the agent; secrets are never among them."""
 
 import pytest
 
-from cortex.platform.workers.environment import handed_on, whole
+from cortex.platform.workers.environment import inheritable, worker_environment
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ from cortex.platform.workers.environment import handed_on, whole
         ("HTTPS_PROXY", "http://proxy:3128"),
     ],
 )
-def test_what_libraries_look_for_is_handed_on(name: str, value: str) -> None:
-    assert handed_on({name: value}) == {name: value}
+def test_what_libraries_look_for_is_inheritable(name: str, value: str) -> None:
+    assert inheritable({name: value}) == {name: value}
 
 
 @pytest.mark.parametrize(
@@ -42,19 +42,19 @@ def test_what_libraries_look_for_is_handed_on(name: str, value: str) -> None:
         ("LISTEN_FDS", "1"),
     ],
 )
-def test_secrets_and_what_is_meant_for_the_agent_are_not(name: str, value: str) -> None:
-    assert handed_on({name: value}) == {}
+def test_secrets_and_the_agents_own_settings_are_not_inherited(name: str, value: str) -> None:
+    assert inheritable({name: value}) == {}
 
 
 @pytest.mark.parametrize(
     ("agents", "own", "expected"),
     [("/a", "/b", "/b:/a"), ("/a", None, "/a"), (None, "/b", "/b"), ("/a", "", "/a")],
 )
-def test_a_workers_modules_go_before_those_of_its_agent(agents: str | None, own: str | None, expected: str) -> None:
+def test_a_workers_python_path_precedes_the_agents(agents: str | None, own: str | None, expected: str) -> None:
     given = [{} if path is None else {"PYTHONPATH": path} for path in (agents, own)]
 
-    assert whole(*given) == {"PYTHONPATH": expected}
+    assert worker_environment(*given) == {"PYTHONPATH": expected}
 
 
-def test_a_worker_without_modules_of_its_own_has_no_path_for_them() -> None:
-    assert whole({"PATH": "/bin"}, {"A": "b"}) == {"PATH": "/bin", "A": "b"}
+def test_without_python_paths_the_variable_is_absent() -> None:
+    assert worker_environment({"PATH": "/bin"}, {"A": "b"}) == {"PATH": "/bin", "A": "b"}

@@ -1,4 +1,4 @@
-"""A launch_context is put together from the placement, and an engine is never told more than was placed."""
+"""LaunchContext follows the placement; an engine never gets a higher limit than was placed."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from cortex.platform.scheduling.effects import Spawn
 from cortex.platform.scheduling.placement import need
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.settings import Agent
-from cortex.platform.workers.launch_context import launch_context, overflows
+from cortex.platform.workers.launch_context import exceeds_placement, launch_context
 from tests.support.factories import a_device, an_instance
 
 HERE = LocalWeights("/cache/model", 1000)
@@ -28,19 +28,19 @@ def test_the_smallest_of_several_devices_sets_the_share() -> None:
     assert (here.device_kind, here.device_total_mb, here.devices) == ("gpu", 16_000, ("GPU-0", "GPU-1"))
 
 
-def test_a_declared_gpu_is_a_gpu_that_the_worker_is_not_told_of() -> None:
+def test_a_declared_gpu_without_uuid_is_a_gpu_but_not_passed_to_the_worker() -> None:
     here = made(Function(id="m", engine=Engine.VLLM), [a_device("gpu-0", 24_000)])
 
     assert (here.device_kind, here.devices) == ("gpu", ())
 
 
-def test_what_an_engine_compiled_is_kept_by_build_and_kind_of_device() -> None:
+def test_the_compile_cache_is_separate_by_build_and_kind_of_device() -> None:
     here = made(Function(id="m", engine=Engine.VLLM), [a_device("cpu", kind="cpu")])
 
     assert here.cache == "/cache/engines/vllm-vllm-0.32.0-torch-2.13.0/cpu"
 
 
-def test_an_engine_that_fills_its_share_is_told_what_was_meant_not_what_it_took() -> None:
+def test_an_engine_that_fills_its_limit_gets_the_requested_memory_not_the_measured_one() -> None:
     function = Function(id="m", engine=Engine.VLLM, vram_mb=4000)
 
     here = made(function, [a_device("GPU-0")], memory_mb=4700, memory_from="measured")
@@ -48,16 +48,16 @@ def test_an_engine_that_fills_its_share_is_told_what_was_meant_not_what_it_took(
     assert here.memory_mb == 4000
 
 
-def test_an_engine_that_fills_its_share_neither_shrinks_nor_grows_with_each_start() -> None:
+def test_the_limit_of_an_engine_that_fills_it_is_stable_across_starts() -> None:
     function = Function(id="m", engine=Engine.VLLM, vram_mb=4000)
 
     assert (need(function, HERE, 2500).memory_mb, need(function, HERE, 2500).memory_from) == (4000, "declared")
     assert (need(function, HERE, 4700).memory_mb, need(function, HERE, 4700).memory_from) == (4700, "measured")
 
 
-def test_layers_matter_only_where_the_weights_are_more_than_was_placed() -> None:
+def test_layers_matter_only_when_the_weights_exceed_the_placement() -> None:
     function = Function(id="m", engine=Engine.LLAMACPP)
 
-    assert overflows(Spawn(an_instance(memory_mb=900), function, HERE))
-    assert not overflows(Spawn(an_instance(memory_mb=900, devices=("gpu-0", "gpu-1")), function, HERE))
-    assert not overflows(Spawn(an_instance(memory_mb=1500), function, HERE))
+    assert exceeds_placement(Spawn(an_instance(memory_mb=900), function, HERE))
+    assert not exceeds_placement(Spawn(an_instance(memory_mb=900, devices=("gpu-0", "gpu-1")), function, HERE))
+    assert not exceeds_placement(Spawn(an_instance(memory_mb=1500), function, HERE))

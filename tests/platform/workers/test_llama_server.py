@@ -88,7 +88,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield server
 
 
-def test_the_model_goes_by_its_alias(server: Server) -> None:
+def test_the_model_is_listed_by_its_alias(server: Server) -> None:
     listed = server.client.get("/v1/models").json()["data"]
     answer = server.client.post("/v1/chat/completions", json=CHAT).json()
 
@@ -96,7 +96,7 @@ def test_the_model_goes_by_its_alias(server: Server) -> None:
     assert answer["model"] == "team/tiny:1"
 
 
-def test_an_answer_comes_with_its_usage(server: Server) -> None:
+def test_an_answer_has_usage(server: Server) -> None:
     answer = server.client.post("/v1/chat/completions", json=CHAT).json()
 
     assert answer["choices"][0]["message"]["content"].startswith("alpha ")
@@ -104,7 +104,7 @@ def test_an_answer_comes_with_its_usage(server: Server) -> None:
     assert answer["usage"]["completion_tokens"] > 0
 
 
-def test_a_stream_ends_with_its_usage_when_asked_for(server: Server) -> None:
+def test_a_stream_ends_with_usage_when_requested(server: Server) -> None:
     body = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
     with server.client.stream("POST", "/v1/chat/completions", json=body) as response:
         data = [line.removeprefix("data: ") for line in response.iter_lines() if line]
@@ -114,7 +114,7 @@ def test_a_stream_ends_with_its_usage_when_asked_for(server: Server) -> None:
     assert json.loads(data[-2])["choices"] == []
 
 
-def test_health_needs_no_key_and_all_else_does(server: Server) -> None:
+def test_every_path_but_health_needs_the_key(server: Server) -> None:
     url = server.client.base_url
 
     assert httpx.get(f"{url}/health").status_code == 200
@@ -138,7 +138,7 @@ def test_a_client_that_hangs_up_frees_its_slot(server: Server) -> None:
     until(lambda: not server.busy(), within_s=5)
 
 
-def test_it_listens_on_its_own_address_only(server: Server) -> None:
+def test_the_server_listens_on_its_own_address_only(server: Server) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", server.port), timeout=5)
 
@@ -170,14 +170,14 @@ def test_no_prompt_and_no_key_reach_the_log(server: Server, body: bytes) -> None
     assert KEY not in log
 
 
-def test_nothing_is_served_that_was_not_asked_for(model: Path, tmp_path: Path) -> None:
+def test_optional_endpoints_are_off_by_default(model: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "log", "-m", model, "--jinja", "--no-webui") as server:
         codes = {path: server.client.get(path).status_code for path in ("/", "/slots", "/metrics")}
 
     assert codes == {"/": 404, "/slots": 501, "/metrics": 501}
 
 
-def test_a_server_of_embeddings_embeds(model: Path, tmp_path: Path) -> None:
+def test_an_embedding_server_returns_embeddings(model: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "log", "-m", model, "--embeddings", "-c", "512", "--metrics") as server:
         body = {"input": ["alpha bravo", "alpha bravo charlie", "zulu"]}
         a, b, c = (item["embedding"] for item in server.client.post("/v1/embeddings", json=body).json()["data"])
@@ -188,7 +188,7 @@ def test_a_server_of_embeddings_embeds(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_at_once_even_while_it_answers(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_term_stops_the_server_at_once_during_an_answer(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     with serving(tmp_path / "log", "-m", model) as server:
         with server.client.stream("POST", "/v1/chat/completions", json=ENDLESS) as response:
             lines = response.iter_lines()
@@ -210,7 +210,7 @@ def test_the_port_of_a_killed_server_can_be_taken_again(model: Path, tmp_path: P
     assert health == 200
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "noise.gguf"
     path.write_bytes(bytes(range(256)) * 100)
 
@@ -220,7 +220,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert refused.stderr == f"llama_server: cannot load {path}: it is not a GGUF file\n"
 
 
-def test_a_broken_model_is_refused_with_the_reason(model: Path, tmp_path: Path) -> None:
+def test_a_broken_model_is_rejected_with_the_reason(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(model.read_bytes()[:-5000])
 
@@ -243,11 +243,11 @@ def test_a_broken_model_is_refused_with_the_reason(model: Path, tmp_path: Path) 
         (
             ["-m", "x.gguf", "-ngl", "some"],
             2,
-            "error: argument -ngl/--n-gpu-layers/--gpu-layers: 'some' is no number, nor 'auto' or 'all'",
+            "error: argument -ngl/--n-gpu-layers/--gpu-layers: 'some' is not a number, 'auto' or 'all'",
         ),
     ],
 )
-def test_a_command_line_that_cannot_work_ends_with_the_reason(flags: list[str], code: int, reason: str) -> None:
+def test_an_invalid_command_line_exits_with_the_reason(flags: list[str], code: int, reason: str) -> None:
     refused = run(*flags)
 
     assert refused.returncode == code

@@ -1,4 +1,4 @@
-"""Which port a worker gets, and how long one rests after its last worker."""
+"""Assignment of ports to workers, and the rest time of released ports."""
 
 import secrets
 import socket
@@ -25,7 +25,7 @@ def ports(count: int) -> tuple[Ports, Time]:
     return Ports(host, f"29001-{29000 + count}", clock), clock
 
 
-def test_a_port_that_no_worker_had_is_preferred_to_one_that_rests() -> None:
+def test_an_unused_port_is_preferred_to_a_resting_one() -> None:
     own, _ = ports(2)
     first = own.take("one", "f", checks_key=True)
     own.release("one")
@@ -33,7 +33,7 @@ def test_a_port_that_no_worker_had_is_preferred_to_one_that_rests() -> None:
     assert own.take("two", "f", checks_key=True) != first
 
 
-def test_a_port_at_rest_is_not_given_to_another_function_that_checks_no_key() -> None:
+def test_a_resting_port_is_not_assigned_to_another_function_without_key_check() -> None:
     own, clock = ports(1)
     port = own.take("one", "f", checks_key=False)
     own.release("one")
@@ -46,7 +46,7 @@ def test_a_port_at_rest_is_not_given_to_another_function_that_checks_no_key() ->
 
 
 @pytest.mark.parametrize(("function", "checks_key"), [("f", False), ("g", True)])
-def test_a_port_at_rest_is_given_to_one_that_cannot_be_mistaken_for_the_last(function: str, checks_key: bool) -> None:
+def test_a_resting_port_is_assigned_to_a_worker_distinct_from_the_previous_one(function: str, checks_key: bool) -> None:
     own, _ = ports(1)
     port = own.take("one", "f", checks_key=False)
     own.release("one")
@@ -54,7 +54,7 @@ def test_a_port_at_rest_is_given_to_one_that_cannot_be_mistaken_for_the_last(fun
     assert own.take("two", function, checks_key=checks_key) == port
 
 
-def test_a_port_that_is_taken_is_given_to_nobody_else() -> None:
+def test_an_assigned_port_is_not_assigned_again() -> None:
     own, _ = ports(1)
     own.take("one", "f", checks_key=True)
 
@@ -62,7 +62,7 @@ def test_a_port_that_is_taken_is_given_to_nobody_else() -> None:
         own.take("two", "f", checks_key=True)
 
 
-def test_the_port_of_an_adopted_worker_is_taken() -> None:
+def test_the_port_of_an_adopted_worker_is_not_assigned() -> None:
     first = free_port()
     own = Ports("127.0.0.1", f"{first}-{first}")
     own.hold("one", "f", first)
@@ -83,7 +83,7 @@ def test_a_port_with_connections_in_time_wait_can_be_bound() -> None:
     assert bindable("127.0.0.1", port) == port
 
 
-def test_a_port_that_is_listened_on_cannot_be_bound() -> None:
+def test_a_listening_port_cannot_be_bound() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert bindable("127.0.0.1", server.getsockname()[1]) == 0
 

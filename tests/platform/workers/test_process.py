@@ -1,4 +1,4 @@
-"""Worker processes: what they take together, and that nothing is signalled that is not proved to be theirs."""
+"""Worker processes: their memory, and that only processes proven to be theirs are signalled."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from cortex.platform import process_id
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import process as processes
-from cortex.platform.workers.process import cpu_s, kill_remains, remains, resident_mb, session_of, signal_worker
+from cortex.platform.workers.process import cpu_s, kill_orphans, orphans_of, resident_mb, session_of, signal_worker
 
-MARK = secrets.token_hex(8)  # of this run: tests beside it mark processes too
+MARK = secrets.token_hex(8)  # unique to this run: parallel tests mark processes too
 
 SHARES = """
 import os, sys
@@ -44,14 +44,14 @@ def family() -> Iterator[int]:
     process.wait(10)
 
 
-def test_what_processes_share_counts_once(family: int) -> None:
+def test_shared_memory_counts_once(family: int) -> None:
     taken = resident_mb(family)
 
     assert taken is not None
     assert 64 <= taken < 128
 
 
-def test_a_worker_that_is_gone_takes_nothing() -> None:
+def test_an_exited_worker_uses_no_memory() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait(10)
 
@@ -76,7 +76,7 @@ def identity(pid: int) -> ProcessId:
 
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of somebody else: the leader of its session, without any mark."""
+    """A foreign process: the leader of its session, without a marker."""
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     yield process
     process.kill()
@@ -85,7 +85,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker with a child in its session that carries no mark."""
+    """A worker with a child in its session without a marker."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD_WITHOUT_MARKS],
         env={**os.environ, processes.MARKER: MARK},
@@ -103,7 +103,7 @@ def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("changed", [{"ticks": 1}, {"boot": "another-boot"}], ids=["another start", "another boot"])
-def test_a_process_with_the_number_of_an_earlier_one_is_not_that_one(
+def test_a_process_with_a_reused_pid_is_a_different_one(
     stranger: subprocess.Popen[bytes], changed: dict[str, object]
 ) -> None:
     earlier = replace(identity(stranger.pid), **changed)
@@ -115,10 +115,10 @@ def test_a_process_with_the_number_of_an_earlier_one_is_not_that_one(
     assert stranger.poll() is None
 
 
-def test_a_session_with_the_number_of_an_earlier_worker_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
+def test_a_session_with_a_reused_id_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
     earlier = replace(identity(stranger.pid), ticks=1)
 
-    assert kill_remains(MARK, {earlier}) == []
+    assert kill_orphans(MARK, {earlier}) == []
     assert stranger.poll() is None
 
 
@@ -133,26 +133,26 @@ def test_a_zombie_is_not_alive_but_still_holds_its_session(worker: subprocess.Po
     assert len(members) == 2
 
 
-def test_a_child_without_marks_is_found_by_the_session_of_a_proved_leader(worker: subprocess.Popen[bytes]) -> None:
+def test_a_child_without_a_marker_is_found_by_the_session_of_a_proven_leader(worker: subprocess.Popen[bytes]) -> None:
     proved = session_of(identity(worker.pid))
     worker.kill()
     worker.wait(10)
 
-    by_mark_alone, by_session = remains(MARK), remains(MARK, proved)
+    by_mark_alone, by_session = orphans_of(MARK), orphans_of(MARK, proved)
 
     assert by_mark_alone == []
     assert len(by_session) == 1
-    kill_remains(MARK, proved)
+    kill_orphans(MARK, proved)
 
 
-def test_nothing_is_found_by_an_empty_mark(stranger: subprocess.Popen[bytes]) -> None:
-    assert remains("") == []
+def test_an_empty_marker_matches_no_process(stranger: subprocess.Popen[bytes]) -> None:
+    assert orphans_of("") == []
 
 
-async def test_the_end_of_a_process_whose_number_is_used_again_is_not_awaited(
+async def test_waiting_for_a_process_with_a_reused_pid_returns_at_once(
     stranger: subprocess.Popen[bytes],
 ) -> None:
-    await processes.ended(replace(identity(stranger.pid), ticks=1))
+    await processes.wait_for_exit(replace(identity(stranger.pid), ticks=1))
 
     assert stranger.poll() is None
 

@@ -1,4 +1,4 @@
-"""Weights are in the page cache before the engine asks, and nothing is read that nobody wants."""
+"""Read-ahead fills the page cache with the weights and with no other files."""
 
 import ctypes
 import mmap
@@ -40,7 +40,7 @@ def cached(path: Path) -> float:
         return sum(page & 1 for page in found) / pages
 
 
-async def test_the_weights_are_read_and_nothing_beside_them(weights: Path) -> None:
+async def test_only_weight_files_are_read(weights: Path) -> None:
     if cached(weights / "a.safetensors") > 0.5:
         pytest.skip("this file system does not let go of its cache")
 
@@ -51,7 +51,7 @@ async def test_the_weights_are_read_and_nothing_beside_them(weights: Path) -> No
     assert cached(weights / "notes.md") < 1.0
 
 
-async def test_reading_stops_within_a_window_when_the_start_is_over(tmp_path: Path) -> None:
+async def test_reading_stops_within_a_window_after_the_start_ends(tmp_path: Path) -> None:
     with (tmp_path / "m.gguf").open("wb") as file:
         file.truncate(5 * WINDOW)
     answers: Iterator[bool] = iter([True, True, False])
@@ -71,6 +71,6 @@ async def test_reading_stops_when_memory_gets_short(tmp_path: Path) -> None:
     assert await read_ahead(tmp_path / "m.gguf", lambda: True, lambda: next(left)) == WINDOW
 
 
-async def test_weights_that_are_not_there_are_the_engines_to_complain_of(tmp_path: Path) -> None:
+async def test_missing_weights_read_nothing(tmp_path: Path) -> None:
     assert await read_ahead(tmp_path / "none.gguf", lambda: True) == 0
     assert readahead.available() > 0

@@ -1,10 +1,10 @@
-"""How far a start is, by what real servers wrote."""
+"""Start steps, from the logs of real servers."""
 
 from pathlib import Path
 
 import pytest
 
-from cortex.platform.workers.startup import BEGUN, LONGEST_LINE, MARKS, STEPS, Reading, Startup
+from cortex.platform.workers.startup import INITIAL, LONGEST_LINE, MARKS, STEPS, LogFollower, Startup
 
 XLLAMACPP = """\
 0.00.000.378 I srv          init: initializing ...
@@ -47,26 +47,26 @@ def steps(server: str, wire: bytes, size: int, path: str = "plain") -> list[str]
 @pytest.mark.parametrize(
     ("server", "wrote", "expected"),
     [
-        ("xllamacpp", XLLAMACPP, [BEGUN, "loading weights", "opening"]),
+        ("xllamacpp", XLLAMACPP, [INITIAL, "loading weights", "opening"]),
         ("vllm", VLLM, ["importing", "setting up", "loading weights", "warming up", "opening"]),
-        ("fake", FAKE, [BEGUN, "loading weights", "opening"]),
-        ("command", "loading model\nApplication startup complete.\n", [BEGUN]),
+        ("fake", FAKE, [INITIAL, "loading weights", "opening"]),
+        ("command", "loading model\nApplication startup complete.\n", [INITIAL]),
     ],
 )
-def test_the_steps_are_those_the_server_says(server: str, wrote: str, expected: list[str], size: int) -> None:
+def test_the_steps_follow_the_servers_log(server: str, wrote: str, expected: list[str], size: int) -> None:
     assert steps(server, wrote.encode(), size) == expected
 
 
-def test_a_step_is_never_taken_back() -> None:
+def test_steps_only_advance() -> None:
     assert steps("xllamacpp", (XLLAMACPP * 2).encode(), 11)[-1] == "opening"
 
 
-def test_a_worker_from_a_parked_launcher_has_its_imports_behind_it() -> None:
+def test_a_warm_worker_skips_the_import_step() -> None:
     assert Startup("vllm", "plain: no launcher is parked").step == "importing"
-    assert Startup("vllm", "warm").step == BEGUN
+    assert Startup("vllm", "warm").step == INITIAL
 
 
-def test_how_far_a_step_is_belongs_to_that_step() -> None:
+def test_progress_resets_with_each_step() -> None:
     startup = Startup("fake", "plain")
 
     startup.feed(b"Loading weights: 25%\rLoading weights: 50%\r")
@@ -78,7 +78,7 @@ def test_how_far_a_step_is_belongs_to_that_step() -> None:
     assert (half, still, startup.progress) == (0.5, 0.5, None)
 
 
-def test_how_far_vllm_is_with_its_weights_is_what_its_bar_says() -> None:
+def test_vllms_progress_bar_gives_the_progress_of_loading() -> None:
     startup, seen = Startup("vllm", "plain"), []
 
     for line in VLLM.replace("100%", "43%").encode().splitlines(keepends=True):
@@ -89,7 +89,7 @@ def test_how_far_vllm_is_with_its_weights_is_what_its_bar_says() -> None:
     assert seen[-1] == ("opening", None)
 
 
-def test_a_line_that_never_ends_takes_no_room() -> None:
+def test_an_endless_line_uses_bounded_memory() -> None:
     startup = Startup("fake", "plain")
 
     for _ in range(100):
@@ -98,21 +98,21 @@ def test_a_line_that_never_ends_takes_no_room() -> None:
     assert len(startup._rest) <= LONGEST_LINE
 
 
-def test_every_step_is_a_word_of_ours() -> None:
+def test_every_step_is_in_steps() -> None:
     """They are labels of a metric."""
     assert {m.step for marks in MARKS.values() for m in marks} < STEPS
     assert len(STEPS) < 10
 
 
-def test_a_log_is_read_on_and_from_its_start_when_it_was_cut(tmp_path: Path) -> None:
+def test_a_log_is_read_incrementally_and_from_its_start_after_rotation(tmp_path: Path) -> None:
     log = tmp_path / "one.log"
-    reading = Reading(log, "fake", "plain")
+    reading = LogFollower(log, "fake", "plain")
 
-    before = reading.grew()
+    before = reading.read_new()
     log.write_text("something long that the worker says first\n")
-    first, again = reading.grew(), reading.grew()
+    first, again = reading.read_new(), reading.read_new()
     log.write_text("Loading weights: 10%\n")
 
     assert (before, first, again) == (False, True, False)
-    assert reading.grew()
+    assert reading.read_new()
     assert (reading.startup.step, reading.startup.progress) == ("loading weights", 0.1)

@@ -1,4 +1,4 @@
-"""The supervisor with real processes: no effect is lost, whatever goes wrong while it is carried out."""
+"""The supervisor with real processes: no effect is lost, whatever fails during it."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ from cortex.platform.workers import process, supervisor
 from cortex.platform.workers.supervisor import Supervisor
 
 F = Function(id="f", engine=Engine.FAKE, vram_mb=1000)
-INSTANCE = secrets.token_hex(8)  # of this run: tests beside it find and kill by such marks too
+INSTANCE = secrets.token_hex(8)  # unique to this run: parallel tests find and kill by marker
 EXITS = [sys.executable, "-c", "raise SystemExit(1)"]
 STAYS = ["sleep", "600"]
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
@@ -83,7 +83,7 @@ class Host:
         return [i.state for i in self.scheduler.record().instances]
 
     async def until(self, true: Callable[[], bool]) -> None:
-        """Wait until something is true after something happened."""
+        """Wait until a condition holds after an event."""
         async with asyncio.timeout(20):
             while not true():
                 self.changed.clear()
@@ -111,7 +111,7 @@ async def test_a_worker_that_ignores_term_is_killed_after_the_grace(host: Host) 
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), OSError("no"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no")])
-async def test_a_start_that_raises_is_a_failed_start_whatever_it_raises(host: Host, error: Exception) -> None:
+async def test_any_exception_in_a_start_is_a_failed_start(host: Host, error: Exception) -> None:
     def begin() -> tuple[list[str], str]:
         raise error
 
@@ -123,7 +123,7 @@ async def test_a_start_that_raises_is_a_failed_start_whatever_it_raises(host: Ho
     assert failure.reason.startswith("the worker could not be started")
 
 
-async def test_a_stop_that_raises_is_tried_again_and_says_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_that_raises_is_retried_and_reported(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "AGAIN_S", 0.05)
     host.start()
     await host.until(lambda: bool(host.begun))
@@ -142,25 +142,25 @@ async def test_a_stop_that_raises_is_tried_again_and_says_so(host: Host, monkeyp
     assert [(f.work, f.kind) for f in host.faults.all()] == [("stop", "ValueError")]
 
 
-async def test_a_clearing_up_that_raises_is_tried_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reclaim_that_raises_is_retried(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "AGAIN_S", 0.05)
     host.begin = lambda: (EXITS, "plain")
-    remains, raised = process.remains, list[int]()
+    orphans_of, raised = process.orphans_of, list[int]()
 
     def once(*arguments: object) -> object:
         if not raised:
             raised.append(1)
             raise RuntimeError("a bug")
-        return remains(*arguments)  # type: ignore[arg-type]
+        return orphans_of(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(process, "remains", once)
+    monkeypatch.setattr(process, "orphans_of", once)
     host.start()
     await host.until(lambda: not host.states())
 
     assert ("reclaim", "RuntimeError") in [(f.work, f.kind) for f in host.faults.all()]
 
 
-async def test_an_instance_without_a_process_has_ended_when_it_is_stopped(host: Host) -> None:
+async def test_stopping_an_instance_without_a_process_reports_its_exit(host: Host) -> None:
     host.scheduler.ensure(F, LocalWeights("", 0), INSTANCE, clock.now())
     host.scheduler.take_effects()  # the start was lost
 
@@ -170,7 +170,7 @@ async def test_an_instance_without_a_process_has_ended_when_it_is_stopped(host: 
     assert host.begun == []
 
 
-async def test_a_worker_that_cannot_be_killed_is_reported_until_it_has_ended(
+async def test_a_worker_that_survives_kill_is_reported_until_it_exits(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "KILLED_WITHIN_S", 0.1)
@@ -192,15 +192,15 @@ async def test_a_worker_that_cannot_be_killed_is_reported_until_it_has_ended(
     assert stuck.devices == ("gpu-0",)
 
 
-async def test_nothing_is_started_for_an_instance_that_is_stopped_while_a_failed_warm_start_is_cleared_away(
+async def test_a_stop_during_the_cleanup_of_a_failed_warm_start_prevents_the_plain_start(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clearing, go_on, kill_remains = asyncio.Event(), asyncio.Event(), host.supervisor._cleared
+    clearing, go_on, cleared = asyncio.Event(), asyncio.Event(), host.supervisor._cleared
 
     async def slowly(pid: int, instance: str) -> object:
         clearing.set()
         await go_on.wait()
-        return await kill_remains(pid, instance)
+        return await cleared(pid, instance)
 
     monkeypatch.setattr(host.supervisor, "_cleared", slowly)
     host.begin = lambda: (EXITS, "warm")
@@ -214,7 +214,7 @@ async def test_nothing_is_started_for_an_instance_that_is_stopped_while_a_failed
     assert len(host.begun) == 1
 
 
-async def test_a_stop_for_a_number_that_another_process_has_by_now_signals_nobody(host: Host) -> None:
+async def test_a_stop_for_a_reused_pid_sends_no_signal(host: Host) -> None:
     stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     host.scheduler.ensure(F, LocalWeights("", 0), INSTANCE, clock.now())
     other = ProcessId(process_id.boot_id(), stranger.pid, 1)

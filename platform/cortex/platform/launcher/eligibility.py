@@ -1,7 +1,7 @@
 """Which starts a parked launcher can take. Pure.
 
-It has imported everything already. Whatever is read when a process begins or a library is loaded cannot be changed
-any more; a start that wants it otherwise is made plainly.
+The launcher has finished its imports. Settings that are read at process start or import time are fixed; a start that
+needs other values uses the plain path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ READ_EARLY = (
     "TRANSFORMERS_", "TORCH_", "PYTORCH_", "VLLM_LOGGING_", "VLLM_CONFIGURE_LOGGING", "VLLM_PLUGINS",
     "VLLM_TARGET_DEVICE", "VLLM_USE_MODELSCOPE",
 )  # fmt: skip
-"""How variables begin that are read while importing, or by the loader."""
+"""Prefixes of variables that are read at import time or by the loader."""
 
 READ_EARLY_FLAGS = ("--numa-bind", "--omni")
-"""Arguments that need a process of its own making."""
+"""Arguments that need a fresh process."""
 
 
-def ineligibility(argv: Sequence[str], wanted: Mapping[str, str], parked: Mapping[str, str]) -> str:
-    """Say why a start with this environment cannot come from a launcher that was parked with that one; or nothing."""
-    early = {k for k in (*wanted, *parked) if k.startswith(READ_EARLY)}
-    if different := sorted(k for k in early if wanted.get(k) != parked.get(k)):
-        return f"{', '.join(different)} is read while importing"
-    if flags := [word for word in argv if word.startswith(READ_EARLY_FLAGS)]:
-        return f"{flags[0]} needs a process of its own"
+def ineligibility(argv: Sequence[str], start_env: Mapping[str, str], launcher_env: Mapping[str, str]) -> str:
+    """Return why a launcher parked with `launcher_env` cannot take a start; "" when it can."""
+    names = {k for k in (*start_env, *launcher_env) if k.startswith(READ_EARLY)}
+    if changed := sorted(k for k in names if start_env.get(k) != launcher_env.get(k)):
+        return f"{', '.join(changed)} is read at import time"
+    if flags := [argument for argument in argv if argument.startswith(READ_EARLY_FLAGS)]:
+        return f"{flags[0]} needs a fresh process"
     return ""

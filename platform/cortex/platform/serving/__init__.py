@@ -1,1 +1,1 @@
-"""What every listener has in common: addresses, limits, TLS, the service manager."""
+"""Shared parts of all listeners: addresses, limits, TLS, the service manager."""

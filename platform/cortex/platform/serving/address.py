@@ -5,12 +5,12 @@ import socket
 
 
 def is_loopback(listen: str) -> bool:
-    """Whether `host:port` can be reached from this machine only."""
+    """Return whether `host:port` is reachable from this machine only."""
     return is_loopback_name(listen.rpartition(":")[0].strip("[]"))
 
 
 def is_loopback_name(host: str) -> bool:
-    """Whether a name or an address is this machine's own, whatever a name server says."""
+    """Return whether a name or address is this machine's loopback, without asking a name server."""
     if host.lower() == "localhost" or host.lower().endswith(".localhost"):
         return True
     try:
@@ -19,7 +19,7 @@ def is_loopback_name(host: str) -> bool:
         return False
 
 
-def free(host: str, first: int, tries: int = 50) -> int | None:
+def first_free_port(host: str, first: int, tries: int = 50) -> int | None:
     """Return the first port from `first` on that can be bound on `host`."""
     for port in range(first, min(first + tries, 65536)):
         try:

@@ -1,4 +1,4 @@
-"""Certificates of listeners: whether a pair can be used, and a pair that is renewed under a running listener."""
+"""Certificates of listeners: validation, and reload of a renewed pair in a running listener."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 LOOK_S = 2.0
 READ_S = 10.0
-"""How long the files may take to be read."""
+"""Time limit for reading the files."""
 
 
 def check(cert: str, key: str) -> None:
@@ -28,8 +28,8 @@ def check(cert: str, key: str) -> None:
         raise SettingsError(f"the certificate {cert} with the key {key} cannot be used: {error}") from None
 
 
-def following(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:
-    """Return the application, which follows a certificate for as long as it lives."""
+def with_reload(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:
+    """Return the application with a task that reloads a renewed certificate during its lifespan."""
 
     async def with_certificate(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
@@ -45,34 +45,34 @@ def following(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:
 
 
 async def follow(context: ssl.SSLContext, cert: str, key: str, *, pause: Callable[[], Any] | None = None) -> None:
-    """Take a renewed certificate into a context, for ever. One that does not stand leaves the old one in force."""
-    looks, seen = BlockingCalls(READ_S, hint="is its mount hung?"), _marks(cert, key)
+    """Load a renewed certificate into a context, until cancelled. An invalid pair leaves the old one active."""
+    calls, loaded = BlockingCalls(READ_S, hint="is its mount hung?"), _marks(cert, key)
 
     def load() -> None:
-        check(cert, key)  # a pair that is half renewed must not break the context
+        check(cert, key)  # a half-renewed pair must not break the context
         context.load_cert_chain(cert, key)
 
     while True:
         await (pause() if pause else asyncio.sleep(LOOK_S))
         try:
-            marks = await looks.look(cert, "mark", partial(_marks, cert, key))
-            if marks == seen:
+            marks = await calls.look(cert, "mark", partial(_marks, cert, key))
+            if marks == loaded:
                 continue
-            await looks.look(cert, "load", load)
+            await calls.look(cert, "load", load)
         except (SettingsError, OSError, ssl.SSLError) as error:
             log.warning("certificate_not_taken", why=str(error))
             continue
-        seen = marks
+        loaded = marks
         log.info("certificate_taken", path=cert)
 
 
 def _marks(*paths: str) -> tuple[tuple[int, int, int], ...]:
-    found = []
+    marks = []
     for path in paths:
         try:
             stat = os.stat(path)  # noqa: PTH116 (a mark, not a path)
         except OSError:
-            found.append((0, 0, 0))
+            marks.append((0, 0, 0))
             continue
-        found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(found)
+        marks.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(marks)

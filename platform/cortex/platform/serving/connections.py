@@ -1,8 +1,8 @@
-"""How many connections one process holds, in all and per peer, and how much of unfinished heads it keeps for them.
+"""Limits of one process's connections, in total and per peer, and of the bytes of their unfinished heads.
 
-Pure bookkeeping: the protocol reports what comes and goes and closes what is refused. A peer is an address; of IPv6 it
-is the /64 network, because one machine has a whole one to choose from. Peers that speak for many clients (reverse
-proxies) are exempt from the limit per peer, not from the limit of the process.
+Pure bookkeeping: the protocol reports new and closed connections, and closes rejected ones. A peer is an address, or
+an IPv6 /64 network, because one machine usually has all of it. Reverse proxies, which serve many clients, are exempt
+from the limit per peer but not from the limit per process.
 """
 
 import ipaddress
@@ -26,7 +26,7 @@ class Connections:
         exempt: Iterable[str] = (),
         heads_bytes: int = HEADS_BYTES,
     ) -> None:
-        """`exempt` holds addresses and networks without a limit per peer; what is neither is ignored."""
+        """`exempt` are addresses and networks without a limit per peer; invalid ones are ignored."""
         self.most, self._most_per_peer, self._heads_bytes = most, most_per_peer, heads_bytes
         exempt = list(exempt)
         self._all_exempt = "*" in exempt
@@ -35,7 +35,7 @@ class Connections:
         self.total = self.heads = 0
 
     def admit(self, peer: str) -> bool:
-        """Count a new connection. False when there is no room for it; then it is not counted."""
+        """Count a new connection. False, without counting it, at a limit."""
         if self.total >= self.most:
             return False
         count = self._peers.get(peer, 0)
@@ -46,7 +46,7 @@ class Connections:
         return True
 
     def release(self, peer: str) -> None:
-        """Forget a connection that was admitted."""
+        """Stop counting an admitted connection."""
         self.total -= 1
         self._peers[peer] -= 1
         if not self._peers[peer]:
@@ -61,11 +61,11 @@ class Connections:
         if self._all_exempt:
             return True
         network = _network(peer)
-        return network is not None and any(_within(network, one) for one in self._exempt)
+        return network is not None and any(_is_in(network, network_exempt) for network_exempt in self._exempt)
 
 
 def peer_of(host: str) -> str:
-    """Return what an address is counted as: itself, or the /64 network of an IPv6 address."""
+    """Return the peer of an address: itself, or the /64 network of an IPv6 address."""
     if ":" not in host:
         return host
     try:
@@ -84,8 +84,8 @@ def _network(text: str) -> Network | None:
         return None
 
 
-def _within(peer: Network, exempt: Network) -> bool:
-    """Whether a peer is of an exempt network, or is the /64 network that an exempt IPv6 address is counted in."""
+def _is_in(peer: Network, exempt: Network) -> bool:
+    """Return whether a peer is in an exempt network, or is the /64 network of an exempt IPv6 address."""
     if isinstance(peer, ipaddress.IPv4Network) and isinstance(exempt, ipaddress.IPv4Network):
         return peer.subnet_of(exempt)
     if isinstance(peer, ipaddress.IPv6Network) and isinstance(exempt, ipaddress.IPv6Network):

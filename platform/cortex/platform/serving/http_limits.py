@@ -1,10 +1,10 @@
-"""What a connection may ask of a listener before there is a request, and while an answer goes out.
+"""Limits of HTTP connections: size and time of heads, pace of bodies and of readers.
 
-uvicorn reads heads of any length for any time, keeps every trailer, goes on reading a body that was refused, and waits
-for a slow reader without end. Here a head has a size and a time, a body a pace, trailers and chunk extensions a size,
-and an answer a reader. From the first byte to the last a clock runs: the head's, the body's, the application's own
-while it works on an answer, the reader's, and uvicorn's keep-alive between two requests. A client that does not keep a
-limit loses the connection. A request that came whole, as nearly all do, costs a few comparisons and no timer.
+uvicorn reads heads of any size for any time, keeps all trailers, reads on after it has rejected a body, and waits
+without limit for a slow reader. LimitedProtocol bounds the size and time of a head, the pace of a body, the size of
+trailers and chunk extensions, and the time that an answer waits for its reader. One timer is always active: for the
+head, the body, the application's answer, the reader, or uvicorn's keep-alive. A client over a limit is disconnected. A
+request that arrives in one piece, as most do, costs a few comparisons and no timer.
 """
 
 import asyncio
@@ -18,21 +18,21 @@ HEAD_BYTES = 64 * 1024
 HEADERS = 128
 URL_BYTES = 16 * 1024
 HEAD_S = 15.0
-"""For a whole head, from the connection's beginning or the head's first byte."""
+"""For a complete head, from the start of the connection or the head's first byte."""
 BODY_S = 30.0
-"""For a body, beside the time that its bytes so far take at `BODY_PACE`."""
+"""For a body, in addition to the time that its bytes so far take at `BODY_PACE`."""
 BODY_PACE = 16 * 1024
 FRAMING = 8
-"""Bytes of chunk heads and extensions per byte of a chunked body, beside `HEAD_BYTES`: chunks of one byte take 5."""
+"""Bytes of chunk framing per byte of a chunked body, in addition to `HEAD_BYTES`: chunks of one byte take 5."""
 UNREAD_BYTES, LARGE_PIECE = 24 * 1024 * 1024, 64 * 1024
-"""Bytes of bodies that a process holds before the application reads them, which it does at once; only a piece that is
-large counts those of the others."""
+"""Limit of body bytes in a process that the application has not read yet; checked only when a body exceeds the second
+number."""
 PIPELINED = 16
-"""Requests that may wait on one connection behind the one that is served."""
+"""Waiting requests per connection."""
 READ_S = 60.0
-"""How long a client may read nothing of an answer that waits for it."""
+"""How long a client may leave an answer unread."""
 LINGER_S = 2.0
-"""How long what a client still sends is thrown away, so that it finds the answer instead of a broken connection."""
+"""How long to discard a client's input after the answer, so that it reads the answer and not a reset."""
 LINGER_BYTES = 64 * 1024 * 1024
 
 _IDLE, _HEAD, _BODY, _LINGER = range(4)
@@ -49,24 +49,24 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._all: Connections = getattr(self.config, "connections", None) or Connections()
         self._peer: str | None = None
-        self._at, self._bytes, self._body_bytes, self._began = _IDLE, 0, 0, 0.0
-        self._trailers = self._trailer_bytes = self._held = 0
+        self._at, self._bytes, self._body_bytes, self._started = _IDLE, 0, 0, 0.0
+        self._trailers = self._trailer_bytes = self._head_bytes = 0
         self._fault: tuple[int, str] | None = None
-        self._split: bool | None = None
-        """Of a body that did not come with its head: whether the client wants to keep the connection."""
+        self._client_keep_alive: bool | None = None
+        """While a body arrives in pieces: the client's keep-alive setting."""
         self._clock: asyncio.TimerHandle | None = None
         self._reader_clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._began = self.loop.time()
+        self._started = self.loop.time()
         peer = peer_of(self.client[0] if self.client else "")
         if not self._all.admit(peer):
             transport.write(_answer(*_BUSY))
             transport.close()
             return
         self._peer = peer
-        self._clock = self.loop.call_later(self.head_s, self._look)
+        self._clock = self.loop.call_later(self.head_s, self._check_pace)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for clock in (self._clock, self._reader_clock):
@@ -89,7 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._at == _IDLE and self._answering():  # a whole request
             self._bytes = 0
-            if self._held:
+            if self._head_bytes:
                 self._hold(0)
             if self._clock is not None:
                 self._clock.cancel()
@@ -98,34 +98,34 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unfinished(data)
 
     def _unfinished(self, data: bytes) -> None:
-        """Bound what has come of a request besides its body, and start its clock."""
+        """Check the size of an unfinished request without its body, and start its timer."""
         if self._at == _LINGER or self.transport.is_closing():
             return
-        if not self._bytes:  # counted from the end of a head that was in this very piece
+        if not self._bytes:  # count from the end of a head within this piece
             head_end = data.find(b"\r\n\r\n") if self._at == _BODY else data.rfind(b"\r\n\r\n")
             self._bytes = len(data) - head_end - 4
-        beside_body = self._bytes
+        overhead = self._bytes
         if self._at == _BODY:
-            beside_body = max(0, self._bytes - self._body_bytes)
-            if self._split is None:
-                self._split = self.cycle.keep_alive
+            overhead = max(0, self._bytes - self._body_bytes)
+            if self._client_keep_alive is None:
+                self._client_keep_alive = self.cycle.keep_alive
                 self.cycle.keep_alive = False
-                self.cycle.transport = _Answering(self)  # type: ignore[assignment]
-        if beside_body > self._most_beside_body():
-            self._turn_away(*_TOO_LARGE)
+                self.cycle.transport = _EarlyAnswer(self)  # type: ignore[assignment]
+        if overhead > self._overhead_limit():
+            self._reject(*_TOO_LARGE)
             return
-        if not self._hold(beside_body) or (self._at == _BODY and self._too_much_unread()):
-            self._turn_away(*_BUSY)
+        if not self._hold(overhead) or (self._at == _BODY and self._too_much_unread()):
+            self._reject(*_BUSY)
             return
         if self._clock is None:
-            if self._at == _IDLE:  # empty lines begin no request: theirs is the time of a head
-                self._began = self.loop.time()
-            self._clock = self.loop.call_later(self.body_s if self._at == _BODY else self.head_s, self._look)
+            if self._at == _IDLE:  # empty lines start no request: the head's time applies
+                self._started = self.loop.time()
+            self._clock = self.loop.call_later(self.body_s if self._at == _BODY else self.head_s, self._check_pace)
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED:
             self._refuse(429, "Too Many Requests")
-        self._at, self._began = _HEAD, self.loop.time()
+        self._at, self._started = _HEAD, self.loop.time()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -142,27 +142,27 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def _on_trailer(self, name: bytes, value: bytes) -> None:
-        """Count a trailer and drop it: nothing here reads any, and none may pass for a header."""
+        """Count and drop a trailer: it must not become a header."""
         self._trailers += 1
         self._trailer_bytes += len(name) + len(value)
         if self._trailers > HEADERS or self._trailer_bytes > HEAD_BYTES:
             self._refuse(*_TOO_LARGE)
 
     def _too_much_unread(self) -> bool:
-        """Whether the application has yet to read more of all bodies than a process may hold, this one's included."""
+        """Return whether the unread bytes of all bodies exceed the process's limit."""
         if len(self.cycle.body) <= LARGE_PIECE:
             return False
-        cycles = (one.cycle for one in self.connections if isinstance(one, LimitedProtocol))
+        cycles = (protocol.cycle for protocol in self.connections if isinstance(protocol, LimitedProtocol))
         return sum(len(cycle.body) for cycle in cycles if cycle is not None) > UNREAD_BYTES
 
-    def _most_beside_body(self) -> int:
+    def _overhead_limit(self) -> int:
         return HEAD_BYTES + (FRAMING * self._body_bytes if self._at == _BODY else 0)
 
     def on_headers_complete(self) -> None:
         if sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._refuse(*_TOO_LARGE)
-        self._at, self._began, self._bytes, self._body_bytes = _BODY, self.loop.time(), 0, 0
-        self._trailers, self._trailer_bytes, self._split = 0, 0, None
+        self._at, self._started, self._bytes, self._body_bytes = _BODY, self.loop.time(), 0, 0
+        self._trailers, self._trailer_bytes, self._client_keep_alive = 0, 0, None
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -171,20 +171,20 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._at = _IDLE
-        if self._split is not None:
+        if self._client_keep_alive is not None:
             self.cycle.transport = self.transport
             if not self.cycle.response_started:
-                self.cycle.keep_alive = self._split
-            self._split = None
+                self.cycle.keep_alive = self._client_keep_alive
+            self._client_keep_alive = None
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong with a request that the parser gave up."""
+        """Reject a request after a parser error."""
         fault, self._fault = self._fault, None
-        self._turn_away(*(fault or (400, "Bad Request")))
+        self._reject(*(fault or (400, "Bad Request")))
 
     def _refuse(self, status: int, phrase: str) -> None:
-        """Have the parser give up, which then asks for `send_400_response`."""
+        """Make the parser fail, which leads to `send_400_response`."""
         self._fault = (status, phrase)
         raise ValueError(phrase)
 
@@ -199,14 +199,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self._reader_clock.cancel()
             self._reader_clock = None
 
-    def _look(self) -> None:
-        """Look whether the client keeps its pace:
+    def _check_pace(self) -> None:
+        """Check the client's pace:
 
-        (1) an answer is out and its time to leave is over;
-        (2) we do not read at the moment, or work on an answer: the time is ours, not the client's;
-        (3) its body is slower than the pace;
-        (4) it has sent nothing at all, or not the whole head, in time;
-        (5) it is well: look again later.
+        (1) the linger time after an answer is over: abort;
+        (2) reading is paused or an answer is in progress: the time does not count;
+        (3) the body is slower than the pace: reject;
+        (4) the head is not complete in time: reject;
+        (5) otherwise: check again later.
         """
         self._clock = None
         if self.transport is None or self.transport.is_closing():
@@ -216,48 +216,48 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         now = self.loop.time()
         if self.flow.read_paused or (self._at != _BODY and self._answering()):  # (2)
-            self._began = now
+            self._started = now
         late_s = self.body_s + self._body_bytes / self.body_pace if self._at == _BODY else self.head_s
-        left_s = self._began + late_s - now
+        left_s = self._started + late_s - now
         if left_s <= 0.001:  # (3) (4)
-            self._turn_away(408, "Request Timeout")
+            self._reject(408, "Request Timeout")
             return
-        self._clock = self.loop.call_later(min(left_s, 5.0), self._look)  # (5)
+        self._clock = self.loop.call_later(min(left_s, 5.0), self._check_pace)  # (5)
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _hold(self, held: int) -> bool:
-        """Account for the bytes of this connection's unfinished head. False when all of them are too many."""
-        change, self._held = held - self._held, held
+    def _hold(self, size: int) -> bool:
+        """Account for this connection's unfinished head. False when all heads together exceed their limit."""
+        change, self._head_bytes = size - self._head_bytes, size
         return self._all.hold(change)
 
-    def _turn_away(self, status: int, phrase: str) -> None:
-        """Say why, where no answer is due before, and close the connection."""
+    def _reject(self, status: int, phrase: str) -> None:
+        """Send an error, unless an earlier answer is due first, and close the connection."""
         if self.transport.is_closing():
             return
         if self._answering() and (self.cycle.response_started or self.pipeline):
             self.transport.close()
             return
         self.transport.write(_answer(status, phrase))
-        if self._answering():  # and whoever waits for the rest of the request learns that it does not come
+        if self._answering():  # wake the application: the rest will not arrive
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.linger()
 
     def linger(self) -> None:
-        """Close the connection from our side; what the client sends for a short while is thrown away."""
+        """Close the sending side, and discard the client's input for LINGER_S."""
         if self._at == _LINGER or self.transport.is_closing():
             return
         self._at, self._bytes = _LINGER, 0
         self._hold(0)
-        self.parser = None  # type: ignore[assignment]  # and with it what it holds of a half head
+        self.parser = None  # type: ignore[assignment]  # frees its partial head
         if self.cycle is not None:
             self.cycle.body = bytearray()
         self._unset_keepalive_if_required()
         if self._clock is not None:
             self._clock.cancel()
-        self._clock = self.loop.call_later(self.linger_s, self._look)
+        self._clock = self.loop.call_later(self.linger_s, self._check_pace)
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -272,15 +272,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
 
-class _Answering:
-    """The transport of an answer that goes out before the request's body is whole: it closes by lingering."""
+class _EarlyAnswer:
+    """The transport of an answer sent before the request's body is complete: closing it lingers."""
 
     def __init__(self, protocol: LimitedProtocol) -> None:
         self._protocol = protocol
         self.write, self.is_closing = protocol.transport.write, protocol.transport.is_closing
 
     def close(self) -> None:
-        """Close the connection; a client that reads its answer late still finds it."""
+        """Close the connection so that a slow client can still read its answer."""
         if self._protocol.cycle.response_complete:
             self._protocol.linger()
         else:

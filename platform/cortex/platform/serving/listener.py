@@ -1,7 +1,6 @@
-"""What every listener has in common (router, agent, metrics port): limits, TLS, and whom it believes about clients.
+"""Configuration of all listeners (router, agent, metrics port): limits, TLS and trusted proxies.
 
-A certificate that is renewed on disk is taken into the running listener: new connections get the new one, and those
-that are open go on.
+A running listener loads a certificate that is renewed on disk: new connections get it, and open ones continue.
 """
 
 import asyncio
@@ -13,37 +12,37 @@ from typing import Any
 
 import uvicorn
 
-from cortex.platform.serving.certificates import check, following
+from cortex.platform.serving.certificates import check, with_reload
 from cortex.platform.serving.connections import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, Connections
 from cortex.platform.serving.http_limits import HEAD_S, LimitedProtocol
 from cortex.platform.settings import SettingsError
 
 KEEP_ALIVE_S = 75
-"""Between two requests of one connection."""
+"""Idle time between two requests of a connection."""
 SPARE_DESCRIPTORS = 128
-"""What a process opens beside its connections: files, Redis, agents."""
+"""Descriptors for files, Redis and agents, in addition to connections."""
 MOST_DESCRIPTORS = 65536
-"""A process raises its own limit of open files to this, where it may."""
+"""A process raises its limit of open files to this, if permitted."""
 
 
 class Listener(uvicorn.Config):
-    """A configuration with limits of its own, whose certificate follows its files."""
+    """A uvicorn configuration with connection limits and certificate reload."""
 
     connections: Connections
 
     def load(self) -> None:
-        """Load it, in the process that serves."""
+        """Load the application, in the serving process."""
         super().load()
         if self.is_ssl and self.ssl is not None:
-            self.loaded_app = following(self.loaded_app, self.ssl, str(self.ssl_certfile), str(self.ssl_keyfile))
+            self.loaded_app = with_reload(self.loaded_app, self.ssl, str(self.ssl_certfile), str(self.ssl_keyfile))
 
     def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
-        """Return what makes the loop: with TLS, one that gives a handshake no more time than a head."""
+        """Return the loop factory; with TLS, its loops limit a handshake to HEAD_S."""
         factory = super().get_loop_factory()
-        return functools.partial(_hasty_loop, factory) if factory is not None and self.is_ssl else factory
+        return functools.partial(_tls_loop, factory) if factory is not None and self.is_ssl else factory
 
 
-def _hasty_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+def _tls_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
     loop: Any = factory()
     loop.create_server = functools.partial(loop.create_server, ssl_handshake_timeout=HEAD_S)
     made: asyncio.AbstractEventLoop = loop
@@ -61,17 +60,17 @@ def config(
     most_per_peer: int = MAX_CONNECTIONS_PER_PEER,
     **rest: Any,
 ) -> uvicorn.Config:
-    """Return how to serve an application. Raises SettingsError for a certificate that cannot be used.
+    """Return the configuration for an application. Raises SettingsError for an unusable certificate.
 
     `most` and `most_per_peer` bound the connections of each process; proxies are exempt from the second.
     """
     host, _, port = listen.rpartition(":")
     if bool(cert) != bool(key):
-        raise SettingsError("a certificate needs its key, and a key its certificate: give tls_cert and tls_key")
+        raise SettingsError("only one of tls_cert and tls_key is set: set both")
     if cert:
         check(cert, key)
         rest |= {"ssl_certfile": str(Path(cert).expanduser()), "ssl_keyfile": str(Path(key).expanduser())}
-    made = Listener(
+    listener = Listener(
         app,
         host=host.strip("[]"),
         port=int(port),
@@ -85,15 +84,15 @@ def config(
         timeout_keep_alive=KEEP_ALIVE_S,
         **rest,
     )
-    made.connections = Connections(min(most, _room()), most_per_peer, proxies)
-    return made
+    listener.connections = Connections(min(most, _connection_limit()), most_per_peer, proxies)
+    return listener
 
 
-def _room() -> int:
-    """Return how many connections the descriptors of a process allow; each may need another to a worker."""
+def _connection_limit() -> int:
+    """Return the connections that the descriptor limit allows; each may need a second one to a worker."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
+    target = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        soft = target
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, (soft - SPARE_DESCRIPTORS) // 2)

@@ -1,4 +1,4 @@
-"""Whom we believe when the other side shows a certificate."""
+"""Certificate authorities for outgoing TLS connections."""
 
 import ssl
 from pathlib import Path
@@ -7,7 +7,7 @@ from cortex.platform.settings import SettingsError
 
 
 def trust(ca_file: str) -> ssl.SSLContext:
-    """Return what to believe of the other side's certificate: the system's authorities, and those of a file."""
+    """Return a TLS context with the system's authorities and those of a file. Raises SettingsError."""
     context = ssl.create_default_context()
     if ca_file:
         try:

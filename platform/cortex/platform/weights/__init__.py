@@ -1,1 +1,1 @@
-"""Weights: where they are, how they come, what they say of their model."""
+"""Weights: where they are, how they are fetched, what they reveal about their model."""

@@ -1,4 +1,4 @@
-"""What a host's agent says of its weights and fetches, and is told to do with them."""
+"""The agent's HTTP routes for weights and fetch jobs."""
 
 import time
 from typing import Any
@@ -30,11 +30,11 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
         try:
             return await agent.remove_weights(data)
         except RedisError as error:
-            raise ServiceUnavailableException(f"what is being fetched cannot be known: {error}") from None
+            raise ServiceUnavailableException(f"cannot list the running fetches: {error}") from None
 
     @post("/weights/fetch", status_code=200)
     async def prefetch(data: Prefetch) -> dict[str, str]:
-        """Have a function's weights fetched."""
+        """Queue a fetch of a function's weights."""
         try:
             return {"job": await fetches.prefetch(data.function)}
         except WeightsUnavailable as error:
@@ -44,7 +44,7 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
 
     @post("/weights/estimate", status_code=200)
     async def estimate(data: Prefetch) -> Estimate:
-        """Say how much memory an instance of a function will take."""
+        """Estimate how much memory an instance of a function takes."""
         try:
             return await disk.estimate(agent.supervisor.looks, data.function, agent.settings)
         except HubUnavailable as error:
@@ -55,10 +55,10 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
     @get("/jobs")
     async def jobs() -> list[dict[str, Any]]:
         try:
-            found = await fetches.all(agent.scheduler.catalogue().values())
+            jobs = await fetches.all(agent.scheduler.catalogue().values())
         except RedisError as error:
             raise ServiceUnavailableException(f"the queue cannot be reached: {error}") from None
-        return [described(f) for f in found]
+        return [describe_job(f) for f in jobs]
 
     @post("/jobs/{job:str}/cancel", status_code=200)
     async def cancel(job: str) -> dict[str, str]:
@@ -67,14 +67,14 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
         except RedisError as error:
             raise ServiceUnavailableException(f"the queue cannot be reached: {error}") from None
         if not stopped:
-            raise NotFoundException(f"no job '{job[:100]}' is going on here")
+            raise NotFoundException(f"no job '{job[:100]}' is running on this host")
         return {"job": job}
 
     return [weights, remove, prefetch, estimate, jobs, cancel]
 
 
-def described(fetching: Fetching) -> dict[str, Any]:
-    """Return a fetch with what follows from it."""
-    line = said(fetching, time.time()) if fetching.alive else fetching.why
-    more = {"remaining_s": fetching.remaining_s, "fraction": fetching.fraction, "said": line, "alive": fetching.alive}
-    return {**to_builtins(fetching), **more}
+def describe_job(fetching: Fetching) -> dict[str, Any]:
+    """Return a fetch with its derived values."""
+    text = said(fetching, time.time()) if fetching.alive else fetching.why
+    derived = {"remaining_s": fetching.remaining_s, "fraction": fetching.fraction}
+    return {**to_builtins(fetching), **derived, "said": text, "alive": fetching.alive}

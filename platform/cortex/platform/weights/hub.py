@@ -1,17 +1,16 @@
-"""The HuggingFace hub, or a mirror of it: what a repository holds, and one file of it brought here.
+"""Client of the HuggingFace hub or a mirror: lists a repository and downloads single files.
 
-Files go where HuggingFace's own tools keep them (`models--org--name/blobs|snapshots|refs`), so that those tools see
-them and files they fetched are not fetched again. The library does the talking: its metadata, its locks, its
-resuming within a connection. Two things are done here, because it does not do them:
+Files go into HuggingFace's own cache layout (`models--org--name/blobs|snapshots|refs`), shared with its tools. The
+library supplies metadata, locks and resuming within a connection. This module adds two things:
 
-- A download that was cut off, by whatever, goes on where it stopped: also after `kill -9` (the library begins
-  anew). What has come stands in `blobs/<etag>.incomplete`, and becomes `blobs/<etag>` only when its size and, where
-  the hub tells it, its SHA-256 are right.
-- Transfers are plain HTTP, so that mirrors, progress and resuming are the same everywhere. Only a file too large for
-  the hub's HTTP is left to the library and its Xet transfer.
+- An interrupted download resumes, also after `kill -9` (the library starts over). The bytes so far are in
+  `blobs/<etag>.incomplete`, which becomes `blobs/<etag>` once its size and, where the hub publishes it, its SHA-256
+  match.
+- Transfers use plain HTTP, so mirrors, progress and resuming work the same everywhere. Only a file too large for the
+  hub's HTTP goes through the library's Xet transfer.
 
-Every error is one of two: it may pass (`HubAway`), or somebody has to do something (`WeightsUnavailable`). Neither
-says a token or the query of a signed address.
+Errors are either transient (`HubUnavailable`) or need an operator (`WeightsUnavailable`). Neither contains a token or
+the query of a signed address.
 """
 
 import contextlib
@@ -33,20 +32,20 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 CHUNK = MIB // 2
-"""What a killed download loses of each file at most. The library's own measure is 10 MB, and so coarse a progress."""
+"""The most that a killed download loses per file, and the progress step. The library's default is 10 MB."""
 HEAD_S = 10.0
-OURS_MARK = ".cortex"
-"""In the folder of a repository that cortex began: only such are ever removed."""
+OWNER_MARK = ".cortex"
+"""Marks a repository folder that cortex created: only those are removed."""
 Progress = Callable[[int], None]
-"""Told how many more bytes are here; fewer, when some have to come again."""
+"""Called with the number of new bytes; negative when bytes must be downloaded again."""
 
 
 class WeightsUnavailable(Exception):
-    """The weights cannot be had; the text says what to do."""
+    """The weights are not available; the text says what to do."""
 
 
 class HubUnavailable(WeightsUnavailable):
-    """The hub cannot be reached, or broke off: trying again later may do."""
+    """The hub is unreachable or the connection broke: a later retry may succeed."""
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -61,25 +60,25 @@ class Listing(Struct, frozen=True):
 
 
 class Hub:
-    """A way to a hub. `endpoint` "" is the one of `HF_ENDPOINT`, else HuggingFace's."""
+    """A hub client. `endpoint` "" means `HF_ENDPOINT`, else HuggingFace's."""
 
     def __init__(self, cache: Path, *, endpoint: str = "", token: str = "") -> None:
         self._cache, self._endpoint, self._token = cache, endpoint.rstrip("/") or None, token
 
     def listing(self, repo: str, revision: str) -> Listing:
-        """Ask what a repository holds. Raises HubUnavailable or WeightsUnavailable."""
+        """List a repository's files. Raises HubUnavailable or WeightsUnavailable."""
         from huggingface_hub import HfApi
 
         with self._mapped(f"{repo}{f' at {revision}' if revision else ''}"):
             api = HfApi(endpoint=self._endpoint, token=self._token or False)
-            found = api.model_info(repo, revision=revision or None, files_metadata=True, timeout=30)
-            files = tuple(File(s.rfilename, s.size or 0) for s in found.siblings or () if _is_inside(s.rfilename))
-            if not found.sha or not _is_name(found.sha):
-                raise WeightsUnavailable(f"{self._name()} does not say at which commit {repo} is: it is no hub")
-            return Listing(found.sha, files)
+            info = api.model_info(repo, revision=revision or None, files_metadata=True, timeout=30)
+            files = tuple(File(s.rfilename, s.size or 0) for s in info.siblings or () if _is_inside(s.rfilename))
+            if not info.sha or not _is_name(info.sha):
+                raise WeightsUnavailable(f"{self._name()} sends no commit for {repo}: it is not a hub")
+            return Listing(info.sha, files)
 
     def fetch(self, repo: str, commit: str, path: str, progress: Progress) -> Path:
-        """Bring one file here, going on with what has come before. Raises HubUnavailable or WeightsUnavailable."""
+        """Download one file, resuming a partial download. Raises HubUnavailable or WeightsUnavailable."""
         pointer = self.pointer(repo, commit, path)
         if pointer.exists():
             progress(pointer.stat().st_size)
@@ -89,10 +88,10 @@ class Hub:
             from huggingface_hub.utils._fixes import WeakFileLock
 
             url = hf_hub_url(repo, path, revision=commit, endpoint=self._endpoint)
-            told = self._told(url)
-            if told.etag is None or told.size is None or not _is_name(told.etag):
-                raise WeightsUnavailable(f"{urlsplit(url).netloc} does not say what {path} is: it is no hub")
-            if told.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            metadata = self._metadata(url)
+            if metadata.etag is None or metadata.size is None or not _is_name(metadata.etag):
+                raise WeightsUnavailable(f"{urlsplit(url).netloc} sends no etag or size for {path}: it is not a hub")
+            if metadata.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
                 hf_hub_download(
                     repo,
                     path,
@@ -101,18 +100,18 @@ class Hub:
                     endpoint=self._endpoint,
                     token=self._token or False,
                 )
-                progress(told.size)
+                progress(metadata.size)
                 return pointer
-            blob = self.folder(repo) / "blobs" / told.etag
-            lock = self._cache / ".locks" / self.folder(repo).name / f"{told.etag}.lock"
-            self._mark_ours(repo)
+            blob = self.folder(repo) / "blobs" / metadata.etag
+            lock = self._cache / ".locks" / self.folder(repo).name / f"{metadata.etag}.lock"
+            self._mark_owned(repo)
             for folder in (blob.parent, lock.parent, pointer.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             with WeakFileLock(lock):
                 if blob.exists():
                     progress(blob.stat().st_size)
                 else:
-                    self._transfer(url, told.location, blob, told.size, progress)
+                    self._transfer(url, metadata.location, blob, metadata.size, progress)
                 _point(pointer, blob)
         return pointer
 
@@ -123,47 +122,47 @@ class Hub:
 
         with self._mapped(f"{path} of {repo}"):
             url = hf_hub_url(repo, path, revision=commit, endpoint=self._endpoint)
-            told = self._told(url)
-            headers = {**self._headers(url, told.location), "range": f"bytes=0-{count - 1}"}
-            taken = bytearray()
-            with http_stream_backoff("GET", told.location, headers=headers, timeout=HEAD_S) as answer:
+            metadata = self._metadata(url)
+            headers = {**self._headers(url, metadata.location), "range": f"bytes=0-{count - 1}"}
+            received = bytearray()
+            with http_stream_backoff("GET", metadata.location, headers=headers, timeout=HEAD_S) as answer:
                 hf_raise_for_status(answer)
                 for chunk in answer.iter_bytes():
-                    taken += chunk
-                    if len(taken) >= count:  # a server need not heed ranges
+                    received += chunk
+                    if len(received) >= count:  # a server may ignore ranges
                         break
-            return bytes(taken[:count])
+            return bytes(received[:count])
 
     def folder(self, repo: str) -> Path:
-        """Return where a repository is kept."""
+        """Return a repository's folder in the cache."""
         return self._cache / f"models--{repo.replace('/', '--')}"
 
     def pointer(self, repo: str, commit: str, path: str) -> Path:
-        """Return where a file of a repository is seen at a commit."""
+        """Return the snapshot path of a file at a commit."""
         return self.folder(repo) / "snapshots" / commit / path
 
     def note_revision(self, repo: str, revision: str, commit: str) -> None:
-        """Note which commit a branch was at, as the library does."""
+        """Record the commit of a branch, as the library does."""
         ref = self.folder(repo) / "refs" / (revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
 
-    def noted(self, repo: str, revision: str) -> str:
-        """Return the commit that was noted for a branch, or a commit that is here itself; "" when neither is."""
+    def noted_commit(self, repo: str, revision: str) -> str:
+        """Return the recorded commit of a branch, or `revision` if it is a local commit; else ""."""
         with contextlib.suppress(OSError, ValueError):
-            said = (self.folder(repo) / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
-            return said if _is_name(said) else ""
+            commit = (self.folder(repo) / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+            return commit if _is_name(commit) else ""
         return revision if _is_name(revision) and self.pointer(repo, revision, "").is_dir() else ""
 
     def partial_bytes(self, repo: str) -> int:
-        """Return how much has come of downloads that are not finished."""
+        """Return the bytes of unfinished downloads."""
         return sum(p.stat().st_size for p in (self.folder(repo) / "blobs").glob("*.incomplete"))
 
-    def _mark_ours(self, repo: str) -> None:
-        """Note that this repository is here because of us; one that was here before is another tool's."""
+    def _mark_owned(self, repo: str) -> None:
+        """Mark a repository that cortex creates; an existing folder belongs to another tool."""
         with contextlib.suppress(FileExistsError):
             self.folder(repo).mkdir(parents=True)
-            (self.folder(repo) / OURS_MARK).touch()
+            (self.folder(repo) / OWNER_MARK).touch()
 
     def _transfer(self, url: str, location: str, blob: Path, size: int, progress: Progress) -> None:
         from huggingface_hub import constants
@@ -189,11 +188,11 @@ class Hub:
         if len(blob.name) == 64 and checked.sha256() != blob.name:
             progress(-size)
             partial.unlink()
-            raise HubUnavailable(f"what came is not what the hub has (its SHA-256 is not {blob.name[:12]}…)")
+            raise HubUnavailable(f"the download is corrupt (its SHA-256 is not {blob.name[:12]}…)")
         partial.replace(blob)
 
-    def _told(self, url: str) -> "HfFileMetadata":
-        """Ask what a file is and where its content stands."""
+    def _metadata(self, url: str) -> "HfFileMetadata":
+        """Request a file's etag, size and location."""
         from huggingface_hub import get_hf_file_metadata
 
         return get_hf_file_metadata(url, token=self._token or False, endpoint=self._endpoint)
@@ -203,12 +202,12 @@ class Hub:
 
         headers = {**build_hf_headers(token=self._token or False), "accept-encoding": "identity"}
         if urlsplit(location).netloc != urlsplit(url).netloc:
-            headers.pop("authorization", None)  # the signed address of a CDN: our token is none of its business
+            headers.pop("authorization", None)  # a CDN's signed address must not receive the hub token
         return headers
 
     @contextlib.contextmanager
     def _mapped(self, what: str) -> Iterator[None]:
-        """Say every error in our words."""
+        """Map the library's errors to HubUnavailable and WeightsUnavailable."""
         import httpx2
         from huggingface_hub import errors
 
@@ -218,7 +217,7 @@ class Hub:
         except errors.GatedRepoError:
             raise WeightsUnavailable(
                 f"{what} is gated: accept its terms on {hub}, and give this host a token that may read it "
-                f"({TOKEN_SETTING}){' in place of the one it has' if self._token else ''}"
+                f"({TOKEN_SETTING}){' instead of its current one' if self._token else ''}"
             ) from None
         except errors.RevisionNotFoundError:
             raise WeightsUnavailable(f"{hub} has no such revision: {what}") from None
@@ -230,13 +229,13 @@ class Hub:
         except errors.EntryNotFoundError:
             raise WeightsUnavailable(f"{hub} has no {what}") from None
         except errors.OfflineModeIsEnabled:
-            raise WeightsUnavailable(f"{what} is not on this host, and HF_HUB_OFFLINE forbids to fetch it") from None
+            raise WeightsUnavailable(f"{what} is not on this host, and HF_HUB_OFFLINE forbids fetching it") from None
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
             if status in (401, 403):
                 raise WeightsUnavailable(f"{hub} refuses {what} ({status}): {_token_hint(self._token)}") from None
             if status == 416:
-                raise HubUnavailable(f"{hub} has less of {what} than was here") from None
+                raise HubUnavailable(f"{hub} has fewer bytes of {what} than this host") from None
             if status in (408, 429) or status >= 500:
                 wait = _seconds(error.response.headers.get("retry-after"))
                 raise HubUnavailable(f"{hub} answers {status} for {what}", retry_after_s=wait) from None
@@ -248,9 +247,9 @@ class Hub:
                 f"{hub} cannot be reached for {what}: {clean(str(error)) or type(error).__name__}"
             ) from None
         except OSError as error:
-            if error.errno is not None:  # the disk's; the library's own have none
+            if error.errno is not None:  # a disk error; the library's own OSErrors have no errno
                 raise WeightsUnavailable(f"{what} cannot be written: {error.strerror}") from None
-            raise HubUnavailable(f"{what} came incomplete: {clean(str(error))}") from None
+            raise HubUnavailable(f"the download of {what} is incomplete: {clean(str(error))}") from None
 
     def _name(self) -> str:
         from huggingface_hub import constants
@@ -262,7 +261,7 @@ TOKEN_SETTING = "`[hub] token_file`, or HF_TOKEN"  # noqa: S105 (its name, not a
 
 
 def token(file: str) -> str:
-    """Return the hub's token: a file's content, else what the library finds in HF_TOKEN or its own file."""
+    """Return the hub's token: the file's content, else the library's (HF_TOKEN or its own file)."""
     if file:
         try:
             return Path(file).expanduser().read_text(encoding="utf-8").strip()
@@ -274,19 +273,19 @@ def token(file: str) -> str:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return how much room there is where a folder is, or will be."""
+    """Return the free disk space at a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def clean(text: str) -> str:
-    """Return a message in one line, without the queries of addresses: they may be signed. Some come cut short."""
+    """Return a message as one line of at most 500 characters, without the queries of URLs, which may be signed."""
     return re.sub(r"\?[^\s'\")]+", "", " ".join(text.split()))[:500]
 
 
 class _Checked:
-    """A partial file that takes what comes, tells of it, and adds up its SHA-256 as it goes."""
+    """A partial file that reports progress and computes its SHA-256 while it is written."""
 
     def __init__(self, raw: BinaryIO, progress: Progress) -> None:
         self._raw, self._progress = raw, progress
@@ -299,21 +298,21 @@ class _Checked:
 
     def write(self, chunk: bytes) -> int:
         written = self._raw.write(chunk)
-        # At once, past Python's buffer: what has come outlives this process, however it ends.
+        # Flush Python's buffer at once, so the bytes survive a kill of this process.
         self._raw.flush()
         self._sum.update(chunk)
         self._progress(len(chunk))
         return written
 
     def seek(self, to: int) -> int:
-        """Only ever to the start, when the server does not go on where we stopped."""
+        """Seek to the start: the server does not resume."""
         assert to == 0
         return self._raw.seek(0)
 
     def truncate(self) -> int:
-        was = self._raw.seek(0, os.SEEK_END)
+        size = self._raw.seek(0, os.SEEK_END)
         self._raw.seek(0)
-        self._progress(-was)
+        self._progress(-size)
         self._sum = hashlib.sha256()
         return self._raw.truncate()
 
@@ -322,7 +321,7 @@ class _Checked:
 
 
 class _Silent:
-    """In the place of a progress bar: `_Checked` knows better what has come."""
+    """Replaces the library's progress bar: `_Checked` reports progress."""
 
     def __init__(self, **_: Any) -> None: ...
 
@@ -335,11 +334,11 @@ class _Silent:
 
 
 def _point(pointer: Path, blob: Path) -> None:
-    """Let a file of a snapshot be a blob."""
-    fresh = pointer.with_name(f".{pointer.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(os.path.relpath(blob, pointer.parent))
-    fresh.replace(pointer)
+    """Make a snapshot's file a link to a blob, atomically."""
+    link = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(blob, pointer.parent))
+    link.replace(pointer)
 
 
 def _is_inside(path: str) -> bool:
@@ -354,5 +353,5 @@ def _token_hint(token: str) -> str:
     return "its token may not read it" if token else f"it may need a token ({TOKEN_SETTING})"
 
 
-def _seconds(said: str | None) -> float:
-    return float(said) if said and said.isdigit() else 0.0
+def _seconds(value: str | None) -> float:
+    return float(value) if value and value.isdigit() else 0.0

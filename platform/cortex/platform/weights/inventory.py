@@ -1,8 +1,7 @@
-"""The weights that a host keeps: what there is, who uses it, and taking away what nobody does.
+"""Inventory of a host's weights: lists them with their users, and removes unused ones.
 
-Only what cortex put there is ever removed: downloads, the demo's model, and what is left of downloads that were
-never finished. Files an operator put in place, by hand or as a path, are listed and left alone. Nothing goes that an
-instance was started from, or that a fetch is working on.
+Only cortex's own files are removed: downloads, the demo model and unfinished downloads. Files that an operator put in
+place, by hand or as a path, are listed only. Weights of a running instance or a running fetch are never removed.
 """
 
 import contextlib
@@ -15,70 +14,70 @@ from msgspec.structs import replace
 from cortex.functions.sources import BadSource, Demo, Local, Repo, Source, source_of
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Remove, Removed, Stored
-from cortex.platform.weights.hub import OURS_MARK
+from cortex.platform.weights.hub import OWNER_MARK
 from cortex.platform.weights.store import MIB, Manifest, WeightsUnavailable, demo_path, find, hub_cache, manifest
 
-OURS = ("hub", "demo", "partial")
+REMOVABLE = ("hub", "demo", "partial")
 """Kinds that may be removed."""
 
 
 def inventory(cache: Path, declared: Collection[Function], running: Collection[str]) -> list[Stored]:
-    """Return all weights on this host. `running` are the paths that instances were started from."""
-    found = {s.name: s for f in declared if (s := apart(f, cache)) is not None}
-    return with_users([*in_cache(cache), *found.values()], declared, running, cache)
+    """Return all weights on this host. `running` are the weight paths of running instances."""
+    stored = {s.name: s for f in declared if (s := operator_weights(f, cache)) is not None}
+    return with_users([*in_cache(cache), *stored.values()], declared, running, cache)
 
 
 def in_cache(cache: Path) -> list[Stored]:
-    """Return what cortex put into its cache."""
-    return [*_downloads(cache), *_demos(cache), *_left_over(cache)]
+    """Return the weights that cortex wrote to its cache."""
+    return [*_downloads(cache), *_demos(cache), *_partial_downloads(cache)]
 
 
-def apart(function: Function, cache: Path) -> Stored | None:
+def operator_weights(function: Function, cache: Path) -> Stored | None:
     """Return a function's weights if an operator put them in place."""
     try:
-        source, here = source_of(function), find(function, cache)
+        source, local = source_of(function), find(function, cache)
     except (BadSource, WeightsUnavailable, OSError):
         return None
-    if here is None or not here.path:
+    if local is None or not local.path:
         return None
-    hand = isinstance(source, Repo) and Path(here.path).is_relative_to(cache / "by-hand")
-    if not (hand or isinstance(source, Local)):
+    by_hand = isinstance(source, Repo) and Path(local.path).is_relative_to(cache / "by-hand")
+    if not (by_hand or isinstance(source, Local)):
         return None
-    name, kind = _name(source, cache), "by hand" if hand else "path"
-    return Stored(name=name, kind=kind, size=here.size_mb * MIB, path=here.path)
+    name, kind = _name(source, cache), "by hand" if by_hand else "path"
+    return Stored(name=name, kind=kind, size=local.size_mb * MIB, path=local.path)
 
 
 def with_users(
-    found: Iterable[Stored], declared: Collection[Function], running: Collection[str], cache: Path
+    stored: Iterable[Stored], declared: Collection[Function], running: Collection[str], cache: Path
 ) -> list[Stored]:
     """Return stored weights with the functions that use them. Touches no file."""
-    wanted = _wanted(declared)
-    return [_with_users(s, wanted, running, cache) for s in found]
+    sources = _sources(declared)
+    return [_with_users(s, sources, running, cache) for s in stored]
 
 
-def remove(cache: Path, stock: Collection[Stored], asked: Remove, fetching: Collection[str]) -> Removed:
-    """Remove what was asked for, or say what would go. `fetching` are the sources being fetched now."""
-    removed, kept = [], {}
-    named = set(asked.names)
+def remove(cache: Path, stock: Collection[Stored], request: Remove, fetching: Collection[str]) -> Removed:
+    """Remove the requested weights; with `dry_run`, only list them. `fetching` are the sources of running fetches."""
+    removed, refusals = [], {}
+    names = set(request.names)
     for stored in stock:
-        hit = stored.name in named or bool(named.intersection(stored.functions))
-        named.discard(stored.name)
-        named.difference_update(stored.functions)
-        idle = asked.unused and not stored.functions and stored.kind in OURS
-        if not (hit or idle):
+        matches = stored.name in names or bool(names.intersection(stored.functions))
+        names.discard(stored.name)
+        names.difference_update(stored.functions)
+        unused = request.unused and not stored.functions and stored.kind in REMOVABLE
+        if not (matches or unused):
             continue
-        if why := _why_it_stays(stored, fetching):
-            kept[stored.name] = why
+        if reason := _refusal(stored, fetching):
+            refusals[stored.name] = reason
             continue
-        if not asked.dry_run:
-            _take_away(cache, stored)
+        if not request.dry_run:
+            _delete(cache, stored)
         removed.append(stored)
-    kept.update((name, "there are no such weights on this host") for name in sorted(named))
-    return Removed(removed=tuple(removed), kept=kept)
+    refusals.update((name, "this host has no weights of this name") for name in sorted(names))
+    return Removed(removed=tuple(removed), kept=refusals)
 
 
-def _why_it_stays(stored: Stored, fetching: Collection[str]) -> str:
-    if stored.kind not in OURS:
+def _refusal(stored: Stored, fetching: Collection[str]) -> str:
+    if stored.kind not in REMOVABLE:
         return f"cortex did not put {stored.path} there and does not remove it"
     if stored.in_use:
         return "an instance runs from it: `cortex fn cool` first"
@@ -87,7 +86,7 @@ def _why_it_stays(stored: Stored, fetching: Collection[str]) -> str:
     return ""
 
 
-def _take_away(cache: Path, stored: Stored) -> None:
+def _delete(cache: Path, stored: Stored) -> None:
     if stored.kind == "demo":
         _inside(Path(stored.path), cache / "demo").unlink(missing_ok=True)
         return
@@ -95,22 +94,22 @@ def _take_away(cache: Path, stored: Stored) -> None:
     if stored.kind == "partial":
         for partial in (_inside(folder, hub_cache(cache)) / "blobs").glob("*.incomplete"):
             partial.unlink(missing_ok=True)
-    for path, known in _manifests(cache):
-        if stored.kind == "hub" and str(known.source) == stored.name:
+    for path, manifest_read in _manifests(cache):
+        if stored.kind == "hub" and str(manifest_read.source) == stored.name:
             path.unlink(missing_ok=True)
-    if (folder / OURS_MARK).exists():  # else another tool of HuggingFace's keeps it
+    if (folder / OWNER_MARK).exists():  # else the folder belongs to another HuggingFace tool
         _sweep(_inside(folder, hub_cache(cache)), _pointers(cache, folder))
 
 
 def _sweep(folder: Path, keep: set[Path]) -> None:
-    """Remove what no manifest names from a repository's folder: pointers, blobs, and the folder if nothing stays."""
+    """Remove pointers and blobs that no manifest lists, and the folder when it is empty."""
     if not keep and not any((folder / "blobs").glob("*.incomplete")):
         shutil.rmtree(folder, ignore_errors=True)
         return
     used = {pointer.resolve() for pointer in keep}
     for pointer in sorted((folder / "snapshots").rglob("*"), reverse=True):
         if pointer.is_dir() and not pointer.is_symlink():
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # not empty
                 pointer.rmdir()
         elif pointer not in keep:
             pointer.unlink(missing_ok=True)
@@ -120,7 +119,7 @@ def _sweep(folder: Path, keep: set[Path]) -> None:
 
 
 def _inside(path: Path, root: Path) -> Path:
-    """Return a path that is certainly below a folder of ours, whatever a manifest or a link says."""
+    """Return `path`. Raises PermissionError if it resolves to a place outside `root`."""
     if root.resolve() not in path.resolve().parents:
         raise PermissionError(f"{path} is not below {root}")
     return path
@@ -128,15 +127,20 @@ def _inside(path: Path, root: Path) -> Path:
 
 def _manifests(cache: Path) -> list[tuple[Path, Manifest]]:
     paths = sorted((cache / "weights").glob("*.json"))
-    return [(p, known) for p in paths if (known := manifest(p)) is not None]
+    return [(p, manifest_read) for p in paths if (manifest_read := manifest(p)) is not None]
 
 
-def _snapshot(cache: Path, known: Manifest) -> Path:
-    return hub_cache(cache) / f"models--{known.source.repo.replace('/', '--')}" / "snapshots" / known.commit
+def _snapshot(cache: Path, manifest_read: Manifest) -> Path:
+    return (
+        hub_cache(cache)
+        / f"models--{manifest_read.source.repo.replace('/', '--')}"
+        / "snapshots"
+        / manifest_read.commit
+    )
 
 
 def _pointers(cache: Path, folder: Path) -> set[Path]:
-    """What the manifests name in a repository's folder."""
+    """Return the files in a repository's folder that manifests list."""
     named = (_snapshot(cache, k) / f.path for _, k in _manifests(cache) for f in k.files)
     return {p for p in named if p.is_relative_to(folder)}
 
@@ -144,14 +148,14 @@ def _pointers(cache: Path, folder: Path) -> set[Path]:
 def _downloads(cache: Path) -> list[Stored]:
     return [
         Stored(
-            name=str(known.source),
+            name=str(manifest_read.source),
             kind="hub",
-            size=known.size,
-            path=str(_snapshot(cache, known) / known.entry),
-            commit=known.commit,
-            at=known.at,
+            size=manifest_read.size,
+            path=str(_snapshot(cache, manifest_read) / manifest_read.entry),
+            commit=manifest_read.commit,
+            at=manifest_read.at,
         )
-        for _, known in _manifests(cache)
+        for _, manifest_read in _manifests(cache)
     ]
 
 
@@ -162,36 +166,36 @@ def _demos(cache: Path) -> list[Stored]:
     ]
 
 
-def _left_over(cache: Path) -> list[Stored]:
-    """What fetches that never came to their end have left."""
-    found = []
+def _partial_downloads(cache: Path) -> list[Stored]:
+    """Return unfinished downloads."""
+    stored = []
     for folder in sorted(hub_cache(cache).glob("models--*")):
-        whole = _pointers(cache, folder)
-        blobs = [b for b in (folder / "blobs").glob("*") if not whole or b.suffix == ".incomplete"]
-        if blobs and (folder / OURS_MARK).exists():
+        pointers = _pointers(cache, folder)
+        blobs = [b for b in (folder / "blobs").glob("*") if not pointers or b.suffix == ".incomplete"]
+        if blobs and (folder / OWNER_MARK).exists():
             size, at = sum(b.stat().st_size for b in blobs), max(b.stat().st_mtime for b in blobs)
             repo = folder.name.removeprefix("models--").replace("--", "/", 1)
-            found.append(Stored(name=repo, kind="partial", size=size, path=str(folder), at=at))
-    return found
+            stored.append(Stored(name=repo, kind="partial", size=size, path=str(folder), at=at))
+    return stored
 
 
-def _wanted(declared: Iterable[Function]) -> list[tuple[Function, Source]]:
-    found = []
+def _sources(declared: Iterable[Function]) -> list[tuple[Function, Source]]:
+    pairs = []
     for function in declared:
         with contextlib.suppress(BadSource):
-            found.append((function, source_of(function)))
-    return found
+            pairs.append((function, source_of(function)))
+    return pairs
 
 
 def _with_users(
-    stored: Stored, wanted: Iterable[tuple[Function, Source]], running: Collection[str], cache: Path
+    stored: Stored, sources: Iterable[tuple[Function, Source]], running: Collection[str], cache: Path
 ) -> Stored:
     def same(source: Source) -> bool:
         if stored.kind == "partial":
             return isinstance(source, Repo) and source.repo == stored.name
         return _name(source, cache) == stored.name
 
-    return replace(stored, functions=tuple(f.id for f, s in wanted if same(s)), in_use=stored.path in running)
+    return replace(stored, functions=tuple(f.id for f, s in sources if same(s)), in_use=stored.path in running)
 
 
 def _name(source: Source, cache: Path) -> str:

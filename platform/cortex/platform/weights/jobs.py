@@ -1,18 +1,18 @@
 """Slow, retryable work of a host: an RQ queue `<prefix>-<host>` and its worker, `cortex jobs`.
 
-Only weights are fetched here. A job never starts an engine: RQ kills its job's whole process group. Its rules:
+Jobs only fetch weights. A job never starts an engine, because RQ kills the job's process group. The rules:
 
-- One job per source: whoever else wants it joins. The agent is the queue's only writer.
-- What may pass (the hub is away, a connection breaks) is tried again in the job, waiting longer each time, as long
-  as it gets on; RQ's own retries with a pause would need a scheduler process, which outlives a killed worker.
-- A worker takes the host's lock. So whoever has it knows that jobs "started" by another are nobody's any more, and
-  takes them up at once: after `kill -9` a download goes on where it was.
-- A stopping worker ends its job instead of waiting for it: the next one goes on with it.
-- Tokens are never in a job: the worker knows them by its own settings, and errors say what `hub.py` let them say.
-- A job is JSON and `fetch`, whatever Redis says: RQ's own are pickled and name any function, and so whoever writes to
-  Redis would run programs on every host.
+- One job per source, shared by all its users. The agent is the queue's only writer.
+- The job itself retries transient errors (hub or connection down) with growing pauses while it makes progress; RQ's
+  delayed retries would need a scheduler process, which outlives a killed worker.
+- The worker holds the host's lock, so jobs "started" by an earlier worker are orphans. It requeues them at once:
+  after `kill -9` a download resumes.
+- A stopping worker ends its job instead of waiting for it; the next worker resumes it.
+- Jobs hold no tokens: the worker reads them from its own settings, and `hub.py` removes them from errors.
+- A job is always JSON and `fetch`, whatever Redis holds: RQ's own jobs are pickled and name any function, which
+  would let a Redis client run programs on every host.
 
-RQ talks to Redis synchronously, so the agent calls in from threads.
+RQ talks to Redis synchronously, so the agent calls this module from threads.
 """
 
 import asyncio
@@ -53,31 +53,31 @@ from cortex.platform.weights.hub import Hub, HubUnavailable, WeightsUnavailable
 log = structlog.get_logger()
 
 TRIES = 8
-"""How often in a row a fetch may come to nothing before it has failed; two minutes, with the pauses."""
+"""Consecutive attempts without progress before a fetch fails; about two minutes, with the pauses."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-TOLD_EVERY_S = 0.5
+REPORT_EVERY_S = 0.5
 RESTARTS = 100
-"""How often a job may be taken up after its worker died."""
+"""How often a job is requeued after its worker died."""
 LOCK_S = 5.0
-KEPT_S = 3600
-FAILED_KEPT_S = 24 * 3600
+RESULT_TTL_S = 3600
+FAILED_TTL_S = 24 * 3600
 ALIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
 WORKER_TTL_S = 30
-"""A job worker shows itself every 15 s: RQ does so 15 s before its time is up."""
-MOST_PAUSE_S = 2.0
-"""How long it pauses at the most before it looks again for a Redis that is away."""
-_TAME = re.compile(r"[A-Za-z0-9_.@-]{1,300}")
+"""A job worker sends a heartbeat every 15 s: RQ does so 15 s before the TTL ends."""
+RECONNECT_PAUSE_S = 2.0
+"""Longest pause before the worker reconnects to Redis."""
+_JOB_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,300}")
 
 
 class JobFailed(Exception):
-    """A job did not do its work; the text says why."""
+    """A job failed; the text says why."""
 
 
 class JobLost(Exception):
-    """The record knows nothing of the job any more: it came back empty, or somebody threw the job away."""
+    """The job is no longer in Redis: Redis came back empty, or the job was deleted."""
 
 
-# What the job worker knows of its host, handed to its jobs through the fork: RQ calls them by name.
+# The host's settings, inherited by jobs through the fork: RQ calls jobs by name.
 _host: ContextVar[Settings] = ContextVar("host")
 
 
@@ -88,52 +88,52 @@ def job_id(queue: str, source: Demo | Repo) -> str:
 
 
 def pause_s(tries: int) -> float:
-    """Return how long to wait after so many tries in a row came to nothing."""
+    """Return the pause after `tries` consecutive attempts without progress."""
     return float(min(FIRST_PAUSE_S * 2.0 ** max(0, tries - 1), LONGEST_PAUSE_S))
 
 
-# The job, in the job worker's own child process.
+# The job, in a child process of the job worker.
 
 
 def fetch(source: str) -> None:
-    """Fetch weights, and try again while that may help."""
+    """Fetch weights, retrying transient errors. Raises JobFailed."""
     die_with_parent()
-    told = _Told()
+    progress = _JobProgress()
     try:
         settings = _host.get()
-        wanted: Demo | Repo = msgspec.json.decode(source, type=Demo | Repo)
+        wanted_source: Demo | Repo = msgspec.json.decode(source, type=Demo | Repo)
         cache = Path(settings.agent.cache_dir)
-        token = hub.token(settings.hub.token_file) if isinstance(wanted, Repo) else ""
-        way = Hub(weights.hub_cache(cache), endpoint=settings.hub.endpoint, token=token)
-        _persist(wanted, cache, way, told, settings.hub.keep_free_mb)
+        token = hub.token(settings.hub.token_file) if isinstance(wanted_source, Repo) else ""
+        client = Hub(weights.hub_cache(cache), endpoint=settings.hub.endpoint, token=token)
+        _persist(wanted_source, cache, client, progress, settings.hub.keep_free_mb)
     except WeightsUnavailable as error:
-        told.give_up(str(error))
+        progress.give_up(str(error))
         raise JobFailed(str(error)) from None
-    except Exception as error:  # a bug, or a library's: its text may hold what is nobody's business
-        told.give_up(type(error).__name__)
+    except Exception as error:  # unexpected: its text may hold secrets
+        progress.give_up(type(error).__name__)
         raise JobFailed(f"{type(error).__name__}: {hub.clean(str(error))}") from None
 
 
-def _persist(wanted: Demo | Repo, cache: Path, way: Hub, told: "_Told", keep_free_mb: int) -> None:
+def _persist(source: Demo | Repo, cache: Path, client: Hub, progress: "_JobProgress", keep_free_mb: int) -> None:
     tries = 0
     while True:
-        before = told.most
+        before = progress.most
         try:
-            weights.fetch(wanted, cache, way, told.stage, keep_free_mb=keep_free_mb)
+            weights.fetch(source, cache, client, progress.stage, keep_free_mb=keep_free_mb)
             return
         except HubUnavailable as error:
-            tries = 1 if told.most > before else tries + 1
+            tries = 1 if progress.most > before else tries + 1
             if tries >= TRIES:
                 raise
             pause = max(pause_s(tries), min(error.retry_after_s, 10 * LONGEST_PAUSE_S))
-            log.warning("fetch_waits", source=str(wanted), why=str(error), pause_s=pause)
-            told.wait(str(error), pause)
+            log.warning("fetch_waits", source=str(source), why=str(error), pause_s=pause)
+            progress.wait(str(error), pause)
             time.sleep(pause)
-            told.again()
+            progress.resume()
 
 
 class _Fetch(Job):
-    """A job as RQ keeps it, of which nothing is believed but its argument."""
+    """An RQ job of which only the argument is trusted."""
 
     func = property(lambda _: fetch)
     success_callback = failure_callback = stopped_callback = property(lambda _: None)
@@ -142,8 +142,8 @@ class _Fetch(Job):
         super().__init__(id, connection, JSONSerializer)
 
 
-class _Told:
-    """What the job says of itself: in its RQ record, now and then. A Redis that is away does not stop a download."""
+class _JobProgress:
+    """The job's progress in its RQ metadata, at most every REPORT_EVERY_S. Redis errors do not stop a download."""
 
     def __init__(self) -> None:
         self._job = get_current_job()
@@ -155,31 +155,31 @@ class _Told:
         now = time.monotonic()
         self._done = stage.done
         self.most = max(self.most, stage.done)
-        if now - self._at < TOLD_EVERY_S and stage.done < stage.total:
+        if now - self._at < REPORT_EVERY_S and stage.done < stage.total:
             return
-        passed = now - self._since
-        rate = max(0.0, (stage.done - self._last) / passed) if passed > 0 else 0.0
-        before = self._job.meta.get("rate") if self._job else None
-        self._say(done=stage.done, total=stage.total, rate=0.7 * before + 0.3 * rate if before else rate)
+        elapsed = now - self._since
+        rate = max(0.0, (stage.done - self._last) / elapsed) if elapsed > 0 else 0.0
+        previous = self._job.meta.get("rate") if self._job else None
+        self._save(done=stage.done, total=stage.total, rate=0.7 * previous + 0.3 * rate if previous else rate)
         self._at = self._since = now
         self._last = stage.done
 
-    def wait(self, why: str, pause: float) -> None:
-        self._say(state="waiting", why=why, retry_at=time.time() + pause, rate=0.0)
+    def wait(self, reason: str, pause: float) -> None:
+        self._save(state="waiting", why=reason, retry_at=time.time() + pause, rate=0.0)
 
-    def again(self) -> None:
+    def resume(self) -> None:
         self._at, self._since, self._last = 0.0, time.monotonic(), self._done
-        self._say(state="fetching", why="", retry_at=0.0)
+        self._save(state="fetching", why="", retry_at=0.0)
 
-    def give_up(self, why: str) -> None:
-        """Fail for good: RQ shall take up only what a dead worker left."""
+    def give_up(self, reason: str) -> None:
+        """Fail without RQ retries, which are only for dead workers' jobs."""
         if self._job is not None:
             self._job.retries_left = 0
-        self._say(why=why)
+        self._save(why=reason)
 
-    def _say(self, **what: Any) -> None:
+    def _save(self, **fields: Any) -> None:
         if self._job is not None:
-            self._job.meta.update(what)
+            self._job.meta.update(fields)
             with contextlib.suppress(redis.RedisError, OSError):
                 self._job.save_meta()  # type: ignore[no-untyped-call]
 
@@ -188,7 +188,7 @@ class _Told:
 
 
 class Jobs:
-    """A host's queue, as its agent sees it. Every call may wait for Redis: make them from threads."""
+    """The agent's client of the host's queue. Every call may block on Redis: call from threads."""
 
     def __init__(self, url: str, queue: str) -> None:
         self._redis = redis_clients.client(url)
@@ -199,39 +199,39 @@ class Jobs:
         return job_id(self._queue.name, source)
 
     def ask(self, source: Demo | Repo, *, kept: bool = False) -> str:
-        """Have a source fetched, once however many ask. Return the job's id."""
+        """Queue a fetch unless one is queued or running. Return the job's id."""
         name = self.id_of(source)
-        # A write that changes nothing: without it, a job would be read from a Redis that is no master any more.
+        # A no-op write, which fails on a Redis that is no longer the master.
         self._redis.hdel(Job.key_for(name), "none")
-        known: Job | None = self._queue.fetch_job(name)
-        if known is not None and known.get_status() in ALIVE:
-            if kept and not known.meta.get("kept"):
-                known.meta["kept"] = True
-                known.save_meta()  # type: ignore[no-untyped-call]
+        job: Job | None = self._queue.fetch_job(name)
+        if job is not None and job.get_status() in ALIVE:
+            if kept and not job.meta.get("kept"):
+                job.meta["kept"] = True
+                job.save_meta()  # type: ignore[no-untyped-call]
             return name
         self._queue.enqueue(
             fetch,
             msgspec.json.encode(source).decode(),
             job_id=name,
             job_timeout=-1,
-            result_ttl=KEPT_S,
-            failure_ttl=FAILED_KEPT_S,
+            result_ttl=RESULT_TTL_S,
+            failure_ttl=FAILED_TTL_S,
             retry=Retry(max=RESTARTS),
             meta={"kept": kept, "asked": time.time(), "source": str(source)},
         )
         return name
 
     def look(self, name: str) -> Fetching:
-        """Return how a fetch stands. Raises JobLost."""
+        """Return the state of a fetch. Raises JobLost."""
         try:
             return _fetching(_Fetch.fetch(name, connection=self._redis))
         except NoSuchJobError:
             raise JobLost(name) from None
 
     def all(self) -> list[Fetching]:
-        """Return every fetch that the record knows: those going on, then those queued, then those that are over."""
-        # In the order in which a job goes from one to the next: one that moves meanwhile is not missed.
-        queued = [*self._queue.job_ids, *_between(self._queue)]
+        """Return all fetches in Redis: running, then queued, then finished."""
+        # Read in the order in which jobs move, so none is missed.
+        queued = [*self._queue.job_ids, *_intermediate(self._queue)]
         registries = (StartedJobRegistry, FailedJobRegistry, FinishedJobRegistry)
         started, failed, finished = (r(queue=self._queue).get_job_ids(cleanup=False) for r in registries)
         names = dict.fromkeys((*started, *queued, *failed, *finished))
@@ -239,9 +239,9 @@ class Jobs:
         return [_fetching(j) for j in jobs if j is not None and self._is_ours(j.id)]
 
     def cancel(self, name: str) -> bool:
-        """Stop a fetch, or take it off the queue; what has come stays. False when there was nothing to stop."""
-        if not self._is_ours(name) or not _TAME.fullmatch(name):
-            return False  # another host's job, or a name that RQ refuses with an error
+        """Stop or dequeue a fetch, keeping the partial files. False when it is not running or queued."""
+        if not self._is_ours(name) or not _JOB_NAME.fullmatch(name):
+            return False  # another host's job, or a name that RQ rejects
         try:
             job = _Fetch.fetch(name, connection=self._redis)
             status = job.get_status()
@@ -260,7 +260,7 @@ class Jobs:
         return name.startswith(f"{self._queue.name}-".replace(":", "_"))
 
     def workers(self) -> int:
-        """Return how many job workers this host has."""
+        """Return this host's number of job workers."""
         return int(Worker.count(connection=self._redis, queue=self._queue))
 
     def close(self) -> None:
@@ -283,7 +283,7 @@ def _fetching(job: Job) -> Fetching:
         JobStatus.STARTED: meta.get("state", "fetching"),
     }
     state = states.get(status, "queued")
-    over = state in ("done", "failed", "stopped")
+    finished = state in ("done", "failed", "stopped")
     why = meta.get("why", "")
     if state == "failed" and not why:
         why = _reason(job)
@@ -293,7 +293,7 @@ def _fetching(job: Job) -> Fetching:
         state=state,
         done=int(meta.get("done", 0)),
         total=int(meta.get("total", 0)),
-        rate=0.0 if over or state == "queued" else float(meta.get("rate", 0.0)),
+        rate=0.0 if finished or state == "queued" else float(meta.get("rate", 0.0)),
         why=why if state in ("waiting", "failed") else "",
         retry_at=float(meta.get("retry_at", 0.0)),
         asked=float(meta.get("asked", 0.0)),
@@ -315,14 +315,14 @@ class AnotherWorker(Exception):
 
 
 class _Worker(Worker):
-    """RQ's worker, with ways of its own. Every sign of life to Redis is one to the service manager too, and registers
-    the worker again, because a Redis may have been emptied. A Redis that is away ends no download. And the worker ends
-    at once when it is told to: what its job fetched stays, and the next worker goes on."""
+    """RQ's worker with three changes. Each heartbeat also goes to the service manager and registers the worker again,
+    in case Redis was emptied. Redis errors do not end a download. A stop signal ends the worker and its job at once;
+    the next worker resumes it."""
 
-    max_connection_wait_time = MOST_PAUSE_S
+    max_connection_wait_time = RECONNECT_PAUSE_S
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        if not self._is_horse:  # the child that does a job: it does not speak for the service
+        if not self._is_horse:  # not in the child process that runs a job
             systemd.notify("WATCHDOG=1")
         with contextlib.suppress(redis.RedisError, OSError):
             super().heartbeat(timeout, pipeline)
@@ -337,7 +337,7 @@ class _Worker(Worker):
             super().set_current_job_working_time(current_job_working_time, pipeline)
 
     def register_death(self) -> None:
-        with contextlib.suppress(redis.RedisError, OSError):  # it must not take the place of the order to stop
+        with contextlib.suppress(redis.RedisError, OSError):  # an error must not mask the stop request
             super().register_death()  # type: ignore[no-untyped-call]
 
     def unsubscribe(self) -> None:
@@ -356,43 +356,43 @@ class _Worker(Worker):
 
 
 def work(settings: Settings) -> None:
-    """Run the host's job worker until TERM or Ctrl-C, whatever becomes of Redis. Raises AnotherWorker."""
+    """Run the host's job worker until TERM or Ctrl-C, through Redis outages. Raises AnotherWorker."""
     _host.set(settings)
     name = RecordKeys(settings.redis.prefix).queue(settings.host_name)
-    with _sole(Path(settings.agent.cache_dir) / f"{name.replace('/', '_')}.lock"):
+    with _host_lock(Path(settings.agent.cache_dir) / f"{name.replace('/', '_')}.lock"):
         token = FleetToken(Path(settings.token_file).expanduser())
         connection = redis_clients.client(settings.redis_url, None)
         log.info("jobs_started", host=settings.host_name)
         systemd.notify("READY=1")
-        before = ""
+        previous = ""
         while True:
-            why = _work_once(settings, token, _queue(name, connection))
-            if why != before:
-                log.warning("jobs_interrupted", host=settings.host_name, why=why)
-            before = why
-            time.sleep(MOST_PAUSE_S)
+            reason = _work_once(settings, token, _queue(name, connection))
+            if reason != previous:
+                log.warning("jobs_interrupted", host=settings.host_name, why=reason)
+            previous = reason
+            time.sleep(RECONNECT_PAUSE_S)
 
 
 def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
-    """Work until that is over, and return why."""
+    """Run RQ's worker until it ends; return the reason."""
     worker: _Worker | None = None
     try:
-        asyncio.run(_see_whose_record(settings, token))
-        _take_up(queue)
-        name = f"{queue.name}-{secrets.token_hex(8)}"  # its keys and its channel are its host's by their names
+        asyncio.run(_check_record(settings, token))
+        _requeue(queue)
+        name = f"{queue.name}-{secrets.token_hex(8)}"  # the ACL matches keys and channel by host
         worker = _Worker([queue], name, connection=queue.connection, job_class=_Fetch, worker_ttl=WORKER_TTL_S)
         worker.work(logging_level="WARNING")
     except (RecordUnavailable, redis.RedisError, OSError) as error:
         return str(error)
     finally:
-        if worker is not None and worker.horse_pid:  # its job is taken up by the next one
+        if worker is not None and worker.horse_pid:  # the next worker requeues its job
             worker.kill_horse()
             worker.wait_for_horse()
     return "RQ's worker ended; its log says why"
 
 
-async def _see_whose_record(settings: Settings, token: FleetToken) -> None:
-    """Raise ForeignFleet when the record is another fleet's, RecordUnavailable when it is away."""
+async def _check_record(settings: Settings, token: FleetToken) -> None:
+    """Raise ForeignFleet when Redis holds another fleet's record, RecordUnavailable when it does not answer."""
     registry = Registry.of(settings, token, keeps_indexes=False)
     try:
         await registry.ping()
@@ -400,28 +400,28 @@ async def _see_whose_record(settings: Settings, token: FleetToken) -> None:
         await registry.close()
 
 
-def _take_up(queue: Queue) -> None:
-    """Queue again what a worker that is no more has begun: there is no other worker, we have the lock."""
-    for name in _between(queue):
+def _requeue(queue: Queue) -> None:
+    """Requeue the jobs of dead workers. The lock guarantees that no other worker lives."""
+    for name in _intermediate(queue):
         queue.connection.lmove(queue.intermediate_queue_key, queue.key, "RIGHT", "LEFT")
         log.info("job_taken_up", job=name)
     StartedJobRegistry(queue=queue, job_class=_Fetch).cleanup(timestamp=2**53)
 
 
-def _between(queue: Queue) -> list[str]:
-    """Return the jobs that a worker has taken off the queue and not begun."""
+def _intermediate(queue: Queue) -> list[str]:
+    """Return the jobs that a worker dequeued and did not start."""
     return queue.intermediate_queue.get_job_ids()
 
 
 @contextlib.contextmanager
-def _sole(path: Path) -> Iterator[None]:
-    """Hold the host's lock. A killed worker's job holds it a moment longer than the worker."""
+def _host_lock(path: Path) -> Iterator[None]:
+    """Hold the host's lock. Waits LOCK_S, since a killed worker's job outlives the worker briefly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    patience = time.monotonic() + LOCK_S
+    deadline = time.monotonic() + LOCK_S
     try:
-        while not _locked(descriptor):
-            if time.monotonic() > patience:
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
                 raise AnotherWorker(f"this host has a job worker already (it holds {path})")
             time.sleep(0.05)
         yield
@@ -429,7 +429,7 @@ def _sole(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""Which weights a host may load: those inside its roots, and none that are programs unless it is allowed.
+"""Which weights a host may load: those inside its roots, and pickles only where the function allows them.
 
-A pickle runs whatever it says when it is loaded. Safetensors and GGUF hold numbers only. Links are followed before
-a path is looked at, so none leads out of a root.
+Loading a pickle runs the code in it. Safetensors and GGUF hold numbers only. Paths are resolved first, so no link
+leads out of a root.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,36 +12,36 @@ from cortex.platform.weights.hub import WeightsUnavailable
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 SAFE = frozenset({".safetensors", ".gguf"})
 MOST_FILES = 10_000
-"""A folder with more is not looked through: it is no model."""
+"""The check stops after this many files: a larger folder is not a model."""
 
 
 class NotAllowed(WeightsUnavailable):
-    """These weights may not be loaded here; the text says why, and what would allow it."""
+    """These weights may not be loaded here; the text gives the reason and the setting that allows them."""
 
 
-def keep_inside(path: Path, roots: Sequence[str]) -> None:
-    """Raise NotAllowed unless a path is inside of one of the roots. Without roots every path may be loaded."""
+def require_inside(path: Path, roots: Sequence[str]) -> None:
+    """Raise NotAllowed unless a path is inside one of the roots. No roots means no restriction."""
     if not roots:
         return
     real = path.expanduser().resolve()
-    # The root that names the path goes first: others may be on mounts that do not answer.
-    likely = sorted((Path(root).expanduser() for root in roots), key=lambda root: not path.is_relative_to(root))
-    if not any(real.is_relative_to(root.resolve()) for root in likely):
-        raise NotAllowed(f"the weights {path} are outside of [agent] weight_roots on this host")
+    # The root that is a prefix of the path comes first: other roots may be on mounts that do not answer.
+    ordered = sorted((Path(root).expanduser() for root in roots), key=lambda root: not path.is_relative_to(root))
+    if not any(real.is_relative_to(root.resolve()) for root in ordered):
+        raise NotAllowed(f"the weights {path} are outside [agent] weight_roots on this host")
 
 
 def refuse_pickles(path: Path) -> None:
-    """Raise NotAllowed if what a path holds would be loaded as a pickle."""
-    found = pickled(path.rglob("*") if path.is_dir() else [path])
-    if found is not None:
+    """Raise NotAllowed if the engine would load a pickle from this path."""
+    pickle = find_pickle(path.rglob("*") if path.is_dir() else [path])
+    if pickle is not None:
         raise NotAllowed(
-            f"the weights {path} are a pickle ({found.name}), which runs whatever it holds: take safetensors or "
-            "GGUF, or say `allow_pickle = true` if you trust whoever made it"
+            f"the weights {path} are a pickle ({pickle.name}), and loading a pickle runs its code: use safetensors "
+            "or GGUF, or set `allow_pickle = true` if you trust its author"
         )
 
 
-def pickled(files: Iterable[Path]) -> Path | None:
-    """Return a pickle that would be loaded: one where there is nothing safer beside it."""
+def find_pickle(files: Iterable[Path]) -> Path | None:
+    """Return a pickle that would be loaded, that is, one without a safe file next to it."""
     first = None
     for count, file in enumerate(files):
         if file.suffix in SAFE:

@@ -1,8 +1,8 @@
-"""Whether a worker has something to do, asked of the worker itself.
+"""A worker's activity, measured at the worker.
 
-The routers' reports say who uses an instance, but a router that is cut off from Redis reports nothing and goes on
-serving. So an agent looks here, too, before it stops a worker that seems idle: at the number of requests the engine
-says it runs, and at the connections to the worker's port. The agent's own connections do not count.
+Routers report who uses an instance, but a router without Redis reports nothing and still serves. So before the agent
+stops a worker that seems idle, it checks the engine's request gauges and the connections to the worker's port. The
+agent's own connections do not count.
 """
 
 import asyncio
@@ -23,36 +23,35 @@ RUNNING = re.compile(
     rb"^(?:vllm:num_requests_(?:running|waiting)|llamacpp:requests_(?:processing|deferred))(?:\{[^}]*\})?\s+([0-9.e+]+)",
     re.MULTILINE,
 )
-"""The gauges in which vLLM and llama.cpp count the requests they hold (Prometheus' text format)."""
+"""The request gauges of vLLM and llama.cpp, in Prometheus' text format."""
 TOKENS = re.compile(
     rb"^(?:vllm:(?:prompt|generation)_tokens_total|llamacpp:(?:prompt_tokens|tokens_predicted)_total)"
     rb"(?:\{[^}]*\})?\s+([0-9.e+]+)",
     re.MULTILINE,
 )
-"""The counters in which vLLM and llama.cpp count the tokens they have worked on."""
+"""The token counters of vLLM and llama.cpp."""
 _ESTABLISHED = "01"
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 class Activity(Struct, frozen=True):
-    """What was seen of a worker."""
+    """A worker's activity at one moment."""
 
     running: int | None
-    """Requests the engine says it holds; None: it does not say."""
+    """Requests in the engine; None when it publishes no count."""
     connections: int
-    """Established connections to its port from anybody but this agent."""
+    """Established connections to its port, without this agent's own."""
 
 
 async def look(url: str, keys: Sequence[str]) -> Activity:
-    """Look at the worker at `url`, which has one of these keys. Returns within about `LOOK_S`; a worker that does not
-    answer does not say."""
+    """Return the activity of the worker at `url`, which has one of these keys, within about `LOOK_S`."""
     port = int(url.rpartition(":")[2])
     running = await _running(url, keys)
     return Activity(running, connections(port))
 
 
 async def tokens(url: str, keys: Sequence[str]) -> tuple[bytes, ...]:
-    """Return the counts of tokens that a worker at `url` has worked on, as it words them; none when it does not say."""
+    """Return the token counters of the worker at `url`, unparsed; () when it has none or does not answer."""
     return tuple(TOKENS.findall(await _metrics(url, keys)))
 
 
@@ -63,7 +62,7 @@ async def _running(url: str, keys: Sequence[str]) -> int | None:
 
 
 async def _metrics(url: str, keys: Sequence[str]) -> bytes:
-    """Return a worker's metrics; nothing when it does not answer in time, or to none of the keys."""
+    """Return a worker's metrics; b"" when it does not answer in time or rejects all keys."""
     with contextlib.suppress(*worker_http.BREAKS, OSError, ValueError, TimeoutError):
         async with asyncio.timeout(LOOK_S), worker_http.session() as http:
             for key in keys:
@@ -85,27 +84,27 @@ async def _bounded(content: aiohttp.StreamReader) -> bytes:
 
 
 def requests_running(metrics: bytes) -> int | None:
-    """Return the requests that an engine's metrics say it holds; None when they do not say. Raises ValueError.
+    """Return the number of requests in an engine's metrics; None without a gauge. Raises ValueError.
 
     >>> requests_running(b'vllm:num_requests_running{model_name="m"} 2.0\\nvllm:num_requests_waiting 1')
     3
     """
     counts = [float(count) for count in RUNNING.findall(metrics)]
     if math.isinf(sum(counts)):
-        raise ValueError("a count of requests without bound")
+        raise ValueError("the count of requests is infinite")
     return round(sum(counts)) if counts else None
 
 
 def connections(port: int, *, tables: tuple[Path, ...] = _TABLES) -> int:
-    """Return how many established connections there are to a port of this machine, this process's own left out."""
+    """Return the number of established connections to a local port, without this process's own."""
     rows = [row for table in tables for row in _rows(table)]
     own = _own_sockets()
-    ours = {local for local, _, inode in rows if inode in own}
-    return sum(1 for local, remote, _ in rows if local == port and remote not in ours)
+    own_ports = {local for local, _, inode in rows if inode in own}
+    return sum(1 for local, remote, _ in rows if local == port and remote not in own_ports)
 
 
 def _rows(table: Path) -> list[tuple[int, int, str]]:
-    """Return local port, remote port and inode of every established connection in a table of the kernel (proc(5))."""
+    """Return local port, remote port and inode of every established connection in a kernel table (proc(5))."""
     try:
         lines = table.read_text().splitlines()[1:]
     except OSError:
@@ -119,10 +118,10 @@ def _port(address: str) -> int:
 
 
 def _own_sockets() -> set[str]:
-    found = set()
+    inodes = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             target = str(descriptor.readlink())
             if target.startswith("socket:["):
-                found.add(target[8:-1])
-    return found
+                inodes.add(target[8:-1])
+    return inodes

@@ -1,9 +1,8 @@
-"""What of its own environment an agent hands to its workers. Pure.
+"""The part of the agent's environment that workers inherit. Pure.
 
-An agent may come from anybody's shell, and knows secrets: the hub's token, the record's address, keys of clouds.
-Engines run other people's code, so a worker gets only what is listed here, which is what programs and the libraries
-below an engine look for on a host. What else it needs, its function says in `env`; that is handed over as it stands.
-A worker's own `PYTHONPATH` goes before the agent's: with either alone a module would be missing.
+The agent's environment may hold secrets: the hub token, the Redis URL, cloud keys. Engines run third-party code, so a
+worker inherits only the variables listed here, which programs and an engine's libraries read. A function adds others
+with `env`, unchanged. A worker's own `PYTHONPATH` precedes the agent's, because it needs the modules of both.
 """
 
 import re
@@ -23,29 +22,29 @@ FAMILIES = (
     "ONEAPI_", "ZE_", "UCX_", "GLOO_", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_", "VLLM_", "GGML_", "LLAMA_",
     "SGLANG_", "SGL_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_",
 )  # fmt: skip
-"""How the names begin of variables that tune a library."""
+"""Prefixes of variables that tune a library."""
 PYTHON_PATH = "PYTHONPATH"
 _SECRET = re.compile(r"(?:^|_)(?:TOKENS?|KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)")
-_WITH_A_PASSWORD = re.compile(r"://[^/\s]*@")
-"""An address that names a user."""
+_HAS_CREDENTIALS = re.compile(r"://[^/\s]*@")
+"""A URL with a user name."""
 
 
-def whole(agents: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """Return a worker's environment: what of its agent's is handed on, and its own over it.
+def worker_environment(agent_env: Mapping[str, str], worker_env: Mapping[str, str]) -> dict[str, str]:
+    """Return a worker's environment: the inheritable part of the agent's, overridden by its own.
 
-    >>> whole({"PATH": "/bin", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/b"})
+    >>> worker_environment({"PATH": "/bin", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/b"})
     {'PATH': '/bin', 'PYTHONPATH': '/b:/a'}
     """
-    handed = handed_on(agents)
-    paths = [p for p in (own.get(PYTHON_PATH), handed.get(PYTHON_PATH)) if p]
-    return {**handed, **own, **({PYTHON_PATH: ":".join(paths)} if paths else {})}
+    inherited = inheritable(agent_env)
+    paths = [p for p in (worker_env.get(PYTHON_PATH), inherited.get(PYTHON_PATH)) if p]
+    return {**inherited, **worker_env, **({PYTHON_PATH: ":".join(paths)} if paths else {})}
 
 
-def handed_on(own: Mapping[str, str]) -> dict[str, str]:
-    """Return the part of an agent's environment that its workers get.
+def inheritable(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of an agent's environment that its workers inherit.
 
-    >>> handed_on({"PATH": "/bin", "HF_TOKEN": "hf_x", "HF_HOME": "/hf", "REDIS_URL": "redis://r"})
+    >>> inheritable({"PATH": "/bin", "HF_TOKEN": "hf_x", "HF_HOME": "/hf", "REDIS_URL": "redis://r"})
     {'PATH': '/bin', 'HF_HOME': '/hf'}
     """
-    listed = {name: value for name, value in own.items() if name in NAMES or name.startswith(FAMILIES)}
-    return {n: v for n, v in listed.items() if not _SECRET.search(n) and not _WITH_A_PASSWORD.search(v)}
+    allowed = {name: value for name, value in env.items() if name in NAMES or name.startswith(FAMILIES)}
+    return {n: v for n, v in allowed.items() if not _SECRET.search(n) and not _HAS_CREDENTIALS.search(v)}

@@ -1,4 +1,4 @@
-"""The slot a worker is started in: what a host knows of the place, put together for `launch()`. Pure."""
+"""Builds the LaunchContext, the host's side of a worker's command line. Pure."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -13,7 +13,7 @@ from cortex.platform.scheduling.placement import need
 from cortex.platform.settings import Agent
 
 ENGINE_MODULES = PurePath(__file__).with_name("engine_modules")
-"""The folder of modules of ours that an engine's own Python imports."""
+"""The folder of cortex modules that an engine's own Python imports."""
 
 
 def launch_context(
@@ -27,10 +27,10 @@ def launch_context(
     scratch: str,
     layers: int = 0,
 ) -> LaunchContext:
-    """Return where and with what an instance is to run."""
+    """Return the address, devices, memory and paths for an instance."""
     instance = effect.instance
-    there = [d for d in devices if d.id in instance.devices]
-    kind = "gpu" if any(d.kind == "gpu" for d in there) else "cpu"
+    placed = [d for d in devices if d.id in instance.devices]
+    kind = "gpu" if any(d.kind == "gpu" for d in placed) else "cpu"
     return LaunchContext(
         host=settings.worker_host,
         port=port,
@@ -39,37 +39,37 @@ def launch_context(
         tools=engines.tools,
         devices=tuple(d for d in instance.devices if d.startswith("GPU-")),
         device_kind=kind,  # type: ignore[arg-type]
-        device_total_mb=min((d.total_mb for d in there), default=0),
+        device_total_mb=min((d.total_mb for d in placed), default=0),
         memory_mb=engine_mb(effect),
         weights_mb=effect.weights.size_mb,
         layers=layers,
-        cache=str(cache(settings, engines, effect.function.engine, there)),
+        cache=str(cache(settings, engines, effect.function.engine, placed)),
         scratch=scratch,
         engine_modules=str(ENGINE_MODULES),
         key_file=f"{scratch}.key",
     )
 
 
-def overflows(effect: Spawn) -> bool:
-    """Whether the weights are more than what was placed, so that it matters how many layers they have."""
-    placed = effect.instance.memory_mb * max(1, len(effect.instance.devices))
-    return effect.function.engine is Engine.LLAMACPP and effect.weights.size_mb > placed
+def exceeds_placement(effect: Spawn) -> bool:
+    """Return whether the weights exceed the placed memory, so that their layer count matters."""
+    budget_mb = effect.instance.memory_mb * max(1, len(effect.instance.devices))
+    return effect.function.engine is Engine.LLAMACPP and effect.weights.size_mb > budget_mb
 
 
 def engine_mb(effect: Spawn) -> int:
-    """Return what the engine is told it may take of each device.
+    """Return the memory limit per device for the engine, in MiB.
 
-    What was measured is what an engine that fills its share took together with what it does not count: told that,
-    it would take more with each start.
+    A measurement of vLLM, which fills its limit, includes memory that vLLM does not count. Used as the limit, it would
+    grow with each start.
     """
-    placed = effect.instance
-    if effect.function.engine is Engine.VLLM and placed.memory_from == "measured":
-        return min(placed.memory_mb, need(effect.function, effect.weights).memory_mb)
-    return placed.memory_mb
+    instance = effect.instance
+    if effect.function.engine is Engine.VLLM and instance.memory_from == "measured":
+        return min(instance.memory_mb, need(effect.function, effect.weights).memory_mb)
+    return instance.memory_mb
 
 
 def cache(settings: Agent, engines: Engines, engine: Engine, devices: Sequence[Device]) -> PurePath:
-    """Return the folder for what one build of an engine compiled for one kind of device."""
+    """Return the compile cache's folder for one build of an engine and one kind of device."""
     build = engines.builds.get(engine, engines.versions.get(engine, ""))
     kind = devices[0].name if devices else "cpu"
     return PurePath(settings.cache_dir) / "engines" / slug(f"{engine}-{build}") / slug(kind)

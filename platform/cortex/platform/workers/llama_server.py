@@ -1,20 +1,19 @@
-"""llama.cpp's own HTTP server in a Python process, for hosts that have no `llama-server` binary.
+"""llama.cpp's own HTTP server in a Python process, for hosts without a `llama-server` binary.
 
 `python -m cortex.platform.workers.llama_server` takes the flags of `llama-server` that cortex uses, with their upstream
-meaning, so one argv serves for both: `--ctx-size` is the memory of all slots together, and each of the
-`--parallel` slots gets its share. An unknown flag is an error. The API key comes from `LLAMA_API_KEY`.
+meaning, so one argv fits both: `--ctx-size` is the total of all slots, and each of the `--parallel` slots gets an
+equal share. An unknown flag is an error. The API key comes from `LLAMA_API_KEY`.
 
 The HTTP server, its queue and its threads are C++ (package `xllamacpp`); Python starts them and waits for a
 signal. Its three rules:
 
-- Listen on one address, which is nobody else's, before the model is loaded: `/health` answers 503 until then.
-- End with a code that tells the parent what happened: 0 after TERM or INT, 1 with a last line on stderr that
-  says why it could not serve, 2 for a command line that makes no sense. Until it logs that it serves it dies
-  of the signal itself, as promptly: llama.cpp holds the interpreter until the model is there.
-- Never log a prompt. llama.cpp warns of each malformed request and quotes it, so once it serves, only errors
+- Listen on one unshared address before the model is loaded; until then `/health` answers 503.
+- Exit with a code for the parent: 0 after TERM or INT, 1 with the reason as the last line on stderr, 2 for an invalid
+  command line. Until it serves, a signal kills it directly: llama.cpp holds the interpreter during loading.
+- Never log a prompt. llama.cpp logs each malformed request as a warning and quotes it, so once it serves, only errors
   are logged.
 
-Startup counts here, it is the cold start: nothing is imported that the next line does not need.
+Startup time is cold-start time, so modules are imported only where needed.
 """
 
 import argparse
@@ -34,9 +33,9 @@ LOG_INFO = 3
 LAYERS = {"auto": -1, "all": -2}
 
 
-# Not a msgspec.Struct like other values: its import would be a third of the startup.
+# Not a msgspec.Struct: its import would take a third of the startup.
 class Options(NamedTuple):
-    """The command line, parsed. None stands for llama.cpp's own default."""
+    """The parsed command line. None means llama.cpp's own default."""
 
     model: Path
     alias: str | None
@@ -58,12 +57,12 @@ class Options(NamedTuple):
     metrics: bool
 
 
-class CannotServe(Exception):
-    """The reason, in one line, why there is no server."""
+class ServerError(Exception):
+    """The server cannot start; the text is the reason, in one line."""
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Read the command line. Exits with 2 when it makes no sense."""
+    """Parse the command line. Exits with 2 when it is invalid."""
     parser = argparse.ArgumentParser(prog=PROGRAM, allow_abbrev=False, description=__doc__.partition("\n")[0])
     flag = parser.add_argument
     flag("-m", "--model", type=Path, required=True, help="GGUF file")
@@ -84,28 +83,28 @@ def parse(argv: Sequence[str]) -> Options:
     flag("--chat-template-file", type=Path)
     flag("--slots", action="store_true", help="serve /slots")
     flag("--metrics", action="store_true", help="serve /metrics")
-    # Always so; accepted because the same argv may go to llama-server.
+    # These are always on; accepted because llama-server takes the same argv.
     flag("--jinja", "--no-webui", "--no-ui", "--no-slots", action="store_true", help="always so")
-    given = vars(parser.parse_args(argv))
-    return Options(**{field: given[field] for field in Options._fields})
+    values = vars(parser.parse_args(argv))
+    return Options(**{field: values[field] for field in Options._fields})
 
 
 def _layers(text: str) -> int:
     try:
         return LAYERS[text] if text in LAYERS else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, nor 'auto' or 'all'") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 'auto' or 'all'") from None
 
 
 def start(options: Options, key: str) -> Any:
-    """Bind, load, serve. Returns the running server, which lives as long as it is referred to."""
+    """Bind, load, serve. Returns the running server, which lives while it is referenced."""
     for path in filter(None, (options.model, options.mmproj)):
         _require_gguf(path)
     import xllamacpp
 
-    hush = _hush(xllamacpp.xllamacpp.__file__)
+    set_verbosity = _verbosity_setter(xllamacpp.xllamacpp.__file__)
     params = xllamacpp.CommonParams()
-    params.verbosity = LOG_INFO if hush else LOG_ERRORS
+    params.verbosity = LOG_INFO if set_verbosity else LOG_ERRORS
     params.model.path = str(options.model)
     if options.alias is not None:
         params.model_alias = {options.alias}
@@ -140,10 +139,10 @@ def start(options: Options, key: str) -> Any:
     try:
         server = xllamacpp.Server(params)
     except RuntimeError:
-        # It says no more than that it failed; the reason is in its log, above our last line.
-        raise CannotServe(_why_not(options)) from None
-    if hush:
-        hush(LOG_ERRORS)
+        # The exception has no details; the reason is in llama.cpp's log, above the last line.
+        raise ServerError(_failure_reason(options)) from None
+    if set_verbosity:
+        set_verbosity(LOG_ERRORS)
     return server
 
 
@@ -152,25 +151,25 @@ def _require_gguf(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
-        raise CannotServe(f"cannot read {path}: {error.strerror}") from None
+        raise ServerError(f"cannot read {path}: {error.strerror}") from None
     if magic != b"GGUF":
-        raise CannotServe(f"cannot load {path}: it is not a GGUF file")
+        raise ServerError(f"cannot load {path}: it is not a GGUF file")
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise CannotServe(f"cannot read {path}: {error.strerror}") from None
+        raise ServerError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise CannotServe(f"cannot read {path}: it is not UTF-8") from None
+        raise ServerError(f"cannot read {path}: it is not UTF-8") from None
 
 
-def _why_not(options: Options) -> str:
+def _failure_reason(options: Options) -> str:
     import socket
     import time
 
-    # llama.cpp writes its log from a thread of its own: let it finish, ours is to be the last line.
+    # llama.cpp logs from its own thread: let it finish, so that the reason is the last line.
     time.sleep(0.05)
     try:
         family, _, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
@@ -182,8 +181,8 @@ def _why_not(options: Options) -> str:
     return f"cannot load {options.model}: llama.cpp gives the reason above"
 
 
-def _hush(library: str) -> Callable[[int], None] | None:
-    """Find the setter of llama.cpp's verbosity, which its Python API does not have. None if it moved."""
+def _verbosity_setter(library: str) -> Callable[[int], None] | None:
+    """Return the setter of llama.cpp's verbosity, which its Python API lacks; None if the symbol is missing."""
     import ctypes
 
     try:
@@ -196,9 +195,9 @@ def _hush(library: str) -> Callable[[int], None] | None:
 
 
 def catch_stop() -> int:
-    """From here on, TERM and INT do not end the process but make the returned descriptor readable."""
-    # The kernel may hand the signal to any of llama.cpp's threads, and `signal.pause()` in this one would
-    # sleep on. Whichever thread takes it, the interpreter's handler writes to this pipe.
+    """Make TERM and INT write to a pipe instead of ending the process; return its read end."""
+    # The kernel may deliver the signal to any of llama.cpp's threads, which would not wake `signal.pause()` here.
+    # From every thread, the interpreter's handler writes to this pipe.
     stopped, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -208,22 +207,22 @@ def catch_stop() -> int:
 
 
 def main() -> NoReturn:
-    """Serve until told to stop."""
+    """Serve until TERM or INT."""
     # Python's own handler of INT would wait for the model.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     options = parse(sys.argv[1:])
-    # Out of reach of whatever this process may start. /proc shows it still, to the same user.
+    # Child processes must not inherit the key. /proc still shows it to the same user.
     key = os.environ.pop("LLAMA_API_KEY", "")
     try:
         server = start(options, key)
-    except CannotServe as error:
+    except ServerError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         sys.exit(1)
     stopped = catch_stop()
     print(f"{PROGRAM}: serving {options.model} on {server.listening_address}", file=sys.stderr, flush=True)
     os.read(stopped, 1)
     print(f"{PROGRAM}: stopped", file=sys.stderr, flush=True)
-    # Not by way of the destructors: they wait for running requests. The kernel frees all they would free.
+    # Skip the destructors, which wait for running requests. The kernel frees the memory.
     os._exit(0)
 
 

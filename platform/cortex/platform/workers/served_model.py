@@ -1,6 +1,6 @@
-"""What a worker says of itself once it is up, in its `/v1/models`: how long a request may be, and whether it sees.
+"""Reads a running worker's `/v1/models`: context length and vision of each model.
 
-This beats what the weights say: the engine may have been given less, or have found no memory for more.
+These override the facts from the weights: the engine may have a lower limit, or less memory.
 """
 
 from typing import Any
@@ -10,26 +10,26 @@ from msgspec import Struct
 from cortex.platform import model_list, untrusted
 
 MOST_CONTEXT = 1 << 30
-"""Tokens. A larger number is no context but a mistake."""
+"""Tokens. A larger number is invalid."""
 
 
 class ServedModel(Struct, frozen=True):
-    """0 and None: the worker does not say."""
+    """Facts about a model from its worker; 0 and None mean unknown."""
 
     context: int = 0
     vision: bool | None = None
 
 
 def read(body: bytes) -> dict[str, ServedModel]:
-    """Return by id the models that a worker lists: with vLLM's `max_model_len`, llama-server's `meta` and
-    `architecture`. The latter's `n_ctx` is what one of its slots has, so what one request may use.
+    """Return a worker's models by id, from vLLM's `max_model_len` or llama-server's `meta` and `architecture`. The
+    latter's `n_ctx` is that of one slot, and so of one request.
 
     Raises ValueError for a body that is not JSON.
     """
-    return {name: _card(entry) for name, entry in model_list.read(body).items()}
+    return {name: _served_model(entry) for name, entry in model_list.read(body).items()}
 
 
-def _card(entry: dict[str, Any]) -> ServedModel:
+def _served_model(entry: dict[str, Any]) -> ServedModel:
     context = entry.get("max_model_len") or _object(entry.get("meta")).get("n_ctx")
     senses = _object(entry.get("architecture")).get("input_modalities")
     return ServedModel(

@@ -1,8 +1,8 @@
-"""How far a starting worker has come, read off its own log. Only what a server says counts, and nothing is guessed.
+"""A starting worker's progress, from its own log; no step is guessed.
 
-A step begins with the line that announces it and lasts until the next. It is known by a text that servers have kept
-from version to version; when one changes its words, a step is missing and its time is in the one before. `Startup`
-is pure: bytes in, the step out. `Reading` is the edge.
+A step starts with the line that announces it and lasts until the next. The texts are stable across server versions; if
+one changes, its step is missing and its time counts for the step before. `Startup` is pure: bytes in, step out.
+`LogFollower` does the I/O.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from msgspec import Struct
 
 LONGEST_LINE = 8 * 1024
 MOST_AT_ONCE = 1024 * 1024
-BEGUN = "starting"
-"""The first step: the process is there, and has not said that it does anything."""
+INITIAL = "starting"
+"""The first step: the process exists and has announced nothing."""
 _PER_CENT = re.compile(rb"(\d{1,3})%")
 
 
 class Mark(Struct, frozen=True):
-    """A line with this text begins a step; lines with `counts` say how far that is, in per cent."""
+    """A line with `text` starts a step; lines with `counts` give its progress in per cent."""
 
     text: bytes
     step: str
@@ -47,52 +47,52 @@ MARKS: dict[str, tuple[Mark, ...]] = {
         Mark(b"Application startup complete", OPENING),
     ),
 }
-"""By server. Of any other nothing is known but that it is starting."""
+"""By server. Other servers have only the first step."""
 
-STEPS = frozenset({BEGUN, "importing", *(m.step for marks in MARKS.values() for m in marks)})
+STEPS = frozenset({INITIAL, "importing", *(m.step for marks in MARKS.values() for m in marks)})
 
 
 class Startup:
-    """The step a worker is at, out of what it writes. Steps are never taken back."""
+    """A worker's current step, from its log. Steps only advance."""
 
     def __init__(self, server: str, path: str) -> None:
-        """A worker whose path is `warm` has been through its imports."""
+        """A worker on the `warm` path has finished its imports."""
         self._marks = MARKS.get(server, ())
         self._at = -1
         self._rest = b""
-        self.step = "importing" if server == "vllm" and path != "warm" else BEGUN
+        self.step = "importing" if server == "vllm" and path != "warm" else INITIAL
         self.progress: float | None = None
-        """Of the step, from 0 to 1, where the worker says so."""
+        """Progress of the step, from 0 to 1, where the worker logs it."""
 
     def feed(self, chunk: bytes) -> None:
-        """Take what was written since."""
-        # A bar that is drawn again and again ends its lines with a carriage return.
+        """Process new log bytes."""
+        # Progress bars end their lines with a carriage return.
         *lines, self._rest = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
         self._rest = self._rest[-LONGEST_LINE:]
         for line in lines:
             self._read(line[:LONGEST_LINE])
 
     def _read(self, line: bytes) -> None:
-        for at in range(self._at + 1, len(self._marks)):
-            if self._marks[at].text in line:
-                self._at, self.step, self.progress = at, self._marks[at].step, None
+        for index in range(self._at + 1, len(self._marks)):
+            if self._marks[index].text in line:
+                self._at, self.step, self.progress = index, self._marks[index].step, None
                 break
         counts = self._marks[self._at].counts if self._at >= 0 else b""
-        if counts and counts in line and (found := _PER_CENT.search(line)):
-            self.progress = min(100, int(found[1])) / 100
+        if counts and counts in line and (match := _PER_CENT.search(line)):
+            self.progress = min(100, int(match[1])) / 100
 
 
-class Reading:
-    """A worker's log, followed while it starts."""
+class LogFollower:
+    """Follows a worker's log during its start."""
 
     def __init__(self, log: Path, server: str, path: str) -> None:
         self.log, self._offset = log, 0
         self.startup = Startup(server, path)
 
-    def grew(self) -> bool:
-        """Read on, and say whether there was anything."""
+    def read_new(self) -> bool:
+        """Read new bytes; return whether there were any."""
         with contextlib.suppress(OSError), self.log.open("rb") as file:
-            if self.log.stat().st_size < self._offset:  # it was cut because it grew too large, and begins anew
+            if self.log.stat().st_size < self._offset:  # the log was rotated
                 self._offset = 0
             file.seek(self._offset)
             chunk = file.read(MOST_AT_ONCE)

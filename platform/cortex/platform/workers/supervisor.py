@@ -41,8 +41,8 @@ from cortex.platform.workers import activity, cgroup, hardening, launch_context,
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
-from cortex.platform.workers.startup import Reading
-from cortex.platform.workers.worker_user import worker_user
+from cortex.platform.workers.startup import LogFollower
+from cortex.platform.workers.worker_user import find_user
 
 log = structlog.get_logger()
 
@@ -105,7 +105,7 @@ class Supervisor:
         self._groups = cgroup.home(self._owner)
         self._warm: dict[str, Spawn] = {}
         """Starts a launcher took that are not ready yet: what fails of them is started plainly."""
-        self._user = worker_user(settings.agent.worker_user)
+        self._user = find_user(settings.agent.worker_user)
         # A launcher that is parked already is the agent's user for good.
         wanted = settings.agent.launcher and "vllm" in engines.tools and self._user is None
         self._keeper = LauncherPool(
@@ -113,7 +113,7 @@ class Supervisor:
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
-            told=lambda state: self._tell(lambda s, _: s.launcher("vllm", state)),
+            on_state=lambda state: self._tell(lambda s, _: s.launcher("vllm", state)),
         )
 
     def keep_launcher(self) -> None:
@@ -126,7 +126,7 @@ class Supervisor:
         self.fetches.close()
         await self._keeper.close()
         await self._probe.close()
-        cgroup.leave(self._groups)
+        cgroup.remove_home(self._groups)
 
     def perform(self, effect: Effect) -> None:
         """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
@@ -218,7 +218,7 @@ class Supervisor:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
-                served = await self._probe.served(instance.url, instance.health_path, instance.id)
+                served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
                 return served is None or instance.function in served
         return True
 
@@ -231,15 +231,15 @@ class Supervisor:
         self._ports.hold(instance.id, instance.function, int(instance.url.rpartition(":")[2]))
         self._watch_over(instance.id, instance.function, leader)
         if instance.state is State.STARTING:
-            reading = Reading(self.log_path(instance.function, instance.id), instance.server, instance.path)
+            reading = LogFollower(self.log_path(instance.function, instance.id), instance.server, instance.path)
             self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
 
     async def clear_orphans(self, known: Collection[str]) -> None:
         """Kill what earlier agents of this host started and nobody knows: by the mark they gave it."""
-        for instance, pid in await asyncio.to_thread(process.owned, self._owner):
+        for instance, pid in await asyncio.to_thread(process.find_owned, self._owner):
             if instance not in known:
                 log.warning("orphan_killed", instance=instance, pid=pid)
-                await asyncio.to_thread(process.kill_remains, instance)
+                await asyncio.to_thread(process.kill_orphans, instance)
                 if slug(instance) == instance:  # the mark is what the process says, and no path before it is a name
                     await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance), ignore_errors=True)
 
@@ -270,7 +270,7 @@ class Supervisor:
             port=port,
             key=key,
             scratch=str(self.scratch(instance.id)),
-            layers=effect.weights.layers if launch_context.overflows(effect) else 0,
+            layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
         )
         command = launch(function, slot)
         for path, content in command.files.items():
@@ -295,7 +295,7 @@ class Supervisor:
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
-        reading = Reading(log_path, command.server, path)
+        reading = LogFollower(log_path, command.server, path)
         self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
@@ -316,7 +316,7 @@ class Supervisor:
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
-            whole, group = process.worker_environment(env, instance), cgroup.made(self._groups, instance)
+            whole, group = process.worker_environment(env, instance), cgroup.create(self._groups, instance)
             taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
             if not isinstance(taken, str):
                 return taken, "warm"
@@ -325,7 +325,7 @@ class Supervisor:
         if self._user is not None:
             self._user.own(Path(cache))
             argv, env = self._user.command(argv), {**self._user.environment(cache), **env}
-        argv = cgroup.entered(self._groups, instance, argv)
+        argv = cgroup.wrap_command(self._groups, instance, argv)
         return process.spawn(argv, env, log_path, instance), path
 
     def _watch_over(self, instance: str, function: str, leader: ProcessId) -> None:
@@ -334,11 +334,11 @@ class Supervisor:
 
     async def _watch(self, instance: str, function: str, leader: ProcessId) -> None:
         """Tell of the worker's end, however it comes; one that came warm and did not get far is begun anew instead."""
-        await process.ended(leader)
+        await process.wait_for_exit(leader)
         with self._faults.guard("watch"):  # before it is waited for: until then its session's number is its own
             self._proved[instance] = await asyncio.to_thread(process.session_of, leader)
         child = self._children.pop(instance, None)
-        how = process.how_it_ended(child.wait() if child else None)
+        how = process.describe_exit(child.wait() if child else None)
         self._ports.release(instance)
         if effect := self._warm.pop(instance, None):
             log.warning("warm_start_failed", function=function, instance=instance, how=how)
@@ -355,7 +355,9 @@ class Supervisor:
         self._tell(lambda s, now: s.exited(instance, how, last, now))
         log.info("worker_ended", function=function, instance=instance, how=how)
 
-    def _await(self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: Reading) -> None:
+    def _await(
+        self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: LogFollower
+    ) -> None:
         async def until_known() -> None:
             while process_id.is_alive(leader) and self._is_starting(instance):
                 with self._faults.guard("await ready"):
@@ -366,7 +368,7 @@ class Supervisor:
         self._own(f"await {instance}", until_known())
 
     async def _await_ready(
-        self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: Reading
+        self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: LogFollower
     ) -> None:
         """Probe a starting worker until it is healthy and serves its model, or is gone.
 
@@ -375,7 +377,7 @@ class Supervisor:
         wait, seen = PROBE_FIRST_S, reading.startup
         self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now))
         while process_id.is_alive(leader) and self._is_starting(instance):
-            served = await self._probe.served(url, health, instance)
+            served = await self._probe.served_models(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
                 self._tell(lambda s, _, card=served[function]: s.introduced(instance, card))  # type: ignore[misc]
@@ -389,10 +391,10 @@ class Supervisor:
             await asyncio.sleep(wait)
             wait = min(wait * 1.3, PROBE_MOST_S)
 
-    async def _grew(self, reading: Reading) -> bool:
+    async def _grew(self, reading: LogFollower) -> bool:
         """Whether a worker wrote to its log; not when the log does not answer."""
         with contextlib.suppress(NoAnswer):
-            return await self.looks.look(str(reading.log), "read", reading.grew, question=object())
+            return await self.looks.look(str(reading.log), "read", reading.read_new, question=object())
         return False
 
     async def _last_lines(self, function: str, instance: str) -> tuple[str, ...]:
@@ -407,7 +409,7 @@ class Supervisor:
         path = self.log_path(function, instance)
         text = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
         with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
-            await self.looks.look(str(path), "note", partial(process.note, path, text), question=object())
+            await self.looks.look(str(path), "note", partial(process.append_note, path, text), question=object())
         other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
         reason = f"the worker serves {other} instead of {function}"
         last = await self._last_lines(function, instance)
@@ -417,7 +419,7 @@ class Supervisor:
 
     async def check(self, instance: Instance) -> None:
         """Look after a ready worker: one health check, and what it does if it fails it again and again."""
-        served = await self._probe.served(instance.url, instance.health_path, instance.id)
+        served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
         if served is not None:
             self._misses.pop(instance.id, None)
             return
@@ -456,7 +458,7 @@ class Supervisor:
         keys = self._token.worker_keys(instance.id)
         tokens = await activity.tokens(instance.url, keys)
         busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
-        answered = await self._probe.answers(instance, server_of(function, instance.server).dialects, PROOF_S)
+        answered = await self._probe.responds(instance, server_of(function, instance.server).dialects, PROOF_S)
         # A command may wait for a machine elsewhere, without using any CPU time.
         worked = await asyncio.to_thread(process.cpu_s, instance.pid) - busy_s >= STUCK_CPU_S
         worked = worked or function.engine is Engine.COMMAND
@@ -477,7 +479,7 @@ class Supervisor:
             process.signal_worker(leader, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await process.ended(leader)
+                    await process.wait_for_exit(leader)
             if number is signal.SIGKILL and process_id.is_alive(leader):
                 problem = _unkillable((leader,))
                 self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
@@ -488,7 +490,7 @@ class Supervisor:
     async def _reclaim(self, instance: Instance) -> None:
         """Kill what the worker left behind until nothing is left, and wait until its GPUs' memory is back."""
         proved = self._proved.get(instance.id, frozenset())
-        left = await asyncio.to_thread(process.remains, instance.id, proved)
+        left = await asyncio.to_thread(process.orphans_of, instance.id, proved)
         while still := await self._cleared(instance.pid, instance.id):
             problem = _unkillable(still)
             self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
@@ -507,7 +509,7 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILLED_WITHIN_S):
                 # A poll: the kernel tells of no process's end but a child's.
-                while left := await asyncio.to_thread(process.kill_remains, instance, proved):  # noqa: ASYNC110
+                while left := await asyncio.to_thread(process.kill_orphans, instance, proved):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         return left
 

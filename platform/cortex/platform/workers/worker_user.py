@@ -1,7 +1,7 @@
-"""As whom workers run, where they have a user of their own: an agent that is root gives root up for each of them.
+"""The separate user of workers, where configured: an agent running as root drops root for each worker.
 
-What a worker finds then is its own temporary directory, its engine's cache and what everybody may read. The agent's
-token, state and settings, and the logs, are none of that.
+A worker can then read its own temporary directory, its engine's cache and world-readable files, but not the agent's
+token, state, settings and logs.
 """
 
 import os
@@ -16,7 +16,7 @@ from cortex.platform.settings import Agent, SettingsError
 
 
 class WorkerUser(Struct, frozen=True, kw_only=True):
-    """A user of this host."""
+    """A user of this host, and the `setpriv` program that switches to it."""
 
     name: str
     uid: int
@@ -25,24 +25,24 @@ class WorkerUser(Struct, frozen=True, kw_only=True):
     setpriv: str
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """Return the command that becomes `argv` as this user, with its groups and no capability."""
+        """Return the command that runs `argv` as this user, with its groups and without capabilities."""
         caps = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
         return [self.setpriv, f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", *caps, "--", *argv]
 
     def environment(self, cache: str) -> dict[str, str]:
-        """Return what its workers are told of it."""
+        """Return the environment variables that describe the user."""
         return {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "XDG_CACHE_HOME": f"{cache}/xdg"}
 
     def own(self, folder: Path) -> None:
-        """Make a folder, and give it to the user. Raises OSError."""
+        """Create a folder owned by the user. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         os.chown(folder, self.uid, self.gid, follow_symlinks=False)
 
 
 def share_cache(agent: Agent) -> None:
-    """Have what this process writes be readable for the workers' user, as weights must be. State and logs stay private.
+    """Make this process's new files, for example weights, readable for the workers' user. State and logs stay private.
 
-    Every process of cortex begins with the umask 077; where workers run as the agent's own user, that is right.
+    Every process of cortex starts with umask 077, which suits workers that run as the agent's own user.
     """
     if not agent.worker_user:
         return
@@ -53,17 +53,17 @@ def share_cache(agent: Agent) -> None:
     os.umask(0o022)
 
 
-def worker_user(name: str) -> WorkerUser | None:
-    """Look a user up; none for no name. Raises SettingsError."""
+def find_user(name: str) -> WorkerUser | None:
+    """Return the user of this name; None for "". Raises SettingsError."""
     if not name:
         return None
     setpriv = shutil.which("setpriv")
     if os.geteuid() != 0 or setpriv is None:
-        raise SettingsError("[agent] worker_user: needs an agent that is root, and setpriv (util-linux)")
+        raise SettingsError("[agent] worker_user: the agent must run as root, with setpriv (util-linux) installed")
     try:
-        found = pwd.getpwnam(name)
+        entry = pwd.getpwnam(name)
     except (KeyError, ValueError):
         raise SettingsError(f"[agent] worker_user: this host has no user {name!r}") from None
-    if found.pw_uid == 0:
-        raise SettingsError("[agent] worker_user: is root, which the agent is already")
-    return WorkerUser(name=name, uid=found.pw_uid, gid=found.pw_gid, home=found.pw_dir, setpriv=setpriv)
+    if entry.pw_uid == 0:
+        raise SettingsError("[agent] worker_user: must not be root")
+    return WorkerUser(name=name, uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir, setpriv=setpriv)
