@@ -109,7 +109,7 @@ def test_arguments_that_are_cut_keep_what_was_whole(text: str, expected: Any) ->
 
     assert json.loads(arguments.json()) == expected
     assert not (arguments.complete or arguments.broken)
-    assert arguments.cut is bool(text)
+    assert arguments.truncated is bool(text)
 
 
 @pytest.mark.parametrize(

@@ -151,13 +151,13 @@ def worker(error: Any, status: int = 400) -> Fault:
             "The model `x` does not exist.",
         ),
         ({"detail": "Not you"}, 403, Kind.FORBIDDEN, "the worker refused this request (403): Not you"),
-        ({}, 307, Kind.WORKER_ERROR, "the worker answered with a redirect (307), and cortex follows none"),
+        ({}, 307, Kind.WORKER_ERROR, "the worker answered with a redirect (307); cortex does not follow redirects"),
         ({"error": {"message": "\x1b[1mno\0"}}, 400, Kind.BAD_REQUEST, "no\ufffd"),
         ({"detail": [{"loc": ["body", "n"], "msg": "too big"}]}, 422, Kind.BAD_REQUEST, "n: too big"),
         ({"error": "plain words"}, 500, Kind.WORKER_ERROR, "plain words"),
         ({"error": {"message": "full"}}, 429, Kind.RATE_LIMITED, "full"),
         ({"error": {"message": "slow"}}, 504, Kind.TIMEOUT, "slow"),
-        ({}, 500, Kind.WORKER_ERROR, "the worker answered 500 and gave no reason"),
+        ({}, 500, Kind.WORKER_ERROR, "the worker answered 500 without a message"),
     ],
 )
 def test_what_a_worker_meant_is_kept_in_its_words(body: Any, status: int, kind: Kind, message: str) -> None:

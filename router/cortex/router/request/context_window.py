@@ -43,12 +43,12 @@ def fitting(
     judged = dialect in ("messages", "responses") or traits.on_long_prompt == "clamp" or ours
     if not judged or dialect == "completions":  # a text's tokens cannot be asked for in the same way
         return None
-    if limits.surely_fits(len(body), asked.max_tokens, traits.context_window):
+    if limits.fits_without_counting(len(body), asked.max_tokens, traits.context_window):
         return None
 
     async def fitted(instance: Instance, begun: bool) -> bytes:
         window = instance.context or function.context
-        if not window or limits.surely_fits(len(body), asked.max_tokens, window):
+        if not window or limits.fits_without_counting(len(body), asked.max_tokens, window):
             return body
         try:
             tokens = await tokenizer.count(function, instance, asked.count(function.id))

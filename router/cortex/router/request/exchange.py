@@ -325,14 +325,14 @@ class Exchange:
         try:
             await self._send_apart(instance, body)
         except DialectError as error:
-            looser = grammar.loosened(body) if self._stumbled(error.fault) else None
+            looser = grammar.loosen_request(body) if self._stumbled(error.fault) else None
             if looser is None:
                 raise
             await self._send_apart(instance, looser)
 
     def _stumbled(self, fault: Fault) -> bool:
         """Whether the worker refused the request for a schema it cannot make a grammar of, and nothing was said."""
-        return not self.journey.pieces and grammar.complains(fault.message)
+        return not self.journey.pieces and grammar.is_grammar_error(fault.message)
 
     async def _send_apart(self, instance: Instance, body: bytes) -> None:
         """Send the request on, so that it finds no prompt of another key in the worker's cache."""
