@@ -27,7 +27,7 @@ def body(text: bytes) -> bytes:
     ],
     ids=["an image", "brackets in a text", "JSON in a text", "a text of 4 MiB"],
 )
-def test_what_people_send_passes(text: bytes) -> None:
+def test_common_bodies_pass(text: bytes) -> None:
     check_size(body(text))
 
 
@@ -46,7 +46,7 @@ def test_what_people_send_passes(text: bytes) -> None:
         (b'"' + b"[" * MIB + b'"' + b"[" * MIB, "objects and lists"),
     ],
 )
-def test_what_would_become_too_much_is_refused(large: bytes, what: str) -> None:
+def test_a_body_beyond_the_bounds_is_refused(large: bytes, what: str) -> None:
     with pytest.raises(BadRequest, match=what):
         check_size(large)
 
@@ -55,7 +55,7 @@ TEXTS = st.text(alphabet='a\\"{[,]} é', max_size=30)
 
 
 @given(st.recursive(TEXTS | st.integers(), lambda inner: st.lists(inner, max_size=4), max_leaves=30))
-def test_only_what_is_outside_of_texts_counts(value: object) -> None:
+def test_only_structure_outside_of_strings_counts(value: object) -> None:
     def containers(one: object) -> int:
         return 1 + sum(map(containers, one)) if isinstance(one, list) else 0
 
