@@ -201,7 +201,7 @@ class Exchange:
             async with asyncio.timeout(self._function.request_timeout_s):
                 if turn.waits:
                     began, journey.phase = time.monotonic(), "waiting"
-                    await self._patiently(turn.come())
+                    await self._patiently(turn.wait_for_slot())
                     journey.queued_s += time.monotonic() - began
                 journey.forwarded(instance.id, placed[1] if placed else "")
                 with self._services.deaths.aboard.sent(instance.id, journey):

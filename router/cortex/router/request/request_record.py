@@ -195,7 +195,7 @@ def summary(journey: RequestRecord, router: str) -> RequestSummary:
 class Ended(Protocol):
     """Whoever wants to know of a journey that is over."""
 
-    def __call__(self, journey: RequestRecord) -> None: ...
+    def __call__(self, request_record: RequestRecord, /) -> None: ...
 
 
 class RequestRecords:
