@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cortex.router.dialects import native
 from tests.router.dialects import workers
-from tests.router.dialects.asking import ask_chat, ask_messages, ask_responses
+from tests.router.dialects.request_builders import chat_request, messages_request, responses_request
 
 RUNS = 7
 
@@ -44,7 +44,7 @@ def _end(finish: str) -> list[bytes]:
 
 def events(count: int) -> list[bytes]:
     """The same words from a worker that speaks Anthropic's dialect itself."""
-    stream = ask_messages(stream=True).answer("1", 0).stream()
+    stream = messages_request(stream=True).answer("1", 0).stream()
     return [said for piece in text(count) if (said := stream.feed(piece))]
 
 
@@ -77,13 +77,13 @@ def main() -> int:
     words, called, own = text(options.chunks), calls(options.chunks), events(options.chunks)
     ways: dict[str, tuple[Callable[[], Any], list[bytes]]] = {
         "bytes untouched": (Bytes, words),
-        "chat, passed on": (ask_chat(stream=True).answer("1", 0).stream, words),
+        "chat, passed on": (chat_request(stream=True).answer("1", 0).stream, words),
         "messages, engine's own": (native.Reply("messages").stream, own),
-        "messages": (ask_messages(stream=True).answer("1", 0).stream, words),
-        "responses": (ask_responses(stream=True).answer("1", 0).stream, words),
-        "chat, a tool call": (ask_chat(stream=True).answer("1", 0).stream, called),
-        "messages, a tool call": (ask_messages(stream=True).answer("1", 0).stream, called),
-        "responses, a tool call": (ask_responses(stream=True).answer("1", 0).stream, called),
+        "messages": (messages_request(stream=True).answer("1", 0).stream, words),
+        "responses": (responses_request(stream=True).answer("1", 0).stream, words),
+        "chat, a tool call": (chat_request(stream=True).answer("1", 0).stream, called),
+        "messages, a tool call": (messages_request(stream=True).answer("1", 0).stream, called),
+        "responses, a tool call": (responses_request(stream=True).answer("1", 0).stream, called),
     }
     # In turns, so that a slow moment of the machine is nobody's alone.
     runs = [{name: measured(make, pieces) for name, (make, pieces) in ways.items()} for _ in range(RUNS)]

@@ -16,7 +16,7 @@ import msgspec
 
 from cortex.router.dialects.chat import request as chat
 from cortex.router.dialects.core.errors import BadRequest
-from cortex.router.dialects.core.sizes import weigh
+from cortex.router.dialects.core.sizes import check_size
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
 from cortex.router.request.intake import Intake
@@ -41,12 +41,12 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
 
 
 def _read_chat(body: bytes) -> bytes:
-    weigh(body)
+    check_size(body)
     return chat.read(body, Traits()).body("worker")
 
 
 def _read_messages(body: bytes) -> bytes:
-    weigh(body)
+    check_size(body)
     return messages.read(body, Traits()).body("worker")
 
 

@@ -1,4 +1,4 @@
-"""What clients do with an answer: parse the frames, or let a real SDK accumulate them, over a canned transport."""
+"""Read answers as clients do: parse the frames, or let a real SDK accumulate them over a canned transport."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from cortex.router.dialects.core.stream import Stream
 Json = dict[str, Any]
 
 
-def cut(wire: bytes, size: int) -> list[bytes]:
+def split(wire: bytes, size: int) -> list[bytes]:
     return [wire[at : at + size] for at in range(0, len(wire), size)]
 
 
@@ -23,21 +23,21 @@ def run(stream: Stream, pieces: Iterable[bytes]) -> bytes:
 
 
 def replay(stream: Callable[[], Stream], wire: bytes) -> bytes:
-    """The client's stream, which may not depend on how the worker's was cut, nor on what follows its end."""
+    """Return the client's stream; assert that pieces and bytes after its end do not matter."""
     whole = run(stream(), [wire])
-    assert run(stream(), cut(wire, 1)) == whole
+    assert run(stream(), split(wire, 1)) == whole
     if wire.endswith(b"data: [DONE]\n\n"):
         assert run(stream(), [wire + b'data: {"choices":[{"delta":{"content":"tail"}}]}\n\nda']) == whole
     return whole
 
 
 def events(wire: bytes) -> list[Json]:
-    """The events of a dialect that names them; the name and the type must agree."""
+    """Return the named events; assert that name and type agree."""
     decoder = SSEDecoder()
     frames = decoder.feed(wire) + decoder.close()
-    found: list[Json] = [json.loads(frame.data) for frame in frames]
-    assert [frame.event.decode() for frame in frames] == [event["type"] for event in found]
-    return found
+    actual: list[Json] = [json.loads(frame.data) for frame in frames]
+    assert [frame.event.decode() for frame in frames] == [event["type"] for event in actual]
+    return actual
 
 
 def pieces(wire: bytes) -> list[Json | str]:
@@ -71,7 +71,7 @@ def _messages_request() -> Any:
 
 
 def anthropic_streamed(wire: bytes) -> Json:
-    """The message that the SDK has accumulated when the stream is over."""
+    """Return the message that the SDK accumulates from a stream."""
     _can(wire, stream=True)
     with _anthropic.messages.stream(**_messages_request()) as stream:
         return stream.get_final_message().to_dict()
@@ -90,7 +90,7 @@ def responses_streamed(wire: bytes) -> Json:
 
 
 def responses_raw(wire: bytes) -> list[Json]:
-    """The events one by one, for streams that end in another way than completed."""
+    """Return the events of a stream, which may fail or be incomplete."""
     _can(wire, stream=True)
     return [_openai_dict(event) for event in _openai.responses.create(model="m", input="hi", stream=True)]
 
@@ -104,7 +104,7 @@ def chat_streamed(wire: bytes) -> Json:
     _can(wire, stream=True)
     messages: Any = [{"role": "user", "content": "hi"}]
     with _openai.chat.completions.stream(model="m", messages=messages) as stream:
-        stream.until_done()  # `get_final_completion` makes an exception of an answer that was cut
+        stream.until_done()  # `get_final_completion` raises for a truncated answer
         return _openai_dict(stream.current_completion_snapshot)
 
 

@@ -1,4 +1,4 @@
-"""How many examples hypothesis tries. No deadline: the machine is shared, and a slow moment is no fault."""
+"""Settings for hypothesis. No deadline: the machine is shared."""
 
 from hypothesis import settings
 

@@ -1,7 +1,6 @@
-"""The way back, for round trips: a chat request as an Anthropic one, and Anthropic events as chat chunks.
+"""The reverse translation, for round-trip tests: a chat request as an Anthropic one, Anthropic events as chat chunks.
 
-No part of cortex: nothing upstream speaks Anthropic. It says what both dialects can say, so that a test can ask
-whether it survives.
+It covers what both dialects express; cortex has no use for it.
 """
 
 import json
@@ -13,13 +12,13 @@ FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "
 
 
 def request(chat: Json) -> Json:
-    """A chat request whose messages are in the order that both dialects allow."""
-    said: Json = {"model": chat["model"], "max_tokens": chat.get("max_tokens", 100), "messages": []}
-    turns: list[Json] = said["messages"]
+    """Translate a chat request whose message order both dialects allow."""
+    body: Json = {"model": chat["model"], "max_tokens": chat.get("max_tokens", 100), "messages": []}
+    turns: list[Json] = body["messages"]
     for message in chat["messages"]:
         role, content = message["role"], message.get("content")
         if role == "system" and not turns:
-            said["system"] = content
+            body["system"] = content
         elif role == "tool":
             block = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": content}
             if not turns or turns[-1]["role"] != "user":
@@ -33,13 +32,13 @@ def request(chat: Json) -> Json:
             else:
                 turns.append({"role": role, "content": blocks})
     if chat.get("tools"):
-        said["tools"] = [_tool(tool["function"]) for tool in chat["tools"]]
+        body["tools"] = [_tool(tool["function"]) for tool in chat["tools"]]
     if "stop" in chat:
-        said["stop_sequences"] = chat["stop"]
+        body["stop_sequences"] = chat["stop"]
     for name in ("temperature", "top_p", "stream"):
         if name in chat:
-            said[name] = chat[name]
-    return said
+            body[name] = chat[name]
+    return body
 
 
 def _use(call: Json) -> Json:
@@ -52,35 +51,35 @@ def _tool(function: Json) -> Json:
 
 
 def chunks(events: list[Json]) -> list[Json]:
-    """The chunks of a chat stream for the events of a message."""
-    found: list[Json] = []
+    """Translate the events of a message into chunks of a chat stream."""
+    actual: list[Json] = []
     calls = -1
 
-    def say(delta: Json, finish: str | None = None) -> None:
-        found.append({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+    def add(delta: Json, finish: str | None = None) -> None:
+        actual.append({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
     for event in events:
         match event["type"]:
             case "message_start":
-                say({"role": "assistant", "content": ""})
+                add({"role": "assistant", "content": ""})
             case "content_block_start" if event["content_block"]["type"] == "tool_use":
                 calls += 1
                 block = event["content_block"]
                 function = {"name": block["name"], "arguments": ""}
-                say({"tool_calls": [{"index": calls, "id": block["id"], "type": "function", "function": function}]})
+                add({"tool_calls": [{"index": calls, "id": block["id"], "type": "function", "function": function}]})
             case "content_block_delta":
                 match event["delta"]:
                     case {"type": "text_delta", "text": text}:
-                        say({"content": text})
+                        add({"content": text})
                     case {"type": "thinking_delta", "thinking": text}:
-                        say({"reasoning_content": text})
+                        add({"reasoning_content": text})
                     case {"type": "input_json_delta", "partial_json": text}:
-                        say({"tool_calls": [{"index": calls, "function": {"arguments": text}}]})
+                        add({"tool_calls": [{"index": calls, "function": {"arguments": text}}]})
             case "message_delta":
-                say({}, FINISH[event["delta"]["stop_reason"]])
+                add({}, FINISH[event["delta"]["stop_reason"]])
                 usage = event["usage"]
                 prompt = usage["input_tokens"] + usage["cache_read_input_tokens"]
                 tokens = {"prompt_tokens": prompt, "completion_tokens": usage["output_tokens"]}
                 details = {"cached_tokens": usage["cache_read_input_tokens"]}
-                found.append({"choices": [], "usage": tokens | {"prompt_tokens_details": details}})
-    return found
+                actual.append({"choices": [], "usage": tokens | {"prompt_tokens_details": details}})
+    return actual

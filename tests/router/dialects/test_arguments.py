@@ -29,19 +29,19 @@ def fed(pieces: list[str]) -> tuple[str, Arguments]:
     return "".join([arguments.feed(piece) for piece in pieces]), arguments
 
 
-def cut(text: str, places: list[int]) -> list[str]:
+def split(text: str, places: list[int]) -> list[str]:
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @examples(100)
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 1]), st.lists(st.integers(0, 500), max_size=6))
-def test_valid_arguments_pass_unchanged_however_they_are_cut(
+def test_valid_arguments_pass_unchanged_in_any_pieces(
     value: Any, is_ascii: bool, indent: int | None, places: list[int]
 ) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent)
 
-    out, arguments = fed(cut(text, places))
+    out, arguments = fed(split(text, places))
 
     assert out == text
     assert arguments.complete
@@ -79,7 +79,7 @@ def test_valid_arguments_pass_unchanged_however_they_are_cut(
         max_size=25,
     )
 )
-def test_an_sdk_can_parse_what_went_out_after_every_piece(pieces: list[str]) -> None:
+def test_the_output_is_parseable_after_every_piece(pieces: list[str]) -> None:
     arguments = Arguments()
     out = ""
     for piece in pieces:
@@ -104,12 +104,12 @@ def test_an_sdk_can_parse_what_went_out_after_every_piece(pieces: list[str]) -> 
         ("", {}),
     ],
 )
-def test_arguments_that_are_cut_keep_what_was_whole(text: str, expected: Any) -> None:
+def test_truncated_arguments_keep_their_complete_members(text: str, expected: Any) -> None:
     arguments = fed([text])[1]
 
     assert json.loads(arguments.json()) == expected
     assert not (arguments.complete or arguments.broken)
-    assert arguments.cut is bool(text)
+    assert arguments.truncated is bool(text)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_arguments_that_are_cut_keep_what_was_whole(text: str, expected: Any) ->
         ('{"a": "\\ud83d\\n"}', {"a": "\ufffd\n"}),
     ],
 )
-def test_slips_inside_a_string_are_mended_in_passing(text: str, expected: Any) -> None:
+def test_errors_inside_a_string_are_repaired(text: str, expected: Any) -> None:
     for pieces in ([text], list(text)):
         out, arguments = fed(pieces)
 
@@ -135,7 +135,7 @@ def test_slips_inside_a_string_are_mended_in_passing(text: str, expected: Any) -
     "text",
     ["[1]", '"{}"', "nonsense", "{'a': 1}", '{"a" 1}', '{"a": 01,', '{"a": [1,]', '{"a": 1,}', '{"a": }', "nul}"],
 )
-def test_other_mistakes_break_the_arguments(text: str) -> None:
+def test_other_errors_break_the_arguments(text: str) -> None:
     for pieces in ([text], list(text)):
         out, arguments = fed([*pieces, " more"])
 
@@ -144,17 +144,17 @@ def test_other_mistakes_break_the_arguments(text: str) -> None:
         assert not out.endswith("more")
 
 
-def test_no_arguments_are_an_object_of_nothing() -> None:
+def test_no_arguments_give_an_empty_object() -> None:
     for pieces in ([], [""], [" "], ["null"], ["nu", "ll"]):
         out, arguments = fed(pieces)
 
         assert (out, arguments.json(), arguments.intact) == ("", b"{}", True)
 
 
-def test_what_follows_whole_arguments_is_ignored() -> None:
+def test_text_after_complete_arguments_is_ignored() -> None:
     assert fed(['{"a":1}{"a":2}'])[0] == '{"a":1}'
 
 
-def test_arguments_nested_absurdly_deep_are_broken() -> None:
+def test_arguments_beyond_the_depth_limit_are_broken() -> None:
     assert fed(['{"a":' * MAX_DEPTH])[1].broken is False
     assert fed(['{"a":' * (MAX_DEPTH + 1)])[1].broken

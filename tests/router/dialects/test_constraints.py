@@ -13,7 +13,15 @@ from cortex.router.dialects.core import constraints, grammar
 from cortex.router.dialects.core.constraints import Measure, TooCostly
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.traits import Traits
-from tests.router.dialects.asking import Json, ask_chat, ask_messages, ask_responses, refused, sent, tool
+from tests.router.dialects.request_builders import (
+    Json,
+    body_of,
+    chat_request,
+    messages_request,
+    refusal_of,
+    responses_request,
+    tool,
+)
 
 REAL = [
     r"^[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}$",
@@ -52,12 +60,12 @@ COSTLY = [
 
 
 @pytest.mark.parametrize("text", REAL)
-def test_a_pattern_that_people_write_passes(text: str) -> None:
+def test_a_common_pattern_passes(text: str) -> None:
     constraints.pattern(text, "pattern")
 
 
 @pytest.mark.parametrize("text", COSTLY, ids=lambda text: text[:30])
-def test_a_pattern_that_an_engine_would_spin_on_is_refused(text: str) -> None:
+def test_a_costly_pattern_is_refused(text: str) -> None:
     with pytest.raises(TooCostly):
         constraints.pattern(text, "pattern")
 
@@ -72,7 +80,7 @@ def test_any_text_is_measured_or_refused(text: str) -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
-def test_repetitions_inside_one_another_count_as_their_product(a: int, b: int, c: int) -> None:
+def test_nested_repetitions_count_as_their_product(a: int, b: int, c: int) -> None:
     text = f"((x{{1,{a}}}){{1,{b}}}){{1,{c}}}"
 
     if a * b * c <= constraints.MAX_REPETITIONS:
@@ -91,7 +99,7 @@ ws ::= [ \t\n]*
 """
 
 
-def test_a_grammar_that_people_write_passes() -> None:
+def test_a_common_grammar_passes() -> None:
     constraints.grammar(GRAMMAR, "grammar")
 
 
@@ -106,7 +114,7 @@ def test_a_grammar_that_people_write_passes() -> None:
     ],
     ids=["60000 groups", "40 groups", "by reference", "stars", "a chain of rules"],
 )
-def test_a_grammar_that_would_end_an_engine_is_refused(text: str) -> None:
+def test_a_costly_grammar_is_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         constraints.grammar(text, "grammar")
 
@@ -125,35 +133,35 @@ def nested(depth: int) -> Json:
         ({"examples": list(range(20_001))}, "20000 values"),
         ({"enum": list(range(4097))}, "4096 values of enum"),
         ({"anyOf": [{"anyOf": [{"const": n}] * 2} for n in range(1400)]}, "4096 values of enum"),
-        ({"properties": {f"p{n}": {} for n in range(600)}, "required": ["p1", "other"]}, "512 properties"),
+        ({"properties": {f"p{n}": {} for n in range(600)}, "required": ["p1", "other"]}, "512 optional properties"),
         ({"properties": {f"p{n}": {"pattern": "a{0,2000}"} for n in range(17)}}, "32000 repetitions"),
         ({"properties": {f"p{n}": {"pattern": "(a)" * 500} for n in range(50)}}, "65536 characters"),
-        ({"properties": {"a": {"pattern": "((a?){0,40}){0,40}"}}}, "what can be empty"),
+        ({"properties": {"a": {"pattern": "((a?){0,40}){0,40}"}}}, "that can be empty"),
         ({"description": "x" * 600_000}, "524288 characters"),
         ({"properties": {"a": {"pattern": COSTLY[0]}}}, "2000"),
-        ({"patternProperties": {COSTLY[1]: {}}}, "what can be empty"),
-        ({"$ref": "http://192.0.2.1/schema"}, "inside its own schema"),
+        ({"patternProperties": {COSTLY[1]: {}}}, "that can be empty"),
+        ({"$ref": "http://192.0.2.1/schema"}, "into its own schema"),
         ({"type": "string", "maxLength": 10**9}, "maxLength"),
         ({"maxItems": 1000, "items": {"maxItems": 1000, "items": {}}}, "multiply"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_schema_that_an_answer_has_to_follow_is_bounded_at_every_entrance(schema: Json, what: str) -> None:
+def test_a_schema_for_the_answer_is_bounded_in_every_dialect(schema: Json, what: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     text = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
 
     for fault in (
-        refused(ask_chat, response_format=form),
-        refused(ask_chat, traits=Traits(passing=passing("llama", "chat")), json_schema=schema),
-        refused(ask_chat, traits=Traits(passing=passing("vllm", "chat")), guided_json=json.dumps(schema)),
-        refused(ask_chat, traits=Traits(passing=passing("vllm", "chat")), structured_outputs={"json": schema}),
-        refused(ask_messages, output_format={"type": "json_schema", "schema": schema}),
-        refused(ask_responses, text=text),
+        refusal_of(chat_request, response_format=form),
+        refusal_of(chat_request, traits=Traits(passing=passing("llama", "chat")), json_schema=schema),
+        refusal_of(chat_request, traits=Traits(passing=passing("vllm", "chat")), guided_json=json.dumps(schema)),
+        refusal_of(chat_request, traits=Traits(passing=passing("vllm", "chat")), structured_outputs={"json": schema}),
+        refusal_of(messages_request, output_format={"type": "json_schema", "schema": schema}),
+        refusal_of(responses_request, text=text),
     ):
         assert what in fault.message
 
 
-def test_large_objects_and_lists_of_values_that_people_write_pass() -> None:
+def test_large_but_common_objects_and_enums_pass() -> None:
     names = [f"p{n}" for n in range(2000)]
     zones = {"enum": [f"Continent/City_{n}" for n in range(600)]}
 
@@ -163,46 +171,46 @@ def test_large_objects_and_lists_of_values_that_people_write_pass() -> None:
     Measure().schema({"properties": {f"zone{n}": zones for n in range(6)}}, "at")
 
 
-def test_a_property_may_be_called_like_a_word_of_json_schema() -> None:
+def test_a_property_may_have_the_name_of_a_json_schema_keyword() -> None:
     schema = {"properties": {"pattern": {"type": "string"}, "$ref": {"type": "string"}, "maxLength": {"type": "null"}}}
 
     Measure().schema(schema, "schema")
 
 
-@pytest.mark.parametrize("ask", [ask_chat, ask_messages, ask_responses])
-def test_a_tool_that_would_cost_too_much_stays_usable_with_a_looser_schema(ask: Any) -> None:
+@pytest.mark.parametrize("ask", [chat_request, messages_request, responses_request])
+def test_a_too_costly_tool_schema_is_loosened(ask: Any) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": COSTLY[0], "maxLength": 10**9}}}
     given: Json = {
-        ask_chat: {"type": "function", "function": {"name": "f", "parameters": schema}},
-        ask_messages: tool("f", input_schema=schema),
-        ask_responses: {"type": "function", "name": "f", "parameters": schema},
+        chat_request: {"type": "function", "function": {"name": "f", "parameters": schema}},
+        messages_request: tool("f", input_schema=schema),
+        responses_request: {"type": "function", "name": "f", "parameters": schema},
     }[ask]
 
-    found = sent(ask(tools=[given]))["tools"][0]["function"]["parameters"]
+    actual = body_of(ask(tools=[given]))["tools"][0]["function"]["parameters"]
 
-    assert found == {"type": "object", "properties": {"a": {"type": "string"}}}
+    assert actual == {"type": "object", "properties": {"a": {"type": "string"}}}
 
 
-def test_many_schemas_are_bounded_together() -> None:
+def test_the_schemas_of_a_request_are_bounded_together() -> None:
     tools = [
         {"type": "function", "function": {"name": f"f{n}", "parameters": {"examples": list(range(3000))}}}
         for n in range(10)
     ]
 
-    assert "20000 values" in refused(ask_chat, tools=tools).message
+    assert "20000 values" in refusal_of(chat_request, tools=tools).message
 
 
 def test_a_grammar_passes_only_where_an_operator_allows_it_and_is_measured_there() -> None:
     allowed = Traits(passing=passing("vllm", "chat", ("grammar",)))
 
-    assert sent(ask_chat(allowed, structured_outputs={"grammar": GRAMMAR}))["structured_outputs"]
-    assert refused(ask_chat, traits=allowed, grammar="root ::= " + "(" * 99 + ")" * 99).param == "grammar"
-    assert refused(
-        ask_chat, traits=Traits(passing=passing("vllm", "chat")), structured_outputs={"grammar": GRAMMAR}
+    assert body_of(chat_request(allowed, structured_outputs={"grammar": GRAMMAR}))["structured_outputs"]
+    assert refusal_of(chat_request, traits=allowed, grammar="root ::= " + "(" * 99 + ")" * 99).param == "grammar"
+    assert refusal_of(
+        chat_request, traits=Traits(passing=passing("vllm", "chat")), structured_outputs={"grammar": GRAMMAR}
     ).param == ("structured_outputs.grammar")
 
 
-def test_measuring_takes_time_in_proportion_to_the_text() -> None:
+def test_measuring_takes_linear_time() -> None:
     began = time.process_time()
     for text in ('"' * constraints.MAX_GRAMMAR, "[" * constraints.MAX_GRAMMAR, "/\\" * (constraints.MAX_GRAMMAR // 2)):
         constraints.grammar(text, "grammar")

@@ -25,25 +25,25 @@ def answered(embedding: Any) -> bytes:
 
 @pytest.mark.parametrize("given", ["hi", ["hi", "ho"], [1, 2], [[1, 2], [3]]])
 def test_case_59_every_form_of_input_passes_as_it_is(given: Any) -> None:
-    asked = ask(given, dimensions=64, encoding_format="base64")
+    parsed = ask(given, dimensions=64, encoding_format="base64")
 
-    sent = json.loads(asked.body("worker"))
+    body_of = json.loads(parsed.body("worker"))
 
-    assert sent == {"model": "worker", "input": given, "dimensions": 64, "encoding_format": "base64"}
+    assert body_of == {"model": "worker", "input": given, "dimensions": 64, "encoding_format": "base64"}
 
 
-@pytest.mark.parametrize("sent", [NUMBERS, PACKED])
+@pytest.mark.parametrize("body_of", [NUMBERS, PACKED])
 @pytest.mark.parametrize(("wanted", "expected"), [("base64", PACKED), ("float", NUMBERS), (None, NUMBERS)])
-def test_case_59_the_answer_is_in_the_encoding_that_was_asked_for(sent: Any, wanted: Any, expected: Any) -> None:
-    plain = ask(encoding_format=wanted).plain(answered(sent))
+def test_case_59_the_answer_has_the_requested_encoding(body_of: Any, wanted: Any, expected: Any) -> None:
+    plain = ask(encoding_format=wanted).plain(answered(body_of))
 
-    found = json.loads(plain.body)
-    assert found["data"][0]["embedding"] == expected
-    assert found["model"] == "m"
+    actual = json.loads(plain.body)
+    assert actual["data"][0]["embedding"] == expected
+    assert actual["model"] == "m"
     assert plain.tokens.input == 3
 
 
-def test_case_59_the_sdk_reads_its_own_default() -> None:
+def test_case_59_the_sdk_decodes_its_default_encoding() -> None:
     assert embedded(ask(encoding_format="base64").plain(answered(NUMBERS)).body) == NUMBERS
 
 
@@ -69,6 +69,6 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: dict[str, Any], pa
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b'{"data":5}', b'{"error":{"message":"no"}}', answered([1e300]), answered("!")]
 )
-def test_an_answer_that_is_none_is_a_fault(body: bytes) -> None:
+def test_an_invalid_answer_raises(body: bytes) -> None:
     with pytest.raises(BadAnswer):
         ask(encoding_format="base64" if b"1e+300" in body else "float").plain(body)

@@ -98,7 +98,7 @@ def test_case_61_the_openai_sdk_raises_the_class_that_is_meant(kind: Kind, expec
         clients.chat_plain(envelope(fault, "chat"), fault.status("chat"))
 
 
-def test_waiting_is_advised_only_where_it_helps() -> None:
+def test_retry_headers_are_sent_only_where_a_retry_helps() -> None:
     assert Fault(kind=Kind.LOADING, message="", retry_after_s=4.2).headers() == {"retry-after": "5"}
     assert Fault(kind=Kind.CRASH_LOOPING, message="", retry_after_s=4).headers() == {"x-should-retry": "false"}
     assert Fault(kind=Kind.BAD_REQUEST, message="").headers() == {}
@@ -151,16 +151,16 @@ def worker(error: Any, status: int = 400) -> Fault:
             "The model `x` does not exist.",
         ),
         ({"detail": "Not you"}, 403, Kind.FORBIDDEN, "the worker refused this request (403): Not you"),
-        ({}, 307, Kind.WORKER_ERROR, "the worker answered with a redirect (307), and cortex follows none"),
+        ({}, 307, Kind.WORKER_ERROR, "the worker answered with a redirect (307); cortex does not follow redirects"),
         ({"error": {"message": "\x1b[1mno\0"}}, 400, Kind.BAD_REQUEST, "no\ufffd"),
         ({"detail": [{"loc": ["body", "n"], "msg": "too big"}]}, 422, Kind.BAD_REQUEST, "n: too big"),
         ({"error": "plain words"}, 500, Kind.WORKER_ERROR, "plain words"),
         ({"error": {"message": "full"}}, 429, Kind.RATE_LIMITED, "full"),
         ({"error": {"message": "slow"}}, 504, Kind.TIMEOUT, "slow"),
-        ({}, 500, Kind.WORKER_ERROR, "the worker answered 500 and gave no reason"),
+        ({}, 500, Kind.WORKER_ERROR, "the worker answered 500 without a message"),
     ],
 )
-def test_what_a_worker_meant_is_kept_in_its_words(body: Any, status: int, kind: Kind, message: str) -> None:
+def test_a_workers_error_maps_to_a_kind_and_its_message(body: Any, status: int, kind: Kind, message: str) -> None:
     fault = worker(body, status)
 
     assert (fault.kind, fault.message) == (kind, message)
@@ -188,7 +188,7 @@ WINDOW = "This model's maximum context length is 32768 tokens"
         {"message": f"'max_tokens' is too large: 10. {WINDOW} and your request has 40000 input tokens (10 > 3)."},
     ],
 )
-def test_case_20_a_prompt_that_is_too_long_is_said_in_text_a(error: Any) -> None:
+def test_case_20_a_too_long_prompt_gives_the_text_that_claude_code_parses(error: Any) -> None:
     fault = worker({"error": error})
 
     assert fault.kind is Kind.PROMPT_TOO_LONG
@@ -208,7 +208,7 @@ def test_case_20_a_prompt_that_is_too_long_is_said_in_text_a(error: Any) -> None
         " prompt contains at least 20000 input tokens, for a total of at least 52000 tokens.",
     ],
 )
-def test_case_20_too_much_together_is_said_in_text_b(message: str) -> None:
+def test_case_20_a_too_large_limit_gives_the_text_that_claude_code_parses(message: str) -> None:
     fault = worker({"error": {"message": message, "code": 400}})
 
     assert fault == errors.max_tokens_too_large(20000, 32000, 32768)
@@ -228,7 +228,7 @@ DEAD = "EngineCore encountered an issue. See stack trace (above) for the root ca
         ("", False),
     ],
 )
-def test_an_engine_that_died_is_recognised_by_how_its_front_begins_its_error(message: str, died: bool) -> None:
+def test_a_dead_engine_is_recognised_by_the_start_of_its_error(message: str, died: bool) -> None:
     assert engine_died(message) is died
 
 
@@ -245,13 +245,13 @@ def test_an_engine_that_died_is_recognised_by_how_its_front_begins_its_error(mes
         (b"", None),
     ],
 )
-def test_the_error_that_a_stream_begins_with_is_found(piece: bytes, message: str | None) -> None:
+def test_an_error_at_the_start_of_a_stream_is_found(piece: bytes, message: str | None) -> None:
     fault = first_error(piece)
 
     assert (fault and fault.message) == message
 
 
-def test_a_worker_asks_for_no_longer_wait_than_an_hour() -> None:
+def test_a_workers_retry_after_is_capped_at_an_hour() -> None:
     assert fault_from_worker(429, b"", "999999").retry_after_s == 3600
 
 
@@ -272,7 +272,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 @examples(60)
 @given(st.integers(300, 600), JSON.map(lambda value: json.dumps(value).encode()) | st.binary(), st.none() | st.text())
-def test_any_answer_of_a_worker_is_some_fault(status: int, body: bytes, retry_after: str | None) -> None:
+def test_any_error_body_of_a_worker_gives_a_fault(status: int, body: bytes, retry_after: str | None) -> None:
     fault = fault_from_worker(status, body, retry_after)
 
     dialects: tuple[Dialect, ...] = ("messages", "chat")
@@ -281,10 +281,8 @@ def test_any_answer_of_a_worker_is_some_fault(status: int, body: bytes, retry_af
         assert fault.headers() is not None
 
 
-@pytest.mark.parametrize(
-    ("said", "count"), [(None, 0), (-5, 0), (7, 7), (10**30, chunks.MOST_TOKENS)], ids=["none", "negative", "7", "huge"]
-)
-def test_a_workers_count_of_tokens_is_taken_within_bounds(said: int | None, count: int) -> None:
-    tokens = chunks.tokens(chunks.Usage(prompt_tokens=said, completion_tokens=said))
+@pytest.mark.parametrize(("usage", "count"), [(None, 0), (-5, 0), (7, 7), (10**30, chunks.MOST_TOKENS)])
+def test_a_workers_token_counts_are_bounded(usage: int | None, count: int) -> None:
+    tokens = chunks.tokens(chunks.Usage(prompt_tokens=usage, completion_tokens=usage))
 
     assert (tokens.input, tokens.output) == (count, count)

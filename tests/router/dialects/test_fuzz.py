@@ -180,11 +180,11 @@ ANY: st.SearchStrategy[Any] = st.sampled_from(ODD) | st.recursive(
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a request where something else could be."""
-    found = [at] if at else []
+    actual = [at] if at else []
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        found += places(inner, (*at, key))
-    return found
+        actual += places(inner, (*at, key))
+    return actual
 
 
 def with_other(value: Any, at: tuple[Any, ...], other: Any) -> Any:
@@ -199,15 +199,15 @@ def with_other(value: Any, at: tuple[Any, ...], other: Any) -> Any:
 def read(name: str, body: bytes) -> None:
     for traits in (Traits(), LENIENT):
         try:
-            asked = READERS[name](body, traits)
+            parsed = READERS[name](body, traits)
         except BadRequest as error:
             assert str(error)
             continue
-        sent = asked.body("worker")
-        assert isinstance(json.loads(sent), dict)
-        assert grammar.loosened(sent) != sent
-        if hasattr(asked, "count"):
-            assert isinstance(json.loads(asked.count("worker")), dict)
+        body_of = parsed.body("worker")
+        assert isinstance(json.loads(body_of), dict)
+        assert grammar.loosen_request(body_of) != body_of
+        if hasattr(parsed, "count"):
+            assert isinstance(json.loads(parsed.count("worker")), dict)
 
 
 @pytest.mark.parametrize("name", READERS)

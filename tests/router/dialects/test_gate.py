@@ -18,7 +18,15 @@ from cortex.router.dialects.messages import request as messages
 from cortex.router.dialects.native import NativeDialect
 from cortex.router.dialects.responses import request as responses
 from tests.functions.test_passing import DANGEROUS
-from tests.router.dialects.asking import PNG, Json, ask_chat, ask_messages, ask_responses, refused, sent
+from tests.router.dialects.request_builders import (
+    PNG,
+    Json,
+    body_of,
+    chat_request,
+    messages_request,
+    refusal_of,
+    responses_request,
+)
 
 DATA = f"data:image/png;base64,{PNG}"
 A = "http://192.0.2.1/inside"
@@ -39,61 +47,61 @@ def completion(traits: Traits, **fields: Any) -> chat.ChatRequest:
 @pytest.mark.parametrize("family", get_args(Family))
 @pytest.mark.parametrize("name", sorted(DANGEROUS))
 def test_a_field_that_is_not_on_the_list_never_reaches_a_worker(family: Family, name: str) -> None:
-    for ask, entrance in ((ask_chat, "chat"), (completion, "completions")):
+    for ask, entrance in ((chat_request, "chat"), (completion, "completions")):
         try:
-            asked = ask(able(family, entrance), **{name: "x"})  # type: ignore[arg-type]
+            parsed = ask(able(family, entrance), **{name: "x"})  # type: ignore[arg-type]
         except BadRequest as error:
             assert error.fault.param == name
             continue
 
-        assert name not in sent(asked)
-        assert name in asked.dropped
+        assert name not in body_of(parsed)
+        assert name in parsed.dropped
 
 
-def test_a_field_without_which_the_answer_is_another_is_refused_unless_it_says_nothing() -> None:
-    assert refused(ask_chat, traits=able(), grammar='root ::= "a"').param == "grammar"
-    assert "grammar" not in sent(ask_chat(able(), grammar=""))
+def test_a_field_that_changes_the_answer_is_refused_unless_it_is_empty() -> None:
+    assert refusal_of(chat_request, traits=able(), grammar='root ::= "a"').param == "grammar"
+    assert "grammar" not in body_of(chat_request(able(), grammar=""))
 
 
 def test_a_field_that_an_operator_allows_passes() -> None:
     traits = able("llama", "chat", "grammar", "id_slot")
 
-    found = sent(ask_chat(traits, grammar='root ::= "a"', id_slot=1))
+    actual = body_of(chat_request(traits, grammar='root ::= "a"', id_slot=1))
 
-    assert (found["grammar"], found["id_slot"]) == ('root ::= "a"', 1)
+    assert (actual["grammar"], actual["id_slot"]) == ('root ::= "a"', 1)
 
 
-def test_template_arguments_pass_by_name_and_hold_nothing_inside() -> None:
+def test_template_arguments_pass_by_name_with_scalar_values() -> None:
     given = {"enable_thinking": False, "chat_template": "{{ x }}", "tokenize": False, "thinking": {"a": 1}, "b": 1}
 
-    asked = ask_chat(able("vllm"), chat_template_kwargs=given)
+    parsed = chat_request(able("vllm"), chat_template_kwargs=given)
 
-    assert sent(asked)["chat_template_kwargs"] == {"enable_thinking": False}
-    assert set(asked.dropped) == {f"chat_template_kwargs.{n}" for n in ("chat_template", "tokenize", "thinking", "b")}
+    assert body_of(parsed)["chat_template_kwargs"] == {"enable_thinking": False}
+    assert set(parsed.dropped) == {f"chat_template_kwargs.{n}" for n in ("chat_template", "tokenize", "thinking", "b")}
 
 
-def test_template_arguments_pass_whole_where_an_operator_says_so() -> None:
-    asked = ask_chat(able("vllm", "chat", "chat_template_kwargs"), chat_template_kwargs={"style": {"a": 1}})
+def test_template_arguments_pass_whole_if_an_operator_allows_them() -> None:
+    parsed = chat_request(able("vllm", "chat", "chat_template_kwargs"), chat_template_kwargs={"style": {"a": 1}})
 
-    assert sent(asked)["chat_template_kwargs"] == {"style": {"a": 1}}
+    assert body_of(parsed)["chat_template_kwargs"] == {"style": {"a": 1}}
 
 
 def test_fields_of_a_message_that_do_not_pass_are_dropped_and_the_rest_stays() -> None:
-    said = {"role": "user", "content": "hi", "name": "ann", "image_url": A, "cache_control": {"type": "ephemeral"}}
+    history = {"role": "user", "content": "hi", "name": "ann", "image_url": A, "cache_control": {"type": "ephemeral"}}
 
-    asked = ask_chat(able(), messages=[said])
+    parsed = chat_request(able(), messages=[history])
 
-    assert sent(asked)["messages"] == [{"role": "user", "content": "hi", "name": "ann"}]
-    assert set(asked.dropped) == {"messages.cache_control", "messages.image_url"}
+    assert body_of(parsed)["messages"] == [{"role": "user", "content": "hi", "name": "ann"}]
+    assert set(parsed.dropped) == {"messages.cache_control", "messages.image_url"}
 
 
 def test_fields_of_a_part_that_do_not_pass_are_dropped() -> None:
     part = {"type": "text", "text": "hi", "image_url": {"url": A}, "cache_control": {"type": "ephemeral"}}
 
-    asked = ask_chat(able(), messages=shown(part))
+    parsed = chat_request(able(), messages=shown(part))
 
-    assert sent(asked)["messages"] == shown({"type": "text", "text": "hi"})
-    assert set(asked.dropped) == {"messages.content.cache_control", "messages.content.image_url"}
+    assert body_of(parsed)["messages"] == shown({"type": "text", "text": "hi"})
+    assert set(parsed.dropped) == {"messages.content.cache_control", "messages.content.image_url"}
 
 
 ADDRESSED: list[Json] = [
@@ -114,8 +122,8 @@ ADDRESSED: list[Json] = [
 
 @pytest.mark.parametrize("family", get_args(Family))
 @pytest.mark.parametrize("part", ADDRESSED, ids=lambda part: str(part)[:40])
-def test_a_part_with_an_address_or_of_another_kind_is_refused_by_its_place(family: Family, part: Json) -> None:
-    fault = refused(ask_chat, traits=able(family), messages=shown(part))
+def test_a_part_with_an_address_or_of_another_type_is_refused_by_its_path(family: Family, part: Json) -> None:
+    fault = refusal_of(chat_request, traits=able(family), messages=shown(part))
 
     assert str(fault.param).startswith("messages[0].content[0]")
 
@@ -131,31 +139,32 @@ def test_a_part_with_an_address_or_of_another_kind_is_refused_by_its_place(famil
     ],
 )
 def test_media_that_are_data_pass_to_a_server_that_takes_them(part: Json) -> None:
-    assert sent(ask_chat(able("vllm"), messages=shown(part)))["messages"] == shown(part)
+    assert body_of(chat_request(able("vllm"), messages=shown(part)))["messages"] == shown(part)
 
 
-def test_what_an_operator_allows_is_still_no_way_for_an_address() -> None:
+def test_addresses_are_refused_in_fields_that_an_operator_allows() -> None:
     allowed = able("vllm", "chat", "content.image_embeds", "documents")
 
-    assert refused(ask_chat, traits=allowed, messages=shown({"type": "image_embeds", "url": A})).param
+    assert refusal_of(chat_request, traits=allowed, messages=shown({"type": "image_embeds", "url": A})).param
     assert (
-        refused(ask_chat, traits=allowed, documents=[{"image_url": {"url": A}}]).param == "documents[0].image_url.url"
+        refusal_of(chat_request, traits=allowed, documents=[{"image_url": {"url": A}}]).param
+        == "documents[0].image_url.url"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "most"), [("repeat_last_n", 65_536), ("n_probs", 100), ("min_keep", 1024), ("top_logprobs", 100)]
 )
-def test_a_number_that_a_worker_allocates_by_has_a_bound(name: str, most: int) -> None:
-    assert sent(ask_chat(able("llama"), **{name: most}))[name] == most
+def test_numbers_that_determine_a_workers_memory_are_bounded(name: str, most: int) -> None:
+    assert body_of(chat_request(able("llama"), **{name: most}))[name] == most
     for value in (most + 1, 2**31 - 1, 1e30, "5"):
-        assert refused(ask_chat, traits=able("llama"), **{name: value}).param == name
+        assert refusal_of(chat_request, traits=able("llama"), **{name: value}).param == name
 
 
-def test_a_list_that_a_worker_goes_through_for_every_token_has_a_bound() -> None:
-    assert refused(ask_chat, traits=able(), stop=["x"] * 129).param == "stop"
-    assert refused(ask_chat, traits=able(), logit_bias={str(n): 1 for n in range(1025)}).param == "logit_bias"
-    assert refused(ask_messages, stop_sequences=["x"] * 129).param == "stop_sequences"
+def test_lists_that_a_worker_scans_for_every_token_are_bounded() -> None:
+    assert refusal_of(chat_request, traits=able(), stop=["x"] * 129).param == "stop"
+    assert refusal_of(chat_request, traits=able(), logit_bias={str(n): 1 for n in range(1025)}).param == "logit_bias"
+    assert refusal_of(messages_request, stop_sequences=["x"] * 129).param == "stop_sequences"
 
 
 # How much may be written.
@@ -177,41 +186,41 @@ LIMITED: Json = {"max_output_tokens": 16}
     ],
 )
 @pytest.mark.parametrize("family", get_args(Family))
-def test_the_functions_limit_is_in_the_body_and_no_other_spelling_is(family: Family, fields: Json) -> None:
-    found = sent(ask_chat(able(family, **LIMITED), **fields))
+def test_the_functions_limit_replaces_every_other_spelling(family: Family, fields: Json) -> None:
+    actual = body_of(chat_request(able(family, **LIMITED), **fields))
 
-    assert found["max_tokens"] == 16
-    assert not found.keys() & {"max_completion_tokens", "n_predict", "max_new_tokens", "max_output_tokens"}
-    assert found.get("min_tokens", 0) <= 16
+    assert actual["max_tokens"] == 16
+    assert not actual.keys() & {"max_completion_tokens", "n_predict", "max_new_tokens", "max_output_tokens"}
+    assert actual.get("min_tokens", 0) <= 16
 
 
 @pytest.mark.parametrize("fields", [{"n": 4}, {"best_of": 4}, {"prompt": ["a", "b"], "n": 2}])
-def test_several_answers_share_what_a_request_may_have_written(fields: Json) -> None:
+def test_several_answers_share_the_functions_limit(fields: Json) -> None:
     traits = able("vllm", "completions", **LIMITED)
 
-    assert sent(completion(traits, max_tokens=100, **fields))["max_tokens"] == 4
+    assert body_of(completion(traits, max_tokens=100, **fields))["max_tokens"] == 4
 
 
 def test_more_answers_than_tokens_are_refused() -> None:
-    assert refused(ask_chat, traits=able(**LIMITED), n=17).param == "n"
+    assert refusal_of(chat_request, traits=able(**LIMITED), n=17).param == "n"
 
 
-def test_no_request_has_answers_without_end() -> None:
-    assert refused(ask_chat, n=129).param == "n"
-    assert refused(completion, traits=able(), prompt=["a"] * 100, n=2).param == "prompt"
+def test_the_number_of_answers_is_bounded() -> None:
+    assert refusal_of(chat_request, n=129).param == "n"
+    assert refusal_of(completion, traits=able(), prompt=["a"] * 100, n=2).param == "prompt"
     assert completion(able("openai", "completions"), prompt=["a"] * 64, n=2).choices == 128
 
 
 def test_a_completion_without_a_limit_is_as_short_as_its_server_makes_it() -> None:
     traits = able("vllm", "completions", max_output_tokens=4096, completion_tokens=16)
 
-    assert sent(completion(traits))["max_tokens"] == 16
+    assert body_of(completion(traits))["max_tokens"] == 16
 
 
-def test_a_limit_that_is_cortexs_own_is_no_reason_to_refuse_a_long_prompt() -> None:
-    assert ask_chat(able(**LIMITED)).limit_is_ours
-    assert ask_responses(able(**LIMITED)).limit_is_ours
-    assert not ask_chat(able(**LIMITED), max_tokens=5).limit_is_ours
+def test_a_long_prompt_is_not_refused_for_cortexs_own_limit() -> None:
+    assert chat_request(able(**LIMITED)).limit_is_ours
+    assert responses_request(able(**LIMITED)).limit_is_ours
+    assert not chat_request(able(**LIMITED), max_tokens=5).limit_is_ours
 
 
 # The other entrances.
@@ -220,10 +229,10 @@ def test_a_limit_that_is_cortexs_own_is_no_reason_to_refuse_a_long_prompt() -> N
 def test_messages_beside_an_input_do_not_reach_an_embeddings_worker() -> None:
     body = json.dumps({"model": "m", "input": "x", "messages": shown(ADDRESSED[0])}).encode()
 
-    asked = embeddings.read(body, passing("vllm", "embeddings"))
+    parsed = embeddings.read(body, passing("vllm", "embeddings"))
 
-    assert json.loads(asked.body("w")) == {"model": "w", "input": "x"}
-    assert asked.dropped == ("messages",)
+    assert json.loads(parsed.body("w")) == {"model": "w", "input": "x"}
+    assert parsed.dropped == ("messages",)
 
 
 def test_messages_that_an_operator_allows_for_embeddings_hold_no_address() -> None:
@@ -267,20 +276,20 @@ def test_batches_of_texts_have_a_bound() -> None:
         ("responses", {"input": "hi", "text": {"format": {"schema": {"pattern": "(((a*)*)*)*"}}}}),
     ],
 )
-def test_a_dialect_that_the_worker_speaks_itself_has_the_same_gate(dialect: NativeDialect, fields: Json) -> None:
+def test_native_requests_are_filtered_like_others(dialect: NativeDialect, fields: Json) -> None:
     with pytest.raises(BadRequest):
         native.read(dialect, json.dumps({"model": "m", "max_tokens": 5} | fields).encode())
 
 
-def test_sources_that_a_conversation_names_are_no_media() -> None:
-    said: list[Json] = [
+def test_addresses_of_cited_sources_pass() -> None:
+    history: list[Json] = [
         {"type": "tool_use", "id": "t", "name": "fetch", "input": {"url": A}},
         {"type": "text", "text": A, "citations": [{"url": A}]},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}},
     ]
-    body = json.dumps({"model": "m", "max_tokens": 5, "messages": shown(*said)}).encode()
+    body = json.dumps({"model": "m", "max_tokens": 5, "messages": shown(*history)}).encode()
 
-    assert json.loads(native.read("messages", body).body("w"))["messages"] == shown(*said)
+    assert json.loads(native.read("messages", body).body("w"))["messages"] == shown(*history)
 
 
 @pytest.mark.parametrize("dialect", ["messages", "responses"])
@@ -289,36 +298,36 @@ def test_the_functions_limit_is_in_the_body_of_a_native_dialect(dialect: NativeD
     name = "max_tokens" if dialect == "messages" else "max_output_tokens"
 
     for fields in ({}, {name: 500}):
-        asked = native.read(dialect, json.dumps({"model": "m", "messages": []} | fields).encode(), traits)
+        parsed = native.read(dialect, json.dumps({"model": "m", "messages": []} | fields).encode(), traits)
 
-        assert json.loads(asked.body("w"))[name] == 16
-
-
-def test_what_had_no_part_in_a_translated_request_is_named() -> None:
-    assert ask_messages(mcp_servers=[], cache_salt="x", metadata={}).dropped == ("cache_salt", "mcp_servers")
-    assert ask_responses(priority=1, store=False).dropped == ("priority",)
+        assert json.loads(parsed.body("w"))[name] == 16
 
 
-def test_a_block_that_was_dropped_is_named_by_its_place() -> None:
+def test_unused_fields_of_a_translated_request_are_reported() -> None:
+    assert messages_request(mcp_servers=[], cache_salt="x", metadata={}).dropped == ("cache_salt", "mcp_servers")
+    assert responses_request(priority=1, store=False).dropped == ("priority",)
+
+
+def test_a_dropped_block_is_reported_by_its_path() -> None:
     block = {"type": "new_kind"}
 
-    assert ask_messages(messages=shown(block, {"type": "text", "text": "x"})).dropped == ("messages[0].content[0]",)
-    assert ask_responses(input=[{"type": "new_kind"}, {"role": "user", "content": "x"}]).dropped == ("input[0]",)
+    assert messages_request(messages=shown(block, {"type": "text", "text": "x"})).dropped == ("messages[0].content[0]",)
+    assert responses_request(input=[{"type": "new_kind"}, {"role": "user", "content": "x"}]).dropped == ("input[0]",)
 
 
 # The header.
 
 
 @given(st.lists(st.text(max_size=200), max_size=40))
-def test_the_header_is_short_and_tame_whatever_the_names(names: list[str]) -> None:
-    found = gate.header(tuple(names))
+def test_the_header_is_short_ascii_for_any_names(names: list[str]) -> None:
+    actual = gate.header(tuple(names))
 
-    assert found.isascii()
-    assert found.isprintable()
-    assert len(found) <= 17 * 66
+    assert actual.isascii()
+    assert actual.isprintable()
+    assert len(actual) <= 17 * 66
 
 
-def test_the_header_says_how_many_names_it_left_out() -> None:
+def test_the_header_counts_the_names_that_it_omits() -> None:
     assert gate.header(tuple("abcdefghijklmnopqrst")).endswith("o, p, +4")
 
 
@@ -337,13 +346,13 @@ NAMES = st.sampled_from(sorted(DANGEROUS | passing("vllm", "chat").fields | pass
 
 
 @given(st.sampled_from(sorted(READERS)), st.dictionaries(NAMES, JSON, max_size=4))
-def test_whatever_is_sent_only_listed_fields_go_on(kind: str, fields: Json) -> None:
+def test_only_allowed_fields_are_forwarded(kind: str, fields: Json) -> None:
     base: Json = {"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x"}
     keep = {"chat": ("messages",), "completions": ("prompt",), "messages": ("messages",), "responses": ("input",)}[kind]
     base = {name: base[name] for name in ("model", *keep)} | {"max_tokens": 4}
     try:
-        asked = READERS[kind](json.dumps(base | fields).encode())
+        parsed = READERS[kind](json.dumps(base | fields).encode())
     except BadRequest:
         return
 
-    assert not json.loads(asked.body("w")).keys() & DANGEROUS
+    assert not json.loads(parsed.body("w")).keys() & DANGEROUS

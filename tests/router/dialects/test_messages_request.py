@@ -10,19 +10,19 @@ from cortex.router.dialects.core import limits
 from cortex.router.dialects.core.errors import DialectError, Kind
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request
-from tests.router.dialects.asking import (
+from tests.router.dialects.request_builders import (
     INLINE,
     PLAIN,
     PNG,
-    SEEING,
     THINKING,
-    ask_messages,
+    VISION,
     assistant,
+    body_of,
     image,
     messages_body,
-    refused,
+    messages_request,
+    refusal_of,
     result,
-    sent,
     text,
     tool,
     use,
@@ -34,24 +34,24 @@ REMINDER = "<system-reminder>\nmind\n</system-reminder>"
 
 
 def conversation(traits: Traits = PLAIN, **fields: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = sent(ask_messages(traits, **fields))["messages"]
-    return found
+    actual: list[dict[str, Any]] = body_of(messages_request(traits, **fields))["messages"]
+    return actual
 
 
 def test_case_01_an_inline_system_message_stays_where_it_is_when_the_template_allows_it() -> None:
-    said = [user("one"), {"role": "system", "content": "mind"}, assistant("two"), user("three")]
+    history = [user("one"), {"role": "system", "content": "mind"}, assistant("two"), user("three")]
 
-    roles = [message["role"] for message in conversation(INLINE, system="front", messages=said)]
+    roles = [message["role"] for message in conversation(INLINE, system="front", messages=history)]
 
     assert roles == ["system", "user", "system", "assistant", "user"]
 
 
 def test_case_01_an_inline_system_message_becomes_part_of_the_users_turn_otherwise() -> None:
-    said = [user("one"), {"role": "system", "content": [text("mind")]}, assistant("two"), user("three")]
+    history = [user("one"), {"role": "system", "content": [text("mind")]}, assistant("two"), user("three")]
 
-    found = conversation(system="front", messages=said)
+    actual = conversation(system="front", messages=history)
 
-    assert found == [
+    assert actual == [
         {"role": "system", "content": "front"},
         {"role": "user", "content": f"one\n{REMINDER}"},
         {"role": "assistant", "content": "two"},
@@ -61,9 +61,9 @@ def test_case_01_an_inline_system_message_becomes_part_of_the_users_turn_otherwi
 
 @pytest.mark.parametrize("traits", [PLAIN, INLINE])
 def test_case_01_an_inline_system_message_never_comes_between_a_call_and_its_result(traits: Traits) -> None:
-    said = [user("go"), assistant(use("t1")), {"role": "system", "content": "mind"}, user(result("t1"))]
+    history = [user("go"), assistant(use("t1")), {"role": "system", "content": "mind"}, user(result("t1"))]
 
-    roles = [message["role"] for message in conversation(traits, messages=said)]
+    roles = [message["role"] for message in conversation(traits, messages=history)]
 
     assert roles == ["user", "assistant", "tool", "system" if traits.inline_system else "user"]
 
@@ -75,8 +75,8 @@ def test_case_01_two_requests_of_one_session_share_their_whole_prefix(traits: Tr
     system = [text(BILLING), text("front")]
     other = [text(BILLING.replace("f6c", "0aa")), text("front")]
 
-    before = sent(ask_messages(traits, system=system, messages=first, tools=[tool()]))
-    after = sent(ask_messages(traits, system=other, messages=second, tools=[tool()]))
+    before = body_of(messages_request(traits, system=system, messages=first, tools=[tool()]))
+    after = body_of(messages_request(traits, system=other, messages=second, tools=[tool()]))
 
     assert after["tools"] == before["tools"]
     assert after["messages"][: len(before["messages"])] == before["messages"]
@@ -85,9 +85,9 @@ def test_case_01_two_requests_of_one_session_share_their_whole_prefix(traits: Tr
 def test_case_02_system_blocks_are_joined_and_empty_ones_dropped() -> None:
     blocks = [text("one") | {"cache_control": {"type": "ephemeral"}}, text(""), text("two")]
 
-    found = conversation(system=blocks)
+    actual = conversation(system=blocks)
 
-    assert found[0] == {"role": "system", "content": "one\n\ntwo"}
+    assert actual[0] == {"role": "system", "content": "one\n\ntwo"}
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_case_03_the_billing_header_never_reaches_the_prompt(system: Any) -> Non
 
 
 def test_case_03_the_billing_header_is_stripped_from_an_inline_system_message() -> None:
-    said = [user("hi"), {"role": "system", "content": [text(BILLING)]}]
+    history = [user("hi"), {"role": "system", "content": [text(BILLING)]}]
 
-    assert conversation(messages=said) == [user("hi")]
+    assert conversation(messages=history) == [user("hi")]
 
 
 def test_case_03_a_user_may_talk_about_the_billing_header() -> None:
@@ -125,24 +125,24 @@ def test_case_05_consecutive_user_turns_are_merged() -> None:
 
 
 def test_case_05_a_history_may_begin_with_the_assistant() -> None:
-    said = [assistant("hello"), user("hi")]
+    history = [assistant("hello"), user("hi")]
 
-    assert conversation(messages=said) == said
+    assert conversation(messages=history) == history
 
 
 def test_case_06_a_tool_result_comes_before_what_the_user_says_with_it() -> None:
-    said = [user("go"), assistant(use("t1")), user(text("and now?"), result("t1", "ok"))]
+    history = [user("go"), assistant(use("t1")), user(text("and now?"), result("t1", "ok"))]
 
-    assert conversation(messages=said)[2:] == [
+    assert conversation(messages=history)[2:] == [
         {"role": "tool", "tool_call_id": "t1", "content": "ok"},
         {"role": "user", "content": "and now?"},
     ]
 
 
 def test_case_07_two_tool_results_in_one_turn_stay_in_order() -> None:
-    said = [user("go"), assistant(use("t1"), use("t2")), user(result("t1", "1"), text("x"), result("t2", "2"))]
+    history = [user("go"), assistant(use("t1"), use("t2")), user(result("t1", "1"), text("x"), result("t2", "2"))]
 
-    assert conversation(messages=said)[2:] == [
+    assert conversation(messages=history)[2:] == [
         {"role": "tool", "tool_call_id": "t1", "content": "1"},
         {"role": "tool", "tool_call_id": "t2", "content": "2"},
         {"role": "user", "content": "x"},
@@ -154,9 +154,9 @@ def test_case_07_two_tool_results_in_one_turn_stay_in_order() -> None:
     [("s", "s"), ([text("a"), text("b")], "a\nb"), (None, ""), ([], ""), ([{"type": "new_kind"}], "")],
 )
 def test_case_08_every_form_of_a_tool_results_content_is_taken(content: Any, expected: str) -> None:
-    found = conversation(messages=[user("go"), assistant(use("t1")), user(result("t1", content))])
+    actual = conversation(messages=[user("go"), assistant(use("t1")), user(result("t1", content))])
 
-    assert found[-1] == {"role": "tool", "tool_call_id": "t1", "content": expected}
+    assert actual[-1] == {"role": "tool", "tool_call_id": "t1", "content": expected}
 
 
 def test_case_08_a_tool_result_may_have_no_content_at_all() -> None:
@@ -166,72 +166,72 @@ def test_case_08_a_tool_result_may_have_no_content_at_all() -> None:
 
 
 def test_case_09_the_model_can_see_that_a_tool_failed() -> None:
-    found = conversation(messages=[user("go"), assistant(use("t1")), user(result("t1", "no", is_error=True))])
+    actual = conversation(messages=[user("go"), assistant(use("t1")), user(result("t1", "no", is_error=True))])
 
-    assert found[-1]["content"] == "Error: no"
+    assert actual[-1]["content"] == "Error: no"
 
 
 def test_case_10_images_of_tool_results_follow_all_tool_messages() -> None:
-    said = [user("go"), assistant(use("t1"), use("t2")), user(result("t1", [image()]), result("t2"), text("so?"))]
+    history = [user("go"), assistant(use("t1"), use("t2")), user(result("t1", [image()]), result("t2"), text("so?"))]
 
-    found = conversation(SEEING, messages=said)
+    actual = conversation(VISION, messages=history)
 
-    assert [message["role"] for message in found] == ["user", "assistant", "tool", "tool", "user"]
-    assert found[2]["content"]
-    assert found[4]["content"] == [
+    assert [message["role"] for message in actual] == ["user", "assistant", "tool", "tool", "user"]
+    assert actual[2]["content"]
+    assert actual[4]["content"] == [
         text("Image from tool call t1"),
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}},
         text("so?"),
     ]
 
 
-def test_case_10_a_model_without_eyes_is_told_that_there_was_an_image() -> None:
-    said = [user("go"), assistant(use("t1")), user(result("t1", [text("shot:"), image()]))]
+def test_case_10_an_image_in_a_tool_result_becomes_a_placeholder_without_vision() -> None:
+    history = [user("go"), assistant(use("t1")), user(result("t1", [text("shot:"), image()]))]
 
-    found = conversation(messages=said)
+    actual = conversation(messages=history)
 
-    assert found[-1]["content"] == "shot:\n[image omitted: this model does not take images]"
+    assert actual[-1]["content"] == "shot:\n[image omitted: this model does not take images]"
 
 
-def test_case_10_an_image_that_the_user_sends_to_a_model_without_eyes_is_refused_by_name() -> None:
-    fault = refused(ask_messages, messages=[user(text("look"), image())])
+def test_case_10_a_users_image_is_refused_by_name_without_vision() -> None:
+    fault = refusal_of(messages_request, messages=[user(text("look"), image())])
 
     assert fault.param == "messages[0].content[1]"
 
 
 @pytest.mark.parametrize("signature", ["", "cortex", "EqQBCkYIBRgCKkD"])
-def test_case_11_thoughts_go_back_to_templates_that_want_them_whoever_signed(signature: str) -> None:
+def test_case_11_thinking_with_any_signature_is_sent_to_templates_that_take_it(signature: str) -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": signature}
-    said = [user("go"), assistant(thought, text("so")), user("on")]
+    history = [user("go"), assistant(thought, text("so")), user("on")]
 
-    assert conversation(THINKING, messages=said)[1]["reasoning_content"] == "hm"
-    assert conversation(PLAIN, messages=said)[1] == {"role": "assistant", "content": "so"}
-
-
-def test_case_11_redacted_thinking_is_dropped_without_a_word() -> None:
-    said = [user("go"), assistant({"type": "redacted_thinking", "data": "xx"}, text("so")), user("on")]
-
-    assert conversation(messages=said)[1] == {"role": "assistant", "content": "so"}
+    assert conversation(THINKING, messages=history)[1]["reasoning_content"] == "hm"
+    assert conversation(PLAIN, messages=history)[1] == {"role": "assistant", "content": "so"}
 
 
-def test_case_11_a_turn_of_thoughts_alone_is_kept_or_leaves_no_hole() -> None:
-    said = [user("go"), assistant({"type": "thinking", "thinking": "hm", "signature": ""}), user("on")]
+def test_case_11_redacted_thinking_is_dropped() -> None:
+    history = [user("go"), assistant({"type": "redacted_thinking", "data": "xx"}, text("so")), user("on")]
 
-    assert conversation(THINKING, messages=said)[1] == {
+    assert conversation(messages=history)[1] == {"role": "assistant", "content": "so"}
+
+
+def test_case_11_a_turn_with_only_thinking_is_sent_or_removed() -> None:
+    history = [user("go"), assistant({"type": "thinking", "thinking": "hm", "signature": ""}), user("on")]
+
+    assert conversation(THINKING, messages=history)[1] == {
         "role": "assistant",
         "content": "",
         "reasoning_content": "hm",
     }
-    assert conversation(PLAIN, messages=said) == [user("go\non")]
+    assert conversation(PLAIN, messages=history) == [user("go\non")]
 
 
 @pytest.mark.parametrize("given", [{}, None])
 def test_case_12_a_call_without_input_has_empty_arguments(given: Any) -> None:
     block = use("t1") | {"input": given}
 
-    found = conversation(messages=[user("go"), assistant(text("ok"), block), user(result("t1"))])
+    actual = conversation(messages=[user("go"), assistant(text("ok"), block), user(result("t1"))])
 
-    assert found[1] == {
+    assert actual[1] == {
         "role": "assistant",
         "content": "ok",
         "tool_calls": [{"id": "t1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
@@ -240,17 +240,17 @@ def test_case_12_a_call_without_input_has_empty_arguments(given: Any) -> None:
 
 @pytest.mark.parametrize("choice", [{}, {"tool_choice": {"type": "any", "disable_parallel_tool_use": True}}])
 def test_case_13_an_empty_list_of_tools_is_no_tools_and_no_choice(choice: dict[str, Any]) -> None:
-    assert not {"tools", "tool_choice", "parallel_tool_calls"} & sent(ask_messages(tools=[], **choice)).keys()
-    assert not {"tools", "tool_choice"} & sent(ask_messages(**choice)).keys()
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & body_of(messages_request(tools=[], **choice)).keys()
+    assert not {"tools", "tool_choice"} & body_of(messages_request(**choice)).keys()
 
 
 def test_case_14_deferred_tools_are_hidden_until_they_are_referenced() -> None:
     tools = [tool("late", defer_loading=True), tool("DeferredToolPlaceholder", defer_loading=True), tool("now")]
-    found = [{"type": "tool_reference", "tool_name": "late"}]
-    said = [user("go"), assistant(use("t1", "now")), user(result("t1", found))]
+    actual = [{"type": "tool_reference", "tool_name": "late"}]
+    history = [user("go"), assistant(use("t1", "now")), user(result("t1", actual))]
 
-    before = sent(ask_messages(tools=tools))
-    after = sent(ask_messages(tools=tools, messages=said))
+    before = body_of(messages_request(tools=tools))
+    after = body_of(messages_request(tools=tools, messages=history))
 
     assert [one["function"]["name"] for one in before["tools"]] == ["now"]
     assert [one["function"]["name"] for one in after["tools"]] == ["now", "late"]
@@ -262,9 +262,11 @@ def test_case_14_a_search_that_ran_elsewhere_references_tools_too() -> None:
     search = {"tool_references": [{"type": "tool_reference", "tool_name": "late"}]}
     block = {"type": "tool_search_tool_result", "tool_use_id": "s1", "content": search}
 
-    found = sent(ask_messages(tools=[tool("late", defer_loading=True)], messages=[assistant(block), user("go")]))
+    actual = body_of(
+        messages_request(tools=[tool("late", defer_loading=True)], messages=[assistant(block), user("go")])
+    )
 
-    assert found["tools"][0]["function"]["name"] == "late"
+    assert actual["tools"][0]["function"]["name"] == "late"
 
 
 def test_case_15_a_schema_is_passed_on_as_it_is() -> None:
@@ -278,27 +280,29 @@ def test_case_15_a_schema_is_passed_on_as_it_is() -> None:
         },
     }
 
-    found = sent(ask_messages(tools=[tool(input_schema=schema, cache_control={"type": "ephemeral"}, strict=True)]))
+    actual = body_of(
+        messages_request(tools=[tool(input_schema=schema, cache_control={"type": "ephemeral"}, strict=True)])
+    )
 
-    assert found["tools"] == [
+    assert actual["tools"] == [
         {"type": "function", "function": {"name": "f", "description": "d", "parameters": schema, "strict": True}}
     ]
 
 
 def test_case_15_a_schema_without_a_type_is_an_objects() -> None:
-    found = sent(ask_messages(tools=[{"name": "f", "input_schema": {}, "description": None}]))
+    actual = body_of(messages_request(tools=[{"name": "f", "input_schema": {}, "description": None}]))
 
-    assert found["tools"] == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    assert actual["tools"] == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 
 @pytest.mark.parametrize("name", ["mcp__server__do", "a.b.c", "n" * 90])
 def test_case_16_the_name_of_a_tool_is_never_changed(name: str) -> None:
-    said = [user("go"), assistant(use("t1", name)), user(result("t1"))]
+    history = [user("go"), assistant(use("t1", name)), user(result("t1"))]
 
-    found = sent(ask_messages(tools=[tool(name)], messages=said))
+    actual = body_of(messages_request(tools=[tool(name)], messages=history))
 
-    assert found["tools"][0]["function"]["name"] == name
-    assert found["messages"][1]["tool_calls"][0]["function"]["name"] == name
+    assert actual["tools"][0]["function"]["name"] == name
+    assert actual["messages"][1]["tool_calls"][0]["function"]["name"] == name
 
 
 @pytest.mark.parametrize("disable", [None, True, False])
@@ -314,51 +318,55 @@ def test_case_16_the_name_of_a_tool_is_never_changed(name: str) -> None:
 def test_case_17_every_tool_choice_has_its_counterpart(choice: dict[str, Any], expected: Any, disable: Any) -> None:
     given = choice | ({} if disable is None else {"disable_parallel_tool_use": disable})
 
-    found = sent(ask_messages(tools=[tool()], tool_choice=given))
+    actual = body_of(messages_request(tools=[tool()], tool_choice=given))
 
-    assert found["tool_choice"] == expected
-    assert found.get("parallel_tool_calls") == (None if disable is None else not disable)
+    assert actual["tool_choice"] == expected
+    assert actual.get("parallel_tool_calls") == (None if disable is None else not disable)
 
 
-def test_case_17_an_engine_that_ignores_names_gets_that_tool_alone() -> None:
+def test_case_17_an_engine_that_ignores_names_gets_only_the_chosen_tool() -> None:
     choice = {"type": "tool", "name": "b"}
 
-    found = sent(ask_messages(Traits(named_tool_choice=False), tools=[tool("a"), tool("b")], tool_choice=choice))
+    actual = body_of(
+        messages_request(Traits(named_tool_choice=False), tools=[tool("a"), tool("b")], tool_choice=choice)
+    )
 
-    assert found["tool_choice"] == "required"
-    assert [one["function"]["name"] for one in found["tools"]] == ["b"]
+    assert actual["tool_choice"] == "required"
+    assert [one["function"]["name"] for one in actual["tools"]] == ["b"]
 
 
-def test_case_17_choosing_a_tool_that_is_not_there_is_refused_by_name() -> None:
-    fault = refused(ask_messages, tools=[tool("a")], tool_choice={"type": "tool", "name": "b"})
+def test_case_17_choosing_an_undeclared_tool_is_refused_by_name() -> None:
+    fault = refusal_of(messages_request, tools=[tool("a")], tool_choice={"type": "tool", "name": "b"})
 
     assert fault.param == "tool_choice.name"
 
 
 def test_case_19_unknown_fields_and_blocks_are_accepted_and_noted() -> None:
-    said = [user(text("hi"), {"type": "hologram", "text": 5}), assistant({"type": "compaction", "content": {}})]
+    history = [user(text("hi"), {"type": "hologram", "text": 5}), assistant({"type": "compaction", "content": {}})]
 
-    asked = ask_messages(messages=[*said, user("go")], context_management={"edits": []}, speed="fast", brand_new=[1])
+    parsed = messages_request(
+        messages=[*history, user("go")], context_management={"edits": []}, speed="fast", brand_new=[1]
+    )
 
-    assert sent(asked)["messages"] == [user("hi\ngo")]
-    assert "messages[0].content[1]" in asked.notes[0]
+    assert body_of(parsed)["messages"] == [user("hi\ngo")]
+    assert "messages[0].content[1]" in parsed.notes[0]
 
 
-def test_case_20_max_tokens_must_be_there() -> None:
-    fault = refused(ask_messages, max_tokens=None)
+def test_case_20_a_missing_max_tokens_is_refused() -> None:
+    fault = refusal_of(messages_request, max_tokens=None)
 
     assert (fault.param, fault.message) == ("max_tokens", "max_tokens: field required")
 
 
-def test_case_20_max_tokens_of_nothing_runs_the_prompt_alone() -> None:
-    asked = ask_messages(max_tokens=0)
+def test_case_20_max_tokens_of_zero_only_processes_the_prompt() -> None:
+    parsed = messages_request(max_tokens=0)
 
-    assert asked.prewarm
-    assert sent(asked)["max_tokens"] == 1
+    assert parsed.prewarm
+    assert body_of(parsed)["max_tokens"] == 1
 
 
-def test_case_20_max_tokens_is_held_to_what_the_function_allows() -> None:
-    assert sent(ask_messages(Traits(max_output_tokens=100), max_tokens=32000))["max_tokens"] == 100
+def test_case_20_max_tokens_does_not_exceed_the_functions_limit() -> None:
+    assert body_of(messages_request(Traits(max_output_tokens=100), max_tokens=32000))["max_tokens"] == 100
 
 
 def test_case_20_a_prompt_that_leaves_too_little_room_is_an_error_with_numbers_or_clamped() -> None:
@@ -380,34 +388,34 @@ def test_case_20_a_prompt_that_leaves_too_little_room_is_an_error_with_numbers_o
     assert limits.fit(20000, 32000, PLAIN) == 32000
 
 
-def test_case_20_the_room_that_is_left_replaces_what_was_asked() -> None:
-    assert json.loads(ask_messages(max_tokens=32000).body("worker", 12768))["max_tokens"] == 12768
+def test_case_20_the_remaining_window_replaces_the_clients_limit() -> None:
+    assert json.loads(messages_request(max_tokens=32000).body("worker", 12768))["max_tokens"] == 12768
 
 
 @pytest.mark.parametrize("thinking", [{"type": "adaptive", "display": "omitted"}, {"type": "between_tools"}, None])
 def test_case_21_adaptive_thinking_is_left_to_the_model(thinking: Any) -> None:
-    assert sent(ask_messages(thinking=thinking)) == sent(ask_messages())
+    assert body_of(messages_request(thinking=thinking)) == body_of(messages_request())
 
 
 def test_case_21_thinking_that_is_disabled_is_really_off() -> None:
-    found = sent(ask_messages(thinking={"type": "disabled"}, output_config={"effort": "high"}))
+    actual = body_of(messages_request(thinking={"type": "disabled"}, output_config={"effort": "high"}))
 
-    assert found["reasoning_effort"] == "none"
-    assert found["chat_template_kwargs"] == {"enable_thinking": False}
+    assert actual["reasoning_effort"] == "none"
+    assert actual["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize("field", ["thinking_token_budget", "thinking_budget_tokens"])
 def test_case_21_a_budget_for_thinking_reaches_engines_that_have_one(field: Any) -> None:
     traits = Traits(thinking_budget=field, max_output_tokens=1500)
 
-    found = sent(ask_messages(traits, thinking={"type": "enabled", "budget_tokens": 2000}))
+    actual = body_of(messages_request(traits, thinking={"type": "enabled", "budget_tokens": 2000}))
 
-    assert found[field] == 1499
+    assert actual[field] == 1499
 
 
 @pytest.mark.parametrize("budget", [4096, 1000, None])
-def test_case_21_a_budget_that_cannot_be_is_refused_by_name(budget: Any) -> None:
-    fault = refused(ask_messages, thinking={"type": "enabled", "budget_tokens": budget})
+def test_case_21_an_invalid_budget_is_refused_by_name(budget: Any) -> None:
+    fault = refusal_of(messages_request, thinking={"type": "enabled", "budget_tokens": budget})
 
     assert fault.param == "thinking.budget_tokens"
 
@@ -415,15 +423,15 @@ def test_case_21_a_budget_that_cannot_be_is_refused_by_name(budget: Any) -> None
 @pytest.mark.parametrize(
     ("effort", "expected"), [("low", "low"), ("xhigh", "high"), ("max", "high"), ("brand-new", None)]
 )
-def test_case_21_an_effort_that_the_template_does_not_know_is_folded(effort: str, expected: str | None) -> None:
-    assert sent(ask_messages(output_config={"effort": effort})).get("reasoning_effort") == expected
+def test_case_21_an_unsupported_effort_maps_to_the_nearest(effort: str, expected: str | None) -> None:
+    assert body_of(messages_request(output_config={"effort": effort})).get("reasoning_effort") == expected
 
 
 def test_case_22_a_schema_for_the_output_constrains_it() -> None:
     form = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
 
-    full = sent(ask_messages(output_config={"format": form}))
-    weak = sent(ask_messages(Traits(json_schema=False), output_config={"format": form}))
+    full = body_of(messages_request(output_config={"format": form}))
+    weak = body_of(messages_request(Traits(json_schema=False), output_config={"format": form}))
 
     assert full["response_format"] == {
         "type": "json_schema",
@@ -433,8 +441,8 @@ def test_case_22_a_schema_for_the_output_constrains_it() -> None:
 
 
 def test_case_23_stop_sequences_reach_the_worker() -> None:
-    assert sent(ask_messages(stop_sequences=["END", ""]))["stop"] == ["END"]
-    assert "stop" not in sent(ask_messages(stop_sequences=[]))
+    assert body_of(messages_request(stop_sequences=["END", ""]))["stop"] == ["END"]
+    assert "stop" not in body_of(messages_request(stop_sequences=[]))
 
 
 def test_case_24_counting_sends_the_prompt_that_answering_would_send() -> None:
@@ -443,7 +451,7 @@ def test_case_24_counting_sends_the_prompt_that_answering_would_send() -> None:
     del body["max_tokens"]
 
     counted = json.loads(request.read_count(json.dumps(body).encode(), PLAIN).count("worker"))
-    answered = sent(ask_messages(**fields))
+    answered = body_of(messages_request(**fields))
 
     assert counted == {name: answered[name] for name in counted}
     assert {"model", "messages", "tools", "chat_template_kwargs"} <= counted.keys()
@@ -451,7 +459,7 @@ def test_case_24_counting_sends_the_prompt_that_answering_would_send() -> None:
 
 def test_case_24_an_estimate_grows_with_text_tools_and_images() -> None:
     def estimate(**fields: Any) -> int:
-        return limits.estimate(ask_messages(SEEING, **fields).upstream.request)
+        return limits.estimate(messages_request(VISION, **fields).upstream.request)
 
     bare = estimate()
 
@@ -461,29 +469,29 @@ def test_case_24_an_estimate_grows_with_text_tools_and_images() -> None:
     assert estimate(messages=[user(text("hi"), image())]) > bare + 500
 
 
-def test_case_25_an_answer_that_has_begun_is_continued() -> None:
-    said = [user("count"), assistant("one, two,")]
+def test_case_25_a_final_assistant_message_is_continued() -> None:
+    history = [user("count"), assistant("one, two,")]
 
-    found = sent(ask_messages(messages=said))
+    actual = body_of(messages_request(messages=history))
 
-    assert (found["continue_final_message"], found["add_generation_prompt"]) == (True, False)
-    assert refused(ask_messages, traits=Traits(prefill=False), messages=said).param == "messages"
+    assert (actual["continue_final_message"], actual["add_generation_prompt"]) == (True, False)
+    assert refusal_of(messages_request, traits=Traits(prefill=False), messages=history).param == "messages"
 
 
-def test_case_25_a_call_at_the_end_is_not_a_beginning() -> None:
-    assert "continue_final_message" not in sent(ask_messages(messages=[user("go"), assistant(use("t1"))]))
+def test_case_25_a_final_call_is_not_continued() -> None:
+    assert "continue_final_message" not in body_of(messages_request(messages=[user("go"), assistant(use("t1"))]))
 
 
 def test_case_26_a_tool_that_runs_elsewhere_is_refused_by_its_type_or_dropped() -> None:
     tools = [{"type": "web_search_20250305", "name": "web_search", "max_uses": 8}]
 
-    fault = refused(ask_messages, tools=tools)
-    asked = ask_messages(Traits(server_tools="drop"), tools=tools)
+    fault = refusal_of(messages_request, tools=tools)
+    parsed = messages_request(Traits(server_tools="drop"), tools=tools)
 
     assert (fault.kind, fault.param) == (Kind.UNSUPPORTED, "tools[0].type")
     assert "web_search_20250305" in fault.message
-    assert "tools" not in sent(asked)
-    assert "web_search_20250305" in asked.notes[0]
+    assert "tools" not in body_of(parsed)
+    assert "web_search_20250305" in parsed.notes[0]
 
 
 def document(**source: Any) -> dict[str, Any]:
@@ -495,20 +503,20 @@ def test_case_27_a_text_document_is_shown_with_its_title() -> None:
     nested = document(type="content", content=[text("a"), text("b")])
     encoded = document(type="base64", media_type="text/plain", data="Ym9keQ==")
 
-    found = conversation(messages=[user(plain, nested, encoded)])
+    actual = conversation(messages=[user(plain, nested, encoded)])
 
-    assert found == [user("Notes\nbody\nNotes\na\nb\nNotes\nbody")]
+    assert actual == [user("Notes\nbody\nNotes\na\nb\nNotes\nbody")]
 
 
 def test_case_27_a_pdf_is_refused_from_a_user_and_named_in_a_tools_result() -> None:
     pdf = document(type="base64", media_type="application/pdf", data="JVBERi0=")
 
-    fault = refused(ask_messages, messages=[user(pdf)])
-    found = conversation(messages=[user("go"), assistant(use("t1")), user(result("t1", [pdf]))])
+    fault = refusal_of(messages_request, messages=[user(pdf)])
+    actual = conversation(messages=[user("go"), assistant(use("t1")), user(result("t1", [pdf]))])
 
     assert fault.param == "messages[0].content[0].source.type"
     assert "application/pdf" in fault.message
-    assert found[-1]["content"] == "[document omitted: only text can be shown to this model]"
+    assert actual[-1]["content"] == "[document omitted: only text can be shown to this model]"
 
 
 def test_a_search_result_is_shown_as_text() -> None:
@@ -518,12 +526,12 @@ def test_a_search_result_is_shown_as_text() -> None:
 
 
 def test_text_and_calls_of_one_turn_are_one_message() -> None:
-    said = [user("go"), assistant(text("a"), use("t1", x=1)), assistant(text("b"), use("t2")), user(result("t1"))]
+    history = [user("go"), assistant(text("a"), use("t1", x=1)), assistant(text("b"), use("t2")), user(result("t1"))]
 
-    found = conversation(messages=said)
+    actual = conversation(messages=history)
 
-    assert found[1]["content"] == "ab"
-    assert [one["function"]["arguments"] for one in found[1]["tool_calls"]] == ['{"x":1}', "{}"]
+    assert actual[1]["content"] == "ab"
+    assert [one["function"]["arguments"] for one in actual[1]["tool_calls"]] == ['{"x":1}', "{}"]
 
 
 @pytest.mark.parametrize(
@@ -539,7 +547,7 @@ def test_text_and_calls_of_one_turn_are_one_message() -> None:
     ],
 )
 def test_an_image_that_cannot_be_shown_is_refused_by_name(source: Any, param: str) -> None:
-    fault = refused(ask_messages, traits=SEEING, messages=[user({"type": "image", "source": source})])
+    fault = refusal_of(messages_request, traits=VISION, messages=[user({"type": "image", "source": source})])
 
     assert fault.param == f"messages[0].content[0].source.{param}"
 
@@ -576,7 +584,7 @@ def test_an_image_that_cannot_be_shown_is_refused_by_name(source: Any, param: st
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    fault = refused(ask_messages, **fields)
+    fault = refusal_of(messages_request, **fields)
 
     assert fault.kind is Kind.BAD_REQUEST
     assert fault.param == param
@@ -586,19 +594,19 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: dict[str, Any], pa
 def test_sampling_of_the_function_applies_where_the_client_says_nothing() -> None:
     traits = Traits(sampling=Sampling(temperature=0.6, top_k=20))
 
-    assert sent(ask_messages(traits)).items() >= {"temperature": 0.6, "top_k": 20}.items()
-    assert sent(ask_messages(traits, temperature=0))["temperature"] == 0
+    assert body_of(messages_request(traits)).items() >= {"temperature": 0.6, "top_k": 20}.items()
+    assert body_of(messages_request(traits, temperature=0))["temperature"] == 0
 
 
 def test_the_session_is_found_in_the_users_id() -> None:
     claude = json.dumps({"device_id": "d", "account_uuid": "", "session_id": "s-1"})
 
-    assert ask_messages(metadata={"user_id": claude}).affinity == "s-1"
-    assert ask_messages(metadata={"user_id": "someone"}).affinity == "someone"
-    assert ask_messages(metadata=None).affinity is None
-    assert "someone" not in str(sent(ask_messages(metadata={"user_id": "someone"})))
+    assert messages_request(metadata={"user_id": claude}).affinity == "s-1"
+    assert messages_request(metadata={"user_id": "someone"}).affinity == "someone"
+    assert messages_request(metadata=None).affinity is None
+    assert "someone" not in str(body_of(messages_request(metadata={"user_id": "someone"})))
 
 
-def test_a_stream_always_asks_for_usage() -> None:
-    assert sent(ask_messages(stream=True))["stream_options"] == {"include_usage": True}
-    assert "stream" not in sent(ask_messages())
+def test_a_stream_always_requests_usage() -> None:
+    assert body_of(messages_request(stream=True))["stream_options"] == {"include_usage": True}
+    assert "stream" not in body_of(messages_request())

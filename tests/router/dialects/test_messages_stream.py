@@ -7,15 +7,15 @@ import pytest
 from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import stream as messages_stream
-from tests.router.dialects.asking import ask_messages
 from tests.router.dialects.clients import Json, anthropic_plain, anthropic_streamed, events, replay
+from tests.router.dialects.request_builders import messages_request
 from tests.router.dialects.workers import (
     call,
     chunk,
     completion,
     counted,
     llama_chunk,
-    said,
+    small_stream,
     usage_chunk,
     whole_call,
     wire,
@@ -34,35 +34,35 @@ DELTA = "content_block_delta"
 
 def streamed(*chunks: Json, done: bool = True, traits: Traits | None = None, **fields: Any) -> list[Json]:
     """The events of a worker's stream."""
-    asked = ask_messages(traits or Traits(), stream=True, **fields)
-    return events(replay(lambda: asked.answer("ID", 1).stream("req_1"), wire(*chunks, done=done)))
+    parsed = messages_request(traits or Traits(), stream=True, **fields)
+    return events(replay(lambda: parsed.answer("ID", 1).stream("req_1"), wire(*chunks, done=done)))
 
 
 def accumulated(*chunks: Json, **fields: Any) -> Json:
     """The message that the anthropic package makes of a worker's stream."""
-    asked = ask_messages(stream=True, **fields)
-    return anthropic_streamed(replay(lambda: asked.answer("ID", 1).stream(), wire(*chunks)))
+    parsed = messages_request(stream=True, **fields)
+    return anthropic_streamed(replay(lambda: parsed.answer("ID", 1).stream(), wire(*chunks)))
 
 
 def plain(body: bytes, traits: Traits | None = None, **fields: Any) -> Json:
     """The message that the anthropic package reads out of a whole answer."""
-    return anthropic_plain(ask_messages(traits or Traits(), **fields).answer("ID", 1).plain(body).body)
+    return anthropic_plain(messages_request(traits or Traits(), **fields).answer("ID", 1).plain(body).body)
 
 
-def kinds(found: list[Json]) -> list[str]:
-    return [event["type"] for event in found]
+def kinds(actual: list[Json]) -> list[str]:
+    return [event["type"] for event in actual]
 
 
-def stops(found: list[Json]) -> Json:
-    delta: Json = found[-2]["delta"]
+def stops(actual: list[Json]) -> Json:
+    delta: Json = actual[-2]["delta"]
     return delta
 
 
 def test_an_answer_is_a_message_with_one_block() -> None:
-    found = streamed(chunk(role="assistant", content=""), chunk(content="He"), chunk(content="y"), chunk("stop"))
+    actual = streamed(chunk(role="assistant", content=""), chunk(content="He"), chunk(content="y"), chunk("stop"))
 
-    assert kinds(found) == [*START, *block(DELTA, DELTA), *END]
-    assert found[0]["message"] == {
+    assert kinds(actual) == [*START, *block(DELTA, DELTA), *END]
+    assert actual[0]["message"] == {
         "id": "msg_ID",
         "type": "message",
         "role": "assistant",
@@ -78,37 +78,37 @@ def test_an_answer_is_a_message_with_one_block() -> None:
             "output_tokens": 0,
         },
     }
-    assert stops(found) == {"stop_reason": "end_turn", "stop_sequence": None, "stop_details": None}
+    assert stops(actual) == {"stop_reason": "end_turn", "stop_sequence": None, "stop_details": None}
 
 
-def test_the_length_of_the_prompt_is_told_at_the_start_when_it_is_known() -> None:
-    stream = ask_messages(stream=True).answer("ID", 1, input_tokens=42).stream()
+def test_message_start_has_the_prompts_tokens_when_they_are_known() -> None:
+    stream = messages_request(stream=True).answer("ID", 1, input_tokens=42).stream()
 
     assert events(stream.open())[0]["message"]["usage"]["input_tokens"] == 42
 
 
 def test_case_18_a_named_choice_that_ends_in_stop_is_still_a_tool_use() -> None:
-    found = streamed(chunk(**call(0, "c1", "f", "{}")), chunk("stop"))
+    actual = streamed(chunk(**call(0, "c1", "f", "{}")), chunk("stop"))
 
-    assert stops(found)["stop_reason"] == "tool_use"
+    assert stops(actual)["stop_reason"] == "tool_use"
 
 
 def test_case_20_a_prewarming_request_has_no_content() -> None:
-    found = streamed(chunk(content="x"), chunk("length"), usage_chunk(counted(10, 1)), max_tokens=0)
+    actual = streamed(chunk(content="x"), chunk("length"), usage_chunk(counted(10, 1)), max_tokens=0)
     message = plain(completion("length", content="x", usage=counted(10, 1)), max_tokens=0)
 
-    assert kinds(found) == [*START, *END]
+    assert kinds(actual) == [*START, *END]
     assert (message["content"], message["usage"]["output_tokens"]) == ([], 0)
-    assert found[-2]["usage"]["output_tokens"] == 0
+    assert actual[-2]["usage"]["output_tokens"] == 0
 
 
 def test_case_21_a_thought_is_a_block_with_a_signature() -> None:
-    found = streamed(chunk(reasoning="hm"), chunk(content="so"), chunk("stop"))
+    actual = streamed(chunk(reasoning="hm"), chunk(content="so"), chunk("stop"))
 
-    assert kinds(found) == [*START, *block(DELTA, DELTA), *block(DELTA), *END]
-    assert found[2]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
-    assert found[4]["delta"]["type"] == "signature_delta"
-    assert found[4]["delta"]["signature"]
+    assert kinds(actual) == [*START, *block(DELTA, DELTA), *block(DELTA), *END]
+    assert actual[2]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    assert actual[4]["delta"]["type"] == "signature_delta"
+    assert actual[4]["delta"]["signature"]
 
 
 @pytest.mark.parametrize("word", [{"stop_reason": "END"}, {"stopping_word": "END"}])
@@ -116,12 +116,12 @@ def test_case_23_a_stop_sequence_is_reported_with_its_text(word: Json) -> None:
     last = chunk("stop")
     last["choices"][0] |= word
 
-    found = streamed(chunk(content="one E"), chunk(content="N"), last, stop_sequences=["END"])
+    actual = streamed(chunk(content="one E"), chunk(content="N"), last, stop_sequences=["END"])
 
-    assert (stops(found)["stop_reason"], stops(found)["stop_sequence"]) == ("stop_sequence", "END")
+    assert (stops(actual)["stop_reason"], stops(actual)["stop_sequence"]) == ("stop_sequence", "END")
 
 
-def test_case_23_a_call_that_a_stop_sequence_cut_is_not_reported_as_a_call_to_run() -> None:
+def test_case_23_a_call_cut_by_a_stop_sequence_does_not_stop_with_tool_use() -> None:
     told = streamed(chunk(**call(0, "c1", "f", '{"a": "x')), chunk("stop", stop_reason="END"), stop_sequences=["END"])
     untold = streamed(chunk(**call(0, "c1", "f", '{"a": "x')), chunk("stop"), stop_sequences=["END"])
 
@@ -129,27 +129,27 @@ def test_case_23_a_call_that_a_stop_sequence_cut_is_not_reported_as_a_call_to_ru
     assert (stops(told)["stop_reason"], stops(told)["stop_sequence"]) == ("stop_sequence", "END")
 
 
-def test_case_23_the_number_of_a_stop_token_is_no_stop_sequence() -> None:
+def test_case_23_a_stop_token_id_is_not_a_stop_sequence() -> None:
     assert stops(streamed(chunk(content="x"), chunk("stop", stop_reason=151645)))["stop_reason"] == "end_turn"
 
 
-def test_case_28_an_answer_of_nothing_is_one_empty_block() -> None:
-    found = streamed(chunk(role="assistant", content=""), chunk("stop"))
+def test_case_28_an_empty_answer_is_one_empty_block() -> None:
+    actual = streamed(chunk(role="assistant", content=""), chunk("stop"))
 
-    assert kinds(found) == [*START, *block(), *END]
+    assert kinds(actual) == [*START, *block(), *END]
     assert plain(completion(content=""))["content"] == [{"type": "text", "text": ""}]
 
 
-def test_case_29_a_first_chunk_that_says_nothing_still_starts_the_message() -> None:
-    stream = ask_messages(stream=True).answer("ID", 1).stream()
+def test_case_29_an_empty_first_chunk_starts_the_message() -> None:
+    stream = messages_request(stream=True).answer("ID", 1).stream()
 
-    found = events(stream.feed(wire(llama_chunk(role="assistant", content=None), done=False)))
+    actual = events(stream.feed(wire(llama_chunk(role="assistant", content=None), done=False)))
 
-    assert kinds(found) == START
+    assert kinds(actual) == START
 
 
 def test_case_30_empty_content_between_deltas_of_a_call_makes_no_block() -> None:
-    found = streamed(
+    actual = streamed(
         chunk(content="", **call(0, "c1", "f", "")),
         chunk(content="", **call(0, arguments='{"a":')),
         chunk(content=""),
@@ -157,7 +157,7 @@ def test_case_30_empty_content_between_deltas_of_a_call_makes_no_block() -> None
         chunk("tool_calls", content=""),
     )
 
-    assert kinds(found) == [*START, *block(DELTA, DELTA), *END]
+    assert kinds(actual) == [*START, *block(DELTA, DELTA), *END]
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_case_32_a_call_may_come_whole_or_its_arguments_before_its_name() -> Non
 
 
 def test_case_32_a_call_that_never_gets_a_name_is_not_lost() -> None:
-    found = streamed(chunk(**call(0, arguments="{}")), chunk("tool_calls"))
+    actual = streamed(chunk(**call(0, arguments="{}")), chunk("tool_calls"))
 
-    assert found[2]["content_block"]["name"] == "unknown_tool"
+    assert actual[2]["content_block"]["name"] == "unknown_tool"
 
 
 @pytest.mark.parametrize("arguments", ["", "null", " ", None])
@@ -231,8 +231,8 @@ def test_case_12_a_call_without_arguments_has_an_empty_input(arguments: str | No
     assert message["content"] == whole["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {}}]
 
 
-def test_case_33_thoughts_text_and_calls_may_take_turns() -> None:
-    found = streamed(
+def test_case_33_thinking_text_and_calls_may_alternate() -> None:
+    actual = streamed(
         chunk(reasoning="a"),
         chunk(content="b"),
         chunk(reasoning="c"),
@@ -241,12 +241,12 @@ def test_case_33_thoughts_text_and_calls_may_take_turns() -> None:
         chunk("tool_calls"),
     )
 
-    starts = [event["content_block"]["type"] for event in found if event["type"] == "content_block_start"]
+    starts = [event["content_block"]["type"] for event in actual if event["type"] == "content_block_start"]
     assert starts == ["thinking", "text", "thinking", "tool_use", "text"]
 
 
 def test_case_34_a_delta_is_never_of_another_kind_than_its_block() -> None:
-    found = streamed(
+    actual = streamed(
         chunk(reasoning="a", content="b", **call(0, "c1", "f", '{"a":')),
         chunk(content="during"),
         chunk(reasoning="also"),
@@ -256,12 +256,12 @@ def test_case_34_a_delta_is_never_of_another_kind_than_its_block() -> None:
 
     kind = {"thinking_delta": "thinking", "signature_delta": "thinking", "text_delta": "text"}
     open_block = ""
-    for event in found:
+    for event in actual:
         if event["type"] == "content_block_start":
             open_block = event["content_block"]["type"]
         if event["type"] == "content_block_delta":
             assert kind.get(event["delta"]["type"], "tool_use") == open_block
-    assert [event["content_block"]["type"] for event in found if event["type"] == "content_block_start"] == [
+    assert [event["content_block"]["type"] for event in actual if event["type"] == "content_block_start"] == [
         "thinking",
         "text",
         "tool_use",
@@ -279,11 +279,11 @@ def test_case_34_a_delta_is_never_of_another_kind_than_its_block() -> None:
         [chunk(content="x", usage=counted(10, 1)), chunk("stop", usage=counted(10, 5, cached=4))],
     ],
 )
-def test_case_35_usage_and_the_end_are_found_wherever_they_are(chunks: list[Json]) -> None:
-    found = streamed(*chunks)
+def test_case_35_usage_and_finish_reason_are_read_from_any_chunk(chunks: list[Json]) -> None:
+    actual = streamed(*chunks)
 
-    assert kinds(found) == [*START, *block(DELTA), *END]
-    assert found[-2]["usage"] == {
+    assert kinds(actual) == [*START, *block(DELTA), *END]
+    assert actual[-2]["usage"] == {
         "input_tokens": 6,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 4,
@@ -292,22 +292,22 @@ def test_case_35_usage_and_the_end_are_found_wherever_they_are(chunks: list[Json
 
 
 def test_case_35_without_any_usage_there_is_still_usage() -> None:
-    stream = ask_messages(stream=True).answer("ID", 1, input_tokens=7).stream()
+    stream = messages_request(stream=True).answer("ID", 1, input_tokens=7).stream()
 
-    found = events(stream.feed(wire(chunk(content="x"), chunk("stop"))))
+    actual = events(stream.feed(wire(chunk(content="x"), chunk("stop"))))
 
-    assert found[-2]["usage"]["input_tokens"] == 7
+    assert actual[-2]["usage"]["input_tokens"] == 7
     assert stream.tokens.input == 7
 
 
-def test_case_36_a_call_that_the_limit_cut_is_sent_as_far_as_it_went() -> None:
+def test_case_36_a_call_cut_by_the_limit_is_sent_up_to_its_end() -> None:
     chunks = [chunk(**call(0, "c1", "f", '{"a": 1, "b": "unfin')), chunk("length"), usage_chunk()]
     body = completion("length", tool_calls=[whole_call("c1", "f", '{"a": 1, "b": "unfin')])
 
-    found = streamed(*chunks)
+    actual = streamed(*chunks)
 
-    assert found[3]["delta"]["partial_json"] == '{"a": 1, "b": "unfin'
-    assert stops(found)["stop_reason"] == "max_tokens"
+    assert actual[3]["delta"]["partial_json"] == '{"a": 1, "b": "unfin'
+    assert stops(actual)["stop_reason"] == "max_tokens"
     assert accumulated(*chunks)["content"] == plain(body)["content"]
     assert plain(body)["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}]
 
@@ -335,17 +335,17 @@ def test_case_36_a_full_window_is_not_the_clients_limit() -> None:
         ([chunk(content="Hel"), {"choices": "garbage"}], True),
     ],
 )
-def test_case_37_a_stream_that_breaks_ends_in_an_error_and_nothing_else(chunks: list[Json], done: bool) -> None:
-    found = streamed(*chunks, done=done)
+def test_case_37_a_broken_stream_ends_in_one_error(chunks: list[Json], done: bool) -> None:
+    actual = streamed(*chunks, done=done)
 
-    assert found[-1]["type"] == "error"
-    assert found[-1]["error"]["type"] == "api_error"
-    assert found[-1]["request_id"] == "req_1"
-    assert not {"content_block_stop", "message_delta", "message_stop"} & set(kinds(found))
+    assert actual[-1]["type"] == "error"
+    assert actual[-1]["error"]["type"] == "api_error"
+    assert actual[-1]["request_id"] == "req_1"
+    assert not {"content_block_stop", "message_delta", "message_stop"} & set(kinds(actual))
 
 
-def test_case_37_a_worker_that_is_lost_is_an_error_once() -> None:
-    stream = ask_messages(stream=True).answer("ID", 1).stream()
+def test_case_37_a_lost_worker_gives_one_error() -> None:
+    stream = messages_request(stream=True).answer("ID", 1).stream()
     fault = Fault(kind=Kind.TIMEOUT, message="the worker went silent")
 
     stream.feed(wire(chunk(content="Hel"), done=False))
@@ -356,11 +356,11 @@ def test_case_37_a_worker_that_is_lost_is_an_error_once() -> None:
     }
     assert stream.fault is fault
     assert stream.over
-    assert stream.fail(fault) + stream.feed(said()) + stream.close() + stream.ping() + stream.open() == b""
+    assert stream.fail(fault) + stream.feed(small_stream()) + stream.close() + stream.ping() + stream.open() == b""
 
 
-def test_case_38_a_worker_that_fails_at_once_leaves_the_status_to_the_edge() -> None:
-    stream = ask_messages(stream=True).answer("ID", 1).stream()
+def test_case_38_a_failure_before_the_first_event_keeps_the_status_free() -> None:
+    stream = messages_request(stream=True).answer("ID", 1).stream()
 
     out = stream.feed(wire({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}))
 
@@ -369,20 +369,20 @@ def test_case_38_a_worker_that_fails_at_once_leaves_the_status_to_the_edge() -> 
     assert stream.fault.status("messages") == 529
 
 
-def test_case_37_an_answer_that_broke_off_is_no_answer() -> None:
-    reply = ask_messages().answer("ID", 1)
+def test_case_37_a_truncated_answer_raises() -> None:
+    reply = messages_request().answer("ID", 1)
 
     for body in (completion(None, content="x"), completion("abort", content="x"), b"", b"{}", b'{"choices":[]}'):
         with pytest.raises(BadAnswer):
             reply.plain(body)
 
 
-def test_an_end_that_was_announced_needs_no_done() -> None:
+def test_a_finish_reason_without_done_ends_the_stream() -> None:
     assert kinds(streamed(chunk(content="x"), chunk("stop"), done=False)) == [*START, *block(DELTA), *END]
 
 
 def test_half_a_chunk_after_the_end_is_not_an_error() -> None:
-    stream = ask_messages(stream=True).answer("ID", 1).stream()
+    stream = messages_request(stream=True).answer("ID", 1).stream()
 
     out = stream.feed(wire(chunk(content="x"), chunk("stop"), done=False) + b'data: {"id":"chatc') + stream.close()
 
@@ -390,10 +390,10 @@ def test_half_a_chunk_after_the_end_is_not_an_error() -> None:
 
 
 def test_case_40_a_ping_starts_the_message_and_then_is_a_ping() -> None:
-    stream = ask_messages(stream=True).answer("ID", 1).stream()
+    stream = messages_request(stream=True).answer("ID", 1).stream()
 
     first, second = stream.ping(), stream.ping()
-    rest = stream.feed(said())
+    rest = stream.feed(small_stream())
 
     assert kinds(events(first)) == START
     assert kinds(events(second)) == ["ping"]
@@ -404,11 +404,11 @@ def test_case_40_a_ping_starts_the_message_and_then_is_a_ping() -> None:
 @pytest.mark.parametrize("space", [b"data: ", b"data:"])
 def test_case_42_letters_cut_in_two_and_other_line_ends_change_nothing(frame: Any, space: bytes) -> None:
     raw = frame(wire(chunk(content="日本"), chunk(content="語 🎈"), chunk("stop")).replace(b"data: ", space))
-    asked = ask_messages(stream=True)
+    parsed = messages_request(stream=True)
 
-    found = events(replay(lambda: asked.answer("ID", 1).stream(), raw))
+    actual = events(replay(lambda: parsed.answer("ID", 1).stream(), raw))
 
-    assert [event["delta"]["text"] for event in found if event["type"] == DELTA] == ["日本", "語 🎈"]
+    assert [event["delta"]["text"] for event in actual if event["type"] == DELTA] == ["日本", "語 🎈"]
 
 
 def test_case_43_an_answer_is_the_same_streamed_and_whole() -> None:
@@ -446,7 +446,7 @@ def test_case_43_an_answer_is_the_same_streamed_and_whole() -> None:
         ("nonsense", {}),
     ],
 )
-def test_arguments_that_are_not_json_are_mended_or_told_never_an_error(arguments: str, expected: Json) -> None:
+def test_invalid_arguments_are_repaired_or_noted(arguments: str, expected: Json) -> None:
     stream = accumulated(chunk(**call(0, "c1", "f", arguments)), chunk("tool_calls"), usage_chunk())
     whole = plain(completion("tool_calls", tool_calls=[whole_call("c1", "f", arguments)]))
 
@@ -459,29 +459,29 @@ def test_arguments_that_are_not_json_are_mended_or_told_never_an_error(arguments
 def test_a_refusal_is_text_and_a_reason(message: Json) -> None:
     finish = "stop" if "refusal" in message else "content_filter"
 
-    found = plain(completion(finish, **message))
+    actual = plain(completion(finish, **message))
 
-    assert found["content"] == [{"type": "text", "text": "I cannot"}]
-    assert found["stop_reason"] == "refusal"
+    assert actual["content"] == [{"type": "text", "text": "I cannot"}]
+    assert actual["stop_reason"] == "refusal"
 
 
 def test_seed_defect_a_plain_answer_keeps_its_calls_and_thoughts() -> None:
-    found = plain(completion("tool_calls", reasoning="hm", tool_calls=[whole_call("c1", "f", "{}")]))
+    actual = plain(completion("tool_calls", reasoning="hm", tool_calls=[whole_call("c1", "f", "{}")]))
 
-    assert [one["type"] for one in found["content"]] == ["thinking", "tool_use"]
+    assert [one["type"] for one in actual["content"]] == ["thinking", "tool_use"]
 
 
-def test_every_event_has_its_name_and_none_says_done() -> None:
-    asked = ask_messages(stream=True)
+def test_every_event_has_a_name_and_done_is_not_sent() -> None:
+    parsed = messages_request(stream=True)
 
-    out = replay(lambda: asked.answer("ID", 1).stream(), said())
+    out = replay(lambda: parsed.answer("ID", 1).stream(), small_stream())
 
     assert out.count(b"event: ") == out.count(b"data: ") == len(events(out))
     assert b"[DONE]" not in out
 
 
 def test_the_machine_can_be_driven_without_any_bytes() -> None:
-    machine = messages_stream.MessagesMachine(ask_messages().answer("ID", 1).answer)
+    machine = messages_stream.MessagesMachine(messages_request().answer("ID", 1).answer)
 
     with pytest.raises(BadAnswer):
         machine.close()

@@ -15,9 +15,9 @@ CARDS = [Card(id=name, created=86400) for name in ("a", "org/b", "claude-c", "d"
 def test_case_60_a_model_has_the_openai_shape() -> None:
     card = Card(id="org/b", created=5, extra={"loaded": True, "max_model_len": 100})
 
-    found = models.openai_list([card])
+    actual = models.openai_list([card])
 
-    assert found == {
+    assert actual == {
         "object": "list",
         "data": [
             {
@@ -30,7 +30,7 @@ def test_case_60_a_model_has_the_openai_shape() -> None:
             }
         ],
     }
-    openai.types.Model.model_validate(found["data"][0])
+    openai.types.Model.model_validate(actual["data"][0])
 
 
 def test_case_60_a_model_has_the_anthropic_shape() -> None:
@@ -38,17 +38,17 @@ def test_case_60_a_model_has_the_anthropic_shape() -> None:
 
     body = msgspec.json.encode(models.anthropic_model(card))
 
-    found = anthropic.types.ModelInfo.model_validate_json(body)
-    assert (found.id, found.display_name, found.lifecycle) == ("org/b", "org/b", "active")
-    assert found.created_at.isoformat() == "1970-01-02T00:00:00+00:00"
-    assert (found.max_input_tokens, found.max_tokens) == (100, 10)
-    assert found.capabilities is not None
-    assert found.capabilities.image_input.supported
-    assert found.capabilities.effort.low.supported
-    assert not found.capabilities.effort.high.supported
+    actual = anthropic.types.ModelInfo.model_validate_json(body)
+    assert (actual.id, actual.display_name, actual.lifecycle) == ("org/b", "org/b", "active")
+    assert actual.created_at.isoformat() == "1970-01-02T00:00:00+00:00"
+    assert (actual.max_input_tokens, actual.max_tokens) == (100, 10)
+    assert actual.capabilities is not None
+    assert actual.capabilities.image_input.supported
+    assert actual.capabilities.effort.low.supported
+    assert not actual.capabilities.effort.high.supported
 
 
-def test_case_60_what_is_not_known_is_left_out() -> None:
+def test_case_60_unknown_fields_are_omitted() -> None:
     assert not {"max_input_tokens", "max_tokens"} & msgspec.to_builtins(models.anthropic_model(Card(id="a"))).keys()
     assert msgspec.to_builtins(models.anthropic_model(Card(id="a")))["lifecycle"] == "active"
 
@@ -74,7 +74,7 @@ def test_case_60_the_list_comes_in_pages(query: dict[str, str], ids: list[str], 
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "", "99999999999"])
-def test_case_60_a_limit_that_is_none_is_refused_by_name(limit: str) -> None:
+def test_case_60_an_invalid_limit_is_refused_by_name(limit: str) -> None:
     with pytest.raises(BadRequest) as caught:
         models.anthropic_page(CARDS, limit)
 

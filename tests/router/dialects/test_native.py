@@ -54,19 +54,19 @@ def stream(dialect: NativeDialect) -> native.NativeStream:
     return native.Reply(dialect).stream("req_1")
 
 
-def asked(dialect: NativeDialect = "messages", **fields: Any) -> native.NativeRequest:
+def parsed(dialect: NativeDialect = "messages", **fields: Any) -> native.NativeRequest:
     return native.read(dialect, json.dumps({"model": "m", "messages": []} | fields).encode())
 
 
-def test_a_request_keeps_its_words_under_the_workers_name() -> None:
+def test_a_request_keeps_its_bytes_except_the_model_name() -> None:
     body = b'{ "model" : "alias", "messages":[ {"role":"user","content":"hi"}], "max_tokens":5,"new_field":[1] }'
 
-    found = native.read("messages", body)
+    actual = native.read("messages", body)
 
-    assert found.body("org/real") == (
+    assert actual.body("org/real") == (
         b'{"model":"org/real","messages":[ {"role":"user","content":"hi"}],"max_tokens":5}'
     )
-    assert found.dropped == ("new_field",)
+    assert actual.dropped == ("new_field",)
 
 
 def test_case_03_the_billing_header_is_taken_out_here_too() -> None:
@@ -76,39 +76,39 @@ def test_case_03_the_billing_header_is_taken_out_here_too() -> None:
         {"role": "user", "content": BILLING},
     ]
 
-    found = json.loads(asked(system=system, messages=messages, tools=[]).body("m"))
+    actual = json.loads(parsed(system=system, messages=messages, tools=[]).body("m"))
 
-    assert found["system"] == system[1:]
-    assert found["messages"][0]["content"] == [{"type": "text", "text": "mind"}]
-    assert found["messages"][1] == messages[1]
-    assert found["tools"] == []
+    assert actual["system"] == system[1:]
+    assert actual["messages"][0]["content"] == [{"type": "text", "text": "mind"}]
+    assert actual["messages"][1] == messages[1]
+    assert actual["tools"] == []
 
 
 def test_a_session_is_recognised() -> None:
     user = json.dumps({"device_id": "d", "session_id": "s"})
 
-    assert asked(metadata={"user_id": user}).affinity == "s"
-    assert asked("responses", prompt_cache_key="k").affinity == "k"
+    assert parsed(metadata={"user_id": user}).affinity == "s"
+    assert parsed("responses", prompt_cache_key="k").affinity == "k"
 
 
 @pytest.mark.parametrize(
     "body", [b"[]", b'{"model": 1}', b'{"model": ""}', b"{}", b"\xff", b'{"model":"m","stream":"x"}']
 )
-def test_what_cannot_be_routed_is_refused_by_name(body: bytes) -> None:
+def test_a_request_without_a_model_is_refused_by_name(body: bytes) -> None:
     with pytest.raises(BadRequest):
         native.read("messages", body)
 
 
 def test_a_stream_passes_as_it_is_and_is_counted() -> None:
-    sent = wire(*MESSAGES)
+    body_of = wire(*MESSAGES)
 
-    assert clients.run(stream("messages"), [sent]) == sent
-    assert clients.run(stream("messages"), clients.cut(sent, 1)) == sent
+    assert clients.run(stream("messages"), [body_of]) == body_of
+    assert clients.run(stream("messages"), clients.split(body_of, 1)) == body_of
     watched = stream("messages")
-    clients.run(watched, [sent])
+    clients.run(watched, [body_of])
     assert watched.tokens == Tokens(input=10, output=2)
     assert watched.over
-    assert clients.anthropic_streamed(sent)["content"][0]["text"] == "Hé\n"
+    assert clients.anthropic_streamed(body_of)["content"][0]["text"] == "Hé\n"
 
 
 def test_a_responses_stream_passes_as_it_is_and_is_counted() -> None:
@@ -119,22 +119,22 @@ def test_a_responses_stream_passes_as_it_is_and_is_counted() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 30, -30, -60])
-def test_case_37_a_stream_that_broke_off_is_an_error_here_too(cut: int) -> None:
+def test_case_37_a_truncated_stream_ends_in_an_error(cut: int) -> None:
     for dialect, events in (("messages", MESSAGES), ("responses", RESPONSES)):
         watched = native.Reply(dialect).stream("req_1")  # type: ignore[arg-type]
-        sent = wire(*events)[:cut] if cut else b""
+        body_of = wire(*events)[:cut] if cut else b""
 
-        said = clients.events(clients.run(watched, [sent]))
+        output = clients.events(clients.run(watched, [body_of]))
 
-        assert said[-1]["type"] == ("error" if dialect == "messages" else "response.failed")
-        assert not {"message_stop", "response.completed"} & {event["type"] for event in said}
+        assert output[-1]["type"] == ("error" if dialect == "messages" else "response.failed")
+        assert not {"message_stop", "response.completed"} & {event["type"] for event in output}
         assert watched.fault is not None
 
 
 def test_a_failure_names_the_response_it_belongs_to() -> None:
-    said = clients.events(clients.run(stream("responses"), [wire(*RESPONSES[:2])]))
+    output = clients.events(clients.run(stream("responses"), [wire(*RESPONSES[:2])]))
 
-    assert said[-1]["response"] | {"error": None} == RESPONSE | {"status": "failed", "error": None}
+    assert output[-1]["response"] | {"error": None} == RESPONSE | {"status": "failed", "error": None}
 
 
 def test_the_workers_own_error_ends_the_stream() -> None:
@@ -145,10 +145,10 @@ def test_the_workers_own_error_ends_the_stream() -> None:
     assert watched.fault is not None
 
 
-def test_a_ping_before_the_beginning_begins_nothing() -> None:
-    sent = stream("messages").ping() + wire(*MESSAGES)
+def test_a_ping_before_the_first_event_starts_no_message() -> None:
+    body_of = stream("messages").ping() + wire(*MESSAGES)
 
-    assert clients.anthropic_streamed(sent)["content"][0]["text"] == "Hé\n"
+    assert clients.anthropic_streamed(body_of)["content"][0]["text"] == "Hé\n"
     assert clients.events(stream("responses").ping()) == []
 
 
@@ -161,7 +161,7 @@ def test_a_plain_answer_passes_as_it_is_and_is_counted() -> None:
     assert plain.tokens == Tokens(input=4, output=6)
 
 
-def test_nonsense_is_no_answer() -> None:
+def test_invalid_json_raises() -> None:
     with pytest.raises(BadAnswer):
         native.Reply("messages").plain(b"<html>")
     assert stream("messages").feed(b"event: message_start\ndata: <html>\n\n").startswith(b"event: error\n")

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 
 from cortex.router.dialects.core.errors import BadAnswer
 from tests.router.dialects import reverse
-from tests.router.dialects.asking import Json, ask_chat, ask_messages, ask_responses, sent
 from tests.router.dialects.clients import (
     anthropic_plain,
     anthropic_streamed,
     chat_streamed,
-    cut,
     events,
     pieces,
     responses_plain,
     responses_streamed,
     run,
+    split,
 )
 from tests.router.dialects.examples import examples
+from tests.router.dialects.request_builders import Json, body_of, chat_request, messages_request, responses_request
 from tests.router.dialects.test_arguments import OBJECTS
-from tests.router.dialects.test_arguments import cut as cut_text
+from tests.router.dialects.test_arguments import split as split_text
 from tests.router.dialects.workers import call, chunk, completion, counted, usage_chunk, whole_call, wire
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -33,8 +33,8 @@ NAMES = st.sampled_from(["f", "mcp__a__b", "g.h"])
 
 
 def _delta(fields: Any) -> Json:
-    found: Json = fields
-    return found
+    actual: Json = fields
+    return actual
 
 
 @st.composite
@@ -46,14 +46,14 @@ def orderly(draw: st.DrawFn) -> tuple[list[Json], bytes]:
     finish = draw(st.sampled_from(["stop", "length"])) if not calls else "tool_calls"
     usage = counted(draw(st.integers(5, 50)), draw(st.integers(0, 50)), cached=draw(st.integers(0, 5)))
     chunks = [chunk(role="assistant", content="")]
-    chunks += [chunk(**_delta({field: part})) for part in cut_text(thoughts, draw(PLACES))]
-    chunks += [chunk(content=part) for part in cut_text(text, draw(PLACES))]
+    chunks += [chunk(**_delta({field: part})) for part in split_text(thoughts, draw(PLACES))]
+    chunks += [chunk(content=part) for part in split_text(text, draw(PLACES))]
     whole = []
     deltas: list[list[Json]] = []
     for index, (name, value) in enumerate(calls):
         arguments = json.dumps(value, ensure_ascii=draw(st.booleans()))
         whole.append(whole_call(f"c{index}", name, arguments))
-        parts = cut_text(arguments, draw(PLACES))
+        parts = split_text(arguments, draw(PLACES))
         deltas.append([call(index, f"c{index}", name, parts[0]), *(call(index, arguments=part) for part in parts[1:])])
     if draw(st.booleans()):  # interleaved: one delta of each call in turn
         longest = max((len(one) for one in deltas), default=0)
@@ -96,11 +96,11 @@ def disorderly(draw: st.DrawFn) -> list[Json]:
     return [*(chunk(**_delta(one)) for one in deltas), chunk(finish), *usage]
 
 
-def balanced(found: list[Json]) -> list[Json]:
+def balanced(actual: list[Json]) -> list[Json]:
     """The blocks of a message's events, built by following the rules to the letter."""
     blocks: list[Json] = []
     open_block: Json | None = None
-    for event in found[2:-2]:
+    for event in actual[2:-2]:
         match event["type"]:
             case "content_block_start":
                 assert open_block is None
@@ -119,7 +119,7 @@ def balanced(found: list[Json]) -> list[Json]:
                 assert event["index"] == len(blocks) - 1
                 open_block = None
     assert open_block is None
-    assert [event["type"] for event in found[:2] + found[-2:]] == [
+    assert [event["type"] for event in actual[:2] + actual[-2:]] == [
         "message_start",
         "ping",
         "message_delta",
@@ -128,8 +128,8 @@ def balanced(found: list[Json]) -> list[Json]:
     return blocks
 
 
-def streamed(asked: Any, chunks: list[Json], size: int) -> bytes:
-    return run(asked.answer("ID", 1).stream(), cut(wire(*chunks), size))
+def streamed(parsed: Any, chunks: list[Json], size: int) -> bytes:
+    return run(parsed.answer("ID", 1).stream(), split(wire(*chunks), size))
 
 
 @examples(30)
@@ -139,14 +139,14 @@ def test_an_anthropic_answer_is_the_same_streamed_whole_and_as_the_sdk_has_it(
 ) -> None:
     chunks, body = answer
 
-    out = streamed(ask_messages(stream=True), chunks, size)
-    whole = anthropic_plain(ask_messages().answer("ID", 1).plain(body).body)
+    out = streamed(messages_request(stream=True), chunks, size)
+    whole = anthropic_plain(messages_request().answer("ID", 1).plain(body).body)
 
     assert anthropic_streamed(out) == whole
     blocks = balanced(events(out))
     message = json.loads(body)["choices"][0]["message"]
-    said = "".join(one["text"] for one in blocks if one["type"] == "text")
-    assert said == (message["content"] or "")
+    output = "".join(one["text"] for one in blocks if one["type"] == "text")
+    assert output == (message["content"] or "")
     calls = [(one["id"], one["name"], one["text"]) for one in blocks if one["type"] == "tool_use"]
     assert calls == [
         (one["id"], one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls", ())
@@ -160,16 +160,16 @@ def test_a_responses_answer_is_the_same_streamed_whole_and_as_the_sdk_has_it(
 ) -> None:
     chunks, body = answer
 
-    out = streamed(ask_responses(stream=True), chunks, size)
-    whole = responses_plain(ask_responses().answer("ID", 1).plain(body).body)
+    out = streamed(responses_request(stream=True), chunks, size)
+    whole = responses_plain(responses_request().answer("ID", 1).plain(body).body)
 
-    found = events(out)
-    assert [event["sequence_number"] for event in found] == list(range(len(found)))
+    actual = events(out)
+    assert [event["sequence_number"] for event in actual] == list(range(len(actual)))
     if whole["status"] == "completed":
         assert responses_streamed(out) == whole
     else:
-        assert found[-1]["type"] == "response.incomplete"
-        assert found[-1]["response"]["usage"] == whole["usage"]
+        assert actual[-1]["type"] == "response.incomplete"
+        assert actual[-1]["response"]["usage"] == whole["usage"]
 
 
 @examples(30)
@@ -177,7 +177,7 @@ def test_a_responses_answer_is_the_same_streamed_whole_and_as_the_sdk_has_it(
 def test_a_chat_stream_keeps_everything_for_an_sdk(answer: tuple[list[Json], bytes], size: int) -> None:
     chunks, body = answer
 
-    out = streamed(ask_chat(stream=True, stream_options={"include_usage": True}), chunks, size)
+    out = streamed(chat_request(stream=True, stream_options={"include_usage": True}), chunks, size)
 
     message = chat_streamed(out)["choices"][0]["message"]
     expected = json.loads(body)["choices"][0]["message"]
@@ -190,13 +190,13 @@ def test_a_chat_stream_keeps_everything_for_an_sdk(answer: tuple[list[Json], byt
 @examples(50)
 @given(disorderly(), st.integers(1, 60))
 def test_any_stream_that_ends_is_in_order_for_anthropic_clients(chunks: list[Json], size: int) -> None:
-    out = streamed(ask_messages(stream=True), chunks, size)
+    out = streamed(messages_request(stream=True), chunks, size)
 
     blocks = balanced(events(out))
     message = anthropic_streamed(out)
     assert [one["type"] for one in message["content"]] == [one["type"] for one in blocks]
-    said = [choice["delta"] for one in chunks for choice in one["choices"]]
-    thoughts = "".join(delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in said)
+    output = [choice["delta"] for one in chunks for choice in one["choices"]]
+    thoughts = "".join(delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in output)
     assert "".join(one["text"] for one in blocks if one["type"] == "thinking") == thoughts
     assert message["usage"]["output_tokens"] >= 0
 
@@ -204,18 +204,18 @@ def test_any_stream_that_ends_is_in_order_for_anthropic_clients(chunks: list[Jso
 @examples(50)
 @given(disorderly(), st.integers(1, 60))
 def test_any_stream_that_ends_is_in_order_for_responses_clients(chunks: list[Json], size: int) -> None:
-    out = streamed(ask_responses(stream=True), chunks, size)
+    out = streamed(responses_request(stream=True), chunks, size)
 
-    found = events(out)
-    last = found[-1]
+    actual = events(out)
+    last = actual[-1]
     assert last["type"] in ("response.completed", "response.incomplete")
-    done = [event["item"] for event in found if event["type"] == "response.output_item.done"]
+    done = [event["item"] for event in actual if event["type"] == "response.output_item.done"]
     assert done == last["response"]["output"]
-    assert [event["output_index"] for event in found if event["type"] == "response.output_item.added"] == list(
+    assert [event["output_index"] for event in actual if event["type"] == "response.output_item.added"] == list(
         range(len(done))
     )
     for index, item in enumerate(done):
-        deltas = "".join(event["delta"] for event in found if event.get("output_index") == index and "delta" in event)
+        deltas = "".join(event["delta"] for event in actual if event.get("output_index") == index and "delta" in event)
         held = (
             item["arguments"]
             if item["type"] == "function_call"
@@ -229,7 +229,7 @@ def test_any_stream_that_ends_is_in_order_for_responses_clients(chunks: list[Jso
 @examples(40)
 @given(disorderly(), st.integers(1, 60))
 def test_any_stream_that_ends_is_one_that_an_sdk_can_add_up(chunks: list[Json], size: int) -> None:
-    out = streamed(ask_chat(stream=True), chunks, size)
+    out = streamed(chat_request(stream=True), chunks, size)
 
     assert pieces(out)[-1] == "[DONE]"
     message = chat_streamed(out)["choices"][0]["message"]
@@ -244,16 +244,16 @@ def test_any_stream_that_ends_is_one_that_an_sdk_can_add_up(chunks: list[Json], 
     ),
     st.data(),
 )
-def test_a_stream_cut_anywhere_before_its_end_never_ends_well(chunks: list[Json], data: st.DataObject) -> None:
+def test_a_stream_truncated_anywhere_ends_in_a_fault(chunks: list[Json], data: st.DataObject) -> None:
     full = wire(*chunks, done=False)
     short = full[: data.draw(st.integers(0, len(full)))]
 
-    for asked, ends in (
-        (ask_messages(stream=True), b"message_stop"),
-        (ask_responses(stream=True), b"response.completed"),
-        (ask_chat(stream=True), b"[DONE]"),
+    for parsed, ends in (
+        (messages_request(stream=True), b"message_stop"),
+        (responses_request(stream=True), b"response.completed"),
+        (chat_request(stream=True), b"[DONE]"),
     ):
-        stream = asked.answer("ID", 1).stream()
+        stream = parsed.answer("ID", 1).stream()
         out = stream.feed(short) + stream.close()
         assert ends not in out
         assert stream.fault is not None
@@ -267,13 +267,13 @@ def test_a_stream_cut_anywhere_before_its_end_never_ends_well(chunks: list[Json]
         b"".join
     )
 )
-def test_whatever_a_worker_sends_nothing_is_raised(raw: bytes) -> None:
-    for asked in (ask_messages(stream=True), ask_responses(stream=True), ask_chat(stream=True)):
-        stream = asked.answer("ID", 1).stream()
+def test_no_worker_stream_raises(raw: bytes) -> None:
+    for parsed in (messages_request(stream=True), responses_request(stream=True), chat_request(stream=True)):
+        stream = parsed.answer("ID", 1).stream()
         assert isinstance(stream.feed(raw) + stream.close(), bytes)
         assert stream.over
         try:
-            asked.answer("ID", 1).plain(raw)
+            parsed.answer("ID", 1).plain(raw)
         except BadAnswer:
             pass
         else:
@@ -306,7 +306,7 @@ def chat_requests(draw: st.DrawFn) -> Json:
 def test_a_chat_request_survives_the_way_through_anthropics_words(request: Json) -> None:
     there = reverse.request(request)
 
-    back = sent(ask_messages(**there))
+    back = body_of(messages_request(**there))
 
     normal = json.loads(json.dumps(request))
     for message in back["messages"] + normal["messages"]:
@@ -318,9 +318,9 @@ def test_a_chat_request_survives_the_way_through_anthropics_words(request: Json)
 @examples(50)
 @given(orderly())
 def test_a_stream_survives_the_way_through_anthropics_words(answer: tuple[list[Json], bytes]) -> None:
-    out = streamed(ask_messages(stream=True), answer[0], 1000)
+    out = streamed(messages_request(stream=True), answer[0], 1000)
 
-    again = streamed(ask_messages(stream=True), reverse.chunks(events(out)), 1000)
+    again = streamed(messages_request(stream=True), reverse.chunks(events(out)), 1000)
 
     assert balanced(events(again)) == balanced(events(out))
     assert events(again)[-2] == events(out)[-2]
@@ -328,7 +328,7 @@ def test_a_stream_survives_the_way_through_anthropics_words(answer: tuple[list[J
 
 @pytest.mark.parametrize("depth", [100, 900, 985, 995, 5000])
 @pytest.mark.parametrize("where", ["arguments", "ignored"])
-def test_a_worker_that_nests_absurdly_is_a_fault_at_most(depth: int, where: str) -> None:
+def test_deeply_nested_worker_json_gives_at_most_a_fault(depth: int, where: str) -> None:
     deep = '{"a":' * depth + "1" + "}" * depth
     delta = '{"reasoning":"x","tool_calls":[{"function":{"name":"f","arguments":%s}}]}' % (
         deep if where == "arguments" else '"{}"'
@@ -336,9 +336,9 @@ def test_a_worker_that_nests_absurdly_is_a_fault_at_most(depth: int, where: str)
     extra = deep if where == "ignored" else "1"
     one = f'{{"model":"worker","ignored":{extra},"choices":[{{"finish_reason":"stop","%s":{delta}}}]}}'
 
-    for asked in (ask_messages(stream=True), ask_responses(stream=True), ask_chat(stream=True)):
-        stream = asked.answer("ID", 1).stream()
+    for parsed in (messages_request(stream=True), responses_request(stream=True), chat_request(stream=True)):
+        stream = parsed.answer("ID", 1).stream()
         assert stream.feed(f"data: {one % 'delta'}\n\ndata: [DONE]\n\n".encode())
         assert stream.over
         with contextlib.suppress(BadAnswer):
-            asked.answer("ID", 1).plain((one % "message").encode())
+            parsed.answer("ID", 1).plain((one % "message").encode())

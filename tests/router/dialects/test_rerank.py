@@ -12,12 +12,12 @@ BODY = b'{"query":"q","documents":["a", "b"], "model":"m","top_n":1}'
 
 
 def test_a_request_and_its_answer_are_renamed() -> None:
-    asked = rerank.read(BODY)
+    parsed = rerank.read(BODY)
 
-    plain = asked.plain(b'{"model":"worker","results":[{"index":0,"relevance_score":0.5}]}')
+    plain = parsed.plain(b'{"model":"worker","results":[{"index":0,"relevance_score":0.5}]}')
 
-    assert json.loads(asked.body("m")) == json.loads(BODY)
-    assert json.loads(asked.body("worker")) == json.loads(BODY) | {"model": "worker"}
+    assert json.loads(parsed.body("m")) == json.loads(BODY)
+    assert json.loads(parsed.body("worker")) == json.loads(BODY) | {"model": "worker"}
     assert json.loads(plain.body)["model"] == "m"
 
 
@@ -32,6 +32,6 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: dict[str, Any], pa
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"error":"no"}'])
-def test_an_answer_that_is_none_is_a_fault(body: bytes) -> None:
+def test_an_invalid_answer_raises(body: bytes) -> None:
     with pytest.raises(BadAnswer):
         rerank.read(BODY).plain(body)

@@ -6,14 +6,23 @@ import pytest
 
 from cortex.router.dialects.core.errors import Kind
 from cortex.router.dialects.core.traits import Traits
-from tests.router.dialects.asking import INLINE, PLAIN, PNG, SEEING, THINKING, ask_responses, refused, sent
+from tests.router.dialects.request_builders import (
+    INLINE,
+    PLAIN,
+    PNG,
+    THINKING,
+    VISION,
+    body_of,
+    refusal_of,
+    responses_request,
+)
 
 Json = dict[str, Any]
 
 
 def conversation(traits: Traits = PLAIN, **fields: Any) -> list[Json]:
-    found: list[Json] = sent(ask_responses(traits, **fields))["messages"]
-    return found
+    actual: list[Json] = body_of(responses_request(traits, **fields))["messages"]
+    return actual
 
 
 def item(role: str, *texts: str) -> Json:
@@ -59,40 +68,40 @@ CODEX: Json = {
 
 
 def test_case_44_a_first_turn_of_codex_is_understood() -> None:
-    asked = ask_responses(**CODEX)
-    found = sent(asked)
+    parsed = responses_request(**CODEX)
+    actual = body_of(parsed)
 
-    assert found["messages"] == [
+    assert actual["messages"] == [
         {"role": "system", "content": "permissions\n\n<environment>"},
         {"role": "user", "content": "run echo"},
     ]
-    assert [one["function"]["name"] for one in found["tools"]] == [
+    assert [one["function"]["name"] for one in actual["tools"]] == [
         "exec_command",
         "multi_agent_v1__spawn",
         "multi_agent_v1__wait",
     ]
-    assert found["tools"][0]["function"]["strict"] is False
-    assert "strict" not in found["tools"][1]["function"]
-    assert (found["reasoning_effort"], found["parallel_tool_calls"]) == ("medium", True)
-    assert found["stream_options"] == {"include_usage": True}
-    assert not {"client_metadata", "store", "include", "prompt_cache_key"} & found.keys()
-    assert "web_search" in asked.notes[0]
-    assert asked.affinity == "thread-1"
+    assert actual["tools"][0]["function"]["strict"] is False
+    assert "strict" not in actual["tools"][1]["function"]
+    assert (actual["reasoning_effort"], actual["parallel_tool_calls"]) == ("medium", True)
+    assert actual["stream_options"] == {"include_usage": True}
+    assert not {"client_metadata", "store", "include", "prompt_cache_key"} & actual.keys()
+    assert "web_search" in parsed.notes[0]
+    assert parsed.affinity == "thread-1"
 
 
 def test_case_44_instructions_and_leading_system_items_are_one_system_message() -> None:
-    said = [{"role": "system", "content": "b"}, item("developer", "c"), item("user", "hi")]
+    history = [{"role": "system", "content": "b"}, item("developer", "c"), item("user", "hi")]
 
-    assert conversation(instructions="a", input=said)[0] == {"role": "system", "content": "a\n\nb\n\nc"}
+    assert conversation(instructions="a", input=history)[0] == {"role": "system", "content": "a\n\nb\n\nc"}
 
 
 @pytest.mark.parametrize("traits", [PLAIN, INLINE])
 def test_case_44_a_later_developer_item_stays_where_it_is(traits: Traits) -> None:
-    said = [item("user", "one"), item("assistant", "two"), item("developer", "mind"), item("user", "three")]
+    history = [item("user", "one"), item("assistant", "two"), item("developer", "mind"), item("user", "three")]
 
-    found = conversation(traits, input=said)
+    actual = conversation(traits, input=history)
 
-    assert found[2:] == (
+    assert actual[2:] == (
         [{"role": "system", "content": "mind"}, {"role": "user", "content": "three"}]
         if traits.inline_system
         else [{"role": "user", "content": "<system-reminder>\nmind\n</system-reminder>\nthree"}]
@@ -100,38 +109,38 @@ def test_case_44_a_later_developer_item_stays_where_it_is(traits: Traits) -> Non
 
 
 def test_case_45_a_call_from_a_namespace_maps_back_to_its_flat_name() -> None:
-    said = [item("user", "go"), called("spawn", namespace="multi_agent_v1"), output()]
+    history = [item("user", "go"), called("spawn", namespace="multi_agent_v1"), output()]
 
-    found = conversation(**(CODEX | {"input": said}))
+    actual = conversation(**(CODEX | {"input": history}))
 
-    assert found[1]["tool_calls"][0]["function"]["name"] == "multi_agent_v1__spawn"
+    assert actual[1]["tool_calls"][0]["function"]["name"] == "multi_agent_v1__spawn"
 
 
-def test_case_45_a_flat_name_that_is_taken_gets_another() -> None:
+def test_case_45_a_conflicting_flat_name_is_made_unique() -> None:
     tools = [function("a__b"), {"type": "namespace", "name": "a", "tools": [function("b")]}]
-    said = [item("user", "go"), called("b", namespace="a"), output()]
+    history = [item("user", "go"), called("b", namespace="a"), output()]
 
-    found = sent(ask_responses(tools=tools, input=said))
+    actual = body_of(responses_request(tools=tools, input=history))
 
-    names = [one["function"]["name"] for one in found["tools"]]
+    names = [one["function"]["name"] for one in actual["tools"]]
     assert len(set(names)) == 2
-    assert found["messages"][1]["tool_calls"][0]["function"]["name"] == names[1]
+    assert actual["messages"][1]["tool_calls"][0]["function"]["name"] == names[1]
 
 
 def test_case_46_an_image_in_an_output_follows_the_tool_messages() -> None:
-    said = [item("user", "go"), called(), called("g", "c2"), output("c1", [IMAGE]), output("c2")]
+    history = [item("user", "go"), called(), called("g", "c2"), output("c1", [IMAGE]), output("c2")]
 
-    found = conversation(SEEING, input=said)
+    actual = conversation(VISION, input=history)
 
-    assert [message["role"] for message in found] == ["user", "assistant", "tool", "tool", "user"]
-    assert [part["type"] for part in found[4]["content"]] == ["text", "image_url"]
+    assert [message["role"] for message in actual] == ["user", "assistant", "tool", "tool", "user"]
+    assert [part["type"] for part in actual[4]["content"]] == ["text", "image_url"]
 
 
-def test_case_46_a_model_without_eyes_is_told_of_the_image_in_an_output() -> None:
-    said = [item("user", "go"), called(), output("c1", [{"type": "input_text", "text": "shot"}, IMAGE])]
+def test_case_46_an_image_in_an_output_becomes_a_placeholder_without_vision() -> None:
+    history = [item("user", "go"), called(), output("c1", [{"type": "input_text", "text": "shot"}, IMAGE])]
 
-    assert conversation(input=said)[-1]["content"] == "shot\n[image omitted: this model does not take images]"
-    assert refused(ask_responses, input=[{"role": "user", "content": [IMAGE]}]).param == "input[0].content[0]"
+    assert conversation(input=history)[-1]["content"] == "shot\n[image omitted: this model does not take images]"
+    assert refusal_of(responses_request, input=[{"role": "user", "content": [IMAGE]}]).param == "input[0].content[0]"
 
 
 @pytest.mark.parametrize(
@@ -144,18 +153,18 @@ def test_case_46_a_model_without_eyes_is_told_of_the_image_in_an_output() -> Non
         ({"summary": [{"type": "summary_text", "text": "short"}]}, "short"),
     ],
 )
-def test_case_47_thoughts_are_replayed_however_little_of_them_is_left(fields: Json, expected: str | None) -> None:
+def test_case_47_reasoning_is_replayed_from_content_or_summary(fields: Json, expected: str | None) -> None:
     thought = {"type": "reasoning", "id": "rs_1", "summary": []} | fields
-    said = [item("user", "go"), thought, called(), output()]
+    history = [item("user", "go"), thought, called(), output()]
 
-    message = conversation(THINKING, input=said)[1]
+    message = conversation(THINKING, input=history)[1]
 
     assert message.get("reasoning_content") == expected
     assert len(message["tool_calls"]) == 1
 
 
 def test_case_48_items_may_lack_their_id_and_their_type() -> None:
-    said = [
+    history = [
         {"role": "system", "content": "front"},
         {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
         {"role": "assistant", "content": [{"type": "output_text", "text": "ok"}]},
@@ -163,9 +172,9 @@ def test_case_48_items_may_lack_their_id_and_their_type() -> None:
         output(),
     ]
 
-    found = conversation(input=said)
+    actual = conversation(input=history)
 
-    assert found[2] == {
+    assert actual[2] == {
         "role": "assistant",
         "content": "ok",
         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
@@ -181,45 +190,47 @@ def test_case_52_what_needs_stored_answers_is_refused_by_name(name: str) -> None
         "background": True,
     }
 
-    fault = refused(ask_responses, **{name: given[name]})
+    fault = refusal_of(responses_request, **{name: given[name]})
 
     assert (fault.kind, fault.param) == (Kind.UNSUPPORTED, name)
     absent: Json = {name: None}
-    assert sent(ask_responses(**absent))["messages"]
+    assert body_of(responses_request(**absent))["messages"]
 
 
 def test_case_52_a_reference_to_a_stored_item_is_refused_by_place() -> None:
-    assert refused(ask_responses, input=[{"type": "item_reference", "id": "x"}]).param == "input[0]"
+    assert refusal_of(responses_request, input=[{"type": "item_reference", "id": "x"}]).param == "input[0]"
 
 
 def test_case_53_a_schema_for_the_text_constrains_it() -> None:
     form = {"type": "json_schema", "name": "out", "schema": {"type": "object"}, "strict": True}
 
-    assert sent(ask_responses(text={"format": form}))["response_format"] == {
+    assert body_of(responses_request(text={"format": form}))["response_format"] == {
         "type": "json_schema",
         "json_schema": {"name": "out", "schema": {"type": "object"}, "strict": True},
     }
-    assert sent(ask_responses(text={"format": {"type": "json_object"}}))["response_format"] == {"type": "json_object"}
-    assert "response_format" not in sent(ask_responses(text={"format": {"type": "text"}, "verbosity": "low"}))
-    assert refused(ask_responses, text={"format": {"type": "xml"}}).param == "text.format.type"
+    assert body_of(responses_request(text={"format": {"type": "json_object"}}))["response_format"] == {
+        "type": "json_object"
+    }
+    assert "response_format" not in body_of(responses_request(text={"format": {"type": "text"}, "verbosity": "low"}))
+    assert refusal_of(responses_request, text={"format": {"type": "xml"}}).param == "text.format.type"
 
 
 def test_a_custom_tool_is_a_function_of_one_text() -> None:
     grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"}
     tool = {"type": "custom", "name": "apply_patch", "description": "Patches.", "format": grammar}
-    said = [
+    history = [
         item("user", "go"),
         {"type": "custom_tool_call", "call_id": "c1", "name": "apply_patch", "input": "*** Begin"},
         {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"},
     ]
 
-    found = sent(ask_responses(tools=[tool], input=said))
+    actual = body_of(responses_request(tools=[tool], input=history))
 
-    function = found["tools"][0]["function"]
+    function = actual["tools"][0]["function"]
     assert function["parameters"]["required"] == ["input"]
     assert "start: /x+/" in function["description"]
-    assert found["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"input":"*** Begin"}'
-    assert found["messages"][2] == {"role": "tool", "tool_call_id": "c1", "content": "ok"}
+    assert actual["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"input":"*** Begin"}'
+    assert actual["messages"][2] == {"role": "tool", "tool_call_id": "c1", "content": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -238,25 +249,25 @@ def test_a_custom_tool_is_a_function_of_one_text() -> None:
     ],
 )
 def test_every_tool_choice_has_its_counterpart(choice: Any, expected: Any, names: list[str]) -> None:
-    found = sent(ask_responses(tools=[function("a"), function("b")], tool_choice=choice))
+    actual = body_of(responses_request(tools=[function("a"), function("b")], tool_choice=choice))
 
-    assert found.get("tool_choice") == expected
-    assert [one["function"]["name"] for one in found["tools"]] == names
+    assert actual.get("tool_choice") == expected
+    assert [one["function"]["name"] for one in actual["tools"]] == names
 
 
-def test_an_engine_that_ignores_names_gets_that_tool_alone() -> None:
+def test_an_engine_that_ignores_names_gets_only_the_chosen_tool() -> None:
     choice = {"type": "function", "name": "b"}
     tools = [function("a"), function("b")]
 
-    found = sent(ask_responses(Traits(named_tool_choice=False), tools=tools, tool_choice=choice))
+    actual = body_of(responses_request(Traits(named_tool_choice=False), tools=tools, tool_choice=choice))
 
-    assert (found["tool_choice"], len(found["tools"])) == ("required", 1)
+    assert (actual["tool_choice"], len(actual["tools"])) == ("required", 1)
 
 
 def test_effort_none_stops_thinking() -> None:
-    found = sent(ask_responses(reasoning={"effort": "none"}))
+    actual = body_of(responses_request(reasoning={"effort": "none"}))
 
-    assert (found["reasoning_effort"], found["chat_template_kwargs"]) == ("none", {"enable_thinking": False})
+    assert (actual["reasoning_effort"], actual["chat_template_kwargs"]) == ("none", {"enable_thinking": False})
 
 
 def test_a_file_of_text_is_shown_and_any_other_refused() -> None:
@@ -264,21 +275,24 @@ def test_a_file_of_text_is_shown_and_any_other_refused() -> None:
     pdf = {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}
 
     assert conversation(input=[{"role": "user", "content": [notes]}])[0]["content"] == "a.txt\nbody"
-    assert refused(ask_responses, input=[{"role": "user", "content": [pdf]}]).param == "input[0].content[0].file_data"
+    assert (
+        refusal_of(responses_request, input=[{"role": "user", "content": [pdf]}]).param
+        == "input[0].content[0].file_data"
+    )
     assert "omitted" in conversation(input=[called(), output("c1", [pdf])])[-1]["content"]
 
 
 def test_items_that_only_openai_can_read_are_dropped_and_noted() -> None:
-    said = [
+    history = [
         item("user", "go"),
         {"type": "web_search_call", "id": "ws"},
         {"type": "compaction", "encrypted_content": "x"},
     ]
 
-    asked = ask_responses(input=said)
+    parsed = responses_request(input=history)
 
-    assert sent(asked)["messages"] == [{"role": "user", "content": "go"}]
-    assert len(asked.notes) == 2
+    assert body_of(parsed)["messages"] == [{"role": "user", "content": "go"}]
+    assert len(parsed.notes) == 2
 
 
 @pytest.mark.parametrize(
@@ -304,7 +318,7 @@ def test_items_that_only_openai_can_read_are_dropped_and_noted() -> None:
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: Json, param: str) -> None:
-    fault = refused(ask_responses, **fields)
+    fault = refusal_of(responses_request, **fields)
 
     assert fault.param == param
     assert fault.message.startswith(f"{param}: ")
@@ -317,9 +331,9 @@ def test_the_input_may_be_a_text() -> None:
     ]
 
 
-def test_max_output_tokens_is_held_to_what_the_function_allows() -> None:
+def test_max_output_tokens_does_not_exceed_the_functions_limit() -> None:
     traits = Traits(default_output_tokens=50, max_output_tokens=100)
 
-    assert sent(ask_responses(traits, max_output_tokens=900))["max_tokens"] == 100
-    assert sent(ask_responses(traits))["max_tokens"] == 50
-    assert "max_tokens" not in sent(ask_responses())
+    assert body_of(responses_request(traits, max_output_tokens=900))["max_tokens"] == 100
+    assert body_of(responses_request(traits))["max_tokens"] == 50
+    assert "max_tokens" not in body_of(responses_request())

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind
-from tests.router.dialects.asking import ask_responses
 from tests.router.dialects.clients import (
     Json,
     events,
@@ -14,41 +13,42 @@ from tests.router.dialects.clients import (
     responses_raw,
     responses_streamed,
 )
+from tests.router.dialects.request_builders import responses_request
 from tests.router.dialects.test_responses_request import CODEX
-from tests.router.dialects.workers import call, chunk, completion, counted, said, usage_chunk, whole_call, wire
+from tests.router.dialects.workers import call, chunk, completion, counted, small_stream, usage_chunk, whole_call, wire
 
 CUSTOM: Json = {"tools": [{"type": "custom", "name": "patch"}]}
 
 
 def raw(*chunks: Json, done: bool = True, **fields: Any) -> bytes:
-    asked = ask_responses(stream=True, **fields)
-    return replay(lambda: asked.answer("ID", 1).stream(), wire(*chunks, done=done))
+    parsed = responses_request(stream=True, **fields)
+    return replay(lambda: parsed.answer("ID", 1).stream(), wire(*chunks, done=done))
 
 
 def streamed(*chunks: Json, done: bool = True, **fields: Any) -> list[Json]:
     """The events, after a look at what holds for every stream."""
-    found = events(raw(*chunks, done=done, **fields))
-    assert [event["sequence_number"] for event in found] == list(range(len(found)))
-    assert found[0]["type"] == "response.created"
-    return found
+    actual = events(raw(*chunks, done=done, **fields))
+    assert [event["sequence_number"] for event in actual] == list(range(len(actual)))
+    assert actual[0]["type"] == "response.created"
+    return actual
 
 
 def plain(body: bytes, **fields: Any) -> Json:
-    return responses_plain(ask_responses(**fields).answer("ID", 1).plain(body).body)
+    return responses_plain(responses_request(**fields).answer("ID", 1).plain(body).body)
 
 
-def names(found: list[Json]) -> list[str]:
-    return [event["type"].removeprefix("response.") for event in found]
+def names(actual: list[Json]) -> list[str]:
+    return [event["type"].removeprefix("response.") for event in actual]
 
 
-def of(found: list[Json], kind: str) -> list[Json]:
-    return [event for event in found if event["type"] == f"response.{kind}"]
+def of(actual: list[Json], kind: str) -> list[Json]:
+    return [event for event in actual if event["type"] == f"response.{kind}"]
 
 
 def test_a_text_is_an_item_with_one_part() -> None:
-    found = streamed(chunk(role="assistant", content=""), chunk(content="He"), chunk(content="y"), chunk("stop"))
+    actual = streamed(chunk(role="assistant", content=""), chunk(content="He"), chunk(content="y"), chunk("stop"))
 
-    assert names(found) == [
+    assert names(actual) == [
         "created",
         "in_progress",
         "output_item.added",
@@ -60,14 +60,14 @@ def test_a_text_is_an_item_with_one_part() -> None:
         "output_item.done",
         "completed",
     ]
-    assert found[6]["text"] == "Hey"
-    assert {"item_id": "msg_ID_0", "output_index": 0, "content_index": 0, "logprobs": []}.items() <= found[4].items()
+    assert actual[6]["text"] == "Hey"
+    assert {"item_id": "msg_ID_0", "output_index": 0, "content_index": 0, "logprobs": []}.items() <= actual[4].items()
 
 
-def test_thoughts_are_an_item_of_their_own() -> None:
-    found = streamed(chunk(reasoning="hm"), chunk(content="so"), chunk("stop"))
+def test_thinking_is_a_separate_item() -> None:
+    actual = streamed(chunk(reasoning="hm"), chunk(content="so"), chunk("stop"))
 
-    assert found[-1]["response"]["output"][0] == {
+    assert actual[-1]["response"]["output"][0] == {
         "type": "reasoning",
         "id": "rs_ID_0",
         "status": "completed",
@@ -75,14 +75,14 @@ def test_thoughts_are_an_item_of_their_own() -> None:
         "content": [{"type": "reasoning_text", "text": "hm"}],
         "encrypted_content": None,
     }
-    assert of(found, "reasoning_text.delta")[0]["delta"] == "hm"
+    assert of(actual, "reasoning_text.delta")[0]["delta"] == "hm"
 
 
 def test_case_45_a_call_from_a_namespace_is_answered_with_its_name_and_namespace() -> None:
-    found = streamed(chunk(**call(0, "c1", "multi_agent_v1__spawn", "{}")), chunk("tool_calls"), **_codex())
+    actual = streamed(chunk(**call(0, "c1", "multi_agent_v1__spawn", "{}")), chunk("tool_calls"), **_codex())
     whole = plain(completion("tool_calls", tool_calls=[whole_call("c1", "multi_agent_v1__spawn", "{}")]), **_codex())
 
-    item = found[-1]["response"]["output"][0]
+    item = actual[-1]["response"]["output"][0]
     assert (item["name"], item["namespace"], item["call_id"]) == ("spawn", "multi_agent_v1", "c1")
     assert whole["output"][0] == item
     assert "namespace" not in streamed(chunk(**call(0, "c1", "f", "{}")), chunk("stop"))[-1]["response"]["output"][0]
@@ -92,25 +92,25 @@ def _codex() -> Json:
     return {name: value for name, value in CODEX.items() if name != "stream"}
 
 
-def test_case_49_an_answer_that_the_limit_cut_is_incomplete() -> None:
-    found = streamed(chunk(content="unfin"), chunk("length"), usage_chunk())
+def test_case_49_an_answer_cut_by_the_limit_is_incomplete() -> None:
+    actual = streamed(chunk(content="unfin"), chunk("length"), usage_chunk())
     whole = plain(completion("length", content="unfin"))
 
-    last = found[-1]["response"]
-    assert found[-1]["type"] == "response.incomplete"
+    last = actual[-1]["response"]
+    assert actual[-1]["type"] == "response.incomplete"
     assert (last["status"], last["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert last["output"][0]["status"] == "incomplete"
     assert whole["output"] == last["output"]
 
 
 def test_case_49_a_filtered_answer_is_incomplete_for_that_reason() -> None:
-    found = streamed(chunk(content="un"), chunk("content_filter"))
+    actual = streamed(chunk(content="un"), chunk("content_filter"))
 
-    assert found[-1]["response"]["incomplete_details"] == {"reason": "content_filter"}
+    assert actual[-1]["response"]["incomplete_details"] == {"reason": "content_filter"}
 
 
-def test_case_50_every_item_is_the_same_when_done_and_in_the_end() -> None:
-    found = streamed(
+def test_case_50_items_are_the_same_in_done_events_and_the_final_response() -> None:
+    actual = streamed(
         chunk(reasoning="a"),
         chunk(content="b"),
         chunk(**call(0, "c1", "f", '{"a":')),
@@ -120,10 +120,10 @@ def test_case_50_every_item_is_the_same_when_done_and_in_the_end() -> None:
         usage_chunk(),
     )
 
-    output = found[-1]["response"]["output"]
-    assert [event["item"] for event in of(found, "output_item.done")] == output
-    assert [event["item"]["id"] for event in of(found, "output_item.added")] == [one["id"] for one in output]
-    assert [event["output_index"] for event in of(found, "output_item.done")] == [0, 1, 2, 3]
+    output = actual[-1]["response"]["output"]
+    assert [event["item"] for event in of(actual, "output_item.done")] == output
+    assert [event["item"]["id"] for event in of(actual, "output_item.added")] == [one["id"] for one in output]
+    assert [event["output_index"] for event in of(actual, "output_item.done")] == [0, 1, 2, 3]
     assert [one["id"] for one in output] == ["rs_ID_0", "msg_ID_1", "fc_ID_2", "fc_ID_3"]
 
 
@@ -141,24 +141,24 @@ def test_case_50_every_item_is_the_same_when_done_and_in_the_end() -> None:
         ['{"a":'],
     ],
 )
-def test_case_51_the_arguments_in_the_end_are_the_deltas_together(arguments: list[Any]) -> None:
+def test_case_51_the_final_arguments_are_the_concatenated_deltas(arguments: list[Any]) -> None:
     first, *rest = arguments
 
-    found = streamed(
+    actual = streamed(
         chunk(**call(0, "c1", "f", first)), *(chunk(**call(0, arguments=one)) for one in rest), chunk("tool_calls")
     )
 
-    done = of(found, "function_call_arguments.done")[0]
+    done = of(actual, "function_call_arguments.done")[0]
     expected = "".join(one if isinstance(one, str) else '{"a":1}' for one in arguments)
     assert done["arguments"] == ("{}" if expected in ("", "null") else expected)
-    assert "".join(event["delta"] for event in of(found, "function_call_arguments.delta")) == done["arguments"]
-    assert found[-1]["response"]["output"][0]["arguments"] == done["arguments"]
+    assert "".join(event["delta"] for event in of(actual, "function_call_arguments.delta")) == done["arguments"]
+    assert actual[-1]["response"]["output"][0]["arguments"] == done["arguments"]
 
 
 def test_case_51_a_second_call_without_arguments_has_its_own() -> None:
-    found = streamed(chunk(**call(0, "c1", "f", '{"a":1}')), chunk(**call(1, "c2", "g", "")), chunk("tool_calls"))
+    actual = streamed(chunk(**call(0, "c1", "f", '{"a":1}')), chunk(**call(1, "c2", "g", "")), chunk("tool_calls"))
 
-    deltas = [(event["output_index"], event["delta"]) for event in of(found, "function_call_arguments.delta")]
+    deltas = [(event["output_index"], event["delta"]) for event in of(actual, "function_call_arguments.delta")]
     assert deltas == [(0, '{"a":1}'), (1, "{}")]
 
 
@@ -166,52 +166,52 @@ def test_a_custom_tool_gets_its_text_back_out_of_the_json() -> None:
     text = '*** Begin\n"x"'
     held = '{"input": "*** Begin\\n\\"x\\""}'
 
-    found = streamed(
+    actual = streamed(
         chunk(**call(0, "c1", "patch", held[:9])), chunk(**call(0, arguments=held[9:])), chunk("stop"), **CUSTOM
     )
     whole = plain(completion("tool_calls", tool_calls=[whole_call("c1", "patch", held)]), **CUSTOM)
 
-    item = found[-1]["response"]["output"][0]
+    item = actual[-1]["response"]["output"][0]
     assert (item["type"], item["input"], item["id"]) == ("custom_tool_call", text, "ctc_ID_0")
-    assert of(found, "custom_tool_call_input.delta")[0]["delta"] == text
-    assert of(found, "custom_tool_call_input.done")[0]["input"] == text
+    assert of(actual, "custom_tool_call_input.delta")[0]["delta"] == text
+    assert of(actual, "custom_tool_call_input.done")[0]["input"] == text
     assert whole["output"][0] == item
 
 
-def test_an_answer_of_nothing_is_one_empty_text() -> None:
-    found = streamed(chunk(role="assistant", content=""), chunk("stop"))
+def test_an_empty_answer_is_one_empty_text() -> None:
+    actual = streamed(chunk(role="assistant", content=""), chunk("stop"))
 
-    assert names(found)[2:-1] == [
+    assert names(actual)[2:-1] == [
         "output_item.added",
         "content_part.added",
         "output_text.done",
         "content_part.done",
         "output_item.done",
     ]
-    assert found[-1]["response"]["output"] == plain(completion(content=""))["output"]
+    assert actual[-1]["response"]["output"] == plain(completion(content=""))["output"]
 
 
 def test_a_refusal_is_a_part_of_its_own() -> None:
-    found = streamed(chunk(refusal="I can"), chunk(refusal="not"), chunk("stop"))
+    actual = streamed(chunk(refusal="I can"), chunk(refusal="not"), chunk("stop"))
 
-    assert of(found, "refusal.done")[0]["refusal"] == "I cannot"
-    assert found[-1]["response"]["output"][0]["content"] == [{"type": "refusal", "refusal": "I cannot"}]
+    assert of(actual, "refusal.done")[0]["refusal"] == "I cannot"
+    assert actual[-1]["response"]["output"][0]["content"] == [{"type": "refusal", "refusal": "I cannot"}]
 
 
-def test_case_37_a_stream_that_breaks_ends_as_failed_with_what_was_whole() -> None:
-    found = streamed(chunk(reasoning="hm"), chunk(content="unfin"), done=True)
+def test_case_37_a_broken_stream_fails_with_its_complete_items() -> None:
+    actual = streamed(chunk(reasoning="hm"), chunk(content="unfin"), done=True)
 
-    last = found[-1]
+    last = actual[-1]
     assert last["type"] == "response.failed"
     assert last["response"]["error"]["code"] == "server_error"
     assert [one["type"] for one in last["response"]["output"]] == ["reasoning"]
-    assert not of(found, "completed") + of(found, "incomplete")
+    assert not of(actual, "completed") + of(actual, "incomplete")
 
 
 @pytest.mark.parametrize(
     "chunks", [[chunk("abort")], [chunk("error", content="x")], [{"choices": 5}], [{"error": "boom"}], []]
 )
-def test_case_37_a_stream_that_breaks_at_once_is_numbered_all_the_same(chunks: list[Json]) -> None:
+def test_case_37_a_stream_that_breaks_at_once_is_numbered_too(chunks: list[Json]) -> None:
     assert names(streamed(*chunks)) == ["created", "in_progress", "failed"]
 
 
@@ -227,24 +227,24 @@ def test_case_37_a_stream_that_breaks_at_once_is_numbered_all_the_same(chunks: l
     ],
 )
 def test_case_37_a_failure_has_the_code_that_codex_acts_on(kind: Kind, code: str) -> None:
-    stream = ask_responses(stream=True).answer("ID", 1).stream()
+    stream = responses_request(stream=True).answer("ID", 1).stream()
 
-    found = events(stream.fail(Fault(kind=kind, message="why")))
+    actual = events(stream.fail(Fault(kind=kind, message="why")))
 
-    assert names(found) == ["created", "in_progress", "failed"]
-    assert found[-1]["response"]["error"] == {"code": code, "message": "why"}
+    assert names(actual) == ["created", "in_progress", "failed"]
+    assert actual[-1]["response"]["error"] == {"code": code, "message": "why"}
 
 
-def test_case_37_an_answer_that_broke_off_is_no_answer() -> None:
+def test_case_37_a_truncated_answer_raises() -> None:
     for body in (completion(None, content="x"), completion("error", content="x"), b"[]", b'{"choices":[{}]}'):
         with pytest.raises(BadAnswer):
-            ask_responses().answer("ID", 1).plain(body)
+            responses_request().answer("ID", 1).plain(body)
 
 
-def test_case_40_life_is_shown_by_a_real_event() -> None:
-    stream = ask_responses(stream=True).answer("ID", 1).stream()
+def test_case_40_keep_alives_are_events() -> None:
+    stream = responses_request(stream=True).answer("ID", 1).stream()
 
-    out = stream.ping() + stream.ping() + stream.ping() + stream.feed(said())
+    out = stream.ping() + stream.ping() + stream.ping() + stream.feed(small_stream())
 
     assert names(events(out))[:4] == ["created", "in_progress", "ping", "ping"]
     assert responses_streamed(out)["output"][0]["content"][0]["text"] == "Hello"
@@ -285,18 +285,18 @@ def test_case_43_an_answer_is_the_same_streamed_and_whole() -> None:
 def test_the_answer_repeats_its_request() -> None:
     tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": None}]
 
-    found = plain(
+    actual = plain(
         completion(content="x"), tools=tools, instructions="front", metadata={"a": "b"}, parallel_tool_calls=False
     )
 
-    assert found["tools"][0]["name"] == "f"
-    assert (found["instructions"], found["metadata"]) == ("front", {"a": "b"})
-    assert found["parallel_tool_calls"] is False
-    assert found["tool_choice"] == "auto"
-    assert (found["object"], found["id"], found["created_at"]) == ("response", "resp_ID", 1)
+    assert actual["tools"][0]["name"] == "f"
+    assert (actual["instructions"], actual["metadata"]) == ("front", {"a": "b"})
+    assert actual["parallel_tool_calls"] is False
+    assert actual["tool_choice"] == "auto"
+    assert (actual["object"], actual["id"], actual["created_at"]) == ("response", "resp_ID", 1)
 
 
-def test_a_client_that_iterates_sees_every_way_to_end() -> None:
+def test_an_iterating_client_sees_every_terminal_event() -> None:
     ends = {
         responses_raw(raw(chunk(content="x"), chunk(finish), done=True))[-1]["type"]
         for finish in ("stop", "length", "abort")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.dialects.core.sse import Event, SSEDecoder, encode_data
-from tests.router.dialects.clients import cut
+from tests.router.dialects.clients import split
 from tests.router.dialects.examples import examples
 
 WIRES = {
@@ -31,14 +31,14 @@ WIRES = {
 
 def decoded(pieces: list[bytes]) -> list[Event]:
     decoder = SSEDecoder()
-    found = [event for piece in pieces for event in decoder.feed(piece)]
-    return found + decoder.close()
+    actual = [event for piece in pieces for event in decoder.feed(piece)]
+    return actual + decoder.close()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 @pytest.mark.parametrize("wire", WIRES)
-def test_case_42_events_are_found_however_the_wire_is_cut(wire: bytes, size: int) -> None:
-    assert decoded(cut(wire, size)) == WIRES[wire]
+def test_case_42_events_are_decoded_from_any_pieces(wire: bytes, size: int) -> None:
+    assert decoded(split(wire, size)) == WIRES[wire]
 
 
 @examples(60)
@@ -46,7 +46,7 @@ def test_case_42_events_are_found_however_the_wire_is_cut(wire: bytes, size: int
 def test_what_is_encoded_is_decoded_again(datas: list[bytes], size: int) -> None:
     wire = b"".join(encode_data(data) for data in datas)
 
-    assert [event.data for event in decoded(cut(wire, size))] == datas
+    assert [event.data for event in decoded(split(wire, size))] == datas
 
 
 @examples(60)
@@ -54,15 +54,15 @@ def test_what_is_encoded_is_decoded_again(datas: list[bytes], size: int) -> None
 def test_any_bytes_give_the_same_events_in_any_pieces(parts: list[bytes]) -> None:
     wire = b"".join(parts)
 
-    assert decoded(parts) == decoded([wire]) == decoded(cut(wire, 1))
+    assert decoded(parts) == decoded([wire]) == decoded(split(wire, 1))
 
 
 @pytest.mark.parametrize("wire", [b"data: " + b"x" * 200, b"data: xxxxxxxx\n" * 30, b"data\n" * 200])
-def test_an_event_that_never_ends_is_given_up(wire: bytes) -> None:
+def test_an_endless_event_raises(wire: bytes) -> None:
     decoder = SSEDecoder(limit=100)
 
     with pytest.raises(BadAnswer, match="more than 100 bytes"):
-        for piece in cut(wire, 7):
+        for piece in split(wire, 7):
             decoder.feed(piece)
 
 

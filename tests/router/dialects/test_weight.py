@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cortex.router.dialects.core import sizes
 from cortex.router.dialects.core.errors import BadRequest
-from cortex.router.dialects.core.sizes import weigh
+from cortex.router.dialects.core.sizes import check_size
 
 MIB = 1 << 20
 
@@ -27,8 +27,8 @@ def body(text: bytes) -> bytes:
     ],
     ids=["an image", "brackets in a text", "JSON in a text", "a text of 4 MiB"],
 )
-def test_what_people_send_passes(text: bytes) -> None:
-    weigh(body(text))
+def test_common_bodies_pass(text: bytes) -> None:
+    check_size(body(text))
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,16 @@ def test_what_people_send_passes(text: bytes) -> None:
         (b'"' + b"[" * MIB + b'"' + b"[" * MIB, "objects and lists"),
     ],
 )
-def test_what_would_become_too_much_is_refused(large: bytes, what: str) -> None:
+def test_a_body_beyond_the_bounds_is_refused(large: bytes, what: str) -> None:
     with pytest.raises(BadRequest, match=what):
-        weigh(large)
+        check_size(large)
 
 
 TEXTS = st.text(alphabet='a\\"{[,]} é', max_size=30)
 
 
 @given(st.recursive(TEXTS | st.integers(), lambda inner: st.lists(inner, max_size=4), max_leaves=30))
-def test_only_what_is_outside_of_texts_counts(value: object) -> None:
+def test_only_structure_outside_of_strings_counts(value: object) -> None:
     def containers(one: object) -> int:
         return 1 + sum(map(containers, one)) if isinstance(one, list) else 0
 
@@ -63,7 +63,7 @@ def test_only_what_is_outside_of_texts_counts(value: object) -> None:
     raw = json.dumps(value, ensure_ascii=False).encode()
     allowed = sizes.Bounds(containers=count)
 
-    sizes.look_closer(raw, allowed)
+    sizes.count_exactly(raw, allowed)
     if count:
         with pytest.raises(BadRequest):
-            sizes.look_closer(raw, sizes.Bounds(containers=count - 1))
+            sizes.count_exactly(raw, sizes.Bounds(containers=count - 1))

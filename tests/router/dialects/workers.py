@@ -1,4 +1,4 @@
-"""What workers send, in the shapes of vLLM and llama-server: streams and whole answers to translate."""
+"""Build answers of workers, streamed and whole, in the formats of vLLM and llama-server."""
 
 import json
 from typing import Any
@@ -50,7 +50,7 @@ def usage_chunk(usage: Json | None = None) -> Json:
 def call(
     index: int | None = 0, id: str | None = None, name: str | None = None, arguments: Any = None
 ) -> dict[str, Any]:
-    """One delta of a tool call; what is None is not said."""
+    """One delta of a tool call; None omits a field."""
     function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
     delta: Json = {"function": function}
     if index is not None:
@@ -61,12 +61,12 @@ def call(
 
 
 def wire(*chunks: Json, done: bool = True) -> bytes:
-    frames = [b"data: " + json.dumps(one, ensure_ascii=False).encode() + b"\n\n" for one in chunks]
+    frames = [b"data: " + json.dumps(item, ensure_ascii=False).encode() + b"\n\n" for item in chunks]
     return b"".join(frames) + b"data: [DONE]\n\n" * done
 
 
-def said(text: str = "Hello", finish: str = "stop") -> bytes:
-    """A small, whole stream."""
+def small_stream(text: str = "Hello", finish: str = "stop") -> bytes:
+    """A small, complete stream."""
     return wire(chunk(role="assistant", content=""), chunk(content=text), chunk(finish), usage_chunk())
 
 

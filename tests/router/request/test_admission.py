@@ -24,15 +24,15 @@ async def test_requests_take_turns_by_priority_and_then_as_they_came(came: list[
 
     async def one(number: int) -> None:
         with turns.at("i", 1, came[number], most=9) as turn:
-            await turn.come()
+            await turn.wait_for_slot()
             await asyncio.sleep(0)
             done.append(number)
 
     await asyncio.gather(*(one(n) for n in range(len(came))))
 
     assert done == order
-    assert not turns._rows
-    assert not turns._coming
+    assert not turns._queues
+    assert not turns._futures
 
 
 async def test_who_leaves_the_row_frees_its_place() -> None:
@@ -40,17 +40,17 @@ async def test_who_leaves_the_row_frees_its_place() -> None:
 
     async def one() -> None:
         with turns.at("i", 1, most=9) as turn:
-            await turn.come()
+            await turn.wait_for_slot()
 
     with turns.at("i", 1) as first:
-        await first.come()
+        await first.wait_for_slot()
         waiting = asyncio.create_task(one())
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
     with turns.at("i", 1) as third:
         assert not third.waits
-        await asyncio.wait_for(third.come(), 1)
+        await asyncio.wait_for(third.wait_for_slot(), 1)
 
 
 async def test_one_that_leaves_as_its_turn_comes_breaks_nothing_and_passes_the_turn_on() -> None:
@@ -59,11 +59,11 @@ async def test_one_that_leaves_as_its_turn_comes_breaks_nothing_and_passes_the_t
 
     async def one(then: asyncio.Event) -> None:
         with turns.at("i", 1, most=9) as turn:
-            await turn.come()
+            await turn.wait_for_slot()
             then.set()
 
     with turns.at("i", 1) as first:
-        await first.come()
+        await first.wait_for_slot()
         leaving = asyncio.create_task(one(asyncio.Event()))
         behind = asyncio.create_task(one(came))
         await asyncio.sleep(0)
@@ -72,7 +72,7 @@ async def test_one_that_leaves_as_its_turn_comes_breaks_nothing_and_passes_the_t
     await asyncio.gather(leaving, behind, return_exceptions=True)
 
     assert leaving.cancelled()
-    assert not turns._rows
+    assert not turns._queues
 
 
 async def test_a_row_that_is_too_long_is_a_full_queue() -> None:
@@ -87,8 +87,8 @@ async def test_a_row_that_is_too_long_is_a_full_queue() -> None:
 async def test_where_many_may_run_nobody_waits() -> None:
     turns = Admission()
     with turns.at("i", None) as first, turns.at("i", None) as second:
-        await first.come()
-        await second.come()
+        await first.wait_for_slot()
+        await second.wait_for_slot()
 
 
 async def test_after_a_start_all_go_through_by_priority_however_long_a_higher_one_takes() -> None:
@@ -111,7 +111,7 @@ async def test_after_a_start_all_go_through_by_priority_however_long_a_higher_on
 
     assert order == [HIGH, NORMAL, NORMAL, LOW]
     assert not starts._waiting
-    assert not starts._moved
+    assert not starts._changed
 
 
 async def test_one_that_gives_up_its_start_keeps_nobody_waiting() -> None:

@@ -124,4 +124,4 @@ async def test_a_worker_that_cannot_count_decides_for_itself() -> None:
     [(1000, None, 2024, True), (1000, 1, 2024, False), (1, 1, None, False), (30000, 32000, 200_000, True)],
 )
 def test_a_token_takes_a_byte_at_least(size: int, max_tokens: int | None, window: int | None, fits: bool) -> None:
-    assert limits.surely_fits(size, max_tokens, window) is fits
+    assert limits.fits_without_counting(size, max_tokens, window) is fits

@@ -15,7 +15,16 @@ from cortex.router.dialects.core.traits import Traits
 from cortex.router.model_description import card
 from cortex.router.model_listing import listing
 from cortex.router.request.model_traits import TraitsCache, known_models
-from tests.router.dialects.asking import ask_messages, assistant, image, result, sent, tool, use, user
+from tests.router.dialects.request_builders import (
+    assistant,
+    body_of,
+    image,
+    messages_request,
+    result,
+    tool,
+    use,
+    user,
+)
 from tests.support.factories import a_function, a_host, an_instance
 
 KNOWN = ModelProfile(
@@ -128,7 +137,7 @@ def test_case_01_the_template_that_was_tried_decides_where_a_system_message_stan
     said = [user("one"), {"role": "system", "content": "mind"}, assistant("two"), user("three")]
     unknown, taken = translated(a_function()), translated(a_function(), KNOWN)
 
-    roles = [[m["role"] for m in sent(ask_messages(t, messages=said))["messages"]] for t in (unknown, taken)]
+    roles = [[m["role"] for m in body_of(messages_request(t, messages=said))["messages"]] for t in (unknown, taken)]
 
     assert roles == [["user", "assistant", "user"], ["user", "system", "assistant", "user"]]
 
@@ -136,8 +145,8 @@ def test_case_01_the_template_that_was_tried_decides_where_a_system_message_stan
 def test_case_10_vision_in_the_catalogue_lets_images_through() -> None:
     said = [user("go"), assistant(use("t1")), user(result("t1", [image()]))]
 
-    blind = json.dumps(sent(ask_messages(translated(a_function(), KNOWN), messages=said, tools=[tool()])))
-    seeing = json.dumps(sent(ask_messages(translated(a_function(vision=True)), messages=said, tools=[tool()])))
+    blind = json.dumps(body_of(messages_request(translated(a_function(), KNOWN), messages=said, tools=[tool()])))
+    seeing = json.dumps(body_of(messages_request(translated(a_function(vision=True)), messages=said, tools=[tool()])))
 
     assert "image omitted" in blind
     assert "image_url" in seeing
@@ -146,7 +155,7 @@ def test_case_10_vision_in_the_catalogue_lets_images_through() -> None:
 def test_sampling_of_the_catalogue_is_used_where_the_client_says_nothing() -> None:
     function = a_function(sampling=Sampling(temperature=0.2, top_k=20))
 
-    found = sent(ask_messages(translated(function), temperature=0.9))
+    found = body_of(messages_request(translated(function), temperature=0.9))
     body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
     chat = json.loads(read_chat(body, passed_on(function)).body("w"))
 
@@ -164,7 +173,7 @@ def test_output_is_limited_by_the_catalogue_in_every_dialect() -> None:
     ]
 
     assert limits == [100, 50, 200, 200]
-    assert sent(ask_messages(translated(function), max_tokens=32000))["max_tokens"] == 200
+    assert body_of(messages_request(translated(function), max_tokens=32000))["max_tokens"] == 200
 
 
 @pytest.mark.parametrize("fetches", [False, True])

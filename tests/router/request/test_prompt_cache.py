@@ -171,7 +171,7 @@ def test_a_dialect_is_handed_over_only_where_the_engine_keeps_keys_apart_in_it(
 ) -> None:
     function = Function(id="m", engine=engine, native=("messages", "responses"))
 
-    assert (native.spoken(function, kind, cache_is_shared=is_shared) == kind) is handed
+    assert (native.native_dialect(function, kind, cache_is_shared=is_shared) == kind) is handed
 
 
 ANSWER = (

@@ -1,4 +1,4 @@
-"""What the edge needs to know of a dialect: how to read a request, and what it may then ask of it."""
+"""The interface of a dialect: `read_request`, and what a parsed request and its reply offer."""
 
 from typing import Protocol
 
@@ -12,15 +12,15 @@ from cortex.router.dialects.responses import request as responses
 
 
 class Reply(Protocol):
-    """How to answer one request. `plain` raises `BadAnswer`; a stream says it in its own words."""
+    """Builds the answer to one request. `plain` raises `BadAnswer`; a stream reports it as an error event."""
 
     def plain(self, body: bytes) -> Plain: ...
     def stream(self, request_id: str | None = None) -> Stream: ...
 
 
 class ParsedRequest(Protocol):
-    """A request that was understood; `max_tokens` is what the worker will be allowed unless told otherwise, `choices`
-    how many answers it gives, `dropped` what of it does not go on."""
+    """A parsed request. `max_tokens` is the worker's default limit, `choices` the number of answers, `dropped` the
+    fields that are not forwarded. `limit_is_ours`: the client set no limit."""
 
     @property
     def model(self) -> str: ...
@@ -44,7 +44,7 @@ class ParsedRequest(Protocol):
 
 
 def read_request(dialect: Dialect, body: bytes, traits: Traits) -> ParsedRequest:
-    """A request that a worker's chat or completions answers; raises `BadRequest`."""
+    """Parse a request for a worker's chat or completions endpoint. Raises `BadRequest`."""
     match dialect:
         case "messages":
             return messages.read(body, traits)

@@ -1,6 +1,6 @@
-"""An embeddings request, and its answer in the encoding that the client asked for.
+"""An embeddings request, and its answer in the requested encoding.
 
-The OpenAI SDK asks for base64 unless told otherwise; some workers do not know the word and send numbers.
+The OpenAI SDK requests base64 by default; some workers do not support it and send numbers.
 """
 
 import base64
@@ -12,16 +12,16 @@ import msgspec
 
 from cortex.functions.passing import Passing, passing
 from cortex.router.dialects import gate
-from cortex.router.dialects.chat.answer import renamed
+from cortex.router.dialects.chat.answer import replace_model
 from cortex.router.dialects.core import wire
-from cortex.router.dialects.core.chunks import Plain, Usage, sense, tokens
+from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, tokens
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest
 from cortex.router.dialects.core.worker_errors import fault_from_error
 
 PLAIN = passing("openai", "embeddings")
 
 
-class _Wire(msgspec.Struct):
+class _Params(msgspec.Struct):
     model: str
     input: str | list[str | int | list[int]]
     encoding_format: str | None = None
@@ -45,47 +45,47 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()
 
     def body(self, model: str) -> bytes:
-        """What to send."""
+        """Return the body to send."""
         return wire.write(self.fields, model)
 
     def plain(self, body: bytes) -> Plain:
-        """The worker's answer; raises `BadAnswer`."""
-        with sense():
+        """Return the answer in the requested encoding. Raises `BadAnswer`."""
+        with map_json_errors():
             answer = msgspec.json.decode(body, type=_Answer)
         if answer.error or answer.data is None:
             fault = fault_from_error(answer.error or "the worker's answer holds no embeddings")
             raise BadAnswer(fault.message, fault)
-        if any(isinstance(one.embedding, str) is not self.base64 for one in answer.data):
-            body = self._encoded(body, answer.data)
-        return Plain(renamed(body, answer.model, self.model), tokens(answer.usage))
+        if any(isinstance(item.embedding, str) is not self.base64 for item in answer.data):
+            body = self._convert(body, answer.data)
+        return Plain(replace_model(body, answer.model, self.model), tokens(answer.usage))
 
-    def _encoded(self, body: bytes, data: list[_Embedding]) -> bytes:
-        with sense():
-            whole: dict[str, Any] = msgspec.json.decode(body)
-            for one, found in zip(whole["data"], data, strict=True):
-                one["embedding"] = _packed(found.embedding) if self.base64 else _numbers(found.embedding)
-            return msgspec.json.encode(whole)
+    def _convert(self, body: bytes, data: list[_Embedding]) -> bytes:
+        with map_json_errors():
+            answer: dict[str, Any] = msgspec.json.decode(body)
+            for entry, item in zip(answer["data"], data, strict=True):
+                entry["embedding"] = _pack(item.embedding) if self.base64 else _unpack(item.embedding)
+            return msgspec.json.encode(answer)
 
 
 @wire.parser
 def read(body: bytes, passing: Passing = PLAIN) -> EmbeddingsRequest:
-    """A request to `/v1/embeddings`; raises `BadRequest`."""
-    said = wire.read(body, _Wire)
-    if not said.model:
+    """Parse a request to `/v1/embeddings`. Raises `BadRequest`."""
+    params = wire.read(body, _Params)
+    if not params.model:
         raise BadRequest("expected a name", "model")
-    if said.encoding_format not in (None, "float", "base64"):
+    if params.encoding_format not in (None, "float", "base64"):
         raise BadRequest("expected float or base64", "encoding_format")
-    if not said.input:
+    if not params.input:
         raise BadRequest("expected at least one text", "input")
-    if isinstance(said.input, list) and not isinstance(said.input[0], int) and len(said.input) > gate.MAX_INPUTS:
+    if isinstance(params.input, list) and not isinstance(params.input[0], int) and len(params.input) > gate.MAX_INPUTS:
         raise BadRequest(f"expected at most {gate.MAX_INPUTS} texts", "input")
-    passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), passing)
+    result = gate.filter_fields(msgspec.json.decode(body, type=gate.Fields), passing)
     return EmbeddingsRequest(
-        model=said.model, fields=passed.fields, base64=said.encoding_format == "base64", dropped=passed.dropped
+        model=params.model, fields=result.fields, base64=params.encoding_format == "base64", dropped=result.dropped
     )
 
 
-def _packed(numbers: str | list[float]) -> str:
+def _pack(numbers: str | list[float]) -> str:
     if isinstance(numbers, str):
         return numbers
     try:
@@ -94,7 +94,7 @@ def _packed(numbers: str | list[float]) -> str:
         raise BadAnswer("the worker sent an embedding with a number that is out of range") from None
 
 
-def _numbers(packed: str | list[float]) -> list[float]:
+def _unpack(packed: str | list[float]) -> list[float]:
     if not isinstance(packed, str):
         return packed
     try:

@@ -1,8 +1,7 @@
-"""What of a client's body goes on to a worker: the table of `passing.py`, applied to one request. Pure.
+"""Filter a client's fields by the allowlist of `passing.py`. Pure.
 
-A field that does not pass is dropped and named, or refused where the answer would be another one without it. Of the
-fields that pass, the numbers and lists that cost a worker memory or time have bounds of their own. Most requests hold
-nothing but plain fields: for them this is two comparisons of sets.
+A field that is not allowed is dropped and reported, or refused if dropping it would change the answer. Allowed numbers
+and lists that cost a worker memory or time have bounds. For most requests this is a few set operations.
 """
 
 from collections.abc import Iterable
@@ -17,9 +16,9 @@ from cortex.router.dialects.core.errors import BadRequest, Kind
 Fields = dict[str, msgspec.Raw]
 
 MAX_CHOICES = 128
-"""Answers of one request at most: `n`, or `best_of`, times its prompts."""
+"""Largest number of answers per request: `n`, or `best_of`, times its prompts."""
 MAX_INPUTS = 2048
-"""Texts of one embeddings or rerank request at most."""
+"""Largest number of texts in an embeddings or rerank request."""
 
 NUMBERS: dict[str, tuple[int, int]] = {
     "repeat_last_n": (-1, 65_536),
@@ -33,7 +32,7 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "truncate_prompt_tokens": (-1, 2**31 - 1),
     "top_n": (1, 2**31 - 1),
 }
-"""The least and the most of numbers that a worker allocates or computes by."""
+"""Minimum and maximum of numbers that determine a worker's memory or time."""
 LENGTHS: dict[str, int] = {
     "stop": 128,
     "stop_sequences": 128,
@@ -45,55 +44,55 @@ LENGTHS: dict[str, int] = {
     "dry_sequence_breakers": 64,
     "modalities": 8,
 }
-"""The most elements of lists that a worker goes through for every token."""
+"""Largest number of elements in lists that a worker scans for every token."""
 _STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats", "include_obfuscation"})
-_LOOKED_AT = (
+_BOUNDED = (
     frozenset(NUMBERS) | frozenset(LENGTHS) | grammar.FIELDS | {"chat_template_kwargs", "stream_options", "logprobs"}
 )
 _LONGEST_VALUE = 1024
 _MAX_LOGPROBS = 100
 
 
-class Admission(msgspec.Struct, frozen=True):
-    """What of a body passes, and the names of what was dropped."""
+class FilterResult(msgspec.Struct, frozen=True):
+    """The fields to forward, and the names of the dropped ones."""
 
     fields: Fields
     dropped: tuple[str, ...] = ()
 
 
-def admit(fields: Fields, passing: Passing) -> Admission:
-    """Return the fields that go on to a worker. Raises BadRequest for one that is refused or out of its bounds."""
+def filter_fields(fields: Fields, passing: Passing) -> FilterResult:
+    """Return the fields to forward. Raises BadRequest for a field that is refused or out of bounds."""
     unlisted = fields.keys() - passing.fields
-    look = fields.keys() & _LOOKED_AT
+    bounded = fields.keys() & _BOUNDED
     extra = fields.keys() & passing.allow
-    if not (unlisted or look or extra):
-        return Admission(fields)
+    if not (unlisted or bounded or extra):
+        return FilterResult(fields)
     for name in sorted(unlisted & CHANGES_THE_ANSWER):
         if bytes(fields[name]) not in _EMPTY:
-            raise refusal(name)
+            raise not_allowed(name)
     dropped = list(unlisted)
-    kept = {name: value for name, value in fields.items() if name not in unlisted}
-    for name in look - unlisted:
-        _look(name, kept, passing, dropped)
+    listed = {name: value for name, value in fields.items() if name not in unlisted}
+    for name in bounded - unlisted:
+        _check(name, listed, passing, dropped)
     for name in extra:
         images.refuse_addresses(msgspec.json.decode(fields[name]), name)
-    return Admission(kept, tuple(sorted(dropped)))
+    return FilterResult(listed, tuple(sorted(dropped)))
 
 
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}", b"false"})
 
 
-def refusal(name: str) -> BadRequest:
-    """Return the refusal of a field that does not pass."""
+def not_allowed(name: str) -> BadRequest:
+    """Return the error for a field that is not allowed."""
     return BadRequest(
-        f"'{name}' is not taken from clients here; an operator can allow it for a function (allow = [...])",
+        f"'{name}' is not accepted from clients; an operator can allow it for a function (allow = [...])",
         name,
         Kind.UNSUPPORTED,
     )
 
 
-def _look(name: str, fields: Fields, passing: Passing, dropped: list[str]) -> None:
-    """Hold one field to its bounds."""
+def _check(name: str, fields: Fields, passing: Passing, dropped: list[str]) -> None:
+    """Check one field against its bounds. Raises BadRequest."""
     if name in grammar.FIELDS:
         looser = grammar.check_field(name, fields[name], passing.allow)
         if looser is not None:
@@ -103,34 +102,36 @@ def _look(name: str, fields: Fields, passing: Passing, dropped: list[str]) -> No
     if value is None:
         return
     if name in NUMBERS:
-        least, most = NUMBERS[name]
-        _check_number(name, value, least, most)
+        minimum, maximum = NUMBERS[name]
+        _check_number(name, value, minimum, maximum)
     elif name == "logprobs" and not isinstance(value, bool):
         _check_number(name, value, 0, _MAX_LOGPROBS)
     elif name in LENGTHS:
         if isinstance(value, (list, dict)):
             check_length(name, len(value))
     elif name == "chat_template_kwargs" and name not in passing.allow:
-        _keep(name, value, fields, dropped, passing.template_names, scalar=True)
+        _filter_object(name, value, fields, dropped, passing.template_names, scalar=True)
     elif name == "stream_options":
-        _keep(name, value, fields, dropped, _STREAM_OPTIONS, scalar=True)
+        _filter_object(name, value, fields, dropped, _STREAM_OPTIONS, scalar=True)
 
 
-def _check_number(name: str, value: object, least: int, most: int) -> None:
+def _check_number(name: str, value: object, minimum: int, maximum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRequest("expected a number", name)
-    if not least <= value <= most:
-        raise BadRequest(f"expected a number from {least} to {most}", name)
+    if not minimum <= value <= maximum:
+        raise BadRequest(f"expected a number from {minimum} to {maximum}", name)
 
 
-def _keep(name: str, value: Any, fields: Fields, dropped: list[str], names: frozenset[str], *, scalar: bool) -> None:
-    """Keep the names of a small object that pass; their values are short and hold nothing inside."""
+def _filter_object(
+    name: str, value: Any, fields: Fields, dropped: list[str], names: frozenset[str], *, scalar: bool
+) -> None:
+    """Drop the keys of an object that are not in `names`; with `scalar`, those with nested or long values too."""
     if not isinstance(value, dict):
         raise BadRequest("expected an object", name)
-    kept = {key: one for key, one in value.items() if key in names and not (scalar and _is_large(one))}
-    if len(kept) < len(value):
-        dropped += [f"{name}.{key}" for key in value if key not in kept]
-        fields[name] = msgspec.Raw(msgspec.json.encode(kept))
+    listed = {key: member for key, member in value.items() if key in names and not (scalar and _is_large(member))}
+    if len(listed) < len(value):
+        dropped += [f"{name}.{key}" for key in value if key not in listed]
+        fields[name] = msgspec.Raw(msgspec.json.encode(listed))
 
 
 def _is_large(value: object) -> bool:
@@ -138,7 +139,7 @@ def _is_large(value: object) -> bool:
 
 
 def plain_messages(raw: msgspec.Raw) -> tuple[msgspec.Raw, list[str]]:
-    """Return the messages of a chat without the fields that are not on the list, and the names of those."""
+    """Return chat messages without the fields that are not allowed, and the names of those fields."""
     messages: Any = wire.decode_parts(raw)
     dropped: set[str] = set()
     for message in messages if isinstance(messages, list) else ():
@@ -150,29 +151,29 @@ def plain_messages(raw: msgspec.Raw) -> tuple[msgspec.Raw, list[str]]:
     return msgspec.Raw(plain), sorted(dropped)
 
 
-def unused(fields: Fields, taken: frozenset[str]) -> tuple[str, ...]:
-    """Return the fields of a request that was translated which had no part in it."""
-    return tuple(sorted(fields.keys() - taken))
+def unused_fields(fields: Fields, used: frozenset[str]) -> tuple[str, ...]:
+    """Return the names of a request's fields that the translation did not use."""
+    return tuple(sorted(fields.keys() - used))
 
 
-def places(notes: Iterable[str]) -> tuple[str, ...]:
-    """Return where a translation dropped something: each of its notes begins with the place."""
+def note_paths(notes: Iterable[str]) -> tuple[str, ...]:
+    """Return the paths in a translation's notes; each note starts with its path."""
     return tuple(note.partition(":")[0] for note in notes)
 
 
 def check_length(name: str, length: int) -> None:
-    """Raise BadRequest for a list that is longer than a worker goes through for every token."""
+    """Raise BadRequest for a list that exceeds its bound in `LENGTHS`."""
     if length > LENGTHS[name]:
         raise BadRequest(f"expected at most {LENGTHS[name]} elements", name)
 
 
-_MOST_NAMES, _LONGEST_NAME = 16, 64
+_MAX_NAMES, _LONGEST_NAME = 16, 64
 
 
 def header(dropped: tuple[str, ...]) -> str:
-    """Return the value of `x-cortex-dropped`: the first names, in ASCII, and how many more there are."""
+    """Return the value of `x-cortex-dropped`: the first names, in ASCII, and the number of the others."""
     names = ["".join(c if c.isascii() and (c.isalnum() or c in "_.-[]") else "?" for c in n) for n in dropped]
-    named = [name[:_LONGEST_NAME] for name in names[:_MOST_NAMES]]
-    if len(names) > _MOST_NAMES:
-        named.append(f"+{len(names) - _MOST_NAMES}")
-    return ", ".join(named)
+    first = [name[:_LONGEST_NAME] for name in names[:_MAX_NAMES]]
+    if len(names) > _MAX_NAMES:
+        first.append(f"+{len(names) - _MAX_NAMES}")
+    return ", ".join(first)

@@ -1,6 +1,6 @@
-"""The list of models as each dialect shows it. One path, two shapes: the header `anthropic-version` decides.
+"""The list of models in both dialects; the header `anthropic-version` selects one.
 
-A `Card` holds what is known of a function; a field that is not known is left out, never guessed.
+A `Card` describes a function; an unknown field is omitted, never guessed.
 """
 
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ _PAGE = 20
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """`extra` are cortex's own fields of the OpenAI shape (`loaded`, `locations`, `limit`, ...)."""
+    """`extra` has cortex's own fields in the OpenAI dialect (`loaded`, `locations`, `limit`, ...)."""
 
     id: str
     created: int = 0
@@ -75,7 +75,7 @@ def anthropic_model(card: Card) -> AnthropicModel:
 def anthropic_page(
     cards: list[Card], limit: str | None = None, after_id: str | None = None, before_id: str | None = None
 ) -> AnthropicPage:
-    """One page, from the query as it came; a cursor that is not in the list starts from its end."""
+    """Return one page for the raw query parameters; an unknown cursor is ignored. Raises `BadRequest`."""
     size = _size(limit)
     ids = [card.id for card in cards]
     if before_id is not None:
@@ -97,7 +97,7 @@ def _size(limit: str | None) -> int:
 
 
 def _capabilities(card: Card) -> dict[str, Any]:
-    """Every capability that the SDK's type names, because it wants to find them all."""
+    """Return every capability of the SDK's type, which requires them all."""
     thinking, no = _support(card.thinking), _support(False)
     types = {"adaptive": thinking, "enabled": thinking, "disabled": _support(True), "between_tools": no}
     levels = {name: _support(name in card.effort) for name in ("low", "medium", "high", "xhigh", "max")}

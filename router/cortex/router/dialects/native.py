@@ -1,8 +1,7 @@
-"""Requests in a dialect that the worker speaks itself, for functions that ask for that: handed over and handed back.
+"""Requests in a dialect that the worker supports itself, forwarded without translation, for functions that enable it.
 
-Nothing is translated. The model's name is replaced, the billing header is taken out of the prompt, what does not pass
-is left out (`gate.py`), the function's limit of tokens is written, usage is read as it passes; and a stream that broke
-off still never ends the way a whole one does.
+The model's name is replaced, the billing header is removed from the prompt, fields that are not allowed are dropped
+(`gate.py`), the function's token limit is set, and usage is read. A truncated stream never ends like a complete one.
 """
 
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar, images, prompt_cache, wire
-from cortex.router.dialects.core.chunks import LETTERS_PER_TOKEN, Plain, Tokens, count
+from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
 from cortex.router.dialects.core.sse import Event, SSEDecoder
 from cortex.router.dialects.core.traits import Traits
@@ -25,7 +24,7 @@ PATHS: dict[NativeDialect, str] = {"messages": "/v1/messages", "responses": "/v1
 
 _USAGE = frozenset({"message_start", "message_delta", "response.completed", "response.incomplete", "response.failed"})
 _ENDS = frozenset({"message_stop", "error", "response.completed", "response.incomplete", "response.failed"})
-_BEGUN = frozenset({"response.created"})
+_STARTS = frozenset({"response.created"})
 
 
 _LIMITS: dict[NativeDialect, str] = {"messages": "max_tokens", "responses": "max_output_tokens"}
@@ -35,11 +34,11 @@ PLAIN: dict[NativeDialect, Traits] = {
 }
 
 
-def spoken(function: Function, kind: Dialect, *, cache_is_shared: bool) -> NativeDialect | None:
-    """Return the dialect in which a request is handed over, or None where it is translated.
+def native_dialect(function: Function, kind: Dialect, *, cache_is_shared: bool) -> NativeDialect | None:
+    """Return the dialect in which to forward a request, or None to translate it.
 
-    An engine's own `/v1/messages` takes no field that would keep the cached prompts of keys apart, and of a server
-    without such a field at all the counts of its usage are hidden: there, only those who share a cache are handed over.
+    An engine's `/v1/messages` has no field that separates the cached prompts of keys, and for a server without such a
+    field cortex hides cached token counts. In both cases only requests that share a cache are forwarded.
     """
     server = server_of(function)
     if kind not in PATHS or kind not in function.native or kind not in server.native:
@@ -49,7 +48,7 @@ def spoken(function: Function, kind: Dialect, *, cache_is_shared: bool) -> Nativ
     return kind
 
 
-class _Wire(msgspec.Struct):
+class _Params(msgspec.Struct):
     model: str
     stream: bool | None = None
     max_tokens: int | None = None
@@ -65,13 +64,13 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: int | None = None
 
 
-class _Said(msgspec.Struct):
-    """What of an answer, or an event, is read in passing."""
+class _AnswerFields(msgspec.Struct):
+    """The fields of an answer or an event that cortex reads."""
 
     type: str | None = None
     usage: _Usage | None = None
-    message: "_Said | None" = None
-    response: "_Said | None" = None
+    message: "_AnswerFields | None" = None
+    response: "_AnswerFields | None" = None
 
 
 class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +86,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """What to send: the client's own words, to the worker's name."""
+        """Return the body to send, with the worker's name of the model."""
         fields = self.fields
         if max_tokens is not None:
             fields = fields | {_LIMITS[self.dialect]: _raw(max_tokens)}
@@ -104,19 +103,19 @@ class Reply(msgspec.Struct, frozen=True):
     dialect: NativeDialect
 
     def plain(self, body: bytes) -> Plain:
-        """The worker's answer as it is; raises `BadAnswer` when it is none."""
+        """Return the worker's answer unchanged. Raises `BadAnswer` when it is not one."""
         try:
-            said = msgspec.json.decode(body, type=_Said)
+            answer = msgspec.json.decode(body, type=_AnswerFields)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
-        return Plain(body, _tokens(said.usage, Tokens(), self.dialect))
+        return Plain(body, _tokens(answer.usage, Tokens()))
 
     def stream(self, request_id: str | None = None) -> "NativeStream":
         return NativeStream(self.dialect, request_id)
 
 
 class NativeStream:
-    """The `Stream` of a worker that speaks the client's dialect: whole frames pass, their names are watched."""
+    """The `Stream` of a worker with the client's dialect: whole frames are forwarded, their names tracked."""
 
     def __init__(self, dialect: NativeDialect, request_id: str | None) -> None:
         self.fault: Fault | None = None
@@ -132,7 +131,7 @@ class NativeStream:
         return b""
 
     def ping(self) -> bytes:
-        """Before the worker's own beginning, so nothing that would be a beginning."""
+        """Return a keep-alive that may precede the worker's first event."""
         if self.over:
             return b""
         return b'event: ping\ndata: {"type":"ping"}\n\n' if self._dialect == "messages" else b": waiting\n\n"
@@ -143,7 +142,7 @@ class NativeStream:
         out: list[bytes] = []
         try:
             for frame in self._frames.feed(data):
-                out.append(self._passed(frame))
+                out.append(self._relay(frame))
                 if self.over:
                     break
         except BadAnswer as error:
@@ -153,7 +152,7 @@ class NativeStream:
     def close(self) -> bytes:
         if self.over:
             return b""
-        out = [self._passed(frame) for frame in self._frames.close() if not self.over and _whole(frame)]
+        out = [self._relay(frame) for frame in self._frames.close() if not self.over and _is_complete(frame)]
         if not self.over:
             reason = "the worker's answer ended before it was complete"
             out.append(self.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
@@ -165,68 +164,68 @@ class NativeStream:
         self.over, self.fault = True, fault
         if self._dialect == "messages":
             return b"event: error\ndata: %b\n\n" % msgspec.json.encode(anthropic_error(fault, self._request_id))
-        said = {"code": fault.failed_code, "message": fault.message}
-        response = {"id": "", "object": "response", "output": [], **self._response, "status": "failed", "error": said}
+        error = {"code": fault.failed_code, "message": fault.message}
+        response = {"id": "", "object": "response", "output": [], **self._response, "status": "failed", "error": error}
         event = {"type": "response.failed", "response": response}
         return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
 
-    def _passed(self, frame: Event) -> bytes:
+    def _relay(self, frame: Event) -> bytes:
         name = frame.event.decode("utf-8", "replace")
         if name.endswith("delta"):
             self.rough_tokens += _rough_tokens(frame.data)
-        if name in _USAGE or name in _BEGUN:
-            self._look(frame.data, name)
+        if name in _USAGE or name in _STARTS:
+            self._read_event(frame.data, name)
         if name in _ENDS:
             self.over = True
             if name == "error":
-                self.fault = Fault(kind=Kind.WORKER_ERROR, message="the worker said so in its stream")
+                self.fault = Fault(kind=Kind.WORKER_ERROR, message="the worker reported an error in its stream")
         head = b"event: %b\n" % frame.event if frame.event else b""
         return head + b"".join(b"data: %b\n" % line for line in frame.data.split(b"\n")) + b"\n"
 
-    def _look(self, data: bytes, name: str) -> None:
+    def _read_event(self, data: bytes, name: str) -> None:
         try:
-            said = msgspec.json.decode(data, type=_Said)
-            if name in _BEGUN:
+            event = msgspec.json.decode(data, type=_AnswerFields)
+            if name in _STARTS:
                 self._response = msgspec.json.decode(data, type=dict[str, Any]).get("response") or {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
-        inner = said.message or said.response or said
-        self.tokens = _tokens(inner.usage, self.tokens, self._dialect)
+        inner = event.message or event.response or event
+        self.tokens = _tokens(inner.usage, self.tokens)
 
 
 @wire.parser
 def read(dialect: NativeDialect, body: bytes, traits: Traits | None = None) -> NativeRequest:
-    """A request for a worker that speaks this dialect; raises `BadRequest`. What passes is the worker's to judge."""
+    """Parse a request for a worker with this dialect. Raises `BadRequest`. The worker validates allowed fields."""
     traits = PLAIN[dialect] if traits is None else traits
-    said = wire.read(body, _Wire)
-    if not said.model:
+    params = wire.read(body, _Params)
+    if not params.model:
         raise BadRequest("expected a name", "model")
-    passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), traits.passing)
-    fields = passed.fields
+    result = gate.filter_fields(msgspec.json.decode(body, type=gate.Fields), traits.passing)
+    fields = result.fields
     if dialect == "messages" and prompt_cache.MARK in body:
         fields = _without_billing(fields)
-    fields = _checked(fields)
-    asked = said.max_tokens if dialect == "messages" else said.max_output_tokens
-    limit = traits.output_tokens(asked)
-    if limit != asked:
+    fields = _check_fields(fields)
+    client_limit = params.max_tokens if dialect == "messages" else params.max_output_tokens
+    limit = traits.output_tokens(client_limit)
+    if limit != client_limit:
         fields = fields | {_LIMITS[dialect]: _raw(limit)}
     return NativeRequest(
         dialect=dialect,
-        model=said.model,
-        stream=bool(said.stream),
+        model=params.model,
+        stream=bool(params.stream),
         max_tokens=limit,
         fields=fields,
-        affinity=said.prompt_cache_key or session_of(said.metadata),
-        dropped=passed.dropped,
-        limit_is_ours=asked is None,
+        affinity=params.prompt_cache_key or session_of(params.metadata),
+        dropped=result.dropped,
+        limit_is_ours=client_limit is None,
     )
 
 
 _CONTENTS = ("messages", "system", "input", "instructions")
 
 
-def _checked(fields: gate.Fields) -> gate.Fields:
-    """Hold what the worker reads itself to the bounds of the gate: media are data, schemas are bounded."""
+def _check_fields(fields: gate.Fields) -> gate.Fields:
+    """Check the fields that the worker parses itself: media must be data, schemas are bounded."""
     for name in _CONTENTS:
         if name in fields:
             images.refuse_addresses(msgspec.json.decode(fields[name]), name)
@@ -243,14 +242,14 @@ def _checked(fields: gate.Fields) -> gate.Fields:
 
 
 def _definition(tool: Any) -> Any:
-    """A tool without its schema, whose properties are names that the client chose."""
+    """Return a tool without its schema, whose property names are the client's."""
     if not isinstance(tool, dict):
         return tool
     return {key: value for key, value in tool.items() if key not in ("input_schema", "parameters", "function")}
 
 
 def _without_billing(fields: gate.Fields) -> gate.Fields:
-    """The request without the header that changes from one conversation to the next."""
+    """Return the fields without the billing header, which changes between conversations."""
     fields = dict(fields)
     if "system" in fields:
         fields["system"] = _raw(_clean(msgspec.json.decode(fields["system"])))
@@ -266,48 +265,48 @@ def _clean(content: Any) -> Any:
         return prompt_cache.without_billing(content)
     if not isinstance(content, list):
         return content
-    kept = []
+    blocks = []
     for block in content:
         text = block.get("text") if isinstance(block, dict) else None
         if not isinstance(text, str):
-            kept.append(block)
+            blocks.append(block)
         elif clean := prompt_cache.without_billing(text):
-            kept.append({**block, "text": clean})
-    return kept
+            blocks.append({**block, "text": clean})
+    return blocks
 
 
 def _raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
-def _tokens(usage: _Usage | None, known: Tokens, dialect: NativeDialect) -> Tokens:
-    """The cost as the worker counted it; what it does not repeat stays. Anthropic counts the cached apart."""
+def _tokens(usage: _Usage | None, tokens: Tokens) -> Tokens:
+    """Merge the worker's usage into `tokens`. Anthropic counts cached tokens separately."""
     if usage is None:
-        return known
+        return tokens
     cached, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
-    prompt = known.input if usage.input_tokens is None else usage.input_tokens + cached + written
-    output = known.output if usage.output_tokens is None else usage.output_tokens
+    prompt = tokens.input if usage.input_tokens is None else usage.input_tokens + cached + written
+    output = tokens.output if usage.output_tokens is None else usage.output_tokens
     return Tokens(input=count(prompt), cached=count(cached), written=count(written), output=count(output))
 
 
 class _Delta(msgspec.Struct):
-    """An event that brings a piece of an answer: in Responses a text, in Messages an object with one."""
+    """An event with a piece of an answer: a string in Responses, an object in Messages."""
 
     delta: str | dict[str, Any] | None = None
 
 
 def _rough_tokens(data: bytes) -> int:
-    """Return about how many tokens an event's text has; at least one."""
+    """Estimate the tokens of an event's text; at least one."""
     try:
         delta = msgspec.json.decode(data, type=_Delta).delta or ""
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 1
     texts = [delta] if isinstance(delta, str) else [v for k, v in delta.items() if k != "type" and isinstance(v, str)]
-    return max(1, sum(map(len, texts)) // LETTERS_PER_TOKEN)
+    return max(1, sum(map(len, texts)) // CHARACTERS_PER_TOKEN)
 
 
-def _whole(frame: Event) -> bool:
-    """What the end cut off may be half a frame."""
+def _is_complete(frame: Event) -> bool:
+    """Whether the last frame is complete JSON."""
     try:
         msgspec.json.decode(frame.data)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""A rerank request: engines agree on its shape. The name of the model is changed, both ways, and texts alone pass."""
+"""A rerank request, which has one format for all engines: the model's name is replaced, and documents are text only."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import msgspec
 
 from cortex.functions.passing import Passing, passing
 from cortex.router.dialects import gate
-from cortex.router.dialects.chat.answer import renamed
+from cortex.router.dialects.chat.answer import replace_model
 from cortex.router.dialects.core import images, wire
-from cortex.router.dialects.core.chunks import Plain, Usage, sense, tokens
+from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, tokens
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Kind
 from cortex.router.dialects.core.worker_errors import fault_from_error
 
 PLAIN = passing("openai", "rerank")
 
 
-class _Wire(msgspec.Struct):
+class _Params(msgspec.Struct):
     model: str
     query: str
     documents: list[str | dict[str, Any]]
@@ -35,39 +35,39 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()
 
     def body(self, model: str) -> bytes:
-        """What to send."""
+        """Return the body to send."""
         return wire.write(self.fields, model)
 
     def plain(self, body: bytes) -> Plain:
-        """The worker's answer; raises `BadAnswer`."""
-        with sense():
+        """Return the answer with the client's model name. Raises `BadAnswer`."""
+        with map_json_errors():
             answer = msgspec.json.decode(body, type=_Answer)
         if answer.error or answer.results is None:
             fault = fault_from_error(answer.error or "the worker's answer holds no results")
             raise BadAnswer(fault.message, fault)
-        return Plain(renamed(body, answer.model, self.model), tokens(answer.usage))
+        return Plain(replace_model(body, answer.model, self.model), tokens(answer.usage))
 
 
 @wire.parser
 def read(body: bytes, passing: Passing = PLAIN) -> RerankRequest:
-    """A request to `/v1/rerank`; raises `BadRequest`."""
-    said = wire.read(body, _Wire)
-    if not said.model:
+    """Parse a request to `/v1/rerank`. Raises `BadRequest`."""
+    params = wire.read(body, _Params)
+    if not params.model:
         raise BadRequest("expected a name", "model")
-    if not said.documents:
+    if not params.documents:
         raise BadRequest("expected at least one document", "documents")
-    if len(said.documents) > gate.MAX_INPUTS:
+    if len(params.documents) > gate.MAX_INPUTS:
         raise BadRequest(f"expected at most {gate.MAX_INPUTS} documents", "documents")
-    for index, document in enumerate(said.documents):
+    for index, document in enumerate(params.documents):
         if isinstance(document, dict):
             _check(document, passing, f"documents[{index}]")
-    passed = gate.admit(msgspec.json.decode(body, type=gate.Fields), passing)
-    return RerankRequest(model=said.model, fields=passed.fields, dropped=passed.dropped)
+    result = gate.filter_fields(msgspec.json.decode(body, type=gate.Fields), passing)
+    return RerankRequest(model=params.model, fields=result.fields, dropped=result.dropped)
 
 
 def _check(document: dict[str, Any], passing: Passing, at: str) -> None:
-    """A document is its text; contents of other kinds pass where an operator says so, as data."""
+    """Raise BadRequest for a field besides `text` that the operator does not allow, or for an address in one."""
     for name in document.keys() - {"text"}:
         if f"documents.{name}" not in passing.allow:
-            raise BadRequest("only the text of a document is taken here", f"{at}.{name}", Kind.UNSUPPORTED)
+            raise BadRequest("only the text of a document is accepted", f"{at}.{name}", Kind.UNSUPPORTED)
         images.refuse_addresses(document[name], f"{at}.{name}")

@@ -1,8 +1,8 @@
-"""Taking turns: at an instance whose server works on so many requests at a time, and after a start.
+"""Queue requests at instances with a fixed number of slots, and order those that wait for a start.
 
 A server with a fixed number of slots queues extra requests in an order of its own, or aborts the running one. So the
-router queues them, and `slot_queue.py` picks the next one. When a start is over, its waiters go through by priority.
-Each router worker has queues of its own: several before one instance queue at the server.
+router queues them, and `slot_queue.py` picks the next one. After a start, its waiters proceed by priority.
+Queues are per router worker: requests of several workers queue at the server.
 """
 
 import asyncio
@@ -16,111 +16,111 @@ from cortex.router.request.slot_queue import ORDER, Place, SlotQueue
 
 
 class Ticket:
-    """A request's turn at an instance."""
+    """A request's admission to an instance."""
 
-    def __init__(self, come: "asyncio.Future[None] | None") -> None:
-        self._come = come
+    def __init__(self, future: "asyncio.Future[None] | None") -> None:
+        self._future = future
 
     @property
     def waits(self) -> bool:
-        """Whether others are before it."""
-        return self._come is not None and not self._come.done()
+        """Whether other requests are ahead."""
+        return self._future is not None and not self._future.done()
 
-    async def come(self) -> None:
-        """Wait for it; at once where many requests may run."""
-        if self._come is not None:
-            await self._come
+    async def wait_for_slot(self) -> None:
+        """Wait for a slot; return at once without a limit."""
+        if self._future is not None:
+            await self._future
 
 
 class Admission:
-    """The rows before all instances that need one."""
+    """The slot queues of all instances that need one."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, SlotQueue] = {}
-        self._coming: dict[Place, asyncio.Future[None]] = {}
+        self._queues: dict[str, SlotQueue] = {}
+        self._futures: dict[Place, asyncio.Future[None]] = {}
 
     @contextmanager
     def at(
         self, instance: str, slots: int | None, priority: Priority = Priority.NORMAL, *, most: int = 0, name: str = ""
     ) -> Iterator[Ticket]:
-        """Stand before an instance of `slots` (None: no end of them). Raises QueueFull when `most` wait already."""
+        """Queue at an instance with `slots` (None: unlimited). Raises QueueFull when `most` requests wait already."""
         if slots is None:
             yield Ticket(None)
             return
-        row = self._rows.setdefault(instance, SlotQueue(slots))
-        place = row.join(priority)
-        waiting = len(row.waiting) - 1
+        queue = self._queues.setdefault(instance, SlotQueue(slots))
+        place = queue.join(priority)
+        waiting = len(queue.waiting) - 1
         if not place.turn and waiting >= most:
-            row.leave(place)
+            queue.leave(place)
             raise QueueFull(f"{waiting} requests wait for '{name}' already", retry_after=5)
-        come = self._coming[place] = asyncio.get_running_loop().create_future()
+        future = self._futures[place] = asyncio.get_running_loop().create_future()
         if place.turn:
-            come.set_result(None)
+            future.set_result(None)
         try:
-            yield Ticket(come)
+            yield Ticket(future)
         finally:
-            del self._coming[place]
-            following = row.leave(place)
-            if following is not None and not self._coming[following].done():
-                self._coming[following].set_result(None)  # done: it was cancelled and gives its turn up itself
-            if not row:
-                self._rows.pop(instance, None)
+            del self._futures[place]
+            next_place = queue.leave(place)
+            if next_place is not None and not self._futures[next_place].done():
+                self._futures[next_place].set_result(None)  # done: it was cancelled and leaves by itself
+            if not queue:
+                self._queues.pop(instance, None)
 
 
 class StartGate:
-    """Those who wait for a function's start. When it is up, they go through by priority."""
+    """The requests that wait for a function's start; afterwards they proceed by priority."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, Counter[Priority]] = {}
-        self._moved: dict[str, asyncio.Event] = {}
+        self._changed: dict[str, asyncio.Event] = {}
 
     @contextmanager
     def waiting(self, function: str, priority: Priority) -> Iterator["StartWaiter"]:
-        """Wait for a start; over when the block is left, or `through()` was called."""
-        mine = StartWaiter(self, function, priority)
-        self._came(function, priority)
+        """Register a waiter until the block ends or `through()` is called."""
+        waiter = StartWaiter(self, function, priority)
+        self._add(function, priority)
         try:
-            yield mine
+            yield waiter
         finally:
-            mine.through()
+            waiter.through()
 
     async def clear(self, function: str, priority: Priority) -> None:
-        """Return when nobody of a higher priority waits any more."""
+        """Return when no request of a higher priority waits."""
         higher = ORDER[: ORDER.index(priority)]
         while any(self._waiting.get(function, Counter())[p] for p in higher):
-            await self._moved.setdefault(function, asyncio.Event()).wait()
+            await self._changed.setdefault(function, asyncio.Event()).wait()
 
-    def _came(self, function: str, priority: Priority) -> None:
+    def _add(self, function: str, priority: Priority) -> None:
         self._waiting.setdefault(function, Counter())[priority] += 1
 
-    def _left(self, function: str, priority: Priority) -> None:
-        there = self._waiting[function]
-        there[priority] -= 1
-        if not there.total():
+    def _remove(self, function: str, priority: Priority) -> None:
+        counts = self._waiting[function]
+        counts[priority] -= 1
+        if not counts.total():
             del self._waiting[function]
-        if moved := self._moved.pop(function, None):
-            moved.set()
+        if changed := self._changed.pop(function, None):
+            changed.set()
 
 
 class StartWaiter:
-    """One who waits for a start."""
+    """A request that waits for a start."""
 
     def __init__(self, starts: StartGate, function: str, priority: Priority) -> None:
-        self._starts, self._function, self._priority, self._in = starts, function, priority, True
+        self._starts, self._function, self._priority, self._registered = starts, function, priority, True
 
     def move_to(self, function: str) -> None:
-        """Wait for another function from now on: the name in the request stands for that one."""
-        if self._in and function != self._function:
-            self._starts._left(self._function, self._priority)
+        """Wait for another function, which the requested name now resolves to."""
+        if self._registered and function != self._function:
+            self._starts._remove(self._function, self._priority)
             self._function = function
-            self._starts._came(function, self._priority)
+            self._starts._add(function, self._priority)
 
     async def clear(self) -> None:
-        """Let those of a higher priority go first."""
+        """Wait for requests of a higher priority."""
         await self._starts.clear(self._function, self._priority)
 
     def through(self) -> None:
-        """Let those behind go on."""
-        if self._in:
-            self._in = False
-            self._starts._left(self._function, self._priority)
+        """Unregister, so that requests of a lower priority proceed."""
+        if self._registered:
+            self._registered = False
+            self._starts._remove(self._function, self._priority)

@@ -1,10 +1,9 @@
-"""A whole answer from a stream of chunks, as the worker would have given it. Pure.
+"""Assemble a whole answer from a stream of chunks. Pure.
 
-llama.cpp's server notices that its client has left only when it streams; a plain request runs on to its end
-with nobody there. So plain requests are streamed from it and put together here. Chunks are merged by what
-they are, not by what they are called: texts and lists of a delta grow, calls are merged by index, everything
-else is replaced. A field a newer server adds is so carried along. What grows has a bound: a stream may be wrong, or
-without end.
+llama.cpp's server notices a disconnect only while it streams; a plain request runs to its end without a client. So
+plain requests are streamed from it and assembled here. Chunks are merged by type, not by name: strings and lists of a
+delta are concatenated, calls are merged by index, other values are replaced, so fields of newer servers pass. All sizes
+are bounded: a stream may be invalid or endless.
 """
 
 from io import StringIO
@@ -16,21 +15,21 @@ from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.dialects.core.sse import Event, SSEDecoder
 
 ASSEMBLED = frozenset({"/v1/chat/completions", "/v1/completions"})
-"""The worker's paths whose streams can be put together here."""
+"""The worker's paths whose streams can be assembled."""
 
 MOST_BYTES = 64 * 1024 * 1024
-"""Of a stream. One of 250000 tokens has as many."""
+"""Largest size of a stream; about 250000 tokens."""
 MOST_CHOICES = 1024
 MOST_CALLS = 1024
 MOST_PARTS = 100_000
-"""Of one list or object in an answer."""
+"""Largest number of members in one list or object."""
 
 _TAGS = frozenset({"role", "id", "type", "name"})
-"""Texts that name something: said again, they replace; they do not grow."""
+"""Strings that are replaced when repeated, not concatenated."""
 
 
 class BadStream(Exception):
-    """The stream ended too early, or is not one. `error` is the worker's own error object, if it sent one."""
+    """The stream is invalid or incomplete. `error` is the worker's error object, if it sent one."""
 
     def __init__(self, message: str, error: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -38,9 +37,9 @@ class BadStream(Exception):
 
 
 def asked_to_stream(body: bytes) -> bytes | None:
-    """Return a plain request's body as a streaming one, or None where the worker would not stream the same.
+    """Return a plain request's body as a streaming one, or None if the stream would differ from the plain answer.
 
-    llama.cpp leaves the end token's log-probability out of streams, and refuses to stream them beside tools.
+    llama.cpp omits the end token's log-probability in streams, and does not stream log-probabilities with tools.
     """
     fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     if "logprobs" in fields or "n_probs" in fields:
@@ -51,7 +50,7 @@ def asked_to_stream(body: bytes) -> bytes | None:
 
 
 class Assembly:
-    """Feed it the stream, then take the whole."""
+    """Feed it the stream, then call `close` for the whole answer."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._frames = SSEDecoder()
@@ -61,128 +60,128 @@ class Assembly:
         self._finished = False
 
     def feed(self, data: bytes) -> None:
-        """Take a piece of the stream. Raises BadStream for the worker's own error, BadAnswer for too long a stream."""
+        """Add a piece of the stream. Raises BadStream for the worker's own error, BadAnswer for a too long stream."""
         self._left -= len(data)
         if self._left < 0:
             raise BadAnswer(f"the worker's answer is longer than {self._most_bytes} bytes")
         for event in self._frames.feed(data):
-            self._take(event)
+            self._read(event)
 
     def close(self) -> bytes:
-        """Return the whole answer. Raises BadStream when the stream had not ended."""
+        """Return the whole answer. Raises BadStream when the stream is incomplete."""
         for event in self._frames.close():
-            self._take(event)
+            self._read(event)
         if not self._finished or not self._choices:
             raise BadStream("its stream ended without an end marker")
         kind = str(self._whole.get("object", "")).replace(".chunk", "")
         choices = [self._choices[index] for index in sorted(self._choices)]
         try:
-            return msgspec.json.encode({**self._whole, "object": kind, "choices": choices}, enc_hook=_written)
+            return msgspec.json.encode({**self._whole, "object": kind, "choices": choices}, enc_hook=_text)
         except (RecursionError, ValueError, OverflowError):
-            raise _nonsense() from None
+            raise _invalid_chunk() from None
 
-    def _take(self, event: Event) -> None:
+    def _read(self, event: Event) -> None:
         if event.data == b"[DONE]":
             self._finished = True
             return
         try:
             self._merge(msgspec.json.decode(event.data, type=dict[str, Any]))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise BadStream("its stream holds something that is not JSON, or too deep") from None
+            raise BadStream("its stream holds invalid or too deeply nested JSON") from None
 
     def _merge(self, chunk: dict[str, Any]) -> None:
         if isinstance(error := chunk.get("error"), dict):
             raise BadStream("the worker failed", error)
-        for choice in _listed(chunk.pop("choices", None)):
+        for choice in _objects(chunk.pop("choices", None)):
             self._merge_choice(choice)
         self._whole.update(chunk)
         _bound(self._whole)
 
     def _merge_choice(self, choice: dict[str, Any]) -> None:
-        known = self._choices.setdefault(_index(choice, 0, MOST_CHOICES), {})
+        current = self._choices.setdefault(_index(choice, 0, MOST_CHOICES), {})
         if "delta" in choice:
-            message = known.setdefault("message", {"role": "assistant", "content": None})
-            _grow(_object(message), _object(choice.pop("delta")))
+            message = current.setdefault("message", {"role": "assistant", "content": None})
+            _append(_object(message), _object(choice.pop("delta")))
         if "text" in choice:
             text = choice.pop("text") or ""
             if not isinstance(text, str):
-                raise _nonsense()
-            known.setdefault("text", "")
-            _grow(known, {"text": text})
-        known.update(choice)
-        _bound(known)
+                raise _invalid_chunk()
+            current.setdefault("text", "")
+            _append(current, {"text": text})
+        current.update(choice)
+        _bound(current)
 
 
-def _grow(whole: dict[str, Any], delta: dict[str, Any]) -> None:
+def _append(whole: dict[str, Any], delta: dict[str, Any]) -> None:
     for key, value in delta.items():
-        known = whole.get(key)
+        current = whole.get(key)
         if value is None:
             whole.setdefault(key, None)
         elif key == "tool_calls":
-            _grow_calls(whole, value)
-        elif isinstance(known, str | StringIO) and isinstance(value, str) and key not in _TAGS:
-            if isinstance(known, str):  # a string that grows by each token is copied by each token
+            _append_calls(whole, value)
+        elif isinstance(current, str | StringIO) and isinstance(value, str) and key not in _TAGS:
+            if isinstance(current, str):  # appending to a str would copy it for every token
                 whole[key] = StringIO()
-                whole[key].write(known)
+                whole[key].write(current)
             whole[key].write(value)
-        elif isinstance(known, list) and isinstance(value, list):
-            known.extend(value)
-            _bound(known)
-        elif isinstance(known, dict) and isinstance(value, dict):
-            _grow(known, value)
+        elif isinstance(current, list) and isinstance(value, list):
+            current.extend(value)
+            _bound(current)
+        elif isinstance(current, dict) and isinstance(value, dict):
+            _append(current, value)
         else:
             whole[key] = value
     _bound(whole)
 
 
-def _grow_calls(message: dict[str, Any], deltas: object) -> None:
+def _append_calls(message: dict[str, Any], deltas: object) -> None:
     """A call's deltas carry its index; the whole answer's calls do not."""
-    calls = message["tool_calls"] = _listed(message.get("tool_calls"))
-    for delta in _listed(deltas):
+    calls = message["tool_calls"] = _objects(message.get("tool_calls"))
+    for delta in _objects(deltas):
         index = _index(delta, max(0, len(calls) - 1), MOST_CALLS)
         delta.pop("index", None)
         while len(calls) <= index:
             calls.append({})
-        _grow(calls[index], delta)
+        _append(calls[index], delta)
 
 
-# What a chunk must be like.
+# Validation of chunks.
 
 
-def _written(text: Any) -> str:
-    """Return a text that has grown."""
+def _text(text: Any) -> str:
+    """Return a concatenated string."""
     assert isinstance(text, StringIO)
     return text.getvalue()
 
 
 def _object(value: object) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
-        raise _nonsense()
+        raise _invalid_chunk()
     return value or {}
 
 
-def _listed(values: object) -> list[dict[str, Any]]:
+def _objects(values: object) -> list[dict[str, Any]]:
     """Return a list of objects; none for null."""
     if values is None:
         return []
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise _nonsense()
+        raise _invalid_chunk()
     return values
 
 
-def _index(entry: dict[str, Any], otherwise: int, most: int) -> int:
+def _index(entry: dict[str, Any], default: int, most: int) -> int:
     index = entry.get("index")
     if index is None:
-        return otherwise
+        return default
     if type(index) is not int or not 0 <= index < most:
-        raise _nonsense()
+        raise _invalid_chunk()
     return index
 
 
 def _bound(values: dict[str, Any] | list[Any]) -> None:
     if len(values) > MOST_PARTS:
-        raise _nonsense()
+        raise _invalid_chunk()
 
 
-def _nonsense() -> BadStream:
-    return BadStream("its stream holds a chunk that is no part of an answer")
+def _invalid_chunk() -> BadStream:
+    return BadStream("its stream holds an invalid chunk")

@@ -1,4 +1,4 @@
-"""Serves a request for as long as its client is there: whichever ends first, the work or the client, ends the other."""
+"""Serve a request while its client is connected: a disconnect cancels the work."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
@@ -14,26 +14,26 @@ Work = asyncio.Task[None]
 
 
 async def attend(
-    journey: RequestRecord, work: Coroutine[Any, Any, None], receive: Receive, cancel: Callable[[Work], None]
+    request_record: RequestRecord, work: Coroutine[Any, Any, None], receive: Receive, cancel: Callable[[Work], None]
 ) -> None:
-    """Do a request's work until it is done or its client leaves. `cancel` ends the work from outside."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_left(receive))
+    """Run a request's work until it ends or the client disconnects. `cancel` ends the work from outside."""
+    task, disconnect = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
     try:
-        journey.cancel = lambda: cancel(task)
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        request_record.cancel = lambda: cancel(task)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            journey.left, journey.fault = True, Kind.CLIENT_GONE
-            journey.status = journey.status or 499
+            request_record.left, request_record.fault = True, Kind.CLIENT_GONE
+            request_record.status = request_record.status or 499
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
     if not task.cancelled():
         task.result()
 
 
 async def send_json(send: Send, status: int, body: bytes, request_id: str, headers: Headers = ()) -> None:
-    """Send a whole answer under its request id; each SDK looks for its own."""
+    """Send a whole JSON answer with both request-id headers, one for each SDK."""
     identity = request_id.encode()
     head = [
         (b"content-type", b"application/json"),
@@ -46,7 +46,7 @@ async def send_json(send: Send, status: int, body: bytes, request_id: str, heade
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def _left(receive: Receive) -> None:
-    """Return when the client is gone."""
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass

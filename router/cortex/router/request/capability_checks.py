@@ -1,7 +1,6 @@
-"""What may be asked of the server behind a function. Pure.
+"""Check a request against the capabilities of the function's server. Pure.
 
-Refused here, in so many words, is what a worker would answer with an error of its own, or worse: with something
-that looks like an answer.
+The checks refuse, with a clear error, requests that a worker would answer with an obscure error or a wrong answer.
 """
 
 from typing import Any
@@ -21,28 +20,28 @@ _ENDPOINT: dict[Dialect, str] = {
     "embeddings": "embeddings",
     "rerank": "rerank",
 }
-_WORD = {"chat": "chat", "completions": "completions", "embeddings": "embeddings", "rerank": "rerank"}
+_LABELS = {"chat": "chat", "completions": "completions", "embeddings": "embeddings", "rerank": "rerank"}
 
 
 class _Tools(msgspec.Struct, frozen=True):
-    """What tells whether a worker's body asks for tool calls."""
+    """The fields of a worker's body that request tool calls."""
 
     tools: list[msgspec.Raw] | None = None
     tool_choice: Any = None
 
 
 def check_dialect(function: Function, dialect: Dialect) -> None:
-    """Raise CannotServe for a dialect that no worker of a function answers."""
+    """Raise CannotServe for a dialect that the function's server does not support."""
     serves = server_of(function).dialects
     if _ENDPOINT[dialect] not in serves:
-        kinds = ", ".join(word for name, word in _WORD.items() if name in serves) or "nothing"
-        raise CannotServe(f"'{function.id}' serves {kinds}, not {_WORD[_ENDPOINT[dialect]]}")
+        kinds = ", ".join(label for name, label in _LABELS.items() if name in serves) or "nothing"
+        raise CannotServe(f"'{function.id}' serves {kinds}, not {_LABELS[_ENDPOINT[dialect]]}")
 
 
 def check_tools(function: Function, ran: str, dialect: Dialect, body: bytes) -> Server:
-    """Return the server an instance runs. Raises CannotServe for a body that it would not understand."""
+    """Return the server that an instance runs. Raises CannotServe for a body that it does not support."""
     server = server_of(function, ran)
-    if not server.tools and dialect in ("chat", "responses", "messages") and _asks_for_tools(body):
+    if not server.tools and dialect in ("chat", "responses", "messages") and _requests_tools(body):
         raise CannotServe(
             f"'{function.id}' runs on {ran or function.server}, which does not parse tool calls: "
             "leave `tools` out, or set another `server` for it",
@@ -51,9 +50,9 @@ def check_tools(function: Function, ran: str, dialect: Dialect, body: bytes) -> 
     return server
 
 
-def _asks_for_tools(body: bytes) -> bool:
+def _requests_tools(body: bytes) -> bool:
     try:
-        asked = msgspec.json.decode(body, type=_Tools)
+        params = msgspec.json.decode(body, type=_Tools)
     except msgspec.DecodeError:
         return False
-    return bool(asked.tools) and asked.tool_choice != "none"
+    return bool(params.tools) and params.tool_choice != "none"

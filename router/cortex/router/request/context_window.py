@@ -1,11 +1,10 @@
-"""Making a request fit the worker that was chosen for it, before the worker has to find out that it does not.
+"""Fit a request into the context window of the chosen instance.
 
-Only when the request might not fit is the worker's tokenizer asked: a token takes a byte of the body at least, so
-most requests obviously do, and cost nothing here. A worker that cannot count decides for itself.
+The worker's tokenizer is called only if the request might not fit: a token takes at least one byte of the body, so most
+requests pass without counting. If a worker cannot count, it decides itself.
 
-Clients of the workers' own dialect get the worker's own verdict (said in the same words, see `worker_errors`),
-unless the function would rather answer shortly: engines that cut an answer off at the end of the context are what
-those clients expect.
+Chat clients get the worker's own error (mapped to the same text, see `worker_errors`), unless the function clamps:
+those clients expect engines that truncate an answer at the end of the context.
 """
 
 from collections.abc import Awaitable, Callable
@@ -25,8 +24,8 @@ from cortex.router.errors import UpstreamBroke
 log = structlog.get_logger()
 
 Settle = Callable[[Instance, bool], Awaitable[bytes]]
-"""Makes the body to send to an instance, given whether its client's stream has begun already. Raises DialectError
-when there is no way."""
+"""Returns the body to send to an instance, given whether the client's stream has started. Raises DialectError if the
+request does not fit."""
 
 
 class Counter(Protocol):
@@ -36,29 +35,29 @@ class Counter(Protocol):
 
 
 def fitting(
-    tokenizer: Counter, function: Function, dialect: Dialect, asked: ParsedRequest, body: bytes, traits: Traits
+    tokenizer: Counter, function: Function, dialect: Dialect, request: ParsedRequest, body: bytes, traits: Traits
 ) -> Settle | None:
-    """Return how to make a request fit, or None when it need not be looked at."""
-    ours = asked.limit_is_ours and asked.max_tokens is not None
-    judged = dialect in ("messages", "responses") or traits.on_long_prompt == "clamp" or ours
-    if not judged or dialect == "completions":  # a text's tokens cannot be asked for in the same way
+    """Return the function that fits a request, or None when it needs no check."""
+    limit_is_ours = request.limit_is_ours and request.max_tokens is not None
+    needs_check = dialect in ("messages", "responses") or traits.on_long_prompt == "clamp" or limit_is_ours
+    if not needs_check or dialect == "completions":  # the tokenizer endpoints take no completions prompt
         return None
-    if limits.surely_fits(len(body), asked.max_tokens, traits.context_window):
+    if limits.fits_without_counting(len(body), request.max_tokens, traits.context_window):
         return None
 
-    async def fitted(instance: Instance, begun: bool) -> bytes:
+    async def fitted(instance: Instance, has_started: bool) -> bytes:
         window = instance.context or function.context
-        if not window or limits.surely_fits(len(body), asked.max_tokens, window):
+        if not window or limits.fits_without_counting(len(body), request.max_tokens, window):
             return body
         try:
-            tokens = await tokenizer.count(function, instance, asked.count(function.id))
-        except UpstreamBroke as broke:
-            log.info("prompt_not_counted", function=function.id, why=broke.message)
+            tokens = await tokenizer.count(function, instance, request.count(function.id))
+        except UpstreamBroke as error:
+            log.info("prompt_not_counted", function=function.id, why=error.message)
             return body
-        # Once a stream has begun nobody asks again for less (Claude Code gives up): it gets the room there is.
-        # A limit that the client did not name is no reason to refuse its prompt.
-        rule = "clamp" if begun or asked.limit_is_ours else traits.on_long_prompt
-        allowed = limits.fit(tokens, asked.max_tokens, replace(traits, context_window=window, on_long_prompt=rule))
-        return body if allowed == asked.max_tokens else asked.body(function.id, allowed)
+        # Once a stream has started, clients do not retry with less (Claude Code gives up), so the limit is clamped.
+        # A limit that the client did not set does not refuse its prompt.
+        rule = "clamp" if has_started or request.limit_is_ours else traits.on_long_prompt
+        limit = limits.fit(tokens, request.max_tokens, replace(traits, context_window=window, on_long_prompt=rule))
+        return body if limit == request.max_tokens else request.body(function.id, limit)
 
     return fitted

@@ -1,7 +1,7 @@
-"""What follows from a connection to a worker that broke: whether the worker died, whether the request may be sent
-again, and which requests are refused because workers die of them.
+"""Handle broken connections to workers: whether the worker died, whether to send the request again, and which requests
+to refuse because they kill workers.
 
-Deaths are shared with the other routers through the record, when they happen and never else.
+Deaths are shared with the other routers through the record, only when they happen.
 """
 
 import asyncio
@@ -30,25 +30,25 @@ from cortex.router.request.upstream import Broken, EngineFailed, NotReached, Not
 log = structlog.get_logger()
 
 SAYS_WITHIN_S = 2.0
-"""How long the agent may take to say what became of a worker that is gone."""
+"""How long to wait for the agent's report on a lost worker."""
 MOST_MARKS_HEARD = 2
 
 
 class Prober(Protocol):
-    """Finds out whether a worker is there."""
+    """Probes whether a worker is alive."""
 
     async def pulse(self, instance: Instance) -> Pulse: ...
 
 
 class End(enum.Enum):
-    """What became of the worker."""
+    """The worker's state after a broken connection."""
 
     LIVES = enum.auto()
     """Only the connection broke."""
     STOPPED = enum.auto()
     """Its agent ended it on purpose: it was idle, cooled, evicted, or its host is drained."""
     BEFORE = enum.auto()
-    """It died, but it had not read the request, or its engine may have died before: another reason is likely."""
+    """It died, but had not read the request, or its engine may have died before: another cause is likely."""
     DIED = enum.auto()
     HUNG = enum.auto()
     """Its agent stopped it because it made no progress."""
@@ -59,9 +59,9 @@ class Loss(Struct, frozen=True):
 
     end: End
     aboard: int = 1
-    """How many requests were at the worker, this one included."""
+    """Open requests at the worker, including this one."""
     later: bool = False
-    """The worker owed another request an answer when this one was sent."""
+    """Another request had waited for an answer when this one was sent."""
 
     @property
     def deadly(self) -> bool:
@@ -70,12 +70,12 @@ class Loss(Struct, frozen=True):
 
 
 def may_replay(loss: Loss, deaths: int) -> bool:
-    """Whether a request may be sent to another worker; `deaths` counts those that it lost, this one included:
+    """Whether to send a request to another worker; `deaths` counts the workers that it lost, including this one:
 
     (1) the worker lives, or was stopped on purpose: yes;
-    (2) the worker hung and the request may be why: no, the next one would hang for it, too;
-    (3) the request had been read and was alone aboard: no, it is the likely cause;
-    (4) it was in company, came after the worker hung, or was not read: once.
+    (2) the worker hung and the request may be the cause: no, the next one may hang too;
+    (3) the worker had read the request and had no other: no, it is the likely cause;
+    (4) there were other requests, it was sent after the worker hung, or it was not read: once.
     """
     if loss.end in (End.LIVES, End.STOPPED):  # (1)
         return True
@@ -85,59 +85,61 @@ def may_replay(loss: Loss, deaths: int) -> bool:
 
 
 class Deaths:
-    """The deaths that one router worker sees or hears of."""
+    """The deaths that one router worker observes or receives."""
 
     def __init__(self, view: FleetView, probe: Prober, registry: Registry, receipts: DecisionLog, router: str) -> None:
-        self._view, self._probe, self._registry, self._receipts = view, probe, registry, receipts
+        self._view, self._probe, self._registry, self._decisions = view, probe, registry, receipts
         self._router = router
         self._tasks: set[asyncio.Task[Loss]] = set()
         self.aboard, self.suspects = OpenRequests(), Suspects()
-        view.on_death = self._heard
+        view.on_death = self._on_shared_death
 
     async def close(self) -> None:
-        """Look into no death any more."""
+        """Cancel all investigations."""
         await cancelled(self._tasks)
 
-    def admit(self, passenger: Fingerprint) -> None:
-        """Let a request through, unless workers keep dying of it. Raises Suspected."""
-        wait_s = self.suspects.refused_for(passenger.marks, time.monotonic())
+    def admit(self, fingerprint: Fingerprint) -> None:
+        """Raise Suspected for a request that workers keep dying of."""
+        wait_s = self.suspects.refused_for(fingerprint.marks, time.monotonic())
         if wait_s:
-            log.warning("suspect_refused", function=passenger.function, request=passenger.request, who=passenger.who)
-            raise Suspected(passenger.function, retry_after=math.ceil(wait_s))
+            log.warning(
+                "suspect_refused", function=fingerprint.function, request=fingerprint.request, who=fingerprint.who
+            )
+            raise Suspected(fingerprint.function, retry_after=math.ceil(wait_s))
 
     def lost(
-        self, passenger: Fingerprint, instance: Instance, broken: Broken, *, earlier: int = 0
+        self, fingerprint: Fingerprint, instance: Instance, broken: Broken, *, earlier: int = 0
     ) -> "asyncio.Task[Loss]":
-        """Look into why a request lost its worker, after `earlier` others that died. This goes on when the request's
-        client leaves meanwhile."""
-        aboard = self.aboard.lose(instance.id)  # now: the others that were aboard leave, too
+        """Investigate why a request lost its worker, after `earlier` deaths. The task continues if the client
+        disconnects."""
+        aboard = self.aboard.lose(instance.id)  # now, before the other requests end too
         later = self.aboard.came_later(instance.id, broken.sent_at)
-        task = asyncio.create_task(self._look_into(passenger, instance, broken, aboard, later, earlier))
+        task = asyncio.create_task(self._investigate(fingerprint, instance, broken, aboard, later, earlier))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _look_into(
-        self, passenger: Fingerprint, instance: Instance, broken: Broken, aboard: int, later: bool, earlier: int
+    async def _investigate(
+        self, fingerprint: Fingerprint, instance: Instance, broken: Broken, aboard: int, later: bool, earlier: int
     ) -> Loss:
-        """An engine that answers that it is dead may have died of this request or before it. A request that two
-        engines in a row answer so is the likely cause."""
+        """Return the loss, and count it against the request. An engine that reports its death may have died before the
+        request; after two in a row the request is the likely cause."""
         end = await self._end(instance, broken)
         innocent = isinstance(broken, NotRead) or (isinstance(broken, EngineFailed) and not earlier)
         if innocent and end is End.DIED:
             end = End.BEFORE
         loss = Loss(end, aboard, later)
         if loss.deadly:
-            await self._strike(passenger, instance.id, loss)
+            await self._strike(fingerprint, instance.id, loss)
         return loss
 
     async def _end(self, instance: Instance, broken: Broken) -> End:
-        """Return what became of the worker behind a broken connection, after PROBE_S and SAYS_WITHIN_S at most:
+        """Return the worker's state after a broken connection, within PROBE_S plus SAYS_WITHIN_S:
 
-        (1) the request never reached it, so it is not the cause of whatever happened;
-        (2) the agent says what happened, or the worker itself does;
-        (3) the worker is there, or may be;
-        (4) the worker is gone: the agent says why, or is dead, too.
+        (1) the request never reached the worker, so it is not the cause;
+        (2) the agent or the worker itself reports the end;
+        (3) the worker is alive, or may be;
+        (4) the worker is gone: wait for the agent's report, which may be dead too.
         """
         if isinstance(broken, NotReached):  # (1)
             return End.LIVES
@@ -154,7 +156,7 @@ class Deaths:
         return end or End.DIED
 
     def _recorded(self, instance: str) -> End | None:
-        """Return what the agent says of a worker's end; None: nothing yet."""
+        """Return the agent's report of a worker's end; None without one."""
         failure = self._view.failure(instance)
         if failure is not None:
             return End.HUNG if failure.hung else End.DIED
@@ -163,35 +165,35 @@ class Deaths:
             return End.STOPPED
         return None
 
-    async def _strike(self, passenger: Fingerprint, instance: str, loss: Loss) -> None:
-        """Count a death against a request, name it in the log and in a receipt, and tell the other routers."""
+    async def _strike(self, fingerprint: Fingerprint, instance: str, loss: Loss) -> None:
+        """Count a death against a request, log it and share it with the other routers."""
         alone, now, others = loss.aboard == 1, time.monotonic(), loss.aboard - 1
-        for mark in passenger.marks:
+        for mark in fingerprint.marks:
             self.suspects.strike(mark, alone=alone, now=now)
-        refused = self.suspects.refused_for(passenger.marks, now) > 0
+        refused = self.suspects.refused_for(fingerprint.marks, now) > 0
         log.warning(
             "aboard_a_death",
-            function=passenger.function,
+            function=fingerprint.function,
             instance=instance,
-            request=passenger.request,
-            who=passenger.who,
+            request=fingerprint.request,
+            who=fingerprint.who,
             others=others,
             refused=refused,
         )
         end = "made no progress and was stopped" if loss.end is End.HUNG else "died"
         why = f"it was {'alone' if alone else f'with {others} others'} aboard a worker that {end}"
-        self._receipts.note(
+        self._decisions.note(
             "suspected" if refused else "aboard",
-            passenger.function,
+            fingerprint.function,
             instance=instance,
-            request=passenger.request,
+            request=fingerprint.request,
             why=f"{why}; requests like it are refused for {REFUSED_S:.0f} s" if refused else why,
-            numbers={"key": passenger.who or passenger.key, "others": others},
+            numbers={"key": fingerprint.who or fingerprint.key, "others": others},
         )
         with contextlib.suppress(RecordUnavailable):
-            death = Death(router=self._router, marks=passenger.marks, alone=alone)
+            death = Death(router=self._router, marks=fingerprint.marks, alone=alone)
             await self._registry.share_death(secrets.token_hex(8), death)
 
-    def _heard(self, death: Death) -> None:
+    def _on_shared_death(self, death: Death) -> None:
         for mark in death.marks[:MOST_MARKS_HEARD]:
             self.suspects.strike(mark, alone=death.alone, now=time.monotonic())

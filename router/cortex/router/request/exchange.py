@@ -1,9 +1,8 @@
-"""One request's life, from a body that was read to the last byte sent.
+"""Serve one request, from its parsed body to the last byte sent.
 
-It is an ASGI application of its own, returned by the route: the answer goes out without a framework response
-in between, and the client's leaving is seen at once, streaming or not. Whichever ends first, the work or the
-client, ends the other. What is said to the client is the dialect's business (`Call.reply`); when, and through
-which worker, is decided here.
+An Exchange is an ASGI application that the route returns: the answer is sent without a framework response, and a
+disconnect is noticed at once, streaming or not. The dialect encodes the answer (`Call.reply`); the exchange decides
+when to send it, and which worker serves the request.
 """
 
 import asyncio
@@ -67,19 +66,19 @@ class Outcome(enum.Enum):
 
 
 class Reply(Protocol):
-    """Says a worker's whole answer in the client's dialect. Raises BadAnswer."""
+    """Translates a worker's whole answer into the client's dialect. Raises BadAnswer."""
 
     def plain(self, body: bytes) -> Plain: ...
 
 
 class StreamReply(Reply, Protocol):
-    """Says a worker's stream in the client's dialect, too."""
+    """Translates a worker's stream too."""
 
     def stream(self, request_id: str | None = None) -> Stream: ...
 
 
 class Call(Struct, frozen=True, kw_only=True):
-    """A request that was understood: what to send to which of the worker's paths, and how to say its answer."""
+    """A parsed request: the worker's path, the body to send, and the translation of the answer."""
 
     dialect: Dialect
     path: str
@@ -92,13 +91,13 @@ class Call(Struct, frozen=True, kw_only=True):
     answers: int = 1
     """How many answers it requests."""
     dropped: str = ""
-    """Names what of the request did not go on, for a header of the answer."""
+    """The value of the answer's `x-cortex-dropped` header."""
     settle: Settle | None = None
-    """Makes the body for the instance that was chosen, where that one has a say in it."""
+    """Returns the body for the chosen instance, if it depends on the instance."""
 
 
 class Services:
-    """What every exchange needs; made once."""
+    """The services that all exchanges share."""
 
     def __init__(
         self,
@@ -149,14 +148,14 @@ class Exchange:
         self.journey.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
         self._deaths = 0
-        """Workers that ended with the request aboard."""
+        """Workers that died while serving the request."""
         self._start_s = 0.0
-        """What the request has used up of its start clock."""
+        """Seconds of the start timeout that the request has used."""
         self._trace: Mapping[str, str] = {}
         self._send: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it, unless the client leaves first."""
+        """Serve the request until the client disconnects."""
         self._send = send
         journey = self.journey
         self._services.journeys.begun(journey)
@@ -181,7 +180,7 @@ class Exchange:
             await self._refuse(Cancelled(f"this request was {self.journey.why}").fault())
 
     def _cancel(self, work: asyncio.Task[None]) -> None:
-        """End the request from outside: its client is told so, and the worker stops."""
+        """End the request from outside: its client gets an error, and the worker stops."""
         self._cancelled = True
         work.cancel()
 
@@ -217,7 +216,7 @@ class Exchange:
             async with asyncio.timeout(self._function.request_timeout_s):
                 if turn.waits:
                     began, journey.phase = time.monotonic(), "waiting"
-                    await self._patiently(turn.come())
+                    await self._patiently(turn.wait_for_slot())
                     journey.queued_s += time.monotonic() - began
                     if self._services.view.is_closing(instance.id):
                         return Outcome.CLOSED
@@ -264,8 +263,8 @@ class Exchange:
         return choose(ready, self._load, self._call.affinity, enough)
 
     def _board(self, boarding: ExitStack) -> Instance | None:
-        """Choose an instance and be in flight on it in the same step: between the two, a report would say that
-        this router has seen a drain and has nothing in flight."""
+        """Choose an instance and count the request as in flight in one step: otherwise a report in between could state
+        that this router has seen a drain and has nothing in flight."""
         instance = self._chosen()
         if instance is not None:
             boarding.enter_context(self._services.flights.aboard(self._function.id, instance.id))
@@ -275,9 +274,9 @@ class Exchange:
         return self._services.flights.on(instance) + self._services.view.elsewhere(instance)
 
     async def _awaited(self, waiting: StartWaiter, boarding: ExitStack) -> Instance:
-        """Wait for an instance to come up, and for those who go first, and board it.
+        """Wait for an instance to start and for requests of higher priority, then count the request in flight on it.
 
-        The start clock is one for the whole request, however often its function is edited meanwhile.
+        The start timeout covers the whole request, even if its function is edited meanwhile.
         """
         activator, journey = self._services.activator, self.journey
         began, used_s = time.monotonic(), self._start_s
@@ -343,14 +342,14 @@ class Exchange:
         try:
             await self._send_apart(instance, body)
         except DialectError as error:
-            looser = grammar.loosened(body) if self._stumbled(error.fault) else None
+            looser = grammar.loosen_request(body) if self._stumbled(error.fault) else None
             if looser is None:
                 raise
             await self._send_apart(instance, looser)
 
     def _stumbled(self, fault: Fault) -> bool:
-        """Whether the worker refused the request for a schema it cannot make a grammar of, and nothing was said."""
-        return not self.journey.pieces and grammar.complains(fault.message)
+        """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
+        return not self.journey.pieces and grammar.is_grammar_error(fault.message)
 
     async def _send_apart(self, instance: Instance, body: bytes) -> None:
         """Send the request on, so that it finds no prompt of another key in the worker's cache."""
@@ -424,7 +423,7 @@ class Exchange:
     async def _relay(
         self, instance: Instance, answer: Answer, stream: Stream, hidden: HiddenCounts | None = None
     ) -> None:
-        """Say a worker's stream as it comes. The dialect knows a whole one from one that broke off."""
+        """Relay a worker's stream. The dialect tells a complete stream from a truncated one."""
         chunks, journey, clock = answer.chunks(), self.journey, time.monotonic
         if hidden is not None:
             chunks = hidden.out_of(chunks)
@@ -435,9 +434,9 @@ class Exchange:
             while chunk and not stream.over:
                 now = clock()
                 journey.piece(now)
-                said = stream.feed(chunk)
+                output = stream.feed(chunk)
                 journey.translate_s += clock() - now
-                await self._say(stream, said)
+                await self._say(stream, output)
                 chunk = b"" if stream.over else await anext(chunks, b"")
         except Broken as broken:
             if not journey.pieces:
@@ -458,18 +457,18 @@ class Exchange:
             journey.fault = stream.fault.kind
         await self._send_body(b"", last=True)
 
-    async def _say(self, stream: Stream, said: bytes) -> None:
+    async def _say(self, stream: Stream, output: bytes) -> None:
         """Send what the dialect says; a fault before anything was sent still gets its proper status."""
         if stream.fault is not None and not self.journey.head:
             raise DialectError(stream.fault)
-        if said:
+        if output:
             await self._send_head()
-            await self._send_body(said)
+            await self._send_body(output)
 
     # Towards the client.
 
     async def _patiently(self, work: Awaitable[T]) -> T:
-        """Await work, telling a streaming client now and then that it is not forgotten."""
+        """Await work, with keep-alives to a streaming client."""
         if self._stream is None:
             return await work
         task = asyncio.ensure_future(work)
@@ -502,7 +501,7 @@ class Exchange:
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
-            *self._told(),
+            *self._answer_headers(),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -513,15 +512,15 @@ class Exchange:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            *self._told(),
+            *self._answer_headers(),
             *(more or []),
         ]
         self.journey.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send_body(body, last=True)
 
-    def _told(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers that say how a request was served; each SDK looks for its own request id."""
+    def _answer_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers on how the request was served, with a request id for each SDK."""
         identity, journey = self._request_id.encode(), self.journey
         return [
             (b"x-request-id", identity),

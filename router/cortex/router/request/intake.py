@@ -1,7 +1,7 @@
-"""Takes requests' bodies in: how many bytes one process and one key may hold at a time, and where large ones are read.
+"""Read request bodies within limits per process and per key; parse large ones on threads.
 
-A body is held from its first byte to the last byte of its answer, because a request may have to be sent again. What
-is large is read on threads of its own, a piece at a time, so that streams of other requests go on meanwhile.
+A body stays in memory from its first byte to the last byte of its answer, because the request may be sent again. Large
+bodies are parsed on separate threads, piece by piece, so that other streams continue.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.errors import KeyHoldsTooMuch, RouterHoldsTooMuch
 
 SMALL = 64 * 1024
-"""Bytes of a body that is not counted: the connections are, and each holds one."""
+"""Bytes of a body that is not counted: the limit on connections bounds these."""
 LARGE = 1024 * 1024
-"""Bytes from which a body is read on a thread."""
+"""Bytes from which a body is parsed on a thread."""
 BODIES_OF_A_PROCESS, BODIES_OF_A_KEY = 16, 4
-"""How many bodies of the largest size a process holds at a time, and how many of them a key."""
+"""How many bodies of the largest size a process, and one key, may hold at a time."""
 THREADS = 2
 
 Http = Request[Any, Any, Any]
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Body:
-    """A request's body, and the bytes that are counted for it until `release()`."""
+    """A request's body; its bytes count against the limits until `release()`."""
 
     def __init__(self, intake: "Intake", key: str) -> None:
         self.bytes, self._intake, self._key, self._counted = b"", intake, key, 0
@@ -41,26 +41,26 @@ class Body:
         self._counted += more
 
     def release(self) -> None:
-        """Count its bytes no more."""
+        """Stop counting its bytes."""
         self._intake.uncount(self._key, self._counted)
         self._counted = 0
 
     def held_by(self, app: ASGIApp) -> ASGIApp:
-        """Return an application that counts the bytes until it has answered."""
+        """Wrap an application: release the bytes when it has answered."""
         if not self._counted:
             return app
 
-        async def holding(scope: Scope, receive: Receive, send: Send) -> None:
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 await app(scope, receive, send)
             finally:
                 self.release()
 
-        return holding
+        return wrapped
 
 
 class Intake:
-    """The bodies that one router worker holds. `most` is the size of the largest that it takes."""
+    """The bodies in one router worker's memory. `most` is the largest size to accept."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -69,41 +69,42 @@ class Intake:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bodies")
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def body(self, request: Http, key: str, cover: Callable[[int], Awaitable[None]]) -> Body:
-        """Read a request's body. `cover` is awaited with the bytes read so far, before more are read, and may refuse
-        them. Raises what `cover` raises, BadRequest, KeyHoldsTooMuch or RouterHoldsTooMuch."""
+        """Read a request's body. Awaits `cover` with the size so far after each piece; it may refuse the body.
+
+        Raises what `cover` raises, BadRequest, KeyHoldsTooMuch or RouterHoldsTooMuch."""
         if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise BadRequest("compressed bodies are not taken: send it as it is", kind=Kind.UNSUPPORTED_MEDIA)
-        taken = Body(self, key)
-        announced = request.content_length
-        if announced is not None and announced <= SMALL:
-            taken.bytes = await request.body()
-            return taken
+            raise BadRequest("compressed bodies are not supported: send it uncompressed", kind=Kind.UNSUPPORTED_MEDIA)
+        accepted = Body(self, key)
+        declared_size = request.content_length
+        if declared_size is not None and declared_size <= SMALL:
+            accepted.bytes = await request.body()
+            return accepted
         pieces: list[bytes] = []
         size = 0
         try:
             async for piece in request.stream():
-                taken.count(len(piece))
+                accepted.count(len(piece))
                 pieces.append(piece)
                 size += len(piece)
                 await cover(size)
         except BaseException:
-            taken.release()
+            accepted.release()
             raise
-        taken.bytes = b"".join(pieces)
-        return taken
+        accepted.bytes = b"".join(pieces)
+        return accepted
 
     async def work(self, size: int, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what takes time in proportion to a body of some size: at once, or on a thread."""
+        """Run `do`, whose time grows with the body's size, on a thread if the body is large."""
         if size < LARGE:
             return do(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: do(*args, **kwargs))
 
     def count(self, key: str, more: int) -> None:
-        """Count bytes that a key's request holds. Raises KeyHoldsTooMuch or RouterHoldsTooMuch."""
+        """Count bytes of a key's request. Raises KeyHoldsTooMuch or RouterHoldsTooMuch."""
         if self._of_key[key] + more > self._most * BODIES_OF_A_KEY:
             raise KeyHoldsTooMuch(self._most * BODIES_OF_A_KEY)
         if self._held + more > self._most * BODIES_OF_A_PROCESS:
@@ -112,7 +113,7 @@ class Intake:
         self._of_key[key] += more
 
     def uncount(self, key: str, fewer: int) -> None:
-        """Count bytes no more."""
+        """Stop counting bytes of a key's request."""
         self._held -= fewer
         self._of_key[key] -= fewer
         if self._of_key[key] <= 0:

@@ -1,8 +1,7 @@
-"""What translation may rely on for a function: its engine's ways, what its weights and worker say, its own settings.
+"""Derive a function's `Traits` from its engine, its weights, its workers and its settings. Pure.
 
-Clients that speak the workers' own dialect are passed through as they are: their requests are the worker's to
-judge, and only what is known not to work is changed for them. Translated requests are written carefully, for the
-engine at hand: what is not known to work is not sent. Pure.
+Requests in the workers' own dialect are forwarded: the worker validates them, and only features without support are
+changed. Translated requests use a feature only if the engine supports it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ _SAME_DIALECT = ("chat", "completions")
 
 
 class Running(Struct, frozen=True):
-    """What the workers that are ready say of themselves, put together: the tightest context, the least senses."""
+    """The ready workers' properties combined: the smallest context, and vision if all have it."""
 
     window: int = 0
     eyes: bool | None = None
@@ -34,13 +33,13 @@ class Running(Struct, frozen=True):
 
 
 class TraitsCache:
-    """Works traits out once for each function and what is known of it, and remembers them."""
+    """Caches the traits of each function."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, Entrance, bool], tuple[Function, ModelProfile | None, Running, Traits]] = {}
 
     def of(self, function: Function, dialect: Dialect, known: ModelProfile | None, ready: Sequence[Instance]) -> Traits:
-        """Return what a request of this dialect may ask of this function, given the instances that are ready."""
+        """Return the traits of a function for a dialect, given its ready instances."""
         entrance, same = _entrance(function, dialect), dialect in _SAME_DIALECT
         running = Running(window_of(ready), sees(ready), ready[0].server if ready else "")
         kept = self._kept.get((function.id, entrance, same))
@@ -54,7 +53,7 @@ class TraitsCache:
 
 
 def _entrance(function: Function, dialect: Dialect) -> Entrance:
-    """The row of `passing.py` for a dialect: what is translated has been read field by field, and goes in as chat."""
+    """Return the entry of `passing.py` for a dialect; translated requests use that of chat."""
     if dialect in ("messages", "responses") and dialect not in function.native:
         return "chat"
     return dialect
@@ -63,7 +62,7 @@ def _entrance(function: Function, dialect: Dialect) -> Entrance:
 def traits(
     function: Function, known: ModelProfile | None, running: Running, base: Traits, entrance: Entrance = "chat"
 ) -> Traits:
-    """Put together what a function can take; `base` stands for what is not known."""
+    """Return a function's traits; `base` has the values for unknown properties."""
     server = server_of(function, running.server)
     template = template_of(known, function.template)
     seeing = vision(function, known, running.eyes)
@@ -94,25 +93,25 @@ def traits(
 
 
 def vision(function: Function, known: ModelProfile | None, eyes: bool | None) -> bool | None:
-    """Whether it takes images: its operator knows, else its worker, else its weights."""
+    """Whether a function takes images: the operator's setting, else its workers, else its weights."""
     if not isinstance(function.vision, str):
         return function.vision
     return eyes if eyes is not None else known.vision if known else None
 
 
 def effort(function: Function, known: ModelProfile | None) -> dict[str, str]:
-    """For each effort a client may name, what the template is told: what was found, the operator's word over it."""
+    """Map each effort of clients to the template's value: from the weights, overridden by the operator."""
     found = (known.effort if known else None) or EFFORT
     return found | {str(level): told for level, told in function.effort.items()}
 
 
 def window_of(ready: Sequence[Instance]) -> int:
-    """The tightest context of the instances that say theirs; 0: none does."""
+    """Return the smallest context that the instances report; 0 if none does."""
     return min((i.context for i in ready if i.context), default=0)
 
 
 def known_models(hosts: Mapping[str, HostRecord]) -> dict[str, ModelProfile]:
-    """What is known of each function, from the first host (by name) whose weights say something."""
+    """Return each function's model profile, from the first host (by name) that has one."""
     found: dict[str, ModelProfile] = {}
     for name in sorted(hosts):
         for function, known in hosts[name].models.items():
@@ -121,15 +120,15 @@ def known_models(hosts: Mapping[str, HostRecord]) -> dict[str, ModelProfile]:
 
 
 def sees(ready: Sequence[Instance]) -> bool | None:
-    """Whether the running workers take images, as they say."""
-    said = [i.vision for i in ready if i.vision is not None]
-    return all(said) if said else None
+    """Whether all running workers report vision; None if none reports."""
+    reports = [i.vision for i in ready if i.vision is not None]
+    return all(reports) if reports else None
 
 
 def _reasoning_field(
     function: Function, template: Template, server: Server
 ) -> Literal["reasoning_content", "reasoning"] | None:
-    """The worker's name for thoughts of earlier turns; None when the template does not want them back."""
+    """Return the worker's field for the thinking of earlier turns; None if the template takes none."""
     if template.reasoning_field == "none":
         return None
     if function.template.reasoning_field is not None and template.reasoning_field is not None:

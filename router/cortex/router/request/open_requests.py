@@ -1,8 +1,7 @@
-"""The requests that are at workers, as one router worker sees them: how many are aboard an instance together, and for
-how long the instance has given none of them a byte.
+"""The open requests at each instance, as one router worker sees them, and for how long the instance has been silent.
 
-A request is aboard from the moment it is sent until its answer ends. The cost per request is two entries in a dict;
-everything else is computed for the report, once a second.
+A request is open from the moment it is sent until its answer ends. The cost per request is two dict operations; the
+rest is computed for the report, once a second.
 """
 
 import asyncio
@@ -16,16 +15,16 @@ from cortex.router.request.request_record import RequestRecord
 from cortex.router.request.upstream import Broken
 
 WORTH_REPORTING_S = 10.0
-"""A silence shorter than this says nothing."""
+"""A shorter silence is normal."""
 LATER_S = 0.5
-"""How much later than a request that hung a worker one must be sent that is taken for a bystander."""
+"""A request sent this much later than the one that hung a worker is a bystander."""
 MOST_TIMES = 1000
-"""Times to the first byte that are counted per function before the count is halved: old ones fade."""
+"""Times to the first byte to count per function before halving the counts, so that old ones fade."""
 _UNANSWERED = (asyncio.CancelledError, TimeoutError, Broken)
 
 
-class _Deck:
-    """The requests aboard one instance."""
+class _Instance:
+    """The open requests of one instance."""
 
     __slots__ = ("function", "left_waiting", "live", "lost", "oldest", "progress_at")
 
@@ -35,77 +34,77 @@ class _Deck:
         self.progress_at = 0.0
         """When an answer last ended."""
         self.left_waiting = 0.0
-        """When the oldest request was sent that ended without an answer and may still keep the worker busy."""
+        """Send time of the oldest request that ended without an answer and may still occupy the worker."""
         self.lost = 0
-        """How many were aboard when the first of them lost its connection."""
+        """Open requests when the first connection was lost."""
         self.oldest = 0.0
-        """When the oldest request was sent that was owed an answer then."""
+        """Send time of the oldest unanswered request at that moment."""
 
 
 class OpenRequests:
     """The requests at all instances."""
 
     def __init__(self) -> None:
-        self._decks: dict[str, _Deck] = {}
+        self._instances: dict[str, _Instance] = {}
         self._usual: dict[str, latency.Histogram] = {}
 
     @contextmanager
-    def sent(self, instance: str, journey: RequestRecord) -> Iterator[None]:
-        """Be aboard an instance."""
-        deck = self._decks.get(instance)
-        if deck is None:
-            deck = self._decks[instance] = _Deck(journey.function)
-        began = time.monotonic()
-        deck.live[id(journey)] = journey, began
+    def sent(self, instance: str, request_record: RequestRecord) -> Iterator[None]:
+        """Count a request as open at an instance."""
+        entry = self._instances.get(instance)
+        if entry is None:
+            entry = self._instances[instance] = _Instance(request_record.function)
+        sent_at = time.monotonic()
+        entry.live[id(request_record)] = request_record, sent_at
         answered = True
         try:
             yield
         except BaseException as error:
             answered = not isinstance(error, _UNANSWERED)
             if isinstance(error, Broken):
-                error.sent_at = began
+                error.sent_at = sent_at
                 self.lose(instance)
             raise
         finally:
-            del deck.live[id(journey)]
-            if journey.first > began:
-                self._note_first(journey.function, journey.first - began)
+            del entry.live[id(request_record)]
+            if request_record.first > sent_at:
+                self._note_first(request_record.function, request_record.first - sent_at)
             if answered:
-                deck.progress_at = time.monotonic()
-            elif journey.last > began:
-                deck.progress_at = max(deck.progress_at, journey.last)
-            elif not deck.left_waiting or deck.left_waiting < deck.progress_at:
-                deck.left_waiting = began
+                entry.progress_at = time.monotonic()
+            elif request_record.last > sent_at:
+                entry.progress_at = max(entry.progress_at, request_record.last)
+            elif not entry.left_waiting or entry.left_waiting < entry.progress_at:
+                entry.left_waiting = sent_at
 
     def lose(self, instance: str) -> int:
-        """Return how many requests were aboard an instance when the first connection to it was lost."""
-        deck = self._decks.get(instance)
-        if deck is None:
+        """Return the number of open requests at an instance when its first connection was lost."""
+        entry = self._instances.get(instance)
+        if entry is None:
             return 1
-        if not deck.lost:
-            deck.lost, deck.oldest = len(deck.live), min(_owed(deck), default=0.0)
-        return max(deck.lost, 1)
+        if not entry.lost:
+            entry.lost, entry.oldest = len(entry.live), min(_unanswered(entry), default=0.0)
+        return max(entry.lost, 1)
 
     def came_later(self, instance: str, sent_at: float) -> bool:
-        """Whether an answer was owed to another request for a while when one was sent."""
-        deck = self._decks.get(instance)
-        return deck is not None and 0.0 < deck.oldest < sent_at - LATER_S
+        """Whether another request had waited for an answer when one was sent at `sent_at`."""
+        entry = self._instances.get(instance)
+        return entry is not None and 0.0 < entry.oldest < sent_at - LATER_S
 
     def recovered(self, instance: str) -> None:
-        """The instance lives: only a connection was lost."""
-        if deck := self._decks.get(instance):
-            deck.lost = 0
+        """Reset the loss: the instance is alive, only a connection broke."""
+        if entry := self._instances.get(instance):
+            entry.lost = 0
 
     def silences(self, now: float, present: Collection[str]) -> dict[str, Silence]:
-        """Return the instances that have been silent for long, and forget those that are not present any more."""
-        found = {}
-        for instance, deck in list(self._decks.items()):
-            if instance not in present and not deck.live:
-                del self._decks[instance]
-            elif (silent_s := _silent_s(deck, now)) >= WORTH_REPORTING_S:
-                usual = self._usual.get(deck.function, {})
-                found[instance] = Silence(for_s=round(silent_s, 1), usual_s=latency.percentile(usual, 0.95) or 0.0)
-        return found
+        """Return the instances with a long silence; drop instances that are not in `present`."""
+        silences = {}
+        for instance, entry in list(self._instances.items()):
+            if instance not in present and not entry.live:
+                del self._instances[instance]
+            elif (silent_s := _silent_s(entry, now)) >= WORTH_REPORTING_S:
+                usual = self._usual.get(entry.function, {})
+                silences[instance] = Silence(for_s=round(silent_s, 1), usual_s=latency.percentile(usual, 0.95) or 0.0)
+        return silences
 
     def _note_first(self, function: str, seconds: float) -> None:
         spread = self._usual.setdefault(function, {})
@@ -114,17 +113,17 @@ class OpenRequests:
             self._usual[function] = {step: count // 2 for step, count in spread.items() if count > 1}
 
 
-def _owed(deck: _Deck) -> list[float]:
-    """Return when the requests were sent that are owed an answer, those included whose clients have left."""
-    owed = [began for _, began in deck.live.values()]
-    return [*owed, deck.left_waiting] if deck.left_waiting > _progress_at(deck) else owed
+def _unanswered(entry: _Instance) -> list[float]:
+    """Return the send times of unanswered requests, including those whose clients have disconnected."""
+    unanswered = [sent_at for _, sent_at in entry.live.values()]
+    return [*unanswered, entry.left_waiting] if entry.left_waiting > _progress_at(entry) else unanswered
 
 
-def _progress_at(deck: _Deck) -> float:
-    return max([deck.progress_at, *(j.last for j, _ in deck.live.values())])
+def _progress_at(entry: _Instance) -> float:
+    return max([entry.progress_at, *(j.last for j, _ in entry.live.values())])
 
 
-def _silent_s(deck: _Deck, now: float) -> float:
-    """Return for how long an instance has owed an answer without giving any request a byte; 0: it owes none."""
-    owed = _owed(deck)
-    return now - max(_progress_at(deck), min(owed)) if owed else 0.0
+def _silent_s(entry: _Instance, now: float) -> float:
+    """Return for how long an instance with unanswered requests has sent no byte; 0 without such requests."""
+    unanswered = _unanswered(entry)
+    return now - max(_progress_at(entry), min(unanswered)) if unanswered else 0.0

@@ -1,7 +1,6 @@
-"""Asking a worker whether it is still the instance we mean, when its connection broke or its host is silent.
+"""Check whether a worker is still the expected instance, after a broken connection or while its host is silent.
 
-A cheap call with the instance's own key: a stranger that took over the address does not know it. Never on the warm
-path.
+A cheap call with the instance's key, which another process at the address does not have. Never on the warm path.
 """
 
 import enum
@@ -19,14 +18,14 @@ STRANGE = frozenset({401, 403})
 
 
 class Pulse(enum.Enum):
-    """What a probe found."""
+    """The result of a probe."""
 
     WELL = enum.auto()
     """It answers with its key and lists its function."""
     GONE = enum.auto()
     """The connection is refused, or another program answers."""
     SILENT = enum.auto()
-    """No answer in time, or none that tells anything: it may be busy."""
+    """No conclusive answer in time: it may be busy."""
 
 
 class _Model(Struct, frozen=True):
@@ -38,7 +37,7 @@ class _Models(Struct, frozen=True):
 
 
 class Probe:
-    """Asks workers, over connections of its own."""
+    """Probes workers over separate connections."""
 
     def __init__(self, token: FleetToken) -> None:
         self._token = token
@@ -50,7 +49,7 @@ class Probe:
             await self._http.close()
 
     async def pulse(self, instance: Instance) -> Pulse:
-        """Return how an instance is, after PROBE_S at the latest."""
+        """Return an instance's state, within PROBE_S."""
         if self._http is None:
             connector = aiohttp.TCPConnector(limit=0, force_close=True)
             self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=PROBE_S))
@@ -63,7 +62,7 @@ class Probe:
                         continue
                     if answer.status != 200:
                         return Pulse.SILENT
-                    return judged(await _beginning(answer), instance.function)
+                    return judged(await _read_start(answer), instance.function)
         except aiohttp.ClientConnectorError:
             return Pulse.GONE
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
@@ -72,7 +71,7 @@ class Probe:
 
 
 def judged(body: bytes, function: str) -> Pulse:
-    """Return what a list of models says of the instance of a function."""
+    """Return the state of a function's instance from its list of models."""
     try:
         models = msgspec.json.decode(body, type=_Models)
     except msgspec.MsgspecError:
@@ -80,10 +79,10 @@ def judged(body: bytes, function: str) -> Pulse:
     return Pulse.WELL if any(m.id == function for m in models.data) else Pulse.GONE
 
 
-async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
-    found = b""
+async def _read_start(answer: aiohttp.ClientResponse) -> bytes:
+    data = b""
     async for chunk in answer.content.iter_any():
-        found += chunk
-        if len(found) > MOST_BYTES:
+        data += chunk
+        if len(data) > MOST_BYTES:
             break
-    return found
+    return data

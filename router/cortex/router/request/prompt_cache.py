@@ -1,10 +1,9 @@
-"""Keeps the prompts of one key out of the reach of others: what a worker has cached tells who sent it what.
+"""Isolate the cached prompts of API keys: cache hits would reveal what another key sent.
 
-A server that salts its cache (vLLM) is sent the caller's salt. llama.cpp compares a prompt with the one that its slot
-worked on last, so each request is sent to a slot, and may use what that holds only if the slot's last request had the
-same salt. This router knows that of requests that it sent itself; so beside other routers, and for requests that take
-several slots, nothing that is cached is used. A router that has just come up is seen by others within a second or two.
-Any other server is sent nothing, and its client is not told what was cached.
+A server that salts its cache (vLLM) gets the caller's salt. llama.cpp compares a prompt with the last one of its slot,
+so each request is assigned a slot, and reuses its cache only if the slot's last request had the same salt. This router
+knows only its own requests; so with other routers, or for requests that take several slots, the cache is not used.
+Other routers see a new one within a second or two. Other servers get no salt; their cached token counts are hidden.
 """
 
 import re
@@ -19,15 +18,15 @@ from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
 
 MOST_INSTANCES = 1000
-"""Instances whose max_concurrency are known."""
+"""Instances whose slots are tracked."""
 _COMPARED = 64 * 1024
-"""Bytes of a body that are compared with those of earlier ones."""
+"""Leading bytes of a body to compare with those of earlier ones."""
 
 Isolation = Literal["salt", "slots", "none"]
 
 
 class Seat(Struct, frozen=True):
-    """Where a request is worked on: in which slot, and whether it may use what that slot holds."""
+    """A request's slot, and whether it may reuse the slot's cache."""
 
     slot: int | None = None
     may_reuse: bool = False
@@ -38,11 +37,11 @@ UNKNOWN = Seat()
 
 class _Slot:
     def __init__(self, id: int) -> None:
-        self.id, self.salt, self.begin, self.busy, self.last = id, "", b"", False, 0
+        self.id, self.salt, self.prefix, self.busy, self.last = id, "", b"", False, 0
 
 
 class _Slots:
-    """The max_concurrency of one instance, as far as this router knows them."""
+    """The slots of one instance, as far as this router knows them."""
 
     def __init__(self, number: int, company: int) -> None:
         self.slots = [_Slot(i) for i in range(number)]
@@ -51,80 +50,80 @@ class _Slots:
         self.turn = 0
 
     def forget(self) -> None:
-        """Any slot may hold any prompt."""
+        """Forget the salts: any slot may hold any prompt."""
         for slot in self.slots:
             slot.salt = ""
 
-    def choose(self, salt: str, begin: bytes) -> _Slot | None:
+    def choose(self, salt: str, prefix: bytes) -> _Slot | None:
         """Return the free slot to use:
 
-        (1) one of the same salt whose prompt goes on here;
-        (2) one of no salt;
-        (3) the one that was used longest ago.
+        (1) one of the same salt whose prompt this one continues;
+        (2) one without a salt;
+        (3) the least recently used.
         """
         free = [s for s in self.slots if not s.busy]
-        alike = [(_common(s.begin, begin), s) for s in free if s.salt == salt]
-        same, best = max(alike, key=lambda a: (a[0], a[1].last), default=(0, None))
-        if best is not None and same >= len(best.begin) // 2:  # (1)
+        matching = [(_common(s.prefix, prefix), s) for s in free if s.salt == salt]
+        same, best = max(matching, key=lambda a: (a[0], a[1].last), default=(0, None))
+        if best is not None and same >= len(best.prefix) // 2:  # (1)
             return best
         unused = next((s for s in free if not s.salt), None)  # (2)
         return unused or min(free, key=lambda s: s.last, default=None)  # (3)
 
 
 class SlotTable:
-    """Which salt each slot of each instance worked for last."""
+    """The last salt of each slot of each instance."""
 
     def __init__(self) -> None:
         self._instances: dict[str, _Slots] = {}
 
     @contextmanager
     def seat(self, instance: str, number: int | None, salt: str, body: bytes, company: int) -> Iterator[Seat]:
-        """Seat a request for as long as it is worked on. `number` is how many slots there are; None: nothing is known
-        of the slots that it takes. `company` changes whenever other routers have used the instances."""
-        known = self._known(instance, number, company)
-        begin = body[:_COMPARED]
-        slot = known.choose(salt, begin) if number else None
+        """Assign a slot to a request until it ends. `number`: slots of the instance; None: the request's slots are
+        unknown. `company` changes when other routers have used the instances."""
+        slots = self._slots_of(instance, number, company)
+        prefix = body[:_COMPARED]
+        slot = slots.choose(salt, prefix) if number else None
         if slot is None:
-            known.untracked += 1
-            known.forget()
+            slots.untracked += 1
+            slots.forget()
             try:
                 yield UNKNOWN
             finally:
-                known.untracked -= 1
-                known.forget()
+                slots.untracked -= 1
+                slots.forget()
             return
-        may_reuse = slot.salt == salt and not known.untracked
-        known.turn += 1
-        slot.salt, slot.begin, slot.busy, slot.last = salt, begin, True, known.turn
+        may_reuse = slot.salt == salt and not slots.untracked
+        slots.turn += 1
+        slot.salt, slot.prefix, slot.busy, slot.last = salt, prefix, True, slots.turn
         try:
             yield Seat(slot.id, may_reuse)
         finally:
             slot.busy = False
 
-    def _known(self, instance: str, number: int | None, company: int) -> _Slots:
-        known = self._instances.pop(instance, None)
-        if known is None:
-            known = _Slots(number or 0, company)
-        elif number is not None and len(known.slots) != number:
-            known.slots = [_Slot(i) for i in range(number)]
-        if known.company != company:
-            known.company = company
-            known.forget()
-        self._instances[instance] = known  # the last one used comes last
+    def _slots_of(self, instance: str, number: int | None, company: int) -> _Slots:
+        slots = self._instances.pop(instance, None)
+        if slots is None:
+            slots = _Slots(number or 0, company)
+        elif number is not None and len(slots.slots) != number:
+            slots.slots = [_Slot(i) for i in range(number)]
+        if slots.company != company:
+            slots.company = company
+            slots.forget()
+        self._instances[instance] = slots  # the last one used comes last
         if len(self._instances) > MOST_INSTANCES:
             idle = (i for i, k in self._instances.items() if not k.untracked and not any(s.busy for s in k.slots))
             self._instances.pop(next(idle, ""), None)
-        return known
+        return slots
 
 
 def isolation(function: Function, ran: str) -> Isolation:
-    """Return how the server that an instance runs keeps salts apart."""
+    """Return how an instance's server isolates salts."""
     return server_of(function, ran).isolation
 
 
 def slots_to_seat(function: Function, ran: str, answers: int, *, alone: bool) -> int | None:
-    """Return how many slots a request can be given one of, or None where it takes what slots it likes: beside other
-    routers, for several answers, or where the function's own arguments bring in another cache or other slots."""
+    """Return the number of slots to choose from, or None if no slot can be assigned: with other routers, for several
+    answers, or if the function's arguments change the cache or the slots."""
     if not alone or answers > 1 or any(word.partition("=")[0] in ("-cram", "--cache-ram") for word in function.args):
         return None
     return max_concurrency(function, server_of(function, ran))
@@ -136,22 +135,22 @@ def salted(body: bytes, salt: str) -> bytes:
 
 
 def seated(body: bytes, seat: Seat) -> bytes:
-    """Return a body for llama.cpp. Whatever is in it twice, the last one goes for."""
+    """Return a body for llama.cpp, where the last of duplicate fields applies."""
     if seat.slot is None:
         return _with(body, b'"cache_prompt":false')
-    if seat.may_reuse:  # its client may have said that it wants nothing reused
+    if seat.may_reuse:  # keep the client's own `cache_prompt`
         return _with(body, b'"id_slot":%d' % seat.slot)
     return _with(body, b'"id_slot":%d,"cache_prompt":false' % seat.slot)
 
 
 def _with(body: bytes, fields: bytes) -> bytes:
-    """Bodies are written here, as objects that hold the model's name at least."""
+    """Append fields to a body, a non-empty JSON object that the router encoded."""
     assert body.endswith(b"}")
     return b"".join((memoryview(body)[:-1], b",", fields, b"}"))
 
 
 def _common(one: bytes, other: bytes) -> int:
-    """Return the length of what two texts begin with."""
+    """Return the length of the common prefix."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -166,11 +165,11 @@ _COUNTS = re.compile(
     rb'("(cached_tokens|cache_n|prompt_n|cache_read_input_tokens|prompt_cache_hit_tokens|prompt_cache_miss_tokens)"'
     rb"\s*:\s*)(\d{1,18})"
 )
-"""In a text of an answer the quotes would be escaped, so this can only be a field."""
+"""Quotes inside a string are escaped, so this matches fields only."""
 
 
 class HiddenCounts:
-    """Takes the counts of what was cached out of a worker's answer. `cached` is what it counted."""
+    """Removes cached token counts from a worker's answer. `cached` has the worker's count."""
 
     def __init__(self) -> None:
         self.cached = 0
@@ -181,7 +180,7 @@ class HiddenCounts:
         return _COUNTS.sub(self._hide, body)
 
     def feed(self, data: bytes) -> bytes:
-        """Return the lines of a stream that have ended, without the counts."""
+        """Return the complete lines of a stream, without the counts."""
         ended = data.rfind(b"\n") + 1
         if not ended:
             self._line.append(data)
@@ -199,11 +198,11 @@ class HiddenCounts:
             yield line
 
     def close(self) -> bytes:
-        """Return what no line end came after."""
+        """Return the last, unterminated line."""
         line, self._line = b"".join(self._line), []
         return self.whole(line)
 
-    def _hide(self, found: re.Match[bytes]) -> bytes:
-        if found[2] == b"cached_tokens":
-            self.cached = max(self.cached, int(found[3]))
-        return found[1] + b"null"
+    def _hide(self, match: re.Match[bytes]) -> bytes:
+        if match[2] == b"cached_tokens":
+            self.cached = max(self.cached, int(match[3]))
+        return match[1] + b"null"

@@ -1,8 +1,8 @@
-"""Fetching images that clients give as addresses, for functions that allow it: they are sent on as data.
+"""Fetch images that clients send as addresses, for functions that allow it; workers get them as data.
 
-Neither the router nor a worker may be made to read what only this network can reach. So the router fetches, never
-the worker; it looks names up itself and connects only to addresses of the public internet, on every redirect anew;
-and it takes images only, few and not too large, within a few seconds.
+A client must not make cortex read internal addresses. So the router fetches, never the worker; it resolves names itself
+and connects to public addresses only, checked again on every redirect; and it accepts only images, limited in number,
+size and time.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class NotFetched(Exception):
 
 
 class RemoteImages:
-    """Fetches. `resolver` is how names are looked up."""
+    """Fetches images. `resolver` resolves host names."""
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
         self._resolver = resolver
@@ -91,7 +91,7 @@ class RemoteImages:
         return msgspec.json.encode(request)
 
     async def _named(self, url: str, left: "Allowance") -> tuple[str, bytes] | NotFetched:
-        """Fetch; a failure is a value, so that the others' are not cancelled into nonsense."""
+        """Fetch; return a failure as a value, so that the other fetches are not cancelled."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await self.fetch(url, left)
@@ -128,7 +128,7 @@ class RemoteImages:
                     if left is not None:
                         left.take(len(piece))
                 return answer.content_type, bytes(data)
-        raise NotFetched("it is redirected again and again")
+        raise NotFetched(f"it is redirected more than {MOST_HOPS} times")
 
 
 class Allowance:
@@ -138,14 +138,14 @@ class Allowance:
         self._left = bytes_left
 
     def take(self, size: int) -> None:
-        """Take some. Raises NotFetched when there are no more."""
+        """Subtract bytes. Raises NotFetched when none are left."""
         self._left -= size
         if self._left < 0:
             raise NotFetched(f"the images of one request are larger than {MOST_TOGETHER >> 20} MiB together")
 
 
 def _find(body: bytes) -> tuple[Any, list[tuple[str, Node, str]]]:
-    """Decode a request and find its images by address; what cannot be decoded has none, and its reader says why."""
+    """Decode a request and find its image addresses; none in invalid JSON, which the parser reports."""
     try:
         request: Any = msgspec.json.decode(body)
         return request, list(_images(request, ""))
@@ -154,7 +154,7 @@ def _find(body: bytes) -> tuple[Any, list[tuple[str, Node, str]]]:
 
 
 class PublicOnly(AbstractResolver):
-    """Looks names up and keeps the public addresses: what is connected to is what was looked at."""
+    """Resolves names to public addresses only, so that the connection uses a checked address."""
 
     def __init__(self, inner: AbstractResolver | None = None) -> None:
         self._inner = inner or aiohttp.ThreadedResolver()
@@ -169,12 +169,12 @@ class PublicOnly(AbstractResolver):
         return public
 
     async def close(self) -> None:
-        """Let go of the resolver."""
+        """Close the resolver."""
         await self._inner.close()
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is of the public internet, whatever it is written as: an allow-list of what is given out."""
+    """Whether an address, in any notation, is in IANA's public allocations."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -190,7 +190,7 @@ def is_public(address: str) -> bool:
 
 
 def _refuse_private(url: URL) -> None:
-    """What is no name is not looked up, so it is looked at here."""
+    """Check literal addresses, which are not resolved. Raises NotFetched."""
     if url.scheme not in ("http", "https") or not url.host:
         raise NotFetched("only http and https addresses are fetched")
     literal = url.host.replace(".", "").isdigit() or ":" in url.host
@@ -199,7 +199,7 @@ def _refuse_private(url: URL) -> None:
 
 
 def _images(node: Any, at: str) -> Iterator[tuple[str, Node, str]]:
-    """Find the images given as addresses, in the three ways there are: where, what, and its address."""
+    """Yield the path, node and address of each image address, in any dialect."""
     if isinstance(node, list):
         for index, one in enumerate(node):
             yield from _images(one, f"{at}[{index}]")

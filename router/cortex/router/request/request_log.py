@@ -1,4 +1,4 @@
-"""One line in the log for every request, when it is over: what, where, how long, how it ended. Never what it says."""
+"""Log one line per finished request: function, instance, times, outcome. Never its content."""
 
 import logging
 
@@ -6,33 +6,33 @@ from cortex.platform import log
 from cortex.router.request.request_record import RequestRecord
 
 
-def note(journey: RequestRecord) -> None:
-    """Log a journey that is over."""
-    first_s = journey.first_s
+def note(request_record: RequestRecord) -> None:
+    """Log a finished request."""
+    first_s = request_record.first_s
     event: dict[str, object] = {
-        "request": journey.id,
-        "function": journey.function,
-        "dialect": journey.dialect,
-        "stream": journey.streams,
-        "instance": journey.instance,
-        "host": journey.host,
-        "start": "cold" if journey.cold else "hot",
-        "queued_ms": round(journey.queued_s * 1000),
+        "request": request_record.id,
+        "function": request_record.function,
+        "dialect": request_record.dialect,
+        "stream": request_record.streams,
+        "instance": request_record.instance,
+        "host": request_record.host,
+        "start": "cold" if request_record.cold else "hot",
+        "queued_ms": round(request_record.queued_s * 1000),
         "first_ms": None if first_s is None else round(first_s * 1000),
-        "took_ms": round(journey.duration_s * 1000),
-        "tokens_in": journey.tokens_in,
-        "tokens_out": journey.tokens_out,
-        "cached": journey.cached,
-        "status": journey.status,
+        "took_ms": round(request_record.duration_s * 1000),
+        "tokens_in": request_record.tokens_in,
+        "tokens_out": request_record.tokens_out,
+        "cached": request_record.cached,
+        "status": request_record.status,
     }
-    if journey.asked != journey.function:
-        event["asked"] = journey.asked
-    if journey.trace:
-        event["trace"] = journey.trace
-    if journey.who:
-        event["key"] = journey.who
-    if journey.tries:
-        event["broke"] = [t.instance for t in journey.tries]
-    if journey.fault:
-        event |= {"fault": journey.fault, "why": journey.why}
-    log.line("request", event, logging.WARNING if journey.failed else logging.INFO)
+    if request_record.asked != request_record.function:
+        event["asked"] = request_record.asked
+    if request_record.trace:
+        event["trace"] = request_record.trace
+    if request_record.who:
+        event["key"] = request_record.who
+    if request_record.tries:
+        event["broke"] = [t.instance for t in request_record.tries]
+    if request_record.fault:
+        event |= {"fault": request_record.fault, "why": request_record.why}
+    log.line("request", event, logging.WARNING if request_record.failed else logging.INFO)

@@ -1,8 +1,7 @@
-"""What is noted of one request on its way: times, tokens, how it ended. Never what it says.
+"""The record of one request: times, tokens, outcome. Never its content.
 
-An Exchange writes it down as it goes, with nothing but assignments; when it is over, `Journeys` tells everybody
-who counts: metrics, the last hour's traffic, the log. Journeys under way can be listed and cancelled. Times that
-are compared with each other are monotonic.
+An Exchange fills it in by plain assignments; at the end, `RequestRecords` calls its listeners: metrics, the last hour's
+traffic, the log. Active requests can be listed and cancelled. Times that are compared are monotonic.
 """
 
 import time
@@ -16,9 +15,9 @@ from msgspec import Struct
 from cortex.platform.metrics import INTER_TOKEN
 
 RECENT = 500
-"""RequestRecords that are remembered when they are over."""
+"""Finished requests to keep."""
 COUNT_TOKENS = "count_tokens"
-"""The dialect of a request that only counts: it is no part of what is measured of answers."""
+"""The dialect of a token-count request, which is not part of the metrics of answers."""
 _EDGES = INTER_TOKEN.buckets
 
 
@@ -33,7 +32,7 @@ class Try(Struct, frozen=True):
 
 
 class RequestRecord:
-    """One request. Whoever serves it fills it in."""
+    """One request; the code that serves it fills it in."""
 
     __slots__ = (
         "asked",
@@ -89,17 +88,17 @@ class RequestRecord:
         self.cancel: Callable[[], None] | None = None
 
     def forwarded(self, instance: str, host: str) -> None:
-        """It goes to an instance now."""
+        """Record the instance that the request is sent to."""
         self.instance, self.host, self.phase = instance, host, "forwarded"
         if not self.choose_s:
             self.choose_s = time.monotonic() - self.began - self.read_s - self.queued_s
 
     def broke(self, why: str, *, replayed: bool = True) -> None:
-        """The worker broke before it answered; the request is sent again, or not."""
+        """Record a worker that broke before it answered."""
         self.tries += (Try(self.instance, self.host, why[:300], replayed),)
 
     def piece(self, now: float) -> None:
-        """A piece of the answer came from the worker."""
+        """Record a piece of the worker's answer."""
         if self.pieces == 0:
             self.first, self.phase = now, "streaming"
         else:
@@ -113,29 +112,29 @@ class RequestRecord:
 
     @property
     def duration_s(self) -> float:
-        """From arrival to the end, or to now."""
+        """Seconds from arrival to the end, or to now."""
         return (self.ended or time.monotonic()) - self.began
 
     @property
     def first_s(self) -> float | None:
-        """From arrival to the worker's first piece."""
+        """Seconds from arrival to the worker's first piece."""
         return self.first - self.began if self.first else None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """How fast the answer came, from its first token to its last."""
+        """Tokens per second, from the first piece to the last."""
         if self.tokens_out < 2 or self.last <= self.first:
             return None
         return (self.tokens_out - 1) / (self.last - self.first)
 
     @property
     def failed(self) -> bool:
-        """Whether it ended badly for a reason that is not the client's."""
+        """Whether it failed for a reason other than the client."""
         return self.status >= 500 or (self.status == 200 and self.fault not in ("", "client_gone"))
 
 
 class RequestSummary(Struct, frozen=True, kw_only=True):
-    """A journey, as it is shown."""
+    """A request's record for display."""
 
     id: str
     function: str
@@ -154,7 +153,7 @@ class RequestSummary(Struct, frozen=True, kw_only=True):
     first_ms: int | None
     tokens_in: int
     tokens_out: int
-    """Of a stream under way: its pieces so far, which are about as many."""
+    """For an active stream: its pieces so far, an estimate."""
     tries: tuple[Try, ...]
     """Workers that broke before this one answered."""
     status: int
@@ -164,75 +163,77 @@ class RequestSummary(Struct, frozen=True, kw_only=True):
     router: str
 
 
-def summary(journey: RequestRecord, router: str) -> RequestSummary:
-    """Return a journey as a value."""
-    first = journey.first_s
+def summary(request_record: RequestRecord, router: str) -> RequestSummary:
+    """Return the summary of a request."""
+    first = request_record.first_s
     return RequestSummary(
-        id=journey.id,
-        function=journey.function,
-        asked=journey.asked,
-        dialect=journey.dialect,
-        stream=journey.streams,
-        instance=journey.instance,
-        host=journey.host,
-        phase=journey.phase,
-        at=round(journey.at, 3),
-        age_s=round(journey.duration_s, 3),
-        start="cold" if journey.cold else "hot",
-        queued_ms=round(journey.queued_s * 1000),
+        id=request_record.id,
+        function=request_record.function,
+        asked=request_record.asked,
+        dialect=request_record.dialect,
+        stream=request_record.streams,
+        instance=request_record.instance,
+        host=request_record.host,
+        phase=request_record.phase,
+        at=round(request_record.at, 3),
+        age_s=round(request_record.duration_s, 3),
+        start="cold" if request_record.cold else "hot",
+        queued_ms=round(request_record.queued_s * 1000),
         first_ms=None if first is None else round(first * 1000),
-        tokens_in=journey.tokens_in,
-        tokens_out=journey.tokens_out if journey.ended else max(journey.tokens_out, journey.pieces),
-        tries=journey.tries,
-        status=journey.status,
-        fault=journey.fault,
-        why=journey.why,
-        who=journey.who,
+        tokens_in=request_record.tokens_in,
+        tokens_out=request_record.tokens_out
+        if request_record.ended
+        else max(request_record.tokens_out, request_record.pieces),
+        tries=request_record.tries,
+        status=request_record.status,
+        fault=request_record.fault,
+        why=request_record.why,
+        who=request_record.who,
         router=router,
     )
 
 
 class Ended(Protocol):
-    """Whoever wants to know of a journey that is over."""
+    """A listener for finished requests."""
 
-    def __call__(self, journey: RequestRecord, /) -> None: ...
+    def __call__(self, request_record: RequestRecord, /) -> None: ...
 
 
 class RequestRecords:
-    """The requests of one router worker: those under way, and the last few that are over."""
+    """The requests of one router worker: the active ones and the last finished ones."""
 
     def __init__(self, listeners: Iterable[Ended]) -> None:
         self._listeners = tuple(listeners)
         self._live: dict[int, RequestRecord] = {}
         self._over: deque[RequestRecord] = deque(maxlen=RECENT)
 
-    def begun(self, journey: RequestRecord) -> None:
-        """A request is under way."""
-        self._live[id(journey)] = journey
+    def begun(self, request_record: RequestRecord) -> None:
+        """Add an active request."""
+        self._live[id(request_record)] = request_record
 
-    def over(self, journey: RequestRecord) -> None:
-        """A request has come to its end, whichever."""
-        if self._live.pop(id(journey), None) is None:
+    def over(self, request_record: RequestRecord) -> None:
+        """Finish a request and call the listeners."""
+        if self._live.pop(id(request_record), None) is None:
             return
-        journey.ended, journey.phase, journey.cancel = time.monotonic(), "over", None
-        self._over.append(journey)
+        request_record.ended, request_record.phase, request_record.cancel = time.monotonic(), "over", None
+        self._over.append(request_record)
         for listener in self._listeners:
-            listener(journey)
+            listener(request_record)
 
     def live(self) -> list[RequestRecord]:
-        """Return the requests under way, oldest first."""
+        """Return the active requests, oldest first."""
         return list(self._live.values())
 
     def find(self, id: str) -> list[RequestRecord]:
-        """Return the requests of an id, those under way first. Clients choose ids: there may be several."""
+        """Return the requests with an id, active ones first. Clients choose ids, so there may be several."""
         return [j for j in (*self._live.values(), *reversed(self._over)) if j.id == id]
 
     def cancel(self, id: str, who: str | None = None) -> int:
-        """Cancel the requests of an id, all or those of one key; return how many."""
-        found = [
+        """Cancel the active requests with an id, all or those of one key. Return how many."""
+        matches = [
             j for j in self._live.values() if j.id == id and j.cancel is not None and (who is None or j.who == who)
         ]
-        for journey in found:
-            assert journey.cancel is not None
-            journey.cancel()
-        return len(found)
+        for request_record in matches:
+            assert request_record.cancel is not None
+            request_record.cancel()
+        return len(matches)

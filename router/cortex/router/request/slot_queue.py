@@ -1,30 +1,30 @@
-"""Who has the next turn at an instance that works on so many requests at a time. Pure.
+"""Pick the next request at an instance with a fixed number of slots. Pure.
 
-The rule, in the order in which it is asked:
-(1) whoever was passed by `PASSES` later ones goes first, the one who has waited longest before others;
-(2) the highest priority goes first;
-(3) whoever came first goes first.
+The rules, in order:
+(1) a request that `PASSES` later ones have overtaken, the longest waiting first;
+(2) the highest priority;
+(3) first in, first out.
 
-So `high` has the next turn before `normal`, and `normal` before `low`; and nobody starves: whatever comes after, a
-waiter's turn comes when all that were there before it have had theirs, and `PASSES` more at the most.
+So `high` goes before `normal` and `normal` before `low`, without starvation: a request waits for those ahead of it and
+for at most `PASSES` later ones.
 """
 
 from cortex.platform.api_keys import Priority
 
 PASSES = 8
-"""How many that came later may go before a waiter of lower priority."""
+"""How many later requests may overtake one of lower priority."""
 ORDER = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 
 
 class Place:
-    """One request's place in a row. `turn` says whether it may run."""
+    """One request's place in a queue."""
 
     def __init__(self, priority: Priority) -> None:
         self.rank, self.passed, self.turn = ORDER.index(priority), 0, False
 
 
 class SlotQueue:
-    """All requests at one instance: those that run, and those that wait, as they came."""
+    """All requests at one instance: running, and waiting in order of arrival."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
@@ -32,7 +32,7 @@ class SlotQueue:
         self.waiting: list[Place] = []
 
     def join(self, priority: Priority) -> Place:
-        """Take a place at the end; it has its turn at once where one is free."""
+        """Append a place; it may run at once if a slot is free."""
         place = Place(priority)
         self.waiting.append(place)
         if len(self._running) < self._slots:
@@ -40,7 +40,7 @@ class SlotQueue:
         return place
 
     def leave(self, place: Place) -> Place | None:
-        """Give a place up. Return the one that has its turn now, if any."""
+        """Remove a place. Return the one that may run now, if any."""
         if place in self._running:
             self._running.remove(place)
             return self._next()

@@ -1,9 +1,8 @@
-"""Which requests were aboard workers that died, and which of them are refused for a while. Pure.
+"""Count worker deaths per request, and refuse requests that are the likely cause for a while. Pure.
 
-A request is known by its API key, its function and a digest of its bytes; a second mark stands for everything the key
-sends to the function, for whoever changes a word each time. A request that was alone aboard is the likely cause. In
-company it may be a bystander, so that takes more deaths. Clients without a key share none: only the exact request
-counts there.
+A request is identified by API key, function and a digest of its bytes; a second mark covers all requests of the key to
+the function, against variations of one request. A request that was alone at its worker is the likely cause; one among
+others may be a bystander and needs more deaths. Clients without a key have no second mark.
 """
 
 import hashlib
@@ -14,17 +13,17 @@ from msgspec import Struct
 from cortex.platform.api_keys import ANONYMOUS
 
 WINDOW_S = 600.0
-"""How long a death is remembered."""
+"""How long a death counts."""
 REFUSED_S = 300.0
 """How long after its last death a suspect is refused."""
 ALONE, IN_COMPANY, OF_KEY = 2, 4, 3
-"""Deaths after which a request is refused: those it was alone aboard, all of them, and those of its key's requests."""
+"""Deaths after which a request is refused: alone at the worker, in total, and for all requests of its key."""
 MOST_MARKS, MOST_STRIKES = 2000, 8
 _EDGE = 64 * 1024
 
 
 class Fingerprint(Struct, frozen=True):
-    """Who a request is from, and what it is."""
+    """The identity of a request and its client."""
 
     key: str
     who: str
@@ -40,13 +39,13 @@ class Fingerprint(Struct, frozen=True):
 
 
 def digest(path: str, body: bytes) -> str:
-    """Return what tells a request from others, at a cost that its size does not change."""
+    """Return a digest of a request, at a cost that does not depend on its size."""
     edges = body if len(body) <= 2 * _EDGE else body[:_EDGE] + body[-_EDGE:]
     return hashlib.blake2b(b"%s %d " % (path.encode(), len(body)) + edges, digest_size=12).hexdigest()
 
 
 class Suspects:
-    """Deaths by mark: when, and whether the request was alone aboard. Bounded; the oldest mark is forgotten first."""
+    """Deaths by mark: time, and whether the request was alone at the worker. Bounded: drops the oldest mark."""
 
     def __init__(self) -> None:
         self._deaths: dict[str, deque[tuple[float, bool]]] = {}
@@ -63,7 +62,7 @@ class Suspects:
             del self._deaths[next(iter(self._deaths))]
 
     def refused_for(self, marks: tuple[str, ...], now: float) -> float:
-        """Return for how many seconds a request with these marks is refused; 0: it is not."""
+        """Return for how many seconds to refuse a request with these marks; 0: accept it."""
         return max(self._refused_for(mark, now) for mark in marks)
 
     def _refused_for(self, mark: str, now: float) -> float:

@@ -1,4 +1,4 @@
-"""One request for the number of a prompt's tokens: listed, cancelled and clocked as other requests are."""
+"""One token-count request: listed, cancellable and timed like other requests."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,14 +15,14 @@ from cortex.router.request.request_record import RequestRecord, RequestRecords
 
 
 class Count(Struct, frozen=True):
-    """How many tokens a prompt has, and whether a worker's tokenizer did not count them."""
+    """The number of tokens in a prompt, and whether it is an estimate."""
 
     tokens: int
     is_estimate: bool
 
 
 class TokenCount:
-    """Serves the request. `count` raises Refusal or DialectError."""
+    """Serves the request. `count` raises RequestError or DialectError."""
 
     def __init__(
         self,
@@ -31,50 +31,54 @@ class TokenCount:
         journey: RequestRecord,
         count: Callable[[], Awaitable[Count]],
     ) -> None:
-        self._journeys, self._function, self._journey, self._count = journeys, function, journey, count
+        self._journeys, self._function, self._request_record, self._count = journeys, function, journey, count
         self._cancelled = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it, unless the client leaves first."""
-        self._journeys.begun(self._journey)
+        """Serve the request until the client disconnects."""
+        self._journeys.begun(self._request_record)
         try:
-            await attend(self._journey, self._serve(send), receive, self._cancel)
+            await attend(self._request_record, self._serve(send), receive, self._cancel)
         finally:
-            self._journeys.over(self._journey)
+            self._journeys.over(self._request_record)
 
     async def _serve(self, send: Send) -> None:
-        clock_s = self._function.request_timeout_s
+        timeout_s = self._function.request_timeout_s
         try:
-            async with asyncio.timeout(clock_s):
+            async with asyncio.timeout(timeout_s):
                 count = await self._count()
             await self._answer(send, count)
         except TimeoutError:
-            silent = UpstreamSilent(f"'{self._function.id}' took longer than {clock_s:g} s to count")
+            silent = UpstreamSilent(f"'{self._function.id}' took longer than {timeout_s:g} s to count")
             await self._refuse(send, silent.fault())
-        except RequestError as refusal:
-            self._journey.why = refusal.message
-            await self._refuse(send, refusal.fault())
+        except RequestError as error:
+            self._request_record.why = error.message
+            await self._refuse(send, error.fault())
         except DialectError as error:
             await self._refuse(send, error.fault)
         except asyncio.CancelledError:
             if not self._cancelled:
                 raise
-            self._journey.why = "cancelled by an operator"
-            await self._refuse(send, Cancelled(f"this request was {self._journey.why}").fault())
+            self._request_record.why = "cancelled by an operator"
+            await self._refuse(send, Cancelled(f"this request was {self._request_record.why}").fault())
 
     def _cancel(self, work: Work) -> None:
         self._cancelled = True
         work.cancel()
 
     async def _answer(self, send: Send, count: Count) -> None:
-        self._journey.status = 200
+        self._request_record.status = 200
         headers = [(b"x-cortex-function", self._function.id.encode("ascii", "replace"))]
         if count.is_estimate:
             headers.append((b"x-cortex-estimate", b"true"))
-        await send_json(send, 200, msgspec.json.encode({"input_tokens": count.tokens}), self._journey.id, headers)
+        await send_json(
+            send, 200, msgspec.json.encode({"input_tokens": count.tokens}), self._request_record.id, headers
+        )
 
     async def _refuse(self, send: Send, fault: Fault) -> None:
         status = fault.status("messages")
-        self._journey.status, self._journey.fault = status, fault.kind
+        self._request_record.status, self._request_record.fault = status, fault.kind
         headers = [(k.encode(), v.encode()) for k, v in fault.headers().items()]
-        await send_json(send, status, envelope(fault, "messages", self._journey.id), self._journey.id, headers)
+        await send_json(
+            send, status, envelope(fault, "messages", self._request_record.id), self._request_record.id, headers
+        )

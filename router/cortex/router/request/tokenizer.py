@@ -1,4 +1,4 @@
-"""Counting a prompt's tokens with the worker's own tokenizer and template: nobody else knows."""
+"""Count a prompt's tokens with the worker's own tokenizer and template."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from cortex.router.request.upstream import Broken, Upstream
 
 
 class _Refused(Exception):
-    """The worker answered with an error. Its words may quote the prompt: they are for the request's client alone."""
+    """The worker answered with an error. Its text may quote the prompt: only the request's client may see it."""
 
     def __init__(self, status: int, answer: str) -> None:
         super().__init__(f"it answered {status}")
@@ -22,15 +22,15 @@ class _Refused(Exception):
 
 
 class Tokenizer:
-    """Asks workers."""
+    """Counts tokens by calls to workers."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
 
     async def count(self, function: Function, instance: Instance, body: bytes) -> int:
-        """Return how many tokens a request's prompt has. llama-server renders first and counts then.
+        """Return the number of tokens of a request's prompt. llama-server renders the template first.
 
-        Raises UpstreamBroke when the worker cannot tell.
+        Raises UpstreamBroke when the worker cannot count.
         """
         counts = server_of(function, instance.server).counts
         if counts == "no":

@@ -1,5 +1,5 @@
-"""The data plane's way to a worker. aiohttp's client, not httpx: per request it costs about a tenth of the
-CPU time (measured, LESSONS.md), and this is the warm path. Foreign errors are mapped here and nowhere else.
+"""The data plane's HTTP client for workers. It is aiohttp, not httpx, which takes about ten times the CPU time per
+request on this warm path (measured). Only this module maps aiohttp's errors.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -14,13 +14,13 @@ from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
 from cortex.router.dialects.core.errors import BadAnswer
 
 IDLE_S = 4.0
-"""How long an idle connection is kept: less than workers do (uvicorn's and llama-server's five seconds), for a request
-sent into a connection that is just being closed is lost."""
+"""How long an idle connection stays open: less than at workers (five seconds for uvicorn and llama-server), because a
+request on a closing connection is lost."""
 READ_BYTES = 256 * 1024
 
 
 class Broken(Exception):
-    """The worker could not be reached, or its answer broke off."""
+    """The connection to the worker failed, or its answer is truncated."""
 
     sent_at = 0.0
     """When the request was sent, by the monotonic clock."""
@@ -35,18 +35,18 @@ class NotRead(Broken):
 
 
 class EngineFailed(Broken):
-    """The worker's engine has failed while its front still answers: its process ends soon."""
+    """The worker's engine has failed while its API server still answers; its process exits soon."""
 
 
 class Stranger(Broken):
-    """Whoever listens at that address is not the instance we mean: it does not know its key, or has another model."""
+    """The process at the address is not the expected instance: it rejects the key or has another model."""
 
 
 class Answer:
-    """A worker's answer: status and headers now, the body as it comes.
+    """A worker's answer: status and headers, with the body still to be read.
 
-    Reading it raises Broken when it breaks off, and BadAnswer when it is too long, or compressed in a way that is not
-    understood.
+    Reading raises Broken when the connection breaks, and BadAnswer when the body is too long or has an unsupported
+    encoding.
     """
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
@@ -67,7 +67,7 @@ class Answer:
                 yield chunk
 
     def close(self) -> None:
-        """Let go of it. A body read to its end has given its connection back; any other is cut."""
+        """Release the answer. Closes the connection unless the body was read to its end."""
         self._response.close()
 
     async def whole(self) -> bytes:
@@ -85,8 +85,8 @@ class Upstream:
     """Connections to all workers."""
 
     def __init__(self, token: FleetToken, unsure: Callable[[str], bool] = lambda _: False) -> None:
-        """`unsure` tells whether what is known of an instance may be out of date: then it is proved before each
-        request that another worker has not taken its address."""
+        """`unsure` tells whether an instance's record may be stale; then each request first verifies that the address
+        still belongs to the instance."""
         self._token, self._unsure = token, unsure
         self._keys: dict[str, str] = {}
         self._http = worker_http.session(idle_s=IDLE_S, read_bytes=READ_BYTES)
@@ -96,9 +96,9 @@ class Upstream:
         await self._http.close()
 
     async def post(self, instance: Instance, path: str, body: bytes, more: Mapping[str, str] | None = None) -> Answer:
-        """Send a request and return the answer once its head is here. The caller closes it.
+        """Send a request and return the answer after its headers. The caller closes it.
 
-        Raises Broken or Stranger. Cancelled, it cuts the connection, and the worker stops.
+        Raises Broken or Stranger. Cancellation closes the connection, which stops the worker.
         """
         prove = self._unsure(instance.id)
         for key in self._keys_of(instance.id):
@@ -113,7 +113,7 @@ class Upstream:
         raise Stranger(f"{instance.url} does not know the key of instance {instance.id}, or has another model")
 
     async def is_well(self, instance: Instance) -> bool:
-        """Whether a worker passes its health check, or takes too long to tell."""
+        """Whether a worker passes its health check or does not answer in time."""
         return await worker_http.is_well(self._http, instance, next(self._keys_of(instance.id)))
 
     async def _send(self, url: str, key: str, body: bytes, more: Mapping[str, str] | None) -> aiohttp.ClientResponse:
@@ -140,12 +140,12 @@ class Upstream:
         return refuses
 
     def _keys_of(self, instance: str) -> Iterator[str]:
-        """Yield the key that it had the last time, then those that it could have: the token may have changed."""
-        known = self._keys.get(instance)
-        if known is not None:
-            yield known
+        """Yield the instance's last key, then the other possible ones: the token may have changed."""
+        last = self._keys.get(instance)
+        if last is not None:
+            yield last
         for key in self._token.worker_keys(instance):
-            if key != known:
+            if key != last:
                 yield key
 
     def _remember(self, instance: str, key: str) -> None:

@@ -21,7 +21,7 @@ from cortex.router.dialects import dialect, embeddings, gate, native, rerank
 from cortex.router.dialects.chat import stream
 from cortex.router.dialects.core import limits, wire
 from cortex.router.dialects.core.errors import Dialect
-from cortex.router.dialects.core.sizes import weigh
+from cortex.router.dialects.core.sizes import check_size
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
 from cortex.router.errors import OverLimits
@@ -107,7 +107,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             content = await runtime.images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
             salt = runtime.cache_salt(function, who)
-            native_dialect = native.spoken(function, kind, cache_is_shared=not salt)
+            native_dialect = native.native_dialect(function, kind, cache_is_shared=not salt)
 
             def translate() -> tuple[dialect.ParsedRequest, bytes]:
                 parsed = (
@@ -258,5 +258,5 @@ async def _ignore_size(size: int) -> None:
 
 
 def _weigh_and_peek(body: bytes) -> str:
-    weigh(body)
+    check_size(body)
     return wire.read(body, _Peek).model

@@ -1,6 +1,6 @@
-"""The messages of a chat request: what is refused, and the few things that are changed for the template's sake.
+"""Check the messages of a chat request, and rewrite those that the chat template does not accept.
 
-`rewritten` says None when nothing has to change, which is the usual case, and then the client's bytes are sent.
+`rewrite` returns None when nothing changes, the common case; then the client's bytes are sent.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ Content = str | list[dict[str, Any]] | None
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """A message with nothing but the fields that pass (`MESSAGE_FIELDS`)."""
+    """A message with the allowed fields only (`MESSAGE_FIELDS`)."""
 
     role: str
     content: Content = None
@@ -38,24 +38,24 @@ _FRONT = frozenset({"system", "developer"})
 
 
 _TEXT_KEYS = frozenset({"type", "text", "refusal", "thinking"})
-_PICTURES = frozenset({"image_url", "input_image", "video_url"})
+_IMAGES = frozenset({"image_url", "input_image", "video_url"})
 
 
 def check(messages: list[Message], traits: Traits) -> list[str]:
-    """Hold the parts of messages to what passes. Return the names of their fields that do not.
+    """Check the parts of messages. Return the names of fields to drop.
 
-    Raises BadRequest for a part of another kind, for media that are no data, and for images where the model has no
-    eyes; everything else is the worker's to judge.
+    Raises BadRequest for a type that is not allowed, for media that are not data, and for images if the model has no
+    vision; the worker validates everything else.
     """
     dropped: set[str] = set()
     for index, message in enumerate(messages):
         if not isinstance(message.content, list):
             continue
-        for place, part in enumerate(message.content):
+        for position, part in enumerate(message.content):
             kind = part.get("type")
             if kind == "text" and len(part) == 2 and "text" in part:
                 continue
-            _check_part(part, kind, message.role, f"messages[{index}].content[{place}]", traits)
+            _check_part(part, kind, message.role, f"messages[{index}].content[{position}]", traits)
             dropped |= {f"messages.content.{key}" for key in part.keys() - _PART_KEYS.get(str(kind), part.keys())}
     return sorted(dropped)
 
@@ -64,13 +64,13 @@ def _check_part(part: dict[str, Any], kind: Any, role: str, at: str, traits: Tra
     if kind is None:
         raise BadRequest("field required", f"{at}.type")
     if not isinstance(kind, str) or kind not in traits.passing.parts:
-        raise BadRequest(f"parts of type {str(kind)[:80]!r} are not taken here", f"{at}.type", Kind.UNSUPPORTED)
+        raise BadRequest(f"parts of type {str(kind)[:80]!r} are not accepted", f"{at}.type", Kind.UNSUPPORTED)
     if kind in TEXT_PARTS:
         return
-    if kind in _PICTURES and not traits.vision:
+    if kind in _IMAGES and not traits.vision:
         if role == "tool" and kind == "image_url":
             return
-        raise BadRequest("this model does not take images", at)
+        raise BadRequest("this model does not accept images", at)
     images.check_media(part, kind, at)
 
 
@@ -84,31 +84,31 @@ _PART_KEYS: dict[str, frozenset[str]] = {
 }
 
 
-def rewritten(
+def rewrite(
     messages: list[Message], raw: msgspec.Raw, traits: Traits, *, trim: bool = False
 ) -> list[dict[str, Any]] | None:
-    """The messages as the worker's template takes them, or None when it takes them as they are. `trim`: their parts
-    hold fields that do not pass."""
-    as_it_is = not (trim or _reorder(messages, traits) or wire.holds(raw, prompt_cache.MARK))
-    if as_it_is and not any(_differs(message, traits) for message in messages):
+    """Return the messages in the form that the template accepts, or None when they already have it. `trim`: drop fields
+    of parts that are not allowed."""
+    unchanged = not (trim or _reorder(messages, traits) or wire.contains(raw, prompt_cache.MARK))
+    if unchanged and not any(_differs(message, traits) for message in messages):
         return None
     plain: list[dict[str, Any]] = wire.decode_parts(raw)
     if trim:
         for message in plain:
             if isinstance(message.get("content"), list):
                 message["content"] = [_trim(part) for part in message["content"]]
-    changed = [_message(message, traits) for message in plain]
-    return _in_place([message for message in changed if message is not None], traits)
+    rewritten = [_message(message, traits) for message in plain]
+    return _arrange([message for message in rewritten if message is not None], traits)
 
 
 def _trim(part: dict[str, Any]) -> dict[str, Any]:
-    """A part without the fields that do not pass; a kind that an operator added passes whole."""
+    """Return a part with its allowed fields; a type that an operator added stays whole."""
     keys = _PART_KEYS.get(part["type"], part.keys())
     return {key: value for key, value in part.items() if key in keys}
 
 
 def _reorder(messages: list[Message], traits: Traits) -> bool:
-    """Whether there is a system message that the template would not take where it is."""
+    """Whether a system message is where the template does not accept one."""
     return not traits.inline_system and any(message.role in _FRONT for message in messages[1:])
 
 
@@ -120,12 +120,12 @@ def _differs(message: Message, traits: Traits) -> bool:
     if traits.reasoning_field == "reasoning_content" and message.reasoning and not message.reasoning_content:
         return True
     return traits.tool_ids == "alnum9" and (
-        bool(message.tool_calls) or message.tool_call_id not in (None, ids.nine(message.tool_call_id or ""))
+        bool(message.tool_calls) or message.tool_call_id not in (None, ids.alnum9(message.tool_call_id or ""))
     )
 
 
 def _flattens(role: str, content: list[dict[str, Any]], traits: Traits) -> bool:
-    """A list becomes a string for templates that know no lists, and where it holds what may not be shown."""
+    """Whether to join a list into a string: the template takes no lists, or a tool's list has images without vision."""
     if not traits.content_parts:
         return all(_text(part) is not None for part in content)
     return role == "tool" and not traits.vision and any(part.get("type") == "image_url" for part in content)
@@ -137,7 +137,7 @@ def _text(part: dict[str, Any]) -> str | None:
 
 
 def _message(message: dict[str, Any], traits: Traits) -> dict[str, Any] | None:
-    """One message as the template takes it; None when there was nothing in it but a billing header."""
+    """Return one message in the template's form; None when it held only a billing header."""
     role, content = message["role"], message.get("content")
     if role == "developer" and not traits.developer_role:
         message["role"] = "system"
@@ -161,61 +161,61 @@ def _without_billing(content: Content) -> Content:
         return prompt_cache.without_billing(content)
     if not isinstance(content, list):
         return content
-    kept = []
+    parts = []
     for part in content:
         text = _text(part)
         clean = text if text is None else prompt_cache.without_billing(text)
         if clean != "" or text == "":
-            kept.append(part if clean == text else {**part, "text": clean})
-    return kept
+            parts.append(part if clean == text else {**part, "text": clean})
+    return parts
 
 
 def _renumber(message: dict[str, Any]) -> None:
     if isinstance(message.get("tool_call_id"), str):
-        message["tool_call_id"] = ids.nine(message["tool_call_id"])
+        message["tool_call_id"] = ids.alnum9(message["tool_call_id"])
     for call in message.get("tool_calls") or ():
         if isinstance(call.get("id"), str):
-            call["id"] = ids.nine(call["id"])
+            call["id"] = ids.alnum9(call["id"])
 
 
-def _in_place(messages: list[dict[str, Any]], traits: Traits) -> list[dict[str, Any]]:
-    """System messages at the front become one; later ones, where the template has no room, a user's."""
+def _arrange(messages: list[dict[str, Any]], traits: Traits) -> list[dict[str, Any]]:
+    """Merge leading system messages into one; turn later ones into user text if the template requires it."""
     if traits.inline_system:
         return messages
     front = 0
     while front < len(messages) and messages[front]["role"] in _FRONT:
         front += 1
-    done = messages[:front]
+    result = messages[:front]
     if front > 1:
-        done = [{"role": "system", "content": "\n\n".join(_plain(one) for one in done)}]
+        result = [{"role": "system", "content": "\n\n".join(_plain(message) for message in result)}]
     reminders: list[str] = []
-    reminded = False
+    after_reminder = False
     for message in messages[front:]:
         role = message["role"]
         if role in _FRONT:
             reminders.append(prompt_cache.reminder(_plain(message)))
             continue
-        if reminders and role != "tool":  # nothing may come between a call and its results
-            _say(done, {"role": "user", "content": "\n".join(reminders)}, bool(done))
-            reminders, reminded = [], True
-        _say(done, message, reminded)
-        reminded = False
+        if reminders and role != "tool":  # no message between a call and its results
+            _append(result, {"role": "user", "content": "\n".join(reminders)}, bool(result))
+            reminders, after_reminder = [], True
+        _append(result, message, after_reminder)
+        after_reminder = False
     if reminders:
-        _say(done, {"role": "user", "content": "\n".join(reminders)}, bool(done))
-    return done
+        _append(result, {"role": "user", "content": "\n".join(reminders)}, bool(result))
+    return result
 
 
-def _say(done: list[dict[str, Any]], message: dict[str, Any], merge: bool) -> None:
-    """Add a message; a reminder and the user's words beside it are one message, as templates want turns."""
-    last = done[-1] if done else message
+def _append(result: list[dict[str, Any]], message: dict[str, Any], merge: bool) -> None:
+    """Append a message; with `merge`, join adjacent user messages, because templates require alternating roles."""
+    last = result[-1] if result else message
     if not merge or last["role"] != "user" or message["role"] != "user":
-        done.append(message)
+        result.append(message)
         return
-    before, after = last.get("content") or "", message.get("content") or ""
-    if isinstance(before, str) and isinstance(after, str):
-        done[-1] = {**last, "content": "\n".join(text for text in (before, after) if text)}
+    first, second = last.get("content") or "", message.get("content") or ""
+    if isinstance(first, str) and isinstance(second, str):
+        result[-1] = {**last, "content": "\n".join(text for text in (first, second) if text)}
     else:
-        done[-1] = {**last, "content": [*_as_parts(before), *_as_parts(after)]}
+        result[-1] = {**last, "content": [*_as_parts(first), *_as_parts(second)]}
 
 
 def _as_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:

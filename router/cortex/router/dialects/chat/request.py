@@ -1,10 +1,8 @@
-"""A chat completions request on its way to a worker that speaks the same dialect.
+"""A chat completions request for a worker of the same dialect.
 
-What is sent is written from the fields that were read, so that a body which says a thing twice reaches the worker
-saying it once. A field's own bytes stay as the client wrote them, but for one of these reasons: the worker has another
-name for the model; usage is asked for on every stream; the prompt's hygiene; the template, engine or function cannot
-take the field as it is; it holds what does not pass (`gate.py`). What passes and nothing here depends on is the
-worker's to judge.
+The body to send is encoded from the parsed fields, so a duplicate field reaches the worker once. Each field keeps the
+client's bytes except: the model's name; usage, requested on every stream; the billing header; values that the template,
+engine or function does not accept; and content that is not allowed (`gate.py`). The worker validates the rest.
 """
 
 from typing import Annotated, Any
@@ -36,7 +34,7 @@ class _Format(msgspec.Struct):
 
 
 class _Shared(msgspec.Struct):
-    """What chat and legacy completions have in common."""
+    """Fields of both chat and legacy completions."""
 
     model: str
     stream: bool | None = None
@@ -66,8 +64,8 @@ Tools = list[dict[str, Any]]
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was understood. `usage_is_ours`: the client did not ask, so it is not shown. `limit_is_ours`: it
-    named no limit, so one that does not fit is made smaller, not refused."""
+    """A parsed request. `usage_is_ours`: only cortex requested usage, so it is hidden. `limit_is_ours`: the client set
+    no limit, so one that does not fit is reduced, not refused."""
 
     model: str
     stream: bool
@@ -81,7 +79,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """What to send; `max_tokens` replaces what the client asked for."""
+        """Return the body to send; `max_tokens` replaces the client's limit."""
         fields = self.fields
         if max_tokens is not None:
             name = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
@@ -89,67 +87,66 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         return wire.write(fields, model)
 
     def count(self, model: str) -> bytes:
-        """What to send to a worker that only counts or templates the prompt."""
+        """Return the body for a worker's tokenizer endpoint."""
         prompt = {name: self.fields[name] for name in conversation.PROMPT_FIELDS if name in self.fields}
         return msgspec.json.encode({"model": raw(model), **prompt})
 
     def answer(self, id: str, created: int, input_tokens: int | None = None) -> Reply:
-        """How to answer it."""
         return Reply(id=id, model=self.model, choices=self.choices, usage_is_ours=self.usage_is_ours)
 
 
 @wire.parser
 def read(body: bytes, traits: Traits) -> ChatRequest:
-    """A request to `/v1/chat/completions`; raises `BadRequest`."""
-    said, fields, trimmed = _decode(body)
-    if not said.messages:
+    """Parse a request to `/v1/chat/completions`. Raises `BadRequest`."""
+    params, fields, message_fields = _decode(body)
+    if not params.messages:
         raise BadRequest("at least one message is required", "messages")
-    unlisted = chat_messages.check(said.messages, traits)
-    passed = gate.admit(fields, traits.passing)
-    fields = passed.fields
+    part_fields = chat_messages.check(params.messages, traits)
+    result = gate.filter_fields(fields, traits.passing)
+    fields = result.fields
     changes: Fields = {}
     dropped: set[str] = set()
-    messages = chat_messages.rewritten(said.messages, fields["messages"], traits, trim=bool(unlisted))
+    messages = chat_messages.rewrite(params.messages, fields["messages"], traits, trim=bool(part_fields))
     if messages is not None:
         changes["messages"] = msgspec.Raw(wire.encode_parts(messages))
-    names = [*passed.dropped, *trimmed, *unlisted]
-    if said.response_format is not None:
-        grammar.check_format(said.response_format.type, msgspec.json.decode(fields["response_format"]))
-    if said.tools:
-        said.tools = _fit_tools(said.tools, fields["tools"], changes, names)
-    _change_tools(said, traits, changes, dropped)
-    _change_effort(said, traits, changes, dropped)
-    if said.response_format is not None and said.response_format.type == "json_schema" and not traits.json_schema:
-        schema = said.response_format.json_schema
+    names = [*result.dropped, *message_fields, *part_fields]
+    if params.response_format is not None:
+        grammar.check_format(params.response_format.type, msgspec.json.decode(fields["response_format"]))
+    if params.tools:
+        params.tools = _loosen_tools(params.tools, fields["tools"], changes, names)
+    _change_tools(params, traits, changes, dropped)
+    _change_effort(params, traits, changes, dropped)
+    if params.response_format is not None and params.response_format.type == "json_schema" and not traits.json_schema:
+        schema = params.response_format.json_schema
         changes["response_format"] = raw(conversation.json_format((schema and schema.schema) or {}, traits))
-    asked = said.max_tokens if said.max_completion_tokens is None else said.max_completion_tokens
-    limit = traits.each(asked, said.n or 1)
-    twice = said.max_tokens is not None and said.max_completion_tokens is not None
-    if limit != asked or twice or (said.max_completion_tokens is not None and not traits.max_completion_tokens):
+    client_limit = params.max_tokens if params.max_completion_tokens is None else params.max_completion_tokens
+    limit = traits.limit_per_answer(client_limit, params.n or 1)
+    has_newer = params.max_completion_tokens is not None
+    if limit != client_limit or (has_newer and (params.max_tokens is not None or not traits.max_completion_tokens)):
         dropped.add("max_completion_tokens")
         changes["max_tokens"] = raw(limit)
-    _bound_least(fields, limit, changes)
+    _clamp_min_tokens(fields, limit, changes)
     _fill_in(fields, traits.sampling, changes)
-    return _asked(said, fields, changes, dropped, limit, asked is None, names)
+    return _build(params, fields, changes, dropped, limit, client_limit is None, names)
 
 
 def _decode(body: bytes) -> tuple[_Chat, Fields, list[str]]:
-    """The request, its fields, and the names of what its messages held that does not pass.
+    """Return the parsed request, its fields, and the names of dropped message fields.
 
-    Messages that hold no more than passes are the rule, and are read once.
+    Messages are parsed once unless they have fields that are not allowed.
     """
     try:
         return wire.read(body, _Chat), msgspec.json.decode(body, type=Fields), []
     except wire.UnknownField:
         fields = msgspec.json.decode(body, type=Fields)
-        fields["messages"], trimmed = gate.plain_messages(fields["messages"])
-        return wire.read(msgspec.json.encode(fields), _Chat), fields, trimmed
+        fields["messages"], message_fields = gate.plain_messages(fields["messages"])
+        return wire.read(msgspec.json.encode(fields), _Chat), fields, message_fields
 
 
-def _fit_tools(
-    tools: list[dict[str, Any]], given: msgspec.Raw, changes: Fields, names: list[str]
+def _loosen_tools(
+    tools: list[dict[str, Any]], raw_tools: msgspec.Raw, changes: Fields, names: list[str]
 ) -> list[dict[str, Any]]:
-    looser = grammar.fit(tools, given)
+    looser = grammar.fit(tools, raw_tools)
     if looser is None:
         return tools
     changes["tools"] = raw(looser)
@@ -157,42 +154,42 @@ def _fit_tools(
     return looser
 
 
-def _bound_least(fields: Fields, limit: int | None, changes: Fields) -> None:
-    """The least that may be written is no more than the most."""
+def _clamp_min_tokens(fields: Fields, limit: int | None, changes: Fields) -> None:
+    """Reduce `min_tokens` to the limit."""
     if limit is None or "min_tokens" not in fields:
         return
-    least = msgspec.json.decode(fields["min_tokens"])
-    if isinstance(least, (int, float)) and least > limit:
+    min_tokens = msgspec.json.decode(fields["min_tokens"])
+    if isinstance(min_tokens, (int, float)) and min_tokens > limit:
         changes["min_tokens"] = raw(limit)
 
 
 @wire.parser
 def read_completion(body: bytes, traits: Traits) -> ChatRequest:
-    """A request to the legacy `/v1/completions`; raises `BadRequest`."""
-    said = wire.read(body, _Completion)
-    passed = gate.admit(msgspec.json.decode(body, type=Fields), traits.passing)
-    fields = passed.fields
+    """Parse a request to the legacy `/v1/completions`. Raises `BadRequest`."""
+    params = wire.read(body, _Completion)
+    result = gate.filter_fields(msgspec.json.decode(body, type=Fields), traits.passing)
+    fields = result.fields
     changes: Fields = {}
-    prompts = len(said.prompt) if _is_batch(said.prompt) else 1
-    answers = prompts * max(said.n or 1, said.best_of or 1)
+    prompts = len(params.prompt) if _is_batch(params.prompt) else 1
+    answers = prompts * max(params.n or 1, params.best_of or 1)
     if answers > gate.MAX_CHOICES:
         raise BadRequest(f"expected at most {gate.MAX_CHOICES} answers: prompts times n or best_of", "prompt")
-    asked = said.max_tokens
-    if asked is None and traits.max_output_tokens is not None and traits.default_output_tokens is None:
-        asked = traits.completion_tokens
-    limit = traits.each(asked, answers)
-    if limit != said.max_tokens:
+    client_limit = params.max_tokens
+    if client_limit is None and traits.max_output_tokens is not None and traits.default_output_tokens is None:
+        client_limit = traits.completion_tokens
+    limit = traits.limit_per_answer(client_limit, answers)
+    if limit != params.max_tokens:
         changes["max_tokens"] = raw(limit)
-    _bound_least(fields, limit, changes)
+    _clamp_min_tokens(fields, limit, changes)
     if "response_format" in fields:
         form = msgspec.json.decode(fields["response_format"])
         grammar.check_format(str(form.get("type")) if isinstance(form, dict) else "", form)
     _fill_in(fields, traits.sampling, changes)
-    return _asked(said, fields, changes, set(), limit, said.max_tokens is None, list(passed.dropped), prompts)
+    return _build(params, fields, changes, set(), limit, params.max_tokens is None, list(result.dropped), prompts)
 
 
-def _asked(
-    said: _Shared,
+def _build(
+    params: _Shared,
     fields: Fields,
     changes: Fields,
     dropped: set[str],
@@ -201,41 +198,41 @@ def _asked(
     names: list[str],
     prompts: int = 1,
 ) -> ChatRequest:
-    if not said.model:
+    if not params.model:
         raise BadRequest("expected a name", "model")
-    wanted = said.stream_options is not None and bool(said.stream_options.include_usage)
-    if said.stream and not wanted:
+    wants_usage = params.stream_options is not None and bool(params.stream_options.include_usage)
+    if params.stream and not wants_usage:
         changes["stream_options"] = raw(_with_usage(fields.get("stream_options")))
     dropped &= fields.keys()
-    kept = {name: value for name, value in fields.items() if name not in dropped}
+    remaining = {name: value for name, value in fields.items() if name not in dropped}
     return ChatRequest(
-        model=said.model,
-        stream=bool(said.stream),
+        model=params.model,
+        stream=bool(params.stream),
         max_tokens=limit,
-        choices=(said.n or 1) * prompts,
-        usage_is_ours=bool(said.stream) and not wanted,
+        choices=(params.n or 1) * prompts,
+        usage_is_ours=bool(params.stream) and not wants_usage,
         limit_is_ours=limit_is_ours,
-        fields=kept | changes,
+        fields=remaining | changes,
         dropped=tuple(names),
-        affinity=said.prompt_cache_key or said.user,
+        affinity=params.prompt_cache_key or params.user,
     )
 
 
 def _with_usage(options: msgspec.Raw | None) -> dict[str, Any]:
-    given: dict[str, Any] | None = msgspec.json.decode(options) if options is not None else None
-    return {**(given or {}), "include_usage": True}
+    current: dict[str, Any] | None = msgspec.json.decode(options) if options is not None else None
+    return {**(current or {}), "include_usage": True}
 
 
 def _is_batch(prompt: str | list[Any]) -> bool:
-    """A list of prompts; a list of numbers is one prompt, of tokens."""
+    """Whether a prompt is a list of prompts; a list of numbers is one prompt of token ids."""
     return isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
 
 
-def _change_tools(said: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:
-    tools, choice = said.tools, said.tool_choice
+def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:
+    tools, choice = params.tools, params.tool_choice
     if tools is None:
         return
-    if not tools:  # an empty list is an error to vLLM, and a choice without tools to others
+    if not tools:  # vLLM rejects an empty list, others a choice without tools
         dropped.update(("tools", "tool_choice", "parallel_tool_calls"))
         return
     if not isinstance(choice, dict):
@@ -243,14 +240,14 @@ def _change_tools(said: _Chat, traits: Traits, changes: Fields, dropped: set[str
     if choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools")
         spec = allowed if isinstance(allowed, dict) else choice
-        named = spec.get("tools")
-        names = {_name(one) for one in named if isinstance(one, dict)} if isinstance(named, list) else set()
+        listed = spec.get("tools")
+        names = {_name(tool) for tool in listed if isinstance(tool, dict)} if isinstance(listed, list) else set()
         changes["tools"] = raw([tool for tool in tools if _name(tool) in names])
         changes["tool_choice"] = raw("required" if spec.get("mode") == "required" else "auto")
     elif choice.get("type") == "function" and not traits.named_tool_choice:
         only = [tool for tool in tools if _name(tool) == _name(choice)]
         if not only:
-            raise BadRequest("names a tool that is not in tools", "tool_choice.function.name")
+            raise BadRequest("expected the name of a tool in tools", "tool_choice.function.name")
         changes["tools"], changes["tool_choice"] = raw(only), raw("required")
 
 
@@ -259,15 +256,15 @@ def _name(tool: dict[str, Any]) -> object:
     return function.get("name") if isinstance(function, dict) else tool.get("name")
 
 
-def _change_effort(said: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:
-    effort = said.reasoning_effort
+def _change_effort(params: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:
+    effort = params.reasoning_effort
     if effort is None:
         return
-    known = traits.effort.get(effort)
-    if known is None:
+    supported = traits.effort.get(effort)
+    if supported is None:
         dropped.add("reasoning_effort")
-    elif known != effort:
-        changes["reasoning_effort"] = raw(known)
+    elif supported != effort:
+        changes["reasoning_effort"] = raw(supported)
 
 
 def _fill_in(fields: Fields, sampling: Sampling, changes: Fields) -> None:

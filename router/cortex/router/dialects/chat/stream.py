@@ -1,12 +1,12 @@
-"""A worker's chat stream for a client of the same dialect: frames passed on, watched as they pass.
+"""A worker's chat stream for a client of the same dialect: frames are forwarded and tracked.
 
-The usage chunk that we asked for and the client did not is kept back. `[DONE]` is sent only when every choice has
-ended: a worker that was interrupted says it too, and then the client gets an error and no `[DONE]`.
+The usage chunk is removed if only cortex requested it. `[DONE]` is sent only when every choice has ended: interrupted
+workers send it too, and then the client gets an error instead.
 """
 
 import msgspec
 
-from cortex.router.dialects.chat.answer import ChunkRepair, plain, renamed
+from cortex.router.dialects.chat.answer import ChunkRepair, plain, replace_model
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Fault, openai_error
@@ -15,7 +15,7 @@ from cortex.router.dialects.core.stream import DONE
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """How to answer one request. `choices` is how many endings the client is owed."""
+    """Builds the answer to one request. `choices` is the number of answers the client expects."""
 
     id: str
     model: str
@@ -38,9 +38,9 @@ class ChatStream:
         self.rough_tokens = 0
         self._reply = reply
         self._frames = SSEDecoder()
-        self._mender = ChunkRepair(reply.id)
+        self._repair = ChunkRepair(reply.id)
         self._usage: chunks.Usage | None = None
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
         self._ended: set[int] = set()
 
     @property
@@ -60,25 +60,25 @@ class ChatStream:
         try:
             for frame in self._frames.feed(data):
                 if frame.data == DONE:
-                    out.append(self._done(self._begun <= self._ended))
+                    out.append(self._end(self._started <= self._ended))
                     break
-                out.append(self._passed(frame.data))
+                out.append(self._relay(frame.data))
         except BadAnswer as error:
             out.append(self.fail(error.fault))
         return b"".join(out)
 
     def close(self) -> bytes:
-        """The worker's body has ended, perhaps without saying so."""
+        """End the stream with the worker's body, which may lack `[DONE]`."""
         if self.over:
             return b""
         out: list[bytes] = []
         try:
             for frame in self._frames.close():
                 if frame.data == DONE:
-                    out.append(self._done(self._begun <= self._ended))
+                    out.append(self._end(self._started <= self._ended))
                     return b"".join(out)
-                out.append(self._passed_last(frame.data))
-            out.append(self._done(len(self._ended) >= self._reply.choices))
+                out.append(self._relay_last(frame.data))
+            out.append(self._end(len(self._ended) >= self._reply.choices))
         except BadAnswer as error:
             out.append(self.fail(error.fault))
         return b"".join(out)
@@ -89,7 +89,7 @@ class ChatStream:
         self.over, self.fault = True, fault
         return encode_data(msgspec.json.encode(openai_error(fault)))
 
-    def _passed(self, data: bytes) -> bytes:
+    def _relay(self, data: bytes) -> bytes:
         chunk = chunks.decode(data)
         self.rough_tokens += chunks.rough_tokens(chunk)
         if chunk.usage is not None:
@@ -97,20 +97,20 @@ class ChatStream:
             if not chunk.choices and self._reply.usage_is_ours:
                 return b""
         for choice in chunk.choices or ():
-            self._begun.add(choice.index)
+            self._started.add(choice.index)
             if chunks.ending(chunk, choice) is not None:
                 self._ended.add(choice.index)
-        return encode_data(renamed(self._mender.piece(chunk, data), chunk.model, self._reply.model))
+        return encode_data(replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model))
 
-    def _passed_last(self, data: bytes) -> bytes:
-        """What the end cut off may be half a chunk; what was ended before it stays ended."""
+    def _relay_last(self, data: bytes) -> bytes:
+        """Relay the last frame. It may be half a chunk, which is ignored."""
         try:
-            return self._passed(data)
-        except chunks.Garbled:
+            return self._relay(data)
+        except chunks.UnreadableAnswer:
             return b""
 
-    def _done(self, is_whole: bool) -> bytes:
-        if not (is_whole and self._ended):
+    def _end(self, is_complete: bool) -> bytes:
+        if not (is_complete and self._ended):
             raise chunks.truncated()
         self.over = True
         return encode_data(DONE)

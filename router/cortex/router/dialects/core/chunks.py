@@ -1,8 +1,8 @@
-"""What workers send: a chat completion, whole or in pieces, as vLLM, llama-server and others write it.
+"""A worker's chat completion, whole or streamed, as vLLM, llama-server and others write it.
 
-One set of structs for both, because they differ in one word (`message`, `delta`) and because a whole answer is
-read as a stream of one piece: that is why the streamed and the plain answer to a client cannot differ. Only
-fields that decide something are declared; the decoder skips the rest without building it.
+One set of structs serves both: they differ in one field (`message`, `delta`), and a whole answer is read as a stream of
+one piece, so plain and streamed answers to a client agree. Only fields that cortex reads are declared; the decoder
+skips the rest.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.dialects.core.worker_errors import fault_from_error
 
 
-class CalledFunction(msgspec.Struct):
+class FunctionDelta(msgspec.Struct):
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
 
@@ -24,11 +24,11 @@ class CallDelta(msgspec.Struct):
     index: int | None = None
     id: str | None = None
     type: str | None = None
-    function: CalledFunction | None = None
+    function: FunctionDelta | None = None
 
 
 class Delta(msgspec.Struct):
-    """Thoughts are `reasoning_content` to llama-server and most others, `reasoning` to vLLM."""
+    """llama-server and most others call the thinking `reasoning_content`, vLLM `reasoning`."""
 
     role: str | None = None
     content: str | None = None
@@ -38,12 +38,12 @@ class Delta(msgspec.Struct):
     tool_calls: list[CallDelta] | None = None
 
     @property
-    def thoughts(self) -> str | None:
+    def thinking(self) -> str | None:
         return self.reasoning_content or self.reasoning
 
 
 class Choice(msgspec.Struct):
-    """`stop_reason` is vLLM's: the stop string that was hit, or the number of a token."""
+    """`stop_reason` is vLLM's: the stop string or stop token id."""
 
     index: int = 0
     delta: Delta | None = None
@@ -87,7 +87,7 @@ class Chunk(msgspec.Struct):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer cost. `input` counts the whole prompt, cached or not."""
+    """Tokens of an answer. `input` counts the whole prompt, cached or not."""
 
     input: int = 0
     cached: int = 0
@@ -97,54 +97,54 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 MOST_TOKENS = 1 << 30
-"""In one count of a worker's. More is a mistake, and would use up a key's limits."""
+"""Largest token count to accept from a worker; a larger one is an error and would exhaust a key's limits."""
 
 
 class Plain(msgspec.Struct, frozen=True):
-    """A whole answer in the client's dialect, and what it cost."""
+    """A whole answer in the client's dialect, and its tokens."""
 
     body: bytes
     tokens: Tokens
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """Why an answer ended: the worker's word, and the stop string if it named one."""
+    """Why an answer ended: the worker's finish reason, and the stop string if it gave one."""
 
     finish: str
     stop_string: str | None = None
 
 
-# Words for "this answer was cut off": it may not be shown as complete.
-_CUT = frozenset({"abort", "error"})
+# Finish reasons of an answer that is not complete.
+_ABORTED = frozenset({"abort", "error"})
 
 _decode = msgspec.json.Decoder(Chunk).decode
 
-_NONSENSE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Garbled(BadAnswer):
-    """What came is not a piece of an answer at all."""
+class UnreadableAnswer(BadAnswer):
+    """The worker's bytes are not JSON of an answer."""
 
 
 @contextmanager
-def sense() -> Iterator[None]:
-    """What cannot be read, or written again, is no sense of a worker's."""
+def map_json_errors() -> Iterator[None]:
+    """Raise UnreadableAnswer for errors while decoding or encoding a worker's JSON."""
     try:
         yield
-    except _NONSENSE as error:
-        raise _garbled(error) from None
+    except _JSON_ERRORS as error:
+        raise _unreadable(error) from None
 
 
-def _garbled(error: Exception) -> Garbled:
-    return Garbled(f"the worker sent something that is not an answer: {error}")
+def _unreadable(error: Exception) -> UnreadableAnswer:
+    return UnreadableAnswer(f"the worker sent something that is not an answer: {error}")
 
 
 def decode(data: bytes) -> Chunk:
-    """One piece or answer; an error in it, or nonsense, is raised."""
-    try:  # not `sense()`: this is done for every token
+    """Decode one piece or whole answer. Raises `BadAnswer` for an error in it or unreadable JSON."""
+    try:  # not `map_json_errors()`: this runs for every token
         chunk = _decode(data)
-    except _NONSENSE as error:
-        raise _garbled(error) from None
+    except _JSON_ERRORS as error:
+        raise _unreadable(error) from None
     if chunk.error:
         fault = fault_from_error(chunk.error)
         raise BadAnswer(fault.message, fault)
@@ -152,17 +152,17 @@ def decode(data: bytes) -> Chunk:
 
 
 def choice_of(chunk: Chunk) -> Choice | None:
-    """The one choice of those dialects that know only one."""
+    """Return choice 0, for dialects with one answer per request."""
     for choice in chunk.choices or ():
         if choice.index == 0:
             return choice
     return None
 
 
-def tokens(usage: Usage | None, known_input: int | None = None) -> Tokens:
-    """The cost as the worker counted it; without its count, what is known of the prompt."""
+def tokens(usage: Usage | None, prompt_tokens: int | None = None) -> Tokens:
+    """Return the worker's usage within bounds; without it, the prompt's tokens alone."""
     if usage is None:
-        return Tokens(input=known_input or 0)
+        return Tokens(input=prompt_tokens or 0)
     prompt = usage.prompt_tokens_details or PromptDetails()
     completion = usage.completion_tokens_details or CompletionDetails()
     return Tokens(
@@ -179,40 +179,40 @@ def count(tokens: int | None) -> int:
     return min(max(0, tokens or 0), MOST_TOKENS)
 
 
-LETTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 
 
 def rough_tokens(chunk: Chunk) -> int:
-    """Return about how many tokens a piece of a stream holds: one per choice with a text, or one for four letters.
+    """Estimate the tokens in a piece of a stream: per choice with text one, or one per four characters.
 
-    With speculative decoding, or where the server waits for several tokens, a piece has many.
+    With speculative decoding or batched output a piece holds many tokens.
     """
     tokens = 0
     for choice in chunk.choices or ():
         delta = choice.delta
         if delta is None:
-            letters = len(choice.text) if isinstance(choice.text, str) else 0
+            characters = len(choice.text) if isinstance(choice.text, str) else 0
         else:
-            letters = len(delta.content or "") + len(delta.reasoning_content or delta.reasoning or "")
+            characters = len(delta.content or "") + len(delta.reasoning_content or delta.reasoning or "")
             for call in delta.tool_calls or ():
                 if call.function is not None and isinstance(call.function.arguments, str):
-                    letters += len(call.function.arguments)
-        if letters:
-            tokens += max(1, letters // LETTERS_PER_TOKEN)
+                    characters += len(call.function.arguments)
+        if characters:
+            tokens += max(1, characters // CHARACTERS_PER_TOKEN)
     return tokens
 
 
 def ending(chunk: Chunk, choice: Choice) -> Ending | None:
-    """How this choice ended, if it did."""
+    """Return how this choice ended, or None. Raises `BadAnswer` when the worker aborted it."""
     finish = choice.finish_reason
     if not finish:
         return None
-    if finish in _CUT:
+    if finish in _ABORTED:
         raise BadAnswer("the worker stopped in the middle of the answer")
-    word = choice.stopping_word or chunk.stopping_word or (chunk.verbose and chunk.verbose.stopping_word) or None
+    stop_string = choice.stopping_word or chunk.stopping_word or (chunk.verbose and chunk.verbose.stopping_word) or None
     if isinstance(choice.stop_reason, str) and choice.stop_reason:
-        word = choice.stop_reason
-    return Ending(finish, word)
+        stop_string = choice.stop_reason
+    return Ending(finish, stop_string)
 
 
 def truncated() -> BadAnswer:

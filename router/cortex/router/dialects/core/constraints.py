@@ -1,10 +1,9 @@
-"""Bounds of what a client may have an answer constrained by: JSON schemas, regular expressions, grammars. Pure.
+"""Bounds on what may constrain an answer: JSON schemas, regular expressions, grammars. Pure.
 
-Engines compile these in the process that serves everybody. A nested grammar overflows an engine's stack, and nested
-repetitions keep it busy without end, so both are measured here first. A repetition inside a repetition counts as their
-product; one without an upper bound counts as `UNBOUNDED`. What an engine may skip multiplies the ways in which an
-answer can go on, and it follows all of them at each token: optional parts and alternatives are bounded by their
-number, and a repetition of what can be empty is refused.
+Engines compile constraints in the process that serves every client. Deep nesting overflows an engine's stack and nested
+repetitions stall it, so both are measured first. Nested repetitions count as their product; an unbounded one counts as
+`UNBOUNDED`. Optional parts and alternatives multiply the continuations that an engine follows at each token, so their
+number is bounded, and repeating an expression that matches the empty string is refused.
 """
 
 import re
@@ -20,25 +19,25 @@ MAX_DEPTH = 128
 MAX_NODES = 20_000
 """Values in a schema, or in all tools of a request together."""
 MAX_CHARACTERS = 512 * 1024
-"""Characters of a schema's texts, or of those of all tools together."""
+"""Characters of the strings in a schema, or in all tools together."""
 MAX_PATTERN = 2048
 """Characters of a regular expression."""
 MAX_PATTERNS = 64 * 1024
-"""Characters of all regular expressions of a request: they are read one by one, on the loop."""
+"""Characters of all regular expressions of a request; the event loop parses them."""
 MAX_GRAMMAR = 32 * 1024
 """Characters of a grammar."""
 MAX_GROUPS = 32
-"""Groups inside groups."""
+"""Nesting depth of groups."""
 MAX_REPETITIONS = 2000
-"""Product of repetitions inside one another, in a regular expression or a grammar."""
+"""Product of nested repetitions in a regular expression or a grammar."""
 MAX_OPTIONAL = 64
-"""Parts of a regular expression or a grammar's rule that may be left out: `?`, `*`, `{0,9}`."""
+"""Optional parts of a regular expression or a grammar rule: `?`, `*`, `{0,9}`."""
 MAX_OPTIONAL_PROPERTIES = 512
-"""Properties of one object that are not required."""
+"""Optional properties of one object."""
 MAX_ALTERNATIVES = 4096
 """Values of `enum` and members of `anyOf` and `oneOf`, in all schemas of a request."""
 MAX_ITEMS = 100_000
-"""Product of `minItems` or `maxItems` inside one another, and each bound of a schema alone."""
+"""Product of nested `minItems` or `maxItems`, and the largest value of any bound in a schema."""
 MAX_CHOICES = 4096
 UNBOUNDED = 16
 _MAX_RULES = 256
@@ -51,20 +50,20 @@ _NAMED = frozenset({"properties", "$defs", "definitions", "dependentSchemas", "p
 
 
 class TooCostly(BadRequest):
-    """A constraint that is well formed but would cost an engine too much; a tool is usable without it."""
+    """A valid constraint that costs an engine too much; a tool stays usable without it."""
 
 
 class Measure:
-    """What schemas add up to; one for a request, so that many small ones are no way round the bounds."""
+    """Totals of all schemas of a request, so that many small ones cannot exceed the bounds."""
 
     def __init__(self) -> None:
         self._nodes, self._characters, self._alternatives = 0, 0, 0
         self._pattern_characters, self._repetitions = 0, 0
 
     def schema(self, schema: Any, at: str) -> None:
-        """Measure a schema. Raises BadRequest with the bound it exceeds; TooCostly if a looser one would do."""
+        """Measure a schema. Raises BadRequest with the bound it exceeds; TooCostly if a looser schema would pass."""
         costly: list[TooCostly] = []
-        # name: whether the keys of this object are names that the client chose, not words of JSON Schema
+        # (node, depth, items, named); named: the object's keys are the client's names, not JSON Schema keywords
         stack: list[tuple[Any, int, int, bool]] = [(schema, 1, 1, False)]
         while stack:
             node, depth, items, named = stack.pop()
@@ -87,7 +86,7 @@ class Measure:
             raise costly[0]
 
     def _words(self, node: dict[str, Any], items: int, at: str, costly: list[TooCostly]) -> int:
-        """Look at the words of one schema that cost. Return how often the values inside it may repeat."""
+        """Measure the keywords of one schema. Return how often the values inside it may repeat."""
         self._choices(node, at)
         try:
             if "pattern" in node and isinstance(node["pattern"], str):
@@ -96,7 +95,7 @@ class Measure:
                 for key in node["patternProperties"]:
                     self._pattern(key, f"{at}: patternProperties")
             if "$ref" in node and isinstance(node["$ref"], str) and not node["$ref"].startswith("#"):
-                raise TooCostly("a $ref leads only inside its own schema: '#/…'", at)
+                raise TooCostly("a $ref must point into its own schema: '#/…'", at)
             most = 1
             for word in _BOUNDS & node.keys():
                 value = node[word]
@@ -105,14 +104,14 @@ class Measure:
                 if word in ("minItems", "maxItems") and isinstance(value, (int, float)):
                     most = max(most, int(value))
             if items * most > MAX_ITEMS:
-                raise TooCostly(f"minItems and maxItems inside one another multiply to more than {MAX_ITEMS}", at)
+                raise TooCostly(f"nested minItems and maxItems multiply to more than {MAX_ITEMS}", at)
         except TooCostly as error:
             costly.append(error)
             return items
         return items * most
 
     def _choices(self, node: dict[str, Any], at: str) -> None:
-        """Count in how many ways a value may go on. A looser schema has no fewer: raises BadRequest."""
+        """Count alternatives and optional properties. Raises BadRequest: loosening does not reduce them."""
         for word in ("enum", "anyOf", "oneOf"):
             members = node.get(word)
             if isinstance(members, list):
@@ -123,9 +122,9 @@ class Measure:
             )
         properties, required = node.get("properties"), node.get("required")
         if isinstance(properties, dict) and len(properties) > MAX_OPTIONAL_PROPERTIES:
-            needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
-            if len(properties.keys() - needed) > MAX_OPTIONAL_PROPERTIES:
-                raise BadRequest(f"an object has more than {MAX_OPTIONAL_PROPERTIES} properties that are optional", at)
+            mandatory = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+            if len(properties.keys() - mandatory) > MAX_OPTIONAL_PROPERTIES:
+                raise BadRequest(f"an object has more than {MAX_OPTIONAL_PROPERTIES} optional properties", at)
 
     def _pattern(self, text: str, at: str) -> None:
         self._pattern_characters += len(text)
@@ -140,7 +139,7 @@ class Measure:
 
 _REGEX = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{\d*,?\d*\}|\(\?(?:[:=!>]|<[=!]|P?<\w*>)|[()*+?|]|.", re.DOTALL)
 _GBNF = re.compile(
-    # What is quoted is bounded: a quote that nothing closes is looked at so far, and no farther.
+    # Quoted strings are bounded, so an unclosed quote cannot make the scan quadratic.
     r'#[^\n]*|"(?:[^"\\]|\\.){0,256}+"|/(?:[^/\\\n]|\\.){1,256}+/|\[(?:[^\]\\]|\\.){0,128}+\]'
     r"|\{[\d\s]{0,9},?[\d\s]{0,9}\}"
     r"|[A-Za-z_][\w-]*\s*(?:::=|:(?!:))|[A-Za-z_][\w-]*|[()*+?|]|\S",
@@ -176,11 +175,11 @@ def grammar(text: str, at: str) -> None:
 
 
 def _cost(name: str, rules: dict[str, list[str]], costs: dict[str, int], at: str, depth: int) -> int:
-    """How often what a rule holds may repeat, with the rules it refers to. A rule that leads to itself counts once."""
+    """Return the product of repetitions in a rule and the rules it references. A recursive reference counts once."""
     if name in costs or name not in rules:
         return costs.get(name, 1)
     if depth > _MAX_RULES:
-        raise BadRequest(f"the grammar's rules lead to one another more than {_MAX_RULES} deep", at)
+        raise BadRequest(f"the grammar's rules reference one another more than {_MAX_RULES} deep", at)
     costs[name] = 1
     reader = _Repetitions(at)
     costs[name] = reader.read(
@@ -190,38 +189,38 @@ def _cost(name: str, rules: dict[str, list[str]], costs: dict[str, int], at: str
 
 
 class _Group:
-    """A group that is being read: the largest product in it, and whether it can be empty."""
+    """A group during parsing: its largest product, and whether it can match the empty string."""
 
     def __init__(self) -> None:
         self.product = 1
         self.can_be_empty, self._sequence_can_be_empty = False, True
 
     def follow(self, can_be_empty: bool) -> None:
-        """Take the next part of the alternative that is being read."""
+        """Append a part to the current alternative."""
         self._sequence_can_be_empty &= can_be_empty
 
     def end_alternative(self) -> None:
-        """End the alternative that is being read."""
+        """End the current alternative."""
         self.can_be_empty |= self._sequence_can_be_empty
         self._sequence_can_be_empty = True
 
 
 class _Repetitions:
-    """Reads an expression's words: groups, and what repeats them."""
+    """Parses an expression's tokens: groups and their quantifiers."""
 
     def __init__(self, at: str) -> None:
         self._at = at
         self.total = self._optional = 0
 
     def read(self, words: Iterable[str], refer: Any = None) -> int:
-        """Return the largest product of repetitions. `refer` gives that of a name. Raises TooCostly."""
+        """Return the largest product of repetitions. `refer` returns a rule's product by name. Raises TooCostly."""
         groups, atom, can_be_empty = [_Group()], 1, True
         for word in words:
             group, times = groups[-1], _times(word)
             if times is not None:
                 self._repeat(word, times, atom * times, can_be_empty)
                 atom *= times
-                can_be_empty |= _may_be_left_out(word)
+                can_be_empty |= _is_optional(word)
                 group.product = max(group.product, atom)
                 continue
             group.follow(can_be_empty)
@@ -249,24 +248,24 @@ class _Repetitions:
         """Count one repetition. Raises TooCostly."""
         self.total += times
         if product > MAX_REPETITIONS or self.total > MAX_REPETITIONS * UNBOUNDED:
-            raise TooCostly(f"repetitions inside one another multiply to more than {MAX_REPETITIONS}", self._at)
+            raise TooCostly(f"nested repetitions multiply to more than {MAX_REPETITIONS}", self._at)
         if times > 1 and can_be_empty:
-            raise TooCostly("a repetition repeats what can be empty", self._at)
-        self._optional += _may_be_left_out(word)
+            raise TooCostly("a repetition repeats an expression that can be empty", self._at)
+        self._optional += _is_optional(word)
         if self._optional > MAX_OPTIONAL:
-            raise TooCostly(f"more than {MAX_OPTIONAL} parts may be left out", self._at)
+            raise TooCostly(f"more than {MAX_OPTIONAL} parts are optional", self._at)
 
 
 _EMPTY = frozenset({"^", "$", r"\b", r"\B", r"\A", r"\Z", '""'})
-"""Words that match without a character."""
+"""Tokens that match the empty string."""
 
 
-def _may_be_left_out(word: str) -> bool:
+def _is_optional(word: str) -> bool:
     return word in ("*", "?") or (word[0] == "{" and not word[1:-1].partition(",")[0].strip(" 0"))
 
 
 def _times(word: str) -> int | None:
-    """How often a word repeats what is before it; None: it is no repetition."""
+    """Return how often a quantifier repeats its operand; None if the token is not a quantifier."""
     if word == "*" or word == "+":
         return UNBOUNDED
     if word == "?":
@@ -285,11 +284,11 @@ def _times(word: str) -> int | None:
 def choices(value: Any, at: str) -> None:
     """Measure a list of answers to choose from. Raises BadRequest."""
     if not isinstance(value, list) or len(value) > MAX_CHOICES:
-        raise BadRequest(f"expected a list of at most {MAX_CHOICES} texts", at)
+        raise BadRequest(f"expected a list of at most {MAX_CHOICES} strings", at)
 
 
 def json_value(value: Any, at: str) -> Any:
-    """Return a schema that may be written as JSON in a string."""
+    """Return a schema; it may be JSON in a string."""
     if not isinstance(value, str):
         return value
     try:

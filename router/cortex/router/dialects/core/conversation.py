@@ -1,7 +1,7 @@
-"""The conversation in the middle: what every dialect is translated into, and what a worker is sent.
+"""The request to a worker, into which every dialect is translated.
 
-It is the worker's own chat dialect, as structs: system, user, assistant and tool messages, tools, and the few
-settings that shape an answer. Nothing in here knows how a client said it. A field that is None is not sent.
+It is the workers' chat dialect as structs: system, user, assistant and tool messages, tools, and settings. It does not
+depend on the client's dialect. A field that is None is not sent.
 """
 
 from typing import Any, Literal
@@ -30,14 +30,14 @@ class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
 Part = TextPart | ImagePart
 
 
-class CalledFunction(msgspec.Struct):
+class CallFunction(msgspec.Struct):
     name: str
     arguments: str
 
 
 class Call(msgspec.Struct):
     id: str
-    function: CalledFunction
+    function: CallFunction
     type: Literal["function"] = "function"
 
 
@@ -76,20 +76,20 @@ class FunctionTool(msgspec.Struct):
     type: Literal["function"] = "function"
 
 
-class ChosenName(msgspec.Struct):
+class ToolName(msgspec.Struct):
     name: str
 
 
-class ChosenFunction(msgspec.Struct):
-    function: ChosenName
+class NamedToolChoice(msgspec.Struct):
+    function: ToolName
     type: Literal["function"] = "function"
 
 
-ToolChoice = Literal["auto", "none", "required"] | ChosenFunction
+ToolChoice = Literal["auto", "none", "required"] | NamedToolChoice
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Without `model` and `max_tokens`: those two are settled last, when an instance has been chosen."""
+    """Without `model` and `max_tokens`, which are set when an instance is chosen."""
 
     messages: list[Message]
     tools: list[FunctionTool] | None = None
@@ -115,7 +115,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     stream_options: dict[str, bool] | None = None
 
 
-# What of a request decides the prompt, hence its length in tokens.
+# The fields that determine the prompt, hence its length in tokens.
 PROMPT_FIELDS = (
     "messages",
     "tools",
@@ -127,12 +127,12 @@ PROMPT_FIELDS = (
 
 
 def prompt_of(request: Request) -> Request:
-    """The part of a request that decides its prompt, for a worker asked to count."""
+    """Return the part of a request that determines its prompt, for counting."""
     return Request(**{name: getattr(request, name) for name in PROMPT_FIELDS})
 
 
 def text_of(parts: list[Part]) -> str | list[Part]:
-    """Text alone becomes one string, which every template takes; images need the list."""
+    """Join text parts into one string, which every template takes; images need the list. Raises BadRequest."""
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     if sum(map(len, texts)) > MAX_TEXT:
         raise too_much_text()
@@ -140,18 +140,18 @@ def text_of(parts: list[Part]) -> str | list[Part]:
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
-    """A translated request, encoded: everything but the two fields that are settled last."""
+    """A translated request, encoded without `model` and `max_tokens`."""
 
     request: Request
     max_tokens: int | None
     _encoded: bytes
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """What to send; `max_tokens` replaces what the client asked for."""
+        """Return the body to send; `max_tokens` replaces the client's limit."""
         return _with(self._encoded, model, self.max_tokens if max_tokens is None else max_tokens)
 
     def count(self, model: str) -> bytes:
-        """What to send to a worker that only counts or templates the prompt."""
+        """Return the body for a worker's tokenizer endpoint."""
         return _with(_encode(prompt_of(self.request)), model, None)
 
 
@@ -160,7 +160,7 @@ def upstream(request: Request, max_tokens: int | None) -> Upstream:
 
 
 def _encode_request(request: Request) -> bytes:
-    """A request as JSON, a message at a time: a long conversation is not one long call."""
+    """Encode a request message by message, so that a long conversation is not one long call."""
     messages = b",".join([_encode_message(message) for message in request.messages])
     rest = _encode(msgspec.structs.replace(request, messages=[]))
     head = b'{"messages":['
@@ -186,7 +186,7 @@ def _with(encoded: bytes, model: str, max_tokens: int | None) -> bytes:
 
 
 def fill_in(request: Request, sampling: Sampling) -> None:
-    """The function's own sampling, where the client said nothing."""
+    """Set the function's sampling where the client set none."""
     for name in Sampling.__struct_fields__:
         value = getattr(sampling, name)
         if value is not None and getattr(request, name) is None:
@@ -196,17 +196,17 @@ def fill_in(request: Request, sampling: Sampling) -> None:
 def json_format(
     schema: dict[str, Any], traits: Traits, name: str = "answer", strict: bool | None = True
 ) -> dict[str, Any]:
-    """A worker's `response_format` for a schema, which is passed on as it is."""
+    """Return a worker's `response_format` for a schema, which is forwarded unchanged."""
     if not traits.json_schema:
         return {"type": "json_object", "schema": schema}
-    wanted: dict[str, Any] = {"name": name, "schema": schema}
+    json_schema: dict[str, Any] = {"name": name, "schema": schema}
     if strict is not None:
-        wanted["strict"] = strict
-    return {"type": "json_schema", "json_schema": wanted}
+        json_schema["strict"] = strict
+    return {"type": "json_schema", "json_schema": json_schema}
 
 
 def stop_thinking(request: Request, traits: Traits) -> None:
-    """Engines read the effort, templates the switch; a model has one, the other or both."""
+    """Disable thinking: engines read the effort, templates the switch; a model has one or both."""
     request.reasoning_effort = traits.effort.get("none")
     if traits.thinking_switch is not None:
         request.chat_template_kwargs = {traits.thinking_switch: False}

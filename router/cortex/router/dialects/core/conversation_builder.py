@@ -1,16 +1,16 @@
-"""Building a conversation in the one order that every chat template takes.
+"""Build a conversation in the one order that every chat template accepts.
 
-Between two assistant messages a client may say things in any order: results of tools, text, images, a system
-message. Templates want: all tool messages first and in order, with nothing between them; then the rest. Adjacent
-messages of one role become one, and what a tool showed as an image follows its messages as part of the user's.
-Only the front of a conversation becomes its system message; later ones stay where they were said.
+Between two assistant messages a client may send tool results, text, images and system messages in any order. Templates
+require all tool messages first, in order and contiguous. Adjacent messages of one role are merged; images from tools
+follow the tool messages as part of the user's message. Only leading system messages become the system prompt; later
+ones keep their place.
 """
 
 from cortex.router.dialects.core import ids, prompt_cache
 from cortex.router.dialects.core.conversation import (
     Assistant,
     Call,
-    CalledFunction,
+    CallFunction,
     ImagePart,
     Message,
     Part,
@@ -27,64 +27,64 @@ _IMAGE_FOLLOWS = "The result is an image; it follows."
 
 
 class _Inline(str):
-    """A system message among the things said in a turn."""
+    """A system message inside a turn."""
 
     __slots__ = ()
 
 
 class ConversationBuilder:
-    """Say things in the client's order; `messages()` has them in the template's."""
+    """Takes content in the client's order; `messages()` returns it in the template's."""
 
     def __init__(self, traits: Traits) -> None:
         self._traits = traits
         self._front: list[str] = []
         self._done: list[Message] = []
         self._results: list[Tool] = []
-        self._shown: list[Part] = []
-        self._said: list[Part | _Inline] = []
-        self._user_spoke = False
+        self._tool_images: list[Part] = []
+        self._content: list[Part | _Inline] = []
+        self._has_user_turn = False
         self._assistant: Assistant | None = None
 
     def system(self, text: str) -> None:
         text = prompt_cache.without_billing(text)
         if not text:
             return
-        if not (self._done or self._assistant or self._results or self._said or self._user_spoke):
+        if not (self._done or self._assistant or self._results or self._content or self._has_user_turn):
             self._front.append(text)
             return
         self._end_assistant()
-        self._said.append(_Inline(text))
+        self._content.append(_Inline(text))
 
     def user(self, parts: list[Part]) -> None:
         self._end_assistant()
-        self._user_spoke = True
-        self._said += parts
+        self._has_user_turn = True
+        self._content += parts
 
     def result(self, call_id: str, text: str, images: list[ImagePart]) -> None:
-        """The result of a tool. Chat has no room for images in it, so they are shown right after."""
+        """Add a tool result. Chat tool messages cannot hold images, so these follow in a user message."""
         self._end_assistant()
         if images and not self._traits.vision:
             text = "\n".join([text] * bool(text) + [NO_IMAGES] * len(images))
         elif images:
-            self._shown += [TextPart(f"Image from tool call {call_id}"), *images]
+            self._tool_images += [TextPart(f"Image from tool call {call_id}"), *images]
             text = text or _IMAGE_FOLLOWS
         self._results.append(Tool(self._id(call_id), text))
 
     def assistant(self, text: str = "") -> None:
-        self._speaking().content += text
+        self._current_assistant().content += text
 
     def thinking(self, text: str) -> None:
-        """Kept only when the template wants the thoughts of earlier turns back."""
+        """Add thinking, if the template takes the thinking of earlier turns."""
         field = self._traits.reasoning_field
         if field is None or not text:
             return
-        message = self._speaking()
+        message = self._current_assistant()
         setattr(message, field, (getattr(message, field) or "") + text)
 
     def call(self, call_id: str, name: str, arguments: str) -> None:
-        message = self._speaking()
+        message = self._current_assistant()
         message.tool_calls = message.tool_calls or []
-        message.tool_calls.append(Call(self._id(call_id), CalledFunction(name, arguments)))
+        message.tool_calls.append(Call(self._id(call_id), CallFunction(name, arguments)))
 
     def messages(self) -> list[Message]:
         self._end_turn()
@@ -94,9 +94,9 @@ class ConversationBuilder:
         return self._done
 
     def _id(self, call_id: str) -> str:
-        return ids.nine(call_id) if self._traits.tool_ids == "alnum9" else call_id
+        return ids.alnum9(call_id) if self._traits.tool_ids == "alnum9" else call_id
 
-    def _speaking(self) -> Assistant:
+    def _current_assistant(self) -> Assistant:
         self._end_turn()
         if self._assistant is None:
             self._assistant = Assistant("")
@@ -109,21 +109,21 @@ class ConversationBuilder:
 
     def _end_turn(self) -> None:
         self._done += self._results
-        said: list[Part | _Inline] = [*self._shown, *self._said]
-        if self._user_spoke and not said and not self._results:
+        content: list[Part | _Inline] = [*self._tool_images, *self._content]
+        if self._has_user_turn and not content and not self._results:
             self._done.append(User(""))
         parts: list[Part] = []
-        for one in said:
-            if not isinstance(one, _Inline):
-                parts.append(one)
+        for item in content:
+            if not isinstance(item, _Inline):
+                parts.append(item)
             elif self._traits.inline_system:
                 self._end_user(parts)
                 parts = []
-                self._done.append(System(str(one)))
+                self._done.append(System(str(item)))
             else:
-                parts.append(TextPart(prompt_cache.reminder(one)))
+                parts.append(TextPart(prompt_cache.reminder(item)))
         self._end_user(parts)
-        self._results, self._shown, self._said, self._user_spoke = [], [], [], False
+        self._results, self._tool_images, self._content, self._has_user_turn = [], [], [], False
 
     def _end_user(self, parts: list[Part]) -> None:
         if parts:

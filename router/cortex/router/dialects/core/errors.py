@@ -1,12 +1,12 @@
-"""What went wrong, said the way each dialect says it.
+"""Faults, and how each dialect reports them.
 
-A `Fault` is a value: a kind, a message, perhaps a field and a time to come back. The table below is the only
-place where a kind becomes a status, a type and a code; everything else (envelopes, frames in a running stream,
-headers) is computed from it. The dialect is that of the path the client called, never that of the worker.
+A `Fault` is a value: a kind, a message, optionally a field and a retry delay. Only the table below maps a kind to a
+status, type and code; envelopes, error events and headers are computed from it. The dialect is that of the path the
+client called, never the worker's.
 
     DialectError            carries the fault to answer with
-    ├── BadRequest          the client must change its request; the only thing a request parser raises
-    └── BadAnswer           the worker's answer cannot be passed on as an answer
+    ├── BadRequest          the client must change its request; request parsers raise nothing else
+    └── BadAnswer           the worker's answer cannot be forwarded
 """
 
 from enum import StrEnum
@@ -41,7 +41,7 @@ class Kind(StrEnum):
 
 
 class _Row(NamedTuple):
-    """`failed` is the code of `response.failed`: Codex stops or reconnects by it."""
+    """`failed` is the code in `response.failed`; Codex uses it to decide whether to reconnect."""
 
     openai: int
     anthropic: int
@@ -76,12 +76,12 @@ _TABLE = {
     Kind.CLIENT_GONE: _Row(499, 499, "api_error", "server_error", None, "server_error"),
 }
 
-# Waiting does not help these, so the SDKs are told not to try again by themselves.
-_HOPELESS = frozenset({Kind.CRASH_LOOPING})
+# Retrying does not help; SDKs are told not to.
+_NOT_RETRYABLE = frozenset({Kind.CRASH_LOOPING})
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """`anthropic_message` is set where clients of that dialect expect other words."""
+    """`anthropic_message` replaces `message` in the Messages dialect."""
 
     kind: Kind
     message: str
@@ -100,11 +100,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         return _TABLE[self.kind].failed
 
     def headers(self) -> dict[str, str]:
-        """The headers that tell an SDK whether and when to try again."""
+        """Headers that tell an SDK whether and when to retry."""
         headers = {}
-        if self.retry_after_s is not None and self.kind not in _HOPELESS:
+        if self.retry_after_s is not None and self.kind not in _NOT_RETRYABLE:
             headers["retry-after"] = str(max(1, ceil(self.retry_after_s)))
-        if self.kind in _HOPELESS:
+        if self.kind in _NOT_RETRYABLE:
             headers["x-should-retry"] = "false"
         if self.kind is Kind.NO_KEY:
             headers["www-authenticate"] = "Bearer"
@@ -112,7 +112,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DialectError(Exception):
-    """Something that cannot be translated, with the fault to answer instead."""
+    """A request or answer that cannot be translated, with the fault to answer instead."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.message)
@@ -120,7 +120,7 @@ class DialectError(Exception):
 
 
 class BadRequest(DialectError):
-    """The client's request means something this function cannot do, or nothing at all."""
+    """The request is invalid, or the function cannot serve it."""
 
     def __init__(self, message: str, param: str | None = None, kind: Kind = Kind.BAD_REQUEST) -> None:
         text = f"{param}: {message}" if param else message
@@ -128,7 +128,7 @@ class BadRequest(DialectError):
 
 
 class BadAnswer(DialectError):
-    """The worker answered, but not with something that may be shown as an answer."""
+    """The worker's answer is invalid or incomplete."""
 
     def __init__(self, message: str, fault: Fault | None = None) -> None:
         super().__init__(fault or Fault(kind=Kind.WORKER_ERROR, message=message))
@@ -140,7 +140,7 @@ class AnthropicDetail(msgspec.Struct):
 
 
 class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
-    """Both the body of a failed request and the `error` event of a running stream."""
+    """The body of a failed request, and the `error` event of a stream."""
 
     error: AnthropicDetail
     request_id: str | None = None
@@ -175,7 +175,7 @@ def envelope(fault: Fault, dialect: Dialect, request_id: str | None = None) -> b
 
 
 def prompt_too_long(tokens: int, limit: int) -> Fault:
-    """Text A. Claude Code reads both numbers out of it and compacts the conversation."""
+    """Claude Code parses both numbers and compacts the conversation."""
     return Fault(
         kind=Kind.PROMPT_TOO_LONG,
         message=f"prompt is too long: {tokens} tokens > {limit} maximum",
@@ -184,7 +184,7 @@ def prompt_too_long(tokens: int, limit: int) -> Fault:
 
 
 def max_tokens_too_large(tokens: int, max_tokens: int, limit: int) -> Fault:
-    """Text B. Claude Code asks again by itself for what the window has left."""
+    """Claude Code parses the numbers and retries with the tokens that are left."""
     return Fault(
         kind=Kind.MAX_TOKENS_TOO_LARGE,
         message=(

@@ -1,8 +1,8 @@
-"""What constrains an answer: which of it passes, and a looser schema where a worker cannot make a grammar of one.
+"""Check the constraints of a request, and loosen tool schemas that a worker cannot compile into a grammar.
 
-Agents send schemas with everything JSON Schema has, and engines turn them into grammars that have less. A tool's
-schema is a hint to the model first and a constraint second, so what no grammar can say is left out of it and the
-tool stays usable. A schema that the client wants its answer to have is a promise: it is never loosened.
+Agents use all of JSON Schema, and engines compile it into grammars that express less. A tool's schema is
+mainly a hint to the model, so keywords that no grammar expresses are removed and the tool stays usable. A schema for
+the answer itself is a guarantee to the client and is never loosened.
 """
 
 import functools
@@ -20,14 +20,14 @@ FIELDS = frozenset(
         "guided_grammar", "grammar",
     }
 )  # fmt: skip
-"""Top-level fields that hold a schema, an expression or a grammar; `tools` and `response_format` are read apart."""
+"""Top-level fields with a schema, an expression or a grammar; `tools` and `response_format` are checked separately."""
 _FORMATS = frozenset({"text", "json_object", "json_schema", "structural_tag"})
 
-_ABOUT = re.compile(r"grammar|json[ _-]?schema|structured[ _]outputs?|guided|\bpattern\b|\bregex", re.IGNORECASE)
-_FAILED = re.compile(r"fail|unsupported|not support|invalid|error|cannot|could ?n.t|unable|must|conver", re.IGNORECASE)
-_DEEPEST = 64
+_GRAMMAR = re.compile(r"grammar|json[ _-]?schema|structured[ _]outputs?|guided|\bpattern\b|\bregex", re.IGNORECASE)
+_FAILURE = re.compile(r"fail|unsupported|not support|invalid|error|cannot|could ?n.t|unable|must|conver", re.IGNORECASE)
+_MAX_DEPTH = 64
 
-# What describes a value beyond its type; which of these an engine cannot do differs, that it is one of these does not.
+# Keywords beyond a value's type. Engines differ in which of these they lack.
 _BEYOND_TYPE = frozenset(
     {
         "$schema", "pattern", "patternProperties", "propertyNames", "format", "minLength", "maxLength", "minimum",
@@ -40,7 +40,7 @@ _NAMED_SCHEMAS = frozenset({"properties", "$defs", "definitions"})
 
 
 def check_field(name: str, raw: msgspec.Raw, allow: frozenset[str]) -> msgspec.Raw | None:
-    """Measure a field of `FIELDS`. Return another value for it where it has to be looser, else None.
+    """Measure a field of `FIELDS`. Return a looser value if it needs one, else None.
 
     Raises BadRequest with the bound that it exceeds.
     """
@@ -53,8 +53,8 @@ def check_field(name: str, raw: msgspec.Raw, allow: frozenset[str]) -> msgspec.R
     if name == "structured_outputs":
         if not isinstance(value, dict):
             raise BadRequest("expected an object", name)
-        for key, one in value.items():
-            _check(_KINDS.get(key, "unknown"), one, f"{name}.{key}", allow)
+        for key, element in value.items():
+            _check(_KINDS.get(key, "unknown"), element, f"{name}.{key}", allow)
         return None
     _check(_KINDS[name.removeprefix("guided_")], value, name, allow)
     return None
@@ -79,12 +79,12 @@ def _check(kind: str, value: Any, at: str, allow: frozenset[str]) -> None:
             constraints.choices(value, at)
         case "grammar":
             if at not in allow and "grammar" not in allow:
-                raise BadRequest("grammars are not taken from clients here", at, Kind.UNSUPPORTED)
+                raise BadRequest("grammars from clients are not accepted", at, Kind.UNSUPPORTED)
             constraints.grammar(_text(value, at), at)
         case "switch":
             return
         case _:
-            raise BadRequest("not taken from clients here", at, Kind.UNSUPPORTED)
+            raise BadRequest("not accepted from clients", at, Kind.UNSUPPORTED)
 
 
 def _text(value: Any, at: str) -> str:
@@ -99,24 +99,25 @@ def check_schema(schema: Any, at: str) -> None:
         constraints.Measure().schema(schema, at)
 
 
-def check_format(kind: str, whole: Any, at: str = "response_format") -> None:
+def check_format(kind: str, value: Any, at: str = "response_format") -> None:
     """Measure a `response_format`. Raises BadRequest."""
     if kind not in _FORMATS:
         raise BadRequest("expected text, json_object or json_schema", f"{at}.type", Kind.UNSUPPORTED)
     if kind != "text":
-        check_schema(whole, at)
+        check_schema(value, at)
 
 
 def loosen_tools(tools: list[Any], at: str) -> list[Any] | None:
-    """Measure the schemas of tools. Return the tools with looser schemas where one would cost a worker too much; None
-    when all may stay. Raises BadRequest for schemas that are too large or too deep.
+    """Measure the schemas of tools. Return the tools with the too costly schemas loosened, or None when there are none.
+
+    Raises BadRequest for schemas that are too large or too deep.
     """
     return _loosen_tools(tools, at, constraints.Measure())
 
 
 def _loosen_tools(tools: list[Any], at: str, measure: constraints.Measure) -> list[Any] | None:
     changed = False
-    done: list[Any] = []
+    result: list[Any] = []
     for index, tool in enumerate(tools):
         members = tool.get("tools") if isinstance(tool, dict) else None
         if isinstance(members, list):  # a namespace of a Responses request
@@ -133,35 +134,35 @@ def _loosen_tools(tools: list[Any], at: str, measure: constraints.Measure) -> li
                 measure.schema(schema, f"{at}[{index}].{'function.' if holder is function else ''}{key}")
             except constraints.TooCostly:
                 changed = True
-                holder = {**holder, key: _looser(schema, _DEEPEST)}
+                holder = {**holder, key: _looser(schema, _MAX_DEPTH)}
                 tool = {**tool, "function": holder} if isinstance(function, dict) else holder
-        done.append(tool)
-    return done if changed else None
+        result.append(tool)
+    return result if changed else None
 
 
-_REMEMBERED = 128 * 1024
-"""Bytes of a list of tools that is remembered: agents send the same one with every turn."""
+_MAX_CACHED = 128 * 1024
+"""Largest list of tools, in bytes, to cache: agents send the same list with every turn."""
 
 
 def fit(tools: list[dict[str, Any]], raw: msgspec.Raw, at: str = "tools") -> list[dict[str, Any]] | None:
-    """Measure tools as `loosen_tools` does; those that were harmless before are known by their bytes."""
-    if len(memoryview(raw)) <= _REMEMBERED and _harmless(bytes(raw)):
+    """Measure tools like `loosen_tools`, with a cache of lists that need no change."""
+    if len(memoryview(raw)) <= _MAX_CACHED and _is_unchanged(bytes(raw)):
         return None
     return loosen_tools(tools, at)
 
 
 @functools.lru_cache(maxsize=64)
-def _harmless(raw: bytes) -> bool:
+def _is_unchanged(raw: bytes) -> bool:
     return loosen_tools(msgspec.json.decode(raw), "tools") is None
 
 
-def complains(message: str) -> bool:
-    """Whether a worker's error says that it could not make a grammar of a schema."""
-    return bool(_ABOUT.search(message)) and bool(_FAILED.search(message))
+def is_grammar_error(message: str) -> bool:
+    """Whether a worker's error reports a schema that it cannot compile into a grammar."""
+    return bool(_GRAMMAR.search(message)) and bool(_FAILURE.search(message))
 
 
-def loosened(body: bytes) -> bytes | None:
-    """The request with simpler tool schemas; None when there is nothing to leave out."""
+def loosen_request(body: bytes) -> bytes | None:
+    """Return the request with looser tool schemas; None when they are minimal already."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     if "tools" not in fields:
         return None
@@ -172,20 +173,20 @@ def loosened(body: bytes) -> bytes | None:
         if isinstance(function, dict):
             function.pop("strict", None)
             if "parameters" in function:
-                function["parameters"] = _looser(function["parameters"], _DEEPEST)
+                function["parameters"] = _looser(function["parameters"], _MAX_DEPTH)
     after = msgspec.json.encode(tools)
     return None if after == before else msgspec.json.encode(fields | {"tools": msgspec.Raw(after)})
 
 
 def _looser(schema: Any, depth: int) -> Any:
     if isinstance(schema, list):
-        return [_looser(one, depth - 1) for one in schema] if depth else []
+        return [_looser(element, depth - 1) for element in schema] if depth else []
     if not isinstance(schema, dict):
         return schema
     if depth == 0:
         return {}
     return {
-        key: {name: _looser(one, depth - 1) for name, one in value.items()}
+        key: {name: _looser(element, depth - 1) for name, element in value.items()}
         if key in _NAMED_SCHEMAS and isinstance(value, dict)
         else value
         if key in ("enum", "const", "required", "default", "examples")

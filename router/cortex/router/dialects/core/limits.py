@@ -1,7 +1,7 @@
-"""How long a prompt may be, and how much room it leaves: decided before a worker has to find out.
+"""Check a prompt and its `max_tokens` against the context window before the worker does.
 
-The exact count comes from the worker's own tokenizer and is an argument here. Where there is no worker yet, the
-estimate is what the text weighs; it is for people and progress bars, and must be marked as an estimate.
+The exact count comes from the worker's tokenizer and is an argument. Without a worker, `estimate` derives a count from
+the size of the text; it is for display only and must be marked as an estimate.
 """
 
 from cortex.router.dialects.core.conversation import ImagePart, Request, TextPart, User
@@ -16,13 +16,13 @@ _TEMPLATE_TOKENS = 1024
 
 
 def fit(prompt_tokens: int, max_tokens: int | None, traits: Traits) -> int | None:
-    """How much the worker may write after this prompt; raises when there is no room.
+    """Return the output limit to send for this prompt. Raises DialectError when the request does not fit.
 
-    (1) the window is not known: the worker decides
-    (2) the prompt alone fills it: nothing helps
+    (1) the window is unknown: the worker decides
+    (2) the prompt alone fills it: refuse
     (3) the rest is enough
-    (4) the function would rather answer shortly than not at all
-    (5) the client has to decide, and is told the numbers
+    (4) the function clamps the answer to what is left
+    (5) refuse with the numbers; the client decides
     """
     window = traits.context_window
     if window is None:  # (1)
@@ -37,13 +37,13 @@ def fit(prompt_tokens: int, max_tokens: int | None, traits: Traits) -> int | Non
     raise DialectError(max_tokens_too_large(prompt_tokens, max_tokens, window))  # (5)
 
 
-def surely_fits(body_bytes: int, max_tokens: int | None, window: int | None) -> bool:
-    """Whether nobody need count: a token takes a byte at least, and the template adds a little of its own."""
+def fits_without_counting(body_bytes: int, max_tokens: int | None, window: int | None) -> bool:
+    """Whether a request fits without counting: a token takes at least one byte; the template adds a few tokens."""
     return window is not None and body_bytes + (max_tokens or 0) + _TEMPLATE_TOKENS <= window
 
 
 def estimate(request: Request) -> int:
-    """About how many tokens a prompt has, without anyone who could count them."""
+    """Estimate the tokens of a prompt without a tokenizer."""
     images = 0
     size = len(text_of([tool.function for tool in request.tools or ()]).encode()) if request.tools else 0
     for message in request.messages:

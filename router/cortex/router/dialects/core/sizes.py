@@ -1,8 +1,8 @@
-"""How much there is in a body, measured before objects are made of it. Pure.
+"""Bounds on a body's contents, checked before it is decoded. Pure.
 
-JSON of a few bytes an element becomes objects of a hundred, and a text of many escapes takes a single, long call to
-decode. So a large body is counted first, in pieces that each take a millisecond or two: other threads run in between.
-A body that is mostly one image or one plain text costs nothing but the counting.
+A JSON element of a few bytes becomes an object of a hundred, and decoding a long string with escapes is one long call.
+So large bodies are counted first, in pieces of one or two milliseconds that let other threads run in between. A body
+that is mostly one image or one plain string is only counted.
 """
 
 from msgspec import Struct
@@ -10,21 +10,21 @@ from msgspec import Struct
 from cortex.router.dialects.core.errors import BadRequest
 
 SMALL = 128 * 1024
-"""Bytes of a body that need no counting: what fits into them is little enough."""
+"""Bytes of a body that is too small to exceed a bound."""
 MAX_CONTAINERS = 100_000
 """Objects and lists in a body."""
 MAX_VALUES = 1_000_000
-"""Values in a body: what stands between commas."""
+"""Values in a body, counted by commas."""
 MAX_TEXT = 8 * 1024 * 1024
-"""Bytes of texts with escapes, or with other characters than ASCII, in a body. Images in base64 are none of them."""
+"""Bytes of strings with escapes or non-ASCII characters in a body; base64 images have neither."""
 MAX_STRING = 32 * 1024 * 1024
-"""Bytes of one text, or of one image in base64."""
+"""Bytes of one string, or of one image in base64."""
 _PIECE = 256 * 1024
 _SHORT = 256
 
 
 class Bounds(Struct, frozen=True):
-    """How much a body may hold outside of texts."""
+    """Limits on a body's structure, outside of strings."""
 
     containers: int = MAX_CONTAINERS
     values: int = MAX_VALUES
@@ -33,8 +33,8 @@ class Bounds(Struct, frozen=True):
 BOUNDS = Bounds()
 
 
-def weigh(body: bytes) -> None:
-    """Raise BadRequest for a body that holds more than the bounds of this module."""
+def check_size(body: bytes) -> None:
+    """Raise BadRequest for a body that exceeds the bounds of this module."""
     size = len(body)
     if size <= SMALL:
         return
@@ -46,14 +46,14 @@ def weigh(body: bytes) -> None:
         escapes += piece.count(b"\\")
     if escapes > MAX_TEXT:
         raise too_much_text()
-    # These counts are never too low: they took what is inside of texts, too.
+    # These counts include the contents of strings, so they are upper bounds.
     large = size > MAX_TEXT and (escapes or not body.isascii())
     if large or size > MAX_STRING or containers > MAX_CONTAINERS or values > MAX_VALUES:
-        look_closer(body)
+        count_exactly(body)
 
 
-def look_closer(body: bytes, bounds: Bounds = BOUNDS) -> None:
-    """Count outside of texts, text by text."""
+def count_exactly(body: bytes, bounds: Bounds = BOUNDS) -> None:
+    """Count exactly, string by string. Raises BadRequest."""
     containers = values = text = outside = 0
     opening = body.find(b'"')
     while True:
@@ -71,7 +71,7 @@ def look_closer(body: bytes, bounds: Bounds = BOUNDS) -> None:
         closing = _end_of_string(body, opening + 1)
         length = closing - opening - 1
         if length > MAX_STRING:
-            raise BadRequest(f"a text of the body is longer than {MAX_STRING >> 20} MiB")
+            raise BadRequest(f"a string in the body is longer than {MAX_STRING >> 20} MiB")
         if length > _SHORT and _is_text(body, opening + 1, closing):
             text += length
             if text > MAX_TEXT:
@@ -81,7 +81,7 @@ def look_closer(body: bytes, bounds: Bounds = BOUNDS) -> None:
 
 
 def _end_of_string(body: bytes, start: int) -> int:
-    """Return where a string's closing quote is; the end of the body where there is none."""
+    """Return the index of a string's closing quote, or the body's length if it has none."""
     at = start
     while (quote := body.find(b'"', at)) >= 0:
         slashes = quote
@@ -102,5 +102,5 @@ def _is_text(body: bytes, start: int, end: int) -> bool:
 
 
 def too_much_text() -> BadRequest:
-    """Return the refusal of more text than `MAX_TEXT`."""
+    """Return the error for more text than `MAX_TEXT`."""
     return BadRequest(f"the body holds more than {MAX_TEXT >> 20} MiB of text; images in base64 do not count")

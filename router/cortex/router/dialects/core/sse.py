@@ -1,8 +1,7 @@
 """Server-sent events: bytes in, a list of events out. No `async`, no sockets.
 
-The wire may be cut anywhere: inside a line, a CRLF or a letter. Data stays bytes, because the JSON decoder that
-reads it next wants bytes; so a letter cut in two is no concern of this module. An event that the end of the
-stream cuts off is still handed out by `close()`: some servers forget the last blank line.
+A piece may end anywhere: inside a line, a CRLF or a character. Data stays bytes, because the JSON decoder takes bytes,
+so split characters need no handling. `close()` returns an event without its final blank line: some servers omit it.
 """
 
 import msgspec
@@ -24,15 +23,15 @@ class SSEDecoder:
         self._limit = limit
         self._tail = bytearray()
         self._data: list[bytes] = []
-        self._held = 0
+        self._size = 0
         self._event = b""
         self._after_cr = False
         self._at_start = True
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """The events that this piece of the wire completes."""
+        """Return the events that this piece completes."""
         if self._after_cr and chunk:
-            # The last piece ended in CR, which ended a line; a LF now belongs to it.
+            # The last piece ended in CR; a leading LF belongs to the same line end.
             self._after_cr = False
             if chunk[:1] == b"\n":
                 chunk = chunk[1:]
@@ -53,7 +52,7 @@ class SSEDecoder:
         return events
 
     def close(self) -> list[Event]:
-        """What the end of the stream cut off, if it carried data."""
+        """Return the last, unterminated event, if it has data."""
         events: list[Event] = []
         if self._tail:
             self._line(bytes(self._tail), events)
@@ -67,24 +66,24 @@ class SSEDecoder:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line[:5] == b"data:":
             value = line[6:] if line[5:6] == b" " else line[5:]
-            self._keep(value)
+            self._append(value)
         elif not line:
             if self._data:
                 data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
                 events.append(Event(data, self._event))
                 self._data.clear()
-                self._held = 0
+                self._size = 0
             self._event = b""
         elif line[:6] == b"event:":
             self._event = line[6:].removeprefix(b" ")
         elif line == b"data":
-            self._keep(b"")
-        # comments, `id:`, `retry:` and unknown fields mean nothing here
+            self._append(b"")
+        # comments, `id:`, `retry:` and unknown fields are ignored
 
-    def _keep(self, value: bytes) -> None:
+    def _append(self, value: bytes) -> None:
         self._data.append(value)
-        self._held += len(value) + 1
-        if self._held > self._limit:
+        self._size += len(value) + 1
+        if self._size > self._limit:
             raise self._too_long()
 
     def _too_long(self) -> BadAnswer:
@@ -92,7 +91,7 @@ class SSEDecoder:
 
 
 def encode_data(data: bytes) -> bytes:
-    """An unnamed event, as the chat dialect has them."""
+    """Encode an unnamed event, the form of the chat dialect."""
     if b"\n" in data:
         data = data.replace(b"\n", b"\ndata: ")
     return b"data: " + data + b"\n\n"

@@ -1,8 +1,8 @@
-"""Bytes of a worker's stream in, bytes of the client's stream out: the part that every translation shares.
+"""Translate a worker's stream into a client's: the part that all dialects share. Bytes in, bytes out.
 
-A `Machine` knows one dialect's events. The relay decodes the worker's frames for it, encodes what it says, and
-keeps the one promise that matters most: a stream that was cut off never ends the way a whole one does. It ends
-once, in an end or in a fault; what comes after is ignored.
+A `Machine` produces one dialect's events. `TranslatedStream` decodes the worker's frames, encodes the events, and
+guarantees that a truncated stream never ends like a complete one. A stream ends once, completely or in a fault; later
+input is ignored.
 """
 
 import functools
@@ -21,7 +21,7 @@ DONE = b"[DONE]"
 
 
 class Machine(Protocol):
-    """`open` comes first; `feed` and `close` may raise `BadAnswer`; the tag of an event is its name."""
+    """Call `open` first; `feed` and `close` may raise `BadAnswer`; an event's tag is its name."""
 
     @property
     def tokens(self) -> Tokens: ...
@@ -33,11 +33,11 @@ class Machine(Protocol):
 
 
 class Stream(Protocol):
-    """A stream to a client, as the edge drives it.
+    """A stream to a client.
 
-    `open()` and `ping()` while waiting; `feed()` per piece of the worker's body; `close()` at its end; `fail()`
-    when the worker is lost. `fault` is what ended it badly, `tokens` what it cost, `over` that nothing follows;
-    `rough_tokens` is about how many came so far, for a stream that is cut before its worker has counted.
+    Call `open()` and `ping()` while waiting, `feed()` per piece of the worker's body, `close()` at its end, `fail()`
+    when the worker is lost. `fault`: the error that ended it; `over`: no bytes follow; `tokens`: the worker's usage;
+    `rough_tokens`: an estimate of the output so far, for a stream that ends without usage.
     """
 
     fault: Fault | None
@@ -68,10 +68,10 @@ class TranslatedStream:
         return self._machine.tokens
 
     def open(self) -> bytes:
-        return b"" if self.over else self._said(self._machine.open())
+        return b"" if self.over else self._encode_events(self._machine.open())
 
     def ping(self) -> bytes:
-        return b"" if self.over else self._said(self._machine.ping())
+        return b"" if self.over else self._encode_events(self._machine.ping())
 
     def feed(self, data: bytes) -> bytes:
         if self.over:
@@ -81,7 +81,7 @@ class TranslatedStream:
             for frame in self._frames.feed(data):
                 if self.over:
                     break
-                self._take(frame, out)
+                self._relay_frame(frame, out)
         except BadAnswer as error:
             out.append(self.fail(error.fault))
         return b"".join(out)
@@ -93,7 +93,7 @@ class TranslatedStream:
         out: list[bytes] = []
         try:
             for frame in self._frames.close():
-                self._take_last(frame, out)
+                self._relay_last(frame, out)
             if not self.over:
                 self._end(out)
         except BadAnswer as error:
@@ -104,35 +104,35 @@ class TranslatedStream:
         if self.over:
             return b""
         self.over, self.fault = True, fault
-        return self._said(self._machine.fail(fault))
+        return self._encode_events(self._machine.fail(fault))
 
-    def _take(self, frame: Frame, out: list[bytes]) -> None:
+    def _relay_frame(self, frame: Frame, out: list[bytes]) -> None:
         if frame.data == DONE:
             self._end(out)
         else:
-            self._tell(chunks.decode(frame.data), out)
+            self._relay_chunk(chunks.decode(frame.data), out)
 
-    def _tell(self, chunk: Chunk, out: list[bytes]) -> None:
+    def _relay_chunk(self, chunk: Chunk, out: list[bytes]) -> None:
         self.rough_tokens += chunks.rough_tokens(chunk)
-        if begun := self._machine.open():
-            out.append(self._said(begun))
-        out.append(self._said(self._machine.feed(chunk)))
+        if opening := self._machine.open():
+            out.append(self._encode_events(opening))
+        out.append(self._encode_events(self._machine.feed(chunk)))
 
-    def _take_last(self, frame: Frame, out: list[bytes]) -> None:
-        """What the end cut off may be half a chunk, which says nothing; the machine knows whether it was done."""
+    def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
+        """Relay the last frame. It may be half a chunk, which is ignored; `close` checks for completeness."""
         if frame.data == DONE:
             return
         try:
             chunk = chunks.decode(frame.data)
-        except chunks.Garbled:
+        except chunks.UnreadableAnswer:
             return
-        self._tell(chunk, out)
+        self._relay_chunk(chunk, out)
 
     def _end(self, out: list[bytes]) -> None:
-        out.append(self._said(self._machine.close()))
+        out.append(self._encode_events(self._machine.close()))
         self.over = True
 
-    def _said(self, events: Sequence[msgspec.Struct]) -> bytes:
+    def _encode_events(self, events: Sequence[msgspec.Struct]) -> bytes:
         return b"".join([_prefix(type(event)) + _encode(event) + b"\n\n" for event in events])
 
 
@@ -141,5 +141,5 @@ _encode = msgspec.json.Encoder().encode
 
 @functools.cache
 def _prefix(event: type[msgspec.Struct]) -> bytes:
-    """Without its name the SDKs ignore an event."""
+    """SDKs ignore an event without a name."""
     return b"event: %b\ndata: " % str(event.__struct_config__.tag).encode()

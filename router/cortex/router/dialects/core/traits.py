@@ -1,6 +1,6 @@
-"""What a function's model, template and engine can take. A value that the edge fills in and translation obeys.
+"""What a function's model, template and engine accept. The caller fills it in; translation follows it.
 
-The defaults describe the most careful worker: what is not known to work is not sent.
+The defaults describe the most restrictive worker: a feature is sent only when the worker supports it.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from cortex.functions.capabilities import Sampling
 from cortex.functions.passing import Passing, passing
 from cortex.router.dialects.core.errors import BadRequest
 
-# A template that knows only three levels raises on a fourth, so the outer ones fold inwards.
+# Templates with three levels raise on any other, so the outer levels map to the nearest of them.
 EFFORT = {"none": "none", "minimal": "low", "low": "low", "medium": "medium"} | dict.fromkeys(
     ("high", "xhigh", "max"), "high"
 )
@@ -23,7 +23,7 @@ _PLAIN = replace(_PLAIN, fields=_PLAIN.fields | passing("openai", "completions")
 
 
 class Traits(msgspec.Struct, frozen=True, kw_only=True):
-    """`reasoning_field` and `thinking_budget` are names of fields in the worker's dialect; None: it has none."""
+    """`reasoning_field` and `thinking_budget` name fields of the worker's dialect; None: unsupported."""
 
     # the chat template
     inline_system: bool = False
@@ -54,22 +54,22 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     on_long_prompt: Literal["error", "clamp"] = "error"
     server_tools: Literal["reject", "drop"] = "reject"
 
-    def output_tokens(self, asked: int | None) -> int | None:
-        """How much the worker may write, given what the client asked for. A function's limit is always written."""
-        wanted = self.default_output_tokens if asked is None else asked
+    def output_tokens(self, client_limit: int | None) -> int | None:
+        """Return the worker's output limit for a client's `max_tokens`. A function's limit always applies."""
+        limit = self.default_output_tokens if client_limit is None else client_limit
         if self.max_output_tokens is None:
-            return wanted
-        return self.max_output_tokens if wanted is None else min(wanted, self.max_output_tokens)
+            return limit
+        return self.max_output_tokens if limit is None else min(limit, self.max_output_tokens)
 
-    def each(self, asked: int | None, answers: int) -> int | None:
-        """How much each of several answers may be: what a function allows is for all answers of a request together.
+    def limit_per_answer(self, client_limit: int | None, answers: int) -> int | None:
+        """Return the output limit of each answer: a function's limit covers all answers of a request together.
 
-        Raises BadRequest where not even a token is left for each.
+        Raises BadRequest when less than one token is left for each.
         """
-        limit = self.output_tokens(asked)
+        limit = self.output_tokens(client_limit)
         if self.max_output_tokens is None or answers == 1 or limit is None:
             return limit
         if answers > self.max_output_tokens:
             most = self.max_output_tokens
-            raise BadRequest(f"{answers} answers do not fit into the {most} tokens of a request", "n")
+            raise BadRequest(f"{answers} answers exceed the limit of {most} output tokens per request", "n")
         return min(limit, self.max_output_tokens // answers)

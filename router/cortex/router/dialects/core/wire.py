@@ -1,8 +1,8 @@
-"""Reading the JSON of a client: what is wrong is said once, here, with the name of the field.
+"""Decode a client's JSON; errors name the field.
 
-Top levels are decoded straight into structs. Lists whose elements may be of kinds we do not know yet (messages,
-content blocks, tools, input items) stay plain objects until someone has looked at their `type`, and are then
-given their shape one by one, so that an unknown kind is never an error and a known one names its place.
+The top level is decoded into structs. Elements that may have an unknown type (messages, content blocks, tools, input
+items) stay plain objects until their `type` is checked and are then converted one by one, so that an unknown type is
+not an error and an invalid element is named by its path.
 """
 
 import codecs
@@ -20,20 +20,20 @@ P = ParamSpec("P")
 
 
 class UnknownField(BadRequest):
-    """A field that a shape does not have, where the shape says that it takes no other."""
+    """A field that a struct with `forbid_unknown_fields` does not declare."""
 
 
 _PIECE = 1024 * 1024
-"""Bytes that are copied, checked or decoded at a time: other threads run in between."""
+"""Bytes to copy, check or decode in one call; other threads run in between."""
 _LEVELS = 8
-"""How deep large JSON is taken apart: messages, their contents, the parts in them, what these hold."""
+"""Levels of large JSON to decode separately: messages, contents, parts and their fields."""
 _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
 _encode = msgspec.json.Encoder().encode
 
 
 def parser(read: Callable[P, T]) -> Callable[P, T]:
-    """Turn what Python itself gives up on (depth, size) into a request that was bad."""
+    """Decorate a parser: RecursionError and OverflowError become BadRequest."""
 
     @functools.wraps(read)
     def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -48,10 +48,10 @@ def parser(read: Callable[P, T]) -> Callable[P, T]:
 
 
 def read(body: bytes, shape: type[T]) -> T:
-    """Decode a whole request body."""
+    """Decode a whole request body. Raises BadRequest."""
     try:
         if not body.isascii():
-            _check_utf8(body)  # msgspec skips over unknown fields without looking into them
+            _check_utf8(body)  # msgspec skips unknown fields without validating them
         if len(body) < _PIECE:
             return msgspec.json.decode(body, type=shape)
         return msgspec.convert(decode_parts(body), shape)
@@ -60,13 +60,13 @@ def read(body: bytes, shape: type[T]) -> T:
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not valid UTF-8 at byte {error.start}") from None
     except msgspec.ValidationError as error:
-        raise _named(error, "") from None
+        raise _with_path(error, "") from None
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
 
 
 def decode_parts(raw: bytes | msgspec.Raw, levels: int = _LEVELS) -> Any:
-    """Decode JSON, what is large of it element by element, so that no single call takes long."""
+    """Decode JSON, large values element by element, so that no single call takes long."""
     view = memoryview(raw)
     if len(view) < _PIECE or not levels:
         return msgspec.json.decode(raw)
@@ -84,8 +84,8 @@ def encode_parts(values: Sequence[Any]) -> bytes:
     return b"".join((b"[", b",".join([_encode(value) for value in values]), b"]"))
 
 
-def holds(raw: bytes | msgspec.Raw, mark: bytes) -> bool:
-    """Whether JSON holds some bytes, looked for a piece at a time."""
+def contains(raw: bytes | msgspec.Raw, mark: bytes) -> bool:
+    """Whether JSON contains `mark`, searched piece by piece."""
     view = memoryview(raw)
     if len(view) <= _PIECE:
         return mark in bytes(view)
@@ -105,16 +105,16 @@ def _check_utf8(body: bytes) -> None:
             raise UnicodeDecodeError("utf-8", b"", at + error.start, at + error.end, error.reason) from None
 
 
-def shaped(value: object, shape: type[T], at: str) -> T:
-    """Give a known shape to one object of a request."""
+def convert(value: object, shape: type[T], at: str) -> T:
+    """Convert one object of a request to a struct. Raises BadRequest."""
     try:
         return msgspec.convert(value, shape)
     except msgspec.ValidationError as error:
-        raise _named(error, at) from None
+        raise _with_path(error, at) from None
 
 
 def kind_of(value: dict[str, Any], at: str, default: str = "") -> str:
-    """The `type` of an object that may be of any kind."""
+    """Return an object's `type`. Raises BadRequest."""
     kind = value.get("type", default)
     if not isinstance(kind, str):
         raise BadRequest("expected a string", f"{at}.type")
@@ -122,17 +122,17 @@ def kind_of(value: dict[str, Any], at: str, default: str = "") -> str:
 
 
 def text_of(value: object) -> str:
-    """JSON as compact text."""
+    """Encode as compact JSON text."""
     return _encode(value).decode()
 
 
 def write(fields: dict[str, msgspec.Raw], model: str) -> bytes:
-    """A request from the fields that were read, for a worker's name of the model. A field that the client gave twice
-    is in it once, with the value that was read."""
-    whole: dict[str, Any] = {**fields, "model": model}
+    """Encode a request from its fields, with the worker's name of the model. A duplicate field is sent once, with the
+    value that was parsed."""
+    request: dict[str, Any] = {**fields, "model": model}
     views = {name: memoryview(value) for name, value in fields.items()}
     if max(map(len, views.values())) < _PIECE:
-        return _encode(whole)
+        return _encode(request)
     views["model"] = memoryview(_encode(model))
     pieces: list[bytes] = []
     for name, view in views.items():
@@ -141,13 +141,13 @@ def write(fields: dict[str, msgspec.Raw], model: str) -> bytes:
     return b"".join((*pieces, b"}"))
 
 
-def _named(error: msgspec.ValidationError, at: str) -> BadRequest:
-    said = str(error)
-    if found := _AT.search(said):
-        path, said = found[1], said[: found.start()]
+def _with_path(error: msgspec.ValidationError, at: str) -> BadRequest:
+    text = str(error)
+    if match := _AT.search(text):
+        path, text = match[1], text[: match.start()]
         at = f"{at}.{path}" if at and not path.startswith("[") else at + path
-    if said.startswith("Object contains unknown field"):
-        return UnknownField(said[:1].lower() + said[1:], at or None)
-    if found := _MISSING.match(said):
-        return BadRequest("field required", f"{at}.{found[1]}" if at else found[1])
-    return BadRequest(said[:1].lower() + said[1:], at or None)
+    if text.startswith("Object contains unknown field"):
+        return UnknownField(text[:1].lower() + text[1:], at or None)
+    if match := _MISSING.match(text):
+        return BadRequest("field required", f"{at}.{match[1]}" if at else match[1])
+    return BadRequest(text[:1].lower() + text[1:], at or None)

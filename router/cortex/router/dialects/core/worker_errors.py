@@ -1,9 +1,8 @@
-"""What a worker meant by its error, whichever engine it is. Pure; the one place where foreign errors are read.
+"""Map a worker's error, of any engine, to a `Fault`. Pure; no other module parses worker errors.
 
-Engines agree on nothing: vLLM puts an integer into `code`, llama-server names its types, llama_cpp.server lets
-its framework answer with `detail`, older servers send plain text. The text is passed on, cleaned, because it is what a
-person needs; the status is ours: a worker's 404 is our mistake and not the client's, and its 401 is no word on the
-client's key.
+Formats differ: vLLM puts an integer into `code`, llama-server names its types, llama_cpp.server's framework sends
+`detail`, older servers send plain text. The text is cleaned and forwarded for people to read. The status is cortex's
+own: a worker's 404 is a fault of cortex's configuration, and its 401 does not concern the client's key.
 """
 
 import re
@@ -19,17 +18,16 @@ _LONGEST_MESSAGE = 4000
 _LONGEST_WORD = 200
 _LONGEST_WAIT_S = 3600.0
 BREAKDOWNS = frozenset({500, 502, 503})
-"""The statuses with which a worker that has failed answers, until it ends."""
+"""Statuses of a worker that has failed and is about to exit."""
 
-# How vLLM's front says that its engine is no more; it ends some seconds later. At the beginning of the message only:
+# How vLLM's API server reports that its engine died; it exits seconds later. Matched at the start of the message only:
 # an error may quote a prompt.
 _ENGINE_DIED = re.compile(
     r"(?:EngineCore encountered an issue|EngineDeadError|AsyncEngineDeadError|MQEngineDeadError"
     r"|Background loop (?:has errored already|is not running)|Engine loop is not running|Engine process died)"
 )
 
-# How engines say that the prompt alone is too long, and that prompt and answer together are. Each has the names
-# of the numbers that its words give.
+# Error texts of engines: the prompt alone is too long, or prompt and answer together. Groups name the numbers.
 _PROMPT = (
     re.compile(r"prompt \(length (?P<tokens>\d+)\) is longer than the maximum model length of (?P<limit>\d+)"),
     re.compile(
@@ -71,34 +69,34 @@ _KINDS = {
     504: Kind.TIMEOUT,
     529: Kind.LOADING,
 }
-# A worker that does not know the path or the model was set up wrongly by us.
+# An unknown path or model at the worker is a fault of cortex.
 _OURS = frozenset({402, 404, 405, 407})
-# Its key was right, or the answer would not have come as far as here: what it refuses is the request.
+# Other answers prove that the worker's key is right, so it refuses the request itself.
 _REFUSED = frozenset({401, 403})
 _LOADING_S = 5.0
 
 
 def fault_from_worker(status: int, body: bytes, retry_after: str | None = None) -> Fault:
-    """The fault behind a worker's answer that was not 2xx."""
+    """Return the fault for a worker's answer that is not 2xx."""
     try:
-        said: Any = msgspec.json.decode(body)
+        answer: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = body[: 4 * _LONGEST_MESSAGE].decode("utf-8", "replace")
-    if isinstance(said, dict) and "error" in said:
-        return fault_from_error(said["error"], status, retry_after)
-    return fault_from_error(said, status, retry_after)
+        answer = body[: 4 * _LONGEST_MESSAGE].decode("utf-8", "replace")
+    if isinstance(answer, dict) and "error" in answer:
+        return fault_from_error(answer["error"], status, retry_after)
+    return fault_from_error(answer, status, retry_after)
 
 
 def fault_from_error(error: object, status: int = 500, retry_after: str | None = None) -> Fault:
-    """The fault behind an `error` value, from a body or from the middle of a stream."""
+    """Return the fault for an `error` value, from a body or a stream."""
     fields: dict[str, Any] = error if isinstance(error, dict) else {}
     code = fields.get("code")
     if status == 500 and isinstance(code, int) and 400 <= code < 600:
         status = code
     if 300 <= status < 400:
-        message = f"the worker answered with a redirect ({status}), and cortex follows none"
+        message = f"the worker answered with a redirect ({status}); cortex does not follow redirects"
     else:
-        message = _message(error) or f"the worker answered {status} and gave no reason"
+        message = _message(error) or f"the worker answered {status} without a message"
     too_long = _too_long(fields, message)
     if too_long is not None:
         return too_long
@@ -115,12 +113,12 @@ def fault_from_error(error: object, status: int = 500, retry_after: str | None =
 
 
 def engine_died(message: str) -> bool:
-    """Whether a worker's error means that its engine has ended, and the worker is about to."""
+    """Whether a worker's error means that its engine died and the worker is about to exit."""
     return _ENGINE_DIED.match(message) is not None
 
 
 def first_error(chunk: bytes) -> Fault | None:
-    """Return the error that a stream's first piece begins with, if it does."""
+    """Return the error at the start of a stream's first piece, or None."""
     if b'"error"' not in chunk:
         return None
     frames = SSEDecoder()
@@ -153,33 +151,33 @@ def _too_long(fields: dict[str, Any], message: str) -> Fault | None:
     if isinstance(tokens, int) and isinstance(limit, int) and limit > 0:
         return prompt_too_long(tokens, limit)
     for pattern in _TOGETHER:
-        if found := pattern.search(message):
-            numbers = {name: int(digits[:18]) for name, digits in found.groupdict().items()}
+        if match := pattern.search(message):
+            numbers = {name: int(digits[:18]) for name, digits in match.groupdict().items()}
             if numbers["tokens"] >= numbers["limit"]:
                 return prompt_too_long(numbers["tokens"], numbers["limit"])
             return max_tokens_too_large(numbers["tokens"], numbers["max"], numbers["limit"])
     for pattern in _PROMPT:
-        if found := pattern.search(message):
-            return prompt_too_long(int(found["tokens"][:18]), int(found["limit"][:18]))
+        if match := pattern.search(message):
+            return prompt_too_long(int(match["tokens"][:18]), int(match["limit"][:18]))
     if _TOO_LONG_TYPES & {str(fields.get("type")), str(fields.get("code"))}:
         return Fault(kind=Kind.PROMPT_TOO_LONG, message=message, param="messages")
     return None
 
 
 def _message(error: object, depth: int = 5) -> str:
-    """The words for a person, cleaned, from every shape seen so far."""
+    """Return the message of an error in any known shape, cleaned; "" without one."""
     if isinstance(error, str):
         return untrusted.text(error, _LONGEST_MESSAGE).strip()
     if depth == 0:
         return ""
     if isinstance(error, list):
-        said = [_message(one, depth - 1) for one in error[:8]]
-        return "; ".join(one for one in said if one)[:_LONGEST_MESSAGE]
+        messages = [_message(element, depth - 1) for element in error[:8]]
+        return "; ".join(message for message in messages if message)[:_LONGEST_MESSAGE]
     if not isinstance(error, dict):
         return ""
-    if isinstance(error.get("msg"), str):  # one complaint of a pydantic list
-        where = error.get("loc")
-        steps = [str(step) for step in where[:16] if isinstance(step, str | int)] if isinstance(where, list) else []
+    if isinstance(error.get("msg"), str):  # one entry of a pydantic error list
+        loc = error.get("loc")
+        steps = [str(step) for step in loc[:16] if isinstance(step, str | int)] if isinstance(loc, list) else []
         at = ".".join(step for step in steps if step != "body")
         return _message(f"{at}: {error['msg']}" if at else error["msg"])
     for key in ("message", "detail", "error"):

@@ -1,7 +1,7 @@
-"""A worker's chat answer as an Anthropic message: the structs on the wire, and the rules that fill them.
+"""A worker's chat answer as an Anthropic message: the structs, and the rules that fill them.
 
-Both the plain answer and the stream are made of the same blocks, the same usage and the same reason to stop, so
-what a client accumulates from the stream is what it would have got in one piece.
+The plain answer and the stream use the same blocks, usage and stop reason, so a client accumulates the same message
+from either.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
 from cortex.router.dialects.core.content_blocks import Block, blocks_of
 from cortex.router.dialects.core.errors import BadAnswer
 
-# Clients send thoughts back only with a signature. Ours proves nothing; any is accepted.
+# Clients return thinking only with a signature. This one is a constant; any signature is accepted.
 SIGNATURE = "cortex"
 
 
@@ -59,7 +59,7 @@ class Message(msgspec.Struct, tag_field="type", tag="message", kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What of the request the answer depends on. `id` is unique; everything else in it is made from that."""
+    """The request's data that the answer depends on. All ids in the answer derive from `id`."""
 
     id: str
     model: str
@@ -69,19 +69,19 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int | None = None
     prewarm: bool = False
 
-    def message(self, content: list[ContentBlock], stop: tuple[str | None, str | None], used: Tokens) -> Message:
+    def message(self, content: list[ContentBlock], stop: tuple[str | None, str | None], tokens: Tokens) -> Message:
         return Message(
             id=f"msg_{self.id}",
             model=self.model,
             content=content,
             stop_reason=stop[0],
             stop_sequence=stop[1],
-            usage=usage(used),
+            usage=usage(tokens),
         )
 
 
 def plain(answer: Answer, body: bytes) -> Plain:
-    """The worker's whole answer, translated; raises `BadAnswer`."""
+    """Translate the worker's whole answer. Raises `BadAnswer`."""
     completion = chunks.decode(body)
     choice = completion.choices[0] if completion.choices else None
     if choice is None or choice.message is None:
@@ -89,19 +89,19 @@ def plain(answer: Answer, body: bytes) -> Plain:
     ending = chunks.ending(completion, choice)
     if ending is None:
         raise chunks.truncated()
-    used = chunks.tokens(completion.usage, answer.input_tokens)
+    tokens = chunks.tokens(completion.usage, answer.input_tokens)
     if answer.prewarm:
-        used = msgspec.structs.replace(used, output=0, reasoning=None)
-        message = answer.message([], ("max_tokens", None), used)
+        tokens = msgspec.structs.replace(tokens, output=0, reasoning=None)
+        message = answer.message([], ("max_tokens", None), tokens)
     else:
         blocks = blocks_of(choice.message, answer.id)
         content = [content_block(block) for block in blocks]
-        stopped = stop(answer, blocks, ending, used)
-        note = note_of_broken_calls(blocks, stopped[0])
+        stop_info = stop(answer, blocks, ending, tokens)
+        note = invalid_calls_note(blocks, stop_info[0])
         if note or not content:
             content.append(TextBlock(note))
-        message = answer.message(content, stopped, used)
-    return Plain(msgspec.json.encode(message), used)
+        message = answer.message(content, stop_info, tokens)
+    return Plain(msgspec.json.encode(message), tokens)
 
 
 def content_block(block: Block) -> ContentBlock:
@@ -112,53 +112,53 @@ def content_block(block: Block) -> ContentBlock:
     return TextBlock(block.text)
 
 
-def usage(used: Tokens) -> Usage:
-    """Anthropic counts what came from the cache apart from the rest of the prompt."""
+def usage(tokens: Tokens) -> Usage:
+    """Return the usage; Anthropic counts cached tokens separately from the rest of the prompt."""
     return Usage(
-        input_tokens=max(0, used.input - used.cached - used.written),
-        cache_creation_input_tokens=used.written,
-        cache_read_input_tokens=used.cached,
-        output_tokens=used.output,
-        output_tokens_details=None if used.reasoning is None else OutputDetails(used.reasoning),
+        input_tokens=max(0, tokens.input - tokens.cached - tokens.written),
+        cache_creation_input_tokens=tokens.written,
+        cache_read_input_tokens=tokens.cached,
+        output_tokens=tokens.output,
+        output_tokens_details=None if tokens.reasoning is None else OutputDetails(tokens.reasoning),
     )
 
 
-def stop(answer: Answer, blocks: list[Block], ending: Ending, used: Tokens) -> tuple[str | None, str | None]:
-    """Why the answer stopped, and at which stop sequence.
+def stop(answer: Answer, blocks: list[Block], ending: Ending, tokens: Tokens) -> tuple[str | None, str | None]:
+    """Return the stop reason and the stop sequence.
 
-    (1) length: the window was full, or the limit that the client gave
-    (2) a filter, or the model itself, refused
-    (3) the worker named the stop sequence
-    (4) it stopped inside a call, which only a stop sequence does: that call must not run
-    (5) there are calls, whatever the worker says (a named choice ends in "stop")
-    (6) the model had said everything
+    (1) length: the window or the client's limit was reached
+    (2) a filter or the model refused
+    (3) the worker reported a stop sequence
+    (4) it stopped inside a call, which only a stop sequence causes: that call must not run
+    (5) there are calls, whatever the finish reason (a named choice ends in "stop")
+    (6) the model ended its turn
     """
-    finish, word = ending.finish, ending.stop_string
+    finish, stop_string = ending.finish, ending.stop_string
     if finish == "length":  # (1)
-        return ("model_context_window_exceeded" if _window_is_full(answer, used) else "max_tokens"), None
+        return ("model_context_window_exceeded" if _window_is_full(answer, tokens) else "max_tokens"), None
     if finish == "content_filter" or any(block.kind == "refusal" for block in blocks):  # (2)
         return "refusal", None
-    if word is not None:  # (3)
-        return "stop_sequence", word
+    if stop_string is not None:  # (3)
+        return "stop_sequence", stop_string
     calls = [block for block in blocks if block.kind == "call"]
-    if finish == "stop" and answer.stop_sequences and any(call.arguments.cut for call in calls):  # (4)
-        known = answer.stop_sequences[0] if len(answer.stop_sequences) == 1 else None
-        return "stop_sequence", known
+    if finish == "stop" and answer.stop_sequences and any(call.arguments.truncated for call in calls):  # (4)
+        sequence = answer.stop_sequences[0] if len(answer.stop_sequences) == 1 else None
+        return "stop_sequence", sequence
     if calls:  # (5)
         return "tool_use", None
     return "end_turn", None  # (6)
 
 
-def _window_is_full(answer: Answer, used: Tokens) -> bool:
-    if not answer.context_window or not used.output:
+def _window_is_full(answer: Answer, tokens: Tokens) -> bool:
+    if not answer.context_window or not tokens.output:
         return False
-    if answer.max_tokens is not None and used.output >= answer.max_tokens:
+    if answer.max_tokens is not None and tokens.output >= answer.max_tokens:
         return False
-    return used.input + used.output >= answer.context_window
+    return tokens.input + tokens.output >= answer.context_window
 
 
-def note_of_broken_calls(blocks: list[Block], stop_reason: str | None) -> str:
-    """A word to whoever runs the calls, when arguments that should be whole are not JSON."""
+def invalid_calls_note(blocks: list[Block], stop_reason: str | None) -> str:
+    """Return a note for the client when the arguments of complete calls are not valid JSON, else ""."""
     if stop_reason != "tool_use":
         return ""
     names = [block.name for block in blocks if block.kind == "call" and not block.arguments.intact]

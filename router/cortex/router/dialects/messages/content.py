@@ -1,8 +1,8 @@
-"""Anthropic content blocks as the parts of a chat message.
+"""Anthropic content blocks as parts of a chat message.
 
-A block of an unknown kind is dropped with a note, never an error: new kinds appear every month, and one in the
-history would make a conversation impossible to continue. A known block that this function cannot show the model
-is an error when the user says it, and a placeholder when a tool returned it: the agent must be able to go on.
+A block of an unknown type is dropped with a note: new types appear every month, and an error would end a conversation
+with one in its history. A known block that the model does not accept is an error in a user's message and a placeholder
+in a tool result, so that the agent can continue.
 """
 
 from typing import Any
@@ -67,45 +67,45 @@ class _ToolReference(msgspec.Struct):
 
 
 class Reader:
-    """Reads the turns of one request into a thread, and remembers what it saw on the way."""
+    """Adds the turns of one request to a builder; collects notes and referenced tools."""
 
-    def __init__(self, traits: Traits, thread: ConversationBuilder) -> None:
+    def __init__(self, traits: Traits, builder: ConversationBuilder) -> None:
         self.notes: list[str] = []
         self.referenced: list[str] = []
         self._traits = traits
-        self._thread = thread
+        self._builder = builder
 
     def system(self, content: str | Blocks | None, at: str) -> None:
-        """The system prompt, or a system message inside the conversation."""
+        """Add the system prompt or a later system message."""
         for text in self._texts(content, at):
-            self._thread.system(text)
+            self._builder.system(text)
 
     def user(self, content: str | Blocks, at: str) -> None:
         if isinstance(content, str):
-            self._thread.user([TextPart(content)] if content else [])
+            self._builder.user([TextPart(content)] if content else [])
             return
-        self._thread.user([])
+        self._builder.user([])
         for index, block in enumerate(content):
             here = f"{at}[{index}]"
             if wire.kind_of(block, here) == "tool_result":
-                self._result(wire.shaped(block, _ToolResult, here), here)
+                self._result(wire.convert(block, _ToolResult, here), here)
             else:
-                self._thread.user(self._parts(block, here))
+                self._builder.user(self._parts(block, here))
 
     def assistant(self, content: str | Blocks, at: str) -> None:
         if isinstance(content, str):
-            self._thread.assistant(content)
+            self._builder.assistant(content)
             return
         for index, block in enumerate(content):
             here = f"{at}[{index}]"
             match wire.kind_of(block, here):
                 case "text":
-                    self._thread.assistant(wire.shaped(block, _Text, here).text)
+                    self._builder.assistant(wire.convert(block, _Text, here).text)
                 case "thinking":
-                    self._thread.thinking(wire.shaped(block, _Thinking, here).thinking)
+                    self._builder.thinking(wire.convert(block, _Thinking, here).thinking)
                 case "tool_use":
-                    use = wire.shaped(block, _ToolUse, here)
-                    self._thread.call(use.id, use.name, wire.text_of(use.input or {}))
+                    use = wire.convert(block, _ToolUse, here)
+                    self._builder.call(use.id, use.name, wire.text_of(use.input or {}))
                 case "tool_search_tool_result":
                     self._references(block.get("content"))
                 case kind:
@@ -118,25 +118,25 @@ class Reader:
         for index, block in enumerate(content):
             here = f"{at}[{index}]"
             if wire.kind_of(block, here, "text") == "text":
-                texts.append(wire.shaped(block, _Text, here).text)
+                texts.append(wire.convert(block, _Text, here).text)
             else:
                 self._note(str(block["type"]), here)
         return texts
 
     def _parts(self, block: dict[str, Any], at: str) -> list[Part]:
-        """What a user said; what cannot be shown to the model is refused."""
+        """Return a user's block as parts. Raises BadRequest for content that the model does not accept."""
         match wire.kind_of(block, at):
             case "text":
-                text = wire.shaped(block, _Text, at).text
+                text = wire.convert(block, _Text, at).text
                 return [TextPart(text)] if text else []
             case "image":
                 if not self._traits.vision:
-                    raise BadRequest("this model does not take images", at)
-                return [self._image(wire.shaped(block, _Image, at).source, f"{at}.source")]
+                    raise BadRequest("this model does not accept images", at)
+                return [self._image(wire.convert(block, _Image, at).source, f"{at}.source")]
             case "document":
-                return self._document(wire.shaped(block, _Document, at), at)
+                return self._document(wire.convert(block, _Document, at), at)
             case "search_result":
-                return [TextPart(self._found(wire.shaped(block, _SearchResult, at), at))]
+                return [TextPart(self._search_result(wire.convert(block, _SearchResult, at), at))]
             case kind:
                 self._note(kind, at)
                 return []
@@ -164,34 +164,34 @@ class Reader:
             return parts
         if source.type == "base64" and (source.media_type or "").lower().startswith("text/"):
             return [*parts, TextPart(images.as_text(source.data, f"{here}.data"))]
-        what = source.media_type or f"type {source.type!r}"
-        raise BadRequest(f"documents of {what} are not supported; send their text", f"{here}.type")
+        description = source.media_type or f"type {source.type!r}"
+        raise BadRequest(f"documents of {description} are not supported; send their text", f"{here}.type")
 
-    def _found(self, result: _SearchResult, at: str) -> str:
+    def _search_result(self, result: _SearchResult, at: str) -> str:
         lines = [result.title, result.source, *self._texts(result.content, f"{at}.content")]
         return "\n".join(line for line in lines if line)
 
     def _result(self, result: _ToolResult, at: str) -> None:
         texts: list[str] = []
-        shown: list[ImagePart] = []
+        images: list[ImagePart] = []
         if isinstance(result.content, str):
             texts.append(result.content)
         else:
             for index, block in enumerate(result.content or ()):
-                for part in self._returned(block, f"{at}.content[{index}]"):
+                for part in self._tool_parts(block, f"{at}.content[{index}]"):
                     if isinstance(part, TextPart):
                         texts.append(part.text)
                     else:
-                        shown.append(part)
+                        images.append(part)
         text = "\n".join(texts)
-        # Chat has no flag for it, and a model that does not know of the failure repeats it.
-        self._thread.result(result.tool_use_id, f"Error: {text}" if result.is_error else text, shown)
+        # Chat has no error flag, and a model that does not see the failure repeats the call.
+        self._builder.result(result.tool_use_id, f"Error: {text}" if result.is_error else text, images)
 
-    def _returned(self, block: dict[str, Any], at: str) -> list[Part]:
-        """What a tool returned; what cannot be shown to the model is named in its place."""
+    def _tool_parts(self, block: dict[str, Any], at: str) -> list[Part]:
+        """Return a tool's block as parts, with placeholders for content that the model does not accept."""
         kind = wire.kind_of(block, at)
         if kind == "tool_reference":
-            name = wire.shaped(block, _ToolReference, at).tool_name
+            name = wire.convert(block, _ToolReference, at).tool_name
             self.referenced.append(name)
             return [TextPart(f"Tool {name} is now available")]
         if kind == "image" and not self._traits.vision:
@@ -204,11 +204,11 @@ class Reader:
             self.notes.append(str(error))
             return [TextPart("[document omitted: only text can be shown to this model]")]
 
-    def _references(self, found: object) -> None:
-        """A search for tools that ran elsewhere: only what it found matters."""
-        references = found.get("tool_references") if isinstance(found, dict) else None
-        for one in references if isinstance(references, list) else ():
-            name = one.get("tool_name") if isinstance(one, dict) else None
+    def _references(self, content: object) -> None:
+        """Collect the tools that a server-side tool search returned."""
+        references = content.get("tool_references") if isinstance(content, dict) else None
+        for reference in references if isinstance(references, list) else ():
+            name = reference.get("tool_name") if isinstance(reference, dict) else None
             if isinstance(name, str):
                 self.referenced.append(name)
 

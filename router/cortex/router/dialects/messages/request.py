@@ -1,7 +1,7 @@
-"""An Anthropic Messages request as a conversation for a worker.
+"""Translate an Anthropic Messages request into a conversation for a worker.
 
-Settings that only Anthropic's own machines know (caching, containers, tiers, betas) are accepted and dropped. A
-setting that would change the answer and cannot be honoured is refused, with the name of its field.
+Settings of Anthropic's own service (caching, containers, tiers, betas) are accepted and dropped. An unsupported setting
+that would change the answer is refused with the name of its field.
 """
 
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from cortex.router.dialects.messages import answer as messages_answer
 from cortex.router.dialects.messages.answer import Answer
 from cortex.router.dialects.messages.content import Blocks, Reader
 from cortex.router.dialects.messages.stream import MessagesMachine
-from cortex.router.dialects.messages.tools import Choice, choose
+from cortex.router.dialects.messages.tools import Choice, select_tools
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
@@ -48,7 +48,7 @@ class _OutputConfig(msgspec.Struct):
     format: _Format | None = None
 
 
-class _Wire(msgspec.Struct):
+class _Params(msgspec.Struct):
     model: str
     messages: list[dict[str, Any]]
     max_tokens: _Count | None = None
@@ -67,7 +67,7 @@ class _Wire(msgspec.Struct):
 
 
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was understood. `notes` are for the log: what was dropped on the way."""
+    """A parsed request. `notes`: what the translation dropped."""
 
     model: str
     stream: bool
@@ -83,15 +83,15 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """What to send; `max_tokens` replaces what the client asked for."""
+        """Return the body to send; `max_tokens` replaces the client's limit."""
         return self.upstream.body(model, max_tokens)
 
     def count(self, model: str) -> bytes:
-        """What to send to a worker that only counts or templates the prompt."""
+        """Return the body for a worker's tokenizer endpoint."""
         return self.upstream.count(model)
 
     def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
-        """How to answer it. `id` is the unique part of every id in the answer."""
+        """Return the reply; `id` is the unique part of every id in the answer."""
         return Reply(
             answer=Answer(
                 id=id,
@@ -117,73 +117,73 @@ class Reply(msgspec.Struct, frozen=True):
 
 @wire.parser
 def read(body: bytes, traits: Traits) -> MessagesRequest:
-    """A request to `/v1/messages`; raises `BadRequest`."""
-    said = wire.read(body, _Wire)
-    if said.max_tokens is None:
+    """Parse a request to `/v1/messages`. Raises `BadRequest`."""
+    params = wire.read(body, _Params)
+    if params.max_tokens is None:
         raise BadRequest("field required", "max_tokens")
-    return _asked(said, traits, msgspec.json.decode(body, type=gate.Fields))
+    return _build(params, traits, msgspec.json.decode(body, type=gate.Fields))
 
 
 @wire.parser
 def read_count(body: bytes, traits: Traits) -> MessagesRequest:
-    """A request to `/v1/messages/count_tokens`: the same prompt, and nothing to answer."""
-    return _asked(wire.read(body, _Wire), traits, msgspec.json.decode(body, type=gate.Fields))
+    """Parse a request to `/v1/messages/count_tokens`: the same prompt without an answer. Raises `BadRequest`."""
+    return _build(wire.read(body, _Params), traits, msgspec.json.decode(body, type=gate.Fields))
 
 
-_TAKEN = FIELDS["openai"]["messages"] | set(_Wire.__struct_fields__)
+_USED = FIELDS["openai"]["messages"] | set(_Params.__struct_fields__)
 
 
-def _asked(said: _Wire, traits: Traits, fields: gate.Fields) -> MessagesRequest:
-    if not said.model:
+def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequest:
+    if not params.model:
         raise BadRequest("expected a name", "model")
-    prewarm = said.max_tokens == 0
-    max_tokens = 1 if prewarm else traits.output_tokens(said.max_tokens)
-    thread = ConversationBuilder(traits)
-    reader = Reader(traits, thread)
-    reader.system(said.system, "system")
-    _read_turns(said.messages, reader)
-    if said.tools:
-        said.tools = grammar.fit(said.tools, fields["tools"]) or said.tools
-    tools = choose(said.tools, said.tool_choice, reader.referenced, traits, reader.notes)
-    stops = tuple(stop for stop in said.stop_sequences or () if stop)
+    prewarm = params.max_tokens == 0
+    max_tokens = 1 if prewarm else traits.output_tokens(params.max_tokens)
+    builder = ConversationBuilder(traits)
+    reader = Reader(traits, builder)
+    reader.system(params.system, "system")
+    _read_turns(params.messages, reader)
+    if params.tools:
+        params.tools = grammar.fit(params.tools, fields["tools"]) or params.tools
+    tools = select_tools(params.tools, params.tool_choice, reader.referenced, traits, reader.notes)
+    stops = tuple(stop for stop in params.stop_sequences or () if stop)
     gate.check_length("stop_sequences", len(stops))
     request = Request(
-        messages=thread.messages(),
+        messages=builder.messages(),
         tools=tools.tools,
         tool_choice=tools.choice,
         parallel_tool_calls=tools.parallel,
         stop=list(stops) or None,
-        temperature=said.temperature,
-        top_p=said.top_p,
-        top_k=said.top_k,
-        stream=bool(said.stream),
-        stream_options={"include_usage": True} if said.stream else None,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        stream=bool(params.stream),
+        stream_options={"include_usage": True} if params.stream else None,
     )
-    _read_format(said, request, traits)
-    _read_effort(said.output_config, request, traits)
-    _read_thinking(said.thinking, said.max_tokens, max_tokens, request, traits)
+    _read_format(params, request, traits)
+    _read_effort(params.output_config, request, traits)
+    _read_thinking(params.thinking, params.max_tokens, max_tokens, request, traits)
     _prefill(request, traits)
     conversation.fill_in(request, traits.sampling)
     return MessagesRequest(
-        model=said.model,
-        stream=bool(said.stream),
+        model=params.model,
+        stream=bool(params.stream),
         max_tokens=max_tokens,
         upstream=conversation.upstream(request, max_tokens),
         stop_sequences=stops,
         context_window=traits.context_window,
         prewarm=prewarm,
-        affinity=session_of(said.metadata),
+        affinity=session_of(params.metadata),
         notes=tuple(reader.notes),
-        dropped=(*gate.unused(fields, _TAKEN), *gate.places(reader.notes)),
+        dropped=(*gate.unused_fields(fields, _USED), *gate.note_paths(reader.notes)),
     )
 
 
 def _read_turns(messages: list[dict[str, Any]], reader: Reader) -> None:
     if not messages:
         raise BadRequest("at least one message is required", "messages")
-    for index, one in enumerate(messages):
+    for index, item in enumerate(messages):
         at = f"messages[{index}]"
-        message = wire.shaped(one, _Message, at)
+        message = wire.convert(item, _Message, at)
         match message.role:
             case "user":
                 reader.user(message.content, f"{at}.content")
@@ -195,19 +195,19 @@ def _read_turns(messages: list[dict[str, Any]], reader: Reader) -> None:
                 raise BadRequest("expected user, assistant or system", f"{at}.role")
 
 
-def _read_format(said: _Wire, request: Request, traits: Traits) -> None:
-    config = said.output_config
-    wanted, at = said.output_format, "output_format"
+def _read_format(params: _Params, request: Request, traits: Traits) -> None:
+    config = params.output_config
+    form, at = params.output_format, "output_format"
     if config is not None and config.format is not None:
-        wanted, at = config.format, "output_config.format"
-    if wanted is None:
+        form, at = config.format, "output_config.format"
+    if form is None:
         return
-    if wanted.type != "json_schema":
+    if form.type != "json_schema":
         raise BadRequest("expected json_schema", f"{at}.type")
-    if wanted.schema is None:
+    if form.schema is None:
         raise BadRequest("field required", f"{at}.schema")
-    grammar.check_schema(wanted.schema, f"{at}.schema")
-    request.response_format = conversation.json_format(wanted.schema, traits)
+    grammar.check_schema(form.schema, f"{at}.schema")
+    request.response_format = conversation.json_format(form.schema, traits)
 
 
 def _read_effort(config: _OutputConfig | None, request: Request, traits: Traits) -> None:
@@ -216,9 +216,9 @@ def _read_effort(config: _OutputConfig | None, request: Request, traits: Traits)
 
 
 def _read_thinking(
-    thinking: _Thinking | None, asked: int | None, max_tokens: int | None, request: Request, traits: Traits
+    thinking: _Thinking | None, client_limit: int | None, max_tokens: int | None, request: Request, traits: Traits
 ) -> None:
-    """Thinking that is adaptive, or of a kind we do not know yet, is what models do anyway."""
+    """Apply the thinking settings; adaptive and unknown types are the model's default."""
     if thinking is None:
         return
     if thinking.type == "disabled":
@@ -230,7 +230,7 @@ def _read_thinking(
         raise BadRequest("field required", at)
     if budget < _SMALLEST_BUDGET:
         raise BadRequest(f"expected at least {_SMALLEST_BUDGET}", at)
-    if asked and budget >= asked:
+    if client_limit and budget >= client_limit:
         raise BadRequest("expected less than max_tokens", at)
     if max_tokens is not None:
         budget = min(budget, max(1, max_tokens - 1))
@@ -238,7 +238,7 @@ def _read_thinking(
 
 
 def _prefill(request: Request, traits: Traits) -> None:
-    """An answer that the client has begun is continued, not answered."""
+    """Let the worker continue a final assistant message. Raises BadRequest if the model cannot."""
     last = request.messages[-1] if request.messages else None
     if not isinstance(last, Assistant) or last.tool_calls or not last.content:
         return
@@ -248,7 +248,7 @@ def _prefill(request: Request, traits: Traits) -> None:
 
 
 def session_of(metadata: object) -> str | None:
-    """Who is talking: Claude Code's user id is JSON in a string, with the session inside."""
+    """Return the client's session; Claude Code's user id is a JSON string that contains it."""
     user = metadata.get("user_id") if isinstance(metadata, dict) else None
     if not isinstance(user, str) or not user:
         return None
@@ -256,5 +256,5 @@ def session_of(metadata: object) -> str | None:
         session: object = msgspec.json.decode(user)
     except (msgspec.DecodeError, RecursionError):
         return user
-    found = session.get("session_id") if isinstance(session, dict) else None
-    return found if isinstance(found, str) and found else user
+    session_id = session.get("session_id") if isinstance(session, dict) else None
+    return session_id if isinstance(session_id, str) and session_id else user

@@ -1,10 +1,10 @@
-"""A worker's chat stream as Anthropic events. Chunks in, lists of events out, one block open at a time.
+"""Translate a worker's chat stream into Anthropic events: chunks in, lists of events out, one block open at a time.
 
     message_start  ping  (content_block_start  content_block_delta*  content_block_stop)*
     message_delta  message_stop
 
-`message_start` goes out when the first chunk arrives, or earlier when someone has to be told that we live. After
-a fault there is one `error` event and nothing else: no block is closed, no `message_stop` makes it look whole.
+`message_start` is sent with the first chunk, or with an earlier keep-alive. A fault sends one `error` event only: no
+block is closed and no `message_stop` follows, so the message does not look complete.
 """
 
 import msgspec
@@ -22,7 +22,7 @@ from cortex.router.dialects.messages.answer import (
     ThinkingBlock,
     ToolUseBlock,
     Usage,
-    note_of_broken_calls,
+    invalid_calls_note,
     stop,
     usage,
 )
@@ -66,14 +66,14 @@ class BlockStop(msgspec.Struct, tag_field="type", tag="content_block_stop"):
     index: int
 
 
-class Stopped(msgspec.Struct):
+class StopInfo(msgspec.Struct):
     stop_reason: str | None
     stop_sequence: str | None
     stop_details: None = None
 
 
 class MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):
-    delta: Stopped
+    delta: StopInfo
     usage: Usage
 
 
@@ -95,16 +95,16 @@ class MessagesMachine:
 
     @property
     def tokens(self) -> Tokens:
-        used = chunks.tokens(self._usage, self._answer.input_tokens)
-        return msgspec.structs.replace(used, output=0, reasoning=None) if self._answer.prewarm else used
+        tokens = chunks.tokens(self._usage, self._answer.input_tokens)
+        return msgspec.structs.replace(tokens, output=0, reasoning=None) if self._answer.prewarm else tokens
 
     def open(self) -> list[Event]:
-        """The beginning, once."""
+        """Return the first events; none on later calls."""
         if self._started:
             return []
         self._started = True
-        known = Tokens(input=self._answer.input_tokens or 0)
-        return [MessageStart(self._answer.message([], (None, None), known)), Ping()]
+        tokens = Tokens(input=self._answer.input_tokens or 0)
+        return [MessageStart(self._answer.message([], (None, None), tokens)), Ping()]
 
     def feed(self, chunk: Chunk) -> list[Event]:
         self._usage = chunk.usage or self._usage
@@ -114,22 +114,22 @@ class MessagesMachine:
         self._ending = chunks.ending(chunk, choice) or self._ending
         if choice.delta is None or self._answer.prewarm:
             return []
-        return self._say(self._sequencer.feed(choice.delta))
+        return self._events(self._sequencer.feed(choice.delta))
 
     def close(self) -> list[Event]:
-        """The end; raises `BadAnswer` where the worker never said that it was one."""
+        """Return the last events. Raises `BadAnswer` when the worker sent no finish reason."""
         if self._ending is None:
             raise chunks.truncated()
-        used = self.tokens
+        tokens = self.tokens
         if self._answer.prewarm:
-            return [MessageDelta(Stopped("max_tokens", None), usage(used)), MessageStop()]
-        events = self._say(self._sequencer.close())
+            return [MessageDelta(StopInfo("max_tokens", None), usage(tokens)), MessageStop()]
+        events = self._events(self._sequencer.close())
         blocks = self._sequencer.blocks
-        stopped = Stopped(*stop(self._answer, blocks, self._ending, used))
-        note = note_of_broken_calls(blocks, stopped.stop_reason)
+        stop_info = StopInfo(*stop(self._answer, blocks, self._ending, tokens))
+        note = invalid_calls_note(blocks, stop_info.stop_reason)
         if note or not blocks:
             events += _text_block(len(blocks), note)
-        return [*events, MessageDelta(stopped, usage(used)), MessageStop()]
+        return [*events, MessageDelta(stop_info, usage(tokens)), MessageStop()]
 
     def ping(self) -> list[Event]:
         return self.open() or [Ping()]
@@ -137,21 +137,21 @@ class MessagesMachine:
     def fail(self, fault: Fault) -> list[Event]:
         return [anthropic_error(fault, self._request_id)]
 
-    def _say(self, steps: list[Step]) -> list[Event]:
+    def _events(self, steps: list[Step]) -> list[Event]:
         events: list[Event] = []
         for step in steps:
             block = step.block
             if isinstance(step, Grow):
                 if step.safe:
-                    events.append(_grown(block, step.safe))
+                    events.append(_delta(block, step.safe))
             elif isinstance(step, Open):
-                events.append(BlockStart(block.index, _begun(block)))
+                events.append(BlockStart(block.index, _empty_block(block)))
             else:
-                events += _ended(block)
+                events += _close(block)
         return events
 
 
-def _begun(block: Block) -> ContentBlock:
+def _empty_block(block: Block) -> ContentBlock:
     if block.kind == "thinking":
         return ThinkingBlock("", "")
     if block.kind == "call":
@@ -159,7 +159,7 @@ def _begun(block: Block) -> ContentBlock:
     return TextBlock("")
 
 
-def _grown(block: Block, text: str) -> BlockDelta:
+def _delta(block: Block, text: str) -> BlockDelta:
     if block.kind == "thinking":
         return BlockDelta(block.index, ThinkingDelta(text))
     if block.kind == "call":
@@ -167,10 +167,10 @@ def _grown(block: Block, text: str) -> BlockDelta:
     return BlockDelta(block.index, TextDelta(text))
 
 
-def _ended(block: Block) -> list[Event]:
+def _close(block: Block) -> list[Event]:
     if block.kind == "thinking":
         return [BlockDelta(block.index, SignatureDelta(SIGNATURE)), BlockStop(block.index)]
-    if block.kind == "call" and block.arguments.silent:
+    if block.kind == "call" and block.arguments.is_empty:
         return [BlockDelta(block.index, InputDelta("")), BlockStop(block.index)]
     return [BlockStop(block.index)]
 

@@ -1,7 +1,7 @@
-"""The tools of an Anthropic request as functions: which ones the model may see, and in which order.
+"""Translate the tools of an Anthropic request into functions: which ones the model sees, and in which order.
 
-The order is the client's, because tools are the front of the prompt. Tools that load later join at the end, in
-the order in which they were referenced, so that a growing conversation only ever appends.
+The client's order is preserved, because tools are at the start of the prompt. Deferred tools are appended in the order
+of their first reference, so a growing conversation keeps its cached prefix.
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from cortex.router.dialects.core import wire
-from cortex.router.dialects.core.conversation import ChosenFunction, ChosenName, Function, FunctionTool, ToolChoice
+from cortex.router.dialects.core.conversation import Function, FunctionTool, NamedToolChoice, ToolChoice, ToolName
 from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.dialects.core.traits import Traits
 
-# Claude Code lists it so that the list is never empty; it is no tool.
+# Claude Code's placeholder for an empty list; not a tool.
 _PLACEHOLDER = "DeferredToolPlaceholder"
 
 
@@ -31,46 +31,46 @@ class _Tool(msgspec.Struct):
     defer_loading: bool | None = None
 
 
-class Chosen(msgspec.Struct, frozen=True):
-    """What of the tools goes to the worker."""
+class ToolSelection(msgspec.Struct, frozen=True):
+    """The tools and the tool choice for the worker."""
 
     tools: list[FunctionTool] | None = None
     choice: ToolChoice | None = None
     parallel: bool | None = None
 
 
-def choose(
+def select_tools(
     tools: list[dict[str, Any]] | None,
     choice: Choice | None,
     referenced: list[str],
     traits: Traits,
     notes: list[str],
-) -> Chosen:
-    """The tools to send, with the choice that the client made among them."""
-    known = _known(tools or [], traits, notes)
-    wanted = _name_of(choice, known)
-    loaded = [name for name in dict.fromkeys([*referenced, wanted]) if name in known]
-    visible = [tool for tool in known.values() if not tool.defer_loading]
-    visible += [known[name] for name in loaded if name is not None and known[name].defer_loading]
+) -> ToolSelection:
+    """Return the tools to send and the client's choice. Raises BadRequest."""
+    by_name = _tools_by_name(tools or [], traits, notes)
+    required_name = _name_of(choice, by_name)
+    loaded = [name for name in dict.fromkeys([*referenced, required_name]) if name in by_name]
+    visible = [tool for tool in by_name.values() if not tool.defer_loading]
+    visible += [by_name[name] for name in loaded if name is not None and by_name[name].defer_loading]
     functions = [_function(tool) for tool in visible]
     if not functions:
-        return Chosen()
+        return ToolSelection()
     parallel = None
     if choice is not None and choice.disable_parallel_tool_use is not None:
         parallel = not choice.disable_parallel_tool_use
-    if wanted is None:
-        return Chosen(functions, _MODES.get(choice.type) if choice else None, parallel)
+    if required_name is None:
+        return ToolSelection(functions, _MODES.get(choice.type) if choice else None, parallel)
     if traits.named_tool_choice:
-        return Chosen(functions, ChosenFunction(ChosenName(wanted)), parallel)
-    # llama-server reads a named choice as "auto"; one tool and "required" mean the same.
-    return Chosen([tool for tool in functions if tool.function.name == wanted], "required", parallel)
+        return ToolSelection(functions, NamedToolChoice(ToolName(required_name)), parallel)
+    # llama-server treats a named choice as "auto"; a single tool with "required" is equivalent.
+    return ToolSelection([tool for tool in functions if tool.function.name == required_name], "required", parallel)
 
 
 _MODES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def _known(tools: list[dict[str, Any]], traits: Traits, notes: list[str]) -> dict[str | None, _Tool]:
-    known: dict[str | None, _Tool] = {}
+def _tools_by_name(tools: list[dict[str, Any]], traits: Traits, notes: list[str]) -> dict[str | None, _Tool]:
+    by_name: dict[str | None, _Tool] = {}
     for index, tool in enumerate(tools):
         at = f"tools[{index}]"
         kind = "custom" if tool.get("type") is None else wire.kind_of(tool, at)
@@ -79,22 +79,22 @@ def _known(tools: list[dict[str, Any]], traits: Traits, notes: list[str]) -> dic
                 raise BadRequest(f"tools of type {kind[:80]!r} are not supported", f"{at}.type", Kind.UNSUPPORTED)
             notes.append(f"{at}: dropped a tool of type {kind[:80]!r}")
             continue
-        shaped = wire.shaped(tool, _Tool, at)
-        if not shaped.name:
+        definition = wire.convert(tool, _Tool, at)
+        if not definition.name:
             raise BadRequest("expected a name", f"{at}.name")
-        if shaped.name != _PLACEHOLDER:
-            known[shaped.name] = shaped
-    return known
+        if definition.name != _PLACEHOLDER:
+            by_name[definition.name] = definition
+    return by_name
 
 
-def _name_of(choice: Choice | None, known: dict[str | None, _Tool]) -> str | None:
-    """The one tool that must be called, if the client named one."""
+def _name_of(choice: Choice | None, by_name: dict[str | None, _Tool]) -> str | None:
+    """Return the tool that the client requires, or None. Raises BadRequest."""
     if choice is None or choice.type in _MODES:
         return None
     if choice.type != "tool":
         raise BadRequest("expected auto, any, tool or none", "tool_choice.type")
-    if choice.name not in known:
-        raise BadRequest("names a tool that is not in tools", "tool_choice.name")
+    if choice.name not in by_name:
+        raise BadRequest("expected the name of a tool in tools", "tool_choice.name")
     return choice.name
 
 

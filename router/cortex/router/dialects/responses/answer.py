@@ -1,7 +1,7 @@
-"""A worker's chat answer as a Responses object: the structs on the wire, and the rules that fill them.
+"""A worker's chat answer as a Responses object: the structs, and the rules that fill them.
 
-An item is made from a block in one function, for the stream as for the plain answer, with ids made of the
-answer's id and its place: so an item is the same wherever it appears.
+One function makes an item from a block, for the stream and the plain answer alike, with an id from the answer's id and
+the item's position, so an item is the same wherever it appears.
 """
 
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
 from cortex.router.dialects.core.content_blocks import Block, blocks_of
 from cortex.router.dialects.core.errors import BadAnswer
-from cortex.router.dialects.responses.tools import Declared
+from cortex.router.dialects.responses.tools import ToolDeclaration
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -96,7 +96,7 @@ class Incomplete(msgspec.Struct):
 
 
 class Echo(msgspec.Struct, kw_only=True, frozen=True):
-    """What an answer repeats of its request."""
+    """The request's fields that an answer repeats."""
 
     instructions: msgspec.Raw
     max_output_tokens: int | None
@@ -129,12 +129,12 @@ class Response(Echo, tag_field="object", tag="response", kw_only=True, frozen=Tr
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What of the request the answer depends on."""
+    """The request's data that the answer depends on."""
 
     id: str
     created: int
     model: str
-    names: dict[str, Declared]
+    names: dict[str, ToolDeclaration]
     echo: Echo
     input_tokens: int | None = None
 
@@ -143,7 +143,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         status: Status,
         output: list[Item],
         *,
-        used: Tokens | None = None,
+        tokens: Tokens | None = None,
         reason: Incomplete | None = None,
         error: Failure | None = None,
     ) -> Response:
@@ -155,13 +155,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
             output=output,
             error=error,
             incomplete_details=reason,
-            usage=None if used is None else usage(used),
+            usage=None if tokens is None else usage(tokens),
             **msgspec.structs.asdict(self.echo),
         )
 
 
 def plain(answer: Answer, body: bytes) -> Plain:
-    """The worker's whole answer, translated; raises `BadAnswer`."""
+    """Translate the worker's whole answer. Raises `BadAnswer`."""
     completion = chunks.decode(body)
     choice = completion.choices[0] if completion.choices else None
     if choice is None or choice.message is None:
@@ -169,16 +169,16 @@ def plain(answer: Answer, body: bytes) -> Plain:
     ending = chunks.ending(completion, choice)
     if ending is None:
         raise chunks.truncated()
-    used = chunks.tokens(completion.usage, answer.input_tokens)
-    blocks = blocks_of(choice.message, answer.id) or [nothing()]
+    tokens = chunks.tokens(completion.usage, answer.input_tokens)
+    blocks = blocks_of(choice.message, answer.id) or [empty_block()]
     status, reason = outcome(ending)
     output = [item(answer, block, "completed") for block in blocks[:-1]]
     output.append(item(answer, blocks[-1], item_status(ending)))
-    return Plain(msgspec.json.encode(answer.response(status, output, used=used, reason=reason)), used)
+    return Plain(msgspec.json.encode(answer.response(status, output, tokens=tokens, reason=reason)), tokens)
 
 
-def nothing() -> Block:
-    """What an answer without any block holds: an empty text."""
+def empty_block() -> Block:
+    """Return the empty text block of an answer without content."""
     block = Block("text")
     block.index = 0
     return block
@@ -193,34 +193,34 @@ def outcome(ending: Ending) -> tuple[Literal["completed", "incomplete"], Incompl
 
 
 def item_status(ending: Ending) -> ItemStatus:
-    """Of the last item: what cut the answer off cut it off."""
+    """Return the status of the last item: incomplete when the answer is."""
     return outcome(ending)[0]
 
 
 def item(answer: Answer, block: Block, status: ItemStatus) -> Item:
-    """A block as an item; one that has only begun is empty."""
-    begun = status == "in_progress"
-    text = "" if begun else block.text
+    """Return a block as an item; an item in progress is empty."""
+    empty = status == "in_progress"
+    text = "" if empty else block.text
     match block.kind:
         case "text" | "refusal":
             return OutputMessage(
-                id=item_id(answer, block), status=status, content=[] if begun else [_said(block.kind, text)]
+                id=item_id(answer, block), status=status, content=[] if empty else [_text_part(block.kind, text)]
             )
         case "thinking":
-            content = [] if begun else [ReasoningText(text)]
+            content = [] if empty else [ReasoningText(text)]
             return Reasoning(id=item_id(answer, block), status=status, content=content)
-    declared = answer.names.get(block.name) or Declared(block.name)
-    kind = CustomCall if declared.custom else FunctionCall
-    held = {"input": "" if begun else free_text(block)} if declared.custom else {}
-    if not declared.custom:
-        held = {"arguments": "" if begun else arguments(block)}
+    declaration = answer.names.get(block.name) or ToolDeclaration(block.name)
+    kind = CustomCall if declaration.custom else FunctionCall
+    payload = {"input": "" if empty else free_text(block)} if declaration.custom else {}
+    if not declaration.custom:
+        payload = {"arguments": "" if empty else arguments(block)}
     return kind(
         id=item_id(answer, block),
         status=status,
         call_id=block.id,
-        name=declared.name,
-        namespace=declared.namespace,
-        **held,
+        name=declaration.name,
+        namespace=declaration.namespace,
+        **payload,
     )
 
 
@@ -231,29 +231,29 @@ def item_id(answer: Answer, block: Block) -> str:
         case "thinking":
             kind = "rs"
         case "call":
-            declared = answer.names.get(block.name)
-            kind = "ctc" if declared is not None and declared.custom else "fc"
+            declaration = answer.names.get(block.name)
+            kind = "ctc" if declaration is not None and declaration.custom else "fc"
     return f"{kind}_{answer.id}_{block.index}"
 
 
-def _said(kind: str, text: str) -> OutputText | Refusal:
+def _text_part(kind: str, text: str) -> OutputText | Refusal:
     return Refusal(text) if kind == "refusal" else OutputText(text)
 
 
-def begun(block: Block) -> Content | None:
-    """The part that a message or a thought holds, before anything is in it."""
+def empty_part(block: Block) -> Content | None:
+    """Return the empty first part of a text or reasoning item; None for a call."""
     if block.kind == "call":
         return None
-    return ReasoningText("") if block.kind == "thinking" else _said(block.kind, "")
+    return ReasoningText("") if block.kind == "thinking" else _text_part(block.kind, "")
 
 
 def arguments(block: Block) -> str:
-    """As the worker sent them, right or wrong; the client wants JSON even where there are none."""
-    return "{}" if block.arguments.silent and block.arguments.intact else block.text
+    """Return the arguments as the worker sent them, valid or not; "{}" for none."""
+    return "{}" if block.arguments.is_empty and block.arguments.intact else block.text
 
 
 def free_text(block: Block) -> str:
-    """The input of a custom tool, out of the JSON that the worker had to put it in."""
+    """Return a custom tool's input, extracted from the worker's JSON arguments."""
     try:
         value = msgspec.json.decode(block.arguments.json())
     except (msgspec.DecodeError, RecursionError):
@@ -262,11 +262,11 @@ def free_text(block: Block) -> str:
     return text if isinstance(text, str) else block.text
 
 
-def usage(used: Tokens) -> Usage:
+def usage(tokens: Tokens) -> Usage:
     return Usage(
-        input_tokens=used.input,
-        input_tokens_details=InputDetails(used.cached, used.written),
-        output_tokens=used.output,
-        output_tokens_details=OutputDetails(used.reasoning or 0),
-        total_tokens=used.input + used.output,
+        input_tokens=tokens.input,
+        input_tokens_details=InputDetails(tokens.cached, tokens.written),
+        output_tokens=tokens.output,
+        output_tokens_details=OutputDetails(tokens.reasoning or 0),
+        total_tokens=tokens.input + tokens.output,
     )

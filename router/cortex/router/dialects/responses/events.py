@@ -1,6 +1,6 @@
-"""The events of a Responses stream: structs whose tag is the event's name. What belongs to an item says to which.
+"""The events of a Responses stream: structs whose tag is the event's name. Item events carry the item's position.
 
-`sequence_number` is filled in by the machine, in the order in which events leave it.
+`ResponsesMachine` sets `sequence_number` in the order of output.
 """
 
 import msgspec

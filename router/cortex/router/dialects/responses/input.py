@@ -1,8 +1,7 @@
-"""The input items of a Responses request, read into a conversation.
+"""Read the input items of a Responses request into a conversation.
 
-Items are a flat list: what one assistant turn did is spread over messages, thoughts and calls, and comes back as
-one chat message. Kinds of items that only OpenAI's own machines can honour are dropped with a note, except those
-that stand for something the model would have to know.
+Items are a flat list: messages, reasoning and calls of one assistant turn become one chat message. Item types of
+OpenAI's own service are dropped with a note, except references to stored items, which are refused.
 """
 
 from typing import Any
@@ -65,12 +64,12 @@ class _Output(msgspec.Struct):
 
 
 class Reader:
-    """Reads items into a thread; remembers what it dropped."""
+    """Adds items to a builder; collects notes of dropped items."""
 
-    def __init__(self, traits: Traits, thread: ConversationBuilder, tools: Tools) -> None:
+    def __init__(self, traits: Traits, builder: ConversationBuilder, tools: Tools) -> None:
         self.notes: list[str] = []
         self._traits = traits
-        self._thread = thread
+        self._builder = builder
         self._tools = tools
 
     def item(self, item: dict[str, Any], at: str) -> None:
@@ -78,20 +77,20 @@ class Reader:
         kind = default if item.get("type") is None else wire.kind_of(item, at)
         match kind:
             case "message":
-                self._message(wire.shaped(item, _Message, at), at)
+                self._message(wire.convert(item, _Message, at), at)
             case "reasoning":
-                self._reasoning(wire.shaped(item, _Reasoning, at), at)
+                self._reasoning(wire.convert(item, _Reasoning, at), at)
             case "function_call":
-                call = wire.shaped(item, _Call, at)
-                given = call.arguments
-                self._call(call, given if isinstance(given, str) else wire.text_of(given or {}), at)
+                call = wire.convert(item, _Call, at)
+                value = call.arguments
+                self._call(call, value if isinstance(value, str) else wire.text_of(value or {}), at)
             case "custom_tool_call":
-                call = wire.shaped(item, _Call, at)
+                call = wire.convert(item, _Call, at)
                 self._call(call, wire.text_of({"input": call.input or ""}), at)
             case "function_call_output" | "custom_tool_call_output":
-                self._output(wire.shaped(item, _Output, at), at)
+                self._output(wire.convert(item, _Output, at), at)
             case "item_reference":
-                raise BadRequest("answers are not stored; send the item itself", at, Kind.UNSUPPORTED)
+                raise BadRequest("items are not stored; send the item itself", at, Kind.UNSUPPORTED)
             case "":
                 raise BadRequest("expected an item with a type or a role", at)
             case kind:
@@ -101,45 +100,45 @@ class Reader:
         content, here = message.content or "", f"{at}.content"
         match message.role:
             case "user":
-                self._thread.user([])
-                self._thread.user(self._parts(content, here))
+                self._builder.user([])
+                self._builder.user(self._parts(content, here))
             case "assistant":
-                self._thread.assistant("".join(self._texts(content, here)))
+                self._builder.assistant("".join(self._texts(content, here)))
             case "system" | "developer":
                 for text in self._texts(content, here):
-                    self._thread.system(text)
+                    self._builder.system(text)
             case _:
                 raise BadRequest("expected user, assistant, system or developer", f"{at}.role")
 
     def _reasoning(self, reasoning: _Reasoning, at: str) -> None:
-        """What was encrypted elsewhere cannot be read here, and is not needed to go on."""
+        """Add reasoning; encrypted reasoning is ignored."""
         texts = self._texts(reasoning.content or [], f"{at}.content")
         texts = texts or self._texts(reasoning.summary or [], f"{at}.summary")
-        self._thread.thinking("\n".join(texts))
+        self._builder.thinking("\n".join(texts))
 
     def _call(self, call: _Call, arguments: str, at: str) -> None:
         call_id = call.call_id or call.id
         if not call_id:
             raise BadRequest("field required", f"{at}.call_id")
-        self._thread.call(call_id, self._tools.flat(call.name, call.namespace), arguments or "{}")
+        self._builder.call(call_id, self._tools.flat(call.name, call.namespace), arguments or "{}")
 
     def _output(self, output: _Output, at: str) -> None:
-        given = output.output
-        if not isinstance(given, list):
-            self._thread.result(output.call_id, given or "", [])
+        content = output.output
+        if not isinstance(content, list):
+            self._builder.result(output.call_id, content or "", [])
             return
         texts: list[str] = []
-        shown: list[ImagePart] = []
-        for index, part in enumerate(given):
-            for one in self._returned(part, f"{at}.output[{index}]"):
-                if isinstance(one, TextPart):
-                    texts.append(one.text)
+        images: list[ImagePart] = []
+        for index, item in enumerate(content):
+            for part in self._tool_parts(item, f"{at}.output[{index}]"):
+                if isinstance(part, TextPart):
+                    texts.append(part.text)
                 else:
-                    shown.append(one)
-        self._thread.result(output.call_id, "\n".join(texts), shown)
+                    images.append(part)
+        self._builder.result(output.call_id, "\n".join(texts), images)
 
-    def _returned(self, part: dict[str, Any], at: str) -> list[Part]:
-        """What a tool returned; what cannot be shown is named in its place."""
+    def _tool_parts(self, part: dict[str, Any], at: str) -> list[Part]:
+        """Return a tool's part, with a placeholder for content that the model does not accept."""
         kind = wire.kind_of(part, at)
         if kind == "input_image" and not self._traits.vision:
             return [TextPart(NO_IMAGES)]
@@ -166,28 +165,28 @@ class Reader:
     def _part(self, part: dict[str, Any], at: str) -> list[Part]:
         match wire.kind_of(part, at):
             case kind if kind in _TEXTS:
-                text = wire.shaped(part, _Text, at).text
+                text = wire.convert(part, _Text, at).text
                 return [TextPart(text)] if text else []
             case "refusal":
-                return [TextPart(wire.shaped(part, _Refusal, at).refusal)]
+                return [TextPart(wire.convert(part, _Refusal, at).refusal)]
             case "input_image":
-                return [self._image(wire.shaped(part, _Image, at), at)]
+                return [self._image(wire.convert(part, _Image, at), at)]
             case "input_file":
-                return self._file(wire.shaped(part, _File, at), at)
+                return self._file(wire.convert(part, _File, at), at)
             case "input_audio":
-                raise BadRequest("this model does not take audio", at)
+                raise BadRequest("this model does not accept audio", at)
             case kind:
                 self.notes.append(f"{at}: dropped a part of type {kind[:80]!r}")
                 return []
 
     def _image(self, image: _Image, at: str) -> ImagePart:
         if not self._traits.vision:
-            raise BadRequest("this model does not take images", at)
+            raise BadRequest("this model does not accept images", at)
         url = image.image_url
         if isinstance(url, dict):
             url = url.get("url")
         if url is None:
-            raise BadRequest("field required; files are not stored here", f"{at}.image_url")
+            raise BadRequest("field required; stored files are not supported", f"{at}.image_url")
         return images.from_url(url, f"{at}.image_url", image.detail)
 
     def _file(self, file: _File, at: str) -> list[Part]:

@@ -1,7 +1,7 @@
-"""An OpenAI Responses request as a conversation for a worker.
+"""Translate an OpenAI Responses request into a conversation for a worker.
 
-Stateless: what would need an earlier answer to be stored here is refused by name. What only decides how OpenAI
-runs its own machines is accepted, and repeated in the answer where its type demands it.
+Stateless: fields that need stored answers are refused by name. Settings of OpenAI's own service are accepted, and
+repeated in the answer where its type requires them.
 """
 
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from cortex.router.dialects.responses import answer as responses_answer
 from cortex.router.dialects.responses.answer import Answer, Echo
 from cortex.router.dialects.responses.input import Reader
 from cortex.router.dialects.responses.stream import ResponsesMachine
-from cortex.router.dialects.responses.tools import Declared, Tools
+from cortex.router.dialects.responses.tools import ToolDeclaration, Tools
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
@@ -42,7 +42,7 @@ class _Text(msgspec.Struct):
     format: _Format | None = None
 
 
-class _Wire(msgspec.Struct):
+class _Params(msgspec.Struct):
     model: str
     input: str | list[dict[str, Any]]
     instructions: str | list[dict[str, Any]] | None = None
@@ -60,7 +60,7 @@ class _Wire(msgspec.Struct):
     top_p: float | None = None
     truncation: Any = None
     user: str | None = None
-    # needs a memory of earlier answers, or of prompts
+    # need stored answers or prompts
     background: bool | None = None
     conversation: Any = None
     previous_response_id: Any = None
@@ -68,13 +68,13 @@ class _Wire(msgspec.Struct):
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was understood. `names` leads from a function back to the client's tool."""
+    """A parsed request. `names` maps a function's name to the client's tool."""
 
     model: str
     stream: bool
     max_tokens: int | None
     upstream: Upstream
-    names: dict[str, Declared]
+    names: dict[str, ToolDeclaration]
     echo: Echo
     affinity: str | None = None
     notes: tuple[str, ...] = ()
@@ -83,15 +83,15 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """What to send; `max_tokens` replaces what the client asked for."""
+        """Return the body to send; `max_tokens` replaces the client's limit."""
         return self.upstream.body(model, max_tokens)
 
     def count(self, model: str) -> bytes:
-        """What to send to a worker that only counts or templates the prompt."""
+        """Return the body for a worker's tokenizer endpoint."""
         return self.upstream.count(model)
 
     def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
-        """How to answer it. `id` is the unique part of every id in the answer."""
+        """Return the reply; `id` is the unique part of every id in the answer."""
         return Reply(
             Answer(
                 id=id,
@@ -114,85 +114,85 @@ class Reply(msgspec.Struct, frozen=True):
         return TranslatedStream(ResponsesMachine(self.answer))
 
 
-_TAKEN = FIELDS["openai"]["responses"] | set(_Wire.__struct_fields__) | {"client_metadata"}
+_USED = FIELDS["openai"]["responses"] | set(_Params.__struct_fields__) | {"client_metadata"}
 
 
 @wire.parser
 def read(body: bytes, traits: Traits) -> ResponsesRequest:
-    """A request to `/v1/responses`; raises `BadRequest`."""
-    said = wire.read(body, _Wire)
-    _refuse_memory(said)
-    if not said.model:
+    """Parse a request to `/v1/responses`. Raises `BadRequest`."""
+    params = wire.read(body, _Params)
+    _refuse_stateful(params)
+    if not params.model:
         raise BadRequest("expected a name", "model")
     tools = Tools(traits)
     fields = msgspec.json.decode(body, type=gate.Fields)
-    if said.tools:
-        said.tools = grammar.fit(said.tools, fields["tools"]) or said.tools
-    tools.declare(said.tools or [])
-    tools.choose(said.tool_choice)
-    thread = ConversationBuilder(traits)
-    reader = Reader(traits, thread, tools)
-    _read_input(said, thread, reader)
+    if params.tools:
+        params.tools = grammar.fit(params.tools, fields["tools"]) or params.tools
+    tools.declare(params.tools or [])
+    tools.choose(params.tool_choice)
+    builder = ConversationBuilder(traits)
+    reader = Reader(traits, builder, tools)
+    _read_input(params, builder, reader)
     request = Request(
-        messages=thread.messages(),
+        messages=builder.messages(),
         tools=tools.functions or None,
         tool_choice=tools.choice,
-        parallel_tool_calls=said.parallel_tool_calls if tools.functions else None,
-        temperature=said.temperature,
-        top_p=said.top_p,
-        response_format=_format(said.text, traits),
-        stream=bool(said.stream),
-        stream_options={"include_usage": True} if said.stream else None,
+        parallel_tool_calls=params.parallel_tool_calls if tools.functions else None,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        response_format=_format(params.text, traits),
+        stream=bool(params.stream),
+        stream_options={"include_usage": True} if params.stream else None,
     )
-    _read_effort(said.reasoning, request, traits)
+    _read_effort(params.reasoning, request, traits)
     conversation.fill_in(request, traits.sampling)
-    max_tokens = traits.output_tokens(said.max_output_tokens)
+    max_tokens = traits.output_tokens(params.max_output_tokens)
     return ResponsesRequest(
-        model=said.model,
-        stream=bool(said.stream),
+        model=params.model,
+        stream=bool(params.stream),
         max_tokens=max_tokens,
         upstream=conversation.upstream(request, max_tokens),
         names=tools.names,
-        echo=_echo(said),
-        affinity=said.prompt_cache_key or said.user,
+        echo=_echo(params),
+        affinity=params.prompt_cache_key or params.user,
         notes=(*tools.notes, *reader.notes),
-        dropped=(*gate.unused(fields, _TAKEN), *gate.places((*tools.notes, *reader.notes))),
-        limit_is_ours=said.max_output_tokens is None,
+        dropped=(*gate.unused_fields(fields, _USED), *gate.note_paths((*tools.notes, *reader.notes))),
+        limit_is_ours=params.max_output_tokens is None,
     )
 
 
-def _refuse_memory(said: _Wire) -> None:
+def _refuse_stateful(params: _Params) -> None:
     for name in ("previous_response_id", "conversation", "prompt", "background"):
-        if getattr(said, name):
-            raise BadRequest("not supported: answers are not stored here", name, Kind.UNSUPPORTED)
+        if getattr(params, name):
+            raise BadRequest("not supported: answers are not stored", name, Kind.UNSUPPORTED)
 
 
-def _read_input(said: _Wire, thread: ConversationBuilder, reader: Reader) -> None:
-    if isinstance(said.instructions, str):
-        thread.system(said.instructions)
-    for index, item in enumerate(said.instructions if isinstance(said.instructions, list) else ()):
+def _read_input(params: _Params, builder: ConversationBuilder, reader: Reader) -> None:
+    if isinstance(params.instructions, str):
+        builder.system(params.instructions)
+    for index, item in enumerate(params.instructions if isinstance(params.instructions, list) else ()):
         reader.item(item, f"instructions[{index}]")
-    if isinstance(said.input, str):
-        thread.user([TextPart(said.input)] if said.input else [])
+    if isinstance(params.input, str):
+        builder.user([TextPart(params.input)] if params.input else [])
         return
-    if not said.input:
+    if not params.input:
         raise BadRequest("at least one item is required", "input")
-    for index, item in enumerate(said.input):
+    for index, item in enumerate(params.input):
         reader.item(item, f"input[{index}]")
 
 
 def _format(text: _Text | None, traits: Traits) -> dict[str, Any] | None:
-    wanted = text.format if text is not None else None
-    match wanted.type if wanted is not None else "text":
+    form = text.format if text is not None else None
+    match form.type if form is not None else "text":
         case "text":
             return None
         case "json_object":
             return {"type": "json_object"}
-        case "json_schema" if wanted is not None:
-            if wanted.schema is None:
+        case "json_schema" if form is not None:
+            if form.schema is None:
                 raise BadRequest("field required", "text.format.schema")
-            grammar.check_schema(wanted.schema, "text.format.schema")
-            return conversation.json_format(wanted.schema, traits, wanted.name or "answer", wanted.strict)
+            grammar.check_schema(form.schema, "text.format.schema")
+            return conversation.json_format(form.schema, traits, form.name or "answer", form.strict)
         case _:
             raise BadRequest("expected text, json_object or json_schema", "text.format.type")
 
@@ -206,23 +206,23 @@ def _read_effort(reasoning: _Reasoning | None, request: Request, traits: Traits)
     request.reasoning_effort = traits.effort.get(reasoning.effort)
 
 
-def _echo(said: _Wire) -> Echo:
-    """What the answer repeats; the parts that nobody reads again are kept as JSON."""
+def _echo(params: _Params) -> Echo:
+    """Return the fields that the answer repeats; nested ones stay encoded."""
     return Echo(
-        instructions=_json(said.instructions),
-        max_output_tokens=said.max_output_tokens,
-        metadata=said.metadata or {},
-        parallel_tool_calls=said.parallel_tool_calls is not False,
-        prompt_cache_key=said.prompt_cache_key,
-        reasoning=_json(said.reasoning),
-        safety_identifier=said.safety_identifier,
-        temperature=said.temperature,
-        text=_json(said.text or {"format": {"type": "text"}}),
-        tool_choice=_json(said.tool_choice or "auto"),
-        tools=_json(said.tools or []),
-        top_p=said.top_p,
-        truncation=said.truncation if said.truncation in ("auto", "disabled") else "disabled",
-        user=said.user,
+        instructions=_json(params.instructions),
+        max_output_tokens=params.max_output_tokens,
+        metadata=params.metadata or {},
+        parallel_tool_calls=params.parallel_tool_calls is not False,
+        prompt_cache_key=params.prompt_cache_key,
+        reasoning=_json(params.reasoning),
+        safety_identifier=params.safety_identifier,
+        temperature=params.temperature,
+        text=_json(params.text or {"format": {"type": "text"}}),
+        tool_choice=_json(params.tool_choice or "auto"),
+        tools=_json(params.tools or []),
+        top_p=params.top_p,
+        truncation=params.truncation if params.truncation in ("auto", "disabled") else "disabled",
+        user=params.user,
     )
 
 

@@ -1,7 +1,7 @@
-"""The tools of a Responses request as plain functions, and the way back from a function's name.
+"""Translate the tools of a Responses request into functions, and function names back into tools.
 
-Workers know functions with flat names. A client may have put a tool into a namespace or made it take free text;
-it must get the call back the way it declared the tool, so a request keeps a table of names for its answer.
+Workers support functions with flat names. A client's tool may be in a namespace or take free text; its calls must match
+that declaration, so a request has a table of names for its answer.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cortex.router.dialects.core import wire
-from cortex.router.dialects.core.conversation import ChosenFunction, ChosenName, Function, FunctionTool, ToolChoice
+from cortex.router.dialects.core.conversation import Function, FunctionTool, NamedToolChoice, ToolChoice, ToolName
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.traits import Traits
 
@@ -21,8 +21,8 @@ _FREE_TEXT = {
 }
 
 
-class Declared(msgspec.Struct, frozen=True):
-    """A tool as the client knows it."""
+class ToolDeclaration(msgspec.Struct, frozen=True):
+    """A tool as the client declared it."""
 
     name: str
     namespace: str | None = None
@@ -51,11 +51,11 @@ class _Choice(msgspec.Struct):
 
 
 class Tools:
-    """The functions to send, in the client's order, and what each is to the client."""
+    """The functions to send, in the client's order, and the tool of each."""
 
     def __init__(self, traits: Traits) -> None:
         self.functions: list[FunctionTool] = []
-        self.names: dict[str, Declared] = {}
+        self.names: dict[str, ToolDeclaration] = {}
         self.choice: ToolChoice | None = None
         self.notes: list[str] = []
         self._flat: dict[tuple[str | None, str], str] = {}
@@ -66,76 +66,76 @@ class Tools:
             self._declare(tool, f"tools[{index}]", None)
 
     def flat(self, name: str, namespace: str | None) -> str:
-        """The function's name for a tool that the client names, perhaps in an old call."""
+        """Return the function name of a client's tool, which an old call may name without declaring it."""
         return self._flat.get((namespace, name)) or (f"{namespace}__{name}" if namespace else name)
 
-    def choose(self, given: str | dict[str, Any] | None) -> None:
-        """What the client wants called; without tools there is nothing to choose."""
-        if given is None or not self.functions:
+    def choose(self, tool_choice: str | dict[str, Any] | None) -> None:
+        """Apply the client's tool choice; ignored without tools. Raises BadRequest."""
+        if tool_choice is None or not self.functions:
             return
-        if isinstance(given, str):
-            if given not in ("auto", "none", "required"):
+        if isinstance(tool_choice, str):
+            if tool_choice not in ("auto", "none", "required"):
                 raise BadRequest("expected auto, none, required or an object", "tool_choice")
-            self.choice = _MODES[given]
+            self.choice = _MODES[tool_choice]
             return
-        choice = wire.shaped(given, _Choice, "tool_choice")
+        choice = wire.convert(tool_choice, _Choice, "tool_choice")
         match choice.type:
             case "function" | "custom":
                 self._name(choice)
             case "allowed_tools":
                 self._allow(choice)
             case kind:
-                self.notes.append(f"tool_choice: {kind[:80]!r} is not a tool here; left to the model")
+                self.notes.append(f"tool_choice: ignored a choice of type {kind[:80]!r}")
 
     def _declare(self, tool: dict[str, Any], at: str, namespace: str | None) -> None:
         match wire.kind_of(tool, at, "function"):
             case "function":
-                shaped = wire.shaped(tool, _Tool, at)
-                parameters = shaped.parameters or {"type": "object", "properties": {}}
-                self._add(shaped, Declared(shaped.name, namespace), parameters, shaped.description, at)
+                function = wire.convert(tool, _Tool, at)
+                parameters = function.parameters or {"type": "object", "properties": {}}
+                self._add(function, ToolDeclaration(function.name, namespace), parameters, function.description, at)
             case "custom":
-                shaped = wire.shaped(tool, _Tool, at)
-                declared = Declared(shaped.name, namespace, custom=True)
-                self._add(shaped, declared, _FREE_TEXT, _described(shaped), at)
+                custom = wire.convert(tool, _Tool, at)
+                declaration = ToolDeclaration(custom.name, namespace, custom=True)
+                self._add(custom, declaration, _FREE_TEXT, _description(custom), at)
             case "namespace" if namespace is None:
-                group = wire.shaped(tool, _Namespace, at)
+                group = wire.convert(tool, _Namespace, at)
                 for index, member in enumerate(group.tools):
                     self._declare(member, f"{at}.tools[{index}]", group.name)
             case kind:
                 self.notes.append(f"{at}: dropped a tool of type {kind[:80]!r}")
 
     def _add(
-        self, tool: _Tool, declared: Declared, parameters: dict[str, Any], description: str | None, at: str
+        self, tool: _Tool, declaration: ToolDeclaration, parameters: dict[str, Any], description: str | None, at: str
     ) -> None:
         if not tool.name:
             raise BadRequest("expected a name", f"{at}.name")
-        flat = self.flat(declared.name, declared.namespace)
+        flat = self.flat(declaration.name, declaration.namespace)
         while flat in self.names:
             flat += "_"
-        self._flat[declared.namespace, declared.name] = flat
-        self.names[flat] = declared
+        self._flat[declaration.namespace, declaration.name] = flat
+        self.names[flat] = declaration
         self.functions.append(FunctionTool(Function(flat, parameters, description or None, tool.strict)))
 
     def _name(self, choice: _Choice) -> None:
         flat = self.flat(choice.name or "", choice.namespace)
         if flat not in self.names:
-            raise BadRequest("names a tool that is not in tools", "tool_choice.name")
+            raise BadRequest("expected the name of a tool in tools", "tool_choice.name")
         if self._traits.named_tool_choice:
-            self.choice = ChosenFunction(ChosenName(flat))
+            self.choice = NamedToolChoice(ToolName(flat))
             return
         self.functions = [tool for tool in self.functions if tool.function.name == flat]
         self.choice = "required"
 
     def _allow(self, choice: _Choice) -> None:
         at = "tool_choice.tools"
-        chosen = [wire.shaped(one, _Choice, f"{at}[{n}]") for n, one in enumerate(choice.tools or ())]
-        allowed = {self.flat(one.name or "", one.namespace) for one in chosen}
-        # A namespace may be allowed as a whole.
-        whole = {one.name for one in chosen if one.type == "namespace"}
+        members = [wire.convert(member, _Choice, f"{at}[{n}]") for n, member in enumerate(choice.tools or ())]
+        allowed = {self.flat(member.name or "", member.namespace) for member in members}
+        # A choice may allow a whole namespace.
+        namespaces = {member.name for member in members if member.type == "namespace"}
         self.functions = [
             tool
             for tool in self.functions
-            if tool.function.name in allowed or self.names[tool.function.name].namespace in whole - {None}
+            if tool.function.name in allowed or self.names[tool.function.name].namespace in namespaces - {None}
         ]
         self.choice = "required" if choice.mode == "required" and self.functions else None
 
@@ -143,8 +143,8 @@ class Tools:
 _MODES: dict[str, ToolChoice] = {"auto": "auto", "none": "none", "required": "required"}
 
 
-def _described(tool: _Tool) -> str:
-    """A grammar cannot be enforced on one string inside JSON, so the model is told of it."""
+def _description(tool: _Tool) -> str:
+    """Return a custom tool's description with its grammar, which engines cannot enforce inside a JSON string."""
     lines = [tool.description or "", "Put the whole input of this tool, as it is, into `input`."]
     form = tool.format or {}
     if isinstance(form.get("definition"), str):

@@ -1,4 +1,4 @@
-"""Requests for the tests: the least that a dialect accepts, with the fields a test is about put over it."""
+"""Build minimal requests of each dialect, with the fields of a test added."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 PLAIN = Traits()
 INLINE = Traits(inline_system=True)
-SEEING = Traits(vision=True)
+VISION = Traits(vision=True)
 THINKING = Traits(reasoning_field="reasoning_content")
 
 PNG = "iVBORw0KGgo="
@@ -32,8 +32,8 @@ def assistant(*content: Any) -> Json:
     return user(*content) | {"role": "assistant"}
 
 
-def text(said: str) -> Json:
-    return {"type": "text", "text": said}
+def text(content: str) -> Json:
+    return {"type": "text", "text": content}
 
 
 def image() -> Json:
@@ -57,27 +57,27 @@ def messages_body(**fields: Any) -> bytes:
     return json.dumps(base | fields).encode()
 
 
-def ask_messages(traits: Traits = PLAIN, **fields: Any) -> messages.MessagesRequest:
+def messages_request(traits: Traits = PLAIN, **fields: Any) -> messages.MessagesRequest:
     return messages.read(messages_body(**fields), traits)
 
 
-def ask_responses(traits: Traits = PLAIN, **fields: Any) -> responses.ResponsesRequest:
+def responses_request(traits: Traits = PLAIN, **fields: Any) -> responses.ResponsesRequest:
     return responses.read(json.dumps({"model": "m", "input": "hi"} | fields).encode(), traits)
 
 
-def ask_chat(traits: Traits = PLAIN, **fields: Any) -> chat.ChatRequest:
+def chat_request(traits: Traits = PLAIN, **fields: Any) -> chat.ChatRequest:
     base = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     return chat.read(json.dumps(base | fields).encode(), traits)
 
 
-def sent(asked: messages.MessagesRequest | responses.ResponsesRequest | chat.ChatRequest) -> Json:
-    """What the worker gets."""
-    found: Json = json.loads(asked.body("worker"))
-    return found
+def body_of(parsed: messages.MessagesRequest | responses.ResponsesRequest | chat.ChatRequest) -> Json:
+    """Return the body that the worker receives."""
+    actual: Json = json.loads(parsed.body("worker"))
+    return actual
 
 
-def refused(ask: Any, **fields: Any) -> Fault:
-    """The fault of a request that has to be refused."""
+def refusal_of(ask: Any, **fields: Any) -> Fault:
+    """Return the fault of a request that must be refused."""
     with pytest.raises(BadRequest) as caught:
         ask(**fields)
     return caught.value.fault
