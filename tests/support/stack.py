@@ -5,7 +5,9 @@ something to become true, with a deadline.
 """
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -38,10 +40,16 @@ def eventually(look: Callable[[], T], *, within_s: float = 15.0, what: str = "")
         time.sleep(0.02)
 
 
+_ports = itertools.cycle(random.SystemRandom().sample(range(10_000, 20_000), 10_000))
+
+
 def free_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on, below those that the kernel gives to connections: whatever connects
+    meanwhile does not take it. A process gets no port twice."""
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("unreachable: the ports repeat")
 
 
 class Stack:

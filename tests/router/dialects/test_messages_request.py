@@ -1,4 +1,4 @@
-"""Anthropic requests: what reaches the worker. The numbers are those of the checklist of edge cases."""
+"""Anthropic requests: what reaches the worker. The numbers are those of docs/dialects.md."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Responses requests: what reaches the worker. The numbers are those of the checklist of edge cases."""
+"""Responses requests: what reaches the worker. The numbers are those of docs/dialects.md."""
 
 from typing import Any
 
