@@ -134,7 +134,7 @@ def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
     assert lines
     assert all("wrong kind" in line for line in lines)
     assert "No line matches." in nothing.text
-    assert "no log of an earlier run of" in never.text
+    assert "no host has a log of an earlier run of" in never.text
     assert f"no host has a log of instance &#39;{instance}&#39;" in gone.text
     assert looker.status_code == 401
 

@@ -232,7 +232,7 @@ def test_commands_without_a_key_that_opens_say_which_one_they_send(keyed: Keyed)
     refused = keyed.cli("fn", "ls", key=keyed.keys["inference"])
 
     assert refused.code == 1
-    assert "is for inference" in refused.stderr
+    assert "has scope inference" in refused.stderr
     assert "These commands send CORTEX_API_KEY" in refused.stderr
     assert keyed.cli("fn", "ls").code == 0
 
