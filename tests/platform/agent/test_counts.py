@@ -50,7 +50,7 @@ def test_an_eviction_is_regretted_when_the_function_is_used_again_soon() -> None
     assert counted(counts)[f"cortex_evictions_regretted_total org/model {HOST}"] == 1
 
 
-def test_an_eviction_is_regretted_as_soon_as_somebody_waits() -> None:
+def test_an_eviction_is_regretted_as_soon_as_a_request_waits() -> None:
     counts = evicted_at(100.0)
 
     counts.looked(Fleet(routers={"r": RouterReport(id="r", waiting={"org/model": 1})}), 101.0)

@@ -62,7 +62,7 @@ async def test_a_decision_in_time_begins_a_start(agent: Agent, monkeypatch: pyte
     assert any(type(e).__name__ == "Spawn" for e in effects)
 
 
-async def test_a_decision_that_comes_too_late_begins_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_decision_starts_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     effects = begun(agent, monkeypatch)
     monkeypatch.setattr(loop, "DECIDE_S", 0.0)
 
@@ -112,7 +112,7 @@ async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_o
     assert [(r.what, r.why) for r in receipts] == [("refused", refused[0].reason)]  # type: ignore[union-attr]
 
 
-async def test_what_the_settings_of_the_host_do_not_allow_is_neither_started_nor_planned(
+async def test_a_function_that_the_hosts_settings_forbid_is_neither_started_nor_planned(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     effects = begun(agent, monkeypatch)

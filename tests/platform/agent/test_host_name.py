@@ -47,7 +47,7 @@ async def test_an_agent_elsewhere_that_publishes_again_keeps_the_name() -> None:
     assert refused.value.holder.sequence == 6
 
 
-async def test_a_record_that_expires_is_of_an_agent_that_is_gone() -> None:
+async def test_a_record_that_expires_belongs_to_an_agent_that_is_gone() -> None:
     await check(OTHER, OTHER, None, replace(OTHER, sequence=6))
 
 

@@ -164,7 +164,7 @@ async def test_ram_says_nothing_of_a_gpu_that_nvml_does_not_know(registry: Regis
         pytest.param((), None, id="not listed, as in a container"),
     ],
 )
-async def test_of_a_gpu_only_what_nvml_tells_of_every_process_is_learned(
+async def test_gpu_memory_is_recorded_only_if_nvml_reports_every_process(
     registry: Registry, tmp_path: Path, readings: tuple[int | None, ...], used_mb: int | None
 ) -> None:
     scene = Scene(registry, NVIDIA, tmp_path)
@@ -175,7 +175,7 @@ async def test_of_a_gpu_only_what_nvml_tells_of_every_process_is_learned(
     assert await scene.used_mb() == used_mb
 
 
-async def test_what_an_idle_worker_holds_does_not_lower_a_declaration(registry: Registry, tmp_path: Path) -> None:
+async def test_the_memory_of_an_idle_worker_does_not_lower_a_declaration(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", ram_mb=700)
     idle = await scene.placed()
@@ -191,7 +191,7 @@ async def test_what_an_idle_worker_holds_does_not_lower_a_declaration(registry: 
 
 
 @pytest.mark.parametrize(("last_use", "placed"), [(READY + 1.0, (700, "measured")), (0.0, (DECLARED, "declared"))])
-async def test_what_a_worker_held_counts_after_its_end_if_it_served(
+async def test_the_memory_of_an_ended_worker_counts_if_it_served(
     registry: Registry, tmp_path: Path, last_use: float, placed: tuple[int, str]
 ) -> None:
     scene = Scene(registry, CPU, tmp_path)
@@ -206,7 +206,7 @@ async def test_what_a_worker_held_counts_after_its_end_if_it_served(
     assert await scene.placed() == placed
 
 
-async def test_what_is_forgotten_does_not_come_back_from_a_memory_of_it(registry: Registry, tmp_path: Path) -> None:
+async def test_a_deleted_ledger_entry_is_not_written_again(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", ram_mb=9000)
     await scene.caretaker.look_once()
@@ -266,12 +266,12 @@ async def test_an_instance_that_breaks_the_round_does_not_keep_it_from_the_other
     assert {i.id: i.used_mb for i in scene.scheduler.record().instances} == {"one": 9000, "two": None, "three": 9000}
 
 
-async def test_a_path_that_does_not_answer_is_told_with_the_functions_that_need_it(
+async def test_a_path_that_does_not_answer_is_reported_with_the_functions_that_need_it(
     registry: Registry, tmp_path: Path
 ) -> None:
     scene, back = Scene(registry, CPU, tmp_path), threading.Event()
     stuck = Function(id="stuck", engine=Engine.LLAMACPP, source="/mnt/m.gguf")
-    scene.scheduler.heed({"stuck": stuck, "f": F}, "digest", READY)
+    scene.scheduler.apply_catalogue({"stuck": stuck, "f": F}, "digest", READY)
     with pytest.raises(OSError, match="does not answer"):
         await scene.workers.looks.look("/mnt/m.gguf", "stat", back.wait)
 

@@ -198,7 +198,7 @@ class Agent:
                 instance,
                 now,
                 force=force,
-                beside=beside,
+                exclude=beside,
                 evict=evict,
                 minimum=minimum,
                 waited_s=waited_s,
@@ -247,12 +247,12 @@ class Agent:
     async def forget(self, function: str) -> None:
         """Drop what is learned of a function, and its failures with their back-off."""
         self._caretaker.forget(function)
-        self._decide(lambda s, _: s.forgive(function))
+        self._decide(lambda s, _: s.clear_failures(function))
         await self.herald.publish()
 
     async def heed(self, catalogue: Catalogue, digest: str) -> None:
         """Take a new catalogue."""
-        self._decide(lambda s, now: s.heed(catalogue.functions, digest, now))
+        self._decide(lambda s, now: s.apply_catalogue(catalogue.functions, digest, now))
         self._caretaker.curious.set()
         self._stock.set()
         await self.herald.publish()
@@ -393,7 +393,7 @@ class Agent:
             self.tell(lambda s, now, fleet=fleet: s.reported(fleet, now))  # type: ignore[misc]
             problems = tuple(self._problems())
             if problems != self.scheduler.record().problems:
-                self.tell(lambda s, _, problems=problems: s.troubled(problems))  # type: ignore[misc]
+                self.tell(lambda s, _, problems=problems: s.set_problems(problems))  # type: ignore[misc]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._rung.wait()
@@ -436,7 +436,7 @@ class Agent:
         declared = self.scheduler.catalogue().values()
         sizes = await disk.sizes(self.supervisor.looks, declared, Path(self.settings.agent.cache_dir))
         if sizes != self.scheduler.record().weights:
-            self.tell(lambda s, _: s.holds(sizes))
+            self.tell(lambda s, _: s.set_weights(sizes))
             self._caretaker.curious.set()
         if (digest := self.scheduler.record().catalogue) != self._stock_of:
             with contextlib.suppress(RedisError, NoAnswer):

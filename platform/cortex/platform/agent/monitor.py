@@ -128,7 +128,7 @@ class HostMonitor:
 
     def _tell_known(self) -> None:
         known = ledger.for_host(self._ledger, self._scheduler.record().devices)
-        self._tell(lambda s, _: s.learned(known))
+        self._tell(lambda s, _: s.set_ledger(known))
 
     async def _tell_silent(self) -> None:
         """Tell which paths do not answer, and which functions cannot be started for that."""
@@ -142,7 +142,7 @@ class HostMonitor:
         for path in record.silent.keys() - silent.keys():
             log.info("path_answers_again", path=path)
         if (silent, unreadable) != (record.silent, record.unreadable):
-            self._tell(lambda s, _: s.silent(silent, unreadable))
+            self._tell(lambda s, _: s.set_silent_paths(silent, unreadable))
 
     async def _trim_logs(self) -> None:
         folder = Path(self._settings.agent.log_dir)
@@ -173,7 +173,7 @@ class HostMonitor:
         functions = list(self._scheduler.catalogue().values())
         found = await disk.of_each(functions, facts_of, at_a_time=FACTS_AT_A_TIME)
         if found != self._scheduler.record().models:
-            self._tell(lambda s, _: s.studied(found))
+            self._tell(lambda s, _: s.set_models(found))
 
     def _pids(self) -> dict[str, int]:
         return {i.id: i.pid for i in self._scheduler.record().instances if i.pid}
@@ -202,7 +202,7 @@ class HostMonitor:
         function = self._scheduler.function_of(instance.id)
         pretends = function is None or function.engine is Engine.FAKE
         if sure and settled and not pretends and _on_gpu(instance) and instance.id not in present:
-            self._tell(lambda s, now: s.misplaced(instance.id, now))
+            self._tell(lambda s, now: s.fell_back_to_cpu(instance.id, now))
 
     async def _learn_all(self, ready: list[Instance]) -> None:
         """Learn from each instance in turn, since several may share an entry."""
