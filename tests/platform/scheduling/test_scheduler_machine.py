@@ -209,7 +209,8 @@ class Agent(RuleBasedStateMachine):
     @rule(
         event=st.sampled_from(
             ["fetching", "fetched", "fetch_failed", "spawned", "sign", "answered", "exited", "out_of_memory",
-             "spawn_failed", "start_failed", "reclaimed", "health_check_failed", "end_delayed", "fell_back_to_cpu", "used", "looked"]
+             "spawn_failed", "start_failed", "reclaimed", "health_check_failed", "end_delayed", "fell_back_to_cpu",
+             "used", "looked"]
         ),
         pick=PICKS,
     )  # fmt: skip

@@ -132,7 +132,7 @@ class Supervisor:
         """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
         match effect:
             case Fetch(instance, function):
-                self._begin("fetch", instance, self.fetches.bring(instance, function), self._fetch_failed)
+                self._begin("fetch", instance, self.fetches.fetch(instance, function), self._fetch_failed)
             case CancelFetch(instance, function):
                 self._begin("call off", instance, self._cancel_fetch(effect))
             case Spawn(instance):
@@ -192,7 +192,7 @@ class Supervisor:
         bringing = self._effects.pop(("fetch", effect.instance.id), None)
         if bringing is not None:
             await cancelled([bringing])
-        await self.fetches.given_up(effect.function)
+        await self.fetches.release(effect.function)
 
     def _fetch_failed(self, instance: Instance, error: Exception) -> None:
         reason = f"the weights could not be fetched: {type(error).__name__}"
