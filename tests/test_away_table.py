@@ -15,7 +15,7 @@ SILENT = "test_a_warm_function_is_served_while_its_agent_is_dead_and_after_it_ca
 CUT_OFF = "test_a_warm_function_is_served_while_its_agent_is_cut_off_from_redis"
 REFUSES_WRITES = "test_a_redis_that_takes_no_writes_leaves_warm_functions_warm"
 EMPTY = "test_a_redis_that_was_emptied_interrupts_nothing_that_is_warm"
-NOT_IDLE = "test_nobody_is_drained_or_evicted_while_the_record_is_away"
+NOT_IDLE = "test_no_instance_is_drained_or_evicted_while_the_record_is_away"
 DEMOTION = "test_cold_starts_work_after_a_demotion_and_warm_ones_never_stop"
 FAILOVER = "test_a_failover_is_followed_by_calls_bells_and_jobs"
 ONLY_THE_WORKER_KNOWS = "test_an_answer_that_only_the_worker_knows_of_keeps_a_drain_waiting"
@@ -26,7 +26,7 @@ HELD_BY = {
     "agent": (
         NOT_IDLE,
         DEMOTION,
-        "test_a_record_that_comes_back_empty_makes_nobody_idle_until_the_routers_had_time_to_report",
+        "test_after_an_empty_record_no_instance_is_idle_until_routers_had_time_to_report",
         "test_a_worker_that_died_while_the_agent_was_away_is_replaced",
         NOT_IDLE,
         ONLY_THE_WORKER_KNOWS,

@@ -15,7 +15,7 @@ def counted(counts: AgentCounts) -> dict[str, float]:
 
 def evicted_at(now: float, *others: Instance) -> AgentCounts:
     counts = AgentCounts(HOST)
-    counts.decided(EVICTED, a_host(an_instance("one", state=State.DRAINING), *others), None, now)
+    counts.count_decision(EVICTED, a_host(an_instance("one", state=State.DRAINING), *others), None, now)
     return counts
 
 
@@ -27,7 +27,7 @@ def test_a_start_is_counted_with_its_path_and_phases() -> None:
     host = a_host(plain, fetched, made_room)
 
     for instance in host.instances:
-        counts.decided(Decision("ready", "org/model", instance.id, ""), host, None, 0.0)
+        counts.count_decision(Decision("ready", "org/model", instance.id, ""), host, None, 0.0)
 
     assert {k: v for k, v in counted(counts).items() if "starts" in k} == {
         f"cortex_cold_starts_total org/model {HOST}": 3,
@@ -42,18 +42,18 @@ def test_a_start_is_counted_with_its_path_and_phases() -> None:
 def test_an_eviction_is_regretted_when_the_function_is_used_again_soon() -> None:
     counts = evicted_at(100.0)
 
-    counts.looked(Fleet(used={used_function("org/model"): 99.0}), 120.0)
+    counts.count_regrets(Fleet(used={used_function("org/model"): 99.0}), 120.0)
     assert f"cortex_evictions_regretted_total org/model {HOST}" not in counted(counts)
 
-    counts.looked(Fleet(used={used_function("org/model"): 130.0}), 131.0)
-    counts.looked(Fleet(used={used_function("org/model"): 140.0}), 141.0)
+    counts.count_regrets(Fleet(used={used_function("org/model"): 130.0}), 131.0)
+    counts.count_regrets(Fleet(used={used_function("org/model"): 140.0}), 141.0)
     assert counted(counts)[f"cortex_evictions_regretted_total org/model {HOST}"] == 1
 
 
-def test_an_eviction_is_regretted_as_soon_as_somebody_waits() -> None:
+def test_an_eviction_is_regretted_as_soon_as_a_request_waits() -> None:
     counts = evicted_at(100.0)
 
-    counts.looked(Fleet(routers={"r": RouterReport(id="r", waiting={"org/model": 1})}), 101.0)
+    counts.count_regrets(Fleet(routers={"r": RouterReport(id="r", waiting={"org/model": 1})}), 101.0)
 
     assert counted(counts)[f"cortex_evictions_regretted_total org/model {HOST}"] == 1
 
@@ -61,9 +61,9 @@ def test_an_eviction_is_regretted_as_soon_as_somebody_waits() -> None:
 def test_an_eviction_is_not_regretted_later_or_with_another_instance_ready() -> None:
     late, spare = evicted_at(100.0), evicted_at(100.0, an_instance("two"))
 
-    late.looked(Fleet(), 100.0 + REGRET_S + 1)
-    late.looked(Fleet(used={used_function("org/model"): 900.0}), 901.0)
-    spare.looked(Fleet(used={used_function("org/model"): 130.0}), 131.0)
+    late.count_regrets(Fleet(), 100.0 + REGRET_S + 1)
+    late.count_regrets(Fleet(used={used_function("org/model"): 900.0}), 901.0)
+    spare.count_regrets(Fleet(used={used_function("org/model"): 130.0}), 131.0)
 
     for counts in (late, spare):
         assert f"cortex_evictions_regretted_total org/model {HOST}" not in counted(counts)
@@ -74,7 +74,7 @@ def test_drains_are_counted_by_words_that_are_bounded() -> None:
     host = a_host(an_instance())
 
     for why in ("idle", "moved to gpu-7", "something new"):
-        counts.decided(Decision("draining", "org/model", "one", why), host, None, 0.0)
+        counts.count_decision(Decision("draining", "org/model", "one", why), host, None, 0.0)
 
     reasons = {k.split()[-1] for k in counted(counts) if k.startswith("cortex_drains_total")}
     assert reasons == {"idle", "moved", "other"}

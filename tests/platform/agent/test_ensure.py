@@ -46,7 +46,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
         await registry.close()
 
 
-def begun(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def pending_effects(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Note what the agent has the supervisor do, instead of doing it."""
     effects: list[Any] = []
     monkeypatch.setattr(agent.supervisor, "perform", effects.append)
@@ -54,7 +54,7 @@ def begun(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 async def test_a_decision_in_time_begins_a_start(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    effects = begun(agent, monkeypatch)
+    effects = pending_effects(agent, monkeypatch)
 
     answer = await agent.ensure(F)
 
@@ -62,8 +62,8 @@ async def test_a_decision_in_time_begins_a_start(agent: Agent, monkeypatch: pyte
     assert any(type(e).__name__ == "Spawn" for e in effects)
 
 
-async def test_a_decision_that_comes_too_late_begins_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    effects = begun(agent, monkeypatch)
+async def test_a_late_decision_starts_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    effects = pending_effects(agent, monkeypatch)
     monkeypatch.setattr(loop, "DECIDE_S", 0.0)
 
     answer = await agent.ensure(F)
@@ -81,7 +81,7 @@ def test_an_agent_stops_deciding_well_before_its_router_stops_waiting() -> None:
 async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_others_start(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun(agent, monkeypatch)
+    pending_effects(agent, monkeypatch)
     agent.supervisor.looks = BlockingCalls(0.2, hint="is its mount hung?")
     source = str(tmp_path / "hung" / "m.gguf")
     stuck = Function(
@@ -112,10 +112,10 @@ async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_o
     assert [(r.what, r.why) for r in receipts] == [("refused", refused[0].reason)]  # type: ignore[union-attr]
 
 
-async def test_what_the_settings_of_the_host_do_not_allow_is_neither_started_nor_planned(
+async def test_a_function_that_the_hosts_settings_forbid_is_neither_started_nor_planned(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    effects = begun(agent, monkeypatch)
+    effects = pending_effects(agent, monkeypatch)
     agent.settings = replace(agent.settings, agent=replace(agent.settings.agent, allow_engines=(Engine.VLLM,)))
 
     answers = [await agent.ensure(F, force=True), await agent.plan(F)]

@@ -1,4 +1,4 @@
-"""Whose a host's name is: what an agent makes of a record that is there when it starts."""
+"""Ownership of a host name: what an agent does with a record under its name when it starts."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.agent.host_name import NameTaken, check_name, home, taken
+from cortex.platform.agent.host_name import NameTaken, check_name, home, name_taken
 from cortex.platform.record import HostRecord
 from tests.support.factories import HOST, a_host
 
@@ -15,7 +15,7 @@ OTHER = replace(a_host(), agent="agent-2", home="h2", sequence=5, version="1.2.3
 
 
 class Pages:
-    """A record that reads as one page after the other; the last one stands. It expires soon."""
+    """A record that reads as one page after the other; the last page repeats. It expires soon."""
 
     def __init__(self, *pages: HostRecord | None) -> None:
         self._pages: Iterator[HostRecord | None] = itertools.chain(pages, itertools.repeat(pages[-1]))
@@ -47,7 +47,7 @@ async def test_an_agent_elsewhere_that_publishes_again_keeps_the_name() -> None:
     assert refused.value.holder.sequence == 6
 
 
-async def test_a_record_that_expires_is_of_an_agent_that_is_gone() -> None:
+async def test_a_record_that_expires_belongs_to_an_agent_that_is_gone() -> None:
     await check(OTHER, OTHER, None, replace(OTHER, sequence=6))
 
 
@@ -56,7 +56,7 @@ async def test_a_record_that_is_never_published_again_refuses_nothing() -> None:
 
 
 def test_the_refusal_names_the_other_machine_by_address_version_and_start() -> None:
-    sentence = taken(OTHER)
+    sentence = name_taken(OTHER)
 
     assert sentence.startswith(f"another machine has the host name '{HOST}' since 2023-11-14 22:13:20 UTC")
     assert sentence.endswith("http://host-a:13131, version 1.2.3")

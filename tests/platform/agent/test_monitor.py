@@ -65,7 +65,7 @@ class Hardware:
 
 
 class Scene:
-    """An agent's caretaker on a host with one device."""
+    """An agent's monitor on a host with one device."""
 
     def __init__(self, registry: Registry, device: Device, folder: Path) -> None:
         own = replace(Settings().agent, log_dir=str(folder / "logs"), cache_dir=str(folder / "cache"), health_s=0.1)
@@ -76,7 +76,7 @@ class Scene:
         settings: Any = replace(Settings(), agent=own)
         hardware: Any = self.hardware
         workers: Any = self.workers
-        self.caretaker = HostMonitor(settings, hardware, workers, registry, self.scheduler, self.tell)
+        self.monitor = HostMonitor(settings, hardware, workers, registry, self.scheduler, self.tell)
 
     def tell(self, step: Any) -> None:
         step(self.scheduler, READY)
@@ -93,8 +93,8 @@ class Scene:
                 name, function=function.id, ready=READY, revision=revision(function), devices=(self.device.id,),
                 pid=PID, started=READY - 5.0, phases={"starting": 5.0}, **more,
             )  # fmt: skip
-            kept = SavedWorker(instance, function, LocalWeights("/w", 10))
-            self.scheduler.adopt(kept, READY, alive=True, healthy=True)
+            worker = SavedWorker(instance, function, LocalWeights("/w", 10))
+            self.scheduler.adopt(worker, READY, alive=True, healthy=True)
             self.workers.ram_mb[name] = ram_mb
 
     def ends(self, name: str) -> None:
@@ -107,12 +107,12 @@ class Scene:
 
     async def placed(self, function: Function = F) -> tuple[int, str]:
         """Return by what memory another instance would be started, and where that number is from."""
-        await self.caretaker.look_once()
+        await self.monitor.check_once()
         wanted = self.scheduler._need(function, None)
         return wanted.memory_mb, wanted.memory_from
 
     async def used_mb(self, name: str = "one") -> int | None:
-        await self.caretaker.look_once()
+        await self.monitor.check_once()
         return next(i.used_mb for i in self.scheduler.record().instances if i.id == name)
 
 
@@ -124,10 +124,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def registry(redis_url: str) -> AsyncIterator[Registry]:
-    found = Registry(redis_url)
-    await found.unlearn(await found.ledger())
-    yield found
-    await found.close()
+    registry = Registry(redis_url)
+    await registry.unlearn(await registry.ledger())
+    yield registry
+    await registry.close()
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ async def test_ram_says_nothing_of_a_gpu_that_nvml_does_not_know(registry: Regis
         pytest.param((), None, id="not listed, as in a container"),
     ],
 )
-async def test_of_a_gpu_only_what_nvml_tells_of_every_process_is_learned(
+async def test_gpu_memory_is_recorded_only_if_nvml_reports_every_process(
     registry: Registry, tmp_path: Path, readings: tuple[int | None, ...], used_mb: int | None
 ) -> None:
     scene = Scene(registry, NVIDIA, tmp_path)
@@ -175,7 +175,7 @@ async def test_of_a_gpu_only_what_nvml_tells_of_every_process_is_learned(
     assert await scene.used_mb() == used_mb
 
 
-async def test_what_an_idle_worker_holds_does_not_lower_a_declaration(registry: Registry, tmp_path: Path) -> None:
+async def test_the_memory_of_an_idle_worker_does_not_lower_a_declaration(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", ram_mb=700)
     idle = await scene.placed()
@@ -191,30 +191,30 @@ async def test_what_an_idle_worker_holds_does_not_lower_a_declaration(registry: 
 
 
 @pytest.mark.parametrize(("last_use", "placed"), [(READY + 1.0, (700, "measured")), (0.0, (DECLARED, "declared"))])
-async def test_what_a_worker_held_counts_after_its_end_if_it_served(
+async def test_the_memory_of_an_ended_worker_counts_if_it_served(
     registry: Registry, tmp_path: Path, last_use: float, placed: tuple[int, str]
 ) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", ram_mb=700)
-    await scene.caretaker.look_once()
+    await scene.monitor.check_once()
 
     scene.ends("one")
     scene.heard(one=last_use)
-    await scene.caretaker.look_once()
+    await scene.monitor.check_once()
     scene.heard()  # the record drops last uses after a while
 
     assert await scene.placed() == placed
 
 
-async def test_what_is_forgotten_does_not_come_back_from_a_memory_of_it(registry: Registry, tmp_path: Path) -> None:
+async def test_a_deleted_ledger_entry_is_not_written_again(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", ram_mb=9000)
-    await scene.caretaker.look_once()
+    await scene.monitor.check_once()
     before = await scene.placed()
     scene.ends("one")
 
     await registry.unlearn(await registry.ledger())
-    scene.caretaker.forget("f")
+    scene.monitor.forget("f")
     at_once = scene.scheduler._need(F, None).memory_mb
 
     assert before == (9000, "measured")
@@ -228,12 +228,12 @@ async def test_a_worker_that_runs_is_measured_again_after_that_but_its_start_is_
 ) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", ram_mb=9000)
-    await scene.caretaker.look_once()
+    await scene.monitor.check_once()
     scene.workers.ram_mb["one"] = 8500
 
     await registry.unlearn(await registry.ledger())
-    scene.caretaker.forget("f")
-    await scene.caretaker.look_once()
+    scene.monitor.forget("f")
+    await scene.monitor.check_once()
 
     entry = await scene.entry()
     assert entry is not None
@@ -257,7 +257,7 @@ async def test_an_instance_that_breaks_the_round_does_not_keep_it_from_the_other
     scene.workers.sick = {"two"}
 
     with pytest.raises(ExceptionGroup) as caught:
-        await scene.caretaker.look_once()
+        await scene.monitor.check_once()
 
     assert "two cannot be measured" in str(caught.value.exceptions) + str(
         [getattr(e, "exceptions", ()) for e in caught.value.exceptions]
@@ -266,24 +266,24 @@ async def test_an_instance_that_breaks_the_round_does_not_keep_it_from_the_other
     assert {i.id: i.used_mb for i in scene.scheduler.record().instances} == {"one": 9000, "two": None, "three": 9000}
 
 
-async def test_a_path_that_does_not_answer_is_told_with_the_functions_that_need_it(
+async def test_a_path_that_does_not_answer_is_reported_with_the_functions_that_need_it(
     registry: Registry, tmp_path: Path
 ) -> None:
     scene, back = Scene(registry, CPU, tmp_path), threading.Event()
     stuck = Function(id="stuck", engine=Engine.LLAMACPP, source="/mnt/m.gguf")
-    scene.scheduler.heed({"stuck": stuck, "f": F}, "digest", READY)
+    scene.scheduler.apply_catalogue({"stuck": stuck, "f": F}, "digest", READY)
     with pytest.raises(OSError, match="does not answer"):
         await scene.workers.looks.look("/mnt/m.gguf", "stat", back.wait)
 
-    await scene.caretaker.look_once()
+    await scene.monitor.check_once()
     silent = scene.scheduler.record()
     back.set()
     while scene.workers.looks.silent():
         for thread in threading.enumerate():
             if thread.name == "look stat":
                 thread.join(5)
-        await scene.caretaker.look_once()
-    await scene.caretaker.look_once()
+        await scene.monitor.check_once()
+    await scene.monitor.check_once()
 
     assert list(silent.silent) == ["/mnt/m.gguf"]
     assert silent.unreadable == {"stuck": "/mnt/m.gguf does not answer"}

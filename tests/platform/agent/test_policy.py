@@ -89,7 +89,7 @@ def test_a_variable_that_loads_code_is_refused_unless_it_is_listed(name: str, fu
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "VLLM_ATTENTION_BACKEND", "NCCL_DEBUG", "CUDA_DEVICE_ORDER"])
-def test_a_variable_that_tunes_a_library_is_taken(name: str) -> None:
+def test_a_variable_that_tunes_a_library_is_allowed(name: str) -> None:
     assert refusal(replace(VLLM, env={name: "1"}), NETWORK) == ""
 
 
@@ -122,7 +122,7 @@ def test_an_option_that_loads_code_is_refused_in_every_spelling_unless_it_is_lis
         ("-c", "1"),
     ],
 )
-def test_an_option_that_tunes_an_engine_is_taken(args: tuple[str, ...]) -> None:
+def test_an_option_that_tunes_an_engine_is_allowed(args: tuple[str, ...]) -> None:
     assert refusal(replace(VLLM, args=args), NETWORK) == ""
 
 
@@ -151,7 +151,7 @@ def test_no_path_of_a_function_leads_out_of_the_weight_roots(wanted: dict[str, o
     assert refusal(replace(VLLM, **wanted), HOME) == ""
 
 
-def test_a_path_inside_of_the_weight_roots_or_an_inline_template_is_taken() -> None:
+def test_a_path_inside_the_weight_roots_or_an_inline_template_is_allowed() -> None:
     agent = replace(HOME, weight_roots=("/srv/models",), cache_dir="/var/cache/cortex")
     wanted = replace(
         VLLM, mmproj="/srv/models/a.gguf", chat_template="{{ a / b }}", args=("--x", "/var/cache/cortex/y")

@@ -34,13 +34,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "host.json"
 
 
-def test_what_was_written_is_read(path: Path) -> None:
+def test_a_written_state_is_read_back(path: Path) -> None:
     state_file.write(path, STATE)
 
     assert state_file.read(path) == STATE
 
 
-def test_what_only_a_later_release_knows_is_left_out_and_its_workers_are_kept(path: Path) -> None:
+def test_fields_of_a_later_release_are_ignored_and_its_workers_are_read(path: Path) -> None:
     later: Any = json.loads(msgspec.json.encode(STATE))
     later["workers"][0]["function"] |= {"of_later": 1, "sampling": {"of_later": 2}}
     later["workers"][0]["instance"]["of_later"] = {"a": 1}
@@ -51,7 +51,7 @@ def test_what_only_a_later_release_knows_is_left_out_and_its_workers_are_kept(pa
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"workers": 3}', '{"workers": [{"function": []}]}'])
-def test_what_cannot_be_understood_holds_nothing(path: Path, text: str) -> None:
+def test_an_unreadable_file_is_an_empty_state(path: Path, text: str) -> None:
     path.write_text(text)
 
     assert state_file.read(path) == AgentState()
@@ -82,7 +82,7 @@ def test_a_renamed_host_reads_the_workers_of_its_earlier_name(tmp_path: Path) ->
     assert (state.epoch, state.boot, state.origin) == (7, boot_id(), 5.0)
 
 
-def test_the_file_of_the_earlier_name_goes_once_its_workers_are_in_the_new_one(tmp_path: Path) -> None:
+def test_the_file_of_the_earlier_name_is_removed_once_its_workers_are_in_the_new_one(tmp_path: Path) -> None:
     state_file.write(tmp_path / "before.json", STATE)
 
     writer = state_file.Writer(tmp_path / "after.json")
@@ -123,9 +123,7 @@ class Disk:
         self.written.append(state)
 
 
-def test_a_disk_that_hangs_holds_up_nobody_and_gets_the_newest_state(
-    monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
+def test_a_hung_disk_blocks_no_caller_and_gets_the_newest_state(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     disk = Disk(monkeypatch)
     writer = state_file.Writer(path)
 

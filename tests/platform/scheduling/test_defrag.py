@@ -1,4 +1,4 @@
-"""Small functions are moved together so that one over several devices fits, and nobody is turned away meanwhile."""
+"""Small functions are moved together so that one over several devices fits, and requests are served meanwhile."""
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Fleet, Instance, RouterReport, Use
@@ -25,17 +25,17 @@ def spread() -> tuple[Instance, ...]:
 
 
 def test_the_least_memory_is_moved_to_empty_as_many_devices_as_are_needed() -> None:
-    found = consolidate(
+    result = consolidate(
         a_need(9000, devices=2), a_host(*spread(), devices=GPUS), Use(in_flight={"big": 1}), NOW, strategy="lru"
     )
 
-    assert found is not None
-    assert len(found.devices) == 2
-    assert "gpu-3" not in found.devices
-    assert {m.to for m in found.moves} == {tuple(sorted({"gpu-0", "gpu-1", "gpu-2"} - set(found.devices)))}
+    assert result is not None
+    assert len(result.devices) == 2
+    assert "gpu-3" not in result.devices
+    assert {m.to for m in result.moves} == {tuple(sorted({"gpu-0", "gpu-1", "gpu-2"} - set(result.devices)))}
 
 
-def test_what_is_busy_pinned_or_fits_nowhere_else_is_not_moved() -> None:
+def test_a_busy_or_pinned_instance_or_one_that_fits_nowhere_else_is_not_moved() -> None:
     host = a_host(*spread(), devices=GPUS)
     need = a_need(9000, devices=2)
 
@@ -104,7 +104,7 @@ def test_a_move_starts_elsewhere_first_then_drains_then_makes_room() -> None:
     assert started == ["both"]
 
 
-def test_unless_it_is_asked_for_they_are_evicted_instead() -> None:
+def test_without_the_setting_instances_are_evicted_instead_of_moved() -> None:
     scheduler = scattered(Rules(defrag_after_cycles=0))
 
     scheduler.ensure(a_function("both", vram_mb=18_000, min_devices=2), HERE, "both", NOW + 100)

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.platform.record import Cause, Failure, FailureKind
-from cortex.platform.scheduling.failures import EARLY_S, KEPT, LONGEST_BACKOFF_S, Failures, cause_of
+from cortex.platform.scheduling.failures import EARLY_S, LONGEST_BACKOFF_S, MOST_FAILURES, Failures, cause_of
 from tests.support.factories import an_instance
 
 CRASHED = an_instance(function="f", revision="r1")
@@ -51,7 +51,7 @@ def test_workers_that_die_right_after_ready_again_and_again_back_off(early: int,
     assert failure.retry_at == (100.0 + waits if waits else 0.0)
 
 
-def test_a_death_while_serving_leaves_a_back_off_of_failed_starts_as_it_is() -> None:
+def test_a_death_while_serving_does_not_change_a_back_off_of_failed_starts() -> None:
     failures = Failures()
     for _ in range(3):
         failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
@@ -94,13 +94,13 @@ def test_a_row_that_never_ends_still_waits_no_longer_than_the_longest() -> None:
 
 
 @pytest.mark.parametrize("kind", [FailureKind.ROOM, FailureKind.WEIGHTS, FailureKind.CANCELLED])
-def test_what_is_no_crash_neither_counts_nor_backs_off(kind: FailureKind) -> None:
+def test_a_failure_other_than_a_crash_neither_counts_nor_backs_off(kind: FailureKind) -> None:
     assert after(kind, kind, kind, kind).count == 0
     assert after(kind, kind, kind, kind).retry_at == 0.0
 
 
 @pytest.mark.parametrize("kind", [FailureKind.ROOM, FailureKind.WEIGHTS, FailureKind.CANCELLED])
-def test_what_is_no_crash_does_not_end_a_back_off(kind: FailureKind) -> None:
+def test_a_failure_other_than_a_crash_does_not_end_a_back_off(kind: FailureKind) -> None:
     crash = FailureKind.CRASH
 
     failure = after(crash, crash, crash, kind, now=100.0)
@@ -108,7 +108,7 @@ def test_what_is_no_crash_does_not_end_a_back_off(kind: FailureKind) -> None:
     assert (failure.kind, failure.count, failure.retry_at) == (kind, 3, 160.0)
 
 
-def test_a_failure_holds_what_the_last_lines_point_at_and_how_many_there_are_but_no_word_of_them() -> None:
+def test_a_failure_holds_the_cause_and_number_of_the_last_lines_but_none_of_their_text() -> None:
     failures = Failures()
     lines = [*(f"prompt {n}" for n in range(29)), "OSError: [Errno 98] Address already in use: my-prompt"]
 
@@ -179,7 +179,7 @@ def test_a_new_revision_begins_a_new_row() -> None:
     assert (failure.count, failure.retry_at) == (1, 0.0)
 
 
-def test_what_is_forgotten_begins_a_new_row() -> None:
+def test_after_failures_are_removed_the_count_starts_again() -> None:
     failures = Failures()
     failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
 
@@ -201,20 +201,20 @@ def test_only_declared_functions_are_remembered() -> None:
 
 def test_the_oldest_failure_is_forgotten_first() -> None:
     failures = Failures()
-    for n in range(KEPT):
+    for n in range(MOST_FAILURES):
         failures.add(an_instance(function=f"f{n}"), FailureKind.CRASH, "why", (), float(n))
     failures.add(an_instance(function="f0"), FailureKind.CRASH, "why", (), 900.0)
 
     failures.add(an_instance(function="new"), FailureKind.CRASH, "why", (), 901.0)
 
-    assert len(failures.all()) == KEPT
+    assert len(failures.all()) == MOST_FAILURES
     assert [f.function for f in failures.all()][:1] == ["f2"]
     assert [f.function for f in failures.all()][-2:] == ["f0", "new"]
 
 
 def test_failures_outlive_the_agent() -> None:
-    kept = after(FailureKind.CRASH, FailureKind.CRASH)
+    earlier = after(FailureKind.CRASH, FailureKind.CRASH)
 
-    failure = Failures([kept]).add(CRASHED, FailureKind.CRASH, "why", (), 500.0)
+    failure = Failures([earlier]).add(CRASHED, FailureKind.CRASH, "why", (), 500.0)
 
     assert (failure.count, failure.retry_at) == (3, 560.0)

@@ -67,7 +67,7 @@ def test_an_entry_of_an_earlier_release_is_the_reading_of_one_start() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 30_000)), min_size=1, max_size=60))
-def test_memory_is_always_the_highest_of_the_last_starts_within_what_wavers(readings: list[tuple[int, int]]) -> None:
+def test_memory_is_the_highest_of_the_last_starts_within_the_tolerance(readings: list[tuple[int, int]]) -> None:
     entry: Entry | None = None
     highest: dict[int, int] = {}
     for start, memory_mb in sorted(readings, key=lambda r: r[0]):  # starts come in order, their readings in any
@@ -113,7 +113,7 @@ def test_an_idle_reading_counts_once_its_instance_has_served() -> None:
     assert placement_mb(with_service(idle, "another", 9.0), DECLARED, {"i"}) == 0
 
 
-def test_nothing_known_counts_for_nothing() -> None:
+def test_without_an_entry_no_memory_is_measured() -> None:
     assert placement_mb(None, 0) == placement_mb(Entry(starts=3), 0) == 0
 
 

@@ -75,15 +75,15 @@ SHAPE = Shape(numbers_per_token=32 * 1024)  # 64 KiB a token
         ({"context": 1024, "vram_mb": 20_000}, None, (20_000, "declared")),  # whoever says so means it
     ],
 )
-def test_what_nobody_declared_is_no_more_than_a_device_has(
+def test_an_estimate_is_capped_at_the_budget_of_a_device(
     declared: dict[str, Any], measured: int | None, needed: tuple[int, str]
 ) -> None:
     function = a_function(engine=Engine.VLLM, **{"vram_mb": 0, **declared})
     devices = [a_device("gpu-0", 10_000, reserve_mb=500), a_device("gpu-1", 8_000)]
 
-    found = need(function, LocalWeights("/w", 1000, SHAPE), measured, devices)
+    result = need(function, LocalWeights("/w", 1000, SHAPE), measured, devices)
 
-    assert (found.memory_mb, found.memory_from) == needed
+    assert (result.memory_mb, result.memory_from) == needed
 
 
 def test_vllm_would_do_with_the_cache_of_one_request_and_others_not() -> None:
@@ -97,7 +97,7 @@ def test_vllm_would_do_with_the_cache_of_one_request_and_others_not() -> None:
     assert declared.least_mb == 0
 
 
-def test_a_need_says_what_the_spec_says() -> None:
+def test_a_need_has_the_fields_of_the_spec() -> None:
     function = a_function(min_devices=2, min_device_vram_mb=8000, pinned_on=("host-a",), priority=3)
 
     assert need(function, None) == Need(
@@ -135,7 +135,7 @@ def test_a_need_says_what_the_spec_says() -> None:
     ],
     ids=["all of it", "what is free", "all of it after an eviction", "what an eviction frees", "too little"],
 )
-def test_a_need_that_may_be_smaller_takes_what_is_free_before_anybody_has_to_leave(
+def test_a_need_with_a_minimum_takes_free_memory_before_it_evicts(
     others: list[Instance], expected: Placement | NoRoom
 ) -> None:
     assert place(a_need(8000, least_mb=4000), a_host(*others), IDLE, NOW) == expected
@@ -228,7 +228,7 @@ def test_devices_too_few_or_too_small_are_so_for_good(
     assert place(wanted, a_host(devices=devices), IDLE, NOW) == refusal
 
 
-def test_a_misfit_is_known_without_looking_at_who_is_there() -> None:
+def test_a_misfit_does_not_depend_on_the_instances_of_the_host() -> None:
     full = an_instance(memory_mb=10_000, pinned=True)
 
     assert misfit(a_need(10_000), a_host(full)) is None
@@ -238,7 +238,7 @@ def test_a_misfit_is_known_without_looking_at_who_is_there() -> None:
 # (3) Free room.
 
 
-def test_free_room_is_taken_at_once() -> None:
+def test_free_room_is_used_without_waiting() -> None:
     assert place(a_need(), a_host(), IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000)
 
 
@@ -248,13 +248,13 @@ def test_the_last_mebibyte_can_be_used() -> None:
     assert place(a_need(1000), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000)
 
 
-def test_the_device_it_fills_up_most_tightly_is_taken() -> None:
+def test_the_device_that_it_fills_most_tightly_is_chosen() -> None:
     devices = (a_device("gpu-0", 10_000), a_device("gpu-1", 3000), a_device("gpu-2", 6000))
 
     assert place(a_need(2000), a_host(devices=devices), IDLE, NOW) == Placement(devices=("gpu-1",), memory_mb=2000)
 
 
-def test_several_devices_are_taken_most_tightly_filled_first() -> None:
+def test_the_most_tightly_filled_of_several_devices_are_chosen() -> None:
     devices = (a_device("gpu-0", 10_000), a_device("gpu-1", 3000), a_device("gpu-2", 6000))
 
     assert place(a_need(2000, devices=2), a_host(devices=devices), IDLE, NOW) == Placement(
@@ -263,7 +263,7 @@ def test_several_devices_are_taken_most_tightly_filled_first() -> None:
 
 
 @pytest.mark.parametrize("state", [State.PLACING, State.STARTING, State.READY])
-def test_what_is_admitted_takes_room(state: State) -> None:
+def test_an_admitted_instance_takes_room(state: State) -> None:
     devices = (a_device("gpu-0", 5000), a_device("gpu-1", 6000))
     host = a_host(an_instance(state=state, memory_mb=4500), devices=devices)
 
@@ -271,20 +271,20 @@ def test_what_is_admitted_takes_room(state: State) -> None:
 
 
 @pytest.mark.parametrize("state", LEAVING)
-def test_room_of_one_who_leaves_counts_but_is_waited_for(state: State) -> None:
+def test_the_room_of_a_leaving_instance_counts_but_the_start_waits_for_it(state: State) -> None:
     host = a_host(an_instance("leaver", state=state, memory_mb=9500))
 
     assert place(a_need(), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000, waits_for=("leaver",))
 
 
 @pytest.mark.parametrize("state", LEAVING)
-def test_one_who_leaves_is_not_waited_for_when_there_is_room_beside_it(state: State) -> None:
+def test_a_start_does_not_wait_for_a_leaving_instance_when_there_is_room_for_both(state: State) -> None:
     host = a_host(an_instance("leaver", state=state, memory_mb=9000))
 
     assert place(a_need(), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=1000)
 
 
-def test_room_that_can_be_used_at_once_goes_before_room_that_must_be_waited_for() -> None:
+def test_room_that_is_free_now_is_preferred_to_room_of_a_leaving_instance() -> None:
     devices = (a_device("gpu-0", 5000), a_device("gpu-1", 6000))
     host = a_host(an_instance("leaver", state=State.DRAINING, memory_mb=5000), devices=devices)
 
@@ -324,7 +324,7 @@ def test_several_are_evicted_when_one_does_not_free_enough() -> None:
     )
 
 
-def test_the_device_whose_victims_are_worth_least_is_taken() -> None:
+def test_the_device_with_the_least_valuable_victims_is_chosen() -> None:
     host = a_host(
         an_instance("recent", memory_mb=9500),
         an_instance("stale", memory_mb=9500, devices=("gpu-1",)),
@@ -347,7 +347,7 @@ def test_one_victim_may_free_several_devices() -> None:
     )
 
 
-def test_victims_and_those_already_leaving_are_waited_for_together() -> None:
+def test_a_start_waits_for_victims_and_for_leaving_instances() -> None:
     host = a_host(an_instance("leaver", state=State.STOPPING, memory_mb=5000), an_instance("idle", memory_mb=5000))
 
     assert place(a_need(10_000), host, IDLE, NOW) == Placement(
@@ -355,7 +355,7 @@ def test_victims_and_those_already_leaving_are_waited_for_together() -> None:
     )
 
 
-def test_a_lower_class_leaves_first_under_the_strategy_priority() -> None:
+def test_a_lower_priority_is_evicted_first_under_the_strategy_priority() -> None:
     host = a_host(an_instance("high", memory_mb=5000, priority=1), an_instance("low", memory_mb=5000))
     reports = used(high=100.0, low=200.0)
 
@@ -371,39 +371,39 @@ def test_a_lower_class_leaves_first_under_the_strategy_priority() -> None:
 
 
 def test_all_pinned_and_full_is_so_for_good_and_says_by_how_much() -> None:
-    host = a_host(an_instance(function="org/kept", memory_mb=9500, pinned=True))
+    host = a_host(an_instance(function="org/pinned", memory_mb=9500, pinned=True))
 
     assert place(a_need(), host, IDLE, NOW) == NoRoom(
-        reason="does not fit by 500 MiB: org/kept is pinned", when=When.NEVER, short_by_mb=500
+        reason="does not fit by 500 MiB: org/pinned is pinned", when=When.NEVER, short_by_mb=500
     )
 
 
 def test_pinned_and_full_is_judged_on_the_devices_that_could_take_it() -> None:
     host = a_host(
-        an_instance("big", function="org/kept", memory_mb=9500, pinned=True),
+        an_instance("big", function="org/pinned", memory_mb=9500, pinned=True),
         an_instance("small", function="org/other", devices=("gpu-1",)),
         devices=(a_device("gpu-0"), a_device("gpu-1", 500)),
     )
 
     assert place(a_need(), host, IDLE, NOW) == NoRoom(
-        reason="does not fit by 500 MiB: org/kept is pinned", when=When.NEVER, short_by_mb=500
+        reason="does not fit by 500 MiB: org/pinned is pinned", when=When.NEVER, short_by_mb=500
     )
 
 
 def test_full_of_busy_instances_may_change_later() -> None:
     host = a_host(
         an_instance("a", function="org/busy", memory_mb=5000),
-        an_instance("b", function="org/kept", memory_mb=4500, pinned=True),
+        an_instance("b", function="org/pinned", memory_mb=4500, pinned=True),
     )
 
     assert place(a_need(), host, Use(in_flight={"a": 1}), NOW) == NoRoom(
-        reason="does not fit by 500 MiB: org/busy, org/kept are busy, pinned, just loaded or just used",
+        reason="does not fit by 500 MiB: org/busy, org/pinned are busy, pinned, just loaded or just used",
         when=When.LATER,
         short_by_mb=500,
     )
 
 
-def test_what_could_be_evicted_is_counted_before_it_is_said_what_is_short() -> None:
+def test_the_shortage_excludes_memory_that_eviction_can_free() -> None:
     host = a_host(an_instance("idle", memory_mb=4000), an_instance("busy", memory_mb=6000))
 
     placement = place(a_need(5000), host, Use(in_flight={"busy": 1}), NOW)
@@ -412,13 +412,13 @@ def test_what_could_be_evicted_is_counted_before_it_is_said_what_is_short() -> N
     assert placement.short_by_mb == 1000
 
 
-def test_nobody_is_evicted_while_the_reports_cannot_be_read() -> None:
+def test_no_instance_is_evicted_while_the_reports_cannot_be_read() -> None:
     host = a_host(an_instance(memory_mb=10_000))
 
     assert isinstance(place(a_need(), host, Use(known=False), NOW), NoRoom)
 
 
-def test_what_foreign_processes_hold_is_no_room() -> None:
+def test_memory_of_foreign_processes_is_not_free() -> None:
     host = a_host(an_instance("idle", memory_mb=4000), devices=(replace(a_device(), foreign_mb=3000),))
 
     assert place(a_need(3000), host, IDLE, NOW) == Placement(devices=("gpu-0",), memory_mb=3000)
@@ -427,12 +427,12 @@ def test_what_foreign_processes_hold_is_no_room() -> None:
     )
 
 
-def test_what_foreign_processes_hold_may_come_back() -> None:
-    kept = an_instance(function="org/kept", memory_mb=4000, pinned=True)
-    host = a_host(kept, devices=(replace(a_device(), foreign_mb=3000),))
+def test_memory_of_foreign_processes_may_become_free_later() -> None:
+    pinned = an_instance(function="org/pinned", memory_mb=4000, pinned=True)
+    host = a_host(pinned, devices=(replace(a_device(), foreign_mb=3000),))
 
     assert place(a_need(3500), host, IDLE, NOW) == NoRoom(
-        reason="does not fit by 500 MiB: org/kept is pinned and foreign processes hold 3000 MiB",
+        reason="does not fit by 500 MiB: org/pinned is pinned and foreign processes hold 3000 MiB",
         when=When.LATER,
         short_by_mb=500,
     )
@@ -468,7 +468,7 @@ def test_only_the_idle_unpinned_and_unprotected_may_be_evicted(instance: Instanc
     assert displaceable(instance, a_need(), reports, NOW, strategy="lru") is may
 
 
-def test_a_busy_instance_leaves_only_when_it_may_be_closed() -> None:
+def test_a_busy_instance_is_evicted_only_when_it_is_closable() -> None:
     host = a_host(an_instance("busy", memory_mb=10_000))
     use = Use(in_flight={"busy": 1})
 
@@ -667,7 +667,7 @@ def test_no_budget_is_exceeded_once_all_it_waits_for_are_gone(scene: Scene) -> N
 
 
 @given(SCENES)
-def test_only_those_who_go_are_waited_for(scene: Scene) -> None:
+def test_a_start_waits_only_for_leaving_instances(scene: Scene) -> None:
     placement = scene.place()
     assume(isinstance(placement, Placement))
     assert isinstance(placement, Placement)
@@ -729,16 +729,16 @@ def test_by_how_much_it_does_not_fit_is_exact(scene: Scene) -> None:
 
 
 @given(SCENES)
-def test_what_may_be_smaller_is_placed_wherever_the_least_of_it_would_be(scene: Scene) -> None:
+def test_a_need_with_a_minimum_is_placed_wherever_the_minimum_fits(scene: Scene) -> None:
     least = max(1, scene.wanted.memory_mb // 2)
     smallest = Scene(scene.host, scene.reports, replace(scene.wanted, memory_mb=least), scene.strategy).place()
-    found = Scene(scene.host, scene.reports, replace(scene.wanted, least_mb=least), scene.strategy).place()
+    result = Scene(scene.host, scene.reports, replace(scene.wanted, least_mb=least), scene.strategy).place()
 
-    assert isinstance(found, Placement) is isinstance(smallest, Placement)
-    if isinstance(found, Placement):
-        assert least <= found.memory_mb <= scene.wanted.memory_mb
-        stay = [i for i in scene.host.instances if i.id not in found.waits_for]
-        assert all(load(d, stay) + found.memory_mb <= room(d) for d in scene.on(found.devices))
+    assert isinstance(result, Placement) is isinstance(smallest, Placement)
+    if isinstance(result, Placement):
+        assert least <= result.memory_mb <= scene.wanted.memory_mb
+        stay = [i for i in scene.host.instances if i.id not in result.waits_for]
+        assert all(load(d, stay) + result.memory_mb <= room(d) for d in scene.on(result.devices))
 
 
 @given(SCENES, st.randoms(use_true_random=False))

@@ -33,7 +33,7 @@ def test_an_instance_that_gives_bytes_to_one_router_makes_progress() -> None:
     assert silence("one", reports, None, 100.0) is None
 
 
-def test_what_the_agent_relays_itself_says_nothing() -> None:
+def test_requests_through_the_agents_relay_do_not_show_progress() -> None:
     reports = [a_router("r", in_flight=1, silent_s=40), a_router("agent:here", in_flight=1)]
 
     assert silence("one", reports, None, 100.0) == Silence(for_s=40)
@@ -57,7 +57,7 @@ def test_a_proof_ends_a_silence_for_good_where_no_client_waits(in_flight: int, l
         (LEAST_FULL_S, 0.0, True, True),
     ],
 )
-def test_a_worker_is_tried_after_a_multiple_of_what_is_usual(
+def test_a_worker_gets_a_proof_after_a_multiple_of_the_usual_time(
     for_s: float, usual_s: float, full: bool, doubtful: bool
 ) -> None:
     assert is_doubtful(Silence(for_s=for_s, usual_s=usual_s), full=full) is doubtful

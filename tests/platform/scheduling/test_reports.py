@@ -17,7 +17,7 @@ def silent(reports: Reports, since: float = 0.0) -> float:
     return since + SILENT_S
 
 
-def test_what_a_silent_router_had_in_flight_counts() -> None:
+def test_requests_in_flight_of_a_silent_router_count() -> None:
     reports = Reports()
     silent(reports)
 
@@ -35,7 +35,7 @@ def test_a_router_that_took_its_report_away_had_nothing_left() -> None:
     assert reports.use().in_flight == {}
 
 
-def test_a_router_that_reports_again_is_believed_for_what_it_says_now() -> None:
+def test_a_new_report_of_a_silent_router_replaces_its_old_one() -> None:
     reports = Reports()
     now = silent(reports)
 
@@ -48,7 +48,7 @@ def test_a_worker_that_has_nothing_to_do_refutes_a_silent_router() -> None:
     reports = Reports()
     silent(reports)
 
-    reports.is_quiet("one")
+    reports.forget_silent("one")
 
     assert reports.use().in_flight == {}
     assert not reports.any_silent("one")
@@ -65,7 +65,7 @@ def test_a_silent_router_is_forgotten_with_its_instances_or_after_an_hour() -> N
     assert (gone.use().in_flight, late.use().in_flight) == ({}, {})
 
 
-def test_without_a_reading_nothing_is_known() -> None:
+def test_without_a_reading_usage_is_unknown() -> None:
     reports = Reports()
     silent(reports)
 

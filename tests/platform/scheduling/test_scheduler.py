@@ -10,7 +10,7 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
 from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, Silence, used_instance
-from cortex.platform.scheduling.effects import CallOff, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.reconcile import STABLE_S
@@ -32,21 +32,21 @@ TWO_GPUS = a_host(devices=(a_device("gpu-0"), a_device("gpu-1")))
 
 
 def a_scheduler(host: HostRecord | None = None, fleet: Fleet | None = None, rules: Rules = RULES) -> Scheduler:
-    """A scheduler that has heard of one router, which holds nothing."""
+    """A scheduler with the report of one router without requests."""
     scheduler = Scheduler(host or a_host(), rules)
     scheduler.reported(fleet or a_fleet(a_report()), 0.0)
     return scheduler
 
 
-def asked(scheduler: Scheduler) -> list[Effect]:
-    """What the supervisor is to do since the last call; receipts are left out."""
+def new_effects(scheduler: Scheduler) -> list[Effect]:
+    """The effects since the last call, without receipts."""
     return [e for e in scheduler.take_effects() if not isinstance(e, Decision)]
 
 
 def look(scheduler: Scheduler, now: float, *, running: int | None = 0, connections: int = 0) -> list[Effect]:
-    """Answer every look that is asked for; return what else the supervisor is to do."""
+    """Answer every look request; return the other effects."""
     others: list[Effect] = []
-    while effects := asked(scheduler):
+    while effects := new_effects(scheduler):
         others += [e for e in effects if not isinstance(e, Look)]
         for effect in effects:
             if isinstance(effect, Look):
@@ -54,12 +54,12 @@ def look(scheduler: Scheduler, now: float, *, running: int | None = 0, connectio
     return others
 
 
-def told(scheduler: Scheduler) -> list[tuple[str, str, str]]:
+def receipts(scheduler: Scheduler) -> list[tuple[str, str, str]]:
     """The receipts since the last call: what, of which instance, why."""
     return [(e.what, e.instance, e.why) for e in scheduler.take_effects() if isinstance(e, Decision)]
 
 
-def one(scheduler: Scheduler, instance: str = "one") -> Instance:
+def instance_of(scheduler: Scheduler, instance: str = "one") -> Instance:
     return next(i for i in scheduler.record().instances if i.id == instance)
 
 
@@ -134,7 +134,7 @@ def test_ensure_again_is_the_same_start() -> None:
     assert scheduler.take_effects() == []
 
 
-def test_ensure_of_what_is_ready_starts_nothing() -> None:
+def test_ensure_of_a_ready_function_starts_nothing() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
 
@@ -148,7 +148,7 @@ def test_five_hundred_callers_make_one_start() -> None:
     answers = {scheduler.ensure(F, HERE, f"caller-{n}", 10.0) for n in range(500)}
 
     assert answers == {Accepted("caller-0", State.STARTING)}
-    assert [type(effect) for effect in asked(scheduler)] == [Spawn]
+    assert [type(effect) for effect in new_effects(scheduler)] == [Spawn]
 
 
 def test_a_changed_setting_that_is_no_part_of_the_command_starts_nothing() -> None:
@@ -174,7 +174,7 @@ def test_an_instance_on_a_host_it_is_pinned_on_is_pinned() -> None:
 
     start(scheduler, replace(F, pinned_on=("host-a",), priority=7))
 
-    assert (one(scheduler).pinned, one(scheduler).priority) == (True, 7)
+    assert (instance_of(scheduler).pinned, instance_of(scheduler).priority) == (True, 7)
 
 
 def test_no_room_is_refused_and_leaves_nothing_behind() -> None:
@@ -185,10 +185,10 @@ def test_no_room_is_refused_and_leaves_nothing_behind() -> None:
 
     assert answer == Rejected("does not fit by 2000 MiB: f is pinned", When.NEVER, short_by_mb=2000)
     assert states(scheduler) == {"one": State.READY}
-    assert told(scheduler) == [("refused", "", "does not fit by 2000 MiB: f is pinned")]
+    assert receipts(scheduler) == [("refused", "", "does not fit by 2000 MiB: f is pinned")]
 
 
-def test_a_cordoned_host_refuses_what_is_new_and_keeps_what_is_there() -> None:
+def test_a_cordoned_host_rejects_starts_and_keeps_its_instances() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler, SMALL)
 
@@ -215,11 +215,11 @@ def test_missing_weights_are_fetched_before_anything_else() -> None:
     answer = scheduler.ensure(F, None, "one", 10.0)
 
     assert answer == Accepted("one", State.FETCHING)
-    assert asked(scheduler) == [Fetch(one(scheduler), F)]
-    assert (one(scheduler).devices, one(scheduler).memory_mb) == ((), 0)
+    assert new_effects(scheduler) == [Fetch(instance_of(scheduler), F)]
+    assert (instance_of(scheduler).devices, instance_of(scheduler).memory_mb) == ((), 0)
 
 
-def test_nobody_is_evicted_for_the_length_of_a_download() -> None:
+def test_no_instance_is_evicted_during_a_download() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler, F, "idle")
 
@@ -229,16 +229,16 @@ def test_nobody_is_evicted_for_the_length_of_a_download() -> None:
 
     assert while_fetching == {"idle": State.READY, "new": State.FETCHING}
     assert states(scheduler) == {"idle": State.DRAINING, "new": State.PLACING}
-    assert one(scheduler, "new").waits_for == ("idle",)
+    assert instance_of(scheduler, "new").waits_for == ("idle",)
 
 
-def test_what_could_never_fit_is_not_fetched() -> None:
+def test_weights_of_a_function_that_can_never_fit_are_not_fetched() -> None:
     scheduler = a_scheduler()
 
     answer = scheduler.ensure(a_function(vram_mb=20_000), None, "one", 0.0)
 
     assert isinstance(answer, Rejected)
-    assert asked(scheduler) == []
+    assert new_effects(scheduler) == []
 
 
 def test_fetched_weights_are_started_from_where_they_are() -> None:
@@ -248,7 +248,7 @@ def test_fetched_weights_are_started_from_where_they_are() -> None:
 
     scheduler.fetched("one", LocalWeights("/cache/new.gguf", 10), 50.0)
 
-    assert asked(scheduler) == [Spawn(one(scheduler), F, LocalWeights("/cache/new.gguf", 10))]
+    assert new_effects(scheduler) == [Spawn(instance_of(scheduler), F, LocalWeights("/cache/new.gguf", 10))]
 
 
 def test_the_progress_of_a_fetch_is_in_the_record() -> None:
@@ -257,7 +257,11 @@ def test_the_progress_of_a_fetch_is_in_the_record() -> None:
 
     scheduler.fetching("one", "downloading", 0.5, 7.0)
 
-    assert (one(scheduler).phase, one(scheduler).progress, one(scheduler).last_sign) == ("downloading", 0.5, 7.0)
+    assert (instance_of(scheduler).phase, instance_of(scheduler).progress, instance_of(scheduler).last_sign) == (
+        "downloading",
+        0.5,
+        7.0,
+    )
 
 
 def test_weights_that_cannot_be_had_are_a_failure_and_no_crash() -> None:
@@ -283,35 +287,35 @@ def test_room_that_is_gone_when_the_weights_arrive_is_a_failure_for_the_waiters(
     assert (failure.kind, failure.reason) == (FailureKind.ROOM, "does not fit by 2000 MiB: g is pinned")
 
 
-def test_a_caller_with_other_settings_than_the_catalogues_has_the_catalogue_told_again() -> None:
+def test_a_caller_with_settings_that_differ_from_the_catalogue_makes_a_router_send_it_again() -> None:
     scheduler = a_scheduler()
-    scheduler.heed({"f": F}, "digest", 0.0)
+    scheduler.apply_catalogue({"f": F}, "digest", 0.0)
 
     start(scheduler, replace(F, pinned=True))
-    before = (one(scheduler).pinned, scheduler.record().catalogue)
-    scheduler.heed({"f": F}, "digest", 1.0)
+    before = (instance_of(scheduler).pinned, scheduler.record().catalogue)
+    scheduler.apply_catalogue({"f": F}, "digest", 1.0)
 
     assert before == (True, "")
-    assert (one(scheduler).pinned, scheduler.record().catalogue) == (False, "digest")
+    assert (instance_of(scheduler).pinned, scheduler.record().catalogue) == (False, "digest")
 
 
 # One more instance
 
 
-def test_one_more_is_started_beside_those_that_are_named() -> None:
+def test_one_more_instance_is_started_when_the_existing_ones_are_excluded() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler, SMALL)
 
-    assert scheduler.ensure(SMALL, HERE, "two", 1.0, beside=("one",)) == Accepted("two", State.STARTING)
-    assert scheduler.ensure(SMALL, HERE, "three", 1.0, beside=("one",)).instance == "two"  # type: ignore[union-attr]
+    assert scheduler.ensure(SMALL, HERE, "two", 1.0, exclude=("one",)) == Accepted("two", State.STARTING)
+    assert scheduler.ensure(SMALL, HERE, "three", 1.0, exclude=("one",)).instance == "two"  # type: ignore[union-attr]
 
 
-def test_one_more_is_refused_where_somebody_would_have_to_leave_for_it() -> None:
+def test_one_more_instance_is_rejected_where_it_needs_an_eviction() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     bring_up(scheduler, SMALL, "small")
 
-    answer = scheduler.ensure(F, HERE, "two", 100.0, beside=("one",), evict=False)
+    answer = scheduler.ensure(F, HERE, "two", 100.0, exclude=("one",), evict=False)
 
     assert answer == Rejected("no room is free for one more instance", When.LATER)
     assert states(scheduler) == {"one": State.READY, "small": State.READY}
@@ -332,7 +336,7 @@ def evicting() -> Scheduler:
 def test_an_eviction_begins_by_asking_the_routers_to_look_again() -> None:
     scheduler = evicting()
 
-    victim = one(scheduler)
+    victim = instance_of(scheduler)
     assert (victim.state, victim.why, victim.epoch, victim.deadline) == (
         State.DRAINING,
         "evicted for g",
@@ -340,16 +344,16 @@ def test_an_eviction_begins_by_asking_the_routers_to_look_again() -> None:
         160.0,
     )
     assert scheduler.record().epoch == 1
-    assert one(scheduler, "two").waits_for == ("one",)
+    assert instance_of(scheduler, "two").waits_for == ("one",)
 
 
-def test_an_eviction_is_told() -> None:
+def test_an_eviction_has_a_receipt() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
 
     scheduler.ensure(G, HERE, "two", 100.0)
 
-    assert told(scheduler) == [("evicted", "one", "for g"), ("placed", "two", "on gpu-0")]
+    assert receipts(scheduler) == [("evicted", "one", "for g"), ("placed", "two", "on gpu-0")]
 
 
 @pytest.mark.parametrize(
@@ -362,12 +366,12 @@ def test_an_eviction_is_told() -> None:
         a_fleet(a_report("a", seen=1), a_report("b", seen=1, in_flight={"one": 1})),
     ],
 )
-def test_a_victim_is_kept_until_every_router_has_let_go_of_it(fleet: Fleet) -> None:
+def test_a_victim_drains_until_every_router_has_released_it(fleet: Fleet) -> None:
     scheduler = evicting()
 
     scheduler.reported(fleet, 101.0)
 
-    assert asked(scheduler) == []
+    assert new_effects(scheduler) == []
     assert states(scheduler) == {"one": State.DRAINING, "two": State.PLACING}
 
 
@@ -380,12 +384,12 @@ def test_a_victim_is_kept_until_every_router_has_let_go_of_it(fleet: Fleet) -> N
         a_fleet(),
     ],
 )
-def test_a_victim_is_stopped_when_every_live_router_has_let_go_of_it(fleet: Fleet) -> None:
+def test_a_victim_is_stopped_when_every_live_router_has_released_it(fleet: Fleet) -> None:
     scheduler = evicting()
 
     scheduler.reported(fleet, 101.0)
 
-    assert look(scheduler, 101.0) == [Stop(one(scheduler), 5.0)]
+    assert look(scheduler, 101.0) == [Stop(instance_of(scheduler), 5.0)]
     assert states(scheduler) == {"one": State.STOPPING, "two": State.PLACING}
 
 
@@ -395,15 +399,15 @@ def test_a_start_waits_until_the_memory_is_back() -> None:
     look(scheduler, 101.0)
 
     scheduler.exited("one", "exited with 0", (), 102.0)
-    before = asked(scheduler)
+    before = new_effects(scheduler)
     scheduler.reclaimed("one", 103.0)
 
     assert [type(effect) for effect in before] == [Reclaim]
-    assert asked(scheduler) == [Spawn(one(scheduler, "two"), G, HERE)]
+    assert new_effects(scheduler) == [Spawn(instance_of(scheduler, "two"), G, HERE)]
     assert states(scheduler) == {"two": State.STARTING}
 
 
-def test_a_victim_that_stays_busy_is_taken_back_after_the_grace() -> None:
+def test_the_drain_of_a_victim_that_stays_busy_is_cancelled_after_the_grace_period() -> None:
     scheduler = evicting()
 
     scheduler.reported(a_fleet(a_report(seen=1, in_flight={"one": 2})), 159.9)
@@ -411,12 +415,12 @@ def test_a_victim_that_stays_busy_is_taken_back_after_the_grace() -> None:
     scheduler.reported(a_fleet(a_report(seen=1, in_flight={"one": 2})), 160.0)
 
     assert before == {"one": State.DRAINING, "two": State.PLACING}
-    assert one(scheduler).state is State.READY
-    assert (one(scheduler).epoch, one(scheduler).why, one(scheduler).deadline) == (2, "", 0.0)
-    assert ("kept", "one", "still 2 requests in flight after the grace") in told(scheduler)
+    assert instance_of(scheduler).state is State.READY
+    assert (instance_of(scheduler).epoch, instance_of(scheduler).why, instance_of(scheduler).deadline) == (2, "", 0.0)
+    assert ("kept", "one", "still 2 requests in flight after the grace period") in receipts(scheduler)
 
 
-def test_whoever_waited_for_a_victim_that_stays_looks_again_and_is_refused() -> None:
+def test_a_start_whose_victim_stays_is_placed_again_and_rejected() -> None:
     scheduler = evicting()
 
     scheduler.reported(a_fleet(a_report(seen=1, in_flight={"one": 2})), 160.0)
@@ -426,7 +430,7 @@ def test_whoever_waited_for_a_victim_that_stays_looks_again_and_is_refused() -> 
     assert (failure.function, failure.kind) == ("g", FailureKind.ROOM)
 
 
-def test_whoever_waited_for_a_victim_that_stays_may_find_another() -> None:
+def test_a_start_whose_victim_stays_may_evict_another() -> None:
     scheduler = a_scheduler(TWO_GPUS)
     bring_up(scheduler, F, "one", 0.0)
     bring_up(scheduler, replace(F, id="h"), "three", 0.0)
@@ -436,10 +440,10 @@ def test_whoever_waited_for_a_victim_that_stays_may_find_another() -> None:
     scheduler.reported(a_fleet(a_report(seen=1, in_flight={"one": 1})), 160.0)
 
     assert states(scheduler) == {"one": State.READY, "three": State.DRAINING, "two": State.PLACING}
-    assert (one(scheduler, "two").devices, one(scheduler, "two").waits_for) == (("gpu-1",), ("three",))
+    assert (instance_of(scheduler, "two").devices, instance_of(scheduler, "two").waits_for) == (("gpu-1",), ("three",))
 
 
-def test_a_victim_that_is_wanted_again_is_not_taken_from_who_waits_for_it() -> None:
+def test_the_drain_of_a_victim_is_not_cancelled_while_a_start_waits_for_its_room() -> None:
     scheduler = evicting()
 
     answer = scheduler.ensure(F, HERE, "three", 101.0)
@@ -472,12 +476,12 @@ def test_an_idle_instance_is_reaped() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
 
-    scheduler.settle(299.9)
+    scheduler.reconcile(299.9)
     before = states(scheduler)
-    scheduler.settle(300.0)
+    scheduler.reconcile(300.0)
 
     assert before == {"one": State.READY}
-    assert (one(scheduler).state, one(scheduler).why) == (State.DRAINING, "idle")
+    assert (instance_of(scheduler).state, instance_of(scheduler).why) == (State.DRAINING, "idle")
 
 
 def test_idling_begins_at_the_last_use() -> None:
@@ -486,7 +490,7 @@ def test_idling_begins_at_the_last_use() -> None:
 
     scheduler.reported(a_fleet(a_report(), used={used_instance("one"): 100.0}), 399.9)
     before = states(scheduler)
-    scheduler.settle(400.0)
+    scheduler.reconcile(400.0)
 
     assert before == {"one": State.READY}
     assert states(scheduler) == {"one": State.DRAINING}
@@ -502,7 +506,7 @@ def test_idling_begins_at_the_last_use() -> None:
         (replace(F, min=1), a_fleet(a_report())),
         (replace(F, idle_after_s=9000.0), a_fleet(a_report())),
     ],
-    ids=["busy", "waited for", "nobody knows", "pinned", "its function's minimum", "patient"],
+    ids=["busy", "waited for", "usage unknown", "pinned", "its function's minimum", "patient"],
 )
 def test_an_instance_is_not_reaped_that_is(function: Function, fleet: Fleet | None) -> None:
     scheduler = a_scheduler()
@@ -541,7 +545,7 @@ def reaping() -> Scheduler:
     """At 300, `one` of F begins to drain (epoch 1) for having idled."""
     scheduler = a_scheduler()
     bring_up(scheduler)
-    scheduler.settle(300.0)
+    scheduler.reconcile(300.0)
     scheduler.take_effects()
     return scheduler
 
@@ -551,37 +555,37 @@ def test_a_reap_that_meets_a_request_in_flight_takes_its_drain_back() -> None:
 
     scheduler.reported(a_fleet(a_report(seen=0, in_flight={"one": 1})), 300.5)
 
-    assert (one(scheduler).state, one(scheduler).epoch) == (State.READY, 2)
-    assert told(scheduler) == [("kept", "one", "a request is in flight")]
+    assert (instance_of(scheduler).state, instance_of(scheduler).epoch) == (State.READY, 2)
+    assert receipts(scheduler) == [("kept", "one", "a request is in flight")]
 
 
-def test_a_reap_is_taken_back_when_the_function_is_wanted_again() -> None:
+def test_a_reap_is_cancelled_when_the_function_is_requested_again() -> None:
     scheduler = reaping()
 
     answer = scheduler.ensure(F, HERE, "two", 300.5)
-    scheduler.settle(301.0)
+    scheduler.reconcile(301.0)
 
     assert answer == Accepted("one", State.READY)
     assert states(scheduler) == {"one": State.READY}
-    assert one(scheduler).epoch == 2
+    assert instance_of(scheduler).epoch == 2
 
 
-def test_one_that_was_taken_back_idles_anew() -> None:
+def test_an_instance_whose_drain_was_cancelled_starts_its_idle_time_again() -> None:
     scheduler = reaping()
     scheduler.ensure(F, HERE, "two", 300.5)
 
-    scheduler.settle(600.4)
+    scheduler.reconcile(600.4)
     before = states(scheduler)
-    scheduler.settle(600.5)
+    scheduler.reconcile(600.5)
 
     assert before == {"one": State.READY}
     assert states(scheduler) == {"one": State.DRAINING}
 
 
-def test_a_reap_beside_which_there_is_room_is_not_waited_for() -> None:
+def test_a_start_does_not_wait_for_a_reap_when_there_is_room_for_both() -> None:
     scheduler = a_scheduler(ON_CPU)
     bring_up(scheduler, SMALL)
-    scheduler.settle(300.0)
+    scheduler.reconcile(300.0)
 
     answer = scheduler.ensure(OTHER, HERE, "two", 300.5)
     scheduler.reported(a_fleet(a_report(in_flight={"one": 1})), 301.0)
@@ -597,7 +601,7 @@ def test_a_reap_that_is_acknowledged_stops_the_worker_and_ends_without_a_failure
     stopped = look(scheduler, 301.0)
     clear_away(scheduler, now=302.0)
 
-    assert [type(effect) for effect in stopped + asked(scheduler)] == [Stop, Reclaim]
+    assert [type(effect) for effect in stopped + new_effects(scheduler)] == [Stop, Reclaim]
     assert states(scheduler) == {}
     assert scheduler.record().failures == ()
 
@@ -605,7 +609,7 @@ def test_a_reap_that_is_acknowledged_stops_the_worker_and_ends_without_a_failure
 # The record is away
 
 
-def test_nobody_is_drained_or_evicted_while_the_record_is_away() -> None:
+def test_no_instance_is_drained_or_evicted_while_the_record_is_away() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
 
@@ -615,7 +619,7 @@ def test_nobody_is_drained_or_evicted_while_the_record_is_away() -> None:
     assert states(scheduler) == {"one": State.READY}
 
 
-def test_a_drain_is_not_completed_while_the_record_is_away_but_taken_back_after_the_grace() -> None:
+def test_while_the_record_is_away_a_drain_is_cancelled_after_the_grace_period() -> None:
     scheduler = reaping()
 
     scheduler.reported(None, 310.0)
@@ -633,7 +637,7 @@ def test_free_room_is_still_used_while_the_record_is_away() -> None:
     assert scheduler.ensure(F, HERE, "one", 10.0) == Accepted("one", State.STARTING)
 
 
-def test_a_record_that_comes_back_empty_makes_nobody_idle_until_the_routers_had_time_to_report() -> None:
+def test_after_an_empty_record_no_instance_is_idle_until_routers_had_time_to_report() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.reported(None, 1000.0)
@@ -671,7 +675,7 @@ def test_cool_of_a_fetch_gives_it_up() -> None:
 
     assert scheduler.cool("f", 10.0) == ["one"]
     assert states(scheduler) == {}
-    assert [type(e) for e in asked(scheduler)] == [CallOff]
+    assert [type(e) for e in new_effects(scheduler)] == [CancelFetch]
     assert [f.kind for f in scheduler.record().failures] == [FailureKind.CANCELLED]
 
 
@@ -687,8 +691,8 @@ def test_cool_of_a_start_stops_the_worker() -> None:
     start(scheduler)
 
     assert scheduler.cool("f", 10.0) == ["one"]
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
-    assert (one(scheduler).state, one(scheduler).why) == (State.STOPPING, "cool")
+    assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
+    assert (instance_of(scheduler).state, instance_of(scheduler).why) == (State.STOPPING, "cool")
 
 
 def test_cool_of_a_ready_instance_waits_for_its_requests() -> None:
@@ -696,8 +700,12 @@ def test_cool_of_a_ready_instance_waits_for_its_requests() -> None:
     bring_up(scheduler)
 
     assert scheduler.cool("f", 10.0) == ["one"]
-    assert asked(scheduler) == []
-    assert (one(scheduler).state, one(scheduler).why, one(scheduler).deadline) == (State.DRAINING, "cool", 70.0)
+    assert new_effects(scheduler) == []
+    assert (instance_of(scheduler).state, instance_of(scheduler).why, instance_of(scheduler).deadline) == (
+        State.DRAINING,
+        "cool",
+        70.0,
+    )
 
 
 def test_cool_waits_to_the_grace_and_then_lets_the_busy_serve_on() -> None:
@@ -719,7 +727,7 @@ def test_cool_at_once_does_not_wait(prepare: Callable[[Scheduler], None]) -> Non
     prepare(scheduler)
 
     assert scheduler.cool("f", 10.0, at_once=True) == ["one"]
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
+    assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
 
 
 def test_cool_at_once_ends_a_drain() -> None:
@@ -731,7 +739,7 @@ def test_cool_at_once_ends_a_drain() -> None:
     assert states(scheduler) == {"one": State.STOPPING}
 
 
-def test_cool_of_what_is_stopping_does_nothing_more() -> None:
+def test_cool_of_a_stopping_instance_does_nothing() -> None:
     scheduler = a_scheduler()
     start(scheduler)
     scheduler.cool("f", 10.0)
@@ -739,20 +747,20 @@ def test_cool_of_what_is_stopping_does_nothing_more() -> None:
 
     assert scheduler.cool("f", 11.0) == []
     assert scheduler.cool("f", 11.0, at_once=True) == []
-    assert asked(scheduler) == []
+    assert new_effects(scheduler) == []
 
 
-def test_cool_leaves_other_functions_alone() -> None:
+def test_cool_does_not_affect_other_functions() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler, SMALL, "one")
     bring_up(scheduler, OTHER, "two")
 
     assert scheduler.cool("small", 10.0) == ["one"]
     assert states(scheduler) == {"one": State.DRAINING, "two": State.READY}
-    assert scheduler.cool("nobody", 10.0) == []
+    assert scheduler.cool("org/unknown", 10.0) == []
 
 
-def test_what_is_being_cooled_and_is_wanted_again_starts_anew() -> None:
+def test_a_request_during_a_cool_starts_another_instance() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler, SMALL)
     scheduler.cool("small", 10.0)
@@ -760,7 +768,7 @@ def test_what_is_being_cooled_and_is_wanted_again_starts_anew() -> None:
     assert scheduler.ensure(SMALL, HERE, "two", 11.0) == Accepted("two", State.STARTING)
 
 
-def test_one_that_was_replaced_meanwhile_is_not_taken_back() -> None:
+def test_the_drain_of_a_replaced_instance_is_not_cancelled() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler, SMALL)
     scheduler.cool("small", 10.0)
@@ -771,7 +779,7 @@ def test_one_that_was_replaced_meanwhile_is_not_taken_back() -> None:
     assert states(scheduler) == {"one": State.DRAINING, "two": State.READY}
 
 
-def test_one_that_is_taken_back_needs_no_replacement() -> None:
+def test_the_replacement_is_abandoned_when_a_drain_is_cancelled() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.cool("f", 10.0)
@@ -793,22 +801,26 @@ def test_a_worker_that_answers_is_ready() -> None:
 
     scheduler.answered("one", 12.5)
 
-    assert (one(scheduler).state, one(scheduler).ready, one(scheduler).phase) == (State.READY, 12.5, "")
-    assert told(scheduler) == [("ready", "one", "after 2.500 s")]
+    assert (instance_of(scheduler).state, instance_of(scheduler).ready, instance_of(scheduler).phase) == (
+        State.READY,
+        12.5,
+        "",
+    )
+    assert receipts(scheduler) == [("ready", "one", "after 2.500 s")]
 
 
-def test_a_worker_is_recorded_with_what_is_needed_to_find_it_again() -> None:
+def test_a_workers_process_and_url_are_recorded() -> None:
     scheduler = a_scheduler()
     scheduler.ensure(F, HERE, "one", 10.0)
 
     scheduler.spawned("one", a_process(4711), "http://127.0.0.1:20001", 10.5)
 
-    worker = one(scheduler)
+    worker = instance_of(scheduler)
     assert (worker.process, worker.url) == (a_process(4711), "http://127.0.0.1:20001")
     assert (worker.started, worker.last_sign) == (10.5, 10.5)
 
 
-def test_only_what_was_started_gets_a_process() -> None:
+def test_only_a_starting_instance_gets_a_process() -> None:
     scheduler = a_scheduler()
     scheduler.ensure(F, None, "one", 0.0)
     before = scheduler.record()
@@ -831,7 +843,7 @@ def test_an_exit_while_starting_is_a_failure_at_once() -> None:
         1,
         1,
     )
-    assert asked(scheduler) == [Reclaim(one(scheduler))]
+    assert new_effects(scheduler) == [Reclaim(instance_of(scheduler))]
     assert states(scheduler) == {"one": State.RECLAIMING}
 
 
@@ -843,7 +855,7 @@ def test_a_worker_that_cannot_be_spawned_is_a_failure() -> None:
     scheduler.spawn_failed("one", "no 'fake' on this host", 0.1)
 
     assert [f.reason for f in scheduler.record().failures] == ["no 'fake' on this host"]
-    assert asked(scheduler) == [Reclaim(one(scheduler))]
+    assert new_effects(scheduler) == [Reclaim(instance_of(scheduler))]
 
 
 def test_a_worker_that_serves_another_model_is_stopped_and_is_a_failure() -> None:
@@ -851,7 +863,7 @@ def test_a_worker_that_serves_another_model_is_stopped_and_is_a_failure() -> Non
     start(scheduler)
 
     scheduler.start_failed("one", "it serves 'x'", ["loaded x"], 5.0)
-    stopped = asked(scheduler)
+    stopped = new_effects(scheduler)
     clear_away(scheduler, now=6.0)
 
     (failure,) = scheduler.record().failures
@@ -865,12 +877,12 @@ def test_a_start_that_falls_silent_has_failed() -> None:
     start(scheduler, now=0.0)
     scheduler.sign_of_life("one", "loading", 100.0)
 
-    scheduler.settle(400.0)
+    scheduler.reconcile(400.0)
     before = states(scheduler)
-    scheduler.settle(400.1)
+    scheduler.reconcile(400.1)
 
     assert before == {"one": State.STARTING}
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
+    assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
     assert [f.reason for f in scheduler.record().failures] == ["the start showed no sign of life for 300 s"]
 
 
@@ -879,29 +891,29 @@ def test_a_start_that_never_ends_has_failed_however_alive_it_seems() -> None:
     start(scheduler, now=0.0)
     scheduler.sign_of_life("one", "loading", 220.0)
 
-    scheduler.settle(220.0)  # 1000 MiB of weights may take 20 s more
+    scheduler.reconcile(220.0)  # 1000 MiB of weights may take 20 s more
     before = states(scheduler)
-    scheduler.settle(220.1)
+    scheduler.reconcile(220.1)
 
     assert before == {"one": State.STARTING}
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
+    assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
     assert [f.reason for f in scheduler.record().failures] == ["the start took longer than 220 s"]
 
 
-def test_the_time_of_a_start_is_that_of_the_steps_the_worker_said_it_took() -> None:
+def test_the_time_of_a_start_is_the_sum_of_the_phases_in_the_log() -> None:
     scheduler = a_scheduler()
     start(scheduler)
 
     scheduler.sign_of_life("one", "loading weights", 3.0)
     scheduler.sign_of_life("one", "loading weights", 8.0, 0.5)
-    loading = one(scheduler)
+    loading = instance_of(scheduler)
     scheduler.sign_of_life("one", "warming up", 10.0)
-    warming = one(scheduler)
+    warming = instance_of(scheduler)
     scheduler.answered("one", 14.0)
 
     assert (loading.phase, loading.progress) == ("loading weights", 0.5)
     assert (warming.phase, warming.progress) == ("warming up", None)
-    ready = one(scheduler)
+    ready = instance_of(scheduler)
     assert (ready.phase, ready.progress) == ("", None)
     spent = {"starting": 3.0, "loading weights": 7.0, "warming up": 4.0}
     assert {k: v for k, v in ready.phases.items() if k != "placing"} == spent
@@ -914,7 +926,7 @@ def test_a_sign_of_life_without_a_phase_keeps_the_phase() -> None:
     scheduler.sign_of_life("one", "loading", 1.0)
     scheduler.sign_of_life("one", "", 2.0)
 
-    assert (one(scheduler).phase, one(scheduler).last_sign) == ("loading", 2.0)
+    assert (instance_of(scheduler).phase, instance_of(scheduler).last_sign) == ("loading", 2.0)
 
 
 # Exits
@@ -934,18 +946,18 @@ def cooling(scheduler: Scheduler) -> None:
     ],
     ids=["starting", "ready", "draining"],
 )
-def test_an_exit_nobody_asked_for_is_a_failure(prepare: Callable[[Scheduler], None], reason: str) -> None:
+def test_an_unexpected_exit_is_a_failure(prepare: Callable[[Scheduler], None], reason: str) -> None:
     scheduler = a_scheduler()
     prepare(scheduler)
 
     scheduler.exited("one", "was killed", (), 2.0)
 
     assert [f.reason for f in scheduler.record().failures] == [reason]
-    assert [type(effect) for effect in asked(scheduler)] == [Reclaim]
+    assert [type(effect) for effect in new_effects(scheduler)] == [Reclaim]
     assert states(scheduler) == {"one": State.RECLAIMING}
 
 
-def test_an_exit_after_a_stop_is_what_was_asked_for() -> None:
+def test_an_exit_after_a_stop_is_not_a_failure() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.cool("f", 1.0, at_once=True)
@@ -954,10 +966,10 @@ def test_an_exit_after_a_stop_is_what_was_asked_for() -> None:
     scheduler.exited("one", "was killed", (), 2.0)
 
     assert scheduler.record().failures == ()
-    assert asked(scheduler) == [Reclaim(one(scheduler))]
+    assert new_effects(scheduler) == [Reclaim(instance_of(scheduler))]
 
 
-def test_a_spawn_that_fails_after_it_was_given_up_is_over_without_a_failure_of_its_own() -> None:
+def test_a_failed_spawn_of_a_cancelled_start_adds_no_failure() -> None:
     scheduler = a_scheduler()
     scheduler.ensure(F, HERE, "one", 0.0)
     scheduler.cool("f", 0.1)
@@ -968,7 +980,7 @@ def test_a_spawn_that_fails_after_it_was_given_up_is_over_without_a_failure_of_i
     assert [f.kind for f in scheduler.record().failures] == [FailureKind.CANCELLED]
 
 
-def test_an_exit_told_twice_is_one_exit() -> None:
+def test_a_repeated_exit_event_is_ignored() -> None:
     scheduler = a_scheduler()
     start(scheduler)
     scheduler.exited("one", "exited with 1", (), 2.0)
@@ -981,7 +993,7 @@ def test_an_exit_told_twice_is_one_exit() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, HERE], ids=["fetching", "placing"])
-def test_an_exit_of_what_never_ran_is_nothing(weights: LocalWeights | None) -> None:
+def test_an_exit_of_an_instance_without_a_process_is_ignored(weights: LocalWeights | None) -> None:
     scheduler = a_scheduler()
     start(scheduler, SMALL)
     scheduler.ensure(OTHER, weights, "two", 0.0)
@@ -1007,7 +1019,7 @@ LATE: list[Callable[[Scheduler], object]] = [
 
 
 @pytest.mark.parametrize("event", LATE)
-def test_an_event_of_an_instance_that_is_gone_is_nothing(event: Callable[[Scheduler], object]) -> None:
+def test_an_event_of_an_instance_that_is_gone_is_ignored(event: Callable[[Scheduler], object]) -> None:
     scheduler = a_scheduler()
     start(scheduler)
     clear_away(scheduler)
@@ -1046,7 +1058,7 @@ def three_crashes() -> Scheduler:
     return scheduler
 
 
-def test_whoever_asks_meanwhile_is_told_why_and_when() -> None:
+def test_a_rejection_during_a_back_off_has_the_reason_and_the_time() -> None:
     scheduler = three_crashes()
     (failure,) = scheduler.record().failures
 
@@ -1067,10 +1079,10 @@ def test_a_forced_start_does_not_wait_for_the_back_off() -> None:
     assert three_crashes().ensure(F, HERE, "x", 3.0, force=True) == Accepted("x", State.STARTING)
 
 
-def test_what_is_forgiven_is_tried_at_once() -> None:
+def test_after_failures_are_cleared_a_start_is_possible_at_once() -> None:
     scheduler = three_crashes()
 
-    scheduler.forgive("f")
+    scheduler.clear_failures("f")
 
     assert scheduler.ensure(F, HERE, "x", 3.0) == Accepted("x", State.STARTING)
 
@@ -1083,9 +1095,9 @@ def test_an_instance_that_proves_stable_ends_the_row() -> None:
     scheduler = three_crashes()
     bring_up(scheduler, F, "x", 62.0)
 
-    scheduler.settle(62.0 + STABLE_S)
+    scheduler.reconcile(62.0 + STABLE_S)
     before = len(scheduler.record().failures)
-    scheduler.settle(62.1 + STABLE_S)
+    scheduler.reconcile(62.1 + STABLE_S)
 
     assert before == 1
     assert scheduler.record().failures == ()
@@ -1124,9 +1136,9 @@ def test_a_function_whose_workers_die_right_after_ready_backs_off_with_the_reaso
 
 
 def test_failures_survive_the_agent() -> None:
-    kept = three_crashes().record()
+    record = three_crashes().record()
 
-    scheduler = a_scheduler(kept)
+    scheduler = a_scheduler(record)
 
     assert isinstance(scheduler.ensure(F, HERE, "x", 3.0), Rejected)
 
@@ -1142,11 +1154,11 @@ def test_an_instance_declared_as_before_runs_on_with_the_new_settings() -> None:
     bring_up(scheduler)
     calmer = replace(F, idle_after_s=9000.0, priority=3, pinned_on=("host-a",))
 
-    scheduler.heed({"f": calmer}, "digest", 10.0)
+    scheduler.apply_catalogue({"f": calmer}, "digest", 10.0)
 
     assert states(scheduler) == {"one": State.READY}
     assert scheduler.function_of("one") == calmer
-    assert (one(scheduler).priority, one(scheduler).pinned) == (3, True)
+    assert (instance_of(scheduler).priority, instance_of(scheduler).pinned) == (3, True)
     assert scheduler.record().catalogue == "digest"
 
 
@@ -1155,15 +1167,15 @@ def test_an_instance_no_longer_declared_so_is_drained(catalogue: dict[str, Funct
     scheduler = a_scheduler()
     bring_up(scheduler)
 
-    scheduler.heed(catalogue, "digest", 10.0)
+    scheduler.apply_catalogue(catalogue, "digest", 10.0)
 
-    assert (one(scheduler).state, one(scheduler).why) == (State.DRAINING, "superseded")
+    assert (instance_of(scheduler).state, instance_of(scheduler).why) == (State.DRAINING, "superseded")
 
 
 def test_a_superseded_instance_finishes_its_requests_however_long_they_take() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
-    scheduler.heed({"f": NEW_F}, "digest", 10.0)
+    scheduler.apply_catalogue({"f": NEW_F}, "digest", 10.0)
 
     scheduler.reported(a_fleet(a_report(seen=1, in_flight={"one": 1})), 5000.0)
     busy = states(scheduler)
@@ -1174,12 +1186,12 @@ def test_a_superseded_instance_finishes_its_requests_however_long_they_take() ->
     assert states(scheduler) == {"one": State.STOPPING}
 
 
-def test_the_new_revision_starts_beside_the_old_one_or_after_it() -> None:
+def test_the_new_revision_starts_next_to_the_old_one_or_after_it() -> None:
     roomy, tight = a_scheduler(), a_scheduler()
     bring_up(roomy, SMALL)
     bring_up(tight, F)
-    roomy.heed({}, "digest", 10.0)
-    tight.heed({}, "digest", 10.0)
+    roomy.apply_catalogue({}, "digest", 10.0)
+    tight.apply_catalogue({}, "digest", 10.0)
 
     assert roomy.ensure(replace(SMALL, args=("-n",)), HERE, "two", 10.0) == Accepted("two", State.STARTING)
     assert tight.ensure(NEW_F, HERE, "two", 10.0) == Accepted("two", State.PLACING)
@@ -1188,18 +1200,18 @@ def test_the_new_revision_starts_beside_the_old_one_or_after_it() -> None:
 def test_a_catalogue_that_is_put_back_takes_the_drain_back_when_it_is_wanted() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
-    scheduler.heed({"f": NEW_F}, "new", 10.0)
-    scheduler.heed({"f": F}, "old", 11.0)
+    scheduler.apply_catalogue({"f": NEW_F}, "new", 10.0)
+    scheduler.apply_catalogue({"f": F}, "old", 11.0)
 
     assert scheduler.ensure(F, HERE, "two", 12.0) == Accepted("one", State.READY)
 
 
 @pytest.mark.parametrize("weights", [None, HERE], ids=["fetching", "starting"])
-def test_a_superseded_start_is_given_up(weights: LocalWeights | None) -> None:
+def test_a_superseded_start_is_cancelled(weights: LocalWeights | None) -> None:
     scheduler = a_scheduler()
     scheduler.ensure(F, weights, "one", 0.0)
 
-    scheduler.heed({"f": NEW_F}, "digest", 10.0)
+    scheduler.apply_catalogue({"f": NEW_F}, "digest", 10.0)
 
     assert set(states(scheduler).values()) <= {State.STOPPING}
     assert [f.kind for f in scheduler.record().failures] == [FailureKind.ROOM]
@@ -1208,7 +1220,7 @@ def test_a_superseded_start_is_given_up(weights: LocalWeights | None) -> None:
 def test_failures_of_functions_no_longer_declared_are_forgotten() -> None:
     scheduler = three_crashes()
 
-    scheduler.heed({"g": G}, "digest", 10.0)
+    scheduler.apply_catalogue({"g": G}, "digest", 10.0)
 
     assert scheduler.record().failures == ()
 
@@ -1216,17 +1228,17 @@ def test_failures_of_functions_no_longer_declared_are_forgotten() -> None:
 # Lanes
 
 
-def test_two_starts_on_one_gpu_come_one_after_the_other() -> None:
+def test_two_starts_on_one_gpu_run_one_after_the_other() -> None:
     scheduler = a_scheduler()
     start(scheduler, SMALL, "one")
 
     answer = scheduler.ensure(OTHER, HERE, "two", 1.0)
-    meanwhile = asked(scheduler)
+    meanwhile = new_effects(scheduler)
     scheduler.answered("one", 5.0)
 
     assert answer == Accepted("two", State.PLACING)
     assert meanwhile == []
-    assert [effect.instance.id for effect in asked(scheduler) if isinstance(effect, Spawn)] == ["two"]
+    assert [effect.instance.id for effect in new_effects(scheduler) if isinstance(effect, Spawn)] == ["two"]
 
 
 def test_starts_on_different_gpus_go_in_parallel() -> None:
@@ -1235,7 +1247,7 @@ def test_starts_on_different_gpus_go_in_parallel() -> None:
     start(scheduler, F, "one")
     start(scheduler, G, "two")
 
-    assert (one(scheduler, "one").devices, one(scheduler, "two").devices) == (("gpu-0",), ("gpu-1",))
+    assert (instance_of(scheduler, "one").devices, instance_of(scheduler, "two").devices) == (("gpu-0",), ("gpu-1",))
 
 
 def test_starts_on_a_cpu_go_in_parallel() -> None:
@@ -1274,11 +1286,11 @@ def test_a_start_waits_for_a_stop_and_its_memory_on_the_same_gpu() -> None:
     assert states(scheduler) == {"two": State.STARTING}
 
 
-def test_a_drained_worker_is_not_stopped_beside_a_start_on_the_same_gpu() -> None:
+def test_a_drained_worker_is_not_stopped_during_a_start_on_the_same_gpu() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler, SMALL, "one")
     start(scheduler, OTHER, "two", 299.0)
-    scheduler.settle(300.0)
+    scheduler.reconcile(300.0)
 
     scheduler.reported(a_fleet(a_report(seen=1)), 301.0)
     look(scheduler, 301.0)
@@ -1313,20 +1325,20 @@ def test_a_shut_down_stops_everything_at_once_and_waits_for_no_request() -> None
 
     scheduler.shut_down(10.0)
 
-    assert [(e.instance.id, e.instance.why) for e in asked(scheduler) if isinstance(e, Stop)] == [
+    assert [(e.instance.id, e.instance.why) for e in new_effects(scheduler) if isinstance(e, Stop)] == [
         ("ready", "shutdown"),
         ("starting", "shutdown"),
     ]
     assert states(scheduler) == {"ready": State.STOPPING, "starting": State.STOPPING}
 
 
-def kept(state: State = State.READY, **rest: Any) -> SavedWorker:
+def a_saved_worker(state: State = State.READY, **rest: Any) -> SavedWorker:
     """What an earlier agent wrote of a worker of F."""
     worker = an_instance("one", function="f", revision=revision(F), state=state, pid=100, memory_mb=6000, **rest)
     return SavedWorker(worker, F, HERE)
 
 
-def test_what_the_next_agent_must_know_is_every_worker_and_every_failure() -> None:
+def test_the_saved_state_has_every_worker_and_every_failure() -> None:
     scheduler = a_scheduler(TWO_GPUS)
     bring_up(scheduler, F, "one")
     start(scheduler, G, "two")
@@ -1334,7 +1346,7 @@ def test_what_the_next_agent_must_know_is_every_worker_and_every_failure() -> No
     scheduler.ensure(SMALL, None, "fetching", 0.0)
 
     assert scheduler.state() == AgentState(
-        workers=(SavedWorker(one(scheduler), F, HERE),), failures=scheduler.record().failures
+        workers=(SavedWorker(instance_of(scheduler), F, HERE),), failures=scheduler.record().failures
     )
     assert [f.function for f in scheduler.state().failures] == ["g"]
 
@@ -1343,19 +1355,19 @@ def test_what_the_next_agent_must_know_is_every_worker_and_every_failure() -> No
 def test_a_worker_that_is_alive_and_well_serves_on(state: State) -> None:
     scheduler = a_scheduler(a_host(epoch=70))
 
-    scheduler.adopt(kept(state, why="idle", deadline=60.0, epoch=7), 100.0, alive=True, healthy=True)
+    scheduler.adopt(a_saved_worker(state, why="idle", deadline=60.0, epoch=7), 100.0, alive=True, healthy=True)
 
-    worker = one(scheduler)
+    worker = instance_of(scheduler)
     assert (worker.state, worker.why, worker.deadline, worker.epoch) == (State.READY, "", 0.0, 71)
     assert scheduler.ensure(F, HERE, "two", 100.0) == Accepted("one", State.READY)
-    assert asked(scheduler) == []
+    assert new_effects(scheduler) == []
 
 
 def test_a_worker_that_was_starting_is_waited_for_with_fresh_patience() -> None:
     scheduler = a_scheduler()
 
-    scheduler.adopt(kept(State.STARTING, last_sign=0.0, started=0.0), 310.0, alive=True, healthy=False)
-    scheduler.settle(310.0)
+    scheduler.adopt(a_saved_worker(State.STARTING, last_sign=0.0, started=0.0), 310.0, alive=True, healthy=False)
+    scheduler.reconcile(310.0)
     before = states(scheduler)
     scheduler.answered("one", 320.0)
 
@@ -1366,26 +1378,26 @@ def test_a_worker_that_was_starting_is_waited_for_with_fresh_patience() -> None:
 def test_a_worker_that_was_being_stopped_is_stopped() -> None:
     scheduler = a_scheduler()
 
-    scheduler.adopt(kept(State.STOPPING), 100.0, alive=True, healthy=True)
+    scheduler.adopt(a_saved_worker(State.STOPPING), 100.0, alive=True, healthy=True)
 
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
+    assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
 
 
-def test_a_worker_that_does_not_answer_the_agent_that_came_back_is_stopped() -> None:
+def test_a_worker_that_does_not_answer_a_restarted_agent_is_stopped() -> None:
     scheduler = a_scheduler()
 
-    scheduler.adopt(kept(), 100.0, alive=True, healthy=False)
+    scheduler.adopt(a_saved_worker(), 100.0, alive=True, healthy=False)
 
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
-    assert [f.reason for f in scheduler.record().failures] == ["it did not answer the agent that came back"]
+    assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
+    assert [f.reason for f in scheduler.record().failures] == ["the worker did not answer the restarted agent"]
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.RECLAIMING])
-def test_what_a_worker_that_died_meanwhile_left_is_cleared_up(state: State) -> None:
+def test_the_memory_of_a_worker_that_died_during_the_restart_is_reclaimed(state: State) -> None:
     scheduler = a_scheduler()
 
-    scheduler.adopt(kept(state), 100.0, alive=False, healthy=False)
-    effects = asked(scheduler)
+    scheduler.adopt(a_saved_worker(state), 100.0, alive=False, healthy=False)
+    effects = new_effects(scheduler)
     scheduler.reclaimed("one", 101.0)
 
     assert [type(effect) for effect in effects] == [Reclaim]
@@ -1413,7 +1425,7 @@ def test_a_worker_that_misses_health_checks_is_stopped_unless_it_may_be_busy(
     bring_up(scheduler)
     scheduler.reported(fleet, 10.0)
 
-    scheduler.unwell("one", misses, 10.0, stuck=stuck)
+    scheduler.health_check_failed("one", misses, 10.0, stuck=stuck)
 
     assert states(scheduler) == {"one": State.READY if stays else State.STOPPING}
     assert len(scheduler.record().failures) == (not stays)
@@ -1423,31 +1435,31 @@ def test_a_worker_that_fell_back_to_the_cpu_is_stopped() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
 
-    scheduler.misplaced("one", 10.0)
+    scheduler.fell_back_to_cpu("one", 10.0)
 
-    assert asked(scheduler) == [Stop(one(scheduler), 5.0)]
+    assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
     assert [f.reason for f in scheduler.record().failures] == [
         "the worker has no process on gpu-0: it fell back to the CPU"
     ]
 
 
-def test_the_highest_reading_of_what_a_worker_holds_is_kept() -> None:
+def test_the_highest_memory_reading_of_a_worker_counts() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
 
     for reading in (500, 700, 600):
         scheduler.used("one", reading)
 
-    assert one(scheduler).used_mb == 700
+    assert instance_of(scheduler).used_mb == 700
 
 
-def test_what_earlier_starts_took_beats_what_is_declared() -> None:
+def test_the_measurement_of_earlier_starts_beats_the_declaration() -> None:
     scheduler = a_scheduler()
 
-    scheduler.learned({revision(F): Entry(memory_mb=4321)})
+    scheduler.set_ledger({revision(F): Entry(memory_mb=4321)})
     start(scheduler)
 
-    assert (one(scheduler).memory_mb, one(scheduler).memory_from) == (4321, "measured")
+    assert (instance_of(scheduler).memory_mb, instance_of(scheduler).memory_from) == (4321, "measured")
 
 
 # Out of memory
@@ -1530,11 +1542,11 @@ def test_a_plan_says_where_it_would_go_and_at_whose_expense_and_does_nothing() -
     assert scheduler.take_effects() == []
 
 
-def test_a_plan_for_what_is_up_or_can_be_had_back_names_it() -> None:
+def test_a_plan_names_an_instance_that_is_up_or_whose_drain_can_be_cancelled() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     while_ready = scheduler.plan(F, HERE, 10.0)
-    scheduler.settle(300.0)
+    scheduler.reconcile(300.0)
 
     assert while_ready == scheduler.plan(F, HERE, 300.0)
     assert while_ready == PlacementPlan(host="host-a", there="one", devices=("gpu-0",), memory_mb=6000)
@@ -1568,7 +1580,7 @@ def test_a_host_drain_lets_everyone_go_after_their_requests_and_takes_nothing_ne
     assert scheduler.ensure(F, HERE, "three", 10.0) == Rejected("the host is cordoned", When.LATER)
 
 
-def test_nobody_is_held_on_a_host_that_is_being_emptied_because_it_is_wanted_there() -> None:
+def test_a_request_does_not_cancel_a_drain_of_the_host() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.drain(10.0)
@@ -1577,7 +1589,7 @@ def test_nobody_is_held_on_a_host_that_is_being_emptied_because_it_is_wanted_the
     assert states(scheduler) == {"one": State.DRAINING}
 
 
-def test_whoever_waits_for_a_start_on_a_host_that_is_being_emptied_may_ask_another() -> None:
+def test_requests_for_a_start_on_a_draining_host_may_try_another_host() -> None:
     scheduler = a_scheduler()
     start(scheduler)
 
@@ -1607,7 +1619,7 @@ def test_one_evicted_in_the_same_breath_in_which_it_would_be_reaped_is_evicted()
     scheduler.reported(a_fleet(a_report(in_flight={"one": 1})), 160.0)  # `one` stays: `two` looks again
 
     assert states(scheduler) == {"one": State.READY, "two": State.PLACING, "three": State.DRAINING}
-    assert (one(scheduler, "three").why, one(scheduler, "three").epoch) == ("evicted for g", 3)
+    assert (instance_of(scheduler, "three").why, instance_of(scheduler, "three").epoch) == ("evicted for g", 3)
 
 
 # Progress.
@@ -1649,7 +1661,7 @@ def test_a_worker_that_makes_no_progress_is_stopped_and_the_next_request_starts_
     scheduler.reported(silent(26.0), 26.0)
 
     scheduler.proved("one", 26.0, answered=False, worked=False)
-    stops = [e for e in asked(scheduler) if isinstance(e, Stop)]
+    stops = [e for e in new_effects(scheduler) if isinstance(e, Stop)]
     (failure,) = scheduler.record().failures
     clear_away(scheduler, now=27.0)
 

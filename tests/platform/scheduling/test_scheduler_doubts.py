@@ -38,7 +38,7 @@ def effects(scheduler: Scheduler) -> list[type[Effect]]:
     return [type(e) for e in scheduler.take_effects() if not isinstance(e, Decision)]
 
 
-def one(scheduler: Scheduler) -> Instance:
+def instance_of(scheduler: Scheduler) -> Instance:
     return next(i for i in scheduler.record().instances if i.id == "one")
 
 
@@ -65,11 +65,11 @@ def test_an_instance_in_use_by_a_router_that_fell_silent_is_not_reaped() -> None
     fallen_silent(scheduler)
 
     scheduler.reported(a_fleet(a_report()), 1000.0)
-    asked = effects(scheduler)
+    requested = effects(scheduler)
     scheduler.looked("one", 1, 1, 1000.1)
 
-    assert asked == [Look]
-    assert one(scheduler).state is State.READY
+    assert requested == [Look]
+    assert instance_of(scheduler).state is State.READY
 
 
 def test_it_is_reaped_once_its_worker_has_nothing_to_do() -> None:
@@ -80,7 +80,7 @@ def test_it_is_reaped_once_its_worker_has_nothing_to_do() -> None:
 
     scheduler.looked("one", 0, 1, 1000.1)
 
-    assert one(scheduler).state is State.DRAINING
+    assert instance_of(scheduler).state is State.DRAINING
 
 
 def test_it_is_not_evicted_either() -> None:
@@ -104,9 +104,9 @@ def test_where_the_engine_does_not_count_connections_decide_after_a_router_fell_
     scheduler.reported(seen(scheduler), 1000.0)
 
     scheduler.looked("one", None, connections, 1000.1)
-    scheduler.settle(1061.0)
+    scheduler.reconcile(1061.0)
 
-    assert one(scheduler).state is state
+    assert instance_of(scheduler).state is state
 
 
 # The last step of a drain
@@ -125,43 +125,43 @@ def test_a_worker_is_looked_at_before_it_is_stopped() -> None:
     assert effects(scheduler) == [Stop]
 
 
-def test_a_reap_that_finds_the_engine_at_work_is_taken_back() -> None:
+def test_a_reap_is_cancelled_when_the_engine_is_busy() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
-    scheduler.settle(200.0)
+    scheduler.reconcile(200.0)
     scheduler.reported(seen(scheduler), 200.5)
 
     scheduler.looked("one", 2, 1, 200.6)
 
-    assert one(scheduler).state is State.READY
+    assert instance_of(scheduler).state is State.READY
     assert Stop not in effects(scheduler)
 
 
-def test_a_cool_waits_for_what_the_engine_works_on() -> None:
+def test_a_cool_waits_for_the_requests_of_the_engine() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.cool("f", 200.0)
     scheduler.reported(seen(scheduler), 200.5)
     scheduler.looked("one", 1, 1, 200.6)
-    busy = one(scheduler).state
+    busy = instance_of(scheduler).state
 
-    scheduler.settle(202.0)
+    scheduler.reconcile(202.0)
     scheduler.looked("one", 0, 1, 202.1)
 
     assert busy is State.DRAINING
-    assert one(scheduler).state is State.STOPPING
+    assert instance_of(scheduler).state is State.STOPPING
 
 
-def test_a_look_that_nothing_came_of_is_asked_for_again() -> None:
+def test_a_look_without_a_result_is_requested_again() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.cool("f", 200.0)
     scheduler.reported(seen(scheduler), 200.5)
     scheduler.take_effects()
 
-    scheduler.settle(201.0)
+    scheduler.reconcile(201.0)
     soon = effects(scheduler)
-    scheduler.settle(201.0 + LOOK_AGAIN_S)
+    scheduler.reconcile(201.0 + LOOK_AGAIN_S)
 
     assert soon == []
     assert effects(scheduler) == [Look]
@@ -176,44 +176,44 @@ def test_a_worker_that_does_not_end_is_reported_and_stopped_again() -> None:
     scheduler.cool("f", 20.0, at_once=True)
     scheduler.take_effects()
 
-    scheduler.settle(20.0 + OVERDUE_S[State.STOPPING] + 5.0)
+    scheduler.reconcile(20.0 + OVERDUE_S[State.STOPPING] + 5.0)
     again = effects(scheduler)
-    scheduler.settle(21.0 + OVERDUE_S[State.STOPPING] + 5.0)
+    scheduler.reconcile(21.0 + OVERDUE_S[State.STOPPING] + 5.0)
 
     assert again == [Stop]
-    assert one(scheduler).problem == "its process does not end"
+    assert instance_of(scheduler).problem == "its process does not end"
     assert effects(scheduler) == []
 
 
-def test_what_is_left_of_a_worker_is_cleared_away_again_and_the_supervisors_reason_is_shown() -> None:
+def test_an_overdue_reclaim_is_retried_and_shows_the_supervisors_reason() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.exited("one", "was killed", (), 20.0)
-    scheduler.stuck("one", "process 100 sleeps in the kernel")
+    scheduler.end_delayed("one", "process 100 sleeps in the kernel")
     scheduler.take_effects()
 
-    scheduler.settle(20.0 + OVERDUE_S[State.RECLAIMING])
+    scheduler.reconcile(20.0 + OVERDUE_S[State.RECLAIMING])
 
     assert effects(scheduler) == [Reclaim]
-    assert one(scheduler).problem == "process 100 sleeps in the kernel"
+    assert instance_of(scheduler).problem == "process 100 sleeps in the kernel"
 
 
-def test_a_fetch_is_overdue_when_it_comes_no_further() -> None:
+def test_a_fetch_without_progress_is_overdue() -> None:
     scheduler = a_scheduler()
     scheduler.ensure(F, None, "one", 0.0)
     scheduler.take_effects()
     scheduler.fetching("one", "10 of 100 MiB", 0.1, 100.0)
 
-    scheduler.settle(OVERDUE_S[State.FETCHING] + 50.0)
+    scheduler.reconcile(OVERDUE_S[State.FETCHING] + 50.0)
     moving = effects(scheduler)
     scheduler.fetching("one", "10 of 100 MiB", 0.1, 390.0)
-    scheduler.settle(OVERDUE_S[State.FETCHING] + 100.0)
-    stands = effects(scheduler), one(scheduler).problem
+    scheduler.reconcile(OVERDUE_S[State.FETCHING] + 100.0)
+    overdue = effects(scheduler), instance_of(scheduler).problem
     scheduler.fetching("one", "11 of 100 MiB", 0.11, 410.0)
 
     assert moving == []
-    assert stands == ([Fetch], "its weights have not come further for 300 s")
-    assert one(scheduler).problem == ""
+    assert overdue == ([Fetch], "the fetch of its weights has made no progress for 300 s")
+    assert instance_of(scheduler).problem == ""
 
 
 def test_a_start_that_waits_for_room_is_placed_again() -> None:
@@ -224,7 +224,7 @@ def test_a_start_that_waits_for_room_is_placed_again() -> None:
     scheduler.reported(seen(scheduler), 50.1)
     scheduler.looked("one", 0, 0, 50.2)  # it is stopped, and never ends
 
-    scheduler.settle(50.0 + OVERDUE_S[State.PLACING])
+    scheduler.reconcile(50.0 + OVERDUE_S[State.PLACING])
 
     two = next(i for i in scheduler.record().instances if i.id == "two")
     assert two.problem == "it waits for f (stopping)"
@@ -236,7 +236,7 @@ def test_a_start_that_waits_for_room_is_placed_again() -> None:
 def test_a_revision_that_was_superseded_is_not_started_again_for_a_caller_with_the_old_file() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
-    scheduler.heed({"f": NEW_F}, "new", 20.0)
+    scheduler.apply_catalogue({"f": NEW_F}, "new", 20.0)
 
     at_once, later = (scheduler.ensure(F, HERE, "two", now) for now in (21.0, 20.0 + SUPERSEDED_S))
 
@@ -247,19 +247,19 @@ def test_a_revision_that_was_superseded_is_not_started_again_for_a_caller_with_t
 def test_a_revision_that_is_declared_again_is_started_at_once() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
-    scheduler.heed({"f": NEW_F}, "new", 20.0)
-    scheduler.heed({"f": F}, "old", 21.0)
+    scheduler.apply_catalogue({"f": NEW_F}, "new", 20.0)
+    scheduler.apply_catalogue({"f": F}, "old", 21.0)
 
     assert scheduler.ensure(F, HERE, "two", 21.0) == Accepted("one", State.READY)
 
 
-def test_what_is_started_on_a_catalogue_of_which_the_host_has_not_heard_is_superseded_when_it_hears() -> None:
+def test_a_start_from_a_catalogue_unknown_to_the_host_is_superseded_by_the_hosts_next_catalogue() -> None:
     scheduler = a_scheduler()
-    scheduler.heed({"g": G}, "first", 1.0)
+    scheduler.apply_catalogue({"g": G}, "first", 1.0)
 
     scheduler.ensure(F, HERE, "one", 2.0)
     retold = scheduler.record().catalogue
-    scheduler.heed({"g": G}, "first", 3.0)
+    scheduler.apply_catalogue({"g": G}, "first", 3.0)
 
     assert retold == ""
-    assert one(scheduler).why == "superseded"
+    assert instance_of(scheduler).why == "superseded"

@@ -1,6 +1,6 @@
-"""Whatever happens, in whatever order, also late, twice or about nobody: the scheduler keeps its promises.
+"""The scheduler holds its invariants under any order of events, including late, repeated and unknown ones.
 
-Hypothesis plays callers, routers, operators and a supervisor that answers, answers late, or makes things up.
+Hypothesis plays callers, routers, operators and a supervisor that answers, answers late, or sends made-up events.
 After every step the invariants are checked; at the end everybody behaves, and everything must come to rest.
 """
 
@@ -58,7 +58,7 @@ BUSY = st.lists(st.sampled_from([0, 0, 2]), max_size=6)
 
 
 class Agent(RuleBasedStateMachine):
-    """A scheduler, the world around it, and what has been asked of that world."""
+    """A scheduler, the world around it, and the pending effects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Agent(RuleBasedStateMachine):
         self.fleet: Fleet | None = None
         self.read_since = 0.0
         self.forced = False
-        self.asked: dict[tuple[str, str], Effect] = {}
+        self.pending: dict[tuple[str, str], Effect] = {}
         self.before: HostRecord = self.scheduler.record()
 
     @initialize(strategy=st.sampled_from(["lru", "priority"]))
@@ -87,12 +87,12 @@ class Agent(RuleBasedStateMachine):
 
         assert isinstance(answer, Rejected) or answer.instance in [i.id for i in self.instances()]
         match plan, answer:
-            case PlacementPlan(there=there), Accepted(instance=instance):
-                assert instance == (there or f"i{self.made}")
+            case PlacementPlan(there=running), Accepted(instance=instance):
+                assert instance == (running or f"i{self.made}")
             case PlacementPlan(retry_at=retry_at), Rejected():
                 assert retry_at > self.now
-            case Rejected(reason=reason), Rejected(reason=said, failure=None):
-                assert reason == said
+            case Rejected(reason=reason), Rejected(reason=other_reason, failure=None):
+                assert reason == other_reason
             case Rejected(), Accepted():
                 raise AssertionError(f"planned not to be, yet it is: {plan}")
         self.check()
@@ -152,7 +152,7 @@ class Agent(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 5.0, 21.0, 31.0, 31.0, 61.0, 201.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.scheduler.settle(self.now)
+        self.scheduler.reconcile(self.now)
         self.check()
 
     @rule(name=NAMES, at_once=st.booleans())
@@ -162,8 +162,8 @@ class Agent(RuleBasedStateMachine):
         self.check()
 
     @rule(catalogue=st.sampled_from(CATALOGUES))
-    def heed(self, catalogue: dict[str, Function]) -> None:
-        self.scheduler.heed(catalogue, "digest", self.now)
+    def apply_catalogue(self, catalogue: dict[str, Function]) -> None:
+        self.scheduler.apply_catalogue(catalogue, "digest", self.now)
         self.check()
 
     @rule(what=st.sampled_from(["nothing", "nothing", "lose", "lose", "shut", "drain", "restart", "forgive"]))
@@ -180,14 +180,14 @@ class Agent(RuleBasedStateMachine):
             case "restart":
                 self.restart()
             case "forgive":
-                self.scheduler.forgive("mid")
+                self.scheduler.clear_failures("mid")
         self.check()
 
     def restart(self) -> None:
         """The agent is started anew: it takes its workers over, some dead, some that do not answer."""
         record, state = self.scheduler.record(), self.scheduler.state()
         self.scheduler = Scheduler(replace(record, instances=(), failures=state.failures), RULES)
-        self.asked = {task: effect for task, effect in self.asked.items() if task[0] == "Spawn"}
+        self.pending = {task: effect for task, effect in self.pending.items() if task[0] == "Spawn"}
         for n, worker in enumerate(state.workers):
             self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=n % 4 != 2)
         self.forced = True
@@ -197,26 +197,27 @@ class Agent(RuleBasedStateMachine):
 
     @rule(pick=PICKS, well=st.sampled_from([True, True, True, False]))
     def answer_one(self, pick: int, well: bool) -> None:
-        """Answer something that was asked for, perhaps for the second time."""
-        if self.asked:
-            self.answer(list(self.asked)[pick % len(self.asked)], well)
+        """Answer a pending effect, perhaps for the second time."""
+        if self.pending:
+            self.answer(list(self.pending)[pick % len(self.pending)], well)
 
     @rule()
     def answer_everything(self) -> None:
-        for task in list(self.asked):
+        for task in list(self.pending):
             self.answer(task, True)
 
     @rule(
         event=st.sampled_from(
             ["fetching", "fetched", "fetch_failed", "spawned", "sign", "answered", "exited", "out_of_memory",
-             "spawn_failed", "start_failed", "reclaimed", "unwell", "stuck", "misplaced", "used", "looked"]
+             "spawn_failed", "start_failed", "reclaimed", "health_check_failed", "end_delayed", "fell_back_to_cpu",
+             "used", "looked"]
         ),
         pick=PICKS,
     )  # fmt: skip
     def tell_something(self, event: str, pick: int) -> None:
         """Tell of an event that may be late, early, a repetition, or of an instance that never was."""
-        anybody = [*(i.id for i in self.instances()), f"i{pick}", "nobody"]
-        self.tell(event, anybody[pick % len(anybody)])
+        ids = [*(i.id for i in self.instances()), f"i{pick}", "nobody"]
+        self.tell(event, ids[pick % len(ids)])
 
     def answer(self, task: tuple[str, str], well: bool) -> None:
         kind, instance = task
@@ -252,12 +253,12 @@ class Agent(RuleBasedStateMachine):
                 scheduler.exited(instance, "exited with 1", (), now)
             case "out_of_memory":
                 scheduler.exited(instance, "exited with 1", ["CUDA out of memory"], now)
-            case "unwell":
-                scheduler.unwell(instance, 3, now, stuck=False)
-            case "stuck":
-                scheduler.unwell(instance, 3, now, stuck=True)
-            case "misplaced":
-                scheduler.misplaced(instance, now)
+            case "health_check_failed":
+                scheduler.health_check_failed(instance, 3, now, stuck=False)
+            case "end_delayed":
+                scheduler.health_check_failed(instance, 3, now, stuck=True)
+            case "fell_back_to_cpu":
+                scheduler.fell_back_to_cpu(instance, now)
             case "used":
                 scheduler.used(instance, 3)
             case "looked":
@@ -296,9 +297,9 @@ class Agent(RuleBasedStateMachine):
     def check_effect(self, effect: Any) -> None:
         task = (type(effect).__name__, effect.instance.id)
         overdue = isinstance(effect, Look) or any(i.id == task[1] and i.problem for i in self.instances())
-        again, self.asked[task] = task in self.asked, effect
+        again, self.pending[task] = task in self.pending, effect
         if again:
-            assert overdue, "only what is overdue is asked for twice"
+            assert overdue, "only an overdue effect is repeated"
             return
         match effect:
             case Spawn(instance=instance):
@@ -310,7 +311,7 @@ class Agent(RuleBasedStateMachine):
                 assert not lanes.intersection(instance.devices), "one at a time on each GPU"
             case Stop(instance=instance):
                 given_up = self.forced or instance.why == "failed" or not instance.ready
-                assert given_up or self.fleet is not None, "nobody is idle for all we know"
+                assert given_up or self.fleet is not None, "usage is unknown, so no instance is idle"
                 assert given_up or not self.in_flight(instance.id), "a busy instance is never stopped"
 
     def check_drain(self, instance: Instance) -> None:
@@ -330,8 +331,8 @@ class Agent(RuleBasedStateMachine):
     @invariant()
     def no_device_holds_more_than_its_budget(self) -> None:
         for device in DEVICES:
-            there = [i for i in self.instances() if i.state in TAKES_MEMORY and device.id in i.devices]
-            assert sum(i.memory_mb for i in there) <= device.budget_mb
+            occupants = [i for i in self.instances() if i.state in TAKES_MEMORY and device.id in i.devices]
+            assert sum(i.memory_mb for i in occupants) <= device.budget_mb
 
     @invariant()
     def at_most_one_instance_of_a_revision_is_live(self) -> None:
@@ -352,7 +353,7 @@ class Agent(RuleBasedStateMachine):
             State.RECLAIMING: "Reclaim",
         }
         for instance in self.instances():
-            assert instance.state not in task or (task[instance.state], instance.id) in self.asked
+            assert instance.state not in task or (task[instance.state], instance.id) in self.pending
 
     @invariant()
     def whoever_waits_waits_for_one_that_leaves(self) -> None:
@@ -376,12 +377,12 @@ class Agent(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Everybody behaves from now on: soon whoever is left is ready, or idled just now."""
         for _ in range(40):
-            for task in list(self.asked):
+            for task in list(self.pending):
                 self.answer(task, True)
             self.now += 1.0
             self.heard(a_fleet(a_report(seen=self.scheduler.record().epoch)))
         moving = [i for i in self.instances() if i.state is not State.READY]
-        assert not [i for i in moving if self.now - i.since > 2.0], "nobody stays on the way"
+        assert not [i for i in moving if self.now - i.since > 2.0], "an instance does not move on"
 
 
 TestScheduler = Agent.TestCase

@@ -91,7 +91,7 @@ class Stage:
         return [(e.what, e.function, e.why) for e in self.scheduler.take_effects() if isinstance(e, Decision)]
 
 
-def test_within_the_tenure_of_a_busy_instance_the_waiter_comes_into_line() -> None:
+def test_within_the_tenure_of_a_busy_instance_the_waiter_joins_the_line() -> None:
     stage = Stage()
     stage.bring_up(F, "f1")
     stage.pass_time(5)
@@ -179,7 +179,7 @@ def test_requests_that_outlast_the_grace_are_waited_for_and_that_is_reported_onc
     assert [r for r in stage.receipts() if r[0] == "overdue"] == [("overdue", "f", why)]
 
 
-def test_what_is_still_in_flight_after_the_request_clock_keeps_its_instance() -> None:
+def test_requests_in_flight_after_the_request_timeout_cancel_the_closing() -> None:
     stage = Stage()
     stage.bring_up(F, "f1")
     stage.pass_time(15)
@@ -191,7 +191,7 @@ def test_what_is_still_in_flight_after_the_request_clock_keeps_its_instance() ->
     assert stage.one("f1").yields_to == ""
 
 
-def test_when_the_waiting_requests_leave_the_closing_instance_serves_on() -> None:
+def test_the_closing_is_cancelled_when_the_waiting_requests_leave() -> None:
     stage = Stage()
     stage.bring_up(F, "f1")
     stage.pass_time(15)
@@ -292,7 +292,7 @@ def test_a_function_that_comes_up_on_another_host_leaves_the_line() -> None:
     assert stage.line() == []
 
 
-def test_missing_weights_are_fetched_while_the_turn_has_not_come() -> None:
+def test_missing_weights_are_fetched_before_the_turn() -> None:
     stage = Stage()
     stage.bring_up(F, "f1")
 
@@ -356,7 +356,7 @@ def test_no_function_waits_longer_than_one_turn_of_each_other(costs: list[tuple[
         stage.now += 1.0
 
 
-def test_a_start_for_a_minimum_takes_no_room_of_what_was_used_lately() -> None:
+def test_a_start_for_a_minimum_does_not_evict_a_recently_used_instance() -> None:
     stage = Stage()
     stage.bring_up(F, "f1")
     stage.in_flight = {}
@@ -377,9 +377,9 @@ def test_an_unused_minimum_gives_way_to_the_first_request_for_another() -> None:
     assert stage.wait(G, "g1") == Accepted("g1", State.PLACING)
 
 
-def test_the_line_says_what_a_start_took_before() -> None:
+def test_the_line_has_the_duration_of_earlier_starts() -> None:
     stage = Stage()
-    stage.scheduler.learned({revision(G): Entry(start_s=42.0, starts=3)})
+    stage.scheduler.set_ledger({revision(G): Entry(start_s=42.0, starts=3)})
     stage.bring_up(F, "f1")
 
     stage.wait(G)
@@ -387,7 +387,7 @@ def test_the_line_says_what_a_start_took_before() -> None:
     assert [w.start_s for w in stage.scheduler.record().line] == [42.0]
 
 
-def test_an_agent_that_comes_back_forgets_a_closing_under_way() -> None:
+def test_a_restarted_agent_cancels_a_closing() -> None:
     stage = Stage()
     stage.bring_up(F, "f1")
     stage.pass_time(15)

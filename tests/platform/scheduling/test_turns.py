@@ -125,7 +125,7 @@ def test_a_turn_takes_the_device_that_is_free_soonest() -> None:
     turn = turn_of(a_waiter(), host, Use(in_flight={"one": 1, "two": 1}))
 
     assert turn is not None
-    assert (turn.at, turn.spot.devices) == (NOW + 5, ("gpu-1",))
+    assert (turn.at, turn.placement.devices) == (NOW + 5, ("gpu-1",))
 
 
 def test_a_function_of_two_devices_has_its_turn_when_both_holders_may_be_closed() -> None:
@@ -134,7 +134,7 @@ def test_a_function_of_two_devices_has_its_turn_when_both_holders_may_be_closed(
     turn = turn_of(a_waiter(devices=2), host, Use(in_flight={"one": 1, "two": 1}))
 
     assert turn is not None
-    assert (turn.at, turn.spot.evict) == (NOW + 14, ("two", "one"))
+    assert (turn.at, turn.placement.evict) == (NOW + 14, ("two", "one"))
 
 
 def test_where_a_pinned_instance_holds_the_memory_there_is_no_turn() -> None:
@@ -213,16 +213,16 @@ def test_the_line_is_bounded_and_those_in_it_keep_their_places() -> None:
     assert order[0] == "f0"
 
 
-def test_what_is_reserved_is_no_room_for_those_behind() -> None:
+def test_reserved_memory_is_not_free_for_functions_behind() -> None:
     host = a_host(a_holder("one", ready=NOW - 1), devices=TWO_GPUS)
     first = a_waiter("first", devices=2)
     first = replace(first, turn=turn_of(first, host, BUSY))
 
     second = a_waiter("second")
-    beside = place(second.need, host, BUSY, NOW)
+    other = place(second.need, host, BUSY, NOW)
     behind = place(second.need, with_reservations(host, [first]), BUSY, NOW)
 
-    assert isinstance(beside, Placement)
+    assert isinstance(other, Placement)
     assert isinstance(behind, NoRoom)
 
 
@@ -251,7 +251,7 @@ def holders(draw: st.DrawFn) -> tuple[Instance, Function, Use]:
 
 
 @given(holders(), st.floats(0, 300), st.floats(0, 120), st.integers(-1, 1))
-def test_whoever_is_closed_has_had_its_least_tenure_and_may_be_closed(
+def test_a_closed_instance_is_closable_and_has_had_its_least_tenure(
     holder: tuple[Instance, Function, Use], waited_s: float, turn_wait_s: float, priority: int
 ) -> None:
     instance, function, use = holder
@@ -309,7 +309,7 @@ def test_a_turn_names_only_instances_and_none_before_its_time(
     if turn is not None:
         assert turn.at >= NOW
         if turn.at == NOW:
-            assert set(turn.spot.evict) <= {i.id for i in instances}
+            assert set(turn.placement.evict) <= {i.id for i in instances}
 
 
 @given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=2), st.integers(0, 2), st.floats(0, 100)), max_size=8))

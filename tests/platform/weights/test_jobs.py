@@ -7,7 +7,7 @@ import redis
 from rq import Queue
 
 from cortex.functions.sources import Demo, Repo
-from cortex.platform.agent.fetches import said
+from cortex.platform.agent.fetches import describe
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _requeue, job_id, pause_s
 from tests.support.stack import own_redis
@@ -34,7 +34,7 @@ def test_pauses_double_up_to_a_minute() -> None:
     ],
 )
 def test_a_fetch_is_described_in_one_line(keys: dict[str, object], line: str) -> None:
-    assert said(Fetching(id="j", source="org/m", **keys), 100.0) == line  # type: ignore[arg-type]
+    assert describe(Fetching(id="j", source="org/m", **keys), 100.0) == line  # type: ignore[arg-type]
 
 
 def test_one_source_is_one_job_on_each_host() -> None:

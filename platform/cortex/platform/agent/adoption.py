@@ -1,6 +1,6 @@
 """Adoption: an agent takes over the workers that an earlier one left running.
 
-Only a worker that is proved to be the one the state file means: the same process of the same boot.
+It adopts only a worker whose process is the one in the state file: the same process of the same boot.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from cortex.platform.workers.supervisor import Supervisor
 
 
 async def adopt(
-    kept: Sequence[SavedWorker], supervisor: Supervisor, tell: Callable[[Callable[[Scheduler, float], object]], None]
+    workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Callable[[Callable[[Scheduler, float], object]], None]
 ) -> None:
-    """Take over those that live: watched as if started here, and ready if they served and still answer."""
-    alive = {w.instance.id for w in kept if w.instance.process and process_id.is_alive(w.instance.process)}
+    """Take over live workers: watched as if started here, and ready if they served and still answer."""
+    alive = {w.instance.id for w in workers if w.instance.process and process_id.is_alive(w.instance.process)}
     up = (State.READY, State.DRAINING)
-    serving = [w.instance for w in kept if w.instance.id in alive and w.instance.state in up]
+    serving = [w.instance for w in workers if w.instance.id in alive and w.instance.state in up]
     answers = await asyncio.gather(*(supervisor.healthy(i) for i in serving))
-    healthy = {i.id for i, well in zip(serving, answers, strict=True) if well}
-    for worker in kept:
-        there, well = worker.instance.id in alive, worker.instance.id in healthy
-        if there:
+    healthy = {i.id for i, ok in zip(serving, answers, strict=True) if ok}
+    for worker in workers:
+        is_alive, is_healthy = worker.instance.id in alive, worker.instance.id in healthy
+        if is_alive:
             supervisor.adopt(worker)
-        tell(lambda s, now, w=worker, a=there, h=well: s.adopt(w, now, alive=a, healthy=h))  # type: ignore[misc]
+        tell(lambda s, now, w=worker, a=is_alive, h=is_healthy: s.adopt(w, now, alive=a, healthy=h))  # type: ignore[misc]

@@ -1,5 +1,5 @@
-"""The agent's HTTP API, on port 13131. Everything needs the host's token, or the fleet token, as a bearer token, but
-what says that it needs nothing: `/health`, which tells a caller without it less.
+"""The agent's HTTP API, on port 13131. Every route needs the host's token or the fleet token as a bearer token, except
+`/health`, which gives less detail without one.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ def create_app(settings: Settings) -> Litestar:
     relay = Proxy(agent, token)
 
     def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
-        scheme, _space, given = connection.headers.get("authorization", "").partition(" ")
+        scheme, _space, bearer = connection.headers.get("authorization", "").partition(" ")
         own = agent.scheduler.record()
-        return scheme.lower() == "bearer" and token.opens(given.strip(), own.name, own.address)
+        return scheme.lower() == "bearer" and token.opens(bearer.strip(), own.name, own.address)
 
     async def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if handler.opt.get("needs") == Right.NOTHING or connection.scope.get("method") == "OPTIONS":
@@ -83,8 +83,8 @@ def create_app(settings: Settings) -> Litestar:
         return {"function": function}
 
     @put("/catalogue")
-    async def heed(data: CatalogueUpdate) -> dict[str, str]:
-        await agent.heed(data.catalogue, data.digest)
+    async def apply_catalogue(data: CatalogueUpdate) -> dict[str, str]:
+        await agent.apply_catalogue(data.catalogue, data.digest)
         return {"digest": data.digest}
 
     @get("/record")
@@ -97,7 +97,7 @@ def create_app(settings: Settings) -> Litestar:
 
     @get("/instances/{instance_id:str}")
     async def instance(instance_id: str) -> Instance:
-        return _known(agent, instance_id)
+        return _instance(agent, instance_id)
 
     @get("/devices")
     async def devices() -> list[dict[str, Any]]:
@@ -112,14 +112,14 @@ def create_app(settings: Settings) -> Litestar:
 
     return Litestar(
         [
-            ensure, plan, cool, forget, drain, heed, record, instances, instance, devices, metrics,
+            ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, metrics,
             *logs.routes(agent),
             *weights_api.routes(agent),
             seed_api.routes(agent, relay, settings, has_token),
         ],
         guards=[fleet_only],
-        exception_handlers={NoAnswer: _later, Exception: _answered},
-        lifespan=[_own_look_ups, lambda _: agent, lambda _: relay],
+        exception_handlers={NoAnswer: _unavailable, Exception: _error_response},
+        lifespan=[_own_name_lookups, lambda _: agent, lambda _: relay],
         on_shutdown=[close],
         openapi_config=None,
         logging_config=None,
@@ -127,42 +127,44 @@ def create_app(settings: Settings) -> Litestar:
 
 
 @asynccontextmanager
-async def _own_look_ups(_: Litestar) -> AsyncIterator[None]:
-    """Have this loop's look-ups of names hold up nothing else."""
+async def _own_name_lookups(_: Litestar) -> AsyncIterator[None]:
+    """Look up names in separate threads, so that a slow one does not block the loop."""
     NameLookups().install(asyncio.get_running_loop())
     yield
 
 
-def _later(request: Request[Any, Any, Any], error: NoAnswer) -> Response[Any]:
-    """Answer that a path does not answer."""
+def _unavailable(request: Request[Any, Any, Any], error: NoAnswer) -> Response[Any]:
+    """Return 503: a path on the host does not answer."""
     return Response({"status_code": 503, "detail": str(error)}, status_code=503)
 
 
-def _answered(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Answer the framework's own errors as it does; of any other, nothing but that there was one."""
+def _error_response(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Return the framework's response for its own errors, and a plain 500 for any other."""
     if isinstance(error, HTTPException):
         return create_exception_response(request, error)
     log.error("request_broke", at=whence(error))
-    return Response({"status_code": 500, "detail": "the agent made a mistake; its log has where"}, status_code=500)
+    return Response(
+        {"status_code": 500, "detail": "internal error; see `request_broke` in the agent's log"}, status_code=500
+    )
 
 
 def _devices(host: HostRecord, held: Iterable[Held]) -> list[dict[str, Any]]:
-    """Return every device, who may take how much of it, and which processes are on it."""
-    found = []
+    """Return every device, with its budget, the memory of its instances, and its processes."""
+    entries = []
     for device in host.devices:
-        there = {i.id: i.memory_mb for i in host.instances if device.id in i.devices}
-        taken = {
+        instances = {i.id: i.memory_mb for i in host.instances if device.id in i.devices}
+        usage = {
             "budget_mb": device.budget_mb,
-            "admitted_mb": sum(there.values()),
-            "instances": there,
+            "admitted_mb": sum(instances.values()),
+            "instances": instances,
             "processes": [to_builtins(h) for h in held if h.device == device.id],
         }
-        found.append({**to_builtins(device), **taken})
-    return found
+        entries.append({**to_builtins(device), **usage})
+    return entries
 
 
-def _known(agent: Agent, instance_id: str) -> Instance:
-    found = agent.instance(instance_id)
-    if found is None:
+def _instance(agent: Agent, instance_id: str) -> Instance:
+    instance = agent.instance(instance_id)
+    if instance is None:
         raise NotFoundException(f"no instance '{instance_id[:64]}' on this host")
-    return found
+    return instance

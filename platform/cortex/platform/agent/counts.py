@@ -1,7 +1,6 @@
-"""What an agent counts: every decision of its scheduler, and what each start took. It travels by the record.
+"""An agent's counters: every decision of its scheduler, and the phases of each start. They travel in the record.
 
-An eviction is *regretted* when somebody uses the function within five minutes and it had been its last ready
-instance: the room was given to the wrong one.
+An eviction of a function's last ready instance is *regretted* when a request uses the function within five minutes.
 """
 
 from cortex.functions.lifecycle import State
@@ -23,30 +22,30 @@ class AgentCounts:
         self._evicted: dict[str, float] = {}
 
     def snapshot(self) -> Snapshot:
-        """Return everything counted so far."""
+        """Return all counters."""
         return self._meter.snapshot()
 
-    def decided(self, decided: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> None:
-        """Count a decision; `host` is how things stand right after it."""
-        where, by_model = (self._node, decided.function), (decided.function, self._node)
+    def count_decision(self, decision: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> None:
+        """Count a decision; `host` is the record right after it."""
+        where, by_model = (self._node, decision.function), (decision.function, self._node)
         meter = self._meter
-        meter.count(metrics.DECISIONS, (self._node, decided.what))
-        match decided.what:
+        meter.count(metrics.DECISIONS, (self._node, decision.what))
+        match decision.what:
             case "ready":
                 meter.count(metrics.COLD_STARTS, by_model)
-                self._started(next((i for i in host.instances if i.id == decided.instance), None))
+                self._started(next((i for i in host.instances if i.id == decision.instance), None))
             case "evicted":
                 meter.count(metrics.EVICTIONS, by_model)
                 meter.count(metrics.DRAINS, (*where, "evicted"))
-                if not _ready_elsewhere(decided, host, fleet):
-                    self._evicted[decided.function] = now
-            case "closed":  # no eviction to regret: the function has its turn again
+                if not _ready_elsewhere(decision, host, fleet):
+                    self._evicted[decision.function] = now
+            case "closed":  # not an eviction to regret: the function gets another turn
                 meter.count(metrics.DRAINS, (*where, "turn"))
             case "draining":
-                reason = next((r for r in DRAIN_REASONS if decided.why.startswith(r)), "other")
+                reason = next((r for r in DRAIN_REASONS if decision.why.startswith(r)), "other")
                 meter.count(metrics.DRAINS, (*where, reason))
             case "failed":
-                kinds = (f.kind for f in host.failures if f.instance == decided.instance)
+                kinds = (f.kind for f in host.failures if f.instance == decision.instance)
                 meter.count(metrics.START_FAILURES, (*where, next(kinds, FailureKind.CRASH)))
             case "refused":
                 meter.count(metrics.NO_ROOM, where)
@@ -55,8 +54,8 @@ class AgentCounts:
         """Count an exception that background work survived."""
         self._meter.count(metrics.AGENT_FAULTS, (self._node, work))
 
-    def looked(self, fleet: Fleet, now: float) -> None:
-        """See whether somebody used a function after its eviction."""
+    def count_regrets(self, fleet: Fleet, now: float) -> None:
+        """Count evictions whose function was requested again."""
         if not self._evicted:
             return
         waiting = use(fleet).waiting
@@ -71,20 +70,20 @@ class AgentCounts:
     def _started(self, instance: Instance | None) -> None:
         if instance is None:
             return
-        waited = instance.phases.get(State.PLACING, 0.0) > 0.05
-        how = "warm" if instance.path == "warm" else "plain"
-        path = "fetched" if State.FETCHING in instance.phases else "evicted" if waited else how
+        had_to_wait = instance.phases.get(State.PLACING, 0.0) > 0.05
+        launch = "warm" if instance.path == "warm" else "plain"
+        path = "fetched" if State.FETCHING in instance.phases else "evicted" if had_to_wait else launch
         meter = self._meter
-        meter.count(metrics.LAUNCHES, (self._node, instance.server, how))
+        meter.count(metrics.LAUNCHES, (self._node, instance.server, launch))
         self._meter.count(metrics.STARTS, (self._node, instance.function, path))
         for phase, seconds in instance.phases.items():
             self._meter.observe(metrics.START_PHASE, (self._node, instance.function, phase), seconds)
 
 
-def _ready_elsewhere(decided: Decision, host: HostRecord, fleet: Fleet | None) -> bool:
+def _ready_elsewhere(decision: Decision, host: HostRecord, fleet: Fleet | None) -> bool:
     hosts = {**(fleet.hosts if fleet else {}), host.name: host}
     return any(
-        i.function == decided.function and i.state is State.READY and i.id != decided.instance
+        i.function == decision.function and i.state is State.READY and i.id != decision.instance
         for h in hosts.values()
         for i in h.instances
     )

@@ -1,8 +1,8 @@
-"""The right to a host's name: two machines with one name would overwrite each other's record.
+"""Ownership of a host name: two machines with one name would overwrite each other's record.
 
-A record says at which home it was written: on which boot of a machine, with which state directory. An agent that
-starts while another home publishes under its name refuses. Agents that start at once, or while Redis is away, both
-get through; then Redis takes the record of one of them only (`Registry.publish_host`).
+A record has its home: the boot of the machine and the state directory. An agent does not start while another home
+publishes under its name. Agents that start at the same time, or while Redis is away, both start; then Redis accepts the
+record of only one of them (`Registry.publish_host`).
 """
 
 import asyncio
@@ -24,20 +24,20 @@ class NameTaken(Exception):
     """The agent of another machine publishes under this host's name."""
 
     def __init__(self, holder: HostRecord) -> None:
-        super().__init__(taken(holder))
+        super().__init__(name_taken(holder))
         self.holder = holder
 
 
 class Records(Protocol):
-    """Where hosts' records are read. Raises RecordAway."""
+    """Reads hosts' records. Raises RecordAway."""
 
     async def host(self, name: str, now: float) -> HostRecord | None: ...
 
     async def host_left_s(self, name: str) -> float: ...
 
 
-def taken(holder: HostRecord) -> str:
-    """Say which host has a name."""
+def name_taken(holder: HostRecord) -> str:
+    """Return the error text that names the holder of a host name."""
     since = ""
     if holder.started:
         since = f" since {datetime.fromtimestamp(round(clock.wall(holder.started)), UTC):%Y-%m-%d %H:%M:%S} UTC"
@@ -46,7 +46,7 @@ def taken(holder: HostRecord) -> str:
 
 
 def home(state_dir: Path, boot: str) -> str:
-    """Return what tells this machine's boot and state directory from every other. Raises OSError.
+    """Return an id of this machine's boot and state directory. Raises OSError.
 
     Not the machine id: a cloned image has that of its original, and a container may have none. Containers of one
     machine share its boot; their state directories are different files.
@@ -71,8 +71,8 @@ async def check_name(
     deadline = time.monotonic() + min(await records.host_left_s(name) + look_s, MOST_WAIT_S)
     while time.monotonic() < deadline:
         await asyncio.sleep(look_s)
-        found = await records.host(name, now())
-        if found is None or found.home == own_home:
+        current = await records.host(name, now())
+        if current is None or current.home == own_home:
             return
-        if (found.agent, found.sequence) != (first.agent, first.sequence):
-            raise NameTaken(found)
+        if (current.agent, current.sequence) != (first.agent, first.sequence):
+            raise NameTaken(current)

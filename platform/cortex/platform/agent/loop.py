@@ -1,10 +1,9 @@
 """The agent: owns a host. One loop, one writer.
 
-Whatever happens is told to the scheduler, at once and on this loop's thread; what it decides is handed to the
-supervisor; what changed is published. The record is written before an `ensure` is answered, so whoever takes
-the claim next and reads again finds the start that was just made.
+Every event goes to the scheduler at once, on this loop's thread; its effects go to the supervisor; changes are
+published. The record is written before an `ensure` is answered, so the next holder of the claim sees the new start.
 
-No exception loses a decision or ends a loop: each effect is carried out on its own, each loop begins again.
+No exception loses a decision or ends a loop: each effect is performed separately, each loop is restarted.
 """
 
 import asyncio
@@ -59,12 +58,12 @@ T = TypeVar("T")
 TICK_S = 0.5
 STOP_ALL_S = 8.0
 OLD_REQUESTS_S = 2.0
-"""How long after a stall a request to start something is taken for one of before."""
+"""How long after a stall a request for a start counts as one from before it."""
 LISTEN_S = 10.0
 EPOCHS_AHEAD = 1_000_000
-"""How far the epochs of a new agent begin above those that the last one saved: it may have raised them since."""
+"""Distance of a new agent's epochs from the last saved one: the earlier agent may have raised it since."""
 STOCK_S = 20.0
-"""How often it is looked which weights are here: somebody may have put some there by hand."""
+"""Interval of listing the weights on this host: an operator may add some by hand."""
 
 
 class Agent:
@@ -75,18 +74,18 @@ class Agent:
         self._earlier = state_file.read_all(self._state_path)
         if self._earlier.origin and self._earlier.boot == boot_id():
             clock.resume(self._earlier.origin)
-        found = engines.discover(settings.agent.engines)
+        host_engines = engines.discover(settings.agent.engines)
         host = HostRecord(
             name=settings.host_name,
             address=settings.agent.address or f"{_scheme(settings)}://{settings.agent.listen}",
             version=version("cortex"),
             labels=settings.agent.labels,
-            engines=found.versions,
-            servers=found.servers,
-            launchers={"vllm": "off"} if "vllm" in found.tools and not settings.agent.launcher else {},
+            engines=host_engines.versions,
+            servers=host_engines.servers,
+            launchers={"vllm": "off"} if "vllm" in host_engines.tools and not settings.agent.launcher else {},
             devices=devices.discover(settings.agent),
             failures=self._earlier.failures,
-            # Epochs go on rising over restarts, or a router would acknowledge drains it has not seen.
+            # Epochs rise over restarts, or a router would acknowledge drains that it has not seen.
             epoch=max(int(clock.now() * 1000), self._earlier.epoch + EPOCHS_AHEAD),
             agent=secrets.token_hex(8),
             home=home(Path(settings.agent.state_dir), boot_id()),
@@ -101,25 +100,27 @@ class Agent:
             defrag_after_cycles=settings.eviction.defrag_after_cycles,
         )
         self.settings = settings
-        self._engines = found
+        self._engines = host_engines
         self.scheduler = Scheduler(host, rules)
         counts = AgentCounts(settings.host_name)
         self.faults = Faults(counts.fault)
-        self.supervisor = Supervisor(settings, token, found, self.tell, self._back, self.scheduler.record, self.faults)
-        self._flights = InFlight(f"agent:{settings.host_name}")
+        self.supervisor = Supervisor(
+            settings, token, host_engines, self.tell, self._released, self.scheduler.record, self.faults
+        )
+        self._in_flight = InFlight(f"agent:{settings.host_name}")
         self._registry = registry
         self._devices = devices.Devices(settings.agent)
-        self._caretaker = HostMonitor(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
-        self.herald = HostPublisher(registry, self.scheduler.record, counts, settings.agent.heartbeat_s)
+        self._monitor = HostMonitor(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
+        self.publisher = HostPublisher(registry, self.scheduler.record, counts, settings.agent.heartbeat_s)
         self._writer = state_file.Writer(self._state_path)
         self._adopted = False
         self._saved: tuple[object, ...] | None = None
         self._alive_at, self._stalled_at = float("inf"), float("-inf")
-        """When this loop ran last, and when it went on after it had been stopped."""
+        """When this loop last ran, and when it last resumed after a stall."""
         self._rung = asyncio.Event()
         self._stock = asyncio.Event()
         self._stock_of = ""
-        """Digest of the catalogue whose unwanted fetches were called off."""
+        """Digest of the catalogue for which unneeded fetches were cancelled."""
         self._fetching: set[str] = set()
         self._next: asyncio.Future[None] | None = None
         self._seen = host.epoch
@@ -134,18 +135,18 @@ class Agent:
         self._save()
         await self.supervisor.clear_orphans({w.instance.id for w in workers})
         with self.faults.guard("health"):
-            await self._caretaker.measure()
+            await self._monitor.measure()
         self.supervisor.keep_launcher()
         loops = {
             "heartbeat": self._beat,
             "tick": self._tick,
             "listen": self._listen,
-            "health": self._caretaker.look_after,
-            "models": self._caretaker.study,
+            "health": self._monitor.run,
+            "models": self._monitor.read_profiles,
             "weights": self._take_stock,
             "stalls": self._notice_stalls,
         }
-        self._tasks = [loop.create_task(self.faults.run(work, one), name=work) for work, one in loops.items()]
+        self._tasks = [loop.create_task(self.faults.run(work, run), name=work) for work, run in loops.items()]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -160,7 +161,7 @@ class Agent:
             with contextlib.suppress(RecordUnavailable):
                 await self._registry.remove_host(self.settings.host_name, self.scheduler.record().home)
 
-    # What callers ask for.
+    # Requests.
 
     async def ensure(
         self,
@@ -173,89 +174,89 @@ class Agent:
         waited_s: float = 0.0,
         turn: bool = False,
     ) -> Accepted | Rejected:
-        """See to it that an instance of `function` is up or coming; answer once the record says so.
+        """Ensure that an instance of `function` is ready or on its way up; return once the record has it.
 
-        Refused without a start when the decision comes so late that the caller has given up by then.
+        Rejected without a start when the decision is so late that the caller has given up.
         """
-        came = time.monotonic()
-        if came - self._alive_at > DECIDE_S or came - self._stalled_at < OLD_REQUESTS_S:
+        arrived = time.monotonic()
+        if arrived - self._alive_at > DECIDE_S or arrived - self._stalled_at < OLD_REQUESTS_S:
             return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
-            here = await self._weights(function)
+            local_weights = await self._weights(function)
         except NoAnswer as error:
             return await self._not_now(function, str(error))
         except WeightsUnavailable as error:
             return Rejected(str(error), When.NEVER)
-        if time.monotonic() - came > DECIDE_S:
+        if time.monotonic() - arrived > DECIDE_S:
             return await self._not_now(function, f"the agent needed more than {DECIDE_S:g} s to decide")
         instance = secrets.token_hex(8)
         answer = self._decide(
             lambda s, now: s.ensure(
                 function,
-                here,
+                local_weights,
                 instance,
                 now,
                 force=force,
-                beside=beside,
+                exclude=beside,
                 evict=evict,
                 minimum=minimum,
                 waited_s=waited_s,
                 turn=turn,
             )
         )
-        await self.herald.publish()
+        await self.publisher.publish()
         return answer
 
     async def plan(self, function: Function) -> PlacementPlan | Rejected:
-        """Say what `ensure` would do, without doing it."""
+        """Return what `ensure` would do, without doing it."""
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
-            here = await self._weights(function)
+            local_weights = await self._weights(function)
         except NoAnswer as error:
             return Rejected(str(error), When.LATER)
         except WeightsUnavailable as error:
             return Rejected(str(error), When.NEVER)
-        return self.scheduler.plan(function, here, clock.now())
+        return self.scheduler.plan(function, local_weights, clock.now())
 
     async def _weights(self, function: Function) -> LocalWeights | None:
-        """Return a function's weights if they are here. Raises WeightsUnavailable, also where they may not be, and
-        NoAnswer."""
+        """Return a function's weights on this host, or None. Raises NoAnswer, and WeightsUnavailable, also for a path
+        outside the weight roots."""
         own = self.settings.agent
         return await disk.weights(self.supervisor.looks, function, Path(own.cache_dir), own.weight_roots)
 
     async def _not_now(self, function: Function, reason: str) -> Rejected:
-        """Refuse a start, with a receipt."""
-        self.herald.note(Decision("refused", function.id, "", reason), self._fleet)
-        await self.herald.publish()
+        """Reject a start, with a receipt."""
+        self.publisher.note(Decision("refused", function.id, "", reason), self._fleet)
+        await self.publisher.publish()
         return Rejected(reason, When.LATER)
 
     async def drain(self) -> list[str]:
-        """Empty this host; it is cordoned in the record by whoever asks. Return who is going."""
-        going = self._decide(lambda s, now: s.drain(now))
-        await self.herald.publish()
-        return going
+        """Drain this host; the caller cordons it in the record. Return the ids of the instances that end."""
+        ids = self._decide(lambda s, now: s.drain(now))
+        await self.publisher.publish()
+        return ids
 
     async def cool(self, function: str, *, at_once: bool = False) -> list[str]:
-        """Let the instances of a function go. Return their ids."""
-        going = self._decide(lambda s, now: s.cool(function, now, at_once=at_once))
-        await self.herald.publish()
-        return going
+        """End the instances of a function. Return their ids."""
+        ids = self._decide(lambda s, now: s.cool(function, now, at_once=at_once))
+        await self.publisher.publish()
+        return ids
 
     async def forget(self, function: str) -> None:
-        """Drop what is learned of a function, and its failures with their back-off."""
-        self._caretaker.forget(function)
-        self._decide(lambda s, _: s.forgive(function))
-        await self.herald.publish()
+        """Drop a function's measurements, and its failures with their back-off."""
+        self._monitor.forget(function)
+        self._decide(lambda s, _: s.clear_failures(function))
+        await self.publisher.publish()
 
-    async def heed(self, catalogue: Catalogue, digest: str) -> None:
-        """Take a new catalogue."""
-        self._decide(lambda s, now: s.heed(catalogue.functions, digest, now))
-        self._caretaker.curious.set()
+    async def apply_catalogue(self, catalogue: Catalogue, digest: str) -> None:
+        """Apply a new catalogue."""
+        self._decide(lambda s, now: s.apply_catalogue(catalogue.functions, digest, now))
+        self._monitor.profiles_due.set()
         self._stock.set()
-        await self.herald.publish()
+        await self.publisher.publish()
 
     async def stored(self) -> list[Stored]:
         """Return all weights on this host. Raises NoAnswer."""
@@ -263,16 +264,16 @@ class Agent:
         cache = Path(self.settings.agent.cache_dir)
         return await disk.inventory(self.supervisor.looks, cache, declared, running)
 
-    async def remove_weights(self, asked: Remove) -> Removed:
+    async def remove_weights(self, request: Remove) -> Removed:
         """Remove stored weights that nothing uses. Raises NoAnswer."""
-        going_on = [f.source for f in await self.supervisor.fetches.all(()) if f.alive]
-        found, cache = await self.stored(), Path(self.settings.agent.cache_dir)
-        removed = await disk.remove(self.supervisor.looks, cache, found, asked, going_on)
+        running = [f.source for f in await self.supervisor.fetches.all(()) if f.alive]
+        stored, cache = await self.stored(), Path(self.settings.agent.cache_dir)
+        removed = await disk.remove(self.supervisor.looks, cache, stored, request, running)
         self._stock.set()
         return removed
 
     def record(self) -> HostRecord:
-        """Return the host's record as it would be published now."""
+        """Return the host's current record."""
         return replace(self.scheduler.record(), at=clock.now())
 
     def instance(self, instance: str) -> Instance | None:
@@ -281,20 +282,20 @@ class Agent:
 
     def reading(self) -> devices.Reading:
         """Return the last reading of the host's devices."""
-        return self._caretaker.reading
+        return self._monitor.reading
 
     async def changed(self, timeout_s: float) -> None:
-        """Wait until something happens on this host, at most so long."""
+        """Wait for the next event on this host, at most `timeout_s`."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         await asyncio.wait((self._next,), timeout=timeout_s)
 
-    # Requests that come through the agent itself. To the scheduler it is one more router.
+    # Requests through the agent itself. To the scheduler it is one more router.
 
     def ready(self, function: str) -> tuple[Instance, Function] | None:
         """Return the function's ready instance that has the fewest requests from here, and its spec."""
         ready = [
-            (self._flights.on(i.id), i.id, i, spec)
+            (self._in_flight.on(i.id), i.id, i, spec)
             for i in self.scheduler.record().instances
             if i.function == function and i.state is State.READY and (spec := self.scheduler.function_of(i.id))
         ]
@@ -302,9 +303,9 @@ class Agent:
 
     @contextlib.contextmanager
     def aboard(self, instance: Instance) -> Iterator[None]:
-        """Be in flight on an instance."""
+        """Count a request as in flight on an instance."""
         try:
-            with self._flights.aboard(instance.function, instance.id):
+            with self._in_flight.aboard(instance.function, instance.id):
                 yield
         finally:
             if self._draining():
@@ -313,11 +314,11 @@ class Agent:
     # The loop.
 
     def tell(self, step: Callable[[Scheduler, float], object]) -> None:
-        """Tell the scheduler what happened."""
+        """Pass an event to the scheduler."""
         self._decide(step)
 
     def _decide(self, step: Callable[[Scheduler, float], T]) -> T:
-        """Tell the scheduler something, and do what follows, also where it raises half-way."""
+        """Pass an event to the scheduler and perform its effects, even if it raises half-way."""
         try:
             return step(self.scheduler, clock.now())
         finally:
@@ -326,15 +327,15 @@ class Agent:
                     self.supervisor.perform(effect)
                 if isinstance(effect, Decision):
                     with self.faults.guard("receipt"):
-                        self.herald.note(effect, self._fleet)
+                        self.publisher.note(effect, self._fleet)
             with self.faults.guard("save"):
                 self._save()
             with self.faults.guard("wake"):
                 self._wake()
 
     def _wake(self) -> None:
-        """Wake those loops and callers that what was decided concerns."""
-        self.herald.look()
+        """Wake the loops and callers that a decision concerns."""
+        self.publisher.look()
         if self.scheduler.record().epoch > self._seen:
             self._rung.set()
         fetching = {i.id for i in self.scheduler.record().instances if i.state is State.FETCHING}
@@ -346,9 +347,9 @@ class Agent:
         self._next = None
 
     def _save(self) -> None:
-        """Have the state file written when workers came, went or changed.
+        """Write the state file when workers were added, removed or changed.
 
-        Not before all of an earlier agent's workers are taken over: a file with half of them would orphan the rest.
+        Not before all workers of an earlier agent are adopted: a file with half of them would orphan the rest.
         """
         if not self._adopted:
             return
@@ -359,62 +360,62 @@ class Agent:
             self._saved = marks
 
     def _problems(self) -> list[str]:
-        """Say what is wrong on this host beside its devices."""
+        """Return the problems of this host, except those of its devices."""
         work = [f"its background work '{f.work}' raised {f.kind} ({f.count} times)" for f in self.faults.recent()]
         return [*filter(None, [self._writer.problem()]), *work]
 
-    async def _back(self, pids: set[int]) -> bool:
-        """Whether these processes hold no device memory any more, by a fresh reading."""
-        await self._caretaker.measure()
-        reading = self._caretaker.reading
+    async def _released(self, pids: set[int]) -> bool:
+        """Whether these processes have released all device memory, by a fresh reading."""
+        await self._monitor.measure()
+        reading = self._monitor.reading
         return bool(reading.problem) or not any(h.pid in pids for h in reading.held)
 
     async def _beat(self) -> None:
-        """Publish on every change, and once per heartbeat; first when routers can reach this agent."""
+        """Publish on every change, and once per heartbeat; first once routers can reach this agent."""
         host, _, port = self.settings.agent.listen.rpartition(":")
         await process.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
-        await self.herald.publish()
+        await self.publisher.publish()
         systemd.notify("READY=1")
         while True:
             systemd.notify("WATCHDOG=1")
             try:
                 async with asyncio.timeout(self.settings.agent.heartbeat_s):
-                    await self.herald.changed.wait()
+                    await self.publisher.changed.wait()
             except TimeoutError:
-                self.herald.beat()
-            await self.herald.publish()
+                self.publisher.beat()
+            await self.publisher.publish()
 
     async def _tick(self) -> None:
-        """Read the routers' reports and let time pass for the scheduler."""
+        """Read the routers' reports, and reconcile."""
         while True:
             fleet = self._fleet = await self._read()
             if fleet is not None:
-                self.herald.counts.looked(fleet, clock.now())
+                self.publisher.counts.count_regrets(fleet, clock.now())
             self.tell(lambda s, now, fleet=fleet: s.reported(fleet, now))  # type: ignore[misc]
             problems = tuple(self._problems())
             if problems != self.scheduler.record().problems:
-                self.tell(lambda s, _, problems=problems: s.troubled(problems))  # type: ignore[misc]
+                self.tell(lambda s, _, problems=problems: s.set_problems(problems))  # type: ignore[misc]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._rung.wait()
             self._rung.clear()
 
     async def _read(self) -> Fleet | None:
-        """Return what the routers say, and what goes through this agent itself at this moment."""
-        used = self._flights.take_used()
+        """Return the routers' reports, and the requests through this agent."""
+        used = self._in_flight.take_used()
         self._seen = self.scheduler.record().epoch
         try:
             await self._registry.touch(used)
             fleet = await self._registry.fleet(clock.now())
         except RecordUnavailable:
-            self._flights.put_back(used)
+            self._in_flight.put_back(used)
             return None
-        # `ready()` looks at the scheduler itself: nothing that drains by now is chosen here any more.
-        own = self._flights.report({self.settings.host_name: self.scheduler.record().epoch}, clock.now())
+        # `ready()` reads the scheduler itself: it does not choose an instance that is draining.
+        own = self._in_flight.report({self.settings.host_name: self.scheduler.record().epoch}, clock.now())
         return replace(fleet, routers={**fleet.routers, own.id: own})
 
     async def _notice_stalls(self) -> None:
-        """Notice that this process was stopped: requests of before wait in its sockets, and their callers have left."""
+        """Detect that this process was stopped: requests in its sockets are old, and their callers have left."""
         while True:
             now = time.monotonic()
             if now - self._alive_at > DECIDE_S:
@@ -423,7 +424,7 @@ class Agent:
             await asyncio.sleep(TICK_S)
 
     async def _take_stock(self) -> None:
-        """Take stock whenever there may be news."""
+        """Take stock at every interval, and on every change."""
         while True:
             await self._take_stock_once()
             with contextlib.suppress(TimeoutError):
@@ -431,20 +432,20 @@ class Agent:
                     await self._stock.wait()
 
     async def _take_stock_once(self) -> None:
-        """Know which weights are here, and call off fetches that no declared function wants any more."""
+        """List the weights on this host, and cancel fetches that no declared function needs."""
         self._stock.clear()
         declared = self.scheduler.catalogue().values()
         sizes = await disk.sizes(self.supervisor.looks, declared, Path(self.settings.agent.cache_dir))
         if sizes != self.scheduler.record().weights:
-            self.tell(lambda s, _: s.holds(sizes))
-            self._caretaker.curious.set()
+            self.tell(lambda s, _: s.set_weights(sizes))
+            self._monitor.profiles_due.set()
         if (digest := self.scheduler.record().catalogue) != self._stock_of:
             with contextlib.suppress(RedisError, NoAnswer):
                 await self.supervisor.fetches.keep_only(declared)
                 self._stock_of = digest
 
     async def _listen(self) -> None:
-        """A router's new report may complete a drain: look at once, not at the next tick."""
+        """Reconcile at once when a router's new report may complete a drain."""
         while True:
             try:
                 async for changed in self._registry.bell():
@@ -461,8 +462,8 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_ALL_S):
                 while self.scheduler.record().instances:
-                    self.herald.changed.clear()
-                    await self.herald.changed.wait()
+                    self.publisher.changed.clear()
+                    await self.publisher.changed.wait()
 
 
 def _scheme(settings: Settings) -> str:

@@ -1,9 +1,9 @@
-"""What an agent starts, whoever calls it: `[agent] allow_engines`, `commands`, `allow_code` and `weight_roots`. Pure.
+"""Which functions an agent may start: `[agent] allow_engines`, `commands`, `allow_code` and `weight_roots`. Pure.
 
-A caller with a token may send any function, also one that is in no catalogue. On loopback, and while none of the first
-three is set, every function is started: whoever reaches the agent there runs programs anyway. An agent on a network, or
-one with a setting of these, is strict: it runs the programs that `commands` lists and no others, and refuses what would
-have an engine load code of the caller's: variables, options and pickled weights, unless `allow_code` names them.
+A caller with a token may send any function, even one that is in no catalogue. On loopback, with none of the first three
+set, the agent starts every function: a local caller can run programs anyway. An agent on a network, or with one of
+these settings, is strict: it runs only the programs that `commands` lists, and rejects variables, options and pickled
+weights that make an engine load the caller's code, unless `allow_code` names them.
 """
 
 import re
@@ -23,7 +23,7 @@ CODE_VARIABLE = re.compile(
     r"|^(?:ENV|IFS|SHELLOPTS|HOME|TMPDIR|VIRTUAL_ENV|CC|CXX|CUDA_HOME|VLLM_CONFIG_ROOT|VLLM_LOGGING_CONFIG_PATH)$"
     r"|(?:PATH|CACHE_DIR|CACHE_ROOT|CACHE_HOME|HF_HOME)$|_PATH_|INJECTION|PLUGIN|PRELOAD|LIBRAR|INSECURE|TRUST_|REMOTE_CODE|PICKLE|DEV_MODE"
 )
-"""Names of variables by which a loader, an interpreter or an engine takes up code or settings from elsewhere."""
+"""Names of variables by which a loader, an interpreter or an engine loads code or settings from elsewhere."""
 
 CODE_OPTIONS = frozenset(
     (
@@ -41,12 +41,12 @@ CODE_OPTIONS = frozenset(
 )  # fmt: skip
 """Options by which an engine loads code, serves or writes files of the caller's choice, or listens elsewhere."""
 HARMLESS = frozenset(("reasoning-parser", "lora"))
-"""Options of their own that are also the beginning of one of those."""
+"""Separate options whose name is also a prefix of one of those."""
 SHORT_OPTIONS = frozenset(("-m", "-mu", "-hf", "-hfr", "-hff", "-hfd", "-hfrd", "-dr", "-lcd"))
 
 
 def refusal(function: Function, agent: Agent) -> str:
-    """Return why this host does not start a function, with the setting that decides it; nothing if it does."""
+    """Return why this host may not start a function, with the setting that decides it; "" if it may."""
     if agent.allow_engines and function.engine not in agent.allow_engines:
         listed = ", ".join(agent.allow_engines)
         return f"this host runs no engine '{function.engine}': its `[agent] allow_engines` has {listed}"
@@ -61,12 +61,12 @@ def refusal(function: Function, agent: Agent) -> str:
 
 
 def is_strict(agent: Agent) -> bool:
-    """Whether an agent starts only what its settings list: on a network, and wherever one of them is set."""
+    """Whether an agent starts only what its settings list: on a network, or with one of them set."""
     return not is_loopback(agent.listen) or bool(agent.allow_engines or agent.commands or agent.allow_code)
 
 
 def _code(function: Function, agent: Agent) -> str:
-    """Return which code of the caller's a function would run that no setting allows."""
+    """Return why a function would run code that no setting allows, or ""."""
     if function.engine is Engine.COMMAND and not any(_begins(function.command, c) for c in agent.commands):
         program = function.command[0] if function.command else ""
         return f"this host does not run '{program}': its `[agent] commands` lists no beginning of this command"
@@ -91,14 +91,14 @@ def _begins(command: Sequence[str], listed: str) -> bool:
 
 
 def _options(args: Sequence[str]) -> Iterator[str]:
-    """Yield the options of an argv as people write them, without their values."""
+    """Yield the options of an argv, without their values."""
     for word in args:
         if word.startswith("-"):
             yield word.partition("=")[0]
 
 
 def _loads_code(option: str) -> bool:
-    """Whether an option is one of those, in any spelling that an engine takes: `--worker_cls`, `--worker-c`, `--x.y`"""
+    """Whether an option loads code, in any spelling that an engine accepts: `--worker_cls`, `--worker-c`, `--x.y`."""
     if option in SHORT_OPTIONS:
         return True
     name = option.lstrip("-").replace("_", "-").lower().partition(".")[0]
@@ -111,7 +111,7 @@ def _loads_code(option: str) -> bool:
 
 
 def _outside(function: Function, agent: Agent) -> str:
-    """Return a path among a function's fields and options that lies outside the roots, when there are roots."""
+    """Return a path in a function's fields or options outside the roots; "" without roots."""
     if not agent.weight_roots or function.engine is Engine.COMMAND:
         return ""
     roots = [Path(root).expanduser() for root in (*agent.weight_roots, agent.cache_dir)]
@@ -123,8 +123,8 @@ def _outside(function: Function, agent: Agent) -> str:
 
 
 def _paths(words: Sequence[str]) -> Iterator[str]:
-    """Yield what is written like a path of the host, also after `=` and inside JSON. A path in vLLM's inline templates
-    is none: they have braces."""
+    """Yield the words that look like a path, also after `=` and inside JSON. vLLM's inline templates, which have
+    braces, contain none."""
     for word in words:
         if "{{" in word or "{%" in word:
             continue

@@ -1,4 +1,4 @@
-"""The herald: what an agent tells the record. Its host as it stands, its counts, and a receipt for every decision."""
+"""The publisher of an agent: writes its host's record, its counters, and a receipt for every decision."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ SAME_REFUSAL_S = 30.0
 
 
 class HostPublisher:
-    """Publishes `record()`. `changed` is set when there is something new to say."""
+    """Publishes `record()`. `changed` is set when there is a change to publish."""
 
     def __init__(
         self, registry: Registry, record: Callable[[], HostRecord], counts: AgentCounts, heartbeat_s: float
@@ -31,7 +31,7 @@ class HostPublisher:
         self.counts = counts
         self.record_away = False
         self.name_holder: HostRecord | None = None
-        """The host of another machine that has this host's name in the record; nothing is published meanwhile."""
+        """Another machine's host with this host's name in the record; nothing is published while there is one."""
         self._registry = registry
         self._record = record
         self._heartbeat_s = heartbeat_s
@@ -43,45 +43,45 @@ class HostPublisher:
         self._refused: dict[str, tuple[str, float]] = {}
 
     def look(self) -> None:
-        """Something was decided: there may be something new to say."""
+        """Set `changed` if there is a change to publish."""
         if self._record() != self._published or self._receipts:
             self.changed.set()
 
     def beat(self) -> None:
-        """A heartbeat is due: publish the next time even if nothing is new."""
+        """A heartbeat is due: the next `publish` writes the record even without a change."""
         self._due = 0.0
 
-    def note(self, decided: Decision, fleet: Fleet | None) -> None:
-        """Log and count a decision, and keep its receipt for the next publication."""
-        log.info(decided.what, function=decided.function, instance=decided.instance, why=decided.why)
+    def note(self, decision: Decision, fleet: Fleet | None) -> None:
+        """Log and count a decision, and queue its receipt for the next publication."""
+        log.info(decision.what, function=decision.function, instance=decision.instance, why=decision.why)
         record, now = self._record(), clock.now()
-        self.counts.decided(decided, record, fleet, now)
-        if decided.what == "refused":
-            # Whoever waits for room asks again and again; the same answer is worth one receipt in a while.
-            before, at = self._refused.get(decided.function, ("", 0.0))
-            if before == decided.why and now - at < SAME_REFUSAL_S:
+        self.counts.count_decision(decision, record, fleet, now)
+        if decision.what == "refused":
+            # A router that waits for room repeats its request; the same rejection gets one receipt per interval.
+            before, at = self._refused.get(decision.function, ("", 0.0))
+            if before == decision.why and now - at < SAME_REFUSAL_S:
                 return
-            self._refused[decided.function] = (decided.why, now)
+            self._refused[decision.function] = (decision.why, now)
         self._receipts.append(
             DecisionRecord(
                 at=time.time(),
                 by=f"agent:{record.name}",
                 host=record.name,
-                what=decided.what,
-                function=decided.function,
-                instance=decided.instance,
-                why=decided.why,
-                numbers=numbers(decided, record, fleet, now),
+                what=decision.what,
+                function=decision.function,
+                instance=decision.instance,
+                why=decision.why,
+                numbers=numbers(decision, record, fleet, now),
             )
         )
         del self._receipts[:-RECEIPTS_WAITING]
 
     async def publish(self) -> None:
-        """Write the record if it says something new or a beat is due; when Redis is away the next beat tries again.
+        """Write the record if it changed or a heartbeat is due; while Redis is away each heartbeat retries.
 
-        While another machine has this host's name nothing is written, and each beat tries again.
+        While another machine has this host's name nothing is written, and each heartbeat retries.
 
-        A receipt alone rings no bell: whoever waits for room asks again at every ring, and each refusal is a receipt.
+        A receipt alone wakes no router: each wake-up repeats requests for room, and each rejection is a receipt.
         """
         async with self._publishing:
             self.changed.clear()
@@ -108,7 +108,7 @@ class HostPublisher:
                 self.record_away = False
 
     def _note_holder(self, holder: HostRecord | None) -> None:
-        """Note whose the name is, and log it when that changes."""
+        """Record the holder of the name, and log a change."""
         before, self.name_holder = self.name_holder, holder
         if holder is not None and (before is None or before.home != holder.home):
             log.warning("host_name_taken", name=holder.name, by=holder.address, version=holder.version)

@@ -1,8 +1,7 @@
-"""What an agent must know after its own restart: the workers it left running, and what failed.
+"""The agent's state over a restart: the workers it left running, and the failures.
 
-One file in the host's state directory, replaced whole, so that it is read either as it was or as it is. A worker
-is recognised by its process (`process_id.py`); its API key is derived, so none is stored here. A state directory
-belongs to one agent at a time.
+One file in the host's state directory, replaced atomically. A worker is identified by its process (`process_id.py`);
+its API key is derived, so none is stored here. A state directory belongs to one agent at a time.
 """
 
 import contextlib
@@ -31,11 +30,11 @@ FLUSH_S = 5.0
 
 
 class AnotherAgent(Exception):
-    """An agent runs with this state directory already: two would take each other's workers for orphans."""
+    """Another agent uses this state directory: two would treat each other's workers as orphans."""
 
 
 def lock(folder: Path, name: str) -> int:
-    """Take a state directory for the agent of this process, for as long as it lives. Raises AnotherAgent, OSError."""
+    """Lock a state directory for the lifetime of this process. Raises AnotherAgent, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -65,32 +64,32 @@ def write(path: Path, state: AgentState) -> None:
 
 
 class Writer:
-    """Writes the newest state in a thread of its own: a disk that hangs must not hold up the agent's loop.
+    """Writes the newest state in a separate thread: a disk that hangs must not block the agent's loop.
 
-    States are written in order, and one that a newer one has overtaken is not written at all.
+    States are written in order; one that is superseded before its turn is not written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._obsolete = path, others(path)
-        """The workers of a renamed host are in the new file from the first write on."""
+        """Files of earlier names of this host; removed after the first write."""
         self._changed = threading.Condition()
         self._next: AgentState | None = None
         self._since = 0.0
-        """When the oldest change that is not on disk came; 0.0: there is none."""
+        """Time of the oldest change that is not on disk; 0.0: there is none."""
         self._error = ""
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
 
     def put(self, state: AgentState) -> None:
-        """Have a state written soon."""
+        """Queue a state for writing."""
         with self._changed:
             self._next = state
             self._since = self._since or time.monotonic()
             self._changed.notify_all()
 
     def problem(self) -> str:
-        """Say why the state is not on disk, once that has taken longer than `RETRY_S`."""
+        """Return why the state is not on disk, once that has taken longer than `RETRY_S`."""
         with self._changed:
             late_s = time.monotonic() - self._since if self._since else 0.0
         if late_s < RETRY_S:
@@ -98,7 +97,7 @@ class Writer:
         return f"{self._path} is not written: {self._error or 'its disk does not answer'}"
 
     def close(self, within_s: float = FLUSH_S) -> bool:
-        """Write what is left and end. False when it could not be written in time."""
+        """Write the last state and stop. False when it could not be written in time."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -134,9 +133,9 @@ class Writer:
 
 
 def read(path: Path) -> AgentState:
-    """Read the file; one that is missing or cannot be understood holds nothing.
+    """Read the file; the state is empty when it is missing or invalid.
 
-    After a rollback it may hold what only the later release knows: that is left out, not the workers it stands by.
+    After a rollback it may have fields of the later release: these are ignored, their workers are read.
     """
     try:
         if path.stat().st_size > READ_MOST:
@@ -144,18 +143,18 @@ def read(path: Path) -> AgentState:
         text = path.read_bytes()
         with contextlib.suppress(msgspec.MsgspecError):
             return msgspec.json.decode(text, type=AgentState)
-        return msgspec.convert(_known(AgentState, msgspec.json.decode(text)), AgentState)
+        return msgspec.convert(_supported(AgentState, msgspec.json.decode(text)), AgentState)
     except (OSError, msgspec.MsgspecError):
         return AgentState()
 
 
 def others(path: Path) -> list[Path]:
-    """Return the state files of this directory that hosts of other names wrote: this host was renamed."""
+    """Return the state files in this directory under other host names: this host was renamed."""
     return sorted(p for p in path.parent.glob("*.json") if p != path)
 
 
 def read_all(path: Path) -> AgentState:
-    """Read a host's state, and the workers of the names it had before."""
+    """Read a host's state, and the workers under its earlier names."""
     state = read(path)
     present = {w.instance.id for w in state.workers}
     earlier = [read(p) for p in others(path)]
@@ -167,19 +166,19 @@ def read_all(path: Path) -> AgentState:
 
 
 def after_restart(state: AgentState) -> AgentState:
-    """Return a state as the next agent takes it up: after a reboot the times of back-offs are another clock's, and
-    whatever made the starts fail may be gone."""
+    """Return a state for the next agent: after a reboot, back-offs end, since their times are another clock's and their
+    cause may be gone."""
     if state.boot == boot_id():
         return state
     return replace(state, failures=tuple(replace(f, retry_at=0.0) for f in state.failures))
 
 
-def _known(kind: Any, value: Any) -> Any:
-    """Return decoded JSON without the keys that `kind`, or a struct anywhere in it, does not have."""
+def _supported(kind: Any, value: Any) -> Any:
+    """Return decoded JSON without keys that `kind`, or a struct in it, does not have."""
     if typing.get_origin(kind) is tuple and isinstance(value, list):
-        return [_known(typing.get_args(kind)[0], one) for one in value]
+        return [_supported(typing.get_args(kind)[0], item) for item in value]
     struct = next((k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and issubclass(k, Struct)), None)
     if struct is None or not isinstance(value, dict):
         return value
     fields = {f.encode_name: f.type for f in msgspec.structs.fields(struct)}
-    return {k: _known(fields[k], v) for k, v in value.items() if k in fields}
+    return {k: _supported(fields[k], v) for k, v in value.items() if k in fields}

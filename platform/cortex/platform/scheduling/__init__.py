@@ -1,1 +1,1 @@
-"""The agent's decisions, pure: what starts where, who makes room, what follows from what happened."""
+"""The agent's decisions, pure: placement, eviction, and the state machine of each instance."""

@@ -1,4 +1,4 @@
-"""What the scheduler asks its agent to do. The supervisor answers each with an event."""
+"""The scheduler's effects: what the agent must do. The supervisor answers each with an event."""
 
 from msgspec import Struct
 
@@ -8,14 +8,14 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 
 
 class Fetch(Struct, frozen=True):
-    """Bring the weights of an instance's function to this host: `fetched` or `fetch_failed` follows."""
+    """Fetch the weights of an instance's function to this host: `fetched` or `fetch_failed` follows."""
 
     instance: Instance
     function: Function
 
 
-class CallOff(Struct, frozen=True):
-    """The instance that waited for these weights is gone: nobody may want them any more. No event follows."""
+class CancelFetch(Struct, frozen=True):
+    """Cancel a fetch, unless another instance waits for it: this instance is gone. No event follows."""
 
     instance: Instance
     function: Function
@@ -30,33 +30,33 @@ class Spawn(Struct, frozen=True):
 
 
 class Look(Struct, frozen=True):
-    """Look at a worker whether it has something to do, before it is stopped: `looked` follows."""
+    """Check whether a worker is idle before it is stopped: `looked` follows."""
 
     instance: Instance
 
 
 class Prove(Struct, frozen=True):
-    """Give a silent worker a request of one token: `proved` follows."""
+    """Send a silent worker a request of one token: `proved` follows."""
 
     instance: Instance
     function: Function
 
 
 class Stop(Struct, frozen=True):
-    """TERM the worker's group, then KILL what is left after the grace: `exited` follows."""
+    """Send TERM to the worker's process group, then KILL after the grace period: `exited` follows."""
 
     instance: Instance
     grace_s: float
 
 
 class Reclaim(Struct, frozen=True):
-    """See that nothing of the worker is left and its memory is back: `reclaimed` follows."""
+    """Wait until the worker's processes are gone and its memory is free: `reclaimed` follows."""
 
     instance: Instance
 
 
 class Decision(Struct, frozen=True):
-    """Worth a receipt: `what` happened to which function and instance, and why."""
+    """A receipt to write: `what` happened to which function and instance, and why."""
 
     what: str
     function: str
@@ -64,4 +64,4 @@ class Decision(Struct, frozen=True):
     why: str
 
 
-Effect = Fetch | CallOff | Spawn | Look | Prove | Stop | Reclaim | Decision
+Effect = Fetch | CancelFetch | Spawn | Look | Prove | Stop | Reclaim | Decision

@@ -1,4 +1,4 @@
-"""What went wrong with each function on a host, kept for the next caller, and when to try again. Pure."""
+"""The last failure of each function on a host, for the next caller, and when to try again. Pure."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ FAILURES_BEFORE_BACKOFF = 3
 FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 1800.0
 EARLY_S = 10.0
-"""How long after it was ready a worker's death may still be its own fault. Later, it had served."""
+"""A worker that dies within this time after it was ready counts as an early death."""
 EARLY_BEFORE_BACKOFF = 6
-"""Early deaths in a row before starts back off: more than one API key can cause before it is refused."""
+"""Consecutive early deaths before starts back off: more than one API key can cause before it is refused."""
 _SIGNS: tuple[tuple[Cause, str], ...] = (
     (
         Cause.OUT_OF_MEMORY,
@@ -54,34 +54,34 @@ _SIGNS: tuple[tuple[Cause, str], ...] = (
     (Cause.NO_PERMISSION, r"Permission denied|PermissionError|Operation not permitted"),
 )
 _CAUSES = tuple((cause, re.compile(signs, re.IGNORECASE)) for cause, signs in _SIGNS)
-"""How vLLM, PyTorch, llama.cpp, Python and the system say what went wrong. The first that is found in any line counts:
-what stands further up is nearer to the root."""
+"""Error texts of vLLM, PyTorch, llama.cpp, Python and the system. The first entry that matches any line counts: entries
+further up are nearer to the root cause."""
 
 MOST_REASON, MOST_LINES = 1000, 20
-"""Of one failure: characters of its reason that are remembered, and last lines that are read."""
+"""Limits of one failure: characters of its reason, and last log lines that are read."""
 
-KEPT = 200
-"""Functions remembered; the oldest failure is forgotten first."""
+MOST_FAILURES = 200
+"""Failures in the table; the oldest is removed first."""
 
 
 def cause_of(lines: Sequence[str]) -> Cause:
-    """Return what a worker's last lines point at."""
+    """Return the cause that a worker's last log lines show."""
     last = lines[-MOST_LINES:]
     return next((c for c, signs in _CAUSES if any(signs.search(line) for line in last)), Cause.UNKNOWN)
 
 
 class Failures:
-    """The last failure of each function. From the third crash in a row on, starts back off: 1, 2, 4 … minutes."""
+    """The last failure of each function. From the third consecutive crash on, starts back off: 1, 2, 4 … minutes."""
 
-    def __init__(self, kept: Iterable[Failure] = ()) -> None:
-        self._by_function = {f.function: f for f in kept}
+    def __init__(self, failures: Iterable[Failure] = ()) -> None:
+        self._by_function = {f.function: f for f in failures}
 
     def all(self) -> tuple[Failure, ...]:
-        """Return every failure kept, oldest first."""
+        """Return all failures, oldest first."""
         return tuple(self._by_function.values())
 
     def of(self, function: str, revision: str) -> Failure | None:
-        """Return the last failure of this revision; one of an older revision says nothing about it."""
+        """Return the last failure of this revision; failures of other revisions do not count."""
         failure = self._by_function.get(function)
         return failure if failure and failure.revision == revision else None
 
@@ -96,23 +96,24 @@ class Failures:
         died: bool = False,
         hung: bool = False,
     ) -> Failure:
-        """Keep a failure: its reason is ours, and of the worker's last lines only what they point at and how many.
-        Whether starts back off after it:
+        """Record a failure: cortex's reason, and of the worker's last lines only their cause and number.
 
-        (1) no room, or a cancelled start, is no crash: an earlier back-off stands;
-        (2) a worker that had been ready (`died`) may be the victim of a request: its death is no failed start, and
-            only a row of deaths right after ready backs off;
-        (3) a crash on the way up counts.
+        Back-off of starts:
+
+        (1) no room or a cancelled start is not a crash: an earlier back-off stands;
+        (2) a worker that had been ready (`died`) may be the victim of a request: only consecutive early deaths
+            count;
+        (3) a crash during the start counts.
         """
         before = self.of(instance.function, instance.revision)
-        row, early = (before.count, before.early) if before else (0, 0)
+        crashes, early = (before.count, before.early) if before else (0, 0)
         over = -1  # (1)
         if died and now - instance.ready < EARLY_S:  # (2)
             early += 1
             over = early - EARLY_BEFORE_BACKOFF
         elif not died and kind in (FailureKind.CRASH, FailureKind.OUT_OF_MEMORY):  # (3)
-            row += 1
-            over = row - FAILURES_BEFORE_BACKOFF
+            crashes += 1
+            over = crashes - FAILURES_BEFORE_BACKOFF
         if over >= 0:
             retry_at = now + min(FIRST_BACKOFF_S * 2.0 ** min(over, 16), LONGEST_BACKOFF_S)
         else:
@@ -125,7 +126,7 @@ class Failures:
             kind=kind,
             reason=untrusted.text(f"{reason}: {cause}" if cause else reason, MOST_REASON),
             at=now,
-            count=row,
+            count=crashes,
             retry_at=retry_at,
             cause=cause,
             lines=min(len(last_lines), MOST_LINES),
@@ -135,15 +136,15 @@ class Failures:
         )
         self._by_function.pop(instance.function, None)  # the newest goes last
         self._by_function[instance.function] = failure
-        while len(self._by_function) > KEPT:
+        while len(self._by_function) > MOST_FAILURES:
             del self._by_function[next(iter(self._by_function))]
         return failure
 
     def forget(self, function: str) -> None:
-        """Forget a function's failures: it proved stable, or its operator says it is mended."""
+        """Remove a function's failure: it is stable now, or its operator has fixed it."""
         self._by_function.pop(function, None)
 
     def keep_only(self, functions: Iterable[str]) -> None:
-        """Forget functions that are no longer declared."""
-        known = set(functions)
-        self._by_function = {k: f for k, f in self._by_function.items() if k in known}
+        """Remove functions that are no longer declared."""
+        declared = set(functions)
+        self._by_function = {k: f for k, f in self._by_function.items() if k in declared}

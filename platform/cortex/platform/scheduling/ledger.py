@@ -1,11 +1,11 @@
-"""The ledger: what instances really took, by worker command and kind of device. Pure.
+"""The ledger: measured memory and start time of instances, by worker command and kind of device. Pure.
 
-The next start of the same revision on the same kind of device is placed by it. An entry holds the highest reading of
-each of the last starts; its memory is the highest of those, so that it rises at once and falls as starts pass. Start
-times are a running mean, for telling how long a start still takes.
+It sizes the next start of the same revision on the same kind of device. An entry holds the highest reading of each of
+the last starts; its memory is the highest of those, so it rises at once and falls over several starts. Start times are
+a running mean, used to estimate the rest of a start.
 
-An engine may allocate as it serves. So a reading below what is declared counts only when its instance has served for a
-while, or has ended after it served.
+An engine may allocate while it serves. So a reading below the declared memory counts only when its instance has served
+for a while, or has ended after it served.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from cortex.platform.record import Device, used_instance
 
 GROWN = 1.05
-"""A higher reading of the same start is written down when it is this much over the last one: readings waver."""
+"""Factor by which a reading must exceed the last one of the same start to be recorded: readings fluctuate."""
 STARTS = 5
-"""How many starts an entry remembers."""
+"""Starts in an entry."""
 SERVED_S = 60.0
 """An instance whose last use is this long after it was ready has served for a while."""
 
@@ -31,11 +31,11 @@ class Reading(Struct, frozen=True, kw_only=True):
     memory_mb: int
     instance: str = ""
     served: bool = True
-    """The instance has served for so long that its memory is what serving takes."""
+    """The instance has served long enough for the reading to include what serving takes."""
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """What one revision takes on one kind of device. MiB over all devices; seconds from spawn to ready."""
+    """Usage of one revision on one kind of device. MiB over all devices; seconds from spawn to ready."""
 
     memory_mb: int = 0
     """The highest of the readings."""
@@ -45,9 +45,9 @@ class Entry(Struct, frozen=True, kw_only=True):
     start_s: float = 0.0
     starts: int = 0
     phases: dict[str, float] = {}
-    """The last start, by phase."""
+    """Seconds of the last start, by phase."""
     started_at: float = 0.0
-    """When the last start was over."""
+    """When the last start ended."""
     at: float = 0.0
 
 
@@ -57,28 +57,28 @@ def key(revision: str, device: Device) -> str:
 
 
 def revision_of(field: str) -> str:
-    """Return the revision an entry is about, by its field."""
+    """Return the revision in an entry's field."""
     return field.partition("|")[0]
 
 
 def device_of(field: str) -> str:
-    """Return the kind of device an entry is about, by its field."""
+    """Return the kind of device in an entry's field."""
     return field.partition("|")[2]
 
 
 def for_host(ledger: Mapping[str, Entry], devices: Iterable[Device]) -> dict[str, Entry]:
-    """Return by revision what is known for the devices of one host; the most, where kinds differ."""
+    """Return the entries for one host's devices, by revision; the largest, where kinds of device differ."""
     names = {d.name for d in devices}
-    known: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for field, entry in ledger.items():
         revision = revision_of(field)
-        if device_of(field) in names and entry.memory_mb >= known.get(revision, Entry()).memory_mb:
-            known[revision] = entry
-    return known
+        if device_of(field) in names and entry.memory_mb >= entries.get(revision, Entry()).memory_mb:
+            entries[revision] = entry
+    return entries
 
 
 def about(ledger: Mapping[str, Entry], function: str, revisions: Collection[str]) -> dict[str, Entry]:
-    """Return the entries of a function: those that name it, and those of these revisions."""
+    """Return the entries of a function: those with its name, and those of these revisions."""
     return {f: e for f, e in ledger.items() if e.function == function or revision_of(f) in revisions}
 
 
@@ -91,11 +91,11 @@ def with_memory(
     instance: str = "",
     served: bool = True,
 ) -> Entry | None:
-    """Return the entry after a reading of the instance that was ready at `start` (default: a start of its own), or
-    None when it says nothing new:
+    """Return the entry after a reading of the instance that was ready at `start` (default: a separate start), or None
+    when the reading changes nothing. It counts when it is
 
-    (1) it is higher than the start's readings before, or the first since it served;
-    (2) it is the first of its start, which is among the last ones.
+    (1) higher than the start's earlier readings, or the first since it served;
+    (2) the first of its start, which is among the last ones.
     """
     base = entry or Entry()
     start = now if start is None else start
@@ -116,7 +116,7 @@ def with_memory(
 
 
 def with_service(entry: Entry, instance: str, now: float) -> Entry:
-    """Return the entry once an instance has ended after it served: what it took counts."""
+    """Return the entry after an instance that had served ended: its reading counts."""
     readings = tuple(replace(r, served=True) if r.instance == instance else r for r in entry.readings)
     return replace(entry, readings=readings, at=now)
 
@@ -124,11 +124,11 @@ def with_service(entry: Entry, instance: str, now: float) -> Entry:
 def placement_mb(
     entry: Entry | None, declared_mb: int, running: Collection[str] = (), used: Mapping[str, float] | None = None
 ) -> int:
-    """Return the memory that the next start is to be placed by, over all devices; 0: nothing that counts is known.
+    """Return the measured memory for the next start, over all devices; 0: no reading counts.
 
-    (1) as much as is declared, or more: it counts, however little was served;
-    (2) less: only with a start among the last ones that served for a while, or has ended (it is not among the
-        `running`) after it was `used`.
+    (1) the declared memory or more: it counts, however little was served;
+    (2) less: it counts only if one of the last starts served for a while, or has ended (is not in `running`) after
+        it was `used`.
     """
     if entry is None:
         return 0
@@ -144,16 +144,14 @@ def placement_mb(
 
 def with_start(entry: Entry | None, start_s: float, phases: Mapping[str, float], ready: float, now: float) -> Entry:
     """Return the entry after one more start."""
-    known = entry or Entry()
-    weight = min(known.starts, 9)
-    mean = (known.start_s * weight + start_s) / (weight + 1)
-    return replace(
-        known, start_s=round(mean, 3), starts=known.starts + 1, phases=dict(phases), started_at=ready, at=now
-    )
+    base = entry or Entry()
+    weight = min(base.starts, 9)
+    mean = (base.start_s * weight + start_s) / (weight + 1)
+    return replace(base, start_s=round(mean, 3), starts=base.starts + 1, phases=dict(phases), started_at=ready, at=now)
 
 
 def _readings(entry: Entry) -> tuple[Reading, ...]:
-    """Return the readings; the one number of an entry of an earlier release is that of one start."""
+    """Return the readings; the single number in an entry of an earlier release counts as one start."""
     if entry.readings or not entry.memory_mb:
         return entry.readings
     return (Reading(start=entry.started_at or entry.at, memory_mb=entry.memory_mb),)

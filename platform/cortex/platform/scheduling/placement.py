@@ -1,10 +1,10 @@
-"""Where an instance goes on a host and whom it displaces. Pure: asked often by routers (as a guess, from the
-snapshot) and by the agent (as the decision), acted on only by the agent.
+"""Placement: where an instance goes on a host, and which instances it evicts. Pure: routers use it as an estimate, from
+their snapshot; the agent uses it as the decision.
 
-Memory is counted per device: what is admitted (placing, starting, ready) plus what is leaving (draining,
-stopping, reclaiming) plus what foreign processes hold. A placement may count on what is leaving, but has to
-wait for it. Victims are idle, unpinned and past their protection; among all sets that free enough, the one
-whose most valuable member is worth least is taken, and none of its members is superfluous.
+Memory is counted per device: admitted instances (placing, starting, ready), leaving ones (draining, stopping,
+reclaiming) and foreign processes. A placement may use the memory of leaving instances, but must wait for it. Victims
+are idle, unpinned and past their protection. Among all sets that free enough, placement picks the one whose most
+valuable member is worth least, without superfluous members.
 """
 
 import enum
@@ -21,20 +21,20 @@ from cortex.platform.record import Device, HostRecord, Instance, Use
 from cortex.platform.scheduling.saved_state import LocalWeights
 
 FIRST_SERVE_S = 30.0
-"""A just-loaded instance is kept this long for the first request it was loaded for."""
+"""A just-loaded instance is protected this long, until its first request."""
 
 RESIDENCY_S = 10.0
-"""An instance stays this long after its last use: a conversation goes on, and two functions cannot push each other
-out in turns."""
+"""An instance is protected this long after its last use: a conversation continues, and two functions cannot evict each
+other all the time."""
 
 MINIMUM_YIELDS_S = 60.0
-"""A function's `min` takes the room of an instance only when that one was not used for so long."""
+"""A function's `min` evicts an instance only if that one was not used for this long."""
 
 MOST_DEVICE_SETS = 200
-"""Sets of devices compared for a function that needs several. Which are compared is exact, see `_freed`."""
+"""Sets of devices compared for a function that needs several; `_freed` selects the devices."""
 
 NO_BOUND_MB = 2**53
-"""More than any device has."""
+"""More than the memory of any device."""
 
 LEAVING = frozenset({State.DRAINING, State.STOPPING, State.RECLAIMING})
 
@@ -45,13 +45,13 @@ class Need(Struct, frozen=True, kw_only=True):
     function: str
     engine: str
     server: str = ""
-    """The one server it must be; empty: any of the engine."""
+    """The required server; empty: any of the engine."""
     devices: int = 1
     device_total_mb: int = 0
     memory_mb: int = 0
     """On each of its devices."""
     least_mb: int = 0
-    """With how little of it the engine would do; 0: with nothing less."""
+    """The least that the engine accepts; 0: `memory_mb`."""
     memory_from: str = "estimated"
     pinned_on: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Need(Struct, frozen=True, kw_only=True):
 
 
 class Placement(Struct, frozen=True, kw_only=True):
-    """A place: the devices, whom to evict for it, and every instance that must be gone before the start."""
+    """The devices, the instances to evict, and every instance that must be gone before the start."""
 
     devices: tuple[str, ...]
     memory_mb: int
@@ -69,14 +69,14 @@ class Placement(Struct, frozen=True, kw_only=True):
 
 
 class When(enum.StrEnum):
-    """Whether waiting can help."""
+    """Whether waiting may help."""
 
     LATER = "later"
     NEVER = "never"
 
 
 class NoRoom(Struct, frozen=True, kw_only=True):
-    """Why it cannot go here, by how much it does not fit, and whether that can change by itself."""
+    """Why the function does not fit on a host, by how much, and whether waiting may help."""
 
     reason: str
     when: When
@@ -86,13 +86,12 @@ class NoRoom(Struct, frozen=True, kw_only=True):
 def need(
     function: Function, weights: LocalWeights | None, measured_mb: int | None = None, devices: Iterable[Device] = ()
 ) -> Need:
-    """Return what a function needs: measured beats declared beats estimated.
+    """Return what a function needs: a measurement beats a declaration beats an estimate.
 
-    With the host's devices, what nobody declared is no more than the largest of them have: a larger cache would be of
-    use and is no condition, and what was measured did fit there. vLLM, which makes its cache as large as it is told,
-    would do with that of a single request where others have the rest. It fills whatever it is given, so of a measure
-    only what it took beyond that says something: less would shrink its cache with each start, and all of it would
-    make it grow.
+    With `devices`, an estimate or a measurement is capped at the budget of the largest ones, because the KV cache can
+    shrink. vLLM makes its cache as large as requested, and accepts one for a single request (`least_mb`). It fills
+    whatever it gets, so for vLLM a measurement counts only when it exceeds the request: a smaller one would shrink the
+    cache with each start.
     """
     count = function.min_devices
     large = [d.budget_mb for d in devices if d.total_mb >= function.min_device_vram_mb]
@@ -101,14 +100,14 @@ def need(
     if function.vram_mb:
         each, source = -(-function.vram_mb // count), "declared"
     else:
-        reckoned = estimate(function, weights.size_mb if weights else 0, weights.shape if weights else None)
-        each, source = reckoned.within(most), "estimated"
+        guess = estimate(function, weights.size_mb if weights else 0, weights.shape if weights else None)
+        each, source = guess.within(most), "estimated"
         if function.engine is Engine.VLLM:
-            least = min(each, reckoned.least_mb)
+            least = min(each, guess.least_mb)
     if measured_mb:
-        taken = -(-measured_mb // count)
-        if function.engine is not Engine.VLLM or taken > each:
-            each, least, source = min(taken, max(most, each)), 0, "measured"
+        measured_each = -(-measured_mb // count)
+        if function.engine is not Engine.VLLM or measured_each > each:
+            each, least, source = min(measured_each, max(most, each)), 0, "measured"
     return Need(
         function=function.id,
         engine=function.engine,
@@ -125,10 +124,9 @@ def need(
 
 
 class Victims(Struct, frozen=True):
-    """Who may leave for a function, beside what protects each instance.
+    """Which instances may be evicted, in addition to their protection.
 
-    `closable` are instances that may leave although they are in use; all others must have been `unused_s` without a
-    request.
+    `closable` instances may be evicted although they are in use; all others must be unused for `unused_s`.
     """
 
     strategy: str = "lru"
@@ -136,7 +134,7 @@ class Victims(Struct, frozen=True):
     unused_s: float = 0.0
 
     def among(self, instances: Iterable[Instance], need: Need, use: Use, now: float) -> list[Instance]:
-        """Return the instances that may leave for `need`."""
+        """Return the instances that may be evicted for `need`."""
         return [
             i
             for i in instances
@@ -156,37 +154,37 @@ def place(
     closable: frozenset[str] = frozenset(),
     unused_s: float = 0.0,
 ) -> Placement | NoRoom:
-    """Decide where `need` goes on `host`. Those of `closable` may leave for it although they are in use; any other that
-    leaves was not used for `unused_s`. One that may have less memory than it would like gets, in this order:
+    """Decide where `need` goes on `host`. Instances in `closable` may be evicted although they are in use; all others
+    must be unused for `unused_s`. A need with `least_mb` gets, in this order:
 
-    (1) all of it, in free room;
-    (2) what room is free, if that is enough;
-    (3) all of it, where others leave for it;
-    (4) what room there can be when others leave, if that is enough.
+    (1) all of its memory, without eviction;
+    (2) the free memory, if that is enough;
+    (3) all of its memory, with eviction;
+    (4) the memory that eviction can free, if that is enough.
     """
-    who = Victims(strategy, closable, unused_s)
-    whole = _fit(need, host, use, now, who, cordoned=cordoned)
+    victims = Victims(strategy, closable, unused_s)
+    whole = _fit(need, host, use, now, victims, cordoned=cordoned)
     if not need.least_mb or (isinstance(whole, Placement) and not whole.evict):  # (1)
         return whole
     large = [d for d in host.devices if d.total_mb >= need.device_total_mb]
     most = _on_each(need.devices, [_free(d, host.instances) for d in large])
     if isinstance(whole, NoRoom) and most < need.least_mb:  # (4)
-        candidates = who.among(host.instances, need, use, now)
+        candidates = victims.among(host.instances, need, use, now)
         freed = (sum(c.memory_mb for c in candidates if d.id in c.devices) for d in large)
         most = _on_each(need.devices, [_free(d, host.instances) + mb for d, mb in zip(large, freed, strict=True)])
     if need.least_mb <= most < need.memory_mb:  # (2), (4)
-        return _fit(replace(need, memory_mb=most), host, use, now, who, cordoned=cordoned)
+        return _fit(replace(need, memory_mb=most), host, use, now, victims, cordoned=cordoned)
     return whole  # (3)
 
 
-def _fit(need: Need, host: HostRecord, use: Use, now: float, who: Victims, *, cordoned: bool) -> Placement | NoRoom:
-    """Decide where exactly so much memory is, in this order:
+def _fit(need: Need, host: HostRecord, use: Use, now: float, rule: Victims, *, cordoned: bool) -> Placement | NoRoom:
+    """Place `need` with exactly its memory, in this order:
 
-    (1) hosts that may not take it: pinned elsewhere, cordoned, no such engine;
-    (2) devices too few or too small, even if they were empty;
-    (3) free room: the devices it fills up most tightly, so that large gaps stay for large functions;
-    (4) room after others left: the cheapest victims;
-    (5) otherwise none, and by how much.
+    (1) the host does not accept it: pinned elsewhere, cordoned, engine missing;
+    (2) its devices are too few or too small, even when empty;
+    (3) free memory: the devices that it fills most tightly, so that large gaps stay for large functions;
+    (4) eviction: the cheapest victims;
+    (5) otherwise no room, and by how much.
     """
     if cordoned:  # (1)
         return NoRoom(reason="the host is cordoned", when=When.LATER)
@@ -197,12 +195,12 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, who: Victims, *, co
     free = {d.id: _free(d, host.instances) for d in fitting}  # (3)
     roomy = [d for d in fitting if free[d.id] >= need.memory_mb]
     if len(roomy) >= need.devices:
-        # A device that can be used at once goes before one where somebody's leaving must be waited for.
+        # A device that can be used at once is better than one where a leaving instance holds the memory.
         chosen = sorted(roomy, key=lambda d: (bool(_in_the_way(need, d, host.instances)), free[d.id], d.id))
         return _placement(need, chosen[: need.devices], host.instances, ())
 
-    strategy = who.strategy
-    candidates = who.among(host.instances, need, use, now)  # (4)
+    strategy = rule.strategy
+    candidates = rule.among(host.instances, need, use, now)  # (4)
     best: tuple[object, tuple[str, ...], tuple[Instance, ...]] | None = None
     for devices in _device_sets(_freed(need, free, candidates, use, strategy), need.devices):
         victims = cheapest_victims({d: need.memory_mb - free[d] for d in devices}, candidates, use, strategy=strategy)
@@ -216,31 +214,31 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, who: Victims, *, co
     short = sorted(  # (5)
         need.memory_mb - free[d] - sum(c.memory_mb for c in candidates if d in c.devices) for d in free
     )[need.devices - 1]
-    there = {d.id for d in fitting}
-    kept = [
+    device_ids = {d.id for d in fitting}
+    blockers = [
         i
         for i in host.instances
-        if i.state not in LEAVING and i.memory_mb and there.intersection(i.devices) and i not in candidates
+        if i.state not in LEAVING and i.memory_mb and device_ids.intersection(i.devices) and i not in candidates
     ]
     foreign = sum(d.foreign_mb for d in fitting)
-    pinned = bool(kept) and all(i.pinned for i in kept)
+    pinned = bool(blockers) and all(i.pinned for i in blockers)
     reasons = []
-    if kept:
-        names = ", ".join(sorted({i.function for i in kept}))
+    if blockers:
+        names = ", ".join(sorted({i.function for i in blockers}))
         kind = "pinned" if pinned else "busy, pinned, just loaded or just used"
-        reasons.append(f"{names} {'is' if len(kept) == 1 else 'are'} {kind}")
+        reasons.append(f"{names} {'is' if len(blockers) == 1 else 'are'} {kind}")
     if foreign:
         reasons.append(f"foreign processes hold {foreign} MiB")
     return NoRoom(
         reason=f"does not fit by {short} MiB: {' and '.join(reasons)}",
-        # Foreign processes come and go, pinned instances do not.
+        # Foreign processes may end; pinned instances stay.
         when=When.NEVER if pinned and not foreign else When.LATER,
         short_by_mb=short,
     )
 
 
 def misfit(need: Need, host: HostRecord) -> NoRoom | None:
-    """Why `need` could not run on `host` even if the host were empty, or None."""
+    """Why `need` cannot run on `host` even when the host is empty, or None."""
     if need.pinned_on and host.name not in need.pinned_on:
         return NoRoom(reason=f"pinned on {', '.join(need.pinned_on)}", when=When.NEVER)
     if missing := sorted(set(need.labels).difference(host.labels)):
@@ -272,7 +270,7 @@ def displaceable(instance: Instance, need: Need, use: Use, now: float, *, strate
 
 
 def protection(instance: Instance, use: Use, now: float) -> str:
-    """Why an instance may not be evicted now, whoever wants its room; "" when it may."""
+    """Why an instance may not be evicted now, for any function; "" when it may."""
     if not use.known:
         return "no router says who is in use"
     if instance.state is not State.READY:
@@ -284,12 +282,12 @@ def protection(instance: Instance, use: Use, now: float) -> str:
     if use.last_used(instance) > instance.ready:
         return "just used" if now - use.last_used(instance) < RESIDENCY_S else ""
     if instance.for_minimum and not use.waiting.get(instance.function):
-        return ""  # no request has waited for it: it serves whoever comes first, or leaves
+        return ""  # no request waited for its start
     return "just loaded" if now - instance.ready < FIRST_SERVE_S else ""
 
 
 def least_valuable_first(instances: Iterable[Instance], use: Use, *, strategy: str) -> list[Instance]:
-    """Return instances in the order in which they are let go when room is needed."""
+    """Return instances in the order of eviction."""
     return sorted(instances, key=lambda i: _worth(i, use, strategy))
 
 
@@ -298,9 +296,9 @@ def cheapest_victims(
 ) -> tuple[Instance, ...] | None:
     """Return the victims that free `short` MiB on each named device, or None.
 
-    The shortest run from the least valuable up that frees enough; then, from the most valuable down, whoever
-    turns out not to be needed stays. So the most valuable victim is worth as little as can be, and no member
-    of the set can be spared.
+    Candidates are added from the least valuable up until they free enough; then, from the most valuable down, those
+    that are not needed are removed. So the most valuable victim is worth as little as possible, and every member of
+    the set is needed.
     """
     chosen: list[Instance] = []
     for candidate in least_valuable_first(candidates, use, strategy=strategy):
@@ -331,12 +329,12 @@ def fitting_devices(need: Need, host: HostRecord) -> list[Device]:
 
 
 def _on_each(count: int, memory: Sequence[int]) -> int:
-    """Return how much there is at least on each of so many devices, if they are chosen well."""
+    """Return the least memory on each of the best `count` devices."""
     return sorted(memory, reverse=True)[count - 1] if len(memory) >= count else 0
 
 
 def _free(device: Device, instances: Sequence[Instance]) -> int:
-    """What can still be admitted on a device, counting on whatever is leaving to be gone."""
+    """The memory of a device that can still be admitted, without what leaving instances hold."""
     admitted = sum(i.memory_mb for i in instances if device.id in i.devices and i.state not in LEAVING)
     return device.budget_mb - device.foreign_mb - admitted
 
@@ -344,18 +342,18 @@ def _free(device: Device, instances: Sequence[Instance]) -> int:
 def _in_the_way(
     need: Need, device: Device, instances: Sequence[Instance], victims: Sequence[Instance] = ()
 ) -> list[str]:
-    """Who is leaving a device and must be gone first: nobody, when there is room beside them."""
-    there = [i for i in instances if device.id in i.devices and i not in victims]
-    if sum(i.memory_mb for i in there) + need.memory_mb <= device.budget_mb - device.foreign_mb:
+    """Leaving instances of a device that must be gone first; none when the need fits next to them."""
+    occupants = [i for i in instances if device.id in i.devices and i not in victims]
+    if sum(i.memory_mb for i in occupants) + need.memory_mb <= device.budget_mb - device.foreign_mb:
         return []
-    return [i.id for i in there if i.state in LEAVING]
+    return [i.id for i in occupants if i.state in LEAVING]
 
 
 def _freed(need: Need, free: Mapping[str, int], candidates: Sequence[Instance], use: Use, strategy: str) -> list[str]:
     """Return the devices with room once just enough of the least valuable candidates are gone.
 
-    Whoever would have to leave any other device is worth more, so the cheapest devices are among these: as a
-    rule no more of them than are needed, which spares trying every set of devices of a large host.
+    Victims on any other device are worth more, so the cheapest devices are among these. They are usually no more than
+    needed, so that not every set of devices of a large host is tried.
     """
     room = dict(free)
     for candidate in least_valuable_first(candidates, use, strategy=strategy):

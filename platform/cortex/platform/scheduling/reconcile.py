@@ -1,8 +1,7 @@
-"""What follows from what happened: instances that can move on do. Pure.
+"""Reconciliation: take the steps that are due. Pure.
 
-`settle()` is called after every event and on every tick: a placing instance whose room is free is started, a
-start that shows no sign of life is given up, an idle instance is drained, a drain that everybody has acknowledged
-is finished.
+`reconcile()` is called after every event and on every tick: it starts a placing instance whose room is free, gives up a
+start without a sign of life, drains an idle instance, and finishes a drain that all routers have acknowledged.
 """
 
 from collections.abc import Sequence
@@ -30,60 +29,60 @@ from cortex.platform.scheduling.turns import (
 )
 
 STABLE_S = 60.0
-"""An instance that was ready this long ends a row of failures."""
+"""An instance that was ready this long clears its function's failures."""
 
 MORE_MEMORY = 1.5
-"""How much more is reserved for a start after one that ran out of memory."""
+"""Factor of memory for a start after one that ran out of memory."""
 
 SLOWEST_LOAD_MB_S = 50.0
-"""The slowest reading of weights that still counts as a start."""
+"""The slowest speed of reading weights that the start ceiling allows for."""
 
 REAP_LEAST_S = 2.0
-"""Reports come once a second: an instance that seems idle for less may be in use."""
+"""Reports arrive once a second: an instance that seems idle for less may be in use."""
 
 LOOK_AGAIN_S = 5.0
-"""How long a look at a worker may take before another is asked for."""
+"""How long a look at a worker may take before another is requested."""
 
 PROVE_AGAIN_S = PROOF_S + 5.0
 """How long a proof may take before another is requested."""
 
 LOOK_FRESH_S = 1.0
-"""How old a look may be when a worker is stopped because of it."""
+"""Maximum age of a look when a worker is stopped because of it."""
 
 OVERDUE_S = {State.FETCHING: 300.0, State.PLACING: 120.0, State.STOPPING: 30.0, State.RECLAIMING: 60.0}
-"""How long an instance may be in a state without progress before that is shown and tried again."""
+"""How long an instance may be in a state without progress before that is reported and retried."""
 
 
 class Reconciler(HostState):
-    """A roster that moves on by itself."""
+    """A host's state, and the steps that follow from it."""
 
-    def settle(self, now: float) -> None:
-        """Move on whatever can move. Called after every event and on every tick."""
+    def reconcile(self, now: float) -> None:
+        """Take the steps that are due. Called after every event and on every tick."""
         usage = self._use()
         if self._line:
-            self._line.prune(usage, self._coming(), now)
+            self._line.prune(usage, self._functions_starting(), now)
         for instance_id in list(self._instances):
-            instance = self._instances.get(instance_id)  # as it is now: an earlier one may have moved it
+            instance = self._instances.get(instance_id)  # an earlier iteration may have changed it
             if instance is None:
                 continue
             match instance.state:
                 case State.PLACING:
-                    self._settle_placing(instance, usage, now)
+                    self._reconcile_placing(instance, usage, now)
                 case State.STARTING:
-                    self._settle_starting(instance, now)
+                    self._reconcile_starting(instance, now)
                 case State.READY:
-                    self._settle_ready(instance, usage, now)
+                    self._reconcile_ready(instance, usage, now)
                 case State.DRAINING:
-                    self._settle_draining(instance, usage, now)
+                    self._reconcile_draining(instance, usage, now)
             if (current := self._instances.get(instance_id)) and current.state in OVERDUE_S:
-                self._settle_overdue(current, now)
+                self._reconcile_overdue(current, now)
 
-    def _settle_overdue(self, instance: Instance, now: float) -> None:
-        """Say of an instance that does not move on what it waits for, and try anew:
+    def _reconcile_overdue(self, instance: Instance, now: float) -> None:
+        """Report what an overdue instance waits for, and retry:
 
-        (1) a fetch that makes no progress is begun again, where it stopped;
-        (2) one that waits for others to leave is placed again: there may be room elsewhere;
-        (3) a worker that does not end is stopped again, and what it left is cleared away again.
+        (1) a fetch without progress is resumed;
+        (2) an instance that waits for others to leave is placed again: there may be room elsewhere;
+        (3) a worker that does not end is stopped, and its memory reclaimed, again.
         """
         bound = OVERDUE_S[instance.state]
         if instance.state is State.STOPPING:
@@ -92,12 +91,12 @@ class Reconciler(HostState):
         if now < self._overdue.get(instance.id, moved + bound):
             return
         if any(self._instances[w].yields_to for w in instance.waits_for if w in self._instances):
-            return  # what closes for it may take as long as its requests do
+            return  # an instance that closes for it may take as long as its requests
         self._overdue[instance.id] = now + bound
         log_it = not instance.problem
         match instance.state:
             case State.FETCHING:  # (1)
-                problem = f"its weights have not come further for {bound:.0f} s"
+                problem = f"the fetch of its weights has made no progress for {bound:.0f} s"
                 self._effects.append(Fetch(instance, self._functions[instance.id]))
             case State.PLACING:  # (2)
                 waits = [w for w in instance.waits_for if w in self._instances]
@@ -109,7 +108,7 @@ class Reconciler(HostState):
                 problem = "its process does not end"
                 self._effects.append(Stop(instance, self._rules.stop_grace_s))
             case _:  # (3)
-                problem = "what its process left does not go away"
+                problem = "the memory of its process is not released"
                 self._effects.append(Reclaim(instance))
         current = self._instances.get(instance.id)
         if current is not None and current.state is instance.state and not current.problem:
@@ -117,15 +116,15 @@ class Reconciler(HostState):
         if log_it:
             self._decide("overdue", instance.function, instance.id, problem)
 
-    def _settle_placing(self, instance: Instance, usage: Use, now: float) -> None:
-        """Start it once everyone it waits for is gone and the lanes of its devices are free."""
+    def _reconcile_placing(self, instance: Instance, usage: Use, now: float) -> None:
+        """Start it once all instances it waits for are gone and no start or stop runs on its GPUs."""
         present = [w for w in instance.waits_for if w in self._instances]
         if self._turn_is_pointless(instance, present, usage, now):
             self._decide("abandoned", instance.function, instance.id, "no request waits for it any more")
             self._step(instance, Step.ABANDONED, now)
             return
-        stays = (w for w in present if self._instances[w].state in LIVE and not self._moving(w))
-        if any(stays):  # a victim stays after all: look again
+        still_live = (w for w in present if self._instances[w].state in LIVE and not self._moving(w))
+        if any(still_live):  # a victim's drain was cancelled: place again
             self._admit_or_fail(instance, now)
             return
         if present != list(instance.waits_for):
@@ -138,7 +137,7 @@ class Reconciler(HostState):
         self._effects.append(Spawn(instance, self._functions[instance.id], self._weights[instance.id]))
 
     def _turn_is_pointless(self, instance: Instance, present: Sequence[str], usage: Use, now: float) -> bool:
-        """Whether instances in use are closing for one that no request waits for any more: they serve on."""
+        """Whether instances in use are closing for one that no request waits for any more: their drain is cancelled."""
         closing = [w for w in present if self._instances[w].yields_to == instance.function]
         return (
             any(self._instances[w].state is State.DRAINING for w in closing)
@@ -147,13 +146,13 @@ class Reconciler(HostState):
             and now - instance.since > REPORTED_S
         )
 
-    def _coming(self) -> set[str]:
+    def _functions_starting(self) -> set[str]:
         """The functions with an instance on its way up, here or elsewhere."""
         hosts = self._reports.fleet.hosts.values() if self._reports.fleet else ()
         elsewhere = (i for h in hosts if h.name != self._host.name for i in h.instances)
         return {i.function for i in (*self._instances.values(), *elsewhere) if i.state in COMING}
 
-    def _settle_starting(self, instance: Instance, now: float) -> None:
+    def _reconcile_starting(self, instance: Instance, now: float) -> None:
         silent, total = now - instance.last_sign, now - instance.started
         if silent > self._rules.start_silence_s:
             self._fail(instance, FailureKind.CRASH, f"the start showed no sign of life for {silent:.0f} s", (), now)
@@ -169,11 +168,11 @@ class Reconciler(HostState):
             self._stop(instance, "failed", now)
 
     def _ceiling(self, instance: Instance) -> float:
-        """How long a start may take at most: the rule's, and the time to read its weights from a slow disk."""
+        """Maximum duration of a start: the rule's, plus the time to read its weights from a slow disk."""
         return self._rules.start_ceiling_s + self._weights[instance.id].size_mb / SLOWEST_LOAD_MB_S
 
-    def _settle_ready(self, instance: Instance, usage: Use, now: float) -> None:
-        """Reap it when it idled long enough, is nobody's minimum and nobody is known to use it."""
+    def _reconcile_ready(self, instance: Instance, usage: Use, now: float) -> None:
+        """Drain it once it was idle long enough, and the function's `min` does not need it."""
         failure = self._failures.of(instance.function, instance.revision)
         if failure and now - instance.ready > STABLE_S and failure.at < instance.ready:
             self._failures.forget(instance.function)
@@ -183,20 +182,20 @@ class Reconciler(HostState):
             self._drain(instance, f"moved to {', '.join(successor.devices)}", now)
             return
         if usage.known and function is not None:
-            self._settle_progress(instance, function, now)
+            self._reconcile_progress(instance, function, now)
         if not usage.known or function is None or instance.pinned:
             return
         if usage.in_flight.get(instance.id) and self._only_silent(instance):
-            self._seen_quiet(instance, now)  # asks; what is seen of it counts from the next report on
+            self._is_idle(instance, now)  # requests a look; its result counts from the next report on
         if usage.in_flight.get(instance.id) or usage.waiting.get(instance.function):
             return
-        # One that was taken back is wanted: it begins to idle anew.
+        # An instance whose drain was cancelled starts its idle time again.
         idle = now - max(usage.last_used(instance), instance.since)
-        if idle >= max(function.idle_after_s, REAP_LEAST_S) and not self._kept_as_minimum(instance, function):
+        if idle >= max(function.idle_after_s, REAP_LEAST_S) and not self._counts_for_minimum(instance, function):
             self._drain(instance, "idle", now)
 
-    def _settle_progress(self, instance: Instance, function: Function, now: float) -> None:
-        """Have a worker that is silent for too long prove that it makes progress."""
+    def _reconcile_progress(self, instance: Instance, function: Function, now: float) -> None:
+        """Send a request of one token to a worker that has been silent for too long."""
         proof = self._proofs.get(instance.id)
         if proof is not None and now - proof.sent < PROVE_AGAIN_S and proof.answered < proof.sent:
             return
@@ -210,14 +209,14 @@ class Reconciler(HostState):
         return silence(instance.id, fleet.routers.values(), self._proofs.get(instance.id), now) if fleet else None
 
     def _is_full(self, instance: Instance, function: Function) -> bool:
-        """Whether all max_concurrency of a worker are taken, as far as the routers' reports tell."""
-        many = max_concurrency(function, server_of(function, instance.server))
-        return many is not None and self._use().in_flight.get(instance.id, 0) >= many
+        """Whether all slots of a worker are busy, by the routers' reports."""
+        slots = max_concurrency(function, server_of(function, instance.server))
+        return slots is not None and self._use().in_flight.get(instance.id, 0) >= slots
 
-    def _kept_as_minimum(self, instance: Instance, function: Function) -> bool:
-        """Whether it is among those that the function's `min` keeps, over all hosts: the ready ones of lowest id.
+    def _counts_for_minimum(self, instance: Instance, function: Function) -> bool:
+        """Whether the function's `min` needs it: over all hosts, the ready instances of lowest id count.
 
-        Every agent comes to the same answer by itself, and routers prefer the same ones among equals.
+        Every agent reaches the same result on its own, and routers prefer the same ones among equals.
         """
         hosts = self._reports.fleet.hosts.values() if self._reports.fleet else ()
         elsewhere = (h for h in hosts if h.name != self._host.name)
@@ -225,9 +224,9 @@ class Reconciler(HostState):
         ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
         return instance.id in ready[: function.min]
 
-    def _settle_draining(self, instance: Instance, usage: Use, now: float) -> None:
-        """Finish the drain handshake: every live router has seen it, nothing is in flight, and the worker itself has
-        nothing to do."""
+    def _reconcile_draining(self, instance: Instance, usage: Use, now: float) -> None:
+        """Finish the drain handshake: every live router has acknowledged it, nothing is in flight, and the worker is
+        idle."""
         fleet = self._reports.fleet
         busy = usage.in_flight.get(instance.id, 0)
         if fleet is None:  # reports cannot be read: assume nothing
@@ -235,28 +234,28 @@ class Reconciler(HostState):
         else:
             acknowledged = all(r.seen.get(self._host.name, -1) >= instance.epoch for r in fleet.routers.values())
         if busy and self._only_silent(instance):
-            busy = 0  # the worker is asked below
-        if acknowledged and not busy and not self._seen_quiet(instance, now):
-            if not self._seen_busy(instance):
-                return  # until it is looked at
+            busy = 0  # a look at the worker decides below
+        if acknowledged and not busy and not self._is_idle(instance, now):
+            if not self._is_busy(instance):
+                return  # until the look is done
             busy = 1
         if instance.why.startswith("evicted") and not self._awaited(instance.id):
             self._take_back(instance, "its room is not needed any more", now)
         elif acknowledged and not busy:
-            if not self._lane_taken(instance, (State.STARTING,)):  # memory that comes back upsets a start
+            if not self._lane_taken(instance, (State.STARTING,)):  # memory that is released disturbs a start
                 self._stop(instance, instance.why, now)
         elif instance.why == "superseded" or self._replaced(instance):
-            return  # another serves in its place: it finishes what it has, however long that takes
+            return  # another serves in its place: it finishes its requests, however long that takes
         elif instance.yields_to and now < instance.deadline:
             self._outlast_grace(instance, busy, now)
         elif busy and instance.why == "idle" and not self._awaited(instance.id):
             self._take_back(instance, "a request is in flight", now)
         elif now >= instance.deadline:
-            kept = f"{busy} requests in flight" if busy else "the routers did not all acknowledge"
-            self._take_back(instance, f"still {kept} after the grace", now)
+            why = f"{busy} requests in flight" if busy else "not acknowledged by all routers"
+            self._take_back(instance, f"still {why} after the grace period", now)
 
     def _outlast_grace(self, instance: Instance, busy: int, now: float) -> None:
-        """Say of a closing instance that its requests outlast the grace. They are waited for all the same."""
+        """Report that the requests of a closing instance outlast the grace period. It still waits for them."""
         function = self._functions[instance.id]
         if instance.id in self._overdue or now < instance.since + function.turn_grace_s:
             return
@@ -268,7 +267,7 @@ class Reconciler(HostState):
         self._overdue[instance.id] = now
         self._decide("overdue", instance.function, instance.id, why)
 
-    # A second source: the worker itself.
+    # Looks at the worker.
 
     def _only_silent(self, instance: Instance) -> bool:
         """Whether only routers that fell silent had requests in flight on an instance."""
@@ -276,40 +275,40 @@ class Reconciler(HostState):
         live = fleet.routers.values() if fleet else ()
         return self._reports.any_silent(instance.id) and not any(r.in_flight.get(instance.id) for r in live)
 
-    def _seen_quiet(self, instance: Instance, now: float) -> bool:
-        """Whether a look this moment found the worker with nothing to do. Asks for a look when there is none."""
+    def _is_idle(self, instance: Instance, now: float) -> bool:
+        """Whether a recent look shows that the worker is idle. Requests a look when there is none."""
         look = self._looks.get(instance.id)
         if look is not None and look.at and now - look.at <= LOOK_FRESH_S:
             return not look.busy
-        if look is None or look.at or now - look.asked > LOOK_AGAIN_S:
-            self._looks[instance.id] = Observation(asked=now, at=0.0, busy=look.busy if look else False)
+        if look is None or look.at or now - look.requested_at > LOOK_AGAIN_S:
+            self._looks[instance.id] = Observation(requested_at=now, at=0.0, busy=look.busy if look else False)
             self._effects.append(Look(instance))
         return False
 
-    def _seen_busy(self, instance: Instance) -> bool:
-        """Whether the last look found it busy, though the routers' reports do not."""
+    def _is_busy(self, instance: Instance) -> bool:
+        """Whether the worker was busy at the last look, contrary to the routers' reports."""
         look = self._looks.get(instance.id)
         return look is not None and look.busy
 
     # Room.
 
     def _need(self, function: Function, weights: LocalWeights | None) -> Need:
-        """What a function needs, by what is known best; more of it after it ran out of memory."""
+        """What a function needs, by measurement where there is one; more after it ran out of memory."""
         rev = revision(function)
         fleet = self._reports.fleet or Fleet()
         running = {i.id for h in fleet.hosts.values() for i in h.instances} | self._instances.keys()
-        measure = placement_mb(self._ledger.get(rev), function.vram_mb, running, fleet.used)
-        wanted = need(function, weights, measure, self._host.devices)
+        measured_mb = placement_mb(self._ledger.get(rev), function.vram_mb, running, fleet.used)
+        function_need = need(function, weights, measured_mb, self._host.devices)
         failure = self._failures.of(function.id, rev)
         if failure and failure.kind is FailureKind.OUT_OF_MEMORY:
             most = max((d.budget_mb for d in self._host.devices), default=0)
-            more = max(wanted.memory_mb, min(round(wanted.memory_mb * MORE_MEMORY), most))
-            return replace(wanted, memory_mb=more, least_mb=0)
-        return wanted
+            more = max(function_need.memory_mb, min(round(function_need.memory_mb * MORE_MEMORY), most))
+            return replace(function_need, memory_mb=more, least_mb=0)
+        return function_need
 
     def _start_again(self, instance: Instance, now: float) -> None:
-        """Start an instance that ran out of memory once more, with more of it; others are evicted for that."""
-        again = Instance(
+        """Start an instance that ran out of memory again, with more memory; others may be evicted for it."""
+        retry = Instance(
             id=f"{instance.id}-2",
             function=instance.function,
             revision=instance.revision,
@@ -319,12 +318,12 @@ class Reconciler(HostState):
             pinned=instance.pinned,
             priority=instance.priority,
         )
-        self._functions[again.id] = self._functions[instance.id]
-        self._weights[again.id] = self._weights[instance.id]
-        self._admit_or_fail(again, now)
+        self._functions[retry.id] = self._functions[instance.id]
+        self._weights[retry.id] = self._weights[instance.id]
+        self._admit_or_fail(retry, now)
 
     def _place(self, waiter: Waiter, now: float, *, unused_s: float = 0.0) -> Placement | NoRoom:
-        """Place a function, leaving alone what is reserved for those before it in line."""
+        """Place a function outside the reservations of those ahead of it in line."""
         host = with_reservations(self.record(), self._line.ahead_of(waiter))
         strategy, cordoned = self._rules.strategy, self._cordoned
         return place(waiter.need, host, self._use(), now, strategy=strategy, cordoned=cordoned, unused_s=unused_s)
@@ -340,61 +339,61 @@ class Reconciler(HostState):
         return next_turn(waiter, host, self._use(), functions, now, strategy=strategy, starts=starts)
 
     def _start_s(self, function: Function) -> float:
-        """How long a start of a function took before; 0: not measured."""
+        """Seconds of earlier starts of a function; 0: not measured."""
         entry = self._ledger.get(revision(function))
         return entry.start_s if entry else 0.0
 
-    def _admit(self, instance: Instance, spot: Placement, now: float) -> None:
-        """Give an instance its place, and ask those in its way to leave."""
+    def _admit(self, instance: Instance, placement: Placement, now: float) -> None:
+        """Assign a placement to an instance, and drain its victims."""
         self._put(
             replace(
                 instance,
-                devices=spot.devices,
-                memory_mb=spot.memory_mb,
-                memory_from=spot.memory_from,
-                waits_for=spot.waits_for,
+                devices=placement.devices,
+                memory_mb=placement.memory_mb,
+                memory_from=placement.memory_from,
+                waits_for=placement.waits_for,
             )
         )
-        for victim in map(self._instances.__getitem__, spot.evict):
-            if protection(victim, self._use(), now):  # it is in use, and a turn was taken
+        for victim in map(self._instances.__getitem__, placement.evict):
+            if protection(victim, self._use(), now):  # it is in use: this is a turn
                 self._decide("closed", victim.function, victim.id, f"for the turn of {instance.function}")
                 self._close(victim, instance.function, now)
                 continue
             self._decide("evicted", victim.function, victim.id, f"for {instance.function}")
             self._drain(victim, f"evicted for {instance.function}", now)
-        self._decide("placed", instance.function, instance.id, f"on {', '.join(spot.devices)}")
+        self._decide("placed", instance.function, instance.id, f"on {', '.join(placement.devices)}")
 
     def _admit_or_fail(self, instance: Instance, now: float) -> None:
         function = self._functions[instance.id]
         instance = self._put(replace(instance, devices=(), memory_mb=0, waits_for=()))
-        wanted = self._need(function, self._weights[instance.id])
-        spot = self._place(self._line.waiter(function, wanted, now - instance.created, now), now)
-        if isinstance(spot, Placement):
-            self._admit(instance, spot, now)
+        function_need = self._need(function, self._weights[instance.id])
+        placement = self._place(self._line.waiter(function, function_need, now - instance.created, now), now)
+        if isinstance(placement, Placement):
+            self._admit(instance, placement, now)
             return
-        self._fail(instance, FailureKind.ROOM, spot.reason, (), now)
+        self._fail(instance, FailureKind.ROOM, placement.reason, (), now)
         self._step(instance, Step.ABANDONED, now)
 
-    def _consolidated(self, wanted: Need, now: float) -> Placement | None:
-        """Empty devices for a function that needs several by moving idle ones together, when that is due."""
+    def _consolidation(self, function_need: Need, now: float) -> Placement | None:
+        """Empty devices for a function that needs several by moving idle instances together, when that is due."""
         since = self._cycles - self._defragged
-        if wanted.devices < 2 or not self._rules.defrag_after_cycles or since < self._rules.defrag_after_cycles:
+        if function_need.devices < 2 or not self._rules.defrag_after_cycles or since < self._rules.defrag_after_cycles:
             return None
-        found = consolidate(wanted, self.record(), self._use(), now, strategy=self._rules.strategy)
-        if found is None or self._cordoned:
+        consolidation = consolidate(function_need, self.record(), self._use(), now, strategy=self._rules.strategy)
+        if consolidation is None or self._cordoned:
             return None
         self._defragged = self._cycles
-        for move in found.moves:
+        for move in consolidation.moves:
             self._move(self._instances[move.instance], move, now)
         return Placement(
-            devices=found.devices,
-            memory_mb=wanted.memory_mb,
-            memory_from=wanted.memory_from,
-            waits_for=tuple(m.instance for m in found.moves),
+            devices=consolidation.devices,
+            memory_mb=function_need.memory_mb,
+            memory_from=function_need.memory_from,
+            waits_for=tuple(m.instance for m in consolidation.moves),
         )
 
     def _move(self, instance: Instance, move: Move, now: float) -> None:
-        """Start an instance's function on other devices; it leaves when that one is ready."""
+        """Start a replacement of an instance on other devices; the instance leaves when that one is ready."""
         successor = Instance(
             id=f"{instance.id}-m",
             function=instance.function,

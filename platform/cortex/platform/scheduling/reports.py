@@ -1,7 +1,7 @@
-"""What the routers report, and what is still believed of those that fell silent. Pure.
+"""The routers' reports, with the last reports of routers that fell silent. Pure.
 
-A router that ends takes its report away. One that only stops reporting may be cut off from Redis, and go on serving:
-what it last had in flight counts as in flight until the workers themselves say otherwise.
+A router that ends removes its report. One that only stops reporting may be cut off from Redis and still serve: its last
+requests in flight count as in flight until a look at the worker shows that it is idle.
 """
 
 from msgspec import Struct
@@ -10,15 +10,15 @@ from msgspec.structs import replace
 from cortex.platform.record import Fleet, Instance, RouterReport, Use, use
 
 SILENT_S = 5.0
-"""A report that was this old when it vanished has expired: a router that ends takes away one of the last second."""
+"""A report this old when it vanished has expired: a router that ends removes one of the last second."""
 REMEMBERED_S = 3600.0
-"""How long a silent router is believed at most."""
+"""How long the report of a silent router counts at most."""
 MOST_SILENT = 200
-"""Silent routers remembered; the one that fell silent first is forgotten first."""
+"""Silent routers in the table; the one that fell silent first is removed first."""
 
 
-class _Heard(Struct, frozen=True):
-    """A report, and since when it has been the same, by this host's clock."""
+class _Snapshot(Struct, frozen=True):
+    """A report, and since when it is unchanged, by this host's clock."""
 
     report: RouterReport
     since: float
@@ -28,20 +28,20 @@ class Reports:
     """The routers' reports as one host reads them."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, _Heard] = {}
-        self._silent: dict[str, _Heard] = {}
+        self._current: dict[str, _Snapshot] = {}
+        self._silent: dict[str, _Snapshot] = {}
         self.fleet: Fleet | None = None
         """The last reading of the record; None while it cannot be trusted."""
 
     def take(self, fleet: Fleet | None, now: float, *, instances: tuple[Instance, ...]) -> None:
-        """Take a reading of the record; None when there is none, or silence would say nothing."""
+        """Take a reading of the record; None when it cannot be read or trusted."""
         self.fleet = fleet
         if fleet is None:
             return
-        for id, before in self._heard.items():
+        for id, before in self._current.items():
             if id not in fleet.routers and now - before.since >= SILENT_S and before.report.in_flight:
-                self._silent[id] = _Heard(before.report, now)
-        self._heard = {id: self._as_heard(report, now) for id, report in fleet.routers.items()}
+                self._silent[id] = _Snapshot(before.report, now)
+        self._current = {id: self._snapshot(report, now) for id, report in fleet.routers.items()}
         here = {i.id for i in instances}
         for id, silent in list(self._silent.items()):
             left = {i: n for i, n in silent.report.in_flight.items() if i in here}
@@ -53,22 +53,22 @@ class Reports:
             del self._silent[next(iter(self._silent))]
 
     def use(self) -> Use:
-        """Return what instances are doing, silent routers included. Unknown while the record cannot be trusted."""
+        """Return the usage of instances, silent routers included. Unknown while the record cannot be trusted."""
         if self.fleet is None:
             return Use(known=False)
-        silent = {id: replace(heard.report, waiting={}) for id, heard in self._silent.items()}
+        silent = {id: replace(snapshot.report, waiting={}) for id, snapshot in self._silent.items()}
         return use(replace(self.fleet, routers={**silent, **self.fleet.routers}))
 
     def any_silent(self, instance: str) -> bool:
         """Whether a silent router had requests in flight on an instance."""
-        return any(instance in heard.report.in_flight for heard in self._silent.values())
+        return any(instance in snapshot.report.in_flight for snapshot in self._silent.values())
 
-    def is_quiet(self, instance: str) -> None:
-        """The worker itself has nothing to do: silent routers are not believed about it any more."""
-        for id, heard in list(self._silent.items()):
-            left = {i: n for i, n in heard.report.in_flight.items() if i != instance}
-            self._silent[id] = replace(heard, report=replace(heard.report, in_flight=left))
+    def forget_silent(self, instance: str) -> None:
+        """Drop what silent routers had in flight on an instance: a look showed that it is idle."""
+        for id, snapshot in list(self._silent.items()):
+            left = {i: n for i, n in snapshot.report.in_flight.items() if i != instance}
+            self._silent[id] = replace(snapshot, report=replace(snapshot.report, in_flight=left))
 
-    def _as_heard(self, report: RouterReport, now: float) -> _Heard:
-        before = self._heard.get(report.id)
-        return before if before is not None and before.report == report else _Heard(report, now)
+    def _snapshot(self, report: RouterReport, now: float) -> _Snapshot:
+        before = self._current.get(report.id)
+        return before if before is not None and before.report == report else _Snapshot(report, now)

@@ -1,4 +1,4 @@
-"""What an agent keeps of its workers beside the record: the specs and weights they were started from."""
+"""The agent's state file, in addition to the record: the specs and weights its workers were started from."""
 
 from msgspec import Struct
 
@@ -8,18 +8,18 @@ from cortex.platform.record import Failure, Instance
 
 
 class LocalWeights(Struct, frozen=True):
-    """LocalWeights that are on this host."""
+    """Weights on this host."""
 
     path: str
     size_mb: int
     shape: Shape | None = None
-    """What the cache will take, where they tell and somebody asked."""
+    """For the size of the KV cache; None: not read, or not in the files."""
     layers: int = 0
-    """Of a GGUF, where it tells and its head was read."""
+    """Layers of a GGUF; 0: not read, or not in its header."""
 
 
 class SavedWorker(Struct, frozen=True):
-    """A worker process: the instance it is, and what it was started from."""
+    """A worker process: its instance, spec and weights."""
 
     instance: Instance
     function: Function
@@ -27,13 +27,13 @@ class SavedWorker(Struct, frozen=True):
 
 
 class AgentState(Struct, frozen=True):
-    """All of the file."""
+    """The content of the file."""
 
     workers: tuple[SavedWorker, ...] = ()
     failures: tuple[Failure, ...] = ()
     epoch: int = 0
     """The highest epoch of the agent that wrote it."""
     boot: str = ""
-    """The boot it was written in. Processes of another boot are gone, and its times are another clock's."""
+    """The boot id at the time of writing. Processes of another boot are gone, and its times are another clock's."""
     origin: float = 0.0
     """The origin of the clock its times are by: see `clock.py`."""

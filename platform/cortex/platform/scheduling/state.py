@@ -1,8 +1,7 @@
-"""The roster: the instances of one host, what they were started from, and every step they take. Pure.
+"""The state of one host: its instances, their specs and weights, and every step they take. Pure.
 
-It is the state the agent's decisions are made on. A step here is one line of the table in `lifecycle.py`, with
-what belongs to it: the epoch that routers must have seen, the effect for the supervisor, the receipt. *When* a
-step is taken is decided in `reconcile.py` and `scheduler.py`.
+A step is one row of the table in `lifecycle.py`, with its consequences: the epoch that routers must acknowledge, the
+effect for the supervisor, the receipt. `reconcile.py` and `scheduler.py` decide *when* a step is taken.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,7 +12,7 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import COMING, LIVE, State, Step, after
 from cortex.functions.spec import Function
 from cortex.platform.record import FailureKind, HostRecord, Instance, Use, used_instance
-from cortex.platform.scheduling.effects import CallOff, Decision, Effect, Stop
+from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Stop
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.progress import Proof
@@ -22,11 +21,11 @@ from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, Sav
 from cortex.platform.scheduling.turns import Line
 
 MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
-"""What changes the memory of a device."""
+"""States in which the memory use of a device changes."""
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """The numbers of `[agent]` and `[eviction]` that decisions depend on. Seconds."""
+    """The settings of `[agent]` and `[eviction]` that decisions depend on. Seconds."""
 
     strategy: str = "lru"
     stop_grace_s: float = 5.0
@@ -34,13 +33,13 @@ class Rules(Struct, frozen=True, kw_only=True):
     start_silence_s: float = 300.0
     start_ceiling_s: float = 3600.0
     defrag_after_cycles: int = 0
-    """Starts between two times small functions are moved together; 0: never."""
+    """Starts between two defragmentations; 0: never."""
 
 
 class Observation(Struct, frozen=True):
-    """A look at a worker before it is stopped: when it was asked for, and what was seen, and when."""
+    """A look at a worker before it is stopped: when it was requested, when it was made, and its result."""
 
-    asked: float
+    requested_at: float
     at: float = 0.0
     busy: bool = False
 
@@ -73,10 +72,10 @@ class HostState:
         self._cycles = self._defragged = 0
         self._effects: list[Effect] = []
 
-    # What others may read.
+    # Readings for callers.
 
     def record(self) -> HostRecord:
-        """Return the host's record as it stands."""
+        """Return the host's current record."""
         return replace(
             self._host,
             instances=tuple(self._instances.values()),
@@ -91,15 +90,15 @@ class HostState:
         return self._functions.get(instance)
 
     def declared(self, function: str) -> Function | None:
-        """Return a function as the catalogue last heard declares it."""
+        """Return a function as the current catalogue declares it."""
         return self._catalogue.get(function) if self._catalogue else None
 
     def catalogue(self) -> dict[str, Function]:
-        """Return all functions of the catalogue last heard."""
+        """Return all functions of the current catalogue."""
         return dict(self._catalogue or {})
 
     def started_from(self) -> set[str]:
-        """Return the paths of all weights that instances were, or are to be, started from."""
+        """Return the paths of the weights of all instances."""
         return {w.path for w in self._weights.values()}
 
     def in_flight(self, instance: str) -> int:
@@ -107,11 +106,11 @@ class HostState:
         return self._use().in_flight.get(instance, 0)
 
     def last_used(self, instance: str) -> float:
-        """Return when routers last used an instance, as far as the record says; 0: never, or it cannot be read."""
+        """Return when routers last used an instance, by the record; 0: never, or the record cannot be read."""
         return self._use().used.get(used_instance(instance), 0.0)
 
     def state(self) -> AgentState:
-        """Return what the next agent of this host must know: every worker with a process, and what failed."""
+        """Return the state for the next agent of this host: every worker with a process, and the failures."""
         return AgentState(
             workers=tuple(
                 SavedWorker(i, self._functions[i.id], self._weights[i.id]) for i in self._instances.values() if i.pid
@@ -121,20 +120,20 @@ class HostState:
         )
 
     def take_effects(self) -> list[Effect]:
-        """Return what is to be done since the last call, in order."""
+        """Return the effects since the last call, in order."""
         effects, self._effects = self._effects, []
         return effects
 
-    # Who stands where.
+    # Queries.
 
     def _use(self) -> Use:
-        """What instances are doing, as far as anybody can tell."""
+        """The usage of instances; unknown while the record cannot be trusted."""
         return self._reports.use()
 
-    def _up(self, function: str, rev: str, beside: Collection[str] = ()) -> Instance | None:
-        """The instance that `ensure` need only name: one that is live, else one whose drain can be taken back."""
+    def _up(self, function: str, rev: str, exclude: Collection[str] = ()) -> Instance | None:
+        """The instance that `ensure` can return: one that is live, else one whose drain can be cancelled."""
         same = [
-            i for i in self._instances.values() if (i.function, i.revision) == (function, rev) and i.id not in beside
+            i for i in self._instances.values() if (i.function, i.revision) == (function, rev) and i.id not in exclude
         ]
         live = [i for i in same if i.state in LIVE]
         idle = [
@@ -145,25 +144,25 @@ class HostState:
         return next(iter(live + idle), None)
 
     def _twins(self, instance: Instance) -> list[Instance]:
-        """The other instances that a request for this one could go to just as well."""
+        """The other instances of the same function and revision."""
         same = (instance.function, instance.revision)
         return [i for i in self._instances.values() if (i.function, i.revision) == same and i.id != instance.id]
 
     def _replaced(self, instance: Instance) -> bool:
-        """Whether another instance serves in its place, or is about to."""
+        """Whether another instance serves in its place, or is starting."""
         return any(i.state in (State.STARTING, State.READY) for i in self._twins(instance))
 
     def _moving(self, instance_id: str) -> bool:
-        """Whether an instance stays only until the one that takes its place is ready."""
+        """Whether an instance stays only until its replacement is ready."""
         successor = self._instances.get(self._instances[instance_id].moves_to)
         return successor is not None and successor.state in LIVE
 
     def _awaited(self, instance_id: str) -> bool:
-        """Whether another instance is to take this one's room."""
+        """Whether another instance waits for this one's memory."""
         return any(instance_id in i.waits_for for i in self._instances.values())
 
     def _lane_taken(self, instance: Instance, moving: Sequence[State] = MOVING) -> bool:
-        """One start, stop or reclaim at a time on each GPU: engines size themselves by what they find free."""
+        """One start, stop or reclaim at a time on each GPU: engines size themselves by the free memory."""
         gpus = {d.id for d in self._host.devices if d.kind == "gpu"}.intersection(instance.devices)
         return any(gpus.intersection(i.devices) for i in self._instances.values() if i.state in moving)
 
@@ -172,14 +171,14 @@ class HostState:
     def _drain(self, instance: Instance, why: str, now: float) -> None:
         self._epoch += 1
         instance = replace(instance, epoch=self._epoch, why=why, deadline=now + self._rules.drain_grace_s)
-        if not why.startswith("evicted"):  # that has a receipt of its own
+        if not why.startswith("evicted"):  # an eviction has its own receipt
             self._decide("draining", instance.function, instance.id, why)
         self._step(instance, Step.DRAIN, now)
 
     def _close(self, instance: Instance, function: str, now: float) -> None:
-        """Have an instance that is in use finish what it has and leave for a function whose turn it is.
+        """Close an instance in use for a function whose turn has come: it finishes its requests and stops.
 
-        Requests end by their own clock at the latest, so that is when it leaves.
+        `request_timeout_s` bounds how long that takes.
         """
         self._epoch += 1
         latest = now + self._functions[instance.id].request_timeout_s
@@ -187,7 +186,7 @@ class HostState:
         self._step(replace(instance, deadline=latest), Step.DRAIN, now)
 
     def _take_back(self, instance: Instance, why: str, now: float) -> None:
-        """Let a draining instance serve on; one that was to come in its place is not needed any more."""
+        """Cancel the drain of an instance; abandon the start of its replacement."""
         self._epoch += 1
         self._decide("kept", instance.function, instance.id, why)
         self._step(replace(instance, epoch=self._epoch, why="", deadline=0.0, yields_to=""), Step.TAKEN_BACK, now)
@@ -201,8 +200,8 @@ class HostState:
         self._decide("stopped", instance.function, instance.id, why)
         self._effects.append(Stop(instance, self._rules.stop_grace_s))
 
-    def _let_go(self, instance: Instance, why: str, now: float, *, at_once: bool = False) -> bool:
-        """Begin the end of an instance. False when it has begun already."""
+    def _end(self, instance: Instance, why: str, now: float, *, at_once: bool = False) -> bool:
+        """Drain, stop or abandon an instance. False when it is already ending."""
         match instance.state:
             case State.FETCHING | State.PLACING:
                 self._fail(instance, _cancelled(why), f"given up before it started: {why}", (), now)
@@ -222,7 +221,7 @@ class HostState:
 
     def _step(self, instance: Instance, step: Step, now: float) -> Instance:
         if instance.state is State.FETCHING and step is Step.ABANDONED:
-            self._effects.append(CallOff(instance, self._functions[instance.id]))
+            self._effects.append(CancelFetch(instance, self._functions[instance.id]))
         if instance.state in COMING:
             instance = replace(instance, phases=self._spent(instance, now))
         self._looks.pop(instance.id, None)
@@ -232,8 +231,8 @@ class HostState:
 
     @staticmethod
     def _spent(instance: Instance, now: float) -> dict[str, float]:
-        """Return the seconds of each phase on the way up, the present one's until now. The first step of a start,
-        before the worker says anything, has the state's name."""
+        """Return the seconds of each phase of a start, the current one's until now. The first phase, before the worker
+        logs anything, has the state's name."""
         starts = instance.state is State.STARTING
         name = instance.phase if starts and instance.phase else str(instance.state)
         spent = now - (max(instance.since, instance.phase_since) if starts else instance.since)
@@ -267,6 +266,5 @@ class HostState:
 
 
 def _cancelled(why: str) -> FailureKind:
-    """Say what a start that was given up means to those that wait for it: where only its place or its revision is lost,
-    they may request another."""
+    """Return the failure kind of a cancelled start: after ROOM, requests may try another host or revision."""
     return FailureKind.ROOM if why in ("host drain", "shutdown", "superseded") else FailureKind.CANCELLED

@@ -1,15 +1,15 @@
-"""Whose turn it is on devices that more functions want than fit. Pure.
+"""Turns: which function gets devices that more functions need than fit. Pure.
 
-Functions that compete for the same memory share it in time. When requests wait for a function and only instances in
-use hold the memory, those that would leave if they were idle are *closed*: they get no new requests, finish those in
-flight, and leave. Nothing in flight is cut. These rules bound both sides:
+Functions that compete for the same memory share it in time. When requests wait for a function and instances in use hold
+the memory, those that could be evicted if they were idle are *closed*: they get no new requests, finish those in
+flight, and stop. No request in flight is cut. These rules bound both sides:
 
 - Tenure. An instance in use is not closed before it was ready for `turn_min_s`, or three times as long as its own
   start took, if that is longer: a switch costs a start, so at most a quarter of the time goes into starts.
 - Overtaking. When requests have waited for `turn_wait_s`, only `turn_min_s` of the tenure counts. With `turn_wait_s`
   0 a function closes nothing: it waits until others are idle.
-- Order. Among equals in priority the function whose requests wait longest is next. What it is to get is reserved: a
-  function behind it is placed only where that leaves its reservation alone.
+- Order. Among equal priorities the function whose requests have waited longest is next. Its placement is reserved:
+  functions behind it are placed only outside the reservation.
 - Pinned instances, and those of a higher priority, are never closed.
 """
 
@@ -25,29 +25,29 @@ from cortex.platform.record import HostRecord, InLine, Instance, Use
 from cortex.platform.scheduling.placement import FIRST_SERVE_S, RESIDENCY_S, Need, Placement, When, place
 
 TENURE_STARTS = 3.0
-"""How many times as long as its start took an instance in use serves at least, while none has waited too long."""
+"""Minimum tenure of an instance in use, in durations of its own start, unless a request has waited too long."""
 
 FORGET_S = 6.0
-"""How long after its last request for a place a function stays in line: routers repeat it every second."""
+"""A function leaves the line this long after its last request for a place: routers repeat it every second."""
 
 REPORTED_S = 3.0
-"""How long after it came into line a function's waiting requests may be missing from the routers' reports."""
+"""How long after it joined the line a function's requests may be missing from the routers' reports."""
 
 MOST_IN_LINE = 256
-"""Functions in one host's line. One more is refused a place in it until another leaves."""
+"""Functions in one host's line. Another can join only after one has left."""
 
 SAME_S = 1.0
-"""How much earlier a function must have begun to wait for that to be news: what is published wakes all routers."""
+"""An earlier start of the wait is published only if it differs by more: each change wakes all routers."""
 
 ROUNDED_S = 10.0
 """Estimates that move with time are rounded up to this: each new value is published to all routers."""
 
 
 class Turn(Struct, frozen=True):
-    """When a function can be placed at the latest, and where."""
+    """The latest time at which a function can be placed, and its placement."""
 
     at: float
-    spot: Placement
+    placement: Placement
 
 
 class Waiter(Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class Waiter(Struct, frozen=True, kw_only=True):
     function: Function
     need: Need
     since: float
-    """Since when its first request waits."""
+    """When its oldest request began to wait."""
     joined: float
     renewed: float
     """When a router last requested a place for it."""
@@ -65,25 +65,25 @@ class Waiter(Struct, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> tuple[float, float, str]:
-        """Its place in line: the lowest is next."""
+        """Its position in line: the lowest is next."""
         return (-self.need.priority, self.since, self.need.function)
 
 
 def tenure_s(function: Function, start_s: float) -> float:
-    """Return how long an instance in use serves before it is closed, as long as no request has waited too long."""
+    """Return how long an instance in use serves before it is closed, unless a request has waited too long."""
     return max(function.turn_min_s, TENURE_STARTS * start_s)
 
 
 def closable_at(
     instance: Instance, holder: Function, waiter: Waiter, use: Use, now: float, start_s: float = 0.0
 ) -> float | None:
-    """Return when an instance may be closed for a waiter, which may be in the past; None: never, or it leaves already.
+    """Return when an instance may be closed for a waiter, which may be in the past; None: never, or it is leaving.
 
-    (1) the use is unknown, the waiter closes nothing, or the instance is pinned or of a higher priority: never;
-    (2) it is on its way up: as if it were ready after `start_s`, the time its start took before;
-    (3) it is ready and was never used: when its first request has had time to come;
+    (1) usage is unknown, the waiter closes nothing, or the instance is pinned or of a higher priority: never;
+    (2) it is on its way up: as if it were ready after `start_s`, the duration of an earlier start;
+    (3) it is ready and was never used: after the time for its first request;
     (4) it is busy: after its tenure, which ends early when the waiter has been overtaken for too long;
-    (5) it was used a moment ago: likewise, and not before the waiter has waited as long as it is protected.
+    (5) it was used a moment ago: likewise, and not before the waiter has waited `RESIDENCY_S`.
     """
     if not use.known or not waiter.function.turn_wait_s or instance.pinned:  # (1)
         return None
@@ -114,10 +114,10 @@ def next_turn(
     cordoned: bool = False,
     starts: Mapping[str, float] | None = None,
 ) -> Turn | None:
-    """Return the soonest turn of a waiter on a host: the placement as ever, with those that may be closed by then among
-    the victims. None: waiting does not help, or only for what is idle already.
+    """Return the earliest turn of a waiter on a host: a placement whose victims may include instances that can be
+    closed by then. None: waiting does not help, or no instance has to be closed.
 
-    `functions` are the specs of the host's instances, and `starts` the seconds a start took before, by revision.
+    `functions` are the specs of the host's instances, `starts` the seconds of earlier starts by revision.
     """
     start_times = starts or {}
     times = {}
@@ -129,10 +129,10 @@ def next_turn(
                 times[instance.id] = max(at, now)
     for at in sorted(set(times.values())):
         closable = frozenset(i for i, t in times.items() if t <= at)
-        spot = place(waiter.need, host, use, now, strategy=strategy, cordoned=cordoned, closable=closable)
-        if isinstance(spot, Placement):
-            return Turn(at, spot)
-        if spot.when is When.NEVER:
+        placement = place(waiter.need, host, use, now, strategy=strategy, cordoned=cordoned, closable=closable)
+        if isinstance(placement, Placement):
+            return Turn(at, placement)
+        if placement.when is When.NEVER:
             return None
     return None
 
@@ -147,7 +147,7 @@ class Line:
         return bool(self._waiters)
 
     def waiter(self, function: Function, need: Need, waited_s: float, now: float) -> Waiter:
-        """Return a function as one that waits: since its requests do, or since it is in line if that is longer."""
+        """Return a function as a waiter: since its requests wait, or since it joined the line if that is longer."""
         before = self._waiters.get(function.id)
         since = now - waited_s
         if before is not None and since > before.since - SAME_S:
@@ -161,38 +161,38 @@ class Line:
         )
 
     def join(self, waiter: Waiter) -> None:
-        """Put a function in line, or renew its place."""
+        """Add a function to the line, or renew its position."""
         if waiter.need.function in self._waiters or len(self._waiters) < MOST_IN_LINE:
             self._waiters[waiter.need.function] = waiter
 
     def leave(self, function: str) -> None:
-        """Take a function out: it has a place, or needs none any more."""
+        """Remove a function: it has a placement, or no longer needs one."""
         self._waiters.pop(function, None)
 
-    def prune(self, use: Use, coming: Set[str], now: float) -> None:
-        """Take out the functions that no router requests a place for any more, that no request waits for, and those
-        that are `coming` up somewhere."""
+    def prune(self, use: Use, starting: Set[str], now: float) -> None:
+        """Remove functions that no router requests a place for, that no request waits for, and those with an instance
+        on its way up (`starting`)."""
         for function, waiter in list(self._waiters.items()):
             stale = now - waiter.renewed > FORGET_S
             left = use.known and not use.waiting.get(function) and now - waiter.joined > REPORTED_S
-            if stale or left or function in coming:
+            if stale or left or function in starting:
                 del self._waiters[function]
 
     def ahead_of(self, waiter: Waiter) -> list[Waiter]:
-        """Return the others whose turn comes before a waiter's."""
+        """Return the waiters that precede this one."""
         others = (w for w in self._waiters.values() if w.need.function != waiter.need.function)
         return sorted((w for w in others if w.rank < waiter.rank), key=lambda w: w.rank)
 
     def in_order(self) -> tuple[InLine, ...]:
-        """Return the line as the record has it."""
+        """Return the line for the record."""
         return tuple(
             InLine(
                 function=w.need.function,
                 since=w.since,
                 priority=w.need.priority,
                 turn_at=w.turn.at if w.turn else 0.0,
-                closes=w.turn.spot.evict if w.turn else (),
-                devices=w.turn.spot.devices if w.turn else (),
+                closes=w.turn.placement.evict if w.turn else (),
+                devices=w.turn.placement.devices if w.turn else (),
                 start_s=w.start_s,
             )
             for w in sorted(self._waiters.values(), key=lambda w: w.rank)
@@ -200,13 +200,13 @@ class Line:
 
 
 def with_reservations(host: HostRecord, waiters: Iterable[Waiter]) -> HostRecord:
-    """Return a host on which the turns of these waiters are taken: nothing that comes later counts on their room."""
+    """Return a host with the turns of these waiters reserved: later placements do not use their memory."""
     reservations = tuple(_reservation(w, w.turn) for w in waiters if w.turn is not None)
     return replace(host, instances=(*host.instances, *reservations)) if reservations else host
 
 
 def reservation_id(waiter: Waiter) -> str:
-    """Return the id of the instance that stands for a waiter's reservation."""
+    """Return the id of the instance that represents a waiter's reservation."""
     return f"reserved for {waiter.need.function}"
 
 
@@ -218,7 +218,7 @@ def _reservation(waiter: Waiter, turn: Turn) -> Instance:
         state=State.PLACING,
         since=turn.at,
         created=turn.at,
-        devices=turn.spot.devices,
-        memory_mb=turn.spot.memory_mb,
+        devices=turn.placement.devices,
+        memory_mb=turn.placement.memory_mb,
         priority=waiter.need.priority,
     )

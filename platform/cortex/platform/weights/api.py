@@ -10,7 +10,7 @@ from msgspec import to_builtins
 from redis.exceptions import RedisError
 
 from cortex.functions.estimate import Estimate
-from cortex.platform.agent.fetches import said
+from cortex.platform.agent.fetches import describe
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import Fetching, Prefetch, Remove, Removed, Stored
 from cortex.platform.weights import disk
@@ -75,6 +75,6 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
 
 def describe_job(fetching: Fetching) -> dict[str, Any]:
     """Return a fetch with its derived values."""
-    text = said(fetching, time.time()) if fetching.alive else fetching.why
+    text = describe(fetching, time.time()) if fetching.alive else fetching.why
     derived = {"remaining_s": fetching.remaining_s, "fraction": fetching.fraction}
     return {**to_builtins(fetching), **derived, "said": text, "alive": fetching.alive}

@@ -31,7 +31,7 @@ from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
 from cortex.platform.launcher.pool import LauncherPool
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
-from cortex.platform.scheduling.effects import CallOff, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
@@ -113,7 +113,7 @@ class Supervisor:
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
-            on_state=lambda state: self._tell(lambda s, _: s.launcher("vllm", state)),
+            on_state=lambda state: self._tell(lambda s, _: s.set_launcher("vllm", state)),
         )
 
     def keep_launcher(self) -> None:
@@ -132,9 +132,9 @@ class Supervisor:
         """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
         match effect:
             case Fetch(instance, function):
-                self._begin("fetch", instance, self.fetches.bring(instance, function), self._fetch_failed)
-            case CallOff(instance, function):
-                self._begin("call off", instance, self._call_off(effect))
+                self._begin("fetch", instance, self.fetches.fetch(instance, function), self._fetch_failed)
+            case CancelFetch(instance, function):
+                self._begin("call off", instance, self._cancel_fetch(effect))
             case Spawn(instance):
                 self._begin("spawn", instance, self._spawn(effect), self._spawn_failed)
             case Look(instance):
@@ -179,7 +179,7 @@ class Supervisor:
             except Exception as error:
                 self._faults.note(kind, error)
                 problem = f"the agent failed to {kind} it: {type(error).__name__}"
-                self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
+                self._tell(lambda s, _, problem=problem: s.end_delayed(instance.id, problem))  # type: ignore[misc]
                 await asyncio.sleep(AGAIN_S)
 
     def _own(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -188,11 +188,11 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _call_off(self, effect: CallOff) -> None:
+    async def _cancel_fetch(self, effect: CancelFetch) -> None:
         bringing = self._effects.pop(("fetch", effect.instance.id), None)
         if bringing is not None:
             await cancelled([bringing])
-        await self.fetches.given_up(effect.function)
+        await self.fetches.release(effect.function)
 
     def _fetch_failed(self, instance: Instance, error: Exception) -> None:
         reason = f"the weights could not be fetched: {type(error).__name__}"
@@ -380,7 +380,7 @@ class Supervisor:
             served = await self._probe.served_models(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
-                self._tell(lambda s, _, card=served[function]: s.introduced(instance, card))  # type: ignore[misc]
+                self._tell(lambda s, _, card=served[function]: s.set_served_model(instance, card))  # type: ignore[misc]
                 self._tell(lambda s, now: s.answered(instance, now))
                 return
             if served is not None:
@@ -429,7 +429,7 @@ class Supervisor:
         # A second source: a worker that computes is slow, one that does not even that is stuck.
         stuck = busy_s - first_busy_s < STUCK_CPU_S
         log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
-        self._tell(lambda s, now: s.unwell(instance.id, misses + 1, now, stuck=stuck))
+        self._tell(lambda s, now: s.health_check_failed(instance.id, misses + 1, now, stuck=stuck))
 
     def forget_misses(self, present: Collection[str]) -> None:
         """Drop what is remembered of instances that are no more."""
@@ -482,7 +482,7 @@ class Supervisor:
                     await process.wait_for_exit(leader)
             if number is signal.SIGKILL and process_id.is_alive(leader):
                 problem = _unkillable((leader,))
-                self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
+                self._tell(lambda s, _, problem=problem: s.end_delayed(instance.id, problem))  # type: ignore[misc]
             number, wait_s = signal.SIGKILL, KILLED_WITHIN_S
         if instance.id not in self._watched:
             self._tell(lambda s, now: s.exited(instance.id, "was not running", (), now))
@@ -493,7 +493,7 @@ class Supervisor:
         left = await asyncio.to_thread(process.orphans_of, instance.id, proved)
         while still := await self._cleared(instance.pid, instance.id):
             problem = _unkillable(still)
-            self._tell(lambda s, _, problem=problem: s.stuck(instance.id, problem))  # type: ignore[misc]
+            self._tell(lambda s, _, problem=problem: s.end_delayed(instance.id, problem))  # type: ignore[misc]
         if instance.pid and any(d.startswith("GPU-") for d in instance.devices):
             await self._memory_back({instance.pid, *(p.pid for p in left)})
         await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance.id), ignore_errors=True)

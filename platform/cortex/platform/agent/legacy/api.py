@@ -29,7 +29,7 @@ from cortex.functions.lifecycle import COMING, LIVE, State
 from cortex.functions.names import LONGEST, fault_in
 from cortex.functions.spec import Engine, Function
 from cortex.platform import clock
-from cortex.platform.agent.host_name import taken
+from cortex.platform.agent.host_name import name_taken
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import Rejected
@@ -88,10 +88,10 @@ def routes(agent: Agent, relay: Proxy, settings: Settings, has_token: Callable[[
     async def health(request: Http) -> dict[str, Any]:
         """Say whether the agent is well and what its devices hold; with the token, also what is wrong, its name and its
         models."""
-        host, holder, now = agent.record(), agent.herald.name_holder, clock.now()
+        host, holder, now = agent.record(), agent.publisher.name_holder, clock.now()
         hung = silence(host, now)
         stuck = [f"{i.function}: {i.problem}" for i in host.instances if i.problem]
-        problems = [*([f"nothing is published: {taken(holder)}"] if holder else []), *host.problems, *stuck]
+        problems = [*([f"nothing is published: {name_taken(holder)}"] if holder else []), *host.problems, *stuck]
         well = not (problems or hung)
         shown = {
             "status": "ok" if well else "degraded",
