@@ -4,7 +4,7 @@
 start without a sign of life, drains an idle instance, and finishes a drain that all routers have acknowledged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -17,6 +17,7 @@ from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spaw
 from cortex.platform.scheduling.ledger import placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place, protection
 from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
+from cortex.platform.scheduling.reaping import reap_at
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.state import HostState, Observation
 from cortex.platform.scheduling.turns import (
@@ -36,9 +37,6 @@ MORE_MEMORY = 1.5
 
 SLOWEST_LOAD_MB_S = 50.0
 """The slowest speed of reading weights that the start ceiling allows for."""
-
-REAP_LEAST_S = 2.0
-"""Reports arrive once a second: an instance that seems idle for less may be in use."""
 
 LOOK_AGAIN_S = 5.0
 """How long a look at a worker may take before another is requested."""
@@ -187,11 +185,8 @@ class Reconciler(HostState):
             return
         if usage.in_flight.get(instance.id) and self._only_silent(instance):
             self._is_idle(instance, now)  # requests a look; its result counts from the next report on
-        if usage.in_flight.get(instance.id) or usage.waiting.get(instance.function):
-            return
-        # An instance whose drain was cancelled starts its idle time again.
-        idle = now - max(usage.last_used(instance), instance.since)
-        if idle >= max(function.idle_after_s, REAP_LEAST_S) and not self._counts_for_minimum(instance, function):
+        at = reap_at(instance, function, usage, self._in_fleet())
+        if at is not None and now >= at:
             self._drain(instance, "idle", now)
 
     def _reconcile_progress(self, instance: Instance, function: Function, now: float) -> None:
@@ -213,16 +208,11 @@ class Reconciler(HostState):
         slots = max_concurrency(function, server_of(function, instance.server))
         return slots is not None and self._use().in_flight.get(instance.id, 0) >= slots
 
-    def _counts_for_minimum(self, instance: Instance, function: Function) -> bool:
-        """Whether the function's `min` needs it: over all hosts, the ready instances of lowest id count.
-
-        Every agent reaches the same result on its own, and routers prefer the same ones among equals.
-        """
+    def _in_fleet(self) -> Iterator[Instance]:
+        """Return the instances of all hosts; those of this one as they are now."""
         hosts = self._reports.fleet.hosts.values() if self._reports.fleet else ()
-        elsewhere = (h for h in hosts if h.name != self._host.name)
-        instances = (*self._instances.values(), *(i for h in elsewhere for i in h.instances))
-        ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
-        return instance.id in ready[: function.min]
+        yield from self._instances.values()
+        yield from (i for h in hosts if h.name != self._host.name for i in h.instances)
 
     def _reconcile_draining(self, instance: Instance, usage: Use, now: float) -> None:
         """Finish the drain handshake: every live router has acknowledged it, nothing is in flight, and the worker is

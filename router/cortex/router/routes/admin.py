@@ -15,6 +15,7 @@ from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, Instance, Override, Use, use, used_function
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
+from cortex.platform.scheduling.reaping import reap_at
 from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.activation.waits import Place, Wait, places_in_line, waits_at
 from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway
@@ -139,12 +140,11 @@ def _row(
     kinds: Mapping[str, Entry],
     now: float,
 ) -> Row:
-    placed = [
-        _placed(host.name, _silent_s(host.name, fleet, now), i, function, usage, entry, now)
-        for host in fleet.records()
-        for i in host.instances
-        if i.function == function.id
-    ]
+    instances = [(host.name, i) for host in fleet.records() for i in host.instances if i.function == function.id]
+    placed = []
+    for host, instance in instances:
+        reaped = reap_at(instance, function, usage, (i for _, i in instances))
+        placed.append(_placed(host, _silent_s(host, fleet, now), instance, usage, reaped, entry, now))
     failure = next(iter(failures(function, fleet)), None)
     unreadable = [f"{h.name}: {why}" for h in fleet.hosts.values() if (why := h.unreadable.get(function.id))]
     return Row(
@@ -187,20 +187,18 @@ def _placed(
     host: str,
     silent_s: float | None,
     instance: Instance,
-    function: Function,
     usage: Use,
+    reaped: float | None,
     entry: Entry | None,
     now: float,
 ) -> InstanceView:
-    in_flight, last_used = usage.in_flight.get(instance.id, 0), usage.last_used(instance)
-    idles = instance.ready and not in_flight and not instance.pinned and not function.min
     return InstanceView(
         id=instance.id,
         host=host,
         silent_s=silent_s,
         state=instance.state,
         revision=instance.revision,
-        in_flight=in_flight,
+        in_flight=usage.in_flight.get(instance.id, 0),
         pinned=instance.pinned,
         memory_mb=instance.memory_mb,
         memory_from=instance.memory_from,
@@ -216,7 +214,7 @@ def _placed(
         start_s=round(instance.ready - instance.started, 3) if instance.ready else None,
         phases=instance.phases,
         left_s=left_s(instance, entry, now),
-        idle_in_s=max(0.0, round(last_used + function.idle_after_s - now, 1)) if idles else None,
+        idle_in_s=max(0.0, round(reaped - now, 1)) if reaped is not None else None,
         why=instance.why,
         yields_to=instance.yields_to,
         leaves_in_s=max(0.0, round(instance.deadline - now, 1)) if instance.yields_to else None,

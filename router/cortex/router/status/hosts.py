@@ -8,6 +8,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Device, HostRecord, Instance, SilentHost
 from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
+from cortex.platform.scheduling.reaping import reap_at
 from cortex.router.status.failures import trouble
 from cortex.router.status.format import mib, some
 from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
@@ -166,15 +167,11 @@ def _leaving(
 
 
 def reaped_at(instance: Instance, catalogue: Catalogue, index: Index) -> float | None:
-    """Return when an idle instance is reaped; None while it is in use, or if it is never reaped."""
+    """Return when an idle instance is reaped; None while it is in use or needed."""
     function = catalogue.functions.get(instance.function)
-    if function is None or instance.state is not State.READY:
+    if function is None:
         return None
-    if instance.pinned or function.pinned or function.min:
-        return None
-    if index.in_flight(instance):
-        return None
-    return index.usage.last_used(instance) + function.idle_after_s
+    return reap_at(instance, function, index.usage, (i for _, i in index.placed.get(function.id, ())))
 
 
 def departures(snapshot: FleetSnapshot, index: Index) -> Departures:
