@@ -21,7 +21,7 @@ from cortex.platform.api_keys import (
     Priority,
     Scope,
     digest,
-    known_as,
+    keys_named,
     rotated,
 )
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -70,7 +70,7 @@ class Keys:
 
     async def named(self, name: str) -> list[ApiKey]:
         """Return the keys of a name or id, the current one first. Raises KeyNotFound."""
-        found = known_as(await self._registry.keys(), name)
+        found = keys_named(await self._registry.keys(), name)
         if not found:
             raise KeyNotFound(f"there is no API key {name[:100]!r}")
         return found
@@ -78,7 +78,7 @@ class Keys:
     async def make(self, wanted: Wanted) -> tuple[str, ApiKey]:
         """Make a key; return it, this once, and its record. Raises KeyNameTaken."""
         now = time.time()
-        if known_as(await self._registry.keys(), wanted.name):
+        if keys_named(await self._registry.keys(), wanted.name):
             raise KeyNameTaken(f"there is an API key '{wanted.name}' already; rotate or revoke it")
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         key = ApiKey(
