@@ -324,7 +324,7 @@ class Runtime:
         for host in list(self.view.fleet.hosts.values()):
             if host.catalogue != self.directory.digest:
                 try:
-                    await self.agents.heed(host, self.directory.catalogue, self.directory.digest)
+                    await self.agents.send_catalogue(host, self.directory.catalogue, self.directory.digest)
                 except AgentUnavailable as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 

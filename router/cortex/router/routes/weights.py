@@ -118,7 +118,7 @@ async def _told(runtime: Runtime, host: HostRecord) -> None:
     """See that an agent knows the catalogue as it is now: by it, it judges what is unused and whom a fetch is for."""
     if host.catalogue != runtime.directory.digest:
         catalogue, digest = runtime.directory.catalogue, runtime.directory.digest
-        await _one(host, runtime.agents.heed(host, catalogue, digest))
+        await _one(host, runtime.agents.send_catalogue(host, catalogue, digest))
 
 
 def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:
