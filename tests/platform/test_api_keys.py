@@ -13,7 +13,7 @@ from cortex.platform.api_keys import (
     Scope,
     anonymous,
     digest,
-    known_as,
+    keys_named,
     principal,
     rotated,
 )
@@ -89,9 +89,9 @@ def test_a_key_is_found_by_name_and_by_id_the_current_one_first() -> None:
     old = replace(KEY, digest="0", replaced=True, created=300.0)
     other = replace(KEY, digest="9", id="k2", name="other")
 
-    assert known_as([old, other, KEY], "team") == [KEY, old]
-    assert known_as([old, other, KEY], "k2") == [other]
-    assert known_as([old, other, KEY], "nobody") == []
+    assert keys_named([old, other, KEY], "team") == [KEY, old]
+    assert keys_named([old, other, KEY], "k2") == [other]
+    assert keys_named([old, other, KEY], "nobody") == []
 
 
 def test_keys_of_one_group_own_the_same_cached_prompts_and_no_other_key_does() -> None:

@@ -1,4 +1,4 @@
-"""What routers and agents say to each other, as values."""
+"""The messages between routers and agents."""
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -10,18 +10,18 @@ from cortex.platform.record import Failure
 from cortex.platform.scheduling.placement import When
 
 ANSWER_S = 10.0
-"""How long a router waits for an agent's answer before it asks the next host."""
+"""How long a router waits for an agent's answer before it tries the next host."""
 DECIDE_S = 6.0
-"""How long after an `ensure` came an agent may still begin a start: with time left to write its record and answer, so
-that no start begins that its router has given up."""
+"""An agent begins no start later than this after the `ensure` arrived: it needs time to write its record and answer
+before its router gives up."""
 
 
 class Ensure(Struct, frozen=True):
-    """Ask for an instance of a function; `force` overrides the back-off after failed starts.
+    """Request an instance of a function; `force` overrides the back-off after failed starts.
 
-    `beside` are instances that do not count: the caller wants one more than those. With `evict` false it is
-    started into free room or not at all. `minimum`: it is to keep the function's `min`, and no request waits for it.
-    `waited_s` is how long requests have waited for it; with `turn`, instances in use may be closed for it.
+    `beside` are instances that do not count: the caller needs one more. Without `evict` it starts only in free room.
+    `minimum`: it is for the function's `min`, and no request waits for it. `waited_s` is how long requests have waited
+    for it; with `turn`, instances in use may be closed for it.
     """
 
     function: Function
@@ -34,13 +34,13 @@ class Ensure(Struct, frozen=True):
 
 
 class PlanRequest(Struct, frozen=True):
-    """Ask what `ensure` would do."""
+    """Request the plan of an `ensure`."""
 
     function: Function
 
 
 class Cool(Struct, frozen=True):
-    """Let the instances of a function go, at once or after the requests in flight."""
+    """End the instances of a function, at once or after the requests in flight."""
 
     function: str
     at_once: bool = False
@@ -54,16 +54,16 @@ class CatalogueUpdate(Struct, frozen=True):
 
 
 class Accepted(Struct, frozen=True, tag="going"):
-    """Answer to ensure: this instance is serving, or on its way."""
+    """Answer to ensure: this instance is ready, or on its way up."""
 
     instance: str
     state: State
 
 
 class Rejected(Struct, frozen=True, tag="refused"):
-    """Answer to ensure: not here. `retry_at` (0: unknown) is when asking again may help.
+    """Answer to ensure: not on this host. `retry_at` (0: unknown) is when a retry may help.
 
-    `turn_in_s`: within so many seconds instances in use can be closed for it; None: none can.
+    `turn_in_s`: instances in use can be closed for it within this time; None: none can.
     """
 
     reason: str
@@ -75,7 +75,7 @@ class Rejected(Struct, frozen=True, tag="refused"):
 
 
 class Victim(Struct, frozen=True):
-    """Who would be evicted, and how long it has been idle."""
+    """An instance that would be evicted, and how long it has been idle."""
 
     instance: str
     function: str
@@ -83,7 +83,7 @@ class Victim(Struct, frozen=True):
 
 
 class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
-    """Answer to plan: where it would go, and at whose expense. `there` is an instance that is up or coming."""
+    """Answer to plan: the placement and its victims. `there` is an instance that is ready or on its way up."""
 
     host: str
     there: str = ""
@@ -97,7 +97,7 @@ class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
 
 
 class Fetching(Struct, frozen=True, kw_only=True):
-    """A fetch as it stands; what `/admin/jobs` shows of it. Bytes, seconds, Unix times."""
+    """The state of a fetch, as in `/admin/jobs`. Bytes, seconds, Unix times."""
 
     id: str
     source: str
@@ -112,17 +112,17 @@ class Fetching(Struct, frozen=True, kw_only=True):
     retry_at: float = 0.0
     asked: float = 0.0
     kept: bool = False
-    """Somebody asked for it by name: it goes on though no instance waits for it."""
+    """Requested by name: it continues although no instance waits for it."""
     functions: tuple[str, ...] = ()
 
     @property
     def remaining_s(self) -> float | None:
-        """How long it still takes at this rate, if that can be said."""
+        """Time left at this rate; None: unknown."""
         return (self.total - self.done) / self.rate if self.rate > 0 and self.total else None
 
     @property
     def fraction(self) -> float | None:
-        """How much of it is here, from 0 to 1, if that can be said."""
+        """Progress from 0 to 1; None: unknown."""
         return min(1.0, self.done / self.total) if self.total else None
 
     def named(self, functions: tuple[str, ...]) -> "Fetching":
@@ -131,18 +131,18 @@ class Fetching(Struct, frozen=True, kw_only=True):
 
     @property
     def alive(self) -> bool:
-        """Whether it is still going on, or about to."""
+        """Whether it is queued or running."""
         return self.state in ("queued", "fetching", "waiting")
 
 
 class Prefetch(Struct, frozen=True):
-    """Ask for a function's weights to be fetched though nobody waits for them."""
+    """Request a fetch of a function's weights although no instance waits for them."""
 
     function: Function
 
 
 class Remove(Struct, frozen=True):
-    """Ask for stored weights to be removed: those named, or all that no declared function wants."""
+    """Request the removal of stored weights: those named, or all that no declared function uses."""
 
     names: tuple[str, ...] = ()
     unused: bool = False
@@ -168,7 +168,7 @@ class Stored(Struct, frozen=True, kw_only=True):
 
 
 class Removed(Struct, frozen=True, kw_only=True):
-    """Answer to remove: what went, or would go, and what stays and why."""
+    """Answer to remove: what was or would be removed, and what stays and why."""
 
     removed: tuple[Stored, ...] = ()
     kept: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """API keys as values: who a caller is, and what that allows. Pure: secrets, ids and times are arguments.
 
-A key is shown once and kept nowhere: the record holds its SHA-256. A fast hash is right here, because a key is
-32 random bytes and nobody can guess one; and a table of digests tells a clock nothing about the keys.
+A key is shown once and never stored: the record holds its SHA-256. A fast hash is enough, because a key is 32 random
+bytes; and the lookup of a digest leaks nothing about the keys through its timing.
 """
 
 import enum
@@ -14,13 +14,13 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 PREFIX = "sk-cortex-"
-"""What every key begins with, so that secret scanners and people know one when they see it."""
+"""Prefix of every key, so that secret scanners and people recognise one."""
 SECRET_BYTES = 32
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Glob = Annotated[str, Meta(min_length=1, max_length=200)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}\Z")]
-"""Names reach logs, labels and paths: they are tame."""
+"""Names reach logs, labels and paths, hence the limited characters."""
 Group = Annotated[str, Meta(pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9._@-]{0,62})?\Z")]
 """The name of a group of keys, or nothing."""
 
@@ -50,15 +50,15 @@ RIGHTS = {
 
 
 class Priority(enum.StrEnum):
-    """Who goes first where not all can, and how much of a function's queue a key's requests may fill."""
+    """The order of requests that compete, and how much of a function's queue a key's requests may fill."""
 
     LOW = "low"
     NORMAL = "normal"
     HIGH = "high"
 
     def share(self, queue: int) -> int:
-        """Return how many may wait for a function when one more of this priority comes: low leaves the second half
-        of the queue to others, and high finds half as much again when everybody else is turned away."""
+        """Return the queue limit for a request of this priority: half of the queue for low, one and a half times the
+        queue for high."""
         match self:
             case Priority.LOW:
                 return -(-queue // 2)
@@ -68,7 +68,7 @@ class Priority(enum.StrEnum):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What a key may use over all routers; 0 is without end."""
+    """What a key may use over all routers; 0: no limit."""
 
     rpm: Count = 0
     tpm: Count = 0
@@ -96,7 +96,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     expires: float = 0.0
     """Unix time; 0: never."""
     replaced: bool = False
-    """It was rotated: another key has taken its place, and it ends when the overlap does."""
+    """It was rotated: another key replaces it, and it expires with the overlap."""
 
     def over(self, now: float) -> bool:
         """Whether it has expired."""
@@ -107,13 +107,13 @@ class Session(Struct, frozen=True, kw_only=True):
     """A browser that logged in. Times are Unix times."""
 
     key: str
-    """The digest of the API key that it logged in with."""
+    """The digest of the API key that was used to log in."""
     began: float
     ends: float
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """Who a request comes from, and what that allows."""
+    """The caller of a request, and its rights."""
 
     id: str
     name: str
@@ -127,11 +127,11 @@ class Principal(Struct, frozen=True, kw_only=True):
 
     @property
     def cache_owner(self) -> str:
-        """Whose cached prompts its requests may find: its group's, or its own. No id has a colon in it."""
+        """The owner of its cached prompts: its group, or itself. No id contains a colon."""
         return f"group:{self.group}" if self.group else self.id
 
     def may(self, right: str) -> bool:
-        """Whether a route that needs this right is open to it."""
+        """Whether it may call a route that needs this right."""
         return right in self.rights
 
     def may_use(self, function: str) -> bool:
@@ -141,7 +141,7 @@ class Principal(Struct, frozen=True, kw_only=True):
 
 ANONYMOUS = "anonymous"
 LOCAL = Principal(id="local", name="local", scope=Scope.ADMIN, rights=RIGHTS[Scope.ADMIN])
-"""Whoever has the key that `cortex up` wrote for the user who runs it."""
+"""The holder of the key that `cortex up` wrote for its user."""
 
 
 def anonymous(*rights: Right) -> Principal:
@@ -150,7 +150,7 @@ def anonymous(*rights: Right) -> Principal:
 
 
 def principal(key: ApiKey) -> Principal:
-    """Return who comes with a key."""
+    """Return the caller of a key."""
     return Principal(
         id=key.id,
         name=key.name,
@@ -165,18 +165,18 @@ def principal(key: ApiKey) -> Principal:
 
 
 def digest(secret: str) -> str:
-    """Return what a key is known by."""
+    """Return the digest under which a key is stored."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def known_as(keys: Iterable[ApiKey], name: str) -> list[ApiKey]:
-    """Return the keys meant by a name or an id, the one that is current first."""
-    found = [k for k in keys if name in (k.name, k.id)]
-    return sorted(found, key=lambda k: (k.replaced, -k.created))
+def keys_named(keys: Iterable[ApiKey], name: str) -> list[ApiKey]:
+    """Return the keys with a name or an id, the current one first."""
+    matches = [k for k in keys if name in (k.name, k.id)]
+    return sorted(matches, key=lambda k: (k.replaced, -k.created))
 
 
 def rotated(current: ApiKey, fresh: str, now: float, overlap_s: float) -> tuple[ApiKey, ApiKey]:
-    """Return the key that takes the place of the current one, and the current one with its end."""
+    """Return the replacement of the current key, and the current key with its new expiry."""
     until = now + overlap_s
     ending = replace(current, replaced=True, expires=min(until, current.expires) if current.expires else until)
     return replace(current, digest=fresh, created=now), ending

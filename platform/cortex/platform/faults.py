@@ -1,8 +1,8 @@
 """Exceptions that background work survived: logged by type, counted, and shown where an operator looks.
 
-A loop that ends because one round of it raised takes a host or a router out of service without a word. So every loop
-runs under `Faults.run`, and every effect of a decision under `Faults.guard`: what is raised is noted here and the work
-goes on. What an exception says is never shown: it may quote a request.
+A loop that an exception ends would silently take a host or a router out of service. So every loop runs under
+`Faults.run`, and every effect of a decision under `Faults.guard`: they record the exception and continue. The text of
+an exception is never shown: it may quote a request.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from cortex.platform.log import whence
 log = structlog.get_logger()
 
 PAUSE_S = 1.0
-"""Between a round that raised and the next."""
+"""Pause after a round that raised."""
 RECENT_S = 600.0
-"""How long a fault is shown after it happened last."""
+"""How long a fault is shown after its last occurrence."""
 
 
 class Fault(Struct, frozen=True):
-    """What some work raised, how often, and when last (by this process's clock)."""
+    """The exceptions of some work: type, number, and time of the last (by this process's clock)."""
 
     work: str
     kind: str
@@ -58,14 +58,14 @@ class Faults:
 
     @contextlib.contextmanager
     def guard(self, work: str) -> Iterator[None]:
-        """Note what the block raises, and go on after it."""
+        """Record and suppress an exception of the block."""
         try:
             yield
         except Exception as error:
             self.note(work, error)
 
     async def run(self, work: str, loop: Callable[[], Awaitable[None]], pause_s: float = PAUSE_S) -> None:
-        """Run a loop without end: when it raises, or returns, it begins again after a pause."""
+        """Run a loop; when it raises or returns, run it again after a pause."""
         while True:
             with self.guard(work):
                 await loop()

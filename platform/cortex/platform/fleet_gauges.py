@@ -1,4 +1,4 @@
-"""The record as metrics: hosts, instances, devices and what waits, as they stand. Pure."""
+"""Gauges of the record: hosts, instances, devices and waiting requests. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from cortex.platform.record import Device, Fleet, HostRecord, use
 
 
 def fleet_gauges(fleet: Fleet, jobs: Mapping[tuple[str, str], int], now: float) -> Iterable[Count]:
-    """Return every gauge that is said of the fleet."""
+    """Return all gauges of the fleet."""
     usage = use(fleet)
     yield Count(metrics.ROUTERS.name, (), len(fleet.routers))
     cordoned = len(fleet.cordoned & fleet.hosts.keys())

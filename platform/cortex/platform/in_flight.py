@@ -1,7 +1,7 @@
-"""The requests a process has in flight and in waiting, as sets of live requests.
+"""The requests that a process has in flight and waiting, as sets of live requests.
 
-A set cannot go negative, and a request that is not in it any more cannot leak: whoever boards leaves in a
-`finally`. The report for the record and the last uses are read off these sets; last uses are by this process's clock.
+A set cannot become negative, and its entries cannot leak: a `finally` removes them. The report for the record and the
+last uses are computed from these sets; last uses are by this process's clock.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class InFlight:
 
     @contextmanager
     def aboard(self, function: str, instance: str) -> Iterator[None]:
-        """Be in flight on an instance; it counts as used from the first to the last moment."""
+        """Count a request as in flight on an instance, which is in use meanwhile."""
         mark = object()
         self._in_flight.setdefault(instance, set()).add(mark)
         self._touch(function, instance)
@@ -34,7 +34,7 @@ class InFlight:
 
     @contextmanager
     def waiting(self, function: str) -> Iterator[None]:
-        """Wait for an instance of a function."""
+        """Count a request as waiting for a function."""
         mark = object()
         self._waiting.setdefault(function, {})[mark] = clock.now()
         try:
@@ -74,11 +74,11 @@ class InFlight:
         return used | {used_instance(i): now for i in self._in_flight}
 
     def recent(self) -> dict[str, float]:
-        """Return the last uses that were not taken yet."""
+        """Return the last uses since the last `take_used`."""
         return dict(self._used)
 
     def put_back(self, used: dict[str, float]) -> None:
-        """Keep last uses that could not be written for the next time."""
+        """Return last uses that could not be written, for the next `take_used`."""
         self._used = used | self._used
 
     def _touch(self, function: str, instance: str) -> None:

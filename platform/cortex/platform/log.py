@@ -1,8 +1,7 @@
 """Logging: events, not prose. JSON lines for a collector, colours for a terminal.
 
-`[log]` (or `CORTEX_LOG`, the level alone) says how much and in which form. Prompts, completions, keys
-and tokens are never given to a logger; and since what an error says may quote a request, of one that broke a request
-only the type is logged and where it came from (`whence`).
+`[log]` (or `CORTEX_LOG`, the level alone) sets the level and the format. Prompts, completions, keys and tokens are
+never logged. The text of an error may quote a request, so only its type and origin are logged (`whence`).
 """
 
 import logging
@@ -20,7 +19,7 @@ import structlog
 from cortex.platform.settings import Log
 
 _lines_from: int | None = None
-"""The least level of JSON lines; None: somebody watches, and structlog paints."""
+"""The lowest level of JSON lines; None: structlog writes for a terminal."""
 
 
 PIPE_BUFFER = 4096
@@ -30,8 +29,8 @@ PIPE_BUFFER = 4096
 class Output:
     """A text stream that a logger writes to: it never raises and, into a pipe, never blocks.
 
-    The reader of a pipe may be gone or stand still, a disk may be full, and standard error may be closed. None of that
-    may cost a request or a decision: what cannot be written is dropped, and how much is said when writing works again.
+    The reader of a pipe may be gone or stuck, a disk may be full, and standard error may be closed. None of that may
+    fail a request or a decision: lines that cannot be written are dropped, and their number is logged later.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -48,21 +47,21 @@ class Output:
             self._descriptor = -1  # closed, or a buffer in memory
 
     def isatty(self) -> bool:
-        """Whether a person watches."""
+        """Whether it is a terminal."""
         return self._descriptor >= 0 and os.isatty(self._descriptor)
 
     def write(self, text: str) -> int:
         """Write a line, or drop it."""
-        if self.dropped and self._written(f'{{"event": "log_lines_dropped", "lines": {self.dropped}}}\n'):
+        if self.dropped and self._try_write(f'{{"event": "log_lines_dropped", "lines": {self.dropped}}}\n'):
             self.dropped = 0
-        if self.dropped or not self._written(text):
+        if self.dropped or not self._try_write(text):
             self.dropped += 1
         return len(text)
 
     def flush(self) -> None:
         """Do nothing: every line is written at once."""
 
-    def _written(self, text: str) -> bool:
+    def _try_write(self, text: str) -> bool:
         try:
             if self._descriptor < 0:
                 return self._stream is not None and bool(self._stream.write(text) or True)
@@ -84,7 +83,7 @@ _output = Output(sys.stderr)
 
 
 def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> None:
-    """Log an event of which there are many: what structlog would write, at a fifth of its cost."""
+    """Log a frequent event: the same line as structlog's, at a fifth of its cost."""
     if _lines_from is None:
         structlog.get_logger().log(level, event, **fields)
     elif level >= _lines_from:
@@ -94,7 +93,7 @@ def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> No
 
 
 def whence(error: BaseException) -> str:
-    """Return the types of an error and of those behind it, and the lines they came through: nothing they say.
+    """Return the types and the stack of an error and its causes, without their texts.
 
     >>> whence(KeyError("a secret"))
     'KeyError'
@@ -106,14 +105,14 @@ def whence(error: BaseException) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """What libraries log about a request that broke, uvicorn above all."""
+    """Formats exceptions that libraries log, uvicorn above all."""
 
     def formatException(self, ei: Any) -> str:
         return whence(ei[1])
 
 
 def configure(settings: Log) -> None:
-    """Set up structlog for this process; logs go to stderr, as far as it takes them."""
+    """Set up structlog for this process; logs go to stderr."""
     global _lines_from, _output
     _output = Output(sys.stderr)
     logging.raiseExceptions = False

@@ -1,8 +1,8 @@
-"""Counting: what one process has counted, how several are added up, and how Prometheus reads it.
+"""Metrics: the counters of item process, their sum over processes, and their Prometheus text.
 
-A `Meter` is plain dictionaries: the warm path adds to them and nothing else. Its `snapshot()` is a value that
-travels as JSON; `added()` sums those of several processes; `text()` is what is scraped. Gauges are said anew in
-each snapshot, so those of a process that is gone are gone with it, while its counts go on counting.
+A `Meter` is plain dictionaries: the warm path only adds to them. Its `snapshot()` is a value that travels as JSON;
+`added()` sums those of several processes; `text()` is the scraped text. Each snapshot has current gauges, so the gauges
+of a process end with it, while its counts stay.
 """
 
 from bisect import bisect_left
@@ -17,13 +17,13 @@ from prometheus_client.registry import Collector
 from cortex.platform.metrics import TABLE, Metric
 
 MOST_SERIES = 20_000
-"""Per process. Labels are bounded, so this is for mistakes: what is over it is dropped, and that is counted."""
+"""Per process. Labels are bounded, so this is a safeguard: series over it are dropped and counted."""
 
 Labels = tuple[str, ...]
 
 
 class Count(Struct, frozen=True):
-    """The value of one series: a counter's or a gauge's."""
+    """The value of item series: a counter's or a gauge's."""
 
     name: str
     labels: Labels
@@ -31,7 +31,7 @@ class Count(Struct, frozen=True):
 
 
 class HistogramSeries(Struct, frozen=True):
-    """One series of a histogram: how many in each bucket, the last for what is over all of them, and their sum."""
+    """One series of a histogram: the number in each bucket, the last item for values over all bounds, and their sum."""
 
     name: str
     labels: Labels
@@ -40,7 +40,7 @@ class HistogramSeries(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """All a process has counted."""
+    """All counters and gauges of a process."""
 
     counts: tuple[Count, ...] = ()
     spreads: tuple[HistogramSeries, ...] = ()
@@ -49,7 +49,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
 
 class Meter:
-    """Counters and histograms of one process."""
+    """Counters and histograms of item process."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, Labels], float] = {}
@@ -59,12 +59,12 @@ class Meter:
     def count(self, metric: Metric, labels: Labels, by: float = 1) -> None:
         """Add to a counter."""
         key = (metric.name, labels)
-        known = self._counts.get(key)
-        if known is None:
+        value = self._counts.get(key)
+        if value is None:
             if self._full():
                 return
-            known = 0.0
-        self._counts[key] = known + by
+            value = 0.0
+        self._counts[key] = value + by
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
         """Put a value into its bucket."""
@@ -74,7 +74,7 @@ class Meter:
             spread[1][0] += value
 
     def observed(self, metric: Metric, labels: Labels, counts: Iterable[int], total: float) -> None:
-        """Add values that were put into buckets before."""
+        """Add values that are already in buckets."""
         spread = self._spread(metric, labels)
         if spread is not None:
             for at, number in enumerate(counts):
@@ -82,7 +82,7 @@ class Meter:
             spread[1][0] += total
 
     def snapshot(self, gauges: Iterable[Count] = ()) -> Snapshot:
-        """Return everything counted so far, and how things stand now."""
+        """Return all counters, and the current gauges."""
         return Snapshot(
             counts=tuple(Count(name, labels, value) for (name, labels), value in self._counts.items()),
             spreads=tuple(
@@ -116,16 +116,16 @@ def added(snapshots: Iterable[Snapshot]) -> Snapshot:
     dropped = 0
     for snapshot in snapshots:
         dropped += snapshot.dropped
-        for into, found in ((counts, snapshot.counts), (gauges, snapshot.gauges)):
-            for one in found:
-                key = (one.name, one.labels)
-                into[key] = into.get(key, 0.0) + one.value
+        for totals, series in ((counts, snapshot.counts), (gauges, snapshot.gauges)):
+            for item in series:
+                key = (item.name, item.labels)
+                totals[key] = totals.get(key, 0.0) + item.value
         for spread in snapshot.spreads:
             key = (spread.name, spread.labels)
-            known = spreads.get(key)
-            if known is not None and len(known.counts) == len(spread.counts):
-                both = tuple(a + b for a, b in zip(known.counts, spread.counts, strict=True))
-                spread = HistogramSeries(spread.name, spread.labels, both, known.sum + spread.sum)
+            total = spreads.get(key)
+            if total is not None and len(total.counts) == len(spread.counts):
+                both = tuple(a + b for a, b in zip(total.counts, spread.counts, strict=True))
+                spread = HistogramSeries(spread.name, spread.labels, both, total.sum + spread.sum)
             spreads[key] = spread
     return Snapshot(
         counts=tuple(Count(n, ls, v) for (n, ls), v in counts.items()),
@@ -136,20 +136,20 @@ def added(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def text(snapshot: Snapshot) -> bytes:
-    """Return a snapshot as Prometheus reads it. What is not in the table, or has other labels, is left out."""
+    """Return a snapshot in Prometheus format, without series that are not in the table or have other labels."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Said(snapshot))
+    registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)
 
 
-class _Said(Collector):
+class _SnapshotCollector(Collector):
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def collect(self) -> Iterable[Family]:
         values: dict[str, list[Count]] = {}
-        for one in (*self._snapshot.counts, *self._snapshot.gauges):
-            values.setdefault(one.name, []).append(one)
+        for item in (*self._snapshot.counts, *self._snapshot.gauges):
+            values.setdefault(item.name, []).append(item)
         spreads: dict[str, list[HistogramSeries]] = {}
         for spread in self._snapshot.spreads:
             spreads.setdefault(spread.name, []).append(spread)
@@ -168,9 +168,9 @@ def _family(metric: Metric, values: Mapping[str, list[Count]], spreads: Mapping[
         return histogram
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family = kind(metric.name, metric.help, labels=metric.labels)
-    for one in values.get(metric.name, ()):
-        if len(one.labels) == len(metric.labels):
-            family.add_metric(one.labels, one.value)
+    for item in values.get(metric.name, ()):
+        if len(item.labels) == len(metric.labels):
+            family.add_metric(item.labels, item.value)
     return family
 
 

@@ -107,7 +107,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Quota:
-    """Counts what keys use. Every call raises RecordAway."""
+    """Counts what keys use. Every call raises RecordUnavailable."""
 
     def __init__(self, registry: Registry) -> None:
         self._take, self._settle, self._renew = (registry.script(s) for s in (_TAKE, _SETTLE, _RENEW))

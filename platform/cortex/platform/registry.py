@@ -1,7 +1,7 @@
 """The record's only way in and out of Redis. Values in, values out; no decision is made here.
 
 `record_keys.py` has the keys. The bell carries only the name of what changed: whoever hears it reads the truth again.
-Every call is bounded in time and fails with RecordAway, whatever went wrong underneath.
+Every call is bounded in time and fails with RecordUnavailable, whatever went wrong underneath.
 
 Hosts, routers, overrides and API keys are found through indexes: sets of names. A record and its index are written
 together. A name whose record expired is taken out by the next reader, in one step with a look whether the record is
@@ -488,7 +488,7 @@ class Registry:
     async def bell(self) -> AsyncIterator[str]:
         """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.
 
-        Raises RecordAway also when Redis turns out to be no master any more: then read anew, and listen anew.
+        Raises RecordUnavailable also when Redis turns out to be no master any more: then read anew, and listen anew.
         """
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             async with self._bounded():

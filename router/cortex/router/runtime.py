@@ -327,7 +327,7 @@ class Runtime:
         for host in list(self.view.fleet.hosts.values()):
             if host.catalogue != self.live_catalogue.digest:
                 try:
-                    await self.agents.heed(host, self.live_catalogue.catalogue, self.live_catalogue.digest)
+                    await self.agents.send_catalogue(host, self.live_catalogue.catalogue, self.live_catalogue.digest)
                 except AgentUnavailable as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 

@@ -136,7 +136,7 @@ async def test_a_worker_that_dies_before_its_agent_says_so_is_no_failed_start() 
     assert stage.proposed == 2
 
 
-async def test_a_start_that_its_host_has_forgotten_is_made_again_at_once() -> None:
+async def test_a_start_that_its_host_no_longer_has_is_proposed_again_at_once() -> None:
     """An agent that began anew knows nothing of a download it was waiting for."""
     fetching = an_instance("new-1", state=State.FETCHING)
     stage = Stage((), [*[(fetching,)] * 20, ()], (an_instance("new-2", ready=2.0),))

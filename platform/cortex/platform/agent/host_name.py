@@ -29,7 +29,7 @@ class NameTaken(Exception):
 
 
 class Records(Protocol):
-    """Reads hosts' records. Raises RecordAway."""
+    """Reads hosts' records. Raises RecordUnavailable."""
 
     async def host(self, name: str, now: float) -> HostRecord | None: ...
 
@@ -60,7 +60,7 @@ def home(state_dir: Path, boot: str) -> str:
 async def check_name(
     records: Records, name: str, own_home: str, now: Callable[[], float] = clock.now, look_s: float = LOOK_S
 ) -> None:
-    """Raise NameTaken while the agent of another home is alive under this name; RecordAway while Redis does not answer.
+    """Raise NameTaken while the agent of another home is alive under this name, and RecordUnavailable without Redis.
 
     A record alone proves no life: it outlives its agent by three heartbeats, for example over a quick reboot of this
     very machine. An agent that lives publishes again before it expires.

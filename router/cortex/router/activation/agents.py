@@ -1,4 +1,4 @@
-"""The router's client to agents: say `ensure`, never "if not running then start"."""
+"""The router's client to agents: it calls `ensure`, never "if not running then start"."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,19 +33,19 @@ T = TypeVar("T")
 TIMEOUT_S = ANSWER_S
 CONNECT_S = 5.0
 HUB_TIMEOUT_S = 60.0
-"""For what an agent asks its hub about."""
+"""Timeout of calls for which the agent calls its hub."""
 
 
 class AgentUnavailable(Exception):
-    """The agent did not answer, or not as an agent does. It may have done what it was told all the same."""
+    """The agent did not answer, or its answer is invalid. It may have carried out the request."""
 
 
 class AgentUnreachable(AgentUnavailable):
-    """No connection to the agent came about, so it knows nothing of what it was to do."""
+    """No connection to the agent could be opened, so it did not receive the request."""
 
 
 class AgentRefused(Exception):
-    """The agent answered that it will not, or cannot; the text says why."""
+    """The agent rejected the request; the text has the reason."""
 
     def __init__(self, why: str, status: int) -> None:
         super().__init__(why)
@@ -53,9 +53,9 @@ class AgentRefused(Exception):
 
 
 class Agents:
-    """All agents. Each gets a token of its own, by the name and the address in its host's record.
+    """Calls all agents, each with its own token, derived from the name and the address in its host's record.
 
-    With `ca_file` the fleet speaks TLS: then an agent at an `http://` address is not called at all.
+    With `ca_file` the fleet uses TLS: an agent at an `http://` address is then not called.
     """
 
     def __init__(self, token: FleetToken, ca_file: str = "") -> None:
@@ -76,7 +76,7 @@ class Agents:
         return signed
 
     @contextmanager
-    def _mapped(self, host: HostRecord) -> Iterator[None]:
+    def _translate_errors(self, host: HostRecord) -> Iterator[None]:
         address = host.address
         if self._only_tls and not address.lower().startswith("https://"):
             raise AgentUnreachable(
@@ -96,48 +96,48 @@ class Agents:
         """Close the connections."""
         await self._http.aclose()
 
-    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted | Rejected:
-        """Ask for an instance of a function. Raises AgentUnavailable."""
-        with self._mapped(host):
-            answer = await self._send(host, "POST", "/functions/ensure", asked)
+    async def ensure(self, host: HostRecord, request: Ensure) -> Accepted | Rejected:
+        """Request an instance of a function. Raises AgentUnavailable."""
+        with self._translate_errors(host):
+            answer = await self._send(host, "POST", "/functions/ensure", request)
             return msgspec.json.decode(answer, type=Accepted | Rejected)
 
     async def plan(self, host: HostRecord, function: Function) -> PlacementPlan | Rejected:
-        """Ask what `ensure` would do. Raises AgentAway."""
-        with self._mapped(host):
+        """Return what `ensure` would do. Raises AgentUnavailable."""
+        with self._translate_errors(host):
             answer = await self._send(host, "POST", "/functions/plan", PlanRequest(function))
             return msgspec.json.decode(answer, type=PlacementPlan | Rejected)
 
     async def drain(self, host: HostRecord) -> Sequence[str]:
-        """Have a host emptied. Return the instances that are going. Raises AgentUnavailable."""
-        with self._mapped(host):
+        """Drain a host. Return the instances that end. Raises AgentUnavailable."""
+        with self._translate_errors(host):
             answer = await self._send(host, "POST", "/drain", None)
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
     async def cool(self, host: HostRecord, function: str, *, at_once: bool = False) -> Sequence[str]:
-        """Let a function's instances go. Raises AgentUnavailable."""
-        with self._mapped(host):
+        """End a function's instances. Raises AgentUnavailable."""
+        with self._translate_errors(host):
             answer = await self._send(host, "POST", "/functions/cool", Cool(function, at_once))
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
     async def forget(self, host: HostRecord, function: str) -> None:
-        """Have what was learned of a function dropped. Raises AgentUnavailable."""
-        with self._mapped(host):
+        """Drop an agent's measurements of a function. Raises AgentUnavailable."""
+        with self._translate_errors(host):
             await self._send(host, "POST", f"/functions/forget?function={quote(function, safe='')}", None)
 
-    async def heed(self, host: HostRecord, catalogue: Catalogue, digest: str) -> None:
-        """Tell an agent the catalogue. Raises AgentUnavailable."""
-        with self._mapped(host):
+    async def send_catalogue(self, host: HostRecord, catalogue: Catalogue, digest: str) -> None:
+        """Send the catalogue to an agent. Raises AgentUnavailable."""
+        with self._translate_errors(host):
             await self._send(host, "PUT", "/catalogue", CatalogueUpdate(catalogue, digest))
 
-    async def logs(self, host: HostRecord, path: str, asked: Mapping[str, str | int]) -> httpx.Response | None:
-        """Open a worker's log on a host, to be read as it comes and closed by the caller; None when it has none.
+    async def logs(self, host: HostRecord, path: str, query: Mapping[str, str | int]) -> httpx.Response | None:
+        """Open the stream of a worker's log on a host; the caller closes it. None when there is no log.
 
-        Raises AgentAway.
+        Raises AgentUnavailable.
         """
-        with self._mapped(host):
+        with self._translate_errors(host):
             timeout = httpx.Timeout(TIMEOUT_S, read=None)
-            request = self._http.build_request("GET", host.address + path, params=dict(asked), timeout=timeout)
+            request = self._http.build_request("GET", host.address + path, params=dict(query), timeout=timeout)
             answer = await self._http.send(request, stream=True, auth=self._auth(host))
             if answer.status_code == httpx.codes.OK:
                 return answer
@@ -150,35 +150,35 @@ class Agents:
     # Weights.
 
     async def stored(self, host: HostRecord) -> list[Stored]:
-        """Ask what weights a host has. Raises AgentUnavailable."""
-        return await self._asked(host, "GET", "/weights", None, list[Stored])
+        """Return the weights on a host. Raises AgentUnavailable."""
+        return await self._call(host, "GET", "/weights", None, list[Stored])
 
-    async def remove_weights(self, host: HostRecord, asked: Remove) -> Removed:
-        """Have stored weights removed. Raises AgentUnavailable or AgentRefused."""
-        return await self._asked(host, "POST", "/weights/remove", asked, Removed)
+    async def remove_weights(self, host: HostRecord, request: Remove) -> Removed:
+        """Remove stored weights. Raises AgentUnavailable or AgentRefused."""
+        return await self._call(host, "POST", "/weights/remove", request, Removed)
 
     async def prefetch(self, host: HostRecord, function: Function) -> str:
-        """Have a function's weights fetched; return the job. Raises AgentAway or AgentRefused."""
-        answer = await self._asked(host, "POST", "/weights/fetch", Prefetch(function), dict[str, str])
+        """Fetch a function's weights; return the job's id. Raises AgentUnavailable or AgentRefused."""
+        answer = await self._call(host, "POST", "/weights/fetch", Prefetch(function), dict[str, str])
         return answer["job"]
 
     async def estimate(self, host: HostRecord, function: Function) -> Estimate:
-        """Ask how much memory a function takes. Raises AgentUnavailable or AgentRefused."""
-        wanted = Prefetch(function)
-        return await self._asked(host, "POST", "/weights/estimate", wanted, Estimate, within_s=HUB_TIMEOUT_S)
+        """Return an estimate of a function's memory. Raises AgentUnavailable or AgentRefused."""
+        request = Prefetch(function)
+        return await self._call(host, "POST", "/weights/estimate", request, Estimate, within_s=HUB_TIMEOUT_S)
 
     async def jobs(self, host: HostRecord) -> list[dict[str, Any]]:
-        """Ask for a host's fetches. Raises AgentUnavailable or AgentRefused."""
-        return await self._asked(host, "GET", "/jobs", None, list[dict[str, Any]])
+        """Return a host's fetches. Raises AgentUnavailable or AgentRefused."""
+        return await self._call(host, "GET", "/jobs", None, list[dict[str, Any]])
 
     async def cancel_job(self, host: HostRecord, job: str) -> None:
         """Stop a fetch. Raises AgentUnavailable or AgentRefused."""
-        await self._asked(host, "POST", f"/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
+        await self._call(host, "POST", f"/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
 
-    async def _asked(
+    async def _call(
         self, host: HostRecord, method: str, path: str, body: Any, kind: type[T], *, within_s: float = TIMEOUT_S
     ) -> T:
-        with self._mapped(host):
+        with self._translate_errors(host):
             content = msgspec.json.encode(body) if body else None
             answer = await self._http.request(
                 method, host.address + path, content=content, timeout=within_s, auth=self._auth(host)

@@ -1,8 +1,7 @@
-"""Which functions want one more instance. Pure; asked by the router that holds the sweep lease.
+"""Which functions need one more instance. Pure; called by the router that holds the sweep lease.
 
-One at a time: as long as an instance is on its way, nobody asks for the next. An instance of a silent host counts: it
-serves as long as it answers. Scaling in is the agents' business:
-an instance that idles is reaped like any other, down to the minimum.
+One at a time: while an instance is on its way up, no other is requested. An instance of a silent host counts: it serves
+as long as it answers. Agents scale in: they reap idle instances down to the minimum.
 """
 
 from collections.abc import Iterable
@@ -14,8 +13,7 @@ from cortex.functions.spec import Function
 from cortex.platform.record import Fleet, use
 
 PATIENCE_S = 3.0
-"""How long a function must stay over its target concurrency: a burst that is over before an instance could be
-ready is not worth one."""
+"""How long a function must exceed its target concurrency: a short burst ends before another instance is ready."""
 
 
 class Want(Struct, frozen=True):
@@ -26,7 +24,7 @@ class Want(Struct, frozen=True):
 
 
 class Scaling:
-    """Remembers since when each function has had more to do than its instances should."""
+    """Tracks since when each function exceeds its target concurrency."""
 
     def __init__(self) -> None:
         self._over_since: dict[str, float] = {}
@@ -34,26 +32,26 @@ class Scaling:
     def wanted(self, functions: Iterable[Function], fleet: Fleet, now: float) -> list[Want]:
         """Return what to start, in the order of the catalogue:
 
-        (1) nothing while one is on its way;
-        (2) what is missing of the minimum;
-        (3) nothing more at the maximum, or for a function that is cold: requests wake it;
+        (1) nothing while one is on its way up;
+        (2) instances that the minimum lacks;
+        (3) nothing more at the maximum, or for a function that is cold: requests start it;
         (4) one more when requests in flight per instance have stayed over the target.
         """
         busy = use(fleet).in_flight
         over: dict[str, float] = {}
-        wanted = []
+        wants = []
         for function in functions:
-            there = [i for h in fleet.records() for i in h.of(function.id)]
-            if any(i.state in COMING for i in there):  # (1)
+            instances = [i for h in fleet.records() for i in h.of(function.id)]
+            if any(i.state in COMING for i in instances):  # (1)
                 continue
-            if len(there) < function.min:  # (2)
-                wanted.append(Want(function.id, promised=True))
+            if len(instances) < function.min:  # (2)
+                wants.append(Want(function.id, promised=True))
                 continue
-            if not there or len(there) >= function.max:  # (3)
+            if not instances or len(instances) >= function.max:  # (3)
                 continue
-            if sum(busy.get(i.id, 0) for i in there) > function.target_concurrency * len(there):  # (4)
+            if sum(busy.get(i.id, 0) for i in instances) > function.target_concurrency * len(instances):  # (4)
                 since = over[function.id] = self._over_since.get(function.id, now)
                 if now - since >= PATIENCE_S:
-                    wanted.append(Want(function.id, promised=False))
+                    wants.append(Want(function.id, promised=False))
         self._over_since = over
-        return wanted
+        return wants

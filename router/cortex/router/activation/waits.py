@@ -1,4 +1,4 @@
-"""What a function in line waits for, as operators and refused clients read it. Pure."""
+"""The wait of a function in line, as text for operators and rejected clients. Pure."""
 
 from collections.abc import Iterable
 from math import ceil
@@ -13,14 +13,14 @@ class Wait(Struct, frozen=True, kw_only=True):
 
     host: str
     position: int
-    """1: the next turn is its."""
+    """1: it is next."""
     waited_s: float
     turn_in_s: float | None
-    """When instances in use are closed for it, at the latest; None: none can be."""
+    """The latest time until instances in use are closed for it; None: none can be."""
     closes: tuple[str, ...]
     """Their functions."""
     start_s: float | None
-    """How long its start took before."""
+    """Duration of an earlier start."""
 
     def __str__(self) -> str:
         waits = f"has waited for memory on {self.host} for {self.waited_s:.0f} s"
@@ -33,7 +33,7 @@ class Wait(Struct, frozen=True, kw_only=True):
 
 
 class Place(Struct, frozen=True):
-    """Where a function stands in the line of a host."""
+    """A function's position in the line of a host."""
 
     host: HostRecord
     position: int

@@ -21,7 +21,7 @@ from cortex.platform.api_keys import (
     Priority,
     Scope,
     digest,
-    known_as,
+    keys_named,
     rotated,
 )
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -70,7 +70,7 @@ class Keys:
 
     async def named(self, name: str) -> list[ApiKey]:
         """Return the keys of a name or id, the current one first. Raises KeyNotFound."""
-        keys = known_as(await self._registry.keys(), name)
+        keys = keys_named(await self._registry.keys(), name)
         if not keys:
             raise KeyNotFound(f"there is no API key {name[:100]!r}")
         return keys
@@ -78,7 +78,7 @@ class Keys:
     async def make(self, request: NewKey) -> tuple[str, ApiKey]:
         """Create a key; return it, which is not stored, and its record. Raises KeyNameTaken."""
         now = time.time()
-        if known_as(await self._registry.keys(), request.name):
+        if keys_named(await self._registry.keys(), request.name):
             raise KeyNameTaken(f"an API key '{request.name}' exists already; rotate or revoke it")
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         key = ApiKey(

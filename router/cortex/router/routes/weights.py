@@ -118,7 +118,7 @@ async def _update_catalogue(runtime: Runtime, host: HostRecord) -> None:
     """Send an agent the current catalogue, from which it derives unused weights and the functions of a download."""
     if host.catalogue != runtime.live_catalogue.digest:
         catalogue, digest = runtime.live_catalogue.catalogue, runtime.live_catalogue.digest
-        await _one(host, runtime.agents.heed(host, catalogue, digest))
+        await _one(host, runtime.agents.send_catalogue(host, catalogue, digest))
 
 
 def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:
