@@ -35,7 +35,7 @@ HELD_BY = {
     "job worker": (
         "test_a_killed_job_worker_loses_nothing_that_came",
         FAILOVER,
-        "test_a_job_that_a_worker_took_off_the_queue_and_never_began_is_listed_and_taken_up",
+        "test_a_dequeued_job_that_never_started_is_listed_and_requeued",
         "test_a_slow_download_outlives_the_request_that_began_it",
         "test_a_slow_download_outlives_the_request_that_began_it",
         "test_a_slow_download_outlives_the_request_that_began_it",

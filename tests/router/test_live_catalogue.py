@@ -160,12 +160,12 @@ async def test_an_empty_catalogue_is_sent_to_agents_only_if_deliberate(
     live, _ = a_catalogue(tmp_path, text)
     addresses: list[str] = []
 
-    async def heed(host: HostRecord, catalogue: object, digest: str) -> None:
+    async def send_catalogue(host: HostRecord, catalogue: object, digest: str) -> None:
         addresses.append(host.address)
 
     host = a_host()
     view = SimpleNamespace(fleet=Fleet(hosts={host.name: host}))
-    runtime = SimpleNamespace(live_catalogue=live, view=view, agents=SimpleNamespace(heed=heed))
+    runtime = SimpleNamespace(live_catalogue=live, view=view, agents=SimpleNamespace(send_catalogue=send_catalogue))
 
     await Runtime._send_catalogue(cast(Runtime, runtime))
 

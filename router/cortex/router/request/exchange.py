@@ -209,8 +209,8 @@ class Exchange:
                 replays_left -= 1
 
     async def _served_by(self, instance: Instance, turn: Ticket, *, last: bool) -> Outcome:
-        """Serve the request from an instance as soon as it has a slot there. Raises RequestError when the last try breaks
-        before its first byte."""
+        """Serve the request from an instance as soon as it has a slot there. Raises RequestError when the last try
+        breaks before its first byte."""
         placed, journey = self._services.view.placed(instance.id), self.journey
         try:
             async with asyncio.timeout(self._function.request_timeout_s):
