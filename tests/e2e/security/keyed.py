@@ -18,6 +18,7 @@ CATALOGUE = "\n".join(
         fake("one/open", "--answer", "one two three"),
         fake("one/slow", "--tps", "10", "--tokens", "30"),
         fake("one/late", "--ttft-s", "60"),
+        fake("one/long", "--tps", "10", "--tokens", "100"),
         fake("two/other", "--answer", "four"),
         aliases({"mine": "one/open", "theirs": "two/other"}),
     ]

@@ -53,7 +53,7 @@ def test_a_key_sees_only_the_models_it_may_use_and_is_told_of_no_others(keyed: K
         other = http.get("/v1/models/two%2Fother")
     misspelt = keyed.ask("inference", "two/othr")
 
-    assert listed_ids == ["one/open", "one/slow", "one/late", "mine"]
+    assert listed_ids == ["one/open", "one/slow", "one/late", "one/long", "mine"]
     assert other.status_code == 404
     assert misspelt.status_code == 404
     assert "two/other" not in misspelt.text
@@ -103,7 +103,7 @@ def test_a_request_id_that_two_keys_use_is_cancelled_for_the_one_that_is_named(k
     texts: dict[str, str] = {}
 
     def ask(key: str) -> None:
-        body = {"model": "one/slow", "messages": MESSAGES, "stream": True}
+        body = {"model": "one/long", "messages": MESSAGES, "stream": True}
         with keyed.client(key) as http:
             texts[key] = http.post("/v1/chat/completions", json=body, headers={"x-request-id": "shared"}).text
 
