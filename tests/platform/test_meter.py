@@ -57,7 +57,7 @@ def test_values_counted_beforehand_are_the_same_as_values_observed() -> None:
     assert one.snapshot().spreads[0].counts == other.snapshot().spreads[0].counts
 
 
-def test_several_processes_are_added_up_also_after_a_journey_as_json() -> None:
+def test_several_processes_are_added_up_also_after_a_round_trip_as_json() -> None:
     parts = []
     for number in (1, 2):
         counted = Meter()

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from cortex.platform.settings import Settings
 from cortex.platform.settings import Tracing as TracingSettings
 from cortex.router.tracing import OtlpTracing, PassThroughTracing, trace_headers, tracing
-from tests.router.request.test_request_record import a_finished, a_journey
+from tests.router.request.test_request_record import a_finished, a_request_record
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADER = f"00-{TRACE}-{PARENT}-01".encode()
@@ -51,7 +51,7 @@ def test_tracestate_is_forwarded_only_with_traceparent() -> None:
 
 
 def test_without_an_endpoint_headers_are_forwarded_without_the_sdk() -> None:
-    request_record = a_journey()
+    request_record = a_request_record()
     blocked = "import sys; sys.modules['opentelemetry'] = None; import cortex.router.app"
 
     pass_through = tracing(Settings())

@@ -25,7 +25,7 @@ import pytest
 
 from cortex.platform.fake_engine import replay
 from cortex.platform.fake_engine.options import parse
-from cortex.platform.fake_engine.outcome import Drop, Fail, Fate, Hang, Serve, is_over, outcome
+from cortex.platform.fake_engine.outcome import Drop, Fail, Hang, Outcome, Serve, is_over, outcome
 from cortex.platform.fake_engine.script import BadScript, Script, changed
 from cortex.platform.fake_engine.shapes import SHAPES
 
@@ -590,7 +590,7 @@ def test_the_log_can_be_filled(worker: Worker) -> None:
 
 
 def test_the_fates_of_requests() -> None:
-    table: list[tuple[Script, int, Fate]] = [
+    table: list[tuple[Script, int, Outcome]] = [
         (Script(), 1, Serve()),
         (Script(refuse=True, hang="serving"), 1, Drop()),
         (Script(hang="serving", fail_status=500), 1, Hang()),

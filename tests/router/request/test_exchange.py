@@ -91,7 +91,7 @@ class Stage:
     async def share_death(self, token: str, death: Death) -> None:
         self.shared.append(death)
 
-    def start(self, journey: object, headers: object) -> dict[str, str]:
+    def start(self, request_record: object, headers: object) -> dict[str, str]:
         return {}
 
     async def post(self, instance: Instance, path: str, body: bytes, more: object = None) -> Answer:
@@ -364,25 +364,25 @@ async def test_who_lets_others_go_first_counts_as_waiting_and_has_the_start_cloc
 class BrokenTracing:
     """Tracing that fails on what a caller sent."""
 
-    def __init__(self, journeys: RequestRecords) -> None:
-        self._journeys = journeys
+    def __init__(self, request_records: RequestRecords) -> None:
+        self._request_records = request_records
         self.live: list[RequestRecord] = []
 
-    def start(self, journey: RequestRecord, headers: object) -> dict[str, str]:
-        self.live = self._journeys.live()
+    def start(self, request_record: RequestRecord, headers: object) -> dict[str, str]:
+        self.live = self._request_records.live()
         raise ValueError("a header that means nothing")
 
 
 async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -> None:
     ended: list[RequestRecord] = []
 
-    def note(journey: RequestRecord) -> None:
-        ended.append(journey)
+    def note(request_record: RequestRecord) -> None:
+        ended.append(request_record)
 
-    journeys = RequestRecords([note])
-    tracing = BrokenTracing(journeys)
+    request_records = RequestRecords([note])
+    tracing = BrokenTracing(request_records)
     nothing = cast(Any, None)
-    services = Services(nothing, nothing, nothing, nothing, journeys, cast(Any, tracing), nothing, nothing)
+    services = Services(nothing, nothing, nothing, nothing, request_records, cast(Any, tracing), nothing, nothing)
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
     exchange = Exchange(services, target, call, "req_1", anonymous())
@@ -390,6 +390,6 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     with pytest.raises(ValueError, match="means nothing"):
         await exchange({"headers": []}, nothing, nothing)  # type: ignore[arg-type]
 
-    assert tracing.live == [exchange.journey]
-    assert journeys.live() == []
-    assert ended == [exchange.journey]
+    assert tracing.live == [exchange.request_record]
+    assert request_records.live() == []
+    assert ended == [exchange.request_record]

@@ -13,7 +13,7 @@ LATER_S = 1000.0
 """Far enough in the future that every silence is worth reporting."""
 
 
-def a_journey() -> RequestRecord:
+def a_request_record() -> RequestRecord:
     return RequestRecord("r", "f", "f", "chat", streams=True, read_s=0.0)
 
 
@@ -23,7 +23,7 @@ def silent(aboard: OpenRequests, present: tuple[str, ...] = ("one",)) -> bool:
 
 def test_an_instance_that_owes_an_answer_is_silent_until_it_gives_one() -> None:
     aboard = OpenRequests()
-    with aboard.sent("one", a_journey()):
+    with aboard.sent("one", a_request_record()):
         at_once = aboard.silences(time.monotonic() + WORTH_REPORTING_S / 2, ("one",))
         later = silent(aboard)
 
@@ -32,18 +32,18 @@ def test_an_instance_that_owes_an_answer_is_silent_until_it_gives_one() -> None:
 
 def test_what_a_client_left_waiting_counts_until_the_next_answer() -> None:
     aboard = OpenRequests()
-    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_journey()):
+    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_request_record()):
         raise asyncio.CancelledError
     left = silent(aboard)
-    with aboard.sent("one", a_journey()):
+    with aboard.sent("one", a_request_record()):
         pass
 
     assert (left, silent(aboard)) == (True, False)
 
 
 def test_a_byte_for_one_request_is_progress_for_all() -> None:
-    aboard, streams = OpenRequests(), a_journey()
-    with aboard.sent("one", a_journey()), aboard.sent("one", streams):
+    aboard, streams = OpenRequests(), a_request_record()
+    with aboard.sent("one", a_request_record()), aboard.sent("one", streams):
         streams.piece(time.monotonic() + LATER_S)
 
         assert not silent(aboard)
@@ -51,7 +51,7 @@ def test_a_byte_for_one_request_is_progress_for_all() -> None:
 
 def test_all_that_were_aboard_count_when_the_first_connection_breaks() -> None:
     aboard = OpenRequests()
-    with aboard.sent("one", a_journey()), pytest.raises(Broken), aboard.sent("one", a_journey()):
+    with aboard.sent("one", a_request_record()), pytest.raises(Broken), aboard.sent("one", a_request_record()):
         raise Broken("closed")
 
     assert aboard.lose("one") == 2
@@ -59,7 +59,7 @@ def test_all_that_were_aboard_count_when_the_first_connection_breaks() -> None:
 
 def test_instances_that_are_gone_are_forgotten() -> None:
     aboard = OpenRequests()
-    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_journey()):
+    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_request_record()):
         raise asyncio.CancelledError
 
     assert not silent(aboard, ())

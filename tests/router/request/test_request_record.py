@@ -9,31 +9,31 @@ from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, merge
 from cortex.router.request.request_record import RECENT, RequestRecord, RequestRecords, Try, summary
 
 
-def a_journey(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> RequestRecord:
+def a_request_record(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> RequestRecord:
     """A streamed request that has just begun."""
-    journey = RequestRecord(id, function, function, "chat", streams=True, read_s=0.0)
-    journey.began = 100.0
+    request_record = RequestRecord(id, function, function, "chat", streams=True, read_s=0.0)
+    request_record.began = 100.0
     for name, value in noted.items():
-        setattr(journey, name, value)
-    return journey
+        setattr(request_record, name, value)
+    return request_record
 
 
 def a_finished(**noted: Any) -> RequestRecord:
     """Ten tokens in two seconds, the first after one."""
     values = {"first": 101.0, "last": 103.0, "ended": 103.0, "pieces": 10, "tokens_out": 11, "status": 200}
-    return a_journey(**(values | noted))
+    return a_request_record(**(values | noted))
 
 
 def test_the_gaps_between_pieces_are_counted_from_the_second_on() -> None:
-    journey = a_journey()
+    request_record = a_request_record()
 
     for now in (101.0, 101.1, 101.2, 103.2):
-        journey.piece(now)
+        request_record.piece(now)
 
-    assert journey.first_s == 1.0
-    assert journey.gaps is not None
-    assert sum(journey.gaps) == 3
-    assert journey.gaps_s == pytest.approx(2.2)
+    assert request_record.first_s == 1.0
+    assert request_record.gaps is not None
+    assert sum(request_record.gaps) == 3
+    assert request_record.gaps_s == pytest.approx(2.2)
 
 
 def test_a_rate_is_of_the_tokens_after_the_first() -> None:
@@ -61,59 +61,59 @@ def test_a_request_failed_when_it_was_not_the_clients_doing(status: int, fault: 
 
 def test_a_request_is_over_once_and_then_everybody_is_told() -> None:
     heard: list[str] = []
-    journeys = RequestRecords([lambda j: heard.append(j.id)])
-    journey = a_journey()
-    journeys.begun(journey)
+    request_records = RequestRecords([lambda j: heard.append(j.id)])
+    request_record = a_request_record()
+    request_records.begun(request_record)
 
-    journeys.over(journey)
-    journeys.over(journey)
+    request_records.over(request_record)
+    request_records.over(request_record)
 
     assert heard == ["req_1"]
-    assert journeys.live() == []
-    assert journeys.find("req_1") == [journey]
+    assert request_records.live() == []
+    assert request_records.find("req_1") == [request_record]
 
 
 def test_only_so_many_requests_are_remembered() -> None:
-    journeys = RequestRecords([])
+    request_records = RequestRecords([])
     for number in range(RECENT + 5):
-        journeys.begun(journey := a_journey(f"req_{number}"))
-        journeys.over(journey)
+        request_records.begun(request_record := a_request_record(f"req_{number}"))
+        request_records.over(request_record)
 
-    assert journeys.find("req_4") == []
-    assert len(journeys.find("req_5")) == 1
+    assert request_records.find("req_4") == []
+    assert len(request_records.find("req_5")) == 1
 
 
 def test_cancelling_reaches_every_live_request_of_an_id() -> None:
     cancelled: list[int] = []
-    journeys = RequestRecords([])
+    request_records = RequestRecords([])
     for number in (1, 2):
-        journeys.begun(a_journey("same", cancel=lambda n=number: cancelled.append(n)))
-    journeys.begun(a_journey("other", cancel=lambda: cancelled.append(3)))
+        request_records.begun(a_request_record("same", cancel=lambda n=number: cancelled.append(n)))
+    request_records.begun(a_request_record("other", cancel=lambda: cancelled.append(3)))
 
-    assert journeys.cancel("same") == 2
+    assert request_records.cancel("same") == 2
     assert cancelled == [1, 2]
 
 
 def test_cancelling_for_a_key_leaves_the_requests_that_others_gave_the_same_id() -> None:
     cancelled: list[str] = []
-    journeys = RequestRecords([])
+    request_records = RequestRecords([])
     for who in ("ann", "bob", ""):
-        journey = a_journey("same", cancel=lambda who=who: cancelled.append(who))
-        journey.who = who
-        journeys.begun(journey)
+        request_record = a_request_record("same", cancel=lambda who=who: cancelled.append(who))
+        request_record.who = who
+        request_records.begun(request_record)
 
-    assert journeys.cancel("same", "bob") == 1
-    assert journeys.cancel("same", "") == 1
+    assert request_records.cancel("same", "bob") == 1
+    assert request_records.cancel("same", "") == 1
     assert cancelled == ["bob", ""]
 
 
 def test_what_is_shown_of_a_request_says_which_workers_broke() -> None:
-    journey = a_journey()
-    journey.forwarded("i-1", "here")
-    journey.broke("connection refused")
-    journey.forwarded("i-2", "there")
+    request_record = a_request_record()
+    request_record.forwarded("i-1", "here")
+    request_record.broke("connection refused")
+    request_record.forwarded("i-2", "there")
 
-    shown = summary(journey, "router-1")
+    shown = summary(request_record, "router-1")
 
     assert shown.tries == (Try("i-1", "here", "connection refused"),)
     assert (shown.instance, shown.host, shown.phase, shown.router) == ("i-2", "there", "forwarded", "router-1")

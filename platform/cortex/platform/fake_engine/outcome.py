@@ -26,10 +26,10 @@ class Serve(msgspec.Struct, frozen=True):
     die_after: int | None = None
 
 
-Fate = Drop | Hang | Fail | Serve
+Outcome = Drop | Hang | Fail | Serve
 
 
-def outcome(script: Script, nth: int) -> Fate:
+def outcome(script: Script, nth: int) -> Outcome:
     """The fate of the nth request since the script was last changed.
 
     1. The engine refuses work. 2. It hangs. 3. It is this request's turn to fail.

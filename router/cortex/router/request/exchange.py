@@ -105,14 +105,14 @@ class Services:
         activator: Activator,
         flights: InFlight,
         upstream: Upstream,
-        journeys: RequestRecords,
+        request_records: RequestRecords,
         tracing: Tracing,
         directory: LiveCatalogue,
         deaths: Deaths,
     ) -> None:
         self.directory, self.deaths = directory, deaths
         self.view, self.activator, self.flights, self.upstream = view, activator, flights, upstream
-        self.journeys, self.tracing = journeys, tracing
+        self.request_records, self.tracing = request_records, tracing
         self.turns, self.starts, self.slots = Admission(), StartGate(), SlotTable()
 
 
@@ -136,7 +136,7 @@ class Exchange:
         self._services, self._request_id, self._understand = services, request_id, understand
         self._call, self._stream = call, call.streams.stream(request_id) if call.streams else None
         self._target, self._function = target, target.function
-        self.journey = RequestRecord(
+        self.request_record = RequestRecord(
             request_id,
             self._function.id,
             asked or self._function.id,
@@ -145,7 +145,7 @@ class Exchange:
             read_s=read_s,
         )
         self._caller, self._is_operator = caller, caller.may(Right.STATUS)
-        self.journey.who = caller.name if caller.id != ANONYMOUS else ""
+        self.request_record.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = False
         self._deaths = 0
         """Workers that died while serving the request."""
@@ -157,27 +157,27 @@ class Exchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request until the client disconnects."""
         self._send = send
-        journey = self.journey
-        self._services.journeys.begun(journey)
-        try:  # from here on, whatever breaks, the journey comes to its end
-            self._trace = self._services.tracing.start(journey, scope["headers"])
-            await attend(journey, self._serve(), receive, self._cancel)
+        request_record = self.request_record
+        self._services.request_records.begun(request_record)
+        try:  # from here on, whatever breaks, the record of the request is finished
+            self._trace = self._services.tracing.start(request_record, scope["headers"])
+            await attend(request_record, self._serve(), receive, self._cancel)
         finally:
-            self._services.journeys.over(journey)
+            self._services.request_records.over(request_record)
 
     async def _serve(self) -> None:
         try:
             await self._attempts()
         except RequestError as refusal:
-            self.journey.why = refusal.message
+            self.request_record.why = refusal.message
             await self._refuse(refusal.fault(operator=self._is_operator))
         except DialectError as error:
             await self._refuse(error.fault)
         except asyncio.CancelledError:
             if not self._cancelled:
                 raise
-            self.journey.why = "cancelled by an operator"
-            await self._refuse(Cancelled(f"this request was {self.journey.why}").fault())
+            self.request_record.why = "cancelled by an operator"
+            await self._refuse(Cancelled(f"this request was {self.request_record.why}").fault())
 
     def _cancel(self, work: asyncio.Task[None]) -> None:
         """End the request from outside: its client gets an error, and the worker stops."""
@@ -192,7 +192,7 @@ class Exchange:
             self._services.deaths.admit(self._passenger())
         replays_left = REPLAYS
         while True:
-            if self.journey.tries:
+            if self.request_record.tries:
                 await self._look_up()
             priority = self._caller.priority
             with self._services.starts.waiting(self._function.id, priority) as waiting, ExitStack() as boarding:
@@ -211,17 +211,17 @@ class Exchange:
     async def _served_by(self, instance: Instance, turn: Ticket, *, last: bool) -> Outcome:
         """Serve the request from an instance as soon as it has a slot there. Raises RequestError when the last try
         breaks before its first byte."""
-        placed, journey = self._services.view.placed(instance.id), self.journey
+        placed, request_record = self._services.view.placed(instance.id), self.request_record
         try:
             async with asyncio.timeout(self._function.request_timeout_s):
                 if turn.waits:
-                    began, journey.phase = time.monotonic(), "waiting"
+                    began, request_record.phase = time.monotonic(), "waiting"
                     await self._patiently(turn.wait_for_slot())
-                    journey.queued_s += time.monotonic() - began
+                    request_record.queued_s += time.monotonic() - began
                     if self._services.view.is_closing(instance.id):
                         return Outcome.CLOSED
-                journey.forwarded(instance.id, placed[1] if placed else "")
-                with self._services.deaths.aboard.sent(instance.id, journey):
+                request_record.forwarded(instance.id, placed[1] if placed else "")
+                with self._services.deaths.aboard.sent(instance.id, request_record):
                     await self._forward(instance)
                 return Outcome.SERVED
         except TimeoutError:
@@ -234,18 +234,20 @@ class Exchange:
             loss = await self._patiently(asyncio.shield(task))
             self._deaths += loss.end in (End.BEFORE, End.DIED, End.HUNG)
             again = not last and may_replay(loss, self._deaths)
-            journey.broke(str(broken), replayed=again)
+            request_record.broke(str(broken), replayed=again)
             if not again:
                 public = f"the worker of '{self._function.id}' broke before it answered"
                 raise UpstreamBroke(f"{public}: {broken}", public=public + SEE_WHY) from None
-            journey.instance = journey.host = ""  # a head that is sent while it waits names no dead instance
+            request_record.instance = request_record.host = (
+                ""  # a head that is sent while it waits names no dead instance
+            )
             return Outcome.BROKE
 
     def _passenger(self) -> Fingerprint:
         caller, call = self._caller, self._call
         return Fingerprint(
             key=caller.id,
-            who=self.journey.who,
+            who=self.request_record.who,
             function=self._function.id,
             request=self._request_id,
             digest=digest(call.path, call.body),
@@ -278,9 +280,9 @@ class Exchange:
 
         The start timeout covers the whole request, even if its function is edited meanwhile.
         """
-        activator, journey = self._services.activator, self.journey
+        activator, request_record = self._services.activator, self.request_record
         began, used_s = time.monotonic(), self._start_s
-        journey.cold, journey.phase = True, "waiting"
+        request_record.cold, request_record.phase = True, "waiting"
         place_at = ""
         try:
             with ExitStack() as place:
@@ -300,7 +302,7 @@ class Exchange:
         finally:
             waited_s = time.monotonic() - began
             self._start_s += waited_s
-            journey.queued_s += waited_s
+            request_record.queued_s += waited_s
         return instance
 
     async def _look_up(self) -> None:
@@ -309,24 +311,24 @@ class Exchange:
         Raises FunctionNotFound or NotAllowed, what reading raises, or NotReadyInTime for a stream that has begun in a
         way that does not fit any more.
         """
-        target = self._services.directory.resolve_for(self.journey.asked, self._caller)
+        target = self._services.directory.resolve_for(self.request_record.asked, self._caller)
         before = self._target
         if target is before:
             return
         if (target.function.id, target.revision) != (before.function.id, before.revision) and self._understand:
             self._read_as(await self._understand(target))
         self._target, self._function = target, target.function
-        self.journey.function = target.function.id
+        self.request_record.function = target.function.id
 
     def _read_as(self, call: Call) -> None:
         """Go on with another reading of the request. A client that has been sent the beginning of a stream is not
         sent another."""
         stream = call.streams.stream(self._request_id) if call.streams else None
-        if self.journey.head:
+        if self.request_record.head:
             if call.path != self._call.path or type(stream) is not type(self._stream) or stream is None:
                 raise NotReadyInTime(
-                    f"the model {self.journey.asked[:200]!r} was changed while this stream waited for it: send the "
-                    "request again",
+                    f"the model {self.request_record.asked[:200]!r} was changed while this stream waited for it: send "
+                    "the request again",
                     retry_after=1,
                 )
             stream.open()
@@ -338,7 +340,7 @@ class Exchange:
         Raises Broken before the worker's first byte, and DialectError for an answer that is none.
         """
         settle = self._call.settle
-        body = self._call.body if settle is None else await self._patiently(settle(instance, self.journey.head))
+        body = self._call.body if settle is None else await self._patiently(settle(instance, self.request_record.head))
         try:
             await self._send_apart(instance, body)
         except DialectError as error:
@@ -349,7 +351,7 @@ class Exchange:
 
     def _stumbled(self, fault: Fault) -> bool:
         """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
-        return not self.journey.pieces and grammar.is_grammar_error(fault.message)
+        return not self.request_record.pieces and grammar.is_grammar_error(fault.message)
 
     async def _send_apart(self, instance: Instance, body: bytes) -> None:
         """Send the request on, so that it finds no prompt of another key in the worker's cache."""
@@ -382,9 +384,9 @@ class Exchange:
             if hidden is not None:
                 body = hidden.whole(body)
             now = time.monotonic()
-            self.journey.piece(now)
+            self.request_record.piece(now)
             plain = self._call.reply.plain(body)
-            self.journey.translate_s = time.monotonic() - now
+            self.request_record.translate_s = time.monotonic() - now
             self._spent(plain.tokens, hidden)
             await self._send_whole(200, plain.body)
         finally:
@@ -424,7 +426,7 @@ class Exchange:
         self, instance: Instance, answer: Answer, stream: Stream, hidden: HiddenCounts | None = None
     ) -> None:
         """Relay a worker's stream. The dialect tells a complete stream from a truncated one."""
-        chunks, journey, clock = answer.chunks(), self.journey, time.monotonic
+        chunks, request_record, clock = answer.chunks(), self.request_record, time.monotonic
         if hidden is not None:
             chunks = hidden.out_of(chunks)
         try:
@@ -433,18 +435,18 @@ class Exchange:
                 raise EngineFailed("its engine has failed")
             while chunk and not stream.over:
                 now = clock()
-                journey.piece(now)
+                request_record.piece(now)
                 output = stream.feed(chunk)
-                journey.translate_s += clock() - now
+                request_record.translate_s += clock() - now
                 await self._say(stream, output)
                 chunk = b"" if stream.over else await anext(chunks, b"")
         except Broken as broken:
-            if not journey.pieces:
+            if not request_record.pieces:
                 raise
             self._services.deaths.lost(self._passenger(), instance, broken, earlier=self._deaths)
             reason = f"the worker of '{self._function.id}' broke off in its answer"
-            journey.why = f"{reason}: {broken}"
-            reason = journey.why if self._is_operator else reason + SEE_WHY
+            request_record.why = f"{reason}: {broken}"
+            reason = request_record.why if self._is_operator else reason + SEE_WHY
             await self._say(stream, stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
         except BadAnswer as unreadable:
             await self._say(stream, stream.fail(unreadable.fault))
@@ -452,14 +454,14 @@ class Exchange:
             await self._say(stream, stream.close())
         finally:
             self._spent(stream.tokens, hidden)
-            journey.rough_tokens = stream.rough_tokens
+            request_record.rough_tokens = stream.rough_tokens
         if stream.fault is not None:
-            journey.fault = stream.fault.kind
+            request_record.fault = stream.fault.kind
         await self._send_body(b"", last=True)
 
     async def _say(self, stream: Stream, output: bytes) -> None:
         """Send what the dialect says; a fault before anything was sent still gets its proper status."""
-        if stream.fault is not None and not self.journey.head:
+        if stream.fault is not None and not self.request_record.head:
             raise DialectError(stream.fault)
         if output:
             await self._send_head()
@@ -486,17 +488,17 @@ class Exchange:
 
     async def _refuse(self, fault: Fault) -> None:
         status = fault.status(self._call.dialect)
-        self.journey.fault = fault.kind
-        if self.journey.head and self._stream is not None:
+        self.request_record.fault = fault.kind
+        if self.request_record.head and self._stream is not None:
             await self._send_body(self._stream.fail(fault), last=True)
             return
         body = envelope(fault, self._call.dialect, self._request_id)
         await self._send_whole(status, body, [(k.encode(), v.encode()) for k, v in fault.headers().items()])
 
     async def _send_head(self) -> None:
-        if self.journey.head:
+        if self.request_record.head:
             return
-        self.journey.head, self.journey.status = True, 200
+        self.request_record.head, self.request_record.status = True, 200
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
@@ -515,27 +517,27 @@ class Exchange:
             *self._answer_headers(),
             *(more or []),
         ]
-        self.journey.status = status
+        self.request_record.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send_body(body, last=True)
 
     def _answer_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers on how the request was served, with a request id for each SDK."""
-        identity, journey = self._request_id.encode(), self.journey
+        identity, request_record = self._request_id.encode(), self.request_record
         return [
             (b"x-request-id", identity),
             (b"request-id", identity),
             (b"x-cortex-function", self._function.id.encode("ascii", "replace")),
-            (b"x-cortex-start", b"cold" if journey.cold else b"hot"),
-            (b"x-cortex-queued-ms", str(round(journey.queued_s * 1000)).encode()),
-            *([(b"x-cortex-instance", journey.instance.encode())] if journey.instance else []),
+            (b"x-cortex-start", b"cold" if request_record.cold else b"hot"),
+            (b"x-cortex-queued-ms", str(round(request_record.queued_s * 1000)).encode()),
+            *([(b"x-cortex-instance", request_record.instance.encode())] if request_record.instance else []),
             *([(b"x-cortex-dropped", self._call.dropped.encode())] if self._call.dropped else []),
         ]
 
     def _spent(self, tokens: Tokens, hidden: HiddenCounts | None) -> None:
-        journey = self.journey
-        journey.tokens_in, journey.tokens_out = tokens.input, tokens.output
-        journey.cached = tokens.cached if hidden is None else hidden.cached
+        request_record = self.request_record
+        request_record.tokens_in, request_record.tokens_out = tokens.input, tokens.output
+        request_record.cached = tokens.cached if hidden is None else hidden.cached
 
 
 def _stream_error(fault: Fault) -> Broken | DialectError:

@@ -26,21 +26,26 @@ class TokenCount:
 
     def __init__(
         self,
-        journeys: RequestRecords,
+        request_records: RequestRecords,
         function: Function,
-        journey: RequestRecord,
+        request_record: RequestRecord,
         count: Callable[[], Awaitable[Count]],
     ) -> None:
-        self._journeys, self._function, self._request_record, self._count = journeys, function, journey, count
+        self._request_records, self._function, self._request_record, self._count = (
+            request_records,
+            function,
+            request_record,
+            count,
+        )
         self._cancelled = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request until the client disconnects."""
-        self._journeys.begun(self._request_record)
+        self._request_records.begun(self._request_record)
         try:
             await attend(self._request_record, self._serve(send), receive, self._cancel)
         finally:
-            self._journeys.over(self._request_record)
+            self._request_records.over(self._request_record)
 
     async def _serve(self, send: Send) -> None:
         timeout_s = self._function.request_timeout_s

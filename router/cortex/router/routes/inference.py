@@ -180,7 +180,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         exchange = Exchange(
             services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
         )
-        return share.wrap(exchange, exchange.journey)
+        return share.wrap(exchange, exchange.request_record)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
     async def chat_completions(request: Http) -> ASGIApp:
@@ -240,7 +240,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             with runtime.in_flight.aboard(function.id, ready.id):
                 return Count(await tokenizer.count(function, ready, parsed.count(function.id)), is_estimate=False)
 
-        return share.wrap(TokenCount(services.journeys, function, request_record, count), request_record)
+        return share.wrap(TokenCount(services.request_records, function, request_record, count), request_record)
 
     return [
         chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,
