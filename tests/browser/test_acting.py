@@ -145,7 +145,7 @@ def test_a_function_is_warmed_pinned_unpinned_and_cooled(machines: Machines, ent
 
     assert "It would start on" in warming
     assert "not be evicted" in pinning
-    assert "could be evicted again" in unpinning
+    assert "could be evicted, and reaped after" in unpinning
     assert "1 instance would be drained" in cooling
     acts = ["cool", "unpin", "pin", "warm"]
     eventually(lambda: machines.asked(function="org/kept") == acts, what="a receipt of each")

@@ -118,12 +118,12 @@ def test_a_port_that_is_taken_is_passed_over_with_a_word(tmp_path: Path) -> None
         ) as up:
             assert up.stdout is not None
             lines = iter(up.stdout)
-            said = next(line for line in lines if "is taken: the router listens on" in line)
+            said = next(line for line in lines if "is in use: the router listens on" in line)
             ready = next(line for line in lines if "cortex is up" in line)
             up.terminate()
             up.wait(15)
 
-    assert said.startswith(f"cortex: port {port} is taken")
+    assert said.startswith(f"cortex: port {port} is in use")
     assert f":{port}/" not in ready
 
 
