@@ -172,7 +172,7 @@ def test_functions_that_wait_for_room_do_not_drive_each_other_round_and_round(tm
         refused = full.log("full").count('"event": "refused"')
 
     assert answers == [503] * 3
-    assert refused < 60  # it was more than 300
+    assert refused < 150  # it was more than 300; a waiter asks twice, the second time for a turn
 
 
 def test_an_agent_that_comes_back_does_not_wait_for_a_worker_that_hangs(tmp_path: Path, redis_url: str) -> None:
