@@ -278,7 +278,7 @@ def test_the_readme_of_a_folder_has_each_of_its_modules_once(folder: str) -> Non
 
 def test_the_readme_of_the_tests_has_every_folder_and_every_helper() -> None:
     readme = (ROOT / "tests" / "README.md").read_text()
-    folders = [f"{path.name}/" for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("[!_]*.*"))]
+    folders = [f"{path.parent.name}/" for path in (ROOT / "tests").glob("[!_.]*/__init__.py")]
     helpers = [path.name for path in (ROOT / "tests" / "support").rglob("*.py") if path.name != "__init__.py"]
 
     assert [name for name in (*folders, *helpers) if name not in readme] == []

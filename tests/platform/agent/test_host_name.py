@@ -11,7 +11,7 @@ from cortex.platform.agent.host_name import NameTaken, check_name, home, name_ta
 from cortex.platform.record import HostRecord
 from tests.support.factories import HOST, a_host
 
-OTHER = replace(a_host(), agent="agent-2", home="h2", sequence=5, version="1.2.3", started=1_700_000_000.5)
+OTHER = replace(a_host(), agent="agent-2", home="h2", sequence=5, version="1.2.3", started=1_700_000_000)
 
 
 class Pages:
