@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from cortex.router.overview.snapshot import FleetSnapshot
 from cortex.router.status.live import MOST_AT_ONCE, MOST_WATCHERS, Live, TooManyWatchers
-from cortex.router.status.snapshot import FleetSnapshot
-from tests.router.status.snapshots import a_snapshot
+from tests.router.overview.snapshots import a_snapshot
 from tests.support.factories import a_function, a_host
 
 

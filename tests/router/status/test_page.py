@@ -9,11 +9,11 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
 from cortex.platform.record import Failure, Held, InLine, SilentHost
 from cortex.platform.scheduling.ledger import Entry
+from cortex.router.overview.snapshot import Index
 from cortex.router.status.functions import details
 from cortex.router.status.model import Job
 from cortex.router.status.page import picture
-from cortex.router.status.snapshot import Index
-from tests.router.status.snapshots import NOW, a_snapshot
+from tests.router.overview.snapshots import NOW, a_snapshot
 from tests.support.factories import a_device, a_function, a_host, an_instance
 
 FAILED = Failure(

@@ -4,10 +4,10 @@ from msgspec.structs import replace
 
 from cortex.platform.agent_messages import PlacementPlan, Victim
 from cortex.platform.record import HostRecord
+from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.status import plans
 from cortex.router.status.hosts import eviction_order
-from cortex.router.status.snapshot import FleetSnapshot, Index
-from tests.router.status.snapshots import NOW, a_snapshot
+from tests.router.overview.snapshots import NOW, a_snapshot
 from tests.support.factories import a_function, a_host, an_instance
 
 

@@ -7,14 +7,14 @@ import pytest
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Failure
+from cortex.router.overview.snapshot import FleetSnapshot, Index, Rates
 from cortex.router.status import plans
 from cortex.router.status.assets import PREFIX, asset, url
 from cortex.router.status.functions import details
 from cortex.router.status.model import Decision, Flow, Job, Log, Series
 from cortex.router.status.page import picture
 from cortex.router.status.render import page, render
-from cortex.router.status.snapshot import FleetSnapshot, Index, Rates
-from tests.router.status.snapshots import NOW, a_snapshot
+from tests.router.overview.snapshots import NOW, a_snapshot
 from tests.support.factories import a_function, a_host, an_instance
 
 HOSTILE = '<script>alert("x")</script>'

@@ -20,11 +20,11 @@ from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.activation.waits import Place, Wait, places_in_line, waits_at
 from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway
 from cortex.router.model_listing import failures, state
+from cortex.router.overview.planning import eviction_order_on, plan_action, take_snapshot
+from cortex.router.overview.snapshot import Index
+from cortex.router.overview.starts import LastStart, by_revision, last_start, left_s
 from cortex.router.runtime import Runtime
-from cortex.router.start_history import LastStart, by_revision, last_start, left_s
 from cortex.router.status.hosts import eviction_order
-from cortex.router.status.planning import eviction_order_on, plan_action, take_snapshot
-from cortex.router.status.snapshot import Index
 
 VERBS = "warm, cool, pin, unpin, set, reset or forget"
 

@@ -3,24 +3,18 @@
 Logs may contain prompts, so only admins may read them.
 """
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import httpx
 from litestar import MediaType, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from litestar.response import Stream
-from msgspec import Struct, to_builtins
+from msgspec import to_builtins
 
-from cortex.platform.record import HostRecord
-from cortex.router.activation.agents import AgentUnavailable
-from cortex.router.errors import InstanceNotFound, NoCapacity
+from cortex.router.overview.worker_logs import Grep, LogQuery, OpenLog, Run, log_of_function, log_of_instance
 from cortex.router.runtime import Runtime
 
 Lines = Annotated[int, Parameter(ge=1, le=10_000)]
-Run = Literal["current", "previous"]
-Text = Annotated[str, Parameter(max_length=200)]
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
@@ -34,7 +28,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/admin/instances/{instance:str}/logs", opt={"needs": "admin"})
     async def instance_logs(
-        instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current", grep: Text = ""
+        instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current", grep: Grep = ""
     ) -> Stream:
         """Return a worker's log, or its lines that contain `grep`; `follow` streams until the worker exits."""
         query = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
@@ -47,7 +41,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         lines: Lines = 200,
         follow: bool = False,
         run: Run = "current",
-        grep: Text = "",
+        grep: Grep = "",
     ) -> Stream:
         """Return the log of a function's newest worker, including one that has exited."""
         query = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
@@ -56,82 +50,6 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     return [instances, instance_logs, function_logs]
 
 
-class LogQuery(Struct, frozen=True, kw_only=True):
-    """The requested part of a log: its last lines, or the last that contain `grep`."""
-
-    lines: int
-    follow: bool = False
-    run: Run = "current"
-    grep: str = ""
-
-
-async def log_of_instance(runtime: Runtime, instance: str, query: LogQuery) -> "OpenLog":
-    """Open the log of an instance. Raises InstanceNotFound or NoCapacity."""
-    hosts = _with_instance(runtime, instance)
-    return await _open(runtime, hosts, f"/instances/{instance}/logs", query, f"instance '{instance[:64]}'")
-
-
-async def log_of_function(runtime: Runtime, function: str, host: str, query: LogQuery) -> "OpenLog":
-    """Open the log of a function's newest worker. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
-    id = runtime.live_catalogue.resolve(function).function.id
-    hosts = [h for h in _best_first(runtime, id) if not host or h.name == host]
-    return await _open(runtime, hosts, "/logs", query, f"'{id}'", function=id)
-
-
-class OpenLog(Struct, frozen=True):
-    """An open log and its host."""
-
-    host: str
-    answer: httpx.Response
-
-    async def text(self) -> AsyncIterator[bytes]:
-        """Yield chunks as they arrive. If the connection to the agent breaks, the log ends."""
-        try:
-            async for chunk in self.answer.aiter_bytes():
-                yield chunk
-        except httpx.HTTPError:
-            return
-        finally:
-            await self.answer.aclose()
-
-
-async def _open(
-    runtime: Runtime, hosts: list[HostRecord], path: str, query: LogQuery, subject: str, **more: str
-) -> OpenLog:
-    """Open the log of the first host that has it."""
-    away = ""
-    parameters = {"lines": query.lines, "follow": int(query.follow), "run": query.run, "grep": query.grep, **more}
-    for host in hosts:
-        try:
-            answer = await runtime.agents.logs(host, path, parameters)
-        except AgentUnavailable as error:
-            away = str(error)
-            continue
-        if answer is not None:
-            return OpenLog(host.name, answer)
-    if away:
-        raise NoCapacity(away, retry_after=5)
-    raise InstanceNotFound(f"no host has a log of {'an earlier run of ' if query.run == 'previous' else ''}{subject}")
-
-
 def _stream(log: OpenLog) -> Stream:
     headers = {"x-cortex-host": log.host, "x-accel-buffering": "no"}
     return Stream(log.text(), media_type=MediaType.TEXT, headers=headers)
-
-
-def _with_instance(runtime: Runtime, instance: str) -> list[HostRecord]:
-    def has_instance(host: HostRecord) -> bool:
-        return any(i.id == instance for i in host.instances) or any(f.instance == instance for f in host.failures)
-
-    return [h for h in runtime.view.fleet.records() if has_instance(h)]
-
-
-def _best_first(runtime: Runtime, function: str) -> list[HostRecord]:
-    """Return the hosts: first those with an instance, then those with a failure, then the rest."""
-
-    def rank(host: HostRecord) -> tuple[bool, bool, str]:
-        has = any(i.function == function for i in host.instances)
-        failed = any(f.function == function for f in host.failures)
-        return (not has, not failed, host.name)
-
-    return sorted(runtime.view.fleet.records(), key=rank)

@@ -1,8 +1,8 @@
 """Failures that the hosts report. Pure."""
 
 from cortex.platform.record import Failure, HostRecord
+from cortex.router.overview.snapshot import Index, key
 from cortex.router.status.model import Trouble
-from cortex.router.status.snapshot import Index, key
 
 MOST = 30
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from cortex.router.metrics.latency import Histogram, merge, percentile
 from cortex.router.metrics.traffic import BUCKET_S, LATELY, Bucket
+from cortex.router.overview.snapshot import Rates
 from cortex.router.status.model import Flow, Latency, Series
-from cortex.router.status.snapshot import Rates
 
 MINUTES = 60
 LATELY_S = LATELY * BUCKET_S

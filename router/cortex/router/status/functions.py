@@ -10,11 +10,11 @@ from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.activation.waits import waits_at
 from cortex.router.model_listing import furthest
+from cortex.router.overview.snapshot import FleetSnapshot, Index, Rates, key
 from cortex.router.status.failures import trouble
 from cortex.router.status.format import mib, span
 from cortex.router.status.hosts import reaped_at
 from cortex.router.status.model import Details, InstanceView, Phase, Row
-from cortex.router.status.snapshot import FleetSnapshot, Index, Rates, key
 from cortex.router.status.starts import ends, step
 
 _TONES = {"failing": "failing", "cold": "cold", **dict.fromkeys(map(str, COMING), "coming")}

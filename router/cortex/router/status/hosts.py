@@ -9,10 +9,10 @@ from cortex.functions.lifecycle import State
 from cortex.platform.record import Device, HostRecord, Instance, SilentHost
 from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
 from cortex.platform.scheduling.reaping import reap_at
+from cortex.router.overview.snapshot import SILENT_S, FleetSnapshot, Index, key
 from cortex.router.status.failures import trouble
 from cortex.router.status.format import mib, some
 from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
-from cortex.router.status.snapshot import SILENT_S, FleetSnapshot, Index, key
 
 MOST_DEPARTURES = 8
 MOST_PROTECTED = 3

@@ -14,9 +14,9 @@ import structlog
 from msgspec import Struct
 
 from cortex.platform.cancel import cancelled
+from cortex.router.overview.snapshot import FleetSnapshot
 from cortex.router.status.page import picture
 from cortex.router.status.render import Fragment, fragment, fragments
-from cortex.router.status.snapshot import FleetSnapshot
 
 log = structlog.get_logger()
 

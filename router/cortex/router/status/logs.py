@@ -3,7 +3,7 @@
 import asyncio
 
 from cortex.router.errors import InstanceNotFound, NoCapacity
-from cortex.router.routes.instances import LogQuery, OpenLog, Run, log_of_function, log_of_instance
+from cortex.router.overview.worker_logs import LogQuery, OpenLog, Run, log_of_function, log_of_instance
 from cortex.router.runtime import Runtime
 from cortex.router.status.model import Log
 

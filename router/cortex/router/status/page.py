@@ -1,11 +1,11 @@
 """The whole status page as a pure function of a fleet snapshot."""
 
+from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.status.failures import troubles
 from cortex.router.status.format import some
 from cortex.router.status.functions import rows
 from cortex.router.status.hosts import departures, hosts
 from cortex.router.status.model import Attention, Figures, Host, Picture, Row, Verdict
-from cortex.router.status.snapshot import FleetSnapshot, Index
 from cortex.router.status.starts import starts
 
 MOST_ATTENTION = 6

@@ -15,9 +15,9 @@ from cortex.platform.agent_messages import PlacementPlan
 from cortex.platform.record import HostRecord
 from cortex.platform.scheduling.placement import NoRoom, need, place
 from cortex.router.activation.load_balancing import hosts_to_ask
+from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.status.format import clock, mib, some
 from cortex.router.status.model import Leaving
-from cortex.router.status.snapshot import FleetSnapshot, Index
 
 
 class Option(Struct, frozen=True, kw_only=True):

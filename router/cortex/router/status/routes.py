@@ -12,15 +12,15 @@ from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
 from cortex.router.access.auth import caller
 from cortex.router.errors import HostNotFound, NoCapacity, NoKey, NotAllowed
-from cortex.router.routes.instances import Run, Text
+from cortex.router.overview.planning import function_named, plan_action
+from cortex.router.overview.snapshot import Index
+from cortex.router.overview.worker_logs import Grep, Run
 from cortex.router.runtime import Runtime
 from cortex.router.shutdown import stopping
 from cortex.router.status import assets, functions, hosts, login, logs
 from cortex.router.status.live import Live, TooManyWatchers
 from cortex.router.status.page import picture
-from cortex.router.status.planning import function_named, plan_action
 from cortex.router.status.render import page, render
-from cortex.router.status.snapshot import Index
 from cortex.router.status.sources import Sources
 
 Http = Request[Any, Any, Any]
@@ -94,7 +94,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 
     @get("/status/log", opt={"needs": "admin"}, response_headers=HEADERS)
     async def log(
-        function: str, host: str = "", instance: str = "", run: Run = "current", grep: Text = ""
+        function: str, host: str = "", instance: str = "", run: Run = "current", grep: Grep = ""
     ) -> Response[str]:
         """Show a worker's log. For admins only: it may contain prompts."""
         content = await logs.log(runtime, function, host, instance, run, grep)

@@ -14,12 +14,12 @@ from cortex.platform.decisions import DecisionRecord
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.metrics.traffic import Bucket
+from cortex.router.overview.snapshot import FleetSnapshot
+from cortex.router.overview.starts import by_revision
 from cortex.router.runtime import Runtime
-from cortex.router.start_history import by_revision
 from cortex.router.status.flow import flow, rates
 from cortex.router.status.format import mib
 from cortex.router.status.model import Decision, Job
-from cortex.router.status.snapshot import FleetSnapshot
 
 log = structlog.get_logger()
 T = TypeVar("T")

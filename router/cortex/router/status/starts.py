@@ -4,8 +4,8 @@ import re
 
 from cortex.functions.lifecycle import COMING, State
 from cortex.platform.record import HostRecord, Instance
+from cortex.router.overview.snapshot import FleetSnapshot, Index, key
 from cortex.router.status.model import Start
-from cortex.router.status.snapshot import FleetSnapshot, Index, key
 
 SHORT_S = 0.05
 _LEFT = re.compile(r", \d+ s left$")

@@ -5,7 +5,7 @@ from typing import Any
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, RouterReport
-from cortex.router.status.snapshot import FleetSnapshot
+from cortex.router.overview.snapshot import FleetSnapshot
 
 NOW = 10_000.0
 

@@ -4,7 +4,7 @@ from cortex.functions.lifecycle import State
 from cortex.platform.record import Fleet
 from cortex.platform.scheduling import ledger
 from cortex.platform.scheduling.ledger import Entry
-from cortex.router.start_history import by_revision, last_start, left_s
+from cortex.router.overview.starts import by_revision, last_start, left_s
 from tests.support.factories import a_host, an_instance
 
 

@@ -5,12 +5,12 @@ import time
 from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function
 from cortex.router.errors import BadRequest, HostNotFound
+from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.runtime import Runtime
 from cortex.router.status import plans
 from cortex.router.status.hosts import eviction_order
 from cortex.router.status.model import Leaving
 from cortex.router.status.plans import Plan
-from cortex.router.status.snapshot import FleetSnapshot, Index
 
 VERBS_ON_FUNCTIONS, VERBS_ON_HOSTS = ("warm", "cool", "pin", "unpin"), ("cordon", "uncordon", "drain")
 
