@@ -15,20 +15,12 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def one(stack: Stack) -> Stack:
-    """The stack with one router worker: the command line is the same with two."""
-    if stack.folder.name.startswith("stack2"):
-        pytest.skip("once is enough")
-    return stack
-
-
-def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(one: Stack) -> None:
-    told = one.cli("call", "fake/steps", "hi")
+def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(stack: Stack) -> None:
+    told = stack.cli("call", "fake/steps", "hi")
     piped = subprocess.run(
-        [*CORTEX, "call", "steps"], env=one.env, input="hi", capture_output=True, text=True, timeout=60, check=False
+        [*CORTEX, "call", "steps"], env=stack.env, input="hi", capture_output=True, text=True, timeout=60, check=False
     )
-    unknown = one.cli("call", "fake/step", "hi")
+    unknown = stack.cli("call", "fake/step", "hi")
 
     assert (told.returncode, told.stdout) == (0, "one two three\n")
     assert piped.stdout == "one two three\n"
@@ -37,9 +29,13 @@ def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(one: Stack) -> 
     assert "cortex fn ls" in unknown.stderr
 
 
-def test_ctrl_c_ends_a_call_with_130_and_nothing_else(one: Stack) -> None:
+def test_ctrl_c_ends_a_call_with_130_and_nothing_else(stack: Stack) -> None:
     process = subprocess.Popen(
-        [*CORTEX, "call", "fake/streams", "hi"], env=one.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*CORTEX, "call", "fake/streams", "hi"],
+        env=stack.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.read(1)
@@ -51,18 +47,18 @@ def test_ctrl_c_ends_a_call_with_130_and_nothing_else(one: Stack) -> None:
     assert err == ""
 
 
-def test_why_tells_of_a_function_and_of_a_request(one: Stack) -> None:
-    one.cli("fn", "cool", "fake/cold", "--now")
+def test_why_tells_of_a_function_and_of_a_request(stack: Stack) -> None:
+    stack.cli("fn", "cool", "fake/cold", "--now")
     body = {"model": "fake/cold", "messages": [{"role": "user", "content": "hi"}]}
-    one.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-why"})
+    stack.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-why"})
 
     def known() -> bool:
-        found = json.loads(one.cli("why", "cli-why", "--json").stdout)
+        found = json.loads(stack.cli("why", "cli-why", "--json").stdout)
         return {"waited", "proposed", "ready"} <= {r["what"] for r in found["decisions"]}
 
     eventually(known, what="the receipts")
-    request, function = one.cli("why", "cli-why").stdout, one.cli("why", "fake/cold").stdout
-    nobody = one.cli("why", "who-knows")
+    request, function = stack.cli("why", "cli-why").stdout, stack.cli("why", "fake/cold").stdout
+    nobody = stack.cli("why", "who-knows")
 
     assert "cli-why: fake/cold (chat), over, status 200" in request
     assert "nothing was ready" in request
@@ -70,32 +66,32 @@ def test_why_tells_of_a_function_and_of_a_request(one: Stack) -> None:
     assert nobody.returncode == 4
 
 
-def test_requests_are_listed_and_cancelled(one: Stack) -> None:
+def test_requests_are_listed_and_cancelled(stack: Stack) -> None:
     body = {"model": "fake/streams", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
     def ask() -> None:
-        one.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-req"})
+        stack.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-req"})
 
     asking = threading.Thread(target=ask)
     asking.start()
-    eventually(lambda: "cli-req" in one.cli("req", "ls").stdout, what="the request")
+    eventually(lambda: "cli-req" in stack.cli("req", "ls").stdout, what="the request")
 
-    cancelled = one.cli("req", "cancel", "cli-req")
+    cancelled = stack.cli("req", "cancel", "cli-req")
     asking.join(20)
 
     assert cancelled.stdout == "cli-req: cancelled\n"
     assert not asking.is_alive()
-    assert one.cli("req", "cancel", "cli-req").returncode == 4
+    assert stack.cli("req", "cancel", "cli-req").returncode == 4
 
 
-def test_logs_come_from_the_worker_and_from_the_run_before(one: Stack) -> None:
-    one.chat("fake/cold")
-    now = one.cli("fn", "logs", "fake/cold").stdout
-    one.cli("fn", "cool", "fake/cold", "--now")
-    gone = one.cli("fn", "logs", "fake/cold").stdout
-    one.chat("fake/cold")
-    before = one.cli("fn", "logs", "fake/cold", "--run", "previous", "--grep", "startup").stdout
-    never = one.cli("fn", "logs", "fake/stranger", "--run", "previous")
+def test_logs_come_from_the_worker_and_from_the_run_before(stack: Stack) -> None:
+    stack.chat("fake/cold")
+    now = stack.cli("fn", "logs", "fake/cold").stdout
+    stack.cli("fn", "cool", "fake/cold", "--now")
+    gone = stack.cli("fn", "logs", "fake/cold").stdout
+    stack.chat("fake/cold")
+    before = stack.cli("fn", "logs", "fake/cold", "--run", "previous", "--grep", "startup").stdout
+    never = stack.cli("fn", "logs", "fake/stranger", "--run", "previous")
 
     assert "Application startup complete" in now
     assert "Application startup complete" in gone
@@ -104,26 +100,26 @@ def test_logs_come_from_the_worker_and_from_the_run_before(one: Stack) -> None:
     assert never.returncode == 4
 
 
-def test_lists_are_json_with_stable_names(one: Stack) -> None:
-    one.chat("fake/steps")
+def test_lists_are_json_with_stable_names(stack: Stack) -> None:
+    stack.chat("fake/steps")
 
-    shown = json.loads(one.cli("fn", "show", "steps", "--json").stdout)
-    seen = json.loads(one.cli("top", "--json").stdout)
-    hosts = json.loads(one.cli("host", "show", "here", "--json").stdout)
+    shown = json.loads(stack.cli("fn", "show", "steps", "--json").stdout)
+    seen = json.loads(stack.cli("top", "--json").stdout)
+    hosts = json.loads(stack.cli("host", "show", "here", "--json").stdout)
 
     assert {"id", "aliases", "state", "instances", "min", "max", "pinned", "last_start", "expected_start_s"} <= set(
         shown
     )
     assert set(seen) == {"health", "hosts", "functions", "traffic", "requests"}
     assert {"name", "devices", "instances", "failures", "cordoned"} <= set(hosts)
-    top = one.cli("top", "--once").stdout
+    top = stack.cli("top", "--once").stdout
     assert "here" in top
     assert "whole answer p50" in top
 
 
-def test_the_doctor_says_what_is_wrong_and_what_to_do(one: Stack) -> None:
-    found = json.loads(one.cli("doctor", "--json").stdout)
-    away = dict(one.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
+def test_the_doctor_says_what_is_wrong_and_what_to_do(stack: Stack) -> None:
+    found = json.loads(stack.cli("doctor", "--json").stdout)
+    away = dict(stack.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
     lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
 
     levels = {f["about"]: f["level"] for f in found}
@@ -133,10 +129,10 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(one: Stack) -> None:
     assert "Start it, or correct `[redis] url`." in lost.stdout
 
 
-def test_a_shell_completes_functions(one: Stack) -> None:
+def test_a_shell_completes_functions(stack: Stack) -> None:
     words = {"COMP_WORDS": "cortex fn warm fake/ste", "COMP_CWORD": "3", "_CORTEX_COMPLETE": "bash_complete"}
 
-    told = subprocess.run(CORTEX, env={**one.env, **words}, capture_output=True, text=True, timeout=60, check=False)
+    told = subprocess.run(CORTEX, env={**stack.env, **words}, capture_output=True, text=True, timeout=60, check=False)
 
     assert "plain,fake/steps" in told.stdout
-    assert "_CORTEX_COMPLETE=bash_complete" in one.cli("completion", "bash").stdout
+    assert "_CORTEX_COMPLETE=bash_complete" in stack.cli("completion", "bash").stdout
