@@ -2,10 +2,12 @@
 
 import hashlib
 import inspect
+import json
 import re
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cortex.cli.main import cli
@@ -17,7 +19,9 @@ from cortex.platform.weights.jobs import FAILED_TTL_S, RESULT_TTL_S
 from cortex.router.access.sessions import SESSION_S
 from cortex.router.activation.activator import CLAIM_S
 from cortex.router.live_catalogue import load
+from cortex.router.plan_types import Plan
 from cortex.router.runtime import SWEEP_LEASE_S
+from tests.e2e.security.test_rights import ROUTER
 from tests.support.cli_page import commands
 from tests.support.pages import PAGES
 
@@ -76,6 +80,32 @@ def test_every_command_but_those_that_serve_or_print_text_prints_json_too() -> N
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_pages_are_what_the_code_says(page: str) -> None:
     assert (ROOT / page).read_text() == PAGES[page](), "run `just docs`"
+
+
+def test_the_page_of_the_admin_api_has_every_path_of_the_router() -> None:
+    listed = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "admin.md").read_text(), re.MULTILINE)
+
+    assert sorted(listed) == sorted(route for route in ROUTER if " /admin" in route)
+
+
+def test_the_plans_in_the_api_page_are_plans_with_every_field_that_they_name() -> None:
+    section = (ROOT / "docs" / "api.md").read_text().partition("### Plans")[2]
+    examples = [json.loads(text) for text in re.findall(r"```json\n(.+?)```", section, re.DOTALL)]
+
+    plans = [json.loads(msgspec.json.encode(msgspec.convert(example, Plan))) for example in examples]
+
+    assert [plan["action"] for plan in plans] == ["warm", "cool", "drain"]
+    assert all(included(example, plan) for example, plan in zip(examples, plans, strict=True))
+
+
+def included(part: object, whole: object) -> bool:
+    """Whether every key and value of a JSON value is in another."""
+    match part, whole:
+        case dict(), dict():
+            return all(key in whole and included(value, whole[key]) for key, value in part.items())
+        case list(), list():
+            return len(part) == len(whole) and all(map(included, part, whole))
+    return part == whole
 
 
 def test_every_setting_says_what_it_means() -> None:

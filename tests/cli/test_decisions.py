@@ -6,6 +6,7 @@ import pytest
 
 from cortex.cli.decisions import numbers
 from cortex.cli.top import BAR, bar
+from cortex.platform.decisions import DecisionRecord
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from cortex.cli.top import BAR, bar
         ("ready", {"phases": {"placing": 0.04, "starting": 3.8}}, "placing 0.0s, starting 3.8s"),
         (
             "evicted",
-            {"victim": {"idle_s": 90.0}, "others": [{"function": "org/busy", "idle_s": 1.0}]},
+            {"victim": {"function": "org/old", "idle_s": 90.0}, "others": [{"function": "org/busy", "idle_s": 1.0}]},
             "idle 90.0s; stays: org/busy idle 1.0s",
         ),
         (
@@ -29,15 +30,16 @@ from cortex.cli.top import BAR, bar
         ),
         (
             "proposed",
-            {"considered": [{"host": "a", "evict": ["x"], "devices": []}, {"host": "b", "why_not": "cordoned"}]},
+            {"considered": [{"host": "a", "evict": ["x"], "devices": ["gpu-0"]}, {"host": "b", "why_not": "cordoned"}]},
             "a: evicts 1; b: cordoned",
         ),
         ("waited", {"queued_ms": 12, "status": 200, "nested": {}}, "queued_ms 12, status 200"),
         ("placed", {}, ""),
+        ("ready", {"phases": "of another release"}, ""),
     ],
 )
 def test_a_decisions_main_inputs_are_shown(what: str, inputs: dict[str, Any], text: str) -> None:
-    assert numbers({"what": what, "numbers": inputs}) == text
+    assert numbers(DecisionRecord(what=what, numbers=inputs)) == text
 
 
 @pytest.mark.parametrize(("admitted", "foreign", "total"), [(0, 0, 0), (10, 0, 100), (80, 40, 100), (1000, 1000, 100)])

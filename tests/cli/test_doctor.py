@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -21,15 +22,18 @@ from cortex.cli.doctor import (
     check_token,
     run_checks,
 )
+from cortex.platform.record import Namesake
 from cortex.platform.settings import Agent, Gateway, Redis, Settings
+from cortex.router.api_types import BackgroundFault, DeviceView, Health, HostSilence, HostView
 from tests.support.stack import free_port, own_redis
 
 NOW = 1000.0
+DEVICE = DeviceView(id="gpu-0", name="GPU", kind="gpu", total_mb=1000)
 
 
-def a_host(**rest: Any) -> dict[str, Any]:
-    values = {"name": "a", "at": NOW - 1, "cordoned": False, "devices": [{}], "problem": "", "engines": {"fake": "1"}}
-    return values | rest
+def a_host(**rest: Any) -> HostView:
+    values: dict[str, Any] = {"address": "http://a:1", "at": NOW - 1, "devices": (DEVICE,), "engines": {"fake": "1"}}
+    return HostView(name="a", now=NOW, **values | rest)
 
 
 def levels(findings: Any) -> list[str]:
@@ -41,7 +45,7 @@ def levels(findings: Any) -> list[str]:
     [
         (a_host(), "ok", "1 device"),
         (
-            a_host(address="http://a:1", namesake={"address": "http://b:1"}),
+            a_host(namesake=Namesake(name="a", address="http://b:1")),
             "problem",
             "http://a:1 is in the record, http://b:1 is rejected",
         ),
@@ -51,15 +55,15 @@ def levels(findings: Any) -> list[str]:
         (a_host(engines={}), "problem", "no engine"),
     ],
 )
-def test_a_host_finding_has_its_level_and_reason(host: dict[str, Any], level: str, text: str) -> None:
-    findings = list(check_hosts([host], NOW))
+def test_a_host_finding_has_its_level_and_reason(host: HostView, level: str, text: str) -> None:
+    findings = list(check_hosts([host]))
 
     assert (findings[-1].level, text in findings[-1].said) == (level, True)
     assert level == "ok" or findings[-1].do
 
 
 def test_a_silent_host_is_a_problem_with_its_serving_instances() -> None:
-    health = {"silent": {"a": {"silent_s": 12, "serving": 3}}, "background": "ok"}
+    health = Health(status="degraded", silent={"a": HostSilence(silent_s=12, serving=3)})
 
     (findings,) = check_background(health)
 
@@ -68,19 +72,21 @@ def test_a_silent_host_is_a_problem_with_its_serving_instances() -> None:
 
 
 def test_a_failed_background_task_is_a_warning() -> None:
-    fault = {"work": "sweep", "error": "KeyError", "failed_s_ago": 3, "count": 2}
+    fault = BackgroundFault(work="sweep", error="KeyError", failed_s_ago=3, count=2)
 
-    (findings,) = check_background({"silent": {}, "background": [fault]})
+    (findings,) = check_background(Health(status="degraded", background=(fault,)))
 
     assert (findings.level, "'sweep' raised KeyError 3 s ago" in findings.said) == ("warning", True)
 
 
 def test_missing_health_fields_of_an_earlier_release_give_no_finding() -> None:
-    assert list(check_background({})) == []
+    health = msgspec.json.decode(b'{"status": "ok"}', type=Health)
+
+    assert list(check_background(health)) == []
 
 
 def test_a_fleet_without_hosts_is_a_problem() -> None:
-    assert levels(check_hosts([], NOW)) == ["problem"]
+    assert levels(check_hosts([])) == ["problem"]
 
 
 def test_a_token_that_others_can_read_is_a_problem(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_a_full_disk_is_a_problem_and_a_small_one_a_warning(free_gb: float, leve
 
 
 def test_an_unreachable_agent_is_a_warning_with_a_fix() -> None:
-    (findings,) = check_agents([{"name": "a", "address": f"http://127.0.0.1:{free_port()}"}], "")
+    (findings,) = check_agents([a_host(address=f"http://127.0.0.1:{free_port()}")], "")
 
     assert (findings.level, findings.about) == ("warning", "agent a")
     assert "firewall" in findings.do

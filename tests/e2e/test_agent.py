@@ -125,8 +125,8 @@ def test_the_plan_says_who_would_leave_and_does_nothing(small: Fleet) -> None:
     never = small.cli("fn", "warm", "f/too-large", "--plan")
 
     assert "would start on small, gpu-1: 24000 MiB each (declared)" in free.stdout
-    assert full["plan"] is None  # both were used just now
-    assert "does not fit by" in full["refused"]["small"]
+    assert (full["effect"], full["start"]) == ("impossible", None)  # both were used just now
+    assert "does not fit by" in full["refusals"]["small"]
     assert never.returncode == 1
     assert "more than there can ever be" in never.stdout
     assert small.function("f/both")["state"] == "cold"

@@ -122,8 +122,8 @@ def test_an_agent_whose_looks_hang_ends_and_begins_as_any_other(fleet: Fleet) ->
 
 def planned(fleet: Fleet, name: str) -> tuple[int, str]:
     """Return by what memory a start would be placed, and where that number is from."""
-    plan = fleet.http.post(f"/admin/functions/{name}/warm", params={"plan": 1}).json()["plan"]
-    return plan["memory_mb"], plan["memory_from"]
+    start = fleet.http.post(f"/admin/functions/{name}/warm", params={"plan": 1}).json()["start"]
+    return start["memory_mb"], start["memory_from"]
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ def test_a_pinned_function_is_not_let_go_until_it_is_unpinned(stack: Stack) -> N
     stack.chat("fake/reaped")
 
     eventually(lambda: stack.instance("fake/reaped")["pinned"], what="the agent to hear of it")
-    assert stack.instance("fake/reaped")["idle_in_s"] is None
+    assert stack.instance("fake/reaped")["reap_at"] is None
     assert stack.function("fake/reaped")["overridden"] == ["pinned"]
 
     stack.http.post("/admin/functions/fake/reaped/reset")

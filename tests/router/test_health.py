@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from cortex.functions.catalogue import Catalogue
 from cortex.platform.faults import Fault
 from cortex.platform.record import Fleet, SilentHost
+from cortex.router.api_types import BackgroundFault, HostSilence, NodeCount
 from cortex.router.health import MOST_NAMED, health_report
 from cortex.router.model_listing import listing
 from cortex.router.runtime import Runtime
@@ -48,21 +49,21 @@ def alive(**rest: Any) -> Fleet:
     ],
 )
 def test_any_problem_makes_a_router_degraded(runtime: Runtime, status: str) -> None:
-    assert health_report(runtime, NOW)["status"] == status
+    assert health_report(runtime, NOW).status == status
 
 
 def test_a_silent_host_is_listed_with_its_silence_and_serving_instances() -> None:
     answer = health_report(a_runtime(alive(silent={"z": SILENT})), NOW)
 
-    assert answer["silent"] == {"z": {"silent_s": 12, "serving": 1}}
-    assert answer["nodes"] == {"healthy": 1, "total": 2}
-    assert answer["record_read_s_ago"] == 1
+    assert answer.silent == {"z": HostSilence(silent_s=12, serving=1)}
+    assert answer.nodes == NodeCount(healthy=1, total=2)
+    assert answer.record_read_s_ago == 1
 
 
 def test_the_list_of_silent_hosts_is_bounded_and_the_latest_stay() -> None:
     many = {f"h{n}": replace(SILENT, since=float(n)) for n in range(MOST_NAMED + 5)}
 
-    listed = health_report(a_runtime(alive(silent=many)), NOW)["silent"]
+    listed = health_report(a_runtime(alive(silent=many)), NOW).silent
 
     assert (len(listed), "h0" in listed, f"h{MOST_NAMED + 4}" in listed) == (MOST_NAMED, False, True)
 
@@ -70,7 +71,7 @@ def test_the_list_of_silent_hosts_is_bounded_and_the_latest_stay() -> None:
 def test_a_failed_background_task_is_listed_with_its_age() -> None:
     answer = health_report(a_runtime(alive(), fault=FAULT), NOW)
 
-    assert answer["background"] == [{"work": "sweep", "error": "KeyError", "count": 2, "failed_s_ago": 3}]
+    assert answer.background == (BackgroundFault(work="sweep", error="KeyError", count=2, failed_s_ago=3),)
 
 
 def test_an_instance_of_a_silent_host_is_listed_as_loaded() -> None:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cortex.platform import metrics
-from tests.support import cli_page, dashboard, reference
+from tests.support import admin_page, cli_page, dashboard, reference
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/admin.md": admin_page.page,
     "docs/cli.md": cli_page.page,
     "docs/metrics.md": metrics.documented,
     "docs/models.md": reference.models,

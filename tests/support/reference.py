@@ -149,7 +149,7 @@ def cortex() -> str:
     for struct, table in _tables(settings.Settings, ""):
         title, intro = _title(struct, table)
         hints = get_type_hints(struct, include_extras=True)
-        said = _docstrings(struct)
+        said = attribute_docstrings(struct)
         rows = [
             (f"`{key}`", _words(hint), _default(struct, key), said.get(key, ""))
             for key, hint in hints.items()
@@ -182,7 +182,7 @@ def _inner(hint: Any) -> type[Struct] | None:
     return None
 
 
-def _docstrings(struct: type[Struct]) -> dict[str, str]:
+def attribute_docstrings(struct: type[Struct]) -> dict[str, str]:
     """Return what stands below each field in the source: an attribute's docstring is nowhere else."""
     (node,) = ast.parse(inspect.getsource(struct)).body
     assert isinstance(node, ast.ClassDef)

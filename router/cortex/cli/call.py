@@ -1,16 +1,52 @@
 """`cortex call`: one prompt to one function, streamed to the terminal."""
 
-import json
 import sys
-from typing import Any
 
+import msgspec
 import rich_click as click
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
 from cortex.cli.fn import progress_bar, state
 from cortex.cli.names import FUNCTION
-from cortex.cli.visible import for_terminal
+from cortex.cli.visible import echo_json, for_terminal
+
+
+class Message(Struct, frozen=True):
+    """A message of a chat."""
+
+    role: str
+    content: str | None
+
+
+class ChatBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A chat request."""
+
+    model: str
+    messages: tuple[Message, ...]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    stream: bool = False
+
+
+class _Delta(Struct, frozen=True):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(Struct, frozen=True):
+    delta: _Delta | None = None
+
+
+class _Error(Struct, frozen=True):
+    message: str | None = None
+
+
+class _Chunk(Struct, frozen=True):
+    choices: tuple[_Choice, ...] = ()
+    error: _Error | None = None
 
 
 @click.command()
@@ -36,15 +72,11 @@ def call(
         if prompt is None and sys.stdin.isatty():
             raise Failed("no prompt", hint=f'`cortex call {function} "Hello!"`, or pipe one in.', code=2)
         prompt = sys.stdin.read()
-    messages = [{"role": "system", "content": system}] if system else []
-    body: dict[str, Any] = {"model": function, "messages": [*messages, {"role": "user", "content": prompt}]}
-    if max_tokens:
-        body["max_tokens"] = max_tokens
-    if temperature is not None:
-        body["temperature"] = temperature
+    messages = (Message("user", prompt),) if not system else (Message("system", system), Message("user", prompt))
+    body = ChatBody(model=function, messages=messages, max_tokens=max_tokens, temperature=temperature)
     router = Router()
     if as_json:
-        click.echo(json.dumps(router.post("/v1/chat/completions", body, timeout_s=3600), indent=2))
+        echo_json(router.chat(body), indent=2)
         return
     _stream(router, body, raw=raw)
 
@@ -57,23 +89,23 @@ def _progress(router: Router, name: str) -> str:
         return f"waiting for {name}"
 
 
-def _stream(router: Router, body: dict[str, Any], *, raw: bool) -> None:
+def _stream(router: Router, body: ChatBody, *, raw: bool) -> None:
     """Print the answer as it arrives, and reasoning dimmed on standard error. Unless `raw`, a terminal shows control
     characters escaped."""
     wrote = False
     with progress_bar() as waiting:
-        task = waiting.add_task(f"waiting for {body['model']}", total=None)
-        for line in router.lines("/v1/chat/completions", {}, body=body | {"stream": True}):
+        task = waiting.add_task(f"waiting for {body.model}", total=None)
+        for line in router.lines("/v1/chat/completions", {}, body=replace(body, stream=True)):
             if line.startswith(":") and not waiting.disable and not wrote:  # a keep-alive while the request waits
-                waiting.update(task, description=_progress(router, str(body["model"])))
+                waiting.update(task, description=_progress(router, body.model))
             if not line.startswith("data: {"):
                 continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise Failed(f"{chr(10) if wrote else ''}the answer was interrupted: {chunk['error'].get('message')}")
-            for choice in chunk.get("choices", []):
-                delta = choice.get("delta") or {}
-                thought, text = delta.get("reasoning_content") or "", delta.get("content") or ""
+            chunk = msgspec.json.decode(line.removeprefix("data: "), type=_Chunk)
+            if chunk.error is not None:
+                raise Failed(f"{chr(10) if wrote else ''}the answer was interrupted: {chunk.error.message}")
+            for choice in chunk.choices:
+                delta = choice.delta or _Delta()
+                thought, text = delta.reasoning_content or "", delta.content or ""
                 if thought or text:
                     waiting.stop()
                 if thought:

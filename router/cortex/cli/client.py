@@ -2,19 +2,48 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
+import msgspec
+from msgspec import Struct
 
 from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.local import key_for, running
 from cortex.platform import untrusted
+from cortex.platform.api_keys import ApiKey
+from cortex.platform.decisions import DecisionRecord
 from cortex.platform.serving.trust import trust
+from cortex.router import api_types as api
+from cortex.router.plan_types import Plan
+
+T = TypeVar("T")
+JSON = {"content-type": "application/json"}
 
 LINE_LENGTH = 400
 """Maximum characters of one line of a worker's log."""
 DEFAULT_URL = "http://127.0.0.1:31313"
+
+
+class Model(Struct, frozen=True):
+    """What the CLI reads of an entry of `/v1/models`."""
+
+    id: str
+    feasible_on: tuple[str, ...] = ()
+
+
+class _Models(Struct, frozen=True):
+    data: tuple[Model, ...]
+
+
+class _RefusalDetail(Struct, frozen=True):
+    message: str = ""
+    code: str | None = None
+
+
+class _Refusal(Struct, frozen=True):
+    error: _RefusalDetail = _RefusalDetail()
 
 
 def router_url() -> str:
@@ -42,71 +71,148 @@ class Router:
             base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False, verify=trusted
         )
 
-    def functions(self) -> list[dict[str, Any]]:
-        """Return every function."""
-        result: list[dict[str, Any]] = self.ask("GET", "/admin/functions")["functions"]
-        return result
+    # Functions and hosts.
 
-    def function(self, name: str) -> dict[str, Any]:
+    def functions(self) -> tuple[api.FunctionView, ...]:
+        """Return every function."""
+        return self._send("GET", "/admin/functions", api.FunctionsAnswer).functions
+
+    def function(self, name: str) -> api.FunctionView:
         """Return one function, by id or alias."""
-        return self.ask("GET", f"/admin/functions/{quote(name, safe='')}")
+        return self._send("GET", f"/admin/functions/{_quote(name)}", api.FunctionView)
 
     def warm(self, name: str) -> str:
         """Start a function; return the instance's id."""
-        return str(self.ask("POST", f"/admin/functions/{quote(name, safe='')}/warm")["instance"])
+        return self._send("POST", f"/admin/functions/{_quote(name)}/warm", api.WarmAnswer).instance
 
-    def cool(self, name: str, *, now: bool) -> list[str]:
+    def cool(self, name: str, *, now: bool) -> tuple[str, ...]:
         """Drain a function's instances; return their ids."""
-        path = f"/admin/functions/{quote(name, safe='')}/cool{'?now=1' if now else ''}"
-        draining: list[str] = self.ask("POST", path)["instances"]
-        return draining
+        path = f"/admin/functions/{_quote(name)}/cool{'?now=1' if now else ''}"
+        return self._send("POST", path, api.CoolAnswer).instances
 
-    def plan(self, name: str) -> dict[str, Any]:
+    def override(self, name: str, action: str, **values: int) -> api.FunctionSettings:
+        """Override settings of a function at run time: pin, unpin, set or reset."""
+        return self._send("POST", f"/admin/functions/{_quote(name)}/{action}?{urlencode(values)}", api.FunctionSettings)
+
+    def forget(self, name: str) -> api.ForgetAnswer:
+        """Delete a function's measurements."""
+        return self._send("POST", f"/admin/functions/{_quote(name)}/forget", api.ForgetAnswer)
+
+    def hosts(self) -> api.HostsAnswer:
+        """Return every host."""
+        return self._send("GET", "/admin/hosts", api.HostsAnswer)
+
+    def cordon(self, host: str, action: str) -> api.CordonAnswer:
+        """Cordon or uncordon a host."""
+        return self._send("POST", f"/admin/hosts/{_quote(host)}/{action}", api.CordonAnswer)
+
+    def drain(self, host: str) -> api.DrainAnswer:
+        """Drain a host; return when its functions run elsewhere."""
+        return self._send("POST", f"/admin/hosts/{_quote(host)}/drain", api.DrainAnswer, timeout_s=3600)
+
+    def plan_warm(self, name: str) -> Plan:
         """Return the plan of a warm."""
-        return self.ask("POST", f"/admin/functions/{quote(name, safe='')}/warm?plan=1")
+        return self._send("POST", f"/admin/functions/{_quote(name)}/warm?plan=1", Plan)
 
-    def on_host(self, host: str, verb: str) -> dict[str, Any]:
-        """Cordon, uncordon or drain a host."""
-        return self.ask("POST", f"/admin/hosts/{quote(host, safe='')}/{verb}", timeout=3600)
+    def plan_drain(self, host: str) -> Plan:
+        """Return the plan of a drain."""
+        return self._send("POST", f"/admin/hosts/{_quote(host)}/drain?plan=1", Plan)
 
-    def hosts(self) -> list[dict[str, Any]]:
-        """Return every live host's record."""
-        result: list[dict[str, Any]] = self.ask("GET", "/admin/hosts")["hosts"]
-        return result
+    # Requests and decisions.
 
-    def every_host(self) -> list[dict[str, Any]]:
-        """Return the record of every host: reporting ones, then silent ones (with `silent_s`)."""
-        answer = self.ask("GET", "/admin/hosts")
-        return [*answer["hosts"], *answer.get("silent", ())]
+    def requests(self, function: str = "") -> tuple[api.RequestSummary, ...]:
+        """Return the live requests, of one function or of all."""
+        return self._send("GET", f"/admin/requests?{urlencode({'function': function})}", api.RequestsAnswer).requests
 
-    def decisions(self, **filters: Any) -> list[dict[str, Any]]:
+    def request(self, id: str) -> tuple[api.RequestSummary, ...]:
+        """Return the live and recent requests with an id."""
+        return self._send("GET", f"/admin/requests/{_quote(id)}", api.RequestsAnswer).requests
+
+    def cancel_request(self, id: str, key: str = "") -> int:
+        """Cancel requests; return how many."""
+        query = f"?{urlencode({'key': key})}" if key else ""
+        return self._send("POST", f"/admin/requests/{_quote(id)}/cancel{query}", api.CancelAnswer).cancelled
+
+    def traffic(self) -> api.TrafficAnswer:
+        """Return the traffic of the last hour."""
+        return self._send("GET", "/admin/traffic", api.TrafficAnswer)
+
+    def decisions(self, limit: int, **filters: str) -> tuple[DecisionRecord, ...]:
         """Return decisions, newest first."""
-        query = {k: v for k, v in filters.items() if v}
-        result: list[dict[str, Any]] = self.get("/admin/decisions", **query)["decisions"]
-        return result
+        query = urlencode({"limit": limit, **{k: v for k, v in filters.items() if v}})
+        return self._send("GET", f"/admin/decisions?{query}", api.DecisionsAnswer).decisions
 
-    def set(self, name: str, verb: str, **values: int) -> dict[str, Any]:
-        """Override settings of a function at run time."""
-        return self.post(f"/admin/functions/{quote(name, safe='')}/{verb}?{urlencode(values)}")
+    # Weights and downloads.
 
-    def forget(self, name: str) -> dict[str, Any]:
-        """Delete a function's measurements; return its id and the number of entries."""
-        return self.post(f"/admin/functions/{quote(name, safe='')}/forget")
+    def stored(self, host: str) -> api.WeightsAnswer:
+        """Return the weights on every host, or on one."""
+        return self._send("GET", f"/admin/weights?host={_quote(host)}", api.WeightsAnswer)
 
-    def get(self, path: str, **query: Any) -> dict[str, Any]:
-        """Send a GET request."""
-        return self.ask("GET", f"{path}?{urlencode(query)}" if query else path)
+    def remove_weights(self, command: api.RemoveRequest) -> api.RemoveAnswer:
+        """Remove weights; return the removed and the remaining ones."""
+        return self._send("POST", "/admin/weights/remove", api.RemoveAnswer, command, timeout_s=600)
 
-    def post(self, path: str, body: Any = None, *, timeout_s: float = 30) -> dict[str, Any]:
-        """Send a POST request."""
-        return self.ask("POST", path, body, timeout=timeout_s)
+    def prefetch(self, name: str, host: str) -> api.FetchAnswer:
+        """Fetch a function's weights; return the host and the job."""
+        return self._send("POST", "/admin/weights/fetch", api.FetchAnswer, api.FetchRequest(function=name, host=host))
 
-    def lines(self, path: str, query: Mapping[str, Any], *, body: Any = None) -> Iterator[str]:
+    def estimate(self, name: str, host: str) -> api.EstimateAnswer:
+        """Return the estimated memory of a function."""
+        query = urlencode({"function": name, "host": host})
+        return self._send("GET", f"/admin/weights/estimate?{query}", api.EstimateAnswer, timeout_s=90)
+
+    def jobs(self, host: str) -> api.JobsAnswer:
+        """Return the downloads on every host, or on one."""
+        return self._send("GET", f"/admin/jobs?host={_quote(host)}", api.JobsAnswer)
+
+    def cancel_job(self, job: str) -> api.CancelJobAnswer:
+        """Cancel a download."""
+        return self._send("POST", f"/admin/jobs/{_quote(job)}/cancel", api.CancelJobAnswer)
+
+    # API keys.
+
+    def keys(self, name: str = "") -> tuple[ApiKey, ...]:
+        """Return every key, or those of a name."""
+        return self._send("GET", f"/admin/keys{f'/{_quote(name)}' if name else ''}", api.KeysAnswer).keys
+
+    def new_key(self, request: api.NewKey) -> api.KeySecret:
+        """Create a key."""
+        return self._send("POST", "/admin/keys", api.KeySecret, request)
+
+    def change_key(self, name: str, change: api.KeyChange) -> tuple[ApiKey, ...]:
+        """Change a key."""
+        return self._send("POST", f"/admin/keys/{_quote(name)}", api.KeysAnswer, change).keys
+
+    def rotate_key(self, name: str, overlap: api.KeyOverlap) -> api.KeySecret:
+        """Replace a key."""
+        return self._send("POST", f"/admin/keys/{_quote(name)}/rotate", api.KeySecret, overlap)
+
+    def revoke_key(self, name: str) -> tuple[str, ...]:
+        """Delete a key; return the ids that were deleted."""
+        return self._send("POST", f"/admin/keys/{_quote(name)}/revoke", api.RevokeAnswer).revoked
+
+    # The rest.
+
+    def health(self) -> api.Health:
+        """Return the router's health."""
+        return self._send("GET", "/health", api.Health)
+
+    def models(self) -> tuple[Model, ...]:
+        """Return every function and alias, with the hosts that can run it."""
+        return self._send("GET", "/v1/models", _Models).data
+
+    def chat(self, body: object) -> object:
+        """Return the whole answer to a chat request."""
+        return self._send("POST", "/v1/chat/completions", object, body, timeout_s=3600)
+
+    def lines(self, path: str, query: Mapping[str, str | int], *, body: object = None) -> Iterator[str]:
         """Yield the lines of an answer as they arrive; with a body the request is a POST."""
         timeout = httpx.Timeout(30, read=None)
         method = "POST" if body is not None else "GET"
         try:
-            with self._http.stream(method, path, params=dict(query), json=body, timeout=timeout) as answer:
+            with self._http.stream(
+                method, path, params=dict(query), content=_encode(body), headers=JSON, timeout=timeout
+            ) as answer:
                 if not answer.is_success:
                     answer.read()
                     self._raise_error(answer)
@@ -114,69 +220,43 @@ class Router:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 
-    def last_lines(self, function: Mapping[str, Any], most: int = 5) -> list[str]:
+    def last_lines(self, function: api.FunctionView, most: int = 5) -> list[str]:
         """Return the last lines of a failed worker's log; empty without an admin key, or without a log."""
-        if not function["failure"] or not function["failed_instance"]:
+        if not function.failure or not function.failed_instance:
             return []
-        path = f"/admin/instances/{quote(function['failed_instance'], safe='')}/logs"
+        path = f"/admin/instances/{_quote(function.failed_instance)}/logs"
         try:
             lines = [untrusted.line(line, LINE_LENGTH) for line in self.lines(path, {"lines": 4 * most})]
         except Failed:
             return []
         return [line for line in lines if line.strip()][-most:]
 
-    def stored(self, host: str) -> dict[str, Any]:
-        """Return the weights on every host, or on one."""
-        return self.ask("GET", f"/admin/weights?host={quote(host, safe='')}")
-
-    def remove_weights(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Remove weights; return the removed and the remaining ones."""
-        return self.ask("POST", "/admin/weights/remove", timeout=600, body=command)
-
-    def prefetch(self, name: str, host: str) -> dict[str, Any]:
-        """Fetch a function's weights; return the host and the job."""
-        return self.ask("POST", "/admin/weights/fetch", body={"function": name, "host": host})
-
-    def estimate(self, name: str, host: str) -> dict[str, Any]:
-        """Return the estimated memory of a function."""
-        query = f"function={quote(name, safe='')}&host={quote(host, safe='')}"
-        return self.ask("GET", f"/admin/weights/estimate?{query}", timeout=90)
-
-    def jobs(self, host: str) -> dict[str, Any]:
-        """Return the downloads on every host, or on one."""
-        return self.ask("GET", f"/admin/jobs?host={quote(host, safe='')}")
-
-    def cancel_job(self, job: str) -> dict[str, Any]:
-        """Cancel a download."""
-        return self.ask("POST", f"/admin/jobs/{quote(job, safe='')}/cancel")
-
-    def health(self) -> dict[str, Any]:
-        """Return the router's health."""
-        return self.ask("GET", "/health")
-
-    def ask(self, method: str, path: str, body: Any = None, *, timeout: float = 30) -> dict[str, Any]:
+    def _send(self, method: str, path: str, kind: type[T], body: object = None, *, timeout_s: float = 30) -> T:
         """Send a request and return its answer."""
         try:
-            answer = self._http.request(method, path, json=body, timeout=timeout)
+            answer = self._http.request(method, path, content=_encode(body), headers=JSON, timeout=timeout_s)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if not answer.is_success:
             self._raise_error(answer)
-        return self._read(answer)
+        return self._read(answer, kind)
 
-    def _read(self, answer: httpx.Response) -> dict[str, Any]:
+    def _read(self, answer: httpx.Response, kind: type[T]) -> T:
         try:
-            result: dict[str, Any] = answer.json()
-        except ValueError:
+            return msgspec.json.decode(answer.content, type=kind)
+        except msgspec.ValidationError as error:
+            reason = f"{self.url} answers in a form that this version of cortex does not know: {error}"
+            hint = "Run the same version of cortex here and there: `cortex --version` shows it."
+            raise Failed(reason, code=UNREACHABLE, hint=hint) from None
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise Failed(f"{self.url} is not a cortex router: its answer is not JSON", code=UNREACHABLE) from None
-        return result
 
     def _unreachable(self, error: httpx.HTTPError) -> Failed:
         hint = "Start one with `cortex up`, or set CORTEX_URL to a running one."
         return Failed(f"no router answers at {self.url}: {error}", code=UNREACHABLE, hint=hint)
 
     def _raise_error(self, answer: httpx.Response) -> NoReturn:
-        error = self._read(answer).get("error", {})
+        error = self._read(answer, _Refusal).error
         hints = {
             "model_not_found": "`cortex fn ls` lists every function.",
             "host_not_found": "`cortex host ls` lists every host.",
@@ -185,8 +265,16 @@ class Router:
             "instance_not_found": "`cortex fn history NAME` shows what happened to it.",
             "job_not_found": "`cortex jobs ls` lists every download.",
         }
-        hint = hints.get(error.get("code"), "")
+        hint = hints.get(error.code or "", "")
         code = NOT_FOUND if hint else FAILED
         if answer.status_code in (401, 403):
             hint = "These commands send CORTEX_API_KEY; `cortex key new NAME --admin` creates a key."
-        raise Failed(str(error.get("message", answer.text)), code=code, hint=hint)
+        raise Failed(error.message or answer.text, code=code, hint=hint)
+
+
+def _quote(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _encode(body: object) -> bytes | None:
+    return None if body is None else msgspec.json.encode(body)

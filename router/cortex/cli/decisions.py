@@ -1,20 +1,21 @@
 """`cortex why` and `cortex events`: the decision log and its live stream."""
 
-import json
+import contextlib
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import rich_click as click
+from msgspec import Struct
 from rich.table import Table
 
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, table
-from cortex.cli.visible import echo
-from cortex.router.activation.waits import Wait
+from cortex.cli.visible import echo, echo_json
+from cortex.platform.decisions import DecisionRecord
+from cortex.router.api_types import InstanceView, RequestSummary
 
 
 @click.command()
@@ -31,64 +32,63 @@ def why(subject: str, limit: int, as_json: bool) -> None:
             raise
         _explain_request(router, subject, limit, as_json, str(failed))
         return
-    decisions = router.decisions(function=function["id"], limit=limit)
+    decisions = router.decisions(limit, function=function.id)
     if as_json:
-        click.echo(json.dumps({"function": function, "decisions": decisions}, indent=2))
+        echo_json({"function": function, "decisions": decisions}, indent=2)
         return
     out = console()
-    out.print(f"{function['id']}: {function['state']}", markup=False)
-    for i in function["instances"]:
-        out.print(f"  {i['id']} on {i['host']}: {i['state']}" + _leaving(i), markup=False)
-    for wait in function.get("in_line", ()):  # a router of an earlier release has none
-        out.print(f"  it {msgspec.convert(wait, Wait)}", markup=False)
-    if function["failure"]:
-        out.print(f"  last failure: {function['failure']}", markup=False)
+    out.print(f"{function.id}: {function.state}", markup=False)
+    for i in function.instances:
+        out.print(f"  {i.id} on {i.host}: {i.state}" + _leaving(i, function.now), markup=False)
+    for wait in function.in_line:
+        out.print(f"  it {wait}", markup=False)
+    if function.failure:
+        out.print(f"  last failure: {function.failure}", markup=False)
     _explain(decisions)
 
 
-def _leaving(instance: dict[str, Any]) -> str:
-    """Say why an instance leaves, if it does."""
-    if instance.get("yields_to"):
-        latest = f"when its requests end, in at most {instance['leaves_in_s']:.0f} s"
-        return f", closing for the turn of {instance['yields_to']}: it leaves {latest}"
-    return f", {instance['why']}" if instance["why"] else ""
+def _leaving(instance: InstanceView, now: float) -> str:
+    """Return why an instance leaves, if it does."""
+    if instance.yields_to:
+        latest = f"when its requests end, in at most {max(0.0, instance.deadline - now):.0f} s"
+        return f", closing for the turn of {instance.yields_to}: it leaves {latest}"
+    return f", {instance.why}" if instance.why else ""
 
 
 def _explain_request(router: Router, id: str, limit: int, as_json: bool, error: str) -> None:
-    try:
-        requests = router.get(f"/admin/requests/{id}")["requests"]
-    except Failed:
-        requests = []
-    decisions = router.decisions(request=id, limit=limit)
-    instances = {r["instance"] for r in (*requests, *decisions) if r["instance"]}
+    requests: tuple[RequestSummary, ...] = ()
+    with contextlib.suppress(Failed):
+        requests = router.request(id)
+    decisions = list(router.decisions(limit, request=id))
+    instances = {i for i in (*(r.instance for r in requests), *(d.instance for d in decisions)) if i}
     for instance in sorted(instances):
-        ids = {r["id"] for r in decisions}
-        decisions += [r for r in router.decisions(instance=instance, limit=limit) if r["id"] not in ids]
+        ids = {r.id for r in decisions}
+        decisions += [r for r in router.decisions(limit, instance=instance) if r.id not in ids]
     if not requests and not decisions:
         raise Failed(
             f"'{id}' is neither a function nor a recent request",
             hint=f"{error}\nAnswers have the request id in the header x-request-id.",
             code=NOT_FOUND,
         )
-    decisions.sort(key=lambda r: -r["at"])
+    decisions.sort(key=lambda r: -r.at)
     if as_json:
-        click.echo(json.dumps({"requests": requests, "decisions": decisions}, indent=2))
+        echo_json({"requests": requests, "decisions": decisions}, indent=2)
         return
     for r in requests:
-        where = f"{r['instance']} on {r['host']}" if r["instance"] else "no instance"
-        line = f"{r['id']}: {r['function']} ({r['dialect']}), {r['phase']}, status {r['status'] or '-'}, by {where}"
-        line += f", key {r['who']}" if r["who"] else ""
+        where = f"{r.instance} on {r.host}" if r.instance else "no instance"
+        line = f"{r.id}: {r.function} ({r.dialect}), {r.phase}, status {r.status or '-'}, by {where}"
+        line += f", key {r.who}" if r.who else ""
         console().print(line, markup=False)
-        times = f"  {r['start']}: queued {r['queued_ms']} ms, first token {r['first_ms'] or '-'} ms"
-        console().print(f"{times}, {r['age_s']:.2f} s in all, {r['tokens_out']} tokens", markup=False)
-        for attempt in r["tries"]:
-            console().print(f"  {attempt['instance']} on {attempt['host']} failed: {attempt['why']}", markup=False)
-        if r["fault"]:
-            console().print(f"  {r['fault']}: {r['why']}", markup=False)
+        times = f"  {r.start}: queued {r.queued_ms} ms, first token {r.first_ms or '-'} ms"
+        console().print(f"{times}, {r.age_s:.2f} s in all, {r.tokens_out} tokens", markup=False)
+        for attempt in r.tries:
+            console().print(f"  {attempt.instance} on {attempt.host} failed: {attempt.why}", markup=False)
+        if r.fault:
+            console().print(f"  {r.fault}: {r.why}", markup=False)
     _explain(decisions)
 
 
-def _explain(decisions: list[dict[str, Any]]) -> None:
+def _explain(decisions: Sequence[DecisionRecord]) -> None:
     if decisions:
         console().print(decision_table(decisions))
     else:
@@ -103,66 +103,98 @@ def _explain(decisions: list[dict[str, Any]]) -> None:
 def events(follow: bool, function: str, limit: int, as_json: bool) -> None:
     """Show the latest decisions of agents, routers and operators."""
     router = Router()
-    past = reversed(router.decisions(function=function, limit=limit))
+    past = reversed(router.decisions(limit, function=function))
     last_id = ""
     for decision in past:
         _print_event(decision, as_json)
-        last_id = decision["id"]
+        last_id = decision.id
     if not follow:
         return
     for line in router.lines("/admin/events", {"function": function} if function else {}):
         if line.startswith("data: ") and '"what"' in line:
-            decision = json.loads(line.removeprefix("data: "))
-            if decision["id"] > last_id:
+            decision = msgspec.json.decode(line.removeprefix("data: "), type=DecisionRecord)
+            if decision.id > last_id:
                 _print_event(decision, as_json)
 
 
-def _print_event(decision: dict[str, Any], as_json: bool) -> None:
+def _print_event(decision: DecisionRecord, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(decision))
+        echo_json(decision)
         return
-    at = time.strftime("%H:%M:%S", time.localtime(decision["at"]))
-    where = " ".join(w for w in (decision["function"], decision["host"], decision["instance"]) if w)
-    echo(f"{at}  {decision['what']:<11} {where}{': ' if decision['why'] else ''}{decision['why']}")
+    at = time.strftime("%H:%M:%S", time.localtime(decision.at))
+    where = " ".join(w for w in (decision.function, decision.host, decision.instance) if w)
+    echo(f"{at}  {decision.what:<11} {where}{': ' if decision.why else ''}{decision.why}")
 
 
-def decision_table(decisions: Iterable[dict[str, Any]], *, function: bool = True) -> Table:
+def decision_table(decisions: Iterable[DecisionRecord], *, function: bool = True) -> Table:
     """Return decisions as a table, with their main inputs."""
     rows = table("WHEN", "WHAT", *(["FUNCTION"] if function else []), "BY", "WHY", "NUMBERS")
     for r in decisions:
-        names = [r["function"] or "-"] if function else []
-        rows.add_row(ago(r["at"]), r["what"], *names, r["by"].partition(":")[2][:24] or r["by"], r["why"], numbers(r))
+        names = [r.function or "-"] if function else []
+        rows.add_row(ago(r.at), r.what, *names, r.by.partition(":")[2][:24] or r.by, r.why, numbers(r))
     return rows
 
 
-def numbers(decision: dict[str, Any]) -> str:
+def numbers(decision: DecisionRecord) -> str:
     """Return a decision's inputs as one line."""
-    inputs = decision["numbers"]
-    if not inputs:
+    if not decision.numbers:
         return ""
-    match decision["what"]:
+    try:
+        inputs = msgspec.convert(decision.numbers, _Inputs)
+    except msgspec.ValidationError:  # of another version of cortex
+        inputs = _Inputs()
+    match decision.what:
         case "ready":
-            return ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in inputs.get("phases", {}).items())
+            return ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in inputs.phases.items())
         case "placed":
-            free = ", ".join(f"{d['id']} {d['free_mb']} free" for d in inputs.get("devices", []))
-            return f"{inputs.get('memory_mb')} MiB ({inputs.get('memory_from')}); {free}"
+            free = ", ".join(f"{d.id} {d.free_mb} free" for d in inputs.devices)
+            return f"{inputs.memory_mb} MiB ({inputs.memory_from}); {free}"
         case "evicted" | "closed":
-            victim = inputs.get("victim", {})
-            stays = ", ".join(f"{o['function']} idle {o['idle_s']}s" for o in inputs.get("others", []))
-            in_flight = victim.get("in_flight")
-            activity = f"{in_flight} in flight" if in_flight else f"idle {victim.get('idle_s')}s"
+            stays = ", ".join(f"{o.function} idle {o.idle_s}s" for o in inputs.others)
+            victim = inputs.victim
+            activity = f"{victim.in_flight} in flight" if victim.in_flight else f"idle {victim.idle_s}s"
             return activity + (f"; stays: {stays}" if stays else "")
         case "refused":
-            devices = ", ".join(f"{d['id']} {d['free_mb']} MiB free" for d in inputs.get("devices", []))
-            turn_in_s = inputs.get("turn_in_s")
+            devices = ", ".join(f"{d.id} {d.free_mb} MiB free" for d in inputs.devices)
+            turn_in_s = inputs.turn_in_s
             return devices if turn_in_s is None else f"{devices}, turn in at most {turn_in_s:.0f} s"
         case "proposed":
-            hosts = (f"{c['host']}: {_prediction(c)}" for c in inputs.get("considered", []))
-            return "; ".join(hosts)
-    return ", ".join(f"{k} {v}" for k, v in inputs.items() if not isinstance(v, (list, dict)) and v not in (None, ""))
+            return "; ".join(f"{c.host}: {_prediction(c)}" for c in inputs.considered)
+    plain = ((k, v) for k, v in decision.numbers.items() if not isinstance(v, (list, dict)) and v not in (None, ""))
+    return ", ".join(f"{k} {v}" for k, v in plain)
 
 
-def _prediction(candidate: dict[str, Any]) -> str:
-    if "why_not" in candidate:
-        return str(candidate["why_not"])
-    return f"evicts {len(candidate['evict'])}" if candidate["evict"] else "room"
+class _Device(Struct, frozen=True):
+    id: str
+    free_mb: int
+
+
+class _Candidate(Struct, frozen=True):
+    function: str = ""
+    idle_s: float | None = None
+    in_flight: int | None = None
+
+
+class _Considered(Struct, frozen=True):
+    host: str
+    evict: tuple[str, ...] = ()
+    why_not: str = ""
+
+
+class _Inputs(Struct, frozen=True):
+    """The inputs of decisions, as far as they are shown."""
+
+    phases: dict[str, float] = {}
+    memory_mb: int | None = None
+    memory_from: str = ""
+    devices: tuple[_Device, ...] = ()
+    victim: _Candidate = _Candidate()
+    others: tuple[_Candidate, ...] = ()
+    turn_in_s: float | None = None
+    considered: tuple[_Considered, ...] = ()
+
+
+def _prediction(candidate: _Considered) -> str:
+    if candidate.why_not:
+        return candidate.why_not
+    return f"evicts {len(candidate.evict)}" if candidate.evict else "room"

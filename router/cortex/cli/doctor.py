@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from cortex.platform import redis_clients
 from cortex.platform import settings as settings_
 from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings, SettingsError
+from cortex.router.api_types import Health, HostView
 
 LITTLE_DISK_GB, FULL_DISK_GB = 5.0, 0.1
 SKEW_S = 1.0
@@ -74,14 +75,13 @@ def run_checks(config: Path | None) -> Iterator[Finding]:
         return
     yield Finding("ok", "settings", str(config or os.environ.get("CORTEX_CONFIG") or "defaults and environment"))
     router = Router(timeout_s=5)
-    hosts: list[dict[str, Any]] = []
-    answers, now = False, 0.0
+    hosts: tuple[HostView, ...] = ()
+    answers = False
     with contextlib.suppress(Failed):
-        answer = router.get("/admin/hosts")
-        hosts, now, answers = answer["hosts"], answer.get("now", time.time()), True
+        hosts, answers = router.hosts().hosts, True
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: check_router(router),
-        lambda: check_hosts(hosts, now),
+        lambda: check_hosts(hosts),
         *((lambda: check_functions(router),) if hosts or not answers else ()),
         lambda: check_redis(settings, expected=bool(settings.redis.url)),
         lambda: check_agents(hosts, settings.ca_file),
@@ -104,7 +104,7 @@ def run_checks(config: Path | None) -> Iterator[Finding]:
 def check_router(router: Router) -> Iterator[Finding]:
     """Check the router's health."""
     health = router.health()
-    if health["record"] != "ok":
+    if health.record != "ok":
         yield Finding(
             "problem",
             "router",
@@ -112,41 +112,40 @@ def check_router(router: Router) -> Iterator[Finding]:
             "Start Redis, or correct `[redis] url`; the router reconnects by itself.",
         )
     else:
-        yield Finding("ok", "router", f"{router.url} answers: {health['status']}")
-    if health["catalogue"] != "ok":
-        yield Finding("problem", "catalogue", health["catalogue"], "`cortex check` lists all its problems.")
+        yield Finding("ok", "router", f"{router.url} answers: {health.status}")
+    if health.catalogue != "ok":
+        yield Finding("problem", "catalogue", health.catalogue, "`cortex check` lists all its problems.")
     yield from check_background(health)
 
 
-def check_background(health: dict[str, Any]) -> Iterator[Finding]:
+def check_background(health: Health) -> Iterator[Finding]:
     """Check for silent hosts and failing background tasks."""
-    for name, silence in health.get("silent", {}).items():
+    for name, silence in health.silent.items():
         yield Finding(
             "problem",
             f"host {name}",
-            f"has not reported for {silence['silent_s']} s; {silence['serving']} of its instances still serve, and "
+            f"has not reported for {silence.silent_s} s; {silence.serving} of its instances still serve, and "
             "nothing is started there",
             f"Start its agent, or check that it reaches Redis. If the host is removed: `cortex host cordon {name}`.",
         )
-    faults = health.get("background", "ok")
-    for fault in faults if faults != "ok" else ():
+    for fault in health.background if isinstance(health.background, tuple) else ():
         yield Finding(
             "warning",
             "router",
-            f"its background task '{fault['work']}' raised {fault['error']} {fault['failed_s_ago']} s ago and "
-            f"continues; {fault['count']} times so far",
+            f"its background task '{fault.work}' raised {fault.error} {fault.failed_s_ago} s ago and "
+            f"continues; {fault.count} times so far",
             "This is a bug in cortex; its log has the traceback under `background_work_broke`.",
         )
 
 
-def check_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
-    """Check that hosts report under unique names and can read their devices. `now` is the router's time."""
+def check_hosts(hosts: Iterable[HostView]) -> Iterator[Finding]:
+    """Check that hosts report under unique names and can read their devices."""
     if not hosts:
         yield Finding(
             "problem", "hosts", "no host reports", "Run `cortex agent` on a host, with the same Redis and token."
         )
     for host in hosts:
-        name, silent_s = host["name"], now - host["at"]
+        name, silent_s = host.name, host.now - host.at
         if silent_s > 15:
             yield Finding(
                 "warning",
@@ -155,38 +154,38 @@ def check_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
                 "See its agent's log: `journalctl -u cortex-agent` on that host.",
             )
         else:
-            count = len(host["devices"])
+            count = len(host.devices)
             devices = f"{count} device{'' if count == 1 else 's'}"
-            state = "cordoned: nothing new is placed on it" if host["cordoned"] else devices
+            state = "cordoned: nothing new is placed on it" if host.cordoned else devices
             yield Finding(
-                "warning" if host["cordoned"] else "ok",
+                "warning" if host.cordoned else "ok",
                 f"host {name}",
                 state,
-                f"`cortex host uncordon {name}`" if host["cordoned"] else "",
+                f"`cortex host uncordon {name}`" if host.cordoned else "",
             )
-        if other := host.get("namesake"):
+        if other := host.namesake:
             yield Finding(
                 "problem",
                 f"host {name}",
-                f"two machines have this name: {host['address']} is in the record, {other['address']} is rejected",
+                f"two machines have this name: {host.address} is in the record, {other.address} is rejected",
                 "Give each a unique name: `[agent] name`, or CORTEX_AGENT__NAME. Then restart its agent.",
             )
-        if host["problem"]:
+        if host.problem:
             yield Finding(
                 "problem",
                 f"host {name}",
-                f"its devices cannot be read: {host['problem']}",
+                f"its devices cannot be read: {host.problem}",
                 "`nvidia-smi` on that host shows more; a driver that was upgraded needs a reboot.",
             )
-        for path, since in host.get("silent", {}).items():
+        for path, since in host.silent.items():
             yield Finding(
                 "problem",
                 f"host {name}",
-                f"{path} has not answered for {max(0.0, now - since):.0f} s",
+                f"{path} has not answered for {max(0.0, host.now - since):.0f} s",
                 "Its mount may hang: see `mount` and `dmesg` on that host. Only functions with weights there cannot "
                 "start.",
             )
-        if not host["engines"]:
+        if not host.engines:
             yield Finding(
                 "problem", f"host {name}", "it has no engine", "Install vllm, llama-server or xllamacpp there."
             )
@@ -194,9 +193,9 @@ def check_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
 
 def check_functions(router: Router) -> Iterator[Finding]:
     """Check that every function fits some host, and that none keeps failing."""
-    functions = {f["id"]: f for f in router.functions()}
-    models = router.get("/v1/models")["data"]
-    nowhere = [m["id"] for m in models if m["id"] in functions and not m["feasible_on"]]
+    functions = {f.id: f for f in router.functions() if f.declared}
+    models = router.models()
+    nowhere = [m.id for m in models if m.id in functions and not m.feasible_on]
     if nowhere:
         yield Finding(
             "warning",
@@ -205,12 +204,12 @@ def check_functions(router: Router) -> Iterator[Finding]:
             f"`cortex fn plan {nowhere[0]}` shows the reason for each host.",
         )
     for f in functions.values():
-        if f["state"] == "failing":
+        if f.state == "failing":
             yield Finding(
                 "problem",
-                f["id"],
-                "\n    ".join([f"keeps failing: {f['failure']}", *router.last_lines(f)]),
-                f"`cortex fn logs {f['id']} --run previous`, then `cortex fn warm {f['id']} --wait`",
+                f.id,
+                "\n    ".join([f"keeps failing: {f.failure}", *router.last_lines(f)]),
+                f"`cortex fn logs {f.id} --run previous`, then `cortex fn warm {f.id} --wait`",
             )
     if not nowhere:
         yield Finding("ok", "functions", f"{len(functions)}, each with a host that can run it")
@@ -263,20 +262,20 @@ def check_redis(settings: Settings, *, expected: bool) -> Iterator[Finding]:
         )
 
 
-def check_agents(hosts: list[dict[str, Any]], ca_file: str) -> Iterator[Finding]:
+def check_agents(hosts: Iterable[HostView], ca_file: str) -> Iterator[Finding]:
     """Check that agents can be reached from this machine."""
     for host in hosts:
         try:
-            httpx.get(f"{host['address']}/health", timeout=3, trust_env=False, verify=trust(ca_file)).raise_for_status()
+            httpx.get(f"{host.address}/health", timeout=3, trust_env=False, verify=trust(ca_file)).raise_for_status()
         except httpx.HTTPError as error:
             yield Finding(
                 "warning",
-                f"agent {host['name']}",
-                f"{host['address']} does not answer from here: {error}",
+                f"agent {host.name}",
+                f"{host.address} does not answer from here: {error}",
                 "Routers must reach it: check `[agent] listen`, `address` and the firewall.",
             )
         else:
-            yield Finding("ok", f"agent {host['name']}", f"{host['address']} answers")
+            yield Finding("ok", f"agent {host.name}", f"{host.address} answers")
 
 
 def check_disks(settings: Settings) -> Iterator[Finding]:

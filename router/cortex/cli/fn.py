@@ -1,10 +1,9 @@
 """`cortex fn`: shows and controls functions."""
 
-import json
 import time
-from typing import Any
 
 import rich_click as click
+from msgspec.structs import asdict
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cortex.cli.client import Router
@@ -12,7 +11,10 @@ from cortex.cli.exits import Failed
 from cortex.cli.lazy import LazyGroup
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, echo_json
+from cortex.router.api_types import FunctionView, InstanceView
+from cortex.router.overview.wording import eviction_reason, step
+from cortex.router.plan_types import Effect, Plan
 
 POLL_S = 0.15
 GONE = ("cold", "failing")
@@ -44,29 +46,29 @@ def ls(as_json: bool) -> None:
     """List every function with its state and instances."""
     functions = Router().functions()
     if as_json:
-        click.echo(json.dumps(functions, indent=2))
+        echo_json(functions, indent=2)
         return
     rows = table(
         "FUNCTION", "ALIASES", "ENGINE", "STATE", "INSTANCES", "HOST", "MEMORY MIB", "IN FLIGHT", "LAST USED", "IDLE IN"
     )
     for f in functions:
         rows.add_row(
-            f["id"],
-            ", ".join(f["aliases"]) or "-",
-            f["engine"],
+            f.id,
+            ", ".join(f.aliases) or "-",
+            f.engine,
             state(f),
-            str(len(f["instances"])),
-            ", ".join(sorted({_host(i) for i in f["instances"]})) or "-",
+            str(len(f.instances)),
+            ", ".join(sorted({_host(i, f.now) for i in f.instances})) or "-",
             _memory(f),
-            f"{f['in_flight']}" + (f" (+{f['waiting']} waiting)" if f["waiting"] else ""),
-            ago(f["last_used"]),
-            _countdown(f),
+            f"{f.in_flight}" + (f" (+{f.waiting} waiting)" if f.waiting else ""),
+            ago(f.last_used),
+            idle_in(f),
         )
     out = console()
     out.print(rows)
     for f in functions:
-        if f["failure"] and f["state"] in GONE:
-            out.print(f"\n{f['id']}: {f['failure']}", markup=False)
+        if f.failure and f.state in GONE:
+            out.print(f"\n{f.id}: {f.failure}", markup=False)
 
 
 @fn.command()
@@ -79,14 +81,14 @@ def warm(name: str, plan: bool, wait: bool, timeout_s: float, as_json: bool) -> 
     """Start a function now, ignoring back-off."""
     router = Router()
     if plan:
-        show_plan(router.plan(name), name, as_json)
+        show_plan(router.plan_warm(name), as_json)
         return
     instance = router.warm(name)
     function = _follow(router, name, instance, timeout_s) if wait else router.function(name)
     if as_json:
-        click.echo(json.dumps({"instance": instance, **function}))
+        echo_json({"instance": instance, **asdict(function)})
     else:
-        echo(f"{function['id']}: {function['state']}")
+        echo(f"{function.id}: {function.state}")
 
 
 @fn.command()
@@ -103,63 +105,59 @@ def cool(name: str, now: bool, timeout_s: float, as_json: bool) -> None:
         task = progress.add_task(f"cooling {name}", total=None)
         while True:
             function = router.function(name)
-            remaining = [i for i in function["instances"] if i["id"] in draining]
+            remaining = [i for i in function.instances if i.id in draining]
             if not remaining:
                 break
-            if all(i["state"] == "ready" for i in remaining):
-                busy = sum(i["in_flight"] for i in remaining)
+            if all(i.state == "ready" for i in remaining):
+                busy = sum(i.in_flight for i in remaining)
                 raise Failed(
-                    f"{function['id']} stays warm: {busy} requests were still in flight after the grace period",
+                    f"{function.id} stays warm: {busy} requests were still in flight after the grace period",
                     hint="`--now` cuts them.",
                 )
             if time.monotonic() > deadline:
-                raise Failed(f"{function['id']} is still {remaining[0]['state']} after {timeout_s:g} s")
+                raise Failed(f"{function.id} is still {remaining[0].state} after {timeout_s:g} s")
             progress.update(
-                task, description=f"{function['id']}: {remaining[0]['state']}, {remaining[0]['in_flight']} in flight"
+                task, description=f"{function.id}: {remaining[0].state}, {remaining[0].in_flight} in flight"
             )
             time.sleep(POLL_S)
     if as_json:
-        click.echo(json.dumps({"cooled": sorted(draining), **function}))
+        echo_json({"cooled": sorted(draining), **asdict(function)})
     else:
-        echo(f"{function['id']}: {function['state']}" + ("" if draining else " (nothing was warm)"))
+        echo(f"{function.id}: {function.state}" + ("" if draining else " (nothing was warm)"))
 
 
-def show_plan(answer: dict[str, Any], name: str, as_json: bool) -> None:
+def show_plan(plan: Plan, as_json: bool) -> None:
     """Print the plan of a start. Raises Failed if no host can run it."""
-    planned = answer["plan"]
     if as_json:
-        click.echo(json.dumps(answer))
-    elif planned and planned["there"]:
-        echo(f"{name} is ready or starting on {planned['host']} already ({planned['there']})")
-    elif planned:
-        where = f"{planned['host']}, {', '.join(planned['devices'])}"
-        echo(f"{name} would start on {where}: {planned['memory_mb']} MiB each ({planned['memory_from']})")
-        order = {entry["instance"]: entry for entry in answer["leaving"]}
-        for victim in planned["evict"]:
-            echo(f"  evicting {victim['function']} (idle for {span(victim['idle_s'])}){_reason(order, victim)}")
-        for entry in (e for e in answer["leaving"] if e["protected"] and planned["evict"]):
-            echo(f"  {entry['function']} stays: {entry['protected']}")
-        if planned["retry_at"]:
-            echo("  its starts keep failing; warming ignores the back-off")
-    if not as_json:
-        for host, reason in answer["refused"].items():
-            echo(f"  not {host}: {reason}")
-    if not planned:
+        echo_json(plan)
+    else:
+        _print_plan(plan)
+    if plan.effect is Effect.IMPOSSIBLE:
         raise Failed(
-            f"{name} cannot be placed now",
+            f"{plan.function} cannot be placed now",
             hint="`cortex host show NAME` shows its memory and protected instances.",
         )
 
 
-def _reason(order: dict[str, dict[str, Any]], victim: dict[str, Any]) -> str:
-    """Return why this instance is evicted; empty if the order has changed since."""
-    entry = order.get(victim["instance"])
-    if entry is None or entry["protected"]:
-        return ""
-    return f": {entry['why']}" + ("; earlier ones do not free enough memory" if entry["rank"] > 1 else "")
+def _print_plan(plan: Plan) -> None:
+    start = plan.start
+    if start is not None and plan.effect is Effect.NOTHING:
+        echo(f"{plan.function} is ready or starting on {start.host} already ({start.instance})")
+    elif start is not None:
+        where = f"{start.host}, {', '.join(start.devices)}"
+        echo(f"{plan.function} would start on {where}: {start.memory_mb} MiB each ({start.memory_from})")
+        for victim in plan.evictions:
+            why = eviction_reason(victim, plan.strategy)
+            echo(f"  evicting {victim.function} (idle for {span(victim.idle_s)}){why and f': {why}'}")
+        for candidate in plan.stays:
+            echo(f"  {candidate.function} stays: {candidate.protection}")
+        if start.retry_at is not None:
+            echo("  its starts keep failing; warming ignores the back-off")
+    for host, reason in plan.refusals.items():
+        echo(f"  not {host}: {reason}")
 
 
-def _follow(router: Router, name: str, instance: str, timeout_s: float) -> dict[str, Any]:
+def _follow(router: Router, name: str, instance: str, timeout_s: float) -> FunctionView:
     """Show a start's progress until it is ready. Raises Failed."""
     deadline = time.monotonic() + timeout_s
     revision = ""
@@ -167,26 +165,26 @@ def _follow(router: Router, name: str, instance: str, timeout_s: float) -> dict[
         task = progress.add_task(f"warming {name}", total=None)
         while True:
             function = router.function(name)
-            if function["revision"] != revision:
+            if function.revision != revision:
                 # The entry or the alias has changed since, so the instance has an old revision.
                 instance = router.warm(name) if revision else instance
-                revision = function["revision"]
+                revision = function.revision
                 continue
-            mine = next((i for i in function["instances"] if i["id"] == instance), None)
-            if mine is not None and mine["state"] == "ready":
+            mine = next((i for i in function.instances if i.id == instance), None)
+            if mine is not None and mine.state == "ready":
                 return function
             # A start that ran out of memory is retried with more memory, under another id.
-            retry = next((i for i in function["instances"] if i["id"].startswith(f"{instance}-")), None)
+            retry = next((i for i in function.instances if i.id.startswith(f"{instance}-")), None)
             if mine is None and retry is not None:
-                instance = retry["id"]
+                instance = retry.id
                 continue
-            if mine is None and function["failure"]:
+            if mine is None and function.failure:
                 last = "".join(f"\n  {line}" for line in router.last_lines(function))
-                raise Failed(f"{function['id']} did not start: {function['failure']}{last}")
+                raise Failed(f"{function.id} did not start: {function.failure}{last}")
             if time.monotonic() > deadline:
-                raise Failed(f"{function['id']} is still {function['state']} after {timeout_s:g} s")
+                raise Failed(f"{function.id} is still {function.state} after {timeout_s:g} s")
             if mine is not None:
-                progress.update(task, description=f"{function['id']} on {mine['host']}: {progress_text(mine)}")
+                progress.update(task, description=f"{function.id} on {mine.host}: {progress_text(mine, function.now)}")
             time.sleep(POLL_S)
 
 
@@ -203,38 +201,41 @@ def progress_bar() -> Progress:
     )
 
 
-def progress_text(instance: dict[str, Any]) -> str:
+def progress_text(instance: InstanceView, now: float) -> str:
     """Return an instance's state and, while it starts, its phase, progress and remaining time."""
-    text = str(instance["state"])
-    if instance["phase"] and instance["phase"] != instance["state"]:
-        text += f", {instance['phase']}"
-    if instance["progress"] is not None:
-        text += f" {instance['progress']:.0%}"
-    if instance["left_s"] is not None:
-        text += f" ({span(instance['left_s'])} left)"
+    text = str(instance.state)
+    if phase := step(instance):
+        text += f", {phase}"
+    if instance.progress is not None:
+        text += f" {instance.progress:.0%}"
+    if instance.ready_at is not None:
+        text += f" ({span(max(0.0, instance.ready_at - now))} left)"
+    elif instance.fetched_at is not None:
+        text += f" (fetched in {span(max(0.0, instance.fetched_at - now))})"
     return text
 
 
-def _host(instance: dict[str, Any]) -> str:
+def _host(instance: InstanceView, now: float) -> str:
     """Return an instance's host, with the time since its last report if it is silent."""
-    silent_s = instance.get("silent_s")
-    return str(instance["host"]) if silent_s is None else f"{instance['host']} (silent for {span(silent_s)})"
+    silent = "" if instance.silent_since is None else f" (silent for {span(now - instance.silent_since)})"
+    return f"{instance.host}{silent}"
 
 
-def _memory(function: dict[str, Any]) -> str:
+def _memory(function: FunctionView) -> str:
     """Return the memory of one instance per device, with its source."""
-    values = [f"{i['memory_mb']} ({i['memory_from']})" for i in function["instances"] if i["memory_mb"]]
+    values = [f"{i.memory_mb} ({i.memory_from})" for i in function.instances if i.memory_mb]
     return values[0] if values else "-"
 
 
-def state(function: dict[str, Any]) -> str:
+def state(function: FunctionView) -> str:
     """Return a function's state, with the progress of its start or the time of its next attempt."""
-    if function["state"] == "failing" and function["retry_at"]:
-        return f"failing (retry in {span(function['retry_at'] - time.time())})"
-    starting = [i for i in function["instances"] if i["state"] == function["state"] and i["phase"]]
-    return progress_text(starting[0]) if starting else str(function["state"])
+    if function.state == "failing" and function.retry_at:
+        return f"failing (retry in {span(function.retry_at - function.now)})"
+    starting = [i for i in function.instances if i.state == function.state and i.phase]
+    return progress_text(starting[0], function.now) if starting else function.state
 
 
-def _countdown(function: dict[str, Any]) -> str:
-    times = [i["idle_in_s"] for i in function["instances"] if i["idle_in_s"] is not None]
-    return span(min(times)) if times else "-"
+def idle_in(function: FunctionView) -> str:
+    """Return when the first instance of a function is reaped."""
+    times = [i.reap_at for i in function.instances if i.reap_at is not None]
+    return span(max(0.0, min(times) - function.now)) if times else "-"

@@ -1,11 +1,9 @@
 """`cortex fn show|plan|history|logs|pin|unpin|set|reset|forget`: one function in detail, its settings at run time."""
 
-import json
 import sys
-import time
-from typing import Any
 
 import rich_click as click
+from msgspec.structs import asdict
 
 from cortex.cli.client import Router
 from cortex.cli.decisions import decision_table
@@ -14,7 +12,8 @@ from cortex.cli.fn import progress_text, show_plan
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.top import latency_line
-from cortex.cli.visible import echo, for_terminal
+from cortex.cli.visible import echo, echo_json, for_terminal
+from cortex.router.api_types import FunctionSettings, FunctionView, InstanceView, LastStart, TrafficTotal
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -26,45 +25,45 @@ def show(name: str, as_json: bool) -> None:
     """Show the details of a function: settings, instances, last start, last failure."""
     router = Router()
     function = router.function(name)
-    recent = router.get("/admin/traffic")["functions"].get(function["id"])
+    recent = router.traffic().functions.get(function.id)
     if as_json:
-        click.echo(json.dumps({**function, "last_five_minutes": recent}, indent=2))
+        echo_json({**asdict(function), "last_five_minutes": recent}, indent=2)
         return
     out = console()
-    out.print(f"[bold]{function['id']}[/]: {function['state']}")
+    out.print(f"[bold]{function.id}[/]: {function.state}")
     facts = {
-        "aliases": ", ".join(function["aliases"]),
-        "engine": function["engine"],
-        "instances": f"{len(function['instances'])} (at least {function['min']}, at most {function['max']})"
-        + (", pinned" if function["pinned"] else ""),
-        "set at run time": ", ".join(function["overridden"]),
-        "in flight": f"{function['in_flight']}, {function['waiting']} waiting",
-        "last used": ago(function["last_used"]),
+        "aliases": ", ".join(function.aliases),
+        "engine": function.engine,
+        "instances": f"{len(function.instances)} (at least {function.min}, at most {function.max})"
+        + (", pinned" if function.pinned else ""),
+        "set at run time": ", ".join(function.overridden),
+        "in flight": f"{function.in_flight}, {function.waiting} waiting",
+        "last used": ago(function.last_used),
         "last five minutes": _recent(recent),
-        "last start": _start(function["last_start"]),
-        "a start takes": span(function["expected_start_s"]) if function["expected_start_s"] else "",
+        "last start": _start(function.last_start),
+        "a start takes": span(function.expected_start_s) if function.expected_start_s else "",
         "memory": "; ".join(memory_lines(function)),
-        "last failure": function["failure"] or "",
-        "next attempt in": _until(function["retry_at"]),
+        "last failure": function.failure or "",
+        "next attempt in": _until(function.retry_at, function.now),
     }
     for key, value in facts.items():
         if value:
             out.print(f"  {key:18} {value}", markup=False)
     for line in router.last_lines(function):
         out.print(f"  {'':18} {line}", markup=False)
-    if function["instances"]:
+    if function.instances:
         rows = table("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
-        for i in function["instances"]:
+        for i in function.instances:
             rows.add_row(
-                i["id"],
-                i["host"],
-                progress_text(i),
-                ", ".join(i["devices"]) or "-",
-                f"{i['memory_mb']} ({i['memory_from']})",
-                "-" if i["used_mb"] is None else str(i["used_mb"]),
-                str(i["in_flight"]),
-                _started(i),
-                span(i["idle_in_s"]),
+                i.id,
+                i.host,
+                progress_text(i, function.now),
+                ", ".join(i.devices) or "-",
+                f"{i.memory_mb} ({i.memory_from})",
+                "-" if i.used_mb is None else str(i.used_mb),
+                str(i.in_flight),
+                _duration(i),
+                span(None if i.reap_at is None else max(0.0, i.reap_at - function.now)),
             )
         out.print(rows)
 
@@ -74,7 +73,7 @@ def show(name: str, as_json: bool) -> None:
 @_json
 def plan(name: str, as_json: bool) -> None:
     """Show the plan of a start: the host, and the evictions. Nothing is started."""
-    show_plan(Router().plan(name), name, as_json)
+    show_plan(Router().plan_warm(name), as_json)
 
 
 @click.command()
@@ -85,12 +84,12 @@ def history(name: str, limit: int, as_json: bool) -> None:
     """Show a function's latest decisions: starts by phase, evictions, drains, failures."""
     router = Router()
     function = router.function(name)
-    decisions = router.decisions(function=function["id"], limit=limit)
+    decisions = router.decisions(limit, function=function.id)
     if as_json:
-        click.echo(json.dumps({"last_start": function["last_start"], "decisions": decisions}, indent=2))
+        echo_json({"last_start": function.last_start, "decisions": decisions}, indent=2)
         return
-    if function["last_start"]:
-        console().print(f"last start: {_start(function['last_start'])}", markup=False)
+    if function.last_start:
+        console().print(f"last start: {_start(function.last_start)}", markup=False)
     console().print(decision_table(decisions, function=False))
 
 
@@ -109,7 +108,7 @@ def history(name: str, limit: int, as_json: bool) -> None:
 @click.option("--raw", is_flag=True, help="Send control characters to the terminal instead of showing them.")
 def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str, grep: str, raw: bool) -> None:
     """Show the log of a function's worker on any host, including one that has exited."""
-    query: dict[str, Any] = {"lines": lines, "follow": int(follow), "run": run, "grep": grep}
+    query: dict[str, str | int] = {"lines": lines, "follow": int(follow), "run": run, "grep": grep}
     if not instance:
         query |= {"function": name, **({"host": host} if host else {})}
     path = f"/admin/instances/{instance}/logs" if instance else "/admin/logs"
@@ -123,7 +122,7 @@ def logs(name: str, follow: bool, lines: int, run: str, host: str, instance: str
 @_json
 def pin(name: str, as_json: bool) -> None:
     """Pin a function: once it is ready, it is never reaped and never evicted."""
-    _print_settings(Router().set(name, "pin"), as_json)
+    _print_settings(Router().override(name, "pin"), as_json)
 
 
 @click.command()
@@ -131,7 +130,7 @@ def pin(name: str, as_json: bool) -> None:
 @_json
 def unpin(name: str, as_json: bool) -> None:
     """Unpin a function: it may be reaped and evicted again. `pinned_on` in the catalogue still applies."""
-    _print_settings(Router().set(name, "unpin"), as_json)
+    _print_settings(Router().override(name, "unpin"), as_json)
 
 
 @click.command("set")
@@ -144,7 +143,7 @@ def set_(name: str, least: int | None, most: int | None, as_json: bool) -> None:
     if least is None and most is None:
         raise Failed("nothing to set", hint="Add --min, --max or both.", code=2)
     values = {k: v for k, v in (("min", least), ("max", most)) if v is not None}
-    _print_settings(Router().set(name, "set", **values), as_json)
+    _print_settings(Router().override(name, "set", **values), as_json)
 
 
 @click.command()
@@ -152,7 +151,7 @@ def set_(name: str, least: int | None, most: int | None, as_json: bool) -> None:
 @_json
 def reset(name: str, as_json: bool) -> None:
     """Remove the runtime overrides of a function."""
-    _print_settings(Router().set(name, "reset"), as_json)
+    _print_settings(Router().override(name, "reset"), as_json)
 
 
 @click.command()
@@ -165,57 +164,57 @@ def forget(name: str, as_json: bool) -> None:
     """
     answer = Router().forget(name)
     if as_json:
-        click.echo(json.dumps(answer))
+        echo_json(answer)
         return
-    count = answer["entries"]
-    echo(f"{answer['id']}: {count or 'no'} measured {'entry' if count == 1 else 'entries'} deleted")
+    count = answer.entries
+    echo(f"{answer.id}: {count or 'no'} measured {'entry' if count == 1 else 'entries'} deleted")
 
 
-def _print_settings(answer: dict[str, Any], as_json: bool) -> None:
+def _print_settings(answer: FunctionSettings, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(answer))
+        echo_json(answer)
         return
-    pinned = ", pinned" if answer["pinned"] else ""
-    echo(f"{answer['id']}: at least {answer['min']}, at most {answer['max']} instances{pinned}")
+    pinned = ", pinned" if answer.pinned else ""
+    echo(f"{answer.id}: at least {answer.min}, at most {answer.max} instances{pinned}")
 
 
-def _start(start: dict[str, Any] | None) -> str:
+def _start(start: LastStart | None) -> str:
     if start is None:
         return ""
-    phases = ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in start["phases"].items())
-    return f"{ago(start['at'])}, {start['total_s']:.1f}s in all: {phases}"
+    phases = ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in start.phases.items())
+    return f"{ago(start.at)}, {start.total_s:.1f}s in all: {phases}"
 
 
-def memory_lines(function: dict[str, Any]) -> list[str]:
+def memory_lines(function: FunctionView) -> list[str]:
     """Return the memory that the next placement uses, by kind of device, with the readings of the last starts."""
-    declared = f"declared {function['vram_mb']} MiB" if function["vram_mb"] else ""
+    declared = f"declared {function.vram_mb} MiB" if function.vram_mb else ""
     lines = []
-    for entry in function["measured"]:
-        readings = ", ".join(f"{r['memory_mb']}{'' if r['served'] else ' before serving'}" for r in entry["readings"])
+    for entry in function.measured:
+        readings = ", ".join(f"{r.memory_mb}{'' if r.served else ' before serving'}" for r in entry.readings)
         starts = f", last starts: {readings}" if readings else ""
-        measured = f"measured {entry['memory_mb']} MiB on {entry['device']}{starts}"
-        lines.append(measured if entry["counts"] else f"{declared} ({measured})")
+        measured = f"measured {entry.memory_mb} MiB on {entry.device}{starts}"
+        lines.append(measured if entry.counts else f"{declared} ({measured})")
     return lines or ([declared] if declared else [])
 
 
-def _started(instance: dict[str, Any]) -> str:
+def _duration(instance: InstanceView) -> str:
     """Return the duration of an instance's start, and its path unless it was plain."""
-    if instance["start_s"] is None:
+    if instance.start_s is None:
         return "-"
-    path = f", {instance['path']}" if instance["path"] not in ("", "plain") else ""
-    return f"{instance['start_s']:.1f}s{path}"
+    path = f", {instance.path}" if instance.path not in ("", "plain") else ""
+    return f"{instance.start_s:.1f}s{path}"
 
 
-def _recent(bucket: dict[str, Any] | None) -> str:
+def _recent(bucket: TrafficTotal | None) -> str:
     if bucket is None:
         return ""
-    text = f"{bucket['requests']} requests, {bucket['errors']} failed"
+    text = f"{bucket.requests} requests, {bucket.errors} failed"
     if latency := latency_line(bucket):
         text += f", {latency}"
-    if bucket["tokens_per_s"] is not None:
-        text += f", {bucket['tokens_per_s']:.1f} tokens/s"
+    if bucket.tokens_per_s is not None:
+        text += f", {bucket.tokens_per_s:.1f} tokens/s"
     return text
 
 
-def _until(at: float | None) -> str:
-    return span(at - time.time()) if at and at > time.time() else ""
+def _until(at: float | None, now: float) -> str:
+    return span(at - now) if at and at > now else ""

@@ -1,18 +1,20 @@
 """`cortex host` and `cortex gpu`: shows hosts and devices; cordons and drains hosts."""
 
-import json
 import time
-from typing import Any
-from urllib.parse import quote
 
 import rich_click as click
+from msgspec.structs import asdict
 
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
 from cortex.cli.tables import ago, console, span, table
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, echo_json
+from cortex.platform.record import Instance
+from cortex.router.api_types import EvictionCandidate, HostView
+from cortex.router.overview.wording import outcome, reason
+from cortex.router.plan_types import Effect, Plan
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 
@@ -31,32 +33,32 @@ def gpu() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def ls(as_json: bool) -> None:
     """List the hosts with their devices and engines, silent ones last."""
-    hosts = Router().every_host()
+    hosts = Router().hosts().every
     if as_json:
-        click.echo(json.dumps(hosts, indent=2))
+        echo_json(hosts, indent=2)
         return
     rows = table(
         "HOST", "STATE", "DEVICES", "MEMORY MIB", "INSTANCES", "IN FLIGHT", "NEXT OUT", "ENGINES", "VERSION", "SEEN"
     )
     for h in hosts:
         rows.add_row(
-            h["name"],
+            h.name,
             _state(h),
-            str(len(h["devices"])),
-            f"{_used_mb(h)}/{sum(d['total_mb'] for d in h['devices'])}",
-            str(len(h["instances"])),
-            str(h["in_flight"]),
-            _next_out(h),
+            str(len(h.devices)),
+            f"{sum(d.admitted_mb for d in h.devices)}/{sum(d.total_mb for d in h.devices)}",
+            str(len(h.instances)),
+            str(h.in_flight),
+            h.evicted_next.function if h.evicted_next else "-",
             _engines(h),
-            h["version"],
-            ago(h["at"]),
+            h.version,
+            ago(h.at),
         )
     out = console()
     out.print(rows)
     for h in hosts:
-        if other := h.get("namesake"):
+        if other := h.namesake:
             out.print(
-                f"{h['name']}: {other['address']} also has this name and is rejected; {h['address']} is in the hosts",
+                f"{h.name}: {other.address} also has this name and is rejected; {h.address} is in the hosts",
                 markup=False,
             )
 
@@ -66,39 +68,38 @@ def ls(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def show(name: str, as_json: bool) -> None:
     """Show the details of a host: devices, instances, eviction order, failures."""
-    record = next((h for h in Router().every_host() if h["name"] == name), None)
+    record = next((h for h in Router().hosts().every if h.name == name), None)
     if record is None:
         raise Failed(
             f"no live or silent host is named '{name}'", code=NOT_FOUND, hint="`cortex host ls` lists every host."
         )
     if as_json:
-        click.echo(json.dumps(record, indent=2))
+        echo_json(record, indent=2)
         return
     out = console()
     out.print(
-        f"{name}: {_state(record)}, at {record['address']}, version {record['version']}, "
-        f"last report {ago(record['at'])}",
+        f"{name}: {_state(record)}, at {record.address}, version {record.version}, last report {ago(record.at)}",
         markup=False,
     )
-    out.print(f"engines: {', '.join(record['engines']) or 'none'}", markup=False)
-    if record["labels"]:
-        out.print(f"labels: {', '.join(record['labels'])}", markup=False)
-    for d in record["devices"]:
-        holders = ", ".join(_holders(record, d["id"])) or "nothing"
-        note = f" ({d['note']})" if d["note"] else ""
-        out.print(f"{d['id']}: {d['name']}, {_on(record, d['id'])}/{d['total_mb']} MiB: {holders}{note}", markup=False)
+    out.print(f"engines: {', '.join(record.engines) or 'none'}", markup=False)
+    if record.labels:
+        out.print(f"labels: {', '.join(record.labels)}", markup=False)
+    for d in record.devices:
+        holders = ", ".join(_holders(record, d.id)) or "nothing"
+        note = f" ({d.note})" if d.note else ""
+        out.print(f"{d.id}: {d.name}, {d.admitted_mb}/{d.total_mb} MiB: {holders}{note}", markup=False)
     rows = table("INSTANCE", "FUNCTION", "STATE", "SINCE", "DEVICES", "PID", "WHY")
-    for i in record["instances"]:
-        where = ", ".join(i["devices"]) or "-"
-        rows.add_row(i["id"], i["function"], i["state"], ago(i["since"]), where, str(i["pid"] or "-"), i["why"] or "-")
-    if record["instances"]:
+    for i in record.instances:
+        where = ", ".join(i.devices) or "-"
+        rows.add_row(i.id, i.function, i.state, ago(i.since), where, str(i.pid or "-"), i.why or "-")
+    if record.instances:
         out.print(rows)
-    if record["leaving"]:
+    if record.eviction_order:
         out.print("eviction order:", markup=False)
-    for entry in record["leaving"]:
-        out.print(f"  {_eviction(entry)}", markup=False)
-    for f in record["failures"]:
-        out.print(f"failed: {f['function']}, {ago(f['at'])}: {f['reason']}", markup=False)
+    for candidate in record.eviction_order:
+        out.print(f"  {_candidate(candidate, record)}", markup=False)
+    for f in record.failures:
+        out.print(f"failed: {f.function}, {ago(f.at)}: {f.reason}", markup=False)
 
 
 @host.command()
@@ -106,8 +107,8 @@ def show(name: str, as_json: bool) -> None:
 @_json
 def cordon(name: str, as_json: bool) -> None:
     """Exclude a host from new placements. Its instances keep serving. The cordon survives restarts."""
-    result = Router().on_host(name, "cordon")
-    click.echo(json.dumps(result) if as_json else f"{name}: cordoned")
+    result = Router().cordon(name, "cordon")
+    echo_json(result) if as_json else echo(f"{name}: cordoned")
 
 
 @host.command()
@@ -115,8 +116,8 @@ def cordon(name: str, as_json: bool) -> None:
 @_json
 def uncordon(name: str, as_json: bool) -> None:
     """Include a host in new placements again."""
-    result = Router().on_host(name, "uncordon")
-    click.echo(json.dumps(result) if as_json else f"{name}: open")
+    result = Router().cordon(name, "uncordon")
+    echo_json(result) if as_json else echo(f"{name}: open")
 
 
 @host.command()
@@ -128,18 +129,17 @@ def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
     """Cordon a host, move its functions to hosts that have room, and wait until it is empty."""
     router = Router()
     if plan:
-        planned = router.post(f"/admin/hosts/{quote(name, safe='')}/drain?plan=1")["plan"]
-        lines = [planned["says"], *(f"  {loss}" for loss in planned["losses"])]
-        click.echo(json.dumps(planned) if as_json else "\n".join(lines))
+        planned = router.plan_drain(name)
+        echo_json(planned) if as_json else _print_plan(planned)
         return
     deadline = time.monotonic() + timeout_s
     with progress_bar() as progress:
         task = progress.add_task(f"{name}: starting its functions elsewhere", total=None)
-        result = router.on_host(name, "drain")
-        while remaining := _remaining(router, name, result["going"]):
-            if all(i["state"] == "ready" for i in remaining):
+        result = router.drain(name)
+        while remaining := _remaining(router, name, result.draining):
+            if all(i.state == "ready" for i in remaining):
                 raise Failed(
-                    f"{name} still serves {', '.join(sorted({i['function'] for i in remaining}))}: requests were in "
+                    f"{name} still serves {', '.join(sorted({i.function for i in remaining}))}: requests were in "
                     "flight after the grace period",
                     hint="It stays cordoned. Drain it again, or `cortex fn cool NAME --now`.",
                 )
@@ -148,9 +148,9 @@ def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
             progress.update(task, description=f"{name}: {len(remaining)} instances left")
             time.sleep(POLL_S)
     if as_json:
-        click.echo(json.dumps({"host": name, **result}))
+        echo_json({"host": name, **asdict(result)})
     else:
-        moved = f"; moved {', '.join(result['moved'])}" if result["moved"] else ""
+        moved = f"; moved {', '.join(result.moved)}" if result.moved else ""
         echo(f"{name}: drained{moved}")
 
 
@@ -158,75 +158,65 @@ def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def gpu_ls(as_json: bool) -> None:
     """List the devices of all hosts and the use of their memory."""
-    hosts = Router().hosts()
-    devices = [
-        {**d, "host": h["name"], "admitted_mb": _on(h, d["id"]), "holders": _holders(h, d["id"])}
-        for h in hosts
-        for d in h["devices"]
-    ]
+    hosts = Router().hosts().hosts
+    devices = [(h, d, _holders(h, d.id)) for h in hosts for d in h.devices]
     if as_json:
-        click.echo(json.dumps(devices, indent=2))
+        echo_json([{**asdict(d), "host": h.name, "holders": holders} for h, d, holders in devices], indent=2)
         return
     rows = table("HOST", "DEVICE", "NAME", "TOTAL MIB", "ADMITTED", "USED", "HELD BY")
-    for d in devices:
-        used = "-" if d["used_mb"] is None else str(d["used_mb"])
-        holders = ", ".join(d["holders"]) or "-"
-        rows.add_row(d["host"], d["id"], d["name"], str(d["total_mb"]), str(d["admitted_mb"]), used, holders)
+    for h, d, holders in devices:
+        used = "-" if d.used_mb is None else str(d.used_mb)
+        held = ", ".join(holders) or "-"
+        rows.add_row(h.name, d.id, d.name, str(d.total_mb), str(d.admitted_mb), used, held)
     out = console()
     out.print(rows)
     for h in hosts:
-        if h["problem"]:
-            out.print(f"{h['name']}: the devices cannot be read: {h['problem']}", markup=False)
-        for path, since in h.get("silent", {}).items():
-            out.print(f"{h['name']}: {path} has not answered for {span(time.time() - since)}", markup=False)
+        if h.problem:
+            out.print(f"{h.name}: the devices cannot be read: {h.problem}", markup=False)
+        for path, since in h.silent.items():
+            out.print(f"{h.name}: {path} has not answered for {span(h.now - since)}", markup=False)
 
 
-def _state(host: dict[str, Any]) -> str:
+def _print_plan(plan: Plan) -> None:
+    """Print the plan of a drain."""
+    verb = "is already cordoned" if plan.effect is Effect.NOTHING else "would be cordoned"
+    rest = ", and these functions leave it:" if plan.moves else "; nothing runs on it"
+    echo(f"{plan.host} {verb}{rest}")
+    for move in plan.moves:
+        echo(f"  {move.function}: {outcome(move)}")
+
+
+def _state(host: HostView) -> str:
     """Return whether a host is open, cordoned or silent."""
-    silent_s = host.get("silent_s")
-    state = "cordoned" if host["cordoned"] else "open"
-    return state if silent_s is None else f"silent for {span(silent_s)}" + (", cordoned" if host["cordoned"] else "")
+    if host.silent_since is None:
+        return "cordoned" if host.cordoned else "open"
+    return f"silent for {span(host.now - host.silent_since)}{', cordoned' if host.cordoned else ''}"
 
 
-def _eviction(entry: dict[str, Any]) -> str:
-    text = f"{entry['rank']}. {entry['function']}, {entry['mb']} MiB: "
-    if entry["protected"]:
-        return text + str(entry["why"])
-    reaped = f"; reaped anyway in {span(entry['reaped_at'] - time.time())}" if entry["reaped_at"] else ""
-    return f"{text}idle for {span(time.time() - entry['idle_since'])}, {entry['why']}{reaped}"
+def _candidate(candidate: EvictionCandidate, host: HostView) -> str:
+    text = f"{candidate.rank}. {candidate.function}, {candidate.memory_mb} MiB: "
+    if candidate.protection:
+        return f"{text}not now: {candidate.protection}"
+    text += f"idle for {span(host.now - candidate.idle_since)}, {reason(candidate, host.strategy)}"
+    return text + (f"; reaped anyway in {span(candidate.reap_at - host.now)}" if candidate.reap_at else "")
 
 
-def _next_out(host: dict[str, Any]) -> str:
-    return next((str(entry["function"]) for entry in host["leaving"] if not entry["protected"]), "-")
-
-
-def _engines(host: dict[str, Any]) -> str:
-    launchers = host.get("launchers", {})
+def _engines(host: HostView) -> str:
     versions = (
-        (e, ", ".join([*([v] if v != e else []), *([f"launcher {launchers[e]}"] if e in launchers else [])]))
-        for e, v in host["engines"].items()
+        (e, ", ".join([v] * (v != e) + [f"launcher {host.launchers[e]}"] * (e in host.launchers)))
+        for e, v in host.engines.items()
     )
     return ", ".join(f"{e} ({more})" if more else e for e, more in versions)
 
 
-def _used_mb(host: dict[str, Any]) -> int:
-    return sum(i["memory_mb"] * len(i["devices"]) for i in host["instances"])
-
-
-def _on(host: dict[str, Any], device: str) -> int:
-    return sum(i["memory_mb"] for i in host["instances"] if device in i["devices"])
-
-
-def _holders(host: dict[str, Any], device: str) -> list[str]:
-    ours = [f"{i['function']} {i['memory_mb']}" for i in host["instances"] if device in i["devices"]]
-    foreign = [
-        f"{h['command'] or '?'} (pid {h['pid']}) {h['memory_mb']}" for h in host["foreign"] if h["device"] == device
-    ]
+def _holders(host: HostView, device: str) -> list[str]:
+    ours = [f"{i.function} {i.memory_mb}" for i in host.instances if device in i.devices]
+    foreign = [f"{h.command or '?'} (pid {h.pid}) {h.memory_mb}" for h in host.foreign if h.device == device]
     return ours + foreign
 
 
-def _remaining(router: Router, name: str, going: list[str]) -> list[dict[str, Any]]:
-    for host in router.hosts():
-        if host["name"] == name:
-            return [i for i in host["instances"] if i["id"] in going]
+def _remaining(router: Router, name: str, draining: tuple[str, ...]) -> list[Instance]:
+    for host in router.hosts().hosts:
+        if host.name == name:
+            return [i for i in host.instances if i.id in draining]
     raise Failed(f"{name} is unavailable: its agent does not report", hint="It stays cordoned.")

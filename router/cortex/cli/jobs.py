@@ -1,6 +1,5 @@
 """`cortex jobs`: a host's job worker, and the downloads of all hosts."""
 
-import json
 from pathlib import Path
 
 import rich_click as click
@@ -10,7 +9,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
 from cortex.cli.tables import console, print_unavailable
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, echo_json
 
 
 @click.group(invoke_without_command=True)
@@ -46,14 +45,14 @@ def ls(host: str, follow: bool, as_json: bool) -> None:
         return
     result = router.jobs(host)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        echo_json(result, indent=2)
         return
     out = console()
-    out.print(downloads.download_table(result["jobs"]))
-    for j in result["jobs"]:
-        if j["why"]:
-            out.print(f"\n{j['source']}: {j['why']}", markup=False)
-    print_unavailable(result["away"])
+    out.print(downloads.download_table(result.jobs))
+    for j in result.jobs:
+        if j.why:
+            out.print(f"\n{j.source}: {j.why}", markup=False)
+    print_unavailable(result.away)
 
 
 @jobs.command()
@@ -61,10 +60,9 @@ def ls(host: str, follow: bool, as_json: bool) -> None:
 def cancel(job: str) -> None:
     """Cancel a download by its id, source or function. The part that was fetched stays."""
     router = Router()
-    alive = [j for j in router.jobs("")["jobs"] if j["alive"]]
-    matches = [j for j in alive if job in (j["id"], j["source"], *j["functions"])]
+    active = [j for j in router.jobs("").jobs if j.active]
+    matches = [j for j in active if job in (j.id, j.source, *j.functions)]
     if not matches:
         raise Failed(f"no download '{job}' is running", code=NOT_FOUND, hint="`cortex jobs ls` lists them.")
     for match in matches:
-        result = router.cancel_job(match["id"])
-        echo(f"{result['host']}: cancelled {match['source']}")
+        echo(f"{router.cancel_job(match.id).host}: cancelled {match.source}")

@@ -5,7 +5,6 @@ first key before a router that needs one is started.
 """
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -14,17 +13,18 @@ from typing import Any, TypeVar
 
 import msgspec
 import rich_click as click
-from msgspec import to_builtins
 
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.tables import ago, console, span, table
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, echo_json
 from cortex.platform import settings as settings_
+from cortex.platform.api_keys import ApiKey
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import SettingsError
+from cortex.router.access.keys import Keys, with_secret, without_digest
+from cortex.router.api_types import KeyChange, KeyOverlap, KeySecret, NewKey
 from cortex.router.errors import KeyNotFound, RequestError
-from cortex.router.routes.keys import Change, Keys, NewKey, Overlap, public_fields
 
 T = TypeVar("T")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -52,28 +52,27 @@ class Record:
         except SettingsError as error:
             raise Failed(str(error)) from None
 
-    def keys(self, name: str = "") -> list[dict[str, Any]]:
+    def keys(self, name: str = "") -> tuple[ApiKey, ...]:
         """Return every key, or those of a name."""
-        keys = self._with(lambda k: k.named(name) if name else k.all())
-        return [public_fields(key) for key in keys]
+        return tuple(map(without_digest, self._with(lambda k: k.named(name) if name else k.all())))
 
-    def new_key(self, request: NewKey) -> dict[str, Any]:
+    def new_key(self, request: NewKey) -> KeySecret:
         """Create a key."""
         secret, key = self._with(lambda k: k.make(request))
-        return {"key": secret, **public_fields(key)}
+        return with_secret(key, secret)
 
-    def change_key(self, name: str, change: Change) -> list[dict[str, Any]]:
+    def change_key(self, name: str, change: KeyChange) -> tuple[ApiKey, ...]:
         """Change a key."""
-        return [public_fields(key) for key in self._with(lambda k: k.change(name, change))]
+        return tuple(map(without_digest, self._with(lambda k: k.change(name, change))))
 
-    def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
+    def rotate_key(self, name: str, overlap: KeyOverlap) -> KeySecret:
         """Replace a key."""
-        secret, key = self._with(lambda k: k.rotate(name, overlap_s))
-        return {"key": secret, **public_fields(key)}
+        secret, key = self._with(lambda k: k.rotate(name, overlap.overlap_s))
+        return with_secret(key, secret)
 
-    def revoke_key(self, name: str) -> list[str]:
-        """Delete a key."""
-        return [key.id for key in self._with(lambda k: k.revoke(name))]
+    def revoke_key(self, name: str) -> tuple[str, ...]:
+        """Delete a key; return the ids that were deleted."""
+        return tuple(key.id for key in self._with(lambda k: k.revoke(name)))
 
     def _with(self, operation: Callable[[Keys], Awaitable[T]]) -> T:
         async def run() -> T:
@@ -93,38 +92,8 @@ class Record:
             raise Failed(str(error), code=UNREACHABLE, hint="Set its URL with CORTEX_REDIS_URL or --config.") from None
 
 
-class RouterKeys:
-    """Keys through a router."""
-
-    def __init__(self) -> None:
-        self._router = Router()
-
-    def keys(self, name: str = "") -> list[dict[str, Any]]:
-        """Return every key, or those of a name."""
-        keys: list[dict[str, Any]] = self._router.ask("GET", f"/admin/keys{f'/{name}' if name else ''}")["keys"]
-        return keys
-
-    def new_key(self, request: NewKey) -> dict[str, Any]:
-        """Create a key."""
-        return self._router.ask("POST", "/admin/keys", to_builtins(request))
-
-    def change_key(self, name: str, change: Change) -> list[dict[str, Any]]:
-        """Change a key."""
-        changed: list[dict[str, Any]] = self._router.ask("POST", f"/admin/keys/{name}", to_builtins(change))["keys"]
-        return changed
-
-    def rotate_key(self, name: str, overlap_s: int) -> dict[str, Any]:
-        """Replace a key."""
-        return self._router.ask("POST", f"/admin/keys/{name}/rotate", to_builtins(Overlap(overlap_s=overlap_s)))
-
-    def revoke_key(self, name: str) -> list[str]:
-        """Delete a key."""
-        revoked: list[str] = self._router.ask("POST", f"/admin/keys/{name}/revoke")["revoked"]
-        return revoked
-
-
-def _backend(record: bool, config: Path | None) -> Record | RouterKeys:
-    return Record(config) if record or config else RouterKeys()
+def _backend(record: bool, config: Path | None) -> Record | Router:
+    return Record(config) if record or config else Router()
 
 
 _record = click.option("--record", is_flag=True, help="Use Redis directly, without a router.")
@@ -201,23 +170,23 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
     """List every key, without secrets."""
     keys = _backend(record, config).keys()
     if as_json:
-        click.echo(json.dumps(keys, indent=2))
+        echo_json(keys, indent=2)
         return
     if not keys:
         echo("There is no API key: `cortex key new NAME` creates one.")
         return
     rows = table("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "GROUP", "MADE", "ENDS")
     for k in keys:
-        limits = k["limits"]
+        limits = k.limits
         rows.add_row(
-            k["name"],
-            k["id"],
-            k["scope"],
-            ", ".join(k["functions"]) or "all",
-            *(str(limits[f] or "-") for f in ("rpm", "tpm", "concurrent")),
-            k["priority"],
-            k.get("group") or "-",
-            ago(k["created"]),
+            k.name,
+            k.id,
+            k.scope,
+            ", ".join(k.functions) or "all",
+            *(str(limit or "-") for limit in (limits.rpm, limits.tpm, limits.concurrent)),
+            k.priority,
+            k.group or "-",
+            ago(k.created),
             _end(k),
         )
     console().print(rows)
@@ -232,18 +201,18 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
     """Show one key, by name or id, and those it replaced."""
     keys = _backend(record, config).keys(name)
     if as_json:
-        click.echo(json.dumps(keys, indent=2))
+        echo_json(keys, indent=2)
         return
     for k in keys:
-        limits = k["limits"]
-        echo(f"{k['name']} ({k['id']}), for {k['scope']}, made {ago(k['created'])}, ends: {_end(k)}")
-        echo(f"  functions: {', '.join(k['functions']) or 'all'}")
+        limits = k.limits
+        echo(f"{k.name} ({k.id}), for {k.scope}, made {ago(k.created)}, ends: {_end(k)}")
+        echo(f"  functions: {', '.join(k.functions) or 'all'}")
         echo(
-            f"  requests a minute: {limits['rpm'] or 'no limit'} · tokens a minute: {limits['tpm'] or 'no limit'}"
-            f" · at a time: {limits['concurrent'] or 'no limit'} · priority: {k['priority']}"
+            f"  requests a minute: {limits.rpm or 'no limit'} · tokens a minute: {limits.tpm or 'no limit'}"
+            f" · at a time: {limits.concurrent or 'no limit'} · priority: {k.priority}"
         )
-        echo(f"  cached prompts: {_sharing(k.get('group', ''))}")
-        echo(f"  SHA-256 begins with {k['digest']}")
+        echo(f"  cached prompts: {_sharing(k.group)}")
+        echo(f"  SHA-256 begins with {k.digest}")
 
 
 @key.command(name="set")
@@ -254,9 +223,9 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
 @_json
 def set_(name: str, group: str, record: bool, config: Path | None, as_json: bool) -> None:
     """Change a key, by name or id. It takes effect at every router within a second."""
-    changed = _backend(record, config).change_key(name, _body(Change, group=group))
+    changed = _backend(record, config).change_key(name, _body(KeyChange, group=group))
     if as_json:
-        click.echo(json.dumps(changed, indent=2))
+        echo_json(changed, indent=2)
         return
     echo(f"{name}: cached prompts: {_sharing(group)}")
 
@@ -269,7 +238,7 @@ def set_(name: str, group: str, record: bool, config: Path | None, as_json: bool
 @_json
 def rotate(name: str, overlap: int, record: bool, config: Path | None, as_json: bool) -> None:
     """Replace a key by a new one with the same name, rights and limits."""
-    _print_new(_backend(record, config).rotate_key(name, overlap), as_json)
+    _print_new(_backend(record, config).rotate_key(name, KeyOverlap(overlap_s=overlap)), as_json)
 
 
 @key.command()
@@ -280,7 +249,7 @@ def rotate(name: str, overlap: int, record: bool, config: Path | None, as_json: 
 def revoke(name: str, record: bool, config: Path | None, as_json: bool) -> None:
     """Delete a key, by name or id. It becomes invalid at every router."""
     revoked = _backend(record, config).revoke_key(name)
-    click.echo(json.dumps({"revoked": revoked}) if as_json else f"{name}: revoked")
+    echo_json({"revoked": revoked}) if as_json else echo(f"{name}: revoked")
 
 
 def _body(kind: type[T], **values: Any) -> T:
@@ -290,21 +259,21 @@ def _body(kind: type[T], **values: Any) -> T:
         raise click.UsageError(f"{error} (a name has letters, digits and ._@- in it)") from None
 
 
-def _print_new(key_fields: dict[str, Any], as_json: bool) -> None:
+def _print_new(new_key: KeySecret, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(key_fields))
+        echo_json(new_key)
         return
-    echo(f"The key of '{key_fields['name']}' ({key_fields['scope']}), shown only this once:", err=True)
-    echo(key_fields["key"])
+    echo(f"The key of '{new_key.name}' ({new_key.scope}), shown only this once:", err=True)
+    echo(new_key.key)
 
 
 def _sharing(group: str) -> str:
     return f"shared within the group {group}" if group else "its own"
 
 
-def _end(key: dict[str, Any]) -> str:
-    if not key["expires"]:
+def _end(key: ApiKey) -> str:
+    if not key.expires:
         return "never"
-    left = key["expires"] - time.time()
+    left = key.expires - time.time()
     text = "expired" if left <= 0 else f"in {span(left)}"
-    return f"{text} (rotated)" if key["replaced"] else text
+    return f"{text} (rotated)" if key.replaced else text

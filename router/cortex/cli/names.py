@@ -29,8 +29,8 @@ class Name(click.ParamType[str]):
 
 
 def _functions(router: Router) -> list[str]:
-    return [n for f in router.functions() for n in (f["id"], *f["aliases"])]
+    return [n for f in router.functions() for n in (f.id, *f.aliases)]
 
 
 FUNCTION = Name("function", _functions)
-HOST = Name("host", lambda router: [h["name"] for h in router.every_host()])
+HOST = Name("host", lambda router: [h.name for h in router.hosts().every])

@@ -1,13 +1,12 @@
 """`cortex fn prefetch` and `cortex fn estimate`: a function's weights before its start."""
 
-import json
-
 import rich_click as click
+from msgspec.structs import asdict
 
 from cortex.cli import downloads
 from cortex.cli.client import Router
 from cortex.cli.tables import size
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, echo_json
 
 
 @click.command()
@@ -20,13 +19,13 @@ def prefetch(name: str, host: str, no_wait: bool, as_json: bool) -> None:
     router = Router()
     result = router.prefetch(name, host)
     if no_wait:
-        click.echo(json.dumps(result) if as_json else f"{result['host']}: fetching the weights of {result['function']}")
+        echo_json(result) if as_json else echo(f"{result.host}: fetching the weights of {result.function}")
         return
-    download = downloads.wait_for(router, result["host"], result["job"])
+    download = downloads.wait_for(router, result.host, result.job)
     if as_json:
-        click.echo(json.dumps({**result, **download}))
+        echo_json({**asdict(result), **asdict(download)})
     else:
-        echo(f"{result['host']}: has {download['source']} ({size(download['total'])})")
+        echo(f"{result.host}: has {download.source} ({size(download.total)})")
 
 
 @click.command()
@@ -37,11 +36,11 @@ def estimate(name: str, host: str, as_json: bool) -> None:
     """Estimate a function's memory from its files and its model's configuration, without loading it."""
     result = Router().estimate(name, host)
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
         return
-    each = f", {result['per_device_mb']} MiB on each of {result['devices']} devices" if result["devices"] > 1 else ""
-    echo(f"{result['function']}: about {result['total_mb']} MiB{each}")
-    echo(f"  {result['formula']}")
-    echo(f"  weights: {'on ' + result['host'] if result['here'] else 'not on ' + result['host'] + ' yet'}")
-    if result["declared_mb"]:
-        echo(f"  vram_mb declares {result['declared_mb']} MiB, which applies until a measurement exists")
+    each = f", {result.per_device_mb} MiB on each of {result.devices} devices" if result.devices > 1 else ""
+    echo(f"{result.function}: about {result.total_mb} MiB{each}")
+    echo(f"  {result.formula}")
+    echo(f"  weights: {'on ' + result.host if result.here else 'not on ' + result.host + ' yet'}")
+    if result.declared_mb:
+        echo(f"  vram_mb declares {result.declared_mb} MiB, which applies until a measurement exists")

@@ -1,13 +1,10 @@
 """`cortex req`: shows and cancels live requests."""
 
-import json
-from urllib.parse import quote, urlencode
-
 import rich_click as click
 
 from cortex.cli.client import Router
 from cortex.cli.tables import console, span, table
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, echo_json
 
 
 @click.group()
@@ -20,23 +17,23 @@ def req() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def ls(function: str, as_json: bool) -> None:
     """List the live requests of all routers, oldest first."""
-    requests = Router().get("/admin/requests", **({"function": function} if function else {}))["requests"]
+    requests = Router().requests(function)
     if as_json:
-        click.echo(json.dumps(requests, indent=2))
+        echo_json(requests, indent=2)
         return
     rows = table("REQUEST", "FUNCTION", "DIALECT", "PHASE", "AGE", "QUEUED", "TOKENS", "HOST", "INSTANCE", "KEY")
     for r in requests:
         rows.add_row(
-            r["id"],
-            r["function"],
-            r["dialect"] + (" stream" if r["stream"] else ""),
-            r["phase"],
-            span(r["age_s"]),
-            f"{r['queued_ms']} ms" if r["queued_ms"] else "-",
-            str(r["tokens_out"]),
-            r["host"] or "-",
-            r["instance"] or "-",
-            r["who"] or "-",
+            r.id,
+            r.function,
+            r.dialect + (" stream" if r.stream else ""),
+            r.phase,
+            span(r.age_s),
+            f"{r.queued_ms} ms" if r.queued_ms else "-",
+            str(r.tokens_out),
+            r.host or "-",
+            r.instance or "-",
+            r.who or "-",
         )
     console().print(rows)
 
@@ -47,9 +44,8 @@ def ls(function: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 def cancel(id: str, key: str, as_json: bool) -> None:
     """Cancel a request: its client receives an error, and the worker stops."""
-    query = f"?{urlencode({'key': key})}" if key else ""
-    number = Router().post(f"/admin/requests/{quote(id, safe='')}/cancel{query}")["cancelled"]
+    number = Router().cancel_request(id, key)
     if as_json:
-        click.echo(json.dumps({"id": id, "cancelled": number}))
+        echo_json({"id": id, "cancelled": number})
         return
     echo(f"{id}: cancelled" + (f" ({number} requests)" if number > 1 else ""))

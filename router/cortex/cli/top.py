@@ -1,18 +1,20 @@
 """`cortex top`: a live view of the fleet."""
 
-import json
 import time
-from typing import Any
 
 import rich_click as click
+from msgspec import Struct
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
-from cortex.cli.fn import progress_text
+from cortex.cli.fn import idle_in, progress_text
 from cortex.cli.tables import console, span, table
+from cortex.cli.visible import echo_json
+from cortex.functions.lifecycle import COMING
+from cortex.router import api_types as api
 
 BAR = 24
 
@@ -27,7 +29,7 @@ def top(interval: float, once: bool, as_json: bool) -> None:
     """Watch the fleet: devices, functions, requests. Ctrl-C ends it."""
     router = Router()
     if as_json:
-        click.echo(json.dumps(read(router)))
+        echo_json(read(router))
         return
     out = console()
     if once or not out.is_terminal:
@@ -42,91 +44,96 @@ def top(interval: float, once: bool, as_json: bool) -> None:
             time.sleep(interval)
 
 
-def read(router: Router) -> dict[str, Any]:
+class Fleet(Struct, frozen=True, kw_only=True):
+    """The data of one rendering."""
+
+    health: api.Health
+    hosts: tuple[api.HostView, ...]
+    functions: tuple[api.FunctionView, ...]
+    traffic: api.TrafficAnswer
+    requests: tuple[api.RequestSummary, ...]
+
+
+def read(router: Router) -> Fleet:
     """Return the current data."""
-    return {
-        "health": router.health(),
-        "hosts": router.hosts(),
-        "functions": router.functions(),
-        "traffic": router.get("/admin/traffic"),
-        "requests": router.get("/admin/requests")["requests"],
-    }
+    return Fleet(
+        health=router.health(),
+        hosts=router.hosts().hosts,
+        functions=router.functions(),
+        traffic=router.traffic(),
+        requests=router.requests(),
+    )
 
 
-def render(url: str, data: dict[str, Any], now: float) -> RenderableType:
+def render(url: str, fleet: Fleet, now: float) -> RenderableType:
     """Return the data as a renderable."""
-    hour = [b for b in data["traffic"]["hour"] if b["at"] > now - 70]
-    number, errors = sum(b["requests"] for b in hour), sum(b["errors"] for b in hour)
-    tokens = sum(b["tokens_out"] for b in hour)
+    hour = [b for b in fleet.traffic.hour if b.at > fleet.traffic.now - 70]
+    number, errors = sum(b.requests for b in hour), sum(b.errors for b in hour)
+    tokens = sum(b.tokens_out for b in hour)
     head = Text(
-        f"{url}  {data['health']['status']}  {time.strftime('%H:%M:%S', time.localtime(now))}   "
-        f"last minute: {number} requests, {errors} failed, {tokens} tokens; {len(data['requests'])} live"
+        f"{url}  {fleet.health.status}  {time.strftime('%H:%M:%S', time.localtime(now))}   "
+        f"last minute: {number} requests, {errors} failed, {tokens} tokens; {len(fleet.requests)} live"
     )
-    if latency := latency_line(data["traffic"]["last_hour"]):
+    if latency := latency_line(fleet.traffic.last_hour):
         head.append(f"\nlast hour: {latency}")
-    return Group(head, Text(), _devices(data["hosts"]), Text(), _functions(data), Text(), _requests(data["requests"]))
+    return Group(head, Text(), _devices(fleet.hosts), Text(), _functions(fleet), Text(), _requests(fleet.requests))
 
 
-def latency_line(bucket: dict[str, Any]) -> str:
+def latency_line(traffic: api.TrafficTotal) -> str:
     """Return the latency percentiles as one line."""
-    fields = (("first token", "first"), ("whole answer", "duration"))
-    percentiles = ((name, bucket["percentiles"][key]) for name, key in fields)
-    return ", ".join(
-        f"{name} p50 {_ms(s['p50_s'])} p95 {_ms(s['p95_s'])} p99 {_ms(s['p99_s'])}" for name, s in percentiles if s
-    )
+    latencies = (("first token", traffic.percentiles.first), ("whole answer", traffic.percentiles.duration))
+    return ", ".join(f"{name} p50 {_ms(p.p50_s)} p95 {_ms(p.p95_s)} p99 {_ms(p.p99_s)}" for name, p in latencies if p)
 
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 9.9995 else span(seconds)
 
 
-def _devices(hosts: list[dict[str, Any]]) -> RenderableType:
+def _devices(hosts: tuple[api.HostView, ...]) -> RenderableType:
     rows = table("HOST", "DEVICE", "MEMORY", "MIB", "FOREIGN", "BUSY", "HOLDS", "NEXT OUT")
     for host in hosts:
-        evictable = [entry for entry in host["leaving"] if not entry["protected"]]
-        for device in host["devices"]:
-            instances = [i for i in host["instances"] if device["id"] in i["devices"]]
-            admitted = sum(i["memory_mb"] for i in instances)
-            busy = device["utilization_pct"]
+        evictable = [c for c in host.eviction_order if not c.protection]
+        for device in host.devices:
+            instances = [i for i in host.instances if device.id in i.devices]
+            busy = device.utilization_pct
             rows.add_row(
-                host["name"] + (" (cordoned)" if host["cordoned"] else ""),
-                device["id"],
-                bar(admitted, device["foreign_mb"], device["total_mb"]),
-                f"{admitted}/{device['total_mb']}",
-                str(device["foreign_mb"] or "-"),
+                host.name + (" (cordoned)" if host.cordoned else ""),
+                device.id,
+                bar(device.admitted_mb, device.foreign_mb, device.total_mb),
+                f"{device.admitted_mb}/{device.total_mb}",
+                str(device.foreign_mb or "-"),
                 "-" if busy is None else f"{busy}%",
-                ", ".join(i["function"] for i in instances) or "-",
-                next((e["function"] for e in evictable if e["instance"] in {i["id"] for i in instances}), "-"),
+                ", ".join(i.function for i in instances) or "-",
+                next((c.function for c in evictable if c.instance in {i.id for i in instances}), "-"),
             )
     return rows
 
 
-def _functions(data: dict[str, Any]) -> RenderableType:
+def _functions(fleet: Fleet) -> RenderableType:
     rows = table("FUNCTION", "STATE", "INSTANCES", "IN FLIGHT", "WAITING", "TOKENS/S", "FIRST TOKEN", "IDLE IN")
-    warm = [f for f in data["functions"] if f["state"] != "cold" or f["waiting"]]
+    warm = [f for f in fleet.functions if f.state != "cold" or f.waiting]
     for f in warm:
-        recent = data["traffic"]["functions"].get(f["id"], {})
-        starting = next((i for i in f["instances"] if i["left_s"] is not None or i["phase"]), None)
-        idle = [i["idle_in_s"] for i in f["instances"] if i["idle_in_s"] is not None]
-        first, rate = recent.get("first_s"), recent.get("tokens_per_s")
+        recent = fleet.traffic.functions.get(f.id)
+        starting = next((i for i in f.instances if i.state in COMING), None)
+        first, rate = (recent.percentiles.first, recent.tokens_per_s) if recent else (None, None)
         rows.add_row(
-            f["id"],
-            progress_text(starting) if starting else f["state"],
-            str(len(f["instances"])),
-            str(f["in_flight"]),
-            str(f["waiting"]),
+            f.id,
+            progress_text(starting, f.now) if starting else f.state,
+            str(len(f.instances)),
+            str(f.in_flight),
+            str(f.waiting),
             "-" if rate is None else f"{rate:.1f}",
-            "-" if first is None else f"{first * 1000:.0f} ms",
-            span(min(idle)) if idle else "-",
+            _ms(first.p50_s) if first else "-",
+            idle_in(f),
         )
-    cold = len(data["functions"]) - len(warm)
+    cold = len(fleet.functions) - len(warm)
     return Group(rows, Text(f"and {cold} cold", style="dim"))
 
 
-def _requests(requests: list[dict[str, Any]]) -> RenderableType:
+def _requests(requests: tuple[api.RequestSummary, ...]) -> RenderableType:
     rows = table("REQUEST", "FUNCTION", "PHASE", "AGE", "TOKENS", "HOST")
     for r in requests[:15]:
-        rows.add_row(r["id"], r["function"], r["phase"], span(r["age_s"]), str(r["tokens_out"]), r["host"] or "-")
+        rows.add_row(r.id, r.function, r.phase, span(r.age_s), str(r.tokens_out), r.host or "-")
     more = len(requests) - 15
     return Group(rows, Text(f"and {more} more", style="dim")) if more > 0 else rows
 

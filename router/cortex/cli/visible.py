@@ -2,13 +2,15 @@
 
 A worker's log, an answer, a name or an error may contain escape sequences that move the cursor, change the title or
 send input. A terminal gets them as `\\x1b`; a file or a pipe gets the text unchanged. Commands print text with `echo`
-or with the console of `tables.py`, which does the same; JSON escapes control characters itself.
+or with the console of `tables.py`, which does the same, and JSON with `echo_json`.
 """
 
+import json
 import re
 import sys
 from typing import Protocol
 
+import msgspec
 import rich_click as click
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -34,6 +36,11 @@ def for_terminal(text: str, to: Output) -> str:
 def echo(text: str, *, err: bool = False) -> None:
     """Print a line, with control characters escaped on a terminal."""
     click.echo(for_terminal(text, sys.stderr if err else sys.stdout), err=err)
+
+
+def echo_json(value: object, indent: int | None = None) -> None:
+    """Print a value as JSON; its strings have no control characters."""
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=indent))
 
 
 def _escape(match: "re.Match[str]") -> str:

@@ -1,13 +1,12 @@
 """`cortex weights`: lists the weights on the hosts' disks and removes unused ones."""
 
-import json
-
 import rich_click as click
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
 from cortex.cli.tables import ago, console, print_unavailable, size, table
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, echo_json
+from cortex.router.api_types import RemoveRequest
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _host = click.option("--host", default="", help="Only on this host.")
@@ -25,22 +24,22 @@ def ls(host: str, as_json: bool) -> None:
     """List the weights on every host, their size and the functions that use them."""
     result = Router().stored(host)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        echo_json(result, indent=2)
         return
     rows = table("HOST", "WEIGHTS", "KIND", "SIZE", "FUNCTIONS", "IN USE", "FETCHED", "PATH")
-    for w in result["weights"]:
+    for w in result.weights:
         rows.add_row(
-            w["host"],
-            w["name"],
-            w["kind"],
-            size(w["size"]),
-            ", ".join(w["functions"]) or "-",
-            "yes" if w["in_use"] else "-",
-            ago(w["at"]),
-            w["path"],
+            w.host,
+            w.name,
+            w.kind,
+            size(w.size),
+            ", ".join(w.functions) or "-",
+            "yes" if w.in_use else "-",
+            ago(w.at),
+            w.path,
         )
     console().print(rows)
-    print_unavailable(result["away"])
+    print_unavailable(result.away)
 
 
 @weights.command()
@@ -56,17 +55,16 @@ def rm(names: tuple[str, ...], unused: bool, dry_run: bool, host: str, as_json: 
     """
     if not names and not unused:
         raise click.UsageError("No weights selected: give names, or --unused.")
-    result = Router().remove_weights({"names": names, "unused": unused, "dry_run": dry_run, "host": host})
+    result = Router().remove_weights(RemoveRequest(names=names, unused=unused, dry_run=dry_run, host=host))
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        echo_json(result, indent=2)
     else:
         verb = "would remove" if dry_run else "removed"
-        for w in result["removed"]:
-            echo(f"{w['host']}: {verb} {w['name']} ({size(w['size'])})")
-        if not result["removed"] and not result["kept"]:
+        for w in result.removed:
+            echo(f"{w.host}: {verb} {w.name} ({size(w.size)})")
+        if not result.removed and not result.remaining:
             echo("nothing to remove")
-        print_unavailable(result["away"])
-    missing = {k["name"] for k in result["kept"]} - {n for w in result["removed"] for n in (w["name"], *w["functions"])}
-    remaining = [k for k in result["kept"] if k["name"] in missing]
-    if remaining:
-        raise Failed("\n".join(f"{k['host']}: {k['name']} stays: {k['why']}" for k in remaining))
+        print_unavailable(result.away)
+    removed = {n for w in result.removed for n in (w.name, *w.functions)}
+    if remaining := [r for r in result.remaining if r.name not in removed]:
+        raise Failed("\n".join(f"{r.host}: {r.name} stays: {r.why}" for r in remaining))

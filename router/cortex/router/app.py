@@ -17,6 +17,7 @@ from cortex.platform.log import whence
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.settings import Settings
 from cortex.router.access.auth import AuthGuard, caller
+from cortex.router.api_types import Health
 from cortex.router.dialects.core.errors import Dialect, DialectError, Fault, Kind, envelope
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.errors import RequestError
@@ -24,6 +25,7 @@ from cortex.router.health import health_report
 from cortex.router.live_catalogue import Target
 from cortex.router.model_description import card
 from cortex.router.model_listing import entry, listing
+from cortex.router.overview.sources import Sources
 from cortex.router.request.exchange import Services
 from cortex.router.routes import admin, inference
 from cortex.router.routes import decisions as decision_routes
@@ -55,6 +57,7 @@ def create_app(settings: Settings) -> Litestar:
         runtime.live_catalogue,
         runtime.deaths,
     )
+    sources = Sources(runtime)
     auth = AuthGuard(runtime.keys, runtime.sessions, settings.gateway)
 
     def described_card(described: dict[str, Any], target: Target) -> Card:
@@ -91,7 +94,7 @@ def create_app(settings: Settings) -> Litestar:
         return _json(request, described)
 
     @get("/health", opt={"needs": "nothing"})
-    async def health() -> dict[str, Any]:
+    async def health() -> Health:
         """Report whether the router can serve requests, and its problems."""
         return health_report(runtime, clock.now())
 
@@ -113,12 +116,12 @@ def create_app(settings: Settings) -> Litestar:
             model,
             health,
             root,
-            *admin.routes(runtime),
+            *admin.routes(runtime, sources),
             *request_routes.routes(runtime),
-            *status.routes(runtime),
+            *status.routes(runtime, sources),
             *key_routes.routes(runtime.registry, runtime.keys),
             *decision_routes.routes(runtime),
-            *instance_routes.routes(runtime),
+            *instance_routes.routes(runtime, sources),
             *weights_routes.routes(runtime),
         ],
         guards=[auth.guard],

@@ -1,38 +1,38 @@
 """`GET /health`: whether this worker process can serve requests, its problems, and the age of its data."""
 
 import math
-from typing import Any
 
 from cortex.platform.faults import Fault
 from cortex.platform.record import Fleet
+from cortex.router.api_types import BackgroundFault, Health, HostSilence, NodeCount
 from cortex.router.runtime import Runtime
 
 MOST_NAMED = 20
 
 
-def health_report(runtime: Runtime, now: float) -> dict[str, Any]:
+def health_report(runtime: Runtime, now: float) -> Health:
     """Return the health of this worker process."""
     fleet, view, faults = runtime.view.fleet, runtime.view, runtime.faults.recent()
     unexpected = fleet.silent.keys() - fleet.cordoned
     problems = view.away or runtime.live_catalogue.problem or unexpected or faults or fleet.namesakes
-    return {
-        "status": "ok" if fleet.hosts and not problems else "degraded",
-        "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts) + len(fleet.silent)},
-        "silent": silent(fleet, now),
-        "record": runtime.registry.foreign or ("away" if view.away else "ok"),
-        "record_read_s_ago": math.ceil(now - fleet.at) if fleet.at else None,
-        "catalogue": runtime.live_catalogue.problem or "ok",
-        "background": [background(f, now) for f in faults] or "ok",
-        "shared_names": {n: [fleet.hosts[n].address, other.address] for n, other in fleet.namesakes.items()},
-    }
+    return Health(
+        status="ok" if fleet.hosts and not problems else "degraded",
+        nodes=NodeCount(healthy=len(fleet.hosts), total=len(fleet.hosts) + len(fleet.silent)),
+        silent=silent(fleet, now),
+        record=runtime.registry.foreign or ("away" if view.away else "ok"),
+        record_read_s_ago=math.ceil(now - fleet.at) if fleet.at else None,
+        catalogue=runtime.live_catalogue.problem or "ok",
+        background=tuple(background(f, now) for f in faults) or "ok",
+        shared_names={n: (fleet.hosts[n].address, other.address) for n, other in fleet.namesakes.items()},
+    )
 
 
-def silent(fleet: Fleet, now: float) -> dict[str, dict[str, int]]:
-    """Return the silent hosts, latest first, with their silence in seconds and the number of instances that answer."""
+def silent(fleet: Fleet, now: float) -> dict[str, HostSilence]:
+    """Return the silent hosts, latest first."""
     latest = sorted(fleet.silent.items(), key=lambda item: -item[1].since)[:MOST_NAMED]
-    return {n: {"silent_s": math.ceil(now - h.since), "serving": len(h.record.instances)} for n, h in latest}
+    return {n: HostSilence(silent_s=math.ceil(now - h.since), serving=len(h.record.instances)) for n, h in latest}
 
 
-def background(fault: Fault, now: float) -> dict[str, Any]:
+def background(fault: Fault, now: float) -> BackgroundFault:
     """Return a background task's last exception, its count and its age."""
-    return {"work": fault.work, "error": fault.kind, "count": fault.count, "failed_s_ago": math.ceil(now - fault.at)}
+    return BackgroundFault(work=fault.work, error=fault.kind, count=fault.count, failed_s_ago=math.ceil(now - fault.at))

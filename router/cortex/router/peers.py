@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from cortex.platform.cancel import cancelled
 from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.router.api_types import RequestSummary
 from cortex.router.fleet_view import FleetView
 from cortex.router.metrics.traffic import Bucket, Traffic, merge
-from cortex.router.request.request_record import RequestRecords, RequestSummary, summary
+from cortex.router.request.request_record import RequestRecords, summary
 
 PATIENCE_S = 0.5
 FRESH_S = 1.0

@@ -1,4 +1,4 @@
-"""Fleet snapshots for tests of the status page."""
+"""Fleet snapshots for tests of the overview and the status page."""
 
 from typing import Any
 

@@ -1,11 +1,14 @@
 """Start times predicted from earlier starts."""
 
+import pytest
+
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Fleet
+from cortex.platform.record import Instance
 from cortex.platform.scheduling import ledger
 from cortex.platform.scheduling.ledger import Entry
-from cortex.router.overview.starts import by_revision, last_start, left_s
-from tests.support.factories import a_host, an_instance
+from cortex.router.api_types import DownloadView
+from cortex.router.overview.starts import by_revision, fetched_at, last_start, ready_at
+from tests.support.factories import an_instance
 
 
 def entry(started_at: float, **rest: float) -> Entry:
@@ -20,32 +23,53 @@ def test_the_last_start_counts_whatever_device_it_was_on() -> None:
 
 def test_the_last_start_is_from_the_live_instance() -> None:
     one = an_instance("one", ready=100.0, phases={"placing": 1.0, "starting": 4.0})
-    host = a_host(one)
 
-    last = last_start(one.revision, Fleet(hosts={host.name: host}), entry(50.0))
+    last = last_start(one.revision, [one], entry(50.0))
 
     assert last is not None
     assert (last.at, last.total_s, last.phases) == (100.0, 5.0, {"placing": 1.0, "starting": 4.0})
 
 
 def test_the_last_start_of_a_cold_function_is_from_the_ledger() -> None:
-    last = last_start("r1", Fleet(), entry(50.0))
+    last = last_start("r1", [], entry(50.0))
 
     assert last is not None
     assert (last.at, last.phases) == (50.0, {"starting": 7.0})
-    assert last_start("r1", Fleet(), None) is None
+    assert last_start("r1", [], None) is None
 
 
-def test_the_remaining_time_of_a_start_follows_from_earlier_starts() -> None:
-    earlier = entry(50.0, start_s=30.0)
-    placing = an_instance(state=State.PLACING, phases={})
-    starting = an_instance(state=State.STARTING, started=100.0)
+STARTING = an_instance(state=State.STARTING, started=100.0)
+FETCHING = an_instance(state=State.FETCHING)
+PLACING = an_instance(state=State.PLACING)
 
-    assert left_s(placing, earlier, 110.0) == 30.0
-    assert left_s(starting, earlier, 110.0) == 20.0
-    assert left_s(starting, earlier, 999.0) == 0.0
-    assert left_s(starting, None, 110.0) is None
-    assert left_s(an_instance(state=State.FETCHING), earlier, 110.0) is None
+
+@pytest.mark.parametrize(
+    ("instance", "start_s", "fetched", "ready"),
+    [
+        (STARTING, 30.0, None, 130.0),
+        (STARTING, 0.0, None, None),
+        (FETCHING, 30.0, 150.0, 180.0),
+        (FETCHING, 0.0, 150.0, None),
+        (FETCHING, 30.0, None, None),
+        (PLACING, 30.0, None, None),
+        (an_instance(ready=90.0), 30.0, None, None),
+    ],
+)
+def test_the_end_of_a_start_follows_from_earlier_starts_and_from_the_download(
+    instance: Instance, start_s: float, fetched: float | None, ready: float | None
+) -> None:
+    assert ready_at(instance, entry(50.0, start_s=start_s), fetched) == ready
+    assert ready_at(instance, None, fetched) is None
+
+
+def test_the_end_of_a_download_is_that_of_the_function_on_the_same_host() -> None:
+    download = DownloadView(
+        id="j", host="host-a", source="org/repo", state="fetching", active=True, functions=("org/model",), ends_at=160.0
+    )
+
+    assert fetched_at("host-a", FETCHING, [download]) == 160.0
+    assert fetched_at("host-b", FETCHING, [download]) is None
+    assert fetched_at("host-a", STARTING, [download]) is None
 
 
 def test_a_new_start_is_averaged_with_earlier_ones() -> None:

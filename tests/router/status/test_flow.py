@@ -4,7 +4,7 @@ import pytest
 
 from cortex.router.metrics import latency
 from cortex.router.metrics.traffic import Bucket
-from cortex.router.status.flow import flow, rates
+from cortex.router.status.flow import flow
 from cortex.router.status.model import Flow
 
 NOW = 36_003.0  # buckets end at 36000
@@ -73,11 +73,3 @@ def test_the_flow_is_constant_within_a_bucket() -> None:
     hour = [Bucket(at=35_800, requests=10)]
 
     assert flow(hour, NOW) == flow(hour, NOW + 6)
-
-
-def test_a_function_without_streams_has_no_first_token_time() -> None:
-    result = rates({"a": Bucket(requests=2), "b": Bucket(first_tokens=counted(0.25), timed_tokens=80, timed_s=2.0)})
-
-    assert (result["a"].first_token_ms, result["a"].tokens_per_s) == (None, None)
-    assert result["b"].first_token_ms == pytest.approx(250, rel=0.1)
-    assert result["b"].tokens_per_s == 40.0

@@ -9,10 +9,10 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
 from cortex.platform.record import Failure, Held, InLine, SilentHost
 from cortex.platform.scheduling.ledger import Entry
+from cortex.router.api_types import DownloadView
 from cortex.router.overview.snapshot import Index
 from cortex.router.status.functions import details
-from cortex.router.status.model import Job
-from cortex.router.status.page import picture
+from cortex.router.status.page import job, picture
 from tests.router.overview.snapshots import NOW, a_snapshot
 from tests.support.factories import a_device, a_function, a_host, an_instance
 
@@ -157,9 +157,9 @@ def test_the_points_at_the_top_are_bounded_most_severe_first() -> None:
 def test_a_start_has_its_expected_duration_and_waiting_requests() -> None:
     function = a_function()
     coming = an_instance(state=State.STARTING, started=NOW - 10, phase="loading weights", progress=0.4, last_sign=NOW)
-    starts = {revision(function): Entry(start_s=30.0, starts=2)}
+    ledger = {f"{revision(function)}|GPU": Entry(start_s=30.0, starts=2)}
 
-    (start,) = picture(a_snapshot(function, hosts=(fresh(coming),), waiting={"org/model": 7}, starts=starts)).starts
+    (start,) = picture(a_snapshot(function, hosts=(fresh(coming),), waiting={"org/model": 7}, ledger=ledger)).starts
 
     assert (start.phase, start.share, start.since, start.expected_s) == ("loading weights", 0.4, NOW - 10, 30.0)
     assert (start.waiting, start.silent_since) == (7, None)
@@ -179,14 +179,14 @@ def test_the_expected_end_follows_from_the_download_and_earlier_starts(
     state: State, rest: dict[str, Any], takes: float, ends: float | None
 ) -> None:
     function = a_function()
-    job = Job(
-        id="j", host="host-a", what="org/repo", state="fetching", share=0.5, detail="", at=NOW,
-        functions=("org/model",), ends=NOW + 60,
+    download = DownloadView(
+        id="j", host="host-a", source="org/repo", state="fetching", active=True, fraction=0.5,
+        functions=("org/model",), ends_at=NOW + 60,
     )  # fmt: skip
-    starts = {revision(function): Entry(start_s=takes, starts=1)}
+    ledger = {f"{revision(function)}|GPU": Entry(start_s=takes, starts=1)}
 
     coming = an_instance(state=state, phase="1.0 GiB of 2.0 GiB, 60 s left", **rest)
-    shown = picture(a_snapshot(function, hosts=(fresh(coming),), starts=starts, jobs=(job,)))
+    shown = picture(a_snapshot(function, hosts=(fresh(coming),), ledger=ledger, downloads=(download,)))
 
     assert (shown.starts[0].ends, shown.rows[0].ends) == (ends, ends)
     assert ("60 s left" in shown.rows[0].phase) is (ends is None)
@@ -282,7 +282,7 @@ def test_a_functions_details_have_its_last_start_by_phase() -> None:
     warm = an_instance(ready=NOW - 50, phases={"placing": 1.0, "starting": 3.0})
     snapshot = a_snapshot(function, hosts=(fresh(warm),))
 
-    shown = details(function, snapshot, Index(snapshot.fleet))
+    shown = details(function, snapshot, Index(snapshot))
 
     assert [(p.name, p.seconds, p.at, p.width) for p in shown.phases] == [
         ("placing", 1.0, 0.0, 0.25),
@@ -294,9 +294,9 @@ def test_a_functions_details_have_its_last_start_by_phase() -> None:
 def test_a_cold_functions_last_start_is_from_the_ledger() -> None:
     function = a_function()
     entry = Entry(start_s=4.0, starts=1, phases={"starting": 4.0}, started_at=NOW - 900)
-    snapshot = a_snapshot(function, hosts=(fresh(),), starts={revision(function): entry})
+    snapshot = a_snapshot(function, hosts=(fresh(),), ledger={f"{revision(function)}|GPU": entry})
 
-    shown = details(function, snapshot, Index(snapshot.fleet))
+    shown = details(function, snapshot, Index(snapshot))
 
     assert (shown.phases_at, shown.row.last_start_s, shown.row.expected_s) == (NOW - 900, 4.0, 4.0)
 
@@ -305,7 +305,34 @@ def test_a_functions_environment_is_not_shown() -> None:
     function = a_function(env={"HF_TOKEN": "hf_secret"}, context=4096)
     snapshot = a_snapshot(function)
 
-    assert "secret" not in repr(details(function, snapshot, Index(snapshot.fleet)))
+    assert "secret" not in repr(details(function, snapshot, Index(snapshot)))
+
+
+# Downloads.
+
+GIB = 2**30
+
+
+def test_a_download_has_its_progress_and_expected_end() -> None:
+    active = DownloadView(
+        id="j", host="host-a", source="org/repo", state="fetching", active=True, done=GIB, total=4 * GIB, fraction=0.25,
+        rate=GIB / 10, functions=("org/model",), ends_at=1030.0,
+    )  # fmt: skip
+
+    shown = job(active)
+
+    assert (shown.share, shown.ends) == (0.25, 1030.0)
+    assert shown.detail == "org/model · 1.0 GiB of 4.0 GiB, 102 MiB/s"
+
+
+def test_a_failed_download_has_its_reason_and_no_progress() -> None:
+    failed = DownloadView(
+        id="j", host="host-a", source="org/repo", state="failed", active=False, total=4 * GIB, fraction=0.0,
+        why="the disk is full",
+    )  # fmt: skip
+
+    assert job(failed).share is None
+    assert job(failed).detail == "0 MiB of 4.0 GiB · the disk is full"
 
 
 # Sending only what changed.

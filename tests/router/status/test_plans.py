@@ -1,114 +1,109 @@
-"""The plans of operator actions."""
+"""Plans as the page shows them."""
 
-from msgspec.structs import replace
+import pytest
 
-from cortex.platform.agent_messages import PlacementPlan, Victim
-from cortex.platform.record import HostRecord
-from cortex.router.overview.snapshot import FleetSnapshot, Index
-from cortex.router.status import plans
-from cortex.router.status.hosts import eviction_order
-from tests.router.overview.snapshots import NOW, a_snapshot
-from tests.support.factories import a_function, a_host, an_instance
+from cortex.router.api_types import EvictionCandidate
+from cortex.router.plan_types import Action, AffectedInstance, Effect, Eviction, Move, Outcome, Plan, PlannedStart
+from cortex.router.status.plans import card
 
-
-def index(snapshot: FleetSnapshot) -> Index:
-    return Index(snapshot.fleet)
+NOW = 10_000.0
+BUSY = AffectedInstance(instance="one", function="org/model", host="host-a", state="ready", in_flight=3)
 
 
-def named(name: str, record: HostRecord) -> HostRecord:
-    return replace(record, name=name, at=NOW)
+def a_plan(action: Action, effect: Effect = Effect.CHANGE, **rest: object) -> Plan:
+    target = {"function": "org/model"} if action in ("warm", "cool", "pin", "unpin") else {"host": "host-a"}
+    return Plan(action=action, effect=effect, now=NOW, **target, **rest)  # type: ignore[arg-type]
 
 
-def test_the_plan_of_a_warm_has_the_host_and_the_evictions() -> None:
-    planned = PlacementPlan(
-        host="host-a", devices=("gpu-0",), memory_mb=2048, memory_from="measured",
-        evict=(Victim("one", "org/old", 90.0),), retry_at=NOW + 30,
+def test_a_warm_shows_the_start_and_the_reason_of_each_eviction() -> None:
+    start = PlannedStart(
+        host="host-a", devices=("gpu-0",), memory_mb=2048, memory_from="measured", retry_at=NOW + 30
     )  # fmt: skip
-
-    plan = plans.warm(a_function(), planned, {"host-b": "the host is cordoned"}, (), NOW)
-
-    assert plan.possible
-    assert plan.losses == ("org/old, idle for 1 min 30 s",)
-    assert ("Memory", "2.0 GiB measured") in plan.facts
-    assert dict(plan.facts)["Back-off"] == "another 30 s; warming ignores it"
-    assert plan.refused == (("host-b", "the host is cordoned"),)
-    assert plan.path == "/admin/functions/org%2Fmodel/warm"
-
-
-def test_the_plan_of_a_warm_has_the_reasons_for_and_against_each_eviction() -> None:
-    here = a_host(
-        an_instance("small", function="org/small", ready=1.0),
-        an_instance("old", function="org/old", ready=2.0),
-        an_instance("kept", function="org/kept", ready=0.5, pinned=True),
-        an_instance("busy", function="org/busy", ready=0.6),
+    pinned = EvictionCandidate(
+        rank=3, instance="three", function="org/pinned", memory_mb=1, idle_since=0.0, priority=0, protection="pinned"
     )
-    snapshot = a_snapshot(a_function(), hosts=(named("host-a", here),), in_flight={"busy": 1})
-    leaving = eviction_order(snapshot.fleet.hosts["host-a"], snapshot, index(snapshot))
-    planned = PlacementPlan(host="host-a", devices=("gpu-0",), evict=(Victim("old", "org/old", 90.0),))
+    plan = a_plan(
+        Action.WARM,
+        start=start,
+        evictions=(
+            Eviction(instance="old", function="org/old", idle_s=90.0, rank=2),
+            Eviction(instance="late", function="org/late", idle_s=5.0),
+        ),
+        stays=(pinned,),
+        refusals={"host-b": "the host is cordoned"},
+    )
 
-    plan = plans.warm(a_function(), planned, {}, leaving, NOW)
+    shown = card(plan)
 
     why = "used later than 1 other; earlier ones do not free enough memory"
-    assert plan.losses == (f"org/old, idle for 1 min 30 s: {why}",)
-    assert plan.stay == ("org/kept: pinned", "org/busy: busy")
+    assert (shown.title, shown.verb, shown.possible) == ("Warm org/model", "Warm", True)
+    assert shown.says == "It would start on host-a, after making room."
+    assert shown.losses == (f"org/old, idle for 1 min 30 s: {why}", "org/late, idle for 5 s")
+    assert shown.stay == ("org/pinned: pinned",)
+    assert ("Memory", "2.0 GiB measured") in shown.facts
+    assert dict(shown.facts)["Back-off"] == "another 30 s; warming ignores it"
+    assert shown.refused == (("host-b", "the host is cordoned"),)
+    assert shown.path == "/admin/functions/org%2Fmodel/warm"
 
 
-def test_a_warm_that_no_host_can_run_is_not_possible() -> None:
-    plan = plans.warm(a_function(), None, {"host-a": "does not fit by 9000 MiB"}, (), NOW)
+def test_a_cool_offers_to_cut_requests_in_flight() -> None:
+    shown = card(a_plan(Action.COOL, instances=(BUSY,)))
 
-    assert not plan.possible
-    assert plan.refused == (("host-a", "does not fit by 9000 MiB"),)
-
-
-def test_the_plan_of_a_cool_lists_requests_and_offers_to_cut_them() -> None:
-    snapshot = a_snapshot(a_function(), hosts=(a_host(an_instance()),), in_flight={"one": 3})
-
-    plan = plans.cool(a_function(), snapshot, index(snapshot))
-
-    assert plan.losses == ("one on host-a: 3 requests in flight, which may finish",)
-    assert [o.name for o in plan.options] == ["now"]
+    assert shown.losses == ("one on host-a: 3 requests in flight, which may finish",)
+    assert [(o.name, o.label) for o in shown.options] == [("now", "At once: cut 3 requests")]
 
 
-def test_cooling_a_cold_function_is_not_possible() -> None:
-    snapshot = a_snapshot(a_function(), hosts=(a_host(),))
+def test_a_drain_shows_what_becomes_of_each_function() -> None:
+    moves = (
+        Move(function="a", outcome=Outcome.MOVES, to="host-b", evicts=("org/old",), in_flight=1),
+        Move(function="b", outcome=Outcome.COLD),
+        Move(function="c", outcome=Outcome.STOPS),
+        Move(function="d", outcome=Outcome.CANCELLED),
+    )
 
-    assert not plans.cool(a_function(), snapshot, index(snapshot)).possible
-
-
-def test_cooling_a_function_with_a_minimum_announces_the_restart() -> None:
-    snapshot = a_snapshot(a_function(min=1), hosts=(a_host(an_instance()),))
-
-    assert "started again" in plans.cool(a_function(min=1), snapshot, index(snapshot)).says
-
-
-def test_the_plan_of_a_drain_has_each_functions_destination() -> None:
-    full = named("host-b", a_host(an_instance("big", function="org/big", memory_mb=9500, ready=NOW - 1)))
-    roomy = named("host-c", a_host())
-    leaves = named("host-a", a_host(an_instance(), an_instance("two", function="org/gone")))
-    snapshot = a_snapshot(a_function(), a_function("org/big"), hosts=(leaves, full, roomy), in_flight={"one": 1})
-
-    plan = plans.drain(leaves, snapshot, index(snapshot))
-
-    assert plan.losses == (
-        "org/gone: not in the catalogue any more, so it stops; idle",
-        "org/model: moves to host-c; 1 request in flight, which may finish",
+    assert card(a_plan(Action.DRAIN, moves=moves)).losses == (
+        "a: moves to host-b, where org/old would be evicted; 1 request in flight, which may finish",
+        "b: no other host has room, so it goes cold; idle",
+        "c: not in the catalogue any more, so it stops; idle",
+        "d: its start is cancelled",
     )
 
 
-def test_a_drain_without_room_elsewhere_lets_functions_go_cold() -> None:
-    leaves = named("host-a", a_host(an_instance()))
-    snapshot = a_snapshot(a_function(), hosts=(leaves,))
-
-    assert plans.drain(leaves, snapshot, index(snapshot)).losses == (
-        "org/model: no other host has room, so it goes cold; idle",
-    )
-
-
-def test_the_plan_of_a_drain_has_the_evictions_on_other_hosts() -> None:
-    leaves = named("host-a", a_host(an_instance("one", memory_mb=9000)))
-    other = named("host-b", a_host(an_instance("old", function="org/old", memory_mb=9500, ready=1.0)))
-    snapshot = a_snapshot(a_function(vram_mb=9000), a_function("org/old"), hosts=(leaves, other))
-
-    assert plans.drain(leaves, snapshot, index(snapshot)).losses == (
-        "org/model: moves to host-b, where org/old would be evicted; idle",
-    )
+@pytest.mark.parametrize(
+    ("plan", "says", "possible"),
+    [
+        (a_plan(Action.WARM, Effect.IMPOSSIBLE), "No host can run it now.", False),
+        (
+            a_plan(Action.WARM, Effect.NOTHING, start=PlannedStart(host="host-a", instance="one")),
+            "An instance is ready or starting on host-a: nothing would change.",
+            False,
+        ),
+        (a_plan(Action.WARM, start=PlannedStart(host="host-a")), "It would start on host-a in free room.", True),
+        (a_plan(Action.COOL, Effect.NOTHING), "It is cold: nothing would change.", False),
+        (
+            a_plan(Action.COOL, instances=(BUSY,)),
+            "1 instance would be drained; the next request starts the function again.",
+            True,
+        ),
+        (
+            a_plan(Action.COOL, instances=(BUSY,), restarts=2),
+            "1 instance would be drained and started again, because `min` is 2.",
+            True,
+        ),
+        (a_plan(Action.PIN), "Its instances would not be evicted or reaped until it is unpinned.", True),
+        (
+            a_plan(Action.UNPIN, idle_after_s=300.0),
+            "Its instances could be evicted, and reaped after 5 min 00 s without a request.",
+            True,
+        ),
+        (
+            a_plan(Action.CORDON, instances=(BUSY,)),
+            "Nothing new would be placed on it until it is uncordoned. 1 instance on it would keep serving.",
+            True,
+        ),
+        (a_plan(Action.UNCORDON), "New instances may be placed on it.", True),
+        (a_plan(Action.DRAIN), "It would be cordoned. Nothing runs on it.", True),
+    ],
+)
+def test_every_plan_has_a_sentence_and_only_a_change_can_be_made(plan: Plan, says: str, possible: bool) -> None:
+    assert (card(plan).says, card(plan).possible) == (says, possible)

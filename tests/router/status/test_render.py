@@ -6,19 +6,26 @@ from html.parser import HTMLParser
 import pytest
 
 from cortex.functions.lifecycle import State
+from cortex.platform.decisions import DecisionRecord
 from cortex.platform.record import Failure
-from cortex.router.overview.snapshot import FleetSnapshot, Index, Rates
-from cortex.router.status import plans
+from cortex.router.api_types import DownloadView
+from cortex.router.metrics.traffic import Bucket
+from cortex.router.overview import plans
+from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.status.assets import PREFIX, asset, url
 from cortex.router.status.functions import details
-from cortex.router.status.model import Decision, Flow, Job, Log, Series
+from cortex.router.status.model import Flow, Log
 from cortex.router.status.page import picture
+from cortex.router.status.plans import card
 from cortex.router.status.render import page, render
 from tests.router.overview.snapshots import NOW, a_snapshot
 from tests.support.factories import a_function, a_host, an_instance
 
 HOSTILE = '<script>alert("x")</script>'
-MINUTES = Series(values=(1.0, None, 3.0), step_s=60.0, ends=NOW)
+HOUR = [
+    Bucket(at=int(NOW) - 60, requests=3, errors=1, durations={30: 3}, first_tokens={10: 3}, tokens_out=90,
+           timed_tokens=80, timed_s=2.0),
+]  # fmt: skip
 
 
 class Reader(HTMLParser):
@@ -62,12 +69,10 @@ def everything(name: str = "org/model") -> FleetSnapshot:
         waiting={"org/coming": 5, "org/broken": 1},
         aliases={name + "-alias": name},
         cordoned=("host-a", "host-z"),
-        flow=Flow(
-            rate_per_min=4.2, errors_per_min=0.5, first_token_ms=80.0, requests=MINUTES, duration=(MINUTES, MINUTES)
-        ),
-        rates={"org/busy": Rates(first_token_ms=90.0, tokens_per_s=41.0)},
-        decisions=[Decision(at=NOW - 1, what="evicted", function=name, host="host-a", instance="x", why=name)],
-        jobs=[Job(id="j", host="host-a", what=name, state="started", share=0.3, detail="3 of 10 GiB", at=NOW)],
+        hour=HOUR,
+        lately={"org/busy": HOUR[0]},
+        decisions=[DecisionRecord(at=NOW - 1, what="evicted", function=name, host="host-a", instance="x", why=name)],
+        downloads=[DownloadView(id="j", host="host-a", source=name, state="fetching", active=True, fraction=0.3)],
         problem=name,
     )
 
@@ -87,20 +92,20 @@ def test_the_page_has_no_inline_code_and_unique_ids(snapshot: FleetSnapshot) -> 
 @pytest.mark.parametrize("name", ["org/model", HOSTILE])
 def test_details_and_plans_have_no_inline_code(name: str) -> None:
     snapshot = everything(name)
-    index = Index(snapshot.fleet)
+    index = Index(snapshot)
     function = snapshot.catalogue.functions[name]
     texts = [
         render("function.html", NOW, it=details(f, snapshot, index), may_act=False)
         for f in snapshot.catalogue.functions.values()
     ]
     texts += [
-        render("plan.html", NOW, it=plan, may_act=may)
+        render("plan.html", NOW, it=card(plan), may_act=may)
         for may in (True, False)
         for plan in (
             plans.cool(function, snapshot, index),
-            plans.warm(function, None, {name: name}, (), NOW),
+            plans.warm(function, None, {name: name}, snapshot, index),
             plans.drain(snapshot.fleet.hosts["host-a"], snapshot, index),
-            plans.pin(function, index),
+            plans.pin(function, snapshot, index),
         )
     ]
 

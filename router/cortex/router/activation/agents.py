@@ -17,6 +17,7 @@ from cortex.platform.agent_messages import (
     CatalogueUpdate,
     Cool,
     Ensure,
+    Fetching,
     PlacementPlan,
     PlanRequest,
     Prefetch,
@@ -167,9 +168,9 @@ class Agents:
         request = Prefetch(function)
         return await self._call(host, "POST", "/weights/estimate", request, Estimate, within_s=HUB_TIMEOUT_S)
 
-    async def jobs(self, host: HostRecord) -> list[dict[str, Any]]:
+    async def jobs(self, host: HostRecord) -> list[Fetching]:
         """Return a host's fetches. Raises AgentUnavailable or AgentRefused."""
-        return await self._call(host, "GET", "/jobs", None, list[dict[str, Any]])
+        return await self._call(host, "GET", "/jobs", None, list[Fetching])
 
     async def cancel_job(self, host: HostRecord, job: str) -> None:
         """Stop a fetch. Raises AgentUnavailable or AgentRefused."""

@@ -1,65 +1,61 @@
 """The plan of an action: from the agent for a warm, from the fleet view for all others."""
 
-import time
-
 from cortex.functions.names import nearest
-from cortex.functions.spec import Engine, Function
+from cortex.functions.spec import Function
 from cortex.router.errors import BadRequest, HostNotFound
-from cortex.router.overview.snapshot import FleetSnapshot, Index
+from cortex.router.overview import plans
+from cortex.router.overview.functions import placeholder
+from cortex.router.overview.snapshot import Index
+from cortex.router.overview.sources import take_snapshot
+from cortex.router.plan_types import Action, Plan
 from cortex.router.runtime import Runtime
-from cortex.router.status import plans
-from cortex.router.status.hosts import eviction_order
-from cortex.router.status.model import Leaving
-from cortex.router.status.plans import Plan
 
-VERBS_ON_FUNCTIONS, VERBS_ON_HOSTS = ("warm", "cool", "pin", "unpin"), ("cordon", "uncordon", "drain")
+ON_FUNCTIONS = (Action.WARM, Action.COOL, Action.PIN, Action.UNPIN)
+ON_HOSTS = (Action.CORDON, Action.UNCORDON, Action.DRAIN)
 
 
-async def plan_action(runtime: Runtime, do: str, *, function: str = "", host: str = "") -> Plan:
-    """Return what an action would do. Raises BadRequest, FunctionNotFound or HostNotFound."""
+async def plan_on_function(runtime: Runtime, action: str, name: str) -> Plan:
+    """Return what an action on a function would do. Raises BadRequest or FunctionNotFound."""
+    if action not in ON_FUNCTIONS:
+        raise BadRequest(f"'{action[:50]}' has no plan: use {', '.join(ON_FUNCTIONS)}")
     snapshot = take_snapshot(runtime)
-    index = Index(snapshot.fleet)
-    if do in VERBS_ON_FUNCTIONS:
-        spec = function_named(runtime, function, index)
-        if do == "warm":
-            placement, refusals = await runtime.activator.plan(runtime.live_catalogue.resolve(spec.id).function)
-            return plans.warm(
-                spec, placement, refusals, eviction_order_on(runtime, placement.host) if placement else (), snapshot.now
-            )
-        if do == "cool":
-            return plans.cool(spec, snapshot, index)
-        return plans.pin(spec, index) if do == "pin" else plans.unpin(spec, index)
-    if do not in VERBS_ON_HOSTS:
-        raise BadRequest(f"unknown action '{do[:50]}': use {', '.join((*VERBS_ON_FUNCTIONS, *VERBS_ON_HOSTS))}")
-    record = snapshot.fleet.hosts.get(host)
-    if record is None and do == "cordon":
-        record = snapshot.fleet.record(host)
-    if record is None and (do == "drain" or host not in snapshot.fleet.cordoned):
-        raise HostNotFound(host, nearest(host, snapshot.fleet.hosts))
-    if record is not None and do == "drain":
-        return plans.drain(record, snapshot, index)
-    return plans.cordon(host, record) if do == "cordon" else plans.uncordon(host)
+    index = Index(snapshot)
+    function = function_named(runtime, name, index)
+    match action:
+        case Action.COOL:
+            return plans.cool(function, snapshot, index)
+        case Action.PIN:
+            return plans.pin(function, snapshot, index)
+        case Action.UNPIN:
+            return plans.unpin(function, snapshot, index)
+    placement, refusals = await runtime.activator.plan(runtime.live_catalogue.resolve(function.id).function)
+    snapshot = take_snapshot(runtime)
+    return plans.warm(function, placement, refusals, snapshot, Index(snapshot))
+
+
+async def plan_on_host(runtime: Runtime, action: str, host: str) -> Plan:
+    """Return what an action on a host would do. Raises BadRequest or HostNotFound."""
+    check_host(runtime, action, host)
+    snapshot = take_snapshot(runtime)
+    index = Index(snapshot)
+    if action == Action.DRAIN:
+        return plans.drain(snapshot.fleet.hosts[host], snapshot, index)
+    return plans.cordon(host, snapshot, index) if action == Action.CORDON else plans.uncordon(host, snapshot)
+
+
+def check_host(runtime: Runtime, action: str, host: str) -> None:
+    """Check that an action on a host is possible: only a host that reports can be drained, a silent one can be
+    cordoned, and a cordon can be lifted from a host that is away. Raises BadRequest or HostNotFound."""
+    fleet = runtime.view.fleet
+    if action not in ON_HOSTS:
+        raise BadRequest(f"unknown action '{action[:50]}': use {', '.join(ON_HOSTS)}")
+    exists = host in fleet.hosts or (action == Action.CORDON and host in fleet.silent)
+    if not exists and (action == Action.DRAIN or host not in fleet.cordoned):
+        raise HostNotFound(host, nearest(host, fleet.hosts))
 
 
 def function_named(runtime: Runtime, name: str, index: Index) -> Function:
     """Return a function of the catalogue, or a placeholder for a running one that is no longer in it."""
     if name not in runtime.live_catalogue.catalogue.functions and name in index.placed:
-        return Function(id=name, engine=Engine.COMMAND)
+        return placeholder(name)
     return runtime.live_catalogue.resolve(name).function
-
-
-def eviction_order_on(runtime: Runtime, host: str) -> tuple[Leaving, ...]:
-    """Return a host's instances in eviction order."""
-    snapshot = take_snapshot(runtime)
-    record = snapshot.fleet.hosts.get(host)
-    return eviction_order(record, snapshot, Index(snapshot.fleet)) if record else ()
-
-
-def take_snapshot(runtime: Runtime) -> FleetSnapshot:
-    """Return the data that plans need."""
-    return FleetSnapshot(
-        catalogue=runtime.live_catalogue.catalogue,
-        fleet=runtime.fleet(),
-        strategy=runtime.settings.eviction.strategy,
-        now=time.time(),
-    )

@@ -1,44 +1,37 @@
-"""The page's input: the router's data at one time, and an index of it by function. Pure."""
+"""Everything a router knows at one moment, and an index of it by function. Pure."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
 from cortex.functions.catalogue import Catalogue
-from cortex.functions.lifecycle import COMING, State
+from cortex.platform.decisions import DecisionRecord
 from cortex.platform.record import Failure, Fleet, HostRecord, Instance, Use, use
-from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.ledger import Entry, device_of, revision_of
 from cortex.router.activation.waits import places_in_line
-from cortex.router.status.model import Decision, Flow, Job
-
-SILENT_S = 5.0
-"""Age from which a host's record is late; heartbeats come every two seconds."""
-
-
-class Rates(Struct, frozen=True, kw_only=True):
-    """A function's recent response rates. None: no data."""
-
-    first_token_ms: float | None = None
-    tokens_per_s: float | None = None
+from cortex.router.api_types import DownloadView
+from cortex.router.metrics.traffic import Bucket
+from cortex.router.overview.starts import by_revision
 
 
 class FleetSnapshot(Struct, frozen=True, kw_only=True):
-    """All input of the page, as values."""
+    """The input of all views and plans, as values."""
 
     catalogue: Catalogue = Catalogue()
     revisions: Mapping[str, str] = {}
     """By function."""
     fleet: Fleet = Fleet()
-    starts: Mapping[str, Entry] = {}
-    """Earlier starts by revision."""
-    flow: Flow = Flow()
-    rates: Mapping[str, Rates] = {}
-    """By function."""
-    decisions: Sequence[Decision] = ()
+    ledger: Mapping[str, Entry] = {}
+    """Earlier starts and measurements, by revision and kind of device."""
+    hour: Sequence[Bucket] = ()
+    """Traffic of the last hour."""
+    lately: Mapping[str, Bucket] = {}
+    """Traffic of the last minutes, by function."""
+    decisions: Sequence[DecisionRecord] = ()
     """Newest first."""
-    jobs: Sequence[Job] | None = None
+    downloads: Sequence[DownloadView] | None = None
+    """None: unknown."""
     strategy: str = "lru"
     away: bool = False
     """Whether the record is unavailable."""
@@ -48,14 +41,21 @@ class FleetSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class Index:
-    """The fleet by function, computed once per page."""
+    """A snapshot by function, computed once for all views."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, snapshot: FleetSnapshot) -> None:
+        fleet = snapshot.fleet
         self.usage: Use = use(fleet)
         self.placed: dict[str, list[tuple[HostRecord, Instance]]] = defaultdict(list)
         self.failures: dict[str, list[tuple[HostRecord, Failure]]] = defaultdict(list)
+        """Newest first."""
         self.instances: dict[str, Instance] = {}
         self.in_line = places_in_line(fleet)
+        self.aliases: dict[str, list[str]] = defaultdict(list)
+        self.starts = by_revision(snapshot.ledger)
+        """The last start of each revision."""
+        self.measured: dict[str, dict[str, Entry]] = defaultdict(dict)
+        """By revision and kind of device."""
         for host in sorted(fleet.records(), key=lambda h: h.name):
             for instance in host.instances:
                 self.placed[instance.function].append((host, instance))
@@ -64,20 +64,15 @@ class Index:
                 self.failures[failure.function].append((host, failure))
         for entries in self.failures.values():
             entries.sort(key=lambda f: -f[1].at)
+        for alias, function in snapshot.catalogue.aliases.items():
+            self.aliases[function].append(alias)
+        for field, entry in snapshot.ledger.items():
+            self.measured[revision_of(field)][device_of(field)] = entry
 
     def in_flight(self, instance: Instance) -> int:
         """Return an instance's number of requests in flight."""
         return self.usage.in_flight.get(instance.id, 0)
 
-    def tone(self, instance: Instance) -> str:
-        """Return an instance's tone: busy, idle, coming or leaving."""
-        if instance.state in COMING:
-            return "coming"
-        if instance.state is not State.READY:
-            return "leaving"
-        return "busy" if self.in_flight(instance) else "idle"
-
-
-def key(kind: str, name: str) -> str:
-    """Return an element's id, with a hash because names may have characters that ids may not."""
-    return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    def of(self, function: str) -> list[Instance]:
+        """Return the instances of a function on all hosts."""
+        return [i for _, i in self.placed.get(function, ())]

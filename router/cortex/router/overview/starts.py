@@ -1,21 +1,11 @@
 """Starts predicted from earlier starts, in total and by phase. Pure."""
 
-from collections.abc import Mapping
-
-from msgspec import Struct
+from collections.abc import Iterable, Mapping
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.record import Instance
 from cortex.platform.scheduling.ledger import Entry, revision_of
-
-
-class LastStart(Struct, frozen=True, kw_only=True):
-    """A function's last start, by phase."""
-
-    at: float
-    """Unix time at which the instance was ready."""
-    total_s: float
-    phases: dict[str, float]
+from cortex.router.api_types import DownloadView, LastStart
 
 
 def by_revision(ledger: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -28,20 +18,31 @@ def by_revision(ledger: Mapping[str, Entry]) -> dict[str, Entry]:
     return latest
 
 
-def last_start(revision: str, fleet: Fleet, entry: Entry | None) -> LastStart | None:
+def last_start(revision: str, instances: Iterable[Instance], entry: Entry | None) -> LastStart | None:
     """Return the last start of a revision, from a live instance or else from the ledger."""
-    ready = [i for h in fleet.hosts.values() for i in h.instances if i.revision == revision and i.ready and i.phases]
+    ready = [i for i in instances if i.revision == revision and i.ready and i.phases]
     newest = max(ready, key=lambda i: i.ready, default=None)
     if newest is not None and (entry is None or newest.ready >= entry.started_at):
         return _last(newest.ready, newest.phases)
     return _last(entry.started_at, entry.phases) if entry and entry.phases else None
 
 
-def left_s(instance: Instance, entry: Entry | None, now: float) -> float | None:
-    """Return the remaining seconds of a start, from earlier starts; None if unknown."""
-    if entry is None or instance.ready or not entry.start_s or instance.state is State.FETCHING:
-        return None  # a download's phase has its own estimate
-    return round(max(0.0, entry.start_s - (now - instance.started if instance.started else 0.0)), 1)
+def fetched_at(host: str, instance: Instance, downloads: Iterable[DownloadView]) -> float | None:
+    """Return when an instance's download should end; None if it fetches nothing, or if its rate is unknown."""
+    if instance.state is not State.FETCHING:
+        return None
+    own = (d for d in downloads if d.host == host and instance.function in d.functions)
+    return next((d.ends_at for d in own if d.ends_at is not None), None)
+
+
+def ready_at(instance: Instance, entry: Entry | None, fetched: float | None) -> float | None:
+    """Return when an instance should be ready; None if no earlier start is known, or while it waits for memory or for
+    a download of unknown duration."""
+    if entry is None or not entry.start_s:
+        return None
+    if instance.state is State.FETCHING:
+        return None if fetched is None else fetched + entry.start_s
+    return instance.started + entry.start_s if instance.state is State.STARTING else None
 
 
 def _last(at: float, phases: Mapping[str, float]) -> LastStart:

@@ -10,25 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from msgspec import Struct
-
 from cortex.platform.metrics import INTER_TOKEN
+from cortex.router.api_types import RequestSummary, Try
 
 RECENT = 500
 """Finished requests to keep."""
 COUNT_TOKENS = "count_tokens"
 """The dialect of a token-count request, which is not part of the metrics of answers."""
 _EDGES = INTER_TOKEN.buckets
-
-
-class Try(Struct, frozen=True):
-    """An instance that broke before it answered, and how."""
-
-    instance: str
-    host: str
-    why: str
-    replayed: bool = True
-    """The request was sent again."""
 
 
 class RequestRecord:
@@ -131,36 +120,6 @@ class RequestRecord:
     def failed(self) -> bool:
         """Whether it failed for a reason other than the client."""
         return self.status >= 500 or (self.status == 200 and self.fault not in ("", "client_gone"))
-
-
-class RequestSummary(Struct, frozen=True, kw_only=True):
-    """A request's record for display."""
-
-    id: str
-    function: str
-    asked: str
-    """The name the client used: the function's, or an alias."""
-    dialect: str
-    stream: bool
-    instance: str
-    host: str
-    phase: str
-    """choosing, waiting, forwarded, streaming or over."""
-    at: float
-    age_s: float
-    start: str
-    queued_ms: int
-    first_ms: int | None
-    tokens_in: int
-    tokens_out: int
-    """For an active stream: its pieces so far, an estimate."""
-    tries: tuple[Try, ...]
-    """Workers that broke before this one answered."""
-    status: int
-    fault: str
-    why: str
-    who: str
-    router: str
 
 
 def summary(request_record: RequestRecord, router: str) -> RequestSummary:

@@ -3,17 +3,17 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from litestar.response import Stream
-from msgspec import to_builtins
 
 from cortex.platform import clock
 from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable
+from cortex.router.api_types import DecisionsAnswer
 from cortex.router.errors import RecordIsAway, TooManyListeners
 from cortex.router.runtime import Runtime
 from cortex.router.shutdown import stopping
@@ -36,7 +36,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         instance: str = "",
         what: str = "",
         limit: Annotated[int, Parameter(ge=1, le=DECISIONS_KEPT)] = 100,
-    ) -> dict[str, Any]:
+    ) -> DecisionsAnswer:
         """List decisions, newest first."""
         name = function
         if function:
@@ -47,7 +47,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             entries = await runtime.registry.decisions({k: v for k, v in filters.items() if v}, limit)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
-        return {"decisions": to_builtins(entries)}
+        return DecisionsAnswer(decisions=tuple(entries))
 
     @get("/admin/events", opt={"needs": "status"})
     async def events(function: str = "") -> Stream:
@@ -80,7 +80,7 @@ async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
         except RecordUnavailable:
             entries = []
             await asyncio.sleep(1.0)
-        messages = [_event("decision", to_builtins(r)) for r in entries if not function or r.function == function]
+        messages = [_event("decision", r) for r in entries if not function or r.function == function]
         if runtime.view.fleet is not fleet:
             fleet = runtime.view.fleet
             messages.append(_event("changed", {"at": clock.wall(fleet.at)}))
@@ -91,5 +91,5 @@ async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
             yield b"".join(messages)
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
+def _event(name: str, data: object) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data))

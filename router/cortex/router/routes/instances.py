@@ -3,28 +3,32 @@
 Logs may contain prompts, so only admins may read them.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from litestar import MediaType, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from litestar.response import Stream
-from msgspec import to_builtins
 
+from cortex.router.api_types import InstancesAnswer
+from cortex.router.overview.functions import instance_views
+from cortex.router.overview.snapshot import Index
+from cortex.router.overview.sources import Sources
 from cortex.router.overview.worker_logs import Grep, LogQuery, OpenLog, Run, log_of_function, log_of_instance
 from cortex.router.runtime import Runtime
 
 Lines = Annotated[int, Parameter(ge=1, le=10_000)]
 
 
-def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
     """Return the routes about instances."""
 
     @get("/admin/instances", opt={"needs": "status"})
-    async def instances() -> dict[str, Any]:
+    async def instances() -> InstancesAnswer:
         """List the instances of all hosts."""
-        entries = [{**to_builtins(i), "host": h.name} for h in runtime.fleet().records() for i in h.instances]
-        return {"instances": entries}
+        snapshot = await sources.functions()
+        placed = [(h, i) for h in snapshot.fleet.records() for i in h.instances]
+        return InstancesAnswer(instances=instance_views(placed, snapshot, Index(snapshot)))
 
     @get("/admin/instances/{instance:str}/logs", opt={"needs": "admin"})
     async def instance_logs(

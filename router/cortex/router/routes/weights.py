@@ -4,55 +4,41 @@ The data comes from the agents; `away` names those that do not answer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Struct, to_builtins
+from msgspec.structs import asdict
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function
 from cortex.platform import clock
-from cortex.platform.agent_messages import Remove
+from cortex.platform.agent_messages import Remove, Stored
 from cortex.platform.record import HostRecord, use
 from cortex.platform.scheduling.placement import need
+from cortex.router import api_types as api
 from cortex.router.activation.agents import AgentRefused, AgentUnavailable
 from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
 from cortex.router.errors import BadRequest, HostNotFound, JobNotFound, NoCapacity, RequestError
+from cortex.router.overview.sources import download_views
 from cortex.router.runtime import Runtime
 
 T = TypeVar("T")
-
-
-class RemoveBody(Struct, frozen=True):
-    """The weights to remove, and the host; no host: all."""
-
-    names: tuple[str, ...] = ()
-    unused: bool = False
-    dry_run: bool = False
-    host: str = ""
-
-
-class FetchBody(Struct, frozen=True):
-    """The function whose weights to fetch, and the host; no host: where the function would start."""
-
-    function: str
-    host: str = ""
 
 
 def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     """Return the routes."""
 
     @get("/admin/weights", opt={"needs": "status"})
-    async def weights(host: str = "") -> dict[str, Any]:
+    async def weights(host: str = "") -> api.WeightsAnswer:
         """List the weights of every host, or of one."""
         found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.stored(h))
-        rows = [{"host": h, **to_builtins(s)} for h, stored in found.items() for s in stored]
-        return {"weights": rows, "away": away}
+        return api.WeightsAnswer(weights=_weights(found), away=away)
 
     @post("/admin/weights/remove", opt={"needs": "admin"}, status_code=200)
-    async def remove(data: RemoveBody) -> dict[str, Any]:
+    async def remove(data: api.RemoveRequest) -> api.RemoveAnswer:
         """Remove weights that are not in use, by function or source, or all that no function declares."""
         if not data.names and not data.unused:
             raise BadRequest("no weights selected: set `names` or `unused`")
@@ -63,46 +49,53 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         for host in hosts if data.unused else ():
             await _update_catalogue(runtime, host)
         found, away = await _from_all(hosts, lambda h: runtime.agents.remove_weights(h, command))
-        rows = [{"host": h, **to_builtins(s)} for h, result in found.items() for s in result.removed]
-        remaining = [{"host": h, "name": n, "why": w} for h, result in found.items() for n, w in result.kept.items()]
-        return {"removed": rows, "kept": remaining, "away": away, "dry_run": data.dry_run}
+        remaining = [
+            api.RemainingWeights(host=h, name=n, why=w) for h, result in found.items() for n, w in result.kept.items()
+        ]
+        removed = _weights({h: result.removed for h, result in found.items()})
+        return api.RemoveAnswer(removed=removed, remaining=tuple(remaining), away=away, dry_run=data.dry_run)
 
     @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
-    async def fetch(data: FetchBody) -> dict[str, Any]:
+    async def fetch(data: api.FetchRequest) -> api.FetchAnswer:
         """Fetch a function's weights without starting it."""
         function = runtime.live_catalogue.resolve(data.function).function
         chosen = _best(runtime, function, data.host)
         await _update_catalogue(runtime, chosen)
         job = await _one(chosen, runtime.agents.prefetch(chosen, function))
-        return {"host": chosen.name, "job": job, "function": function.id}
+        return api.FetchAnswer(host=chosen.name, job=job, function=function.id)
 
     @get("/admin/weights/estimate", opt={"needs": "status"})
-    async def estimate(function: str, host: str = "") -> dict[str, Any]:
+    async def estimate(function: str, host: str = "") -> api.EstimateAnswer:
         """Estimate the memory of a function's instance, also without local weights."""
         spec = runtime.live_catalogue.resolve(function).function
         chosen = _best(runtime, spec, host)
         result = await _one(chosen, runtime.agents.estimate(chosen, spec))
-        return {"host": chosen.name, **to_builtins(result)}
+        return api.EstimateAnswer(**asdict(result), host=chosen.name)
 
     @get("/admin/jobs", opt={"needs": "status"})
-    async def jobs(host: str = "") -> dict[str, Any]:
+    async def jobs(host: str = "") -> api.JobsAnswer:
         """List the running and recent downloads."""
         found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.jobs(h))
-        return {"jobs": [{"host": h, **j} for h, listed in found.items() for j in listed], "away": away}
+        views = [view for h, fetches in found.items() for view in download_views(h, fetches, time.time())]
+        return api.JobsAnswer(jobs=tuple(views), away=away)
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
-    async def cancel(job: str) -> dict[str, str]:
+    async def cancel(job: str) -> api.CancelJobAnswer:
         """Cancel a download for all its waiters. The part that was fetched stays."""
         hosts = _hosts(runtime, "")
         found, _ = await _from_all(hosts, lambda h: runtime.agents.jobs(h))
-        active = {j["id"]: h for h, listed in found.items() for j in listed if j["alive"]}
+        active = {f.id: h for h, fetches in found.items() for f in fetches if f.alive}
         if job not in active:
             raise JobNotFound(job, nearest(job, active))
         host = next(h for h in hosts if h.name == active[job])
         await _one(host, runtime.agents.cancel_job(host, job))
-        return {"host": host.name, "job": job}
+        return api.CancelJobAnswer(host=host.name, job=job)
 
     return [weights, remove, fetch, estimate, jobs, cancel]
+
+
+def _weights(stored: Mapping[str, Iterable[Stored]]) -> tuple[api.WeightsView, ...]:
+    return tuple(api.WeightsView(**asdict(s), host=host) for host, entries in stored.items() for s in entries)
 
 
 def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:

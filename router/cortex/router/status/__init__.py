@@ -2,9 +2,9 @@
 
     fleet snapshot → `page.picture()` → frozen values (`model`) → templates → fragments → `live`
 
-`page` is pure and decides all content; templates only lay it out. All content comes from the record or the router's
-counters. The server sends times as Unix seconds and the browser counts them down, so an unchanged page causes no
-traffic. `live` sends a fragment again when its values change, at most once a second; one rendering serves all viewers.
+`overview` has the facts. `page` is pure and decides all content; templates only lay it out. The server sends times as
+Unix seconds and the browser counts them down, so an unchanged page causes no traffic. `live` sends a fragment again
+when its values change, at most once a second; one rendering serves all viewers.
 
 No inline script and no inline style (`routes.POLICY`); all assets come from this package.
 """

@@ -1,7 +1,8 @@
 """Failures that the hosts report. Pure."""
 
 from cortex.platform.record import Failure, HostRecord
-from cortex.router.overview.snapshot import Index, key
+from cortex.router.overview.snapshot import Index
+from cortex.router.status.format import key
 from cortex.router.status.model import Trouble
 
 MOST = 30

@@ -1,13 +1,12 @@
-"""The last hour's requests by minute, and each function's recent rates. Pure.
+"""The last hour's requests by minute. Pure.
 
 Minutes end where buckets end, so that no incomplete bucket is shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cortex.router.metrics.latency import Histogram, merge, percentile
 from cortex.router.metrics.traffic import BUCKET_S, LATELY, Bucket
-from cortex.router.overview.snapshot import Rates
 from cortex.router.status.model import Flow, Latency, Series
 
 MINUTES = 60
@@ -40,17 +39,6 @@ def flow(hour: Sequence[Bucket], now: float) -> Flow:
         first_token=_percentiles([merge(b.first_tokens for b in m) for m in minutes], first, ends),
         duration=_percentiles([merge(b.durations for b in m) for m in minutes], first, ends),
     )
-
-
-def rates(lately: Mapping[str, Bucket]) -> dict[str, Rates]:
-    """Return the response rates of every function with recent requests."""
-    return {
-        function: Rates(
-            first_token_ms=_ms(bucket.first_tokens, 0.5),
-            tokens_per_s=bucket.timed_tokens / bucket.timed_s if bucket.timed_s else None,
-        )
-        for function, bucket in lately.items()
-    }
 
 
 def _series(values: Sequence[float | None], first: int, ends: float) -> Series:

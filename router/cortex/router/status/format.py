@@ -1,4 +1,11 @@
-"""Text for sizes, durations and counts. Pure. The browser's script formats durations the same way."""
+"""Sizes, durations and counts as text, and ids of elements. Pure. The browser's script has the same durations."""
+
+import hashlib
+
+
+def key(kind: str, name: str) -> str:
+    """Return an element's id, with a hash because names may have characters that ids may not."""
+    return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
 def mib(mb: float) -> str:

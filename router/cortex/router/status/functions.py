@@ -1,102 +1,84 @@
 """The table of functions, and the details of one function. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from msgspec.structs import asdict
 
 from cortex.functions.lifecycle import COMING, State
-from cortex.functions.spec import Engine, Function
-from cortex.platform.record import HostRecord, Instance, Override, used_function
-from cortex.platform.scheduling.ledger import Entry
-from cortex.router.activation.waits import waits_at
-from cortex.router.model_listing import furthest
-from cortex.router.overview.snapshot import FleetSnapshot, Index, Rates, key
+from cortex.functions.spec import Function
+from cortex.platform.record import HostRecord, Instance, Override
+from cortex.router.api_types import FunctionView, InstanceView
+from cortex.router.overview.functions import function_view
+from cortex.router.overview.snapshot import FleetSnapshot, Index
+from cortex.router.overview.traffic import traffic_total
+from cortex.router.overview.wording import step
 from cortex.router.status.failures import trouble
-from cortex.router.status.format import mib, span
-from cortex.router.status.hosts import reaped_at
-from cortex.router.status.model import Details, InstanceView, Phase, Row
-from cortex.router.status.starts import ends, step
+from cortex.router.status.format import key, mib, span
+from cortex.router.status.model import Details, InstanceLine, Phase, Row
+from cortex.router.status.starts import ends
 
 _TONES = {"failing": "failing", "cold": "cold", **dict.fromkeys(map(str, COMING), "coming")}
 _RANKS = {"failing": 0, "coming": 1, "busy": 2, "idle": 3, "leaving": 4, "cold": 5}
 
 
-def rows(snapshot: FleetSnapshot, index: Index) -> tuple[Row, ...]:
-    """Return every function: failing, starting, warm, cold; each group in catalogue order.
-
-    Running functions that are no longer in the catalogue are included.
-    """
-    functions = list(snapshot.catalogue.functions.values())
-    declared = snapshot.catalogue.functions.keys()
-    functions += [Function(id=f, engine=Engine.COMMAND) for f in sorted(index.placed) if f not in declared]
-    aliases: dict[str, list[str]] = {}
-    for alias, target in snapshot.catalogue.aliases.items():
-        aliases.setdefault(target, []).append(alias)
-    entries = (row(f, nth, tuple(aliases.get(f.id, ())), snapshot, index) for nth, f in enumerate(functions))
-    return tuple(sorted(entries, key=lambda r: r.order))
+def rows(functions: tuple[FunctionView, ...], snapshot: FleetSnapshot) -> tuple[Row, ...]:
+    """Return every function: failing, starting, warm, cold; each group in the order of the views."""
+    return tuple(sorted((row(f, nth, snapshot) for nth, f in enumerate(functions)), key=lambda r: r.order))
 
 
-def row(function: Function, nth: int, aliases: tuple[str, ...], snapshot: FleetSnapshot, index: Index) -> Row:
+def row(function: FunctionView, nth: int, snapshot: FleetSnapshot) -> Row:
     """Return one function."""
-    placed = index.placed.get(function.id, [])
-    failures = [f for _, f in index.failures.get(function.id, [])]
-    retry_at = max((f.retry_at for f in failures), default=0.0)
-    state = furthest({i.state for _, i in placed}, failing=retry_at > snapshot.now)
-    in_flight = sum(index.in_flight(i) for _, i in placed)
-    tone = _TONES.get(state) or ("leaving" if state != State.READY else "busy" if in_flight else "idle")
-    host, coming = next(((h.name, i) for h, i in placed if i.state in COMING), ("", None))
-    end = ends(host, coming, snapshot) if coming else None
-    idle = [at for _, i in placed if (at := reaped_at(i, snapshot.catalogue, index)) is not None]
-    entry = snapshot.starts.get(snapshot.revisions.get(function.id, ""))
-    rates = snapshot.rates.get(function.id, Rates())
-    last = _last_start([i for _, i in placed], entry)
-    pinned = function.pinned or any(i.pinned for _, i in placed)
-    undeclared = function.id not in snapshot.catalogue.functions
+    instances, state = function.instances, function.state
+    tone = _TONES.get(state) or ("leaving" if state != State.READY else "busy" if function.in_flight else "idle")
+    coming = next((i for i in instances if i.state in COMING), None)
+    idle = [i.reap_at for i in instances if i.reap_at is not None]
+    lately = snapshot.lately.get(function.id)
+    traffic = traffic_total(lately) if lately else None
+    first = traffic.percentiles.first if traffic else None
+    pinned = function.pinned or any(i.pinned for i in instances)
     return Row(
         key=key("fn", function.id),
         order=f"{_RANKS[tone]}{nth:05}",
         id=function.id,
-        aliases=aliases,
-        engine="not in the catalogue" if undeclared else str(function.engine),
+        aliases=function.aliases,
+        engine=function.engine if function.declared else "not in the catalogue",
         state=state,
         tone=tone,
-        hosts=tuple(dict.fromkeys(h.name for h, _ in placed)),
-        instances=len(placed),
+        hosts=tuple(dict.fromkeys(i.host for i in instances)),
+        instances=len(instances),
         pinned=pinned,
-        in_flight=in_flight,
-        waiting=index.usage.waiting.get(function.id, 0),
-        first_token_ms=rates.first_token_ms,
-        tokens_per_s=rates.tokens_per_s,
+        in_flight=function.in_flight,
+        waiting=function.waiting,
+        first_token_ms=round(1000 * first.p50_s, 1) if first else None,
+        tokens_per_s=traffic.tokens_per_s if traffic else None,
         idle_until=max(idle) if tone == "idle" and idle else None,
-        last_start_s=sum(p.seconds for p in last[1]) if last else None,
-        expected_s=(entry.start_s or None) if entry else None,
-        phase=step(coming, end) if coming else "",
+        last_start_s=function.last_start.total_s if function.last_start else None,
+        expected_s=function.expected_start_s,
+        phase=step(coming) if coming else "",
         share=coming.progress if coming else None,
         since=(coming.started or coming.created) if coming else None,
-        ends=end,
-        failure=failures[0].reason if failures and tone == "failing" else "",
-        retry_at=retry_at if tone == "failing" else None,
-        in_line=next((str(w) for w in waits_at(index.in_line.get(function.id, ()), snapshot.now)), ""),
+        ends=ends(coming) if coming else None,
+        failure=(function.failure or "") if tone == "failing" else "",
+        retry_at=function.retry_at if tone == "failing" else None,
+        in_line=str(function.in_line[0]) if function.in_line else "",
         retention="pinned" if pinned else f"at least {function.min} kept warm" if function.min else "",
     )
 
 
 def details(function: Function, snapshot: FleetSnapshot, index: Index) -> Details:
     """Return everything about one function."""
-    aliases = tuple(snapshot.catalogue.aliases_of(function.id))
-    placed = index.placed.get(function.id, [])
-    revision = snapshot.revisions.get(function.id, "")
-    last = _last_start([i for _, i in placed], snapshot.starts.get(revision))
+    view = function_view(function, snapshot, index)
+    hosts = {h.name: h for h, _ in index.placed.get(function.id, ())}
     return Details(
-        row=row(function, 0, aliases, snapshot, index),
-        revision=revision,
-        instances=tuple(_placed(h, i, revision, snapshot, index) for h, i in placed),
+        row=row(view, 0, snapshot),
+        revision=view.revision,
+        instances=tuple(_line(i, hosts[i.host], view, index) for i in view.instances),
         troubles=tuple(trouble(h, f) for h, f in index.failures.get(function.id, [])),
         settings=(*_settings(function), *_overrides(snapshot.fleet.overrides.get(function.id))),
-        pinned=function.pinned,
-        last_used=snapshot.fleet.used.get(used_function(function.id)),
-        phases=last[1] if last else (),
-        phases_at=last[0] if last else None,
+        pinned=view.pinned,
+        last_used=view.last_used,
+        phases=phases(view.last_start.phases) if view.last_start else (),
+        phases_at=view.last_start.at if view.last_start else None,
     )
 
 
@@ -110,23 +92,30 @@ def phases(durations: Mapping[str, float]) -> tuple[Phase, ...]:
     return tuple(bar)
 
 
-def _placed(host: HostRecord, instance: Instance, revision: str, snapshot: FleetSnapshot, index: Index) -> InstanceView:
-    return InstanceView(
+def tone(instance: Instance, index: Index) -> str:
+    """Return an instance's tone: busy, idle, coming or leaving."""
+    if instance.state in COMING:
+        return "coming"
+    if instance.state is not State.READY:
+        return "leaving"
+    return "busy" if index.in_flight(instance) else "idle"
+
+
+def _line(instance: InstanceView, host: HostRecord, function: FunctionView, index: Index) -> InstanceLine:
+    return InstanceLine(
         id=instance.id,
-        host=host.name,
+        host=instance.host,
         devices=tuple(_device_name(host, device) for device in instance.devices),
         state=str(instance.state),
-        tone=index.tone(instance),
-        in_flight=index.in_flight(instance),
+        tone=tone(instance, index),
+        in_flight=instance.in_flight,
         memory_mb=instance.memory_mb,
         memory_from=instance.memory_from,
         used_mb=instance.used_mb,
-        idle_until=reaped_at(instance, snapshot.catalogue, index),
-        why=step(instance, None) if instance.state in COMING else instance.why,
-        phases=phases(instance.phases),
-        start_s=instance.ready - instance.started if instance.ready else None,
+        idle_until=instance.reap_at,
+        why=step(instance) if instance.state in COMING else instance.why,
         pid=instance.pid,
-        current=instance.revision == revision,
+        current=instance.revision == function.revision,
     )
 
 
@@ -134,14 +123,6 @@ def _device_name(host: HostRecord, id: str) -> str:
     """Return a device's short name, because ids of GPUs are long."""
     device = next((d for d in host.devices if d.id == id), None)
     return f"GPU {device.index}" if device is not None and device.index is not None else id
-
-
-def _last_start(placed: Sequence[Instance], entry: Entry | None) -> tuple[float, tuple[Phase, ...]] | None:
-    """Return the end and the phases of the last start, from a live instance or else from the ledger."""
-    newest = max((i for i in placed if i.ready and i.phases), key=lambda i: i.ready, default=None)
-    if newest is not None and (entry is None or newest.ready >= entry.started_at):
-        return newest.ready, phases(newest.phases)
-    return (entry.started_at, phases(entry.phases)) if entry and entry.phases else None
 
 
 def _settings(function: Function) -> tuple[tuple[str, str], ...]:

@@ -1,59 +1,54 @@
-"""Hosts, their devices' memory, and the eviction order. Pure.
+"""Hosts with their devices' memory, and the next evictions. Pure."""
 
-The order (`least_valuable_first`) and the protection of instances (`protection`) are those of the placement. Which
-instances a function actually evicts depends on its requirements; the plan of a warm shows them.
-"""
-
-from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Device, HostRecord, Instance, SilentHost
-from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
-from cortex.platform.scheduling.reaping import reap_at
-from cortex.router.overview.snapshot import SILENT_S, FleetSnapshot, Index, key
+from cortex.platform.record import HostRecord, Instance
+from cortex.router.api_types import DeviceView, EvictionCandidate, HostsAnswer, HostView
+from cortex.router.overview.hosts import host_view
+from cortex.router.overview.snapshot import FleetSnapshot, Index
+from cortex.router.overview.wording import reason
 from cortex.router.status.failures import trouble
-from cortex.router.status.format import mib, some
+from cortex.router.status.format import key, mib, some
+from cortex.router.status.functions import tone
 from cortex.router.status.model import Bar, Departures, Host, HostDetails, Leaving, Segment
 
+LATE_S = 5.0
+"""Age from which a host's record is late; heartbeats come every two seconds."""
 MOST_DEPARTURES = 8
 MOST_PROTECTED = 3
 
 
-def hosts(snapshot: FleetSnapshot, index: Index) -> tuple[Host, ...]:
+def hosts(views: HostsAnswer, index: Index) -> tuple[Host, ...]:
     """Return every host, including silent ones and those cordoned and away: problems first, then by name."""
-    entries = [host(record, snapshot, index) for record in snapshot.fleet.records()]
-    away = snapshot.fleet.cordoned.difference(snapshot.fleet.hosts, snapshot.fleet.silent)
-    entries += [_away(name) for name in away]
+    entries = [host(view, index) for view in (*views.hosts, *views.silent)]
+    silent = {view.name for view in views.silent}
+    entries += [_away(name) for name in views.cordoned_and_away if name not in silent]
     return tuple(sorted(entries, key=lambda h: h.order))
 
 
-def host(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> Host:
+def host(view: HostView, index: Index) -> Host:
     """Return one host."""
-    cordoned = record.name in snapshot.fleet.cordoned
-    silent = snapshot.fleet.silent.get(record.name)
-    hung = (f"{path} does not answer" for path in record.silent)
-    stuck = (f"{i.function}: {i.problem}" for i in record.instances if i.problem)
-    problems = "; ".join([*filter(None, [record.problem]), *record.problems, *hung, *stuck])
-    problem = _silence(silent) if silent else problems
-    mood = "problem" if problem else "cordoned" if cordoned else "ok"
-    order = eviction_order(record, snapshot, index)
-    first = next((leaving.function for leaving in order if not leaving.protected), "")
+    hung = (f"{path} does not answer" for path in view.silent)
+    stuck = (f"{i.function}: {i.problem}" for i in view.instances if i.problem)
+    problems = "; ".join([*filter(None, [view.problem]), *view.problems, *hung, *stuck])
+    problem = problems if view.silent_since is None else _silence(view)
+    late = view.at if view.now - view.at > LATE_S else None
     return Host(
-        key=key("host", record.name),
-        order=f"{0 if problem else 1}{record.name}",
-        name=record.name,
-        mood=mood,
+        key=key("host", view.name),
+        order=f"{0 if problem else 1}{view.name}",
+        name=view.name,
+        mood="problem" if problem else "cordoned" if view.cordoned else "ok",
         problem=problem,
-        bars=tuple(bar(device, record, index) for device in record.devices),
-        instances=len(record.instances),
-        in_flight=sum(index.in_flight(i) for i in record.instances),
-        next_out="" if silent else first,
-        silent_since=silent.since if silent else record.at if snapshot.now - record.at > SILENT_S else None,
+        bars=tuple(bar(device, view, index) for device in view.devices),
+        instances=len(view.instances),
+        in_flight=view.in_flight,
+        next_out=view.evicted_next.function if view.evicted_next else "",
+        silent_since=late if view.silent_since is None else view.silent_since,
     )
 
 
-def _silence(silent: SilentHost) -> str:
+def _silence(view: HostView) -> str:
     """Describe a host whose record has expired, and what still serves there."""
-    serving = len(silent.record.instances)
+    serving = len(view.instances)
     reachable = f"{some(serving, 'instance')} can still be reached" if serving else "no instance answers"
     return f"its agent does not report: {reachable}, and nothing is started there"
 
@@ -65,7 +60,7 @@ def _away(name: str) -> Host:
     )  # fmt: skip
 
 
-def bar(device: Device, record: HostRecord, index: Index) -> Bar:
+def bar(device: DeviceView, record: HostRecord, index: Index) -> Bar:
     """Return a device's memory by segment: instances by age, then other processes."""
     placed = sorted((i for i in record.instances if device.id in i.devices), key=lambda i: (i.created, i.id))
     total = max(device.total_mb, 1)
@@ -91,14 +86,13 @@ def bar(device: Device, record: HostRecord, index: Index) -> Bar:
                 note=note,
             )
         )
-    used = sum(i.memory_mb for i in placed) + device.foreign_mb
     return Bar(
         id=device.id,
         name=device.name,
         label=f"GPU {device.index}" if device.index is not None else device.id,
         total_mb=device.total_mb,
-        used_mb=used,
-        free_mb=max(0, device.budget_mb - used),
+        used_mb=device.admitted_mb + device.foreign_mb,
+        free_mb=device.free_mb,
         reserve_mb=device.reserve_mb,
         segments=tuple(segments),
         note=device.note,
@@ -120,7 +114,7 @@ def _segment(instance: Instance, at: float, width: float, index: Index) -> Segme
         details.append(f"closing for the turn of {instance.yields_to}")
     return Segment(
         label=instance.function,
-        tone=index.tone(instance),
+        tone=tone(instance, index),
         source=instance.memory_from or "declared",
         at=at,
         width=width,
@@ -130,58 +124,29 @@ def _segment(instance: Instance, at: float, width: float, index: Index) -> Segme
     )
 
 
-def eviction_order(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> tuple[Leaving, ...]:
-    """Return a host's instances in eviction order, protected ones last."""
-    candidates = [i for i in record.instances if i.state not in LEAVING]
-    ordered = least_valuable_first(candidates, index.usage, strategy=snapshot.strategy)
-    protections = {i.id: protection(i, index.usage, snapshot.now) for i in ordered}
-    evictable = [i for i in ordered if not protections[i.id]]
-    protected = [i for i in ordered if protections[i.id]]
-    return tuple(
-        _leaving(instance, rank, record.name, protections[instance.id], snapshot, index)
-        for rank, instance in enumerate((*evictable, *protected), 1)
-    )
-
-
-def _leaving(
-    instance: Instance, rank: int, host: str, protected: str, snapshot: FleetSnapshot, index: Index
-) -> Leaving:
-    last = index.usage.last_used(instance)
-    if protected:
-        why = f"not now: {protected}"
-    elif snapshot.strategy == "priority":
-        why = f"priority {instance.priority}, then least recently used"
-    else:
-        why = "least recently used" if rank == 1 else f"used later than {rank - 1} other{'s' if rank > 2 else ''}"
+def leaving(candidate: EvictionCandidate, view: HostView) -> Leaving:
+    """Return one entry of a host's eviction order."""
+    protected = candidate.protection
     return Leaving(
-        host=host,
-        function=instance.function,
-        instance=instance.id,
-        mb=instance.memory_mb * max(1, len(instance.devices)),
-        idle_since=last,
-        reaped_at=None if protected else reaped_at(instance, snapshot.catalogue, index),
-        why=why,
-        rank=rank,
+        host=view.name,
+        function=candidate.function,
+        instance=candidate.instance,
+        mb=candidate.memory_mb,
+        idle_since=candidate.idle_since,
+        reaped_at=candidate.reap_at,
+        why=f"not now: {protected}" if protected else reason(candidate, view.strategy),
+        rank=candidate.rank,
         protected=protected,
     )
 
 
-def reaped_at(instance: Instance, catalogue: Catalogue, index: Index) -> float | None:
-    """Return when an idle instance is reaped; None while it is in use or needed."""
-    function = catalogue.functions.get(instance.function)
-    if function is None:
-        return None
-    return reap_at(instance, function, index.usage, (i for _, i in index.placed.get(function.id, ())))
-
-
-def departures(snapshot: FleetSnapshot, index: Index) -> Departures:
+def departures(views: HostsAnswer, strategy: str, index: Index) -> Departures:
     """Return the first instance in eviction order on each host, fullest host first."""
-    fullest = sorted(snapshot.fleet.hosts.values(), key=lambda h: (-_fullness(h), h.name))
-    orders = (eviction_order(record, snapshot, index) for record in fullest)
-    fullest_first = [order[0] for order in orders if order]
-    ordered = [leaving for leaving in fullest_first if not leaving.protected]
+    fullest = sorted(views.hosts, key=lambda h: (-_fullness(h), h.name))
+    fullest_first = [leaving(view.eviction_order[0], view) for view in fullest if view.eviction_order]
+    ordered = [entry for entry in fullest_first if not entry.protected]
     return Departures(
-        strategy=snapshot.strategy,
+        strategy=strategy,
         warm=any(i.state is State.READY for i in index.instances.values()),
         first=tuple(ordered[:MOST_DEPARTURES]),
         more=max(0, len(ordered) - MOST_DEPARTURES),
@@ -189,25 +154,25 @@ def departures(snapshot: FleetSnapshot, index: Index) -> Departures:
     )
 
 
-def _fullness(record: HostRecord) -> float:
-    budget = sum(d.budget_mb for d in record.devices)
-    used = sum(i.memory_mb * max(1, len(i.devices)) for i in record.instances)
-    return (used + sum(d.foreign_mb for d in record.devices)) / max(1, budget)
+def _fullness(view: HostView) -> float:
+    budget = sum(d.budget_mb for d in view.devices)
+    return sum(d.admitted_mb + d.foreign_mb for d in view.devices) / max(1, budget)
 
 
 def details(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> HostDetails:
     """Return everything about one host."""
+    view = host_view(record, snapshot, index)
     foreign = tuple(
         f"{h.command or 'unknown'} (pid {h.pid}, {mib(h.memory_mb) if h.memory_mb is not None else 'size unknown'})"
         for h in record.foreign
     )
     return HostDetails(
-        host=host(record, snapshot, index),
+        host=host(view, index),
         address=record.address,
         version=record.version,
         engines=tuple(sorted(record.engines.items())),
         labels=record.labels,
-        order=eviction_order(record, snapshot, index),
+        order=tuple(leaving(candidate, view) for candidate in view.eviction_order),
         foreign=foreign,
         troubles=tuple(trouble(record, failure) for failure in sorted(record.failures, key=lambda f: -f.at)),
     )

@@ -5,6 +5,8 @@ Times are Unix seconds, memory is MiB, shares are between 0 and 1.
 
 from msgspec import Struct
 
+from cortex.platform.decisions import DecisionRecord
+
 
 class Attention(Struct, frozen=True, kw_only=True):
     """A point for the operator at the top of the page."""
@@ -211,18 +213,6 @@ class Departures(Struct, frozen=True, kw_only=True):
     """Protected instances, if no instance may be evicted on any host."""
 
 
-class Decision(Struct, frozen=True, kw_only=True):
-    """An entry of the decision log."""
-
-    at: float
-    what: str
-    by: str = ""
-    function: str
-    host: str
-    instance: str
-    why: str
-
-
 class Job(Struct, frozen=True, kw_only=True):
     """A download of weights on a host."""
 
@@ -233,7 +223,6 @@ class Job(Struct, frozen=True, kw_only=True):
     share: float | None
     detail: str
     at: float | None
-    functions: tuple[str, ...] = ()
     ends: float | None = None
     """Expected end at the current rate."""
 
@@ -279,7 +268,7 @@ class Phase(Struct, frozen=True, kw_only=True):
     width: float
 
 
-class InstanceView(Struct, frozen=True, kw_only=True):
+class InstanceLine(Struct, frozen=True, kw_only=True):
     """An instance in a function's details."""
 
     id: str
@@ -293,8 +282,6 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     used_mb: int | None
     idle_until: float | None
     why: str
-    phases: tuple[Phase, ...]
-    start_s: float | None
     pid: int
     current: bool
     """Whether it has the catalogue's current revision."""
@@ -305,7 +292,7 @@ class Details(Struct, frozen=True, kw_only=True):
 
     row: Row
     revision: str
-    instances: tuple[InstanceView, ...]
+    instances: tuple[InstanceLine, ...]
     troubles: tuple[Trouble, ...]
     settings: tuple[tuple[str, str], ...]
     last_used: float | None
@@ -341,7 +328,7 @@ class Picture(Struct, frozen=True, kw_only=True):
     hosts: tuple[Host, ...]
     rows: tuple[Row, ...]
     departures: Departures
-    decisions: tuple[Decision, ...]
+    decisions: tuple[DecisionRecord, ...]
     jobs: tuple[Job, ...] | None
     """None: unknown."""
     troubles: tuple[Trouble, ...]

@@ -1,11 +1,15 @@
 """The whole status page as a pure function of a fleet snapshot."""
 
+from cortex.router.api_types import DownloadView, HostsAnswer
+from cortex.router.overview.functions import function_views
+from cortex.router.overview.hosts import host_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.status.failures import troubles
-from cortex.router.status.format import some
+from cortex.router.status.flow import flow
+from cortex.router.status.format import mib, some
 from cortex.router.status.functions import rows
 from cortex.router.status.hosts import departures, hosts
-from cortex.router.status.model import Attention, Figures, Host, Picture, Row, Verdict
+from cortex.router.status.model import Attention, Figures, Host, Job, Picture, Row, Verdict
 from cortex.router.status.starts import starts
 
 MOST_ATTENTION = 6
@@ -15,38 +19,39 @@ MOST_JOBS = 40
 
 def picture(snapshot: FleetSnapshot) -> Picture:
     """Return the content of the page."""
-    index = Index(snapshot.fleet)
-    machines, functions, coming = hosts(snapshot, index), rows(snapshot, index), starts(snapshot, index)
-    figures = _figures(snapshot, index, functions)
+    index = Index(snapshot)
+    machine_views, views = host_views(snapshot, index), function_views(snapshot, index)
+    machines, functions = hosts(machine_views, index), rows(views, snapshot)
+    figures = _figures(snapshot, index, machine_views, functions)
     return Picture(
         now=snapshot.now,
         verdict=verdict(snapshot, figures, machines, functions),
         figures=figures,
-        flow=snapshot.flow,
-        starts=coming,
+        flow=flow(snapshot.hour, snapshot.now),
+        starts=starts(views, snapshot, index),
         hosts=machines,
         rows=functions,
-        departures=departures(snapshot, index),
+        departures=departures(machine_views, snapshot.strategy, index),
         decisions=tuple(snapshot.decisions[:MOST_DECISIONS]),
-        jobs=None if snapshot.jobs is None else tuple(snapshot.jobs[:MOST_JOBS]),
+        jobs=None if snapshot.downloads is None else tuple(job(d) for d in snapshot.downloads[:MOST_JOBS]),
         troubles=troubles(index),
     )
 
 
-def _figures(snapshot: FleetSnapshot, index: Index, functions: tuple[Row, ...]) -> Figures:
+def _figures(snapshot: FleetSnapshot, index: Index, machines: HostsAnswer, functions: tuple[Row, ...]) -> Figures:
     tones = [r.tone for r in functions]
-    devices = [(d, h) for h in snapshot.fleet.hosts.values() for d in h.devices]
+    devices = [d for h in machines.hosts for d in h.devices]
     return Figures(
         functions=len(functions),
         serving=tones.count("busy") + tones.count("idle"),
         coming=tones.count("coming"),
         failing=tones.count("failing"),
-        hosts=len(snapshot.fleet.hosts),
+        hosts=len(machines.hosts),
         cordoned=len(snapshot.fleet.cordoned),
         in_flight=sum(index.usage.in_flight.values()),
         waiting=sum(index.usage.waiting.values()),
-        used_mb=sum(d.foreign_mb + sum(i.memory_mb for i in h.instances if d.id in i.devices) for d, h in devices),
-        total_mb=sum(d.total_mb for d, _ in devices),
+        used_mb=sum(d.foreign_mb + d.admitted_mb for d in devices),
+        total_mb=sum(d.total_mb for d in devices),
     )
 
 
@@ -99,3 +104,26 @@ def _summary(figures: Figures) -> str:
     warm = f"{figures.serving} of {some(figures.functions, 'function')} {verb} warm"
     coming = f", {figures.coming} coming up" if figures.coming else ""
     return f"{warm} {on}{coming}"
+
+
+def job(download: DownloadView) -> Job:
+    """Return a download as the page shows it."""
+    detail = " · ".join(s for s in (", ".join(download.functions), _progress(download), download.why) if s)
+    return Job(
+        id=download.id,
+        host=download.host,
+        what=download.source,
+        state=download.state,
+        share=download.fraction if download.active else None,
+        detail=detail,
+        at=download.requested_at,
+        ends=download.ends_at,
+    )
+
+
+def _progress(download: DownloadView) -> str:
+    if not download.total:
+        return ""
+    total = mib(download.total / 2**20)
+    rate = f", {mib(download.rate / 2**20)}/s" if download.rate and download.active else ""
+    return total if download.done >= download.total else f"{mib(download.done / 2**20)} of {total}{rate}"

@@ -1,23 +1,12 @@
-"""Plans: what an action would do. Pure.
+"""A plan as the page shows it, with the request that performs it. Pure."""
 
-A warm's plan comes from the agent that would act (`…/warm?plan=1`); the others follow from the record.
-"""
-
-from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, State
-from cortex.functions.spec import Function
-from cortex.platform.agent_messages import PlacementPlan
-from cortex.platform.record import HostRecord
-from cortex.platform.scheduling.placement import NoRoom, need, place
-from cortex.router.activation.load_balancing import hosts_to_ask
-from cortex.router.overview.snapshot import FleetSnapshot, Index
+from cortex.router.overview.wording import activity, eviction_reason, outcome
+from cortex.router.plan_types import Action, Effect, Plan, PlannedStart
 from cortex.router.status.format import clock, mib, some
-from cortex.router.status.model import Leaving
 
 
 class Option(Struct, frozen=True, kw_only=True):
@@ -27,7 +16,7 @@ class Option(Struct, frozen=True, kw_only=True):
     label: str
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class PlanCard(Struct, frozen=True, kw_only=True):
     """An action, its effects, and the request that performs it."""
 
     title: str
@@ -40,150 +29,88 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Protected instances, with the reason."""
     refused: tuple[tuple[str, str], ...] = ()
     """Hosts that cannot run it, with the reason."""
-    possible: bool = True
-    path: str = ""
+    possible: bool
+    path: str
     """Path of the POST request."""
     options: tuple[Option, ...] = ()
 
 
-def warm(
-    function: Function,
-    planned: PlacementPlan | None,
-    refusals: Mapping[str, str],
-    leaving: Sequence[Leaving],
-    now: float,
-) -> Plan:
-    """Return the plan of a warm; `leaving` is the eviction order on the planned host."""
-    refused = tuple(sorted(refusals.items()))
-    path = _function(function.id, "warm")
-    if planned is None:
-        return Plan(
-            title=f"Warm {function.id}", verb="Warm", says="No host can run it now.", refused=refused,
-            possible=False, path=path,
-        )  # fmt: skip
-    if planned.there:
-        says = f"An instance is ready or starting on {planned.host}: nothing would change."
-        return Plan(title=f"Warm {function.id}", verb="Warm", says=says, possible=False, path=path)
-    losses = tuple(f"{v.function}, idle for {clock(v.idle_s)}{_why(v.instance, leaving)}" for v in planned.evict)
-    says = f"It would start on {planned.host}" + (" in free room." if not losses else ", after making room.")
-    facts = [("Host", planned.host), ("Devices", ", ".join(planned.devices)), ("Memory", _memory(planned))]
-    if planned.retry_at > now:
-        facts.append(("Back-off", f"another {clock(planned.retry_at - now)}; warming ignores it"))
-    return Plan(
-        title=f"Warm {function.id}",
-        verb="Warm",
-        says=says,
-        facts=tuple(facts),
-        losses=losses,
-        stay=tuple(f"{entry.function}: {entry.protected}" for entry in leaving if entry.protected) if losses else (),
-        refused=refused,
-        path=path,
-    )
-
-
-def _why(victim: str, leaving: Sequence[Leaving]) -> str:
-    """Return why this instance is evicted; empty if the order has changed since."""
-    entry = next((e for e in leaving if e.instance == victim), None)
-    if entry is None or entry.protected:
-        return ""
-    return f": {entry.why}" + ("; earlier ones do not free enough memory" if entry.rank > 1 else "")
-
-
-def _memory(planned: PlacementPlan) -> str:
-    each = f"{mib(planned.memory_mb)} {planned.memory_from}"
-    return f"{each}, on each of {len(planned.devices)} devices" if len(planned.devices) > 1 else each
-
-
-def cool(function: Function, snapshot: FleetSnapshot, index: Index) -> Plan:
-    """Return the plan of a cool: the instances that drain, and their requests."""
-    placed = [(h, i) for h, i in index.placed.get(function.id, []) if i.state in COMING or i.state is State.READY]
-    path, title = _function(function.id, "cool"), f"Cool {function.id}"
-    if not placed:
-        return Plan(title=title, verb="Cool", says="It is cold: nothing would change.", possible=False, path=path)
-    in_flight = sum(index.in_flight(i) for _, i in placed)
-    losses = tuple(f"{i.id} on {h.name}: {_activity(index.in_flight(i), i.state)}" for h, i in placed)
-    says = f"{some(len(placed), 'instance')} would be drained; the next request starts the function again."
-    if function.min:
-        says = f"{some(len(placed), 'instance')} would be drained and started again, because `min` is {function.min}."
+def card(plan: Plan) -> PlanCard:
+    """Return what the page shows of a plan."""
+    verb, subject = plan.action.capitalize(), plan.function or plan.host
+    kind = "functions" if plan.function else "hosts"
+    in_flight = sum(i.in_flight for i in plan.instances)
     at_once = Option(name="now", label=f"At once: cut {some(in_flight, 'request')}")
-    return Plan(title=title, verb="Cool", says=says, losses=losses, path=path, options=(at_once,) if in_flight else ())
-
-
-def pin(function: Function, index: Index) -> Plan:
-    """Return the plan of a pin."""
-    hosts = ", ".join(sorted({h.name for h, _ in index.placed.get(function.id, [])}))
-    says = "Its instances would not be evicted or reaped until it is unpinned."
-    facts = (("Now on", hosts or "no host: the pin applies from its next start"),)
-    return Plan(title=f"Pin {function.id}", verb="Pin", says=says, facts=facts, path=_function(function.id, "pin"))
-
-
-def unpin(function: Function, index: Index) -> Plan:
-    """Return the plan of an unpin."""
-    says = f"Its instances could be evicted, and reaped after {clock(function.idle_after_s)} without a request."
-    return Plan(title=f"Unpin {function.id}", verb="Unpin", says=says, path=_function(function.id, "unpin"))
-
-
-def cordon(host: str, record: HostRecord | None) -> Plan:
-    """Return the plan of a cordon."""
-    count = len(record.instances) if record else 0
-    stays = f"{some(count, 'instance')} on it would keep serving." if count else "Nothing runs on it."
-    says = f"Nothing new would be placed on it until it is uncordoned. {stays}"
-    return Plan(title=f"Cordon {host}", verb="Cordon", says=says, path=_host(host, "cordon"))
-
-
-def uncordon(host: str) -> Plan:
-    """Return the plan of an uncordon."""
-    return Plan(
-        title=f"Uncordon {host}",
-        verb="Uncordon",
-        says="New instances may be placed on it.",
-        path=_host(host, "uncordon"),
+    return PlanCard(
+        title=f"{verb} {subject}",
+        verb=verb,
+        says=_summary(plan),
+        facts=_facts(plan),
+        losses=_losses(plan),
+        stay=tuple(f"{c.function}: {c.protection}" for c in plan.stays),
+        refused=tuple(plan.refusals.items()) if plan.effect is not Effect.NOTHING else (),
+        possible=plan.effect is Effect.CHANGE,
+        path=f"/admin/{kind}/{quote(subject, safe='')}/{plan.action}",
+        options=(at_once,) if plan.action is Action.COOL and in_flight else (),
     )
 
 
-def drain(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> Plan:
-    """Return the plan of a drain: which functions would move where, and which would go cold."""
-    says = "It would be cordoned. Its functions move to hosts that have room, then its instances are drained."
-    losses = []
-    for function_id in sorted({i.function for i in record.instances if i.state is State.READY}):
-        in_flight = sum(index.in_flight(i) for i in record.instances if i.function == function_id)
-        losses.append(
-            f"{function_id}: {_successor(function_id, record.name, snapshot, index)};"
-            f" {_activity(in_flight, State.READY)}"
-        )
-    coming = sorted({i.function for i in record.instances if i.state in COMING})
-    losses += [f"{f}: its start is cancelled" for f in coming]
-    if not losses:
-        says = "It would be cordoned. Nothing runs on it."
-    return Plan(
-        title=f"Drain {record.name}", verb="Drain", says=says, losses=tuple(losses), path=_host(record.name, "drain")
-    )  # fmt: skip
+def _summary(plan: Plan) -> str:
+    instances = some(len(plan.instances), "instance")
+    nothing, host = plan.effect is Effect.NOTHING, plan.start.host if plan.start else ""
+    match plan.action:
+        case Action.WARM if not host:
+            return "No host can run it now."
+        case Action.WARM if nothing:
+            return f"An instance is ready or starting on {host}: nothing would change."
+        case Action.WARM:
+            return f"It would start on {host}{', after making room' if plan.evictions else ' in free room'}."
+        case Action.COOL if nothing:
+            return "It is cold: nothing would change."
+        case Action.COOL if plan.restarts:
+            return f"{instances} would be drained and started again, because `min` is {plan.restarts}."
+        case Action.COOL:
+            return f"{instances} would be drained; the next request starts the function again."
+        case Action.PIN:
+            return "Its instances would not be evicted or reaped until it is unpinned."
+        case Action.UNPIN:
+            idle = clock(plan.idle_after_s or 0.0)
+            return f"Its instances could be evicted, and reaped after {idle} without a request."
+        case Action.CORDON:
+            stays = f"{instances} on it would keep serving." if plan.instances else "Nothing runs on it."
+            return f"Nothing new would be placed on it until it is uncordoned. {stays}"
+        case Action.UNCORDON:
+            return "New instances may be placed on it."
+    if not plan.moves:
+        return "It would be cordoned. Nothing runs on it."
+    return "It would be cordoned. Its functions move to hosts that have room, then its instances are drained."
 
 
-def _successor(function_id: str, leaves: str, snapshot: FleetSnapshot, index: Index) -> str:
-    """Predict where a function would be started instead; the agent makes the decision."""
-    function = snapshot.catalogue.functions.get(function_id)
-    if function is None:
-        return "not in the catalogue any more, so it stops"
-    requirement = need(function, None)
-    without = replace(snapshot.fleet, cordoned=snapshot.fleet.cordoned | {leaves})
-    for host in hosts_to_ask(requirement, function, without, index.usage, snapshot.now):
-        spot = place(requirement, snapshot.fleet.hosts[host], index.usage, snapshot.now, strategy=snapshot.strategy)
-        if not isinstance(spot, NoRoom):
-            evicted = sorted({index.instances[i].function for i in spot.evict if i in index.instances})
-            return f"moves to {host}" + (f", where {' and '.join(evicted)} would be evicted" if evicted else "")
-    return "no other host has room, so it goes cold"
+def _facts(plan: Plan) -> tuple[tuple[str, str], ...]:
+    if plan.action is Action.PIN:
+        hosts = ", ".join(sorted({i.host for i in plan.instances}))
+        return (("Now on", hosts or "no host: the pin applies from its next start"),)
+    start = plan.start
+    if start is None or plan.effect is Effect.NOTHING:
+        return ()
+    facts = [("Host", start.host), ("Devices", ", ".join(start.devices)), ("Memory", _memory(start))]
+    if start.retry_at is not None:
+        facts.append(("Back-off", f"another {clock(start.retry_at - plan.now)}; warming ignores it"))
+    return tuple(facts)
 
 
-def _activity(in_flight: int, state: State) -> str:
-    if in_flight:
-        return f"{some(in_flight, 'request')} in flight, which may finish"
-    return "idle" if state is State.READY else str(state)
+def _memory(start: PlannedStart) -> str:
+    each = f"{mib(start.memory_mb)} {start.memory_from}"
+    return f"{each}, on each of {len(start.devices)} devices" if len(start.devices) > 1 else each
 
 
-def _function(function: str, verb: str) -> str:
-    return f"/admin/functions/{quote(function, safe='')}/{verb}"
-
-
-def _host(host: str, verb: str) -> str:
-    return f"/admin/hosts/{quote(host, safe='')}/{verb}"
+def _losses(plan: Plan) -> tuple[str, ...]:
+    match plan.action:
+        case Action.WARM:
+            reasons = ((e, eviction_reason(e, plan.strategy)) for e in plan.evictions)
+            return tuple(f"{e.function}, idle for {clock(e.idle_s)}{why and f': {why}'}" for e, why in reasons)
+        case Action.COOL:
+            return tuple(f"{i.instance} on {i.host}: {activity(i.in_flight, i.state)}" for i in plan.instances)
+        case Action.DRAIN:
+            return tuple(f"{m.function}: {outcome(m)}" for m in plan.moves)
+    return ()

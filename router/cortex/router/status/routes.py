@@ -12,16 +12,17 @@ from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
 from cortex.router.access.auth import caller
 from cortex.router.errors import HostNotFound, NoCapacity, NoKey, NotAllowed
-from cortex.router.overview.planning import function_named, plan_action
+from cortex.router.overview.planning import function_named, plan_on_function, plan_on_host
 from cortex.router.overview.snapshot import Index
+from cortex.router.overview.sources import Sources
 from cortex.router.overview.worker_logs import Grep, Run
 from cortex.router.runtime import Runtime
 from cortex.router.shutdown import stopping
 from cortex.router.status import assets, functions, hosts, login, logs
 from cortex.router.status.live import Live, TooManyWatchers
 from cortex.router.status.page import picture
+from cortex.router.status.plans import card
 from cortex.router.status.render import page, render
-from cortex.router.status.sources import Sources
 
 Http = Request[Any, Any, Any]
 
@@ -41,9 +42,8 @@ SMALL = 32 * 1024
 """Largest page that is sent without compression."""
 
 
-def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
     """Return the page's routes."""
-    sources = Sources(runtime)
     live = Live(sources.snapshot, stopping)
 
     @get("/status", exception_handlers={NoKey: login.to_login, NotAllowed: login.to_login}, **READ)
@@ -78,7 +78,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     async def function(request: Http, name: str) -> Response[str]:
         """Show the details of one function."""
         snapshot = await sources.snapshot()
-        index = Index(snapshot.fleet)
+        index = Index(snapshot)
         content = functions.details(function_named(runtime, name.lstrip("/"), index), snapshot, index)
         return _html(render("function.html", snapshot.now, it=content, may_act=may_act(request)))
 
@@ -89,7 +89,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         record = snapshot.fleet.record(name)
         if record is None:
             raise HostNotFound(name, nearest(name, snapshot.fleet.hosts))
-        content = hosts.details(record, snapshot, Index(snapshot.fleet))
+        content = hosts.details(record, snapshot, Index(snapshot))
         return _html(render("machine.html", snapshot.now, it=content, may_act=may_act(request)))
 
     @get("/status/log", opt={"needs": "admin"}, response_headers=HEADERS)
@@ -103,8 +103,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/status/plan", **READ)
     async def plan(request: Http, do: str, function: str = "", host: str = "") -> Response[str]:
         """Show the plan of an action."""
-        content = await plan_action(runtime, do, function=function, host=host)
-        return _html(render("plan.html", it=content, may_act=may_act(request)))
+        planned = plan_on_function(runtime, do, function) if function else plan_on_host(runtime, do, host)
+        return _html(render("plan.html", it=card(await planned), may_act=may_act(request)))
 
     @get("/status/assets/{name:str}", opt={"needs": "nothing"})
     async def static_file(name: str) -> Response[bytes]:

@@ -1,0 +1,83 @@
+"""Operations on API keys in the record. Routers use them, and the CLI without a router."""
+
+import secrets
+import time
+
+from msgspec.structs import asdict, replace
+
+from cortex.platform.api_keys import PREFIX, SECRET_BYTES, ApiKey, Limits, digest, keys_named, rotated
+from cortex.platform.registry import Registry
+from cortex.router.api_types import KeyChange, KeySecret, NewKey
+from cortex.router.errors import KeyNameTaken, KeyNotFound
+
+DIGEST_LENGTH = 12
+"""Characters of a digest that are shown."""
+
+
+class Keys:
+    """Creates, changes and deletes keys."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def all(self) -> list[ApiKey]:
+        """Return every key, including replaced and expired ones."""
+        return sorted(await self._registry.keys(), key=lambda k: (k.name, k.replaced, -k.created))
+
+    async def named(self, name: str) -> list[ApiKey]:
+        """Return the keys of a name or id, the current one first. Raises KeyNotFound."""
+        keys = keys_named(await self._registry.keys(), name)
+        if not keys:
+            raise KeyNotFound(f"there is no API key {name[:100]!r}")
+        return keys
+
+    async def make(self, request: NewKey) -> tuple[str, ApiKey]:
+        """Create a key; return it, which is not stored, and its record. Raises KeyNameTaken."""
+        now = time.time()
+        if keys_named(await self._registry.keys(), request.name):
+            raise KeyNameTaken(f"an API key '{request.name}' exists already; rotate or revoke it")
+        secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+        key = ApiKey(
+            digest=digest(secret),
+            id=f"k{secrets.token_hex(5)}",
+            name=request.name,
+            scope=request.scope,
+            functions=request.functions,
+            limits=Limits(rpm=request.rpm, tpm=request.tpm, concurrent=request.concurrent),
+            priority=request.priority,
+            group=request.group,
+            created=now,
+            expires=now + request.expires_s if request.expires_s else 0.0,
+        )
+        await self._registry.put_keys(key)
+        return secret, key
+
+    async def rotate(self, name: str, overlap_s: int) -> tuple[str, ApiKey]:
+        """Replace the current key, which expires after the overlap. Raises KeyNotFound."""
+        current = (await self.named(name))[0]
+        secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+        fresh, ending = rotated(current, digest(secret), time.time(), overlap_s)
+        await self._registry.put_keys(fresh, ending)
+        return secret, fresh
+
+    async def change(self, name: str, change: KeyChange) -> list[ApiKey]:
+        """Move a key, with those it replaced, to another group. Raises KeyNotFound."""
+        current = await self.named(name)
+        await self._registry.group_keys([k.digest for k in current], change.group)
+        return await self.named(name)
+
+    async def revoke(self, name: str) -> list[ApiKey]:
+        """Delete a key with those it replaced. Raises KeyNotFound."""
+        keys = await self.named(name)
+        await self._registry.drop_keys(k.digest for k in keys)
+        return keys
+
+
+def without_digest(key: ApiKey) -> ApiKey:
+    """Return a key's record with the beginning of its digest only."""
+    return replace(key, digest=key.digest[:DIGEST_LENGTH])
+
+
+def with_secret(key: ApiKey, secret: str) -> KeySecret:
+    """Return a new key's record with the key itself."""
+    return KeySecret(**asdict(without_digest(key)), key=secret)

@@ -1,0 +1,102 @@
+"""Functions and their instances. Pure."""
+
+from collections.abc import Iterable
+
+from msgspec.structs import asdict
+
+from cortex.functions.spec import Engine, Function
+from cortex.platform.record import HostRecord, Instance, Override, used_function
+from cortex.platform.scheduling.ledger import Entry, placement_mb
+from cortex.platform.scheduling.reaping import reap_at
+from cortex.router.activation.waits import waits_at
+from cortex.router.api_types import FunctionView, InstanceView, Measurement
+from cortex.router.model_listing import furthest
+from cortex.router.overview.snapshot import FleetSnapshot, Index
+from cortex.router.overview.starts import fetched_at, last_start, ready_at
+
+
+def function_views(snapshot: FleetSnapshot, index: Index) -> tuple[FunctionView, ...]:
+    """Return every function: those of the catalogue in its order, then running ones that it no longer has."""
+    undeclared = sorted(index.placed.keys() - snapshot.catalogue.functions.keys())
+    functions = [*snapshot.catalogue.functions.values(), *map(placeholder, undeclared)]
+    return tuple(function_view(f, snapshot, index) for f in functions)
+
+
+def placeholder(function: str) -> Function:
+    """Return a specification of a function that runs and is no longer in the catalogue."""
+    return Function(id=function, engine=Engine.COMMAND)
+
+
+def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> FunctionView:
+    """Return one function."""
+    declared = function.id in snapshot.catalogue.functions
+    revision = snapshot.revisions.get(function.id, "")
+    entry = index.starts.get(revision)
+    failures = [f for _, f in index.failures.get(function.id, ())]
+    failure = failures[0] if failures else None
+    retry_at = max((f.retry_at for f in failures), default=0.0)
+    instances = instance_views(index.placed.get(function.id, ()), snapshot, index)
+    overrides = asdict(snapshot.fleet.overrides.get(function.id, Override()))
+    unreadable = [f"{h.name}: {why}" for h in snapshot.fleet.hosts.values() if (why := h.unreadable.get(function.id))]
+    return FunctionView(
+        id=function.id,
+        now=snapshot.now,
+        declared=declared,
+        aliases=tuple(index.aliases.get(function.id, ())),
+        engine=function.engine if declared else "",
+        revision=revision,
+        state=furthest({i.state for i in instances}, failing=retry_at > snapshot.now),
+        instances=instances,
+        in_flight=sum(i.in_flight for i in instances),
+        waiting=index.usage.waiting.get(function.id, 0),
+        in_line=tuple(waits_at(index.in_line.get(function.id, ()), snapshot.now)),
+        pinned=function.pinned,
+        min=function.min,
+        max=function.max,
+        overridden=tuple(k for k, v in overrides.items() if v is not None),
+        last_used=snapshot.fleet.used.get(used_function(function.id)),
+        last_start=last_start(revision, instances, entry),
+        expected_start_s=(entry.start_s or None) if entry else None,
+        vram_mb=function.vram_mb,
+        measured=tuple(
+            _measurement(device, measured, function, snapshot, index)
+            for device, measured in sorted(index.measured.get(revision, {}).items())
+        ),
+        failure=failure.reason if failure else "; ".join(unreadable) or None,
+        retry_at=retry_at or None,
+        cause=failure.cause if failure else "",
+        failed_instance=failure.instance if failure and failure.lines else "",
+    )
+
+
+def instance_views(
+    placed: Iterable[tuple[HostRecord, Instance]], snapshot: FleetSnapshot, index: Index
+) -> tuple[InstanceView, ...]:
+    """Return instances with their hosts."""
+    return tuple(_instance_view(host, instance, snapshot, index) for host, instance in placed)
+
+
+def _instance_view(host: HostRecord, instance: Instance, snapshot: FleetSnapshot, index: Index) -> InstanceView:
+    silent = snapshot.fleet.silent.get(host.name)
+    fetched = fetched_at(host.name, instance, snapshot.downloads or ())
+    return InstanceView(
+        **asdict(instance),
+        host=host.name,
+        silent_since=silent.since if silent else None,
+        in_flight=index.in_flight(instance),
+        start_s=round(instance.ready - instance.started, 3) if instance.ready else None,
+        fetched_at=fetched,
+        ready_at=ready_at(instance, index.starts.get(instance.revision), fetched),
+        reap_at=instance_reap_at(instance, snapshot, index),
+    )
+
+
+def instance_reap_at(instance: Instance, snapshot: FleetSnapshot, index: Index) -> float | None:
+    """Return when an instance is reaped if it stays idle; None while it is in use or needed."""
+    function = snapshot.catalogue.functions.get(instance.function)
+    return reap_at(instance, function, index.usage, index.of(instance.function)) if function else None
+
+
+def _measurement(device: str, entry: Entry, function: Function, snapshot: FleetSnapshot, index: Index) -> Measurement:
+    counts = placement_mb(entry, function.vram_mb, index.instances.keys(), snapshot.fleet.used) > 0
+    return Measurement(device=device, memory_mb=entry.memory_mb, counts=counts, readings=entry.readings)

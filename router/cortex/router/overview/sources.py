@@ -1,0 +1,144 @@
+"""Takes snapshots: the router's view, and data that is read at most every few seconds."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import structlog
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.platform.agent_messages import Fetching
+from cortex.platform.cancel import cancelled
+from cortex.platform.decisions import DecisionRecord
+from cortex.platform.registry import RecordUnavailable
+from cortex.platform.scheduling.ledger import Entry
+from cortex.router.api_types import DownloadView
+from cortex.router.metrics.traffic import Bucket
+from cortex.router.overview.snapshot import FleetSnapshot
+from cortex.router.runtime import Runtime
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+PATIENCE_S = 0.4
+"""How long a snapshot waits for periodic data; later data is in the next one."""
+TRAFFIC_S, LEDGER_S, DECISIONS_S, DOWNLOADS_S = 5.0, 2.0, 2.0, 3.0
+MOST_DECISIONS = 100
+HIDDEN = frozenset({"waited", "more"})
+"""Kinds of decisions that would displace the others: successful waits, and dropped entries."""
+
+
+class Reading(Generic[T]):
+    """A cached value, refreshed at most every `every_s`; the old value is used during a refresh."""
+
+    def __init__(self, read: Callable[[], Awaitable[T]], every_s: float, value: T) -> None:
+        """`value` is used until the first read."""
+        self._read, self._every_s, self._value = read, every_s, value
+        self._at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    async def get(self) -> T:
+        """Return the value within `PATIENCE_S`."""
+        if self._task is None and time.monotonic() - self._at > self._every_s:
+            self._task = asyncio.create_task(self._refresh())
+        if self._task is not None:
+            await asyncio.wait((self._task,), timeout=PATIENCE_S)
+        return self._value
+
+    async def close(self) -> None:
+        """Stop reading."""
+        await cancelled([self._task] if self._task else [])
+
+    async def _refresh(self) -> None:
+        try:
+            self._value = await self._read()
+        except RecordUnavailable:
+            pass
+        except Exception as error:
+            log.warning("status_source_away", why=f"{type(error).__name__}: {error}")
+        finally:
+            self._at, self._task = time.monotonic(), None
+
+
+class Sources:
+    """The periodic data of one router worker, shared by the page and the API."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        nothing: tuple[list[Bucket], dict[str, Bucket]] = ([], {})
+        self._traffic = Reading(runtime.peers.traffic, TRAFFIC_S, nothing)
+        self._decisions: Reading[Sequence[DecisionRecord]] = Reading(self._read_decisions, DECISIONS_S, ())
+        self._downloads: Reading[Sequence[DownloadView] | None] = Reading(self._read_downloads, DOWNLOADS_S, None)
+        empty: Mapping[str, Entry] = {}
+        self._ledger = Reading(runtime.history.ledger, LEDGER_S, empty)
+
+    async def snapshot(self) -> FleetSnapshot:
+        """Return everything. Never fails: data that cannot be read is stale or missing."""
+        (hour, lately), ledger, decisions, downloads = await asyncio.gather(
+            self._traffic.get(), self._ledger.get(), self._decisions.get(), self._downloads.get()
+        )
+        snapshot = take_snapshot(self._runtime)
+        return replace(snapshot, ledger=ledger, hour=hour, lately=lately, decisions=decisions, downloads=downloads)
+
+    async def functions(self) -> FleetSnapshot:
+        """Return what views of functions need. Hosts are asked for their downloads only while one fetches."""
+        ledger = await self._runtime.history.ledger()
+        fetches = any(i.state is State.FETCHING for h in self._runtime.view.fleet.records() for i in h.instances)
+        downloads = await self._downloads.get() if fetches else ()
+        return replace(take_snapshot(self._runtime), ledger=ledger, downloads=downloads)
+
+    async def _read_decisions(self) -> Sequence[DecisionRecord]:
+        records = await self._runtime.registry.decisions({}, MOST_DECISIONS)
+        return [r for r in records if r.what not in HIDDEN]
+
+    async def _read_downloads(self) -> Sequence[DownloadView]:
+        """Query every host for its downloads; omit hosts that do not answer in time."""
+        hosts = list(self._runtime.view.fleet.hosts.values())
+        queries = (asyncio.wait_for(self._runtime.agents.jobs(h), DOWNLOADS_S) for h in hosts)
+        answers = await asyncio.gather(*queries, return_exceptions=True)
+        views = [
+            view
+            for host, answer in zip(hosts, answers, strict=True)
+            if not isinstance(answer, BaseException)
+            for view in download_views(host.name, answer, time.time())
+        ]
+        return sorted(views, key=lambda d: (not d.active, -(d.requested_at or 0.0)))
+
+
+def take_snapshot(runtime: Runtime) -> FleetSnapshot:
+    """Return what this router worker has in memory: enough for plans, hosts and instances."""
+    catalogue = runtime.live_catalogue.catalogue
+    return FleetSnapshot(
+        catalogue=catalogue,
+        revisions={f: runtime.live_catalogue.resolve(f).revision for f in catalogue.functions},
+        fleet=runtime.fleet(),
+        strategy=runtime.settings.eviction.strategy,
+        away=runtime.view.away,
+        problem=runtime.live_catalogue.problem,
+        now=time.time(),
+    )
+
+
+def download_views(host: str, fetches: Sequence[Fetching], now: float) -> list[DownloadView]:
+    """Return a host's downloads."""
+    return [
+        DownloadView(
+            id=f.id,
+            host=host,
+            source=f.source,
+            state=f.state,
+            active=f.alive,
+            functions=f.functions,
+            done=f.done,
+            total=f.total,
+            fraction=f.fraction,
+            rate=f.rate,
+            ends_at=round(now + f.remaining_s) if f.alive and f.remaining_s is not None else None,
+            retry_at=f.retry_at or None,
+            requested_at=f.asked or None,
+            why=f.why,
+        )
+        for f in fetches
+    ]

@@ -1,0 +1,51 @@
+"""Sentences that the page and the command line share. Pure."""
+
+import re
+
+from cortex.router.api_types import EvictionCandidate, InstanceView
+from cortex.router.plan_types import Eviction, Move, Outcome
+
+_REMAINING = re.compile(r", \d+ s left$")
+
+
+def step(instance: InstanceView) -> str:
+    """Return the phase of a start, without its own remaining time if the end of the start or download is known."""
+    if instance.phase == instance.state:
+        return ""
+    ends = instance.ready_at is not None or instance.fetched_at is not None
+    return _REMAINING.sub("", instance.phase) if ends else instance.phase
+
+
+def reason(candidate: EvictionCandidate | Eviction, strategy: str) -> str:
+    """Return why an instance has its place in the order of eviction."""
+    if strategy == "priority":
+        return f"priority {candidate.priority}, then least recently used"
+    before = candidate.rank - 1
+    return f"used later than {before} other{'s' if before > 1 else ''}" if before else "least recently used"
+
+
+def eviction_reason(eviction: Eviction, strategy: str) -> str:
+    """Return why a start evicts this instance; empty if the order has changed since."""
+    if not eviction.rank:
+        return ""
+    return reason(eviction, strategy) + ("; earlier ones do not free enough memory" if eviction.rank > 1 else "")
+
+
+def outcome(move: Move) -> str:
+    """Return what becomes of a function when its host is drained."""
+    match move.outcome:
+        case Outcome.MOVES:
+            where = f", where {' and '.join(move.evicts)} would be evicted" if move.evicts else ""
+            return f"moves to {move.to}{where}; {activity(move.in_flight)}"
+        case Outcome.COLD:
+            return f"no other host has room, so it goes cold; {activity(move.in_flight)}"
+        case Outcome.STOPS:
+            return f"not in the catalogue any more, so it stops; {activity(move.in_flight)}"
+    return "its start is cancelled"
+
+
+def activity(in_flight: int, state: str = "ready") -> str:
+    """Return what an instance does that is to end."""
+    if in_flight:
+        return f"{in_flight} request{'s' if in_flight > 1 else ''} in flight, which may finish"
+    return "idle" if state == "ready" else state
