@@ -23,7 +23,6 @@ from cortex.functions.names import slug
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine
 from cortex.platform import process_id
-from cortex.platform.agent.fetches import Fetches
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
@@ -37,6 +36,7 @@ from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
+from cortex.platform.weights.fetches import Fetches
 from cortex.platform.workers import activity, cgroup, hardening, launch_context, log_files, process
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
