@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cortex.platform import model_list, untrusted
+from cortex.platform import model_list, served_model, untrusted
 from cortex.platform.record import FailureKind, HostRecord
 from cortex.platform.scheduling.failures import Failures
-from cortex.platform.workers import process, served_model
+from cortex.platform.workers import process
 from tests.support.factories import a_host, an_instance
 
 CHARACTERS = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)
