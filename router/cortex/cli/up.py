@@ -78,7 +78,7 @@ class Child:
     async def start(self) -> None:
         """Start the program; it dies with this process."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        die_with_parent = [sys.executable, "-m", "cortex.platform.parent_death", str(os.getpid())]
+        die_with_parent = [sys.executable, "-m", "cortex.platform.process.parent_death", str(os.getpid())]
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *die_with_parent,

@@ -32,7 +32,7 @@ from cortex.platform.host.devices import (
 )
 from cortex.platform.host.nvml import Answer, Gpu
 from cortex.platform.host.nvml_reader import READER
-from cortex.platform.process_id import identify
+from cortex.platform.process.process_id import identify
 from cortex.platform.record import Device, Held, Instance, Use
 from cortex.platform.scheduling.placement import NoRoom, Placement, When, place
 from cortex.platform.settings import Agent, DeclaredDevice

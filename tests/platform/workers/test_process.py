@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform import process_id
+from cortex.platform.process import process_id
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import process as processes
 from cortex.platform.workers.process import cpu_s, kill_orphans, orphans_of, resident_mb, session_of, signal_worker

@@ -15,10 +15,11 @@ import pytest
 from cortex.functions.launch import Launch
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
-from cortex.platform import clock, process_id
+from cortex.platform import clock
 from cortex.platform.faults import Faults
 from cortex.platform.host import engines
 from cortex.platform.keys import FleetToken
+from cortex.platform.process import process_id
 from cortex.platform.record import Device, HostRecord, ProcessId
 from cortex.platform.scheduling.effects import Stop
 from cortex.platform.scheduling.saved_state import LocalWeights

@@ -37,7 +37,7 @@ from cortex.platform.faults import Faults
 from cortex.platform.host import devices, engines
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken
-from cortex.platform.process_id import boot_id
+from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.effects import Decision

@@ -23,7 +23,7 @@ import structlog
 from cortex.functions.launch import vllm
 from cortex.platform import untrusted
 from cortex.platform.launcher.eligibility import ineligibility
-from cortex.platform.process_id import boot_id
+from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import process
 from cortex.platform.workers.launch_context import ENGINE_MODULES

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from cortex.platform import process_id, untrusted
+from cortex.platform import untrusted
+from cortex.platform.process import environment, process_id
 from cortex.platform.record import ProcessId
-from cortex.platform.workers import environment
 from cortex.platform.workers.worker_user import WorkerUser
 
 MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"

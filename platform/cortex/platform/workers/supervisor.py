@@ -22,13 +22,13 @@ from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine
-from cortex.platform import process_id
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
 from cortex.platform.launcher.pool import LauncherPool
+from cortex.platform.process import process_id
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
 from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.progress import PROOF_S
