@@ -35,7 +35,7 @@ class NameLookups:
             question = (port, int(family), int(type), proto, flags)
             return await self._looks.look(str(host), f"name {question}", look_up, question=question)
         except NoAnswer:
-            raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the look-up of {host}") from None
+            raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the lookup of {host}") from None
 
     def under_way(self) -> int:
         """Return the number of running lookups, each in its own thread."""
