@@ -26,16 +26,10 @@ class Server(Struct, frozen=True, kw_only=True):
     """Those of the translated dialects that it speaks itself, for functions that want them handed over."""
     tools: bool = True
     """Parses what a model writes into tool calls."""
-    reasoning: bool = True
-    """Tells a model's thoughts from its answer."""
     parallel: int | Literal["asked"] | None = None
     """Requests it works on at a time: so many, as many as `target_concurrency` asks for, or (None) all that come."""
     counts: Literal["tokenize", "template", "no"] = "no"
     """Tells how many tokens a prompt has: at once, after its template was applied, or not at all."""
-    sleep: bool = False
-    """Can give its memory back and come back without a new start."""
-    streamed_usage: bool = True
-    """Says at a stream's end how many tokens there were."""
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning"
     """What it calls the thoughts of earlier turns."""
     thinking_budget: Literal["thinking_token_budget", "thinking_budget_tokens"] = "thinking_token_budget"
@@ -72,9 +66,7 @@ _LLAMA = Server(
 )
 
 SERVERS: dict[str, Server] = {
-    "vllm": Server(
-        dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", sleep=True, isolation="salt"
-    ),
+    "vllm": Server(dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", isolation="salt"),
     "llama-server": _LLAMA,
     "xllamacpp": _LLAMA,
     "llama_cpp.server": Server(
@@ -82,9 +74,7 @@ SERVERS: dict[str, Server] = {
         family="llama-python",
         native=frozenset(),
         tools=False,
-        reasoning=False,
         parallel=1,
-        streamed_usage=False,
         reasoning_field="reasoning_content",
         prefill=False,
         json_schema=False,
@@ -96,7 +86,6 @@ SERVERS: dict[str, Server] = {
         dialects=TALKS | {"embeddings", "rerank"},
         completion_tokens=None,
         counts="tokenize",
-        sleep=True,
         isolation="salt",
     ),
 }

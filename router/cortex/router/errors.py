@@ -26,7 +26,6 @@ RequestError
 ├── RecordIsAway        retry: Redis does not answer, so no function can start
 ├── UpstreamBroke       retry: the worker failed before its first byte, on every attempt
 ├── UpstreamSilent      the worker exceeded the function's request timeout
-├── UpstreamCutShort    the worker failed in the middle of its answer
 └── Cancelled           an operator cancelled the request
 """
 
@@ -281,12 +280,6 @@ class UpstreamSilent(RequestError):
     """The function's request timeout passed."""
 
     kind = Kind.TIMEOUT
-
-
-class UpstreamCutShort(RequestError):
-    """The worker failed after the answer began; only a stream event can report it."""
-
-    kind = Kind.WORKER_ERROR
 
 
 class Cancelled(RequestError):

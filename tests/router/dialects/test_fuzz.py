@@ -30,9 +30,7 @@ LENIENT = Traits(
     content_parts=False,
     named_tool_choice=False,
     json_schema=False,
-    server_tools="drop",
     thinking_budget="thinking_token_budget",
-    max_completion_tokens=False,
     max_output_tokens=100,
 )
 READERS: dict[str, Callable[[bytes, Traits], Any]] = {

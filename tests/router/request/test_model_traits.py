@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import openai
 import pytest
 
 from cortex.functions.capabilities import Cost, ModelProfile, Sampling, Template
@@ -192,6 +193,7 @@ def entries(function: Function, known: ModelProfile | None, *instances: Instance
     catalogue = Catalogue({function.id: function}, {"short": function.id})
     first, alias = listing(catalogue, Fleet(hosts={host.name: host}), 7)
     assert alias == first | {"id": "short", "alias_of": function.id}
+    openai.types.Model.model_validate(first)
     return first
 
 

@@ -80,7 +80,6 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None
     fields: gate.Fields
     affinity: str | None = None
-    notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
     choices: int = 1
@@ -95,7 +94,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     def count(self, model: str) -> bytes:
         return self.body(model)
 
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         return Reply(self.dialect)
 
 

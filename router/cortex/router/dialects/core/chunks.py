@@ -159,10 +159,10 @@ def choice_of(chunk: Chunk) -> Choice | None:
     return None
 
 
-def tokens(usage: Usage | None, prompt_tokens: int | None = None) -> Tokens:
-    """Return the worker's usage within bounds; without it, the prompt's tokens alone."""
+def tokens(usage: Usage | None) -> Tokens:
+    """Return the worker's usage within bounds; zeros without it."""
     if usage is None:
-        return Tokens(input=prompt_tokens or 0)
+        return Tokens()
     prompt = usage.prompt_tokens_details or PromptDetails()
     completion = usage.completion_tokens_details or CompletionDetails()
     return Tokens(

@@ -193,13 +193,3 @@ def max_tokens_too_large(tokens: int, max_tokens: int, limit: int) -> Fault:
         ),
         param="max_tokens",
     )
-
-
-def unknown_model(name: str, did_you_mean: str | None = None) -> Fault:
-    hint = f" Did you mean `{did_you_mean}`?" if did_you_mean else ""
-    return Fault(
-        kind=Kind.UNKNOWN_MODEL,
-        message=f"The model `{name}` does not exist.{hint}",
-        anthropic_message=f"model: {name}{'.' + hint if hint else ''}",
-        param="model",
-    )

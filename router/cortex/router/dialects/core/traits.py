@@ -42,7 +42,6 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     # the engine
     thinking_budget: Literal["thinking_token_budget", "thinking_budget_tokens"] | None = None
     named_tool_choice: bool = True
-    max_completion_tokens: bool = True
     json_schema: bool = True
     passing: Passing = _PLAIN
     completion_tokens: int | None = None
@@ -52,7 +51,6 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     sampling: Sampling = Sampling()
     on_long_prompt: Literal["error", "clamp"] = "error"
-    server_tools: Literal["reject", "drop"] = "reject"
 
     def output_tokens(self, client_limit: int | None) -> int | None:
         """Return the worker's output limit for a client's `max_tokens`. A function's limit always applies."""

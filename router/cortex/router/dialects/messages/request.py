@@ -67,7 +67,7 @@ class _Params(msgspec.Struct):
 
 
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed request. `notes`: what the translation dropped."""
+    """A parsed request."""
 
     model: str
     stream: bool
@@ -77,7 +77,6 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     context_window: int | None = None
     prewarm: bool = False
     affinity: str | None = None
-    notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
     choices: int = 1
@@ -90,7 +89,7 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Return the body for a worker's tokenizer endpoint."""
         return self.upstream.count(model)
 
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         """Return the reply; `id` is the unique part of every id in the answer."""
         return Reply(
             answer=Answer(
@@ -99,7 +98,6 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
                 max_tokens=self.max_tokens,
                 stop_sequences=self.stop_sequences,
                 context_window=self.context_window,
-                input_tokens=input_tokens,
                 prewarm=self.prewarm,
             )
         )
@@ -144,7 +142,7 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
     _read_turns(params.messages, reader)
     if params.tools:
         params.tools = grammar.fit(params.tools, fields["tools"]) or params.tools
-    tools = select_tools(params.tools, params.tool_choice, reader.referenced, traits, reader.notes)
+    tools = select_tools(params.tools, params.tool_choice, reader.referenced, traits)
     stops = tuple(stop for stop in params.stop_sequences or () if stop)
     gate.check_length("stop_sequences", len(stops))
     request = Request(
@@ -173,8 +171,7 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
         context_window=traits.context_window,
         prewarm=prewarm,
         affinity=session_of(params.metadata),
-        notes=tuple(reader.notes),
-        dropped=(*gate.unused_fields(fields, _USED), *gate.note_paths(reader.notes)),
+        dropped=(*gate.unused_fields(fields, _USED), *reader.dropped),
     )
 
 

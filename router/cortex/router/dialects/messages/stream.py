@@ -95,7 +95,7 @@ class MessagesMachine:
 
     @property
     def tokens(self) -> Tokens:
-        tokens = chunks.tokens(self._usage, self._answer.input_tokens)
+        tokens = chunks.tokens(self._usage)
         return msgspec.structs.replace(tokens, output=0, reasoning=None) if self._answer.prewarm else tokens
 
     def open(self) -> list[Event]:
@@ -103,8 +103,7 @@ class MessagesMachine:
         if self._started:
             return []
         self._started = True
-        tokens = Tokens(input=self._answer.input_tokens or 0)
-        return [MessageStart(self._answer.message([], (None, None), tokens)), Ping()]
+        return [MessageStart(self._answer.message([], (None, None), Tokens())), Ping()]
 
     def feed(self, chunk: Chunk) -> list[Event]:
         self._usage = chunk.usage or self._usage

@@ -77,7 +77,6 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     names: dict[str, ToolDeclaration]
     echo: Echo
     affinity: str | None = None
-    notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
     choices: int = 1
@@ -90,7 +89,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Return the body for a worker's tokenizer endpoint."""
         return self.upstream.count(model)
 
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         """Return the reply; `id` is the unique part of every id in the answer."""
         return Reply(
             Answer(
@@ -99,7 +98,6 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
                 model=self.model,
                 names=self.names,
                 echo=self.echo,
-                input_tokens=input_tokens,
             )
         )
 
@@ -155,8 +153,7 @@ def read(body: bytes, traits: Traits) -> ResponsesRequest:
         names=tools.names,
         echo=_echo(params),
         affinity=params.prompt_cache_key or params.user,
-        notes=(*tools.notes, *reader.notes),
-        dropped=(*gate.unused_fields(fields, _USED), *gate.note_paths((*tools.notes, *reader.notes))),
+        dropped=(*gate.unused_fields(fields, _USED), *tools.dropped, *reader.dropped),
         limit_is_ours=params.max_output_tokens is None,
     )
 

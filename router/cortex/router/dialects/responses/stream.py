@@ -66,7 +66,7 @@ class ResponsesMachine:
 
     @property
     def tokens(self) -> Tokens:
-        return chunks.tokens(self._usage, self._answer.input_tokens)
+        return chunks.tokens(self._usage)
 
     def open(self) -> list[Event]:
         """Return the first events; none on later calls."""
