@@ -10,6 +10,7 @@ import structlog
 from litestar import Litestar, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.types import Receive, Scope, Send
 
 from cortex.platform import clock
 from cortex.platform.api_keys import Principal, Right
@@ -17,7 +18,7 @@ from cortex.platform.log import whence
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.settings import Settings
 from cortex.router.access.auth import AuthGuard, caller
-from cortex.router.dialects.core.errors import Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.dialects.core.errors import Dialect, Fault, Kind
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.errors import RequestError
 from cortex.router.health import health_report
@@ -25,6 +26,7 @@ from cortex.router.live_catalogue import Target
 from cortex.router.model_description import card
 from cortex.router.model_listing import entry, listing
 from cortex.router.request.exchange import Services
+from cortex.router.request.http_answer import Headers, send_error
 from cortex.router.routes import admin, inference
 from cortex.router.routes import decisions as decision_routes
 from cortex.router.routes import instances as instance_routes
@@ -126,7 +128,6 @@ def create_app(settings: Settings) -> Litestar:
         state=State({"request_metrics": runtime.request_metrics}),
         exception_handlers={
             RequestError: _request_error,
-            DialectError: _dialect_error,
             HTTPException: _http_error,
             Exception: _internal_error,
         },
@@ -142,13 +143,9 @@ def _is_anthropic(request: Http) -> bool:
 
 
 def _json(request: Http, value: object) -> Response[bytes]:
-    return _answer(request, 200, msgspec.json.encode(value), {})
-
-
-def _answer(request: Http, status: int, body: bytes, headers: dict[str, str]) -> Response[bytes]:
     id = request_id(request)
-    headers = {"x-request-id": id, "request-id": id, **headers}
-    return Response(body, status_code=status, media_type="application/json", headers=headers)
+    headers = {"x-request-id": id, "request-id": id}
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)
 
 
 def _dialect(request: Http) -> Dialect:
@@ -160,25 +157,32 @@ def _dialect(request: Http) -> Dialect:
     return "messages" if path.startswith("/v1/models") and _is_anthropic(request) else "chat"
 
 
-def _fault_response(request: Http, fault: Fault) -> Response[bytes]:
-    dialect = _dialect(request)
-    if request.scope["path"].startswith("/v1/"):
-        request.app.state.request_metrics.count_rejection(fault.kind)
-    answer = _answer(request, fault.status(dialect), b"", fault.headers())
-    answer.content = envelope(fault, dialect, answer.headers["x-request-id"])
-    return answer
+class _ErrorResponse(Response[None]):
+    """An error for the framework to send: `send_error` writes it."""
+
+    def __init__(self, request: Http, fault: Fault, headers: Headers = ()) -> None:
+        super().__init__(None)
+        self._fault, self._more = fault, headers
+        self._dialect, self._request_id = _dialect(request), request_id(request)
+        if request.scope["path"].startswith("/v1/"):
+            request.app.state.request_metrics.count_rejection(fault.kind)
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> Any:
+        """Return the ASGI application that sends the error."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await send_error(send, self._fault, self._dialect, self._request_id, self._more)
+
+        return answer
 
 
-def _request_error(request: Http, error: RequestError) -> Response[bytes]:
+def _request_error(request: Http, error: RequestError) -> Response[None]:
     principal: Principal | None = request.scope["state"].get("principal")
-    return _fault_response(request, error.fault(operator=principal is not None and principal.may(Right.STATUS)))
+    fault = error.fault(operator=principal is not None and principal.may(Right.STATUS))
+    return _ErrorResponse(request, fault, error.headers)
 
 
-def _dialect_error(request: Http, error: DialectError) -> Response[bytes]:
-    return _fault_response(request, error.fault)
-
-
-def _http_error(request: Http, error: HTTPException) -> Response[bytes]:
+def _http_error(request: Http, error: HTTPException) -> Response[None]:
     """Put the framework's own errors into the dialect's envelope."""
     path = request.scope["path"][:200]
     messages = {
@@ -188,10 +192,10 @@ def _http_error(request: Http, error: HTTPException) -> Response[bytes]:
     }
     default = Kind.BAD_REQUEST if error.status_code < 500 else Kind.INTERNAL
     kind = _KINDS.get(error.status_code, default)
-    return _fault_response(request, Fault(kind=kind, message=messages.get(error.status_code, error.detail)))
+    return _ErrorResponse(request, Fault(kind=kind, message=messages.get(error.status_code, error.detail)))
 
 
-def _internal_error(request: Http, error: Exception) -> Response[bytes]:
+def _internal_error(request: Http, error: Exception) -> Response[None]:
     log.error("request_broke", at=whence(error))
     message = "internal error; search the router's log for this request id"
-    return _fault_response(request, Fault(kind=Kind.INTERNAL, message=message))
+    return _ErrorResponse(request, Fault(kind=Kind.INTERNAL, message=message))

@@ -378,11 +378,11 @@ def test_case_20_a_prompt_that_leaves_too_little_room_is_an_error_with_numbers_o
     with pytest.raises(DialectError) as alone:
         limits.fit(40000, 32000, clamping)
 
-    assert together.value.fault.message == (
+    assert together.value.fault().message == (
         "input length and `max_tokens` exceed context limit: 20000 + 32000 > 32768,"
         " decrease input length or `max_tokens` and try again"
     )
-    assert alone.value.fault.message == "prompt is too long: 40000 tokens > 32768 maximum"
+    assert alone.value.fault().message == "prompt is too long: 40000 tokens > 32768 maximum"
     assert limits.fit(20000, 32000, clamping) == 12768
     assert limits.fit(20000, 1000, small) == 1000
     assert limits.fit(20000, 32000, PLAIN) == 32000

@@ -56,4 +56,4 @@ def test_case_60_an_invalid_limit_is_refused_by_name(limit: str) -> None:
     with pytest.raises(BadRequest) as caught:
         models.anthropic_page(CARDS, limit)
 
-    assert caught.value.fault.param == "limit"
+    assert caught.value.fault().param == "limit"

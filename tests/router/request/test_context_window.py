@@ -64,7 +64,7 @@ async def test_case_20_a_prompt_and_answer_that_are_too_long_together_are_refuse
     with pytest.raises(DialectError) as refused:
         await settled(WORKER, False)
 
-    assert refused.value.fault.message == (
+    assert refused.value.fault().message == (
         "input length and `max_tokens` exceed context limit: 20000 + 32000 > 32768,"
         " decrease input length or `max_tokens` and try again"
     )

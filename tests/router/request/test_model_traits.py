@@ -185,7 +185,7 @@ def test_an_address_that_the_router_did_not_fetch_is_refused(fetches: bool) -> N
     with pytest.raises(BadRequest) as refused:
         read_chat(body, passed_on(a_function(remote_images=fetches, vision=True)))
 
-    assert refused.value.fault.param == "messages[0].content[0].image_url"
+    assert refused.value.fault().param == "messages[0].content[0].image_url"
 
 
 def entries(function: Function, known: ModelProfile | None, *instances: Instance) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class NativeStream:
                 if self.over:
                     break
         except BadAnswer as error:
-            out.append(self.fail(error.fault))
+            out.append(self.fail(error.fault()))
         return b"".join(out)
 
     def close(self) -> bytes:

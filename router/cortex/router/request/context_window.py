@@ -24,8 +24,8 @@ from cortex.router.errors import UpstreamBroke
 log = structlog.get_logger()
 
 Settle = Callable[[Instance, bool], Awaitable[bytes]]
-"""Returns the body to send to an instance, given whether the client's stream has started. Raises DialectError if the
-request does not fit."""
+"""Returns the body to send to an instance, given whether the client's stream has started. Raises ContextExceeded if
+the request does not fit."""
 
 
 class Counter(Protocol):

@@ -23,7 +23,7 @@ from cortex.router.activation.activator import Activator
 from cortex.router.activation.load_balancing import choose
 from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.dialects.core.errors import BadAnswer, Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.dialects.core.errors import BadAnswer, Dialect, Fault, Kind, WorkerRefusal
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import (
     BREAKDOWNS,
@@ -41,6 +41,7 @@ from cortex.router.request.attendance import attend
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_window import Settle
 from cortex.router.request.deaths import Deaths, End, may_replay
+from cortex.router.request.http_answer import id_headers, send_error, send_json
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.suspects import Fingerprint, digest
@@ -168,16 +169,12 @@ class Exchange:
     async def _serve(self) -> None:
         try:
             await self._attempts()
-        except RequestError as refusal:
-            self.request_record.why = refusal.message
-            await self._refuse(refusal.fault(operator=self._is_operator))
-        except DialectError as error:
-            await self._refuse(error.fault)
+        except RequestError as error:
+            await self._reject(error)
         except asyncio.CancelledError:
             if not self._cancelled:
                 raise
-            self.request_record.why = "cancelled by an operator"
-            await self._refuse(Cancelled(f"this request was {self.request_record.why}").fault())
+            await self._reject(Cancelled())
 
     def _cancel(self, work: asyncio.Task[None]) -> None:
         """End the request from outside: its client gets an error, and the worker stops."""
@@ -337,21 +334,21 @@ class Exchange:
     async def _forward(self, instance: Instance) -> None:
         """Send the request to an instance and its answer to the client.
 
-        Raises Broken before the worker's first byte, and DialectError for an answer that is none.
+        Raises Broken before the worker's first byte, WorkerRefusal or BadAnswer.
         """
         settle = self._call.settle
         body = self._call.body if settle is None else await self._patiently(settle(instance, self.request_record.head))
         try:
             await self._send_apart(instance, body)
-        except DialectError as error:
-            looser = grammar.loosen_request(body) if self._stumbled(error.fault) else None
+        except WorkerRefusal as error:
+            looser = grammar.loosen_request(body) if self._stumbled(error.message) else None
             if looser is None:
                 raise
             await self._send_apart(instance, looser)
 
-    def _stumbled(self, fault: Fault) -> bool:
+    def _stumbled(self, message: str) -> bool:
         """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
-        return not self.request_record.pieces and grammar.is_grammar_error(fault.message)
+        return not self.request_record.pieces and grammar.is_grammar_error(message)
 
     async def _send_apart(self, instance: Instance, body: bytes) -> None:
         """Send the request on, so that it finds no prompt of another key in the worker's cache."""
@@ -388,12 +385,13 @@ class Exchange:
             plain = self._call.reply.plain(body)
             self.request_record.translate_s = time.monotonic() - now
             self._spent(plain.tokens, hidden)
-            await self._send_whole(200, plain.body)
+            self.request_record.status = 200
+            await send_json(self._send, 200, plain.body, self._request_id, self._answer_headers())
         finally:
             answer.close()
 
     async def _failed(self, instance: Instance, answer: Answer) -> NoReturn:
-        """Raise what a worker's error comes to: Broken when the worker is about to end, else DialectError.
+        """Raise what a worker's error comes to: Broken when the worker is about to end, else WorkerRefusal.
 
         vLLM's front answers for some seconds after its engine died; a replay reaches another worker.
         """
@@ -402,7 +400,7 @@ class Exchange:
             raise EngineFailed(f"it answered {answer.status}: its engine has failed")
         if answer.status in BREAKDOWNS and not await self._services.upstream.is_well(instance):
             raise EngineFailed(f"it answered {answer.status} and is not healthy")
-        raise DialectError(fault)
+        raise WorkerRefusal(fault)
 
     def _streams_anyway(self) -> bool:
         """Whether a plain request is streamed from the worker, which notices only then that its client has left."""
@@ -449,7 +447,7 @@ class Exchange:
             reason = request_record.why if self._is_operator else reason + SEE_WHY
             await self._say(stream, stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
         except BadAnswer as unreadable:
-            await self._say(stream, stream.fail(unreadable.fault))
+            await self._say(stream, stream.fail(unreadable.fault()))
         else:
             await self._say(stream, stream.close())
         finally:
@@ -462,7 +460,7 @@ class Exchange:
     async def _say(self, stream: Stream, output: bytes) -> None:
         """Send what the dialect says; a fault before anything was sent still gets its proper status."""
         if stream.fault is not None and not self.request_record.head:
-            raise DialectError(stream.fault)
+            raise WorkerRefusal(stream.fault)
         if output:
             await self._send_head()
             await self._send_body(output)
@@ -486,14 +484,16 @@ class Exchange:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def _refuse(self, fault: Fault) -> None:
-        status = fault.status(self._call.dialect)
-        self.request_record.fault = fault.kind
-        if self.request_record.head and self._stream is not None:
+    async def _reject(self, error: RequestError) -> None:
+        """Send an error: as the stream's last event once the stream has begun, else as a whole answer."""
+        record, dialect = self.request_record, self._call.dialect
+        fault = error.fault(operator=self._is_operator)
+        if record.head and self._stream is not None:
+            record.rejected(200, fault.kind, error.reason)
             await self._send_body(self._stream.fail(fault), last=True)
             return
-        body = envelope(fault, self._call.dialect, self._request_id)
-        await self._send_whole(status, body, [(k.encode(), v.encode()) for k, v in fault.headers().items()])
+        record.rejected(fault.status(dialect), fault.kind, error.reason)
+        await send_error(self._send, fault, dialect, self._request_id, [*self._answer_headers(), *error.headers])
 
     async def _send_head(self) -> None:
         if self.request_record.head:
@@ -503,6 +503,7 @@ class Exchange:
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            *id_headers(self._request_id),
             *self._answer_headers(),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -510,23 +511,10 @@ class Exchange:
     async def _send_body(self, body: bytes, *, last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
 
-    async def _send_whole(self, status: int, body: bytes, more: list[tuple[bytes, bytes]] | None = None) -> None:
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *self._answer_headers(),
-            *(more or []),
-        ]
-        self.request_record.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send_body(body, last=True)
-
     def _answer_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers on how the request was served, with a request id for each SDK."""
-        identity, request_record = self._request_id.encode(), self.request_record
+        """Return the headers on how the request was served."""
+        request_record = self.request_record
         return [
-            (b"x-request-id", identity),
-            (b"request-id", identity),
             (b"x-cortex-function", self._function.id.encode("ascii", "replace")),
             (b"x-cortex-start", b"cold" if request_record.cold else b"hot"),
             (b"x-cortex-queued-ms", str(round(request_record.queued_s * 1000)).encode()),
@@ -540,6 +528,6 @@ class Exchange:
         request_record.cached = tokens.cached if hidden is None else hidden.cached
 
 
-def _stream_error(fault: Fault) -> Broken | DialectError:
+def _stream_error(fault: Fault) -> Broken | WorkerRefusal:
     """Return the exception for an error that a worker sent as the first of its stream."""
-    return EngineFailed("its engine has failed") if engine_died(fault.message) else DialectError(fault)
+    return EngineFailed("its engine has failed") if engine_died(fault.message) else WorkerRefusal(fault)

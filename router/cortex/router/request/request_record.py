@@ -97,6 +97,10 @@ class RequestRecord:
         """Record a worker that broke before it answered."""
         self.tries += (Try(self.instance, self.host, why[:300], replayed),)
 
+    def rejected(self, status: int, fault: str, why: str) -> None:
+        """Record the status and kind of the error that the client receives, and the reason for the log."""
+        self.status, self.fault, self.why = status, fault, why
+
     def piece(self, now: float) -> None:
         """Record a piece of the worker's answer."""
         if self.pieces == 0:

@@ -64,7 +64,7 @@ class ChatStream:
                     break
                 out.append(self._relay(frame.data))
         except BadAnswer as error:
-            out.append(self.fail(error.fault))
+            out.append(self.fail(error.fault()))
         return b"".join(out)
 
     def close(self) -> bytes:
@@ -80,7 +80,7 @@ class ChatStream:
                 out.append(self._relay_last(frame.data))
             out.append(self._end(len(self._ended) >= self._reply.choices))
         except BadAnswer as error:
-            out.append(self.fail(error.fault))
+            out.append(self.fail(error.fault()))
         return b"".join(out)
 
     def fail(self, fault: Fault) -> bytes:

@@ -5,7 +5,7 @@ the size of the text; it is for display only and must be marked as an estimate.
 """
 
 from cortex.router.dialects.core.conversation import ImagePart, Request, TextPart, User
-from cortex.router.dialects.core.errors import DialectError, max_tokens_too_large, prompt_too_long
+from cortex.router.dialects.core.errors import ContextExceeded, max_tokens_too_large, prompt_too_long
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.core.wire import text_of
 
@@ -16,7 +16,7 @@ _TEMPLATE_TOKENS = 1024
 
 
 def fit(prompt_tokens: int, max_tokens: int | None, traits: Traits) -> int | None:
-    """Return the output limit to send for this prompt. Raises DialectError when the request does not fit.
+    """Return the output limit to send for this prompt. Raises ContextExceeded when the request does not fit.
 
     (1) the window is unknown: the worker decides
     (2) the prompt alone fills it: refuse
@@ -29,12 +29,12 @@ def fit(prompt_tokens: int, max_tokens: int | None, traits: Traits) -> int | Non
         return max_tokens
     room = window - prompt_tokens
     if room <= 0:  # (2)
-        raise DialectError(prompt_too_long(prompt_tokens, window))
+        raise ContextExceeded(prompt_too_long(prompt_tokens, window))
     if max_tokens is None or max_tokens <= room:  # (3)
         return max_tokens
     if traits.on_long_prompt == "clamp":  # (4)
         return room
-    raise DialectError(max_tokens_too_large(prompt_tokens, max_tokens, window))  # (5)
+    raise ContextExceeded(max_tokens_too_large(prompt_tokens, max_tokens, window))  # (5)
 
 
 def fits_without_counting(body_bytes: int, max_tokens: int | None, window: int | None) -> bool:

@@ -83,7 +83,7 @@ class TranslatedStream:
                     break
                 self._relay_frame(frame, out)
         except BadAnswer as error:
-            out.append(self.fail(error.fault))
+            out.append(self.fail(error.fault()))
         return b"".join(out)
 
     def close(self) -> bytes:
@@ -97,7 +97,7 @@ class TranslatedStream:
             if not self.over:
                 self._end(out)
         except BadAnswer as error:
-            out.append(self.fail(error.fault))
+            out.append(self.fail(error.fault()))
         return b"".join(out)
 
     def fail(self, fault: Fault) -> bytes:

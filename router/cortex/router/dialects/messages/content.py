@@ -201,7 +201,7 @@ class Reader:
         except BadRequest as error:
             if kind != "document":
                 raise
-            self.dropped.append(error.fault.param or at)
+            self.dropped.append(error.param or at)
             return [TextPart("[document omitted: only text can be shown to this model]")]
 
     def _references(self, content: object) -> None:

@@ -147,7 +147,7 @@ class Reader:
         except BadRequest as error:
             if kind != "input_file":
                 raise
-            self.dropped.append(error.fault.param or at)
+            self.dropped.append(error.param or at)
             return [TextPart(_NO_FILES)]
 
     def _parts(self, content: str | Objects, at: str) -> list[Part]:
