@@ -25,7 +25,8 @@ from cortex.router.health import health_report
 from cortex.router.live_catalogue import Target
 from cortex.router.model_description import card
 from cortex.router.model_listing import entry, listing
-from cortex.router.request.exchange import Services
+from cortex.router.request.admission import Admission
+from cortex.router.request.exchange import Exchanges
 from cortex.router.request.http_answer import Headers, send_error
 from cortex.router.routes import admin, inference
 from cortex.router.routes import decisions as decision_routes
@@ -47,15 +48,14 @@ _KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG
 def create_app(settings: Settings) -> Litestar:
     """Build one router worker. Raises CatalogueError or OSError if the catalogue is invalid."""
     runtime = Runtime(settings)
-    services = Services(
+    exchanges = Exchanges(
         runtime.view,
-        runtime.activator,
-        runtime.in_flight,
+        runtime.live_catalogue,
+        Admission(runtime.view, runtime.activator, runtime.in_flight),
         runtime.upstream,
+        runtime.deaths,
         runtime.request_records,
         runtime.tracing,
-        runtime.live_catalogue,
-        runtime.deaths,
     )
     auth = AuthGuard(runtime.keys, runtime.sessions, settings.gateway)
 
@@ -110,7 +110,7 @@ def create_app(settings: Settings) -> Litestar:
 
     return Litestar(
         [
-            *inference.routes(runtime, services),
+            *inference.routes(runtime, exchanges),
             models,
             model,
             health,

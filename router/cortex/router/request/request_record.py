@@ -49,7 +49,6 @@ class RequestRecord:
         "function",
         "gaps",
         "gaps_s",
-        "head",
         "host",
         "id",
         "instance",
@@ -76,7 +75,7 @@ class RequestRecord:
         self.id, self.function, self.asked, self.dialect, self.streams = id, function, asked, dialect, streams
         self.at, self.began, self.read_s = time.time(), time.monotonic() - read_s, read_s
         self.phase = "choosing"
-        self.cold = self.left = self.head = False
+        self.cold = self.left = False
         self.instance = self.host = self.fault = self.who = self.why = self.trace = ""
         self.span: object = None
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0

@@ -28,7 +28,7 @@ from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
-from cortex.router.request.exchange import Call, Exchange, Services
+from cortex.router.request.exchange import Call, Exchanges, Parse
 from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 from cortex.router.request.token_count import Count, TokenCount
@@ -50,9 +50,9 @@ class _Peek(Struct, frozen=True):
     model: str
 
 
-def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
+def routes(runtime: Runtime, exchanges: Exchanges) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
-    traits_cache, tokenizer, intake = TraitsCache(), Tokenizer(services.upstream), runtime.intake
+    traits_cache, tokenizer, intake = TraitsCache(), Tokenizer(exchanges.upstream), runtime.intake
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function, view = target.function, runtime.view
@@ -100,7 +100,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         target = runtime.live_catalogue.resolve_for(name, who)
         unique, created, headers = secrets.token_hex(12), int(time.time()), request.headers
 
-        async def understand(target: Target) -> Call:
+        async def parse(target: Target) -> Call:
             """Parse the request for a target."""
             function = target.function
             check_dialect(function, kind)
@@ -134,9 +134,9 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 settle=None if native_dialect else fitting(tokenizer, function, kind, parsed, sent, able),
             )
 
-        call = await understand(target)
+        call = await parse(target)
         await share.adjust(len(body), call.answers)
-        return exchange_of(request, target, call, understand, name, who, started, share)
+        return exchange_of(request, target, call, parse, name, who, started, share)
 
     async def computation(request: Http, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
         started = time.monotonic()
@@ -144,7 +144,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         who = caller(request)
         target = runtime.live_catalogue.resolve_for(name, who)
 
-        async def understand(target: Target) -> Call:
+        async def parse(target: Target) -> Call:
             """Build the request for a target."""
             function = target.function
             check_dialect(function, kind)
@@ -162,24 +162,22 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 cache_salt=runtime.cache_salt(function, who),
             )
 
-        call = await understand(target)
+        call = await parse(target)
         await share.adjust(len(body), call.answers)
-        return exchange_of(request, target, call, understand, name, who, started, share)
+        return exchange_of(request, target, call, parse, name, who, started, share)
 
     def exchange_of(
         request: Http,
         target: Target,
         call: Call,
-        understand: Callable[[Target], Awaitable[Call]],
+        parse: Parse,
         name: str,
         who: Principal,
         started: float,
         share: Share,
     ) -> ASGIApp:
         read_s = time.monotonic() - started
-        exchange = Exchange(
-            services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
-        )
+        exchange = exchanges.exchange(target, call, request_id(request), who, name=name, read_s=read_s, parse=parse)
         return share.wrap(exchange, exchange.request_record)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
@@ -240,7 +238,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             with runtime.in_flight.aboard(function.id, ready.id):
                 return Count(await tokenizer.count(function, ready, parsed.count(function.id)), is_estimate=False)
 
-        return share.wrap(TokenCount(services.request_records, function, request_record, count), request_record)
+        return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)
 
     return [
         chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,
