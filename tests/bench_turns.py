@@ -17,15 +17,17 @@ from typing import Any
 
 from msgspec import Struct
 
+from cortex.platform.weights.demo_model import write_bigram
 from tests.support.catalogues import entry
 from tests.support.fleet import Fleet
 from tests.support.stack import own_redis
 
+TEXT = "one two three four five six seven eight nine ten"
 GPU = {"name": "24 GB", "vram_mb": 24_576}
 RAM = {"name": "declared memory", "vram_mb": 24_576, "kind": "cpu"}
 ONE, BOTH = {"vram_mb": 20_000}, {"vram_mb": 40_000, "min_devices": 2}
 FAKE = {"engine": "fake", "args": ["--tps", "20", "--tokens", "40"]}
-LLAMA = {"engine": "llamacpp", "source": "demo:harbour"}
+LLAMA = {"engine": "llamacpp", "context": 2048}
 
 
 class Scenario(Struct, frozen=True):
@@ -99,7 +101,8 @@ def main() -> None:
 def _run(scenario: Scenario, wait_s: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="cortex-turns-") as text, own_redis(Path(text)) as url:
         keys = {"turn_wait_s": wait_s, "turn_min_s": 5, "idle_after_s": 600, "start_timeout_s": 280}
-        catalogue = "".join(entry(name, **keys | own) for name, (own, _) in scenario.functions.items())
+        files = _weights(Path(text), scenario)
+        catalogue = "".join(entry(n, **keys | own | files.get(n, {})) for n, (own, _) in scenario.functions.items())
         hosts = {name: {"CORTEX_AGENT__DEVICES": json.dumps(devices)} for name, devices in scenario.hosts.items()}
         with Fleet(Path(text), url, catalogue, hosts) as fleet:
             clients = [Client(fleet, name) for name, (_, count) in scenario.functions.items() for _ in range(count)]
@@ -125,6 +128,14 @@ def _run(scenario: Scenario, wait_s: int, seconds: float) -> None:
                     f"{max(waits):6.2f} s (longest), {failures} failed",
                     flush=True,
                 )
+
+
+def _weights(folder: Path, scenario: Scenario) -> dict[str, dict[str, str]]:
+    """Write a small model for each function of llama.cpp; return the key that names it."""
+    names = [name for name, (keys, _) in scenario.functions.items() if keys["engine"] == "llamacpp"]
+    for name in names:
+        write_bigram(folder / f"{name}.gguf", TEXT, name=name)
+    return {name: {"source": str(folder / f"{name}.gguf")} for name in names}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ limit. aiohttp itself bounds a head: 8190 bytes in a line, 128 lines.
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Protocol
 
 import aiohttp
 
@@ -41,18 +42,35 @@ BREAKS = (aiohttp.ClientError, aiohttp.http.HttpProcessingError)
 """What aiohttp raises when a worker cannot be reached, breaks off or does not answer in HTTP."""
 
 
+class Body(Protocol):
+    """The bytes of an answer."""
+
+    def iter_any(self) -> AsyncIterator[bytes]:
+        """Yield them as they come."""
+
+
+class Response(Protocol):
+    """An answer whose body is still to be read: aiohttp's, or the router's own."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def content_length(self) -> int | None: ...
+    @property
+    def content(self) -> Body: ...
+
+
 class Unreadable(Exception):
     """A worker's answer that cannot be taken: too long, damaged, or in an encoding that is not understood."""
 
 
-def session(*, idle_s: float = 15.0, read_bytes: int = 64 * 1024) -> aiohttp.ClientSession:
+def session(*, idle_s: float = 15.0) -> aiohttp.ClientSession:
     """Return connections to workers. `idle_s` is how long an unused one stays open. Needs a running loop."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=idle_s, ttl_dns_cache=60),
         timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        read_bufsize=read_bytes,
     )
 
 
@@ -113,9 +131,9 @@ class Unpacker:
             raise Unreadable(f"its {self._encoding} data ends too early")
 
 
-def encoding(response: aiohttp.ClientResponse) -> str:
+def encoding(response: Response) -> str:
     """Return how a body is compressed, "" when it is not. Raises Unreadable for what cannot be unpacked."""
-    named = response.headers.get("Content-Encoding", "").strip().lower()
+    named = response.headers.get("content-encoding", "").strip().lower()
     if named in _PLAIN:
         return ""
     if named in _GZIP or named == "deflate":
@@ -124,7 +142,7 @@ def encoding(response: aiohttp.ClientResponse) -> str:
     raise Unreadable(f"it is compressed as {how}, which was not requested")
 
 
-async def pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def pieces(response: Response) -> AsyncIterator[bytes]:
     """Yield a body as it comes, unpacked. Raises Unreadable, and what aiohttp raises."""
     packed = encoding(response)
     if not packed:
@@ -139,7 +157,7 @@ async def pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     unpacker.close()
 
 
-async def whole(response: aiohttp.ClientResponse, most: int = ANSWER_BYTES) -> bytes:
+async def whole(response: Response, most: int = ANSWER_BYTES) -> bytes:
     """Return a whole body. Raises Unreadable when it exceeds `most` bytes, and what aiohttp raises."""
     if (response.content_length or 0) > most:
         raise too_long(most)
@@ -151,7 +169,7 @@ async def whole(response: aiohttp.ClientResponse, most: int = ANSWER_BYTES) -> b
     return bytes(body)
 
 
-async def beginning(response: aiohttp.ClientResponse, most: int = ERROR_BYTES) -> bytes:
+async def beginning(response: Response, most: int = ERROR_BYTES) -> bytes:
     """Return a body, or the first bytes of one that is longer. Raises Unreadable, and what aiohttp raises."""
     body = bytearray()
     async for piece in pieces(response):
