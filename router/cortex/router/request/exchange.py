@@ -36,7 +36,7 @@ from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestErro
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request.admission import Admission, StartGate, StartWaiter, Ticket
-from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
+from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutStream, asked_to_stream
 from cortex.router.request.attendance import attend
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_window import Settle
@@ -411,15 +411,17 @@ class Exchange:
         return not server_of(self._function).stops_when_client_leaves
 
     async def _assembled(self, answer: Answer) -> bytes:
-        """Read a plain answer out of a worker's stream. Raises Broken: nothing has been sent yet."""
+        """Read a plain answer out of a worker's stream. Raises Broken for a cut one: nothing has been sent yet."""
         assembly = Assembly()
         try:
             async for chunk in answer.chunks():
                 assembly.feed(chunk)
             return assembly.close()
+        except CutStream as cut:
+            raise Broken(str(cut)) from None
         except BadStream as bad:
-            if bad.error is None:
-                raise Broken(str(bad)) from None
+            if bad.error is None:  # a healthy worker would send it again
+                raise BadAnswer(f"the worker sent something that is not an answer: {bad}") from None
             raise _stream_error(fault_from_error(bad.error)) from None
 
     async def _relay(

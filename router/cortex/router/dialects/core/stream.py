@@ -20,6 +20,11 @@ from cortex.router.dialects.core.sse import SSEDecoder
 DONE = b"[DONE]"
 
 
+def is_empty(data: bytes) -> bool:
+    """Whether an event holds nothing: llama.cpp sends `data: null` before the chunks of several prompts."""
+    return data in (b"null", b"")
+
+
 class Machine(Protocol):
     """Call `open` first; `feed` and `close` may raise `BadAnswer`; an event's tag is its name."""
 
@@ -109,7 +114,7 @@ class TranslatedStream:
     def _relay_frame(self, frame: Frame, out: list[bytes]) -> None:
         if frame.data == DONE:
             self._end(out)
-        else:
+        elif not is_empty(frame.data):
             self._relay_chunk(chunks.decode(frame.data), out)
 
     def _relay_chunk(self, chunk: Chunk, out: list[bytes]) -> None:
@@ -120,7 +125,7 @@ class TranslatedStream:
 
     def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
         """Relay the last frame. It may be half a chunk, which is ignored; `close` checks for completeness."""
-        if frame.data == DONE:
+        if frame.data == DONE or is_empty(frame.data):
             return
         try:
             chunk = chunks.decode(frame.data)
