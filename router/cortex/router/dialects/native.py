@@ -87,6 +87,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
+    limit_field: str = "max_tokens"
     choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
@@ -114,6 +115,9 @@ class Reply(msgspec.Struct, frozen=True):
             raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
         return Plain(body, _tokens(answer.usage, Tokens()))
 
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        return self
+
     def stream(self, request_id: str | None = None) -> "NativeStream":
         return NativeStream(self.dialect, request_id)
 
@@ -130,6 +134,9 @@ class NativeStream:
         self._request_id = request_id
         self._frames = SSEDecoder()
         self._response: dict[str, Any] = {}
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Do nothing: no event has a limit or a count of cortex's."""
 
     def open(self) -> bytes:
         return b""

@@ -14,6 +14,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right
@@ -23,7 +24,7 @@ from cortex.router.activation.activator import Activator
 from cortex.router.activation.load_balancing import choose
 from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.dialects.core.errors import BadAnswer, Dialect, DialectError, Fault, Kind, envelope
+from cortex.router.dialects.core.errors import BadAnswer, Dialect, DialectError, Fault, Kind, envelope, in_client_terms
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import (
     BREAKDOWNS,
@@ -93,7 +94,11 @@ class Call(Struct, frozen=True, kw_only=True):
     dropped: str = ""
     """The value of the answer's `x-cortex-dropped` header."""
     settle: Settle | None = None
-    """Returns the body for the chosen instance, if it depends on the instance."""
+    """Fits the request to the chosen instance, if it may not fit."""
+    fitted: Callable[[int | None, int | None], Reply] | None = None
+    """Returns the reply for the output limit that the worker gets and the tokens of the prompt."""
+    limit_field: str = "max_tokens"
+    """The client's name for its output limit."""
 
 
 class Services:
@@ -339,8 +344,7 @@ class Exchange:
 
         Raises Broken before the worker's first byte, and DialectError for an answer that is none.
         """
-        settle = self._call.settle
-        body = self._call.body if settle is None else await self._patiently(settle(instance, self.request_record.head))
+        body = await self._fit(instance)
         try:
             await self._send_apart(instance, body)
         except DialectError as error:
@@ -348,6 +352,18 @@ class Exchange:
             if looser is None:
                 raise
             await self._send_apart(instance, looser)
+
+    async def _fit(self, instance: Instance) -> bytes:
+        """Return the body for an instance. Raises DialectError for a request that does not fit."""
+        call = self._call
+        if call.settle is None:
+            return call.body
+        fitted = await self._patiently(call.settle(instance))
+        if self._stream is not None:
+            self._stream.fit(fitted.max_tokens, fitted.input_tokens)
+        elif call.fitted is not None:
+            self._call = replace(call, reply=call.fitted(fitted.max_tokens, fitted.input_tokens))
+        return fitted.body
 
     def _stumbled(self, fault: Fault) -> bool:
         """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
@@ -489,6 +505,7 @@ class Exchange:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _refuse(self, fault: Fault) -> None:
+        fault = in_client_terms(fault, self._call.dialect, self._call.limit_field)
         status = fault.status(self._call.dialect)
         self.request_record.fault = fault.kind
         if self.request_record.head and self._stream is not None:

@@ -131,6 +131,8 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 answers=parsed.choices,
                 cache_salt=salt,
                 settle=None if native_dialect else fitting(tokenizer, function, kind, parsed, sent, able),
+                fitted=reply.fitted,
+                limit_field=parsed.limit_field,
             )
 
         call = await understand(target)

@@ -25,6 +25,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     def plain(self, body: bytes) -> Plain:
         return plain(body, self.id, self.model)
 
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        return self
+
     def stream(self, request_id: str | None = None) -> "ChatStream":
         return ChatStream(self)
 
@@ -50,6 +53,9 @@ class ChatStream:
         if len(self._usages) > 1:
             return chunks.total(self._usages.values())
         return chunks.tokens(self._usage)
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Do nothing: no event has a limit or a count of cortex's."""
 
     def open(self) -> bytes:
         return b""

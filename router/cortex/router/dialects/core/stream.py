@@ -30,6 +30,7 @@ class Machine(Protocol):
 
     @property
     def tokens(self) -> Tokens: ...
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> Sequence[msgspec.Struct]: ...
     def feed(self, chunk: Chunk) -> Sequence[msgspec.Struct]: ...
     def close(self) -> Sequence[msgspec.Struct]: ...
@@ -40,9 +41,10 @@ class Machine(Protocol):
 class Stream(Protocol):
     """A stream to a client.
 
-    Call `open()` and `ping()` while waiting, `feed()` per piece of the worker's body, `close()` at its end, `fail()`
-    when the worker is lost. `fault`: the error that ended it; `over`: no bytes follow; `tokens`: the worker's usage;
-    `rough_tokens`: an estimate of the output so far, for a stream that ends without usage.
+    Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting, `feed()` per piece of the worker's
+    body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error that ended it; `over`: no bytes
+    follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so far, for a stream that ends
+    without usage.
     """
 
     fault: Fault | None
@@ -51,6 +53,7 @@ class Stream(Protocol):
 
     @property
     def tokens(self) -> Tokens: ...
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> bytes: ...
     def feed(self, data: bytes) -> bytes: ...
     def close(self) -> bytes: ...
@@ -71,6 +74,10 @@ class TranslatedStream:
     @property
     def tokens(self) -> Tokens:
         return self._machine.tokens
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Take the output limit that the worker gets, and the prompt's tokens if they were counted."""
+        self._machine.fit(max_tokens, input_tokens)
 
     def open(self) -> bytes:
         return b"" if self.over else self._encode_events(self._machine.open())

@@ -98,6 +98,9 @@ class MessagesMachine:
         tokens = chunks.tokens(self._usage, self._answer.input_tokens)
         return msgspec.structs.replace(tokens, output=0, reasoning=None) if self._answer.prewarm else tokens
 
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        self._answer = msgspec.structs.replace(self._answer, max_tokens=max_tokens, input_tokens=input_tokens)
+
     def open(self) -> list[Event]:
         """Return the first events; none on later calls."""
         if self._started:
