@@ -10,7 +10,8 @@ import httpx
 import pytest
 import uvloop
 
-from cortex.platform.name_lookups import Infos, NameLookups
+from cortex.platform.bounded_resolver import Infos
+from cortex.platform.name_lookups import NameLookups
 
 SHORT_S = 0.2
 

@@ -2,21 +2,19 @@
 
 asyncio looks names up in its default executor, uvloop in libuv's pool, of which it takes two threads: a few look-ups
 that hang stop all others. Here a loop looks each name up in a thread of its own, one at a time for each name, bounded
-in time and number (`looks.py`). Addresses are not looked up.
+in time and number (`blocking_calls.py`). Addresses are not looked up.
+
+Code that blocks, as RQ's worker and the CLI do, has `bounded_resolver.py`.
 """
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
-
-LOOK_UP_S = 5.0
-
-Infos = list[tuple[Any, Any, int, str, Any]]
+from cortex.platform.bounded_resolver import LOOK_UP_S, Infos, is_address
 
 
 class NameLookups:
@@ -30,7 +28,7 @@ class NameLookups:
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Infos:
         """Return a name's addresses as `loop.getaddrinfo` does. Raises socket.gaierror, also when it takes too long."""
-        if _is_address(host):
+        if is_address(host):
             return socket.getaddrinfo(host, port, family, type, proto, flags)
         look_up = partial(self._resolve or socket.getaddrinfo, host, port, family, type, proto, flags)
         try:
@@ -50,7 +48,7 @@ class NameLookups:
         async def create_connection(
             factory: Any, host: Any = None, port: Any = None, **options: Any
         ) -> tuple[Any, Any]:
-            if host is None or _is_address(host):
+            if host is None or is_address(host):
                 return await connect(factory, host, port, **options)
             infos = await self.getaddrinfo(
                 host,
@@ -73,15 +71,3 @@ class NameLookups:
         # Attributes of this one loop: libraries call the loop by these names, whatever its class.
         loop.getaddrinfo = self.getaddrinfo  # type: ignore[method-assign]
         loop.create_connection = create_connection  # type: ignore[method-assign,assignment]
-
-
-def _is_address(host: Any) -> bool:
-    """Whether there is nothing to look up."""
-    text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
-    if not text:
-        return True
-    try:
-        ipaddress.ip_address(str(text).partition("%")[0])
-    except ValueError:
-        return False
-    return True

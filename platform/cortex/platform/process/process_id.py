@@ -49,6 +49,12 @@ def identify(pid: int) -> ProcessId | None:
     return ProcessId(boot_id(), pid, found.ticks) if found else None
 
 
+def started_at(pid: int) -> int:
+    """Return the start time of a process in clock ticks since boot; 0 when it does not exist."""
+    current = status(pid)
+    return current.ticks if current else 0
+
+
 def own() -> ProcessId:
     """Return this process. Raises OSError where `/proc` is missing."""
     found = identify(os.getpid())

@@ -3,8 +3,8 @@
 `cortex up` puts all its children on one, so that even `kill -9` of the parent leaves nothing behind. Linux
 only (`PR_SET_PDEATHSIG`); elsewhere a killed parent leaves its children running, as with most programs.
 
-As a program, `python -m cortex.platform.parent_death PARENT-PID COMMAND…` puts itself on the leash and becomes the
-command: the setting survives `exec`.
+As a program, `python -m cortex.platform.process.parent_death PARENT-PID COMMAND…` puts itself on the leash and
+becomes the command: the setting survives `exec`.
 """
 
 import ctypes
