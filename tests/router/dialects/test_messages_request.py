@@ -370,7 +370,7 @@ def test_case_20_max_tokens_does_not_exceed_the_functions_limit() -> None:
 
 
 def test_case_20_a_prompt_that_leaves_too_little_room_is_an_error_with_numbers_or_clamped() -> None:
-    small = Traits(context_window=32768)
+    small = Traits(context_window=32768, on_long_prompt="error")
     clamping = Traits(context_window=32768, on_long_prompt="clamp")
 
     with pytest.raises(DialectError) as together:

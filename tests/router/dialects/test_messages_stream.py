@@ -479,3 +479,14 @@ def test_the_machine_can_be_driven_without_any_bytes() -> None:
 
     with pytest.raises(BadAnswer):
         machine.close()
+
+
+def test_a_counted_prompt_is_in_the_first_event_and_the_limit_it_leaves_ends_the_answer() -> None:
+    stream = messages_request(Traits(context_window=1000), max_tokens=4096).answer("a", 1).stream()
+    stream.fit(300, 700)
+    piece = wire(chunk(content="hi"), chunk("length"), usage_chunk(counted(700, 300)))
+
+    start, *_, delta, _ = events(stream.feed(piece))
+
+    assert start["message"]["usage"]["input_tokens"] == 700
+    assert delta["delta"]["stop_reason"] == "max_tokens"

@@ -13,7 +13,7 @@ import msgspec
 from cortex.functions.passing import Passing, passing
 from cortex.router.dialects import gate
 from cortex.router.dialects.chat.answer import replace_model
-from cortex.router.dialects.core import wire
+from cortex.router.dialects.core import lenient, wire
 from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, tokens
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest
 from cortex.router.dialects.core.worker_errors import fault_from_error
@@ -38,6 +38,9 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
+_decoder = msgspec.json.Decoder(_Answer)
+
+
 class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     fields: gate.Fields
@@ -51,7 +54,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     def plain(self, body: bytes) -> Plain:
         """Return the answer in the requested encoding. Raises `BadAnswer`."""
         with map_json_errors():
-            answer = msgspec.json.decode(body, type=_Answer)
+            answer, body = lenient.decode(body, _decoder)
         if answer.error or answer.data is None:
             fault = fault_from_error(answer.error or "the worker's answer holds no embeddings")
             raise BadAnswer(fault.message, fault)

@@ -12,10 +12,11 @@ from cortex.functions.passing import passing
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.router.dialects import gate
-from cortex.router.dialects.core import grammar, images, prompt_cache, wire
+from cortex.router.dialects.core import grammar, images, lenient, prompt_cache, wire
 from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
 from cortex.router.dialects.core.sse import Event, SSEDecoder
+from cortex.router.dialects.core.stream import is_empty
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages.request import session_of
 
@@ -73,6 +74,9 @@ class _AnswerFields(msgspec.Struct):
     response: "_AnswerFields | None" = None
 
 
+_decoder = msgspec.json.Decoder(_AnswerFields)
+
+
 class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     dialect: NativeDialect
     model: str
@@ -82,6 +86,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     affinity: str | None = None
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
+    limit_field: str = "max_tokens"
     choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
@@ -104,10 +109,13 @@ class Reply(msgspec.Struct, frozen=True):
     def plain(self, body: bytes) -> Plain:
         """Return the worker's answer unchanged. Raises `BadAnswer` when it is not one."""
         try:
-            answer = msgspec.json.decode(body, type=_AnswerFields)
+            answer, body = lenient.decode(body, _decoder)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
         return Plain(body, _tokens(answer.usage, Tokens()))
+
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        return self
 
     def stream(self, request_id: str | None = None) -> "NativeStream":
         return NativeStream(self.dialect, request_id)
@@ -125,6 +133,9 @@ class NativeStream:
         self._request_id = request_id
         self._frames = SSEDecoder()
         self._response: dict[str, Any] = {}
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Do nothing: no event has a limit or a count of cortex's."""
 
     def open(self) -> bytes:
         return b""
@@ -169,6 +180,8 @@ class NativeStream:
         return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
 
     def _relay(self, frame: Event) -> bytes:
+        if is_empty(frame.data):
+            return b""
         name = frame.event.decode("utf-8", "replace")
         if name.endswith("delta"):
             self.rough_tokens += _rough_tokens(frame.data)
@@ -179,11 +192,12 @@ class NativeStream:
             if name == "error":
                 self.fault = Fault(kind=Kind.WORKER_ERROR, message="the worker reported an error in its stream")
         head = b"event: %b\n" % frame.event if frame.event else b""
-        return head + b"".join(b"data: %b\n" % line for line in frame.data.split(b"\n")) + b"\n"
+        data = _strict(frame.data)
+        return head + b"".join(b"data: %b\n" % line for line in data.split(b"\n")) + b"\n"
 
     def _read_event(self, data: bytes, name: str) -> None:
         try:
-            event = msgspec.json.decode(data, type=_AnswerFields)
+            event, data = lenient.decode(data, _decoder)
             if name in _STARTS:
                 self._response = msgspec.json.decode(data, type=dict[str, Any]).get("response") or {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -302,6 +316,17 @@ def _rough_tokens(data: bytes) -> int:
         return 1
     texts = [delta] if isinstance(delta, str) else [v for k, v in delta.items() if k != "type" and isinstance(v, str)]
     return max(1, sum(map(len, texts)) // CHARACTERS_PER_TOKEN)
+
+
+def _strict(data: bytes) -> bytes:
+    """Return an event's data as strict JSON; data that is none is the worker's own."""
+    try:
+        return lenient.decode(data, _any_decoder)[1]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data
+
+
+_any_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 def _is_complete(frame: Event) -> bool:

@@ -13,13 +13,14 @@ from typing import NoReturn, Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right
 from cortex.platform.record import Instance
 from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.dialects.core.errors import BadAnswer, Dialect, Fault, Kind, WorkerRefusal
+from cortex.router.dialects.core.errors import BadAnswer, Dialect, Fault, Kind, WorkerRefusal, in_client_terms
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import (
     BREAKDOWNS,
@@ -32,7 +33,7 @@ from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestErro
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request.admission import Admission, Ticket
-from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, asked_to_stream
+from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutStream, asked_to_stream
 from cortex.router.request.attendance import attend
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_window import Settle
@@ -92,7 +93,11 @@ class Call(Struct, frozen=True, kw_only=True):
     dropped: str = ""
     """The value of the answer's `x-cortex-dropped` header."""
     settle: Settle | None = None
-    """Returns the body for the chosen instance, if it depends on the instance."""
+    """Fits the request to the chosen instance, if it may not fit."""
+    fitted: Callable[[int | None, int | None], Reply] | None = None
+    """Returns the reply for the output limit that the worker gets and the tokens of the prompt."""
+    limit_field: str = "max_tokens"
+    """The client's name for its output limit."""
 
 
 class Exchanges:
@@ -302,8 +307,7 @@ class Exchange:
 
         Raises Broken before the worker's first byte, WorkerRefusal or BadAnswer.
         """
-        settle = self._call.settle
-        body = self._call.body if settle is None else await self._with_keep_alives(settle(instance, self._head_sent))
+        body = await self._fit(instance)
         try:
             await self._send_apart(instance, body)
         except WorkerRefusal as error:
@@ -311,6 +315,18 @@ class Exchange:
             if looser is None:
                 raise
             await self._send_apart(instance, looser)
+
+    async def _fit(self, instance: Instance) -> bytes:
+        """Return the body for an instance. Raises ContextExceeded for a request that does not fit."""
+        call = self._call
+        if call.settle is None:
+            return call.body
+        fitted = await self._with_keep_alives(call.settle(instance))
+        if self._stream is not None:
+            self._stream.fit(fitted.max_tokens, fitted.input_tokens)
+        elif call.fitted is not None:
+            self._call = replace(call, reply=call.fitted(fitted.max_tokens, fitted.input_tokens))
+        return fitted.body
 
     def _stumbled(self, message: str) -> bool:
         """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
@@ -377,15 +393,17 @@ class Exchange:
         return not server_of(self.target.function).stops_when_client_leaves
 
     async def _assembled(self, answer: Answer) -> bytes:
-        """Read a plain answer out of a worker's stream. Raises Broken: nothing has been sent yet."""
+        """Read a plain answer out of a worker's stream. Raises Broken for a cut one: nothing has been sent yet."""
         assembly = Assembly()
         try:
             async for chunk in answer.chunks():
                 assembly.feed(chunk)
             return assembly.close()
+        except CutStream as cut:
+            raise Broken(str(cut)) from None
         except BadStream as bad:
-            if bad.error is None:
-                raise Broken(str(bad)) from None
+            if bad.error is None:  # a healthy worker would send it again
+                raise BadAnswer(f"the worker sent something that is not an answer: {bad}") from None
             raise _stream_error(fault_from_error(bad.error)) from None
 
     async def _relay(
@@ -456,7 +474,7 @@ class Exchange:
     async def _reject(self, error: RequestError) -> None:
         """Send an error: as the stream's last event once the stream has begun, else as a whole answer."""
         record, dialect = self.request_record, self._call.dialect
-        fault = error.fault(operator=self._is_operator)
+        fault = in_client_terms(error.fault(operator=self._is_operator), dialect, self._call.limit_field)
         if self._head_sent and self._stream is not None:
             record.rejected(200, fault.kind, error.reason)
             await self._send_body(self._stream.fail(fault), last=True)

@@ -21,7 +21,6 @@ from cortex.router.dialects import dialect, embeddings, gate, native, rerank
 from cortex.router.dialects.chat import stream
 from cortex.router.dialects.core import limits, wire
 from cortex.router.dialects.core.errors import Dialect
-from cortex.router.dialects.core.sizes import check_size
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
 from cortex.router.errors import OverLimits
@@ -95,8 +94,8 @@ def routes(
             return rate_limiter.reject(error, request_record, kind)
 
     async def peek(body: bytes) -> str:
-        """Return the model's name in a body of bounded complexity."""
-        return await intake.work(len(body), _weigh_and_peek, body)
+        """Return the model's name in a body."""
+        return await intake.work(len(body), _peek, body)
 
     async def generation(request: Http, kind: Dialect, body: bytes, share: Share) -> ASGIApp:
         started = time.monotonic()
@@ -137,6 +136,8 @@ def routes(
                 answers=parsed.choices,
                 cache_salt=salt,
                 settle=None if native_dialect else fitting(tokenizer, function, kind, parsed, sent, able),
+                fitted=reply.fitted,
+                limit_field=parsed.limit_field,
             )
 
         call = await parse(target)
@@ -260,6 +261,5 @@ async def _ignore_size(size: int) -> None:
     """Do nothing, for a request that costs no tokens."""
 
 
-def _weigh_and_peek(body: bytes) -> str:
-    check_size(body)
+def _peek(body: bytes) -> str:
     return wire.read(body, _Peek).model

@@ -73,6 +73,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     choices: int
     usage_is_ours: bool
     limit_is_ours: bool
+    limit_field: str
     fields: Fields
     dropped: tuple[str, ...] = ()
     affinity: str | None = None
@@ -88,6 +89,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     def count(self, model: str) -> bytes:
         """Return the body for a worker's tokenizer endpoint."""
         prompt = {name: self.fields[name] for name in conversation.PROMPT_FIELDS if name in self.fields}
+        if "prompt" in self.fields:
+            prompt["prompt"] = raw(_longest(msgspec.json.decode(self.fields["prompt"])))
         return msgspec.json.encode({"model": raw(model), **prompt})
 
     def answer(self, id: str, created: int) -> Reply:
@@ -211,6 +214,7 @@ def _build(
         choices=(params.n or 1) * prompts,
         usage_is_ours=bool(params.stream) and not wants_usage,
         limit_is_ours=limit_is_ours,
+        limit_field="max_completion_tokens" if getattr(params, "max_completion_tokens", None) else "max_tokens",
         fields=remaining | changes,
         dropped=tuple(names),
         affinity=params.prompt_cache_key or params.user,
@@ -225,6 +229,12 @@ def _with_usage(options: msgspec.Raw | None) -> dict[str, Any]:
 def _is_batch(prompt: str | list[Any]) -> bool:
     """Whether a prompt is a list of prompts; a list of numbers is one prompt of token ids."""
     return isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+
+
+def _longest(prompt: str | list[Any]) -> str | list[int]:
+    """Return the longest prompt of a completion."""
+    longest: str | list[int] = max(prompt, key=len) if isinstance(prompt, list) and _is_batch(prompt) else prompt
+    return longest
 
 
 def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:

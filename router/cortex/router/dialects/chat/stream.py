@@ -11,7 +11,7 @@ from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Fault, openai_error
 from cortex.router.dialects.core.sse import SSEDecoder, encode_data
-from cortex.router.dialects.core.stream import DONE
+from cortex.router.dialects.core.stream import DONE, is_empty
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +24,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
     def plain(self, body: bytes) -> Plain:
         return plain(body, self.id, self.model)
+
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        return self
 
     def stream(self, request_id: str | None = None) -> "ChatStream":
         return ChatStream(self)
@@ -40,12 +43,19 @@ class ChatStream:
         self._frames = SSEDecoder()
         self._repair = ChunkRepair(reply.id)
         self._usage: chunks.Usage | None = None
+        self._usages: dict[int, chunks.Usage] = {}
+        """Of the choices of a completion: llama.cpp counts each prompt by itself."""
         self._started: set[int] = set()
         self._ended: set[int] = set()
 
     @property
     def tokens(self) -> Tokens:
+        if len(self._usages) > 1:
+            return chunks.total(self._usages.values())
         return chunks.tokens(self._usage)
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Do nothing: no event has a limit or a count of cortex's."""
 
     def open(self) -> bytes:
         return b""
@@ -90,7 +100,9 @@ class ChatStream:
         return encode_data(msgspec.json.encode(openai_error(fault)))
 
     def _relay(self, data: bytes) -> bytes:
-        chunk = chunks.decode(data)
+        if is_empty(data):
+            return b""
+        chunk, data = chunks.decode_strict(data)
         self.rough_tokens += chunks.rough_tokens(chunk)
         if chunk.usage is not None:
             self._usage = chunk.usage
@@ -98,6 +110,8 @@ class ChatStream:
                 return b""
         for choice in chunk.choices or ():
             self._started.add(choice.index)
+            if chunk.usage is not None and choice.text is not None:
+                self._usages[choice.index] = chunk.usage
             if chunks.ending(chunk, choice) is not None:
                 self._ended.add(choice.index)
         return encode_data(replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model))

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 Dialect = Literal["chat", "completions", "embeddings", "rerank", "responses", "messages"]
 
@@ -241,3 +242,20 @@ def max_tokens_too_large(tokens: int, max_tokens: int, limit: int) -> Fault:
         ),
         param="max_tokens",
     )
+
+
+_PROMPTS: dict[Dialect, str] = {
+    "responses": "input",
+    "completions": "prompt",
+    "embeddings": "input",
+    "rerank": "documents",
+}
+
+
+def in_client_terms(fault: Fault, dialect: Dialect, limit_field: str) -> Fault:
+    """Return a fault of sizes with the fields that the client sent: its prompt, and its limit."""
+    if fault.kind is Kind.PROMPT_TOO_LONG:
+        return replace(fault, param=_PROMPTS.get(dialect, "messages"))
+    if fault.kind is Kind.MAX_TOKENS_TOO_LARGE:
+        return replace(fault, param=limit_field, message=fault.message.replace("`max_tokens`", f"`{limit_field}`"))
+    return fault

@@ -20,11 +20,17 @@ from cortex.router.dialects.core.sse import SSEDecoder
 DONE = b"[DONE]"
 
 
+def is_empty(data: bytes) -> bool:
+    """Whether an event holds nothing: llama.cpp sends `data: null` before the chunks of several prompts."""
+    return data in (b"null", b"")
+
+
 class Machine(Protocol):
     """Call `open` first; `feed` and `close` may raise `BadAnswer`; an event's tag is its name."""
 
     @property
     def tokens(self) -> Tokens: ...
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> Sequence[msgspec.Struct]: ...
     def feed(self, chunk: Chunk) -> Sequence[msgspec.Struct]: ...
     def close(self) -> Sequence[msgspec.Struct]: ...
@@ -35,9 +41,10 @@ class Machine(Protocol):
 class Stream(Protocol):
     """A stream to a client.
 
-    Call `open()` and `ping()` while waiting, `feed()` per piece of the worker's body, `close()` at its end, `fail()`
-    when the worker is lost. `fault`: the error that ended it; `over`: no bytes follow; `tokens`: the worker's usage;
-    `rough_tokens`: an estimate of the output so far, for a stream that ends without usage.
+    Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting, `feed()` per piece of the worker's
+    body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error that ended it; `over`: no bytes
+    follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so far, for a stream that ends
+    without usage.
     """
 
     fault: Fault | None
@@ -46,6 +53,7 @@ class Stream(Protocol):
 
     @property
     def tokens(self) -> Tokens: ...
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> bytes: ...
     def feed(self, data: bytes) -> bytes: ...
     def close(self) -> bytes: ...
@@ -66,6 +74,10 @@ class TranslatedStream:
     @property
     def tokens(self) -> Tokens:
         return self._machine.tokens
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Take the output limit that the worker gets, and the prompt's tokens if they were counted."""
+        self._machine.fit(max_tokens, input_tokens)
 
     def open(self) -> bytes:
         return b"" if self.over else self._encode_events(self._machine.open())
@@ -109,7 +121,7 @@ class TranslatedStream:
     def _relay_frame(self, frame: Frame, out: list[bytes]) -> None:
         if frame.data == DONE:
             self._end(out)
-        else:
+        elif not is_empty(frame.data):
             self._relay_chunk(chunks.decode(frame.data), out)
 
     def _relay_chunk(self, chunk: Chunk, out: list[bytes]) -> None:
@@ -120,7 +132,7 @@ class TranslatedStream:
 
     def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
         """Relay the last frame. It may be half a chunk, which is ignored; `close` checks for completeness."""
-        if frame.data == DONE:
+        if frame.data == DONE or is_empty(frame.data):
             return
         try:
             chunk = chunks.decode(frame.data)

@@ -50,7 +50,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     default_output_tokens: int | None = None
     max_output_tokens: int | None = None
     sampling: Sampling = Sampling()
-    on_long_prompt: Literal["error", "clamp"] = "error"
+    on_long_prompt: Literal["auto", "error", "clamp"] = "auto"
 
     def output_tokens(self, client_limit: int | None) -> int | None:
         """Return the worker's output limit for a client's `max_tokens`. A function's limit always applies."""

@@ -66,6 +66,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     stop_sequences: tuple[str, ...] = ()
     context_window: int | None = None
+    input_tokens: int | None = None
     prewarm: bool = False
 
     def message(self, content: list[ContentBlock], stop: tuple[str | None, str | None], tokens: Tokens) -> Message:
@@ -88,7 +89,7 @@ def plain(answer: Answer, body: bytes) -> Plain:
     ending = chunks.ending(completion, choice)
     if ending is None:
         raise chunks.truncated()
-    tokens = chunks.tokens(completion.usage)
+    tokens = chunks.tokens(completion.usage, answer.input_tokens)
     if answer.prewarm:
         tokens = msgspec.structs.replace(tokens, output=0, reasoning=None)
         message = answer.message([], ("max_tokens", None), tokens)

@@ -79,6 +79,7 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
     affinity: str | None = None
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
+    limit_field: str = "max_tokens"
     choices: int = 1
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
@@ -105,6 +106,10 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class Reply(msgspec.Struct, frozen=True):
     answer: Answer
+
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        """Return the reply to the request with the output limit that the worker gets."""
+        return Reply(msgspec.structs.replace(self.answer, max_tokens=max_tokens, input_tokens=input_tokens))
 
     def plain(self, body: bytes) -> Plain:
         return messages_answer.plain(self.answer, body)

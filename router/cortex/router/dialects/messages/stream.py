@@ -95,15 +95,19 @@ class MessagesMachine:
 
     @property
     def tokens(self) -> Tokens:
-        tokens = chunks.tokens(self._usage)
+        tokens = chunks.tokens(self._usage, self._answer.input_tokens)
         return msgspec.structs.replace(tokens, output=0, reasoning=None) if self._answer.prewarm else tokens
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        self._answer = msgspec.structs.replace(self._answer, max_tokens=max_tokens, input_tokens=input_tokens)
 
     def open(self) -> list[Event]:
         """Return the first events; none on later calls."""
         if self._started:
             return []
         self._started = True
-        return [MessageStart(self._answer.message([], (None, None), Tokens())), Ping()]
+        tokens = Tokens(input=self._answer.input_tokens or 0)
+        return [MessageStart(self._answer.message([], (None, None), tokens)), Ping()]
 
     def feed(self, chunk: Chunk) -> list[Event]:
         self._usage = chunk.usage or self._usage

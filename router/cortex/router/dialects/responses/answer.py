@@ -136,6 +136,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     names: dict[str, ToolDeclaration]
     echo: Echo
+    input_tokens: int | None = None
 
     def response(
         self,
@@ -168,7 +169,7 @@ def plain(answer: Answer, body: bytes) -> Plain:
     ending = chunks.ending(completion, choice)
     if ending is None:
         raise chunks.truncated()
-    tokens = chunks.tokens(completion.usage)
+    tokens = chunks.tokens(completion.usage, answer.input_tokens)
     blocks = blocks_of(choice.message, answer.id) or [empty_block()]
     status, reason = outcome(ending)
     output = [item(answer, block, "completed") for block in blocks[:-1]]
