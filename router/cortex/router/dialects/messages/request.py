@@ -12,7 +12,7 @@ from cortex.functions.passing import FIELDS
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import conversation, grammar, wire
 from cortex.router.dialects.core.chunks import Plain
-from cortex.router.dialects.core.conversation import Assistant, Request, Upstream
+from cortex.router.dialects.core.conversation import Assistant, Request, TranslatedRequest
 from cortex.router.dialects.core.conversation_builder import ConversationBuilder
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.stream import TranslatedStream
@@ -66,29 +66,13 @@ class _Params(msgspec.Struct):
     output_format: _Format | None = None
 
 
-class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
+class MessagesRequest(TranslatedRequest, frozen=True, kw_only=True):
     """A parsed request."""
 
-    model: str
-    stream: bool
-    max_tokens: int | None
-    upstream: Upstream
     stop_sequences: tuple[str, ...] = ()
     context_window: int | None = None
     prewarm: bool = False
-    affinity: str | None = None
-    dropped: tuple[str, ...] = ()
-    limit_is_ours: bool = False
     limit_field: str = "max_tokens"
-    choices: int = 1
-
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """Return the body to send; `max_tokens` replaces the client's limit."""
-        return self.upstream.body(model, max_tokens)
-
-    def count(self, model: str) -> bytes:
-        """Return the body for a worker's tokenizer endpoint."""
-        return self.upstream.count(model)
 
     def answer(self, id: str, created: int) -> "Reply":
         """Return the reply; `id` is the unique part of every id in the answer."""
