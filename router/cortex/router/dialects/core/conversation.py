@@ -101,6 +101,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     thinking_token_budget: int | None = None
     thinking_budget_tokens: int | None = None
     stop: list[str] | None = None
+    timings_per_token: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
