@@ -44,6 +44,10 @@ class Server(Struct, frozen=True, kw_only=True):
     """Lists its models for any key, so the list does not prove that the key is valid."""
     completion_tokens: int | None = 16
     """Default limit of a completion (not a chat) in tokens; None: until the model ends."""
+    names_stop: bool = True
+    """Names the stop string at which an answer ended."""
+    takes_audio: bool = True
+    """May take audio without taking images."""
     isolation: Literal["salt", "slots", "none"] = "none"
     """How it isolates the cached prompts of keys: by a salt in the request, by slot, or not."""
     stops_when_client_leaves: bool = True
@@ -59,6 +63,8 @@ _LLAMA = Server(
     reasoning_field="reasoning_content",
     thinking_budget="thinking_budget_tokens",
     named_tool_choice=False,
+    names_stop=False,
+    takes_audio=False,
     lists_openly=True,
     isolation="slots",
     # Observed: an unstreamed request of 30000 tokens continued for 27 s after its client had left.
@@ -78,6 +84,8 @@ SERVERS: dict[str, Server] = {
         reasoning_field="reasoning_content",
         prefill=False,
         json_schema=False,
+        names_stop=False,
+        takes_audio=False,
         stops_when_client_leaves=False,
     ),
     "command": Server(completion_tokens=None),
@@ -89,6 +97,15 @@ SERVERS: dict[str, Server] = {
         isolation="salt",
     ),
 }
+
+_FAKE_LLAMA = replace(
+    SERVERS["fake"],
+    reasoning_field="reasoning_content",
+    thinking_budget="thinking_budget_tokens",
+    named_tool_choice=False,
+    names_stop=False,
+)
+"""The fake engine that writes its answers as llama.cpp does."""
 
 _BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}
 
@@ -102,6 +119,8 @@ def server_of(function: Function, running: str = "") -> Server:
     """
     if function.engine is Engine.LLAMACPP:
         server = SERVERS.get(running or function.server or "llama-server", _LLAMA)
+    elif function.engine is Engine.FAKE and _shape(function.args) == "llama":
+        server = _FAKE_LLAMA
     else:
         server = SERVERS[function.engine]
     if function.engine is Engine.COMMAND and function.dialects:  # (1)
@@ -111,6 +130,17 @@ def server_of(function: Function, running: str = "") -> Server:
         task = "generate"
     restricted = _BY_TASK.get(task)
     return replace(server, dialects=server.dialects & restricted) if restricted else server  # (2)
+
+
+def _shape(args: tuple[str, ...]) -> str:
+    """Return the shape of the fake engine's answers."""
+    shape = ""
+    for word, following in zip(args, [*args[1:], *args[:1]], strict=True):
+        if word == "--shape":
+            shape = following
+        elif word.startswith("--shape="):
+            shape = word.partition("=")[2]
+    return shape
 
 
 def max_concurrency(function: Function, server: Server) -> int | None:

@@ -20,6 +20,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import Receive, Scope, Send
 
+from cortex.functions.names import did_you_mean
 from cortex.platform import clock
 from cortex.platform.api_keys import Principal, Right
 from cortex.platform.cancel import cancelled
@@ -72,6 +73,11 @@ log = structlog.get_logger()
 Http = Request[Any, Any, Any]
 
 _DIALECTS: dict[str, Dialect] = {"/v1/messages": "messages", "/v1/responses": "responses"}
+_PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+    "/v1/embeddings", "/v1/rerank", "/v1/models",
+)  # fmt: skip
+"""What clients call, with the wrong base URL too."""
 _KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG, 415: Kind.UNSUPPORTED_MEDIA}
 
 
@@ -215,7 +221,7 @@ class _ErrorResponse(Response[None]):
         super().__init__(None)
         self._fault, self._more = fault, headers
         self._dialect, self._request_id = _dialect(request), request_id(request)
-        if request.scope["path"].startswith("/v1/"):
+        if request.scope["path"].startswith(("/v1/", "/v2/")):
             request.app.state.request_metrics.count_rejection(fault.kind)
 
     def to_asgi_response(self, *_: Any, **__: Any) -> Any:
@@ -237,13 +243,23 @@ def _http_error(request: Http, error: HTTPException) -> Response[None]:
     """Put the framework's own errors into the dialect's envelope."""
     path = request.scope["path"][:200]
     messages = {
-        404: f"unknown path {path}",
+        404: f"unknown path {path}{_path_hint(path)}",
         405: f"{path} does not support {request.method}",
         413: "the body exceeds [gateway] max_body_mb of this router",
     }
     default = Kind.BAD_REQUEST if error.status_code < 500 else Kind.INTERNAL
     kind = _KINDS.get(error.status_code, default)
     return _ErrorResponse(request, Fault(kind=kind, message=messages.get(error.status_code, error.detail)))
+
+
+def _path_hint(path: str) -> str:
+    """Return which path a client with another base URL, or a misspelt path, may have meant."""
+    for known in sorted(_PATHS, key=len, reverse=True):
+        if path.endswith(known.removeprefix("/v1")):
+            return f": did you mean {known}? The base URL of OpenAI's clients ends in /v1, that of Anthropic's does not"
+    if path.startswith(("/api/", "/v1beta/")):
+        return ": this service speaks OpenAI's API, with a base URL that ends in /v1, and Anthropic's"
+    return did_you_mean(path, _PATHS)
 
 
 def _internal_error(request: Http, error: Exception) -> Response[None]:

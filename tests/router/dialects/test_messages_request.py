@@ -238,7 +238,7 @@ def test_case_12_a_call_without_input_has_empty_arguments(given: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("choice", [{}, {"tool_choice": {"type": "any", "disable_parallel_tool_use": True}}])
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}])
 def test_case_13_an_empty_list_of_tools_is_no_tools_and_no_choice(choice: dict[str, Any]) -> None:
     assert not {"tools", "tool_choice", "parallel_tool_calls"} & body_of(messages_request(tools=[], **choice)).keys()
     assert not {"tools", "tool_choice"} & body_of(messages_request(**choice)).keys()

@@ -88,6 +88,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit_is_ours: bool = False
     limit_field: str = "max_tokens"
     choices: int = 1
+    cuts: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send, with the worker's name of the model."""

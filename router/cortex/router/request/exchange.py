@@ -8,7 +8,7 @@ when to send it, and which worker serves the request.
 import asyncio
 import enum
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import NoReturn, Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
@@ -21,6 +21,7 @@ from cortex.platform.record import Instance
 from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Dialect, Fault, Kind, WorkerRefusal, in_client_terms
+from cortex.router.dialects.core.stop_strings import cut_at
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import (
     BREAKDOWNS,
@@ -96,6 +97,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """Fits the request to the chosen instance, if it may not fit."""
     fitted: Callable[[int | None, int | None], Reply] | None = None
     """Returns the reply for the output limit that the worker gets and the tokens of the prompt."""
+    cuts: tuple[str, ...] = ()
+    """Stop strings that cortex finds itself."""
     limit_field: str = "max_tokens"
     """The client's name for its output limit."""
 
@@ -392,11 +395,14 @@ class Exchange:
             return False
         return not server_of(self.target.function).stops_when_client_leaves
 
+    def _chunks(self, answer: Answer) -> AsyncIterator[bytes]:
+        return cut_at(answer.chunks(), self._call.cuts) if self._call.cuts else answer.chunks()
+
     async def _assembled(self, answer: Answer) -> bytes:
         """Read a plain answer out of a worker's stream. Raises Broken for a cut one: nothing has been sent yet."""
         assembly = Assembly()
         try:
-            async for chunk in answer.chunks():
+            async for chunk in self._chunks(answer):
                 assembly.feed(chunk)
             return assembly.close()
         except CutStream as cut:
@@ -410,7 +416,7 @@ class Exchange:
         self, instance: Instance, answer: Answer, stream: Stream, hidden: HiddenCounts | None = None
     ) -> None:
         """Relay a worker's stream. The dialect tells a complete stream from a truncated one."""
-        chunks, request_record, clock = answer.chunks(), self.request_record, time.monotonic
+        chunks, request_record, clock = self._chunks(answer), self.request_record, time.monotonic
         if hidden is not None:
             chunks = hidden.out_of(chunks)
         try:

@@ -23,6 +23,7 @@ from cortex.router.dialects.core import limits, wire
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.responses import request as responses
 from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
 from cortex.router.request.capability_checks import check_dialect
@@ -125,6 +126,8 @@ def routes(
             reply = parsed.answer(unique, created)
             if isinstance(reply, stream.Reply):
                 reply = replace(reply, model=function.id)  # same dialect: the answer passes through unchanged
+            elif isinstance(reply, responses.Reply):
+                reply = reply.timed(time.time)
             return Call(
                 dialect=kind,
                 path=native.PATHS[native_dialect] if native_dialect else COMPLETIONS if kind == "completions" else CHAT,
@@ -137,6 +140,7 @@ def routes(
                 cache_salt=salt,
                 settle=None if native_dialect else fitting(tokenizer, function, kind, parsed, sent, able),
                 fitted=reply.fitted,
+                cuts=parsed.cuts,
                 limit_field=parsed.limit_field,
             )
 
@@ -197,7 +201,7 @@ def routes(
         return await serve_generation(request, "completions")
 
     @post("/v1/responses", status_code=200, opt={"needs": "inference"})
-    async def responses(request: Http) -> ASGIApp:
+    async def responses_(request: Http) -> ASGIApp:
         """Responses: OpenAI's newer dialect, streamed or not."""
         return await serve_generation(request, "responses")
 
@@ -211,9 +215,9 @@ def routes(
         """Embed texts."""
         return await serve_computation(request, "embeddings", "/v1/embeddings")
 
-    @post("/v1/rerank", status_code=200, opt={"needs": "inference"})
+    @post(["/v1/rerank", "/v2/rerank"], status_code=200, opt={"needs": "inference"})
     async def rerank_(request: Http) -> ASGIApp:
-        """Rank documents by how well they answer a query."""
+        """Rank documents by how well they answer a query. Cohere's clients use the second path."""
         return await serve_computation(request, "rerank", "/v1/rerank")
 
     @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
@@ -247,7 +251,7 @@ def routes(
         return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)
 
     return [
-        chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,
+        chat_completions, completions, responses_, messages_, embeddings_, rerank_, count_tokens,
     ]  # fmt: skip
 
 

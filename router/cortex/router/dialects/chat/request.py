@@ -77,6 +77,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     fields: Fields
     dropped: tuple[str, ...] = ()
     affinity: str | None = None
+    cuts: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send; `max_tokens` replaces the client's limit."""
@@ -239,6 +240,8 @@ def _longest(prompt: str | list[Any]) -> str | list[int]:
 
 def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:
     tools, choice = params.tools, params.tool_choice
+    if _demands_call(choice):
+        traits.check_demand(bool(tools), "tool_choice")
     if tools is None:
         return
     if not tools:  # vLLM rejects an empty list, others a choice without tools
@@ -253,11 +256,20 @@ def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[s
         names = {_name(tool) for tool in listed if isinstance(tool, dict)} if isinstance(listed, list) else set()
         changes["tools"] = raw([tool for tool in tools if _name(tool) in names])
         changes["tool_choice"] = raw("required" if spec.get("mode") == "required" else "auto")
-    elif choice.get("type") == "function" and not traits.named_tool_choice:
-        only = [tool for tool in tools if _name(tool) == _name(choice)]
-        if not only:
-            raise BadRequest("expected the name of a tool in tools", "tool_choice.function.name")
+        return
+    only = [tool for tool in tools if _name(tool) == _name(choice)]
+    if choice.get("type") == "function" and not only:
+        raise BadRequest("expected the name of a tool in tools", "tool_choice.function.name")
+    if choice.get("type") == "function" and not traits.named_tool_choice:
         changes["tools"], changes["tool_choice"] = raw(only), raw("required")
+
+
+def _demands_call(choice: str | dict[str, Any] | None) -> bool:
+    if not isinstance(choice, dict):
+        return choice == "required"
+    allowed = choice.get("allowed_tools")
+    modes = (choice.get("mode"), allowed.get("mode") if isinstance(allowed, dict) else None)
+    return choice.get("type") in ("function", "custom") or "required" in modes
 
 
 def _name(tool: dict[str, Any]) -> object:

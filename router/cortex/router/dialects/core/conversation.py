@@ -101,6 +101,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     thinking_token_budget: int | None = None
     thinking_budget_tokens: int | None = None
     stop: list[str] | None = None
+    timings_per_token: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -167,6 +168,7 @@ class TranslatedRequest(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
     choices: int = 1
+    cuts: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send; `max_tokens` replaces the client's limit."""

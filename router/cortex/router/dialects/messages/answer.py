@@ -18,6 +18,7 @@ SIGNATURE = "cortex"
 
 class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
     text: str
+    citations: None = None
 
 
 class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
@@ -25,10 +26,15 @@ class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
     signature: str
 
 
+class DirectCaller(msgspec.Struct, frozen=True, tag_field="type", tag="direct"):
+    """The model called the tool itself, not from code that it ran."""
+
+
 class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
     id: str
     name: str
     input: msgspec.Raw
+    caller: DirectCaller = DirectCaller()
 
 
 ContentBlock = TextBlock | ThinkingBlock | ToolUseBlock
@@ -38,12 +44,18 @@ class OutputDetails(msgspec.Struct):
     thinking_tokens: int
 
 
-class Usage(msgspec.Struct, omit_defaults=True):
+class Usage(msgspec.Struct):
+    """With every key that Anthropic's schema requires; null for what a worker does not tell."""
+
     input_tokens: int
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
     output_tokens_details: OutputDetails | None = None
+    cache_creation: None = None
+    inference_geo: None = None
+    server_tool_use: None = None
+    service_tier: None = None
 
 
 class Message(msgspec.Struct, tag_field="type", tag="message", kw_only=True):
@@ -54,6 +66,7 @@ class Message(msgspec.Struct, tag_field="type", tag="message", kw_only=True):
     stop_reason: str | None
     stop_sequence: str | None
     stop_details: None = None
+    container: None = None
     usage: Usage
 
 

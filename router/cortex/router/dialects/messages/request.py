@@ -15,6 +15,7 @@ from cortex.router.dialects.core.chunks import Plain
 from cortex.router.dialects.core.conversation import Assistant, Request, TranslatedRequest
 from cortex.router.dialects.core.conversation_builder import ConversationBuilder
 from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.stop_strings import MOST_CHARACTERS
 from cortex.router.dialects.core.stream import TranslatedStream
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import answer as messages_answer
@@ -134,12 +135,14 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
     tools = select_tools(params.tools, params.tool_choice, reader.referenced, traits)
     stops = tuple(stop for stop in params.stop_sequences or () if stop)
     gate.check_length("stop_sequences", len(stops))
+    cuts = stops if not traits.names_stop and sum(map(len, stops)) <= MOST_CHARACTERS else ()
     request = Request(
         messages=builder.messages(),
         tools=tools.tools,
         tool_choice=tools.choice,
         parallel_tool_calls=tools.parallel,
-        stop=list(stops) or None,
+        stop=None if cuts else list(stops) or None,
+        timings_per_token=(bool(cuts) and "timings_per_token" in traits.passing.fields) or None,
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,
@@ -157,6 +160,7 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
         max_tokens=max_tokens,
         upstream=conversation.upstream(request, max_tokens),
         stop_sequences=stops,
+        cuts=cuts,
         context_window=traits.context_window,
         prewarm=prewarm,
         affinity=session_of(params.metadata),

@@ -70,6 +70,7 @@ class StopInfo(msgspec.Struct):
     stop_reason: str | None
     stop_sequence: str | None
     stop_details: None = None
+    container: None = None
 
 
 class MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):

@@ -52,6 +52,8 @@ def select_tools(
     visible = [tool for tool in by_name.values() if not tool.defer_loading]
     visible += [by_name[name] for name in loaded if name is not None and by_name[name].defer_loading]
     functions = [_function(tool) for tool in visible]
+    if choice is not None and choice.type in ("any", "tool"):
+        traits.check_demand(bool(functions), "tool_choice")
     if not functions:
         return ToolSelection()
     parallel = None

@@ -71,7 +71,9 @@ class Tools:
         return self._flat.get((namespace, name)) or (f"{namespace}__{name}" if namespace else name)
 
     def choose(self, tool_choice: str | dict[str, Any] | None) -> None:
-        """Apply the client's tool choice; ignored without tools. Raises BadRequest."""
+        """Apply the client's tool choice; without tools all but a demand is ignored. Raises BadRequest."""
+        if _demands_call(tool_choice):
+            self._traits.check_demand(bool(self.functions), "tool_choice")
         if tool_choice is None or not self.functions:
             return
         if isinstance(tool_choice, str):
@@ -142,6 +144,12 @@ class Tools:
 
 
 _MODES: dict[str, ToolChoice] = {"auto": "auto", "none": "none", "required": "required"}
+
+
+def _demands_call(choice: str | dict[str, Any] | None) -> bool:
+    if not isinstance(choice, dict):
+        return choice == "required"
+    return choice.get("type") in ("function", "custom") or choice.get("mode") == "required"
 
 
 def _description(tool: _Tool) -> str:
