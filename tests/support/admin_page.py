@@ -47,9 +47,9 @@ def handlers() -> list[HTTPRouteHandler]:
     lists = (
         admin.routes(none, none),
         instances.routes(none, none),
-        requests.routes(none),
-        decisions.routes(none),
-        weights.routes(none),
+        requests.routes(none, none, none),
+        decisions.routes(none, none, none),
+        weights.routes(none, none, none),
         keys.routes(none, none),
     )
     return [handler for handlers in lists for handler in handlers]

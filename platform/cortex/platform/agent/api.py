@@ -17,9 +17,10 @@ from litestar.handlers import BaseRouteHandler
 from msgspec import to_builtins
 
 from cortex.platform.agent import metrics as agent_metrics
-from cortex.platform.agent.legacy import api as seed_api
+from cortex.platform.agent.legacy import api as legacy_api
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
+from cortex.platform.agent.routes import logs, weights
 from cortex.platform.agent_messages import Accepted, CatalogueUpdate, Cool, Ensure, PlacementPlan, PlanRequest, Rejected
 from cortex.platform.api_keys import Right
 from cortex.platform.blocking_calls import NoAnswer
@@ -29,8 +30,6 @@ from cortex.platform.name_lookups import NameLookups
 from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.settings import Settings
-from cortex.platform.weights import api as weights_api
-from cortex.platform.workers import logs
 
 log = structlog.get_logger()
 
@@ -40,7 +39,7 @@ def create_app(settings: Settings) -> Litestar:
     token = FleetToken(Path(settings.token_file).expanduser())
     registry = Registry.of(settings, token, keeps_indexes=False)
     agent = Agent(settings, token, registry)
-    relay = Proxy(agent, token)
+    proxy = Proxy(agent, token)
 
     def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
         scheme, _space, bearer = connection.headers.get("authorization", "").partition(" ")
@@ -114,12 +113,12 @@ def create_app(settings: Settings) -> Litestar:
         [
             ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, metrics,
             *logs.routes(agent),
-            *weights_api.routes(agent),
-            seed_api.routes(agent, relay, settings, has_token),
+            *weights.routes(agent),
+            legacy_api.routes(agent, proxy, settings, has_token),
         ],
         guards=[fleet_only],
         exception_handlers={NoAnswer: _unavailable, Exception: _error_response},
-        lifespan=[_own_name_lookups, lambda _: agent, lambda _: relay],
+        lifespan=[_own_name_lookups, lambda _: agent, lambda _: proxy],
         on_shutdown=[close],
         openapi_config=None,
         logging_config=None,

@@ -4,6 +4,7 @@ A running listener loads a certificate that is renewed on disk: new connections 
 """
 
 import asyncio
+import contextlib
 import functools
 import resource
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import uvicorn
 from cortex.platform.serving.certificates import check, with_reload
 from cortex.platform.serving.connections import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, Connections
 from cortex.platform.serving.http_limits import HEAD_S, LimitedProtocol
+from cortex.platform.serving.http_methods import with_head
 from cortex.platform.settings import SettingsError
 
 KEEP_ALIVE_S = 75
@@ -26,13 +28,14 @@ MOST_DESCRIPTORS = 65536
 
 
 class Listener(uvicorn.Config):
-    """A uvicorn configuration with connection limits and certificate reload."""
+    """A uvicorn configuration with connection limits, certificate reload and HEAD."""
 
     connections: Connections
 
     def load(self) -> None:
         """Load the application, in the serving process."""
         super().load()
+        self.loaded_app = with_head(self.loaded_app)
         if self.is_ssl and self.ssl is not None:
             self.loaded_app = with_reload(self.loaded_app, self.ssl, str(self.ssl_certfile), str(self.ssl_keyfile))
 
@@ -96,3 +99,16 @@ def _connection_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
         soft = target
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, (soft - SPARE_DESCRIPTORS) // 2)
+
+
+async def accepts(host: str, port: int, *, within_s: float) -> bool:
+    """Wait until a server accepts connections at an address. False after `within_s`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection(host, port)
+                    writer.close()
+                    return True
+                await asyncio.sleep(0.02)
+    return False

@@ -9,6 +9,7 @@ from litestar.params import Parameter
 
 from cortex.platform.registry import RecordUnavailable
 from cortex.router import api_types as api
+from cortex.router import operations
 from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.errors import BadRequest, NoCapacity, RecordIsAway
 from cortex.router.overview.functions import function_view, function_views
@@ -71,7 +72,7 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
             runtime.decision_log.operator_action(action, target.function.id, now=now)
         match action:
             case "warm":
-                return api.WarmAnswer(instance=await runtime.warm(id))
+                return api.WarmAnswer(instance=await operations.warm(runtime.activator, runtime.live_catalogue, id))
             case "cool":
                 return await _cool(runtime, id, at_once=now)
             case "pin" | "unpin":
@@ -101,9 +102,12 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
         runtime.decision_log.operator_action(verb, host=host)
         try:
             if verb == "drain":
-                moved, draining = await _recorded(runtime.drain(host))
+                catalogue, activator = runtime.live_catalogue, runtime.activator
+                moved, draining = await _recorded(
+                    operations.drain(runtime.registry, runtime.view, catalogue, activator, runtime.agents, host)
+                )
                 return api.DrainAnswer(moved=tuple(moved), draining=tuple(draining))
-            await _recorded(runtime.cordon(host, cordoned=verb == "cordon"))
+            await _recorded(operations.cordon(runtime.registry, runtime.view, host, cordoned=verb == "cordon"))
         except AgentUnavailable as error:
             raise NoCapacity(str(error), retry_after=5) from None
         return api.CordonAnswer(host=host, cordoned=verb == "cordon")
@@ -112,21 +116,25 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
 
 
 async def _cool(runtime: Runtime, name: str, *, at_once: bool) -> api.CoolAnswer:
-    draining, away = await runtime.cool(runtime.live_catalogue.resolve(name).function.id, at_once=at_once)
+    function = runtime.live_catalogue.resolve(name).function.id
+    draining, away = await operations.cool(runtime.agents, runtime.view, function, at_once=at_once)
     if away:
         raise NoCapacity(f"the agents of these hosts do not answer: {', '.join(away)}", retry_after=5)
     return api.CoolAnswer(instances=tuple(draining))
 
 
 async def _override(runtime: Runtime, name: str, **changes: int | bool | None) -> api.FunctionSettings:
-    function = runtime.live_catalogue.resolve(name).function
-    changed = await _recorded(runtime.override(function, **changes))
+    catalogue = runtime.live_catalogue
+    function = catalogue.resolve(name).function
+    changed = await _recorded(operations.override(runtime.registry, runtime.view, catalogue, function, **changes))
     return api.FunctionSettings(id=changed.id, pinned=changed.pinned, min=changed.min, max=changed.max)
 
 
 async def _forget(runtime: Runtime, name: str) -> api.ForgetAnswer:
     target = runtime.live_catalogue.resolve(name)
-    entries, away = await _recorded(runtime.forget(target))
+    entries, away = await _recorded(
+        operations.forget(runtime.registry, runtime.view, runtime.agents, runtime.history, target)
+    )
     if away:
         raise NoCapacity(f"forgotten by the record, but these hosts did not answer: {', '.join(away)}", retry_after=5)
     return api.ForgetAnswer(id=target.function.id, entries=entries)

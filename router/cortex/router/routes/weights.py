@@ -19,22 +19,23 @@ from cortex.platform.agent_messages import Remove, Stored
 from cortex.platform.record import HostRecord, use
 from cortex.platform.scheduling.placement import need
 from cortex.router import api_types as api
-from cortex.router.activation.agents import AgentRefused, AgentUnavailable
+from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailable
 from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
 from cortex.router.errors import BadRequest, HostNotFound, JobNotFound, NoCapacity, RequestError
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.overview.sources import download_views
-from cortex.router.runtime import Runtime
 
 T = TypeVar("T")
 
 
-def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HTTPRouteHandler]:
     """Return the routes."""
 
     @get("/admin/weights", opt={"needs": "status"})
     async def weights(host: str = "") -> api.WeightsAnswer:
         """List the weights of every host, or of one."""
-        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.stored(h))
+        found, away = await _from_all(_hosts(view, host), lambda h: agents.stored(h))
         return api.WeightsAnswer(weights=_weights(found), away=away)
 
     @post("/admin/weights/remove", opt={"needs": "admin"}, status_code=200)
@@ -42,13 +43,13 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Remove weights that are not in use, by function or source, or all that no function declares."""
         if not data.names and not data.unused:
             raise BadRequest("no weights selected: set `names` or `unused`")
-        catalogue = runtime.live_catalogue.catalogue
-        names = tuple(catalogue.aliases.get(n, n) for n in data.names)
+        aliases = catalogue.catalogue.aliases
+        names = tuple(aliases.get(n, n) for n in data.names)
         command = Remove(names, data.unused, data.dry_run)
-        hosts = _hosts(runtime, data.host)
+        hosts = _hosts(view, data.host)
         for host in hosts if data.unused else ():
-            await _update_catalogue(runtime, host)
-        found, away = await _from_all(hosts, lambda h: runtime.agents.remove_weights(h, command))
+            await _update_catalogue(agents, catalogue, host)
+        found, away = await _from_all(hosts, lambda h: agents.remove_weights(h, command))
         remaining = [
             api.RemainingWeights(host=h, name=n, why=w) for h, result in found.items() for n, w in result.kept.items()
         ]
@@ -58,37 +59,37 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
     async def fetch(data: api.FetchRequest) -> api.FetchAnswer:
         """Fetch a function's weights without starting it."""
-        function = runtime.live_catalogue.resolve(data.function).function
-        chosen = _best(runtime, function, data.host)
-        await _update_catalogue(runtime, chosen)
-        job = await _one(chosen, runtime.agents.prefetch(chosen, function))
+        function = catalogue.resolve(data.function).function
+        chosen = _best(view, function, data.host)
+        await _update_catalogue(agents, catalogue, chosen)
+        job = await _one(chosen, agents.prefetch(chosen, function))
         return api.FetchAnswer(host=chosen.name, job=job, function=function.id)
 
     @get("/admin/weights/estimate", opt={"needs": "status"})
     async def estimate(function: str, host: str = "") -> api.EstimateAnswer:
         """Estimate the memory of a function's instance, also without local weights."""
-        spec = runtime.live_catalogue.resolve(function).function
-        chosen = _best(runtime, spec, host)
-        result = await _one(chosen, runtime.agents.estimate(chosen, spec))
+        spec = catalogue.resolve(function).function
+        chosen = _best(view, spec, host)
+        result = await _one(chosen, agents.estimate(chosen, spec))
         return api.EstimateAnswer(**asdict(result), host=chosen.name)
 
     @get("/admin/jobs", opt={"needs": "status"})
     async def jobs(host: str = "") -> api.JobsAnswer:
         """List the running and recent downloads."""
-        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.jobs(h))
-        views = [view for h, fetches in found.items() for view in download_views(h, fetches, time.time())]
-        return api.JobsAnswer(jobs=tuple(views), away=away)
+        found, away = await _from_all(_hosts(view, host), lambda h: agents.jobs(h))
+        downloads = [d for h, fetches in found.items() for d in download_views(h, fetches, time.time())]
+        return api.JobsAnswer(jobs=tuple(downloads), away=away)
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
     async def cancel(job: str) -> api.CancelJobAnswer:
         """Cancel a download for all its waiters. The part that was fetched stays."""
-        hosts = _hosts(runtime, "")
-        found, _ = await _from_all(hosts, lambda h: runtime.agents.jobs(h))
+        hosts = _hosts(view, "")
+        found, _ = await _from_all(hosts, lambda h: agents.jobs(h))
         active = {f.id: h for h, fetches in found.items() for f in fetches if f.alive}
         if job not in active:
             raise JobNotFound(job, nearest(job, active))
         host = next(h for h in hosts if h.name == active[job])
-        await _one(host, runtime.agents.cancel_job(host, job))
+        await _one(host, agents.cancel_job(host, job))
         return api.CancelJobAnswer(host=host.name, job=job)
 
     return [weights, remove, fetch, estimate, jobs, cancel]
@@ -98,8 +99,8 @@ def _weights(stored: Mapping[str, Iterable[Stored]]) -> tuple[api.WeightsView, .
     return tuple(api.WeightsView(**asdict(s), host=host) for host, entries in stored.items() for s in entries)
 
 
-def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
-    hosts = runtime.view.fleet.hosts
+def _hosts(view: FleetView, name: str) -> list[HostRecord]:
+    hosts = view.fleet.hosts
     if not name:
         return [hosts[h] for h in sorted(hosts)]
     if name not in hosts:
@@ -107,18 +108,17 @@ def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
     return [hosts[name]]
 
 
-async def _update_catalogue(runtime: Runtime, host: HostRecord) -> None:
+async def _update_catalogue(agents: Agents, catalogue: LiveCatalogue, host: HostRecord) -> None:
     """Send an agent the current catalogue, from which it derives unused weights and the functions of a download."""
-    if host.catalogue != runtime.live_catalogue.digest:
-        catalogue, digest = runtime.live_catalogue.catalogue, runtime.live_catalogue.digest
-        await _one(host, runtime.agents.send_catalogue(host, catalogue, digest))
+    if host.catalogue != catalogue.digest:
+        await _one(host, agents.send_catalogue(host, catalogue.catalogue, catalogue.digest))
 
 
-def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:
+def _best(view: FleetView, function: Function, host: str) -> HostRecord:
     """Return the named host, or the first candidate for starting the function."""
     if host:
-        return _hosts(runtime, host)[0]
-    fleet, requirement = runtime.view.fleet, need(function, None)
+        return _hosts(view, host)[0]
+    fleet, requirement = view.fleet, need(function, None)
     names = hosts_to_ask(requirement, function, fleet, use(fleet), clock.now())
     if not names:
         why = why_nowhere(requirement, fleet, use(fleet), clock.now())
