@@ -13,6 +13,7 @@ from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, Sil
 from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.reconcile import STABLE_S
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
 from cortex.platform.scheduling.scheduler import MISSES_TO_ACT, REPORTS_BACK_S, Scheduler
@@ -119,7 +120,7 @@ def test_ensure_places_and_starts_a_worker() -> None:
     )
     assert answer == Accepted("one", State.STARTING)
     assert scheduler.take_effects() == [
-        Decision("placed", "f", "one", "on gpu-0"),
+        Decision(DecisionKind.PLACED, "f", "one", "on gpu-0"),
         Spawn(started, F, HERE),
     ]
     assert scheduler.record().instances == (started,)

@@ -42,6 +42,7 @@ from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
@@ -228,7 +229,7 @@ class Agent:
 
     async def _not_now(self, function: Function, reason: str) -> Rejected:
         """Reject a start, with a receipt."""
-        self.publisher.note(Decision("refused", function.id, "", reason), self._fleet)
+        self.publisher.note(Decision(DecisionKind.REFUSED, function.id, "", reason), self._fleet)
         await self.publisher.publish()
         return Rejected(reason, When.LATER)
 
@@ -454,7 +455,7 @@ class Agent:
                 await asyncio.sleep(TICK_S)
 
     def _draining(self) -> bool:
-        return any(i.why for i in self.scheduler.record().instances)
+        return any(i.reason for i in self.scheduler.record().instances)
 
     async def _stop_all(self) -> None:
         self._decide(lambda s, now: s.shut_down(now))

@@ -3,7 +3,8 @@
 from msgspec import Struct
 
 from cortex.functions.spec import Function
-from cortex.platform.record import Instance
+from cortex.platform.record import DrainReason, Instance
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 
 
@@ -58,10 +59,12 @@ class Reclaim(Struct, frozen=True):
 class Decision(Struct, frozen=True):
     """A receipt to write: `what` happened to which function and instance, and why."""
 
-    what: str
+    what: DecisionKind
     function: str
     instance: str
     why: str
+    reason: DrainReason | None = None
+    """Of a drain or stop."""
 
 
 Effect = Fetch | CancelFetch | Spawn | Look | Prove | Stop | Reclaim | Decision

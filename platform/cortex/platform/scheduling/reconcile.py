@@ -11,13 +11,14 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import COMING, LIVE, State, Step
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import FailureKind, Fleet, Instance, Silence, Use
+from cortex.platform.record import DrainReason, FailureKind, Fleet, Instance, Silence, Use
 from cortex.platform.scheduling.defrag import Move, consolidate
 from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.ledger import placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place, protection
 from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
 from cortex.platform.scheduling.reaping import reap_at
+from cortex.platform.scheduling.reasons import FOR_ROOM, DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.state import HostState, Observation
 from cortex.platform.scheduling.turns import (
@@ -112,13 +113,13 @@ class Reconciler(HostState):
         if current is not None and current.state is instance.state and not current.problem:
             self._put(replace(current, problem=problem))
         if log_it:
-            self._decide("overdue", instance.function, instance.id, problem)
+            self._decide(DecisionKind.OVERDUE, instance.function, instance.id, problem)
 
     def _reconcile_placing(self, instance: Instance, usage: Use, now: float) -> None:
         """Start it once all instances it waits for are gone and no start or stop runs on its GPUs."""
         present = [w for w in instance.waits_for if w in self._instances]
         if self._turn_is_pointless(instance, present, usage, now):
-            self._decide("abandoned", instance.function, instance.id, "no request waits for it any more")
+            self._decide(DecisionKind.ABANDONED, instance.function, instance.id, "no request waits for it any more")
             self._step(instance, Step.ABANDONED, now)
             return
         still_live = (w for w in present if self._instances[w].state in LIVE and not self._moving(w))
@@ -154,7 +155,7 @@ class Reconciler(HostState):
         silent, total = now - instance.last_sign, now - instance.started
         if silent > self._rules.start_silence_s:
             self._fail(instance, FailureKind.CRASH, f"the start showed no sign of life for {silent:.0f} s", (), now)
-            self._stop(instance, "failed", now)
+            self._stop(instance, DrainReason.FAILED, now)
         elif total > (ceiling := self._ceiling(instance)):
             self._fail(
                 instance,
@@ -163,7 +164,7 @@ class Reconciler(HostState):
                 (),
                 now,
             )
-            self._stop(instance, "failed", now)
+            self._stop(instance, DrainReason.FAILED, now)
 
     def _ceiling(self, instance: Instance) -> float:
         """Maximum duration of a start: the rule's, plus the time to read its weights from a slow disk."""
@@ -177,7 +178,7 @@ class Reconciler(HostState):
         function = self._functions.get(instance.id)
         successor = self._instances.get(instance.moves_to)
         if successor is not None and successor.state is State.READY:
-            self._drain(instance, f"moved to {', '.join(successor.devices)}", now)
+            self._drain(instance, DrainReason.MOVED, now, ", ".join(successor.devices))
             return
         if usage.known and function is not None:
             self._reconcile_progress(instance, function, now)
@@ -187,7 +188,7 @@ class Reconciler(HostState):
             self._is_idle(instance, now)  # requests a look; its result counts from the next report on
         at = reap_at(instance, function, usage, self._in_fleet())
         if at is not None and now >= at:
-            self._drain(instance, "idle", now)
+            self._drain(instance, DrainReason.IDLE, now)
 
     def _reconcile_progress(self, instance: Instance, function: Function, now: float) -> None:
         """Send a request of one token to a worker that has been silent for too long."""
@@ -229,16 +230,16 @@ class Reconciler(HostState):
             if not self._is_busy(instance):
                 return  # until the look is done
             busy = 1
-        if instance.why.startswith("evicted") and not self._awaited(instance.id):
+        if instance.reason in FOR_ROOM and not self._awaited(instance.id):
             self._take_back(instance, "its room is not needed any more", now)
         elif acknowledged and not busy:
             if not self._lane_taken(instance, (State.STARTING,)):  # memory that is released disturbs a start
-                self._stop(instance, instance.why, now)
-        elif instance.why == "superseded" or self._replaced(instance):
+                self._stop(instance, None, now)
+        elif instance.reason is DrainReason.SUPERSEDED or self._replaced(instance):
             return  # another serves in its place: it finishes its requests, however long that takes
         elif instance.yields_to and now < instance.deadline:
             self._outlast_grace(instance, busy, now)
-        elif busy and instance.why == "idle" and not self._awaited(instance.id):
+        elif busy and instance.reason is DrainReason.IDLE and not self._awaited(instance.id):
             self._take_back(instance, "a request is in flight", now)
         elif now >= instance.deadline:
             why = f"{busy} requests in flight" if busy else "not acknowledged by all routers"
@@ -255,7 +256,7 @@ class Reconciler(HostState):
             f" {function.request_timeout_s:g} s from when it was closed"
         )
         self._overdue[instance.id] = now
-        self._decide("overdue", instance.function, instance.id, why)
+        self._decide(DecisionKind.OVERDUE, instance.function, instance.id, why)
 
     # Looks at the worker.
 
@@ -346,12 +347,12 @@ class Reconciler(HostState):
         )
         for victim in map(self._instances.__getitem__, placement.evict):
             if protection(victim, self._use(), now):  # it is in use: this is a turn
-                self._decide("closed", victim.function, victim.id, f"for the turn of {instance.function}")
+                self._decide(DecisionKind.CLOSED, victim.function, victim.id, f"for the turn of {instance.function}")
                 self._close(victim, instance.function, now)
                 continue
-            self._decide("evicted", victim.function, victim.id, f"for {instance.function}")
-            self._drain(victim, f"evicted for {instance.function}", now)
-        self._decide("placed", instance.function, instance.id, f"on {', '.join(placement.devices)}")
+            self._decide(DecisionKind.EVICTED, victim.function, victim.id, f"for {instance.function}")
+            self._drain(victim, DrainReason.EVICTED, now, instance.function)
+        self._decide(DecisionKind.PLACED, instance.function, instance.id, f"on {', '.join(placement.devices)}")
 
     def _admit_or_fail(self, instance: Instance, now: float) -> None:
         function = self._functions[instance.id]
@@ -400,4 +401,4 @@ class Reconciler(HostState):
         self._weights[successor.id] = self._weights[instance.id]
         self._put(successor)
         self._put(replace(instance, moves_to=successor.id))
-        self._decide("moved", instance.function, instance.id, f"to {', '.join(move.to)}")
+        self._decide(DecisionKind.MOVED, instance.function, instance.id, f"to {', '.join(move.to)}")

@@ -15,15 +15,16 @@ from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import TRANSITIONS, State, Step
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
-from cortex.platform.record import Cause, Device, FailureKind, Fleet, Held, Instance, ProcessId
+from cortex.platform.record import Cause, Device, DrainReason, FailureKind, Fleet, Held, Instance, ProcessId
 from cortex.platform.scheduling.effects import Fetch, Reclaim, Stop
 from cortex.platform.scheduling.failures import cause_of
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S, NoRoom, Placement, When
 from cortex.platform.scheduling.progress import is_hung
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.reconcile import PROVE_AGAIN_S, Reconciler
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
-from cortex.platform.scheduling.state import Observation
+from cortex.platform.scheduling.state import Observation, without_reason
 from cortex.platform.scheduling.turns import Waiter
 from cortex.platform.served_model import ServedModel
 
@@ -63,13 +64,12 @@ class Scheduler(Reconciler):
             self._put(replace(instance, last_sign=now))
             return
         self._epoch += 1
-        serving = replace(instance, state=State.READY, epoch=self._epoch, why="", deadline=0.0, yields_to="")
-        instance = self._put(serving)
+        instance = self._put(replace(without_reason(instance), state=State.READY, epoch=self._epoch))
         if not healthy:  # (5)
             self._fail(instance, FailureKind.CRASH, "the worker did not answer the restarted agent", (), now)
-            self._stop(instance, "failed", now)
+            self._stop(instance, DrainReason.FAILED, now)
         else:  # (4)
-            self._decide("adopted", instance.function, instance.id, f"pid {instance.pid}")
+            self._decide(DecisionKind.ADOPTED, instance.function, instance.id, f"pid {instance.pid}")
 
     # Requests.
 
@@ -132,14 +132,14 @@ class Scheduler(Reconciler):
             if turn and evict:
                 self._line.join(replace(waiter, turn=next_turn, start_s=self._start_s(function)))
             if next_turn is None or not turn or (next_turn.at > now and weights is not None):
-                self._decide("refused", function.id, "", placement.reason)
+                self._decide(DecisionKind.REFUSED, function.id, "", placement.reason)
                 turn_in_s = next_turn.at - now if next_turn else None
                 return Rejected(
                     placement.reason, placement.when, short_by_mb=placement.short_by_mb, turn_in_s=turn_in_s
                 )
             placement = next_turn.placement  # missing weights are fetched before the turn
             if weights is not None:
-                self._decide("turn", function.id, instance_id, self._cost(waiter, placement, now))
+                self._decide(DecisionKind.TURN, function.id, instance_id, self._cost(waiter, placement, now))
         if not exclude:
             self._line.leave(function.id)
         instance = Instance(
@@ -196,14 +196,14 @@ class Scheduler(Reconciler):
         """Drain the host: start nothing more, and end every instance after its requests. Return the ids of those that
         end."""
         self._cordoned = True
-        ids = [i.id for i in list(self._instances.values()) if self._end(i, "host drain", now)]
+        ids = [i.id for i in list(self._instances.values()) if self._end(i, DrainReason.HOST_DRAIN, now)]
         self.reconcile(now)
         return ids
 
-    def cool(self, function: str, now: float, *, at_once: bool = False, why: str = "cool") -> list[str]:
+    def cool(self, function: str, now: float, *, at_once: bool = False) -> list[str]:
         """End the instances of a function: after the requests in flight, or at once. Return their ids."""
         instances = [i for i in self._instances.values() if i.function == function]
-        ids = [i.id for i in instances if self._end(i, why, now, at_once=at_once)]
+        ids = [i.id for i in instances if self._end(i, DrainReason.COOL, now, at_once=at_once)]
         self.reconcile(now)
         return ids
 
@@ -221,7 +221,7 @@ class Scheduler(Reconciler):
             declared = catalogue.get(instance.function)
             if declared is None or revision(declared) != instance.revision:
                 self._superseded[instance.function, instance.revision] = now + SUPERSEDED_S
-                self._end(instance, "superseded", now)
+                self._end(instance, DrainReason.SUPERSEDED, now)
             else:
                 self._functions[instance.id] = declared
                 pinned = declared.pinned or self._host.name in declared.pinned_on
@@ -232,7 +232,7 @@ class Scheduler(Reconciler):
     def shut_down(self, now: float) -> None:
         """End every instance at once."""
         for instance in list(self._instances.values()):
-            self._end(instance, "shutdown", now, at_once=True)
+            self._end(instance, DrainReason.SHUTDOWN, now, at_once=True)
 
     # Events.
 
@@ -252,7 +252,7 @@ class Scheduler(Reconciler):
         if instance is not None and instance.state is State.READY:
             reason = f"the worker has no process on {', '.join(instance.devices)}: it fell back to the CPU"
             self._fail(instance, FailureKind.CRASH, reason, (), now)
-            self._stop(instance, "failed", now)
+            self._stop(instance, DrainReason.FAILED, now)
 
     def health_check_failed(self, instance_id: str, misses: int, now: float, *, stuck: bool) -> None:
         """A ready worker did not answer `misses` consecutive health checks:
@@ -271,7 +271,7 @@ class Scheduler(Reconciler):
             return
         reason = f"the worker did not answer {misses} health checks{' and uses no CPU time' if stuck else ''}"
         self._fail(instance, FailureKind.CRASH, reason, (), now, died=True)  # (2), (4)
-        self._stop(instance, "failed", now)
+        self._stop(instance, DrainReason.FAILED, now)
 
     def proved(self, instance_id: str, now: float, *, answered: bool, worked: bool) -> None:
         """A silent worker was sent a request of one token:
@@ -296,7 +296,7 @@ class Scheduler(Reconciler):
             " one token"
         )
         self._fail(instance, FailureKind.CRASH, reason, (), now, died=True, hung=True)  # (2)
-        self._stop(instance, "failed", now)
+        self._stop(instance, DrainReason.FAILED, now)
 
     def measured(self, devices: Sequence[Device], foreign: Sequence[Held] = (), problem: str = "") -> None:
         """New readings of the host's devices, and the foreign processes that hold their memory."""
@@ -359,7 +359,7 @@ class Scheduler(Reconciler):
         instance = self._instances.get(instance_id)
         if instance is not None and instance.state in (State.STOPPING, State.RECLAIMING):
             if instance.problem != problem:
-                self._decide("overdue", instance.function, instance.id, problem)
+                self._decide(DecisionKind.OVERDUE, instance.function, instance.id, problem)
             self._put(replace(instance, problem=problem))
 
     def fetching(self, instance_id: str, phase: str, progress: float | None, now: float) -> None:
@@ -422,7 +422,8 @@ class Scheduler(Reconciler):
             instance = self._step(replace(instance, ready=now), Step.ANSWERED, now)
             self._put(replace(instance, phase="", progress=None))
             description = f", {instance.path}" if instance.path not in ("", "plain") else ""
-            self._decide("ready", instance.function, instance.id, f"after {now - instance.started:.3f} s{description}")
+            took = f"after {now - instance.started:.3f} s{description}"
+            self._decide(DecisionKind.READY, instance.function, instance.id, took)
             self.reconcile(now)
 
     def set_served_model(self, instance_id: str, card: ServedModel) -> None:
@@ -449,7 +450,7 @@ class Scheduler(Reconciler):
                 now,
                 died=True,
             )
-        self._decide("exited", instance.function, instance.id, description)
+        self._decide(DecisionKind.EXITED, instance.function, instance.id, description)
         instance = self._step(instance, Step.EXITED, now)
         self._effects.append(Reclaim(instance))
         if again:
@@ -471,7 +472,7 @@ class Scheduler(Reconciler):
         instance = self._instances.get(instance_id)
         if instance is not None and instance.state is State.STARTING:
             self._fail(instance, FailureKind.CRASH, reason, last_lines, now)
-            self._stop(instance, "failed", now)
+            self._stop(instance, DrainReason.FAILED, now)
 
     def reclaimed(self, instance_id: str, now: float) -> None:
         """The worker's processes are gone and its memory is free."""

@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, LIVE, State, Step, after
 from cortex.functions.spec import Function
-from cortex.platform.record import FailureKind, HostRecord, Instance, Use, used_instance
+from cortex.platform.record import DrainReason, FailureKind, HostRecord, Instance, Use, used_instance
 from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Stop
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.progress import Proof
+from cortex.platform.scheduling.reasons import STAYS_DRAINED, DecisionKind, drain_text
 from cortex.platform.scheduling.reports import Reports
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
 from cortex.platform.scheduling.turns import Line
@@ -137,9 +138,7 @@ class HostState:
         ]
         live = [i for i in same if i.state in LIVE]
         idle = [
-            i
-            for i in same
-            if i.state is State.DRAINING and i.why not in ("cool", "host drain") and not self._awaited(i.id)
+            i for i in same if i.state is State.DRAINING and i.reason not in STAYS_DRAINED and not self._awaited(i.id)
         ]
         return next(iter(live + idle), None)
 
@@ -168,11 +167,12 @@ class HostState:
 
     # Steps.
 
-    def _drain(self, instance: Instance, why: str, now: float) -> None:
+    def _drain(self, instance: Instance, reason: DrainReason, now: float, detail: str = "") -> None:
         self._epoch += 1
-        instance = replace(instance, epoch=self._epoch, why=why, deadline=now + self._rules.drain_grace_s)
-        if not why.startswith("evicted"):  # an eviction has its own receipt
-            self._decide("draining", instance.function, instance.id, why)
+        instance = replace(_with_reason(instance, reason, detail), epoch=self._epoch)
+        instance = replace(instance, deadline=now + self._rules.drain_grace_s)
+        if reason is not DrainReason.EVICTED:  # an eviction has its own receipt
+            self._decide(DecisionKind.DRAINING, instance.function, instance.id, instance.why, reason)
         self._step(instance, Step.DRAIN, now)
 
     def _close(self, instance: Instance, function: str, now: float) -> None:
@@ -182,39 +182,41 @@ class HostState:
         """
         self._epoch += 1
         latest = now + self._functions[instance.id].request_timeout_s
-        instance = replace(instance, epoch=self._epoch, why=f"evicted for {function}", yields_to=function)
+        instance = _with_reason(instance, DrainReason.TURN, function)
+        instance = replace(instance, epoch=self._epoch, yields_to=function)
         self._step(replace(instance, deadline=latest), Step.DRAIN, now)
 
     def _take_back(self, instance: Instance, why: str, now: float) -> None:
         """Cancel the drain of an instance; abandon the start of its replacement."""
         self._epoch += 1
-        self._decide("kept", instance.function, instance.id, why)
-        self._step(replace(instance, epoch=self._epoch, why="", deadline=0.0, yields_to=""), Step.TAKEN_BACK, now)
+        self._decide(DecisionKind.DRAIN_CANCELLED, instance.function, instance.id, why)
+        self._step(replace(without_reason(instance), epoch=self._epoch), Step.TAKEN_BACK, now)
         for twin in self._twins(instance):
             if twin.state in (State.FETCHING, State.PLACING):
-                self._decide("abandoned", twin.function, twin.id, f"{instance.id} serves on")
+                self._decide(DecisionKind.ABANDONED, twin.function, twin.id, f"{instance.id} serves on")
                 self._step(twin, Step.ABANDONED, now)
 
-    def _stop(self, instance: Instance, why: str, now: float) -> None:
-        instance = self._step(replace(instance, why=why), Step.STOP, now)
-        self._decide("stopped", instance.function, instance.id, why)
+    def _stop(self, instance: Instance, reason: DrainReason | None, now: float) -> None:
+        """Stop a worker for a reason; None: for the one it drains for."""
+        instance = self._step(_with_reason(instance, reason) if reason else instance, Step.STOP, now)
+        self._decide(DecisionKind.STOPPED, instance.function, instance.id, instance.why, instance.reason)
         self._effects.append(Stop(instance, self._rules.stop_grace_s))
 
-    def _end(self, instance: Instance, why: str, now: float, *, at_once: bool = False) -> bool:
+    def _end(self, instance: Instance, reason: DrainReason, now: float, *, at_once: bool = False) -> bool:
         """Drain, stop or abandon an instance. False when it is already ending."""
         match instance.state:
             case State.FETCHING | State.PLACING:
-                self._fail(instance, _cancelled(why), f"given up before it started: {why}", (), now)
+                self._fail(instance, _cancelled(reason), f"given up before it started: {reason}", (), now)
                 self._step(instance, Step.ABANDONED, now)
             case State.STARTING:
-                self._fail(instance, _cancelled(why), f"given up while it was starting: {why}", (), now)
-                self._stop(instance, why, now)
+                self._fail(instance, _cancelled(reason), f"given up while it was starting: {reason}", (), now)
+                self._stop(instance, reason, now)
             case State.READY if not at_once:
-                self._drain(instance, why, now)
+                self._drain(instance, reason, now)
             case State.READY | State.DRAINING if at_once:
-                self._stop(instance, why, now)
+                self._stop(instance, reason, now)
             case State.DRAINING:
-                self._put(replace(instance, why=why, deadline=now + self._rules.drain_grace_s))
+                self._put(replace(_with_reason(instance, reason), deadline=now + self._rules.drain_grace_s))
             case _:
                 return False
         return True
@@ -259,12 +261,24 @@ class HostState:
         hung: bool = False,
     ) -> None:
         failure = self._failures.add(instance, kind, reason, last_lines, now, died=died, hung=hung)
-        self._decide("failed", instance.function, instance.id, failure.reason)
+        self._decide(DecisionKind.FAILED, instance.function, instance.id, failure.reason)
 
-    def _decide(self, what: str, function: str, instance: str, why: str) -> None:
-        self._effects.append(Decision(what, function, instance, why))
+    def _decide(
+        self, what: DecisionKind, function: str, instance: str, why: str, reason: DrainReason | None = None
+    ) -> None:
+        self._effects.append(Decision(what, function, instance, why, reason))
 
 
-def _cancelled(why: str) -> FailureKind:
+def _with_reason(instance: Instance, reason: DrainReason, detail: str = "") -> Instance:
+    return replace(instance, reason=reason, why=drain_text(reason, detail))
+
+
+def without_reason(instance: Instance) -> Instance:
+    """Return an instance whose drain is cancelled."""
+    return replace(instance, reason=None, why="", deadline=0.0, yields_to="")
+
+
+def _cancelled(reason: DrainReason) -> FailureKind:
     """Return the failure kind of a cancelled start: after ROOM, requests may try another host or revision."""
-    return FailureKind.ROOM if why in ("host drain", "shutdown", "superseded") else FailureKind.CANCELLED
+    elsewhere = (DrainReason.HOST_DRAIN, DrainReason.SHUTDOWN, DrainReason.SUPERSEDED)
+    return FailureKind.ROOM if reason in elsewhere else FailureKind.CANCELLED
