@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform.decisions import DecisionRecord, fields, numbers, receipt
-from cortex.platform.record import FailureKind, InLine
+from cortex.platform.record import InLine
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.reasons import DecisionKind
 from tests.support.factories import a_device, a_fleet, a_host, a_report, an_instance
@@ -48,10 +48,10 @@ def test_a_placement_says_what_was_free_before_it() -> None:
 
 
 def test_a_failure_says_its_kind_and_when_it_is_tried_again() -> None:
-    from cortex.platform.scheduling.failures import Failures
+    from cortex.platform.scheduling.failures import Failures, Incident
 
     failures = Failures()
-    failures.add(an_instance("one"), FailureKind.CRASH, "it crashed", (), 100.0)
+    failures.add(an_instance("one"), Incident("it crashed"), 100.0)
     host = a_host(failures=failures.all())
 
     found = numbers(Decision(DecisionKind.FAILED, "org/model", "one", "it crashed"), host, None, 100.0)

@@ -106,6 +106,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     server: str = ""
     """Its server, a row of `servers.py`."""
     health_path: str = "/health"
+    warm: bool = False
+    """Whether a parked launcher started it."""
     path: str = ""
     """How it was started: `warm` from a parked launcher, or `plain`, with the reason if there is one."""
     phase: str = ""

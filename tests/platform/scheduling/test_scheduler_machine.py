@@ -21,9 +21,10 @@ from cortex.platform.record import Fleet, HostRecord, Instance, used_instance
 from cortex.platform.scheduling.effects import Decision, Effect, Look, Spawn, Stop
 from cortex.platform.scheduling.placement import FIRST_SERVE_S
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.scheduler import REPORTS_BACK_S, Scheduler
+from cortex.platform.scheduling.scheduler import REPORTS_BACK_S
 from cortex.platform.scheduling.state import Rules
 from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_process, a_report
+from tests.support.scheduling import SchedulerDriver
 
 HERE = LocalWeights("/cache/weights", 1)
 DEVICES = (a_device("gpu-0", 10), a_device("gpu-1", 8), a_device("cpu", 5, kind="cpu"))
@@ -62,7 +63,7 @@ class Agent(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(a_host(devices=DEVICES), RULES)
+        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), RULES)
         self.now = 0.0
         self.made = 0
         self.fleet: Fleet | None = None
@@ -73,7 +74,7 @@ class Agent(RuleBasedStateMachine):
 
     @initialize(strategy=st.sampled_from(["lru", "priority"]))
     def begin(self, strategy: str) -> None:
-        self.scheduler = Scheduler(a_host(devices=DEVICES), replace(RULES, strategy=strategy))
+        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), replace(RULES, strategy=strategy))
         self.report(0, 0, [], [])
 
     # The world.
@@ -185,8 +186,8 @@ class Agent(RuleBasedStateMachine):
 
     def restart(self) -> None:
         """The agent is started anew: it takes its workers over, some dead, some that do not answer."""
-        record, state = self.scheduler.record(), self.scheduler.state()
-        self.scheduler = Scheduler(replace(record, instances=(), failures=state.failures), RULES)
+        record, state = self.scheduler.record(), self.scheduler.saved_state()
+        self.scheduler = SchedulerDriver(replace(record, instances=(), failures=state.failures), RULES)
         self.pending = {task: effect for task, effect in self.pending.items() if task[0] == "Spawn"}
         for n, worker in enumerate(state.workers):
             self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=n % 4 != 2)

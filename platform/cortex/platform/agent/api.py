@@ -54,15 +54,7 @@ def create_app(settings: Settings) -> Litestar:
 
     @post("/functions/ensure", status_code=200)
     async def ensure(data: Ensure) -> Accepted | Rejected:
-        return await agent.ensure(
-            data.function,
-            force=data.force,
-            beside=data.beside,
-            evict=data.evict,
-            minimum=data.minimum,
-            waited_s=data.waited_s,
-            turn=data.turn,
-        )
+        return await agent.ensure(data)
 
     @post("/functions/plan", status_code=200)
     async def plan(data: PlanRequest) -> PlacementPlan | Rejected:

@@ -70,7 +70,7 @@ class AgentCounts:
         if instance is None:
             return
         had_to_wait = instance.phases.get(State.PLACING, 0.0) > 0.05
-        launch = "warm" if instance.path == "warm" else "plain"
+        launch = "warm" if instance.warm else "plain"
         path = "fetched" if State.FETCHING in instance.phases else "evicted" if had_to_wait else launch
         meter = self._meter
         meter.count(metrics.LAUNCHES, (self._node, instance.server, launch))

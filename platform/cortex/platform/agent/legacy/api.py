@@ -32,7 +32,7 @@ from cortex.platform import clock
 from cortex.platform.agent.host_name import name_taken
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
-from cortex.platform.agent_messages import Rejected
+from cortex.platform.agent_messages import Ensure, Rejected
 from cortex.platform.record import Device, Failure, FailureKind, HostRecord, Instance
 from cortex.platform.scheduling.placement import When
 from cortex.platform.settings import Settings
@@ -302,7 +302,7 @@ async def _loaded(agent: Agent, asked: Load) -> None:
     (5) it was let go in the same moment, or is started once more: ask again.
     """
     while True:
-        going = await agent.ensure(_wanted(agent, asked))
+        going = await agent.ensure(Ensure(_wanted(agent, asked)))
         if isinstance(going, Rejected):  # (1)
             raise _refusal(asked.model_id, going)
         while (instance := agent.instance(going.instance)) and instance.state in COMING:  # (2)
