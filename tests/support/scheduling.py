@@ -7,6 +7,7 @@ from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Reje
 from cortex.platform.record import FailureKind, Fleet, HostRecord, ProcessId
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import Answer, Effect, Ending
+from cortex.platform.scheduling.event_log import EventLog
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.failures import evidence_in
 from cortex.platform.scheduling.ledger import Entry
@@ -21,10 +22,12 @@ class SchedulerDriver:
 
     def __init__(self, host: HostRecord, rules: Rules) -> None:
         self.scheduler = Scheduler(host, rules)
+        self.log = EventLog(self.scheduler.state, 0.0, b"key", segment_events=20)
         self._effects: list[Effect] = []
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         effects = self.scheduler.handle(event, now)
+        self.log.add(event, effects, now)
         self._effects += [e for e in effects if not isinstance(e, Answer | Ending)]
         return effects
 
@@ -46,7 +49,7 @@ class SchedulerDriver:
         return self.scheduler.plan(function, weights, now)
 
     def reconcile(self, now: float) -> None:
-        """Take the steps that are due, without an event."""
+        """Take the steps that are due, without an event: a replay would miss them."""
         reconcile(self.scheduler.state, now)
         self._effects += self.scheduler.take_effects()
 

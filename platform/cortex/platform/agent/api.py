@@ -14,6 +14,7 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, NotAuthorizedException, NotFoundException
 from litestar.exceptions.responses import create_exception_response
 from litestar.handlers import BaseRouteHandler
+from litestar.response import Stream
 from msgspec import to_builtins
 
 from cortex.platform.agent import metrics as agent_metrics
@@ -94,6 +95,16 @@ def create_app(settings: Settings) -> Litestar:
     async def devices() -> list[dict[str, Any]]:
         return _devices(agent.record(), agent.reading().held)
 
+    @get("/events")
+    async def events() -> Stream:
+        """Return the last events of the scheduler as JSON lines: see `scheduling/event_log.py`."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in agent.event_log.export():
+                yield chunk
+
+        return Stream(chunks(), media_type="application/jsonl")
+
     @get("/metrics")
     async def metrics() -> Response[bytes]:
         return Response(agent_metrics.text(agent), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -103,7 +114,7 @@ def create_app(settings: Settings) -> Litestar:
 
     return Litestar(
         [
-            ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, metrics,
+            ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, events, metrics,
             *logs.routes(agent),
             *weights.routes(agent),
             seed_api.routes(agent, relay, settings, has_token),

@@ -41,6 +41,7 @@ from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending
+from cortex.platform.scheduling.event_log import EventLog
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.reasons import DecisionKind
@@ -102,6 +103,7 @@ class Agent:
         self.settings = settings
         self._engines = host_engines
         self.scheduler = Scheduler(host, rules)
+        self.event_log = EventLog(self.scheduler.state, clock.now(), secrets.token_bytes(32))
         counts = AgentCounts(settings.host_name)
         self.faults = Faults(counts.fault)
         self.supervisor = Supervisor(
@@ -296,15 +298,18 @@ class Agent:
 
     def _handle(self, event: Event) -> list[Effect]:
         """Pass an event to the scheduler; perform and return its effects. One that raises half-way loses none."""
+        now = clock.now()
         try:
-            effects = self.scheduler.handle(event, clock.now())
-        except Exception:
-            self._perform(self.scheduler.take_effects())
+            effects = self.scheduler.handle(event, now)
+        except Exception as error:
+            self._perform(event, self.scheduler.take_effects(), now, type(error).__name__)
             raise
-        self._perform(effects)
+        self._perform(event, effects, now)
         return effects
 
-    def _perform(self, effects: list[Effect]) -> None:
+    def _perform(self, event: Event, effects: list[Effect], now: float, raised: str = "") -> None:
+        with self.faults.guard("event log"):
+            self.event_log.add(event, effects, now, raised)
         for effect in effects:
             with self.faults.guard("effect"):
                 self.supervisor.perform(effect)

@@ -1,10 +1,14 @@
-"""`/admin/decisions` and `/admin/events`: the decision log, and a live stream of it."""
+"""`/admin/decisions` and `/admin/events`: the decision log, and a live stream of it.
+
+`/admin/hosts/{host}/events` has the events that a host's scheduler decided on.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import httpx
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
@@ -12,9 +16,11 @@ from litestar.params import Parameter
 from litestar.response import Stream
 from msgspec import to_builtins
 
+from cortex.functions.names import nearest
 from cortex.platform import clock
 from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable
-from cortex.router.errors import RecordIsAway, TooManyListeners
+from cortex.router.activation.agents import AgentUnavailable
+from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway, TooManyListeners
 from cortex.router.runtime import Runtime
 from cortex.router.shutdown import stopping
 
@@ -67,7 +73,31 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return Stream(stream(), media_type="text/event-stream; charset=utf-8", headers=headers)
 
-    return [decisions, events]
+    @get("/admin/hosts/{host:str}/events", opt={"needs": "admin"})
+    async def host_events(host: str) -> Stream:
+        """Return the last events of a host's scheduler as JSON lines, with the state they began from."""
+        fleet = runtime.fleet()
+        record = fleet.record(host)
+        if record is None:
+            raise HostNotFound(host, nearest(host, fleet.hosts))
+        try:
+            answer = await runtime.agents.logs(record, "/events", {})
+        except AgentUnavailable as error:
+            raise NoCapacity(str(error), retry_after=5) from None
+        if answer is None:
+            raise BadRequest(f"the agent of '{host}' is of an earlier release, which logs no events: upgrade it")
+        return Stream(_chunks(answer), media_type="application/jsonl")
+
+    return [decisions, events, host_events]
+
+
+async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield an agent's answer. If the connection breaks, so does the client's: half an export is no export."""
+    try:
+        async for chunk in answer.aiter_bytes():
+            yield chunk
+    finally:
+        await answer.aclose()
 
 
 async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
