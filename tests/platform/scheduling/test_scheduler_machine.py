@@ -19,7 +19,7 @@ from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected
 from cortex.platform.record import Fleet, HostRecord, Instance, used_instance
 from cortex.platform.scheduling.effects import Decision, Effect, Look, Spawn, Stop
-from cortex.platform.scheduling.placement import FIRST_SERVE_S
+from cortex.platform.scheduling.eviction import FIRST_SERVE_S
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import REPORTS_BACK_S
 from cortex.platform.scheduling.state import Rules

@@ -8,9 +8,10 @@ from cortex.functions.lifecycle import State, Step
 from cortex.functions.spec import Function
 from cortex.platform.record import DrainReason, FailureKind, Fleet, Instance
 from cortex.platform.scheduling.defrag import consolidate
+from cortex.platform.scheduling.eviction import protection
 from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.ledger import placement_mb
-from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place, protection
+from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.state import HostState

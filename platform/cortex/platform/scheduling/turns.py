@@ -22,7 +22,8 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Function
 from cortex.platform.record import HostRecord, InLine, Instance, Use
-from cortex.platform.scheduling.placement import FIRST_SERVE_S, RESIDENCY_S, Need, Placement, When, place
+from cortex.platform.scheduling.eviction import FIRST_SERVE_S, RESIDENCY_S
+from cortex.platform.scheduling.placement import Need, Placement, When, place
 
 TENURE_STARTS = 3.0
 """Minimum tenure of an instance in use, in durations of its own start, unless a request has waited too long."""
