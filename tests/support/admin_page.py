@@ -48,7 +48,7 @@ def handlers() -> list[HTTPRouteHandler]:
         admin.routes(none, none),
         instances.routes(none, none),
         requests.routes(none, none, none),
-        decisions.routes(none, none, none),
+        decisions.routes(none, none, none, none),
         weights.routes(none, none, none),
         keys.routes(none, none),
     )

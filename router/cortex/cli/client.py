@@ -118,6 +118,10 @@ class Router:
         """Return the plan of a drain."""
         return self._send("POST", f"/admin/hosts/{_quote(host)}/drain?plan=1", Plan)
 
+    def host_events(self, host: str) -> Iterator[str]:
+        """Yield the last events of a host's scheduler as JSON lines."""
+        return self.lines(f"/admin/hosts/{_quote(host)}/events", {})
+
     # Requests and decisions.
 
     def requests(self, function: str = "") -> tuple[api.RequestSummary, ...]:

@@ -1,8 +1,12 @@
-"""`cortex host` and `cortex gpu`: shows hosts and devices; cordons and drains hosts."""
+"""`cortex host` and `cortex gpu`: shows hosts, devices and events; cordons and drains hosts."""
 
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
+import msgspec
 import rich_click as click
+from msgspec import Struct
 from msgspec.structs import asdict
 
 from cortex.cli.client import Router
@@ -15,6 +19,9 @@ from cortex.platform.record import Instance
 from cortex.router.api_types import EvictionCandidate, HostView
 from cortex.router.overview.wording import outcome, reason
 from cortex.router.plan_types import Effect, Plan
+
+READINGS = frozenset({"FleetChange", "Reported", "HostRead", "LedgerRead", "MemoryRead"})
+"""Events that come at intervals, whether or not anything changed."""
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 
@@ -152,6 +159,87 @@ def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
     else:
         moved = f"; moved {', '.join(result.moved)}" if result.moved else ""
         echo(f"{name}: drained{moved}")
+
+
+@host.command()
+@click.argument("name", type=HOST, required=False)
+@click.option(
+    "--export",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write them to this file, with the state they began from: a bug report that can be replayed.",
+)
+@click.option("-n", "--limit", type=click.IntRange(1, 5000), default=50, show_default=True, help="Events to show.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def events(name: str | None, path: Path | None, limit: int, as_json: bool) -> None:
+    """Show the last events of a host's scheduler, and what followed from each. Without NAME: of the only host.
+
+    The table leaves out readings from which nothing followed. Neither it nor the file has prompts or secrets.
+    """
+    router = Router()
+    if name is None:
+        names = [h.name for h in router.hosts().every]
+        if len(names) != 1:
+            raise Failed(f"there are {len(names)} hosts: {', '.join(names)}", hint="Name one of them.")
+        name = names[0]
+    lines = router.host_events(name)
+    if path is not None:
+        count = _export(lines, path)
+        result = {"host": name, "file": str(path), "events": count}
+        echo_json(result) if as_json else echo(f"{name}: {count} events in {path}")
+        return
+    logged = [(line, entry) for line in lines if (entry := msgspec.json.decode(line, type=_Logged)).line == "event"]
+    if as_json:
+        echo_json([msgspec.json.decode(line) for line, _ in logged[-limit:]], indent=2)
+        return
+    rows = table("WHEN", "EVENT", "ABOUT", "WHAT FOLLOWED")
+    followed = [entry for _, entry in logged if entry.event.type not in READINGS or entry.effects]
+    for entry in followed[-limit:]:
+        about, effects = entry.event.instance or entry.event.function, ", ".join(map(_effect, entry.effects))
+        rows.add_row(ago(entry.now), entry.event.type, str(about or "-"), effects or "-")
+    console().print(rows)
+
+
+def _export(lines: Iterable[str], path: Path) -> int:
+    """Write all lines, or none; return the number of events. Raises Failed."""
+    part = path.with_name(f"{path.name}.part")
+    count = 0
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(f"{line}\n")
+                count += not line.startswith('{"line":"checkpoint"')
+        part.replace(path)
+    except OSError as error:
+        raise Failed(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+class _Event(Struct, frozen=True):
+    type: str = ""
+    instance: object = None
+    function: object = None
+
+
+class _Effect(Struct, frozen=True):
+    type: str
+    what: str = ""
+    why: str = ""
+
+
+class _Logged(Struct, frozen=True):
+    """What the CLI reads of a line of a host's events."""
+
+    line: str
+    now: float = 0.0
+    event: _Event = _Event()
+    effects: tuple[_Effect, ...] = ()
+
+
+def _effect(effect: _Effect) -> str:
+    return f"{effect.what}: {effect.why}" if effect.type == "Decision" else effect.type.lower()
 
 
 @gpu.command("ls")

@@ -190,7 +190,7 @@ def create_app(settings: Settings) -> Litestar:
             *requests.routes(catalogue, peers, decision_log),
             *status.routes(runtime, sources),
             *keys.routes(registry, key_ring),
-            *decisions.routes(registry, view, catalogue),
+            *decisions.routes(registry, view, catalogue, agents),
             *instances.routes(runtime, sources),
             *weights.routes(catalogue, view, agents),
         ],

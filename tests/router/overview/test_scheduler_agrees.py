@@ -10,12 +10,12 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted
 from cortex.platform.record import Fleet, used_instance
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.hosts import host_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from tests.platform.scheduling.test_scheduler import HERE, RULES, a_scheduler, bring_up
 from tests.support.factories import a_fleet, a_function, a_process, a_report
+from tests.support.scheduling import SchedulerDriver
 
 NOW = 100.0
 TOTAL_MB = 10_000
@@ -45,7 +45,7 @@ def instances(most: int) -> st.SearchStrategy[list[Warm]]:
     return st.lists(one, min_size=1, max_size=most)
 
 
-def a_stage(warm: list[Warm], strategy: str) -> tuple[Scheduler, Fleet, dict[str, Function]]:
+def a_stage(warm: list[Warm], strategy: str) -> tuple[SchedulerDriver, Fleet, dict[str, Function]]:
     """Return a scheduler with these instances, `i0` of `f0` and so on, and the routers' reports at `NOW`."""
     functions = {
         f"f{n}": a_function(
@@ -61,7 +61,7 @@ def a_stage(warm: list[Warm], strategy: str) -> tuple[Scheduler, Fleet, dict[str
     return scheduler, a_fleet(a_report(in_flight=busy), used=used), functions
 
 
-def a_view(scheduler: Scheduler, fleet: Fleet, functions: dict[str, Function], strategy: str) -> FleetSnapshot:
+def a_view(scheduler: SchedulerDriver, fleet: Fleet, functions: dict[str, Function], strategy: str) -> FleetSnapshot:
     """Return what a router has of this host."""
     record = scheduler.record()
     return FleetSnapshot(

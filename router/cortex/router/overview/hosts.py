@@ -7,7 +7,8 @@ instances a function actually evicts depends on its requirements; the plan of a 
 from msgspec.structs import asdict
 
 from cortex.platform.record import Device, HostRecord, Instance
-from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
+from cortex.platform.scheduling.eviction import least_valuable_first, protection
+from cortex.platform.scheduling.placement import LEAVING
 from cortex.router.api_types import DeviceView, EvictionCandidate, HostsAnswer, HostView
 from cortex.router.overview.functions import instance_reap_at
 from cortex.router.overview.snapshot import FleetSnapshot, Index
