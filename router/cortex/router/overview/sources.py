@@ -83,7 +83,7 @@ class Sources:
         return replace(snapshot, ledger=ledger, hour=hour, lately=lately, decisions=decisions, downloads=downloads)
 
     async def functions(self) -> FleetSnapshot:
-        """Return what views of functions need. Hosts are asked for their downloads only while one fetches."""
+        """Return what views of functions need. The hosts are queried for downloads only while one fetches."""
         ledger = await self._runtime.history.ledger()
         fetches = any(i.state is State.FETCHING for h in self._runtime.view.fleet.records() for i in h.instances)
         downloads = await self._downloads.get() if fetches else ()
