@@ -37,7 +37,6 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
     retry_at = max((f.retry_at for f in failures), default=0.0)
     instances = instance_views(index.placed.get(function.id, ()), snapshot, index)
     overrides = asdict(snapshot.fleet.overrides.get(function.id, Override()))
-    unreadable = [f"{h.name}: {why}" for h in snapshot.fleet.hosts.values() if (why := h.unreadable.get(function.id))]
     return FunctionView(
         id=function.id,
         now=snapshot.now,
@@ -62,7 +61,7 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
             _measurement(device, measured, function, snapshot, index)
             for device, measured in sorted(index.measured.get(revision, {}).items())
         ),
-        failure=failure.reason if failure else "; ".join(unreadable) or None,
+        failure=failure.reason if failure else "; ".join(index.unreadable.get(function.id, ())) or None,
         retry_at=retry_at or None,
         cause=failure.cause if failure else "",
         failed_instance=failure.instance if failure and failure.lines else "",

@@ -49,6 +49,8 @@ class Index:
         self.placed: dict[str, list[tuple[HostRecord, Instance]]] = defaultdict(list)
         self.failures: dict[str, list[tuple[HostRecord, Failure]]] = defaultdict(list)
         """Newest first."""
+        self.unreadable: dict[str, list[str]] = defaultdict(list)
+        """Why a function cannot be started on hosts where a path does not answer."""
         self.instances: dict[str, Instance] = {}
         self.in_line = places_in_line(fleet)
         self.aliases: dict[str, list[str]] = defaultdict(list)
@@ -62,6 +64,9 @@ class Index:
                 self.instances[instance.id] = instance
             for failure in host.failures:
                 self.failures[failure.function].append((host, failure))
+        for name, host in fleet.hosts.items():
+            for function, why in host.unreadable.items():
+                self.unreadable[function].append(f"{name}: {why}")
         for entries in self.failures.values():
             entries.sort(key=lambda f: -f[1].at)
         for alias, function in snapshot.catalogue.aliases.items():
