@@ -16,6 +16,7 @@ CONTEXT = LaunchContext(
     port=20001,
     weights="/cache/model.gguf",
     key="secret-of-the-worker",
+    key_file="/run/cortex/one.key",
     tools={
         "llama-server": ("/usr/bin/llama-server",),
         "xllamacpp": ("python", "-m", "cortex.platform.workers.llama_server"),
@@ -36,7 +37,6 @@ ON_GPU = replace(
     engine_modules="/opt/cortex/engine_modules",
 )
 VARIABLE = {
-    Engine.VLLM: "VLLM_API_KEY",
     Engine.LLAMACPP: "LLAMA_API_KEY",
     Engine.COMMAND: "CORTEX_WORKER_KEY",
     Engine.FAKE: "CORTEX_WORKER_KEY",
@@ -114,16 +114,16 @@ def test_without_gpus_the_visible_devices_are_not_set(engine: Engine) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("server", ["", "xllamacpp", "llama_cpp.server"])
-def test_the_key_is_in_the_environment_and_never_in_the_argv(engine: Engine, server: Any) -> None:
+def test_the_key_is_in_the_environment_or_a_private_file_and_never_in_the_argv(engine: Engine, server: Any) -> None:
     server = server if engine is Engine.LLAMACPP else ""
     command = ("serve", "{port}", "{model}", "{key_file}")
     result = launch(of(engine, args=("--verbose",), env={"A": "b"}, server=server, command=command), CONTEXT)
 
-    assert CONTEXT.key in result.env.values()
+    assert CONTEXT.key in (*result.env.values(), *result.files.values())
     assert not [word for word in result.argv if CONTEXT.key in word]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", list(VARIABLE))
 def test_a_catalogue_cannot_set_the_key(engine: Engine) -> None:
     result = launch(of(engine, env={VARIABLE[engine]: "known-to-all"}), CONTEXT)
 
@@ -250,11 +250,26 @@ def test_the_command_of_vllm() -> None:
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "CUDA_VISIBLE_DEVICES": "GPU-1b,GPU-0a",
             "PYTHONPATH": "/opt/cortex/engine_modules",
-            "VLLM_API_KEY": "secret-of-the-worker",
+            "CORTEX_WORKER_KEY_FILE": "/run/cortex/one.key",
             "VLLM_SERVER_DEV_MODE": "0",
         },
         server="vllm",
+        files={"/run/cortex/one.key": "secret-of-the-worker"},
     )  # fmt: skip
+
+
+def test_vllm_reads_its_key_from_a_file_and_has_no_variable_that_differs_between_instances() -> None:
+    """vLLM hashes its variables into the key of its compile cache."""
+    function = of(Engine.VLLM, env={"VLLM_API_KEY": "known-to-all", "CORTEX_WORKER_KEY_FILE": "/etc/known-to-all"})
+    one, two = (
+        launch(function, replace(ON_GPU, key=key, key_file=f"/run/{key}.key", port=port, scratch=f"/run/{key}"))
+        for key, port in (("first", 20001), ("second", 20002))
+    )
+
+    assert one.files == {"/run/first.key": "first"}
+    assert {name for name in one.env if one.env[name] != two.env[name]} == {"CORTEX_WORKER_KEY_FILE"}
+    assert one.env.keys() == two.env.keys()
+    assert "VLLM_API_KEY" not in one.env
 
 
 def test_a_functions_pythonpath_follows_that_of_the_key_check() -> None:

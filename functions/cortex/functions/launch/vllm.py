@@ -19,8 +19,15 @@ NO_DOMAIN = "media.cortex.invalid"
 passes media as data. An empty list would allow every domain."""
 
 KEY_CHECK = "cortex_key_check.RequireKey"
-"""The middleware that requires the worker's key for every path; vLLM requires it for some. It is in
-`LaunchContext.engine_modules`; an engine that cannot import it does not start."""
+"""The middleware that requires the worker's key for every path. It is in `LaunchContext.engine_modules`; an engine that
+cannot import it does not start."""
+
+KEY_FILE = "CORTEX_WORKER_KEY_FILE"
+"""The variable that names the file with the key. vLLM hashes its own variables into the key of its compile cache, so a
+`VLLM_API_KEY` of the instance would make every start compile again."""
+
+OWN_KEY = "VLLM_API_KEY"
+"""vLLM's own key. A worker has none: `KEY_CHECK` covers what it would cover."""
 
 ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -111,14 +118,15 @@ def launch(function: Function, context: LaunchContext) -> Launch:
         env={
             **base_env(context),
             **({"VLLM_CPU_KVCACHE_SPACE": cpu_cache_gib(context)} if on_cpu else {}),
-            **function.env,
+            **{name: value for name, value in function.env.items() if name != OWN_KEY},
             **visible(context),
             "PYTHONPATH": ":".join(filter(None, (context.engine_modules, function.env.get("PYTHONPATH")))),
-            "VLLM_API_KEY": context.key,
+            KEY_FILE: context.key_file,
             # Its developer endpoints, of which sleep is one, can do anything to an engine.
             "VLLM_SERVER_DEV_MODE": "1" if function.sleep else "0",
         },
         server="vllm",
+        files={context.key_file: context.key},
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
-from cortex.platform.workers import activity, cgroup, hardening, launch_context, log_files, process
+from cortex.platform.workers import activity, cgroup, compile_caches, hardening, launch_context, log_files, process
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
@@ -57,6 +57,8 @@ AGAIN_S = 2.0
 """The pause before an effect that raised is tried again."""
 RECLAIM_S = 30.0
 """How long freed device memory may take to come back; what is still held then counts as foreign."""
+PRUNE_S = 60.0
+"""Timeout of removing old compile caches."""
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
 
@@ -301,6 +303,8 @@ class Supervisor:
         self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
+        if command.server == "vllm" and slot.cache:
+            self._own("prune", self._prune_compile_caches(Path(slot.cache)))
 
     def _is_starting(self, instance: str) -> bool:
         return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
@@ -309,6 +313,12 @@ class Supervisor:
         with self._faults.guard("read ahead"):
             done = await read_ahead(weights, lambda: self._is_starting(instance), looks=self.looks)
             log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
+
+    async def _prune_compile_caches(self, cache: Path) -> None:
+        with self._faults.guard("prune compile caches"), contextlib.suppress(NoAnswer):
+            prune = partial(compile_caches.prune, cache)
+            if removed := await self.looks.look(str(cache), "prune", prune, within_s=PRUNE_S):
+                log.info("compile_caches_pruned", folder=str(cache), removed=removed)
 
     def _begun(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
