@@ -209,6 +209,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Installed servers of those engines, rows of `servers.py`."""
     launchers: dict[str, str] = {}
     """State of the parked launcher, by engine."""
+    launcher_mb: dict[str, int] = {}
+    """RAM of the parked launcher, by engine; 0: none is parked."""
     devices: tuple[Device, ...] = ()
     instances: tuple[Instance, ...] = ()
     foreign: tuple[Held, ...] = ()

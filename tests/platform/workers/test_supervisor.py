@@ -69,7 +69,7 @@ class Host:
     async def back(self, pids: set[int]) -> bool:
         return True
 
-    def spawn(
+    async def spawn(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
     ) -> tuple["subprocess.Popen[bytes]", str]:
         argv, path = self.begin()

@@ -318,9 +318,13 @@ class Scheduler(Reconciler):
         """The paths on this host that do not answer, since when, and the functions that need them."""
         self._host = replace(self._host, silent=dict(paths), unreadable=dict(unreadable))
 
-    def set_launcher(self, engine: str, state: str) -> None:
-        """The state of the launcher for an engine's next start."""
-        self._host = replace(self._host, launchers={**self._host.launchers, engine: state})
+    def set_launcher(self, engine: str, state: str, memory_mb: int = 0) -> None:
+        """The state of the launcher for an engine's starts, and its memory while it is parked."""
+        self._host = replace(
+            self._host,
+            launchers={**self._host.launchers, engine: state},
+            launcher_mb={**self._host.launcher_mb, engine: memory_mb},
+        )
 
     def reported(self, fleet: Fleet | None, now: float) -> None:
         """A reading of the record; None when it cannot be read, and then no instance counts as idle.

@@ -27,7 +27,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
-from cortex.platform.launcher.pool import LauncherPool
+from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
@@ -96,7 +96,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
         """The effect of each kind that is carried out for each instance."""
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, subprocess.Popen[bytes] | ForkedWorker] = {}
         self._watched: dict[str, ProcessId] = {}
         """The workers whose end `_watch` will tell of."""
         self._proved: dict[str, frozenset[ProcessId]] = {}
@@ -117,7 +117,7 @@ class Supervisor:
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
-            on_state=lambda state: self._tell(lambda s, _: s.set_launcher("vllm", state)),
+            on_state=lambda state, mb: self._tell(lambda s, _: s.set_launcher("vllm", state, mb)),
         )
 
     def keep_launcher(self) -> None:
@@ -283,7 +283,7 @@ class Supervisor:
         command = launch(function, slot)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
-        child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)
+        child, path = await self._begun(instance.id, command, log_path, not_warm, slot.cache)
         # From here on there is a process: nothing may come between it and its watch.
         leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))
         if path == "warm":
@@ -324,16 +324,16 @@ class Supervisor:
             if removed := await self.looks.look(str(cache), "prune", prune, within_s=PRUNE_S):
                 log.info("compile_caches_pruned", folder=str(cache), removed=removed)
 
-    def _begun(
+    async def _begun(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
-    ) -> tuple[subprocess.Popen[bytes], str]:
+    ) -> tuple[subprocess.Popen[bytes] | ForkedWorker, str]:
         """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
         env = {"TMPDIR": str(hardening.temporary_path(instance)), **command.env, OWNER: self._owner}
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             whole, group = process.worker_environment(env, instance), cgroup.create(self._groups, instance)
-            taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
+            taken = not_warm or await self._keeper.hand_over(command.argv, whole, log_path, group)
             if not isinstance(taken, str):
                 return taken, "warm"
             path = f"plain: {taken}"
@@ -354,7 +354,7 @@ class Supervisor:
         with self._faults.guard("watch"):  # before it is waited for: until then its session's number is its own
             self._proved[instance] = await asyncio.to_thread(process.session_of, leader)
         child = self._children.pop(instance, None)
-        how = termination.describe_exit(child.wait() if child else None)
+        how = termination.describe_exit(await asyncio.to_thread(child.wait) if child else None)
         self._ports.release(instance)
         if effect := self._warm.pop(instance, None):
             log.warning("warm_start_failed", function=function, instance=instance, how=how)
