@@ -72,6 +72,8 @@ class Rejected(Struct, frozen=True, tag="refused"):
     short_by_mb: int = 0
     failure: Failure | None = None
     turn_in_s: float | None = None
+    foreign_mb: int = 0
+    """See `NoRoom`."""
 
 
 class Victim(Struct, frozen=True):

@@ -135,7 +135,11 @@ class Scheduler(Reconciler):
                 self._decide("refused", function.id, "", placement.reason)
                 turn_in_s = next_turn.at - now if next_turn else None
                 return Rejected(
-                    placement.reason, placement.when, short_by_mb=placement.short_by_mb, turn_in_s=turn_in_s
+                    placement.reason,
+                    placement.when,
+                    short_by_mb=placement.short_by_mb,
+                    turn_in_s=turn_in_s,
+                    foreign_mb=placement.foreign_mb,
                 )
             placement = next_turn.placement  # missing weights are fetched before the turn
             if weights is not None:

@@ -284,6 +284,10 @@ class Activator:
         if all(r.when is When.NEVER for r in refusals.values()):
             return StartFailed(f"{public}: {reasons}", public=public + SEE_WHY)
         public = f"no room for '{function.id}' now"
+        if all(r.foreign_mb or r.when is When.NEVER for r in refusals.values()):
+            # No instance that leaves makes room, so waiting does not help.
+            public += ": processes outside cortex hold the memory"
+            return NoCapacity(f"{public}: {reasons}", public=public + SEE_WHY)
         return NoCapacity(f"{public}: {reasons}", retry_after=self.retry_after_s(function.id), public=public + SEE_WHY)
 
     def retry_after_s(self, function: str) -> int:
