@@ -114,6 +114,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Started for its function's `min`, without a waiting request."""
     pinned: bool = False
     priority: int = 0
+    cache_mb: int = 0
+    """KV cache on each device, as the worker logged it; 0: unknown."""
     context: int = 0
     """Context length in tokens that the worker reports; 0: not reported."""
     vision: bool | None = None

@@ -110,6 +110,24 @@ def test_vllms_progress_bar_gives_the_progress_of_loading() -> None:
     assert seen[-1] == ("opening", None)
 
 
+@pytest.mark.parametrize(
+    ("line", "cache_mb"),
+    [
+        ("INFO [gpu_worker.py:760] Available KV cache memory: 9.97 GiB", 10_209),
+        ("INFO Initial free memory 138.7 GiB, reserved 9.33 GiB memory for KV Cache as specified by kv_cache", 9554),
+        ("INFO Available KV cache memory: 99999999999 GiB", 0),
+        ("INFO Available KV cache memory: -1.5 GiB", 0),
+        ("INFO Model loading took 1.12 GiB memory", 0),
+    ],
+)
+def test_the_size_of_vllms_cache_is_read_from_its_log(line: str, cache_mb: int) -> None:
+    startup = Startup("vllm", "warm", "0.26.0")
+
+    startup.feed(f"{V2_RUNNER}(EngineCore pid=1) {line}\n".encode())
+
+    assert startup.cache_mb == cache_mb
+
+
 def test_an_endless_line_uses_bounded_memory() -> None:
     startup = Startup("fake", "plain")
 

@@ -14,7 +14,7 @@ from cortex.functions.spec import Function, revision
 from cortex.platform.record import FailureKind, Fleet, Instance, Silence, Use
 from cortex.platform.scheduling.defrag import Move, consolidate
 from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop
-from cortex.platform.scheduling.ledger import placement_mb
+from cortex.platform.scheduling.ledger import beside_cache_mb, placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place, protection
 from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
 from cortex.platform.scheduling.reaping import reap_at
@@ -132,7 +132,12 @@ class Reconciler(HostState):
         instance = replace(instance, started=now, last_sign=now, phase="starting")
         instance = self._step(instance, Step.PLACED, now)
         self._cycles += 1
-        self._effects.append(Spawn(instance, self._functions[instance.id], self._weights[instance.id]))
+        # After a failed start the engine sizes its cache itself.
+        failed = self._failures.of(instance.function, instance.revision) is not None
+        entry = None if failed else self._ledger.get(instance.revision)
+        beside_mb = beside_cache_mb(entry, len(instance.devices))
+        spawn = Spawn(instance, self._functions[instance.id], self._weights[instance.id], beside_mb)
+        self._effects.append(spawn)
 
     def _turn_is_pointless(self, instance: Instance, present: Sequence[str], usage: Use, now: float) -> bool:
         """Whether instances in use are closing for one that no request waits for any more: their drain is cancelled."""

@@ -436,7 +436,7 @@ class Scheduler(Reconciler):
     def set_served_model(self, instance_id: str, card: ServedModel) -> None:
         """The worker's description of its model."""
         if instance := self._instances.get(instance_id):
-            self._put(replace(instance, context=card.context, vision=card.vision))
+            self._put(replace(instance, context=card.context, vision=card.vision, cache_mb=card.cache_mb))
 
     def exited(self, instance_id: str, description: str, last_lines: Sequence[str], now: float) -> None:
         """The worker's process ended; `description` describes it. Unexpected unless the instance was stopping."""

@@ -54,6 +54,18 @@ MARKS: dict[str, tuple[Mark, ...]] = {
 }
 """By server. Other servers have only the first step."""
 
+CACHE_SIZES = {
+    "vllm": re.compile(
+        rb"(?:Available KV cache memory: (?P<profiled>\d+\.?\d*) GiB"
+        # Named by `--kv-cache-memory-bytes`.
+        rb"|reserved (?P<named>\d+\.?\d*) GiB memory for KV Cache)"
+    )
+}
+"""How a server logs the size of its KV cache on each device."""
+MIB_PER_GIB = 1024
+MOST_CACHE_MB = 1 << 24
+"""A larger number is invalid."""
+
 VLLM_VERSIONS = ((0, 11), (0, 33))
 """The oldest and the newest vLLM whose log was compared with the marks."""
 
@@ -69,6 +81,9 @@ class Startup:
         self.step = "importing" if imports else INITIAL
         self.progress: float | None = None
         """Progress of the step, from 0 to 1, where the worker logs it."""
+        self._cache_size = CACHE_SIZES.get(server)
+        self.cache_mb = 0
+        """The KV cache on each device, where the worker logs its size."""
 
     def feed(self, chunk: bytes) -> None:
         """Process new log bytes."""
@@ -79,6 +94,9 @@ class Startup:
             self._read(line[:LONGEST_LINE])
 
     def _read(self, line: bytes) -> None:
+        if self._cache_size and (size := self._cache_size.search(line)):
+            cache_mb = round(float(size["profiled"] or size["named"]) * MIB_PER_GIB)
+            self.cache_mb = cache_mb if cache_mb <= MOST_CACHE_MB else 0
         for index in range(self._at + 1, len(self._marks)):
             if any(text in line for text in self._marks[index].texts):
                 self._at, self.step, self.progress = index, self._marks[index].step, None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from cortex.functions.launch import Launch, launch
 from cortex.functions.lifecycle import State
@@ -396,7 +397,8 @@ class Supervisor:
             served = await self._probe.served_models(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
-                self._tell(lambda s, _, card=served[function]: s.set_served_model(instance, card))  # type: ignore[misc]
+                card = replace(served[function], cache_mb=seen.cache_mb)
+                self._tell(lambda s, _, card=card: s.set_served_model(instance, card))  # type: ignore[misc]
                 self._tell(lambda s, now: s.answered(instance, now))
                 return
             if served is not None:
