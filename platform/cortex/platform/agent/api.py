@@ -62,6 +62,7 @@ def create_app(settings: Settings) -> Litestar:
             minimum=data.minimum,
             waited_s=data.waited_s,
             turn=data.turn,
+            failed=data.failed,
         )
 
     @post("/functions/plan", status_code=200)

@@ -441,6 +441,8 @@ class Supervisor:
         if served is not None:
             self._misses.pop(instance.id, None)
             return
+        if instance.server == "vllm" and await self.end_if_failed(instance):
+            return
         busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
         misses, first_busy_s = self._misses.get(instance.id, (0, busy_s))
         self._misses[instance.id] = (misses + 1, first_busy_s)
@@ -448,6 +450,14 @@ class Supervisor:
         stuck = busy_s - first_busy_s < STUCK_CPU_S
         log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
         self._tell(lambda s, now: s.health_check_failed(instance.id, misses + 1, now, stuck=stuck))
+
+    async def end_if_failed(self, instance: Instance) -> bool:
+        """Kill a worker whose API server says that its engine has failed; it may go on saying so for seconds."""
+        leader = instance.process
+        if leader is None or not await self._probe.fails_health_check(instance):
+            return False
+        log.warning("engine_failed", function=instance.function, instance=instance.id, pid=instance.pid)
+        return process.signal_worker(leader, signal.SIGKILL)
 
     def forget_misses(self, present: Collection[str]) -> None:
         """Drop what is remembered of instances that are no more."""

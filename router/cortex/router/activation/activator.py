@@ -391,8 +391,8 @@ class Activator:
         async with self._claim(function.id) as claimed:
             if not claimed or self._starting(function, rev) or self._view.ready(function.id, rev):
                 return None
-            waited_s = self._in_flight.waited_s(function.id)
-            return await self.propose(Ensure(function, force=force, waited_s=waited_s, turn=turn))
+            waited_s, failed = self._in_flight.waited_s(function.id), self._view.failed(function.id, rev)
+            return await self.propose(Ensure(function, force=force, waited_s=waited_s, turn=turn, failed=failed))
 
     @contextlib.asynccontextmanager
     async def _claim(self, function: str) -> AsyncIterator[bool]:
