@@ -17,7 +17,7 @@ REFUSES_WRITES = "test_a_redis_that_takes_no_writes_leaves_warm_functions_warm"
 EMPTY = "test_a_redis_that_was_emptied_interrupts_nothing_that_is_warm"
 NOT_IDLE = "test_no_instance_is_drained_or_evicted_while_the_record_is_away"
 DEMOTION = "test_cold_starts_work_after_a_demotion_and_warm_ones_never_stop"
-FAILOVER = "test_a_failover_is_followed_by_calls_bells_and_jobs"
+FAILOVER = "test_after_a_failover_calls_bells_and_jobs_use_the_new_master"
 ONLY_THE_WORKER_KNOWS = "test_an_answer_that_only_the_worker_knows_of_keeps_a_drain_waiting"
 HUB_DOWN = "test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put"
 
@@ -56,7 +56,7 @@ def table() -> dict[str, dict[str, str]]:
     return {row[0].strip("*"): dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
-def test_the_table_has_every_process_and_everything_that_may_be_away() -> None:
+def test_the_table_has_every_process_and_every_dependency() -> None:
     cells = table()
 
     assert list(cells) == list(HELD_BY)
@@ -73,6 +73,6 @@ def tests_there_are() -> set[str]:
 
 
 @pytest.mark.parametrize("row", HELD_BY)
-def test_every_cell_is_held_by_a_test_that_there_is(row: str, tests_there_are: set[str]) -> None:
+def test_every_cell_names_an_existing_test(row: str, tests_there_are: set[str]) -> None:
     assert len(HELD_BY[row]) == len(COLUMNS)
     assert set(HELD_BY[row]) - tests_there_are == set()

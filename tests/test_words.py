@@ -44,7 +44,7 @@ def names(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("area", ["functions", "platform", "router"])
-def test_no_retired_word_is_the_name_of_anything(area: str) -> None:
+def test_no_name_is_a_retired_word(area: str) -> None:
     files = [p for p in SOURCE if p.is_relative_to(ROOT / area)]
 
     uses = [
@@ -57,5 +57,5 @@ def test_no_retired_word_is_the_name_of_anything(area: str) -> None:
     assert uses == []
 
 
-def test_no_module_has_a_retired_word_for_a_name() -> None:
+def test_no_module_is_named_by_a_retired_word() -> None:
     assert [p for p in SOURCE if p.stem in RETIRED] == []

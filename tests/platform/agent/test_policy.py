@@ -161,7 +161,7 @@ def test_a_path_inside_the_weight_roots_or_an_inline_template_is_allowed() -> No
 
 
 @pytest.mark.parametrize(("worker_host", "starts"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False)])
-def test_sleep_is_for_workers_that_only_this_host_reaches(worker_host: str, starts: bool) -> None:
+def test_sleep_is_allowed_only_for_workers_on_loopback(worker_host: str, starts: bool) -> None:
     why = refusal(replace(VLLM, sleep=True), replace(HOME, worker_host=worker_host))
 
     assert (why == "") is starts
