@@ -29,7 +29,7 @@ def set_clock(path: Path, off_s: float) -> None:
     fresh.replace(path)
 
 
-def test_what_is_used_stays_and_what_is_not_leaves_whatever_the_wall_clock_of_its_router_says(tmp_path: Path) -> None:
+def test_with_a_wrong_wall_clock_used_instances_stay_and_idle_ones_are_reaped(tmp_path: Path) -> None:
     clock = tmp_path / "clock"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(MISSET)

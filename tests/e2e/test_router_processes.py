@@ -20,7 +20,7 @@ TOKENS = 200
 MODELS = "\n".join([fake("t/long", "--tps", "20", "--tokens", str(TOKENS)), fake("t/short")])
 
 
-def test_a_stream_outlives_its_router_while_the_next_one_serves(tmp_path: Path) -> None:
+def test_a_stream_finishes_at_the_old_router_while_the_next_one_serves(tmp_path: Path) -> None:
     with (
         own_redis(tmp_path) as url,
         socket.create_server(("127.0.0.1", 0)) as held,
@@ -44,7 +44,7 @@ def test_a_stream_outlives_its_router_while_the_next_one_serves(tmp_path: Path) 
         assert not [p for p in old if p.is_running()]
 
 
-def test_a_router_starts_and_serves_although_its_log_cannot_be_written(tmp_path: Path) -> None:
+def test_a_router_serves_although_its_log_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(MODELS)
     url = f"http://127.0.0.1:{free_port()}"
     env = {
@@ -76,7 +76,7 @@ def answers(http: httpx.Client) -> bool:
         return False
 
 
-def test_a_router_whose_processes_cannot_start_ends_and_says_why(tmp_path: Path) -> None:
+def test_a_router_whose_processes_cannot_start_ends_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(MODELS)
     settings = tmp_path / "cortex.toml"
     gateway = '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = ""\nhand_over = true\n'

@@ -106,7 +106,7 @@ def open_to_all(table: dict[str, str]) -> list[str]:
     return [r for r in table if not r.endswith(ENDLESS) and not any(end in r for end in ACTS)]
 
 
-def test_random_requests_of_nobody_change_nothing(keyed: Keyed) -> None:
+def test_random_requests_without_a_key_change_nothing(keyed: Keyed) -> None:
     keyed.everywhere("", 401)
     before = state(keyed)
     agent = httpx.Client(base_url=f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}", timeout=LIMIT_S, trust_env=False)
