@@ -32,6 +32,7 @@ ROUTER = {
     "POST /v1/messages": INFERENCE,
     "POST /v1/messages/count_tokens": INFERENCE,
     "POST /v1/rerank": INFERENCE,
+    "POST /v2/rerank": INFERENCE,
     "POST /v1/responses": INFERENCE,
     "GET /admin/functions": STATUS,
     "GET /admin/functions/{name}": STATUS,

@@ -19,7 +19,7 @@ from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import CLAIM_S, Activator
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable
-from cortex.router.errors import NoCapacity, NotReadyInTime, QueueFull, StartFailed
+from cortex.router.errors import NoCapacity, NotReadyInTime, StartFailed
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
 from cortex.router.request.probe import Pulse
@@ -71,9 +71,9 @@ class Stage:
         self.directory = Catalogue()
         self.pulses: list[Pulse] = []
         self.probes: list[str] = []
-        self._flights = InFlight("router-1")
+        self.in_flight = InFlight("router-1")
         self.activator = Activator(
-            self._view, cast(Registry, self), cast(Agents, self), self._flights, self.directory, self
+            self._view, cast(Registry, self), cast(Agents, self), self.in_flight, self.directory, self
         )
 
     async def fleet(self, now: float) -> Fleet:
@@ -107,7 +107,7 @@ class Stage:
     async def served(self) -> None:
         """Wait as a request does, while the record is read again and again."""
         await self._view.refresh()
-        with self.activator.in_queue(FUNCTION):
+        with self.in_flight.waiting(FUNCTION.id):
             waiting = asyncio.create_task(self.activator.wait_until_ready(TARGET, FUNCTION.start_timeout_s))
             async with asyncio.timeout(5):
                 while not waiting.done():
@@ -282,7 +282,7 @@ async def test_a_start_of_what_is_not_declared_any_more_ends_and_proposes_nothin
     stage = Stage((), (an_instance("new-1", state=State.STARTING),))
     await stage._view.refresh()
 
-    with stage.activator.in_queue(FUNCTION):
+    with stage.in_flight.waiting(FUNCTION.id):
         waiting = asyncio.create_task(stage.activator.wait_until_ready(TARGET, 60))
         await until(lambda: stage.proposed == 1)
         stage.directory.becomes(a_function(args=("--changed",)))
@@ -344,16 +344,8 @@ async def test_who_waits_too_long_is_refused_whatever_the_catalogue_does() -> No
     stage = Stage((), (an_instance("new-1", state=State.STARTING),))
     await stage._view.refresh()
 
-    with stage.activator.in_queue(FUNCTION), pytest.raises(NotReadyInTime):
+    with stage.in_flight.waiting(FUNCTION.id), pytest.raises(NotReadyInTime):
         await stage.activator.wait_until_ready(TARGET, 0)
-
-
-async def test_all_who_wait_count_towards_the_queue() -> None:
-    stage = Stage(())
-    short = a_function(queue=1)
-
-    with stage.activator.in_queue(short), pytest.raises(QueueFull), stage.activator.in_queue(short):
-        pass
 
 
 async def test_warm_looks_the_name_up_again_while_it_waits() -> None:

@@ -49,8 +49,6 @@ MARKS: dict[str, tuple[Mark, ...]] = {
 }
 """By server. Other servers have only the first step."""
 
-STEPS = frozenset({INITIAL, "importing", *(m.step for marks in MARKS.values() for m in marks)})
-
 
 class Startup:
     """A worker's current step, from its log. Steps only advance."""

@@ -13,9 +13,10 @@ from litestar.response import Stream
 from msgspec import to_builtins
 
 from cortex.platform import clock
-from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable
+from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable, Registry
 from cortex.router.errors import RecordIsAway, TooManyListeners
-from cortex.router.runtime import Runtime
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.shutdown import stopping
 
 LISTENERS = 64
@@ -24,7 +25,7 @@ QUIET_S = 10.0
 """Interval of keep-alive comments, which detect closed connections and prevent proxy timeouts."""
 
 
-def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue) -> list[HTTPRouteHandler]:
     """Return the routes about decisions."""
     listening: set[object] = set()
 
@@ -40,11 +41,11 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """List decisions, newest first."""
         name = function
         if function:
-            target = runtime.live_catalogue.get(function)
+            target = catalogue.get(function)
             name = target.function.id if target else function
         filters = {"function": name, "request": request_id, "host": host, "instance": instance, "what": what}
         try:
-            entries = await runtime.registry.decisions({k: v for k, v in filters.items() if v}, limit)
+            entries = await registry.decisions({k: v for k, v in filters.items() if v}, limit)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return {"decisions": to_builtins(entries)}
@@ -59,7 +60,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         async def stream() -> AsyncIterator[bytes]:
             listening.add(token)
             try:
-                async for event in _events(runtime, function):
+                async for event in _events(registry, view, function):
                     yield event
             finally:
                 listening.discard(token)
@@ -70,19 +71,19 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     return [decisions, events]
 
 
-async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
+async def _events(registry: Registry, view: FleetView, function: str) -> AsyncIterator[bytes]:
     """Yield events until the router stops. Decisions come from the record, and pause while it is unavailable."""
     last, sent_at, fleet = "$", time.monotonic(), None
     yield b": here\n\n"
     while not stopping():
         try:
-            entries, last = await runtime.registry.decisions_after(last, 1.0)
+            entries, last = await registry.decisions_after(last, 1.0)
         except RecordUnavailable:
             entries = []
             await asyncio.sleep(1.0)
         messages = [_event("decision", to_builtins(r)) for r in entries if not function or r.function == function]
-        if runtime.view.fleet is not fleet:
-            fleet = runtime.view.fleet
+        if view.fleet is not fleet:
+            fleet = view.fleet
             messages.append(_event("changed", {"at": clock.wall(fleet.at)}))
         if not messages and time.monotonic() - sent_at > QUIET_S:
             messages.append(b": still here\n\n")
