@@ -147,7 +147,7 @@ def test_pickled_weights_are_refused_on_a_network_unless_they_are_listed() -> No
 def test_no_path_of_a_function_leads_out_of_the_weight_roots(wanted: dict[str, object]) -> None:
     agent = replace(HOME, weight_roots=("/srv/models",), cache_dir="/var/cache/cortex")
 
-    assert "is outside of `[agent] weight_roots`" in refusal(replace(VLLM, **wanted), agent)
+    assert "is outside `[agent] weight_roots` of this host" in refusal(replace(VLLM, **wanted), agent)
     assert refusal(replace(VLLM, **wanted), HOME) == ""
 
 

@@ -1,21 +1,19 @@
-"""A vLLM that has imported everything and waits for its work: run by the engine's own Python, by path.
+"""A parked vLLM, which has finished its imports and waits for a job. The engine's own Python runs this file by path.
 
     python process.py ENTRY      ENTRY: a module, or the path of a script
-    stdin                       a socket: "parked" goes out on it, then one job comes in
+    stdin                       a socket: the process writes a greeting to it, then reads one job
 
-Most of a cold start is importing Python, three times over: in the front, in the engine's core, in each worker.
-This process imports what the front needs and starts `multiprocessing`'s own fork server with the rest preloaded; it
-then waits for one job. With it, it *becomes* the instance: its arguments, environment, output, control group and
-marker are the instance's from then on, and it runs the very entry point a plain start runs. It was the leader of a
-session and group of its own from the beginning.
+Most of a cold start is Python's imports, in three processes: the front end, the engine's core, and each worker. This
+process imports the modules of the front end, starts `multiprocessing`'s fork server with the other modules preloaded,
+and waits for one job. Then it *becomes* the instance: it takes the instance's arguments, environment, output, control
+group and marker, and runs the same entry point as a plain start. It leads its own session and group from the beginning.
 
-No file of vLLM is touched. One thing is made otherwise: whatever vLLM would spawn, to serve or to look at a model's
-class, comes out of the fork server. A child of it starts with what a spawned one would have: the environment,
-arguments and output of the process that wanted it. Nothing that is parked may touch a GPU: devices are part of the
-job.
+vLLM's files are unchanged. The only difference is that processes which vLLM spawns, to serve or to inspect a model's
+class, are forked from the fork server. Such a child starts with the environment, arguments and output of its parent,
+like a spawned one. A parked process must not use a GPU, since the devices are part of the job.
 
-It stands alone: the engine's Python knows nothing of cortex, so only the standard library is imported here. It runs
-again as `__mp_main__` in every child (multiprocessing does so), and puts the same thing in place there.
+The engine's Python has no cortex, so this file imports the standard library only. multiprocessing runs it again as
+`__mp_main__` in every child, where it makes the same change.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from typing import Any
 
 MARKER, PAD = "CORTEX_INSTANCE", "CORTEX_PAD"
 LOG = "CORTEX_LOG_FILE"
-"""Variables: whose process it is; room to write a longer name into; where a child's output goes."""
+"""Variables: the instance of the process; padding for a longer name; the log file for children's output."""
 
 FRONT = (
     "vllm.entrypoints.openai.api_server",
@@ -50,7 +48,7 @@ FRONT = (
     "vllm.reasoning",
     "transformers",
 )
-BEHIND = (
+PRELOADED = (
     "vllm.v1.engine.core",
     "vllm.v1.executor.multiproc_executor",
     "vllm.v1.executor.uniproc_executor",
@@ -77,9 +75,9 @@ BY_PLATFORM = {
     ),
 }
 
-# What a child of the fork server does first, before it reads anything else: it takes on its parent's environment and
-# output. As text, because it has to run in a process that may know no module of ours.
-_TAKE_ON = """
+# The first code that a child of the fork server runs: it takes over its parent's environment and output. It is text,
+# because the child may have no module of cortex.
+_CHILD_SETUP = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 os.environ.clear()
@@ -88,35 +86,35 @@ log = os.environ.get({log!r})
 if log:
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(fd, 1); os.dup2(fd, 2); os.close(fd)
-forget = getattr(sys.modules.get("__mp_main__"), "forget_devices", None)
-if forget:
-    forget()
+clear = getattr(sys.modules.get("__mp_main__"), "clear_device_caches", None)
+if clear:
+    clear()
 """
 
 
-class _TakenOn:
-    """A value that, when a child unpickles it, has been the child's first deed."""
+class _ChildSetup:
+    """A value that runs the setup code when a child unpickles it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        code = _TAKE_ON.format(env=dict(os.environ), log=LOG)
-        return exec, (code, {"__name__": "cortex_taken_on"})
+        code = _CHILD_SETUP.format(env=dict(os.environ), log=LOG)
+        return exec, (code, {"__name__": "cortex_child_setup"})
 
 
-def put_in_place() -> None:
-    """Have everything that would be spawned come from the fork server, from here on and in this process."""
+def spawn_from_fork_server() -> None:
+    """Make this process fork from the fork server whenever it would spawn."""
     from multiprocessing import forkserver, resource_tracker, spawn
 
     if getattr(spawn, "_cortex", False):
         return
     spawn._cortex = True  # type: ignore[attr-defined]
-    prepared = spawn.get_preparation_data
+    original = spawn.get_preparation_data
 
     def preparation_data(name: str) -> dict[str, Any]:
-        data = prepared(name)
-        if name == "ignore":  # the fork server itself asks so: it is to run this file, too
+        data = original(name)
+        if name == "ignore":  # used by the fork server itself, which must run this file, too
             return {**data, "main_path": data.get("init_main_from_path")}
-        # A dict is pickled in order: this is read, and so done, before all else.
-        return {"cortex": _TakenOn(), **data}
+        # A dict is pickled in order, so the setup runs first.
+        return {"cortex": _ChildSetup(), **data}
 
     spawn.get_preparation_data = preparation_data
 
@@ -127,7 +125,7 @@ def put_in_place() -> None:
     start = server.ensure_running
 
     def ensure_running() -> None:
-        # A child of the server uses the one it came from: by itself it would start another, and import again.
+        # A child uses the server that it was forked from; otherwise it would start another one, and import again.
         if server._forkserver_pid is None and server._forkserver_address and server._forkserver_alive_fd is not None:
             resource_tracker.ensure_running()
             return
@@ -137,19 +135,19 @@ def put_in_place() -> None:
 
 
 if __name__ in ("__main__", "__mp_main__"):
-    put_in_place()
+    spawn_from_fork_server()
 if __name__ == "__mp_main__" and sys.argv[:1] == ["-c"]:
-    # The fork server. TERM to the group is for those that serve; it ends when the last of them has.
+    # The fork server ignores TERM to the group, which is for serving processes. It ends with the last of them.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-# Only the parked process itself goes on from here.
+# The following runs in the parked process only.
 
 
-def rename(pid: int, marker: str) -> None:
-    """Write another name over the marker a process was started with, where `/proc/PID/environ` shows it.
+def rewrite_marker(pid: int, marker: str) -> None:
+    """Overwrite a process's marker in the memory that `/proc/PID/environ` shows.
 
-    Setting a variable changes only what the process itself sees. The room is that of the variable after it.
+    Setting the variable would not change that memory. A longer marker uses the space of the padding after it.
     """
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     begin, end = int(fields[47]), int(fields[48])
@@ -159,17 +157,17 @@ def rename(pid: int, marker: str) -> None:
         at = block.index(f"{MARKER}=".encode())
         name_end = block.index(b"\0", at)
         if not block[name_end + 1 :].startswith(f"{PAD}=".encode()):
-            raise ValueError("there is no room after the marker")
+            raise ValueError("there is no padding after the marker")
         room = block.index(b"\0", name_end + 1) - at
-        named = f"{MARKER}={marker}\0{PAD}=".encode()
-        if len(named) > room:
+        text = f"{MARKER}={marker}\0{PAD}=".encode()
+        if len(text) > room:
             raise ValueError("the marker is too long")
         memory.seek(begin + at)
-        memory.write(named.ljust(room, b"-"))
+        memory.write(text.ljust(room, b"-"))
 
 
-def forget_devices() -> None:
-    """Forget what was remembered of devices before this process was told which are its own."""
+def clear_device_caches() -> None:
+    """Clear cached facts about devices from before this process got its own devices."""
     for name, module in list(sys.modules.items()):
         if name.startswith(("vllm.platforms", "torch.cuda")):
             for holder in (module, *(v for v in vars(module).values() if isinstance(v, type))):
@@ -179,37 +177,37 @@ def forget_devices() -> None:
                         clear()
 
 
-def touched_a_gpu() -> bool:
-    """Whether this process has initialised CUDA: parked ones must not, for their children could not use it then."""
+def has_initialised_cuda() -> bool:
+    """Return whether this process has initialised CUDA. A parked one must not, or its children cannot use it."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         return True
     if "libcuda.so" not in Path("/proc/self/maps").read_text():
         return False
-    # The driver is loaded; until somebody initialises it, it answers everything with that it is not.
+    # The driver is loaded; before its initialisation, every call returns this error.
     count = ctypes.c_int()
     not_initialised = 3
     return bool(ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count)) != not_initialised)
 
 
 def _child(answer: Any) -> None:
-    answer.send((touched_a_gpu(), sorted(m for m in sys.modules if m.startswith("vllm."))))
+    answer.send((has_initialised_cuda(), sorted(m for m in sys.modules if m.startswith("vllm."))))
 
 
 def park() -> dict[str, Any]:
-    """Import, start the fork server, and see that a child of it works."""
+    """Import the modules, start the fork server, and test one of its children. Return the greeting."""
     for name in FRONT:
         _try_import(name)
     platform = _platform()
-    multiprocessing.set_forkserver_preload(["__main__", *BEHIND, *BY_PLATFORM.get(platform, BY_PLATFORM["cuda"])])
+    multiprocessing.set_forkserver_preload(["__main__", *PRELOADED, *BY_PLATFORM.get(platform, BY_PLATFORM["cuda"])])
     context: Any = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender,))
     child.start()
     sender.close()
-    touched, modules = receiver.recv()
+    initialised, modules = receiver.recv()
     child.join()
-    if touched or touched_a_gpu():
+    if initialised or has_initialised_cuda():
         raise RuntimeError("importing the engine initialised CUDA")
     inspect_models_in_children()
     if "vllm.v1.engine.core" not in modules:
@@ -218,36 +216,36 @@ def park() -> dict[str, Any]:
 
 
 def inspect_models_in_children() -> None:
-    """Have vLLM look at a model's class in a child of the fork server.
+    """Make vLLM inspect a model's class in a child of the fork server.
 
-    It does so in a new Python that imports all of vLLM, unless an earlier start has left the answer in its cache.
+    By itself vLLM starts a new Python that imports all of vLLM, unless the result is in its cache.
     """
     registry = sys.modules.get("vllm.model_executor.models.registry")
-    by_itself = getattr(registry, "_run_in_subprocess", None)
-    if registry is None or by_itself is None:
+    original = getattr(registry, "_run_in_subprocess", None)
+    if registry is None or original is None:
         return
 
-    def run(ask: Any) -> Any:
+    def run(function: Any) -> Any:
         try:
             cloudpickle = importlib.import_module("cloudpickle")
             context: Any = multiprocessing.get_context("spawn")
             receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=_asked, args=(cloudpickle.dumps(ask), sender))
+            child = context.Process(target=_call, args=(cloudpickle.dumps(function), sender))
             child.start()
             sender.close()
-            answer = receiver.recv()
+            result = receiver.recv()
             child.join()
-            return answer
+            return result
         except Exception as error:
-            print(f"parked: a model could not be looked at in a child: {error}", file=sys.stderr)
-            return by_itself(ask)
+            print(f"parked: cannot inspect a model in a child: {error}", file=sys.stderr)
+            return original(function)
 
     registry._run_in_subprocess = run  # type: ignore[attr-defined]
 
 
-def _asked(question: bytes, answer: Any) -> None:
+def _call(function: bytes, sender: Any) -> None:
     importlib.import_module("vllm.plugins").load_general_plugins()
-    answer.send(pickle.loads(question)())  # noqa: S301 (our own parent's)
+    sender.send(pickle.loads(function)())  # noqa: S301 (from our own parent)
 
 
 def _platform() -> str:
@@ -256,19 +254,19 @@ def _platform() -> str:
 
         return "cpu" if current_platform.is_cpu() else "cuda"
     except Exception as error:
-        print(f"parked: the platform is not known: {error}", file=sys.stderr)
+        print(f"parked: unknown platform: {error}", file=sys.stderr)
         return "cuda"
 
 
 def _try_import(name: str) -> None:
     try:
         importlib.import_module(name)
-    except ImportError as error:  # another version of the engine has it elsewhere: then it is imported later
+    except ImportError as error:  # this version of the engine lacks the module: its replacement is imported later
         print(f"parked: {name}: {error}", file=sys.stderr)
 
 
 def become(job: dict[str, Any]) -> None:
-    """Take on an instance: its environment, its output, its control group, its marker, its arguments."""
+    """Become an instance: take its control group, marker, environment, output and arguments."""
     from multiprocessing import forkserver, resource_tracker
 
     server, tracker = forkserver._forkserver, resource_tracker._resource_tracker
@@ -276,10 +274,10 @@ def become(job: dict[str, Any]) -> None:
     if job.get("group"):
         for pid in (os.getpid(), *helpers):
             Path(job["group"]).write_text(str(pid))
-    rename(os.getpid(), job["env"][MARKER])
+    rewrite_marker(os.getpid(), job["env"][MARKER])
     for pid in helpers:
-        with contextlib.suppress(OSError):  # a kernel may forbid it; they are found by their session all the same
-            rename(pid, job["env"][MARKER])
+        with contextlib.suppress(OSError):  # a kernel may forbid it; the agent also finds them by their session
+            rewrite_marker(pid, job["env"][MARKER])
     os.environ.clear()
     os.environ.update(job["env"])
     os.environ[LOG] = job["log"]
@@ -290,11 +288,11 @@ def become(job: dict[str, Any]) -> None:
     os.dup2(log, 2)
     os.close(log)
     sys.argv = job["argv"]
-    forget_devices()
+    clear_device_caches()
 
 
 def run(entry: str) -> None:
-    """Run the engine's entry point as its own command would, but let this file stay `__main__`."""
+    """Run the engine's entry point like its own command, while this file stays `__main__`."""
     if entry.startswith("/"):
         code = compile(Path(entry).read_bytes(), entry, "exec")
         exec(code, {"__name__": "__main__", "__file__": entry})  # noqa: S102 (the engine's own command)
@@ -305,30 +303,30 @@ def run(entry: str) -> None:
 
 
 def main() -> None:
-    """Park; wait; become."""
+    """Park, wait for a job, and become its instance."""
     entry = sys.argv[1]
     line = socket.socket(fileno=os.dup(0))
     line.set_inheritable(False)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    began = time.monotonic()
-    ready = park()
-    ready["seconds"] = round(time.monotonic() - began, 2)
-    line.sendall(json.dumps(ready).encode() + b"\n")
-    received = b""
-    while not received.endswith(b"\n"):
-        piece = line.recv(65536)
-        if not piece:
-            os._exit(0)  # whoever parked us is gone
-        received += piece
-    become(json.loads(received))
+    start = time.monotonic()
+    greeting = park()
+    greeting["seconds"] = round(time.monotonic() - start, 2)
+    line.sendall(json.dumps(greeting).encode() + b"\n")
+    job = b""
+    while not job.endswith(b"\n"):
+        chunk = line.recv(65536)
+        if not chunk:
+            os._exit(0)  # the agent has ended
+        job += chunk
+    become(json.loads(job))
     line.close()
     run(entry)
 
 
 if __name__ == "__main__":
-    # The folder of this file is no place to import from: its names would stand before the engine's.
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != here]
+    # Remove this file's folder from the path: its names would hide the engine's.
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != folder]
     main()
