@@ -1,7 +1,7 @@
 """A stub of NVML, compiled from C, that follows a script.
 
-The script has lines such as `gpus 2`, `fail CALL CODE`, `hang CALL`, `die CALL`, `print CALL`, `mig GPU` and `process GPU
-KIND PID MIB` (MIB -1: unknown). It is read at each call, so a test can change it between two readings.
+The script has lines such as `gpus 2`, `fail CALL CODE`, `hang CALL`, `die CALL`, `print CALL`, `mig GPU` and
+`process GPU KIND PID MIB` (MIB -1: unknown). It is read at each call, so a test can change it between two readings.
 """
 
 import os
