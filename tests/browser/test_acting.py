@@ -1,4 +1,4 @@
-"""What is done on the page happens: its plan is shown before, and the record says afterwards that it was done."""
+"""Actions on the page: each shows its plan first, and the record shows its effect."""
 
 import json
 import threading
@@ -74,7 +74,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 @pytest.fixture
 def enter(browser: Any, machines: Machines) -> Iterator[Enter]:
-    """Come to the page as somebody without a key, and log in with one."""
+    """Open the page without a key, and log in with one."""
     opened, said = [], []
 
     def entered(key: str, size: str = "laptop", theme: str = "light") -> Any:
@@ -196,7 +196,7 @@ def test_a_warm_shows_its_victim_which_then_leaves(machines: Machines, enter: En
         page.locator("#panel .panel-close button").click()
         return ""
 
-    plan = eventually(possible, within_s=30, what="nobody to be just loaded any more")
+    plan = eventually(possible, within_s=30, what="no instance to be newly loaded")
     shot(page, "evicts-laptop-light")
     page.locator("#panel").get_by_role("button", name="Warm", exact=True).click()
     eventually(lambda: machines.place("org/new") == third, what="the instance in its host's record")

@@ -1,4 +1,4 @@
-"""A download is followed in the browser, from its first byte to the answer it was for."""
+"""A download in the browser, from its first byte to the answer."""
 
 import re
 import threading

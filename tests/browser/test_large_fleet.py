@@ -1,4 +1,4 @@
-"""500 functions on 50 hosts: the page stays quick, small on the wire, and can be searched."""
+"""500 functions on 50 hosts: the page is fast, small on the wire, and searchable."""
 
 import json
 import threading

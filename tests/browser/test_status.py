@@ -1,4 +1,4 @@
-"""The status page as people use it: it follows the fleet, acts after showing its plan, and is there for everybody."""
+"""The status page in a browser: it follows the fleet, shows a plan before each action, and is accessible."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An agent's restart costs no instance and no stream."""
+"""A restart of the agent ends no instance and no stream."""
 
 import json
 import signal

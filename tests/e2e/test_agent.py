@@ -1,4 +1,4 @@
-"""An operator's view of GPUs: declared devices, the fake engine, real processes."""
+"""Placement on declared devices, with the fake engine and real processes."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""An agent whose clock, log, disk or neighbours misbehave: nothing is lost, and nothing of a stranger's is touched."""
+"""An agent with a wrong clock, a broken log, a full disk or reused pids loses nothing and harms no other process."""
 
 import contextlib
 import json

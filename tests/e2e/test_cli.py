@@ -1,4 +1,4 @@
-"""The command line on a running cortex: what it prints, and how it ends."""
+"""The command line on a running cortex: output and exit codes."""
 
 import json
 import signal
@@ -62,12 +62,12 @@ def test_why_explains_a_function_and_a_request(one: Stack) -> None:
 
     eventually(known, what="the receipts")
     request, function = one.cli("why", "cli-why").stdout, one.cli("why", "fake/cold").stdout
-    nobody = one.cli("why", "who-knows")
+    unknown = one.cli("why", "who-knows")
 
     assert "cli-why: fake/cold (chat), over, status 200" in request
     assert "nothing was ready" in request
     assert "the best of the hosts that take it" in function
-    assert nobody.returncode == 4
+    assert unknown.returncode == 4
 
 
 def test_requests_are_listed_and_cancelled(one: Stack) -> None:

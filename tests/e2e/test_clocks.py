@@ -1,4 +1,4 @@
-"""Clocks of several machines that differ, and that are set while everything runs."""
+"""Machines whose clocks differ or are set while everything runs."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ time.time = _set
 
 
 def set_clock(path: Path, off_s: float) -> None:
-    """Set it. Whoever reads the file meanwhile reads the old time or the new one."""
+    """Set the time. A reader of the file gets the old or the new time, never a part."""
     fresh = path.with_suffix(".new")
     fresh.write_text(str(off_s))
     fresh.replace(path)

@@ -1,4 +1,4 @@
-"""Why what happened happened: receipts of a running cortex, and events as they come."""
+"""Receipts of a running cortex, and events as they happen."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Redis is demoted to a replica and lives on: whoever is connected leaves it, and nothing has to be restart."""
+"""Redis is demoted to a replica and keeps running: all clients leave it, and nothing has to be restarted."""
 
 from collections.abc import Iterator
 from pathlib import Path

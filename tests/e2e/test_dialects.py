@@ -390,7 +390,7 @@ def test_case_41_pieces_are_sent_on_as_they_come_and_no_proxy_may_hold_them(stac
 
     assert answer.headers["cache-control"] == "no-cache"
     assert answer.headers["x-accel-buffering"] == "no"
-    # Twenty tokens a second: ten of them take half a second when nobody gathers them up.
+    # Twenty tokens per second: ten of them take half a second unless they are buffered.
     assert came[-1] - came[2] > 0.4
     assert max(b - a for a, b in pairwise(came[2:])) < 1.0
 

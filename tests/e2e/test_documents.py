@@ -1,4 +1,4 @@
-"""What the documents tell people to type is typed here, against a running cortex."""
+"""The commands in the documents work on a running cortex."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def blocks(document: str, section: str, language: str) -> str:
 
 
 def typed(stack: Stack, commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Type commands into a shell in which a curl that meets an error fails; those that go on for ever are cut short."""
+    """Type commands into a shell in which curl fails on an HTTP error. Commands that do not end are stopped."""
     (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
     commands = re.sub(r" +# .*$", "", commands, flags=re.MULTILINE)
     commands = re.sub(r"^(.* (?:-f|top))$", r"timeout 3 \1 || test $? = 124", commands, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Embeddings and reranking by real llama.cpp, through the router, as clients ask for them."""
+"""Embeddings and reranking by a real llama.cpp through the router."""
 
 import math
 from collections.abc import Sequence

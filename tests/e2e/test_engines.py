@@ -1,4 +1,4 @@
-"""Engines end to end: any program by its command line, and what a function's server cannot do."""
+"""Engines: any program by its command line, and dialects that a server does not support."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_a_workers_environment_has_no_secret_of_the_agent(stack: Stack) -> None:
     assert not set(SECRETS) & set(llama)
     assert {name for name in llama if name.startswith("CORTEX_")} == {MARKER, OWNER}
     assert llama["PATH"] == agent["PATH"]
-    assert told["HF_TOKEN"] == "of its function"  # whoever writes the catalogue asked for it
+    assert told["HF_TOKEN"] == "of its function"  # the catalogue sets it
 
 
 def test_a_loaded_worker_takes_the_estimated_memory(stack: Stack) -> None:

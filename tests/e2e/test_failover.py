@@ -1,4 +1,4 @@
-"""Redis fails over under load: what is warm is served all the time, and cold starts work again by themselves."""
+"""Redis fails over under load: warm functions are served throughout, and cold starts work again."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Workers that die, weights that are no weights, ports that are taken: a clear answer, and nobody else hurt."""
+"""Workers that die, invalid weights, taken ports: a clear answer, and no effect on other requests."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From zero and back, with real workers: what a client and an operator see."""
+"""Cold starts and reaping with real workers, for clients and operators."""
 
 import asyncio
 import json

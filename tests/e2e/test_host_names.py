@@ -1,4 +1,4 @@
-"""Two machines of one name: one of them is in the record, and both are named."""
+"""Two machines with one name: one is in the record, and both are listed."""
 
 import signal
 from pathlib import Path

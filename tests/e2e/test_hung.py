@@ -1,4 +1,4 @@
-"""A host on which a mount hangs, and what is learned of functions there and forgotten again.
+"""A host with a hung mount, and measurements of functions that are shown and deleted.
 
 The mount is played by the agent's own `os.stat`, which blocks for every path below it, as a dead server's mount does.
 """

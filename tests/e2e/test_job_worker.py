@@ -1,4 +1,4 @@
-"""The job worker alone: whatever becomes of its Redis, it goes on by itself."""
+"""The job worker alone: it recovers from any fault of its Redis."""
 
 import contextlib
 import os

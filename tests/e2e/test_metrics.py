@@ -1,4 +1,4 @@
-"""The metrics port of a running cortex, with one worker process and with two."""
+"""The metrics port of a running cortex, with one and with two worker processes."""
 
 import re
 from collections.abc import Callable

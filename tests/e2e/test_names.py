@@ -1,4 +1,4 @@
-"""Names: aliases as the older gateway had them, ids with slashes, and names that are not there."""
+"""Names: aliases as in the Rust system's gateway, ids with slashes, and unknown names."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A router on loopback on which nobody has made a key: open to programs of this machine, and to no page of another."""
+"""A router on loopback without any API key: open to programs of this machine, closed to pages of other sites."""
 
 import httpx
 import pytest

@@ -1,4 +1,4 @@
-"""Pinning and other settings at run time, on a running cortex."""
+"""Pinning and other overrides on a running cortex."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Requests as operators see them: under way, cancelled, and afterwards. Over all router workers."""
+"""Requests for operators, over all router workers: running, cancelled and finished."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""A router's processes: one takes over from another while that one finishes, and a start that fails is told at once."""
+"""A router's processes: one takes over while another finishes, and a failed start is reported at once."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def test_a_stream_finishes_at_the_old_router_while_the_next_one_serves(tmp_path:
             next(line for line in lines if '"content"' in line)
             old = psutil.Process(fleet.processes["router"].pid).children()
             fleet.kill("router", signal.SIGTERM)
-            assert [p for p in old if p.is_running()]  # nobody waited for the stream
+            assert [p for p in old if p.is_running()]  # the restart did not wait for the stream
             fleet.start_router()
 
             assert fleet.chat("t/short").status_code == 200

@@ -1,4 +1,4 @@
-"""A function with more to do than one instance should: another is started, and let go again."""
+"""A function over its target concurrency gets another instance, which is reaped later."""
 
 import contextlib
 

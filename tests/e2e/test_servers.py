@@ -1,4 +1,4 @@
-"""The same questions to every server of llama.cpp that is here: what differs is in the table, and nothing breaks.
+"""The same requests to every installed server of llama.cpp; the table has the differences.
 
 `xllamacpp` comes with cortex. `llama-server` takes part when it is on the PATH or named by CORTEX_TEST_LLAMA_SERVER,
 `llama_cpp.server` when CORTEX_TEST_LLAMA_CPP_PYTHON names its virtual environment (`just test-llama-cpp-python`).

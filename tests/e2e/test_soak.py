@@ -1,4 +1,4 @@
-"""A soak: random requests and random faults on three hosts with pretended GPUs, and then: nothing is left over.
+"""A soak test: random requests and faults on three hosts with pretended GPUs leave nothing behind.
 
 What must hold all the time is looked for all the time, in the record (`Watch`) and in every answer (`Clients`);
 what may be broken for a while must be whole again once the faults are healed. A broken answer counts as right

@@ -1,4 +1,4 @@
-"""The status page over HTTP: what it may load, what it shows, how it stays true."""
+"""The status page over HTTP: its policy, its content and its updates."""
 
 import json
 import re

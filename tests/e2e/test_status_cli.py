@@ -1,4 +1,4 @@
-"""`cortex status --open`: the page in a browser, logged in, and the key nowhere where others could read it."""
+"""`cortex status --open` opens the page logged in, without exposing the key."""
 
 import stat
 from pathlib import Path

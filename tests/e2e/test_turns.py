@@ -1,4 +1,4 @@
-"""Two functions in use, and memory for one: they take turns, and no answer is cut for it."""
+"""Two busy functions and memory for one: they take turns, and no answer is cut."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""Two fleets at one Redis: the second is refused in a sentence, or lives beside the first below its own prefix."""
+"""Two fleets at one Redis: the second is rejected with the reason, or uses its own prefix."""
 
 import contextlib
 import os

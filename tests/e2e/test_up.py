@@ -1,4 +1,4 @@
-"""`cortex up`: begins with nothing, ends with nothing, however it ends."""
+"""`cortex up` starts from nothing and leaves nothing, however it ends."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Weights that are not there yet: from a hub on loopback to an answer, whatever happens on the way."""
+"""Weights that are not on the host: from a hub on loopback to an answer, with faults on the way."""
 
 import json
 import os
@@ -224,7 +224,7 @@ def test_a_missing_repository_is_an_error_with_the_function_and_the_fix(stack: S
 
 @pytest.mark.long
 def test_an_unreachable_hub_is_an_error_with_the_folder_for_files(stack: Stack, hub: FakeHub) -> None:
-    hub.faults["down"] = [503] * 100  # whoever asks what is in the repository
+    hub.faults["down"] = [503] * 100  # for every listing of the repository
     stack.http.post("/admin/functions/w/down/warm").raise_for_status()
     eventually(lambda: any("503" in i["phase"] for i in stack.function("w/down")["instances"]), what="the hub's no")
 

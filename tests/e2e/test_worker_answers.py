@@ -1,4 +1,4 @@
-"""A worker that answers as no worker should: its client gets a clear answer, and nothing else is harmed."""
+"""Workers with invalid answers: the client gets a clear answer, and nothing else is affected."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""API keys as values: what a key allows, and what becomes of it."""
+"""API keys as values: rights, expiry and rotation."""
 
 import msgspec
 import pytest

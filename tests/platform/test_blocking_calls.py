@@ -1,4 +1,4 @@
-"""Calls that never come back: each holds up only its own place, with a bound on time and threads."""
+"""Calls that never return block only their own place, within bounds on time and threads."""
 
 import asyncio
 import threading

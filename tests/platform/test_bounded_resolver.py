@@ -1,4 +1,4 @@
-"""A blocking lookup that hangs is an error in time, and costs one thread for each name."""
+"""A hung lookup fails after the time limit and uses one thread per name."""
 
 import socket
 import threading

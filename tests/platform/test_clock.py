@@ -1,4 +1,4 @@
-"""A clock that advances evenly, whatever is done to the wall clock."""
+"""A clock that advances evenly when the wall clock is set."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Routers and agents may be one release apart: what an earlier release says is understood, and so is a later one's."""
+"""Routers and agents may be one release apart: each understands messages of the other."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def _within(said: Any, understood: Any, at: str = "") -> list[str]:
 
 
 def _with_more(said: Any) -> Any:
-    """Return the same with a field nobody knows in every struct that is not read strictly."""
+    """Return the value with an unknown field in every struct that is not decoded strictly."""
     if isinstance(said, msgspec.Struct):
         config = said.__struct_config__
         more = {k: _with_more(v) for k, v in msgspec.structs.asdict(said).items()}

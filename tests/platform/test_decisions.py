@@ -1,4 +1,4 @@
-"""Receipts: what a decision was made on, and that it survives its way through the record."""
+"""Receipts: the inputs of a decision, and their form in the record."""
 
 from msgspec.structs import replace
 

@@ -1,4 +1,4 @@
-"""Background work goes on whatever it raises, and what it raised can be seen."""
+"""Background work continues after exceptions, which are counted and shown."""
 
 import asyncio
 

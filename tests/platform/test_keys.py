@@ -1,4 +1,4 @@
-"""Keys between processes: derived, never sent, and the token they come from."""
+"""Keys between processes are derived and never sent; the token file can be rotated."""
 
 import threading
 from pathlib import Path

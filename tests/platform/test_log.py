@@ -1,4 +1,4 @@
-"""What is logged, and in which form: by configuration."""
+"""The level and the form of the log, and logs that cannot be written."""
 
 import json
 import os

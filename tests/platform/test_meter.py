@@ -1,4 +1,4 @@
-"""Counting in one process, adding up several, and what Prometheus reads."""
+"""Counting in a process, the sum over processes, and Prometheus' text."""
 
 import msgspec
 import pytest

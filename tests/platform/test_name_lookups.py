@@ -1,4 +1,4 @@
-"""A name that does not resolve holds up nothing but what needs that name."""
+"""A hung lookup delays only code that needs the name."""
 
 import asyncio
 import socket

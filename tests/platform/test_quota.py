@@ -1,4 +1,4 @@
-"""What keys use, counted in a real Redis: over routers, over time, over deaths."""
+"""The usage of keys, counted in a real Redis: over routers, over time, after crashes."""
 
 import asyncio
 import time

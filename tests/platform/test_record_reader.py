@@ -1,4 +1,4 @@
-"""Times of other machines by the reader's clock, and records that never go back, however reads overlap."""
+"""Times by the reader's clock, and records that never get older, with any overlap of reads."""
 
 from collections.abc import Mapping
 

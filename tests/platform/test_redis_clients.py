@@ -1,4 +1,4 @@
-"""Connections leave a Redis that is a replica now, and follow the address to the new master."""
+"""After a demotion, connections leave the replica and find the new master."""
 
 import asyncio
 import contextlib

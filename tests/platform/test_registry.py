@@ -1,4 +1,4 @@
-"""The record in a real Redis: last uses by Redis' clock, and one host for a name."""
+"""The record in a real Redis: last uses by Redis' clock, and one host per name."""
 
 import time
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""Whose the record is: fleets that share a Redis, and one whose token changes while it runs."""
+"""The ownership of a record: fleets that share a Redis, and a token rotation."""
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,4 +1,4 @@
-"""The record in a real Redis: found through indexes, whatever else the database holds and whoever wrote it."""
+"""The record in a real Redis, read through indexes, with any other keys in the database."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The record behind Sentinels: addresses, and what a failover costs. The Sentinels are real."""
+"""Redis with real Sentinels: addresses, and the cost of a failover."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Settings: the file, the environment over it, and refusals that say where and what was meant."""
+"""Settings: the file, the environment, and errors with their place."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Text and numbers from outside are fit for the record afterwards, whatever they were before."""
+"""Sanitised text and numbers always fit into the record."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a worker answers is read within bounds, unpacked where it is packed, and refused where it cannot be read."""
+"""Workers' answers are read within bounds, unpacked if compressed, and rejected if unreadable."""
 
 import gzip
 import zlib
@@ -122,7 +122,7 @@ async def test_an_unknown_encoding_is_unreadable_and_the_error_is_short(
 
 
 def a_worker(models: bytes, *, key: str = "", refused: int = 401) -> Handler:
-    """A worker that lists these models, to whoever has its key."""
+    """A worker that lists these models to clients with its key."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         if key and request.headers.get("Authorization") != f"Bearer {key}":

@@ -1,4 +1,4 @@
-"""An agent with a policy runs nothing else, even for whoever has the fleet token."""
+"""An agent with a policy runs nothing else, even for a caller with the fleet token."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Requests as attackers send them, byte for byte, against the running router and agent."""
+"""Hostile requests, byte by byte, to a running router and agent."""
 
 import json
 import select

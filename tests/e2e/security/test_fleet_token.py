@@ -1,4 +1,4 @@
-"""The fleet's token is changed while it serves: nothing restarts, and no request is lost."""
+"""The fleet's token is rotated under load without a restart or a lost request."""
 
 import pytest
 import redis

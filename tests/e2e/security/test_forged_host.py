@@ -1,4 +1,4 @@
-"""Whoever writes a host's record into Redis learns a token that opens no agent."""
+"""A forged host's record in Redis gets only a token that opens no agent."""
 
 import threading
 from collections.abc import Iterator

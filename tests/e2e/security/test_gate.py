@@ -1,4 +1,4 @@
-"""The gate at every entrance, from outside: media addresses, fields for operators, and what the answer says of them."""
+"""The gate at every endpoint: media addresses, fields for operators, and the list of dropped fields."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Everything closed that can be closed, and it still serves: what each process may do is no more than it does."""
+"""With all protections on, cortex serves, and each process has only the rights that it needs."""
 
 import json
 import pickle
@@ -75,7 +75,7 @@ def test_a_redis_user_cannot_exceed_its_rights(hardened: Hardened, user: str, co
 )  # fmt: skip
 def test_a_host_cannot_act_as_an_operator_or_another_host(hardened: Hardened, command: str) -> None:
     if not hardened.record.reads_apart and not command.startswith(("SET cortex:counts", "PUBLISH", "LPUSH")):
-        pytest.skip("Redis before 7 lets whoever reads a key write it")
+        pytest.skip("Redis before 7 has no separate right to read a key")
 
     assert not hardened.record.may(HOST, *command.split())
 
@@ -127,7 +127,7 @@ def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_answer(hardened:
     assert hardened.worker_keys()
     for where, text in shown.items():
         assert [s for s in secrets if s in text] == [], where
-    # A worker has its own key in its environment, and nobody else has anything there.
+    # A worker has its own key in its environment; other processes have no secret there.
     for process, environment in hardened.environments().items():
         assert [s for s in (*PASSWORDS.values(), hardened.token) if s in environment] == [], process
 

@@ -1,4 +1,4 @@
-"""API keys on a running cortex of two router workers, from their making to their end."""
+"""API keys on a running cortex with two router workers, from creation to revocation."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What 1,000 hostile connections cost a router: memory, and the patience of everybody else."""
+"""The memory that 1,000 hostile connections cost a router, and the latency of other clients meanwhile."""
 
 import contextlib
 import selectors

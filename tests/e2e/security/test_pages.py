@@ -1,4 +1,4 @@
-"""What a browser may do with what the router serves, and what a stranger may leave in its metrics."""
+"""Content security of everything that the router serves to browsers, and names in its metrics."""
 
 import json
 import re

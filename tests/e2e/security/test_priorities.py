@@ -1,4 +1,4 @@
-"""Who is served first where not all can be: by the priority of their keys, on a real llama.cpp with one slot."""
+"""Requests are served by the priority of their keys, on a real llama.cpp with one slot."""
 
 import contextlib
 import re

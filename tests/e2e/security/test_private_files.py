@@ -1,4 +1,4 @@
-"""What cortex writes is its user's alone, whatever the umask it was started with."""
+"""Files of cortex are readable by its user only, with any umask."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Keys at one llama.cpp: none learns from its answers what another sent, unless both are in one group."""
+"""Keys at one llama.cpp learn nothing about each other's prompts, unless they are in one group."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Whose word is taken for a client's address: nobody's, and behind a proxy that is trusted, the proxy's."""
+"""A client's forwarded address counts only behind a trusted proxy."""
 
 import json
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.xdist_group("security")
 
 
 def turned_away(log: str, mark: str) -> str:
-    """Return the address that a router's log has for whoever asked for a path."""
+    """Return the client address in a router's log for a path."""
     lines = [json.loads(line) for line in log.splitlines() if mark in line]
     return str(lines[-1]["client"]) if lines else ""
 

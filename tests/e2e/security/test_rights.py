@@ -1,4 +1,4 @@
-"""Who may do what: every route of the running router, agent and metrics port, requested by every kind of caller.
+"""Every route of the running router, agent and metrics port, called by every kind of caller.
 
 The routes are read off the applications: one that has no row here fails.
 """

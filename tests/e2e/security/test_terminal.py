@@ -1,4 +1,4 @@
-"""What a worker says reaches an operator's terminal as text, never as a command to it."""
+"""A worker's text reaches an operator's terminal without control characters."""
 
 import json
 import os

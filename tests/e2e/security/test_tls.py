@@ -1,4 +1,4 @@
-"""TLS between everybody: clients, router, agent; and a certificate that is renewed under them."""
+"""TLS between clients, router and agent, and a certificate that is renewed while they run."""
 
 import socket
 import ssl
@@ -32,7 +32,7 @@ def test_with_tls_a_renewed_certificate_is_loaded_without_a_restart(hardened: Ha
     assert hardened.records()["a"].address.startswith("https://")
     assert hardened.run("fn", "ls").code == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{hardened.url}/health", trust_env=False)  # nobody told it whom to trust
+        httpx.get(f"{hardened.url}/health", trust_env=False)  # without the authority
 
     before, pid = presented(hardened), hardened.processes["router"].pid
     (hardened.folder / "router.pem").write_text("half a certificate")

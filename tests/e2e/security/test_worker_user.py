@@ -1,4 +1,4 @@
-"""A worker has the least it needs: a user of its own, no privilege to gain, a temporary directory that ends with it."""
+"""A worker has its own user, cannot gain privileges, and has a temporary directory that is removed with it."""
 
 import json
 import os

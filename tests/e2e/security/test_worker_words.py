@@ -1,4 +1,4 @@
-"""What workers write and answer stays on their host: a word that only they repeat is searched for everywhere else."""
+"""Text from workers stays on their host: a unique word is searched for everywhere else."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What an agent starts is its own settings' matter, whoever calls it."""
+"""An agent's settings decide what it starts, for every caller."""
 
 import pytest
 from msgspec.structs import replace

@@ -1,4 +1,4 @@
-"""Which variables workers inherit from the agent; secrets are never among them."""
+"""The variables that workers inherit from the agent, never secrets."""
 
 import pytest
 

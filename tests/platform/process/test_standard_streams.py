@@ -1,4 +1,4 @@
-"""Processes whose standard error cannot be written go on."""
+"""Processes continue when their standard error cannot be written."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The model that is written down: its counts, its weights, and how it speaks through llama.cpp."""
+"""The demo model: its counts, its weights, and its answers through llama.cpp."""
 
 import math
 import re
