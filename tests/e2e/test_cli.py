@@ -1,4 +1,4 @@
-"""The command line on a running cortex: what it prints, and how it ends."""
+"""The command line on a running cortex: output and exit codes."""
 
 import json
 import signal
@@ -37,7 +37,7 @@ def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(one: Stack) -> 
     assert "cortex fn ls" in unknown.stderr
 
 
-def test_ctrl_c_ends_a_call_with_130_and_nothing_else(one: Stack) -> None:
+def test_ctrl_c_ends_a_call_with_130_and_prints_nothing(one: Stack) -> None:
     process = subprocess.Popen(
         [*CORTEX, "call", "fake/streams", "hi"], env=one.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -51,7 +51,7 @@ def test_ctrl_c_ends_a_call_with_130_and_nothing_else(one: Stack) -> None:
     assert err == ""
 
 
-def test_why_tells_of_a_function_and_of_a_request(one: Stack) -> None:
+def test_why_explains_a_function_and_a_request(one: Stack) -> None:
     one.cli("fn", "cool", "fake/cold", "--now")
     body = {"model": "fake/cold", "messages": [{"role": "user", "content": "hi"}]}
     one.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-why"})
@@ -62,12 +62,12 @@ def test_why_tells_of_a_function_and_of_a_request(one: Stack) -> None:
 
     eventually(known, what="the receipts")
     request, function = one.cli("why", "cli-why").stdout, one.cli("why", "fake/cold").stdout
-    nobody = one.cli("why", "who-knows")
+    unknown = one.cli("why", "who-knows")
 
     assert "cli-why: fake/cold (chat), over, status 200" in request
     assert "nothing was ready" in request
     assert "the best of the hosts that take it" in function
-    assert nobody.returncode == 4
+    assert unknown.returncode == 4
 
 
 def test_requests_are_listed_and_cancelled(one: Stack) -> None:
@@ -88,7 +88,7 @@ def test_requests_are_listed_and_cancelled(one: Stack) -> None:
     assert one.cli("req", "cancel", "cli-req").returncode == 4
 
 
-def test_logs_come_from_the_worker_and_from_the_run_before(one: Stack) -> None:
+def test_logs_of_the_current_and_the_previous_run_are_printed(one: Stack) -> None:
     one.chat("fake/cold")
     now = one.cli("fn", "logs", "fake/cold").stdout
     one.cli("fn", "cool", "fake/cold", "--now")
@@ -121,7 +121,7 @@ def test_lists_are_json_with_stable_names(one: Stack) -> None:
     assert "whole answer p50" in top
 
 
-def test_the_doctor_says_what_is_wrong_and_what_to_do(one: Stack) -> None:
+def test_the_doctor_lists_problems_with_their_fix(one: Stack) -> None:
     found = json.loads(one.cli("doctor", "--json").stdout)
     away = dict(one.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
     lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
@@ -133,7 +133,7 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(one: Stack) -> None:
     assert "Start it, or correct `[redis] url`." in lost.stdout
 
 
-def test_a_shell_completes_functions(one: Stack) -> None:
+def test_shell_completion_lists_functions(one: Stack) -> None:
     words = {"COMP_WORDS": "cortex fn warm fake/ste", "COMP_CWORD": "3", "_CORTEX_COMPLETE": "bash_complete"}
 
     told = subprocess.run(CORTEX, env={**one.env, **words}, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Workers that die, weights that are no weights, ports that are taken: a clear answer, and nobody else hurt."""
+"""Workers that die, invalid weights, taken ports: a clear answer, and no effect on other requests."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_a_request_that_meets_a_dead_engine_is_served_by_the_next_worker_and_the
     assert "was killed by SIGKILL" in why_failed(stack, "fake/echo", str(instance["id"]))
 
 
-def test_a_worker_killed_while_streaming_gives_an_error_event_and_the_next_request_works(stack: Stack) -> None:
+def test_a_worker_killed_during_a_stream_gives_an_error_event_and_is_replaced(stack: Stack) -> None:
     body = {"model": "fake/streams", "messages": MESSAGES, "stream": True}
     with stack.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.iter_lines()
@@ -119,7 +119,7 @@ def test_a_worker_killed_while_streaming_gives_an_error_event_and_the_next_reque
     assert (again.status_code, again.headers["x-cortex-instance"] != killed) == (200, True)
 
 
-def test_a_request_that_was_alone_aboard_a_killed_worker_is_not_sent_again_and_the_next_one_works(stack: Stack) -> None:
+def test_a_request_alone_at_a_killed_worker_is_not_replayed(stack: Stack) -> None:
     answers: list[httpx.Response] = []
     sending = threading.Thread(target=lambda: answers.append(stack.chat("fake/cooled")))
     sending.start()
@@ -139,7 +139,7 @@ def test_a_request_that_was_alone_aboard_a_killed_worker_is_not_sent_again_and_t
 
 
 @pytest.mark.long
-def test_workers_killed_again_and_again_while_they_serve_hold_up_no_other_request(stack: Stack) -> None:
+def test_repeated_kills_of_workers_delay_no_other_request(stack: Stack) -> None:
     """Deaths of workers that had served are no failed starts, and whose request was aboard is refused in the end."""
     answers = [killed_while_it_serves(stack, "fake/cooled", user="pill") for _ in range(4)]
     statuses = [answer.status_code for answer in answers]
@@ -152,7 +152,7 @@ def test_workers_killed_again_and_again_while_they_serve_hold_up_no_other_reques
     assert stack.state("fake/cooled") != "failing"
 
 
-def test_a_worker_killed_while_starting_fails_its_waiters_at_once_and_the_next_start_works(stack: Stack) -> None:
+def test_a_worker_killed_while_starting_fails_waiting_requests_at_once(stack: Stack) -> None:
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(stack.chat("fake/loads-long")))
     asking.start()
@@ -171,7 +171,7 @@ def test_a_worker_killed_while_starting_fails_its_waiters_at_once_and_the_next_s
     assert stack.cli("fn", "cool", "fake/loads-long", "--now").returncode == 0
 
 
-def test_what_cannot_start_answers_503_with_the_reason_and_others_go_on(stack: Stack) -> None:
+def test_a_function_that_cannot_start_is_503_with_the_reason(stack: Stack) -> None:
     for name, reason in (
         ("broken/garbage", "exited with code 1 while starting"),
         ("broken/missing", "missing.gguf do not exist"),
@@ -186,7 +186,7 @@ def test_what_cannot_start_answers_503_with_the_reason_and_others_go_on(stack: S
     assert stack.chat("tiny/alpha", max_tokens=1).status_code == 200
 
 
-def test_a_port_that_is_taken_is_a_failed_start_with_the_reason(stack: Stack) -> None:
+def test_a_taken_port_is_a_failed_start_with_the_reason(stack: Stack) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", stack.taken_port)):
@@ -197,7 +197,7 @@ def test_a_port_that_is_taken_is_a_failed_start_with_the_reason(stack: Stack) ->
 
 
 @pytest.mark.long
-def test_starts_that_keep_failing_back_off_and_warm_overrides_it(stack: Stack) -> None:
+def test_repeated_failures_back_off_and_warm_overrides_it(stack: Stack) -> None:
     eventually(lambda: stack.chat("fake/dies").status_code == 503 and backs_off(stack, "fake/dies"), what="back-off")
     spawned = stack.spawned("fake/dies")
 
@@ -215,7 +215,7 @@ def backs_off(stack: Stack, name: str) -> bool:
     return stack.function(name)["retry_at"] is not None
 
 
-def test_a_drain_waits_for_every_router_and_a_request_in_flight_takes_it_back(stack: Stack) -> None:
+def test_a_drain_waits_for_all_routers_and_a_request_in_flight_cancels_it(stack: Stack) -> None:
     """The test is a second router: it reports to the record, late, and with a request in flight."""
     with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
 
@@ -265,7 +265,7 @@ def test_cool_waits_for_the_request_in_flight(stack: Stack) -> None:
     assert (cooled.returncode, cooled.stdout) == (0, "fake/cooled: cold\n")
 
 
-def test_a_record_that_is_away_leaves_warm_functions_warm(stack: Stack) -> None:
+def test_without_redis_warm_functions_are_served(stack: Stack) -> None:
     stack.chat("tiny/alpha", max_tokens=1)
     with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
         pid = int(record.info("server")["process_id"])

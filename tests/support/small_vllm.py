@@ -1,4 +1,4 @@
-"""A server that is started as `vllm serve` is, and opens its paths as a vLLM without a key of its own does.
+"""A server started like `vllm serve`, whose own key check covers `/v1` only, like vLLM's.
 
 Run by the test's own Python: `small_vllm.py serve MODEL --served-model-name NAME --host HOST --port PORT …`.
 """

@@ -61,7 +61,7 @@ def test_two_warm_starts_in_a_row_and_a_plain_one_serve_the_same(host: VllmHost,
     assert max(warm_s, second_s) <= plain_s / 4
 
 
-def test_from_zero_streamed_in_every_dialect(host: VllmHost) -> None:
+def test_a_cold_request_streams_in_every_dialect(host: VllmHost) -> None:
     body = {"model": "tiny/one", "max_tokens": 8, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
 
     with host.http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -137,7 +137,7 @@ def test_a_plain_start_that_is_killed_fails_at_once_and_leaves_nothing(host: Vll
     eventually(lambda: not [p for p in processes if runs(p)], within_s=20, what="nothing to be left")
 
 
-def test_a_warm_start_that_is_killed_is_made_plainly_and_says_so(host: VllmHost) -> None:
+def test_a_killed_warm_start_becomes_a_plain_start_with_the_reason(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain")
     host.until_parked()
     asking = host.ask("tiny/one")
@@ -150,7 +150,7 @@ def test_a_warm_start_that_is_killed_is_made_plainly_and_says_so(host: VllmHost)
     assert host.instance("tiny/one").pid != pid
 
 
-def test_a_launcher_killed_while_parked_costs_nothing_but_its_next_import(host: VllmHost) -> None:
+def test_a_launcher_killed_while_parked_is_replaced(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain")
     pid = host.until_parked()
 
@@ -160,7 +160,7 @@ def test_a_launcher_killed_while_parked_costs_nothing_but_its_next_import(host: 
     assert host.until_parked() != pid
 
 
-def test_a_launcher_killed_while_it_forks_is_replaced_by_a_plain_start(host: VllmHost) -> None:
+def test_a_launcher_killed_during_the_hand_over_is_replaced_by_a_plain_start(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain")
     pid = host.until_parked()
     os.kill(pid, signal.SIGSTOP)
@@ -173,7 +173,7 @@ def test_a_launcher_killed_while_it_forks_is_replaced_by_a_plain_start(host: Vll
     assert host.instance("tiny/two").path.startswith("plain: the launcher did not fork")
 
 
-def test_a_start_that_fails_on_both_ways_fails_with_the_reason(host: VllmHost) -> None:
+def test_a_start_that_fails_warm_and_plain_has_the_reason(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain")
     host.until_parked()
 
@@ -183,7 +183,7 @@ def test_a_start_that_fails_on_both_ways_fails_with_the_reason(host: VllmHost) -
     assert "no-such-argument" in answer.text or "while starting" in answer.text
 
 
-def test_an_agents_restart_keeps_a_worker_that_came_warm_and_ends_the_parked_launcher(host: VllmHost) -> None:
+def test_a_restart_of_the_agent_keeps_warm_workers_and_ends_the_launcher(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain", "tiny/broken")
     host.until_parked()
     host.text("tiny/one")
@@ -200,7 +200,7 @@ def test_an_agents_restart_keeps_a_worker_that_came_warm_and_ends_the_parked_lau
     assert host.until_parked() != parked
 
 
-def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) -> None:
+def test_tables_receipts_and_metrics_show_the_kind_of_a_start(host: VllmHost) -> None:
     host.text("tiny/plain")
     host.until_parked()
     parked = host.cli("host", "ls").stdout
@@ -222,7 +222,7 @@ def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) 
         assert f'cortex_launches_total{{how="{how}",node="a",server="vllm"}}' in metrics
 
 
-def test_a_loaded_worker_takes_about_what_was_estimated_for_it(host: VllmHost, tell: Callable[[str], None]) -> None:
+def test_a_loaded_worker_takes_about_the_estimated_memory(host: VllmHost, tell: Callable[[str], None]) -> None:
     told = host.http.get("/admin/weights/estimate", params={"function": "tiny/one"}).json()["total_mb"]
     host.text("tiny/one")
     taken = resident_mb(host.instance("tiny/one").pid)
@@ -248,7 +248,7 @@ def test_no_path_of_a_worker_is_open_without_its_key(host: VllmHost, function: s
     assert httpx.get(f"{worker.url}/metrics", headers=as_router, trust_env=False).status_code == 200
 
 
-def test_endpoints_for_developers_are_not_there(host: VllmHost) -> None:
+def test_developer_endpoints_do_not_exist(host: VllmHost) -> None:
     host.text("tiny/one")
     worker = host.instance("tiny/one")
     key = worker_key(TOKEN, worker.id)  # in the environment of one that came warm nobody sees it

@@ -421,8 +421,8 @@ def _override(values: dict[str, Any], name: str, text: str, problems: list[str])
 
 def from_environment(path: Path | None) -> tuple[Settings, list[str]]:
     """Read the settings of this process. `CORTEX_CONFIG` names the file when no path is given."""
-    named = os.environ.get("CORTEX_CONFIG")
-    return load(path or (Path(named) if named else None), os.environ)
+    default = os.environ.get("CORTEX_CONFIG")
+    return load(path or (Path(default) if default else None), os.environ)
 
 
 def declared_devices(text: str) -> tuple[DeclaredDevice, ...] | None:

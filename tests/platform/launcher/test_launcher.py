@@ -1,4 +1,4 @@
-"""Which starts a parked launcher takes; and parking, handing over and dying, with a real process and a small engine.
+"""The launcher: eligible starts, parking, hand-over and death, with a real process and a small engine.
 
 The engine here is a folder of a few modules called `vllm`, enough for the launcher to import and to run: what is
 shown is the launcher's own work. Real vLLM is in `tests/vllm`.

@@ -92,7 +92,7 @@ def test_progress_resets_with_each_step() -> None:
 
     startup.feed(b"Loading weights: 25%\rLoading weights: 50%\r")
     half = startup.progress
-    startup.feed(b"100% of what nobody asked about\n")
+    startup.feed(b"100% of an unknown step\n")
     still = startup.progress
     startup.feed(b"Application startup complete.\n")
 

@@ -61,7 +61,7 @@ class Host:
             self.scheduler.record,
             self.faults,
         )
-        self.supervisor._begun = self.spawn  # type: ignore[method-assign]
+        self.supervisor._start_process = self.spawn  # type: ignore[method-assign]
 
     def tell(self, event: Event) -> None:
         for effect in self.scheduler.handle(event, clock.now()):

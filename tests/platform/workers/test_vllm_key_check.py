@@ -1,4 +1,4 @@
-"""The check of a vLLM worker's key: driven as ASGI, and under a real uvicorn that is started as vLLM is."""
+"""The check of a vLLM worker's key, as ASGI and in a real uvicorn started like vLLM's."""
 
 import importlib.util
 import os
