@@ -187,7 +187,7 @@ def create_app(settings: Settings) -> Litestar:
             *requests.routes(catalogue, peers, decision_log),
             *status.routes(runtime),
             *keys.routes(registry, key_ring),
-            *decisions.routes(registry, view, catalogue),
+            *decisions.routes(registry, view, catalogue, agents),
             *instances.routes(runtime),
             *weights.routes(catalogue, view, agents),
         ],

@@ -15,7 +15,7 @@ from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import FailureKind, Fleet, HostRecord, InLine, Instance
 from cortex.platform.registry import Registry
-from cortex.platform.scheduling.failures import Failures
+from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import CLAIM_S, Activator
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable
@@ -129,7 +129,7 @@ async def test_a_worker_that_dies_before_its_agent_says_so_is_no_failed_start() 
     """The agent answers `ensure` with the worker it still believes in; what it says next is that it crashed."""
     dead = an_instance("new-1", ready=1.0)
     stage = Stage((), (replace(dead, state=State.RECLAIMING),), (an_instance("new-2", ready=2.0),))
-    stage.failures.add(dead, FailureKind.CRASH, "the worker was killed by SIGKILL while it was ready", (), 1.0)
+    stage.failures.add(dead, Incident("the worker was killed by SIGKILL while it was ready"), 1.0)
 
     await stage.served()
 
@@ -149,7 +149,8 @@ async def test_a_start_that_its_host_no_longer_has_is_proposed_again_at_once() -
 async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() -> None:
     stage = Stage((), ())
     starting = an_instance("new-1", state=State.STARTING)
-    stage.failures.add(starting, FailureKind.CRASH, "the worker exited with code 1 while starting", ("a prompt",), 1.0)
+    reason = "the worker exited with code 1 while starting"
+    stage.failures.add(starting, Incident(reason, evidence=evidence_in(("a prompt",))), 1.0)
 
     with pytest.raises(StartFailed, match=r"exited with code 1 while starting$"):
         await stage.served()
@@ -297,7 +298,7 @@ async def test_a_start_that_was_superseded_is_made_again() -> None:
     """This router has not read the new file yet, or the host has been told an old one."""
     stage = Stage((), (), (an_instance("new-2", ready=2.0),))
     starting = an_instance("new-1", state=State.STARTING)
-    stage.failures.add(starting, FailureKind.ROOM, "given up while it was starting: superseded", (), 1.0)
+    stage.failures.add(starting, Incident("given up while it was starting: superseded", FailureKind.ROOM), 1.0)
 
     await stage.served()
 
@@ -307,7 +308,7 @@ async def test_a_start_that_was_superseded_is_made_again() -> None:
 async def test_a_start_that_was_cooled_is_the_answer() -> None:
     stage = Stage((), ())
     starting = an_instance("new-1", state=State.STARTING)
-    stage.failures.add(starting, FailureKind.CANCELLED, "given up while it was starting: cool", (), 1.0)
+    stage.failures.add(starting, Incident("given up while it was starting: cool", FailureKind.CANCELLED), 1.0)
 
     with pytest.raises(StartFailed, match="given up while it was starting: cool"):
         await stage.served()

@@ -15,9 +15,9 @@ from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Accepted, Ensure
 from cortex.platform.api_keys import LOCAL, Priority, anonymous
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Death, FailureKind, Fleet, HostRecord, Instance
+from cortex.platform.record import Death, Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
-from cortex.platform.scheduling.failures import Failures
+from cortex.platform.scheduling.failures import Failures, Incident
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.activation.load_balancing import choose
@@ -114,7 +114,7 @@ class Stage:
 
     def fails(self, function: str, id: str) -> None:
         """Have the host say that an instance died while it served."""
-        failure = Failures().add(self.of(function, id), FailureKind.CRASH, "it was killed", (), 1.0, died=True)
+        failure = Failures().add(self.of(function, id), Incident("it was killed", died=True), 1.0)
         self.host = replace(self.host, failures=(*self.host.failures, failure))
 
     async def edit(self, text: str) -> None:

@@ -1,10 +1,14 @@
-"""`/admin/decisions` and `/admin/events`: the decision log, and a live stream of it."""
+"""`/admin/decisions` and `/admin/events`: the decision log, and a live stream of it.
+
+`/admin/hosts/{host}/events` has the events that a host's scheduler decided on.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import httpx
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
@@ -12,9 +16,11 @@ from litestar.params import Parameter
 from litestar.response import Stream
 from msgspec import to_builtins
 
+from cortex.functions.names import nearest
 from cortex.platform import clock
 from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable, Registry
-from cortex.router.errors import RecordIsAway, TooManyListeners
+from cortex.router.activation.agents import Agents, AgentUnavailable
+from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway, TooManyListeners
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.shutdown import stopping
@@ -25,7 +31,7 @@ QUIET_S = 10.0
 """Interval of keep-alive comments, which detect closed connections and prevent proxy timeouts."""
 
 
-def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue) -> list[HTTPRouteHandler]:
+def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents: Agents) -> list[HTTPRouteHandler]:
     """Return the routes about decisions."""
     listening: set[object] = set()
 
@@ -68,7 +74,31 @@ def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue) -> lis
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return Stream(stream(), media_type="text/event-stream; charset=utf-8", headers=headers)
 
-    return [decisions, events]
+    @get("/admin/hosts/{host:str}/events", opt={"needs": "admin"})
+    async def host_events(host: str) -> Stream:
+        """Return the last events of a host's scheduler as JSON lines, with the state they began from."""
+        fleet = view.fleet
+        record = fleet.record(host)
+        if record is None:
+            raise HostNotFound(host, nearest(host, fleet.hosts))
+        try:
+            answer = await agents.logs(record, "/events", {})
+        except AgentUnavailable as error:
+            raise NoCapacity(str(error), retry_after=5) from None
+        if answer is None:
+            raise BadRequest(f"the agent of '{host}' is of an earlier release, which logs no events: upgrade it")
+        return Stream(_chunks(answer), media_type="application/jsonl")
+
+    return [decisions, events, host_events]
+
+
+async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield an agent's answer. If the connection breaks, so does the client's: half an export is no export."""
+    try:
+        async for chunk in answer.aiter_bytes():
+            yield chunk
+    finally:
+        await answer.aclose()
 
 
 async def _events(registry: Registry, view: FleetView, function: str) -> AsyncIterator[bytes]:

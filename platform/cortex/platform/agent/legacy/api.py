@@ -32,7 +32,7 @@ from cortex.platform import clock
 from cortex.platform.agent.host_name import name_taken
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
-from cortex.platform.agent_messages import Rejected
+from cortex.platform.agent_messages import Ensure, Rejected
 from cortex.platform.record import Device, Failure, FailureKind, HostRecord, Instance
 from cortex.platform.scheduling.placement import When
 from cortex.platform.settings import Settings
@@ -301,7 +301,7 @@ async def _until_ready(agent: Agent, request: Load) -> None:
     (5) It was drained at the same moment, or is started again: repeat the request.
     """
     while True:
-        answer = await agent.ensure(_function(agent, request))
+        answer = await agent.ensure(Ensure(_function(agent, request)))
         if isinstance(answer, Rejected):  # (1)
             raise _rejection(request.model_id, answer)
         while (instance := agent.instance(answer.instance)) and instance.state in COMING:  # (2)
