@@ -116,7 +116,7 @@ def create_app(settings: Settings) -> Litestar:
     rate_limiter = RateLimiter(Quota(registry), view)
     # beside requests
     peers, history = Peers(registry, view, request_records, traffic), History(registry)
-    reporter = Reporter(registry, view, in_flight, deaths.aboard, catalogue)
+    reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue)
     counting = Counting(registry, CountsFile(Path(gateway.metrics_dir)), request_metrics, decision_log)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "api keys": key_ring.follow,

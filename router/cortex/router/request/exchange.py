@@ -223,7 +223,7 @@ class Exchange:
                     if view.is_closing(instance.id):
                         return Outcome.CLOSED
                 request_record.forwarded(instance.id, placed[1] if placed else "")
-                with deaths.aboard.sent(instance.id, request_record):
+                with deaths.open_requests.sent(instance.id, request_record):
                     await self._forward(instance)
                 return Outcome.SERVED
         except TimeoutError:

@@ -249,7 +249,7 @@ def routes(
                 return Count(limits.estimate(parsed.upstream.request), is_estimate=True)
             placed = view.placed(ready.id)
             request_record.forwarded(ready.id, placed[1] if placed else "")
-            with in_flight.aboard(function.id, ready.id):
+            with in_flight.track(function.id, ready.id):
                 return Count(await tokenizer.count(function, ready, parsed.count(function.id)), is_estimate=False)
 
         return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)
