@@ -1,6 +1,7 @@
 """Every dialect over real HTTP, with the real SDKs, on the fake engine's shapes and the real llama.cpp."""
 
 import base64
+import gzip
 import http.client
 import json
 import re
@@ -285,11 +286,14 @@ def test_case_54_usage_is_shown_only_to_whom_asked(stack: Stack) -> None:
     assert json.loads(asked.strip().splitlines()[-3].removeprefix("data: "))["usage"]["completion_tokens"] > 0
 
 
-def test_case_62_compressed_bodies_are_refused_clearly(stack: Stack) -> None:
-    answer = stack.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+def test_case_62_a_gzip_body_is_served_and_another_encoding_is_refused(stack: Stack) -> None:
+    body = json.dumps({"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}]}).encode()
 
-    assert answer.status_code == 415
-    assert "compressed" in answer.json()["error"]["message"]
+    zipped = stack.http.post("/v1/chat/completions", content=gzip.compress(body), headers={"content-encoding": "gzip"})
+    other = stack.http.post("/v1/chat/completions", content=body, headers={"content-encoding": "br"})
+
+    assert zipped.status_code == 200
+    assert (other.status_code, "gzip" in other.json()["error"]["message"]) == (415, True)
 
 
 PNG_URL = "data:image/png;base64,%%%"

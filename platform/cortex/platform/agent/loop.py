@@ -296,10 +296,10 @@ class Agent:
         return min(ready)[2:] if ready else None
 
     @contextlib.contextmanager
-    def aboard(self, instance: Instance) -> Iterator[None]:
+    def track(self, instance: Instance) -> Iterator[None]:
         """Count a request as in flight on an instance."""
         try:
-            with self._in_flight.aboard(instance.function, instance.id):
+            with self._in_flight.track(instance.function, instance.id):
                 yield
         finally:
             if self._draining():
