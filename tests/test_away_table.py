@@ -10,16 +10,16 @@ REDIS, DEMOTED, EMPTIED = "Redis away", "Redis demoted", "Redis emptied"
 AGENT, CUT_AGENT, CUT_ROUTER, HUB = "agent away", "agent cut off from Redis", "router cut off from Redis", "hub away"
 COLUMNS = (REDIS, DEMOTED, EMPTIED, AGENT, CUT_AGENT, CUT_ROUTER, HUB)
 
-WARM_GOES_ON = "test_a_record_that_is_away_leaves_warm_functions_warm"
-SILENT = "test_a_warm_function_is_served_while_its_agent_is_dead_and_after_it_came_back"
-CUT_OFF = "test_a_warm_function_is_served_while_its_agent_is_cut_off_from_redis"
-REFUSES_WRITES = "test_a_redis_that_takes_no_writes_leaves_warm_functions_warm"
-EMPTY = "test_a_redis_that_was_emptied_interrupts_nothing_that_is_warm"
+WARM_GOES_ON = "test_without_redis_warm_functions_are_served"
+SILENT = "test_a_warm_function_is_served_while_its_agent_is_dead_and_after_its_return"
+CUT_OFF = "test_a_warm_function_is_served_while_its_agent_cannot_reach_redis"
+REFUSES_WRITES = "test_with_a_read_only_redis_warm_functions_are_served"
+EMPTY = "test_an_emptied_redis_does_not_interrupt_warm_functions"
 NOT_IDLE = "test_no_instance_is_drained_or_evicted_while_the_record_is_away"
-DEMOTION = "test_cold_starts_work_after_a_demotion_and_warm_ones_never_stop"
-FAILOVER = "test_a_failover_is_followed_by_calls_bells_and_jobs"
-ONLY_THE_WORKER_KNOWS = "test_an_answer_that_only_the_worker_knows_of_keeps_a_drain_waiting"
-HUB_DOWN = "test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put"
+DEMOTION = "test_after_a_demotion_cold_starts_work_and_warm_functions_are_served"
+FAILOVER = "test_after_a_failover_calls_bells_and_jobs_use_the_new_master"
+ONLY_THE_WORKER_KNOWS = "test_a_request_unknown_to_routers_delays_a_drain"
+HUB_DOWN = "test_an_unreachable_hub_is_an_error_with_the_folder_for_files"
 
 HELD_BY = {
     "router": (WARM_GOES_ON, DEMOTION, EMPTY, SILENT, CUT_OFF, WARM_GOES_ON, HUB_DOWN),
@@ -33,13 +33,13 @@ HELD_BY = {
         HUB_DOWN,
     ),
     "job worker": (
-        "test_a_killed_job_worker_loses_nothing_that_came",
+        "test_a_download_of_a_killed_job_worker_resumes",
         FAILOVER,
         "test_a_dequeued_job_that_never_started_is_listed_and_requeued",
-        "test_a_slow_download_outlives_the_request_that_began_it",
-        "test_a_slow_download_outlives_the_request_that_began_it",
-        "test_a_slow_download_outlives_the_request_that_began_it",
-        "test_a_hub_in_trouble_is_tried_again_after_a_while",
+        "test_a_slow_download_continues_after_its_request",
+        "test_a_slow_download_continues_after_its_request",
+        "test_a_slow_download_continues_after_its_request",
+        "test_a_failing_hub_is_retried",
     ),
     "CLI": (WARM_GOES_ON, REFUSES_WRITES, EMPTY, SILENT, CUT_OFF, WARM_GOES_ON, HUB_DOWN),
     "worker": (WARM_GOES_ON, REFUSES_WRITES, EMPTY, SILENT, CUT_OFF, WARM_GOES_ON, HUB_DOWN),
@@ -56,7 +56,7 @@ def table() -> dict[str, dict[str, str]]:
     return {row[0].strip("*"): dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
-def test_the_table_has_every_process_and_everything_that_may_be_away() -> None:
+def test_the_table_has_every_process_and_every_dependency() -> None:
     cells = table()
 
     assert list(cells) == list(HELD_BY)
@@ -73,6 +73,6 @@ def tests_there_are() -> set[str]:
 
 
 @pytest.mark.parametrize("row", HELD_BY)
-def test_every_cell_is_held_by_a_test_that_there_is(row: str, tests_there_are: set[str]) -> None:
+def test_every_cell_names_an_existing_test(row: str, tests_there_are: set[str]) -> None:
     assert len(HELD_BY[row]) == len(COLUMNS)
     assert set(HELD_BY[row]) - tests_there_are == set()

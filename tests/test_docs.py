@@ -28,7 +28,7 @@ from tests.support.pages import PAGES
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_committed_catalogue_stands_and_has_every_option_once() -> None:
+def test_the_committed_catalogue_is_valid_and_has_every_option_once() -> None:
     text = (ROOT / "models.toml").read_text()
 
     keys = re.findall(r"^([a-z_]+) =", text, re.MULTILINE)
@@ -39,7 +39,7 @@ def test_the_committed_catalogue_stands_and_has_every_option_once() -> None:
     assert keys.count("idle_after_s") == 1
 
 
-def test_the_example_fleet_stands() -> None:
+def test_the_example_fleet_is_valid() -> None:
     assert len(load(ROOT / "examples" / "fleet.toml").functions) == 5
 
 
@@ -58,7 +58,7 @@ def test_every_module_of_an_area_is_in_its_readme() -> None:
 @pytest.mark.parametrize(
     "page", ["README.md", "CONTRIBUTING.md", "tests/README.md", "docs/operating.md", "docs/keys.md"]
 )
-def test_the_recipes_that_a_page_names_exist(page: str) -> None:
+def test_every_recipe_that_a_page_names_exists(page: str) -> None:
     readme = (ROOT / page).read_text()
     recipes = re.findall(r"^([a-z-]+)[^:=\n]*:", (ROOT / "Justfile").read_text(), re.MULTILINE)
 
@@ -66,7 +66,7 @@ def test_the_recipes_that_a_page_names_exist(page: str) -> None:
         assert recipe in recipes, recipe
 
 
-def test_every_command_but_those_that_serve_or_print_text_prints_json_too() -> None:
+def test_every_command_has_json_output_except_those_that_serve_or_print_text() -> None:
     prints_text = {"agent", "completion", "fn logs", "jobs cancel", "router", "up"}
     without = {
         " ".join(names[1:])
@@ -78,7 +78,7 @@ def test_every_command_but_those_that_serve_or_print_text_prints_json_too() -> N
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_generated_pages_are_what_the_code_says(page: str) -> None:
+def test_generated_pages_are_up_to_date(page: str) -> None:
     assert (ROOT / page).read_text() == PAGES[page](), "run `just docs`"
 
 
@@ -114,7 +114,7 @@ def test_every_setting_says_what_it_means() -> None:
     assert re.findall(r"^(\| `\w+` \|.*\|  \|)$", tables, re.MULTILINE) == []
 
 
-def test_rules_and_panels_name_only_metrics_that_there_are() -> None:
+def test_rules_and_panels_name_only_existing_metrics() -> None:
     known = {m.name for m in metrics.TABLE}
     for name in ("alerts.yml", "dashboard.json"):
         text = (ROOT / "deploy" / "monitoring" / name).read_text()
@@ -314,7 +314,7 @@ def test_the_readme_of_the_tests_has_every_folder_and_every_helper() -> None:
     assert [name for name in (*folders, *helpers) if name not in readme] == []
 
 
-def test_the_licence_is_the_unaltered_gpl_3_and_the_metadata_says_so() -> None:
+def test_the_licence_is_the_unaltered_gpl_3_also_in_the_metadata() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
@@ -329,7 +329,7 @@ def test_every_package_is_marked_as_typed() -> None:
     assert [p.name for p in packages if (p / "__init__.py").exists() and not (p / "py.typed").exists()] == []
 
 
-def test_continuous_integration_runs_on_every_python_that_the_metadata_names() -> None:
+def test_continuous_integration_runs_on_every_python_of_the_metadata() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     workflow = (ROOT / ".github" / "workflows" / "check.yml").read_text()
 
@@ -339,5 +339,5 @@ def test_continuous_integration_runs_on_every_python_that_the_metadata_names() -
     assert "run: .ci/run" in workflow
 
 
-def test_the_readme_is_one_read() -> None:
+def test_the_readme_has_at_most_200_lines() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200

@@ -43,7 +43,7 @@ def graph() -> grimp.ImportGraph:
     return graph
 
 
-def test_a_module_that_calls_itself_pure_imports_nothing_impure(graph: grimp.ImportGraph) -> None:
+def test_a_module_described_as_pure_imports_nothing_impure(graph: grimp.ImportGraph) -> None:
     chains = [
         " imports ".join(chain)
         for module in PURE

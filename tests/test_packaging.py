@@ -26,7 +26,7 @@ def test_the_standard_librarys_platform_is_not_shadowed_from_the_root() -> None:
     assert found.split()[-1] == os.uname().sysname
 
 
-def test_no_folder_of_the_namespace_has_an_init() -> None:
+def test_no_folder_of_the_namespace_package_has_an_init() -> None:
     folders = [ROOT / area for area in ("functions", "platform", "router")]
 
     assert not [f for f in (*folders, *(f / "cortex" for f in folders)) if (f / "__init__.py").exists()]

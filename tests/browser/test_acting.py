@@ -1,4 +1,4 @@
-"""What is done on the page happens: its plan is shown before, and the record says afterwards that it was done."""
+"""Actions on the page: each shows its plan first, and the record shows its effect."""
 
 import json
 import threading
@@ -74,7 +74,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 @pytest.fixture
 def enter(browser: Any, machines: Machines) -> Iterator[Enter]:
-    """Come to the page as somebody without a key, and log in with one."""
+    """Open the page without a key, and log in with one."""
     opened, said = [], []
 
     def entered(key: str, size: str = "laptop", theme: str = "light") -> Any:
@@ -151,7 +151,7 @@ def test_a_function_is_warmed_pinned_unpinned_and_cooled(machines: Machines, ent
     eventually(lambda: machines.asked(function="org/kept") == acts, what="a receipt of each")
 
 
-def test_a_drain_moves_what_serves_and_the_host_comes_back(machines: Machines, enter: Enter, shot: Shot) -> None:
+def test_a_drain_moves_instances_and_uncordon_reopens_the_host(machines: Machines, enter: Enter, shot: Shot) -> None:
     machines.chat("org/moves")
     before = machines.place("org/moves")
     page = enter("admin")
@@ -175,7 +175,7 @@ def test_a_drain_moves_what_serves_and_the_host_comes_back(machines: Machines, e
     assert machines.chat("org/moves").is_success
 
 
-def test_a_warm_says_who_would_leave_and_why_and_that_one_leaves(machines: Machines, enter: Enter, shot: Shot) -> None:
+def test_a_warm_shows_its_victim_which_then_leaves(machines: Machines, enter: Enter, shot: Shot) -> None:
     third = "third"
     machines.http.post("/admin/hosts/left/cordon")
     machines.http.post("/admin/hosts/right/cordon")
@@ -196,7 +196,7 @@ def test_a_warm_says_who_would_leave_and_why_and_that_one_leaves(machines: Machi
         page.locator("#panel .panel-close button").click()
         return ""
 
-    plan = eventually(possible, within_s=30, what="nobody to be just loaded any more")
+    plan = eventually(possible, within_s=30, what="no instance to be newly loaded")
     shot(page, "evicts-laptop-light")
     page.locator("#panel").get_by_role("button", name="Warm", exact=True).click()
     eventually(lambda: machines.place("org/new") == third, what="the instance in its host's record")
@@ -208,7 +208,7 @@ def test_a_warm_says_who_would_leave_and_why_and_that_one_leaves(machines: Machi
     page.locator("#decisions", has_text="evicted").wait_for()
 
 
-def test_cooling_at_once_cuts_what_is_in_flight_and_says_so_before(machines: Machines, enter: Enter) -> None:
+def test_cooling_at_once_warns_and_cuts_requests_in_flight(machines: Machines, enter: Enter) -> None:
     answers = []
     talking = threading.Thread(target=lambda: answers.append(machines.chat("org/talks", stream=True).text), daemon=True)
     talking.start()
@@ -256,7 +256,7 @@ def test_a_workers_log_is_read_and_searched_from_its_error(
     assert not panel.is_visible()
 
 
-def test_a_key_that_may_only_look_sees_plans_and_can_do_nothing(machines: Machines, enter: Enter) -> None:
+def test_a_status_key_sees_plans_and_cannot_act(machines: Machines, enter: Enter) -> None:
     machines.chat("org/dies")
     page = enter("status")
     panel = page.locator("#panel")
@@ -274,7 +274,7 @@ def test_a_key_that_may_only_look_sees_plans_and_can_do_nothing(machines: Machin
     assert machines.instance("org/old") is None
 
 
-def test_a_wrong_key_does_not_open_and_a_logout_closes(machines: Machines, enter: Enter) -> None:
+def test_a_wrong_key_is_rejected_and_a_logout_ends_the_session(machines: Machines, enter: Enter) -> None:
     page = enter("admin")
 
     page.get_by_role("button", name="Log out").click()
@@ -288,7 +288,7 @@ def test_a_wrong_key_does_not_open_and_a_logout_closes(machines: Machines, enter
     assert page.context.cookies() == []
 
 
-def test_a_page_of_another_site_can_do_nothing_with_the_login(machines: Machines, enter: Enter) -> None:
+def test_a_page_of_another_site_cannot_use_the_login(machines: Machines, enter: Enter) -> None:
     machines.chat("org/kept")
     before = machines.receipts(what="asked")
     page = enter("admin")

@@ -1,4 +1,4 @@
-"""A download is followed in the browser, from its first byte to the answer it was for."""
+"""A download in the browser, from its first byte to the answer."""
 
 import re
 import threading
@@ -37,7 +37,7 @@ def stack(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         running.end()
 
 
-def test_a_download_says_how_far_how_fast_and_how_long_still(
+def test_a_download_shows_progress_rate_and_remaining_time(
     stack: Stack, hub: FakeHub, open_page: Open, shot: Callable[..., None]
 ) -> None:
     hub.bytes_s = 600_000

@@ -1,4 +1,4 @@
-"""500 functions on 50 hosts: the page stays quick, small on the wire, and can be searched."""
+"""500 functions on 50 hosts: the page is fast, small on the wire, and searchable."""
 
 import json
 import threading
@@ -121,7 +121,7 @@ def test_five_hundred_functions_on_fifty_hosts_are_shown_and_found(
     assert took < 100
 
 
-def test_the_phone_can_carry_it_too(crowd: Stack, open_page: Open, shot: Callable[..., None]) -> None:
+def test_a_large_fleet_is_usable_on_a_phone(crowd: Stack, open_page: Open, shot: Callable[..., None]) -> None:
     page = open_page(crowd, "phone", "light")
     page.wait_for_selector('#link[data-state="live"]')
     eventually(lambda: page.locator("#hosts > li").count() > HOSTS, what="every host to be shown")
@@ -130,7 +130,7 @@ def test_the_phone_can_carry_it_too(crowd: Stack, open_page: Open, shot: Callabl
     shot(page, "crowd-phone-light")
 
 
-def test_the_stream_of_a_large_fleet_at_rest_is_next_to_nothing(crowd: Stack, tell: Callable[[str], None]) -> None:
+def test_an_idle_large_fleet_has_a_small_stream(crowd: Stack, tell: Callable[[str], None]) -> None:
     eventually(lambda: len(crowd.http.get("/admin/hosts").json()["hosts"]) > HOSTS, within_s=30, what="every host")
     sizes: list[int] = []
     events: list[dict[str, Any]] = []
@@ -150,7 +150,7 @@ def test_the_stream_of_a_large_fleet_at_rest_is_next_to_nothing(crowd: Stack, te
     assert rest < 60_000
 
 
-def test_looking_costs_the_router_little(crowd: Stack, tell: Callable[[str], None]) -> None:
+def test_an_open_page_costs_the_router_little_cpu(crowd: Stack, tell: Callable[[str], None]) -> None:
     """Inference has the same loop: what a look takes, a request may have to wait."""
     router = crowd.child("router")
     with crowd.http.stream("GET", "/status/live") as answer:

@@ -1,4 +1,4 @@
-"""The status page as people use it: it follows the fleet, acts after showing its plan, and is there for everybody."""
+"""The status page in a browser: it follows the fleet, shows a plan before each action, and is accessible."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def becomes(page: Any, name: str, tone: str) -> None:
     page.wait_for_selector(f'#functions > tr[data-id="{name}"][data-tone="{tone}"]')
 
 
-def test_the_page_follows_the_fleet_without_being_loaded_again(fleet: Stack, open_page: Open) -> None:
+def test_the_page_updates_without_a_reload(fleet: Stack, open_page: Open) -> None:
     page = open_page(fleet)
     live(page)
     page.evaluate("window.notLoadedAgain = true")
@@ -37,7 +37,7 @@ def test_the_page_follows_the_fleet_without_being_loaded_again(fleet: Stack, ope
     assert page.evaluate("window.notLoadedAgain")
 
 
-def test_a_start_is_shown_on_its_way_with_the_time_it_should_take(fleet: Stack, open_page: Open, shot: Shot) -> None:
+def test_a_start_is_shown_with_its_expected_time(fleet: Stack, open_page: Open, shot: Shot) -> None:
     fleet.chat("org/slow")
     eventually(lambda: fleet.function("org/slow")["expected_start_s"], what="the start to be in the ledger")
     fleet.cli("fn", "cool", "org/slow")
@@ -61,7 +61,7 @@ def test_a_start_is_shown_on_its_way_with_the_time_it_should_take(fleet: Stack, 
     assert "starting" in steps.inner_text()
 
 
-def test_percentiles_stand_beside_the_rate(fleet: Stack, open_page: Open, shot: Shot) -> None:
+def test_percentiles_are_shown_next_to_the_rate(fleet: Stack, open_page: Open, shot: Shot) -> None:
     for _ in range(3):
         fleet.chat("org/small")
     assert fleet.chat("org/small", stream=True).is_success
@@ -79,7 +79,7 @@ def test_percentiles_stand_beside_the_rate(fleet: Stack, open_page: Open, shot: 
     assert "/ min" in page.locator("#traffic").inner_text()
 
 
-def test_a_failing_function_is_said_at_the_top_and_its_log_is_a_click_away(
+def test_a_failing_function_is_listed_at_the_top_with_a_link_to_its_log(
     fleet: Stack, open_page: Open, shot: Shot
 ) -> None:
     for _ in range(3):
@@ -115,7 +115,7 @@ def test_warm_and_cool_show_their_plan_first(fleet: Stack, open_page: Open, shot
     page.get_by_text("Cool org/middle: done").wait_for()
 
 
-def test_what_cannot_be_done_says_why_and_cannot_be_asked_for(fleet: Stack, open_page: Open) -> None:
+def test_an_impossible_action_is_disabled_with_the_reason(fleet: Stack, open_page: Open) -> None:
     page = open_page(fleet)
     live(page)
 
@@ -144,7 +144,7 @@ def test_a_host_is_cordoned_and_uncordoned(fleet: Stack, open_page: Open, shot: 
     page.locator("#hosts .tag", has_text="cordoned").wait_for(state="detached")
 
 
-def test_a_drain_says_what_becomes_of_everything(fleet: Stack, open_page: Open) -> None:
+def test_a_drain_shows_the_outcome_for_each_instance(fleet: Stack, open_page: Open) -> None:
     fleet.chat("org/small")
     page = open_page(fleet)
     live(page)
@@ -156,7 +156,7 @@ def test_a_drain_says_what_becomes_of_everything(fleet: Stack, open_page: Open) 
     assert "org/small: no other host has room, so it goes cold" in page.locator("#panel").inner_text()
 
 
-def test_a_prompt_is_watched_on_its_way_from_zero(fleet: Stack, open_page: Open, shot: Shot) -> None:
+def test_a_cold_prompt_shows_its_progress(fleet: Stack, open_page: Open, shot: Shot) -> None:
     fleet.cli("fn", "cool", "org/slow", "--now")
     fleet.until("org/slow", "cold")
     page = open_page(fleet, theme="dark")
@@ -177,7 +177,7 @@ def test_a_prompt_is_watched_on_its_way_from_zero(fleet: Stack, open_page: Open,
     shot(page, "answered-laptop-dark")
 
 
-def test_a_prompt_to_nobody_says_so(fleet: Stack, browser: Any) -> None:
+def test_a_prompt_without_a_function_shows_an_error(fleet: Stack, browser: Any) -> None:
     page = browser.new_page()
     page.goto(fleet.url + "/status")
     live(page)
@@ -191,7 +191,7 @@ def test_a_prompt_to_nobody_says_so(fleet: Stack, browser: Any) -> None:
     page.close()
 
 
-def test_everything_can_be_reached_by_keyboard(fleet: Stack, open_page: Open) -> None:
+def test_every_control_is_reachable_by_keyboard(fleet: Stack, open_page: Open) -> None:
     fleet.cli("fn", "cool", "org/small", "--now")
     fleet.until("org/small", "cold")
     page = open_page(fleet)
@@ -218,7 +218,7 @@ def test_everything_can_be_reached_by_keyboard(fleet: Stack, open_page: Open) ->
     assert page.evaluate("document.activeElement.textContent") == "org/small"
 
 
-def test_what_has_the_focus_keeps_it_while_its_row_changes(fleet: Stack, open_page: Open) -> None:
+def test_an_element_keeps_the_focus_while_its_row_changes(fleet: Stack, open_page: Open) -> None:
     fleet.chat("org/small")
     page = open_page(fleet)
     live(page)
@@ -246,7 +246,7 @@ def test_functions_are_found_by_name_alias_and_state(fleet: Stack, open_page: Op
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_axe_finds_nothing_grave_in_any_size_and_theme(
+def test_axe_finds_no_serious_problem_in_any_size_and_theme(
     fleet: Stack, open_page: Open, shot: Shot, size: str, theme: str
 ) -> None:
     fleet.chat("org/small")
@@ -279,7 +279,7 @@ def test_without_scripts_the_page_is_a_snapshot(fleet: Stack, open_page: Open, s
     shot(page, "noscript-laptop-light")
 
 
-def test_a_page_finds_back_when_the_router_was_away(fleet: Stack, browser: Any) -> None:
+def test_a_page_reconnects_after_the_router_was_away(fleet: Stack, browser: Any) -> None:
     page = browser.new_page()
     page.goto(fleet.url + "/status")
     live(page)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from msgspec.structs import replace
 
 from cortex.cli.doctor import (
     Finding,
@@ -22,7 +23,7 @@ from cortex.cli.doctor import (
     check_token,
     run_checks,
 )
-from cortex.platform.record import Namesake
+from cortex.platform.record import Held, Namesake
 from cortex.platform.settings import Agent, Gateway, Redis, Settings
 from cortex.router.api_types import BackgroundFault, DeviceView, Health, HostSilence, HostView
 from tests.support.stack import free_port, own_redis
@@ -53,6 +54,17 @@ def levels(findings: Any) -> list[str]:
         (a_host(cordoned=True), "warning", "cordoned"),
         (a_host(problem="NVML: driver mismatch"), "problem", "driver mismatch"),
         (a_host(engines={}), "problem", "no engine"),
+        (
+            a_host(
+                devices=(replace(DEVICE, id="GPU-1", foreign_mb=100_964),),
+                foreign=(
+                    Held(device="GPU-1", pid=4711, command="python", memory_mb=100_964),
+                    Held(device="GPU-2", pid=4712, command="other", memory_mb=5),
+                ),
+            ),
+            "warning",
+            "hold 100964 MiB of GPU-1: python (pid 4711)",
+        ),
     ],
 )
 def test_a_host_finding_has_its_level_and_reason(host: HostView, level: str, text: str) -> None:

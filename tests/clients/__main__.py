@@ -32,7 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     if INSIDE not in os.environ:
         clients = install()
-        # Only loopback: what a client says to anybody but cortex is lost, and cortex has nobody to ask.
+        # Loopback only: clients can reach cortex alone, and cortex can reach nothing else.
         unshare = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
         again = [sys.executable, "-m", "tests.clients", *sys.argv[1:]]
         env = {**os.environ, INSIDE: str(clients)}

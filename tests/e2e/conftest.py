@@ -1,4 +1,4 @@
-"""One running cortex with one router worker and one with two; tests take functions of their own on it."""
+"""A running cortex with one router worker, and one with two, which tests share."""
 
 import sys
 from collections.abc import Iterator

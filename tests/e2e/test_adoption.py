@@ -1,4 +1,4 @@
-"""An agent's restart costs no instance and no stream."""
+"""A restart of the agent ends no instance and no stream."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ def adopted(fleet: Fleet) -> int:
 
 
 @pytest.mark.long
-def test_ten_kills_of_the_agent_under_load_break_no_stream_and_restart_no_worker(
+def test_repeated_kills_of_the_agent_break_no_stream_and_restart_no_worker(
     fleet: Fleet, tell: Callable[[str], None]
 ) -> None:
     ends: list[str] = []
@@ -75,7 +75,7 @@ def test_ten_kills_of_the_agent_under_load_break_no_stream_and_restart_no_worker
 
 
 @pytest.mark.long
-def test_an_upgrade_by_term_keeps_the_workers_too(fleet: Fleet) -> None:
+def test_an_upgrade_by_term_keeps_the_workers(fleet: Fleet) -> None:
     first = fleet.chat("fake/quick").headers["x-cortex-instance"]
 
     fleet.kill("a", signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_an_upgrade_by_term_keeps_the_workers_too(fleet: Fleet) -> None:
 
 
 @pytest.mark.long
-def test_a_start_goes_on_over_a_restart_of_the_agent(fleet: Fleet) -> None:
+def test_a_start_continues_over_a_restart_of_the_agent(fleet: Fleet) -> None:
     answers: list[int] = []
     asking = threading.Thread(target=lambda: answers.append(fleet.chat("fake/slow").status_code))
     asking.start()
@@ -114,7 +114,7 @@ def test_a_worker_that_died_while_the_agent_was_away_is_replaced(fleet: Fleet) -
 
 
 @pytest.mark.long
-def test_a_worker_the_state_file_does_not_know_is_cleared_away(fleet: Fleet) -> None:
+def test_a_worker_missing_from_the_state_file_is_killed(fleet: Fleet) -> None:
     fleet.chat("fake/quick")
     (worker,) = fleet.workers()
     (temporary,) = (temporary_path(i) for i in fleet.instances_of_workers())
@@ -130,7 +130,7 @@ def test_a_worker_the_state_file_does_not_know_is_cleared_away(fleet: Fleet) -> 
     assert fleet.chat("fake/quick").status_code == 200
 
 
-def test_a_second_agent_with_the_same_state_is_refused(fleet: Fleet) -> None:
+def test_a_second_agent_with_the_same_state_directory_does_not_start(fleet: Fleet) -> None:
     first = fleet.processes["a"]
 
     fleet.start_agent("a")

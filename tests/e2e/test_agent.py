@@ -1,4 +1,4 @@
-"""An operator's view of GPUs: declared devices, the fake engine, real processes."""
+"""Placement on declared devices, with the fake engine and real processes."""
 
 import json
 import threading
@@ -94,7 +94,7 @@ def devices_of(fleet: Fleet, function: str) -> tuple[str, ...]:
 
 
 @pytest.mark.long
-def test_functions_share_a_device_while_they_fit_and_take_several_when_they_need_them(fleet: Fleet) -> None:
+def test_functions_share_a_device_or_take_several(fleet: Fleet) -> None:
     for name in ("f/half-a", "f/half-b", "f/both", "f/large"):
         assert fleet.chat(name).status_code == 200, name
         if name == "f/both":
@@ -105,7 +105,7 @@ def test_functions_share_a_device_while_they_fit_and_take_several_when_they_need
     assert "f/large" not in places["small"]
 
 
-def test_an_idle_function_is_evicted_for_one_that_needs_its_room(small: Fleet) -> None:
+def test_an_idle_function_is_evicted_for_another(small: Fleet) -> None:
     small.chat("f/whole")
     small.chat("f/half-a")
     small.chat("f/half-b")
@@ -117,7 +117,7 @@ def test_an_idle_function_is_evicted_for_one_that_needs_its_room(small: Fleet) -
     assert small.function("f/both")["instances"][0]["state"] == "ready"
 
 
-def test_the_plan_says_who_would_leave_and_does_nothing(small: Fleet) -> None:
+def test_a_plan_lists_the_victims_and_changes_nothing(small: Fleet) -> None:
     small.chat("f/half-a")
     free = small.cli("fn", "warm", "f/whole", "--plan")
     small.chat("f/whole")
@@ -132,7 +132,7 @@ def test_the_plan_says_who_would_leave_and_does_nothing(small: Fleet) -> None:
     assert small.function("f/both")["state"] == "cold"
 
 
-def test_a_function_that_can_never_fit_is_refused_at_once_and_says_by_how_much(small: Fleet) -> None:
+def test_a_function_that_can_never_fit_is_refused_at_once_with_the_shortage(small: Fleet) -> None:
     answer = small.chat("f/too-large")
 
     assert answer.status_code == 503
@@ -161,7 +161,7 @@ def test_a_busy_or_pinned_function_is_never_evicted(small: Fleet) -> None:
 
 
 @pytest.mark.long
-def test_what_an_instance_really_takes_is_measured_and_used_for_the_next_start(small: Fleet) -> None:
+def test_the_measured_memory_is_used_for_the_next_start(small: Fleet) -> None:
     small.chat("f/measured")
     declared = small.function("f/measured")["instances"][0]
     eventually(lambda: small.function("f/measured")["instances"][0]["used_mb"] == 5000, what="a measurement")
@@ -176,7 +176,7 @@ def test_what_an_instance_really_takes_is_measured_and_used_for_the_next_start(s
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["f/ignores", "f/holds"])
-def test_workers_that_will_not_go_are_gone_with_all_they_started(small: Fleet, name: str) -> None:
+def test_workers_that_ignore_term_are_killed_with_all_their_processes(small: Fleet, name: str) -> None:
     small.chat(name)
     before = small.workers()
 
@@ -188,7 +188,7 @@ def test_workers_that_will_not_go_are_gone_with_all_they_started(small: Fleet, n
 
 
 @pytest.mark.long
-def test_a_worker_that_hangs_is_replaced_when_it_does_nothing_at_all(small: Fleet) -> None:
+def test_a_hung_worker_without_cpu_time_is_replaced(small: Fleet) -> None:
     small.chat("f/half-a")
     (worker,) = small.workers()
     first = small.function("f/half-a")["instances"][0]["id"]
@@ -205,7 +205,7 @@ def test_a_worker_that_hangs_is_replaced_when_it_does_nothing_at_all(small: Flee
 
 
 @pytest.mark.long
-def test_running_out_of_memory_is_tried_once_more_with_more_of_it(small: Fleet) -> None:
+def test_a_start_out_of_memory_is_retried_once_with_more(small: Fleet) -> None:
     answer = small.chat("f/oom")
 
     log = [json.loads(line) for line in small.log("small").splitlines() if "worker_spawned" in line and "f/oom" in line]
@@ -215,7 +215,7 @@ def test_running_out_of_memory_is_tried_once_more_with_more_of_it(small: Fleet) 
 
 
 @pytest.mark.long
-def test_a_cordoned_host_takes_nothing_new_and_remembers_it_over_a_restart(fleet: Fleet) -> None:
+def test_a_cordoned_host_gets_nothing_new_also_after_a_restart(fleet: Fleet) -> None:
     assert fleet.cli("host", "cordon", "tall").returncode == 0
     before = fleet.records()["tall"].epoch
     fleet.kill("tall")
@@ -246,7 +246,7 @@ def test_a_drained_hosts_functions_move_to_another(fleet: Fleet) -> None:
 
 
 @pytest.mark.long
-def test_a_drain_waits_for_requests_and_says_so_when_they_outlast_the_grace(small: Fleet) -> None:
+def test_a_drain_waits_for_requests_and_reports_those_that_exceed_the_grace(small: Fleet) -> None:
     body = {"model": "f/long", "messages": [{"role": "user", "content": "x"}], "stream": True}
     with small.http.stream("POST", "/v1/chat/completions", json=body) as stream:
         lines = stream.iter_lines()
@@ -259,7 +259,7 @@ def test_a_drain_waits_for_requests_and_says_so_when_they_outlast_the_grace(smal
     assert still
 
 
-def test_gpu_ls_shows_who_has_what(small: Fleet) -> None:
+def test_gpu_ls_lists_the_memory_of_instances(small: Fleet) -> None:
     small.chat("f/half-a")
 
     listed = json.loads(small.cli("gpu", "ls", "--json").stdout)
@@ -269,7 +269,7 @@ def test_gpu_ls_shows_who_has_what(small: Fleet) -> None:
     assert "f/half-a 12000" in small.cli("gpu", "ls").stdout
 
 
-def test_the_agents_metrics_tell_of_devices_states_and_decisions(small: Fleet) -> None:
+def test_the_agents_metrics_have_devices_states_and_decisions(small: Fleet) -> None:
     small.chat("f/half-a")
     address = small.records()["small"].address
 
@@ -283,7 +283,7 @@ def test_the_agents_metrics_tell_of_devices_states_and_decisions(small: Fleet) -
 
 
 @pytest.mark.long
-def test_a_function_comes_up_where_its_weights_are_and_warming_it_starts_nothing_elsewhere(fleet: Fleet) -> None:
+def test_a_function_starts_where_its_weights_are_and_only_there(fleet: Fleet) -> None:
     eventually(lambda: "f/weighty" in fleet.records()["tall"].weights, what="tall to say what it holds")
     spawned = fleet.spawned()
 
@@ -297,7 +297,7 @@ def test_a_function_comes_up_where_its_weights_are_and_warming_it_starts_nothing
     assert fleet.spawned() == spawned + 1
 
 
-def test_a_minimum_is_kept_warm_without_a_request(fleet: Fleet) -> None:
+def test_a_minimum_is_started_without_a_request(fleet: Fleet) -> None:
     declared, spawned = fleet.models.read_text(), fleet.spawned()
     fleet.models.write_text(declared + fake("f/always", min=1, vram_mb=100))
     try:

@@ -1,4 +1,4 @@
-"""An agent whose clock, log, disk or neighbours misbehave: nothing is lost, and nothing of a stranger's is touched."""
+"""An agent with a wrong clock, a broken log, a full disk or reused pids loses nothing and harms no other process."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ def cool(fleet: Fleet, function: str) -> None:
 
 
 @pytest.mark.parametrize("step_s", [3.0, pytest.param(-86_400.0, marks=pytest.mark.long)])
-def test_a_worker_is_stopped_and_its_device_free_after_a_step_of_the_wall_clock(
+def test_after_a_step_of_the_wall_clock_a_worker_is_stopped_and_its_device_freed(
     fleet: Fleet, folder: Path, step_s: float
 ) -> None:
     assert fleet.chat("fake/one").status_code == 200
@@ -87,7 +87,7 @@ def test_a_worker_is_stopped_and_its_device_free_after_a_step_of_the_wall_clock(
 
 
 @pytest.mark.long
-def test_a_worker_is_adopted_after_a_step_of_the_wall_clock(fleet: Fleet, folder: Path) -> None:
+def test_after_a_step_of_the_wall_clock_a_worker_is_adopted(fleet: Fleet, folder: Path) -> None:
     assert fleet.chat("fake/one").status_code == 200
     (before,) = fleet.records()["a"].instances
 
@@ -101,7 +101,7 @@ def test_a_worker_is_adopted_after_a_step_of_the_wall_clock(fleet: Fleet, folder
     assert after.ready == pytest.approx(before.ready)
 
 
-def test_a_process_that_has_the_number_of_a_worker_of_before_the_reboot_lives_on(fleet: Fleet, folder: Path) -> None:
+def test_a_process_with_the_pid_of_a_worker_from_before_a_reboot_is_left_alone(fleet: Fleet, folder: Path) -> None:
     assert fleet.chat("fake/one").status_code == 200
     fleet.kill("a")
     for worker in fleet.workers():
@@ -122,7 +122,7 @@ def test_a_process_that_has_the_number_of_a_worker_of_before_the_reboot_lives_on
     stranger.wait(10)
 
 
-def test_a_second_agent_on_the_same_state_directory_is_refused_and_touches_nothing(fleet: Fleet) -> None:
+def test_a_second_agent_on_one_state_directory_ends_and_changes_nothing(fleet: Fleet) -> None:
     assert fleet.chat("fake/one").status_code == 200
     before = {w.pid for w in fleet.workers()}
     env = {**fleet._agent_env["a"], "CORTEX_AGENT__NAME": "b", "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}"}
@@ -154,7 +154,7 @@ def test_a_renamed_host_adopts_its_workers(fleet: Fleet) -> None:
 
 
 @pytest.mark.long
-def test_decisions_are_carried_out_while_the_log_cannot_be_written(fleet: Fleet) -> None:
+def test_decisions_take_effect_while_the_log_cannot_be_written(fleet: Fleet) -> None:
     reading, writing = os.pipe()
     fleet.kill("a")
     fleet.processes["a"] = subprocess.Popen(
@@ -172,7 +172,7 @@ def test_decisions_are_carried_out_while_the_log_cannot_be_written(fleet: Fleet)
 
 
 @pytest.mark.long
-def test_an_answer_that_only_the_worker_knows_of_keeps_a_drain_waiting(fleet: Fleet) -> None:
+def test_a_request_unknown_to_routers_delays_a_drain(fleet: Fleet) -> None:
     """A stream that no report mentions, as of a router that is cut off from Redis, goes to the worker directly."""
     assert fleet.cli("fn", "warm", "fake/long", "--wait").returncode == 0
     (instance,) = fleet.records()["a"].instances

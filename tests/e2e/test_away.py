@@ -70,7 +70,7 @@ def kill_workers(fleet: Fleet) -> None:
         psutil.wait_procs([worker], timeout=5)
 
 
-def test_a_warm_function_is_served_while_its_agent_is_dead_and_after_it_came_back(fleet: Fleet) -> None:
+def test_a_warm_function_is_served_while_its_agent_is_dead_and_after_its_return(fleet: Fleet) -> None:
     instance = fleet.chat("warm").headers["x-cortex-instance"]
     host = host_of(fleet, "warm")
     fleet.kill(host)
@@ -101,7 +101,7 @@ def test_a_warm_function_is_served_while_its_agent_is_dead_and_after_it_came_bac
     assert fleet.spawned() == len({instance, elsewhere.headers["x-cortex-instance"]})
 
 
-def test_a_function_is_started_elsewhere_once_its_silent_host_answers_no_more(fleet: Fleet) -> None:
+def test_a_function_starts_elsewhere_when_its_silent_host_stops_answering(fleet: Fleet) -> None:
     instance = fleet.chat("warm").headers["x-cortex-instance"]
     host = host_of(fleet, "warm")
     fleet.kill(host)
@@ -115,7 +115,7 @@ def test_a_function_is_started_elsewhere_once_its_silent_host_answers_no_more(fl
     assert host_of(fleet, "warm") != host
 
 
-def test_a_redis_that_was_emptied_interrupts_nothing_that_is_warm(fleet: Fleet) -> None:
+def test_an_emptied_redis_does_not_interrupt_warm_functions(fleet: Fleet) -> None:
     instance = fleet.chat("warm").headers["x-cortex-instance"]
     before = fleet.spawned()
 
@@ -131,7 +131,7 @@ def test_a_redis_that_was_emptied_interrupts_nothing_that_is_warm(fleet: Fleet) 
     eventually(lambda: health(fleet)["status"] == "ok", what="everything to be well again")
 
 
-def test_a_warm_function_is_served_while_its_agent_is_cut_off_from_redis(fleet: Fleet) -> None:
+def test_a_warm_function_is_served_while_its_agent_cannot_reach_redis(fleet: Fleet) -> None:
     fleet.http.post("/admin/hosts/b/cordon").raise_for_status()
     instance = fleet.chat("warm").headers["x-cortex-instance"]
     before = fleet.spawned()
@@ -154,7 +154,7 @@ def test_a_warm_function_is_served_while_its_agent_is_cut_off_from_redis(fleet: 
     assert fleet.spawned() == before
 
 
-def test_a_redis_that_takes_no_writes_leaves_warm_functions_warm(fleet: Fleet) -> None:
+def test_with_a_read_only_redis_warm_functions_are_served(fleet: Fleet) -> None:
     instance = fleet.chat("warm").headers["x-cortex-instance"]
 
     with redis.Redis.from_url(fleet.redis_url) as record:
@@ -172,7 +172,7 @@ def test_a_redis_that_takes_no_writes_leaves_warm_functions_warm(fleet: Fleet) -
     assert fleet.chat("other").status_code == 200
 
 
-def test_a_worker_that_closes_connections_gets_no_second_one_beside_it(fleet: Fleet) -> None:
+def test_a_worker_that_closes_connections_gets_no_second_instance(fleet: Fleet) -> None:
     instance = fleet.chat("poisoned").headers["x-cortex-instance"]
     before = fleet.spawned()
     url = fleet.function("poisoned")["instances"][0]["url"]
@@ -247,9 +247,7 @@ def starting(fleet: Fleet) -> Iterator[Callable[..., Waiting]]:
     fleet.models.write_text(catalogue())
 
 
-def test_who_waits_for_a_start_is_served_by_the_entry_as_it_was_edited(
-    fleet: Fleet, starting: Callable[..., Waiting]
-) -> None:
+def test_a_waiting_request_is_served_by_the_edited_entry(fleet: Fleet, starting: Callable[..., Waiting]) -> None:
     waiting = starting("slow", catalogue(loads("slow", 30)))
 
     fleet.models.write_text(catalogue(loads("slow", 0.2, "--answer", "edited")))
@@ -260,7 +258,7 @@ def test_who_waits_for_a_start_is_served_by_the_entry_as_it_was_edited(
     eventually(lambda: len(fleet.workers()) == 1, what="the start of the old entry to be over")
 
 
-def test_who_waits_for_a_function_that_is_removed_is_told_at_once(
+def test_a_waiting_request_for_a_removed_function_is_refused_at_once(
     fleet: Fleet, starting: Callable[..., Waiting]
 ) -> None:
     waiting = starting("slow", catalogue(loads("slow", 30)))
@@ -273,7 +271,7 @@ def test_who_waits_for_a_function_that_is_removed_is_told_at_once(
     eventually(lambda: not fleet.workers(), what="nothing to be started for a name that is gone")
 
 
-def test_who_waits_for_an_alias_that_is_moved_is_served_by_what_it_stands_for_now(
+def test_a_waiting_request_for_a_moved_alias_is_served_by_its_new_target(
     fleet: Fleet, starting: Callable[..., Waiting]
 ) -> None:
     both = loads("slow", 30) + loads("quick", 0.2, "--answer", "moved", host="b")  # a device starts one at a time
@@ -287,7 +285,7 @@ def test_who_waits_for_an_alias_that_is_moved_is_served_by_what_it_stands_for_no
     assert waiting.streamed[-1] == "data: [DONE]"
 
 
-def test_warm_waits_for_the_entry_as_it_was_edited(fleet: Fleet) -> None:
+def test_warm_waits_for_the_edited_entry(fleet: Fleet) -> None:
     fleet.models.write_text(catalogue(loads("slow", 30)))
     eventually(lambda: fleet.http.get("/admin/functions/slow").is_success, what="the name to be declared")
     found = []
@@ -304,7 +302,7 @@ def test_warm_waits_for_the_entry_as_it_was_edited(fleet: Fleet) -> None:
     assert [(f.returncode, f.stdout, f.stderr) for f in found] == [(0, "slow: ready\n", "")]
 
 
-def test_a_host_that_was_emptied_and_ended_is_gone_not_silent(fleet: Fleet) -> None:
+def test_a_drained_host_that_ends_is_removed_and_not_silent(fleet: Fleet) -> None:
     fleet.kill("a")
     last = fleet.records()["a"].at
     fleet._agent_env["a"]["CORTEX_AGENT__KEEP_WORKERS"] = "false"

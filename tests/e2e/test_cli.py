@@ -1,4 +1,4 @@
-"""The command line on a running cortex: what it prints, and how it ends."""
+"""The command line on a running cortex: output and exit codes."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(stack: Stack) -
     assert "cortex fn ls" in unknown.stderr
 
 
-def test_ctrl_c_ends_a_call_with_130_and_nothing_else(stack: Stack) -> None:
+def test_ctrl_c_ends_a_call_with_130_and_prints_nothing(stack: Stack) -> None:
     process = subprocess.Popen(
         [*CORTEX, "call", "fake/streams", "hi"],
         env=stack.env,
@@ -47,7 +47,7 @@ def test_ctrl_c_ends_a_call_with_130_and_nothing_else(stack: Stack) -> None:
     assert err == ""
 
 
-def test_why_tells_of_a_function_and_of_a_request(stack: Stack) -> None:
+def test_why_explains_a_function_and_a_request(stack: Stack) -> None:
     stack.cli("fn", "cool", "fake/cold", "--now")
     body = {"model": "fake/cold", "messages": [{"role": "user", "content": "hi"}]}
     stack.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-why"})
@@ -58,12 +58,12 @@ def test_why_tells_of_a_function_and_of_a_request(stack: Stack) -> None:
 
     eventually(known, what="the receipts")
     request, function = stack.cli("why", "cli-why").stdout, stack.cli("why", "fake/cold").stdout
-    nobody = stack.cli("why", "who-knows")
+    unknown = stack.cli("why", "who-knows")
 
     assert "cli-why: fake/cold (chat), over, status 200" in request
     assert "nothing was ready" in request
     assert "the best of the hosts that take it" in function
-    assert nobody.returncode == 4
+    assert unknown.returncode == 4
 
 
 def test_requests_are_listed_and_cancelled(stack: Stack) -> None:
@@ -84,7 +84,7 @@ def test_requests_are_listed_and_cancelled(stack: Stack) -> None:
     assert stack.cli("req", "cancel", "cli-req").returncode == 4
 
 
-def test_logs_come_from_the_worker_and_from_the_run_before(stack: Stack) -> None:
+def test_logs_of_the_current_and_the_previous_run_are_printed(stack: Stack) -> None:
     stack.chat("fake/cold")
     now = stack.cli("fn", "logs", "fake/cold").stdout
     stack.cli("fn", "cool", "fake/cold", "--now")
@@ -117,7 +117,7 @@ def test_lists_are_json_with_stable_names(stack: Stack) -> None:
     assert "whole answer p50" in top
 
 
-def test_the_doctor_says_what_is_wrong_and_what_to_do(stack: Stack) -> None:
+def test_the_doctor_lists_problems_with_their_fix(stack: Stack) -> None:
     found = json.loads(stack.cli("doctor", "--json").stdout)
     away = dict(stack.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
     lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
@@ -129,7 +129,7 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(stack: Stack) -> None:
     assert "Start it, or correct `[redis] url`." in lost.stdout
 
 
-def test_a_shell_completes_functions(stack: Stack) -> None:
+def test_shell_completion_lists_functions(stack: Stack) -> None:
     words = {"COMP_WORDS": "cortex fn warm fake/ste", "COMP_CWORD": "3", "_CORTEX_COMPLETE": "bash_complete"}
 
     told = subprocess.run(CORTEX, env={**stack.env, **words}, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Clocks of several machines that differ, and that are set while everything runs."""
+"""Machines whose clocks differ or are set while everything runs."""
 
 import time
 from pathlib import Path
@@ -23,13 +23,13 @@ time.time = _set
 
 
 def set_clock(path: Path, off_s: float) -> None:
-    """Set it. Whoever reads the file meanwhile reads the old time or the new one."""
+    """Set the time. A reader of the file gets the old or the new time, never a part."""
     fresh = path.with_suffix(".new")
     fresh.write_text(str(off_s))
     fresh.replace(path)
 
 
-def test_what_is_used_stays_and_what_is_not_leaves_whatever_the_wall_clock_of_its_router_says(tmp_path: Path) -> None:
+def test_with_a_wrong_wall_clock_used_instances_stay_and_idle_ones_are_reaped(tmp_path: Path) -> None:
     clock = tmp_path / "clock"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(MISSET)

@@ -1,4 +1,4 @@
-"""Why what happened happened: receipts of a running cortex, and events as they come."""
+"""Receipts of a running cortex, and events as they happen."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ def decisions(stack: Stack, **wanted: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_cold_start_leaves_receipts_from_the_request_to_the_worker(stack: Stack) -> None:
+def test_a_cold_start_has_receipts_from_the_request_to_the_worker(stack: Stack) -> None:
     stack.cli("fn", "cool", "fake/cold", "--now")
     messages = [{"role": "user", "content": "a secret question"}]
     body = {"model": "fake/cold", "messages": messages}
@@ -36,7 +36,7 @@ def test_a_cold_start_leaves_receipts_from_the_request_to_the_worker(stack: Stac
     assert "secret" not in json.dumps(decisions(stack, limit="5000"))
 
 
-def test_a_full_queue_and_a_failed_start_say_why(stack: Stack) -> None:
+def test_receipts_of_a_full_queue_and_a_failed_start_have_reasons(stack: Stack) -> None:
     stack.chat("broken/garbage")
 
     eventually(lambda: decisions(stack, function="broken/garbage", what="not_served"), what="the refusal's receipt")
@@ -47,7 +47,7 @@ def test_a_full_queue_and_a_failed_start_say_why(stack: Stack) -> None:
     assert failed["numbers"]["kind"] in ("crash", "weights")
 
 
-def test_what_an_operator_asks_for_is_a_receipt_and_an_event(stack: Stack) -> None:
+def test_an_operators_action_is_a_receipt_and_an_event(stack: Stack) -> None:
     stack.until("fake/steps", "ready") if stack.chat("steps").is_success else None
     with stack.http.stream("GET", "/admin/events", params={"function": "fake/steps"}) as events:
         lines = events.iter_lines()

@@ -1,4 +1,4 @@
-"""Redis is demoted to a replica and lives on: whoever is connected leaves it, and nothing has to be restart."""
+"""Redis is demoted to a replica and keeps running: all clients leave it, and nothing has to be restarted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,9 @@ def masters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
 
 
 @pytest.mark.long
-def test_cold_starts_work_after_a_demotion_and_warm_ones_never_stop(tmp_path: Path, masters: tuple[str, str]) -> None:
+def test_after_a_demotion_cold_starts_work_and_warm_functions_are_served(
+    tmp_path: Path, masters: tuple[str, str]
+) -> None:
     one, two = masters
     address = tmp_path / "address.sock"  # leads to the master, as a virtual IP does
     address.symlink_to(one.removeprefix("unix://"))

@@ -1,4 +1,4 @@
-"""What the documents tell people to type is typed here, against a running cortex."""
+"""The commands in the documents work on a running cortex."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def blocks(document: str, section: str, language: str) -> str:
 
 
 def typed(stack: Stack, commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Type commands into a shell in which a curl that meets an error fails; those that go on for ever are cut short."""
+    """Type commands into a shell in which curl fails on an HTTP error. Commands that do not end are stopped."""
     (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
     commands = re.sub(r" +# .*$", "", commands, flags=re.MULTILINE)
     commands = re.sub(r"^(.* (?:-f|top))$", r"timeout 3 \1 || test $? = 124", commands, flags=re.MULTILINE)
@@ -55,7 +55,7 @@ def typed(stack: Stack, commands: str, folder: Path) -> subprocess.CompletedProc
         ),
     ],
 )
-def test_the_commands_of_a_document_do_what_it_says(
+def test_the_commands_of_a_document_work(
     stack: Stack, tmp_path: Path, document: str, section: str, answers: list[str]
 ) -> None:
     ran = typed(stack, blocks(document, section, "sh"), tmp_path)
@@ -65,7 +65,7 @@ def test_the_commands_of_a_document_do_what_it_says(
 
 
 @pytest.mark.long
-def test_the_python_of_the_api_document_runs(stack: Stack) -> None:
+def test_the_python_example_of_the_api_page_runs(stack: Stack) -> None:
     code = blocks("docs/api.md", "With the SDKs", "python").replace(DEFAULT_URL, stack.url)
 
     ran = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Embeddings and reranking by real llama.cpp, through the router, as clients ask for them."""
+"""Embeddings and reranking by a real llama.cpp through the router."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def likeness(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
 
-def test_texts_that_share_words_have_embeddings_that_are_alike(stack: Stack) -> None:
+def test_similar_texts_have_similar_embeddings(stack: Stack) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
 
     answer = client.embeddings.create(model="tiny/embeds", input=TEXTS)
@@ -32,7 +32,7 @@ def test_texts_that_share_words_have_embeddings_that_are_alike(stack: Stack) -> 
 
 
 @pytest.mark.parametrize("asked", [TEXTS[0], TEXTS[:1]], ids=["a text", "a list"])
-def test_an_embedding_is_the_same_in_every_encoding(stack: Stack, asked: str | list[str]) -> None:
+def test_an_embedding_is_equal_in_every_encoding(stack: Stack, asked: str | list[str]) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
     body = {"model": "tiny/embeds", "input": asked}
 
@@ -46,7 +46,7 @@ def test_an_embedding_is_the_same_in_every_encoding(stack: Stack, asked: str | l
     assert packed.data[0].embedding == pytest.approx(numbers["data"][0]["embedding"], abs=1e-6)
 
 
-def test_documents_with_the_querys_words_come_first(stack: Stack) -> None:
+def test_documents_with_the_querys_words_rank_first(stack: Stack) -> None:
     documents = ["Fish swim under the pier.", "The keeper lights a lamp at night.", "Bread is baked at dawn."]
     body = {"model": "tiny/reranks", "query": "keeper lamp night", "documents": documents}
 
@@ -61,7 +61,7 @@ def test_documents_with_the_querys_words_come_first(stack: Stack) -> None:
     assert [r["index"] for r in first.json()["results"]] == [1]
 
 
-def test_a_model_that_embeds_neither_chats_nor_is_started_for_it(stack: Stack) -> None:
+def test_a_chat_with_an_embedding_model_is_rejected_without_a_start(stack: Stack) -> None:
     answer = stack.chat("tiny/embeds")
 
     assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""Engines end to end: any program by its command line, and what a function's server cannot do."""
+"""Engines: any program by its command line, and dialects that a server does not support."""
 
 import json
 
@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-def test_any_program_serves_by_its_command_line(stack: Stack) -> None:
+def test_any_program_can_serve_by_its_command_line(stack: Stack) -> None:
     answer = stack.chat("any/command")
 
     assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, "four five")
@@ -26,7 +26,7 @@ def test_any_program_serves_by_its_command_line(stack: Stack) -> None:
     assert not [word for word in worker.cmdline() if key in word]
 
 
-def test_a_worker_has_nothing_secret_of_its_agent_in_its_environment(stack: Stack) -> None:
+def test_a_workers_environment_has_no_secret_of_the_agent(stack: Stack) -> None:
     agent = stack.child("agent").environ()
     workers = []
     for name in ("tiny/alpha", "fake/told"):
@@ -39,10 +39,10 @@ def test_a_worker_has_nothing_secret_of_its_agent_in_its_environment(stack: Stac
     assert not set(SECRETS) & set(llama)
     assert {name for name in llama if name.startswith("CORTEX_")} == {MARKER, OWNER}
     assert llama["PATH"] == agent["PATH"]
-    assert told["HF_TOKEN"] == "of its function"  # whoever writes the catalogue asked for it
+    assert told["HF_TOKEN"] == "of its function"  # the catalogue sets it
 
 
-def test_a_loaded_worker_takes_what_was_estimated_for_it(stack: Stack) -> None:
+def test_a_loaded_worker_takes_the_estimated_memory(stack: Stack) -> None:
     told = stack.http.get("/admin/weights/estimate", params={"function": "tiny/wide"}).json()
     assert stack.chat("tiny/wide", max_tokens=1).status_code == 200
     instance = stack.instance("tiny/wide")
@@ -53,21 +53,21 @@ def test_a_loaded_worker_takes_what_was_estimated_for_it(stack: Stack) -> None:
     assert instance["memory_mb"] == told["total_mb"]  # and this is what was placed
 
 
-def test_what_a_server_does_not_serve_is_refused_before_anything_starts(stack: Stack) -> None:
+def test_an_unsupported_dialect_is_rejected_before_a_start(stack: Stack) -> None:
     answer = stack.http.post("/v1/embeddings", json={"model": "broken/command", "input": "a"})
 
     assert answer.status_code == 400
     assert "'broken/command' serves chat, completions, not embeddings" in answer.json()["error"]["message"]
 
 
-def test_a_program_no_host_has_is_named(stack: Stack) -> None:
+def test_a_program_that_no_host_has_is_an_error_with_its_name(stack: Stack) -> None:
     answer = stack.chat("broken/command")
 
     assert answer.status_code == 503
     assert "no program 'no-such-program' on this host" in answer.json()["error"]["message"]
 
 
-def test_host_ls_shows_the_engines_with_their_versions(stack: Stack) -> None:
+def test_host_ls_lists_engines_with_versions(stack: Stack) -> None:
     (host,) = json.loads(stack.cli("host", "ls", "--json").stdout)
     table = stack.cli("host", "ls").stdout
 

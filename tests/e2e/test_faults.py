@@ -1,4 +1,4 @@
-"""Workers that die, weights that are no weights, ports that are taken: a clear answer, and nobody else hurt."""
+"""Workers that die, invalid weights, taken ports: a clear answer, and no effect on other requests."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import psutil
 import pytest
 import redis
 
+from cortex.platform.keys import worker_key
 from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, RouterReport
 from tests.support.stack import Stack, eventually
@@ -46,6 +47,24 @@ def killed_while_it_serves(stack: Stack, name: str, **more: Any) -> httpx.Respon
     return answers[0]
 
 
+def change_script(stack: Stack, instance: dict[str, Any], **script: object) -> None:
+    """Change what a fake worker does."""
+    token = next((stack.folder / "state").rglob("fleet.token")).read_text().strip()
+    key = {"authorization": f"Bearer {worker_key(token, instance['id'])}"}
+    httpx.post(f"{instance['url']}/fake", json=script, headers=key, trust_env=False).raise_for_status()
+
+
+def why_failed(stack: Stack, function: str, instance: str) -> str:
+    """Return the reason in the receipt of an instance's failure, as soon as there is one."""
+    asked = {"function": function, "what": "failed"}
+
+    def reasons() -> list[str]:
+        receipts = stack.http.get("/admin/decisions", params=asked).json()["decisions"]
+        return [r["why"] for r in receipts if r["instance"] == instance]
+
+    return eventually(reasons, what="a receipt of the failure")[0]
+
+
 def marked(instance: str) -> list[int]:
     found = []
     for process in psutil.process_iter():
@@ -68,7 +87,24 @@ def test_a_worker_killed_while_idle_is_replaced_by_the_next_request(stack: Stack
     eventually(lambda: not marked(killed), what="nothing left of the killed worker")
 
 
-def test_a_worker_killed_while_streaming_gives_an_error_event_and_the_next_request_works(stack: Stack) -> None:
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_a_request_that_meets_a_dead_engine_is_served_by_the_next_worker_and_the_instance_is_gone(
+    stack: Stack, stream: bool
+) -> None:
+    stack.chat("fake/echo").raise_for_status()
+    instance = stack.instance("fake/echo")
+    change_script(stack, instance, engine_dead=True)
+
+    answer = stack.chat("fake/echo", stream=stream)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers.get("x-cortex-instance") != instance["id"]
+    assert instance["id"] not in [i["id"] for i in ready(stack, "fake/echo")]
+    # Its agent ended it when the router reported it, before its health check was due.
+    assert "was killed by SIGKILL" in why_failed(stack, "fake/echo", str(instance["id"]))
+
+
+def test_a_worker_killed_during_a_stream_gives_an_error_event_and_is_replaced(stack: Stack) -> None:
     body = {"model": "fake/streams", "messages": MESSAGES, "stream": True}
     with stack.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.iter_lines()
@@ -83,7 +119,7 @@ def test_a_worker_killed_while_streaming_gives_an_error_event_and_the_next_reque
     assert (again.status_code, again.headers["x-cortex-instance"] != killed) == (200, True)
 
 
-def test_a_request_that_was_alone_aboard_a_killed_worker_is_not_sent_again_and_the_next_one_works(stack: Stack) -> None:
+def test_a_request_alone_at_a_killed_worker_is_not_replayed(stack: Stack) -> None:
     answers: list[httpx.Response] = []
     sending = threading.Thread(target=lambda: answers.append(stack.chat("fake/cooled")))
     sending.start()
@@ -103,7 +139,7 @@ def test_a_request_that_was_alone_aboard_a_killed_worker_is_not_sent_again_and_t
 
 
 @pytest.mark.long
-def test_workers_killed_again_and_again_while_they_serve_hold_up_no_other_request(stack: Stack) -> None:
+def test_repeated_kills_of_workers_delay_no_other_request(stack: Stack) -> None:
     """Deaths of workers that had served are no failed starts, and whose request was aboard is refused in the end."""
     answers = [killed_while_it_serves(stack, "fake/cooled", user="pill") for _ in range(4)]
     statuses = [answer.status_code for answer in answers]
@@ -116,7 +152,7 @@ def test_workers_killed_again_and_again_while_they_serve_hold_up_no_other_reques
     assert stack.state("fake/cooled") != "failing"
 
 
-def test_a_worker_killed_while_starting_fails_its_waiters_at_once_and_the_next_start_works(stack: Stack) -> None:
+def test_a_worker_killed_while_starting_fails_waiting_requests_at_once(stack: Stack) -> None:
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(stack.chat("fake/loads-long")))
     asking.start()
@@ -135,7 +171,7 @@ def test_a_worker_killed_while_starting_fails_its_waiters_at_once_and_the_next_s
     assert stack.cli("fn", "cool", "fake/loads-long", "--now").returncode == 0
 
 
-def test_what_cannot_start_answers_503_with_the_reason_and_others_go_on(stack: Stack) -> None:
+def test_a_function_that_cannot_start_is_503_with_the_reason(stack: Stack) -> None:
     for name, reason in (
         ("broken/garbage", "exited with code 1 while starting"),
         ("broken/missing", "missing.gguf do not exist"),
@@ -150,7 +186,7 @@ def test_what_cannot_start_answers_503_with_the_reason_and_others_go_on(stack: S
     assert stack.chat("tiny/alpha", max_tokens=1).status_code == 200
 
 
-def test_a_port_that_is_taken_is_a_failed_start_with_the_reason(stack: Stack) -> None:
+def test_a_taken_port_is_a_failed_start_with_the_reason(stack: Stack) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", stack.taken_port)):
@@ -161,7 +197,7 @@ def test_a_port_that_is_taken_is_a_failed_start_with_the_reason(stack: Stack) ->
 
 
 @pytest.mark.long
-def test_starts_that_keep_failing_back_off_and_warm_overrides_it(stack: Stack) -> None:
+def test_repeated_failures_back_off_and_warm_overrides_it(stack: Stack) -> None:
     eventually(lambda: stack.chat("fake/dies").status_code == 503 and backs_off(stack, "fake/dies"), what="back-off")
     spawned = stack.spawned("fake/dies")
 
@@ -179,7 +215,7 @@ def backs_off(stack: Stack, name: str) -> bool:
     return stack.function(name)["retry_at"] is not None
 
 
-def test_a_drain_waits_for_every_router_and_a_request_in_flight_takes_it_back(stack: Stack) -> None:
+def test_a_drain_waits_for_all_routers_and_a_request_in_flight_cancels_it(stack: Stack) -> None:
     """The test is a second router: it reports to the record, late, and with a request in flight."""
     with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
 
@@ -229,7 +265,7 @@ def test_cool_waits_for_the_request_in_flight(stack: Stack) -> None:
     assert (cooled.returncode, cooled.stdout) == (0, "fake/cooled: cold\n")
 
 
-def test_a_record_that_is_away_leaves_warm_functions_warm(stack: Stack) -> None:
+def test_without_redis_warm_functions_are_served(stack: Stack) -> None:
     stack.chat("tiny/alpha", max_tokens=1)
     with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
         pid = int(record.info("server")["process_id"])

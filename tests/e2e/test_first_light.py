@@ -1,4 +1,4 @@
-"""From zero and back, with real workers: what a client and an operator see."""
+"""Cold starts and reaping with real workers, for clients and operators."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[A-Za-z]+", text))
 
 
-def test_a_cold_request_is_answered_with_words_of_the_model(stack: Stack, tell: Callable[[str], None]) -> None:
+def test_a_cold_request_is_answered_by_the_model(stack: Stack, tell: Callable[[str], None]) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
     stack.cli("fn", "cool", "tiny/alpha", "--now")
     stack.cli("fn", "cool", "tiny/bravo", "--now")
@@ -67,7 +67,7 @@ def test_a_cold_request_is_streamed(stack: Stack, tell: Callable[[str], None]) -
     )
 
 
-def test_the_demo_writes_its_own_weights_and_completes_a_text(stack: Stack) -> None:
+def test_the_demo_model_is_written_and_completes_a_text(stack: Stack) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
 
     answer = client.completions.create(model="cortex/harbour", prompt="Tonight the", max_tokens=8, temperature=0)
@@ -76,7 +76,7 @@ def test_the_demo_writes_its_own_weights_and_completes_a_text(stack: Stack) -> N
     assert list((stack.folder / "cache").rglob("*.gguf"))
 
 
-def test_two_hundred_first_requests_start_one_worker_and_none_is_mixed_up(stack: Stack) -> None:
+def test_concurrent_cold_requests_start_one_worker_and_get_their_own_answers(stack: Stack) -> None:
     async def one(http: httpx.AsyncClient, number: int) -> tuple[int, str]:
         body = {
             "model": ("tiny/crowd", "crowd")[number % 2],
@@ -103,7 +103,7 @@ def test_two_hundred_first_requests_start_one_worker_and_none_is_mixed_up(stack:
     assert stack.spawned("tiny/crowd") == 1
 
 
-def test_an_idle_function_is_reaped_and_comes_back_from_zero(stack: Stack) -> None:
+def test_an_idle_function_is_reaped_and_starts_again(stack: Stack) -> None:
     first = stack.chat("fake/reaped")
     loaded = stack.http.get("/v1/models/fake/reaped").json()
     stack.until("fake/reaped", "cold")
@@ -118,7 +118,7 @@ def test_an_idle_function_is_reaped_and_comes_back_from_zero(stack: Stack) -> No
     assert stack.spawned("fake/reaped") == 2
 
 
-def test_warm_and_cool_do_what_they_say(stack: Stack) -> None:
+def test_warm_starts_and_cool_ends_a_function(stack: Stack) -> None:
     warmed = stack.cli("fn", "warm", "steps", "--wait")
     listed = json.loads(stack.cli("fn", "ls", "--json").stdout)
     row = next(r for r in listed if r["id"] == "fake/steps")
@@ -144,14 +144,14 @@ def test_fn_ls_prints_a_table_without_escape_codes_in_a_pipe(stack: Stack) -> No
     assert "tiny/alpha" in listed.stdout
 
 
-def test_warm_of_a_name_that_is_not_there_says_so_and_exits_4(stack: Stack) -> None:
+def test_warm_of_an_unknown_name_exits_with_4(stack: Stack) -> None:
     warmed = stack.cli("fn", "warm", "fake/stepps")
 
     assert warmed.returncode == 4
     assert "did you mean" in warmed.stderr
 
 
-def test_warm_of_what_cannot_start_exits_1_with_the_last_lines(stack: Stack) -> None:
+def test_warm_of_a_function_that_cannot_start_exits_with_1_and_the_last_lines(stack: Stack) -> None:
     warmed = stack.cli("fn", "warm", "fake/dies", "--wait")
 
     assert warmed.returncode == 1
@@ -159,7 +159,7 @@ def test_warm_of_what_cannot_start_exits_1_with_the_last_lines(stack: Stack) -> 
     assert "wrong kind of weights" in warmed.stderr
 
 
-def test_a_client_that_leaves_during_the_cold_start_does_not_hurt_the_others(stack: Stack) -> None:
+def test_a_client_that_disconnects_during_a_cold_start_does_not_affect_others(stack: Stack) -> None:
     with ThreadPoolExecutor() as pool:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
@@ -174,7 +174,7 @@ def test_a_client_that_leaves_during_the_cold_start_does_not_hurt_the_others(sta
     assert stack.spawned("fake/slow") == 1
 
 
-def test_a_load_whose_only_client_left_is_finished_all_the_same(stack: Stack) -> None:
+def test_a_start_continues_after_its_only_client_disconnects(stack: Stack) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{stack.url}/v1/chat/completions",
@@ -186,7 +186,7 @@ def test_a_load_whose_only_client_left_is_finished_all_the_same(stack: Stack) ->
     stack.until("fake/slow-alone", "ready")
 
 
-def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_the_worker(stack: Stack) -> None:
+def test_a_client_that_disconnects_during_a_stream_frees_the_worker(stack: Stack) -> None:
     body = {"model": "fake/streams", "messages": MESSAGES, "stream": True}
     with stack.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.iter_lines()
@@ -200,7 +200,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_the_worker(stack: 
     assert re.search(r"^vllm:num_requests_running\S* 0(\.0)?$", metrics, re.M), time.monotonic() - left
 
 
-def test_a_client_that_leaves_without_streaming_frees_the_worker(stack: Stack) -> None:
+def test_a_client_that_disconnects_from_an_unstreamed_request_frees_the_worker(stack: Stack) -> None:
     # Not by the command line: a worker that hangs is stopped when it idles, and a command takes its time.
     assert stack.http.post("/admin/functions/fake/hangs/warm").status_code == 200
     stack.until("fake/hangs", "ready")
@@ -221,7 +221,7 @@ def test_a_client_that_leaves_without_streaming_frees_the_worker(stack: Stack) -
     stack.cli("fn", "cool", "fake/hangs", "--now")
 
 
-def test_a_stream_that_is_cut_ends_with_an_error_event_and_no_done(stack: Stack) -> None:
+def test_a_stream_that_breaks_off_ends_with_an_error_event_and_without_done(stack: Stack) -> None:
     answer = stack.chat("fake/cut", stream=True)
 
     events = [line for line in answer.text.splitlines() if line.startswith("data: ")]
@@ -230,7 +230,7 @@ def test_a_stream_that_is_cut_ends_with_an_error_event_and_no_done(stack: Stack)
     assert "[DONE]" not in answer.text
 
 
-def test_the_openai_sdk_sees_a_cut_stream_as_an_error(stack: Stack) -> None:
+def test_the_openai_sdk_raises_for_a_stream_that_breaks_off(stack: Stack) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
 
     with pytest.raises(openai.APIError, match="broke off"):
@@ -248,7 +248,7 @@ def test_a_full_queue_answers_429_with_retry_after(stack: Stack) -> None:
     assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
 
 
-def test_a_start_that_outlasts_the_startup_clock_answers_503_and_goes_on(stack: Stack) -> None:
+def test_a_start_over_the_time_limit_answers_503_and_continues(stack: Stack) -> None:
     answer = stack.chat("fake/impatient")
 
     assert answer.status_code == 503

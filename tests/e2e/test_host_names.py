@@ -1,4 +1,4 @@
-"""Two machines of one name: one of them is in the record, and both are named."""
+"""Two machines with one name: one is in the record, and both are listed."""
 
 import signal
 from pathlib import Path
@@ -36,7 +36,7 @@ class Twins(Fleet):
 
 
 @pytest.mark.long
-def test_of_two_machines_with_one_name_the_second_stays_out_and_the_first_comes_back(tmp_path: Path) -> None:
+def test_of_two_machines_with_one_name_only_the_first_publishes(tmp_path: Path) -> None:
     models, agents = fake("warm"), {"twin": QUICK, "other": QUICK}
     with own_redis(tmp_path) as redis_url, Twins(tmp_path, redis_url, models, agents) as fleet:
         ours, theirs = fleet.addresses()

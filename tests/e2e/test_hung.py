@@ -1,4 +1,4 @@
-"""A host on which a mount hangs, and what is learned of functions there and forgotten again.
+"""A host with a hung mount, and measurements of functions that are shown and deleted.
 
 The mount is played by the agent's own `os.stat`, which blocks for every path below it, as a dead server's mount does.
 """
@@ -60,7 +60,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.mark.long
-def test_a_hung_mount_holds_up_only_the_functions_on_it(fleet: Fleet) -> None:
+def test_a_hung_mount_affects_only_its_functions(fleet: Fleet) -> None:
     answers: dict[str, httpx.Response] = {}
     waiting = [
         threading.Thread(target=lambda name=f"stuck/{n}": answers.update({name: fleet.chat(name)}))
@@ -91,7 +91,7 @@ def test_a_hung_mount_holds_up_only_the_functions_on_it(fleet: Fleet) -> None:
     assert not weights["away"]
 
 
-def test_what_is_learned_of_a_function_is_shown_and_can_be_forgotten(fleet: Fleet) -> None:
+def test_measurements_of_a_function_are_shown_and_can_be_deleted(fleet: Fleet) -> None:
     fleet.chat("measured").raise_for_status()
     eventually(lambda: fleet.function("measured")["measured"], what="a measurement")
     fleet.http.post("/admin/functions/measured/cool", params={"now": 1}).raise_for_status()
@@ -111,7 +111,7 @@ def test_what_is_learned_of_a_function_is_shown_and_can_be_forgotten(fleet: Flee
 
 
 @pytest.mark.long
-def test_an_agent_whose_looks_hang_ends_and_begins_as_any_other(fleet: Fleet) -> None:
+def test_an_agent_with_hung_file_accesses_stops_and_starts_in_time(fleet: Fleet) -> None:
     eventually(lambda: fleet.records()["a"].silent, what="a look that hangs")
 
     fleet.kill("a", signal.SIGTERM)
@@ -127,7 +127,7 @@ def planned(fleet: Fleet, name: str) -> tuple[int, str]:
 
 
 @pytest.mark.long
-def test_a_worker_that_one_request_hung_is_started_anew_for_the_next_though_its_health_check_passes(
+def test_a_worker_hung_by_a_request_is_restarted_although_its_health_check_passes(
     fleet: Fleet,
 ) -> None:
     fleet.chat("well/one").raise_for_status()

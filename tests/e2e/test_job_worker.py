@@ -1,4 +1,4 @@
-"""The job worker alone: whatever becomes of its Redis, it goes on by itself."""
+"""The job worker alone: it recovers from any fault of its Redis."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ def fetch(jobs: Jobs) -> None:
 
 
 @pytest.mark.long
-def test_a_job_worker_waits_for_its_redis_and_is_back_after_that_was_emptied(tmp_path: Path) -> None:
+def test_a_job_worker_waits_for_redis_and_registers_again_after_it_was_emptied(tmp_path: Path) -> None:
     (record := tmp_path / "record").mkdir()
     url = f"unix://{record / 'r.sock'}"
     jobs = Jobs(url, "cortex-a")
@@ -73,7 +73,7 @@ def test_a_job_worker_waits_for_its_redis_and_is_back_after_that_was_emptied(tmp
 
 
 @pytest.mark.long
-def test_a_job_worker_whose_name_look_ups_hang_logs_the_name_and_ends_on_term(tmp_path: Path) -> None:
+def test_a_job_worker_with_hung_lookups_logs_the_name_and_ends_by_term(tmp_path: Path) -> None:
     with job_worker(tmp_path, "redis://record.test:6379", [sys.executable, "-c", HUNG_RESOLVER]) as process:
         eventually(lambda: "lookup of record.test" in (tmp_path / "jobs.log").read_text(), what="its reason")
 
@@ -81,7 +81,7 @@ def test_a_job_worker_whose_name_look_ups_hang_logs_the_name_and_ends_on_term(tm
 
 
 @pytest.mark.long
-def test_a_job_worker_does_nothing_for_another_fleet_and_all_once_the_record_is_its_own(tmp_path: Path) -> None:
+def test_a_job_worker_runs_no_job_of_another_fleet(tmp_path: Path) -> None:
     (record := tmp_path / "record").mkdir()
     url = f"unix://{record / 'r.sock'}"
     with own_redis(record), redis.Redis.from_url(url) as client:

@@ -1,4 +1,4 @@
-"""The metrics port of a running cortex, with one worker process and with two."""
+"""The metrics port of a running cortex, with one and with two worker processes."""
 
 import re
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_a_stream_is_measured(stack: Stack) -> None:
     assert read(r'cortex_responses_total\{dialect="messages",model="fake/streams",status="200"\}') >= 1
 
 
-def test_requests_that_never_got_as_far_as_a_function_are_counted_by_reason(stack: Stack) -> None:
+def test_requests_rejected_before_a_function_are_counted_by_reason(stack: Stack) -> None:
     read = reader(stack)
     unknown = r'cortex_requests_refused_total\{reason="unknown_model"\}'
     before = read(unknown)

@@ -1,4 +1,4 @@
-"""Names: aliases as the older gateway had them, ids with slashes, and names that are not there."""
+"""Names: aliases as in the Rust system's gateway, ids with slashes, and unknown names."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_an_alias_reaches_the_worker_as_the_concrete_id(stack: Stack) -> None:
     assert answer.headers["x-cortex-function"] == "tiny/alpha"
 
 
-def test_alias_and_target_are_both_listed_with_equal_places(stack: Stack) -> None:
+def test_an_alias_and_its_target_are_listed_with_equal_locations(stack: Stack) -> None:
     stack.chat("small", max_tokens=1)
 
     listed = {m["id"]: m for m in stack.http.get("/v1/models").json()["data"]}
@@ -33,11 +33,11 @@ def test_alias_and_target_are_both_listed_with_equal_places(stack: Stack) -> Non
     assert listed["small"]["loaded"] is True
 
 
-def test_an_id_that_is_no_alias_falls_through(stack: Stack) -> None:
+def test_an_id_that_is_not_an_alias_is_used_as_is(stack: Stack) -> None:
     assert stack.chat("tiny/alpha", max_tokens=1).status_code == 200
 
 
-def test_models_are_listed_in_catalogue_order_and_the_same_twice(stack: Stack) -> None:
+def test_models_are_listed_in_catalogue_order(stack: Stack) -> None:
     first, second = (stack.http.get("/v1/models").json() for _ in range(2))
 
     ids = [m["id"] for m in first["data"]]
@@ -54,7 +54,7 @@ def test_an_id_with_a_slash_is_found_plain_and_encoded(stack: Stack) -> None:
     assert plain.json()["feasible_on"] == ["here"]
 
 
-def test_a_function_whose_engine_no_host_has_is_feasible_nowhere_and_says_so(stack: Stack) -> None:
+def test_a_function_without_a_host_for_its_engine_is_listed_with_the_reason(stack: Stack) -> None:
     listed = stack.http.get("/v1/models/broken/engine").json()
     answer = stack.chat("broken/engine")
 
@@ -75,7 +75,7 @@ def test_a_name_outside_the_catalogue_is_404_with_the_nearest_names(stack: Stack
         assert answer.headers["x-request-id"].startswith("req_")
 
 
-def test_bad_bodies_are_400_and_name_the_field(stack: Stack) -> None:
+def test_an_invalid_body_is_400_with_the_field(stack: Stack) -> None:
     def post(body: bytes) -> httpx.Response:
         return stack.http.post("/v1/chat/completions", content=body)
 
@@ -92,7 +92,7 @@ def test_bad_bodies_are_400_and_name_the_field(stack: Stack) -> None:
         assert post(body).status_code == 400
 
 
-def test_the_frameworks_own_errors_wear_the_envelope(stack: Stack) -> None:
+def test_errors_of_the_framework_have_openais_envelope(stack: Stack) -> None:
     lost = stack.http.get("/v1/nowhere")
     wrong_method = stack.http.get("/v1/chat/completions")
     large = stack.http.post("/v1/chat/completions", content=b" " * (21 * 1024 * 1024))
@@ -103,7 +103,7 @@ def test_the_frameworks_own_errors_wear_the_envelope(stack: Stack) -> None:
         assert answer.headers["x-request-id"]
 
 
-def test_a_change_of_the_catalogue_takes_effect_and_a_broken_one_does_not(stack: Stack) -> None:
+def test_a_valid_change_of_the_catalogue_takes_effect_and_an_invalid_one_does_not(stack: Stack) -> None:
     before = stack.models.read_text()
     stack.chat("tiny/bravo", max_tokens=1)
     untouched = stack.instance("tiny/bravo")["id"]

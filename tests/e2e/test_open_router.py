@@ -1,4 +1,4 @@
-"""A router on loopback on which nobody has made a key: open to programs of this machine, and to no page of another."""
+"""A router on loopback without any API key: open to programs of this machine, closed to pages of other sites."""
 
 import httpx
 import pytest
@@ -12,7 +12,7 @@ pytestmark = [
 ]
 
 
-def test_no_name_that_was_bent_to_point_at_it_is_answered(stack: Stack) -> None:
+def test_a_foreign_host_name_is_rejected(stack: Stack) -> None:
     rebound = say(stack.port, b"GET /admin/functions HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
     own = httpx.get(f"{stack.url}/admin/functions", trust_env=False)
 
@@ -21,7 +21,7 @@ def test_no_name_that_was_bent_to_point_at_it_is_answered(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/admin/hosts/x/cordon"])
-def test_a_page_of_another_site_may_change_nothing(stack: Stack, path: str) -> None:
+def test_a_page_of_another_site_cannot_change_anything(stack: Stack, path: str) -> None:
     posted = httpx.post(f"{stack.url}{path}", headers={"origin": "http://evil.example"}, trust_env=False)
 
     assert posted.status_code == 403

@@ -1,4 +1,4 @@
-"""Pinning and other settings at run time, on a running cortex."""
+"""Pinning and other overrides on a running cortex."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = [
 ]
 
 
-def test_a_pinned_function_is_not_let_go_until_it_is_unpinned(stack: Stack) -> None:
+def test_a_pinned_function_is_not_reaped_until_it_is_unpinned(stack: Stack) -> None:
     pinned = stack.http.post("/admin/functions/fake/reaped/pin")  # idles for a second at most
     assert pinned.json() == {"id": "fake/reaped", "pinned": True, "min": 0, "max": 1}
     stack.chat("fake/reaped")
@@ -24,7 +24,7 @@ def test_a_pinned_function_is_not_let_go_until_it_is_unpinned(stack: Stack) -> N
     assert stack.function("fake/reaped")["overridden"] == []
 
 
-def test_settings_that_contradict_each_other_are_refused(stack: Stack) -> None:
+def test_contradictory_overrides_are_rejected(stack: Stack) -> None:
     answer = stack.http.post("/admin/functions/fake/steps/set?min=3")
 
     assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""Requests as operators see them: under way, cancelled, and afterwards. Over all router workers."""
+"""Requests for operators, over all router workers: running, cancelled and finished."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ def live(stack: Stack) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_request_under_way_is_listed_and_can_be_cancelled(stack: Stack) -> None:
+def test_a_running_request_is_listed_and_can_be_cancelled(stack: Stack) -> None:
     stack.chat("fake/streams", max_tokens=1)
     lines: list[str] = []
 
@@ -51,14 +51,14 @@ def test_a_request_under_way_is_listed_and_can_be_cancelled(stack: Stack) -> Non
     assert (over["phase"], over["status"], over["why"]) == ("over", 200, "cancelled by an operator")
 
 
-def test_a_request_nobody_knows_cannot_be_cancelled(stack: Stack) -> None:
+def test_an_unknown_request_cannot_be_cancelled(stack: Stack) -> None:
     answer = stack.http.post("/admin/requests/never/cancel")
 
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "request_not_found"
 
 
-def test_the_last_hours_traffic_is_that_of_all_workers(stack: Stack) -> None:
+def test_the_last_hours_traffic_is_summed_over_all_workers(stack: Stack) -> None:
     def requests() -> int:
         return sum(b["requests"] for b in stack.http.get("/admin/traffic").json()["hour"])
 
@@ -76,7 +76,7 @@ def test_the_last_hours_traffic_is_that_of_all_workers(stack: Stack) -> None:
     assert 0 < spread["p50_s"] <= spread["p95_s"] <= spread["p99_s"] <= 1.1 * said["last_hour"]["longest_s"]
 
 
-def test_every_request_is_one_line_of_the_log_without_its_words(stack: Stack) -> None:
+def test_every_request_is_one_log_line_without_its_text(stack: Stack) -> None:
     stack.http.post(
         "/v1/chat/completions", json=BODY | {"stream": False, "model": "steps"}, headers={"x-request-id": "logged"}
     )

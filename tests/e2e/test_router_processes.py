@@ -1,4 +1,4 @@
-"""A router's processes: one takes over from another while that one finishes, and a start that fails is told at once."""
+"""A router's processes: one takes over while another finishes, and a failed start is reported at once."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ TOKENS = 200
 MODELS = "\n".join([fake("t/long", "--tps", "20", "--tokens", str(TOKENS)), fake("t/short")])
 
 
-def test_a_stream_outlives_its_router_while_the_next_one_serves(tmp_path: Path) -> None:
+def test_a_stream_finishes_at_the_old_router_while_the_next_one_serves(tmp_path: Path) -> None:
     with (
         own_redis(tmp_path) as url,
         socket.create_server(("127.0.0.1", 0)) as held,
@@ -32,7 +32,7 @@ def test_a_stream_outlives_its_router_while_the_next_one_serves(tmp_path: Path) 
             next(line for line in lines if '"content"' in line)
             old = psutil.Process(fleet.processes["router"].pid).children()
             fleet.kill("router", signal.SIGTERM)
-            assert [p for p in old if p.is_running()]  # nobody waited for the stream
+            assert [p for p in old if p.is_running()]  # the restart did not wait for the stream
             fleet.start_router()
 
             assert fleet.chat("t/short").status_code == 200
@@ -44,7 +44,7 @@ def test_a_stream_outlives_its_router_while_the_next_one_serves(tmp_path: Path) 
         assert not [p for p in old if p.is_running()]
 
 
-def test_a_router_starts_and_serves_although_its_log_cannot_be_written(tmp_path: Path) -> None:
+def test_a_router_serves_although_its_log_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(MODELS)
     url = f"http://127.0.0.1:{free_port()}"
     env = {
@@ -76,7 +76,7 @@ def answers(http: httpx.Client) -> bool:
         return False
 
 
-def test_a_router_whose_processes_cannot_start_ends_and_says_why(tmp_path: Path) -> None:
+def test_a_router_whose_processes_cannot_start_ends_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(MODELS)
     settings = tmp_path / "cortex.toml"
     gateway = '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = ""\nhand_over = true\n'

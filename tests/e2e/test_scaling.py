@@ -1,4 +1,4 @@
-"""A function with more to do than one instance should: another is started, and let go again."""
+"""A function over its target concurrency gets another instance, which is reaped later."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-def test_a_busy_function_gets_another_instance_and_an_idle_one_loses_it(stack: Stack) -> None:
+def test_a_busy_function_scales_up_and_down(stack: Stack) -> None:
     body = {"model": "fake/grows", "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
     with contextlib.ExitStack() as streams:
         for _ in range(3):

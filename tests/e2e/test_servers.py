@@ -1,4 +1,4 @@
-"""The same questions to every server of llama.cpp that is here: what differs is in the table, and nothing breaks.
+"""The same requests to every installed server of llama.cpp; the table has the differences.
 
 `xllamacpp` comes with cortex. `llama-server` takes part when it is on the PATH or named by CORTEX_TEST_LLAMA_SERVER,
 `llama_cpp.server` when CORTEX_TEST_LLAMA_CPP_PYTHON names its virtual environment (`just test-llama-cpp-python`).
@@ -58,7 +58,7 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[A-Za-z]+", text))
 
 
-def test_it_answers_from_zero_as_itself(fleet: Fleet, server: str) -> None:
+def test_a_cold_request_is_answered_by_its_server(fleet: Fleet, server: str) -> None:
     answer = fleet.chat(NAME, max_tokens=8)
 
     assert answer.status_code == 200, answer.text
@@ -67,7 +67,7 @@ def test_it_answers_from_zero_as_itself(fleet: Fleet, server: str) -> None:
     assert instance.server == server
 
 
-def test_it_streams_in_every_dialect(fleet: Fleet) -> None:
+def test_every_dialect_streams(fleet: Fleet) -> None:
     said = {}
     for path in ("/v1/chat/completions", "/v1/messages"):
         with fleet.http.stream("POST", path, json={**ASKED, "stream": True}) as answer:
@@ -79,7 +79,7 @@ def test_it_streams_in_every_dialect(fleet: Fleet) -> None:
 
 
 @pytest.mark.long
-def test_many_at_once_are_all_answered(fleet: Fleet) -> None:
+def test_concurrent_requests_are_all_answered(fleet: Fleet) -> None:
     def ask(number: int) -> int:
         return fleet.http.post("/v1/chat/completions", json={**ASKED, "stream": number % 2 == 0}).status_code
 
@@ -88,7 +88,7 @@ def test_many_at_once_are_all_answered(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-def test_tools_are_taken_or_refused_by_name(fleet: Fleet, server: str, path: str) -> None:
+def test_tools_are_used_or_rejected_with_their_name(fleet: Fleet, server: str, path: str) -> None:
     tools = TOOLS if "chat" in path else [{"name": "sound", "input_schema": {"type": "object"}}]
     answer = fleet.http.post(path, json={**ASKED, "tools": tools})
 
@@ -106,14 +106,14 @@ def test_tokens_are_counted_or_estimated(fleet: Fleet, server: str) -> None:
     assert ("x-cortex-estimate" in answer.headers) == (SERVERS[server].counts == "no")
 
 
-def test_embeddings_of_a_model_that_talks_are_refused(fleet: Fleet) -> None:
+def test_embeddings_of_a_chat_model_are_rejected(fleet: Fleet) -> None:
     answer = fleet.http.post("/v1/embeddings", json={"model": NAME, "input": "alder"})
 
     assert answer.status_code == 400
     assert "serves chat, completions, not embeddings" in answer.json()["error"]["message"]
 
 
-def test_its_key_is_asked_for_and_not_in_its_argv(fleet: Fleet) -> None:
+def test_a_worker_requires_its_key_which_is_not_in_its_argv(fleet: Fleet) -> None:
     fleet.chat(NAME, max_tokens=1)
     (instance,) = fleet.records()["a"].instances
 
@@ -123,7 +123,7 @@ def test_its_key_is_asked_for_and_not_in_its_argv(fleet: Fleet) -> None:
     assert not secret & set(psutil.Process(instance.pid).cmdline())
 
 
-def test_a_client_that_leaves_does_not_keep_the_next_one_waiting(fleet: Fleet) -> None:
+def test_a_client_that_disconnects_does_not_delay_the_next_request(fleet: Fleet) -> None:
     with fleet.http.stream("POST", "/v1/chat/completions", json={**ASKED, "max_tokens": 400, "stream": True}) as left:
         next(line for line in left.iter_lines() if line.startswith("data: "))
 

@@ -1,4 +1,4 @@
-"""A soak: random requests and random faults on three hosts with pretended GPUs, and then: nothing is left over.
+"""A soak test: random requests and faults on three hosts with pretended GPUs leave nothing behind.
 
 What must hold all the time is looked for all the time, in the record (`Watch`) and in every answer (`Clients`);
 what may be broken for a while must be whole again once the faults are healed. A broken answer counts as right
@@ -107,7 +107,7 @@ def at_last_nothing(look: Callable[[], list[str]]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(SOAK_S + 4 * CONVERGED_S)
-def test_random_requests_and_random_faults_leave_nothing_behind(fleet: Fleet, tell: Callable[[str], None]) -> None:
+def test_after_random_requests_and_faults_the_fleet_is_consistent(fleet: Fleet, tell: Callable[[str], None]) -> None:
     harm, wrong = Harm(), Wrong()
     record = Record(fleet.redis_url)
     clients, watch = Clients(fleet.url, SEED, harm, wrong), Watch(record, harm, wrong)
@@ -159,7 +159,7 @@ def test_random_requests_and_random_faults_leave_nothing_behind(fleet: Fleet, te
 FULL = {"CORTEX_AGENT__RESERVE_MB": "0", "CORTEX_AGENT__DEVICES": json.dumps([{"name": "24 GB", "vram_mb": 24576}])}
 
 
-def test_functions_that_wait_for_room_do_not_drive_each_other_round_and_round(tmp_path: Path, redis_url: str) -> None:
+def test_functions_that_wait_for_room_do_not_evict_each_other_repeatedly(tmp_path: Path, redis_url: str) -> None:
     """Each refusal is a receipt; when a receipt rang the bell, each of two waiters made the other ask again."""
     waiting = [fake(f"wait/{n}", vram_mb=24000, start_timeout_s=3) for n in range(3)]
     models = "\n".join([fake("wait/busy", "--tps", "10", "--tokens", "1000", vram_mb=24000), *waiting])
@@ -175,7 +175,7 @@ def test_functions_that_wait_for_room_do_not_drive_each_other_round_and_round(tm
     assert refused < 150  # it was more than 300; a waiter asks twice, the second time for a turn
 
 
-def test_an_agent_that_comes_back_does_not_wait_for_a_worker_that_hangs(tmp_path: Path, redis_url: str) -> None:
+def test_a_restarted_agent_does_not_wait_for_a_hung_worker(tmp_path: Path, redis_url: str) -> None:
     """It asked one after another, for 22 s each, and its host was gone from the record meanwhile."""
     models = "\n".join(fake(f"hang/{n}") for n in range(3))
     with Fleet(tmp_path, redis_url, models, {"host": {}}) as small:

@@ -1,4 +1,4 @@
-"""The status page over HTTP: what it may load, what it shows, how it stays true."""
+"""The status page over HTTP: its policy, its content and its updates."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def news(answer: httpx.Response) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-def test_the_page_comes_whole_with_a_policy_that_lets_nothing_else_in(stack: Stack) -> None:
+def test_the_page_is_complete_and_its_policy_allows_no_other_source(stack: Stack) -> None:
     answer = stack.http.get("/status")
 
     assert answer.status_code == 200
@@ -41,7 +41,7 @@ def test_the_page_comes_whole_with_a_policy_that_lets_nothing_else_in(stack: Sta
         assert f'data-id="{name}"' in answer.text
 
 
-def test_its_files_may_be_kept_for_ever_and_need_no_key(stack: Stack) -> None:
+def test_assets_are_cacheable_and_need_no_key(stack: Stack) -> None:
     urls = re.findall(r'(?:src|href)="(/status/assets/[^"]+)"', stack.http.get("/status").text)
 
     answers = [httpx.get(stack.url + url, trust_env=False) for url in urls]
@@ -54,7 +54,7 @@ def test_its_files_may_be_kept_for_ever_and_need_no_key(stack: Stack) -> None:
     assert stack.http.get("/status/assets/nothing.js").status_code == 404
 
 
-def test_the_stream_sends_everything_once_and_then_only_what_changed(stack: Stack) -> None:
+def test_the_stream_sends_everything_once_and_then_changes_only(stack: Stack) -> None:
     with stack.http.stream("GET", "/status/live") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         events = news(answer)
@@ -67,14 +67,14 @@ def test_the_stream_sends_everything_once_and_then_only_what_changed(stack: Stac
     assert 'data-tone="cold"' not in changed["html"]
 
 
-def test_a_stream_stays_small_however_large_the_first_look_is(stack: Stack) -> None:
+def test_a_stream_stays_small_after_a_large_first_event(stack: Stack) -> None:
     with stack.http.stream("GET", "/status/live") as answer:
         first = next(news(answer))
 
     assert 0 < sum(len(p["html"]) for p in first["put"]) <= 128 * 1024
 
 
-def test_a_functions_details_and_the_plan_of_a_warm_are_shown_before_anything_is_done(stack: Stack) -> None:
+def test_details_and_the_plan_of_a_warm_are_shown_before_it_is_done(stack: Stack) -> None:
     before = stack.spawned("fake/planned")
 
     details = stack.http.get("/status/function/fake%2Fplanned")
@@ -97,7 +97,7 @@ def test_a_functions_details_and_the_plan_of_a_warm_are_shown_before_anything_is
         ("/status/plan?do=destroy", 400),
     ],
 )
-def test_what_is_not_there_is_said_as_an_error(stack: Stack, path: str, status: int) -> None:
+def test_an_unknown_function_or_host_is_an_error(stack: Stack, path: str, status: int) -> None:
     answer = stack.http.get(path)
 
     assert answer.status_code == status
@@ -114,7 +114,7 @@ def test_a_failed_start_is_shown_with_its_reason_and_a_button_for_its_log(stack:
     assert "wrong kind of weights" not in page
 
 
-def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
+def test_an_admin_reads_and_searches_a_workers_log(stack: Stack) -> None:
     stack.chat("fake/dies")
     asked = {"function": "fake/dies", "grep": "wrong kind"}
     admin = {"authorization": f"Bearer {stack.local_key()}"}
@@ -139,7 +139,7 @@ def test_whoever_may_act_reads_and_searches_a_workers_log(stack: Stack) -> None:
     assert looker.status_code == 401
 
 
-def test_the_host_page_says_who_would_leave_first(stack: Stack) -> None:
+def test_the_host_page_has_the_eviction_order(stack: Stack) -> None:
     stack.chat("fake/steps")
 
     shown = stack.http.get("/status/host/here").text
@@ -155,7 +155,7 @@ def _cookie(answer: httpx.Response) -> str:
     return answer.headers["set-cookie"].partition(";")[0]
 
 
-def test_a_key_logs_a_browser_in_by_a_cookie_that_scripts_cannot_read(stack: Stack) -> None:
+def test_a_login_sets_a_cookie_that_scripts_cannot_read(stack: Stack) -> None:
     answer = httpx.post(f"{stack.url}/status/login", data={"key": stack.local_key()}, trust_env=False)
 
     assert (answer.status_code, answer.headers["location"]) == (303, "/status")
@@ -166,7 +166,7 @@ def test_a_key_logs_a_browser_in_by_a_cookie_that_scripts_cannot_read(stack: Sta
     assert stack.local_key().lower() not in attributes
 
 
-def test_a_session_ends_with_its_logout(stack: Stack) -> None:
+def test_a_logout_ends_the_session(stack: Stack) -> None:
     answer = httpx.post(f"{stack.url}/status/login", data={"key": stack.local_key()}, trust_env=False)
     own = {"cookie": _cookie(answer), "sec-fetch-site": "same-origin"}
     act = f"{stack.url}/admin/functions/fake/planned/unpin"
@@ -177,7 +177,7 @@ def test_a_session_ends_with_its_logout(stack: Stack) -> None:
     assert (before, httpx.post(act, headers=own, trust_env=False).status_code) == (200, 401)
 
 
-def test_with_the_cookie_the_page_may_act_and_only_from_its_own_site(stack: Stack) -> None:
+def test_the_cookie_allows_actions_from_the_pages_own_site_only(stack: Stack) -> None:
     answer = httpx.post(f"{stack.url}/status/login", data={"key": stack.local_key()}, trust_env=False)
     own = {"cookie": _cookie(answer), "sec-fetch-site": "same-origin"}
     act = f"{stack.url}/admin/functions/fake/planned/unpin"
@@ -189,7 +189,7 @@ def test_with_the_cookie_the_page_may_act_and_only_from_its_own_site(stack: Stac
     assert httpx.post(act, headers={**own, "sec-fetch-site": "cross-site"}, trust_env=False).status_code == 403
 
 
-def test_without_a_key_the_plan_is_shown_but_cannot_be_carried_out(stack: Stack) -> None:
+def test_without_a_key_a_plan_is_shown_but_cannot_be_executed(stack: Stack) -> None:
     plan = httpx.get(f"{stack.url}/status/plan", params={"do": "warm", "function": "fake/planned"}, trust_env=False)
 
     assert "Changes need an admin key" in plan.text
@@ -197,7 +197,7 @@ def test_without_a_key_the_plan_is_shown_but_cannot_be_carried_out(stack: Stack)
     assert httpx.post(f"{stack.url}/admin/functions/fake/planned/warm", trust_env=False).status_code == 401
 
 
-def test_a_wrong_key_and_another_site_are_not_let_in(stack: Stack) -> None:
+def test_a_login_with_a_wrong_key_or_from_another_site_is_rejected(stack: Stack) -> None:
     login = f"{stack.url}/status/login"
 
     wrong = httpx.post(login, data={"key": "ck_wrong"}, trust_env=False)
@@ -211,7 +211,7 @@ def test_a_wrong_key_and_another_site_are_not_let_in(stack: Stack) -> None:
     assert "This key is unknown" in wrong.text
 
 
-def test_logging_out_takes_the_cookie_back(stack: Stack) -> None:
+def test_a_logout_deletes_the_cookie(stack: Stack) -> None:
     answer = httpx.post(f"{stack.url}/status/logout", trust_env=False)
 
     assert answer.headers["location"] == "/status/login"
@@ -231,7 +231,7 @@ def test_every_decision_is_on_the_page(stack: Stack) -> None:
 @pytest.mark.parametrize(
     "path", ["functions/fake/steps/cool", "functions/fake/steps/pin", "hosts/here/cordon", "hosts/here/drain"]
 )
-def test_a_plan_is_only_said(stack: Stack, path: str) -> None:
+def test_a_plan_changes_nothing(stack: Stack, path: str) -> None:
     stack.chat("fake/steps")
     before = stack.function("fake/steps")
 
@@ -244,7 +244,7 @@ def test_a_plan_is_only_said(stack: Stack, path: str) -> None:
     assert not any(h["cordoned"] for h in stack.http.get("/admin/hosts").json()["hosts"])
 
 
-def test_an_open_page_does_not_keep_a_router_from_stopping(tmp_path: Path) -> None:
+def test_an_open_page_does_not_delay_the_stop_of_a_router(tmp_path: Path) -> None:
     with (
         own_redis(tmp_path) as url,
         Fleet(tmp_path, url, fake("org/model"), {}) as fleet,

@@ -1,4 +1,4 @@
-"""`cortex status --open`: the page in a browser, logged in, and the key nowhere where others could read it."""
+"""`cortex status --open` opens the page logged in, without exposing the key."""
 
 import stat
 from pathlib import Path
@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-def test_it_prints_where_the_page_is_and_opens_it_logged_in(stack: Stack, tmp_path: Path) -> None:
+def test_status_prints_the_pages_url_and_opens_it_logged_in(stack: Stack, tmp_path: Path) -> None:
     browser = tmp_path / "browser"
     browser.write_text('#!/bin/sh\nprintf "%s" "$1" > ' + str(tmp_path / "asked"))
     browser.chmod(0o755)
@@ -29,7 +29,7 @@ def test_it_prints_where_the_page_is_and_opens_it_logged_in(stack: Stack, tmp_pa
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
 
 
-def test_without_a_browser_it_says_where_the_page_is(stack: Stack) -> None:
+def test_without_a_browser_status_prints_the_pages_url(stack: Stack) -> None:
     done = stack.cli("status", "--open", env={"BROWSER": "/nonexistent %s", "PATH": ""})
 
     assert done.returncode == 0

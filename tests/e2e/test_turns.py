@@ -1,4 +1,4 @@
-"""Two functions in use, and memory for one: they take turns, and no answer is cut for it."""
+"""Two busy functions and memory for one: they take turns, and no answer is cut."""
 
 import contextlib
 import threading
@@ -66,7 +66,7 @@ def is_whole(answer: str) -> bool:
 
 
 @pytest.mark.long
-def test_a_function_waits_one_turn_for_a_busy_one_which_is_next_and_no_stream_is_cut(stack: Stack) -> None:
+def test_functions_take_turns_and_no_stream_is_cut(stack: Stack) -> None:
     assert stack.chat("f").status_code == 200
 
     with clients(stack, "f", 2) as of_f, clients(stack, "g", 1) as of_g:

@@ -1,4 +1,4 @@
-"""Two fleets at one Redis: the second is refused in a sentence, or lives beside the first below its own prefix."""
+"""Two fleets at one Redis: the second is rejected with the reason, or uses its own prefix."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def part_of_cortex(folder: Path, redis_url: str, *command: str) -> Iterator[tupl
 
 
 @pytest.mark.parametrize("command", ["agent", "router", "jobs"])
-def test_a_process_of_another_fleet_refuses_to_start(tmp_path: Path, redis_url: str, command: str) -> None:
+def test_a_process_of_another_fleet_does_not_start(tmp_path: Path, redis_url: str, command: str) -> None:
     with redis.Redis.from_url(redis_url) as record:
         record.delete("cortex:fleet")
         record.sadd("cortex:fleet", fleet_mark("another token"))
@@ -60,7 +60,7 @@ def test_a_process_of_another_fleet_refuses_to_start(tmp_path: Path, redis_url: 
     assert "`[redis] prefix`" in errors
 
 
-def test_a_router_that_learns_later_that_its_redis_is_another_fleets_says_so(tmp_path: Path) -> None:
+def test_a_router_reports_that_its_redis_belongs_to_another_fleet(tmp_path: Path) -> None:
     url = f"unix://{tmp_path / 'r.sock'}"
     with own_redis(tmp_path), redis.Redis.from_url(url) as client:
         client.sadd("cortex:fleet", fleet_mark("another token"))
@@ -84,7 +84,7 @@ def test_a_router_that_learns_later_that_its_redis_is_another_fleets_says_so(tmp
 
 
 @pytest.mark.long
-def test_two_fleets_with_prefixes_of_their_own_share_a_redis_and_nothing_else(
+def test_two_fleets_with_different_prefixes_share_only_redis(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with own_redis(tmp_path_factory.mktemp("r")) as url, contextlib.ExitStack() as ends:

@@ -1,4 +1,4 @@
-"""`cortex up`: begins with nothing, ends with nothing, however it ends."""
+"""`cortex up` starts from nothing and leaves nothing, however it ends."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         running.end()
 
 
-def test_it_runs_its_own_redis_and_is_found_by_other_commands(stack: Stack) -> None:
+def test_up_runs_its_own_redis_and_other_commands_find_it(stack: Stack) -> None:
     env = {k: v for k, v in stack.env.items() if k != "CORTEX_URL"}
 
     listed = subprocess.run([*CORTEX, "status"], env=env, capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def test_it_runs_its_own_redis_and_is_found_by_other_commands(stack: Stack) -> N
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
-def test_a_signal_ends_everything_within_ten_seconds(stack: Stack, number: signal.Signals) -> None:
+def test_a_signal_ends_up_and_its_children_within_ten_seconds(stack: Stack, number: signal.Signals) -> None:
     stack.chat("fake/one")
     assert stack.cli("fn", "warm", "fake/stubborn", "--wait").returncode == 0
     assert stack.cli("fn", "warm", "fake/loads").returncode == 0
@@ -52,7 +52,7 @@ def test_a_signal_ends_everything_within_ten_seconds(stack: Stack, number: signa
 
 
 @pytest.mark.long
-def test_a_child_that_hangs_is_killed_with_its_workers(stack: Stack) -> None:
+def test_a_hung_child_is_killed_with_its_workers(stack: Stack) -> None:
     stack.chat("fake/one")
     stack.child("agent").suspend()
 
@@ -63,7 +63,7 @@ def test_a_child_that_hangs_is_killed_with_its_workers(stack: Stack) -> None:
 
 
 @pytest.mark.long
-def test_a_second_signal_ends_it_at_once(stack: Stack) -> None:
+def test_a_second_signal_ends_up_at_once(stack: Stack) -> None:
     stack.chat("fake/one")
     stack.child("agent").suspend()
     stack.process.send_signal(signal.SIGINT)
@@ -75,7 +75,7 @@ def test_a_second_signal_ends_it_at_once(stack: Stack) -> None:
     eventually(lambda: stack.processes() == [], within_s=3, what="nothing left")
 
 
-def test_a_killed_parent_leaves_nothing_behind(stack: Stack) -> None:
+def test_a_killed_parent_leaves_no_process(stack: Stack) -> None:
     stack.chat("fake/one")
 
     stack.process.kill()
@@ -84,7 +84,7 @@ def test_a_killed_parent_leaves_nothing_behind(stack: Stack) -> None:
 
 
 @pytest.mark.long
-def test_a_child_that_dies_is_started_again(stack: Stack) -> None:
+def test_a_child_that_dies_is_restarted(stack: Stack) -> None:
     first = stack.child("router")
     first.send_signal(signal.SIGKILL)
 
@@ -104,7 +104,7 @@ def answers(stack: Stack) -> bool:
 
 
 @pytest.mark.long
-def test_a_port_that_is_taken_is_passed_over_with_a_word(tmp_path: Path) -> None:
+def test_a_taken_port_is_replaced_with_a_message(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "s"), "XDG_CACHE_HOME": str(tmp_path / "c")}
@@ -131,9 +131,7 @@ def test_a_port_that_is_taken_is_passed_over_with_a_word(tmp_path: Path) -> None
     ("models", "complaint"),
     [("[[models]]\n", "has no id"), ("[[models]", "is not TOML"), (None, "cannot be read")],
 )
-def test_a_catalogue_that_does_not_stand_stops_it_before_anything_is_started(
-    tmp_path: Path, models: str | None, complaint: str
-) -> None:
+def test_an_invalid_catalogue_stops_up_before_any_start(tmp_path: Path, models: str | None, complaint: str) -> None:
     path = tmp_path / "m.toml"
     if models is not None:
         path.write_text(models)
@@ -146,7 +144,7 @@ def test_a_catalogue_that_does_not_stand_stops_it_before_anything_is_started(
     assert not (tmp_path / "s" / "cortex").exists()
 
 
-def test_settings_that_do_not_stand_name_the_key(tmp_path: Path) -> None:
+def test_invalid_settings_are_an_error_with_the_key(tmp_path: Path) -> None:
     (tmp_path / "cortex.toml").write_text("[gateway]\nlisten = 3\n[agent]\nheartbet_s = 1\n")
 
     ended = subprocess.run(
@@ -170,7 +168,7 @@ def test_the_router_refuses_a_public_address_without_a_key(tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_a_pretended_fleet_serves_any_catalogue_on_gpus_that_are_not_there(tmp_path: Path) -> None:
+def test_a_pretended_fleet_serves_any_catalogue_on_pretended_gpus(tmp_path: Path) -> None:
     models = (Path(__file__).parents[2] / "examples" / "fleet.toml").read_text()
     running = Stack(tmp_path, models, more=["--fake", "--devices", "2x24GB,1x80GB"])
     try:
@@ -188,7 +186,7 @@ def test_a_pretended_fleet_serves_any_catalogue_on_gpus_that_are_not_there(tmp_p
 
 
 @pytest.mark.long
-def test_of_two_at_once_one_runs_and_the_other_says_so_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_second_up_ends_with_a_message_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(MODELS)
     env = {
         **os.environ,
@@ -217,7 +215,7 @@ def test_of_two_at_once_one_runs_and_the_other_says_so_and_changes_nothing(tmp_p
 
 
 @pytest.mark.long
-def test_the_next_one_waits_for_what_a_killed_one_left_to_end(stack: Stack, tmp_path: Path) -> None:
+def test_the_next_up_waits_for_the_end_of_the_previous_ones_processes(stack: Stack, tmp_path: Path) -> None:
     stack.child("agent").suspend()
     stack.process.kill()
     stack.process.wait(10)

@@ -1,4 +1,4 @@
-"""Weights that are not there yet: from a hub on loopback to an answer, whatever happens on the way."""
+"""Weights that are not on the host: from a hub on loopback to an answer, with faults on the way."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def job(stack: Stack, name: str) -> dict[str, Any]:
     return dict(found[0]) if found else {}
 
 
-def test_a_cold_request_fetches_and_is_answered(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
+def test_a_cold_request_fetches_the_weights_and_is_answered(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 2.5
     thread, answers = asked(stack, "w/cold")
 
@@ -109,7 +109,7 @@ def test_a_cold_request_fetches_and_is_answered(stack: Stack, hub: FakeHub, alph
 
 
 @pytest.mark.long
-def test_a_hub_in_trouble_is_tried_again_after_a_while(stack: Stack, hub: FakeHub) -> None:
+def test_a_failing_hub_is_retried(stack: Stack, hub: FakeHub) -> None:
     hub.faults[FILE] = [503, 500]
     thread, answers = asked(stack, "w/flaky")
 
@@ -128,7 +128,7 @@ def test_a_hub_in_trouble_is_tried_again_after_a_while(stack: Stack, hub: FakeHu
 
 
 @pytest.mark.long
-def test_a_slow_download_outlives_the_request_that_began_it(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
+def test_a_slow_download_continues_after_its_request(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 4
 
     early = stack.chat("w/slow")
@@ -144,7 +144,7 @@ def test_a_slow_download_outlives_the_request_that_began_it(stack: Stack, hub: F
 
 @pytest.mark.long
 @pytest.mark.parametrize("who", ["worker", "its job"])
-def test_a_killed_job_worker_loses_nothing_that_came(stack: Stack, hub: FakeHub, alpha: bytes, who: str) -> None:
+def test_a_download_of_a_killed_job_worker_resumes(stack: Stack, hub: FakeHub, alpha: bytes, who: str) -> None:
     name = "killed" if who == "worker" else "gone"
     hub.bytes_s = len(alpha) / 3
     before = len(hub.transfers(FILE))
@@ -166,9 +166,7 @@ def test_a_killed_job_worker_loses_nothing_that_came(stack: Stack, hub: FakeHub,
 
 
 @pytest.mark.long
-def test_a_download_goes_on_over_a_restart_of_the_agent_and_the_request_is_answered(
-    stack: Stack, hub: FakeHub, alpha: bytes
-) -> None:
+def test_a_download_continues_over_a_restart_of_the_agent(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     before = len(hub.transfers(FILE))
     thread, answers = asked(stack, "w/restarted")
@@ -192,7 +190,7 @@ def test_a_download_goes_on_over_a_restart_of_the_agent_and_the_request_is_answe
 
 
 @pytest.mark.long
-def test_a_fetch_that_nobody_wants_any_more_is_called_off(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
+def test_a_fetch_without_a_waiting_instance_is_cancelled(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     thread, answers = asked(stack, "w/cooled")
     eventually(lambda: job(stack, "cooled").get("state") == "fetching", what="the fetch")
@@ -207,7 +205,7 @@ def test_a_fetch_that_nobody_wants_any_more_is_called_off(stack: Stack, hub: Fak
 
 
 @pytest.mark.long
-def test_a_gated_repository_is_fetched_with_a_token_that_is_nowhere_else(stack: Stack, hub: FakeHub) -> None:
+def test_a_gated_repository_is_fetched_and_the_token_is_sent_to_the_hub_only(stack: Stack, hub: FakeHub) -> None:
     assert stack.chat("w/gated").status_code == 200
 
     said = [p for p in stack.folder.rglob("*") if p.is_file() and p.name != "hf-token" and p.stat().st_size < 2**22]
@@ -215,7 +213,7 @@ def test_a_gated_repository_is_fetched_with_a_token_that_is_nowhere_else(stack: 
     assert {s.token for s in hub.seen if s.cdn} == {""}
 
 
-def test_what_the_hub_does_not_have_is_said_with_the_function_and_what_to_do(stack: Stack) -> None:
+def test_a_missing_repository_is_an_error_with_the_function_and_the_fix(stack: Stack) -> None:
     answer = stack.chat("w/unknown")
 
     said = answer.json()["error"]["message"]
@@ -225,8 +223,8 @@ def test_what_the_hub_does_not_have_is_said_with_the_function_and_what_to_do(sta
 
 
 @pytest.mark.long
-def test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put(stack: Stack, hub: FakeHub) -> None:
-    hub.faults["down"] = [503] * 100  # whoever asks what is in the repository
+def test_an_unreachable_hub_is_an_error_with_the_folder_for_files(stack: Stack, hub: FakeHub) -> None:
+    hub.faults["down"] = [503] * 100  # for every listing of the repository
     stack.http.post("/admin/functions/w/down/warm").raise_for_status()
     eventually(lambda: any("503" in i["phase"] for i in stack.function("w/down")["instances"]), what="the hub's no")
 
@@ -242,7 +240,7 @@ def test_a_hub_that_is_down_is_said_to_whoever_waits_with_where_files_may_be_put
     assert "by-hand/org/down" in said
 
 
-def test_weights_are_fetched_ahead_estimated_listed_and_removed_from_the_command_line(
+def test_weights_are_prefetched_estimated_listed_and_removed_by_commands(
     stack: Stack, hub: FakeHub, alpha: bytes
 ) -> None:
     before = run(stack, "fn", "estimate", "w/pre")
@@ -267,7 +265,7 @@ def test_weights_are_fetched_ahead_estimated_listed_and_removed_from_the_command
     assert not (Path(stack.env["XDG_CACHE_HOME"]) / "cortex" / "hub" / "models--org--pre").exists()
 
 
-def test_weights_that_are_in_use_or_not_ours_stay(stack: Stack, weights: Path) -> None:
+def test_weights_in_use_or_of_other_tools_are_not_removed(stack: Stack, weights: Path) -> None:
     path = str(weights / "alpha.gguf")
     stack.models.write_text(stack.models.read_text() + entry("w/path", engine="llamacpp", source=path))
     stack.chat("w/cold")
@@ -284,7 +282,7 @@ def test_weights_that_are_in_use_or_not_ours_stay(stack: Stack, weights: Path) -
 
 
 @pytest.mark.long
-def test_two_functions_with_one_source_are_one_download(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
+def test_two_functions_with_one_source_share_one_download(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     before = len(hub.transfers(FILE))
 
@@ -302,7 +300,7 @@ def test_two_functions_with_one_source_are_one_download(stack: Stack, hub: FakeH
 
 
 @pytest.mark.long
-def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
+def test_a_download_is_listed_and_cancelled_by_commands(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     begun = run(stack, "fn", "prefetch", "w/asked", "--no-wait")
     eventually(lambda: job(stack, "asked").get("total"), within_s=45, what="progress")
@@ -322,9 +320,7 @@ def test_a_download_is_listed_and_cancelled_from_the_command_line(stack: Stack, 
 
 
 @pytest.mark.long
-def test_a_fetch_for_a_function_that_is_no_longer_declared_is_called_off(
-    stack: Stack, hub: FakeHub, alpha: bytes
-) -> None:
+def test_a_fetch_for_a_removed_function_is_cancelled(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     declared = stack.models.read_text()
     stack.models.write_text(declared + hub_entry("undeclared"))

@@ -1,4 +1,4 @@
-"""A worker that answers as no worker should: its client gets a clear answer, and nothing else is harmed."""
+"""Workers with invalid answers: the client gets a clear answer, and nothing else is affected."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             running.end()
 
 
-def test_a_worker_whose_model_has_half_a_character_for_a_name_fails_and_its_host_stays(stack: Stack) -> None:
+def test_a_worker_with_a_lone_surrogate_in_its_models_name_fails_alone(stack: Stack) -> None:
     answer = stack.chat("odd/named")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "start_failed")
@@ -54,7 +54,7 @@ def test_a_worker_whose_model_has_half_a_character_for_a_name_fails_and_its_host
 
 
 @pytest.mark.long
-def test_a_model_that_took_over_a_workers_port_while_the_record_is_away_gets_no_request(stack: Stack) -> None:
+def test_a_model_on_another_workers_port_gets_no_request_without_the_record(stack: Stack) -> None:
     url = str(stack.instance("odd/two")["url"])
     port = url.rpartition(":")[2]
     with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
@@ -96,7 +96,7 @@ def router_peak_mb(stack: Stack) -> int:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_an_answer_that_is_compressed_without_request_is_unpacked(stack: Stack, encoding: str) -> None:
+def test_an_unrequested_compression_is_unpacked(stack: Stack, encoding: str) -> None:
     plain, streamed = stack.chat("odd/one", encoding), stack.chat("odd/one", encoding, stream=True)
 
     assert plain.json()["choices"][0]["message"]["content"].startswith("Hello you")
@@ -105,7 +105,7 @@ def test_an_answer_that_is_compressed_without_request_is_unpacked(stack: Stack, 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_encoding_that_is_not_understood_is_named_in_a_502(stack: Stack, stream: bool) -> None:
+def test_an_unknown_encoding_is_502(stack: Stack, stream: bool) -> None:
     answer = stack.chat("odd/one", "br", stream=stream)
 
     assert answer.status_code == 502
@@ -115,9 +115,7 @@ def test_an_encoding_that_is_not_understood_is_named_in_a_502(stack: Stack, stre
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize("message", ["endless", "bomb"])
-def test_an_answer_without_end_is_cut_at_its_bound_and_others_are_served(
-    stack: Stack, message: str, stream: bool
-) -> None:
+def test_an_endless_answer_is_cut_and_others_are_served(stack: Stack, message: str, stream: bool) -> None:
     before = router_peak_mb(stack)
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(stack.chat("odd/one", message, stream=stream)))
@@ -131,7 +129,7 @@ def test_an_answer_without_end_is_cut_at_its_bound_and_others_are_served(
     assert router_peak_mb(stack) - before < GROWTH_MB
 
 
-def test_an_error_without_end_is_cut_at_its_bound(stack: Stack) -> None:
+def test_an_endless_error_is_cut(stack: Stack) -> None:
     before = router_peak_mb(stack)
 
     answer = stack.chat("odd/one", "endless error")
@@ -143,7 +141,7 @@ def test_an_error_without_end_is_cut_at_its_bound(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_request_that_the_worker_forbids_is_refused_once_and_others_are_served(stack: Stack, status: int) -> None:
+def test_a_403_of_the_worker_is_answered_once_and_others_are_served(stack: Stack, status: int) -> None:
     refused = stack.chat("odd/one", str(status))
     other = stack.chat("odd/one")
 
@@ -153,7 +151,7 @@ def test_a_request_that_the_worker_forbids_is_refused_once_and_others_are_served
     assert (other.status_code, other.headers["x-cortex-start"]) == (200, "hot")
 
 
-def test_a_request_that_the_worker_forbids_is_a_permission_error_in_the_anthropic_dialect(stack: Stack) -> None:
+def test_a_403_of_the_worker_is_a_permission_error_in_messages(stack: Stack) -> None:
     body = {"model": "odd/one", "max_tokens": 5, "messages": [{"role": "user", "content": "401"}]}
 
     answer = stack.http.post("/v1/messages", json=body)
@@ -162,9 +160,7 @@ def test_a_request_that_the_worker_forbids_is_a_permission_error_in_the_anthropi
 
 
 @pytest.mark.parametrize(("status", "expected"), [(404, 502), (409, 400), (422, 400), (429, 429), (500, 502)])
-def test_other_errors_of_a_worker_have_the_status_that_suits_the_client(
-    stack: Stack, status: int, expected: int
-) -> None:
+def test_other_errors_of_a_worker_have_a_suitable_status(stack: Stack, status: int, expected: int) -> None:
     answer = stack.chat("odd/one", str(status))
 
     assert (answer.status_code, "not with that" in answer.text) == (expected, True)
@@ -180,9 +176,7 @@ def test_a_redirect_is_not_followed(stack: Stack, stream: bool) -> None:
 
 
 @pytest.mark.parametrize(("name", "stream"), [("odd/one", False), ("odd/two", True)])
-def test_a_request_that_finds_a_dead_engine_behind_a_living_front_is_served_by_another(
-    stack: Stack, name: str, stream: bool
-) -> None:
+def test_a_request_at_a_dead_engine_behind_a_live_front_end_is_replayed(stack: Stack, name: str, stream: bool) -> None:
     before = stack.chat(name).headers["x-cortex-instance"]
 
     answer = stack.chat(name, "engine dies", stream=stream)
@@ -191,7 +185,7 @@ def test_a_request_that_finds_a_dead_engine_behind_a_living_front_is_served_by_a
     assert answer.headers.get("x-cortex-instance") != before
 
 
-def test_the_agents_relay_unpacks_bounds_and_refuses_as_the_router_does(stack: Stack) -> None:
+def test_the_agents_proxy_handles_odd_answers_like_the_router(stack: Stack) -> None:
     token = next((stack.folder / "state").rglob("fleet.token")).read_text().strip()
     agent = f"http://{stack.env['CORTEX_AGENT__LISTEN']}/v1/chat/completions"
 

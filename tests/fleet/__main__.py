@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def _too_long(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("the time is up, or somebody asked for the end")  # no step takes it for its own
+    raise KeyboardInterrupt("the time is up, or the run was interrupted")  # no step handles it
 
 
 def hosts_up(hosts: Machines, report: Report) -> Fleet:
@@ -153,7 +153,7 @@ def restarts(f: Fleet) -> None:
         undisturbed(f, step, lambda: [h.run("systemctl restart cortex-agent") for h in f.members])
     with f.report.step("systemctl restart of the router under load") as step:
         undisturbed(f, step, lambda: f.front.run("systemctl restart cortex-router", timeout_s=120))
-    with f.report.step("a stream of 40 s outlives its router; nobody waits for it") as step:
+    with f.report.step("a stream of 40 s outlives its router without delaying the restart") as step:
         handed_over(f, step)
     with f.report.step("systemctl restart of Redis under load") as step:
         undisturbed(f, step, lambda: f.front.run("systemctl restart cortex-redis"))

@@ -99,11 +99,11 @@ def units(f: Fleet, step: Step) -> None:
     elsewhere = f.small.says("cat /etc/cortex/*.password")
     step.check(secret not in elsewhere, "a host that is no router has the routers' password")
     nobody = f.front.run("sudo -u nobody cat /etc/cortex/redis-router.password /etc/cortex/fleet.token", check=False)
-    step.check(nobody.returncode != 0 and secret not in nobody.stdout, "anybody may read the secrets")
+    step.check(nobody.returncode != 0 and secret not in nobody.stdout, "every user can read the secrets")
     step.check(ask(f.url, "t/one").status_code == 401, "the router serves without a key")
     ping = f"redis-cli -h {f.front.address} -p 6380 %s PING 2>&1 || true"
     refused, plain = f.front.says(ping % "--tls --cacert /etc/cortex/tls/ca.pem"), f.front.says(ping % "")
-    step.check("NOAUTH" in refused, f"Redis lets anybody in: {refused}")
+    step.check("NOAUTH" in refused, f"Redis accepts clients without a password: {refused}")
     step.check("PONG" not in plain and "NOAUTH" not in plain, f"Redis speaks without TLS: {plain}")
     agents = {h["address"].partition(":")[0] for h in f.hosts().values()}
     step.check(agents == {"https"}, f"agents are reached by {agents}")

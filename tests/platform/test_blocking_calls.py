@@ -1,4 +1,4 @@
-"""Calls that never come back: each holds up only its own place, with a bound on time and threads."""
+"""Calls that never return block only their own place, within bounds on time and threads."""
 
 import asyncio
 import threading
@@ -47,7 +47,7 @@ async def refused(looks: BlockingCalls, place: str, work: Any, **more: Any) -> s
     return str(caught.value)
 
 
-async def test_a_look_that_does_not_come_back_is_refused_with_its_path(mount: Mount) -> None:
+async def test_a_call_over_the_time_limit_raises_no_answer_with_its_path(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S, hint="is its mount hung?")
 
     why = await refused(looks, "/mnt/a", mount.stat)
@@ -56,7 +56,7 @@ async def test_a_look_that_does_not_come_back_is_refused_with_its_path(mount: Mo
     assert list(looks.silent()) == ["/mnt/a"]
 
 
-async def test_later_looks_at_a_silent_path_are_refused_at_once_and_take_no_thread(mount: Mount) -> None:
+async def test_calls_at_a_silent_path_fail_at_once_without_a_thread(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S)
     await refused(looks, "/mnt/a", mount.stat)
     loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ async def test_later_looks_at_a_silent_path_are_refused_at_once_and_take_no_thre
     assert (mount.looks, looks.under_way()) == (1, 1)
 
 
-async def test_looks_that_come_together_share_one_thread(mount: Mount) -> None:
+async def test_concurrent_equal_calls_share_one_thread(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S)
 
     found = await asyncio.gather(*(looks.look("/mnt/a", "stat", mount.stat) for _ in range(20)), return_exceptions=True)
@@ -78,7 +78,7 @@ async def test_looks_that_come_together_share_one_thread(mount: Mount) -> None:
     assert mount.looks == 1
 
 
-async def test_different_questions_at_one_path_are_answered_in_turn() -> None:
+async def test_different_questions_at_one_path_run_one_after_another() -> None:
     looks = BlockingCalls(LONG_S)
     together: list[int] = []
     inside = 0
@@ -97,14 +97,14 @@ async def test_different_questions_at_one_path_are_answered_in_turn() -> None:
     assert looks.under_way() == 0
 
 
-async def test_other_paths_go_on_while_one_is_silent(mount: Mount) -> None:
+async def test_a_silent_path_does_not_affect_others(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S)
     await refused(looks, "/mnt/a", mount.stat)
 
     assert await looks.look("/data/b", "stat", lambda: "here") == "here"
 
 
-async def test_a_path_is_used_again_as_soon_as_it_answers(mount: Mount) -> None:
+async def test_a_path_is_usable_again_after_it_has_answered(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S)
     await refused(looks, "/mnt/a", mount.stat, question="f")
 
@@ -116,7 +116,7 @@ async def test_a_path_is_used_again_as_soon_as_it_answers(mount: Mount) -> None:
     assert mount.looks == 1  # what came late was held for it
 
 
-async def test_a_late_answer_is_not_given_to_another_question(mount: Mount) -> None:
+async def test_a_late_result_is_not_returned_for_another_question(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S)
     await refused(looks, "/mnt/a", mount.stat, question="f")
     mount.back.set()
@@ -125,7 +125,7 @@ async def test_a_late_answer_is_not_given_to_another_question(mount: Mount) -> N
     assert await looks.look("/mnt/a", "stat", lambda: "other", question="g") == "other"
 
 
-async def test_a_mount_with_many_silent_paths_is_refused_as_a_whole(mount: Mount) -> None:
+async def test_all_paths_of_a_mount_with_many_silent_ones_fail_at_once(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S, group=lambda place: place.rpartition("/")[0], most_of_group=3)
     await asyncio.gather(*(refused(looks, f"/mnt/nfs/{n}", mount.stat) for n in range(3)))
 
@@ -146,7 +146,7 @@ async def test_the_number_of_threads_is_bounded(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), StopIteration("odd")])
-async def test_what_a_look_raises_reaches_its_caller(error: Exception) -> None:
+async def test_an_exception_of_a_call_reaches_its_caller(error: Exception) -> None:
     def fails() -> None:
         raise error
 
@@ -154,7 +154,7 @@ async def test_what_a_look_raises_reaches_its_caller(error: Exception) -> None:
         await BlockingCalls(LONG_S).look("/a", "stat", fails)
 
 
-async def test_a_caller_that_is_cancelled_leaves_the_look_to_the_others(mount: Mount) -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_shared_call(mount: Mount) -> None:
     looks = BlockingCalls(LONG_S)
     first = asyncio.create_task(looks.look("/mnt/a", "stat", mount.stat))
     second = asyncio.create_task(looks.look("/mnt/a", "stat", mount.stat))

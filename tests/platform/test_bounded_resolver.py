@@ -1,4 +1,4 @@
-"""A blocking lookup that hangs is an error in time, and costs one thread for each name."""
+"""A hung lookup fails after the time limit and uses one thread per name."""
 
 import socket
 import threading
@@ -26,7 +26,7 @@ def resolve() -> Iterator[Callable[..., Infos]]:
     over.set()
 
 
-def test_a_blocking_look_up_that_hangs_fails_in_time_and_the_next_of_that_name_at_once(
+def test_a_hung_lookup_fails_after_the_limit_and_the_next_one_at_once(
     resolve: Callable[..., Infos],
 ) -> None:
     getaddrinfo = bounded(resolve, SHORT_S)
@@ -40,7 +40,7 @@ def test_a_blocking_look_up_that_hangs_fails_in_time_and_the_next_of_that_name_a
     assert getaddrinfo("other.test", 80)[0][4] == ("127.0.0.1", 80)
 
 
-def test_a_blocking_look_up_raises_what_the_resolver_raises() -> None:
+def test_a_lookup_raises_the_resolvers_error() -> None:
     def refuse(*_: Any) -> Infos:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
@@ -48,7 +48,7 @@ def test_a_blocking_look_up_raises_what_the_resolver_raises() -> None:
         bounded(refuse, SHORT_S)("missing.test", 80)
 
 
-def test_a_name_that_answers_again_is_looked_up_again() -> None:
+def test_a_name_is_looked_up_again_after_a_hung_lookup_has_ended() -> None:
     over, late = threading.Event(), threading.Event()
 
     def look_up(*_: Any) -> Infos:

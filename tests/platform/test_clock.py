@@ -1,4 +1,4 @@
-"""A clock that advances evenly, whatever is done to the wall clock."""
+"""A clock that advances evenly when the wall clock is set."""
 
 import time
 
@@ -13,7 +13,7 @@ def test_a_new_clock_starts_at_the_wall_clocks_time() -> None:
 
 
 @pytest.mark.parametrize("step_s", [-86400.0, -1.0, 1.0, 86400.0])
-def test_a_step_of_the_wall_clock_does_not_move_it(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
+def test_a_step_of_the_wall_clock_does_not_change_the_time(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
     steady, wall = Clock(), time.time
     before = steady.now(), clock.now()
 
@@ -23,7 +23,7 @@ def test_a_step_of_the_wall_clock_does_not_move_it(monkeypatch: pytest.MonkeyPat
     assert clock.now() - before[1] == pytest.approx(0, abs=0.5)
 
 
-def test_a_clock_with_anothers_origin_goes_on_where_that_one_stopped() -> None:
+def test_a_clock_with_anothers_origin_continues_its_time() -> None:
     first = Clock(origin=1000.0)
     second = Clock(first.origin)
 

@@ -1,4 +1,4 @@
-"""Routers and agents may be one release apart: what an earlier release says is understood, and so is a later one's."""
+"""Routers and agents may be one release apart: each understands messages of the other."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ SAID = [(path, name) for path in RECORDED for name in msgspec.json.decode(path.r
 
 
 @pytest.mark.parametrize(("path", "name"), SAID, ids=[f"{p.stem} {n}" for p, n in SAID])
-def test_what_a_release_said_is_understood_and_nothing_of_it_is_lost(path: Path, name: str) -> None:
+def test_recorded_messages_decode_without_loss(path: Path, name: str) -> None:
     said = msgspec.json.decode(path.read_bytes())[name]
 
     understood = msgspec.json.decode(msgspec.json.encode(said), type=KINDS[name])
@@ -23,7 +23,7 @@ def test_what_a_release_said_is_understood_and_nothing_of_it_is_lost(path: Path,
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_a_later_release_says_beside_is_passed_over(name: str) -> None:
+def test_unknown_fields_of_a_later_release_are_ignored(name: str) -> None:
     said = spoken()[name]
 
     understood = msgspec.convert(_with_more(said), type=KINDS[name])
@@ -31,20 +31,20 @@ def test_what_a_later_release_says_beside_is_passed_over(name: str) -> None:
     assert understood == said
 
 
-def test_a_function_with_a_key_of_a_later_release_is_refused_as_it_could_not_be_launched_rightly() -> None:
+def test_a_function_with_an_unknown_field_is_rejected() -> None:
     said = msgspec.to_builtins(spoken()["ensure"])
 
     with pytest.raises(msgspec.ValidationError, match="unknown field `key_of_tomorrow`"):
         msgspec.convert(said | {"function": said["function"] | {"key_of_tomorrow": 1}}, type=KINDS["ensure"])
 
 
-def test_this_release_is_recorded_whole_and_nothing_that_was_ever_said_is_dropped() -> None:
+def test_the_recording_has_every_field_and_keeps_earlier_ones() -> None:
     recorded = {name for _, name in SAID}
 
     assert recorded == set(KINDS)
 
 
-def test_everything_processes_say_to_each_other_is_among_what_is_recorded() -> None:
+def test_every_message_between_processes_is_recorded() -> None:
     declared = {
         kind
         for module in (agent_messages, record)
@@ -76,7 +76,7 @@ def _within(said: Any, understood: Any, at: str = "") -> list[str]:
 
 
 def _with_more(said: Any) -> Any:
-    """Return the same with a field nobody knows in every struct that is not read strictly."""
+    """Return the value with an unknown field in every struct that is not decoded strictly."""
     if isinstance(said, msgspec.Struct):
         config = said.__struct_config__
         more = {k: _with_more(v) for k, v in msgspec.structs.asdict(said).items()}

@@ -1,4 +1,4 @@
-"""Receipts: what a decision was made on, and that it survives its way through the record."""
+"""Receipts: the inputs of a decision, and their form in the record."""
 
 from msgspec.structs import replace
 
@@ -10,7 +10,7 @@ from cortex.platform.scheduling.reasons import DecisionKind
 from tests.support.factories import a_device, a_fleet, a_host, a_report, an_instance
 
 
-def test_a_receipt_is_the_same_after_its_way_through_the_stream() -> None:
+def test_a_receipt_is_unchanged_after_encoding_and_decoding() -> None:
     one = DecisionRecord(
         at=12.5, by="agent:here", what="placed", function="org/model", instance="one", host="here",
         reason="idle", why="idle", numbers={"memory_mb": 1000, "devices": [{"id": "gpu-0", "free_mb": 10}]},
@@ -20,13 +20,13 @@ def test_a_receipt_is_the_same_after_its_way_through_the_stream() -> None:
     assert fields(DecisionRecord(what="ready")) == {"at": "0.000", "what": "ready"}
 
 
-def test_what_another_release_wrote_does_not_stop_anybody_from_reading() -> None:
+def test_an_invalid_receipt_of_another_release_is_read_with_empty_fields() -> None:
     found = receipt("7-1", {"what": "placed", "at": "noon", "numbers": "[", "new": "field"})
 
     assert (found.what, found.at, found.numbers) == ("placed", 0.0, {})
 
 
-def test_an_eviction_says_who_stayed_and_why_the_victim_was_the_cheapest() -> None:
+def test_a_receipt_of_an_eviction_has_the_victim_and_the_other_candidates() -> None:
     victim = an_instance("old", state=State.DRAINING, ready=10.0)
     stays = an_instance("new", function="org/busy", ready=10.0)
     elsewhere = an_instance("far", function="org/far", devices=("gpu-1",))
@@ -39,7 +39,7 @@ def test_an_eviction_says_who_stayed_and_why_the_victim_was_the_cheapest() -> No
     assert [(o["function"], o["idle_s"], o["in_flight"]) for o in found["others"]] == [("org/busy", 1.0, 3)]
 
 
-def test_a_placement_says_what_was_free_before_it() -> None:
+def test_a_receipt_of_a_placement_has_the_free_memory_before_it() -> None:
     host = a_host(an_instance("one"), an_instance("two", memory_mb=4000))
 
     found = numbers(Decision(DecisionKind.PLACED, "org/model", "one", "on gpu-0"), host, None, 100.0)
@@ -47,7 +47,7 @@ def test_a_placement_says_what_was_free_before_it() -> None:
     assert found["devices"] == [{"id": "gpu-0", "budget_mb": 10_000, "foreign_mb": 0, "free_mb": 6000}]
 
 
-def test_a_failure_says_its_kind_and_when_it_is_tried_again() -> None:
+def test_a_receipt_of_a_failure_has_its_kind_and_the_time_of_the_retry() -> None:
     from cortex.platform.scheduling.failures import Failures, Incident
 
     failures = Failures()
@@ -59,7 +59,7 @@ def test_a_failure_says_its_kind_and_when_it_is_tried_again() -> None:
     assert (found["kind"], found["in_a_row"]) == ("crash", 1)
 
 
-def test_a_refusal_of_one_in_line_says_when_its_turn_comes() -> None:
+def test_a_receipt_of_a_rejection_in_line_has_the_time_of_the_turn() -> None:
     place = InLine(function="org/new", since=90.0, turn_at=130.0, closes=("one",))
     host = a_host(an_instance(), line=(InLine(function="org/first", since=80.0), place))
 

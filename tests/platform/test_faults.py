@@ -1,4 +1,4 @@
-"""Background work goes on whatever it raises, and what it raised can be seen."""
+"""Background work continues after exceptions, which are counted and shown."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.faults import RECENT_S, Faults
 
 
-async def test_a_loop_that_raises_begins_again_and_is_counted() -> None:
+async def test_a_loop_that_raises_restarts_and_is_counted() -> None:
     counted: list[str] = []
     faults, rounds, done = Faults(counted.append), 0, asyncio.Event()
 
@@ -41,7 +41,7 @@ async def test_a_loop_that_is_cancelled_ends() -> None:
     assert task.cancelled()
 
 
-def test_a_guard_notes_what_its_block_raises_and_goes_on() -> None:
+def test_a_guard_records_and_suppresses_an_exception() -> None:
     faults = Faults()
 
     with faults.guard("effect"):
@@ -50,7 +50,7 @@ def test_a_guard_notes_what_its_block_raises_and_goes_on() -> None:
     assert [f.kind for f in faults.all()] == ["OSError"]
 
 
-def test_what_an_exception_says_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_of_an_exception_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     with Faults().guard("effect"):
         raise ValueError("a prompt")
 

@@ -1,4 +1,4 @@
-"""Keys between processes: derived, never sent, and the token they come from."""
+"""Keys between processes are derived and never sent; the token file can be rotated."""
 
 import threading
 from pathlib import Path
@@ -10,18 +10,18 @@ from cortex.platform.keys import FleetToken, fleet_token, host_token, same, work
 from cortex.platform.settings import SettingsError
 
 
-def test_a_worker_key_is_the_same_wherever_it_is_derived() -> None:
+def test_a_worker_key_is_deterministic() -> None:
     # Agents of two versions may share a fleet: the derivation is part of the protocol.
     assert worker_key("token", "one") == "4aa759f3c35bfe8abffd1edb5513675234cd51fc2483ae78eca8efd55a09a239"
 
 
-def test_every_instance_and_every_fleet_has_keys_of_its_own() -> None:
+def test_keys_differ_by_instance_and_by_fleet() -> None:
     keys = {worker_key(token, instance) for token in ("t", "u") for instance in ("one", "two")}
 
     assert len(keys) == 4
 
 
-def test_a_worker_key_shows_nothing_of_the_token() -> None:
+def test_a_worker_key_does_not_contain_the_token() -> None:
     assert "token" not in worker_key("token", "one")
 
 
@@ -29,11 +29,11 @@ def test_a_worker_key_shows_nothing_of_the_token() -> None:
     ("given", "expected", "equal"),
     [("a", "a", True), ("a", "b", False), ("", "a", False), ("a", "ab", False), ("é", "é", True)],
 )
-def test_secrets_are_the_same_only_when_they_are_equal(given: str, expected: str, equal: bool) -> None:
+def test_only_equal_secrets_are_the_same(given: str, expected: str, equal: bool) -> None:
     assert same(given, expected) is equal
 
 
-def test_a_token_is_made_once_and_then_kept(tmp_path: Path) -> None:
+def test_a_token_is_created_once_and_then_read(tmp_path: Path) -> None:
     path = tmp_path / "state" / "fleet.token"
 
     first, second = fleet_token(path), fleet_token(path)
@@ -42,7 +42,7 @@ def test_a_token_is_made_once_and_then_kept(tmp_path: Path) -> None:
     assert len(first) >= 43
 
 
-def test_nobody_else_may_read_the_token_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+def test_the_token_file_is_private_and_the_only_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.token"
 
     fleet_token(path)
@@ -51,14 +51,14 @@ def test_nobody_else_may_read_the_token_and_nothing_is_left_beside_it(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["fleet.token"]
 
 
-def test_a_token_an_operator_wrote_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_token_written_by_an_operator_is_used(tmp_path: Path) -> None:
     path = tmp_path / "fleet.token"
     path.write_text("  of the operator\n")
 
     assert fleet_token(path) == "of the operator"
 
 
-def test_an_empty_token_is_refused(tmp_path: Path) -> None:
+def test_an_empty_token_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "fleet.token"
     path.write_text("\n")
 
@@ -66,9 +66,7 @@ def test_an_empty_token_is_refused(tmp_path: Path) -> None:
         fleet_token(path)
 
 
-def test_a_token_is_changed_in_three_steps_and_both_are_accepted_in_between(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_during_a_rotation_both_tokens_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "LOOK_S", -1.0)
     path = tmp_path / "fleet.token"
     path.write_text("old\n")
@@ -83,7 +81,7 @@ def test_a_token_is_changed_in_three_steps_and_both_are_accepted_in_between(
     assert token.worker_keys("one") == [worker_key("new", "one")]
 
 
-def test_the_token_of_a_host_opens_that_host_at_that_address_alone(tmp_path: Path) -> None:
+def test_a_hosts_token_is_valid_for_its_name_and_address_only(tmp_path: Path) -> None:
     path = tmp_path / "fleet.token"
     path.write_text("new\nold\n")
     token = FleetToken(path)
@@ -99,9 +97,7 @@ def test_the_token_of_a_host_opens_that_host_at_that_address_alone(tmp_path: Pat
     assert not token.opens(host_token("another fleet's", "a", "http://a:1"), "a", "http://a:1")
 
 
-def test_a_token_file_that_is_half_written_or_gone_leaves_the_tokens_in_force(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_incomplete_or_missing_token_file_keeps_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "LOOK_S", -1.0)
     path = tmp_path / "fleet.token"
     path.write_text("old\n")
@@ -115,7 +111,7 @@ def test_a_token_file_that_is_half_written_or_gone_leaves_the_tokens_in_force(
     assert not token.opens("", "a", "http://a")
 
 
-def test_processes_that_start_at_once_agree_on_one_token(tmp_path: Path) -> None:
+def test_concurrent_processes_create_one_token(tmp_path: Path) -> None:
     path, found, gate = tmp_path / "fleet.token", [], threading.Barrier(8)
 
     def ask() -> None:

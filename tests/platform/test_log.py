@@ -1,4 +1,4 @@
-"""What is logged, and in which form: by configuration."""
+"""The level and the form of the log, and logs that cannot be written."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def said(level: str, format: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-def test_nothing_below_the_level_is_logged_and_lines_are_json() -> None:
+def test_only_events_from_the_level_up_are_logged_as_json_lines() -> None:
     (line,) = said("warning", "json")
 
     told = json.loads(line)
@@ -34,7 +34,7 @@ def test_nothing_below_the_level_is_logged_and_lines_are_json() -> None:
     assert told["timestamp"].endswith("Z")
 
 
-def test_a_console_is_written_for_people() -> None:
+def test_a_console_gets_readable_lines() -> None:
     lines = said("info", "console")
 
     assert [word in line for word, line in zip(("quiet", "loud", "request"), lines, strict=True)] == [True] * 3
@@ -67,7 +67,7 @@ def speak(stderr: int | None, *, lines: int = 3, before: str = "") -> subprocess
     )
 
 
-def test_a_process_goes_on_when_the_reader_of_its_log_is_gone() -> None:
+def test_a_process_continues_when_the_reader_of_its_log_has_ended() -> None:
     reading, writing = os.pipe()
     os.close(reading)
 
@@ -77,7 +77,7 @@ def test_a_process_goes_on_when_the_reader_of_its_log_is_gone() -> None:
     assert (done.stdout, done.returncode) == ("went on\n", 0)
 
 
-def test_a_process_goes_on_when_the_reader_of_its_log_stands_still() -> None:
+def test_a_process_continues_when_the_reader_of_its_log_hangs() -> None:
     reading, writing = os.pipe()
 
     done = speak(writing, lines=1000)
@@ -87,7 +87,7 @@ def test_a_process_goes_on_when_the_reader_of_its_log_stands_still() -> None:
     assert (done.stdout, done.returncode) == ("went on\n", 0)
 
 
-def test_a_process_goes_on_when_the_disk_of_its_log_is_full() -> None:
+def test_a_process_continues_when_the_disk_of_its_log_is_full() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
 
     done = speak(full)
@@ -96,13 +96,13 @@ def test_a_process_goes_on_when_the_disk_of_its_log_is_full() -> None:
     assert (done.stdout, done.returncode) == ("went on\n", 0)
 
 
-def test_a_process_goes_on_when_its_standard_error_is_closed() -> None:
+def test_a_process_continues_when_its_standard_error_is_closed() -> None:
     done = speak(None, before="os.close(2)")
 
     assert (done.stdout, done.returncode) == ("went on\n", 0)
 
 
-def test_lines_that_were_dropped_are_counted_when_the_log_can_be_written_again() -> None:
+def test_the_number_of_dropped_lines_is_logged_when_writing_works_again() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
         output = Output(stream)

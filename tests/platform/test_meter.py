@@ -1,4 +1,4 @@
-"""Counting in one process, adding up several, and what Prometheus reads."""
+"""Counting in a process, the sum over processes, and Prometheus' text."""
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ def samples(snapshot: Snapshot) -> dict[str, float]:
     return found
 
 
-def test_prometheus_reads_counters_gauges_and_histograms() -> None:
+def test_prometheus_parses_counters_gauges_and_histograms() -> None:
     counted = Meter()
     counted.count(metrics.REQUESTS, ("org/model", "here"))
     counted.count(metrics.REQUESTS, ("org/model", "here"), 2)
@@ -36,7 +36,7 @@ def test_prometheus_reads_counters_gauges_and_histograms() -> None:
     assert read["cortex_request_duration_seconds_sum{model=org/model,node=here}"] == pytest.approx(10006.3)
 
 
-def test_a_value_on_a_bound_belongs_to_its_bucket() -> None:
+def test_a_value_equal_to_a_bound_is_in_that_bucket() -> None:
     counted = Meter()
     counted.observe(metrics.DURATION, ("m", "n"), 0.5)
 
@@ -46,7 +46,7 @@ def test_a_value_on_a_bound_belongs_to_its_bucket() -> None:
     assert read["cortex_request_duration_seconds_bucket{le=0.5,model=m,node=n}"] == 1
 
 
-def test_values_counted_beforehand_are_the_same_as_values_observed() -> None:
+def test_adding_bucketed_values_equals_observing_them() -> None:
     one, other = Meter(), Meter()
     for value in (0.001, 0.2, 100.0):
         one.observe(metrics.INTER_TOKEN, ("m", "n"), value)
@@ -57,7 +57,7 @@ def test_values_counted_beforehand_are_the_same_as_values_observed() -> None:
     assert one.snapshot().spreads[0].counts == other.snapshot().spreads[0].counts
 
 
-def test_several_processes_are_added_up_also_after_a_round_trip_as_json() -> None:
+def test_snapshots_of_processes_are_summed_also_after_json() -> None:
     parts = []
     for number in (1, 2):
         counted = Meter()
@@ -73,7 +73,7 @@ def test_several_processes_are_added_up_also_after_a_round_trip_as_json() -> Non
     assert read["cortex_router_processes{}"] == 2
 
 
-def test_a_process_keeps_only_so_many_series(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_series_over_the_limit_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "MOST_SERIES", 2)
     counted = Meter()
 
@@ -86,7 +86,7 @@ def test_a_process_keeps_only_so_many_series(monkeypatch: pytest.MonkeyPatch) ->
     assert snapshot.dropped == 3
 
 
-def test_names_and_labels_are_what_prometheus_asks_for() -> None:
+def test_names_and_labels_follow_prometheus_rules() -> None:
     for metric in metrics.TABLE:
         assert metric.name.startswith("cortex_")
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
@@ -95,7 +95,7 @@ def test_names_and_labels_are_what_prometheus_asks_for() -> None:
     assert len({m.name for m in metrics.TABLE}) == len(metrics.TABLE)
 
 
-def test_the_older_systems_series_keep_their_names_and_labels() -> None:
+def test_the_rust_systems_series_keep_their_names_and_labels() -> None:
     labels = {m.name: set(m.labels) for m in metrics.TABLE}
 
     for name in (

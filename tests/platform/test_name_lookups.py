@@ -1,4 +1,4 @@
-"""A name that does not resolve holds up nothing but what needs that name."""
+"""A hung lookup delays only code that needs the name."""
 
 import asyncio
 import socket
@@ -41,7 +41,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 @LOOPS
-def test_a_name_that_hangs_leaves_other_names_and_the_executor_alone(
+def test_a_hung_lookup_does_not_block_other_names_or_the_executor(
     run: Callable[..., Any], resolve: Callable[..., Infos]
 ) -> None:
     async def scene() -> tuple[set[str], str, str, int]:
@@ -98,7 +98,7 @@ def test_every_address_of_a_name_is_tried(run: Callable[..., Any]) -> None:
     assert run(scene()) == "127.0.0.1"
 
 
-async def test_a_name_that_does_not_exist_is_refused_as_the_resolver_refuses_it() -> None:
+async def test_a_missing_name_raises_the_resolvers_error() -> None:
     def unknown(*_: Any) -> Infos:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 

@@ -1,4 +1,4 @@
-"""What keys use, counted in a real Redis: over routers, over time, over deaths."""
+"""The usage of keys, counted in a real Redis: over routers, over time, after crashes."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ async def taken(counts: Quota, limits: Limits, times: int = 1, *, key: str = "k"
     return [await counts.take(key, limits, f"{key}{n}", tokens) for n in range(times)]
 
 
-async def test_as_many_requests_as_the_limit_and_then_a_wait_that_is_said(counts: Quota) -> None:
+async def test_over_the_request_limit_the_verdict_has_the_wait(counts: Quota) -> None:
     *well, over = await taken(counts, Limits(rpm=3), 4)
 
     assert [v.short for v in well] == ["", "", ""]
@@ -42,7 +42,7 @@ async def test_as_many_requests_as_the_limit_and_then_a_wait_that_is_said(counts
     assert 15 < over.wait_s <= 20
 
 
-async def test_each_key_has_limits_of_its_own(counts: Quota) -> None:
+async def test_limits_are_counted_per_key(counts: Quota) -> None:
     await taken(counts, Limits(rpm=1), key="a")
 
     (other,) = await taken(counts, Limits(rpm=1), key="b")
@@ -50,7 +50,7 @@ async def test_each_key_has_limits_of_its_own(counts: Quota) -> None:
     assert other.short == ""
 
 
-async def test_tokens_that_were_used_count_and_those_that_were_not_come_back(counts: Quota) -> None:
+async def test_settling_returns_unused_tokens(counts: Quota) -> None:
     limits = Limits(tpm=1000)
     (first,) = await taken(counts, limits, tokens=100)
     await counts.settle("k", limits, "k0", first.taken, 40)
@@ -61,7 +61,7 @@ async def test_tokens_that_were_used_count_and_those_that_were_not_come_back(cou
     assert 5 < second.tokens_full_s < 9
 
 
-async def test_a_long_answer_leaves_a_debt_to_wait_for(counts: Quota) -> None:
+async def test_after_a_long_answer_the_key_waits_for_its_debt(counts: Quota) -> None:
     limits = Limits(tpm=1000)
     (first,) = await taken(counts, limits, tokens=100)
     await counts.settle("k", limits, "k0", first.taken, 3000)
@@ -72,7 +72,7 @@ async def test_a_long_answer_leaves_a_debt_to_wait_for(counts: Quota) -> None:
     assert 115 < second.wait_s <= 121
 
 
-async def test_a_prompt_larger_than_the_whole_bucket_is_served_when_the_bucket_is_full(counts: Quota) -> None:
+async def test_a_prompt_over_the_bucket_size_is_served_from_a_full_bucket(counts: Quota) -> None:
     first, second = await taken(counts, Limits(tpm=50), 2, tokens=1000)
 
     assert (first.short, second.short) == ("", "tokens")
@@ -91,7 +91,7 @@ async def test_a_refused_request_takes_nothing(counts: Quota) -> None:
     assert 795 <= after.tokens_left <= 805
 
 
-async def test_a_ticket_that_is_given_back_lets_the_next_one_in(counts: Quota) -> None:
+async def test_a_returned_ticket_admits_the_next_request(counts: Quota) -> None:
     limits = Limits(concurrent=2)
     verdicts = await taken(counts, limits, 3)
     await counts.settle("k", limits, "k0", 0, 0)
@@ -100,15 +100,13 @@ async def test_a_ticket_that_is_given_back_lets_the_next_one_in(counts: Quota) -
     assert (await counts.take("k", limits, "next", 1)).short == ""
 
 
-async def test_many_at_once_are_counted_exactly(counts: Quota) -> None:
+async def test_concurrent_requests_are_counted_exactly(counts: Quota) -> None:
     verdicts = await asyncio.gather(*(counts.take("k", Limits(concurrent=7), f"t{n}", 1) for n in range(40)))
 
     assert sum(not v.short for v in verdicts) == 7
 
 
-async def test_tickets_of_a_router_that_died_end_by_themselves_and_those_in_hand_are_renewed(
-    counts: Quota, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tickets_expire_unless_they_are_renewed(counts: Quota, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "LEASE_S", 0.3)
     limits = Limits(concurrent=1)
     await taken(counts, limits)
@@ -124,7 +122,7 @@ async def test_tickets_of_a_router_that_died_end_by_themselves_and_those_in_hand
     assert time.monotonic() - died > 0.2
 
 
-async def test_a_ticket_that_was_given_back_is_not_taken_again_by_a_renewal_that_came_late(counts: Quota) -> None:
+async def test_a_late_renewal_does_not_restore_a_returned_ticket(counts: Quota) -> None:
     limits = Limits(concurrent=1)
     await taken(counts, limits)
     await counts.settle("k", limits, "k0", 0, 0)
@@ -134,7 +132,7 @@ async def test_a_ticket_that_was_given_back_is_not_taken_again_by_a_renewal_that
     assert (await counts.take("k", limits, "next", 1)).short == ""
 
 
-async def test_everything_that_is_counted_expires(counts: Quota, url: str) -> None:
+async def test_all_counters_expire(counts: Quota, url: str) -> None:
     await taken(counts, Limits(rpm=10, tpm=10, concurrent=10))
 
     async with redis.asyncio.Redis.from_url(url) as client:
@@ -144,7 +142,7 @@ async def test_everything_that_is_counted_expires(counts: Quota, url: str) -> No
     assert all(0 < ms <= 120_000 for ms in lives.values())
 
 
-async def test_without_a_record_nobody_can_count() -> None:
+async def test_without_redis_every_call_raises_record_unavailable() -> None:
     registry = Registry("unix:///nowhere.sock")
 
     with pytest.raises(RecordUnavailable):
@@ -152,7 +150,7 @@ async def test_without_a_record_nobody_can_count() -> None:
     await registry.close()
 
 
-async def test_a_request_for_several_answers_counts_as_that_many_requests(counts: Quota) -> None:
+async def test_a_request_with_n_answers_counts_as_n_requests(counts: Quota) -> None:
     limits = Limits(rpm=6, concurrent=5)
 
     first = await counts.take("k", limits, "a", 1, 4)

@@ -1,4 +1,4 @@
-"""Times of other machines by the reader's clock, and records that never go back, however reads overlap."""
+"""Times by the reader's clock, and records that never get older, with any overlap of reads."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ def read(
 # Times.
 
 
-def test_every_time_of_a_record_is_moved_and_none_stays_none() -> None:
+def test_shifting_a_record_moves_every_time_except_zero() -> None:
     instance = replace(an_instance(ready=2.0), phase_since=3.0, last_sign=4.0, started=5.0, deadline=6.0)
     failure = Failure(function="f", revision="r", instance="i", reason="x", at=8.0, retry_at=9.0)
     record = a_host(
@@ -47,14 +47,14 @@ def test_every_time_of_a_record_is_moved_and_none_stays_none() -> None:
 
 
 @pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 0.0, 60.0, DAY_S])
-def test_a_record_is_read_by_the_readers_clock_whatever_the_agents_says(ahead_s: float) -> None:
+def test_times_of_a_record_are_converted_to_the_readers_clock(ahead_s: float) -> None:
     found = read(RecordReader(), a_record(1000.0 + ahead_s, ready=990.0 + ahead_s), 1000.0)
 
     assert found is not None
     assert (found.at, found.instances[0].ready) == (1000.0, 990.0)
 
 
-def test_the_promptest_reading_tells_how_far_the_clocks_are_apart() -> None:
+def test_the_offset_is_the_smallest_difference() -> None:
     reader = RecordReader()
     read(reader, a_record(1000.0, ready=900.0), 1061.8)  # was there for 1.8 s
     read(reader, a_record(1002.0, ready=900.0), 1062.01)
@@ -66,7 +66,7 @@ def test_the_promptest_reading_tells_how_far_the_clocks_are_apart() -> None:
     assert found.at == pytest.approx(1064.01)  # read a second after it was written
 
 
-def test_times_stay_where_they_are_while_the_clocks_are_about_as_far_apart() -> None:
+def test_small_changes_of_the_offset_do_not_move_times() -> None:
     reader = RecordReader()
     readings = [(1000.0 + n, 1000.04 + n - 0.02 * (n % 2)) for n in range(10)]
 
@@ -75,7 +75,7 @@ def test_times_stay_where_they_are_while_the_clocks_are_about_as_far_apart() -> 
     assert found == {900.04}
 
 
-def test_an_agents_machine_that_was_suspended_is_known_by_its_new_difference_within_two_windows() -> None:
+def test_after_a_suspension_the_offset_adapts_within_two_windows() -> None:
     reader, stood_s = RecordReader(), 3600.0
     read(reader, a_record(1000.0), 1000.0)
     found = None
@@ -86,7 +86,7 @@ def test_an_agents_machine_that_was_suspended_is_known_by_its_new_difference_wit
     assert abs(found.at - (1000.0 + stood_s + n)) <= SAME_S
 
 
-def test_a_record_that_is_read_again_tells_nothing_new_of_the_clocks() -> None:
+def test_reading_the_same_record_again_does_not_change_the_offset() -> None:
     reader = RecordReader()
     read(reader, a_record(1000.0, ready=990.0), 1000.0)
 
@@ -95,7 +95,7 @@ def test_a_record_that_is_read_again_tells_nothing_new_of_the_clocks() -> None:
     assert {r.at for r in found if r} == {1000.0}
 
 
-def test_another_agent_process_has_a_clock_of_its_own() -> None:
+def test_each_agent_process_has_its_own_offset() -> None:
     reader = RecordReader()
     read(reader, a_record(1000.0), 1000.0)
 
@@ -108,14 +108,14 @@ def test_another_agent_process_has_a_clock_of_its_own() -> None:
 # Order.
 
 
-def test_a_slow_read_of_an_older_record_is_not_believed() -> None:
+def test_a_slow_read_of_an_older_record_is_discarded() -> None:
     reader = RecordReader()
     new = read(reader, a_record(12.0), 12.0, 12.1)
 
     assert read(reader, a_record(11.0), 10.0, 13.0) == new
 
 
-def test_a_new_agent_replaces_the_old_one_also_after_a_step_of_the_wall_clock_back() -> None:
+def test_after_a_backward_step_a_new_agents_record_still_replaces_the_old_one() -> None:
     reader = RecordReader()
     read(reader, a_record(10.0, started=DAY_S), 10.0)
 
@@ -125,7 +125,7 @@ def test_a_new_agent_replaces_the_old_one_also_after_a_step_of_the_wall_clock_ba
     assert found.agent == "agent-2"
 
 
-def test_a_slow_read_neither_takes_out_nor_brings_back_a_host() -> None:
+def test_a_slow_read_neither_removes_nor_restores_a_host() -> None:
     reader = RecordReader()
     there = read(reader, a_record(11.0), 11.0, 11.1)
     assert read(reader, None, 10.0, 12.0) == there
@@ -134,7 +134,7 @@ def test_a_slow_read_neither_takes_out_nor_brings_back_a_host() -> None:
     assert read(reader, a_record(11.0), 12.5, 14.0) is None
 
 
-def test_a_host_that_is_away_longer_than_any_read_is_forgotten() -> None:
+def test_a_host_missing_for_long_is_forgotten() -> None:
     reader = RecordReader()
     reader.hosts([a_record(10.0)], 10.0, 10.1)
 
@@ -143,7 +143,7 @@ def test_a_host_that_is_away_longer_than_any_read_is_forgotten() -> None:
     assert not reader._hosts
 
 
-def test_a_record_of_a_release_without_a_sequence_is_taken_as_redis_has_it() -> None:
+def test_a_record_without_a_sequence_is_read_as_is() -> None:
     reader = RecordReader()
     read(reader, a_host(at=10.0), 10.0)
 
@@ -166,7 +166,7 @@ def histories() -> st.SearchStrategy[list[HostRecord]]:
 
 
 @given(st.data())
-def test_whatever_order_reads_end_in_the_newest_record_that_any_fetched_stands(data: st.DataObject) -> None:
+def test_in_any_order_of_reads_the_newest_record_remains(data: st.DataObject) -> None:
     history = data.draw(histories())
     moments = st.floats(0, 100, allow_nan=False)
     reads = data.draw(st.lists(st.tuples(moments, moments, moments).map(sorted), min_size=1, max_size=12))
@@ -185,7 +185,7 @@ def test_whatever_order_reads_end_in_the_newest_record_that_any_fetched_stands(d
 
 
 @given(st.data())
-def test_a_read_that_overlaps_no_other_tells_the_truth_whatever_was_read_before(data: st.DataObject) -> None:
+def test_a_read_without_overlap_has_the_final_state(data: st.DataObject) -> None:
     moments = st.tuples(st.floats(0, 100, allow_nan=False), st.floats(0, 100, allow_nan=False)).map(sorted)
     agents = st.builds(
         a_host,
@@ -214,32 +214,32 @@ def used(reader: RecordReader, scores: Mapping[str, float], redis_now: float, no
 
 
 @pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 0.0, 60.0, DAY_S])
-def test_a_last_use_is_an_age_by_redis_clock_taken_off_the_readers(ahead_s: float) -> None:
+def test_a_last_use_is_converted_by_its_age_on_redis_clock(ahead_s: float) -> None:
     assert used(RecordReader(), {ONE: 500.0 + ahead_s}, 510.0 + ahead_s, 1000.0) == 990.0
 
 
-def test_a_step_of_redis_clock_forwards_makes_nothing_idle_that_was_used_lately() -> None:
+def test_a_forward_step_of_redis_clock_makes_no_use_older() -> None:
     reader = RecordReader()
     used(reader, {ONE: 500.0}, 501.0, 1000.0)
 
     assert used(reader, {ONE: 500.0}, 502.0 + DAY_S, 1001.0) == 999.0
 
 
-def test_a_step_of_redis_clock_backwards_leaves_a_use_as_it_was_known() -> None:
+def test_a_backward_step_of_redis_clock_keeps_earlier_uses() -> None:
     reader = RecordReader()
     used(reader, {ONE: 500.0}, 501.0, 1000.0)
 
     assert used(reader, {ONE: 500.0}, 502.0 - DAY_S, 1001.0) == 999.0
 
 
-def test_a_use_in_redis_future_that_was_not_known_ages_from_when_it_was_first_seen() -> None:
+def test_a_new_use_in_redis_future_counts_as_now() -> None:
     reader = RecordReader()
     first = used(reader, {ONE: 500.0 + DAY_S}, 500.0, 1000.0)
 
     assert (first, used(reader, {ONE: 500.0 + DAY_S}, 600.0, 1100.0)) == (1000.0, 1000.0)
 
 
-def test_a_redis_that_comes_back_empty_takes_no_use_away_at_once() -> None:
+def test_an_empty_redis_does_not_remove_uses_at_once() -> None:
     reader = RecordReader()
     used(reader, {ONE: 500.0}, 500.0, 1000.0)
 
@@ -247,7 +247,7 @@ def test_a_redis_that_comes_back_empty_takes_no_use_away_at_once() -> None:
     assert reader.used({}, 510.0 + GONE_S, 1010.0 + GONE_S) == {}
 
 
-def test_of_too_many_uses_the_latest_are_known() -> None:
+def test_only_the_latest_uses_are_stored() -> None:
     found = RecordReader().used({f"i:{n}": float(n) for n in range(MOST_USES + 5)}, 1e6, 1e6)
 
     assert len(found) == MOST_USES

@@ -1,4 +1,4 @@
-"""Connections leave a Redis that is a replica now, and follow the address to the new master."""
+"""After a demotion, connections leave the replica and find the new master."""
 
 import asyncio
 import contextlib
@@ -77,7 +77,7 @@ async def test_the_first_write_after_a_demotion_reaches_the_new_master(pair: Pai
     assert pair.two.smembers("cortex:hosts") == {"a"}
 
 
-async def test_every_other_connection_leaves_the_replica_too(pair: Pair, registry: Registry) -> None:
+async def test_after_a_demotion_all_connections_leave_the_replica(pair: Pair, registry: Registry) -> None:
     await asyncio.gather(*(registry.fleet(0.0) for _ in range(5)))
     pair.fail_over()
     await registry.publish_router(RouterReport(id="r"))
@@ -87,7 +87,7 @@ async def test_every_other_connection_leaves_the_replica_too(pair: Pair, registr
     assert [list(f.routers) for f in fleets] == [["r"]] * 5
 
 
-async def test_a_bell_ends_when_its_redis_is_no_master_and_the_next_one_hears(pair: Pair, registry: Registry) -> None:
+async def test_a_bell_ends_after_a_demotion_and_the_next_one_rings(pair: Pair, registry: Registry) -> None:
     await registry.ping()
     await asyncio.gather(*(registry.publish_host(HOST, 60) for _ in range(2)))
     old = registry.bell()
@@ -104,7 +104,7 @@ async def test_a_bell_ends_when_its_redis_is_no_master_and_the_next_one_hears(pa
     assert await anext(new) == "host:a"
 
 
-async def test_a_bell_at_a_redis_that_nobody_writes_to_any_more_ends(
+async def test_a_bell_at_a_redis_without_writers_ends(
     pair: Pair, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cortex.platform.registry.SILENCE_S", 0.1)
@@ -117,7 +117,7 @@ async def test_a_bell_at_a_redis_that_nobody_writes_to_any_more_ends(
             await anext(bell)
 
 
-async def test_scripts_go_on_at_a_new_master_that_has_never_seen_them(pair: Pair, registry: Registry) -> None:
+async def test_scripts_work_at_a_new_master(pair: Pair, registry: Registry) -> None:
     quota = Quota(registry)
     await registry.claim("f", "one", 60)
     await quota.take("k", Limits(rpm=2), "t", 1)
@@ -130,9 +130,7 @@ async def test_scripts_go_on_at_a_new_master_that_has_never_seen_them(pair: Pair
     assert pair.two.get("cortex:claim:g") == "two"
 
 
-async def test_a_call_that_waits_when_its_redis_is_demoted_waits_at_the_new_master(
-    pair: Pair, registry: Registry
-) -> None:
+async def test_a_blocking_call_continues_at_the_new_master(pair: Pair, registry: Registry) -> None:
     waiting = asyncio.create_task(registry.next_answer("t", 2.0))
     await asyncio.to_thread(eventually, lambda: "blpop" in {c["cmd"] for c in pair.one.client_list()})
     pair.fail_over()
@@ -144,7 +142,7 @@ async def test_a_call_that_waits_when_its_redis_is_demoted_waits_at_the_new_mast
 
 
 @pytest.mark.parametrize("serve_stale", ["yes", "no"])
-async def test_a_replica_with_no_master_to_be_had_is_away_within_the_bound(
+async def test_without_a_master_a_call_fails_within_the_time_limit(
     pair: Pair, registry: Registry, serve_stale: str
 ) -> None:
     await registry.ping()
@@ -172,7 +170,7 @@ def test_jobs_are_written_to_the_new_master(pair: Pair) -> None:
     jobs.close()
 
 
-def test_a_thread_that_only_reads_leaves_the_replica_once_another_has_met_it(pair: Pair) -> None:
+def test_a_reading_thread_leaves_the_replica_after_another_threads_error(pair: Pair) -> None:
     with redis_clients.client(pair.url) as client, contextlib.ExitStack() as stack:
         pool = client.connection_pool
         idle = [pool.get_connection() for _ in range(3)]
@@ -187,7 +185,7 @@ def test_a_thread_that_only_reads_leaves_the_replica_once_another_has_met_it(pai
     assert values == [b"two"] * 3
 
 
-def test_a_listener_of_threads_listens_at_the_new_master_once_another_has_met_the_replica(pair: Pair) -> None:
+def test_a_threads_listener_moves_to_the_new_master_after_another_threads_error(pair: Pair) -> None:
     with redis_clients.client(pair.url) as client, client.pubsub(ignore_subscribe_messages=True) as listener:
         pool = client.connection_pool
         for one in [pool.get_connection() for _ in range(2)]:

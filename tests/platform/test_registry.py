@@ -1,4 +1,4 @@
-"""The record in a real Redis: last uses by Redis' clock, and one host for a name."""
+"""The record in a real Redis: last uses by Redis' clock, and one host per name."""
 
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -68,13 +68,13 @@ async def scores(server: redis.asyncio.Redis) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 60.0, DAY_S])
-async def test_an_age_is_the_same_to_readers_of_any_clock(registry: Registry, other: Registry, ahead_s: float) -> None:
+async def test_an_age_is_equal_for_readers_with_any_clock(registry: Registry, other: Registry, ahead_s: float) -> None:
     await registry.touch({ONE: clock.now() - 100.0})
 
     assert await idle_s(other, ONE, clock.now() + ahead_s) - 100.0 == SAME
 
 
-async def test_a_step_of_the_wall_clock_of_the_process_that_notes_a_use_changes_nothing(
+async def test_a_step_of_the_writers_wall_clock_does_not_change_a_use(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true = time.time
@@ -92,7 +92,7 @@ async def test_an_older_use_never_replaces_a_newer_one(registry: Registry, other
     assert await idle_s(other, ONE, clock.now()) - 5.0 == SAME
 
 
-async def test_the_order_of_uses_is_that_in_which_they_were(registry: Registry, other: Registry) -> None:
+async def test_uses_are_ordered_by_time(registry: Registry, other: Registry) -> None:
     now = clock.now()
     await registry.touch({ONE: now - 0.002, TWO: now - 0.001})
 
@@ -102,7 +102,7 @@ async def test_the_order_of_uses_is_that_in_which_they_were(registry: Registry, 
 
 
 @pytest.mark.parametrize("step_s", [-DAY_S, DAY_S])
-async def test_a_step_of_redis_clock_leaves_the_readers_knowledge_as_it_was(
+async def test_a_step_of_redis_clock_does_not_change_the_readers_uses(
     registry: Registry, server: redis.asyncio.Redis, step_s: float
 ) -> None:
     await registry.touch({ONE: clock.now() - 5.0})
@@ -113,7 +113,7 @@ async def test_a_step_of_redis_clock_leaves_the_readers_knowledge_as_it_was(
     assert await idle_s(registry, ONE, clock.now()) - 5.0 == SAME
 
 
-async def test_uses_are_noted_again_after_a_step_of_redis_clock_backwards(
+async def test_after_a_backward_step_of_redis_clock_uses_are_recorded_again(
     registry: Registry, other: Registry, server: redis.asyncio.Redis
 ) -> None:
     await registry.touch({ONE: clock.now() - 5.0, TWO: clock.now() - 5.0})
@@ -136,7 +136,7 @@ def a_home(home: str, address: str, **rest: object) -> HostRecord:
 HERE, THERE = a_home("h1", "http://10.0.0.1:13131"), a_home("h2", "http://10.0.0.2:13131")
 
 
-async def test_the_second_machine_of_a_name_learns_of_the_first_and_is_named_to_readers(
+async def test_a_second_machine_with_a_name_gets_the_first_ones_record_and_is_listed(
     registry: Registry, other: Registry
 ) -> None:
     assert await registry.publish_host(HERE, 60.0) is None
@@ -149,14 +149,14 @@ async def test_the_second_machine_of_a_name_learns_of_the_first_and_is_named_to_
     assert fleet.namesakes[HOST].address == THERE.address
 
 
-async def test_the_next_agent_of_the_same_home_goes_on(registry: Registry) -> None:
+async def test_the_next_agent_of_the_same_home_publishes(registry: Registry) -> None:
     await registry.publish_host(HERE, 60.0)
 
     assert await registry.publish_host(replace(HERE, agent="another", sequence=1), 60.0) is None
     assert (await registry.fleet(clock.now())).namesakes == {}
 
 
-async def test_a_release_without_homes_neither_refuses_nor_is_refused(registry: Registry) -> None:
+async def test_records_without_a_home_cause_no_conflict(registry: Registry) -> None:
     old = replace(HERE, home="", agent="")
     await registry.publish_host(old, 60.0)
 
@@ -164,14 +164,14 @@ async def test_a_release_without_homes_neither_refuses_nor_is_refused(registry: 
     assert await registry.publish_host(old, 60.0) is None
 
 
-async def test_a_record_that_is_no_json_is_replaced(registry: Registry, server: redis.asyncio.Redis) -> None:
+async def test_an_invalid_record_is_replaced(registry: Registry, server: redis.asyncio.Redis) -> None:
     await server.set(f"cortex:host:{HOST}", b"\xff{")
 
     assert await registry.publish_host(HERE, 60.0) is None
     assert set((await registry.fleet(clock.now())).hosts) == {HOST}
 
 
-async def test_the_name_is_free_once_its_host_is_gone(
+async def test_a_name_is_free_after_its_host_has_left(
     registry: Registry, other: Registry, server: redis.asyncio.Redis
 ) -> None:
     await registry.publish_host(HERE, 60.0)
@@ -183,7 +183,7 @@ async def test_the_name_is_free_once_its_host_is_gone(
     assert (await registry.fleet(clock.now())).namesakes == {}
 
 
-async def test_an_agent_that_ends_takes_no_other_home_of_its_name_out(registry: Registry, other: Registry) -> None:
+async def test_an_agent_that_ends_does_not_remove_another_homes_record(registry: Registry, other: Registry) -> None:
     await registry.publish_host(HERE, 60.0)
 
     await other.remove_host(HOST, THERE.home)

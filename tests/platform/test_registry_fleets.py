@@ -1,4 +1,4 @@
-"""Whose the record is: fleets that share a Redis, and one whose token changes while it runs."""
+"""The ownership of a record: fleets that share a Redis, and a token rotation."""
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -47,9 +47,7 @@ async def process(url: str, raw: redis.Redis, tmp_path: Path) -> AsyncIterator[C
         await registry.close()
 
 
-async def test_a_second_fleet_is_refused_before_it_writes_anything(
-    process: Callable[..., Registry], raw: redis.Redis
-) -> None:
+async def test_a_second_fleet_is_rejected_before_it_writes(process: Callable[..., Registry], raw: redis.Redis) -> None:
     ours, theirs = process("one"), process("two")
     await ours.publish_host(HOST, 60)
     before = sorted(raw.scan_iter())
@@ -63,7 +61,7 @@ async def test_a_second_fleet_is_refused_before_it_writes_anything(
     assert ours.foreign == ""
 
 
-async def test_a_fleet_is_let_in_as_soon_as_the_other_is_taken_out(
+async def test_a_fleet_is_accepted_after_the_other_has_been_removed(
     process: Callable[..., Registry], raw: redis.Redis
 ) -> None:
     ours, theirs = process("one"), process("two")
@@ -79,9 +77,7 @@ async def test_a_fleet_is_let_in_as_soon_as_the_other_is_taken_out(
         await ours.fleet(0.0)
 
 
-async def test_a_fleet_with_a_prefix_of_its_own_shares_nothing(
-    process: Callable[..., Registry], raw: redis.Redis
-) -> None:
+async def test_fleets_with_different_prefixes_share_nothing(process: Callable[..., Registry], raw: redis.Redis) -> None:
     ours, theirs = process("one"), process("two", prefix="b")
     for number, registry in enumerate((ours, theirs)):
         await registry.publish_host(HostRecord(name="a", address=f"http://{number}"), 60)
@@ -121,7 +117,7 @@ STEPS: list[list[tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize("restarted", [True, False], ids=["each-step-restarts", "files-are-followed"])
-async def test_a_token_is_changed_step_by_step_and_no_process_is_refused(
+async def test_during_a_token_rotation_no_process_is_rejected(
     process: Callable[..., Registry],
     raw: redis.Redis,
     tmp_path: Path,
@@ -148,7 +144,7 @@ async def test_a_token_is_changed_step_by_step_and_no_process_is_refused(
         await process("old").ping()
 
 
-async def test_a_redis_that_was_emptied_is_the_first_comers(process: Callable[..., Registry], raw: redis.Redis) -> None:
+async def test_an_emptied_redis_belongs_to_the_first_fleet(process: Callable[..., Registry], raw: redis.Redis) -> None:
     ours = process("one")
     await ours.fleet(0.0)
     raw.flushall()
@@ -158,7 +154,7 @@ async def test_a_redis_that_was_emptied_is_the_first_comers(process: Callable[..
     assert raw.smembers("cortex:fleet") == {fleet_mark("one")}
 
 
-def test_no_two_prefixes_share_a_queue_and_no_key_is_outside_its_prefix() -> None:
+def test_prefixes_share_no_queue_and_every_key_has_its_prefix() -> None:
     names = RecordKeys("b")
 
     assert RecordKeys("b").queue("c-host") != RecordKeys("b_c").queue("host")

@@ -1,4 +1,4 @@
-"""The record in a real Redis: found through indexes, whatever else the database holds and whoever wrote it."""
+"""The record in a real Redis, read through indexes, with any other keys in the database."""
 
 import asyncio
 import time
@@ -54,7 +54,7 @@ def write_as_an_earlier_release(raw: redis.Redis) -> None:
         raw.hset(f"cortex:key:{KEY.digest}", field, value)
 
 
-async def test_what_was_written_is_read_back_without_a_scan(registry: Registry, raw: redis.Redis) -> None:
+async def test_values_are_read_back_without_a_scan(registry: Registry, raw: redis.Redis) -> None:
     await registry.fleet(0.0)
     await registry.keys()
     scans = calls(raw, "scan")
@@ -71,7 +71,7 @@ async def test_what_was_written_is_read_back_without_a_scan(registry: Registry, 
     assert calls(raw, "keys") == 0
 
 
-async def test_keys_change_their_group_and_a_deleted_key_is_not_made_anew(registry: Registry, raw: redis.Redis) -> None:
+async def test_a_keys_group_can_change_and_a_deleted_key_stays_deleted(registry: Registry, raw: redis.Redis) -> None:
     gone = replace(KEY, digest=digest("gone"), id="2", name="gone")
     await registry.put_keys(KEY, gone)
     await registry.drop_keys([gone.digest])
@@ -82,7 +82,7 @@ async def test_keys_change_their_group_and_a_deleted_key_is_not_made_anew(regist
     assert raw.exists(f"cortex:key:{gone.digest}") == 0
 
 
-async def test_what_was_removed_leaves_nothing_behind(registry: Registry, raw: redis.Redis) -> None:
+async def test_removal_deletes_all_keys_and_index_entries(registry: Registry, raw: redis.Redis) -> None:
     await registry.publish_host(HOST, 60)
     await registry.publish_router(RouterReport(id="r"))
     await registry.override("f", Override(min=2))
@@ -100,9 +100,7 @@ async def test_what_was_removed_leaves_nothing_behind(registry: Registry, raw: r
     assert raw.smembers("cortex:overrides") == raw.smembers("cortex:keys") == {""}
 
 
-async def test_a_name_whose_record_expired_is_taken_out_by_the_next_reader(
-    registry: Registry, raw: redis.Redis
-) -> None:
+async def test_a_reader_removes_names_of_expired_records_from_the_index(registry: Registry, raw: redis.Redis) -> None:
     await registry.publish_host(HOST, 60)
     await registry.publish_host(replace(HOST, name="b"), 60)
     raw.delete("cortex:host:b")
@@ -113,9 +111,7 @@ async def test_a_name_whose_record_expired_is_taken_out_by_the_next_reader(
     assert raw.smembers("cortex:hosts") == {"a"}
 
 
-async def test_a_host_that_registers_while_its_old_name_is_taken_out_stays(
-    registry: Registry, raw: redis.Redis
-) -> None:
+async def test_a_host_that_registers_during_the_removal_of_its_name_stays(registry: Registry, raw: redis.Redis) -> None:
     raw.sadd("cortex:hosts", "a")
     settle = registry._settle
 
@@ -131,7 +127,7 @@ async def test_a_host_that_registers_while_its_old_name_is_taken_out_stays(
     assert (list(before.hosts), list(after.hosts)) == ([], ["a"])
 
 
-async def test_a_record_without_indexes_is_indexed_by_the_first_read(registry: Registry, raw: redis.Redis) -> None:
+async def test_the_first_read_builds_missing_indexes(registry: Registry, raw: redis.Redis) -> None:
     write_as_an_earlier_release(raw)
     for n in range(50):
         raw.set(f"other:{n}", "x")
@@ -142,7 +138,7 @@ async def test_a_record_without_indexes_is_indexed_by_the_first_read(registry: R
     assert keys == [KEY]
 
 
-async def test_indexing_that_takes_too_long_goes_on_with_the_next_call(
+async def test_slow_indexing_continues_with_the_next_call(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cortex.platform.registry.SCANNED_AT_ONCE", 10)
@@ -166,7 +162,7 @@ async def test_indexing_that_takes_too_long_goes_on_with_the_next_call(
     assert answers[-1] == [KEY]
 
 
-async def test_an_index_that_was_lost_is_made_anew(registry: Registry, raw: redis.Redis) -> None:
+async def test_a_lost_index_is_rebuilt(registry: Registry, raw: redis.Redis) -> None:
     await registry.put_keys(KEY)
     await registry.override("f", Override(min=2))
     await registry.fleet(0.0)
@@ -178,9 +174,7 @@ async def test_an_index_that_was_lost_is_made_anew(registry: Registry, raw: redi
     assert (fleet.overrides, keys) == ({"f": Override(min=2)}, [KEY])
 
 
-async def test_what_an_earlier_release_rings_the_bell_for_is_indexed_as_it_is_heard(
-    registry: Registry, raw: redis.Redis
-) -> None:
+async def test_a_value_of_an_earlier_release_is_indexed_at_its_bell(registry: Registry, raw: redis.Redis) -> None:
     await registry.fleet(0.0)
     await registry.keys()
     bell = registry.bell()
@@ -197,9 +191,7 @@ async def test_what_an_earlier_release_rings_the_bell_for_is_indexed_as_it_is_he
     assert keys == [KEY]
 
 
-async def test_a_redis_that_was_emptied_holds_everything_again_after_the_next_reports(
-    registry: Registry, raw: redis.Redis
-) -> None:
+async def test_an_emptied_redis_is_refilled_by_the_next_reports(registry: Registry, raw: redis.Redis) -> None:
     await registry.publish_host(HOST, 60)
     await registry.fleet(0.0)
     raw.flushall()
@@ -218,9 +210,7 @@ GARBAGE = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b'{"name": 1}', b"9"
 
 
 @pytest.mark.parametrize("value", GARBAGE, ids=lambda v: repr(v[:8]))
-async def test_values_that_no_cortex_wrote_are_as_good_as_none(
-    registry: Registry, raw: redis.Redis, value: bytes
-) -> None:
+async def test_invalid_values_are_ignored(registry: Registry, raw: redis.Redis, value: bytes) -> None:
     await registry.publish_host(HOST, 60)
     for key in ("cortex:host:x", "cortex:router:x", "cortex:counts:x"):
         raw.set(key, value)
@@ -244,7 +234,7 @@ async def test_values_that_no_cortex_wrote_are_as_good_as_none(
 
 
 @pytest.mark.parametrize("kind", ["string", "list"])
-async def test_keys_of_a_wrong_type_cost_one_call_and_are_replaced(
+async def test_keys_of_a_wrong_type_fail_one_call_and_are_replaced(
     registry: Registry, raw: redis.Redis, kind: str
 ) -> None:
     names = registry.names
@@ -279,7 +269,7 @@ async def test_keys_of_a_wrong_type_cost_one_call_and_are_replaced(
     assert list(fleet.used) == ["f:f"]
 
 
-async def test_a_lease_or_claim_without_an_end_is_nobodys(registry: Registry, raw: redis.Redis) -> None:
+async def test_a_lease_or_claim_without_an_expiry_is_ignored(registry: Registry, raw: redis.Redis) -> None:
     raw.set("cortex:sweep", "a dead router")
     raw.set("cortex:claim:f", "a dead router")
 
@@ -301,7 +291,7 @@ async def test_only_the_fleets_own_queues_are_counted(registry: Registry, raw: r
     assert numbers["cortex-a", "queued"] == 1
 
 
-async def test_a_bell_that_hangs_is_noticed(url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hung_bell_is_detected(url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cortex.platform.registry.SILENCE_S", 0.0)
     registry = Registry(url, timeout_s=1.5)
     bell = registry.bell()

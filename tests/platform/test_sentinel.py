@@ -1,4 +1,4 @@
-"""The record behind Sentinels: addresses, and what a failover costs. The Sentinels are real."""
+"""Redis with real Sentinels: addresses, and the cost of a failover."""
 
 import asyncio
 import signal
@@ -42,7 +42,7 @@ BOUND_S = 15.0
         ),
     ],
 )  # fmt: skip
-def test_an_address_of_sentinels_is_read(url: str, address: Sentinels) -> None:
+def test_an_address_with_sentinels_is_parsed(url: str, address: Sentinels) -> None:
     assert sentinels(url) == address
 
 
@@ -61,7 +61,7 @@ def test_an_address_of_sentinels_is_read(url: str, address: Sentinels) -> None:
         ("u:hunter2/@h1/m", "write it as %2F"),
     ],
 )
-def test_a_wrong_part_of_an_address_is_named_and_nothing_is_repeated(rest: str, wrong: str) -> None:
+def test_an_invalid_address_is_an_error_that_does_not_quote_it(rest: str, wrong: str) -> None:
     with pytest.raises(BadAddress, match=wrong) as raised:
         sentinels(f"redis+sentinel://{rest}")
 
@@ -69,7 +69,7 @@ def test_a_wrong_part_of_an_address_is_named_and_nothing_is_repeated(rest: str, 
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused(rest: str) -> None:
+def test_any_text_is_parsed_or_a_bad_address(rest: str) -> None:
     try:
         address = sentinels(f"redis+sentinel://{rest}")
     except BadAddress:
@@ -104,7 +104,7 @@ async def until_done(call: Callable[[], Awaitable[object]]) -> float:
         pytest.param(signal.SIGSTOP, id="hangs", marks=pytest.mark.long),
     ],
 )
-async def test_a_failover_is_followed_by_calls_bells_and_jobs(
+async def test_after_a_failover_calls_bells_and_jobs_use_the_new_master(
     fleet: servers.Sentinels, tell: Callable[[str], None], how: signal.Signals
 ) -> None:
     registry, jobs = Registry(fleet.url), Jobs(fleet.url, "cortex-a")
@@ -156,7 +156,7 @@ async def test_a_planned_failover_loses_no_call(fleet: servers.Sentinels, tell: 
     await registry.close()
 
 
-async def test_two_sentinels_that_are_dead_cost_little_and_all_three_an_answer_in_time(
+async def test_with_dead_sentinels_a_call_ends_in_time(
     fleet: servers.Sentinels,
 ) -> None:
     first, second, third = fleet.sentinel_ports
@@ -176,7 +176,7 @@ async def test_two_sentinels_that_are_dead_cost_little_and_all_three_an_answer_i
     await fresh.close()
 
 
-def test_a_client_of_threads_meets_a_sentinel_that_asks_for_a_password(fleet: servers.Sentinels) -> None:
+def test_a_threads_client_authenticates_at_a_sentinel(fleet: servers.Sentinels) -> None:
     with fleet.client(fleet.sentinel_ports[0]) as sentinel:
         sentinel.execute_command("ACL", "SETUSER", "guest", "on", ">word", "+@all", "allchannels")
         sentinel.execute_command("ACL", "SETUSER", "default", "off")

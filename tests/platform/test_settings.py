@@ -1,4 +1,4 @@
-"""Settings: the file, the environment over it, and refusals that say where and what was meant."""
+"""Settings: the file, the environment, and errors with their place."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_every_key_has_a_default() -> None:
     assert settings() == DEFAULTS
 
 
-def test_a_file_sets_what_it_names_and_nothing_else() -> None:
+def test_a_file_overrides_only_the_keys_that_it_has() -> None:
     text = """
         models_config = "fleet/models.toml"
         [gateway]
@@ -88,11 +88,11 @@ def test_a_file_sets_what_it_names_and_nothing_else() -> None:
         ("/srv/models.toml", "/srv/models.toml"),
     ],
 )
-def test_the_catalogue_is_looked_for_beside_the_file(written: str, meant: str) -> None:
+def test_a_relative_catalogue_is_resolved_from_the_files_folder(written: str, meant: str) -> None:
     assert settings(f'models_config = "{written}"').models_config == meant
 
 
-def test_neurons_of_a_seed_file_are_taken_with_a_note() -> None:
+def test_neurons_of_a_rust_systems_file_are_ignored_with_a_note() -> None:
     text = '[[neurons]]\nname = "beast"\nendpoint = "http://beast:13131"'
 
     found, notes = read(text, file="cortex.toml", folder="/etc/cortex", env={})
@@ -101,7 +101,7 @@ def test_neurons_of_a_seed_file_are_taken_with_a_note() -> None:
     assert notes == ["cortex.toml: [[neurons]] is not needed: agents register themselves"]
 
 
-def test_a_host_without_a_name_goes_by_its_host_name() -> None:
+def test_the_default_name_is_the_host_name() -> None:
     assert settings(CORTEX_AGENT__NAME="beast").host_name == "beast"
     assert settings().host_name
 
@@ -134,7 +134,7 @@ def test_a_variable_overrides_a_key(name: str, value: str, section: str, key: st
     assert getattr(getattr(settings(**{name: value}), section), key) == meant
 
 
-def test_the_environment_goes_over_the_file_key_by_key() -> None:
+def test_the_environment_overrides_the_file_key_by_key() -> None:
     text = '[agent]\nname = "file"\nlisten = "0.0.0.0:1"'
 
     agent = settings(text, CORTEX_AGENT__NAME="variable").agent
@@ -147,12 +147,12 @@ def test_the_log_level_has_a_short_variable() -> None:
     assert "CORTEX_LOG" in problems(CORTEX_LOG="loud")[0]
 
 
-def test_a_catalogue_can_be_named_by_a_variable() -> None:
+def test_a_variable_can_set_the_catalogue() -> None:
     assert settings(CORTEX_MODELS_CONFIG="/srv/m.toml").models_config == "/srv/m.toml"
 
 
 @pytest.mark.parametrize("name", ["PATH", "CORTEX_URL", "CORTEX_CONFIG", "XCORTEX_AGENT__NAME"])
-def test_other_variables_are_left_alone(name: str) -> None:
+def test_other_variables_are_ignored(name: str) -> None:
     assert settings(**{name: "whatever"}) == DEFAULTS
 
 
@@ -221,7 +221,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
-def test_a_refusal_names_the_line_and_the_nearest_key(text: str, said: list[str]) -> None:
+def test_an_error_has_the_line_and_the_nearest_key(text: str, said: list[str]) -> None:
     assert problems(text) == said
 
 
@@ -238,11 +238,11 @@ def test_a_refusal_names_the_line_and_the_nearest_key(text: str, said: list[str]
         ("CORTEX_AGENT__RESERVE_MB", "\udcff", "CORTEX_AGENT__RESERVE_MB: JSON is malformed: "),
     ],
 )
-def test_a_wrong_variable_is_named(name: str, value: str, said: str) -> None:
+def test_an_invalid_variable_is_an_error_with_its_name(name: str, value: str, said: str) -> None:
     assert [line[: len(said)] for line in problems(**{name: value})] == [said]
 
 
-def test_file_and_environment_are_refused_together() -> None:
+def test_errors_of_file_and_environment_are_reported_together() -> None:
     said = problems("gateway = 3", CORTEX_GATEWAY__LISTEN="0.0.0.0:1", CORTEX_AGENT__NAM="a")
 
     assert said == [
@@ -264,7 +264,7 @@ def test_any_text_gives_settings_or_a_settings_error(text: str, value: str) -> N
 # Files and child processes.
 
 
-def test_a_file_is_read_and_its_folder_is_the_catalogues(tmp_path: Path) -> None:
+def test_a_files_folder_is_that_of_its_catalogue(tmp_path: Path) -> None:
     path = tmp_path / "cortex.toml"
     path.write_text("[gateway]\nlisten = '0.0.0.0:1'")
 
@@ -275,12 +275,12 @@ def test_a_file_is_read_and_its_folder_is_the_catalogues(tmp_path: Path) -> None
     assert notes == []
 
 
-def test_no_file_is_all_defaults() -> None:
+def test_without_a_file_all_settings_are_defaults() -> None:
     assert load(None, {})[0].gateway == Gateway()
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_file_that_cannot_be_read_stops_with_its_name(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_file_is_an_error_with_its_name(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "cortex.toml"
     if content is not None:
         path.write_bytes(content)
@@ -303,7 +303,7 @@ AGENTS = st.builds(
 
 
 @given(AGENTS, st.builds(Gateway, listen=st.text(max_size=9), drain_s=st.floats(0, 1e9)))
-def test_a_child_process_gets_the_same_settings(agent: Agent, gateway: Gateway) -> None:
+def test_encoded_settings_are_equal_in_a_child_process(agent: Agent, gateway: Gateway) -> None:
     ours = replace(DEFAULTS, agent=agent, gateway=gateway, token_file="/run/token")
 
     assert settings(**encode_env(ours)) == ours
@@ -318,7 +318,7 @@ def test_a_child_process_gets_the_same_settings(agent: Agent, gateway: Gateway) 
         ("redis+sentinel://cortex@a:1,[::1]:2/m/3", "redis+sentinel://cortex:p%2Fss%3A%40w@a:1,[::1]:2/m/3"),
     ],
 )
-def test_the_password_of_redis_is_read_from_its_own_file(url: str, whole: str, tmp_path: Path) -> None:
+def test_the_password_of_redis_is_read_from_its_file(url: str, whole: str, tmp_path: Path) -> None:
     secret = tmp_path / "redis.password"
     secret.write_text("p/ss:@w\n")
 
@@ -338,12 +338,12 @@ def test_the_password_of_redis_is_read_from_its_own_file(url: str, whole: str, t
         ("redis+sentinel://:hunter2@a:1,b:2/m?sentinel_password=hunter2", "redis+sentinel://a:1,b:2/m"),
     ],
 )
-def test_where_redis_is_can_be_shown_without_its_password(url: str, shown: str) -> None:
+def test_the_shown_address_of_redis_has_no_password(url: str, shown: str) -> None:
     assert settings(f'[redis]\nurl = "{url}"').redis_shown == shown
 
 
 @pytest.mark.parametrize("url", ["redis://:hunter2/@db", "db:6379/hunter2", "http://hunter2@db", "redis://[hunter2"])
-def test_an_address_of_redis_that_is_none_is_not_repeated(url: str) -> None:
+def test_an_invalid_address_of_redis_is_not_quoted(url: str) -> None:
     with pytest.raises(SettingsError, match="does not have the form redis://") as raised:
         _ = settings(f'[redis]\nurl = "{url}"').redis_url
 
@@ -358,20 +358,20 @@ def test_an_address_of_redis_that_is_none_is_not_repeated(url: str) -> None:
         ("rediss+sentinel://:hun/ter2@a/m", "write it as %2F"),
     ],
 )
-def test_the_wrong_part_of_an_address_of_sentinels_is_named(url: str, wrong: str) -> None:
+def test_an_error_names_the_wrong_part_of_an_address_with_sentinels(url: str, wrong: str) -> None:
     with pytest.raises(SettingsError, match=rf"\[redis\] url: .*{wrong}") as raised:
         _ = settings(f'[redis]\nurl = "{url}"').redis_url
 
     assert "ter2" not in str(raised.value)
 
 
-def test_redis_by_sentinel_and_tls_trusts_the_fleets_authority() -> None:
+def test_redis_with_sentinels_and_tls_trusts_the_fleets_authority() -> None:
     found = settings('ca_file = "/ca.pem"\n[redis]\nurl = "rediss+sentinel://a/m?sentinel_username=s"')
 
     assert found.redis_url == "rediss+sentinel://a/m?sentinel_username=s&ssl_ca_certs=/ca.pem"
 
 
-async def test_a_redis_that_does_not_answer_is_named_without_its_password(
+async def test_an_unreachable_redis_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(up, "START_S", 0.05)
@@ -380,6 +380,6 @@ async def test_a_redis_that_does_not_answer_is_named_without_its_password(
         await up._with_redis(settings('[redis]\nurl = "redis://cortex:hunter2@127.0.0.1:1/0"'), tmp_path, [], lock=-1)
 
 
-def test_a_password_file_that_is_not_there_is_named() -> None:
+def test_a_missing_password_file_is_an_error_with_its_name() -> None:
     with pytest.raises(SettingsError, match="password_file: /nowhere/secret"):
         _ = settings('[redis]\npassword_file = "/nowhere/secret"').redis_url

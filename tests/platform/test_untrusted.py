@@ -1,4 +1,4 @@
-"""Text and numbers from outside are fit for the record afterwards, whatever they were before."""
+"""Sanitised text and numbers always fit into the record."""
 
 import json
 from collections.abc import Callable
@@ -31,9 +31,7 @@ MODEL_LISTS = st.builds(lambda data: json.dumps({"data": data}).encode(), st.lis
 
 
 @given(CHARACTERS, st.integers(1, 50), st.sampled_from([untrusted.text, untrusted.line, untrusted.name]))
-def test_any_text_is_encodable_and_bounded_afterwards(
-    value: str, longest: int, clean: Callable[[object, int], str]
-) -> None:
+def test_sanitised_text_is_encodable_and_bounded(value: str, longest: int, clean: Callable[[object, int], str]) -> None:
     cleaned = clean(value, longest)
 
     assert len(cleaned) <= longest
@@ -43,7 +41,7 @@ def test_any_text_is_encodable_and_bounded_afterwards(
 
 
 @given(CHARACTERS)
-def test_a_name_that_is_changed_equals_no_name_that_is_fit(value: str) -> None:
+def test_a_changed_name_never_equals_a_valid_one(value: str) -> None:
     cleaned = untrusted.name(value, 40)
 
     assert cleaned == value or untrusted.REPLACEMENT in cleaned or cleaned.endswith(untrusted.CUT)
@@ -61,17 +59,17 @@ def test_a_name_that_is_changed_equals_no_name_that_is_fit(value: str) -> None:
     ],
     ids=["colours", "title", "indented", "tab", "unfit", "long"],
 )  # fmt: skip
-def test_a_line_of_a_log_is_shown_without_what_is_meant_for_a_terminal(written: str, line: str) -> None:
+def test_a_line_has_no_terminal_sequences(written: str, line: str) -> None:
     assert untrusted.line(written, 400) == line
 
 
 @pytest.mark.parametrize("value", [0, -1, 1 << 40, True, 4096.0, float("nan"), "4096", None, [4096]])
-def test_what_is_no_positive_number_in_range_is_zero(value: object) -> None:
+def test_a_value_that_is_not_a_positive_integer_in_range_is_zero(value: object) -> None:
     assert untrusted.positive(value, 1 << 30) == 0
 
 
 @given(MODEL_LISTS, st.binary(max_size=300), st.sampled_from(list(FailureKind)))
-def test_whatever_a_worker_answers_and_writes_the_record_of_its_host_can_be_read_again(
+def test_with_any_text_of_a_worker_the_record_can_be_decoded(
     tmp_path_factory: pytest.TempPathFactory, models: bytes, log: bytes, kind: FailureKind
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "worker.log"
@@ -91,7 +89,7 @@ def test_whatever_a_worker_answers_and_writes_the_record_of_its_host_can_be_read
     assert msgspec.json.decode(msgspec.json.encode(record), type=HostRecord) == record
 
 
-def test_a_reason_beyond_its_bound_is_cut_and_lines_are_only_counted() -> None:
+def test_a_long_reason_is_cut_and_log_lines_are_only_counted() -> None:
     incident = Incident("why " * 10_000, evidence=evidence_in(["line " * 1000] * 100))
 
     failure = Failures().add(an_instance(), incident, 1.0)
@@ -99,7 +97,7 @@ def test_a_reason_beyond_its_bound_is_cut_and_lines_are_only_counted() -> None:
     assert (len(failure.reason), failure.lines) == (1000, 20)
 
 
-def test_a_list_of_models_is_bounded_in_number_and_in_length_of_names() -> None:
+def test_a_list_of_models_is_bounded_in_entries_and_name_lengths() -> None:
     entries = [{"id": f"{n}-" + "x" * 10_000} for n in range(20)] + [{"id": str(n)} for n in range(2000)]
 
     models = model_list.read(json.dumps({"data": entries}).encode())
@@ -108,14 +106,14 @@ def test_a_list_of_models_is_bounded_in_number_and_in_length_of_names() -> None:
     assert max(map(len, models)) == 201
 
 
-def test_a_name_longer_than_an_id_is_never_taken_for_one() -> None:
+def test_a_name_longer_than_an_id_never_equals_one() -> None:
     function = "f" * 200
 
     assert function not in model_list.read(json.dumps({"data": [{"id": function + "x"}]}).encode())
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"\xff\xfe", b"", b"9" * 10_000, b"<html>"])
-def test_what_is_no_list_of_models_is_a_value_error_or_empty(body: bytes) -> None:
+def test_an_invalid_list_of_models_is_a_value_error_or_empty(body: bytes) -> None:
     try:
         models = model_list.read(body)
     except ValueError:
@@ -124,7 +122,7 @@ def test_what_is_no_list_of_models_is_a_value_error_or_empty(body: bytes) -> Non
     assert models == {}
 
 
-def test_the_last_lines_of_a_log_are_clean_and_bounded(tmp_path: Path) -> None:
+def test_the_last_lines_of_a_log_are_sanitised_and_bounded(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_bytes(b"old\n" * 10_000 + b"\x1b[31mred\x1b[0m\n\xff\xfe\0\n" + b"y" * 5000 + b"\n\n  \n")
 

@@ -1,4 +1,4 @@
-"""What a worker answers is read within bounds, unpacked where it is packed, and refused where it cannot be read."""
+"""Workers' answers are read within bounds, unpacked if compressed, and rejected if unreadable."""
 
 import gzip
 import zlib
@@ -41,14 +41,14 @@ def unpacked(wire: bytes, encoding: str, step: int) -> bytes:
 
 
 @given(st.binary(max_size=2000), st.sampled_from(sorted(PACKED)), st.integers(1, 500))
-def test_a_packed_body_is_unpacked_wherever_the_wire_is_cut(data: bytes, kind: str, step: int) -> None:
+def test_a_compressed_body_in_any_chunks_is_unpacked(data: bytes, kind: str, step: int) -> None:
     pack, encoding = PACKED[kind]
 
     assert unpacked(pack(data), encoding, step) == data
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_body_packed_a_thousandfold_comes_in_small_pieces(encoding: str) -> None:
+def test_a_highly_compressed_body_is_unpacked_in_small_pieces(encoding: str) -> None:
     data = bytes(8 << 20)
     wire = gzip.compress(data) if encoding == "gzip" else zlib.compress(data)
 
@@ -59,7 +59,7 @@ def test_a_body_packed_a_thousandfold_comes_in_small_pieces(encoding: str) -> No
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_packed_body_that_ends_too_early_is_unreadable(encoding: str) -> None:
+def test_a_truncated_compressed_body_is_unreadable(encoding: str) -> None:
     wire = gzip.compress(b"hello" * 100) if encoding == "gzip" else zlib.compress(b"hello" * 100)
 
     with pytest.raises(Unreadable, match="too early"):
@@ -96,19 +96,21 @@ async def without_end(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("handler", [without_end, answering(b"x" * 2000)], ids=["endless", "announced"])
-async def test_a_whole_body_beyond_its_bound_is_unreadable(http: aiohttp.ClientSession, handler: Handler) -> None:
+async def test_a_whole_body_over_the_limit_is_unreadable(http: aiohttp.ClientSession, handler: Handler) -> None:
     async with serving(handler) as url, http.get(url) as response:
         with pytest.raises(Unreadable, match="longer"):
             await worker_http.whole(response, 1000)
 
 
-async def test_of_an_error_without_end_the_beginning_is_read(http: aiohttp.ClientSession) -> None:
+async def test_only_the_beginning_of_an_endless_error_is_read(http: aiohttp.ClientSession) -> None:
     async with serving(without_end) as url, http.get(url) as response:
         assert await worker_http.beginning(response, 5000) == b"x" * 5000
 
 
 @pytest.mark.parametrize("named", ["br", "zstd", "gzip, gzip", "odd" * 50])
-async def test_an_encoding_that_is_not_understood_is_named(http: aiohttp.ClientSession, named: str) -> None:
+async def test_an_unknown_encoding_is_unreadable_and_the_error_is_short(
+    http: aiohttp.ClientSession, named: str
+) -> None:
     async with serving(answering(b"x", **{"Content-Encoding": named})) as url, http.get(url) as response:
         with pytest.raises(Unreadable, match="it is compressed") as raised:
             await worker_http.whole(response)
@@ -120,7 +122,7 @@ async def test_an_encoding_that_is_not_understood_is_named(http: aiohttp.ClientS
 
 
 def a_worker(models: bytes, *, key: str = "", refused: int = 401) -> Handler:
-    """A worker that lists these models, to whoever has its key."""
+    """A worker that lists these models to clients with its key."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         if key and request.headers.get("Authorization") != f"Bearer {key}":
@@ -153,7 +155,7 @@ def at(url: str, server: str = "command") -> Instance:
     ],
     ids=["open", "right-key", "401", "403", "other-model", "html", "deep", "endless", "br"],
 )
-async def test_a_worker_is_proved_by_its_key_and_its_model(
+async def test_a_worker_is_verified_by_its_key_and_its_model(
     http: aiohttp.ClientSession, handler: Handler, serves: bool
 ) -> None:
     async with serving(handler) as url:
@@ -164,7 +166,7 @@ async def test_a_worker_is_proved_by_its_key_and_its_model(
     ("server", "status", "refuses"),
     [("command", 401, True), ("command", 403, True), ("llama-server", 401, False), ("llama-server", 403, True)],
 )
-async def test_a_401_of_a_server_that_lists_its_models_to_anybody_is_about_the_key(
+async def test_a_401_of_a_server_with_an_open_model_list_is_about_the_key(
     http: aiohttp.ClientSession, server: str, status: int, refuses: bool
 ) -> None:
     async with serving(a_worker(F)) as url:
@@ -172,7 +174,7 @@ async def test_a_401_of_a_server_that_lists_its_models_to_anybody_is_about_the_k
 
 
 @pytest.mark.parametrize(("status", "well"), [(200, True), (503, False), (302, False)])
-async def test_a_worker_is_well_when_its_health_check_passes(
+async def test_a_worker_with_a_passing_health_check_is_well(
     http: aiohttp.ClientSession, status: int, well: bool
 ) -> None:
     async def handler(_: web.Request) -> web.StreamResponse:
@@ -182,7 +184,7 @@ async def test_a_worker_is_well_when_its_health_check_passes(
         assert await worker_http.is_well(http, at(url), "key") is well
 
 
-async def test_a_worker_that_cannot_be_reached_is_not_well(http: aiohttp.ClientSession) -> None:
+async def test_an_unreachable_worker_is_not_well(http: aiohttp.ClientSession) -> None:
     async with serving(without_end) as url:
         instance = at(url)
 

@@ -64,7 +64,7 @@ async def test_a_sweep_step_that_raises_does_not_stop_the_other_steps() -> None:
 async def test_a_report_that_cannot_be_written_keeps_the_last_uses_for_the_next(tmp_path: Path) -> None:
     reporter, in_flight, record = a_reporter(tmp_path)
     record.is_away = True
-    with in_flight.aboard("f", "one"):
+    with in_flight.track("f", "one"):
         pass
     task = asyncio.create_task(reporter.run())
     async with asyncio.timeout(5):

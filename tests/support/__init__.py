@@ -1,4 +1,4 @@
-"""What tests share. Importing it makes property tests repeatable: the same examples on every run.
+"""Shared helpers of tests. Importing this makes property tests repeatable: the same examples on every run.
 
 `CORTEX_TEST_EXAMPLES` sets how many examples a property is tried with.
 """

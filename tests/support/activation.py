@@ -1,4 +1,4 @@
-"""A program started as a service manager does that holds its listener."""
+"""Starts a program like a service manager that holds its listener."""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""A router and an agent with a mistake in them: `python -m tests.support.broken FORM` asks both, and logs as they do.
+"""A router and an agent with a defect: `python -m tests.support.broken FORM` calls both and logs like them.
 
 What their clients are told goes to standard output, the log to standard error.
 """

@@ -1,4 +1,4 @@
-"""Catalogues for tests: text of `models.toml` made from small pieces."""
+"""Texts of `models.toml` for tests."""
 
 import json
 from collections.abc import Mapping

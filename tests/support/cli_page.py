@@ -1,4 +1,4 @@
-"""`docs/cli.md`: every command of `cortex` with its help, read off the commands themselves."""
+"""Makes `docs/cli.md` from the commands: every command of `cortex` with its help."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What routers and agents of a release say to each other and of themselves, written down.
+"""Recorded messages of routers and agents of each release.
 
 `uv run python -m tests.support.contract` records this release's into `tests/contract/<version>.json`: later releases
 have to go on reading it, so that routers and agents may be one release apart. What was recorded is never changed; a

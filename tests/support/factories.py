@@ -1,4 +1,4 @@
-"""Values for tests: each factory fills in what the test does not care about."""
+"""Factories of values for tests, with defaults for everything that a test does not set."""
 
 from typing import Any
 

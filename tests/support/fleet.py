@@ -1,4 +1,4 @@
-"""Several agents and a router on one machine, each a process the test may kill and start again."""
+"""Several agents and a router on one machine, as processes that a test can kill and restart."""
 
 import contextlib
 import os

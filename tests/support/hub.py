@@ -1,4 +1,4 @@
-"""A HuggingFace hub on loopback: its API, its file routes and its CDN, with whatever faults a test wants.
+"""A HuggingFace hub on loopback: its API, file routes and CDN, with scripted faults.
 
 Large files are LFS, as on the real one: the hub redirects to another address, the CDN, which takes ranges and must
 never see a token. Faults are given per file and used up one by one.

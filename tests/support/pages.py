@@ -1,4 +1,4 @@
-"""What is generated from the code, docs above all: `just docs` writes them, a test compares them."""
+"""Files generated from the code, mostly docs: `just docs` writes them, a test compares them."""
 
 from collections.abc import Callable
 from pathlib import Path

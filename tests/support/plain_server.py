@@ -1,7 +1,7 @@
-"""A server of one model without anything beside Python: its answer is what it sees of the machine, as JSON.
+"""A server of one model in plain Python. Its answer is a description of its environment, as JSON.
 
-Run by the machine's own Python as whoever the agent says. `python plain_server.py MODEL PORT KEY_FILE PATH…`: each
-path is tried to be read.
+Run by the machine's own Python, as the user that the agent sets. `python plain_server.py MODEL PORT KEY_FILE PATH…`
+tries to read each path.
 """
 
 import json

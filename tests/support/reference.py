@@ -1,4 +1,4 @@
-"""The references of `models.toml` and `cortex.toml`, read off the committed catalogue and off the settings' source."""
+"""Makes the references of `models.toml` and `cortex.toml` from the committed catalogue and the settings' source."""
 
 import ast
 import enum
@@ -195,7 +195,7 @@ def attribute_docstrings(struct: type[Struct]) -> dict[str, str]:
 
 
 def _words(hint: Any) -> str:
-    """Say a type to somebody who writes TOML."""
+    """Describe a type for authors of TOML."""
     origin, arguments = get_origin(hint), get_args(hint)
     bounds = {k: v for a in getattr(hint, "__metadata__", ()) if isinstance(a, Meta) for k, v in _bounds(a).items()}
     if hasattr(hint, "__metadata__"):
@@ -218,7 +218,7 @@ def _words(hint: Any) -> str:
 
 
 def _bounds(meta: Meta) -> dict[str, str]:
-    # The bounds above, and those far below, are what travels as JSON; nobody who writes a file meets them.
+    # Bounds this large or small only protect the JSON encoding; authors of a file never reach them.
     found = {}
     if meta.ge is not None and meta.ge >= 0:
         found["ge"] = f" ≥ {meta.ge}"

@@ -1,4 +1,4 @@
-"""A Redis as the deployment sets one up: its users, with the deployment's own rights, and TLS.
+"""A Redis as in the deployment: its users with their rights, and TLS.
 
 The users' file is the deployment's template. A server that was built without TLS (the one that comes along with
 cortex) gets a tunnel before it.

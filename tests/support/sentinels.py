@@ -1,4 +1,4 @@
-"""A master, a replica and three Sentinels on this machine: real ones, that fail over within about two seconds."""
+"""A master, a replica and three real Sentinels, which fail over within about two seconds."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""HTTP servers for tests of what speaks to workers, in the test's own loop."""
+"""HTTP servers for tests of worker clients, in the test's own loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Processes whose wall clock, disk or mounts misbehave: played inside them, by a `sitecustomize` of their own.
+"""Processes with a wrong clock, a failing disk or a hung mount, simulated inside them by a `sitecustomize`.
 
 A test gives `env(folder)` to a process and then writes a file: `step(folder, seconds)` sets its wall clock apart from
 the machine's, as NTP or an administrator would, and with it the boot time that the kernel reckons from it.

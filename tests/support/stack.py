@@ -1,4 +1,4 @@
-"""A whole cortex on this machine for tests: the real `cortex up`, in directories of its own.
+"""A whole cortex for tests: the real `cortex up` in its own directories.
 
 `Stack` starts it, talks to it and ends it; nothing of one stack is seen by another. `eventually` waits for
 something to become true, with a deadline.

@@ -1,4 +1,4 @@
-"""What one large body costs a router worker's event loop: `python -m tests.support.stalls` prints it as JSON.
+"""Measures how long a large body blocks a router worker's event loop: `python -m tests.support.stalls`.
 
 Each hostile shape is read as a route reads it, while a task on the same loop notes how late it is woken. Beside it
 stands what decoding the same bytes costs, so that a slow machine is told from a slow router.

@@ -1,4 +1,4 @@
-"""A tiny model for vLLM, written by the engine's own Python: `python tiny_vllm.py FOLDER`.
+"""Writes a tiny model for vLLM with the engine's own Python: `python tiny_vllm.py FOLDER`.
 
 Two layers of random weights in bf16, a byte-level tokenizer trained on a sentence, and a chat template. It knows
 nothing, and vLLM loads, serves and guides it like any other.

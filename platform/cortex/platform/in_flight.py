@@ -21,7 +21,7 @@ class InFlight:
         self._used: dict[str, float] = {}
 
     @contextmanager
-    def aboard(self, function: str, instance: str) -> Iterator[None]:
+    def track(self, function: str, instance: str) -> Iterator[None]:
         """Count a request as in flight on an instance, which is in use meanwhile."""
         mark = object()
         self._in_flight.setdefault(instance, set()).add(mark)

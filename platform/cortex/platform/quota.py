@@ -116,14 +116,14 @@ class Quota:
     async def take(self, key: str, limits: Limits, ticket: str, tokens: int, answers: int = 1) -> Verdict:
         """Take a request's share of all a key's limits, or of none. Each of its answers counts as a request."""
         lease = round(LEASE_S * 1000)
-        short, wait, requests, left, full_r, full_t, taken = await self._take(
+        short, wait, requests, tokens_left, full_r, full_t, taken = await self._take(
             self._keys(key), [ticket, limits.rpm, limits.tpm, limits.concurrent, max(1, tokens), lease, answers]
         )
         return Verdict(
             short=short.decode() if isinstance(short, bytes) else short,
             wait_s=wait / 1000,
             requests_left=max(0, requests),
-            tokens_left=max(0, left),
+            tokens_left=max(0, tokens_left),
             requests_full_s=full_r / 1000,
             tokens_full_s=full_t / 1000,
             taken=taken,

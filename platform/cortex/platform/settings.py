@@ -164,7 +164,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     devices: tuple[DeclaredDevice, ...] = ()
     engines: tuple[DeclaredEngine, ...] = ()
     launcher: bool = True
-    """Keep a parked vLLM that has finished its imports: starts take a fraction of the time, for about 1 GB of RAM."""
+    """Keep a parked vLLM that has finished its imports: starts take a fraction of the time, for 1 to 2 GB of RAM."""
     reserve_mb: Count = 1024
     """Memory to keep free: RAM on a CPU host, otherwise memory of each GPU, at most half of it."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
@@ -421,8 +421,8 @@ def _override(values: dict[str, Any], name: str, text: str, problems: list[str])
 
 def from_environment(path: Path | None) -> tuple[Settings, list[str]]:
     """Read the settings of this process. `CORTEX_CONFIG` names the file when no path is given."""
-    named = os.environ.get("CORTEX_CONFIG")
-    return load(path or (Path(named) if named else None), os.environ)
+    default = os.environ.get("CORTEX_CONFIG")
+    return load(path or (Path(default) if default else None), os.environ)
 
 
 def declared_devices(text: str) -> tuple[DeclaredDevice, ...] | None:

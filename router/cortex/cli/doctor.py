@@ -34,6 +34,9 @@ LITTLE_DISK_GB, FULL_DISK_GB = 5.0, 0.1
 SKEW_S = 1.0
 SLOW_REDIS_S = 0.05
 MOST_PATHS = 10_000
+FOREIGN_MB = 1024
+"""Memory of a device outside cortex that is worth a warning: a desktop takes less."""
+MOST_HOLDERS = 5
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -177,6 +180,7 @@ def check_hosts(hosts: Iterable[HostView]) -> Iterator[Finding]:
                 f"its devices cannot be read: {host.problem}",
                 "`nvidia-smi` on that host shows more; a driver that was upgraded needs a reboot.",
             )
+        yield from _foreign_memory(host)
         for path, since in host.silent.items():
             yield Finding(
                 "problem",
@@ -189,6 +193,21 @@ def check_hosts(hosts: Iterable[HostView]) -> Iterator[Finding]:
             yield Finding(
                 "problem", f"host {name}", "it has no engine", "Install vllm, llama-server or xllamacpp there."
             )
+
+
+def _foreign_memory(host: HostView) -> Iterator[Finding]:
+    """Name the processes outside cortex that hold memory of a host's devices."""
+    for device in host.devices:
+        if device.foreign_mb < FOREIGN_MB:
+            continue
+        holders = sorted((h for h in host.foreign if h.device == device.id), key=lambda h: -(h.memory_mb or 0))
+        names = [f"{h.command or 'unknown'} (pid {h.pid})" for h in holders[:MOST_HOLDERS]]
+        yield Finding(
+            "warning",
+            f"host {host.name}",
+            f"processes outside cortex hold {device.foreign_mb} MiB of {device.id}: {', '.join(names) or 'unknown'}",
+            "End them if they are not needed: functions have only the rest. `cortex gpu ls` shows each one.",
+        )
 
 
 def check_functions(router: Router) -> Iterator[Finding]:
@@ -204,6 +223,13 @@ def check_functions(router: Router) -> Iterator[Finding]:
             f"`cortex fn plan {nowhere[0]}` shows the reason for each host.",
         )
     for f in functions.values():
+        if f.blocked:
+            yield Finding(
+                "problem",
+                f.id,
+                f"cannot start: {f.blocked}",
+                "End the processes that hold the memory, or declare a smaller `vram_mb` or `context`.",
+            )
         if f.state == "failing":
             yield Finding(
                 "problem",

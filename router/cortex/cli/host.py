@@ -290,11 +290,15 @@ def _candidate(candidate: EvictionCandidate, host: HostView) -> str:
 
 
 def _engines(host: HostView) -> str:
-    versions = (
-        (e, ", ".join([v] * (v != e) + [f"launcher {host.launchers[e]}"] * (e in host.launchers)))
-        for e, v in host.engines.items()
-    )
+    versions = ((e, ", ".join([*([v] if v != e else []), *_launcher(host, e)])) for e, v in host.engines.items())
     return ", ".join(f"{e} ({more})" if more else e for e, more in versions)
+
+
+def _launcher(host: HostView, engine: str) -> list[str]:
+    """Return how an engine's launcher stands, and the RAM it takes."""
+    state, memory_mb = host.launchers.get(engine), host.launcher_mb.get(engine)
+    taken = [f"{memory_mb} MiB of RAM"] if memory_mb else []
+    return [f"launcher {state}", *taken] if state else []
 
 
 def _holders(host: HostView, device: str) -> list[str]:

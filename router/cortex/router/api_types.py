@@ -85,6 +85,8 @@ class FunctionView(Struct, frozen=True, kw_only=True):
     measured: tuple[Measurement, ...] = ()
     failure: str | None = None
     """The reason of its last failure, or why it cannot be started now."""
+    blocked: str = ""
+    """Why it cannot start now: processes outside cortex hold the memory. Empty: they do not prevent a start."""
     retry_at: float | None = None
     """When a start is attempted again after failures."""
     cause: str = ""

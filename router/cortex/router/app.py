@@ -115,10 +115,10 @@ def create_app(settings: Settings) -> Litestar:
     upstream, images, intake = Upstream(token, view.unsure), RemoteImages(), Intake(gateway.max_body_mb * 1024 * 1024)
     admission = Admission(view, activator, in_flight)
     exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer)
-    rate_limiter = RateLimiter(Quota(registry), view, request_records)
+    rate_limiter = RateLimiter(Quota(registry), view)
     # beside requests
     peers, history = Peers(registry, view, request_records, traffic), History(registry)
-    reporter = Reporter(registry, view, in_flight, deaths.aboard, catalogue)
+    reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue)
     counting = Counting(registry, CountsFile(Path(gateway.metrics_dir)), request_metrics, decision_log)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "api keys": key_ring.follow,

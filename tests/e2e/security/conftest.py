@@ -1,4 +1,4 @@
-"""One running cortex with a key of every kind; its tests are the callers."""
+"""A running cortex with a key of every kind."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A fleet with everything closed that can be closed: users and TLS at Redis, TLS everywhere, a user for the workers.
+"""A fleet with all protections: users and TLS at Redis, TLS everywhere, a separate user for workers.
 
 One agent, its job worker and a router of one process; `http` sends an admin key.
 """

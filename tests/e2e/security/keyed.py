@@ -1,4 +1,4 @@
-"""A running cortex on which somebody has made keys."""
+"""A running cortex with API keys."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

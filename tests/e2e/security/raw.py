@@ -1,4 +1,4 @@
-"""Bytes to a port and back, as no client would send them."""
+"""Sends raw bytes to a port and returns the answer."""
 
 import contextlib
 import re

@@ -1,4 +1,4 @@
-"""An agent with a policy runs nothing else, even for whoever has the fleet token."""
+"""An agent with a policy runs nothing else, even for a caller with the fleet token."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.e2e.legacy.agents import Agent
 from tests.support.stack import eventually, own_redis
 
 
-def test_the_holder_of_the_token_runs_only_the_programs_that_the_host_lists(tmp_path: Path) -> None:
+def test_with_the_token_only_listed_programs_can_be_started(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     listed = Function(id="f/listed", engine=Engine.COMMAND, command=(*FAKE, "--answer", "yes"), vram_mb=10)
     other = Function(id="f/other", engine=Engine.COMMAND, command=("touch", str(mark)), vram_mb=10)

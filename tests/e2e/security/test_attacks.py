@@ -1,4 +1,4 @@
-"""Requests as attackers send them, byte for byte, against the running router and agent."""
+"""Hostile requests, byte by byte, to a running router and agent."""
 
 import json
 import select
@@ -57,9 +57,7 @@ SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: evil\r\n\r\n"
         (["nul: a\0b"], BODY),
     ],
 )
-def test_a_request_of_which_two_servers_could_think_different_things_is_none(
-    keyed: Keyed, lines: list[str], body: bytes
-) -> None:
+def test_an_ambiguous_request_is_rejected(keyed: Keyed, lines: list[str], body: bytes) -> None:
     said = say(keyed.stack.port, request(keyed, *lines, body=body))
 
     assert said.closed
@@ -81,7 +79,7 @@ def test_a_request_of_which_two_servers_could_think_different_things_is_none(
     ],
     ids=["huge", "negative", "hex-prefix", "bare-newlines", "letters", "long-extension", "no-json", "many-trailers"],
 )
-def test_absurd_chunks_are_a_bad_request_and_nothing_worse(keyed: Keyed, chunks: bytes) -> None:
+def test_an_invalid_chunk_is_a_bad_request(keyed: Keyed, chunks: bytes) -> None:
     said = say(
         keyed.stack.port,
         request(keyed, "Transfer-Encoding: chunked", "Connection: close", body=b"", length=False) + chunks,
@@ -93,7 +91,7 @@ def test_absurd_chunks_are_a_bad_request_and_nothing_worse(keyed: Keyed, chunks:
     assert said.closed
 
 
-def test_requests_in_a_row_are_answered_in_their_order_each_for_itself(keyed: Keyed) -> None:
+def test_pipelined_requests_are_answered_in_order(keyed: Keyed) -> None:
     first = request(keyed, "x-request-id: first")
     closed = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nx-request-id: second\r\n\r\n"
     third = request(keyed, "x-request-id: third", "Connection: close")
@@ -106,7 +104,7 @@ def test_requests_in_a_row_are_answered_in_their_order_each_for_itself(keyed: Ke
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0"])
-def test_nobody_is_upgraded(keyed: Keyed, upgrade: str) -> None:
+def test_upgrade_requests_are_ignored(keyed: Keyed, upgrade: str) -> None:
     said = say(
         keyed.stack.port,
         f"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: {upgrade}\r\n\r\n".encode(),
@@ -131,7 +129,7 @@ def test_nobody_is_upgraded(keyed: Keyed, upgrade: str) -> None:
         "x" * 100_000,
     ],
 )
-def test_a_models_name_that_is_an_attack_is_unknown_and_stays_in_its_place(keyed: Keyed, name: str) -> None:
+def test_a_hostile_model_name_is_unknown_and_escaped(keyed: Keyed, name: str) -> None:
     answer = keyed.ask("inference", name)
     with keyed.client("inference") as http:
         looked = http.get("/v1/models/" + "".join(f"%{b:02x}" for b in name.encode())[:3000])
@@ -144,7 +142,7 @@ def test_a_models_name_that_is_an_attack_is_unknown_and_stays_in_its_place(keyed
 
 
 @pytest.mark.parametrize("given", ["a\tb", "x" * 129, "é", "a b", "<script>", "%0d%0aset-cookie:x"])
-def test_a_request_id_that_is_not_tame_is_replaced(keyed: Keyed, given: str) -> None:
+def test_an_unsafe_request_id_is_replaced(keyed: Keyed, given: str) -> None:
     said = say(keyed.stack.port, request(keyed, f"x-request-id: {given}", "Connection: close"), silence_s=5)
 
     assert said.statuses == [200]
@@ -170,7 +168,7 @@ def test_a_request_id_that_is_not_tame_is_replaced(keyed: Keyed, given: str) -> 
     ids=lambda b: repr(b[:24]),
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings"])
-def test_bodies_that_are_bombs_are_refused_at_once(keyed: Keyed, path: str, body: bytes) -> None:
+def test_hostile_bodies_are_rejected_at_once(keyed: Keyed, path: str, body: bytes) -> None:
     began = time.monotonic()
     with keyed.client("inference") as http:
         answer = http.post(path, content=body)
@@ -181,7 +179,7 @@ def test_bodies_that_are_bombs_are_refused_at_once(keyed: Keyed, path: str, body
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
-def test_nothing_is_unpacked_for_anybody(keyed: Keyed, encoding: str) -> None:
+def test_compressed_bodies_are_not_unpacked(keyed: Keyed, encoding: str) -> None:
     with keyed.client("inference") as http:
         answer = http.post("/v1/chat/completions", content=b"\x1f\x8b" * 100, headers={"content-encoding": encoding})
 
@@ -214,7 +212,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
     ],
     ids=["trailers", "long-trailer", "extension", "extensions", "chunked-body", "body", "empty-lines", "pipelined"],
 )
-def test_what_goes_on_without_end_is_cut_by_all_who_listen(keyed: Keyed, where: str, data: bytes) -> None:
+def test_every_listener_cuts_endless_requests(keyed: Keyed, where: str, data: bytes) -> None:
     answer = say(port_of(keyed, where), data, silence_s=5)
 
     assert answer.closed
@@ -222,7 +220,7 @@ def test_what_goes_on_without_end_is_cut_by_all_who_listen(keyed: Keyed, where: 
 
 
 @pytest.mark.long
-def test_a_connection_that_brings_no_whole_request_is_closed_by_all_who_listen(keyed: Keyed) -> None:
+def test_every_listener_closes_connections_without_a_complete_request(keyed: Keyed) -> None:
     token = (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip().encode()
     head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
     reads_body = {"router": POST, "metrics": b"GET /metrics HTTP/1.1\r\nHost: x\r\n"} | {
@@ -264,7 +262,7 @@ def ended(connection: socket.socket) -> bool:
 @pytest.mark.parametrize(
     "value", [b"\xff\xfe", b"", b"a" * 8000, b"\xc3\xa9; =;\x80", b"0", b"9" * 400], ids=lambda v: repr(v[:12])
 )
-def test_no_value_of_a_header_breaks_a_request_or_leaves_it_under_way(keyed: Keyed, name: bytes, value: bytes) -> None:
+def test_no_header_value_breaks_a_request_or_leaves_it_listed(keyed: Keyed, name: bytes, value: bytes) -> None:
     lines = b"\r\n%b: %b\r\n%b: %b" % (name, value, name, b"second")
     head = request(keyed, "Connection: close").replace(b"\r\n\r\n", lines + b"\r\n\r\n", 1)
 
@@ -287,7 +285,7 @@ def test_no_value_of_a_header_breaks_a_request_or_leaves_it_under_way(keyed: Key
 @pytest.mark.parametrize(
     "name", [b"authorization", b"content-type", b"accept", b"cookie", b"x-forwarded-for", b"range"]
 )
-def test_no_value_of_a_header_breaks_an_agent_or_the_metrics(keyed: Keyed, name: bytes, value: bytes) -> None:
+def test_no_header_value_breaks_an_agent_or_the_metrics_port(keyed: Keyed, name: bytes, value: bytes) -> None:
     token = (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip().encode()
     line = b"%b: %b\r\n" % (name, value)
     post = b"POST /models/unload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
@@ -300,7 +298,7 @@ def test_no_value_of_a_header_breaks_an_agent_or_the_metrics(keyed: Keyed, name:
     assert len(agent.statuses) == len(metrics.statuses) == 1
 
 
-def test_the_metrics_answer_no_name_that_a_page_of_another_site_could_have(keyed: Keyed) -> None:
+def test_the_metrics_port_rejects_foreign_host_names(keyed: Keyed) -> None:
     answer = say(port_of(keyed, "metrics"), b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
 
     assert answer.statuses == [403]
@@ -318,9 +316,7 @@ def test_the_metrics_answer_no_name_that_a_page_of_another_site_could_have(keyed
     ],
     ids=["url", "header", "headers", "fine"],
 )
-def test_a_head_that_is_too_large_is_refused_by_all_who_listen(
-    keyed: Keyed, where: str, head: bytes, status: int
-) -> None:
+def test_every_listener_rejects_a_head_that_is_too_large(keyed: Keyed, where: str, head: bytes, status: int) -> None:
     if where == "metrics":
         head = head.replace(b"/health", b"/metrics").replace(b"Host: x", b"Host: localhost")
 
@@ -333,7 +329,7 @@ def test_a_head_that_is_too_large_is_refused_by_all_who_listen(
     )  # the last words of a cut connection may be lost
 
 
-def test_a_body_that_is_too_large_is_refused_by_its_length_before_it_is_sent(keyed: Keyed) -> None:
+def test_a_body_that_is_too_large_is_rejected_by_its_length(keyed: Keyed) -> None:
     said = say(
         keyed.stack.port,
         request(keyed, f"Content-Length: {10**10}", "Connection: close", body=b"{", length=False),
@@ -348,7 +344,7 @@ def test_a_body_that_is_too_large_is_refused_by_its_length_before_it_is_sent(key
     ["http://169.254.169.254/latest/meta-data", "http://127.0.0.1:6379/", "file:///etc/passwd", "gopher://x", "//x"],
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
-def test_no_address_is_fetched_for_anybody(keyed: Keyed, path: str, url: str) -> None:
+def test_no_address_in_a_request_is_fetched(keyed: Keyed, path: str, url: str) -> None:
     content = {
         "/v1/chat/completions": [{"type": "image_url", "image_url": {"url": url}}],
         "/v1/messages": [{"type": "image", "source": {"type": "url", "url": url}}],
@@ -371,7 +367,7 @@ def test_no_address_is_fetched_for_anybody(keyed: Keyed, path: str, url: str) ->
         {"origin": "https://evil.example", "access-control-request-method": "POST"},
     ],
 )
-def test_no_page_of_another_site_is_told_that_it_may_read(keyed: Keyed, headers: dict[str, str]) -> None:
+def test_no_cors_header_is_sent(keyed: Keyed, headers: dict[str, str]) -> None:
     with keyed.client("admin") as http:
         answers = [
             http.request(method, path, headers=headers)
@@ -382,7 +378,7 @@ def test_no_page_of_another_site_is_told_that_it_may_read(keyed: Keyed, headers:
     assert not [h for a in answers for h in a.headers if h.startswith("access-control-")]
 
 
-def test_a_cookie_from_another_sites_page_changes_nothing(keyed: Keyed) -> None:
+def test_a_cookie_sent_from_another_site_changes_nothing(keyed: Keyed) -> None:
     with keyed.client() as http:
         given = http.post("/status/login", data={"key": keyed.keys["admin"]}).headers["set-cookie"]
         http.cookies.clear()
@@ -395,7 +391,7 @@ def test_a_cookie_from_another_sites_page_changes_nothing(keyed: Keyed) -> None:
     assert (read.status_code, theirs.status_code, plain.status_code, ours.status_code) == (200, 403, 403, 404)
 
 
-def test_what_is_sent_cannot_forge_a_line_of_the_log(keyed: Keyed) -> None:
+def test_a_request_cannot_forge_a_log_line(keyed: Keyed) -> None:
     forged = '\n{"event": "forged_event", "level": "critical"}'
     with keyed.client("wrong" + forged.replace("\n", " ")) as http:
         http.get("/v1/models" + "%0a" + "forged_event")
@@ -420,7 +416,7 @@ def test_what_is_sent_cannot_forge_a_line_of_the_log(keyed: Keyed) -> None:
         "/../../etc/passwd",
     ],
 )
-def test_an_agent_shows_no_file_that_is_not_a_log_of_its_own(keyed: Keyed, path: str) -> None:
+def test_an_agent_serves_only_its_workers_logs(keyed: Keyed, path: str) -> None:
     token = (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
     port = int(keyed.stack.env["CORTEX_AGENT__LISTEN"].rpartition(":")[2])
 
@@ -432,7 +428,7 @@ def test_an_agent_shows_no_file_that_is_not_a_log_of_its_own(keyed: Keyed, path:
     assert b"root:" not in said.raw
 
 
-def test_arguments_of_a_catalogue_reach_no_shell(keyed: Keyed, tmp_path: Path) -> None:
+def test_no_shell_interprets_a_catalogues_arguments(keyed: Keyed, tmp_path: Path) -> None:
     mark = tmp_path / "touched"
     text = keyed.stack.models.read_text()
     attack = f"; touch {mark}; $(touch {mark}) `touch {mark}` | touch {mark} \n touch {mark}"

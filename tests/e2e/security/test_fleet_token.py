@@ -1,4 +1,4 @@
-"""The fleet's token is changed while it serves: nothing restarts, and no request is lost."""
+"""The fleet's token is rotated under load without a restart or a lost request."""
 
 import pytest
 import redis
@@ -10,7 +10,7 @@ from tests.support.stack import eventually
 pytestmark = pytest.mark.xdist_group("security")
 
 
-def test_a_token_is_changed_without_a_restart_and_the_old_one_ends(hardened: Hardened) -> None:
+def test_a_token_is_rotated_without_a_restart(hardened: Hardened) -> None:
     path, old = hardened.folder / "token", hardened.token
 
     def accepted(token: str) -> bool:

@@ -1,4 +1,4 @@
-"""Whoever writes a host's record into Redis learns a token that opens no agent."""
+"""A forged host's record in Redis gets only a token that opens no agent."""
 
 import threading
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def listening(heard: list[str]) -> Iterator[str]:
         server.server_close()
 
 
-def test_what_a_forged_host_is_sent_opens_no_agent(keyed: Keyed) -> None:
+def test_a_token_sent_to_a_forged_host_opens_no_agent(keyed: Keyed) -> None:
     agent = f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}"
     heard: list[str] = []
     with listening(heard) as url, redis.Redis.from_url(keyed.redis_url) as record:

@@ -1,4 +1,4 @@
-"""Random requests to every route of router and agent, the same each time: no 5xx, no hang, no effect without a key.
+"""Random but repeatable requests to every route of router and agent: no 5xx, no hang, no effect without a key.
 
 `just test-security` sends many more, for minutes.
 """
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("security")
 
 LIMIT_S = 10.0
 ACTS = ("/drain", "/hosts/{host}", "/revoke", "/rotate")
-"""Parts of routes that do what they say to whoever may, and would leave the other tests without a fleet."""
+"""Parts of routes whose effects would break the fleet for the other tests."""
 
 words = st.one_of(
     st.sampled_from(
@@ -106,7 +106,7 @@ def open_to_all(table: dict[str, str]) -> list[str]:
     return [r for r in table if not r.endswith(ENDLESS) and not any(end in r for end in ACTS)]
 
 
-def test_random_requests_of_nobody_change_nothing(keyed: Keyed) -> None:
+def test_random_requests_without_a_key_change_nothing(keyed: Keyed) -> None:
     keyed.everywhere("", 401)
     before = state(keyed)
     agent = httpx.Client(base_url=f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}", timeout=LIMIT_S, trust_env=False)

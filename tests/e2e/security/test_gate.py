@@ -1,4 +1,4 @@
-"""The gate at every entrance, from outside: media addresses, fields for operators, and what the answer says of them."""
+"""The gate at every endpoint: media addresses, fields for operators, and the list of dropped fields."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ SHOWN = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url":
         ("/v1/rerank", {"query": "x", "documents": [{"content": SHOWN[0]["content"]}]}),
     ],
 )
-def test_an_address_a_grammar_or_a_costly_schema_is_refused_at_every_entrance(
+def test_an_address_grammar_or_costly_schema_is_rejected_at_every_endpoint(
     keyed: Keyed, path: str, body: dict[str, Any]
 ) -> None:
     with keyed.client("inference") as http:
@@ -47,7 +47,7 @@ def test_an_address_a_grammar_or_a_costly_schema_is_refused_at_every_entrance(
     assert answer.json()["error"]["message"]
 
 
-def test_fields_for_operators_are_dropped_and_named_and_the_request_is_served(keyed: Keyed) -> None:
+def test_fields_for_operators_are_dropped_and_listed(keyed: Keyed) -> None:
     body = {"model": "mine", "messages": HELLO, "id_slot": 0, "chat_template_kwargs": {"tokenize": False}}
 
     with keyed.client("inference") as http:
@@ -61,7 +61,7 @@ def test_fields_for_operators_are_dropped_and_named_and_the_request_is_served(ke
     assert "x-cortex-dropped" not in tame.headers
 
 
-def test_a_body_of_many_objects_is_refused_before_objects_are_made_of_it(keyed: Keyed) -> None:
+def test_a_body_with_too_many_objects_is_rejected_before_it_is_decoded(keyed: Keyed) -> None:
     tools = b",".join([b"{}"] * 1_000_000)
     body = b'{"model":"one/open","messages":[{"role":"user","content":"x"}],"tools":[' + tools + b"]}"
 

@@ -1,4 +1,4 @@
-"""Everything closed that can be closed, and it still serves: what each process may do is no more than it does."""
+"""With all protections on, cortex serves, and each process has only the rights that it needs."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("security")
 HOST, ROUTER = "cortex-host-a", "cortex-router"
 
 
-def test_all_of_cortex_works_as_users_of_redis_that_may_do_little_else(hardened: Hardened) -> None:
+def test_cortex_works_with_restricted_redis_users(hardened: Hardened) -> None:
     assert hardened.chat("fake/one").json()["choices"][0]["message"]["content"] == "one"
     assert hardened.http.post("/admin/functions/fake%2Fone/pin").is_success
     assert hardened.http.post("/admin/functions/fake%2Fone/unpin").is_success
@@ -60,7 +60,7 @@ def test_all_of_cortex_works_as_users_of_redis_that_may_do_little_else(hardened:
     ],
     ids=lambda v: v if isinstance(v, str) else " ".join(v),
 )  # fmt: skip
-def test_a_user_of_redis_may_not(hardened: Hardened, user: str, command: list[str]) -> None:
+def test_a_redis_user_cannot_exceed_its_rights(hardened: Hardened, user: str, command: list[str]) -> None:
     assert not hardened.record.may(user, *command)
 
 
@@ -73,21 +73,21 @@ def test_a_user_of_redis_may_not(hardened: Hardened, user: str, command: list[st
         "LPUSH rq:queue:cortex-b 0", "HSET rq:job:cortex-b-0 data x", "DEL rq:worker:cortex-b-0", "SET cortex:x x",
     ],
 )  # fmt: skip
-def test_a_host_may_not_act_as_an_operator_or_as_another_host(hardened: Hardened, command: str) -> None:
+def test_a_host_cannot_act_as_an_operator_or_another_host(hardened: Hardened, command: str) -> None:
     if not hardened.record.reads_apart and not command.startswith(("SET cortex:counts", "PUBLISH", "LPUSH")):
-        pytest.skip("Redis before 7 lets whoever reads a key write it")
+        pytest.skip("Redis before 7 has no separate right to read a key")
 
     assert not hardened.record.may(HOST, *command.split())
 
 
-def test_the_user_that_all_hosts_had_may_do_nothing(hardened: Hardened) -> None:
+def test_the_former_common_user_of_hosts_has_no_rights(hardened: Hardened) -> None:
     with redis.Redis.from_url(hardened.record.admin_url) as client:
         line = next(u for u in client.acl_list() if u.startswith("user cortex-host "))
 
     assert line.endswith("resetchannels -@all +ping")
 
 
-def test_a_job_that_somebody_wrote_into_redis_runs_nothing_of_its_own(hardened: Hardened) -> None:
+def test_a_forged_job_runs_no_code(hardened: Hardened) -> None:
     mark = hardened.folder / "ran"
     call: list[Any] = ["os.system", None, [f"touch {mark}"], {}]
     jobs = {"pickled": pickle.dumps(tuple(call)), "json": json.dumps(call).encode()}
@@ -127,12 +127,12 @@ def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_answer(hardened:
     assert hardened.worker_keys()
     for where, text in shown.items():
         assert [s for s in secrets if s in text] == [], where
-    # A worker has its own key in its environment, and nobody else has anything there.
+    # A worker has its own key in its environment; other processes have no secret there.
     for process, environment in hardened.environments().items():
         assert [s for s in (*PASSWORDS.values(), hardened.token) if s in environment] == [], process
 
 
-def test_a_worker_answers_to_its_own_key_alone(hardened: Hardened) -> None:
+def test_a_worker_accepts_only_its_own_key(hardened: Hardened) -> None:
     for name in ("fake/one", "fake/after"):
         hardened.chat(name).raise_for_status()
     one, other = (hardened.function(name)["instances"][0] for name in ("fake/one", "fake/after"))
@@ -150,7 +150,7 @@ def test_a_worker_answers_to_its_own_key_alone(hardened: Hardened) -> None:
     assert said == {"its own": 200, "another worker's": 401, "the fleet's": 401, "a client's": 401, "a guess": 401}
 
 
-def test_keys_go_on_working_while_redis_does_not_answer_and_the_log_says_why_without_its_password(
+def test_while_redis_is_away_keys_work_and_the_log_has_no_password(
     hardened: Hardened,
 ) -> None:
     hardened.chat("fake/one").raise_for_status()

@@ -1,4 +1,4 @@
-"""API keys on a running cortex of two router workers, from their making to their end."""
+"""API keys on a running cortex with two router workers, from creation to revocation."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.support.stack import eventually
 pytestmark = pytest.mark.xdist_group("security")
 
 
-def test_a_key_opens_its_functions_only_by_either_header_and_an_alias_counts_as_its_function(keyed: Keyed) -> None:
+def test_a_key_opens_only_its_functions_by_either_header_and_by_alias(keyed: Keyed) -> None:
     keyed.everywhere("inference", 200)
 
     with keyed.client() as http:
@@ -28,7 +28,7 @@ def test_a_key_opens_its_functions_only_by_either_header_and_an_alias_counts_as_
     assert keyed.ask("other", "one/open").status_code == 404
 
 
-def test_refusals_at_the_door_are_said_in_the_dialect_of_the_path(keyed: Keyed) -> None:
+def test_errors_of_authentication_have_the_form_of_the_paths_dialect(keyed: Keyed) -> None:
     keyed.everywhere("", 401)
     with keyed.client() as http:
         openai = http.post("/v1/chat/completions", json={})
@@ -46,7 +46,7 @@ def test_refusals_at_the_door_are_said_in_the_dialect_of_the_path(keyed: Keyed) 
     assert (forbidden.status_code, forbidden.json()["error"]["type"]) == (404, "not_found_error")
 
 
-def test_a_key_sees_only_the_models_it_may_use_and_is_told_of_no_others(keyed: Keyed) -> None:
+def test_a_key_lists_only_its_models(keyed: Keyed) -> None:
     keyed.everywhere("inference", 200)
     with keyed.client("inference") as http:
         listed_ids = [m["id"] for m in http.get("/v1/models").json()["data"]]
@@ -77,7 +77,7 @@ MESSAGES = [{"role": "user", "content": "x"}]
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_a_model_that_a_key_may_not_use_is_answered_exactly_as_one_that_does_not_exist(
+def test_a_forbidden_model_is_answered_like_a_missing_one(
     keyed: Keyed, path: str, body: dict[str, Any] | None, names: tuple[str, str]
 ) -> None:
     answers = []
@@ -97,7 +97,7 @@ def test_a_model_that_a_key_may_not_use_is_answered_exactly_as_one_that_does_not
     assert forbidden == missing
 
 
-def test_a_request_id_that_two_keys_use_is_cancelled_for_the_one_that_is_named(keyed: Keyed) -> None:
+def test_a_shared_request_id_is_cancelled_for_the_named_key_only(keyed: Keyed) -> None:
     keyed.keys["second"] = keyed.make("second", functions=["one/*"])
     keyed.everywhere("second", 200)
     texts: dict[str, str] = {}
@@ -133,7 +133,7 @@ def test_a_request_id_that_two_keys_use_is_cancelled_for_the_one_that_is_named(k
     assert texts["inference"].rstrip().endswith("[DONE]")
 
 
-def test_a_new_key_works_and_a_revoked_one_ends_on_every_worker_within_a_second(keyed: Keyed) -> None:
+def test_new_and_revoked_keys_take_effect_on_every_worker_within_a_second(keyed: Keyed) -> None:
     key = keyed.make("passing")
     eventually(lambda: all(keyed.ask(key).status_code == 200 for _ in range(6)), within_s=1.5, what="it to open")
 
@@ -142,7 +142,7 @@ def test_a_new_key_works_and_a_revoked_one_ends_on_every_worker_within_a_second(
     eventually(lambda: all(keyed.ask(key).status_code == 401 for _ in range(6)), within_s=1.5, what="it to end")
 
 
-def test_a_key_is_made_with_all_that_it_may_and_may_not(keyed: Keyed) -> None:
+def test_a_key_is_created_with_all_its_options(keyed: Keyed) -> None:
     made = keyed.cli(
         "key", "new", "whole", "--functions", "one/*", "--functions", "two/x", "--rpm", "7", "--tpm", "900",
         "--concurrent", "3", "--priority", "high", "--group", "search", "--expires", "30d", "--json",
@@ -157,7 +157,7 @@ def test_a_key_is_made_with_all_that_it_may_and_may_not(keyed: Keyed) -> None:
     assert 29 * 86400 < row["expires"] - row["created"] <= 30 * 86400 + 5
 
 
-def test_a_key_changes_its_group_and_a_rotated_one_stays_in_it(keyed: Keyed) -> None:
+def test_a_keys_group_can_change_and_survives_a_rotation(keyed: Keyed) -> None:
     keyed.make("mover", group="one")
     changed = json.loads(keyed.cli("key", "set", "mover", "--group", "two", "--json").stdout)
     rotated = json.loads(keyed.cli("key", "rotate", "mover", "--overlap", "1h", "--json").stdout)
@@ -186,7 +186,7 @@ def test_rotating_ends_the_old_key_at_once_or_after_the_overlap(keyed: Keyed) ->
     assert "(rotated)" in shown
 
 
-def test_a_key_that_has_expired_opens_nothing_and_is_still_listed(keyed: Keyed) -> None:
+def test_an_expired_key_is_rejected_and_still_listed(keyed: Keyed) -> None:
     key = keyed.cli("key", "new", "brief", "--expires", "1s").stdout.split()[-1]
 
     keyed.everywhere(key, 401)
@@ -195,7 +195,7 @@ def test_a_key_that_has_expired_opens_nothing_and_is_still_listed(keyed: Keyed) 
     assert row["expires"] > 0
 
 
-def test_a_key_is_shown_once_and_is_nowhere_else(keyed: Keyed) -> None:
+def test_a_key_is_shown_once_and_stored_nowhere(keyed: Keyed) -> None:
     key = keyed.make("secret")
     everything = [keyed.cli("key", *a).stdout for a in (["ls"], ["ls", "--json"], ["show", "secret"])]
     with redis.Redis.from_url(keyed.redis_url) as client:
@@ -221,14 +221,16 @@ def test_a_key_is_shown_once_and_is_nowhere_else(keyed: Keyed) -> None:
         (["revoke", "nobody"], 4, "there is no API key 'nobody'"),
     ],
 )
-def test_what_cannot_be_done_with_keys_says_why(keyed: Keyed, command: list[str], code: int, said: str) -> None:
+def test_an_impossible_action_on_a_key_is_an_error_with_the_reason(
+    keyed: Keyed, command: list[str], code: int, said: str
+) -> None:
     done = keyed.cli("key", *command)
 
     assert done.code == code
     assert said in re.sub(r"[\s│]+", " ", done.stderr)
 
 
-def test_commands_without_a_key_that_opens_say_which_one_they_send(keyed: Keyed) -> None:
+def test_a_command_with_a_rejected_key_names_the_source_of_the_key(keyed: Keyed) -> None:
     refused = keyed.cli("fn", "ls", key=keyed.keys["inference"])
 
     assert refused.code == 1
@@ -237,7 +239,7 @@ def test_commands_without_a_key_that_opens_say_which_one_they_send(keyed: Keyed)
     assert keyed.cli("fn", "ls").code == 0
 
 
-def test_the_local_key_is_its_users_alone(keyed: Keyed) -> None:
+def test_the_local_key_is_readable_by_its_user_only(keyed: Keyed) -> None:
     path = keyed.stack.folder / "state" / "cortex" / "local.key"
 
     assert path.stat().st_mode & 0o777 == 0o600

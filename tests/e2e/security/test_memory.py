@@ -1,4 +1,4 @@
-"""What 1,000 hostile connections cost a router: memory, and the patience of everybody else."""
+"""The memory that 1,000 hostile connections cost a router, and the latency of other clients meanwhile."""
 
 import contextlib
 import selectors
@@ -100,7 +100,7 @@ def watched(process: psutil.Process) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_a_thousand_hostile_connections_cost_little_memory_and_others_are_served(
+def test_a_thousand_hostile_connections_use_little_memory(
     alone: Keyed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     router = alone.stack.child("router")

@@ -1,4 +1,4 @@
-"""What a browser may do with what the router serves, and what a stranger may leave in its metrics."""
+"""Content security of everything that the router serves to browsers, and names in its metrics."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.support.stack import eventually
 pytestmark = pytest.mark.xdist_group("security")
 
 
-def test_every_page_and_every_asset_has_a_policy_and_runs_nothing_of_its_own(keyed: Keyed) -> None:
+def test_every_page_and_asset_has_a_policy_without_inline_scripts(keyed: Keyed) -> None:
     with keyed.client("status") as http:
         pages = {path: http.get(path) for path in ("/status", "/status/login", "/status/function/one%2Fopen")}
         found = {a for page in pages.values() for a in re.findall(r'(?:src|href)="(/status/assets/[^"#]+)', page.text)}
@@ -34,7 +34,7 @@ def test_every_page_and_every_asset_has_a_policy_and_runs_nothing_of_its_own(key
         assert "javascript:" not in page.text, path
 
 
-def test_names_that_nobody_knows_make_no_series(keyed: Keyed) -> None:
+def test_unknown_names_create_no_metric_series(keyed: Keyed) -> None:
     metrics = f"http://{keyed.stack.env['CORTEX_GATEWAY__METRICS_LISTEN']}/metrics"
 
     def series() -> set[str]:

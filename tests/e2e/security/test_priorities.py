@@ -1,4 +1,4 @@
-"""Who is served first where not all can be: by the priority of their keys, on a real llama.cpp with one slot."""
+"""Requests are served by the priority of their keys, on a real llama.cpp with one slot."""
 
 import contextlib
 import re
@@ -25,7 +25,7 @@ def held(worker: psutil.Process) -> Iterator[None]:
         worker.send_signal(signal.SIGCONT)
 
 
-def test_the_next_free_slot_is_for_the_highest_priority_that_waits(hardened: Hardened) -> None:
+def test_the_next_free_slot_goes_to_the_highest_waiting_priority(hardened: Hardened) -> None:
     hardened.chat("real/one", max_tokens=1).raise_for_status()
     (instance,) = hardened.function("real/one")["instances"]
     came = ["admin", "low", "admin", "high", "low", "high"]

@@ -1,4 +1,4 @@
-"""What cortex writes is its user's alone, whatever the umask it was started with."""
+"""Files of cortex are readable by its user only, with any umask."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ open("cache/weights/model.gguf", "w").close()
 """
 
 
-def test_no_file_or_folder_of_a_running_cortex_is_open_to_others(tmp_path: Path) -> None:
+def test_all_files_of_a_running_cortex_are_private(tmp_path: Path) -> None:
     stack = Stack(tmp_path, fake("one/model"))  # with a Redis of its own
     try:
         stack.chat("one/model").raise_for_status()
@@ -41,7 +41,7 @@ def test_no_file_or_folder_of_a_running_cortex_is_open_to_others(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("user", "weights", "private"), [("", 0o600, None), ("nobody", 0o644, 0o700)])
-def test_weights_are_readable_where_workers_have_a_user_of_their_own_and_logs_are_not(
+def test_with_a_worker_user_weights_are_readable_and_logs_private(
     tmp_path: Path, user: str, weights: int, private: int | None
 ) -> None:
     subprocess.run([sys.executable, "-c", SHARES, user], cwd=tmp_path, check=True, timeout=60, env=dict(os.environ))

@@ -1,4 +1,4 @@
-"""Keys at one llama.cpp: none learns from its answers what another sent, unless both are in one group."""
+"""Keys at one llama.cpp learn nothing about each other's prompts, unless they are in one group."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,7 @@ def cached(keyed: Keyed, key: str, prompt: str) -> int:
     return told
 
 
-def test_a_key_finds_its_own_prompt_and_never_that_of_another(llama: Keyed) -> None:
+def test_a_key_finds_only_its_own_cached_prompts(llama: Keyed) -> None:
     for prompt in (PLAN, SONG, PLAN, SONG):  # both slots hold prompts of the first key
         cached(llama, "mine", prompt)
     again = cached(llama, "mine", PLAN)
@@ -45,7 +45,7 @@ def test_a_key_finds_its_own_prompt_and_never_that_of_another(llama: Keyed) -> N
     assert cached(llama, "inference", SONG) > 50
 
 
-def test_keys_of_one_group_find_the_prompts_of_one_another_and_no_other_key_does(llama: Keyed) -> None:
+def test_only_keys_of_one_group_find_each_others_cached_prompts(llama: Keyed) -> None:
     for prompt in (PLAN, SONG):
         cached(llama, "grouped", prompt)
 

@@ -1,4 +1,4 @@
-"""Who may do what: every route of the running router, agent and metrics port, requested by every kind of caller.
+"""Every route of the running router, agent and metrics port, called by every kind of caller.
 
 The routes are read off the applications: one that has no row here fails.
 """
@@ -143,7 +143,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return Settings(models_config=str(folder / "models.toml"), token_file=str(folder / "token"))
 
 
-async def test_every_route_of_the_router_has_a_row_and_says_what_it_needs(settings: Settings) -> None:
+async def test_every_route_of_the_router_has_a_row_and_a_right(settings: Settings) -> None:
     found = routes(create_app(settings))
 
     assert {r: n for r, n in found.items() if ROUTER.get(r) != n} == {}, "add a row to the table above, or the mark"
@@ -151,9 +151,7 @@ async def test_every_route_of_the_router_has_a_row_and_says_what_it_needs(settin
 
 
 @pytest.mark.parametrize("caller", sorted(MAY[OPEN]))
-def test_every_route_of_the_router_is_open_to_those_it_is_for_and_closed_to_all_others(
-    keyed: Keyed, caller: str
-) -> None:
+def test_every_route_of_the_router_is_open_to_exactly_its_callers(keyed: Keyed, caller: str) -> None:
     keyed.everywhere("inference", 200)
     add_what_is_no_key(keyed)
     expected, seen = {}, {}
@@ -172,7 +170,7 @@ async def test_every_route_of_the_agent_has_a_row(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("caller", [*sorted(MAY[OPEN]), "other-host"])
-def test_every_route_of_an_agent_but_its_health_is_for_the_fleet_token_and_its_own(keyed: Keyed, caller: str) -> None:
+def test_every_route_of_an_agent_but_health_needs_the_fleets_or_the_hosts_token(keyed: Keyed, caller: str) -> None:
     add_what_is_no_key(keyed)
     expected, seen = {}, {}
     with httpx.Client(
@@ -188,7 +186,7 @@ def test_every_route_of_an_agent_but_its_health_is_for_the_fleet_token_and_its_o
 
 
 @pytest.mark.parametrize("caller", ["", "wrong", "status", "admin", "inference"])
-def test_the_metrics_port_has_one_route_which_takes_no_key_that_is_not_for_reading(keyed: Keyed, caller: str) -> None:
+def test_the_metrics_port_has_one_route_and_rejects_other_keys(keyed: Keyed, caller: str) -> None:
     statuses = {}
     with httpx.Client(
         base_url=f"http://{keyed.stack.env['CORTEX_GATEWAY__METRICS_LISTEN']}",

@@ -1,4 +1,4 @@
-"""What a worker says reaches an operator's terminal as text, never as a command to it."""
+"""A worker's text reaches an operator's terminal without control characters."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def on_a_terminal(keyed: Keyed, *arguments: str) -> bytes:
     return written
 
 
-def test_a_workers_escape_sequences_are_shown_on_a_terminal_and_raw_in_a_pipe(keyed: Keyed) -> None:
+def test_escape_sequences_of_workers_are_escaped_on_a_terminal_only(keyed: Keyed) -> None:
     text = keyed.stack.models.read_text()
     cut = text.index("[aliases]")
     keyed.stack.models.write_text(text[:cut] + fake("two/escapes", "--answer", ATTACK) + "\n" + text[cut:])

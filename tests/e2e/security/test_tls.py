@@ -1,4 +1,4 @@
-"""TLS between everybody: clients, router, agent; and a certificate that is renewed under them."""
+"""TLS between clients, router and agent, and a certificate that is renewed while they run."""
 
 import socket
 import ssl
@@ -27,12 +27,12 @@ def presented(hardened: Hardened) -> bytes:
         return secured.getpeercert(binary_form=True) or b""
 
 
-def test_everything_is_served_by_tls_and_a_renewed_certificate_is_taken_while_it_runs(hardened: Hardened) -> None:
+def test_with_tls_a_renewed_certificate_is_loaded_without_a_restart(hardened: Hardened) -> None:
     assert hardened.chat("fake/one").json()["choices"][0]["message"]["content"] == "one"
     assert hardened.records()["a"].address.startswith("https://")
     assert hardened.run("fn", "ls").code == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{hardened.url}/health", trust_env=False)  # nobody told it whom to trust
+        httpx.get(f"{hardened.url}/health", trust_env=False)  # without the authority
 
     before, pid = presented(hardened), hardened.processes["router"].pid
     (hardened.folder / "router.pem").write_text("half a certificate")
@@ -46,7 +46,7 @@ def test_everything_is_served_by_tls_and_a_renewed_certificate_is_taken_while_it
     assert (hardened.processes["router"].pid, hardened.processes["router"].poll()) == (pid, None)
 
 
-def test_a_login_over_tls_gives_a_cookie_that_never_goes_out_in_the_clear(hardened: Hardened) -> None:
+def test_a_login_over_tls_sets_a_secure_cookie(hardened: Hardened) -> None:
     with httpx.Client(base_url=hardened.url, verify=hardened.context, trust_env=False) as http:
         given = http.post("/status/login", data={"key": hardened.keys["admin"]})
         inside = http.get("/status")  # by the cookie alone
@@ -64,9 +64,7 @@ def test_a_login_over_tls_gives_a_cookie_that_never_goes_out_in_the_clear(harden
 @pytest.mark.parametrize(
     "pair", [("one.pem", "two.key"), ("one.pem", ""), ("none.pem", "one.key"), ("one.key", "one.key")]
 )
-def test_a_certificate_that_cannot_be_used_stops_whoever_listens_before_it_does(
-    tmp_path: Path, pair: tuple[str, str]
-) -> None:
+def test_an_unusable_certificate_prevents_the_start(tmp_path: Path, pair: tuple[str, str]) -> None:
     authority = trustme.CA()
     write(authority, tmp_path, "one")
     write(authority, tmp_path, "two")

@@ -46,7 +46,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield running
 
 
-def test_no_path_of_a_worker_is_open_to_a_stranger_and_requests_are_served(fleet: Fleet) -> None:
+def test_every_path_of_a_worker_needs_its_key(fleet: Fleet) -> None:
     answer = fleet.chat("small")
     (instance,) = fleet.records()["a"].instances
     with httpx.Client(base_url=instance.url, trust_env=False) as stranger:

@@ -1,4 +1,4 @@
-"""A worker has the least it needs: a user of its own, no privilege to gain, a temporary directory that ends with it."""
+"""A worker has its own user, cannot gain privileges, and has a temporary directory that is removed with it."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def nobody_may_read(path: Path) -> bool:
 @pytest.mark.skipif(
     os.geteuid() != 0 or not nobody_may_read(PLAIN), reason="needs root, and a checkout others can read"
 )
-def test_a_worker_runs_as_its_own_user_and_reads_nothing_of_the_agents(hardened: Hardened) -> None:
+def test_a_worker_user_cannot_read_the_agents_files(hardened: Hardened) -> None:
     hardened.join("b", CORTEX_AGENT__WORKER_USER="nobody", CORTEX_AGENT__LABELS='["own-user"]')
 
     answer = hardened.chat("own/user")

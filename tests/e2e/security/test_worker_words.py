@@ -1,4 +1,4 @@
-"""What workers write and answer stays on their host: a word that only they repeat is searched for everywhere else."""
+"""Text from workers stays on their host: a unique word is searched for everywhere else."""
 
 import sys
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Words]:
             stack.end()
 
 
-def test_no_word_that_a_worker_wrote_or_answered_is_anywhere_but_on_its_host(words: Words) -> None:
+def test_text_from_workers_stays_on_its_host(words: Words) -> None:
     found = words.everywhere()
 
     assert [where for where, text in found.items() if MARK in text] == []
@@ -95,13 +95,13 @@ def test_no_word_that_a_worker_wrote_or_answered_is_anywhere_but_on_its_host(wor
     assert any("broken-True" in text for path, text in found.items() if path.endswith("router.log"))
 
 
-def test_the_client_that_sent_a_request_still_gets_its_workers_words(words: Words) -> None:
+def test_the_client_of_a_request_gets_its_workers_text(words: Words) -> None:
     assert MARK in words.answers["refused-False"].json()["error"]["message"]
     assert MARK in words.answers["forbidden-False"].json()["error"]["message"]
 
 
 @pytest.mark.parametrize("name", ["dies", "named"])
-def test_an_admin_reads_a_failed_workers_words_by_the_log_route_and_nobody_else_does(words: Words, name: str) -> None:
+def test_only_an_admin_reads_a_failed_workers_log(words: Words, name: str) -> None:
     with words.keyed.client("status") as http:
         failed = http.get(f"/admin/functions/one%2F{name}").json()["failed_instance"]
         refused = http.get(f"/admin/instances/{failed}/logs").status_code
@@ -117,7 +117,7 @@ def test_an_admin_reads_a_failed_workers_words_by_the_log_route_and_nobody_else_
     assert MARK not in with_less
 
 
-def test_an_inference_key_is_told_neither_hosts_nor_exit_codes_and_an_operator_finds_them_by_request_id(
+def test_an_error_for_an_inference_key_has_no_host_or_exit_code(
     words: Words,
 ) -> None:
     answer = words.answers["dies"]

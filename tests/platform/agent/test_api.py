@@ -1,4 +1,4 @@
-"""No route runs in asyncio's default executor, whose few threads others may have taken."""
+"""No route uses asyncio's default executor, whose few threads may be blocked."""
 
 import inspect
 from collections.abc import Callable

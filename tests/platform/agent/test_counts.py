@@ -1,4 +1,4 @@
-"""What an agent counts. Decisions and the record are values."""
+"""An agent's counters."""
 
 from cortex.functions.lifecycle import State
 from cortex.platform.agent.counts import REGRET_S, AgentCounts

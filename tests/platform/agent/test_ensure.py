@@ -1,4 +1,4 @@
-"""An agent's answer to `ensure`: no start that its router has given up, and none that waits for a hung path."""
+"""An agent's answer to `ensure`: no start after the router's time limit, and none that waits for a hung path."""
 
 import os
 import sys

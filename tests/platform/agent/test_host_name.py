@@ -36,40 +36,40 @@ async def check(*pages: HostRecord | None) -> None:
     [None, replace(OTHER, home="h1"), replace(OTHER, home="")],
     ids=["none", "of this home", "of a release without homes"],
 )
-async def test_a_name_that_no_other_home_has_is_free_at_once(present: HostRecord | None) -> None:
+async def test_a_name_without_another_home_is_free_at_once(present: HostRecord | None) -> None:
     await check(present, replace(OTHER, sequence=6))
 
 
-async def test_an_agent_elsewhere_that_publishes_again_keeps_the_name() -> None:
+async def test_a_name_is_taken_while_another_agent_publishes() -> None:
     with pytest.raises(NameTaken) as refused:
         await check(OTHER, OTHER, replace(OTHER, sequence=6))
 
     assert refused.value.holder.sequence == 6
 
 
-async def test_a_record_that_expires_belongs_to_an_agent_that_is_gone() -> None:
+async def test_a_name_is_free_after_the_other_record_expires() -> None:
     await check(OTHER, OTHER, None, replace(OTHER, sequence=6))
 
 
-async def test_a_record_that_is_never_published_again_refuses_nothing() -> None:
+async def test_a_name_is_free_if_its_record_is_not_published_again() -> None:
     await check(OTHER)
 
 
-def test_the_refusal_names_the_other_machine_by_address_version_and_start() -> None:
+def test_the_error_has_address_version_and_start_of_the_other_machine() -> None:
     sentence = name_taken(OTHER)
 
     assert sentence.startswith(f"another machine has the host name '{HOST}' since 2023-11-14 22:13:20 UTC")
     assert sentence.endswith("http://host-a:13131, version 1.2.3")
 
 
-def test_a_home_is_the_same_at_every_start_of_a_boot_and_another_for_every_state_directory(tmp_path: Path) -> None:
+def test_a_home_depends_on_the_boot_and_the_state_directory(tmp_path: Path) -> None:
     one, two = home(tmp_path / "one", "boot-1"), home(tmp_path / "two", "boot-1")
 
     assert one == home(tmp_path / "one", "boot-1")
     assert len({one, two, home(tmp_path / "one", "boot-2")}) == 3
 
 
-def test_two_directories_of_one_path_are_two_homes(tmp_path: Path) -> None:
+def test_a_recreated_directory_is_another_home(tmp_path: Path) -> None:
     first = home(tmp_path / "state", "boot-1")
     (tmp_path / "state").rename(tmp_path / "first")  # as in two containers of one machine
 

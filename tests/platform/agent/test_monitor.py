@@ -138,7 +138,7 @@ def families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "families", lambda pids: {pid: instance for instance, pid in pids.items()})
 
 
-async def test_ram_is_a_measure_of_a_cpu(registry: Registry, tmp_path: Path) -> None:
+async def test_the_memory_of_a_cpu_instance_is_its_ram(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", ram_mb=9000)
 
@@ -146,7 +146,18 @@ async def test_ram_is_a_measure_of_a_cpu(registry: Registry, tmp_path: Path) -> 
     assert await scene.placed() == (9000, "measured")
 
 
-async def test_ram_says_nothing_of_a_gpu_that_nvml_does_not_know(registry: Registry, tmp_path: Path) -> None:
+async def test_the_cache_that_a_worker_logged_is_recorded_with_its_memory(registry: Registry, tmp_path: Path) -> None:
+    scene = Scene(registry, CPU, tmp_path)
+    scene.serves("one", ram_mb=9000, cache_mb=3000)
+
+    await scene.monitor.check_once()
+
+    entry = await scene.entry()
+    assert entry is not None
+    assert [(r.memory_mb, r.cache_mb) for r in entry.readings] == [(9000, 3000)]
+
+
+async def test_without_nvml_a_gpu_instance_is_not_measured_by_its_ram(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, DECLARED_GPU, tmp_path)
     scene.serves("one", ram_mb=9000)
 
@@ -225,7 +236,7 @@ async def test_a_deleted_ledger_entry_is_not_written_again(registry: Registry, t
     assert await registry.ledger() == {}
 
 
-async def test_a_worker_that_runs_is_measured_again_after_that_but_its_start_is_not_counted_again(
+async def test_a_running_worker_is_measured_again_without_counting_its_start_again(
     registry: Registry, tmp_path: Path
 ) -> None:
     scene = Scene(registry, CPU, tmp_path)
@@ -242,7 +253,7 @@ async def test_a_worker_that_runs_is_measured_again_after_that_but_its_start_is_
     assert (entry.memory_mb, entry.starts, entry.function) == (8500, 0, "f")
 
 
-async def test_an_entry_that_was_forgotten_since_it_was_read_is_not_written(registry: Registry) -> None:
+async def test_a_ledger_entry_deleted_since_the_read_is_not_written(registry: Registry) -> None:
     assert await registry.learn("r|cpu", Entry(memory_mb=1), new=False) is False
     assert await registry.learn("r|cpu", Entry(memory_mb=2), new=True) is True
     assert await registry.learn("r|cpu", Entry(memory_mb=3), new=True) is False
@@ -251,9 +262,7 @@ async def test_an_entry_that_was_forgotten_since_it_was_read_is_not_written(regi
     assert await registry.ledger() == {"r|cpu": Entry(memory_mb=4)}
 
 
-async def test_an_instance_that_breaks_the_round_does_not_keep_it_from_the_others(
-    registry: Registry, tmp_path: Path
-) -> None:
+async def test_an_exception_for_one_instance_does_not_stop_the_round(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, CPU, tmp_path)
     scene.serves("one", "two", "three", ram_mb=9000)
     scene.workers.sick = {"two"}

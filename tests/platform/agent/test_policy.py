@@ -1,4 +1,4 @@
-"""What an agent starts is its own settings' matter, whoever calls it."""
+"""An agent's settings decide what it starts, for every caller."""
 
 import pytest
 from msgspec.structs import replace
@@ -147,7 +147,7 @@ def test_pickled_weights_are_refused_on_a_network_unless_they_are_listed() -> No
 def test_no_path_of_a_function_leads_out_of_the_weight_roots(wanted: dict[str, object]) -> None:
     agent = replace(HOME, weight_roots=("/srv/models",), cache_dir="/var/cache/cortex")
 
-    assert "is outside of `[agent] weight_roots`" in refusal(replace(VLLM, **wanted), agent)
+    assert "is outside `[agent] weight_roots` of this host" in refusal(replace(VLLM, **wanted), agent)
     assert refusal(replace(VLLM, **wanted), HOME) == ""
 
 
@@ -161,7 +161,7 @@ def test_a_path_inside_the_weight_roots_or_an_inline_template_is_allowed() -> No
 
 
 @pytest.mark.parametrize(("worker_host", "starts"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False)])
-def test_sleep_is_for_workers_that_only_this_host_reaches(worker_host: str, starts: bool) -> None:
+def test_sleep_is_allowed_only_for_workers_on_loopback(worker_host: str, starts: bool) -> None:
     why = refusal(replace(VLLM, sleep=True), replace(HOME, worker_host=worker_host))
 
     assert (why == "") is starts

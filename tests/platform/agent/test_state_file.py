@@ -1,4 +1,4 @@
-"""The agent's state file: what it says is read as far as it is understood."""
+"""The agent's state file: restarts, other releases, and disks that fail."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which engines a host has: asked of each engine's own Python, from outside."""
+"""Discovery of engines through each engine's own Python."""
 
 import stat
 import sys

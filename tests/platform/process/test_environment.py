@@ -1,4 +1,4 @@
-"""Which variables workers inherit from the agent; secrets are never among them."""
+"""The variables that workers inherit from the agent, never secrets."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from cortex.platform.process.environment import inheritable, worker_environment
         ("HTTPS_PROXY", "http://proxy:3128"),
     ],
 )
-def test_what_libraries_look_for_is_inheritable(name: str, value: str) -> None:
+def test_variables_of_libraries_are_inherited(name: str, value: str) -> None:
     assert inheritable({name: value}) == {name: value}
 
 

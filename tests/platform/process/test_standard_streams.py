@@ -1,4 +1,4 @@
-"""Processes whose standard error cannot be written go on."""
+"""Processes continue when their standard error cannot be written."""
 
 import os
 import subprocess
@@ -35,19 +35,19 @@ def run(*before: str, stderr: int | None = None) -> int:
     return subprocess.run(argv, stderr=stderr, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
 
 
-def test_what_is_written_to_a_stream_that_works_arrives() -> None:
+def test_output_to_a_working_stream_arrives() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stderr.count("words"), done.stderr.count('"event": "event"')) == (7, 6, 3)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_loses_lines_and_nothing_else() -> None:
+def test_with_a_full_disk_only_lines_are_lost() -> None:
     with Path("/dev/full").open("wb") as full:
         assert run(stderr=full.fileno()) == 7
 
 
-def test_a_pipe_without_a_reader_loses_lines_and_nothing_else() -> None:
+def test_with_a_pipe_without_a_reader_only_lines_are_lost() -> None:
     writing = unread_pipe()
     try:
         assert run(stderr=writing) == 7
@@ -56,6 +56,6 @@ def test_a_pipe_without_a_reader_loses_lines_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_streams_that_are_closed_from_the_beginning_are_opened_on_nothing(closed: str) -> None:
+def test_streams_closed_at_the_start_are_opened_on_dev_null(closed: str) -> None:
     """Else the next socket gets the number of standard error, and log lines go into it."""
     assert run("/bin/sh", "-c", f'exec "$0" "$@" {closed}') == 7

@@ -1,4 +1,4 @@
-"""How many connections a listener holds: pure counting, no sockets."""
+"""The counting of a listener's connections, without sockets."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a listener bears of a connection: raw bytes against a real server with short clocks."""
+"""Limits of HTTP connections: raw bytes to a real server with short time limits."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ async def serving(
     server = uvicorn.Server(config)
     server.config.load()
     task = asyncio.create_task(server._serve())
-    while not server.started:  # noqa: ASYNC110 (uvicorn tells nobody)
+    while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
         await asyncio.sleep(0)
     try:
         yield port

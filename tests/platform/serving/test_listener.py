@@ -1,4 +1,4 @@
-"""What every listener is made with: a clock for the TLS handshake, and room for its connections."""
+"""Every listener has a time limit for TLS handshakes and a limit of connections."""
 
 import asyncio
 import contextlib

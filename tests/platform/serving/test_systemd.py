@@ -1,4 +1,4 @@
-"""What passes between a service manager and a process: listeners in, signs of life out."""
+"""Listeners from a service manager, and notifications to it."""
 
 import os
 import socket

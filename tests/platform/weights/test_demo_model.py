@@ -1,4 +1,4 @@
-"""The model that is written down: its counts, its weights, and how it speaks through llama.cpp."""
+"""The demo model: its counts, its weights, and its answers through llama.cpp."""
 
 import math
 import re
@@ -196,7 +196,7 @@ def test_any_text_survives_the_tokeniser(llama: httpx.Client, content: str) -> N
     assert llama.post("/detokenize", json={"tokens": tokens}).json()["content"] == content
 
 
-def test_nothing_but_words_even_at_a_high_temperature(llama: httpx.Client) -> None:
+def test_even_at_a_high_temperature_answers_have_only_known_words(llama: httpx.Client) -> None:
     answer = ask(llama, "hello", temperature=2, ignore_eos=True, max_tokens=300)
 
     assert set(split(answer)) <= set(split(demo_text()))

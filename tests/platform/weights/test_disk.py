@@ -103,7 +103,7 @@ async def test_weights_outside_the_roots_are_refused_and_a_hung_root_does_not_bl
     assert local is not None
 
 
-async def test_a_look_without_roots_does_not_answer_one_with_roots(present: Function, tmp_path: Path) -> None:
+async def test_a_result_without_roots_is_not_reused_with_roots(present: Function, tmp_path: Path) -> None:
     looks = BlockingCalls(WITHIN_S)
 
     free, bound = await asyncio.gather(

@@ -144,7 +144,7 @@ def test_a_download_resumes_after_a_kill(hub: FakeHub, tmp_path: Path) -> None:
     assert partial_size >= 500_000
 
 
-def test_a_server_that_takes_no_ranges_sends_it_all_again(hub: FakeHub, tmp_path: Path) -> None:
+def test_without_range_support_a_download_starts_over(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts["m-Q4_K_M.gguf"] = [1_000_000]
     hub.ranges = False
     target = function("org/m", quant="Q4_K_M")

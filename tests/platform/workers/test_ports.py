@@ -20,7 +20,7 @@ class Time:
 
 
 def ports(count: int) -> tuple[Ports, Time]:
-    """A range of so many ports at a loopback address of the test's own: nobody else binds them."""
+    """A range of ports at a loopback address that only this test uses."""
     clock, host = Time(), f"127.{secrets.randbelow(200) + 40}.{secrets.randbelow(256)}.1"
     return Ports(host, f"29001-{29000 + count}", clock), clock
 

@@ -61,7 +61,7 @@ class Host:
             self.scheduler.record,
             self.faults,
         )
-        self.supervisor._begun = self.spawn  # type: ignore[method-assign]
+        self.supervisor._start_process = self.spawn  # type: ignore[method-assign]
 
     def tell(self, event: Event) -> None:
         for effect in self.scheduler.handle(event, clock.now()):
@@ -71,7 +71,7 @@ class Host:
     async def back(self, pids: set[int]) -> bool:
         return True
 
-    def spawn(
+    async def spawn(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
     ) -> tuple["subprocess.Popen[bytes]", str, bool]:
         argv, path = self.begin()

@@ -11,7 +11,7 @@ from cortex.platform.registry import Registry
 from cortex.router.access.rate_limits import COVER, RateLimiter, Share, over_limits_message, rate_headers, used
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.request_record import RequestRecord, RequestRecords
+from cortex.router.request.request_record import RequestRecord
 from tests.support.stack import own_redis
 
 VERDICT = Verdict(requests_left=3, tokens_left=400, requests_full_s=1.5, tokens_full_s=30)
@@ -65,7 +65,7 @@ async def limiter(url: str) -> AsyncIterator[RateLimiter]:
     view = FleetView(registry, "r")
     await view.refresh()
     view.away = False
-    yield RateLimiter(Quota(registry), view, RequestRecords([]))
+    yield RateLimiter(Quota(registry), view)
     await registry.close()
 
 
@@ -212,7 +212,7 @@ async def test_more_answers_than_the_limits_ever_allow_are_a_bad_request(limiter
 
 
 async def test_a_key_without_limits_reserves_nothing() -> None:
-    limiter = RateLimiter(None, None, RequestRecords([]))  # type: ignore[arg-type]
+    limiter = RateLimiter(None, None)  # type: ignore[arg-type]
     share = await limiter.enter(caller(), "chat", 10)
     await share.cover(COVER)
     await share.adjust(COVER, 5)

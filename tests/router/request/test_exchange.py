@@ -28,7 +28,7 @@ from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request import admission
 from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
-from cortex.router.request.exchange import Call, Exchanges
+from cortex.router.request.exchange import Call, Exchange, Exchanges
 from cortex.router.request.probe import Pulse
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
@@ -149,7 +149,7 @@ class Stage:
         async def receive() -> Any:
             await asyncio.Event().wait()
 
-        exchange = self.exchanges.exchange(target, await parse(target), "r", LOCAL, name=name, parse=parse)
+        exchange = Exchange(self.exchanges, target, await parse(target), "r", LOCAL, name=name, parse=parse)
         task = asyncio.ensure_future(cast(Awaitable[None], exchange({"headers": []}, receive, send)))  # type: ignore[arg-type]
         try:
             yield task, sent
@@ -388,7 +388,7 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, request_records, cast(Any, tracing))
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
-    exchange = exchanges.exchange(target, call, "req_1", anonymous())
+    exchange = Exchange(exchanges, target, call, "req_1", anonymous())
 
     with pytest.raises(ValueError, match="means nothing"):
         await exchange({"headers": []}, nothing, nothing)  # type: ignore[arg-type]

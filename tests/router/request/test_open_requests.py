@@ -17,50 +17,54 @@ def a_request_record() -> RequestRecord:
     return RequestRecord("r", "f", "f", "chat", streams=True, read_s=0.0)
 
 
-def silent(aboard: OpenRequests, present: tuple[str, ...] = ("one",)) -> bool:
-    return bool(aboard.silences(time.monotonic() + LATER_S, present))
+def silent(open_requests: OpenRequests, present: tuple[str, ...] = ("one",)) -> bool:
+    return bool(open_requests.silences(time.monotonic() + LATER_S, present))
 
 
 def test_an_instance_that_owes_an_answer_is_silent_until_it_gives_one() -> None:
-    aboard = OpenRequests()
-    with aboard.sent("one", a_request_record()):
-        at_once = aboard.silences(time.monotonic() + WORTH_REPORTING_S / 2, ("one",))
-        later = silent(aboard)
+    open_requests = OpenRequests()
+    with open_requests.sent("one", a_request_record()):
+        at_once = open_requests.silences(time.monotonic() + WORTH_REPORTING_S / 2, ("one",))
+        later = silent(open_requests)
 
-    assert (at_once, later, silent(aboard)) == ({}, True, False)
+    assert (at_once, later, silent(open_requests)) == ({}, True, False)
 
 
 def test_what_a_client_left_waiting_counts_until_the_next_answer() -> None:
-    aboard = OpenRequests()
-    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_request_record()):
+    open_requests = OpenRequests()
+    with pytest.raises(asyncio.CancelledError), open_requests.sent("one", a_request_record()):
         raise asyncio.CancelledError
-    left = silent(aboard)
-    with aboard.sent("one", a_request_record()):
+    left = silent(open_requests)
+    with open_requests.sent("one", a_request_record()):
         pass
 
-    assert (left, silent(aboard)) == (True, False)
+    assert (left, silent(open_requests)) == (True, False)
 
 
 def test_a_byte_for_one_request_is_progress_for_all() -> None:
-    aboard, streams = OpenRequests(), a_request_record()
-    with aboard.sent("one", a_request_record()), aboard.sent("one", streams):
+    open_requests, streams = OpenRequests(), a_request_record()
+    with open_requests.sent("one", a_request_record()), open_requests.sent("one", streams):
         streams.piece(time.monotonic() + LATER_S)
 
-        assert not silent(aboard)
+        assert not silent(open_requests)
 
 
 def test_all_that_were_aboard_count_when_the_first_connection_breaks() -> None:
-    aboard = OpenRequests()
-    with aboard.sent("one", a_request_record()), pytest.raises(Broken), aboard.sent("one", a_request_record()):
+    open_requests = OpenRequests()
+    with (
+        open_requests.sent("one", a_request_record()),
+        pytest.raises(Broken),
+        open_requests.sent("one", a_request_record()),
+    ):
         raise Broken("closed")
 
-    assert aboard.lose("one") == 2
+    assert open_requests.lose("one") == 2
 
 
 def test_instances_that_are_gone_are_forgotten() -> None:
-    aboard = OpenRequests()
-    with pytest.raises(asyncio.CancelledError), aboard.sent("one", a_request_record()):
+    open_requests = OpenRequests()
+    with pytest.raises(asyncio.CancelledError), open_requests.sent("one", a_request_record()):
         raise asyncio.CancelledError
 
-    assert not silent(aboard, ())
-    assert not silent(aboard)
+    assert not silent(open_requests, ())
+    assert not silent(open_requests)

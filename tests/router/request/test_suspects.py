@@ -17,7 +17,7 @@ from cortex.router.request.suspects import (
 )
 
 
-def a_passenger(text: str = "pill", *, key: str = "k1", function: str = "f") -> Fingerprint:
+def a_fingerprint(text: str = "pill", *, key: str = "k1", function: str = "f") -> Fingerprint:
     return Fingerprint(key=key, who=key, function=function, request="r", digest=digest("/v1", text.encode()))
 
 
@@ -30,14 +30,14 @@ def after_deaths(passenger: Fingerprint, times: int, *, alone: bool) -> Suspects
 
 
 def test_a_request_is_refused_after_two_deaths_that_it_was_alone_aboard() -> None:
-    pill = a_passenger()
+    pill = a_fingerprint()
 
     assert after_deaths(pill, ALONE - 1, alone=True).refused_for(pill.marks, 2.0) == 0
     assert after_deaths(pill, ALONE, alone=True).refused_for(pill.marks, 1.0) == REFUSED_S
 
 
 def test_in_company_it_takes_more_deaths() -> None:
-    pill = a_passenger()
+    pill = a_fingerprint()
 
     assert after_deaths(pill, IN_COMPANY - 1, alone=False).refused_for(pill.marks, 10.0) == 0
     assert after_deaths(pill, IN_COMPANY, alone=False).refused_for(pill.marks, 10.0) > 0
@@ -46,23 +46,23 @@ def test_in_company_it_takes_more_deaths() -> None:
 def test_a_key_that_changes_a_word_each_time_is_refused_at_that_function_only() -> None:
     suspects = Suspects()
     for n in range(OF_KEY):
-        for mark in a_passenger(f"pill {n}").marks:
+        for mark in a_fingerprint(f"pill {n}").marks:
             suspects.strike(mark, alone=True, now=0.0)
 
-    assert suspects.refused_for(a_passenger("another").marks, 1.0) > 0
-    assert suspects.refused_for(a_passenger("another", function="g").marks, 1.0) == 0
-    assert suspects.refused_for(a_passenger("another", key="k2").marks, 1.0) == 0
+    assert suspects.refused_for(a_fingerprint("another").marks, 1.0) > 0
+    assert suspects.refused_for(a_fingerprint("another", function="g").marks, 1.0) == 0
+    assert suspects.refused_for(a_fingerprint("another", key="k2").marks, 1.0) == 0
 
 
 def test_clients_without_a_key_answer_for_the_exact_request_only() -> None:
-    suspects = after_deaths(a_passenger(key=ANONYMOUS), 8, alone=True)
+    suspects = after_deaths(a_fingerprint(key=ANONYMOUS), 8, alone=True)
 
-    assert suspects.refused_for(a_passenger(key=ANONYMOUS).marks, 8.0) > 0
-    assert suspects.refused_for(a_passenger("another", key=ANONYMOUS).marks, 8.0) == 0
+    assert suspects.refused_for(a_fingerprint(key=ANONYMOUS).marks, 8.0) > 0
+    assert suspects.refused_for(a_fingerprint("another", key=ANONYMOUS).marks, 8.0) == 0
 
 
 def test_a_refusal_ends_and_deaths_are_forgotten() -> None:
-    pill = a_passenger()
+    pill = a_fingerprint()
     suspects = after_deaths(pill, ALONE, alone=True)
 
     assert suspects.refused_for(pill.marks, 1.0 + REFUSED_S) == 0

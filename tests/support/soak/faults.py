@@ -78,12 +78,12 @@ class Faults:
                 deck = [*self._kinds, *TWICE]
                 self._rng.shuffle(deck)
             kind = deck.pop()
-            self.done[kind if self._kinds[kind]() else "(nobody there to harm)"] += 1
+            self.done[kind if self._kinds[kind]() else "(no target)"] += 1
             time.sleep(self._rng.uniform(*EVERY_S))
             self._heal_what_is_due()
 
     def heal(self) -> None:
-        """Mend everything."""
+        """End all faults."""
         while self._heal_at:
             self._heal_at.pop(0)[1]()
         if self._record_back is not None:

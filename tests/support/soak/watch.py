@@ -75,7 +75,7 @@ class Watch:
         self._one_start(hosts)
         for report in routers:
             if any(n <= 0 for n in (*report.in_flight.values(), *report.waiting.values())):
-                self._wrong.add(f"{report.id} counts nobody or less: {report.in_flight} {report.waiting}")
+                self._wrong.add(f"{report.id} has a count of zero or less: {report.in_flight} {report.waiting}")
 
     def _budgets(self, host: HostRecord) -> None:
         for device in host.devices:

@@ -48,20 +48,20 @@ SHORT_OPTIONS = frozenset(("-m", "-mu", "-hf", "-hfr", "-hff", "-hfd", "-hfrd", 
 def refusal(function: Function, agent: Agent) -> str:
     """Return why this host may not start a function, with the setting that decides it; "" if it may."""
     if agent.allow_engines and function.engine not in agent.allow_engines:
-        listed = ", ".join(agent.allow_engines)
-        return f"this host runs no engine '{function.engine}': its `[agent] allow_engines` has {listed}"
+        engines = ", ".join(agent.allow_engines)
+        return f"this host runs no engine '{function.engine}': its `[agent] allow_engines` has {engines}"
     if function.sleep and function.engine is Engine.VLLM and not is_loopback(f"{agent.worker_host}:0"):
         return (
-            "`sleep = true` opens vLLM's routes for developers, and this host's workers can be reached from elsewhere: "
-            "leave `sleep` out, or set `[agent] worker_host` to a loopback address"
+            "`sleep = true` opens vLLM's developer routes, and this host's workers can be reached from other machines: "
+            "remove `sleep`, or set `[agent] worker_host` to a loopback address"
         )
     if outside := _outside(function, agent):
-        return f"the path {outside} is outside of `[agent] weight_roots` on this host"
+        return f"the path {outside} is outside `[agent] weight_roots` of this host"
     return _code(function, agent) if is_strict(agent) else ""
 
 
 def is_strict(agent: Agent) -> bool:
-    """Whether an agent starts only what its settings list: on a network, or with one of them set."""
+    """Return whether an agent starts only what its settings list: on a network, or with one of them set."""
     return not is_loopback(agent.listen) or bool(agent.allow_engines or agent.commands or agent.allow_code)
 
 
@@ -69,7 +69,9 @@ def _code(function: Function, agent: Agent) -> str:
     """Return why a function would run code that no setting allows, or ""."""
     if function.engine is Engine.COMMAND and not any(_begins(function.command, c) for c in agent.commands):
         program = function.command[0] if function.command else ""
-        return f"this host does not run '{program}': its `[agent] commands` lists no beginning of this command"
+        return (
+            f"this host does not run '{program}': its `[agent] commands` does not list the first words of the command"
+        )
     if ANY in agent.allow_code:
         return ""
     for name in function.env:
@@ -80,14 +82,14 @@ def _code(function: Function, agent: Agent) -> str:
             if _loads_code(option) and option not in agent.allow_code:
                 return f"the option {option} can load code or files: `[agent] allow_code` of this host does not list it"
     if function.allow_pickle and PICKLES not in agent.allow_code:
-        return f"`allow_pickle` runs what weights hold: `[agent] allow_code` of this host does not list '{PICKLES}'"
+        return f"`allow_pickle` runs code in weights: `[agent] allow_code` of this host does not list '{PICKLES}'"
     return ""
 
 
-def _begins(command: Sequence[str], listed: str) -> bool:
-    """Whether a command begins with the words of an entry of `commands`."""
-    words = shlex.split(listed)
-    return listed == ANY or (bool(words) and list(command[: len(words)]) == words)
+def _begins(command: Sequence[str], entry: str) -> bool:
+    """Return whether a command begins with the words of an entry of `commands`."""
+    words = shlex.split(entry)
+    return entry == ANY or (bool(words) and list(command[: len(words)]) == words)
 
 
 def _options(args: Sequence[str]) -> Iterator[str]:
@@ -98,7 +100,7 @@ def _options(args: Sequence[str]) -> Iterator[str]:
 
 
 def _loads_code(option: str) -> bool:
-    """Whether an option loads code, in any spelling that an engine accepts: `--worker_cls`, `--worker-c`, `--x.y`."""
+    """Return whether an option loads code, in any accepted spelling: `--worker_cls`, `--worker-c`, `--x.y`."""
     if option in SHORT_OPTIONS:
         return True
     name = option.lstrip("-").replace("_", "-").lower().partition(".")[0]

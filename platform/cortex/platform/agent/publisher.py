@@ -92,8 +92,8 @@ class HostPublisher:
                 if record != self._published or time.monotonic() >= self._due:
                     self._published, self._due = record, 0.0
                     self._publications += 1
-                    written = replace(record, at=clock.now(), sequence=self._publications)
-                    self._note_holder(await self._registry.publish_host(written, ttl_s))
+                    publication = replace(record, at=clock.now(), sequence=self._publications)
+                    self._note_holder(await self._registry.publish_host(publication, ttl_s))
                     if self.name_holder is None:
                         await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
                         self._due = time.monotonic() + self._heartbeat_s / 2

@@ -48,8 +48,8 @@ class Listener(uvicorn.Config):
 def _tls_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
     loop: Any = factory()
     loop.create_server = functools.partial(loop.create_server, ssl_handshake_timeout=HEAD_S)
-    made: asyncio.AbstractEventLoop = loop
-    return made
+    typed_loop: asyncio.AbstractEventLoop = loop
+    return typed_loop
 
 
 def config(

@@ -54,7 +54,7 @@ class Fetches:
         self._calls = BlockingCalls(QUEUE_S, hint="is Redis reachable?")
         self._jobs = Jobs(settings.redis_url, RecordKeys(settings.redis.prefix).queue(settings.host_name))
         self._tell = tell
-        self._wanted: dict[str, set[str]] = {}
+        self._waiting: dict[str, set[str]] = {}
         self._for: dict[str, set[str]] = {}
         self._cancelled: set[str] = set()
         self._requesting = asyncio.Lock()
@@ -69,7 +69,7 @@ class Fetches:
         try:
             source = _fetchable(function)
             name = self._jobs.id_of(source)
-            self._wanted.setdefault(name, set()).add(instance.id)
+            self._waiting.setdefault(name, set()).add(instance.id)
             self._for.setdefault(name, set()).add(function.id)
             await self._follow(source, instance)
             local_weights = await self._local_weights(function)
@@ -80,7 +80,7 @@ class Fetches:
             self._tell(FetchFailed(instance.id, reason))
             return
         finally:
-            self._wanted.get(name, set()).discard(instance.id)
+            self._waiting.get(name, set()).discard(instance.id)
         self._tell(Fetched(instance.id, local_weights))
 
     async def _local_weights(self, function: Function) -> LocalWeights | None:
@@ -105,12 +105,12 @@ class Fetches:
         except weights.WeightsUnavailable:
             return
         name = self._jobs.id_of(source)
-        if self._wanted.get(name):
+        if self._waiting.get(name):
             return
         try:
             async with self._requesting:
                 fetching = await self._call(f"look {name}", lambda: self._jobs.look(name))
-                if fetching.alive and not fetching.kept and not self._wanted.get(name):
+                if fetching.alive and not fetching.kept and not self._waiting.get(name):
                     log.info("fetch_called_off", source=str(source))
                     await self._call(f"cancel {name}", lambda: self._jobs.cancel(name))
         except (JobLost, redis.RedisError, OSError) as error:
@@ -140,9 +140,9 @@ class Fetches:
 
     async def keep_only(self, declared: Collection[Function]) -> None:
         """Cancel fetches that no declared function needs and no instance waits for."""
-        wanted = self._functions_by_job(declared)
+        needed = self._functions_by_job(declared)
         for fetching in await self._call("all", self._jobs.all):
-            if fetching.alive and fetching.id not in wanted and not self._wanted.get(fetching.id):
+            if fetching.alive and fetching.id not in needed and not self._waiting.get(fetching.id):
                 log.info("fetch_called_off", source=fetching.source)
                 await self.cancel(fetching.id)
 
@@ -213,8 +213,8 @@ def describe(fetching: Fetching, now: float) -> str:
     so_far = f"{_size(fetching.done)} of {_size(fetching.total)}" if fetching.total else "asking the hub"
     if fetching.state == "waiting":
         return f"{so_far}, trying again in {max(0, round(fetching.retry_at - now))} s: {fetching.why}"
-    left = f", {round(fetching.remaining_s)} s left" if fetching.remaining_s is not None else ""
-    return so_far + (f", {_size(fetching.rate)}/s{left}" if fetching.rate else "")
+    remaining = f", {round(fetching.remaining_s)} s left" if fetching.remaining_s is not None else ""
+    return so_far + (f", {_size(fetching.rate)}/s{remaining}" if fetching.rate else "")
 
 
 def _size(count: float) -> str:

@@ -34,12 +34,12 @@ def available() -> int:
 
 async def read_ahead(
     weights: Path,
-    wanted: Callable[[], bool],
+    is_needed: Callable[[], bool],
     available: Callable[[], int] = available,
     *,
     looks: BlockingCalls | None = None,
 ) -> int:
-    """Read weights into the page cache while `wanted()` holds. Return the number of bytes requested."""
+    """Read weights into the page cache while `is_needed()` holds. Return the number of bytes requested."""
     calls, place = looks or BlockingCalls(WINDOW_S), str(weights)
     try:
         files = await calls.look(place, "read ahead", lambda: _files(weights))
@@ -50,7 +50,7 @@ async def read_ahead(
     done = 0
     for path, size in files:
         for offset in range(0, size, WINDOW):
-            if not wanted() or available() < SPARE:
+            if not is_needed() or available() < SPARE:
                 return done
             try:
                 window = partial(_window, path, offset, min(WINDOW, size - offset))

@@ -1,8 +1,7 @@
-"""Does what the scheduler decides: starts workers, watches them, stops them, clears up after them.
+"""Performs the scheduler's effects: starts, watches and stops workers, and kills what they leave.
 
-It decides nothing. Every effect ends in an event told to the agent: a worker that was spawned is answered
-or exited, one that was stopped has exited, one that exited is reclaimed. What an effect raises is such an event, too,
-or the effect is tried again: no decision is lost.
+It decides nothing. Every effect ends in an event: a spawned worker answers or exits, a stopped one exits, and an exited
+one is reclaimed. An exception in an effect also becomes an event, or the effect is retried, so no decision is lost.
 """
 
 import asyncio
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from cortex.functions.launch import Launch, launch
 from cortex.functions.lifecycle import State
@@ -27,7 +27,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
-from cortex.platform.launcher.pool import LauncherPool
+from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
@@ -52,7 +52,7 @@ from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
-from cortex.platform.workers import activity, cgroup, hardening, launch_context, log_files, process
+from cortex.platform.workers import activity, cgroup, compile_caches, hardening, launch_context, log_files, process
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
@@ -64,25 +64,28 @@ log = structlog.get_logger()
 PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
 ADOPTION_PROBE_S = 2.0
 STUCK_CPU_S = 0.05
-"""CPU time a worker must have spent between failed health checks to count as alive."""
+"""CPU time between failed health checks that shows that a worker is alive."""
 KILLED_WITHIN_S = 5.0
-"""How long a process may take to end after KILL. One that takes longer sleeps in the kernel."""
+"""Time limit for a process to end after KILL. One that exceeds it hangs in the kernel."""
 AGAIN_S = 2.0
-"""The pause before an effect that raised is tried again."""
+"""Pause before an effect that raised is retried."""
 RECLAIM_S = 30.0
-"""How long freed device memory may take to come back; what is still held then counts as foreign."""
+"""Time limit for freed device memory to be released; memory still held then counts as foreign."""
+PRUNE_S = 60.0
+"""Timeout of removing old compile caches."""
+
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
 
 
-class MemoryBack(Protocol):
-    """Whether these processes hold no device memory any more."""
+class MemoryReleased(Protocol):
+    """Returns whether these processes have released all device memory."""
 
     async def __call__(self, pids: set[int]) -> bool: ...
 
 
 class Supervisor:
-    """The hands of one agent."""
+    """The worker processes of one agent."""
 
     def __init__(
         self,
@@ -90,56 +93,56 @@ class Supervisor:
         token: FleetToken,
         engines: Engines,
         tell: Callable[[Event], None],
-        back: MemoryBack,
+        memory_released: MemoryReleased,
         record: Callable[[], HostRecord],
         faults: Faults | None = None,
     ) -> None:
-        self._settings, self._token, self._engines, self._tell, self._back = settings, token, engines, tell, back
-        self._record = record
+        self._settings, self._token, self._engines, self._tell = settings, token, engines, tell
+        self._memory_released, self._record = memory_released, record
         self._faults = faults or Faults()
         self.looks = disk.looks()
         self.fetches = Fetches(settings, tell, self.looks)
         self._tasks: set[asyncio.Task[None]] = set()
         self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
-        """The effect of each kind that is carried out for each instance."""
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        """The running effect by kind and instance."""
+        self._children: dict[str, subprocess.Popen[bytes] | ForkedWorker] = {}
         self._watched: dict[str, ProcessId] = {}
-        """The workers whose end `_watch` will tell of."""
+        """The workers whose exit `_watch` reports."""
         self._proved: dict[str, frozenset[ProcessId]] = {}
-        """The processes of a worker's session when it ended: they are its own, whatever they carry."""
+        """The processes of a worker's session when it ended. They belong to it, with or without its marker."""
         self._ports = Ports(settings.agent.worker_host, settings.agent.worker_ports)
         self._token, self._probe = token, Probe(token)
         self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
         self._groups = cgroup.home(self._owner)
         self._warm: dict[str, Spawn] = {}
-        """Starts a launcher took that are not ready yet: what fails of them is started plainly."""
+        """Starts from a launcher that are not ready yet. If one fails, it is repeated as a plain start."""
         self._user = find_user(settings.agent.worker_user)
-        # A launcher that is parked already is the agent's user for good.
-        wanted = settings.agent.launcher and "vllm" in engines.tools and self._user is None
-        self._keeper = LauncherPool(
-            engines.tools["vllm"] if wanted else None,
+        # A parked launcher cannot change its user.
+        uses_launcher = settings.agent.launcher and "vllm" in engines.tools and self._user is None
+        self._launchers = LauncherPool(
+            engines.tools["vllm"] if uses_launcher else None,
             base_env=launch_context.LAUNCHER_ENV,
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
-            on_state=lambda state: self._tell(events.LauncherChanged("vllm", state)),
+            on_state=lambda state, mb: self._tell(events.LauncherChanged("vllm", state, mb)),
         )
 
     def keep_launcher(self) -> None:
-        """Keep a launcher parked from now on. What an earlier agent left has to be cleared away before."""
-        self._own("launcher", self._faults.run("launcher", self._keeper.keep))
+        """Keep a launcher parked from now on. Call it after `clear_orphans`."""
+        self._own("launcher", self._faults.run("launcher", self._launchers.keep))
 
     async def close(self) -> None:
-        """Let go of every watch; the workers themselves live on."""
+        """Stop watching. The workers keep running."""
         await cancelled(self._tasks)
         self.fetches.close()
-        await self._keeper.close()
+        await self._launchers.close()
         await self._probe.close()
         cgroup.remove_home(self._groups)
 
     def perform(self, effect: Effect) -> None:
-        """Begin an effect. Never waits and never fails: what comes of it is told as an event."""
+        """Start an effect. It neither waits nor raises; the result is an event."""
         match effect:
             case Fetch(instance, function):
                 self._begin("fetch", instance, self.fetches.fetch(instance, function), self._fetch_failed)
@@ -165,9 +168,9 @@ class Supervisor:
         work: Coroutine[Any, Any, None],
         failed: Callable[[Instance, Exception], None] | None = None,
     ) -> None:
-        """Carry out an effect of an instance, in place of one of the same kind that is under way."""
+        """Run an effect of an instance, replacing a running one of the same kind."""
 
-        async def carried_out() -> None:
+        async def run() -> None:
             try:
                 await work
             except Exception as error:
@@ -176,13 +179,13 @@ class Supervisor:
                     failed(instance, error)
 
         name = (kind, instance.id)
-        if (before := self._effects.pop(name, None)) is not None:
-            before.cancel()
-        task = self._effects[name] = self._own(f"{kind} {instance.id}", carried_out())
+        if (previous := self._effects.pop(name, None)) is not None:
+            previous.cancel()
+        task = self._effects[name] = self._own(f"{kind} {instance.id}", run())
         task.add_done_callback(lambda t: self._effects.pop(name) if self._effects.get(name) is t else None)
 
     async def _insist(self, kind: str, instance: Instance, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it until it is done: without it the instance would keep its devices."""
+        """Retry work until it succeeds; otherwise the instance would keep its devices."""
         while True:
             try:
                 return await work()
@@ -199,9 +202,9 @@ class Supervisor:
         return task
 
     async def _cancel_fetch(self, effect: CancelFetch) -> None:
-        bringing = self._effects.pop(("fetch", effect.instance.id), None)
-        if bringing is not None:
-            await cancelled([bringing])
+        fetch = self._effects.pop(("fetch", effect.instance.id), None)
+        if fetch is not None:
+            await cancelled([fetch])
         await self.fetches.release(effect.function)
 
     def _fetch_failed(self, instance: Instance, error: Exception) -> None:
@@ -209,7 +212,7 @@ class Supervisor:
         self._tell(events.FetchFailed(instance.id, reason))
 
     def _spawn_failed(self, instance: Instance, error: Exception) -> None:
-        """The worker could not be started. No port, or a folder that does not answer, is no crash."""
+        """Report that a worker could not be started. A missing port or a hung folder is not a crash."""
         self._ports.release(instance.id)
         kind = FailureKind.ROOM if isinstance(error, NoPort | NoAnswer) else FailureKind.CRASH
         ours = isinstance(error, NoPort | NoAnswer | OSError)
@@ -222,7 +225,7 @@ class Supervisor:
     # After a restart.
 
     async def healthy(self, instance: Instance) -> bool:
-        """Whether a worker of an earlier agent may serve on: not when it answers for another model.
+        """Return whether a worker of an earlier agent may continue: not if it serves another model.
 
         One that is silent may be busy. The host must not wait for it: it is watched from now on like any other.
         """
@@ -232,35 +235,39 @@ class Supervisor:
                 return served is None or instance.function in served
         return True
 
-    def adopt(self, kept: SavedWorker) -> None:
-        """Watch a worker that an earlier agent of this host started."""
-        instance = kept.instance
+    def adopt(self, saved: SavedWorker) -> None:
+        """Watch a worker started by an earlier agent of this host."""
+        instance = saved.instance
         leader = instance.process
         if leader is None:
             return
         self._ports.hold(instance.id, instance.function, int(instance.url.rpartition(":")[2]))
         self._watch_over(instance.id, instance.function, leader)
         if instance.state is State.STARTING:
-            reading = LogFollower(self.log_path(instance.function, instance.id), instance.server, warm=instance.warm)
+            reading = self._follow_log(instance.function, instance.id, instance.server, warm=instance.warm)
             self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
 
-    async def clear_orphans(self, known: Collection[str]) -> None:
-        """Kill what earlier agents of this host started and nobody knows: by the mark they gave it."""
+    async def clear_orphans(self, instances: Collection[str]) -> None:
+        """Kill processes with the mark of this host's agents that belong to none of these instances."""
         for instance, pid in await asyncio.to_thread(process.find_owned, self._owner):
-            if instance not in known:
+            if instance not in instances:
                 log.warning("orphan_killed", instance=instance, pid=pid)
                 await asyncio.to_thread(process.kill_orphans, instance)
-                if slug(instance) == instance:  # the mark is what the process says, and no path before it is a name
+                if slug(instance) == instance:  # the mark comes from the process: use it as a path only if it is safe
                     await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance), ignore_errors=True)
 
     # Starting.
 
     def log_path(self, function: str, instance: str) -> Path:
-        """Return where an instance's output goes."""
+        """Return the path of an instance's log."""
         return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
 
+    def _follow_log(self, function: str, instance: str, server: str, *, warm: bool) -> LogFollower:
+        version = self._engines.versions.get(server, "")
+        return LogFollower(self.log_path(function, instance), server, warm=warm, version=version)
+
     async def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
-        """Start a worker, unless its instance is being stopped by now."""
+        """Start a worker, unless its instance has been stopped meanwhile."""
         instance, function = effect.instance, effect.function
         agent = self._settings.agent
         log_path = self.log_path(function.id, instance.id)
@@ -272,7 +279,7 @@ class Supervisor:
         key = worker_key(self._token.current, instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         hardening.temporary(instance.id, self._user)
-        slot = launch_context.launch_context(
+        context = launch_context.launch_context(
             effect,
             agent,
             self._engines,
@@ -282,11 +289,11 @@ class Supervisor:
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
         )
-        command = launch(function, slot)
+        command = launch(function, context)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
-        child, path, warm = self._begun(instance.id, command, log_path, not_warm, slot.cache)
-        # From here on there is a process: nothing may come between it and its watch.
+        child, path, warm = await self._start_process(instance.id, command, log_path, not_warm, context.cache)
+        # The process exists now: nothing may fail before it is watched.
         leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))
         if warm:
             self._warm[instance.id] = effect
@@ -299,10 +306,12 @@ class Supervisor:
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
-        reading = LogFollower(log_path, command.server, warm=warm)
+        reading = self._follow_log(function.id, instance.id, command.server, warm=warm)
         self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
+        if command.server == "vllm" and context.cache:
+            self._own("prune", self._prune_compile_caches(Path(context.cache)))
 
     def _is_starting(self, instance: str) -> bool:
         return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
@@ -312,20 +321,26 @@ class Supervisor:
             done = await read_ahead(weights, lambda: self._is_starting(instance), looks=self.looks)
             log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
 
-    def _begun(
+    async def _prune_compile_caches(self, cache: Path) -> None:
+        with self._faults.guard("prune compile caches"), contextlib.suppress(NoAnswer):
+            prune = partial(compile_caches.prune, cache)
+            if removed := await self.looks.look(str(cache), "prune", prune, within_s=PRUNE_S):
+                log.info("compile_caches_pruned", folder=str(cache), removed=removed)
+
+    async def _start_process(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
-    ) -> tuple[subprocess.Popen[bytes], str, bool]:
-        """Begin a worker's process, from the parked launcher where there is one. Return it, how it was begun, and
-        whether that was warm."""
+    ) -> tuple[subprocess.Popen[bytes] | ForkedWorker, str, bool]:
+        """Start a worker's process, from the parked launcher if possible. Return it, the kind of start as text, and
+        whether it was warm."""
         env = {"TMPDIR": str(hardening.temporary_path(instance)), **command.env, OWNER: self._owner}
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
-            whole, group = process.worker_environment(env, instance), cgroup.create(self._groups, instance)
-            taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
-            if not isinstance(taken, str):
-                return taken, "warm", True
-            path = f"plain: {taken}"
+            full_env, group = process.worker_environment(env, instance), cgroup.create(self._groups, instance)
+            child = not_warm or await self._launchers.hand_over(command.argv, full_env, log_path, group)
+            if not isinstance(child, str):
+                return child, "warm", True
+            path = f"plain: {child}"
         argv: Sequence[str] = command.argv
         if self._user is not None:
             self._user.own(Path(cache))
@@ -338,12 +353,12 @@ class Supervisor:
         self._own(f"watch {instance}", self._watch(instance, function, leader))
 
     async def _watch(self, instance: str, function: str, leader: ProcessId) -> None:
-        """Tell of the worker's end, however it comes; one that came warm and did not get far is begun anew instead."""
+        """Report the worker's exit. A warm start that failed is repeated as a plain start instead."""
         await termination.wait_for_exit(leader)
-        with self._faults.guard("watch"):  # before it is waited for: until then its session's number is its own
+        with self._faults.guard("watch"):  # before it is reaped: until then its session id is not reused
             self._proved[instance] = await asyncio.to_thread(process.session_of, leader)
         child = self._children.pop(instance, None)
-        how = termination.describe_exit(child.wait() if child else None)
+        how = termination.describe_exit(await asyncio.to_thread(child.wait) if child else None)
         self._ports.release(instance)
         if effect := self._warm.pop(instance, None):
             log.warning("warm_start_failed", function=function, instance=instance, how=how)
@@ -363,19 +378,19 @@ class Supervisor:
     def _await(
         self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: LogFollower
     ) -> None:
-        async def until_known() -> None:
+        async def wait_until_ready() -> None:
             while process_id.is_alive(leader) and self._is_starting(instance):
                 with self._faults.guard("await ready"):
                     await self._await_ready(instance, function, url, health, leader, reading)
                     return
                 await asyncio.sleep(AGAIN_S)
 
-        self._own(f"await {instance}", until_known())
+        self._own(f"await {instance}", wait_until_ready())
 
     async def _await_ready(
         self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: LogFollower
     ) -> None:
-        """Probe a starting worker until it is healthy and serves its model, or is gone.
+        """Probe a starting worker until it is healthy and serves its model, or has exited.
 
         The scheduler keeps the clocks; this only tells of signs of life: a log that grows, and what it says.
         """
@@ -385,7 +400,8 @@ class Supervisor:
             served = await self._probe.served_models(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
-                self._tell(events.ModelDescribed(instance, served[function]))
+                model = replace(served[function], cache_mb=seen.cache_mb)
+                self._tell(events.ModelDescribed(instance, model))
                 self._tell(events.Answered(instance))
                 return
             if served is not None:
@@ -397,20 +413,20 @@ class Supervisor:
             wait = min(wait * 1.3, PROBE_MOST_S)
 
     async def _grew(self, reading: LogFollower) -> bool:
-        """Whether a worker wrote to its log; not when the log does not answer."""
+        """Return whether a worker wrote to its log. False when the log does not answer."""
         with contextlib.suppress(NoAnswer):
             return await self.looks.look(str(reading.log), "read", reading.read_new, question=object())
         return False
 
     async def _last_lines(self, function: str, instance: str) -> tuple[str, ...]:
-        """Return the end of a worker's log; nothing when it cannot be read."""
+        """Return the last lines of a worker's log; none when it cannot be read."""
         path = self.log_path(function, instance)
         with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
             return await self.looks.look(str(path), "tail", partial(log_files.tail, path), question=object())
         return ()
 
     async def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
-        """The names it lists may be anything: they go to its own log."""
+        """Report a worker that serves other models. Their names are untrusted and go to its log only."""
         path = self.log_path(function, instance)
         text = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
         with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
@@ -423,48 +439,58 @@ class Supervisor:
     # While it is ready.
 
     async def check(self, instance: Instance) -> None:
-        """Look after a ready worker: one health check, and what it does if it fails it again and again."""
+        """Check the health of a ready worker, and whether it uses CPU time while the checks fail."""
         served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
         if served is not None:
             self._misses.pop(instance.id, None)
             return
+        if instance.server == "vllm" and await self.end_if_failed(instance):
+            return
         busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
         misses, first_busy_s = self._misses.get(instance.id, (0, busy_s))
         self._misses[instance.id] = (misses + 1, first_busy_s)
-        # A second source: a worker that computes is slow, one that does not even that is stuck.
+        # A second source: a worker that uses CPU time is slow, one that does not is stuck.
         stuck = busy_s - first_busy_s < STUCK_CPU_S
         log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
         self._tell(events.HealthCheckFailed(instance.id, misses + 1, stuck))
 
+    async def end_if_failed(self, instance: Instance) -> bool:
+        """Kill a worker whose API server says that its engine has failed; it may go on saying so for seconds."""
+        leader = instance.process
+        if leader is None or not await self._probe.fails_health_check(instance):
+            return False
+        log.warning("engine_failed", function=instance.function, instance=instance.id, pid=instance.pid)
+        return process.signal_worker(leader, signal.SIGKILL)
+
     def forget_misses(self, present: Collection[str]) -> None:
-        """Drop what is remembered of instances that are no more."""
+        """Drop the failed checks of instances that do not exist any more."""
         self._misses = {i: m for i, m in self._misses.items() if i in present}
 
     async def used_mb(self, instance: Instance, engine: str) -> int | None:
-        """Return the memory a worker really holds, over all its devices; None when nothing can tell."""
+        """Return a worker's measured memory over all its devices; None if it cannot be measured."""
         if engine == Engine.FAKE:
             return await asyncio.to_thread(_number_in, self.scratch(instance.id))
         return await asyncio.to_thread(process.resident_mb, instance.pid)
 
     def scratch(self, instance: str) -> Path:
-        """Return a file of an instance's own."""
+        """Return the path of an instance's scratch file."""
         return hardening.temporary_path(instance) / "scratch"
 
     # Stopping.
 
     async def _look(self, instance: Instance) -> None:
-        """Look whether a worker has something to do."""
+        """Report whether a worker has requests or connections."""
         seen = await activity.look(instance.url, self._token.worker_keys(instance.id))
         self._tell(events.Looked(instance.id, seen.running, seen.connections))
 
     async def _prove(self, effect: Prove) -> None:
-        """Give a silent worker a request of one token, and see what else tells that it gets further."""
+        """Send a silent worker a request of one token, and check for other signs of progress."""
         instance, function = effect.instance, effect.function
         keys = self._token.worker_keys(instance.id)
         tokens = await activity.tokens(instance.url, keys)
         busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
         answered = await self._probe.responds(instance, server_of(function, instance.server).dialects, PROOF_S)
-        # A command may wait for a machine elsewhere, without using any CPU time.
+        # A command may wait for another machine without using CPU time.
         worked = await asyncio.to_thread(process.cpu_s, instance.pid) - busy_s >= STUCK_CPU_S
         worked = worked or function.engine is Engine.COMMAND
         answered = answered or await activity.tokens(instance.url, keys) != tokens
@@ -472,11 +498,11 @@ class Supervisor:
         self._tell(events.Proved(instance.id, answered, worked))
 
     async def _stop(self, effect: Stop) -> None:
-        """TERM, grace, then KILL until it has ended; `_watch` tells of the end. One that was never there has ended."""
+        """Send TERM, wait for the grace, then send KILL until it has ended. `_watch` reports a watched worker."""
         instance = effect.instance
         self._warm.pop(instance.id, None)
         starting = self._effects.get(("spawn", instance.id))
-        if starting is not None:  # its process may be there any moment
+        if starting is not None:  # its process may start at any moment
             await asyncio.wait((starting,), timeout=KILLED_WITHIN_S)
         leader = self._watched.get(instance.id) or instance.process
         number, wait_s = signal.SIGTERM, effect.grace_s
@@ -493,40 +519,40 @@ class Supervisor:
             self._tell(events.Exited(instance.id, "was not running"))
 
     async def _reclaim(self, instance: Instance) -> None:
-        """Kill what the worker left behind until nothing is left, and wait until its GPUs' memory is back."""
+        """Kill the worker's remaining processes until none is left, and wait until its GPU memory is released."""
         proved = self._proved.get(instance.id, frozenset())
-        left = await asyncio.to_thread(process.orphans_of, instance.id, proved)
+        orphans = await asyncio.to_thread(process.orphans_of, instance.id, proved)
         while still := await self._cleared(instance.pid, instance.id):
             problem = _unkillable(still)
             self._tell(events.EndDelayed(instance.id, problem))
         if instance.pid and any(d.startswith("GPU-") for d in instance.devices):
-            await self._memory_back({instance.pid, *(p.pid for p in left)})
+            await self._wait_for_memory({instance.pid, *(p.pid for p in orphans)})
         await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance.id), ignore_errors=True)
         self._proved.pop(instance.id, None)
         self._ports.release(instance.id)
         self._tell(events.Reclaimed(instance.id))
 
     async def _cleared(self, pid: int, instance: str) -> list[ProcessId]:
-        """Kill whatever a worker left. Return what has not ended within `KILLED_WITHIN_S`."""
+        """Kill a worker's remaining processes. Return those that have not ended within `KILLED_WITHIN_S`."""
         await asyncio.to_thread(cgroup.kill, self._groups, instance)
         proved = self._proved.get(instance, frozenset())
-        left: list[ProcessId] = []
+        remaining: list[ProcessId] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILLED_WITHIN_S):
-                # A poll: the kernel tells of no process's end but a child's.
-                while left := await asyncio.to_thread(process.kill_orphans, instance, proved):  # noqa: ASYNC110
+                # A poll, since the kernel reports exits of children only.
+                while remaining := await asyncio.to_thread(process.kill_orphans, instance, proved):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-        return left
+        return remaining
 
-    async def _memory_back(self, pids: set[int]) -> None:
+    async def _wait_for_memory(self, pids: set[int]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RECLAIM_S):
-                while not await self._back(pids):  # noqa: ASYNC110 (a reading has to be asked for)
+                while not await self._memory_released(pids):  # noqa: ASYNC110 (it needs a new reading each time)
                     await asyncio.sleep(PROBE_MOST_S)
 
 
 def _unkillable(processes: Collection[ProcessId]) -> str:
-    """Say which processes do not end after KILL, and whether the kernel holds them."""
+    """Describe processes that do not end after KILL."""
     pids = ", ".join(str(p.pid) for p in processes)
     if any(process_id.is_uninterruptible(p) for p in processes):
         return f"process {pids} sleeps in the kernel and cannot be killed: its device's driver or a mount hangs"
@@ -534,7 +560,7 @@ def _unkillable(processes: Collection[ProcessId]) -> str:
 
 
 def _number_in(path: Path) -> int | None:
-    """Return the number a fake worker keeps in its file: the device memory it claims to hold."""
+    """Return the number in a fake worker's scratch file, its pretended device memory."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -23,8 +23,7 @@ from cortex.platform.registry import RecordUnavailable
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.http_answer import send_error
-from cortex.router.request.request_record import RequestRecord, RequestRecords
+from cortex.router.request.request_record import RequestRecord
 
 log = structlog.get_logger()
 Headers = list[tuple[bytes, bytes]]
@@ -39,8 +38,8 @@ _SHORT = {"requests": "requests a minute", "tokens": "tokens a minute", "concurr
 class RateLimiter:
     """The tickets this router worker holds. `renew()` runs while the worker does."""
 
-    def __init__(self, quota: Quota, view: FleetView, request_records: RequestRecords) -> None:
-        self._quota, self._view, self._request_records = quota, view, request_records
+    def __init__(self, quota: Quota, view: FleetView) -> None:
+        self._quota, self._view = quota, view
         self._held: dict[str, set[str]] = {}
 
     async def enter(self, caller: Principal, dialect: Dialect, size: int) -> "Share":
@@ -83,20 +82,6 @@ class RateLimiter:
                     await self._quota.renew(key, list(tickets))
             except RecordUnavailable:
                 continue
-
-    def reject(self, error: OverLimits, request_record: RequestRecord, dialect: Dialect) -> ASGIApp:
-        """Return the app that answers a request over a limit and records it."""
-
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            fault = error.fault()
-            self._request_records.begun(request_record)
-            request_record.rejected(fault.status(dialect), fault.kind, error.reason)
-            try:
-                await send_error(send, fault, dialect, request_record.id, error.headers)
-            finally:
-                self._request_records.over(request_record)
-
-        return answer
 
 
 class _Part(Struct, frozen=True):

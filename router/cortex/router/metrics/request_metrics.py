@@ -24,12 +24,11 @@ class RequestMetrics:
     def count(self, request_record: RequestRecord) -> None:
         """Count a finished request:
 
-        (1) without a function (it exceeded its key's limits): only the rejection;
+        (1) without a function (it exceeded its key's limits): not here, as its error is counted where it is sent;
         (2) for a token count: only the response, because its times are not those of an answer.
         """
         meter, model = self._meter, request_record.function
         if not model:  # (1)
-            self.count_rejection(request_record.fault)
             return
         if request_record.dialect == COUNT_TOKENS:  # (2)
             meter.count(metrics.RESPONSES, (model, request_record.dialect, str(request_record.status)))

@@ -8,6 +8,7 @@ from cortex.functions.spec import Engine, Function
 from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry, placement_mb
 from cortex.platform.scheduling.reaping import reap_at
+from cortex.router.activation.load_balancing import blocked_by_foreign_memory
 from cortex.router.activation.waits import waits_at
 from cortex.router.api_types import FunctionView, InstanceView, Measurement
 from cortex.router.model_listing import furthest
@@ -62,6 +63,7 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
             for device, measured in sorted(index.measured.get(revision, {}).items())
         ),
         failure=failure.reason if failure else "; ".join(index.unreadable.get(function.id, ())) or None,
+        blocked=blocked_by_foreign_memory(function, snapshot.fleet, index.usage, snapshot.now),
         retry_at=retry_at or None,
         cause=failure.cause if failure else "",
         failed_instance=failure.instance if failure and failure.lines else "",

@@ -116,7 +116,7 @@ class Ticket:
         ready = view.ready(function.id, target.revision)
         instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
         if instance is not None:
-            self._places.enter_context(self._admission.in_flight.aboard(function.id, instance.id))
+            self._places.enter_context(self._admission.in_flight.track(function.id, instance.id))
         return instance
 
     async def wait_for_start(self, waited_s: float) -> Instance:

@@ -58,8 +58,8 @@ class Loss(Struct, frozen=True):
     """A request lost its worker."""
 
     end: End
-    aboard: int = 1
-    """Open requests at the worker, including this one."""
+    open_requests: int = 1
+    """Those at the worker, including this one."""
     later: bool = False
     """Another request had waited for an answer when this one was sent."""
 
@@ -79,7 +79,7 @@ def may_replay(loss: Loss, deaths: int) -> bool:
     """
     if loss.end in (End.LIVES, End.STOPPED):  # (1)
         return True
-    if (loss.end is End.HUNG and not loss.later) or (loss.end is End.DIED and loss.aboard == 1):  # (2), (3)
+    if (loss.end is End.HUNG and not loss.later) or (loss.end is End.DIED and loss.open_requests == 1):  # (2), (3)
         return False
     return deaths < 2  # (4)
 
@@ -91,7 +91,7 @@ class Deaths:
         self._view, self._probe, self._registry, self._decisions = view, probe, registry, receipts
         self._router = router
         self._tasks: set[asyncio.Task[Loss]] = set()
-        self.aboard, self.suspects = OpenRequests(), Suspects()
+        self.open_requests, self.suspects = OpenRequests(), Suspects()
         view.on_death = self._on_shared_death
 
     async def close(self) -> None:
@@ -112,15 +112,21 @@ class Deaths:
     ) -> "asyncio.Task[Loss]":
         """Investigate why a request lost its worker, after `earlier` deaths. The task continues if the client
         disconnects."""
-        aboard = self.aboard.lose(instance.id)  # now, before the other requests end too
-        later = self.aboard.came_later(instance.id, broken.sent_at)
-        task = asyncio.create_task(self._investigate(fingerprint, instance, broken, aboard, later, earlier))
+        open_requests = self.open_requests.lose(instance.id)  # now, before the other requests end too
+        later = self.open_requests.came_later(instance.id, broken.sent_at)
+        task = asyncio.create_task(self._investigate(fingerprint, instance, broken, open_requests, later, earlier))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _investigate(
-        self, fingerprint: Fingerprint, instance: Instance, broken: Broken, aboard: int, later: bool, earlier: int
+        self,
+        fingerprint: Fingerprint,
+        instance: Instance,
+        broken: Broken,
+        open_requests: int,
+        later: bool,
+        earlier: int,
     ) -> Loss:
         """Return the loss, and count it against the request. An engine that reports its death may have died before the
         request; after two in a row the request is the likely cause."""
@@ -128,7 +134,7 @@ class Deaths:
         innocent = isinstance(broken, NotRead) or (isinstance(broken, EngineFailed) and not earlier)
         if innocent and end is End.DIED:
             end = End.BEFORE
-        loss = Loss(end, aboard, later)
+        loss = Loss(end, open_requests, later)
         if loss.deadly:
             await self._strike(fingerprint, instance.id, loss)
         return loss
@@ -148,7 +154,7 @@ class Deaths:
         if isinstance(broken, EngineFailed):
             return End.DIED
         if await self._probe.pulse(instance) is not Pulse.GONE:  # (3)
-            self.aboard.recovered(instance.id)
+            self.open_requests.recovered(instance.id)
             return End.LIVES
         deadline = time.monotonic() + SAYS_WITHIN_S  # (4)
         while (end := self._recorded(instance.id)) is None and (left_s := deadline - time.monotonic()) > 0:
@@ -167,7 +173,7 @@ class Deaths:
 
     async def _strike(self, fingerprint: Fingerprint, instance: str, loss: Loss) -> None:
         """Count a death against a request, log it and share it with the other routers."""
-        alone, now, others = loss.aboard == 1, time.monotonic(), loss.aboard - 1
+        alone, now, others = loss.open_requests == 1, time.monotonic(), loss.open_requests - 1
         for mark in fingerprint.marks:
             self.suspects.strike(mark, alone=alone, now=now)
         refused = self.suspects.refused_for(fingerprint.marks, now) > 0

@@ -104,7 +104,7 @@ class Call(Struct, frozen=True, kw_only=True):
 
 
 class Exchanges:
-    """Creates the exchange of each request, and holds what all of them use."""
+    """What the exchanges of one router worker have in common."""
 
     def __init__(
         self,
@@ -120,20 +120,6 @@ class Exchanges:
         self.upstream, self.deaths, self.slots = upstream, deaths, SlotTable()
         self.request_records, self.tracing = request_records, tracing
 
-    def exchange(
-        self,
-        target: Target,
-        call: Call,
-        request_id: str,
-        caller: Principal,
-        *,
-        name: str = "",
-        read_s: float = 0.0,
-        parse: Parse | None = None,
-    ) -> "Exchange":
-        """Return the exchange of a request for a `name`; `call` is the request as `parse` reads it for the target."""
-        return Exchange(self, target, call, request_id, caller, name=name, read_s=read_s, parse=parse)
-
 
 class Exchange:
     """Serves one request for one name, by the function that the name stands for when it is served."""
@@ -146,10 +132,11 @@ class Exchange:
         request_id: str,
         caller: Principal,
         *,
-        name: str,
-        read_s: float,
-        parse: Parse | None,
+        name: str = "",
+        read_s: float = 0.0,
+        parse: Parse | None = None,
     ) -> None:
+        """`call` is the request as `parse` reads it for the target; without `parse` it fits every target."""
         self._exchanges, self._request_id, self._parse = exchanges, request_id, parse
         self._call, self._stream = call, call.streams.stream(request_id) if call.streams else None
         self.target, self._name, self.priority = target, name or target.function.id, caller.priority
@@ -236,7 +223,7 @@ class Exchange:
                     if view.is_closing(instance.id):
                         return Outcome.CLOSED
                 request_record.forwarded(instance.id, placed[1] if placed else "")
-                with deaths.aboard.sent(instance.id, request_record):
+                with deaths.open_requests.sent(instance.id, request_record):
                     await self._forward(instance)
                 return Outcome.SERVED
         except TimeoutError:

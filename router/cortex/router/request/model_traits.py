@@ -111,8 +111,8 @@ def vision(function: Function, known: ModelProfile | None, eyes: bool | None) ->
 
 def effort(function: Function, known: ModelProfile | None) -> dict[str, str]:
     """Map each effort of clients to the template's value: from the weights, overridden by the operator."""
-    found = (known.effort if known else None) or EFFORT
-    return found | {str(level): told for level, told in function.effort.items()}
+    levels = (known.effort if known else None) or EFFORT
+    return levels | {str(level): value for level, value in function.effort.items()}
 
 
 def window_of(ready: Sequence[Instance]) -> int:

@@ -28,7 +28,7 @@ from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
-from cortex.router.request.exchange import Call, Exchanges, Parse
+from cortex.router.request.exchange import Call, Exchange, Exchanges, Parse
 from cortex.router.request.intake import Intake
 from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
@@ -92,7 +92,11 @@ def routes(
             read_s = time.monotonic() - started
             request_record = RequestRecord(request_id(request), "", "", kind, streams=False, read_s=read_s)
             request_record.who = who.name
-            return rate_limiter.reject(error, request_record, kind)
+            fault = error.fault()
+            request_record.rejected(fault.status(kind), fault.kind, error.reason)
+            exchanges.request_records.begun(request_record)
+            exchanges.request_records.over(request_record)
+            raise
 
     async def peek(body: bytes) -> str:
         """Return the model's name in a body."""
@@ -187,7 +191,7 @@ def routes(
         share: Share,
     ) -> ASGIApp:
         read_s = time.monotonic() - started
-        exchange = exchanges.exchange(target, call, request_id(request), who, name=name, read_s=read_s, parse=parse)
+        exchange = Exchange(exchanges, target, call, request_id(request), who, name=name, read_s=read_s, parse=parse)
         return share.wrap(exchange, exchange.request_record)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
@@ -245,7 +249,7 @@ def routes(
                 return Count(limits.estimate(parsed.upstream.request), is_estimate=True)
             placed = view.placed(ready.id)
             request_record.forwarded(ready.id, placed[1] if placed else "")
-            with in_flight.aboard(function.id, ready.id):
+            with in_flight.track(function.id, ready.id):
                 return Count(await tokenizer.count(function, ready, parsed.count(function.id)), is_estimate=False)
 
         return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)
@@ -256,9 +260,15 @@ def routes(
 
 
 def request_id(request: Http) -> str:
-    """Return the client's request id if it is valid, else a new one."""
+    """Return the client's request id if it is valid, else the one that the request has here."""
     id = request.headers.get("x-request-id", "")
-    return id if _CLIENT_ID.fullmatch(id) else f"req_{secrets.token_hex(12)}"
+    if _CLIENT_ID.fullmatch(id):
+        return id
+    state: dict[str, Any] = request.scope["state"]
+    if "request_id" not in state:
+        state["request_id"] = f"req_{secrets.token_hex(12)}"
+    own: str = state["request_id"]
+    return own
 
 
 async def _ignore_size(size: int) -> None:

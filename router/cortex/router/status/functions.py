@@ -58,7 +58,7 @@ def row(function: FunctionView, nth: int, snapshot: FleetSnapshot) -> Row:
         share=coming.progress if coming else None,
         since=(coming.started or coming.created) if coming else None,
         ends=ends(coming) if coming else None,
-        failure=(function.failure or "") if tone == "failing" else "",
+        failure=(function.failure or "") if tone == "failing" else function.blocked,
         retry_at=function.retry_at if tone == "failing" else None,
         in_line=str(function.in_line[0]) if function.in_line else "",
         retention="pinned" if pinned else f"at least {function.min} kept warm" if function.min else "",

@@ -96,7 +96,7 @@ class Exchange:
             await self._fail(404, f"model '{self._model[:LONGEST]}' not loaded on this neuron")
             return
         instance, function = ready
-        with self._agent.aboard(instance):
+        with self._agent.track(instance):
             try:
                 async with asyncio.timeout(function.request_timeout_s):
                     await self._forward(instance)  # (2)
