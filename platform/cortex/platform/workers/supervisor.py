@@ -7,6 +7,7 @@ or the effect is tried again: no decision is lost.
 
 import asyncio
 import contextlib
+import enum
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
-from cortex.platform.keys import FleetToken, worker_key
+from cortex.platform.keys import HostToken
 from cortex.platform.launcher.pool import LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
@@ -75,6 +76,17 @@ IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
 
 
+class Examined(enum.Enum):
+    """What a worker of an earlier agent is found to be."""
+
+    SERVES = enum.auto()
+    """It lists its function, or is silent and may be busy."""
+    REFUSES_KEY = enum.auto()
+    """It refuses every key this host can derive, or lists no model: it was started under another token."""
+    OTHER_MODEL = enum.auto()
+    """It lists other models."""
+
+
 class MemoryBack(Protocol):
     """Whether these processes hold no device memory any more."""
 
@@ -87,7 +99,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        token: FleetToken,
+        token: HostToken,
         engines: Engines,
         tell: Callable[[Event], None],
         back: MemoryBack,
@@ -221,16 +233,18 @@ class Supervisor:
 
     # After a restart.
 
-    async def healthy(self, instance: Instance) -> bool:
-        """Whether a worker of an earlier agent may serve on: not when it answers for another model.
+    async def examine(self, instance: Instance) -> Examined:
+        """Return what a worker of an earlier agent answers.
 
         One that is silent may be busy. The host must not wait for it: it is watched from now on like any other.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
                 served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
-                return served is None or instance.function in served
-        return True
+                if served is None or instance.function in served:
+                    return Examined.SERVES
+                return Examined.OTHER_MODEL if served else Examined.REFUSES_KEY
+        return Examined.SERVES
 
     def adopt(self, kept: SavedWorker) -> None:
         """Watch a worker that an earlier agent of this host started."""
@@ -269,7 +283,7 @@ class Supervisor:
         if not self._is_starting(instance.id):
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
             return
-        key = worker_key(self._token.current, instance.id)
+        key = self._token.worker_key(instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         hardening.temporary(instance.id, self._user)
         slot = launch_context.launch_context(
