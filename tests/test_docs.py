@@ -63,7 +63,7 @@ def test_every_recipe_that_a_page_names_exists(page: str) -> None:
 
 
 def test_every_command_has_json_output_except_those_that_serve_or_print_text() -> None:
-    prints_text = {"agent", "completion", "fn logs", "jobs cancel", "router", "up"}
+    prints_text = {"agent", "completion", "fn logs", "host token", "jobs cancel", "router", "up"}
     without = {
         " ".join(names[1:])
         for command, names in commands(cli, ("cortex",))

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -23,10 +23,9 @@ from redis.exceptions import RedisError, ResponseError
 from cortex.platform import clock
 from cortex.platform.api_keys import ApiKey, Session
 from cortex.platform.decisions import DecisionRecord, fields, receipt
-from cortex.platform.keys import FleetToken
 from cortex.platform.meter import Snapshot
 from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
-from cortex.platform.record_codec import decoded, key_fields, names, override_fields, text, words
+from cortex.platform.record_codec import decoded, host_record, key_fields, names, override_fields, text, words
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
 from cortex.platform.record_keys import DEFAULT_PREFIX, RecordKeys
@@ -179,9 +178,16 @@ class ForeignFleet(RecordUnavailable):
     def __init__(self, prefix: str) -> None:
         super().__init__(
             f"Redis holds the record of a fleet with another token below '{prefix}:': give this fleet a "
-            "`[redis] prefix` of its own, or this machine that fleet's token (`token_file`), or delete the key "
+            "`[redis] prefix` of its own, or this machine that fleet's token (`token_file`, or on a host "
+            "`[agent] token_file`), or delete the key "
             f"'{prefix}:fleet' when the other fleet is gone for good"
         )
+
+
+class FleetMarks(Protocol):
+    """The marks of a process's fleet: of its token in use, and of those it accepts beside."""
+
+    def fleet_marks(self) -> list[str]: ...
 
 
 class Registry:
@@ -192,7 +198,7 @@ class Registry:
         url: str,
         *,
         prefix: str = DEFAULT_PREFIX,
-        token: FleetToken | None = None,
+        token: FleetMarks | None = None,
         timeout_s: float = 2.5,
         keeps_indexes: bool = True,
     ) -> None:
@@ -223,7 +229,7 @@ class Registry:
         self._key_index_is_old = False
 
     @classmethod
-    def of(cls, settings: Settings, token: FleetToken | None = None, *, keeps_indexes: bool = True) -> "Registry":
+    def of(cls, settings: Settings, token: FleetMarks | None = None, *, keeps_indexes: bool = True) -> "Registry":
         """Return a connection to the record that these settings name."""
         return cls(settings.redis_url, prefix=settings.redis.prefix, token=token, keeps_indexes=keeps_indexes)
 
@@ -346,7 +352,7 @@ class Registry:
         began = time.monotonic()
         async with self._bounded():
             (value,) = await self._redis.mget([self.names.host(name)])  # unlike GET, it reads a wrong type as nothing
-        read = decoded(value, HostRecord)
+        read = host_record(value, name)
         return self._reader.host(name, read, now, now + time.monotonic() - began)
 
     async def host_left_s(self, name: str) -> float:
@@ -422,7 +428,8 @@ class Registry:
         await self._keep_index(self.names.hosts, self.names.host, hosts, of_hosts)
         await self._keep_index(self.names.routers, self.names.router, routers, of_routers)
         await self._keep_index(self.names.overrides, self.names.override, overrides, of_overrides.values())
-        newest = self._reader.hosts([h for v in of_hosts if (h := decoded(v, HostRecord))], now, ended)
+        read = [h for name, v in zip(hosts, of_hosts, strict=True) if (h := host_record(v, name))]
+        newest = self._reader.hosts(read, now, ended)
         namesakes = [n for v in of_namesakes if (n := decoded(v, Namesake))]
         reports = [r for v in of_routers if (r := decoded(v, RouterReport))]
         return Fleet(

@@ -131,6 +131,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A certificate file; the agent then uses https, and `address`, if set, must begin with https."""
     tls_key: str = ""
     """The certificate's key file."""
+    token_file: str = ""
+    """This host's own token, as `cortex host token` makes it: the agent and the job worker then need no fleet token.
+    Default: derived from the fleet token in `token_file`."""
     worker_host: str = "127.0.0.1"
     """The address that workers listen on."""
     worker_ports: str = "20000-29999"
@@ -230,7 +233,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pretend: bool = False
     """Serve every function with the fake engine: for trying a fleet without its GPUs."""
     token_file: str = str(Path(_DIRS.user_state_dir) / "fleet.token")
-    """A file with the secret that routers and agents share; created on first use."""
+    """A file with the fleet token: the secret of routers, and of agents without `[agent] token_file`; created on first
+    use."""
     ca_file: str = ""
     """A file with certificates to trust, in addition to the system's, for TLS to routers, agents and Redis."""
     local_key_file: str = ""

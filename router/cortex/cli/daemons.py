@@ -122,7 +122,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     )
     settings = replace(settings, agent=agent_settings)
     log.configure(settings.log)
-    refuse_another_fleets_record(settings)
+    refuse_another_fleets_record(settings, of_host=True)
     harden_process(no_new_privs=settings.agent.no_new_privs)
     share_cache(settings.agent)
     inherited = systemd.listeners().get("agent")

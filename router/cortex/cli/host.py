@@ -1,6 +1,7 @@
-"""`cortex host` and `cortex gpu`: shows hosts, devices and events; cordons and drains hosts."""
+"""`cortex host` and `cortex gpu`: shows hosts, devices and events; cordons and drains hosts; derives their tokens."""
 
 import json
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +11,13 @@ from urllib.parse import quote
 import rich_click as click
 
 from cortex.cli.client import Router
-from cortex.cli.exits import NOT_FOUND, Failed
+from cortex.cli.exits import NOT_FOUND, USAGE, Failed
 from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
+from cortex.cli.settings import config_option, settings_of
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.visible import echo
+from cortex.platform.settings import SettingsError
 
 READINGS = frozenset({"FleetChange", "Reported", "HostRead", "LedgerRead", "MemoryRead"})
 """Events that come at intervals, whether or not anything changed."""
@@ -104,6 +107,36 @@ def show(name: str, as_json: bool) -> None:
         out.print(f"  {_eviction(entry)}", markup=False)
     for f in record["failures"]:
         out.print(f"failed: {f['function']}, {ago(f['at'])}: {f['reason']}", markup=False)
+
+
+@host.command()
+@click.argument("name")
+@config_option
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write it to this file instead (mode 0600).")
+def token(name: str, config: Path | None, output: Path | None) -> None:
+    """Print a host's own token, derived from this machine's fleet token: the file that `[agent] token_file` of that
+    host names. The host then needs no fleet token."""
+    from cortex.platform.keys import fleet_tokens, host_file
+
+    if name.splitlines() != [name] or not name.strip():
+        raise Failed("a host's name is one line of text", code=USAGE)
+    try:
+        text = host_file(fleet_tokens(Path(settings_of(config).token_file).expanduser()), name)
+    except SettingsError as error:
+        hint = "Run this where a router runs, as a user who can read the fleet token (`token_file`)."
+        raise Failed(str(error), hint=hint) from None
+    if output is None:
+        echo(text.removesuffix("\n"))
+        return
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".token-") as folder:
+            fresh = Path(folder) / "token"
+            fresh.touch(0o600)
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(output)
+    except OSError as error:
+        raise Failed(f"{output}: cannot be written: {error.strerror}") from None
+    echo(f"{output}: the token of host '{name}'. Only {name} may have it.")
 
 
 @host.command()

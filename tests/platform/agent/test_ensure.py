@@ -15,7 +15,7 @@ from cortex.platform.agent import loop
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import ANSWER_S, DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.blocking_calls import BlockingCalls
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling import requests
 from cortex.platform.scheduling.placement import When
@@ -42,7 +42,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     with own_redis(tmp_path) as url:
         registry = Registry(url)
         settings = replace(Settings(), agent=own, redis=replace(Settings().redis, url=url))
-        made = Agent(settings, FleetToken(tmp_path / "token"), registry)
+        made = Agent(settings, HostToken.of_fleet(tmp_path / "token", "a"), registry)
         yield made
         await made.supervisor.close()
         await registry.close()

@@ -35,7 +35,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host import devices, engines
 from cortex.platform.in_flight import InFlight
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -72,7 +72,7 @@ STOCK_S = 20.0
 class Agent:
     """One host's agent. `async with` runs it; `ensure()` and `cool()` are what its API calls."""
 
-    def __init__(self, settings: Settings, token: FleetToken, registry: Registry) -> None:
+    def __init__(self, settings: Settings, token: HostToken, registry: Registry) -> None:
         self._state_path = Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
         self._earlier = state_file.read_all(self._state_path)
         if self._earlier.origin and self._earlier.boot == boot_id():

@@ -6,6 +6,7 @@ one is reclaimed. An exception in an effect also becomes an event, or the effect
 
 import asyncio
 import contextlib
+import enum
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
-from cortex.platform.keys import FleetToken, worker_key
+from cortex.platform.keys import HostToken
 from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
@@ -78,6 +79,17 @@ IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
 
 
+class Examined(enum.Enum):
+    """The result of examining a worker of an earlier agent."""
+
+    SERVES = enum.auto()
+    """It lists its function, or is silent and may be busy."""
+    REFUSES_KEY = enum.auto()
+    """It refuses every key this host can derive, or lists no model: it was started under another token."""
+    OTHER_MODEL = enum.auto()
+    """It lists other models."""
+
+
 class MemoryReleased(Protocol):
     """Returns whether these processes have released all device memory."""
 
@@ -90,7 +102,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        token: FleetToken,
+        token: HostToken,
         engines: Engines,
         tell: Callable[[Event], None],
         memory_released: MemoryReleased,
@@ -224,16 +236,18 @@ class Supervisor:
 
     # After a restart.
 
-    async def healthy(self, instance: Instance) -> bool:
-        """Return whether a worker of an earlier agent may continue: not if it serves another model.
+    async def examine(self, instance: Instance) -> Examined:
+        """Return what a worker of an earlier agent answers.
 
         One that is silent may be busy. The host must not wait for it: it is watched from now on like any other.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
                 served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
-                return served is None or instance.function in served
-        return True
+                if served is None or instance.function in served:
+                    return Examined.SERVES
+                return Examined.OTHER_MODEL if served else Examined.REFUSES_KEY
+        return Examined.SERVES
 
     def adopt(self, saved: SavedWorker) -> None:
         """Watch a worker started by an earlier agent of this host."""
@@ -276,7 +290,7 @@ class Supervisor:
         if not self._is_starting(instance.id):
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
             return
-        key = worker_key(self._token.current, instance.id)
+        key = self._token.worker_key(instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         hardening.temporary(instance.id, self._user)
         context = launch_context.launch_context(
