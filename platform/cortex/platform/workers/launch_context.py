@@ -34,7 +34,7 @@ def launch_context(
     placed = [d for d in devices if d.id in instance.devices]
     kind = "gpu" if any(d.kind == "gpu" for d in placed) else "cpu"
     return LaunchContext(
-        host=settings.worker_host,
+        host=settings.worker_host.strip("[]"),
         port=port,
         weights=effect.weights.path,
         key=key,

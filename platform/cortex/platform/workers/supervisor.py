@@ -35,6 +35,7 @@ from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fe
 from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
+from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
@@ -284,7 +285,7 @@ class Supervisor:
             self._warm[instance.id] = effect
         self._children[instance.id] = child
         self._watch_over(instance.id, function.id, leader)
-        url = f"http://{agent.worker_host}:{port}"
+        url = f"http://{address.join(agent.worker_host, port)}"
         self._tell(
             lambda s, now: s.spawned(
                 instance.id,
