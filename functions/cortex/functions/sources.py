@@ -5,6 +5,7 @@
     org/name                        a repository on the HuggingFace hub: all an engine needs of it
     org/name:folder/file.gguf       one file of it; of a split GGUF, all parts
     org/name + quant = "Q4_K_M"     the GGUF of it with that tag; `org/name:Q4_K_M` says the same
+    org/name + mmproj = "FILE"      a GGUF of it, and its vision encoder
 
 Two functions with equal sources share the files on a host, and one download brings them.
 """
@@ -17,6 +18,7 @@ from msgspec import Struct
 from cortex.functions.spec import Engine, Function
 
 DEMO = "demo:"
+_FILE = re.compile(r"\.(?:gguf|safetensors|bin|pth?)$", re.IGNORECASE)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
@@ -53,6 +55,8 @@ class Repo(Struct, frozen=True, kw_only=True, tag="repo"):
     quant: str = ""
     gguf: bool = False
     """What is wanted is one model in GGUF, not the whole repository."""
+    also: str = ""
+    """A file of it that comes along: the vision encoder."""
 
     def __str__(self) -> str:
         part = self.file or self.quant
@@ -63,6 +67,7 @@ class Repo(Struct, frozen=True, kw_only=True, tag="repo"):
     def key(self) -> str:
         """A name for it that is a path segment; equal sources have equal keys."""
         said = f"{self.repo} {self.revision} {self.file} {self.quant} {self.gguf}"
+        said += f" {self.also}" if self.also else ""
         return f"{self.repo.replace('/', '--')}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
@@ -79,6 +84,8 @@ def source_of(function: Function) -> Source:
     if said.startswith(("/", "~")):
         return Local(said)
     repo, colon, part = said.partition(":")
+    if not colon and _FILE.search(said) and not said.startswith(".."):
+        raise BadSource(f"'{said}' looks like a file: write ./{said} for one beside models.toml, or its whole path")
     if not _REPO.fullmatch(repo) or ".." in repo:
         raise BadSource(
             f"'{said}' is neither a path (/… or ./…) nor a HuggingFace repository (org/name): "
@@ -92,4 +99,6 @@ def source_of(function: Function) -> Source:
     gguf = engine is Engine.LLAMACPP or file.endswith(".gguf") or bool(tag)
     # To vLLM and others `quant` is a method, not a file to choose.
     wanted = tag or (function.quant if engine is Engine.LLAMACPP and not file else "")
-    return Repo(repo=repo, revision=function.revision, file=file, quant=wanted, gguf=gguf)
+    mmproj = function.mmproj if engine is Engine.LLAMACPP and gguf else ""
+    also = "" if mmproj.startswith(("/", "~")) else mmproj
+    return Repo(repo=repo, revision=function.revision, file=file, quant=wanted, gguf=gguf, also=also)

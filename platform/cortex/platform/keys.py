@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cortex.platform import text_files
 from cortex.platform.settings import SettingsError
 
 TOKEN_BYTES = 32
@@ -115,7 +116,7 @@ class FleetToken:
 
 
 def _read(path: Path) -> tuple[str, ...]:
-    tokens = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    tokens = tuple(line.strip() for line in text_files.read(path).splitlines() if line.strip())
     if not tokens:  # keys derived from nothing could be guessed by anybody
         raise SettingsError(f"{path}: is empty; remove it and a token is made anew")
     return tokens

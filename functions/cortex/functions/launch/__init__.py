@@ -7,6 +7,7 @@ worker's API key travels in the environment, or in a file that only its user may
 
 from typing import assert_never
 
+from cortex.functions import arguments
 from cortex.functions.launch import command, fake, llamacpp, vllm
 from cortex.functions.launch.context import CannotLaunch, Launch, LaunchContext
 from cortex.functions.spec import Engine, Function
@@ -15,7 +16,10 @@ __all__ = ["CannotLaunch", "Launch", "LaunchContext", "launch"]
 
 
 def launch(function: Function, slot: LaunchContext) -> Launch:
-    """Return the command that serves `function` in `slot`. Raises CannotLaunch when the engine is not there."""
+    """Return the command that serves `function` in `slot`. Raises CannotLaunch when the engine is not there, or an
+    argument is one that cortex gives itself: the worker would listen elsewhere."""
+    for what in arguments.duplicates(function):
+        raise CannotLaunch(f"args: {what}")
     match function.engine:
         case Engine.VLLM:
             return vllm.launch(function, slot)

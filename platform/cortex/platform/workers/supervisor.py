@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from cortex.functions.launch import Launch, launch
+from cortex.functions.launch import CannotLaunch, Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.servers import server_of
@@ -205,7 +205,7 @@ class Supervisor:
         """The worker could not be started. No port, or a folder that does not answer, is no crash."""
         self._ports.release(instance.id)
         kind = FailureKind.ROOM if isinstance(error, NoPort | NoAnswer) else FailureKind.CRASH
-        ours = isinstance(error, NoPort | NoAnswer | OSError)
+        ours = isinstance(error, NoPort | NoAnswer | CannotLaunch | OSError)
         reason = f"the worker could not be started: {error if ours else type(error).__name__}"
         self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now, kind=kind))
 
@@ -275,7 +275,7 @@ class Supervisor:
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
         )
-        command = launch(function, slot)
+        command = launch(launch_context.with_local_paths(function, effect.weights), slot)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
         child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)

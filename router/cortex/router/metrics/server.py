@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 import uvicorn
 
-from cortex.platform import clock, metrics
+from cortex.platform import clock, metrics, text_files
 from cortex.platform.api_keys import Right
 from cortex.platform.cancel import cancelled
 from cortex.platform.fleet_gauges import fleet_gauges
@@ -161,7 +161,7 @@ def metrics_token(path: str) -> str:
     if not path:
         return ""
     try:
-        token = Path(path).expanduser().read_text(encoding="utf-8").strip()
+        token = text_files.read(Path(path).expanduser()).strip()
     except (OSError, UnicodeDecodeError) as error:
         log.error("metrics_token_not_read", path=path, why=str(error))
         return ""
