@@ -75,7 +75,7 @@ def test_a_job_worker_waits_for_its_redis_and_is_back_after_that_was_emptied(tmp
 @pytest.mark.long
 def test_a_job_worker_whose_name_look_ups_hang_logs_the_name_and_ends_on_term(tmp_path: Path) -> None:
     with job_worker(tmp_path, "redis://record.test:6379", [sys.executable, "-c", HUNG_RESOLVER]) as process:
-        eventually(lambda: "look-up of record.test" in (tmp_path / "jobs.log").read_text(), what="its reason")
+        eventually(lambda: "lookup of record.test" in (tmp_path / "jobs.log").read_text(), what="its reason")
 
         assert process.poll() is None
 

@@ -1,4 +1,4 @@
-"""A blocking look-up that hangs is an error in time, and costs one thread for each name."""
+"""A blocking lookup that hangs is an error in time, and costs one thread for each name."""
 
 import socket
 import threading
@@ -33,7 +33,7 @@ def test_a_blocking_look_up_that_hangs_fails_in_time_and_the_next_of_that_name_a
     before = threading.active_count()
 
     for _ in range(20):
-        with pytest.raises(socket.gaierror, match=r"no answer to the look-up of hangs\.test"):
+        with pytest.raises(socket.gaierror, match=r"no answer to the lookup of hangs\.test"):
             getaddrinfo("hangs.test", 80)
 
     assert threading.active_count() == before + 1

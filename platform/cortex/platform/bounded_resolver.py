@@ -1,7 +1,7 @@
-"""A `socket.getaddrinfo` that cannot hang, for every process: a resolver that never answers is an error after a while.
+"""A `socket.getaddrinfo` with a time limit, for blocking code.
 
-glibc alone waits 5 s for each server, times the attempts and the search domains of `resolv.conf`, and without end in a
-module of `nsswitch.conf` that hangs. Event loops bound their look-ups by `name_lookups.py`.
+glibc waits 5 s for each server, times the attempts and search domains of `resolv.conf`, and indefinitely for a module
+of `nsswitch.conf` that hangs. Event loops use `name_lookups.py` instead.
 """
 
 import ipaddress
@@ -17,14 +17,14 @@ Infos = list[tuple[Any, Any, int, str, Any]]
 
 
 def install() -> None:
-    """Bound the look-ups of this process and of those that it forks."""
+    """Bound the lookups of this process and of those that it forks."""
     socket.getaddrinfo = bounded(socket.getaddrinfo)
 
 
 def bounded(resolve: Callable[..., Infos], within_s: float = LOOK_UP_S) -> Callable[..., Infos]:
     """Return a `socket.getaddrinfo` that raises socket.gaierror when `resolve` takes longer than `within_s`.
 
-    While a look-up of a name hangs, further look-ups of that name fail at once: a name has one thread at most.
+    While a lookup of a name hangs, further lookups of that name fail at once: a name has one thread at most.
     """
     overdue: dict[str, threading.Thread] = {}
     os.register_at_fork(after_in_child=overdue.clear)  # threads do not survive a fork
@@ -51,13 +51,13 @@ def bounded(resolve: Callable[..., Infos], within_s: float = LOOK_UP_S) -> Calla
         if errors:
             raise errors[0]
         overdue[str(host)] = thread
-        raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the look-up of {host}")
+        raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the lookup of {host}")
 
     return getaddrinfo
 
 
 def is_address(host: Any) -> bool:
-    """Return whether a host needs no look-up."""
+    """Return whether a host needs no lookup."""
     text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
     if not text:
         return True

@@ -1,10 +1,10 @@
-"""Look-ups of host names that cannot hold up anything but what needs that name.
+"""Lookups of host names that delay only the code that needs the name.
 
-asyncio looks names up in its default executor, uvloop in libuv's pool, of which it takes two threads: a few look-ups
-that hang stop all others. Here a loop looks each name up in a thread of its own, one at a time for each name, bounded
-in time and number (`blocking_calls.py`). Addresses are not looked up.
+asyncio looks names up in its default executor and uvloop in two threads of libuv's pool, so a few hung lookups block
+all others. Here each name is looked up in its own thread, one lookup per name at a time, bounded in time and number
+(`blocking_calls.py`). Addresses are not looked up.
 
-Code that blocks, as RQ's worker and the CLI do, has `bounded_resolver.py`.
+Blocking code, such as RQ's worker and the CLI, uses `bounded_resolver.py`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from cortex.platform.bounded_resolver import LOOK_UP_S, Infos, is_address
 
 
 class NameLookups:
-    """The name look-ups of one event loop. `resolve` blocks, as `socket.getaddrinfo` does."""
+    """The name lookups of one event loop. `resolve` blocks, like `socket.getaddrinfo`."""
 
     def __init__(self, resolve: Callable[..., Infos] | None = None, *, within_s: float = LOOK_UP_S) -> None:
         self._resolve = resolve
@@ -27,7 +27,7 @@ class NameLookups:
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Infos:
-        """Return a name's addresses as `loop.getaddrinfo` does. Raises socket.gaierror, also when it takes too long."""
+        """Return a name's addresses as `loop.getaddrinfo` does. Raises socket.gaierror, also after the time limit."""
         if is_address(host):
             return socket.getaddrinfo(host, port, family, type, proto, flags)
         look_up = partial(self._resolve or socket.getaddrinfo, host, port, family, type, proto, flags)
@@ -35,14 +35,14 @@ class NameLookups:
             question = (port, int(family), int(type), proto, flags)
             return await self._looks.look(str(host), f"name {question}", look_up, question=question)
         except NoAnswer:
-            raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the look-up of {host}") from None
+            raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the lookup of {host}") from None
 
     def under_way(self) -> int:
-        """Return how many threads there are."""
+        """Return the number of running lookups, each in its own thread."""
         return self._looks.under_way()
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a loop look names up here, for all connections it makes."""
+        """Replace the name lookups of a loop, for all its connections."""
         connect = loop.create_connection
 
         async def create_connection(
@@ -68,6 +68,6 @@ class NameLookups:
                     failure = failure or error
             raise failure or OSError(f"the name {host} has no address")
 
-        # Attributes of this one loop: libraries call the loop by these names, whatever its class.
+        # Set on this loop only; libraries call these methods whatever the loop's class.
         loop.getaddrinfo = self.getaddrinfo  # type: ignore[method-assign]
         loop.create_connection = create_connection  # type: ignore[method-assign,assignment]

@@ -125,7 +125,7 @@ def test_dimensions_that_a_server_ignores_are_refused_with_its_length(embedding:
     with pytest.raises(BadRequest, match="have 4 numbers") as refused:
         parsed.plain(answer)
 
-    assert (refused.value.fault.status("embeddings"), refused.value.fault.param) == (400, "dimensions")
+    assert (refused.value.fault().status("embeddings"), refused.value.fault().param) == (400, "dimensions")
     assert embeddings.read(b'{"model":"m","input":"x","dimensions":4}').plain(answer)
 
 

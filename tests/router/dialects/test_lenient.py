@@ -174,7 +174,7 @@ def test_a_request_with_a_number_that_json_lacks_is_refused_with_its_field(word:
     with pytest.raises(BadRequest, match=f"{word} is no number in JSON") as refused:
         wire.read(b'{"model": "m", "temperature": %b}' % word.encode(), dict)
 
-    assert refused.value.fault.param == "temperature"
+    assert refused.value.fault().param == "temperature"
 
 
 # Answers

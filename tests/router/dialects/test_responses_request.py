@@ -87,7 +87,7 @@ def test_case_44_a_first_turn_of_codex_is_understood() -> None:
     assert (actual["reasoning_effort"], actual["parallel_tool_calls"]) == ("medium", True)
     assert actual["stream_options"] == {"include_usage": True}
     assert not {"client_metadata", "store", "include", "prompt_cache_key"} & actual.keys()
-    assert "web_search" in parsed.notes[0]
+    assert parsed.dropped == ("tools[2]",)
     assert parsed.affinity == "thread-1"
 
 
@@ -284,7 +284,7 @@ def test_a_file_of_text_is_shown_and_any_other_refused() -> None:
     assert "omitted" in conversation(input=[called(), output("c1", [pdf])])[-1]["content"]
 
 
-def test_items_that_only_openai_can_read_are_dropped_and_noted() -> None:
+def test_items_that_only_openai_can_read_are_reported_as_dropped() -> None:
     history = [
         item("user", "go"),
         {"type": "web_search_call", "id": "ws"},
@@ -294,7 +294,7 @@ def test_items_that_only_openai_can_read_are_dropped_and_noted() -> None:
     parsed = responses_request(input=history)
 
     assert body_of(parsed)["messages"] == [{"role": "user", "content": "go"}]
-    assert len(parsed.notes) == 2
+    assert parsed.dropped == ("input[1]", "input[2]")
 
 
 @pytest.mark.parametrize(

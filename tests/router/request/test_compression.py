@@ -80,7 +80,7 @@ def test_another_encoding_is_refused_with_those_that_are_taken(header: str) -> N
     with pytest.raises(BadRequest, match="send gzip, zstd or no") as refused:
         encoding_of(header)
 
-    assert refused.value.fault.status("chat") == 415
+    assert refused.value.fault().status("chat") == 415
 
 
 # As requests come in
@@ -125,6 +125,6 @@ async def test_a_bomb_is_refused_with_the_limit_and_leaves_nothing_counted(encod
     for _ in range(20):
         with pytest.raises(BadRequest, match="unpacks to more than 1 MiB") as refused:
             await read(intake, bomb, encoding)
-        assert refused.value.fault.status("chat") == 413
+        assert refused.value.fault().status("chat") == 413
 
     intake.close()

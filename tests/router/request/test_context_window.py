@@ -97,7 +97,7 @@ async def test_case_20_too_small_a_rest_is_refused_alike_with_the_field_that_the
     with pytest.raises(DialectError) as refused:
         await settled(WORKER)
 
-    fault = in_client_terms(refused.value.fault, dialect, LIMITS[dialect])
+    fault = in_client_terms(refused.value.fault(), dialect, LIMITS[dialect])
     assert fault.message == (
         f"input length and `{LIMITS[dialect]}` exceed context limit: {tokens} + 32000 > 32768,"
         f" decrease input length or `{LIMITS[dialect]}` and try again"

@@ -1,10 +1,10 @@
-"""A leash: a process that ends when its parent ends, however the parent ended.
+"""Ends a process when its parent ends, even by KILL (`PR_SET_PDEATHSIG`, Linux only).
 
-`cortex up` puts all its children on one, so that even `kill -9` of the parent leaves nothing behind. Linux
-only (`PR_SET_PDEATHSIG`); elsewhere a killed parent leaves its children running, as with most programs.
+`cortex up` starts all its children through it, so no child outlives it. On other systems the children of a killed
+parent keep running.
 
-As a program, `python -m cortex.platform.process.parent_death PARENT-PID COMMAND…` puts itself on the leash and
-becomes the command: the setting survives `exec`.
+`python -m cortex.platform.process.parent_death PARENT-PID COMMAND…` makes the setting for itself and then executes the
+command, which keeps it.
 """
 
 import ctypes
@@ -16,20 +16,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel send TERM to this process when its parent dies. Exits at once if that has happened."""
+    """Have the kernel send TERM to this process when its parent dies. Exits at once if the parent is dead already."""
     if sys.platform != "linux":
         return
     parent = parent if parent is not None else os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the setting took hold
+    if os.getppid() != parent:  # it died before the setting took effect
         sys.exit(0)
 
 
 def main() -> None:
-    """Become the command given, on a leash to the parent given."""
+    """Execute a command that ends with the given parent."""
     parent, *command = sys.argv[1:]
     die_with_parent(int(parent))
-    os.execvp(command[0], command)  # noqa: S606 (the command is our own parent's)
+    os.execvp(command[0], command)  # noqa: S606 (the command comes from our own parent)
 
 
 if __name__ == "__main__":

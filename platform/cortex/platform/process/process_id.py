@@ -1,8 +1,8 @@
-"""Which process a number means.
+"""Identifies processes although pids are reused.
 
-A pid is used again, after a reboot even for a stranger's service, and a start time in Unix seconds moves with the
-wall clock. A process is known by its boot, its pid, and its start in clock ticks since that boot (field 22 of
-`/proc/PID/stat`, proc(5)): no other process ever has the same three (`record.ProcessId`).
+After a reboot, a worker's pid may belong to an unrelated service, and a start time in Unix seconds changes with the
+wall clock. So a process is identified by its boot, its pid and its start in clock ticks since that boot (field 22 of
+`/proc/PID/stat`, proc(5)), which no two processes share (`record.ProcessId`).
 """
 
 import os
@@ -18,7 +18,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Status(Struct, frozen=True):
-    """What `/proc/PID/stat` says of a process: its state letter and its start."""
+    """State letter and start of a process, from `/proc/PID/stat`."""
 
     state: str
     ticks: int
@@ -26,7 +26,7 @@ class Status(Struct, frozen=True):
 
 @cache
 def boot_id() -> str:
-    """Return the kernel's random id of this boot; "" where it has none."""
+    """Return the kernel's random id of this boot; "" if it has none."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -34,19 +34,19 @@ def boot_id() -> str:
 
 
 def status(pid: int) -> Status | None:
-    """Return the state and start of whatever process has this pid now; None when there is none."""
+    """Return the state and start of the process that has this pid now; None when there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    fields = text[text.rfind(b")") + 1 :].split()  # the name before it may hold spaces and parentheses
+    fields = text[text.rfind(b")") + 1 :].split()  # the process's name may contain spaces and parentheses
     return Status(state=fields[0].decode(), ticks=int(fields[19])) if len(fields) > 19 else None
 
 
 def identify(pid: int) -> ProcessId | None:
     """Return the process that has this pid now; None when there is none."""
-    found = status(pid)
-    return ProcessId(boot_id(), pid, found.ticks) if found else None
+    current = status(pid)
+    return ProcessId(boot_id(), pid, current.ticks) if current else None
 
 
 def started_at(pid: int) -> int:
@@ -56,23 +56,23 @@ def started_at(pid: int) -> int:
 
 
 def own() -> ProcessId:
-    """Return this process. Raises OSError where `/proc` is missing."""
-    found = identify(os.getpid())
-    if found is None:
+    """Return this process. Raises OSError without `/proc`."""
+    process = identify(os.getpid())
+    if process is None:
         raise OSError("/proc/self/stat cannot be read")
-    return found
+    return process
 
 
 def is_alive(process: ProcessId) -> bool:
-    """Whether that very process still runs. A zombie does not."""
+    """Return whether exactly this process still runs. A zombie does not."""
     if process.boot != boot_id():
         return False
-    found = status(process.pid)
-    return found is not None and found.ticks == process.ticks and found.state not in "ZX"
+    current = status(process.pid)
+    return current is not None and current.ticks == process.ticks and current.state not in "ZX"
 
 
 def send(process: ProcessId, number: signal.Signals) -> bool:
-    """Signal that very process, whoever may get its pid in this moment. False when it is gone."""
+    """Signal exactly this process, even if its pid is reused at this moment. False when it has ended."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except OSError:
@@ -89,6 +89,6 @@ def send(process: ProcessId, number: signal.Signals) -> bool:
 
 
 def is_uninterruptible(process: ProcessId) -> bool:
-    """Whether it sleeps in the kernel where no signal reaches it: state D, a driver or a mount that hangs."""
-    found = status(process.pid)
-    return found is not None and found.ticks == process.ticks and found.state == "D"
+    """Return whether it is in state D, in which no signal reaches it: a driver or a mount hangs."""
+    current = status(process.pid)
+    return current is not None and current.ticks == process.ticks and current.state == "D"

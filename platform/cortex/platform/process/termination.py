@@ -36,7 +36,7 @@ async def wait_for_exit(process: ProcessId) -> None:
 
 
 def describe_exit(code: int | None) -> str:
-    """Describe a return code in words."""
+    """Describe a return code; None means unknown."""
     if code is None:
         return "ended"
     if code < 0:

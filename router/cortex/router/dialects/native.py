@@ -13,10 +13,10 @@ from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar, images, lenient, prompt_cache, wire
-from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count
+from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count, truncated
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
-from cortex.router.dialects.core.sse import Event, SSEDecoder
-from cortex.router.dialects.core.stream import is_empty
+from cortex.router.dialects.core.sse import Event
+from cortex.router.dialects.core.stream import FrameStream, is_empty
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages.request import session_of
 
@@ -84,7 +84,6 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None
     fields: gate.Fields
     affinity: str | None = None
-    notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
     limit_field: str = "max_tokens"
@@ -101,7 +100,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     def count(self, model: str) -> bytes:
         return self.body(model)
 
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         return Reply(self.dialect)
 
 
@@ -123,17 +122,14 @@ class Reply(msgspec.Struct, frozen=True):
         return NativeStream(self.dialect, request_id)
 
 
-class NativeStream:
+class NativeStream(FrameStream):
     """The `Stream` of a worker with the client's dialect: whole frames are forwarded, their names tracked."""
 
     def __init__(self, dialect: NativeDialect, request_id: str | None) -> None:
-        self.fault: Fault | None = None
-        self.over = False
+        super().__init__()
         self.tokens = Tokens()
-        self.rough_tokens = 0
         self._dialect: NativeDialect = dialect
         self._request_id = request_id
-        self._frames = SSEDecoder()
         self._response: dict[str, Any] = {}
 
     def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
@@ -148,42 +144,9 @@ class NativeStream:
             return b""
         return b'event: ping\ndata: {"type":"ping"}\n\n' if self._dialect == "messages" else b": waiting\n\n"
 
-    def feed(self, data: bytes) -> bytes:
-        if self.over:
-            return b""
-        out: list[bytes] = []
-        try:
-            for frame in self._frames.feed(data):
-                out.append(self._relay(frame))
-                if self.over:
-                    break
-        except BadAnswer as error:
-            out.append(self.fail(error.fault))
-        return b"".join(out)
-
-    def close(self) -> bytes:
-        if self.over:
-            return b""
-        out = [self._relay(frame) for frame in self._frames.close() if not self.over and _is_complete(frame)]
-        if not self.over:
-            reason = "the worker's answer ended before it was complete"
-            out.append(self.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
-        return b"".join(out)
-
-    def fail(self, fault: Fault) -> bytes:
-        if self.over:
-            return b""
-        self.over, self.fault = True, fault
-        if self._dialect == "messages":
-            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(anthropic_error(fault, self._request_id))
-        error = {"code": fault.failed_code, "message": fault.message}
-        response = {"id": "", "object": "response", "output": [], **self._response, "status": "failed", "error": error}
-        event = {"type": "response.failed", "response": response}
-        return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
-
-    def _relay(self, frame: Event) -> bytes:
+    def _relay(self, frame: Event, out: list[bytes]) -> None:
         if is_empty(frame.data):
-            return b""
+            return
         name = frame.event.decode("utf-8", "replace")
         if name.endswith("delta"):
             self.rough_tokens += _rough_tokens(frame.data)
@@ -195,7 +158,22 @@ class NativeStream:
                 self.fault = Fault(kind=Kind.WORKER_ERROR, message="the worker reported an error in its stream")
         head = b"event: %b\n" % frame.event if frame.event else b""
         data = _strict(frame.data)
-        return head + b"".join(b"data: %b\n" % line for line in data.split(b"\n")) + b"\n"
+        out.append(head + b"".join(b"data: %b\n" % line for line in data.split(b"\n")) + b"\n")
+
+    def _relay_last(self, frame: Event, out: list[bytes]) -> None:
+        if not self.over and _is_complete(frame):
+            self._relay(frame, out)
+
+    def _end(self, out: list[bytes]) -> None:
+        raise truncated()
+
+    def _encode_fault(self, fault: Fault) -> bytes:
+        if self._dialect == "messages":
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(anthropic_error(fault, self._request_id))
+        error = {"code": fault.failed_code, "message": fault.message}
+        response = {"id": "", "object": "response", "output": [], **self._response, "status": "failed", "error": error}
+        event = {"type": "response.failed", "response": response}
+        return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
 
     def _read_event(self, data: bytes, name: str) -> None:
         try:

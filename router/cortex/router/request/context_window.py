@@ -32,7 +32,7 @@ class Fitted(Struct, frozen=True):
 
 
 Settle = Callable[[Instance], Awaitable[Fitted]]
-"""Fits the request to an instance. Raises DialectError if it does not fit."""
+"""Fits the request to an instance. Raises ContextExceeded if it does not fit."""
 
 
 class Counter(Protocol):

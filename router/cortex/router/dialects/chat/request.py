@@ -77,7 +77,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     fields: Fields
     dropped: tuple[str, ...] = ()
     affinity: str | None = None
-    notes: tuple[str, ...] = ()
     cuts: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
@@ -95,7 +94,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             prompt["prompt"] = raw(_longest(msgspec.json.decode(self.fields["prompt"])))
         return msgspec.json.encode({"model": raw(model), **prompt})
 
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> Reply:
+    def answer(self, id: str, created: int) -> Reply:
         return Reply(id=id, model=self.model, choices=self.choices, usage_is_ours=self.usage_is_ours)
 
 
@@ -126,7 +125,7 @@ def read(body: bytes, traits: Traits) -> ChatRequest:
     client_limit = params.max_tokens if params.max_completion_tokens is None else params.max_completion_tokens
     limit = traits.limit_per_answer(client_limit, params.n or 1)
     has_newer = params.max_completion_tokens is not None
-    if limit != client_limit or (has_newer and (params.max_tokens is not None or not traits.max_completion_tokens)):
+    if limit != client_limit or (has_newer and params.max_tokens is not None):
         dropped.add("max_completion_tokens")
         changes["max_tokens"] = raw(limit)
     _clamp_min_tokens(fields, limit, changes)

@@ -237,5 +237,17 @@ def ending(chunk: Chunk, choice: Choice) -> Ending | None:
     return Ending(finish, stop_string)
 
 
+def decode_whole(body: bytes) -> tuple[Chunk, Delta, Ending]:
+    """Decode a whole answer; return it with the message and the ending of its first choice. Raises `BadAnswer`."""
+    completion = decode(body)
+    choice = completion.choices[0] if completion.choices else None
+    if choice is None or choice.message is None:
+        raise BadAnswer("the worker's answer holds no message")
+    how = ending(completion, choice)
+    if how is None:
+        raise truncated()
+    return completion, choice.message, how
+
+
 def truncated() -> BadAnswer:
     return BadAnswer("the worker's answer ended before it was complete")

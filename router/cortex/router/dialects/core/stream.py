@@ -61,15 +61,72 @@ class Stream(Protocol):
     def fail(self, fault: Fault) -> bytes: ...
 
 
-class TranslatedStream:
-    """The `Stream` of a dialect that has named events."""
+class FrameStream:
+    """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self) -> None:
         self.fault: Fault | None = None
         self.over = False
         self.rough_tokens = 0
-        self._machine = machine
         self._frames = SSEDecoder()
+
+    def feed(self, data: bytes) -> bytes:
+        """Relay the frames that a piece of the worker's body completes."""
+        if self.over:
+            return b""
+        out: list[bytes] = []
+        try:
+            for frame in self._frames.feed(data):
+                self._relay(frame, out)
+                if self.over:
+                    break
+        except BadAnswer as error:
+            out.append(self.fail(error.fault()))
+        return b"".join(out)
+
+    def close(self) -> bytes:
+        """End the stream: the worker's body has ended."""
+        if self.over:
+            return b""
+        out: list[bytes] = []
+        try:
+            for frame in self._frames.close():
+                self._relay_last(frame, out)
+            if not self.over:
+                self._end(out)
+        except BadAnswer as error:
+            out.append(self.fail(error.fault()))
+        return b"".join(out)
+
+    def fail(self, fault: Fault) -> bytes:
+        """End the stream with an error."""
+        if self.over:
+            return b""
+        self.over, self.fault = True, fault
+        return self._encode_fault(fault)
+
+    def _relay(self, frame: Frame, out: list[bytes]) -> None:
+        """Append what a frame becomes. Raises BadAnswer."""
+        raise NotImplementedError
+
+    def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
+        """Do the same for the rest of the body, which may be half a frame. Raises BadAnswer."""
+        raise NotImplementedError
+
+    def _end(self, out: list[bytes]) -> None:
+        """Append the end of a body that ended without an end marker. Raises BadAnswer when it is incomplete."""
+        raise NotImplementedError
+
+    def _encode_fault(self, fault: Fault) -> bytes:
+        raise NotImplementedError
+
+
+class TranslatedStream(FrameStream):
+    """The `Stream` of a dialect that has named events."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
 
     @property
     def tokens(self) -> Tokens:
@@ -85,40 +142,7 @@ class TranslatedStream:
     def ping(self) -> bytes:
         return b"" if self.over else self._encode_events(self._machine.ping())
 
-    def feed(self, data: bytes) -> bytes:
-        if self.over:
-            return b""
-        out: list[bytes] = []
-        try:
-            for frame in self._frames.feed(data):
-                if self.over:
-                    break
-                self._relay_frame(frame, out)
-        except BadAnswer as error:
-            out.append(self.fail(error.fault))
-        return b"".join(out)
-
-    def close(self) -> bytes:
-        """The worker's body has ended."""
-        if self.over:
-            return b""
-        out: list[bytes] = []
-        try:
-            for frame in self._frames.close():
-                self._relay_last(frame, out)
-            if not self.over:
-                self._end(out)
-        except BadAnswer as error:
-            out.append(self.fail(error.fault))
-        return b"".join(out)
-
-    def fail(self, fault: Fault) -> bytes:
-        if self.over:
-            return b""
-        self.over, self.fault = True, fault
-        return self._encode_events(self._machine.fail(fault))
-
-    def _relay_frame(self, frame: Frame, out: list[bytes]) -> None:
+    def _relay(self, frame: Frame, out: list[bytes]) -> None:
         if frame.data == DONE:
             self._end(out)
         elif not is_empty(frame.data):
@@ -131,7 +155,7 @@ class TranslatedStream:
         out.append(self._encode_events(self._machine.feed(chunk)))
 
     def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
-        """Relay the last frame. It may be half a chunk, which is ignored; `close` checks for completeness."""
+        """Relay the last frame. It may be half a chunk, which is ignored."""
         if frame.data == DONE or is_empty(frame.data):
             return
         try:
@@ -143,6 +167,9 @@ class TranslatedStream:
     def _end(self, out: list[bytes]) -> None:
         out.append(self._encode_events(self._machine.close()))
         self.over = True
+
+    def _encode_fault(self, fault: Fault) -> bytes:
+        return self._encode_events(self._machine.fail(fault))
 
     def _encode_events(self, events: Sequence[msgspec.Struct]) -> bytes:
         return b"".join([_prefix(type(event)) + _encode(event) + b"\n\n" for event in events])

@@ -49,7 +49,6 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     # the engine
     thinking_budget: Literal["thinking_token_budget", "thinking_budget_tokens"] | None = None
     named_tool_choice: bool = True
-    max_completion_tokens: bool = True
     json_schema: bool = True
     names_stop: bool = True
     passing: Passing = _PLAIN
@@ -60,7 +59,6 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     sampling: Sampling = Sampling()
     on_long_prompt: Literal["auto", "error", "clamp"] = "auto"
-    server_tools: Literal["reject", "drop"] = "reject"
 
     def check_demand(self, has_tools: bool, at: str) -> None:
         """Raise BadRequest for a demanded tool call that cannot be made."""

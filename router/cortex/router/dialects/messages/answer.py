@@ -11,7 +11,6 @@ import msgspec
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
 from cortex.router.dialects.core.content_blocks import Block, blocks_of
-from cortex.router.dialects.core.errors import BadAnswer
 
 # Clients return thinking only with a signature. This one is a constant; any signature is accepted.
 SIGNATURE = "cortex"
@@ -95,19 +94,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 def plain(answer: Answer, body: bytes) -> Plain:
     """Translate the worker's whole answer. Raises `BadAnswer`."""
-    completion = chunks.decode(body)
-    choice = completion.choices[0] if completion.choices else None
-    if choice is None or choice.message is None:
-        raise BadAnswer("the worker's answer holds no message")
-    ending = chunks.ending(completion, choice)
-    if ending is None:
-        raise chunks.truncated()
+    completion, reply, ending = chunks.decode_whole(body)
     tokens = chunks.tokens(completion.usage, answer.input_tokens)
     if answer.prewarm:
         tokens = msgspec.structs.replace(tokens, output=0, reasoning=None)
         message = answer.message([], ("max_tokens", None), tokens)
     else:
-        blocks = blocks_of(choice.message, answer.id)
+        blocks = blocks_of(reply, answer.id)
         content = [content_block(block) for block in blocks]
         stop_info = stop(answer, blocks, ending, tokens)
         note = invalid_calls_note(blocks, stop_info[0])

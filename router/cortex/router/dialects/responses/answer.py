@@ -12,7 +12,6 @@ import msgspec
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
 from cortex.router.dialects.core.content_blocks import Block, blocks_of
-from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.dialects.responses.tools import ToolDeclaration
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -171,15 +170,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 def plain(answer: Answer, body: bytes) -> Plain:
     """Translate the worker's whole answer. Raises `BadAnswer`."""
-    completion = chunks.decode(body)
-    choice = completion.choices[0] if completion.choices else None
-    if choice is None or choice.message is None:
-        raise BadAnswer("the worker's answer holds no message")
-    ending = chunks.ending(completion, choice)
-    if ending is None:
-        raise chunks.truncated()
+    completion, reply, ending = chunks.decode_whole(body)
     tokens = chunks.tokens(completion.usage, answer.input_tokens)
-    blocks = blocks_of(choice.message, answer.id) or [empty_block()]
+    blocks = blocks_of(reply, answer.id) or [empty_block()]
     status, reason = outcome(ending)
     output = [item(answer, block, "completed") for block in blocks[:-1]]
     output.append(item(answer, blocks[-1], item_status(ending)))

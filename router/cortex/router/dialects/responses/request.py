@@ -13,7 +13,7 @@ from cortex.functions.passing import FIELDS
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import conversation, grammar, wire
 from cortex.router.dialects.core.chunks import Plain
-from cortex.router.dialects.core.conversation import Request, TextPart, Upstream
+from cortex.router.dialects.core.conversation import Request, TextPart, TranslatedRequest
 from cortex.router.dialects.core.conversation_builder import ConversationBuilder
 from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.dialects.core.stream import TranslatedStream
@@ -70,32 +70,14 @@ class _Params(msgspec.Struct):
     prompt: Any = None
 
 
-class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesRequest(TranslatedRequest, frozen=True, kw_only=True):
     """A parsed request. `names` maps a function's name to the client's tool."""
 
-    model: str
-    stream: bool
-    max_tokens: int | None
-    upstream: Upstream
     names: dict[str, ToolDeclaration]
     echo: Echo
-    affinity: str | None = None
-    notes: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    limit_is_ours: bool = False
     limit_field: str = "max_output_tokens"
-    choices: int = 1
-    cuts: tuple[str, ...] = ()
 
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """Return the body to send; `max_tokens` replaces the client's limit."""
-        return self.upstream.body(model, max_tokens)
-
-    def count(self, model: str) -> bytes:
-        """Return the body for a worker's tokenizer endpoint."""
-        return self.upstream.count(model)
-
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         """Return the reply; `id` is the unique part of every id in the answer."""
         return Reply(
             Answer(
@@ -104,7 +86,6 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
                 model=self.model,
                 names=self.names,
                 echo=self.echo,
-                input_tokens=input_tokens,
             )
         )
 
@@ -168,8 +149,7 @@ def read(body: bytes, traits: Traits) -> ResponsesRequest:
         names=tools.names,
         echo=_echo(params, request),
         affinity=params.prompt_cache_key or params.user,
-        notes=(*tools.notes, *reader.notes),
-        dropped=(*gate.unused_fields(fields, _USED), *gate.note_paths((*tools.notes, *reader.notes))),
+        dropped=(*gate.unused_fields(fields, _USED), *tools.dropped, *reader.dropped),
         limit_is_ours=params.max_output_tokens is None,
     )
 

@@ -57,7 +57,8 @@ class Tools:
         self.functions: list[FunctionTool] = []
         self.names: dict[str, ToolDeclaration] = {}
         self.choice: ToolChoice | None = None
-        self.notes: list[str] = []
+        self.dropped: list[str] = []
+        """Paths of what is not forwarded."""
         self._flat: dict[tuple[str | None, str], str] = {}
         self._traits = traits
 
@@ -86,8 +87,8 @@ class Tools:
                 self._name(choice)
             case "allowed_tools":
                 self._allow(choice)
-            case kind:
-                self.notes.append(f"tool_choice: ignored a choice of type {kind[:80]!r}")
+            case _:
+                self.dropped.append("tool_choice")
 
     def _declare(self, tool: dict[str, Any], at: str, namespace: str | None) -> None:
         match wire.kind_of(tool, at, "function"):
@@ -103,8 +104,8 @@ class Tools:
                 group = wire.convert(tool, _Namespace, at)
                 for index, member in enumerate(group.tools):
                     self._declare(member, f"{at}.tools[{index}]", group.name)
-            case kind:
-                self.notes.append(f"{at}: dropped a tool of type {kind[:80]!r}")
+            case _:
+                self.dropped.append(at)
 
     def _add(
         self, tool: _Tool, declaration: ToolDeclaration, parameters: dict[str, Any], description: str | None, at: str
