@@ -62,6 +62,13 @@ class Catalogue(Struct, frozen=True):
         """Return the aliases of a function, in the order declared."""
         return [alias for alias, target in self.aliases.items() if target == function_id]
 
+    def all_aliases(self) -> dict[str, list[str]]:
+        """Return the aliases of every function that has any, in the order declared."""
+        aliases: dict[str, list[str]] = {}
+        for alias, target in self.aliases.items():
+            aliases.setdefault(target, []).append(alias)
+        return aliases
+
     def nearest(self, name: str) -> list[str]:
         """Return the ids and aliases that resemble `name`."""
         return nearest(name, (*self.functions, *self.aliases))
