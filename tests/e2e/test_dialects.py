@@ -285,11 +285,12 @@ def test_case_54_usage_is_shown_only_to_whom_asked(stack: Stack) -> None:
     assert json.loads(asked.strip().splitlines()[-3].removeprefix("data: "))["usage"]["completion_tokens"] > 0
 
 
-def test_case_62_compressed_bodies_are_refused_clearly(stack: Stack) -> None:
-    answer = stack.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+@pytest.mark.parametrize(("encoding", "status"), [("br", 415), ("gzip, gzip", 415), ("gzip", 400), ("zstd", 400)])
+def test_case_62_bodies_that_cannot_be_unpacked_are_refused_clearly(stack: Stack, encoding: str, status: int) -> None:
+    answer = stack.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers={"content-encoding": encoding})
 
-    assert answer.status_code == 415
-    assert "compressed" in answer.json()["error"]["message"]
+    assert answer.status_code == status
+    assert encoding in answer.json()["error"]["message"]
 
 
 PNG_URL = "data:image/png;base64,%%%"
