@@ -252,7 +252,7 @@ def host_secrets(path: Path, host: str) -> tuple[HostSecrets, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_files.read(path)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise SettingsError(f"{path}: cannot be read: {why}") from None

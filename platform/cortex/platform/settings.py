@@ -22,6 +22,7 @@ from msgspec import Meta, Struct
 from cortex.functions.names import did_you_mean
 from cortex.functions.spec import Engine
 from cortex.functions.toml_lines import TomlLines
+from cortex.platform import text_files
 from cortex.platform.redis_address import BadAddress, is_sentinel, sentinels
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -257,7 +258,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if not file:
             return url
         try:
-            password = Path(file).expanduser().read_text(encoding="utf-8").strip()
+            password = text_files.read(Path(file).expanduser()).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"[redis] password_file: {file} cannot be read: {error}") from None
         scheme, _, rest = url.partition("://")
@@ -304,7 +305,7 @@ def load(path: Path | None, env: Mapping[str, str]) -> tuple[Settings, list[str]
     if path is None:
         return read("", file="cortex.toml", folder=str(Path.cwd()), env=env)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_files.read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from None
     return read(text, file=str(path), folder=str(path.resolve().parent), env=env)

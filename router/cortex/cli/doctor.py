@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from cortex.cli.tables import console
 from cortex.platform import redis_clients
 from cortex.platform import settings as settings_
 from cortex.platform.keys import fleet_tokens, host_secrets
+from cortex.platform.serving import address
 from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings, SettingsError
 
@@ -408,9 +408,9 @@ def check_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:
     ):
         if not listen:
             continue
-        host, _, port = listen.rpartition(":")
+        host, port = address.split(listen)
         try:
-            with socket.create_server((host.strip("[]"), int(port))):
+            with address.create_server(host, port):
                 yield Finding("ok", about, f"{listen} is free")
         except OSError as error:
             yield Finding(

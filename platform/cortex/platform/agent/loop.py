@@ -48,7 +48,7 @@ from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
-from cortex.platform.serving import listener, systemd
+from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.store import WeightsUnavailable
@@ -80,7 +80,8 @@ class Agent:
         host_engines = engines.discover(settings.agent.engines)
         host = HostRecord(
             name=settings.host_name,
-            address=settings.agent.address or f"{_scheme(settings)}://{settings.agent.listen}",
+            address=settings.agent.address
+            or f"{_scheme(settings)}://{address.join(*address.split(settings.agent.listen))}",
             version=version("cortex"),
             labels=settings.agent.labels,
             engines=host_engines.versions,
@@ -375,8 +376,7 @@ class Agent:
 
     async def _beat(self) -> None:
         """Publish on every change, and once per heartbeat; first once routers can reach this agent."""
-        host, _, port = self.settings.agent.listen.rpartition(":")
-        await listener.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
+        await listener.accepts(*address.split(self.settings.agent.listen), within_s=LISTEN_S)
         await self.publisher.publish()
         systemd.notify("READY=1")
         while True:

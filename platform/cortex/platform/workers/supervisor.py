@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import structlog
 from msgspec.structs import replace
 
-from cortex.functions.launch import Launch, launch
+from cortex.functions.launch import CannotLaunch, Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.servers import server_of
@@ -50,6 +50,7 @@ from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.failures import evidence_in
 from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.saved_state import SavedWorker
+from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
@@ -227,7 +228,7 @@ class Supervisor:
         """Report that a worker could not be started. A missing port or a hung folder is not a crash."""
         self._ports.release(instance.id)
         kind = FailureKind.ROOM if isinstance(error, NoPort | NoAnswer) else FailureKind.CRASH
-        ours = isinstance(error, NoPort | NoAnswer | OSError)
+        ours = isinstance(error, NoPort | NoAnswer | CannotLaunch | OSError)
         reason = f"the worker could not be started: {error if ours else type(error).__name__}"
         self._tell(events.SpawnFailed(instance.id, reason, kind))
 
@@ -303,7 +304,7 @@ class Supervisor:
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
         )
-        command = launch(function, context)
+        command = launch(launch_context.with_local_paths(function, effect.weights), context)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
         child, path, warm = await self._start_process(instance.id, command, log_path, not_warm, context.cache)
@@ -313,7 +314,7 @@ class Supervisor:
             self._warm[instance.id] = effect
         self._children[instance.id] = child
         self._watch_over(instance.id, function.id, leader)
-        url = f"http://{agent.worker_host}:{port}"
+        url = f"http://{address.join(agent.worker_host, port)}"
         self._tell(
             events.Spawned(
                 instance.id, leader, url, server=command.server, health_path=command.health_path, path=path, warm=warm

@@ -1,18 +1,28 @@
 """The operators' API for functions and hosts: `/admin/…`. The CLI is its client."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from msgspec import Struct, to_builtins
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import Fleet, HostRecord, Instance, Override, Use, use, used_function
+from cortex.platform.record import (
+    Failure,
+    Fleet,
+    HostRecord,
+    Instance,
+    Override,
+    SilentHost,
+    Use,
+    use,
+    used_function,
+)
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
 from cortex.platform.scheduling.reaping import reap_at
@@ -123,15 +133,53 @@ def rows(
     now: float,
 ) -> list[Row]:
     """Return a row per function, in catalogue order. Pure."""
-    usage, latest, places = use(fleet), by_revision(ledger), places_in_line(fleet)
+    usage, latest, places, parts = use(fleet), by_revision(ledger), places_in_line(fleet), _parts(fleet)
+    empty = replace(fleet, hosts={}, silent={})
+    running = {i.id for h in fleet.hosts.values() for i in h.instances}
     kinds: dict[str, dict[str, Entry]] = {}
     for field, entry in ledger.items():
         kinds.setdefault(revision_of(field), {})[device_of(field)] = entry
     return [
-        _row(f, aliases.get(f.id, []), fleet, usage, places.get(f.id, ()), latest.get(rev), kinds.get(rev, {}), now)
+        _row(
+            f,
+            aliases.get(f.id, []),
+            parts.get(f.id, empty),
+            usage,
+            places.get(f.id, ()),
+            latest.get(rev),
+            kinds.get(rev, {}),
+            running,
+            now,
+        )
         for f in functions
         for rev in (revision(f),)
     ]
+
+
+def _parts(fleet: Fleet) -> dict[str, Fleet]:
+    """Return for each function that a host tells of the fleet with what concerns that function only, so that a row does
+    not search all instances."""
+    parts: dict[str, tuple[dict[str, HostRecord], dict[str, SilentHost]]] = {}
+    for name, host in fleet.hosts.items():
+        for function, part in _parts_of(host).items():
+            parts.setdefault(function, ({}, {}))[0][name] = part
+    for name, silent in fleet.silent.items():
+        for function, part in _parts_of(silent.record).items():
+            parts.setdefault(function, ({}, {}))[1][name] = replace(silent, record=part)
+    return {f: replace(fleet, hosts=hosts, silent=silent) for f, (hosts, silent) in parts.items()}
+
+
+def _parts_of(host: HostRecord) -> dict[str, HostRecord]:
+    instances: dict[str, list[Instance]] = {}
+    failures: dict[str, list[Failure]] = {}
+    for instance in host.instances:
+        instances.setdefault(instance.function, []).append(instance)
+    for failure in host.failures:
+        failures.setdefault(failure.function, []).append(failure)
+    return {
+        f: replace(host, instances=tuple(instances.get(f, ())), failures=tuple(failures.get(f, ())))
+        for f in {*instances, *failures, *host.unreadable}
+    }
 
 
 def _row(
@@ -142,6 +190,7 @@ def _row(
     places: Iterable[Place],
     entry: Entry | None,
     kinds: Mapping[str, Entry],
+    running: Collection[str],
     now: float,
 ) -> Row:
     instances = [(host.name, i) for host in fleet.records() for i in host.instances if i.function == function.id]
@@ -168,7 +217,7 @@ def _row(
         last_start=last_start(revision(function), fleet, entry),
         expected_start_s=(entry.start_s or None) if entry else None,
         vram_mb=function.vram_mb,
-        measured=[_measurement(device, entry, function, fleet) for device, entry in sorted(kinds.items())],
+        measured=[_measurement(device, entry, function, running, fleet) for device, entry in sorted(kinds.items())],
         failure=failure.reason if failure else "; ".join(unreadable) or None,
         blocked=blocked_by_foreign_memory(function, fleet, usage, now),
         retry_at=(failure.retry_at or None) if failure else None,
@@ -177,8 +226,7 @@ def _row(
     )
 
 
-def _measurement(device: str, entry: Entry, function: Function, fleet: Fleet) -> Measurement:
-    running = {i.id for h in fleet.hosts.values() for i in h.instances}
+def _measurement(device: str, entry: Entry, function: Function, running: Collection[str], fleet: Fleet) -> Measurement:
     counts = placement_mb(entry, function.vram_mb, running, fleet.used) > 0
     return Measurement(device=device, memory_mb=entry.memory_mb, counts=counts, readings=entry.readings)
 
@@ -232,7 +280,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/functions", opt={"needs": "status"})
     async def functions() -> dict[str, Any]:
         catalogue = runtime.live_catalogue.catalogue
-        aliases = {f: catalogue.aliases_of(f) for f in catalogue.functions}
+        aliases = catalogue.all_aliases()
         ledger = await runtime.history.ledger()
         entries = rows(catalogue.functions.values(), aliases, runtime.fleet(), ledger, time.time())
         return {"functions": to_builtins(entries)}
