@@ -10,7 +10,7 @@ from cortex.cli.call import _progress
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
 from cortex.cli.fn import progress_text, show_plan, state
-from cortex.cli.host import _eviction
+from cortex.cli.host import _engines, _eviction
 from cortex.cli.top import latency_line
 
 STARTING = {"state": "starting", "phase": "loading weights", "progress": 0.4, "left_s": 12.0}
@@ -64,6 +64,23 @@ def test_a_host_lists_its_eviction_order_with_reasons() -> None:
     line = r"2\. org/old, 5000 MiB: idle for 3\ds, used later than 1 other; reaped anyway in 1m(30|2\d)s"
     assert re.fullmatch(line, _eviction(leaves))
     assert _eviction(protected) == "2. org/old, 5000 MiB: not now: pinned"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "memory_mb", "text"),
+    [
+        ("parked", 1309, "vllm (0.32.0, launcher parked, 1309 MiB of RAM), fake"),
+        ("importing", 0, "vllm (0.32.0, launcher importing), fake"),
+    ],
+)
+def test_a_host_lists_the_state_and_memory_of_its_launcher(launcher: str, memory_mb: int, text: str) -> None:
+    host = {
+        "engines": {"vllm": "0.32.0", "fake": "fake"},
+        "launchers": {"vllm": launcher},
+        "launcher_mb": {"vllm": memory_mb},
+    }
+
+    assert _engines(host) == text
 
 
 def test_a_plan_has_the_reason_of_each_eviction_and_the_protected_instances(capsys: pytest.CaptureFixture[str]) -> None:
