@@ -46,6 +46,10 @@ bench-cold:
 bench-readahead *args:
     uv run python -m tests.bench_readahead "$@"
 
+# what turns do for functions that share memory, beside none: waits, answers, starts (ten minutes; names pick scenarios)
+bench-turns *args:
+    uv run python -m tests.bench_turns "$@"
+
 # the same questions to llama-cpp-python's server; its build takes 10 to 16 minutes of two cores, once
 test-llama-cpp-python *args:
     CORTEX_TEST_LLAMA_CPP_PYTHON="$(tests/support/install_llama_cpp_python.sh)" \

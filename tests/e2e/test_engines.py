@@ -5,7 +5,7 @@ import json
 import psutil
 import pytest
 
-from cortex.platform.workers.process import MARKER, OWNER
+from cortex.platform.process.environment import MARKER, OWNER
 from tests.e2e.conftest import SECRETS
 from tests.support.stack import Stack
 

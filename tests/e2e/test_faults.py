@@ -11,8 +11,8 @@ import psutil
 import pytest
 import redis
 
+from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, RouterReport
-from cortex.platform.workers.process import MARKER
 from tests.support.stack import Stack, eventually
 
 pytestmark = [

@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,19 @@ from cortex.platform.keys import fleet_mark
 from cortex.platform.weights.jobs import Jobs
 from tests.support.stack import CORTEX, eventually, own_redis
 
+HUNG_RESOLVER = """
+import socket, sys, threading
+socket.getaddrinfo = lambda *_, **__: threading.Event().wait()
+from cortex.cli.main import main
+sys.argv = ["cortex", "jobs"]
+main()
+"""
+
 
 @contextlib.contextmanager
-def job_worker(folder: Path, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
+def job_worker(
+    folder: Path, redis_url: str, command: Sequence[str] = (*CORTEX, "jobs")
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run `cortex jobs` for a host `a`."""
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")},
@@ -27,7 +38,7 @@ def job_worker(folder: Path, redis_url: str) -> Iterator[subprocess.Popen[bytes]
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
     with (folder / "jobs.log").open("wb") as log:
-        process = subprocess.Popen([*CORTEX, "jobs"], env=env, stderr=log)
+        process = subprocess.Popen(command, env=env, stderr=log)
     try:
         yield process
     finally:
@@ -59,6 +70,14 @@ def test_a_job_worker_waits_for_its_redis_and_is_back_after_that_was_emptied(tmp
 
         assert process.poll() is None
     jobs.close()
+
+
+@pytest.mark.long
+def test_a_job_worker_whose_name_look_ups_hang_logs_the_name_and_ends_on_term(tmp_path: Path) -> None:
+    with job_worker(tmp_path, "redis://record.test:6379", [sys.executable, "-c", HUNG_RESOLVER]) as process:
+        eventually(lambda: "lookup of record.test" in (tmp_path / "jobs.log").read_text(), what="its reason")
+
+        assert process.poll() is None
 
 
 @pytest.mark.long

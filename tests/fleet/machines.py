@@ -94,7 +94,7 @@ class Host:
         with (self._folder / "console.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "cortex.platform.parent_death", str(os.getpid()),
+                    sys.executable, "-m", "cortex.platform.process.parent_death", str(os.getpid()),
                     "sh", "-c", ENTER, "enter", " ".join(map(str, groups)),
                     "unshare", "--mount", "sh", "-c", MOUNT, "mount", *overlay, *nspawn,
                 ],

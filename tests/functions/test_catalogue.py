@@ -1,4 +1,4 @@
-"""The catalogue: what loads, what is refused, and that a refusal says where, what, and what was meant."""
+"""The catalogue: valid texts, and problems with their line and the nearest key."""
 
 import json
 from typing import Any
@@ -64,7 +64,7 @@ def test_a_catalogue_of_the_rust_system_loads_unchanged() -> None:
     assert catalogue.aliases == {"helexa/small": "Qwen/Qwen3-8B", "helexa/large": "Qwen/Qwen3-32B"}
 
 
-def test_every_key_is_kept() -> None:
+def test_every_key_is_read() -> None:
     catalogue = load(
         """
         [[models]]
@@ -119,7 +119,7 @@ def test_an_empty_file_is_an_empty_catalogue() -> None:
     assert load("") == Catalogue({}, {})
 
 
-def test_functions_and_aliases_stand_in_the_order_declared() -> None:
+def test_functions_and_aliases_are_in_the_order_declared() -> None:
     catalogue = load(
         """
         models = [{ id = "z", engine = "fake" }, { id = "a", engine = "fake" }]
@@ -146,14 +146,14 @@ def test_functions_and_aliases_stand_in_the_order_declared() -> None:
         ('harness = "candle"\nquant = ""', Engine.VLLM),
     ],
 )
-def test_engine_and_the_older_word_harness_name_what_runs_the_weights(declared: str, engine: Engine) -> None:
+def test_engine_and_its_synonym_harness_select_the_engine(declared: str, engine: Engine) -> None:
     assert load(f'[[models]]\nid = "m"\n{declared}').functions["m"].engine is engine
 
 
 # Defaults.
 
 
-def test_defaults_hold_where_an_entry_says_nothing_else() -> None:
+def test_defaults_apply_to_keys_that_an_entry_does_not_set() -> None:
     catalogue = load(
         """
         [defaults]
@@ -179,14 +179,14 @@ def test_defaults_hold_where_an_entry_says_nothing_else() -> None:
     ("default", "own"),
     [('harness = "candle"', 'engine = "fake"'), ('engine = "vllm"', 'harness = "fake"')],
 )
-def test_an_entry_may_answer_a_default_in_the_other_word_for_engine(default: str, own: str) -> None:
+def test_an_entrys_engine_overrides_a_default_harness_and_the_reverse(default: str, own: str) -> None:
     catalogue = load(f'[defaults]\nquant = "Q8_0"\n{default}\n[[models]]\nid = "m"\n{own}')
 
     assert catalogue.functions["m"] == Function(id="m", engine=Engine.FAKE, quant="Q8_0")
 
 
 @pytest.mark.parametrize("key", ["id", "source"])
-def test_what_belongs_to_one_function_has_no_default(key: str) -> None:
+def test_id_and_source_have_no_default(key: str) -> None:
     assert problems(f'[defaults]\n{key} = "x"')[0].startswith(
         f"models.toml:2: defaults: unknown key '{key}'; did you mean "
     )
@@ -204,7 +204,7 @@ def test_what_belongs_to_one_function_has_no_default(key: str) -> None:
         ("", "m"),
     ],
 )
-def test_only_a_source_that_begins_with_dot_slash_is_beside_the_file(source: str, weights: str) -> None:
+def test_only_a_source_that_begins_with_dot_slash_is_relative_to_the_file(source: str, weights: str) -> None:
     catalogue = load(f'[[models]]\nid = "m"\nengine = "fake"\nsource = "{source}"')
 
     assert catalogue.functions["m"].weights == weights
@@ -213,15 +213,15 @@ def test_only_a_source_that_begins_with_dot_slash_is_beside_the_file(source: str
 # Aliases.
 
 
-def test_a_name_resolves_to_its_function() -> None:
+def test_an_id_or_alias_resolves_to_its_function() -> None:
     catalogue = load(SEED)
 
     assert catalogue.resolve("helexa/small") is catalogue.functions["Qwen/Qwen3-8B"]
     assert catalogue.resolve("Qwen/Qwen3-8B") is catalogue.functions["Qwen/Qwen3-8B"]
-    assert catalogue.resolve("nobody") is None
+    assert catalogue.resolve("unknown") is None
 
 
-def test_an_alias_of_an_alias_leads_to_the_function() -> None:
+def test_an_alias_of_an_alias_resolves_to_the_function() -> None:
     catalogue = load('models = [{ id = "m", engine = "fake" }]\naliases = { a = "b", b = "c", c = "m" }')
 
     assert catalogue.aliases == {"a": "m", "b": "m", "c": "m"}
@@ -233,11 +233,11 @@ def test_the_nearest_names_are_ids_and_aliases() -> None:
     assert load(SEED).nearest("qwen3-8b")[0] == "Qwen/Qwen3-8B"
 
 
-# Refusals. Each text begins at line 1.
+# Problems. Each text begins at line 1.
 
 ONE = '[[models]]\nid = "m"\nengine = "fake"\n'
 
-REFUSED = {
+PROBLEMS = {
     "not TOML": ("a = = 1", ["models.toml:1: is not TOML: Invalid value (at line 1, column 5)"]),
     "a file that ends too soon": ("a = '''", ["models.toml: is not TOML: Expected \"'''\" (at end of document)"]),
     "an unknown table": (
@@ -417,17 +417,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("lines", ["turn_wait_s = 0", "request_timeout_s = 30", "turn_min_s = 0\nturn_wait_s = 1"])
-def test_settings_of_turns_that_hold_together_stand(lines: str) -> None:
+def test_consistent_settings_of_turns_are_accepted(lines: str) -> None:
     assert list(load(ONE + lines).functions) == ["m"]
 
 
-@pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
-def test_a_refusal_names_file_line_function_key_and_the_nearest_key(text: str, said: list[str]) -> None:
-    assert problems(text) == said
+@pytest.mark.parametrize(("text", "message"), PROBLEMS.values(), ids=PROBLEMS)
+def test_a_problem_names_file_line_function_key_and_the_nearest_key(text: str, message: list[str]) -> None:
+    assert problems(text) == message
 
 
-def test_all_problems_are_told_at_once() -> None:
-    said = problems(
+def test_all_problems_are_reported_at_once() -> None:
+    message = problems(
         """\
 [defaults]
 queues = 3
@@ -449,7 +449,7 @@ three = "four"
 """
     )
 
-    assert said == [
+    assert message == [
         "models.toml:17: unknown table 'extra'; did you mean 'defaults'?",
         "models.toml:2: defaults: unknown key 'queues'; did you mean 'queue'?",
         "models.toml:5: one: engine: unknown engine 'fke'; did you mean 'fake'?",
@@ -462,7 +462,7 @@ three = "four"
     ]
 
 
-def test_the_error_reads_as_the_list_of_its_problems() -> None:
+def test_the_error_text_lists_all_problems() -> None:
     error = CatalogueError(
         [
             Problem(file="f", line=3, where="m", what="is wrong"),
@@ -476,17 +476,17 @@ def test_the_error_reads_as_the_list_of_its_problems() -> None:
 # Notes.
 
 
-def test_a_plain_catalogue_needs_no_notes() -> None:
+def test_a_plain_catalogue_has_no_notes() -> None:
     assert notes(load(ONE)) == []
 
 
-def test_a_dialect_that_the_server_does_not_speak_is_noted() -> None:
+def test_a_native_dialect_that_the_server_lacks_is_noted() -> None:
     (note,) = notes(load('[[models]]\nid = "m"\nengine = "fake"\nnative = ["messages"]'))
 
     assert note == "m: native = 'messages' is kept, but its server does not speak it: it is translated"
 
 
-# Whatever people write.
+# Arbitrary texts.
 
 
 class Bare(str):
@@ -504,7 +504,7 @@ ATOMS = (
 )
 KEYS = st.sampled_from([*Function.__struct_fields__, "harness"]) | st.text(max_size=4)
 VALUES = st.recursive(ATOMS, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3), max_leaves=5)
-SOUND = st.fixed_dictionaries(
+VALID = st.fixed_dictionaries(
     {"id": NAMES, "engine": st.sampled_from(list(Engine)).map(str)},
     optional={
         "source": st.text(max_size=5),
@@ -515,13 +515,13 @@ SOUND = st.fixed_dictionaries(
         "priority": st.integers(),
     },
 )
-SPOILT = st.builds(lambda sound, rest: {**sound, **rest}, SOUND, st.dictionaries(KEYS, VALUES, max_size=2))
-SOUND_FILES = st.fixed_dictionaries(
-    {"models": st.lists(SOUND, max_size=3, unique_by=lambda entry: entry["id"])},
+INVALID = st.builds(lambda sound, rest: {**sound, **rest}, VALID, st.dictionaries(KEYS, VALUES, max_size=2))
+VALID_FILES = st.fixed_dictionaries(
+    {"models": st.lists(VALID, max_size=3, unique_by=lambda entry: entry["id"])},
     optional={"aliases": st.dictionaries(st.text(max_size=3), NAMES, max_size=2)},
 )
-SPOILT_FILES = st.fixed_dictionaries(
-    {"models": st.lists(SPOILT, max_size=3) | VALUES},
+INVALID_FILES = st.fixed_dictionaries(
+    {"models": st.lists(INVALID, max_size=3) | VALUES},
     optional={
         "defaults": st.dictionaries(KEYS, VALUES, max_size=2) | VALUES,
         "aliases": st.dictionaries(NAMES, NAMES | ATOMS, max_size=4) | VALUES,
@@ -546,7 +546,7 @@ def toml(value: Any) -> str:
     return str(value)
 
 
-def stands_or_is_refused(text: str) -> Catalogue | None:
+def load_or_reject(text: str) -> Catalogue | None:
     try:
         return load(text)
     except CatalogueError as error:
@@ -554,9 +554,9 @@ def stands_or_is_refused(text: str) -> Catalogue | None:
         return None
 
 
-@given(SOUND_FILES | SPOILT_FILES)
+@given(VALID_FILES | INVALID_FILES)
 def test_any_declaration_is_a_usable_catalogue_or_a_list_of_problems(declared: dict[str, Any]) -> None:
-    catalogue = stands_or_is_refused("\n".join(f"{key} = {toml(value)}" for key, value in declared.items()))
+    catalogue = load_or_reject("\n".join(f"{key} = {toml(value)}" for key, value in declared.items()))
 
     usable = catalogue or Catalogue({}, {})
     assert set(usable.aliases.values()) <= set(usable.functions)
@@ -572,9 +572,9 @@ def test_any_declaration_is_a_usable_catalogue_or_a_list_of_problems(declared: d
 @example("[[models]]\nid = 'm'\nengine = 'fake'\nargs = ['\\u0000']\n")
 @example("\ufeff[[models]]")
 def test_any_text_is_a_catalogue_or_a_list_of_problems(text: str) -> None:
-    stands_or_is_refused(text)
+    load_or_reject(text)
 
 
-def test_an_endless_number_or_nesting_is_said_to_be_no_toml() -> None:
+def test_a_number_or_nesting_beyond_the_limits_is_not_toml() -> None:
     assert problems("a = " + "9" * 5000)[0].startswith("models.toml: is not TOML: Exceeds the limit")
     assert problems("a = " + "[" * 5000)[0].startswith("models.toml: is not TOML: maximum recursion depth")

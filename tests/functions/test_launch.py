@@ -1,4 +1,4 @@
-"""How workers are started: golden argv, and nothing a catalogue says can become anything but one argument."""
+"""Commands of workers, compared as a whole; any value of a catalogue stays one argument."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import tests.support  # noqa: F401
 from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch, vllm
 from cortex.functions.spec import Engine, Function
 
-SLOT = LaunchContext(
+CONTEXT = LaunchContext(
     host="127.0.0.1",
     port=20001,
     weights="/cache/model.gguf",
@@ -25,7 +25,7 @@ SLOT = LaunchContext(
     },
 )
 ON_GPU = replace(
-    SLOT,
+    CONTEXT,
     weights="/cache/model",
     devices=("GPU-1b",),
     device_kind="gpu",
@@ -42,15 +42,15 @@ VARIABLE = {
     Engine.FAKE: "CORTEX_WORKER_KEY",
 }
 ENGINES = list(Engine)
-NASTY = ["; rm -rf /", "$(reboot)", "`id`", "a b", "--api-key", "-h", "'\"", "*", "a\nb"]
+HOSTILE = ["; rm -rf /", "$(reboot)", "`id`", "a b", "--api-key", "-h", "'\"", "*", "a\nb"]
 
 
 def of(engine: Engine, **rest: Any) -> Function:
     return Function(id="org/model", engine=engine, **rest)
 
 
-def test_llamacpp_is_started_like_this() -> None:
-    assert launch(of(Engine.LLAMACPP), SLOT) == Launch(
+def test_the_command_of_llamacpp() -> None:
+    assert launch(of(Engine.LLAMACPP), CONTEXT) == Launch(
         argv=(
             "/usr/bin/llama-server",
             "--model", "/cache/model.gguf",
@@ -67,21 +67,21 @@ def test_llamacpp_is_started_like_this() -> None:
     )  # fmt: skip
 
 
-def test_the_context_is_what_one_request_may_use() -> None:
-    argv = launch(of(Engine.LLAMACPP, context=4096, target_concurrency=4), SLOT).argv
+def test_the_context_is_the_limit_of_one_request() -> None:
+    argv = launch(of(Engine.LLAMACPP, context=4096, target_concurrency=4), CONTEXT).argv
 
     assert argv[argv.index("--parallel") + 1] == "4"
     assert argv[argv.index("--ctx-size") + 1] == "16384"
 
 
-def test_arguments_of_the_operator_come_last_and_so_prevail() -> None:
-    argv = launch(of(Engine.LLAMACPP, context=512, args=("--parallel", "2")), SLOT).argv
+def test_arguments_of_the_operator_come_last() -> None:
+    argv = launch(of(Engine.LLAMACPP, context=512, args=("--parallel", "2")), CONTEXT).argv
 
     assert argv[-2:] == ("--parallel", "2")
 
 
-def test_the_fake_engine_is_started_like_this() -> None:
-    assert launch(of(Engine.FAKE, args=("--load-s", "2")), SLOT) == Launch(
+def test_the_command_of_the_fake_engine() -> None:
+    assert launch(of(Engine.FAKE, args=("--load-s", "2")), CONTEXT) == Launch(
         argv=(
             "python", "-m", "cortex.platform.fake_engine",
             "--model", "org/model",
@@ -94,22 +94,22 @@ def test_the_fake_engine_is_started_like_this() -> None:
     )  # fmt: skip
 
 
-def test_the_fake_engine_declares_its_memory_in_a_file_of_its_own() -> None:
-    started = launch(of(Engine.FAKE), replace(SLOT, scratch="/run/cortex/one.memory"))
+def test_the_fake_engine_gets_a_file_for_its_memory() -> None:
+    result = launch(of(Engine.FAKE), replace(CONTEXT, scratch="/run/cortex/one.memory"))
 
-    assert started.env["CORTEX_FAKE_MEMORY_FILE"] == "/run/cortex/one.memory"
+    assert result.env["CORTEX_FAKE_MEMORY_FILE"] == "/run/cortex/one.memory"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_devices_are_named_by_uuid(engine: Engine) -> None:
-    env = launch(of(engine), replace(SLOT, devices=("GPU-1b", "GPU-0a"))).env
+def test_devices_are_passed_by_uuid(engine: Engine) -> None:
+    env = launch(of(engine), replace(CONTEXT, devices=("GPU-1b", "GPU-0a"))).env
 
     assert env["CUDA_VISIBLE_DEVICES"] == "GPU-1b,GPU-0a"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_host_without_gpus_hides_none(engine: Engine) -> None:
-    assert "CUDA_VISIBLE_DEVICES" not in launch(of(engine), SLOT).env
+def test_without_gpus_the_visible_devices_are_not_set(engine: Engine) -> None:
+    assert "CUDA_VISIBLE_DEVICES" not in launch(of(engine), CONTEXT).env
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -117,17 +117,17 @@ def test_a_host_without_gpus_hides_none(engine: Engine) -> None:
 def test_the_key_is_in_the_environment_and_never_in_the_argv(engine: Engine, server: Any) -> None:
     server = server if engine is Engine.LLAMACPP else ""
     command = ("serve", "{port}", "{model}", "{key_file}")
-    started = launch(of(engine, args=("--verbose",), env={"A": "b"}, server=server, command=command), SLOT)
+    result = launch(of(engine, args=("--verbose",), env={"A": "b"}, server=server, command=command), CONTEXT)
 
-    assert SLOT.key in started.env.values()
-    assert not [word for word in started.argv if SLOT.key in word]
+    assert CONTEXT.key in result.env.values()
+    assert not [word for word in result.argv if CONTEXT.key in word]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_catalogue_cannot_set_the_key(engine: Engine) -> None:
-    started = launch(of(engine, env={VARIABLE[engine]: "known-to-all"}), SLOT)
+    result = launch(of(engine, env={VARIABLE[engine]: "known-to-all"}), CONTEXT)
 
-    assert started.env[VARIABLE[engine]] == SLOT.key
+    assert result.env[VARIABLE[engine]] == CONTEXT.key
 
 
 @pytest.mark.parametrize(
@@ -139,28 +139,28 @@ def test_a_catalogue_cannot_set_the_key(engine: Engine) -> None:
         (of(Engine.LLAMACPP), "no server of llama.cpp on this host"),
     ],
 )
-def test_a_tool_the_host_lacks_is_named(function: Function, what: str) -> None:
+def test_a_missing_tool_is_an_error_with_its_name(function: Function, what: str) -> None:
     with pytest.raises(CannotLaunch, match=what):
-        launch(function, replace(SLOT, tools={}))
+        launch(function, replace(CONTEXT, tools={}))
 
 
 # llama.cpp.
 
 
-def test_a_spec_may_name_one_of_llama_cpps_servers() -> None:
-    started = launch(of(Engine.LLAMACPP, server="xllamacpp"), SLOT)
+def test_a_spec_can_select_one_of_llama_cpps_servers() -> None:
+    result = launch(of(Engine.LLAMACPP, server="xllamacpp"), CONTEXT)
 
-    assert (started.argv[:3], started.server) == (("python", "-m", "cortex.platform.workers.llama_server"), "xllamacpp")
-
-
-def test_without_a_name_the_first_server_that_is_there_serves() -> None:
-    tools = {k: v for k, v in SLOT.tools.items() if k != "llama-server"}
-
-    assert launch(of(Engine.LLAMACPP), replace(SLOT, tools=tools)).server == "xllamacpp"
+    assert (result.argv[:3], result.server) == (("python", "-m", "cortex.platform.workers.llama_server"), "xllamacpp")
 
 
-def test_llama_cpp_python_is_started_like_this() -> None:
-    assert launch(of(Engine.LLAMACPP, server="llama_cpp.server", context=2048), SLOT) == Launch(
+def test_by_default_the_first_installed_server_is_used() -> None:
+    tools = {k: v for k, v in CONTEXT.tools.items() if k != "llama-server"}
+
+    assert launch(of(Engine.LLAMACPP), replace(CONTEXT, tools=tools)).server == "xllamacpp"
+
+
+def test_the_command_of_llama_cpp_python() -> None:
+    assert launch(of(Engine.LLAMACPP, server="llama_cpp.server", context=2048), CONTEXT) == Launch(
         argv=(
             "/opt/py/bin/python", "-m", "llama_cpp.server",
             "--model", "/cache/model.gguf",
@@ -185,35 +185,35 @@ def test_llama_cpp_python_is_started_like_this() -> None:
         ("auto", ()),
     ],
 )
-def test_llama_cpp_is_told_its_task(task: Any, flags: tuple[str, ...]) -> None:
-    argv = launch(of(Engine.LLAMACPP, task=task, context=512), SLOT).argv
+def test_the_flags_of_llama_cpp_depend_on_the_task(task: Any, flags: tuple[str, ...]) -> None:
+    argv = launch(of(Engine.LLAMACPP, task=task, context=512), CONTEXT).argv
 
     assert argv[argv.index("--ctx-size") + 2 :] == flags
 
 
-def test_templates_and_eyes_are_handed_on() -> None:
-    argv = launch(of(Engine.LLAMACPP, chat_template="/srv/chat.jinja", mmproj="/srv/eyes.gguf"), SLOT).argv
+def test_chat_template_and_mmproj_are_passed_to_llama_cpp() -> None:
+    argv = launch(of(Engine.LLAMACPP, chat_template="/srv/chat.jinja", mmproj="/srv/mmproj.gguf"), CONTEXT).argv
 
-    assert argv[-4:] == ("--mmproj", "/srv/eyes.gguf", "--chat-template-file", "/srv/chat.jinja")
+    assert argv[-4:] == ("--mmproj", "/srv/mmproj.gguf", "--chat-template-file", "/srv/chat.jinja")
 
 
 @pytest.mark.parametrize(
     ("memory_mb", "layers", "gpus", "expected"),
     [
         (8000, 32, 1, "999"),  # all of it fits
-        (8000, 0, 1, "999"),  # nobody counted
+        (8000, 0, 1, "999"),  # unknown
         (2000, 32, 1, "13"),  # 2000 of 4000 × 1.15, and 32 layers
         (2000, 32, 2, "999"),  # on two devices it fits
         (1, 32, 1, "0"),
     ],
 )
-def test_as_many_layers_go_onto_the_gpu_as_the_placed_memory_holds(
+def test_the_gpu_gets_as_many_layers_as_the_placed_memory_holds(
     memory_mb: int, layers: int, gpus: int, expected: str
 ) -> None:
     devices = tuple(f"GPU-{n}" for n in range(gpus))
-    slot = replace(ON_GPU, memory_mb=memory_mb, layers=layers, devices=devices)
+    context = replace(ON_GPU, memory_mb=memory_mb, layers=layers, devices=devices)
 
-    argv = launch(of(Engine.LLAMACPP), slot).argv
+    argv = launch(of(Engine.LLAMACPP), context).argv
 
     assert argv[argv.index("--n-gpu-layers") + 1] == expected
 
@@ -221,7 +221,7 @@ def test_as_many_layers_go_onto_the_gpu_as_the_placed_memory_holds(
 # vLLM.
 
 
-def test_vllm_is_started_like_this() -> None:
+def test_the_command_of_vllm() -> None:
     function = of(Engine.VLLM, context=8192, min_devices=2, dtype="bfloat16", quant="FP8", args=("--seed", "1"))
 
     assert launch(function, replace(ON_GPU, devices=("GPU-1b", "GPU-0a"))) == Launch(
@@ -257,13 +257,13 @@ def test_vllm_is_started_like_this() -> None:
     )  # fmt: skip
 
 
-def test_the_path_of_a_functions_own_modules_follows_that_of_the_key_check() -> None:
+def test_a_functions_pythonpath_follows_that_of_the_key_check() -> None:
     env = launch(of(Engine.VLLM, env={"PYTHONPATH": "/srv/mine"}), ON_GPU).env
 
     assert env["PYTHONPATH"] == "/opt/cortex/engine_modules:/srv/mine"
 
 
-def test_a_build_without_a_working_script_is_started_by_its_module() -> None:
+def test_a_build_without_a_working_script_runs_as_a_module() -> None:
     module = ("/opt/vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server")
 
     argv = launch(of(Engine.VLLM), replace(ON_GPU, tools={"vllm": module})).argv
@@ -276,33 +276,31 @@ def test_a_build_without_a_working_script_is_started_by_its_module() -> None:
     ("memory_mb", "total_mb", "expected"),
     [(8000, 24_576, "0.3255"), (24_576, 24_576, "0.9900"), (1, 81_920, "0.0001"), (0, 0, "0.5")],
 )
-def test_vllm_gets_the_share_that_was_placed_and_never_its_own_default(
-    memory_mb: int, total_mb: int, expected: str
-) -> None:
+def test_vllm_gets_the_placed_share_of_the_device(memory_mb: int, total_mb: int, expected: str) -> None:
     argv = launch(of(Engine.VLLM), replace(ON_GPU, memory_mb=memory_mb, device_total_mb=total_mb)).argv
 
     assert argv[argv.index("--gpu-memory-utilization") + 1] == expected
 
 
 @given(st.lists(st.integers(1, 24_576), min_size=2, max_size=6))
-def test_the_shares_of_neighbours_never_add_up_to_more_than_was_placed(memories: list[int]) -> None:
+def test_the_shares_of_one_device_never_exceed_the_placed_memory(memories: list[int]) -> None:
     shares = [float(vllm.share(replace(ON_GPU, memory_mb=mb))) for mb in memories if mb >= 25]
 
     assert sum(shares) * 24_576 <= sum(memories)
 
 
 @pytest.mark.parametrize(("memory_mb", "gib"), [(2500, "1"), (9000, "5"), (100, "1")])
-def test_on_a_cpu_vllm_is_told_how_large_its_cache_may_be(memory_mb: int, gib: str) -> None:
-    slot = replace(ON_GPU, devices=(), device_kind="cpu", weights_mb=1500, memory_mb=memory_mb)
+def test_on_a_cpu_the_cache_of_vllm_is_limited(memory_mb: int, gib: str) -> None:
+    context = replace(ON_GPU, devices=(), device_kind="cpu", weights_mb=1500, memory_mb=memory_mb)
 
-    started = launch(of(Engine.VLLM), slot)
+    result = launch(of(Engine.VLLM), context)
 
-    assert started.env["VLLM_CPU_KVCACHE_SPACE"] == gib
-    assert "--enforce-eager" in started.argv
+    assert result.env["VLLM_CPU_KVCACHE_SPACE"] == gib
+    assert "--enforce-eager" in result.argv
 
 
 @pytest.mark.parametrize(
-    ("name", "tools", "thoughts"),
+    ("name", "tools", "reasoning"),
     [
         ("Qwen/Qwen3-8B", "hermes", "qwen3"),
         ("Qwen/Qwen3-30B-A3B-Instruct-2507", "hermes", None),
@@ -318,25 +316,25 @@ def test_on_a_cpu_vllm_is_told_how_large_its_cache_may_be(memory_mb: int, gib: s
         ("zai-org/GLM-4.5-Air", "glm45", "glm45"),
         ("moonshotai/Kimi-K2-Instruct", "kimi_k2", None),
         ("google/gemma-2-2b-it", None, None),
-        ("somebody/their-own", None, None),
+        ("org/their-own", None, None),
     ],
 )
-def test_tools_and_thoughts_are_parsed_as_the_models_family_writes_them(
-    name: str, tools: str | None, thoughts: str | None
+def test_parsers_for_tools_and_reasoning_follow_the_models_family(
+    name: str, tools: str | None, reasoning: str | None
 ) -> None:
     argv = launch(Function(id=name, engine=Engine.VLLM), ON_GPU).argv
 
-    assert (after("--tool-call-parser", argv), after("--reasoning-parser", argv)) == (tools, thoughts)
+    assert (after("--tool-call-parser", argv), after("--reasoning-parser", argv)) == (tools, reasoning)
     assert ("--enable-auto-tool-choice" in argv) == (tools is not None)
 
 
-def test_the_sources_name_tells_the_family_of_a_model_with_a_name_of_its_own() -> None:
+def test_the_family_of_a_model_with_its_own_name_follows_the_source() -> None:
     argv = launch(of(Engine.VLLM, source="Qwen/Qwen3-8B"), ON_GPU).argv
 
     assert after("--tool-call-parser", argv) == "hermes"
 
 
-def test_a_spec_may_name_its_parsers_or_none() -> None:
+def test_a_spec_can_set_its_parsers_or_none() -> None:
     named = launch(of(Engine.VLLM, tool_parser="xlam", reasoning_parser="granite"), ON_GPU).argv
     none = launch(Function(id="Qwen/Qwen3-8B", engine=Engine.VLLM, tool_parser="none", reasoning_parser="none"), ON_GPU)
 
@@ -345,7 +343,7 @@ def test_a_spec_may_name_its_parsers_or_none() -> None:
 
 
 @pytest.mark.parametrize("task", ["embed", "rerank"])
-def test_a_model_that_embeds_or_ranks_gets_no_parsers(task: Any) -> None:
+def test_a_model_for_embeddings_or_ranking_gets_no_parsers(task: Any) -> None:
     argv = launch(Function(id="Qwen/Qwen3-Embedding-0.6B", engine=Engine.VLLM, task=task), ON_GPU).argv
 
     assert after("--runner", argv) == "pooling"
@@ -353,24 +351,24 @@ def test_a_model_that_embeds_or_ranks_gets_no_parsers(task: Any) -> None:
 
 
 @pytest.mark.parametrize(("sleep", "mode"), [(False, "0"), (True, "1")])
-def test_endpoints_for_developers_are_served_only_with_sleep(sleep: bool, mode: str) -> None:
-    started = launch(of(Engine.VLLM, sleep=sleep, env={"VLLM_SERVER_DEV_MODE": "1"}), ON_GPU)
+def test_developer_endpoints_are_on_only_with_sleep(sleep: bool, mode: str) -> None:
+    result = launch(of(Engine.VLLM, sleep=sleep, env={"VLLM_SERVER_DEV_MODE": "1"}), ON_GPU)
 
-    assert started.env["VLLM_SERVER_DEV_MODE"] == mode
-    assert ("--enable-sleep-mode" in started.argv) == sleep
+    assert result.env["VLLM_SERVER_DEV_MODE"] == mode
+    assert ("--enable-sleep-mode" in result.argv) == sleep
 
 
 # Any program.
 
 
-def test_a_command_gets_its_places_filled_in() -> None:
+def test_placeholders_of_a_command_are_replaced() -> None:
     command = (
         "python", "-m", "sglang.launch_server", "--port", "{port}", "--host={host}", "--model-path", "{source}",
         "--served-model-name", "{model}", "--key-file", "{key_file}", "--gpus", "{devices}", '{"a": {b}}',
     )  # fmt: skip
-    slot = replace(ON_GPU, devices=("GPU-1b", "GPU-0a"), key_file="/run/cortex/one.key")
+    context = replace(ON_GPU, devices=("GPU-1b", "GPU-0a"), key_file="/run/cortex/one.key")
 
-    assert launch(of(Engine.COMMAND, command=command, health_path="/ready", env={"A": "b"}), slot) == Launch(
+    assert launch(of(Engine.COMMAND, command=command, health_path="/ready", env={"A": "b"}), context) == Launch(
         argv=(
             "python", "-m", "sglang.launch_server", "--port", "20001", "--host=127.0.0.1",
             "--model-path", "/cache/model", "--served-model-name", "org/model",
@@ -383,41 +381,41 @@ def test_a_command_gets_its_places_filled_in() -> None:
     )  # fmt: skip
 
 
-def test_what_is_filled_in_is_not_looked_at_again() -> None:
-    started = launch(Function(id="{key_file}", engine=Engine.COMMAND, command=("serve", "{model}", "{port}")), SLOT)
+def test_placeholders_in_inserted_values_are_not_replaced() -> None:
+    result = launch(Function(id="{key_file}", engine=Engine.COMMAND, command=("serve", "{model}", "{port}")), CONTEXT)
 
-    assert started.argv == ("serve", "{key_file}", "20001")
+    assert result.argv == ("serve", "{key_file}", "20001")
 
 
-@given(st.sampled_from(NASTY) | st.text(max_size=20))
-def test_a_command_stays_as_many_arguments_as_it_was_written(name: str) -> None:
+@given(st.sampled_from(HOSTILE) | st.text(max_size=20))
+def test_a_command_keeps_its_number_of_arguments(name: str) -> None:
     function = Function(id=name, engine=Engine.COMMAND, command=("serve", "{port}", "{model}", "{source}"))
 
-    assert launch(function, replace(SLOT, weights=name)).argv == ("serve", "20001", name, name)
+    assert launch(function, replace(CONTEXT, weights=name)).argv == ("serve", "20001", name, name)
 
 
 def after(flag: str, argv: tuple[str, ...]) -> str | None:
     return argv[argv.index(flag) + 1] if flag in argv else None
 
 
-@given(st.sampled_from(NASTY) | st.text(max_size=20), st.sampled_from(NASTY), st.sampled_from(NASTY))
-def test_whatever_a_name_or_path_holds_it_stays_one_argument(name: str, weights: str, arg: str) -> None:
+@given(st.sampled_from(HOSTILE) | st.text(max_size=20), st.sampled_from(HOSTILE), st.sampled_from(HOSTILE))
+def test_any_name_or_path_stays_one_argument(name: str, weights: str, arg: str) -> None:
     function = Function(id=name, engine=Engine.LLAMACPP, args=(arg,))
 
-    argv = launch(function, replace(SLOT, weights=weights)).argv
+    argv = launch(function, replace(CONTEXT, weights=weights)).argv
 
     assert len(argv) == 15
     assert (argv[2], argv[4], argv[14]) == (weights, name, arg)
 
 
 @pytest.mark.parametrize("engine", list(Engine))
-def test_no_engine_may_read_media_from_its_host_or_fetch_them(engine: Engine) -> None:
+def test_no_engine_reads_local_media_or_fetches_media(engine: Engine) -> None:
     function = of(engine, remote_images=True, command=("serve", "{port}") if engine is Engine.COMMAND else ())
 
-    found = launch(function, ON_GPU)
+    result = launch(function, ON_GPU)
 
-    assert not {"--media-path", "--allowed-local-media-path"} & set(found.argv)
+    assert not {"--media-path", "--allowed-local-media-path"} & set(result.argv)
     if engine is Engine.VLLM:
-        domain = found.argv[found.argv.index("--allowed-media-domains") + 1]
+        domain = result.argv[result.argv.index("--allowed-media-domains") + 1]
         assert domain.endswith(".invalid")
-        assert found.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+        assert result.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"

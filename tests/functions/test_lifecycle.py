@@ -27,7 +27,7 @@ ILLEGAL = sorted(set(product(State, Step)) - {(state, step) for state, step, _ i
 
 
 @pytest.mark.parametrize(("state", "step", "follows"), LEGAL)
-def test_a_legal_step_leads_on(state: State, step: Step, follows: State) -> None:
+def test_a_legal_step_leads_to_the_next_state(state: State, step: Step, follows: State) -> None:
     assert after(state, step) is follows
 
 
@@ -41,12 +41,12 @@ def test_every_state_is_in_the_table() -> None:
     assert set(TRANSITIONS) == set(State)
 
 
-def test_a_worker_that_ran_is_never_gone_before_its_memory_is_seen_to_be_back() -> None:
+def test_a_worker_that_ran_is_gone_only_after_its_memory_is_reclaimed() -> None:
     last = {state for state, _, follows in LEGAL if follows is State.GONE}
 
     assert last == {State.FETCHING, State.PLACING, State.RECLAIMING}
 
 
-def test_only_what_comes_or_serves_is_live() -> None:
+def test_only_starting_and_ready_instances_are_live() -> None:
     assert {State.FETCHING, State.PLACING, State.STARTING} == COMING
     assert {State.FETCHING, State.PLACING, State.STARTING, State.READY} == LIVE

@@ -1,4 +1,4 @@
-"""What clients may send, as a table: what no family takes unasked, and what an operator adds."""
+"""The allowlist of fields from clients, and a function's `allow`."""
 
 from typing import get_args
 
@@ -16,7 +16,7 @@ DANGEROUS = frozenset(
         "media_io_kwargs", "logits_processors", "api_key", "slot_id",
     }
 )  # fmt: skip
-"""Fields that were a hole in an engine, or are for its operator."""
+"""Fields with known vulnerabilities, or for an engine's operator."""
 USUAL = ("model", "messages", "temperature", "top_p", "n", "stop", "seed", "tools", "tool_choice", "response_format")
 
 
@@ -27,27 +27,27 @@ def test_no_dangerous_field_passes_to_any_server(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", get_args(Family))
-def test_every_server_takes_what_openais_clients_usually_send(family: Family) -> None:
+def test_every_server_accepts_the_usual_fields_of_openai_clients(family: Family) -> None:
     assert FIELDS[family]["chat"].issuperset(USUAL)
     assert {"text", "image_url"} <= PARTS[family]
 
 
-def test_every_server_has_a_row_for_every_entrance() -> None:
+def test_every_server_has_a_row_for_every_endpoint() -> None:
     for server in SERVERS.values():
         assert FIELDS[server.family].keys() == set(get_args(Entrance))
 
 
-def test_an_operator_adds_fields_names_inside_one_and_kinds_of_parts() -> None:
-    found = passing("llama", "chat", ("grammar", "chat_template_kwargs.style", "content.image_embeds"))
+def test_allow_adds_fields_names_inside_a_field_and_kinds_of_parts() -> None:
+    result = passing("llama", "chat", ("grammar", "chat_template_kwargs.style", "content.image_embeds"))
 
-    assert found.fields == FIELDS["llama"]["chat"] | {"grammar"}
-    assert found.template_names == TEMPLATE_NAMES | {"style"}
-    assert found.parts == PARTS["llama"] | {"image_embeds"}
+    assert result.fields == FIELDS["llama"]["chat"] | {"grammar"}
+    assert result.template_names == TEMPLATE_NAMES | {"style"}
+    assert result.parts == PARTS["llama"] | {"image_embeds"}
 
 
-def test_arguments_of_the_program_that_renders_a_template_do_not_pass() -> None:
+def test_arguments_of_the_template_renderer_do_not_pass() -> None:
     assert not TEMPLATE_NAMES & {"chat_template", "tokenize", "tools", "documents", "return_dict", "conversation"}
 
 
-def test_fields_without_which_the_answer_is_another_are_refused() -> None:
+def test_fields_that_change_the_answer_are_refused() -> None:
     assert {"grammar", "guided_json", "chat_template", "prompt_embeds", "documents"} <= CHANGES_THE_ANSWER

@@ -1,4 +1,4 @@
-"""Which files of a repository make up the weights that are asked for."""
+"""Selection of the files that make up a function's weights."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def repo(**keys: str) -> Repo:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "result"),
     [
         ("Qwen3-8B-Q4_K_M.gguf", "Q4_K_M"),
         ("llama-2-7b.Q5_K_S.gguf", "Q5_K_S"),
@@ -51,12 +51,12 @@ def repo(**keys: str) -> Repo:
         ("phi-3-mini-128k.gguf", ""),
     ],
 )
-def test_the_tag_is_read_off_the_name(name: str, found: str) -> None:
-    assert tag(name) == found
+def test_the_tag_is_read_from_the_file_name(name: str, result: str) -> None:
+    assert tag(name) == result
 
 
 @pytest.mark.parametrize(
-    ("wanted", "entry", "size"),
+    ("source", "entry", "size"),
     [
         (repo(quant="Q4_K_M"), "Qwen3-8B-Q4_K_M.gguf", 400),
         (repo(quant="q8_0"), "Qwen3-8B-Q8_0.gguf", 800),
@@ -68,8 +68,8 @@ def test_the_tag_is_read_off_the_name(name: str, found: str) -> None:
         (repo(file="mmproj-Qwen3-8B-F16.gguf"), "mmproj-Qwen3-8B-F16.gguf", 90),
     ],
 )
-def test_a_gguf_is_chosen_by_tag_or_name_with_all_its_parts(wanted: Repo, entry: str, size: int) -> None:
-    chosen = select(wanted, GGUFS)
+def test_a_gguf_is_selected_by_tag_or_name_with_all_its_parts(source: Repo, entry: str, size: int) -> None:
+    chosen = select(source, GGUFS)
 
     assert (chosen.entry, chosen.size) == (entry, size)
 
@@ -81,36 +81,36 @@ def test_the_only_gguf_needs_no_tag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "files", "said"),
+    ("source", "files", "message"),
     [
         (repo(quant="Q5_K_M"), GGUFS, "no GGUF with the tag Q5_K_M; it has BF16, Q4_K_M, Q8_0, UD-Q4_K_XL"),
-        (repo(quant="Q5_K_M"), [File("model.gguf", 1)], "no file of it has a tag: model.gguf"),
-        (repo(), GGUFS, "say which by `quant`; it has BF16, Q4_K_M"),
+        (repo(quant="Q5_K_M"), [File("model.gguf", 1)], "none of its files has a tag: model.gguf"),
+        (repo(), GGUFS, "select one by `quant`; it has BF16, Q4_K_M"),
         (repo(), SAFE[:2], "has no GGUF file: llama.cpp needs one"),
         (repo(file="Qwen3-8B-Q8.gguf"), GGUFS, "did you mean 'Qwen3-8B-Q8_0.gguf'"),
         (repo(quant="BF16"), GGUFS[:-3], "lacks parts of .*: BF16/Qwen3-8B-BF16-00002-of-00002.gguf"),
         (repo(quant="Q4_0"), [File("a-Q4_0.gguf", 1), File("b-Q4_0.gguf", 1)], r"name one in `source` \(org/m:FILE\)"),
         (Repo(repo="org/m"), GGUFS, 'GGUFs, for `engine = "llamacpp"`'),
-        (Repo(repo="org/m"), SAFE[:3], "is not whole: model-00002-of-00002.safetensors"),
+        (Repo(repo="org/m"), SAFE[:3], "is incomplete: it lacks model-00002-of-00002.safetensors"),
     ],
 )
-def test_what_is_not_there_says_what_is(wanted: Repo, files: list[File], said: str) -> None:
-    with pytest.raises(NoSuchWeights, match=said):
-        select(wanted, files)
+def test_an_error_for_missing_weights_lists_the_candidates(source: Repo, files: list[File], message: str) -> None:
+    with pytest.raises(NoSuchWeights, match=message):
+        select(source, files)
 
 
-def test_a_whole_model_leaves_out_the_same_weights_in_other_forms() -> None:
+def test_a_whole_model_excludes_its_weights_in_other_formats() -> None:
     chosen = select(Repo(repo="org/m"), SAFE)
 
     assert [f.path for f in chosen.files] == [f.path for f in SAFE[:5]]
     assert chosen.entry == ""
 
 
-def test_a_model_without_safetensors_comes_as_it_is() -> None:
+def test_without_safetensors_all_files_but_ggufs_are_selected() -> None:
     files = [File("config.json", 1), File("pytorch_model.bin", 900), File("model-Q4_0.gguf", 300)]
 
     assert [f.path for f in select(Repo(repo="org/m"), files).files] == ["config.json", "pytorch_model.bin"]
 
 
-def test_missing_parts_are_known_by_the_names_of_the_others() -> None:
+def test_missing_parts_are_derived_from_the_names_of_present_ones() -> None:
     assert missing_parts(["m-00002-of-00003.gguf", "a.json"]) == ["m-00001-of-00003.gguf", "m-00003-of-00003.gguf"]

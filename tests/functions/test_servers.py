@@ -1,4 +1,4 @@
-"""What each server can do: the table, and what a spec makes of it."""
+"""The table of servers, and the abilities of a function."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def test_every_engine_and_every_server_of_llama_cpp_has_a_row() -> None:
 @pytest.mark.parametrize(
     ("function", "serves"),
     [
-        (of(Engine.VLLM), EVERYTHING),  # it looks at the model
+        (of(Engine.VLLM), EVERYTHING),  # it depends on the model
         (of(Engine.VLLM, task="generate"), {"chat", "completions"}),
         (of(Engine.VLLM, task="embed"), {"embeddings"}),
         (of(Engine.LLAMACPP), {"chat", "completions"}),
@@ -34,18 +34,18 @@ def test_every_engine_and_every_server_of_llama_cpp_has_a_row() -> None:
         (of(Engine.FAKE), EVERYTHING),
     ],
 )
-def test_a_function_serves_what_its_engine_can_and_its_task_leaves(function: Function, serves: set[str]) -> None:
+def test_a_task_restricts_the_dialects_of_the_engine(function: Function, serves: set[str]) -> None:
     assert server_of(function).dialects == serves
 
 
-def test_the_server_that_runs_counts_more_than_the_likeliest_one() -> None:
+def test_the_running_server_overrides_the_default_one() -> None:
     assert server_of(of(Engine.LLAMACPP)).tools
     assert not server_of(of(Engine.LLAMACPP), "llama_cpp.server").tools
     assert server_of(of(Engine.LLAMACPP, server="llama_cpp.server")).parallel == 1
 
 
 @pytest.mark.parametrize(
-    ("function", "many"),
+    ("function", "limit"),
     [
         (of(Engine.LLAMACPP, target_concurrency=3), 3),
         (of(Engine.LLAMACPP, server="llama_cpp.server", target_concurrency=3), 1),
@@ -55,7 +55,5 @@ def test_the_server_that_runs_counts_more_than_the_likeliest_one() -> None:
         (of(Engine.COMMAND, target_concurrency=3), None),
     ],
 )
-def test_how_many_an_instance_works_on_at_a_time_is_known_where_cortex_says_it(
-    function: Function, many: int | None
-) -> None:
-    assert max_concurrency(function, server_of(function)) == many
+def test_the_concurrency_limit_is_known_where_cortex_sets_it(function: Function, limit: int | None) -> None:
+    assert max_concurrency(function, server_of(function)) == limit

@@ -1,4 +1,4 @@
-"""Where weights come from: what an operator may write, and what it means."""
+"""Sources of weights: valid and invalid forms."""
 
 from typing import Any
 
@@ -31,12 +31,12 @@ LLAMA, VLLM, FAKE, COMMAND = Engine.LLAMACPP, Engine.VLLM, Engine.FAKE, Engine.C
         (VLLM, {"source": "org/m:b.gguf"}, Repo(repo="org/m", file="b.gguf", gguf=True)),
     ],
 )
-def test_a_source_is_read_as_what_it_is(engine: Engine, keys: dict[str, Any], source: object) -> None:
+def test_a_source_is_parsed_by_its_form(engine: Engine, keys: dict[str, Any], source: object) -> None:
     assert source_of(Function(id="org/id", engine=engine, **keys)) == source
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"source": "model"}, "neither a path"),
         ({"source": "a/b/c"}, "neither a path"),
@@ -46,28 +46,28 @@ def test_a_source_is_read_as_what_it_is(engine: Engine, keys: dict[str, Any], so
         ({"source": "org/m:"}, "names no file"),
         ({"source": "org/m:../../x.gguf"}, "names no file"),
         ({"source": "org/m:/etc/passwd.gguf"}, "names no file"),
-        ({"source": "org/m:Q4_K_M", "quant": "Q8_0"}, "says Q4_K_M and `quant` says Q8_0"),
+        ({"source": "org/m:Q4_K_M", "quant": "Q8_0"}, "'org/m:Q4_K_M' and quant = 'Q8_0' contradict each other"),
     ],
 )
-def test_what_is_no_source_says_what_could_be_one(keys: dict[str, str], said: str) -> None:
-    with pytest.raises(BadSource, match=said):
+def test_an_invalid_source_is_an_error_with_the_valid_forms(keys: dict[str, str], message: str) -> None:
+    with pytest.raises(BadSource, match=message):
         source_of(Function(id="org/id", engine=LLAMA, **keys))  # type: ignore[arg-type]
 
 
 def test_equal_sources_share_a_key_that_is_a_path_segment() -> None:
-    one = source_of(Function(id="a", engine=LLAMA, source="org/m:Q4_K_M"))
+    first = source_of(Function(id="a", engine=LLAMA, source="org/m:Q4_K_M"))
     same = source_of(Function(id="b", engine=LLAMA, source="org/m", quant="Q4_K_M"))
-    other = source_of(Function(id="b", engine=LLAMA, source="org/m", quant="Q4_K_M", revision="v2"))
+    second = source_of(Function(id="b", engine=LLAMA, source="org/m", quant="Q4_K_M", revision="v2"))
 
-    assert isinstance(one, Repo)
+    assert isinstance(first, Repo)
     assert isinstance(same, Repo)
-    assert isinstance(other, Repo)
-    assert one.key == same.key != other.key
-    assert "/" not in one.key
-    assert (str(one), str(other)) == ("org/m:Q4_K_M", "org/m@v2:Q4_K_M")
+    assert isinstance(second, Repo)
+    assert first.key == same.key != second.key
+    assert "/" not in first.key
+    assert (str(first), str(second)) == ("org/m:Q4_K_M", "org/m@v2:Q4_K_M")
 
 
-def test_a_check_of_the_catalogue_tells_of_sources_that_lead_nowhere() -> None:
+def test_the_notes_of_a_catalogue_list_invalid_sources() -> None:
     catalogue = read('[[models]]\nid = "m"\nengine = "vllm"', file="models.toml", folder="/")
 
     assert notes(catalogue) == [

@@ -1,4 +1,4 @@
-"""The spec of a function: what its revision depends on, and what may not be in it."""
+"""The spec of a function: its revision, and invalid values."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ CHANGES: dict[str, Any] = {
     "tool_parser": "hermes",
     "reasoning_parser": "none",
     "chat_template": "/srv/chat.jinja",
-    "mmproj": "/srv/eyes.gguf",
+    "mmproj": "/srv/mmproj.gguf",
     "allow_pickle": True,
     "sleep": True,
     "command": ("serve", "{port}"),
@@ -63,7 +63,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_every_field_is_looked_at_here() -> None:
+def test_every_field_has_a_changed_value_here() -> None:
     assert tuple(CHANGES) == Function.__struct_fields__
 
 
@@ -75,30 +75,30 @@ def test_a_field_of_the_worker_command_makes_a_new_revision(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", [f for f in CHANGES if f not in LAUNCH_FIELDS])
-def test_any_other_field_keeps_the_revision(field: str) -> None:
+def test_any_other_field_leaves_the_revision_unchanged(field: str) -> None:
     changed = msgspec.structs.replace(PLAIN, **{field: CHANGES[field]})
 
     assert revision(changed) == revision(PLAIN)
 
 
-def test_a_revision_stays_the_same_from_one_release_to_the_next() -> None:
-    # Were it to change, an upgrade of cortex would replace every instance it finds running.
+def test_a_revision_is_stable_across_releases() -> None:
+    # A change would make an upgrade of cortex replace every running instance.
     assert revision(PLAIN) == "2281bd855974"
 
 
-def test_the_order_in_which_variables_are_written_does_not_matter() -> None:
-    one = msgspec.structs.replace(PLAIN, env={"A": "1", "B": "2"})
-    other = msgspec.structs.replace(PLAIN, env={"B": "2", "A": "1"})
+def test_the_order_of_variables_does_not_change_the_revision() -> None:
+    first = msgspec.structs.replace(PLAIN, env={"A": "1", "B": "2"})
+    second = msgspec.structs.replace(PLAIN, env={"B": "2", "A": "1"})
 
-    assert revision(one) == revision(other)
+    assert revision(first) == revision(second)
 
 
-def test_weights_come_from_the_source_else_from_the_id() -> None:
+def test_weights_come_from_the_source_or_else_the_id() -> None:
     assert PLAIN.weights == "org/model"
     assert msgspec.structs.replace(PLAIN, source="org/repo:a.gguf").weights == "org/repo:a.gguf"
 
 
-def test_a_spec_survives_the_wire() -> None:
+def test_a_spec_is_equal_after_encoding_and_decoding() -> None:
     spec = Function(**CHANGES)
 
     assert msgspec.json.decode(msgspec.json.encode(spec), type=Function) == spec
@@ -124,6 +124,6 @@ def test_a_spec_survives_the_wire() -> None:
         ("env", {"": "c"}),
     ],
 )
-def test_what_no_wire_or_process_could_carry_is_refused(field: str, value: Any) -> None:
+def test_a_value_that_json_or_an_argv_cannot_hold_is_rejected(field: str, value: Any) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"id": "org/model", "engine": "fake", field: value}, Function)

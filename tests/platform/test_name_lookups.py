@@ -10,7 +10,8 @@ import httpx
 import pytest
 import uvloop
 
-from cortex.platform.name_lookups import Infos, NameLookups
+from cortex.platform.bounded_resolver import Infos
+from cortex.platform.name_lookups import NameLookups
 
 SHORT_S = 0.2
 
@@ -59,7 +60,7 @@ def test_a_name_that_hangs_leaves_other_names_and_the_executor_alone(
 
     assert text == "hello"
     assert threaded == "free"
-    assert failures == {f"[Errno {socket.EAI_AGAIN}] no answer to the look-up of hangs.test"}
+    assert failures == {f"[Errno {socket.EAI_AGAIN}] no answer to the lookup of hangs.test"}
     assert threads == 1
 
 

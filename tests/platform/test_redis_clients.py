@@ -152,7 +152,7 @@ async def test_a_replica_with_no_master_to_be_had_is_away_within_the_bound(
     pair.one.replicaof("127.0.0.1", NOWHERE)
     began = time.monotonic()
 
-    with pytest.raises(RecordUnavailable, match="it takes no writes"):
+    with pytest.raises(RecordUnavailable, match="it accepts no writes"):
         await registry.publish_host(HOST, 60)
 
     assert time.monotonic() - began < 2.5

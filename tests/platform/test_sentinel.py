@@ -49,16 +49,16 @@ def test_an_address_of_sentinels_is_read(url: str, address: Sentinels) -> None:
 @pytest.mark.parametrize(
     ("rest", "wrong"),
     [
-        ("h1,h2", "the name of the master is missing"),
-        ("h1/", "the name of the master is missing"),
-        ("/m", "Sentinel number 1 is not like"),
-        ("h1,,h3/m", "Sentinel number 2 is not like"),
-        ("h1:x/m", "Sentinel number 1 is not like"),
+        ("h1,h2", "the master.s name is missing"),
+        ("h1/", "the master.s name is missing"),
+        ("/m", "Sentinel number 1 does not have the form"),
+        ("h1,,h3/m", "Sentinel number 2 does not have the form"),
+        ("h1:x/m", "Sentinel number 1 does not have the form"),
         ("h1,h2:70000/m", "the port of Sentinel number 2"),
         ("h1:0/m", "the port of Sentinel number 1"),
         ("h1/m/first", "the database"),
-        ("h1/m?sentinel_pass=x", "an option after the \\?"),
-        ("u:hunter2/@h1/m", "written %2F"),
+        ("h1/m?sentinel_pass=x", "unknown option after the \\?"),
+        ("u:hunter2/@h1/m", "write it as %2F"),
     ],
 )
 def test_a_wrong_part_of_an_address_is_named_and_nothing_is_repeated(rest: str, wrong: str) -> None:

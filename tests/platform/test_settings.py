@@ -344,7 +344,7 @@ def test_where_redis_is_can_be_shown_without_its_password(url: str, shown: str) 
 
 @pytest.mark.parametrize("url", ["redis://:hunter2/@db", "db:6379/hunter2", "http://hunter2@db", "redis://[hunter2"])
 def test_an_address_of_redis_that_is_none_is_not_repeated(url: str) -> None:
-    with pytest.raises(SettingsError, match="is not like redis://") as raised:
+    with pytest.raises(SettingsError, match="does not have the form redis://") as raised:
         _ = settings(f'[redis]\nurl = "{url}"').redis_url
 
     assert "hunter2" not in str(raised.value)
@@ -353,9 +353,9 @@ def test_an_address_of_redis_that_is_none_is_not_repeated(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "wrong"),
     [
-        ("redis+sentinel://:hunter2@a:1,b", "the name of the master is missing"),
-        ("redis+sentinel://:hunter2@a:x/m", "Sentinel number 1 is not like"),
-        ("rediss+sentinel://:hun/ter2@a/m", "written %2F"),
+        ("redis+sentinel://:hunter2@a:1,b", "the master.s name is missing"),
+        ("redis+sentinel://:hunter2@a:x/m", "Sentinel number 1 does not have the form"),
+        ("rediss+sentinel://:hun/ter2@a/m", "write it as %2F"),
     ],
 )
 def test_the_wrong_part_of_an_address_of_sentinels_is_named(url: str, wrong: str) -> None:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cortex.platform import model_list, untrusted
+from cortex.platform import model_list, served_model, untrusted
 from cortex.platform.record import FailureKind, HostRecord
 from cortex.platform.scheduling.failures import Failures
-from cortex.platform.workers import process, served_model
+from cortex.platform.workers import log_files
 from tests.support.factories import a_host, an_instance
 
 CHARACTERS = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)
@@ -83,7 +83,7 @@ def test_whatever_a_worker_answers_and_writes_the_record_of_its_host_can_be_read
         cards = served_model.read(models)
     except ValueError:
         cards = {}
-    failures.add(instance, kind, f"the worker serves {', '.join(cards)}", process.tail(path), now=1.0)
+    failures.add(instance, kind, f"the worker serves {', '.join(cards)}", log_files.tail(path), now=1.0)
     instances = [replace(instance, context=c.context, vision=c.vision, phase=n) for n, c in cards.items()]
     record = replace(a_host(*instances), failures=failures.all())
 
@@ -125,9 +125,9 @@ def test_the_last_lines_of_a_log_are_clean_and_bounded(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_bytes(b"old\n" * 10_000 + b"\x1b[31mred\x1b[0m\n\xff\xfe\0\n" + b"y" * 5000 + b"\n\n  \n")
 
-    *_, red, odd, long = process.tail(log)
+    *_, red, odd, long = log_files.tail(log)
 
     assert red == "red"
     assert odd == "\ufffd" * 3
-    assert len(long) == process.LINE_LENGTH
-    assert len(process.tail(log)) == 20
+    assert len(long) == log_files.LINE_LENGTH
+    assert len(log_files.tail(log)) == 20

@@ -110,7 +110,7 @@ async def test_of_an_error_without_end_the_beginning_is_read(http: aiohttp.Clien
 @pytest.mark.parametrize("named", ["br", "zstd", "gzip, gzip", "odd" * 50])
 async def test_an_encoding_that_is_not_understood_is_named(http: aiohttp.ClientSession, named: str) -> None:
     async with serving(answering(b"x", **{"Content-Encoding": named})) as url, http.get(url) as response:
-        with pytest.raises(Unreadable, match="compressed as") as raised:
+        with pytest.raises(Unreadable, match="it is compressed") as raised:
             await worker_http.whole(response)
 
     assert len(str(raised.value)) < 120

@@ -14,8 +14,9 @@ import msgspec
 import psutil
 import redis
 
+from cortex.platform.process.environment import MARKER, OWNER
 from cortex.platform.record import HostRecord
-from cortex.platform.workers.process import MARKER, OWNER, owner
+from cortex.platform.workers.process import owner
 from tests.support.activation import activated
 from tests.support.stack import CORTEX, eventually, free_port
 

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import psutil
 
+from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, Instance
-from cortex.platform.workers.process import MARKER
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually
 

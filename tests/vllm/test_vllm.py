@@ -229,10 +229,10 @@ def test_no_path_of_a_worker_is_open_without_its_key(host: VllmHost, function: s
     host.text(function)
     worker = host.instance(function)
     as_router = {"Authorization": f"Bearer {worker_key(TOKEN, worker.id)}"}
-    routes = httpx.get(f"{worker.url}/openapi.json", headers=as_router, trust_env=False).json()["paths"]
+    routes = httpx.get(f"{worker.url}/openapi.json", headers=as_router, trust_env=False, timeout=60).json()["paths"]
     paths = {*routes, "/metrics", "/health", "/invocations", "/tokenize", "/v1/models", "/docs", "/nothing"}
 
-    with httpx.Client(base_url=worker.url, trust_env=False) as stranger:
+    with httpx.Client(base_url=worker.url, trust_env=False, timeout=60) as stranger:
         answers = {(m, p): stranger.request(m, p).status_code for p in sorted(paths) for m in ("GET", "POST")}
 
     assert len(routes) > 10

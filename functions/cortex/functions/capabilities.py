@@ -1,5 +1,6 @@
-"""What a model can do, as far as anybody knows: found in its weights by the host that has them, overridden by its
-operator. Pure values; None and empty say that it is not known, which is not the same as no.
+"""What a model can do: read from its weights by the host that has them, overridden by its operator.
+
+Pure values. None and empty mean unknown, which differs from no.
 """
 
 from typing import Annotated, Literal
@@ -9,11 +10,11 @@ from msgspec import Meta, Struct
 Price = Annotated[float, Meta(ge=0, le=1e9)]
 Level = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 LEVELS: tuple[Level, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-"""Every word that clients have for how hard to think, in order."""
+"""All levels of reasoning effort that clients use, in ascending order."""
 
 
 class Template(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a chat template takes. In `models.toml` each overrides what was found."""
+    """What a chat template accepts. In `models.toml` each field overrides the one from the weights."""
 
     inline_system: bool | None = None
     """System messages in the middle of a conversation."""
@@ -22,14 +23,14 @@ class Template(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """A message's content as a list of parts."""
     tools: bool | None = None
     reasoning_field: Literal["reasoning_content", "reasoning", "none"] | None = None
-    """Whether thoughts of earlier turns are wanted back, and under which name."""
+    """The field for the reasoning of earlier turns; "none": the template takes none."""
     thinking_switch: str | None = None
-    """The template's variable that turns thinking on and off; "": it has none."""
+    """The template's variable that turns thinking on and off; "": none."""
     tool_ids: Literal["any", "alnum9"] | None = None
 
 
 class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Used where the client says nothing."""
+    """Sampling parameters for requests that do not set them."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -42,7 +43,7 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 
 class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """US dollars per million tokens, for clients that show what an answer cost. Absent is unpriced, 0 is free."""
+    """US dollars per million tokens, for clients that show the cost of an answer. None is unpriced, 0 is free."""
 
     input: Price | None = None
     output: Price | None = None
@@ -51,22 +52,22 @@ class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
 
 
 class ModelProfile(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a host found in a function's weights."""
+    """A host's findings in a function's weights."""
 
     template: Template = Template()
     vision: bool | None = None
     reasoning: bool | None = None
     context: int = 0
-    """Tokens the model was trained for."""
+    """Context length in tokens that the model was trained for."""
     effort: dict[str, str] | None = None
-    """For each level a client may name, the one to tell the template."""
+    """The template's level for each level that a client may use."""
 
 
-def template_of(known: ModelProfile | None, said: Template) -> Template:
-    """Return what was found, with what the operator says over it."""
-    if known is None or known.template == Template():
-        return said
-    if said == Template():
-        return known.template
-    fields = {f: getattr(said, f) for f in Template.__struct_fields__}
-    return Template(**{f: getattr(known.template, f) if v is None else v for f, v in fields.items()})
+def template_of(profile: ModelProfile | None, declared: Template) -> Template:
+    """Return the template's abilities from the weights, overridden by the declared ones."""
+    if profile is None or profile.template == Template():
+        return declared
+    if declared == Template():
+        return profile.template
+    fields = {f: getattr(declared, f) for f in Template.__struct_fields__}
+    return Template(**{f: getattr(profile.template, f) if v is None else v for f, v in fields.items()})

@@ -1,7 +1,7 @@
-"""The catalogue: every function and alias an operator declares, read from the text of `models.toml`.
+"""The catalogue: all functions and aliases that an operator declares in `models.toml`.
 
-Reading is all or nothing, and it reports every problem at once: a catalogue either stands whole or is
-refused with a list that names file, line, function, key and the nearest valid key.
+A text is read as a whole or rejected with all its problems, each with file, line, function, key and the nearest valid
+key.
 """
 
 import tomllib
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cortex.functions.launch.command import PLACES, unknown_places, wants
+from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unknown_placeholders
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
 from cortex.functions.sources import BadSource, source_of
@@ -21,13 +21,13 @@ from cortex.functions.toml_lines import TomlLines
 _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
 _KEYS = (*Function.__struct_fields__, "harness")
 _SHARED = tuple(k for k in _KEYS if k not in ("id", "source"))  # what [defaults] may set
-_OTHER_WORD = {"engine": "harness", "harness": "engine"}
+_SYNONYMS = {"engine": "harness", "harness": "engine"}
 _NOT_YET: dict[str, str] = {}
-"""Keys that are taken but whose effect comes later, and why they have none yet."""
+"""Keys that are accepted but have no effect yet, each with the reason."""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """One thing wrong with a file an operator wrote. `str()` is the line to print."""
+    """A problem in a file of an operator. `str()` is the line to print."""
 
     file: str
     line: int | None
@@ -40,7 +40,7 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 class CatalogueError(Exception):
-    """The catalogue does not stand; `problems` says everything that is wrong with it."""
+    """The catalogue is invalid; `problems` lists all its problems."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -48,34 +48,34 @@ class CatalogueError(Exception):
 
 
 class Catalogue(Struct, frozen=True):
-    """All functions in the order declared, and every alias with the id it leads to."""
+    """All functions in the order declared, and the function id of each alias."""
 
     functions: dict[str, Function] = {}
     aliases: dict[str, str] = {}
 
     def resolve(self, name: str) -> Function | None:
-        """Return the function an id or alias stands for."""
+        """Return the function with an id or alias."""
         return self.functions.get(self.aliases.get(name, name))
 
     def aliases_of(self, function_id: str) -> list[str]:
-        """Return the aliases that lead to a function, in the order declared."""
+        """Return the aliases of a function, in the order declared."""
         return [alias for alias, target in self.aliases.items() if target == function_id]
 
     def nearest(self, name: str) -> list[str]:
-        """Return known ids and aliases that look like `name`."""
+        """Return the ids and aliases that resemble `name`."""
         return nearest(name, (*self.functions, *self.aliases))
 
 
 def read(text: str, *, file: str, folder: str) -> Catalogue:
-    """Read the text of a `models.toml`. A `source` that begins with `./` is taken from `folder`.
+    """Read the text of a `models.toml`. A `source` that begins with `./` is relative to `folder`.
 
-    Raises CatalogueError with every problem found.
+    Raises CatalogueError with all problems.
     """
     return _Reader(text, file=file, folder=folder).read()
 
 
 def notes(catalogue: Catalogue) -> list[str]:
-    """Say which settings have no effect yet and which sources lead nowhere: nothing is ignored in silence."""
+    """Return notes about settings without an effect and about invalid sources, so that nothing is ignored silently."""
     blank = Function(id="-", engine=Engine.LLAMACPP)
     functions = catalogue.functions.values()
     unsure = [f"{f.id}: {why}" for f in functions if (why := _doubt(f))]
@@ -94,7 +94,7 @@ def notes(catalogue: Catalogue) -> list[str]:
 
 
 def _doubt(function: Function) -> str:
-    """Why a function's weights cannot be found as it stands. It may be served all the same once it is mended."""
+    """Return why a function's source is invalid, or "". Its weights may be on a host all the same."""
     try:
         source_of(function)
     except BadSource as error:
@@ -111,7 +111,7 @@ class _Reader:
     def read(self) -> Catalogue:
         try:
             raw = tomllib.loads(self.text)
-        except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: numbers and nesting have ends
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, numbers that are too long, nesting too deep
             self._report("", f"is not TOML: {error}", _line_of(error))
             raise CatalogueError(self.problems) from None
         for key in raw:
@@ -138,7 +138,7 @@ class _Reader:
         return dict(self._values(raw, allowed=_SHARED, table="defaults", nth=0, where="defaults"))
 
     def _functions(self, raw: Any, defaults: Mapping[str, Any]) -> dict[str, Function | None]:
-        """Return the functions by id; an id that was declared wrongly maps to None, so aliases still find it."""
+        """Return the functions by id. The id of an invalid declaration maps to None, so that aliases resolve."""
         if not isinstance(raw, list) or not all(isinstance(entry, dict) for entry in raw):
             self._report("models", "must be written as [[models]] tables", self.lines.key("", "models"))
             return {}
@@ -149,8 +149,8 @@ class _Reader:
             before = len(self.problems)
             if name is None:
                 self._report(where, "has no id", self.lines.table("models", nth))
-            # engine and harness are two words for one thing: an entry's own word replaces the default's.
-            shared = {k: v for k, v in defaults.items() if _OTHER_WORD.get(k) not in entry}
+            # engine and harness are synonyms: an entry's key replaces the other one's default.
+            shared = {k: v for k, v in defaults.items() if _SYNONYMS.get(k) not in entry}
             values = {
                 **shared,
                 **dict(self._values(entry, allowed=_KEYS, table="models", nth=nth, where=where)),
@@ -174,7 +174,7 @@ class _Reader:
             if key not in allowed:
                 self._report(where, f"unknown key '{key}'{did_you_mean(key, allowed, cutoff=0)}", line)
             elif key == "harness":
-                yield key, value  # the seed's word for engine: read in `_engine`, where quant is known
+                yield key, value  # read in `_engine`, together with quant
             elif unknown := _unknown_within(key, value):
                 self._report(where, f"{key}: {unknown}", line)
             else:
@@ -218,8 +218,8 @@ class _Reader:
             return Engine.LLAMACPP if values.get("quant") else Engine.VLLM
         if harness in list(Engine):
             return Engine(harness)
-        known = ("candle", *Engine)
-        self._report(where, f"unknown harness {harness!r}{did_you_mean(str(harness), known)}", line)
+        valid = ("candle", *Engine)
+        self._report(where, f"unknown harness {harness!r}{did_you_mean(str(harness), valid)}", line)
         return None
 
     def _aliases(self, raw: Any, functions: Mapping[str, Function | None]) -> dict[str, str]:
@@ -238,46 +238,45 @@ class _Reader:
                 self._report(where, "has the same name as a function", line)
             else:
                 aliases[alias] = target
-        # A name that was declared wrongly is still a name: what leads to it is not a second problem.
+        # An alias of an invalid function or alias is not a second problem.
         ends = {**dict.fromkeys(raw), **functions}
         return {a: t for a in aliases if (t := self._follow(a, aliases, ends))}
 
     def _follow(self, alias: str, aliases: Mapping[str, str], functions: Mapping[str, Function | None]) -> str | None:
-        """Return the id an alias leads to in the end; aliases may lead to aliases."""
-        seen = [alias]
-        while (target := aliases.get(seen[-1])) is not None:
-            if target in seen:
+        """Return the id that an alias stands for; an alias may name another alias."""
+        path = [alias]
+        while (target := aliases.get(path[-1])) is not None:
+            if target in path:
                 line = self.lines.key("aliases", alias)
-                self._report(f"alias '{alias}'", f"leads in a circle: {' → '.join([*seen, target])}", line)
+                self._report(f"alias '{alias}'", f"leads in a circle: {' → '.join([*path, target])}", line)
                 return None
-            seen.append(target)
-        if seen[-1] in functions:
-            return seen[-1]
-        # An alias to a broken alias is not a second problem: the one that leads nowhere is reported.
-        if len(seen) == 2:
-            hint = did_you_mean(seen[-1], (*functions, *aliases))
+            path.append(target)
+        if path[-1] in functions:
+            return path[-1]
+        # Of a chain of aliases that ends nowhere, only the last is reported.
+        if len(path) == 2:
+            hint = did_you_mean(path[-1], (*functions, *aliases))
             self._report(
                 f"alias '{alias}'",
-                f"leads to '{seen[-1]}', which is not in the catalogue{hint}",
+                f"leads to '{path[-1]}', which is not in the catalogue{hint}",
                 self.lines.key("aliases", alias),
             )
         return None
 
 
 def _unknown_within(key: str, value: Any) -> str:
-    """Say which key of a small table, such as `sampling = { ... }`, is none, and which was meant."""
+    """Return the unknown keys of an inline table, such as `sampling = { ... }`, with the nearest valid ones, or ""."""
     fields = getattr(_TYPES[key], "__struct_fields__", None)
     if fields is None or not isinstance(value, dict):
         return ""
     return "; ".join(f"unknown key '{k}'{did_you_mean(k, fields, cutoff=0)}" for k in value if k not in fields)
 
 
-def _contradictions(function: Function, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the keys of turns that cannot hold together, and what to set instead. `given` are the keys that stand in
-    the file."""
+def _contradictions(function: Function, declared: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of turns that contradict others, and what to set instead. `declared` are the keys in the file."""
     least, longest = function.turn_min_s, function.turn_wait_s
     if longest and longest < least:
-        key = "turn_wait_s" if "turn_wait_s" in given else "turn_min_s"
+        key = "turn_wait_s" if "turn_wait_s" in declared else "turn_min_s"
         yield (
             key,
             (
@@ -286,20 +285,20 @@ def _contradictions(function: Function, given: Mapping[str, Any]) -> Iterator[tu
             ),
         )
     grace, clock = function.turn_grace_s, function.request_timeout_s
-    if "turn_grace_s" in given and grace > clock:
+    if "turn_grace_s" in declared and grace > clock:
         what = f"turn_grace_s = {grace:g} is more than request_timeout_s = {clock:g}, which ends every request"
         yield "turn_grace_s", f"{what}: set turn_grace_s to that or less"
 
 
 def _misfits(function: Function) -> Iterator[tuple[str, str]]:
-    """Yield the keys that make no sense with an entry's engine, and why."""
+    """Yield the keys that do not fit the entry's engine, and why."""
     if function.engine is Engine.COMMAND:
         if not function.command:
             yield "engine", 'engine = "command" needs a command: command = ["program", "--port", "{port}"]'
-        elif not wants(function.command, "port"):
-            yield "command", "the command has no {port}: cortex chooses where it listens"
-        for name in unknown_places(function.command):
-            yield "command", f"unknown place '{{{name}}}'{did_you_mean(name, PLACES, cutoff=0)}"
+        elif not has_placeholder(function.command, "port"):
+            yield "command", "the command has no {port}: cortex chooses the port on which it listens"
+        for name in unknown_placeholders(function.command):
+            yield "command", f"unknown placeholder '{{{name}}}'{did_you_mean(name, PLACEHOLDERS, cutoff=0)}"
     elif function.command:
         yield "command", f'command is for engine = "command", not "{function.engine}"'
     if function.server and function.engine is not Engine.LLAMACPP:
@@ -309,7 +308,7 @@ def _misfits(function: Function) -> Iterator[tuple[str, str]]:
 
 
 def _line_of(error: Exception) -> int | None:
-    """`tomllib` (3.11) tells the line only inside its message: "… (at line 3, column 7)"."""
+    """Return the line of a TOML error. `tomllib` (3.11) has it only in the message: "… (at line 3, column 7)"."""
     _, _, tail = str(error).partition("(at line ")
     number = tail.partition(",")[0]
     return int(number) if number.isdigit() else None

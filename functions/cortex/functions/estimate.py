@@ -1,17 +1,18 @@
-"""How much memory an instance will take, from what its model's configuration says and how large its files are. Pure.
-The only place where this is reckoned: placement goes by it, and `cortex fn estimate` shows it.
+"""Estimates an instance's memory from its model's configuration and the size of its files. Pure.
+
+Placement uses the estimate, and `cortex fn estimate` shows it:
 
     weights + cache + overhead
-    cache    = tokens × bytes per token (where the configuration does not tell: a fifth of the weights)
-    tokens   = context × requests at a time (without `context`: the model's own longest, once)
+    cache    = tokens × bytes per token (if the configuration lacks the numbers: a fifth of the weights)
+    tokens   = context × concurrent requests (without `context`: the model's own maximum, once)
     per token = 2 bytes × Σ over attention layers of key-value heads × (key width + value width)
 
-The cache's formula is that of Pope et al., "Efficiently Scaling Transformer Inference" (arXiv:2211.05102, §2.1),
-with the key-value heads of grouped-query attention (Ainslie et al., arXiv:2305.13245). Multi-head latent attention
-keeps one compressed vector a layer instead, of the latent's width and the rotary part's (DeepSeek-V2,
-arXiv:2405.04434, §2.1.2). Layers without attention keep no cache; a sliding window is counted as if it were the whole
-context. So the cache is what all requests together take at their longest. The overhead is a rule of thumb: an engine's
-buffers and its GPU context. What an instance really took is measured, and beats all this from the second start on.
+The cache's formula is from Pope et al., "Efficiently Scaling Transformer Inference" (arXiv:2211.05102, §2.1), with the
+key-value heads of grouped-query attention (Ainslie et al., arXiv:2305.13245). Multi-head latent attention stores one
+compressed vector per layer, of the widths of the latent and of the rotary part (DeepSeek-V2, arXiv:2405.04434,
+§2.1.2). Layers without attention have no cache; a sliding window counts as the whole context. So the cache is the
+maximum for all requests together. The overhead is a rule of thumb for an engine's buffers and GPU context. From the
+second start on, the measured memory replaces the estimate.
 """
 
 from collections.abc import Mapping
@@ -24,26 +25,26 @@ from cortex.functions.spec import Engine, Function
 
 MIB = 1024 * 1024
 CACHE_BYTES = 2
-"""Keys and values are kept at 16 bits unless the engine is told otherwise."""
+"""Keys and values have 16 bits by default."""
 CACHE_OF_WEIGHTS = 0.2
-"""What the cache takes where nobody tells, of the weights."""
+"""Assumed size of the cache relative to the weights, if the configuration lacks the numbers."""
 OVERHEAD_MB = {Engine.VLLM: 3072, Engine.LLAMACPP: 512, Engine.COMMAND: 1024, Engine.FAKE: 512}
 """Activations, compute buffers, CUDA context and graphs, on each device."""
 
 
 class Shape(Struct, frozen=True, kw_only=True):
-    """What of a model's configuration the cache depends on."""
+    """The numbers of a model's configuration that determine the size of its cache."""
 
     numbers_per_token: int
     """Keys and values, over all layers."""
     longest: int = 0
-    """Tokens the model was made for."""
-    said: str = ""
-    """How the number came about."""
+    """The model's maximum context in tokens."""
+    formula: str = ""
+    """The calculation of `numbers_per_token`."""
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """What one instance will take, in MiB, and how it is reckoned."""
+    """The memory of one instance in MiB, with the calculation."""
 
     function: str
     weights_mb: int
@@ -57,33 +58,32 @@ class Estimate(Struct, frozen=True, kw_only=True):
     """On each device, with the cache of a single request."""
     formula: str
     declared_mb: int = 0
-    """What `vram_mb` says; it beats the estimate."""
+    """The function's `vram_mb`, which overrides the estimate."""
     here: bool = False
-    """The weights are on the host that was asked."""
+    """The weights are on the host that made the estimate."""
 
     def within(self, most_mb: int) -> int:
-        """Return what to ask for on each device where there is at most so much on any.
+        """Return the memory to request on each device if the largest device has `most_mb`.
 
-        A cache may be smaller, if it has to: vLLM fills what it is given, and a sliding window takes less than is
-        reckoned here. Weights and overhead may not. What is declared or measured is never argued with here.
+        Only the cache may be reduced: vLLM fills the memory it gets, and a sliding window takes less than the estimate.
         """
         least = -(-(self.weights_mb + self.overhead_mb) // self.devices)
         return min(self.per_device_mb, max(most_mb, least))
 
 
 def estimate(function: Function, weights_mb: int, shape: Shape | None, *, here: bool = False) -> Estimate:
-    """Reckon what an instance takes."""
+    """Estimate the memory of an instance."""
     overhead = OVERHEAD_MB[function.engine] * function.min_devices
     at_a_time = max_concurrency(function, server_of(function)) or function.target_concurrency
     tokens = function.context * at_a_time or (shape.longest if shape else 0)
     if shape is None:
         cache = round(weights_mb * CACHE_OF_WEIGHTS)
-        said = "its configuration does not tell what the cache takes: a fifth of the weights is assumed"
+        formula = "the configuration lacks the numbers for the cache: a fifth of the weights is assumed"
     else:
         cache = -(-tokens * shape.numbers_per_token * CACHE_BYTES // MIB)
-        per = f"{shape.numbers_per_token * CACHE_BYTES} bytes a token ({shape.said}, {CACHE_BYTES} bytes each)"
-        times = f"{function.context} × {at_a_time} at a time" if function.context else "its longest"
-        said = f"cache: {tokens} tokens ({times}) × {per}"
+        per = f"{shape.numbers_per_token * CACHE_BYTES} bytes a token ({shape.formula}, {CACHE_BYTES} bytes each)"
+        times = f"{function.context} × {at_a_time} at a time" if function.context else "its maximum"
+        formula = f"cache: {tokens} tokens ({times}) × {per}"
     total, devices = weights_mb + cache + overhead, function.min_devices
     single = -(-cache // at_a_time) if function.context else cache
     return Estimate(
@@ -96,14 +96,14 @@ def estimate(function: Function, weights_mb: int, shape: Shape | None, *, here: 
         total_mb=total,
         per_device_mb=-(-total // devices),
         least_mb=-(-(weights_mb + single + overhead) // devices),
-        formula=f"weights {weights_mb} + cache {cache} + overhead {overhead} MiB; {said}",
+        formula=f"weights {weights_mb} + cache {cache} + overhead {overhead} MiB; {formula}",
         declared_mb=function.vram_mb,
         here=here,
     )
 
 
 def shape_of_config(config: Mapping[str, Any]) -> Shape | None:
-    """Read a `config.json` of HuggingFace's; None when it does not say enough."""
+    """Read a `config.json` of HuggingFace; None when it lacks the numbers."""
     inner = config.get("text_config")
     if isinstance(inner, Mapping):
         config = {**config, **inner}
@@ -123,39 +123,39 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape | None:
 
 
 def shape_of_gguf(head: Mapping[str, Any]) -> Shape | None:
-    """Read the metadata of a GGUF; None when it does not say enough."""
+    """Read the metadata of a GGUF; None when they lack the numbers."""
     family = head.get("general.architecture", "")
 
-    def told(name: str) -> int:
+    def number(name: str) -> int:
         return _whole(head, f"{family}.{name}")
 
-    layers, heads = told("block_count"), told("attention.head_count")
-    if every := told("full_attention_interval"):
+    layers, heads = number("block_count"), number("attention.head_count")
+    if every := number("full_attention_interval"):
         layers //= every
-    width = told("attention.key_length") or (told("embedding_length") // heads if heads else 0)
-    longest = told("context_length")
-    if latent := told("attention.kv_lora_rank"):
-        return _latent(layers, latent, told("rope.dimension_count"), longest)
-    values = told("attention.value_length") or width
-    return _plain(layers, told("attention.head_count_kv") or heads, width, values, longest)
+    width = number("attention.key_length") or (number("embedding_length") // heads if heads else 0)
+    longest = number("context_length")
+    if latent := number("attention.kv_lora_rank"):
+        return _latent(layers, latent, number("rope.dimension_count"), longest)
+    values = number("attention.value_length") or width
+    return _plain(layers, number("attention.head_count_kv") or heads, width, values, longest)
 
 
 def _plain(layers: int, heads: int, keys: int, values: int, longest: int) -> Shape | None:
     if not (layers and heads and keys):
         return None
-    said = f"{layers} layers × {heads} heads × ({keys} + {values})"
-    return Shape(numbers_per_token=layers * heads * (keys + values), longest=longest, said=said)
+    formula = f"{layers} layers × {heads} heads × ({keys} + {values})"
+    return Shape(numbers_per_token=layers * heads * (keys + values), longest=longest, formula=formula)
 
 
 def _latent(layers: int, latent: int, rotary: int, longest: int) -> Shape | None:
-    said = f"{layers} layers × ({latent} latent + {rotary} rotary)"
-    return Shape(numbers_per_token=layers * (latent + rotary), longest=longest, said=said) if layers else None
+    formula = f"{layers} layers × ({latent} latent + {rotary} rotary)"
+    return Shape(numbers_per_token=layers * (latent + rotary), longest=longest, formula=formula) if layers else None
 
 
-def _whole(said: Mapping[str, Any], *names: str) -> int:
-    """The first of these that is a number, and no nonsense; 0 when none is."""
+def _whole(config: Mapping[str, Any], *names: str) -> int:
+    """Return the first of these values that is a plausible integer; 0 when none is."""
     for name in names:
-        value = said.get(name)
+        value = config.get(name)
         if type(value) is int and 0 < value < 2**31:
             return value
     return 0

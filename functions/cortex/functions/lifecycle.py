@@ -2,11 +2,10 @@
 
     fetching → placing → starting → ready ⇄ draining → stopping → reclaiming → gone
 
-An instance begins in `fetching` when its host lacks the weights, else in `placing`: room is made only for
-weights that are there, so nobody is evicted for the length of a download. `placing` waits for victims to
-leave and for the device's start lane. A worker that exits, at any time, goes to `reclaiming`: its group is
-cleared away and its memory seen to be back before the room counts as free. Failures are not a state of the
-instance: they are kept beside it, by function, for the next caller.
+An instance begins in `fetching` if its host lacks the weights, otherwise in `placing`: no instance is evicted during a
+download. `placing` waits for victims to leave and for the device's start lane. When a worker exits, at any time, its
+instance goes to `reclaiming`: its remaining processes are killed, and its memory must be free before the room counts
+as free. A failure is not a state of an instance: the host stores it by function, for the next caller.
 """
 
 import enum
@@ -15,7 +14,7 @@ from types import MappingProxyType
 
 
 class State(enum.StrEnum):
-    """Where an instance is in its life."""
+    """The state of an instance."""
 
     FETCHING = "fetching"
     PLACING = "placing"
@@ -28,7 +27,7 @@ class State(enum.StrEnum):
 
 
 class Step(enum.StrEnum):
-    """What can happen to an instance."""
+    """A transition between states."""
 
     FETCHED = "fetched"
     PLACED = "placed"
@@ -67,18 +66,18 @@ TRANSITIONS: Mapping[State, Mapping[Step, State]] = MappingProxyType(
 )
 
 COMING = frozenset({State.FETCHING, State.PLACING, State.STARTING})
-"""On the way up: a request may wait for it."""
+"""Starting: a request may wait for it."""
 
 LIVE = COMING | {State.READY}
-"""Serving or about to: another start of the same function would be one too many."""
+"""Ready or starting: the function needs no other start."""
 
 
 class IllegalStep(Exception):
-    """A step that the table does not have: a bug in the caller, named with state and step."""
+    """A step that the table does not have, which is a bug in the caller. The message names state and step."""
 
 
 def after(state: State, step: Step) -> State:
-    """Return the state that follows. Raises IllegalStep when the table has no such step."""
+    """Return the next state. Raises IllegalStep when the table does not have the step."""
     try:
         return TRANSITIONS[state][step]
     except KeyError:

@@ -1,10 +1,10 @@
 """What a client may send to each server: one table of fields and of content parts. Pure.
 
-It lists what passes, not what is forbidden: an engine gets a new field with every release, and some of them make it
-read files, take memory or run templates that a client wrote. A field that is not listed is dropped and named in the
-answer's `x-cortex-dropped`; one of `CHANGES_THE_ANSWER` is refused, because an answer without it would be a different
-answer. `allow` of a function adds to its list: a field (`grammar`), a name inside one (`chat_template_kwargs.style`),
-or a kind of part (`content.image_embeds`).
+The table is an allowlist, because engines get new fields with every release, and some of them make an engine read
+files, take memory or run a client's templates. Other fields are dropped and listed in the answer's
+`x-cortex-dropped`; those in `CHANGES_THE_ANSWER` are refused, because without them the answer would be different. A
+function's `allow` adds a field (`grammar`), a name inside one (`chat_template_kwargs.style`), or a kind of part
+(`content.image_embeds`).
 """
 
 from typing import Literal
@@ -12,9 +12,9 @@ from typing import Literal
 from msgspec import Struct
 
 Entrance = Literal["chat", "completions", "embeddings", "rerank", "messages", "responses"]
-"""Where a request comes in. `messages` and `responses` are those that an engine answers itself (`native`)."""
+"""The endpoint of a request. `messages` and `responses` are those that an engine answers itself (`native`)."""
 Family = Literal["openai", "vllm", "llama", "llama-python"]
-"""A row of the table: servers of one family take the same fields. `openai` is a server that nothing is known of."""
+"""A row of the table: servers of one family take the same fields. `openai` is any other server."""
 
 _SHARED = frozenset(
     {
@@ -114,7 +114,7 @@ PARTS: dict[Family, frozenset[str]] = {
     "llama": TEXT_PARTS | {"image_url", "input_audio"},
     "llama-python": TEXT_PARTS | {"image_url"},
 }
-"""Kinds of parts that a message of a chat may have. What they show is data, never an address."""
+"""Kinds of parts that a chat message may have. Media in them are data, never addresses."""
 
 MESSAGE_FIELDS = frozenset(
     {
@@ -122,7 +122,7 @@ MESSAGE_FIELDS = frozenset(
         "thinking", "function_call", "tool_plan", "prefix", "partial",
     }
 )  # fmt: skip
-"""What a message of a chat may hold."""
+"""Fields of a chat message that pass."""
 
 TEMPLATE_NAMES = frozenset(
     {
@@ -130,7 +130,7 @@ TEMPLATE_NAMES = frozenset(
         "clear_thinking", "drop_thinking", "low_effort", "date_string", "model_identity",
     }
 )  # fmt: skip
-"""Names inside `chat_template_kwargs` that pass. Others may be arguments of the program that renders the template."""
+"""Names inside `chat_template_kwargs` that pass. Others may be parameters of the renderer itself."""
 
 CHANGES_THE_ANSWER = frozenset(
     {
@@ -140,27 +140,27 @@ CHANGES_THE_ANSWER = frozenset(
         "background", "use_beam_search", "best_of", "suffix",
     }
 )  # fmt: skip
-"""Fields that are refused, not dropped, where they do not pass."""
+"""Fields that are refused instead of dropped where they do not pass."""
 
 
 class Passing(Struct, frozen=True):
-    """What passes to one function at one entrance."""
+    """What passes to one function at one endpoint."""
 
     fields: frozenset[str]
     parts: frozenset[str]
     template_names: frozenset[str]
     allow: frozenset[str] = frozenset()
-    """What the function's operator added."""
+    """The function's `allow`."""
 
 
 def passing(family: Family, entrance: Entrance, allow: tuple[str, ...] = ()) -> Passing:
-    """Return what passes to a server of a family, with what the function's operator adds."""
-    added = frozenset(allow)
+    """Return what passes to a server of a family, extended by the function's `allow`."""
+    extra = frozenset(allow)
     return Passing(
-        fields=FIELDS[family][entrance] | {name for name in added if "." not in name},
-        parts=PARTS[family] | _within("content", added),
-        template_names=TEMPLATE_NAMES | _within("chat_template_kwargs", added),
-        allow=added,
+        fields=FIELDS[family][entrance] | {name for name in extra if "." not in name},
+        parts=PARTS[family] | _within("content", extra),
+        template_names=TEMPLATE_NAMES | _within("chat_template_kwargs", extra),
+        allow=extra,
     )
 
 

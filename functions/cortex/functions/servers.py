@@ -1,8 +1,8 @@
 """What each server can do: one table. Pure.
 
-A row is a program that answers requests, not an engine: llama.cpp has three servers that differ. Routers read it to
-refuse in so many words what a worker would break on, to queue for one that works on a single request, and to choose
-how tokens are counted. Nothing else in cortex asks which engine it talks to in order to know what it can do.
+A row is a program that answers requests, not an engine: llama.cpp has three different servers. Routers use the table to
+reject what a worker cannot do, to queue requests for a server with one slot, and to choose how to count tokens. No
+other code decides by the name of an engine what it can do.
 """
 
 from typing import Literal
@@ -17,43 +17,43 @@ TALKS = frozenset({"chat", "completions"})
 
 
 class Server(Struct, frozen=True, kw_only=True):
-    """What one server can do. `dialects` are its own endpoints; routers translate others into chat."""
+    """The abilities of one server. `dialects` are its own endpoints; routers translate others into chat."""
 
     dialects: frozenset[str] = TALKS
     family: Family = "openai"
-    """Its row in the table of what clients may send (`passing.py`)."""
+    """Its row of `passing.py`."""
     native: frozenset[str] = frozenset({"messages", "responses"})
-    """Those of the translated dialects that it speaks itself, for functions that want them handed over."""
+    """Translated dialects that it also serves itself, for functions with `native`."""
     tools: bool = True
-    """Parses what a model writes into tool calls."""
+    """Parses tool calls in a model's output."""
     reasoning: bool = True
     """Tells a model's thoughts from its answer."""
     parallel: int | Literal["asked"] | None = None
-    """Requests it works on at a time: so many, as many as `target_concurrency` asks for, or (None) all that come."""
+    """Maximum concurrent requests: a number, `"asked"` (the function's `target_concurrency`), or None for no limit."""
     counts: Literal["tokenize", "template", "no"] = "no"
-    """Tells how many tokens a prompt has: at once, after its template was applied, or not at all."""
+    """How it counts a prompt's tokens: in one call, after a call that applies the template, or not at all."""
     sleep: bool = False
     """Can give its memory back and come back without a new start."""
     streamed_usage: bool = True
     """Says at a stream's end how many tokens there were."""
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning"
-    """What it calls the thoughts of earlier turns."""
+    """Its field for the reasoning of earlier turns."""
     thinking_budget: Literal["thinking_token_budget", "thinking_budget_tokens"] = "thinking_token_budget"
-    """What it calls how much may be thought."""
+    """Its field for the limit of reasoning tokens."""
     named_tool_choice: bool = True
-    """Heeds a choice that names a tool; llama-server turns it into "auto" without a word."""
+    """Supports a tool choice by name; llama-server silently treats it as "auto"."""
     prefill: bool = True
-    """Goes on with an answer that the client has begun."""
+    """Can continue an answer that the client has begun."""
     json_schema: bool = True
-    """Takes a schema for the answer as such; without, as a `json_object` with a schema."""
+    """Accepts `json_schema` as the response format; otherwise `json_object` with a schema."""
     lists_openly: bool = False
-    """Lists its models for any key: the list does not tell whether the key was right."""
+    """Lists its models for any key, so the list does not prove that the key is valid."""
     completion_tokens: int | None = 16
-    """Tokens it writes for a completion (not a chat) that names no limit; None: until the model ends."""
+    """Default limit of a completion (not a chat) in tokens; None: until the model ends."""
     isolation: Literal["salt", "slots", "none"] = "none"
-    """How it keeps the cached prompts of one key from others: by a salt in the request, by the slot, or not."""
+    """How it isolates the cached prompts of keys: by a salt in the request, by slot, or not."""
     stops_when_client_leaves: bool = True
-    """Gives up a plain request when its connection closes, not only a streamed one."""
+    """Stops an unstreamed request, too, when its connection closes."""
 
 
 _LLAMA = Server(
@@ -67,7 +67,7 @@ _LLAMA = Server(
     named_tool_choice=False,
     lists_openly=True,
     isolation="slots",
-    # Seen: a plain request of 30000 tokens ran on for 27 s after its client had left.
+    # Observed: an unstreamed request of 30000 tokens continued for 27 s after its client had left.
     stops_when_client_leaves=False,
 )
 
@@ -104,15 +104,15 @@ SERVERS: dict[str, Server] = {
 _BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}
 
 
-def server_of(function: Function, ran: str = "") -> Server:
-    """Return what can be asked of a function: of the server an instance of it runs, else of the likeliest one.
+def server_of(function: Function, running: str = "") -> Server:
+    """Return the abilities of a function's server: of the one that an instance is `running`, else of the default one.
 
-    (1) a command does what its entry declares;
-    (2) a task narrows what a server could do;
-    (3) `auto` is for vLLM to find out from the model; llama.cpp generates unless told otherwise.
+    (1) A command has the abilities that its entry declares.
+    (2) A task restricts the server's dialects.
+    (3) With `auto`, vLLM derives the task from the model; llama.cpp generates.
     """
     if function.engine is Engine.LLAMACPP:
-        server = SERVERS.get(ran or function.server or "llama-server", _LLAMA)
+        server = SERVERS.get(running or function.server or "llama-server", _LLAMA)
     else:
         server = SERVERS[function.engine]
     if function.engine is Engine.COMMAND and function.dialects:  # (1)
@@ -120,12 +120,12 @@ def server_of(function: Function, ran: str = "") -> Server:
     task = function.task
     if task == "auto" and function.engine is Engine.LLAMACPP:  # (3)
         task = "generate"
-    narrowed = _BY_TASK.get(task)
-    return replace(server, dialects=server.dialects & narrowed) if narrowed else server  # (2)
+    restricted = _BY_TASK.get(task)
+    return replace(server, dialects=server.dialects & restricted) if restricted else server  # (2)
 
 
 def max_concurrency(function: Function, server: Server) -> int | None:
-    """Return how many requests an instance works on at a time; None: all that come, or as its arguments say."""
+    """Return an instance's maximum of concurrent requests; None: no limit, or one set by the function's arguments."""
     if server.parallel != "asked":
         return server.parallel
     own = any(word.partition("=")[0] in ("-np", "--parallel") for word in function.args)

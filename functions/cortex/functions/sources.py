@@ -1,12 +1,12 @@
-"""Where a function's weights come from, as a value read from its `source`, `revision` and `quant`.
+"""The source of a function's weights, from its `source`, `revision` and `quant`.
 
     /srv/models/x.gguf, ~/x, ./x    a path on the host
     demo:harbour                    the small model that cortex writes itself
-    org/name                        a repository on the HuggingFace hub: all an engine needs of it
-    org/name:folder/file.gguf       one file of it; of a split GGUF, all parts
-    org/name + quant = "Q4_K_M"     the GGUF of it with that tag; `org/name:Q4_K_M` says the same
+    org/name                        a repository on the HuggingFace hub: all files that the engine needs
+    org/name:folder/file.gguf       one of its files; of a split GGUF, all parts
+    org/name + quant = "Q4_K_M"     its GGUF with that tag; `org/name:Q4_K_M` is equivalent
 
-Two functions with equal sources share the files on a host, and one download brings them.
+Functions with equal sources share one download and its files on a host.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
 class BadSource(Exception):
-    """The `source` is nothing that weights can come from; the text says what it could be."""
+    """The `source` is invalid; the message has the valid forms."""
 
 
 class Nothing(Struct, frozen=True, tag="nothing"):
-    """There are no weights: the engine pretends, or its command brings its own."""
+    """The function has no weights: its engine is the fake one, or its command has its own."""
 
 
 class Local(Struct, frozen=True, tag="local"):
-    """A file or folder that is on the host already, or never will be."""
+    """A file or folder on the host, which is never downloaded."""
 
     path: str
 
@@ -48,11 +48,11 @@ class Repo(Struct, frozen=True, kw_only=True, tag="repo"):
 
     repo: str
     revision: str = ""
-    """A branch, tag or commit; empty: the main branch, as it was when it was fetched."""
+    """A branch, tag or commit; empty: the main branch at the time of the download."""
     file: str = ""
     quant: str = ""
     gguf: bool = False
-    """What is wanted is one model in GGUF, not the whole repository."""
+    """One model in GGUF instead of the whole repository."""
 
     def __str__(self) -> str:
         part = self.file or self.quant
@@ -61,35 +61,35 @@ class Repo(Struct, frozen=True, kw_only=True, tag="repo"):
 
     @property
     def key(self) -> str:
-        """A name for it that is a path segment; equal sources have equal keys."""
-        said = f"{self.repo} {self.revision} {self.file} {self.quant} {self.gguf}"
-        return f"{self.repo.replace('/', '--')}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+        """Its name as a path segment; equal sources have equal keys."""
+        text = f"{self.repo} {self.revision} {self.file} {self.quant} {self.gguf}"
+        return f"{self.repo.replace('/', '--')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 Source = Nothing | Local | Demo | Repo
 
 
 def source_of(function: Function) -> Source:
-    """Return where a function's weights come from. Raises BadSource."""
-    engine, said = function.engine, function.weights
+    """Return the source of a function's weights. Raises BadSource."""
+    engine, text = function.engine, function.weights
     if not function.has_weights:
         return Nothing()
-    if said.startswith(DEMO):
-        return Demo(said.removeprefix(DEMO))
-    if said.startswith(("/", "~")):
-        return Local(said)
-    repo, colon, part = said.partition(":")
+    if text.startswith(DEMO):
+        return Demo(text.removeprefix(DEMO))
+    if text.startswith(("/", "~")):
+        return Local(text)
+    repo, colon, part = text.partition(":")
     if not _REPO.fullmatch(repo) or ".." in repo:
         raise BadSource(
-            f"'{said}' is neither a path (/… or ./…) nor a HuggingFace repository (org/name): "
+            f"'{text}' is neither a path (/… or ./…) nor a HuggingFace repository (org/name): "
             "give the function a `source`"
         )
     if (colon and not part) or part.startswith("/") or ".." in part.split("/"):
-        raise BadSource(f"'{said}' names no file of {repo}")
+        raise BadSource(f"'{text}' names no file of {repo}")
     file, tag = (part, "") if "." in part else ("", part)
     if tag and function.quant and tag.lower() != function.quant.lower():
-        raise BadSource(f"'{said}' says {tag} and `quant` says {function.quant}")
+        raise BadSource(f"'{text}' and quant = '{function.quant}' contradict each other: remove one of them")
     gguf = engine is Engine.LLAMACPP or file.endswith(".gguf") or bool(tag)
-    # To vLLM and others `quant` is a method, not a file to choose.
-    wanted = tag or (function.quant if engine is Engine.LLAMACPP and not file else "")
-    return Repo(repo=repo, revision=function.revision, file=file, quant=wanted, gguf=gguf)
+    # For other engines than llama.cpp, `quant` is a method and does not select a file.
+    quant = tag or (function.quant if engine is Engine.LLAMACPP and not file else "")
+    return Repo(repo=repo, revision=function.revision, file=file, quant=quant, gguf=gguf)

@@ -1,8 +1,7 @@
-"""A function as its operator declares it: one `[[models]]` entry, checked and with the defaults filled in.
+"""A function as its operator declares it: one `[[models]]` entry, checked and with its defaults.
 
-The spec is a value. Two specs with the same `revision` run the same worker command, so an instance of one
-may serve the other; every other field (how long to idle, how many may queue) can change under a running
-instance.
+Specs with the same `revision` have the same worker command, so an instance of one may serve the other. All other
+fields, such as the idle time or the queue length, can change while an instance runs.
 """
 
 import enum
@@ -14,13 +13,13 @@ from msgspec import Meta, Struct
 
 from cortex.functions.capabilities import Cost, Level, Sampling, Template
 
-# Bounded above, because a spec travels as JSON, which has no infinity and no more than 64 bits.
+# Bounded above, because a spec is sent as JSON, which has no infinity and no more than 64 bits.
 Whole = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-# What the system takes as an argument or an environment variable has no NUL in it.
+# Arguments and environment variables cannot contain NUL.
 Word = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Variable = Annotated[str, Meta(pattern=r"^[^=\x00]+$")]
 Field = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?\Z", max_length=100)]
@@ -29,7 +28,7 @@ Path = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
 
 
 class Engine(enum.StrEnum):
-    """What runs the weights."""
+    """The program that runs the weights."""
 
     VLLM = "vllm"
     LLAMACPP = "llamacpp"
@@ -74,9 +73,9 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     on_long_prompt: Literal["error", "clamp"] = "error"
     remote_images: bool = False
     allow: Annotated[tuple[Field, ...], Meta(max_length=100)] = ()
-    """Fields that clients may send beside those of `passing.py`: `grammar`, `chat_template_kwargs.style`."""
+    """Fields that clients may send in addition to those of `passing.py`: `grammar`, `chat_template_kwargs.style`."""
     cache: Literal["key", "shared"] = "key"
-    """Whose prompts a request may find in the worker's cache: those of its own key and of keys in its group, or all."""
+    """Which cached prompts a request may use: those of its own key and of keys in its group, or all."""
     native: tuple[Literal["messages", "responses"], ...] = ()
     cost: Cost = Cost()
     server: Literal["", "llama-server", "xllamacpp", "llama_cpp.server"] = ""
@@ -87,7 +86,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     chat_template: Word = ""
     mmproj: Word = ""
     allow_pickle: bool = False
-    """Load weights that are pickles, and so run whatever they hold."""
+    """Load weights that are pickles, which runs any code in them."""
     sleep: bool = False
     command: tuple[Word, ...] = ()
     health_path: Path = "/health"
@@ -95,14 +94,14 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
     @property
     def has_weights(self) -> bool:
-        """Whether its engine needs weights that are on the host: a command only if it has a place for them."""
+        """Whether its engine needs weights on the host: a command only if it has the placeholder `{source}`."""
         if self.engine is Engine.COMMAND:
             return any("{source}" in word for word in self.command)
         return self.engine is not Engine.FAKE
 
     @property
     def weights(self) -> str:
-        """Where the weights come from: `source`, or the id when none is given."""
+        """The source of the weights: `source`, or the id by default."""
         return self.source or self.id
 
 
@@ -111,20 +110,19 @@ LAUNCH_FIELDS = (
     "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "sleep", "command",
     "health_path", "cache",
 )  # fmt: skip
-"""Fields that change the worker's command. A change in any of them is a new revision."""
+"""Fields that change the worker's command. A change of any of them makes a new revision."""
 
 
-_SINCE_THE_FIRST = frozenset(
+_ALWAYS_HASHED = frozenset(
     ("id", "engine", "source", "quant", "min_devices", "context", "args", "env", "target_concurrency")
 )
-"""Launch fields that count even at their default. A newer one counts when it is set, so that an upgrade of cortex
-replaces no instance that is running."""
+"""Launch fields that are hashed even at their default. Newer ones are hashed only when they are set, so that an upgrade
+of cortex replaces no running instance."""
 _DEFAULTS = Function(id="", engine=Engine.FAKE)
 
 
 def revision(function: Function) -> str:
-    """Return 12 hex digits that name the worker command this spec leads to."""
-    said = {f: getattr(function, f) for f in LAUNCH_FIELDS}
-    counted = {f: v for f, v in said.items() if f in _SINCE_THE_FIRST or v != getattr(_DEFAULTS, f)}
-    launched = msgspec.json.encode(counted, order="sorted")
-    return hashlib.sha256(launched).hexdigest()[:12]
+    """Return 12 hex digits that identify the spec's worker command."""
+    values = {f: getattr(function, f) for f in LAUNCH_FIELDS}
+    hashed = {f: v for f, v in values.items() if f in _ALWAYS_HASHED or v != getattr(_DEFAULTS, f)}
+    return hashlib.sha256(msgspec.json.encode(hashed, order="sorted")).hexdigest()[:12]

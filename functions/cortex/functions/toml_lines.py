@@ -1,7 +1,7 @@
-"""Where in a TOML text a table or key stands, so that an error can point at its line.
+"""Finds the line of a table or key in a TOML text, for error messages.
 
-`tomllib` reports lines for syntax errors only. This finds `[table]` and `[[table]]` headers and `key =` lines
-by their shape, which is enough to point: when nothing is found the answer is None, never a wrong refusal.
+`tomllib` reports lines for syntax errors only. This module recognises `[table]` and `[[table]]` headers and `key =`
+lines by their form. It only adds lines to messages; an unrecognised line gives None.
 """
 
 import re
@@ -16,12 +16,12 @@ class TomlLines:
     def __init__(self, text: str) -> None:
         self._at: dict[tuple[str, int, str | None], int] = {}
         table, nth = "", 0
-        seen: dict[str, int] = {}
+        last: dict[str, int] = {}
         for number, line in enumerate(text.split("\n"), start=1):
             if header := _HEADER.match(line):
                 table = header[2]
-                nth = seen.get(table, -1) + 1 if header[1] == "[[" else 0
-                seen[table] = nth
+                nth = last.get(table, -1) + 1 if header[1] == "[[" else 0
+                last[table] = nth
                 self._at[table, nth, None] = number
             elif key := _KEY.match(line):
                 self._at.setdefault((table, nth, key[1].strip("\"'")), number)

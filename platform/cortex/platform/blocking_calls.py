@@ -1,15 +1,15 @@
-"""Blocking calls that may never come back: a file on a mount that hangs, a name that no server resolves.
+"""Blocking calls that may never return, such as a file access on a hung mount or a name lookup without an answer.
 
-Every call runs in a daemon thread of its own, never in asyncio's default executor, where a few that hang would leave
-no thread for anything else, and where one that hangs keeps the process from ending. A thread in the kernel cannot be
-ended from outside, so the number of threads that hang is what is bounded:
+Each call runs in its own daemon thread. In asyncio's default executor, a few hung calls would occupy all threads, and
+one would keep the process from exiting. A thread that is blocked in the kernel cannot be ended, so the number of
+threads is bounded:
 
-(1) one call of a kind at a time for each place; a second caller with the same question shares it;
-(2) while a call at a place is overdue, every further one at that place is refused at once;
-(3) when several of a group (a mount) are overdue, so is every other place of that group;
-(4) so many calls altogether.
+(1) Each place has at most one call of a kind; a second caller with the same question shares it.
+(2) While a call at a place is overdue, further calls there fail at once.
+(3) While several calls of a group (a mount) are overdue, calls at all places of the group fail at once.
+(4) The total number of calls has a limit.
 
-A result that comes late waits for the next caller, so that a slow place is used as soon as it has answered.
+A late result is stored for the next caller, so a slow place becomes usable as soon as it has answered.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from cortex.platform import clock
 T = TypeVar("T")
 
 LATE_S = 30.0
-"""How long a late result waits for the next caller."""
+"""How long a late result is stored for the next caller."""
 MOST, MOST_OF_GROUP = 64, 8
-"""Calls under way altogether, and overdue calls in one group, before others are refused."""
+"""Limits: running calls in total, and overdue calls in one group."""
 
 
 class NoAnswer(OSError):
-    """A place has not answered in time. Asking again later may help."""
+    """A place has not answered in time. A later call may succeed."""
 
     def __init__(self, place: str, hint: str = "") -> None:
         super().__init__(f"{place} does not answer{f' ({hint})' if hint else ''}")
@@ -43,16 +43,16 @@ class _Call:
     question: Hashable
     group: str
     since: float
-    """When it began, by the process's clock."""
+    """Its start, by the process's clock."""
     due: float
-    """When it is overdue, by the loop's clock."""
+    """When it becomes overdue, by the loop's clock."""
     result: "asyncio.Future[Any]"
-    held_until: float = 0.0
-    """For a result that came late: until when the next caller gets it."""
+    stored_until: float = 0.0
+    """When a late result expires, by the loop's clock."""
 
 
 class BlockingCalls:
-    """Calls of one sort, such as looks at files. Belongs to one event loop."""
+    """Calls of one kind of place, such as files. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class BlockingCalls:
         most: int = MOST,
         most_of_group: int = MOST_OF_GROUP,
     ) -> None:
-        """`within_s` is how long a call may take; `hint` goes into the error; `group` gives what places share."""
+        """`within_s` limits a call; `hint` is added to the error; `group` returns the group of a place."""
         self._within_s, self._hint, self._group = within_s, hint, group
         self._most, self._most_of_group = most, most_of_group
         self._calls: dict[tuple[str, str], _Call] = {}
@@ -77,7 +77,7 @@ class BlockingCalls:
         question: Hashable = None,
         within_s: float | None = None,
     ) -> T:
-        """Return what `work` returns, or raise what it raises. Raises NoAnswer when that takes too long.
+        """Return what `work` returns. Raises what `work` raises, or NoAnswer after the time limit.
 
         Callers with the same place, kind and `question` share one call.
         """
@@ -88,29 +88,29 @@ class BlockingCalls:
             call = self._calls.get((place, kind))
             if call is not None and call.result.done():
                 del self._calls[place, kind]
-                if call.question == question and loop.time() < call.held_until:
+                if call.question == question and loop.time() < call.stored_until:
                     return cast(T, call.result.result())
                 call = None
             if refusal := self.refusal(place):
                 raise refusal
             if call is None:
                 call = self._start(place, kind, question, work, loop.time() + limit_s)
-            mine = call.question == question
+            same_question = call.question == question
             await asyncio.wait((call.result,), timeout=max(0.0, min(deadline, call.due) - loop.time()))
             if not call.result.done():
                 raise NoAnswer(place, self._hint)
-            if mine:
+            if same_question:
                 return cast(T, call.result.result())
 
     def silent(self) -> dict[str, float]:
-        """Return the places that do not answer, and since when, by the process's clock."""
+        """Return the places that do not answer, each with the time since when, by the process's clock."""
         places: dict[str, float] = {}
         for call in self._overdue(asyncio.get_running_loop().time()):
             places[call.place] = min(call.since, places.get(call.place, call.since))
         return places
 
     def refusal(self, place: str) -> NoAnswer | None:
-        """Return how a call at a place would be refused now, if it would."""
+        """Return the error with which a call at a place would fail at once, if it would."""
         overdue = self._overdue(asyncio.get_running_loop().time())
         if any(c.place == place for c in overdue):
             return NoAnswer(place, self._hint)
@@ -121,7 +121,7 @@ class BlockingCalls:
         return None
 
     def under_way(self) -> int:
-        """Return how many threads there are."""
+        """Return the number of running calls, each in its own thread."""
         return sum(not c.result.done() for c in self._calls.values())
 
     def _overdue(self, now: float) -> list[_Call]:
@@ -129,34 +129,33 @@ class BlockingCalls:
 
     def _start(self, place: str, kind: str, question: Hashable, work: Callable[[], Any], due: float) -> _Call:
         loop = asyncio.get_running_loop()
-        held = (k for k, c in self._calls.items() if c.result.done() and loop.time() >= c.held_until)
-        for key in list(held):
+        for key in [k for k, c in self._calls.items() if c.result.done() and loop.time() >= c.stored_until]:
             del self._calls[key]
         if self.under_way() >= self._most:
             raise NoAnswer(place, f"{self._most} other calls are under way")
         call = _Call(place, question, self._group(place), clock.now(), due, loop.create_future())
 
-        def over(answer: Any, error: Exception | None) -> None:
+        def finish(result: Any, error: Exception | None) -> None:
             if error is None:
-                call.result.set_result(answer)
+                call.result.set_result(result)
             else:
                 call.result.set_exception(error)
-                call.result.exception()  # it is looked at, whoever is still there to do so
+                call.result.exception()  # marks it as retrieved: all callers may have given up
             if loop.time() < call.due:
                 del self._calls[place, kind]
             else:
-                call.held_until = loop.time() + LATE_S
+                call.stored_until = loop.time() + LATE_S
 
         def run() -> None:
-            answer: Any = None
+            result: Any = None
             error: Exception | None = None
             try:
-                answer = work()
-            except Exception as raised:
-                # A future does not take StopIteration.
-                error = RuntimeError(repr(raised)) if isinstance(raised, StopIteration) else raised
-            with contextlib.suppress(RuntimeError):  # the loop has ended: the process is about to
-                loop.call_soon_threadsafe(over, answer, error)
+                result = work()
+            except Exception as exception:
+                # A future does not accept StopIteration.
+                error = RuntimeError(repr(exception)) if isinstance(exception, StopIteration) else exception
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is exiting
+                loop.call_soon_threadsafe(finish, result, error)
 
         self._calls[place, kind] = call
         threading.Thread(target=run, name=f"look {kind}", daemon=True).start()

@@ -25,7 +25,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     """Its id in the stream."""
     at: float = 0.0
     by: str = ""
-    """Who decision: `agent:<host>`, `router:<id>`, or `operator`."""
+    """The actor: `agent:<host>`, `router:<id>`, or `operator`."""
     what: str = ""
     function: str = ""
     instance: str = ""
@@ -63,7 +63,7 @@ def receipt(id: str, entry: Mapping[str, str]) -> DecisionRecord:
 
 
 def numbers(decision: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> dict[str, Any]:
-    """Return the numbers behind an agent's decision; `host` is the record right after it."""
+    """Return the inputs of an agent's decision; `host` is its record right after it."""
     usage = use(fleet) if fleet else Use(known=False)
     instance = next((i for i in host.instances if i.id == decision.instance), None)
     match decision.what:

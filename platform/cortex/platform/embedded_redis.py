@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class NoRedis(Exception):
-    """No Redis server is on this machine."""
+    """This machine has no Redis server."""
 
 
 def server() -> str:

@@ -1,4 +1,4 @@
-"""Exceptions that background work survived: logged by type, counted, and shown where an operator looks.
+"""Exceptions that background work survived: logged by type, counted, and shown to operators.
 
 A loop that an exception ends would silently take a host or a router out of service. So every loop runs under
 `Faults.run`, and every effect of a decision under `Faults.guard`: they record the exception and continue. The text of
@@ -41,10 +41,10 @@ class Faults:
         self._by_work: dict[str, Fault] = {}
 
     def note(self, work: str, error: BaseException) -> None:
-        """Count an exception and log its type and where it came from."""
-        before = self._by_work.get(work)
+        """Count an exception and log its type and origin."""
+        previous = self._by_work.get(work)
         kind = type(error).__name__
-        self._by_work[work] = Fault(work, kind, (before.count if before else 0) + 1, self._now())
+        self._by_work[work] = Fault(work, kind, (previous.count if previous else 0) + 1, self._now())
         log.error("background_work_broke", work=work, at=whence(error))
         self._count(work)
 

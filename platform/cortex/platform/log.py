@@ -23,7 +23,7 @@ _lines_from: int | None = None
 
 
 PIPE_BUFFER = 4096
-"""A pipe that can be written at all takes this much without blocking (pipe(7), PIPE_BUF)."""
+"""A writable pipe takes at least this much without blocking (pipe(7), PIPE_BUF)."""
 
 
 class Output:
@@ -47,7 +47,7 @@ class Output:
             self._descriptor = -1  # closed, or a buffer in memory
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         return self._descriptor >= 0 and os.isatty(self._descriptor)
 
     def write(self, text: str) -> int:
@@ -88,8 +88,8 @@ def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> No
         structlog.get_logger().log(level, event, **fields)
     elif level >= _lines_from:
         at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        named = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
-        _output.write(msgspec.json.format(msgspec.json.encode(named), indent=0).decode() + "\n")
+        entry = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
+        _output.write(msgspec.json.format(msgspec.json.encode(entry), indent=0).decode() + "\n")
 
 
 def whence(error: BaseException) -> str:
@@ -98,10 +98,10 @@ def whence(error: BaseException) -> str:
     >>> whence(KeyError("a secret"))
     'KeyError'
     """
-    behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [type(error).__name__, *(f"  {f.filename}:{f.lineno} in {f.name}" for f in reversed(frames))]
-    return "\n".join(lines) + (f"\nafter {whence(behind)}" if behind else "")
+    return "\n".join(lines) + (f"\nafter {whence(cause)}" if cause else "")
 
 
 class _Formatter(logging.Formatter):

@@ -1,8 +1,8 @@
-"""Metrics: the counters of item process, their sum over processes, and their Prometheus text.
+"""Metrics: the counters of one process, their sum over processes, and their Prometheus text.
 
-A `Meter` is plain dictionaries: the warm path only adds to them. Its `snapshot()` is a value that travels as JSON;
-`added()` sums those of several processes; `text()` is the scraped text. Each snapshot has current gauges, so the gauges
-of a process end with it, while its counts stay.
+A `Meter` consists of plain dictionaries, and the warm path only adds to them. `snapshot()` returns a value that can be
+sent as JSON, `added()` sums the snapshots of several processes, and `text()` formats the result. When a process ends,
+its gauges disappear and its counts stay.
 """
 
 from bisect import bisect_left
@@ -23,7 +23,7 @@ Labels = tuple[str, ...]
 
 
 class Count(Struct, frozen=True):
-    """The value of item series: a counter's or a gauge's."""
+    """The value of one series of a counter or gauge."""
 
     name: str
     labels: Labels
@@ -31,7 +31,7 @@ class Count(Struct, frozen=True):
 
 
 class HistogramSeries(Struct, frozen=True):
-    """One series of a histogram: the number in each bucket, the last item for values over all bounds, and their sum."""
+    """One series of a histogram: the number in each bucket, the last one for values over all bounds, and the sum."""
 
     name: str
     labels: Labels
@@ -49,7 +49,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
 
 class Meter:
-    """Counters and histograms of item process."""
+    """Counters and histograms of one process."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, Labels], float] = {}
@@ -67,7 +67,7 @@ class Meter:
         self._counts[key] = value + by
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        """Put a value into its bucket."""
+        """Add a value to its bucket."""
         spread = self._spread(metric, labels)
         if spread is not None:
             spread[0][bisect_left(metric.buckets, value)] += 1

@@ -1,9 +1,9 @@
-"""Every metric cortex has: the one table of names, labels and meanings. `docs/metrics.md` is generated from it.
+"""All metrics: one table of names, labels and meanings. `docs/metrics.md` is generated from it.
 
-`owner` says who counts. What a *router* counts is its own: add the routers up. What is said of the *fleet* is read
-from the record and so the same at every router: take the maximum, never the sum. Labels are bounded: functions of
-the catalogue (`model`), hosts (`node`, the older system's word), devices, and words of this code; never a
-request, a client or a text.
+`owner` is the source. A *router* counts its own requests: sum over routers. Metrics of the *fleet* come from the
+record and are the same at every router: take the maximum, never the sum. Label values are bounded: functions of the
+catalogue (`model`), hosts (`node`, for compatibility), devices, and constants of this code; never a request, a client
+or free text.
 """
 
 from typing import Literal
@@ -14,15 +14,15 @@ Kind = Literal["counter", "gauge", "histogram"]
 Owner = Literal["router", "fleet"]
 
 SHORT_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-"""For what a router adds."""
+"""For the time that a router adds."""
 TOKEN_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Between two pieces of an answer: 500 to 0.2 a second."""
+"""Between two chunks of an answer: 500 to 0.2 per second."""
 FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
-"""Until a first token, warm (tens of milliseconds) or after a start (minutes)."""
+"""Until the first token: tens of milliseconds when warm, minutes after a start."""
 LONG_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 """For whole requests and starts."""
 RATE = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 400.0)
-"""Tokens a second."""
+"""Tokens per second."""
 
 
 class Metric(Struct, frozen=True, kw_only=True):
@@ -48,9 +48,9 @@ def _histogram(name: str, owner: Owner, labels: str, buckets: tuple[float, ...],
     return Metric(name=name, kind="histogram", owner=owner, labels=tuple(labels.split()), help=help, buckets=buckets)
 
 
-# Requests. The first nine have the names and labels they had in the older system.
+# Requests. The first nine have the names and labels that they had in the Rust system that cortex replaces.
 
-REQUESTS = _counter("cortex_requests_total", "router", "model node", "Requests for a function that came to an end.")
+REQUESTS = _counter("cortex_requests_total", "router", "model node", "Finished requests for a function.")
 ERRORS = _counter(
     "cortex_request_errors_total",
     "router",
@@ -58,14 +58,14 @@ ERRORS = _counter(
     "Requests that ended with a status of 500 and above, or with an error in the stream.",
 )
 DURATION = _histogram(
-    "cortex_request_duration_seconds", "router", "model node", LONG_S, "From a request's arrival to its last byte."
+    "cortex_request_duration_seconds", "router", "model node", LONG_S, "Time from a request's arrival to its last byte."
 )
 FIRST_TOKEN = _histogram(
     "cortex_time_to_first_token_seconds",
     "router",
     "model node",
     FIRST_S,
-    "From a streaming request's arrival to the worker's first piece, waiting included.",
+    "Time from a streaming request's arrival to the worker's first chunk, including waits.",
 )
 TOKENS_PER_SECOND = _histogram(
     "cortex_tokens_per_second", "router", "model node", RATE, "Tokens of a streamed answer, from the first to the last."
@@ -84,37 +84,41 @@ REFUSED = _counter(
     "cortex_requests_refused_total",
     "router",
     "reason",
-    "Requests that never got as far as a function: no key, over a key's limits, an unknown model, a body that says "
-    "nothing.",
+    "Requests rejected before they reached a function: no key, over a key's limits, an unknown model, an invalid body.",
 )
 RESPONSES = _counter(
-    "cortex_responses_total", "router", "model dialect status", "Answers by dialect and HTTP status, as the client saw."
+    "cortex_responses_total", "router", "model dialect status", "Answers by dialect and by the client's HTTP status."
 )
 QUEUE_WAIT = _histogram(
-    "cortex_queue_wait_seconds", "router", "model", LONG_S, "How long requests were held for an instance; only those."
+    "cortex_queue_wait_seconds", "router", "model", LONG_S, "Wait for an instance, of the requests that had to wait."
 )
 INTER_TOKEN = _histogram(
-    "cortex_inter_token_seconds", "router", "model node", TOKEN_S, "Between two pieces of a stream from a worker."
+    "cortex_inter_token_seconds", "router", "model node", TOKEN_S, "Time between two chunks of a worker's stream."
 )
 OVERHEAD = _histogram(
     "cortex_overhead_seconds",
     "router",
     "stage",
     SHORT_S,
-    "What the router itself took of a request: `read` (understand it), `choose` (find an instance), `translate` (say "
-    "the answer in the client's dialect, all pieces together).",
+    "The router's own time per request: `read` (parse it), `choose` (find an instance), `translate` (put the answer "
+    "into the client's dialect, all chunks together).",
 )
 REPLAYS = _counter(
-    "cortex_replays_total", "router", "model node", "Requests sent again because the worker on that host broke first."
+    "cortex_replays_total",
+    "router",
+    "model node",
+    "Requests sent to another instance after a worker on that host broke.",
 )
-DISCONNECTS = _counter("cortex_client_disconnects_total", "router", "model", "Clients that left before the end.")
-IN_FLIGHT = _gauge("cortex_requests_in_flight", "router", "model node", "Requests a worker is busy with now.")
-WAITING = _gauge("cortex_requests_waiting", "router", "model", "Requests held for an instance now.")
+DISCONNECTS = _counter(
+    "cortex_client_disconnects_total", "router", "model", "Clients that disconnected before the end."
+)
+IN_FLIGHT = _gauge("cortex_requests_in_flight", "router", "model node", "Requests at workers now.")
+WAITING = _gauge("cortex_requests_waiting", "router", "model", "Requests that wait for an instance now.")
 BREAKER = _gauge(
     "cortex_breaker_open",
     "router",
     "model node",
-    "Instances not chosen for the moment because they refused a connection; per worker process that saw it.",
+    "Instances avoided for a moment because they refused a connection, counted per router worker process.",
 )
 ROUTER_FAULTS = _counter(
     "cortex_router_faults_total",
@@ -126,9 +130,7 @@ ROUTER_FAULTS = _counter(
 AWAY = _gauge("cortex_record_away", "router", "", "Worker processes of this router that cannot read the record.")
 PROCESSES = _gauge("cortex_router_processes", "router", "", "Worker processes of this router.")
 CPU = _counter("cortex_router_cpu_seconds_total", "router", "", "CPU time of this router's worker processes.")
-DROPPED = _counter(
-    "cortex_series_dropped_total", "router", "", "Counts not kept because a process had too many series already."
-)
+DROPPED = _counter("cortex_series_dropped_total", "router", "", "Counts dropped because a process had too many series.")
 
 # The fleet, as its agents count.
 
@@ -138,64 +140,64 @@ REGRETTED = _counter(
     "cortex_evictions_regretted_total",
     "fleet",
     "model node",
-    "Evicted functions that were wanted again within five minutes while nowhere else ready.",
+    "Evicted functions that were requested again within five minutes and were not ready elsewhere.",
 )
 STARTS = _counter(
     "cortex_starts_total",
     "fleet",
     "node model path",
-    "Instances that came up, by what it took: `fetched` (weights first), `evicted` (others had to leave), `warm` (a "
-    "parked launcher), `plain`.",
+    "Instances that came up, by the steps needed: `fetched` (weights first), `evicted` (others had to leave), `warm` "
+    "(a parked launcher), `plain`.",
 )
 LAUNCHES = _counter(
     "cortex_launches_total",
     "fleet",
     "node server how",
-    "Instances that came up, by their server and how it was begun: `warm` (from a parked launcher) or `plain`.",
+    "Instances that came up, by server and kind of start: `warm` (from a parked launcher) or `plain`.",
 )
 START_PHASE = _histogram(
     "cortex_start_phase_seconds",
     "fleet",
     "node model phase",
     LONG_S,
-    "How long starts spent in each phase: `fetching`, `placing`, and the steps that the worker's log tells: "
+    "Time that starts spent in each phase: `fetching`, `placing`, and the steps that the worker's log shows: "
     "`starting`, `importing`, `setting up`, `loading weights`, `warming up`, `opening`.",
 )
 START_FAILURES = _counter(
     "cortex_start_failures_total", "fleet", "node model reason", "Instances that failed, by the kind of failure."
 )
-DRAINS = _counter("cortex_drains_total", "fleet", "node model why", "Instances asked to finish and go, by reason.")
-NO_ROOM = _counter("cortex_placement_refusals_total", "fleet", "node model", "Starts a host had no room for.")
-DECISIONS = _counter("cortex_decisions_total", "fleet", "node what", "Decisions of agents, by what was done.")
+DRAINS = _counter("cortex_drains_total", "fleet", "node model why", "Drains of instances, by reason.")
+NO_ROOM = _counter("cortex_placement_refusals_total", "fleet", "node model", "Starts for which a host had no room.")
+DECISIONS = _counter("cortex_decisions_total", "fleet", "node what", "Decisions of agents, by kind.")
 
-# The fleet, as the record says.
+# The fleet, from the record.
 
 AGENT_FAULTS = _counter(
     "cortex_agent_faults_total", "fleet", "node work", "Exceptions that an agent's background work raised and survived."
 )
 RECORD_UP = _gauge("cortex_record_up", "fleet", "", "1 while Redis answers this router's metrics port.")
-RECORD_PING = _gauge("cortex_record_ping_seconds", "fleet", "", "How long Redis took to answer.")
+RECORD_PING = _gauge("cortex_record_ping_seconds", "fleet", "", "Redis' response time.")
 ROUTERS = _gauge("cortex_routers", "fleet", "", "Router worker processes that report.")
 HOSTS = _gauge("cortex_hosts", "fleet", "state", "Hosts that report, `open` or `cordoned`.")
-HOST_AGE = _gauge("cortex_host_silent_seconds", "fleet", "node", "How long ago a host last reported.")
+HOST_AGE = _gauge("cortex_host_silent_seconds", "fleet", "node", "Time since a host's last report.")
 INSTANCES = _gauge("cortex_instances", "fleet", "node model state", "Instances by state.")
 MODEL_IN_FLIGHT = _gauge(
-    "cortex_model_in_flight", "fleet", "node model", "Requests in flight, over all routers, as they last reported."
+    "cortex_model_in_flight", "fleet", "node model", "Requests in flight, over all routers, from their last reports."
 )
-MODEL_QUEUE = _gauge("cortex_model_queue_depth", "fleet", "model", "Requests held, over all routers.")
+MODEL_QUEUE = _gauge("cortex_model_queue_depth", "fleet", "model", "Waiting requests, over all routers.")
 DEVICE_MEMORY = _gauge(
     "cortex_device_memory_mb",
     "fleet",
     "node device kind",
-    "MiB of a device: `total`, `budget` (what instances may take), `admitted` (what they were given), `foreign` (held "
-    "by processes that are none of cortex's), `used` (measured).",
+    "MiB of a device: `total`, `budget` (the limit for instances), `admitted` (reserved for instances), `foreign` "
+    "(processes outside cortex), `used` (measured).",
 )
 VRAM_USED = _gauge("cortex_device_vram_used_mb", "fleet", "node device", "MiB in use, as the hardware reports.")
 VRAM_FREE = _gauge("cortex_device_vram_free_mb", "fleet", "node device", "MiB not in use, as the hardware reports.")
-UTILIZATION = _gauge("cortex_device_utilization_pct", "fleet", "node device", "How busy a device is.")
-TEMPERATURE = _gauge("cortex_device_temp_c", "fleet", "node device", "A device's temperature.")
+UTILIZATION = _gauge("cortex_device_utilization_pct", "fleet", "node device", "Utilization of a device, in percent.")
+TEMPERATURE = _gauge("cortex_device_temp_c", "fleet", "node device", "Temperature of a device, in °C.")
 BACKOFF = _gauge(
-    "cortex_start_backoff", "fleet", "node model", "1 while a host refuses to start a function that kept failing."
+    "cortex_start_backoff", "fleet", "node model", "1 while a host refuses to start a function that failed repeatedly."
 )
 JOBS = _gauge("cortex_jobs", "fleet", "queue state", "Jobs: `queued`, `started`, `failed`, `finished`.")
 
@@ -209,12 +211,12 @@ worker processes together. On loopback it needs no key and answers the machine's
 secret of `[gateway] metrics_token_file` as a bearer token, or a key of scope status or admin. `deploy/monitoring/` has
 a scrape configuration, alert rules and a Grafana dashboard.
 
-What a **router** counts is its own: add routers up. What is said of the **fleet** is read from the record and is the
-same at every router: take the maximum (`max by (…)`), never the sum. It is absent while Redis does not answer, rather
+A **router** counts its own requests: sum over routers. Metrics of the **fleet** come from the record and are the same
+at every router: take the maximum (`max by (…)`), never the sum. While Redis does not answer, they are absent rather
 than stale. `model` is a function's id, `node` a host's name (`none`: the request reached no host). This page is
 generated from the table in the code: `just docs`.
 
-| name | kind | of | labels | what |
+| name | kind | of | labels | meaning |
 |---|---|---|---|---|"""
 
 

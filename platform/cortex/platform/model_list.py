@@ -1,4 +1,4 @@
-"""The list of models a worker gives at `/v1/models`: which it serves, and what it says of each. Pure."""
+"""A worker's answer to `/v1/models`: the models it serves, and what it reports about each. Pure."""
 
 import json
 from typing import Any
@@ -10,16 +10,16 @@ MOST_MODELS = 1000
 
 
 def read(body: bytes) -> dict[str, dict[str, Any]]:
-    """Return the entries of a list by their cleaned ids, the first MOST_MODELS of them; what is no entry is left out.
+    """Return the first MOST_MODELS entries by their cleaned ids, without invalid entries.
 
     Raises ValueError for a body that is not JSON.
     """
     try:
-        # Not msgspec, which refuses half a character and NaN: an odd list still tells what is served.
+        # Not msgspec, which rejects lone surrogates and NaN: even an odd list shows what is served.
         answer: Any = json.loads(body)
     except RecursionError:
         raise ValueError("the list of models is nested too deeply") from None
-    listed = answer.get("data") if isinstance(answer, dict) else None
-    entries = [e for e in listed[:MOST_MODELS] if isinstance(e, dict)] if isinstance(listed, list) else []
-    # One character more than an id may have: a longer name is never cut to a function's.
+    data = answer.get("data") if isinstance(answer, dict) else None
+    entries = [e for e in data[:MOST_MODELS] if isinstance(e, dict)] if isinstance(data, list) else []
+    # One character more than an id may have, so that no longer name is cut to a function's id.
     return {untrusted.name(entry.get("id"), LONGEST + 1): entry for entry in entries}

@@ -1,26 +1,24 @@
-"""Look-ups of host names that cannot hold up anything but what needs that name.
+"""Lookups of host names that delay only the code that needs the name.
 
-asyncio looks names up in its default executor, uvloop in libuv's pool, of which it takes two threads: a few look-ups
-that hang stop all others. Here a loop looks each name up in a thread of its own, one at a time for each name, bounded
-in time and number (`looks.py`). Addresses are not looked up.
+asyncio looks names up in its default executor and uvloop in two threads of libuv's pool, so a few hung lookups block
+all others. Here each name is looked up in its own thread, one lookup per name at a time, bounded in time and number
+(`blocking_calls.py`). Addresses are not looked up.
+
+Blocking code, such as RQ's worker and the CLI, uses `bounded_resolver.py`.
 """
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
-
-LOOK_UP_S = 5.0
-
-Infos = list[tuple[Any, Any, int, str, Any]]
+from cortex.platform.bounded_resolver import LOOK_UP_S, Infos, is_address
 
 
 class NameLookups:
-    """The name look-ups of one event loop. `resolve` blocks, as `socket.getaddrinfo` does."""
+    """The name lookups of one event loop. `resolve` blocks, like `socket.getaddrinfo`."""
 
     def __init__(self, resolve: Callable[..., Infos] | None = None, *, within_s: float = LOOK_UP_S) -> None:
         self._resolve = resolve
@@ -29,28 +27,28 @@ class NameLookups:
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Infos:
-        """Return a name's addresses as `loop.getaddrinfo` does. Raises socket.gaierror, also when it takes too long."""
-        if _is_address(host):
+        """Return a name's addresses as `loop.getaddrinfo` does. Raises socket.gaierror, also after the time limit."""
+        if is_address(host):
             return socket.getaddrinfo(host, port, family, type, proto, flags)
         look_up = partial(self._resolve or socket.getaddrinfo, host, port, family, type, proto, flags)
         try:
             question = (port, int(family), int(type), proto, flags)
             return await self._looks.look(str(host), f"name {question}", look_up, question=question)
         except NoAnswer:
-            raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the look-up of {host}") from None
+            raise socket.gaierror(socket.EAI_AGAIN, f"no answer to the lookup of {host}") from None
 
     def under_way(self) -> int:
-        """Return how many threads there are."""
+        """Return the number of running lookups, each in its own thread."""
         return self._looks.under_way()
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a loop look names up here, for all connections it makes."""
+        """Replace the name lookups of a loop, for all its connections."""
         connect = loop.create_connection
 
         async def create_connection(
             factory: Any, host: Any = None, port: Any = None, **options: Any
         ) -> tuple[Any, Any]:
-            if host is None or _is_address(host):
+            if host is None or is_address(host):
                 return await connect(factory, host, port, **options)
             infos = await self.getaddrinfo(
                 host,
@@ -70,18 +68,6 @@ class NameLookups:
                     failure = failure or error
             raise failure or OSError(f"the name {host} has no address")
 
-        # Attributes of this one loop: libraries call the loop by these names, whatever its class.
+        # Set on this loop only; libraries call these methods whatever the loop's class.
         loop.getaddrinfo = self.getaddrinfo  # type: ignore[method-assign]
         loop.create_connection = create_connection  # type: ignore[method-assign,assignment]
-
-
-def _is_address(host: Any) -> bool:
-    """Whether there is nothing to look up."""
-    text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
-    if not text:
-        return True
-    try:
-        ipaddress.ip_address(str(text).partition("%")[0])
-    except ValueError:
-        return False
-    return True

@@ -1,11 +1,11 @@
-"""What keys with limits have used, counted in Redis so that it holds over all routers.
+"""Usage of API keys with limits, counted in Redis for all routers together.
 
-Requests and tokens a minute are two buckets that fill up again evenly: full, they hold one minute's worth. A request
-takes an estimate of its prompt's tokens out when it begins; when it has ended, what it really used, in and out, is
-settled. A bucket may be in debt after a long answer, and then it takes a while until the next request.
+Requests and tokens per minute are token buckets that refill evenly and hold one minute's worth. A request takes an
+estimate of its prompt's tokens when it begins; when it ends, the difference to its real usage is settled. After a long
+answer a bucket may be in debt, and the key has to wait for its next request.
 
-Requests at a time are tickets in a sorted set, each with its end; the router that holds one renews it. All of it
-expires by itself: a router that dies with tickets in its hand gives them back within `LEASE_S`.
+Concurrent requests are tickets in a sorted set, scored by their expiry; the router that holds one renews it. The
+tickets of a router that died expire within `LEASE_S`.
 """
 
 import math
@@ -21,15 +21,15 @@ LEASE_S = 15.0
 _LEVEL = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
--- What a bucket of a size holds now. One nobody has touched is full.
+-- Return the level of a bucket. An unused bucket is full.
 local function level(field, size)
-  local held = redis.call('HMGET', KEYS[1], field, field .. '_at')
-  if not held[1] then return size end
-  return math.min(size, tonumber(held[1]) + (now - tonumber(held[2])) * size / 60000)
+  local stored = redis.call('HMGET', KEYS[1], field, field .. '_at')
+  if not stored[1] then return size end
+  return math.min(size, tonumber(stored[1]) + (now - tonumber(stored[2])) * size / 60000)
 end
 local function fill(field, size, holds)
   redis.call('HSET', KEYS[1], field, holds, field .. '_at', now)
-  -- Until it is full again, and a minute more: then it is the same as none.
+  -- Expires a minute after it is full again: a full bucket needs no key.
   local ttl = math.ceil((size - holds) * 60000 / size) + 60000
   if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
 end
@@ -39,8 +39,8 @@ _TAKE = (
     _LEVEL
     + """
 -- KEYS[1] the key's buckets; KEYS[2] its tickets.
--- ARGV: 1 a ticket; 2, 3, 4 requests and tokens a minute, requests at a time (0: no limit); 5 tokens to take;
---       6 for how many ms a ticket holds; 7 as how many requests it counts.
+-- ARGV: 1 a ticket; 2, 3, 4 requests and tokens per minute, concurrent requests (0: no limit); 5 tokens to take;
+--       6 a ticket's lifetime in ms; 7 the number of requests that it counts as.
 local rpm, tpm, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local need = math.min(tonumber(ARGV[5]), tpm)
 local many = tonumber(ARGV[7])
@@ -73,8 +73,8 @@ return {short, math.ceil(wait), math.floor(requests), math.floor(tokens), math.c
 _SETTLE = (
     _LEVEL
     + """
--- KEYS as above. ARGV: 1 the ticket; 2 tokens a minute; 3 tokens that were taken; 4 tokens that were used;
---       5 as how many requests it counted.
+-- KEYS as above. ARGV: 1 the ticket; 2 tokens per minute; 3 tokens taken; 4 tokens used;
+--       5 the number of requests that it counted as.
 for i = 1, tonumber(ARGV[5]) do redis.call('ZREM', KEYS[2], i == 1 and ARGV[1] or ARGV[1] .. '/' .. i) end
 local tpm = tonumber(ARGV[2])
 if tpm > 0 then
@@ -84,42 +84,41 @@ end
 )
 
 _RENEW = """
--- KEYS[1] a key's tickets; ARGV: for how many ms they hold, and those that are still in a router's hand.
+-- KEYS[1] a key's tickets; ARGV: their lifetime in ms, and the tickets to renew.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
--- XX: one that was given back meanwhile stays given back.
+-- XX: a ticket that was returned in the meantime is not added again.
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[i]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What became of asking for a request's share. `short` says of what there was too little, if it was refused."""
+    """The result of `take`. `short` names the limit that was exceeded; "" when the request may proceed."""
 
     short: str = ""
     wait_s: float = 0.0
     requests_left: int = 0
     tokens_left: int = 0
     requests_full_s: float = 0.0
-    """When the whole minute's worth is there again."""
+    """Time until the bucket is full again."""
     tokens_full_s: float = 0.0
     taken: int = 0
 
 
 class Quota:
-    """Counts what keys use. Every call raises RecordUnavailable."""
+    """Counts the usage of keys. Every call raises RecordUnavailable."""
 
     def __init__(self, registry: Registry) -> None:
         self._take, self._settle, self._renew = (registry.script(s) for s in (_TAKE, _SETTLE, _RENEW))
         self._keys = registry.names.quota
 
     async def take(self, key: str, limits: Limits, ticket: str, tokens: int, answers: int = 1) -> Verdict:
-        """Take a request's share of a key's limits, all of it or none. Each of its answers counts as a request."""
+        """Take a request's share of all a key's limits, or of none. Each of its answers counts as a request."""
         lease = round(LEASE_S * 1000)
-        found = await self._take(
+        short, wait, requests, left, full_r, full_t, taken = await self._take(
             self._keys(key), [ticket, limits.rpm, limits.tpm, limits.concurrent, max(1, tokens), lease, answers]
         )
-        short, wait, requests, left, full_r, full_t, taken = found
         return Verdict(
             short=short.decode() if isinstance(short, bytes) else short,
             wait_s=wait / 1000,
@@ -131,14 +130,14 @@ class Quota:
         )
 
     async def settle(self, key: str, limits: Limits, ticket: str, taken: int, used: int, answers: int = 1) -> None:
-        """Give a ticket back, and put right what was taken."""
+        """Return a ticket, and settle the difference between the tokens taken and used."""
         await self._settle(self._keys(key), [ticket, limits.tpm, taken, used, answers])
 
     async def renew(self, key: str, tickets: Sequence[str]) -> None:
-        """Hold on to tickets."""
+        """Extend the lifetime of tickets."""
         await self._renew(self._keys(key)[1:], [math.ceil(LEASE_S * 1000), *tickets])
 
 
 def tickets(ticket: str, answers: int) -> list[str]:
-    """Return the names of the tickets that a request of several answers holds: one for each."""
+    """Return the names of a request's tickets, one per answer."""
     return [ticket, *(f"{ticket}/{i}" for i in range(2, answers + 1))]

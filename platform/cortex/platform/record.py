@@ -1,9 +1,8 @@
-"""The record: what each process says of itself in Redis, as values.
+"""The record: what each process publishes about itself in Redis, as values.
 
-One writer each: a host's record is written by that host's agent, a router's report by that router. Nothing
-here is secret: worker keys are derived (see `keys.py`), never stored. Memory is MiB. Times are Unix seconds by the
-clock of the process that writes them; a process that reads another's record has them by its own clock
-(`record_reader.py`), so that no two machines' clocks are ever compared.
+Each value has one writer: an agent writes its host's record, a router its report. Nothing here is secret: worker keys
+are derived (`keys.py`), never stored. Memory is in MiB. Times are Unix seconds by the writer's clock; a reader
+converts them to its own (`record_reader.py`), so two machines' clocks are never compared.
 """
 
 import enum
@@ -17,7 +16,7 @@ from cortex.functions.lifecycle import LIVE, State
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """A GPU, or the CPU of a host without one. `used_mb` is what the hardware reports, if it does."""
+    """A GPU, or the CPU of a host without one. `used_mb` is the hardware's value; None: not reported."""
 
     id: str
     name: str
@@ -26,23 +25,23 @@ class Device(Struct, frozen=True, kw_only=True):
     used_mb: int | None = None
     reserve_mb: int = 0
     foreign_mb: int = 0
-    """Taken on a GPU by processes that are not cortex's instances."""
+    """Memory on a GPU of processes that are not cortex's instances."""
     index: int | None = None
-    """NVML's, which follows the PCI bus. For people to read: CUDA may number differently."""
+    """NVML's index, in the order of the PCI bus. For display only: CUDA may number differently."""
     compute_capability: str = ""
     utilization_pct: int | None = None
     temp_c: int | None = None
     note: str = ""
-    """Why cortex puts nothing on it, although it is there. Its budget is then 0."""
+    """Why cortex does not use the device. Its budget is then 0."""
 
     @property
     def budget_mb(self) -> int:
-        """What instances may take together: the total less the headroom kept free."""
+        """The memory for all instances together: the total without the reserve."""
         return max(0, self.total_mb - self.reserve_mb)
 
 
 class Held(Struct, frozen=True, kw_only=True):
-    """A process on a device. Without a command it is not of this host's processes as the agent sees them."""
+    """A process on a device. Without a command, it is none of the processes that the agent can see."""
 
     device: str
     pid: int
@@ -51,16 +50,16 @@ class Held(Struct, frozen=True, kw_only=True):
 
 
 class ProcessId(Struct, frozen=True):
-    """One process, for good: see `process_id.py`."""
+    """The identity of a process, which no other process ever has: see `process_id.py`."""
 
     boot: str
     pid: int
     ticks: int
-    """Its start, in clock ticks since the boot."""
+    """Its start, in clock ticks since boot."""
 
 
 class Instance(Struct, frozen=True, kw_only=True):
-    """One running worker process of a function, or one on its way."""
+    """A worker process of a function, running or starting."""
 
     id: str
     function: str
@@ -75,52 +74,52 @@ class Instance(Struct, frozen=True, kw_only=True):
     memory_from: str = ""
     """Where that number comes from: measured, declared or estimated."""
     used_mb: int | None = None
-    """Measured, over all its devices; the highest so far."""
+    """The highest measured memory so far, over all its devices."""
     epoch: int = 0
-    """Raised whenever routers must look again before the agent goes on (the drain handshake)."""
+    """Raised when routers must acknowledge a change before the agent continues (the drain handshake)."""
     url: str = ""
     pid: int = 0
     boot: str = ""
     process_ticks: int = 0
     """With `pid` and `boot`, the worker's identity: see `process_id.py`."""
     server: str = ""
-    """Which server it runs: a row of `servers.py`."""
+    """Its server, a row of `servers.py`."""
     health_path: str = "/health"
     path: str = ""
-    """How it was started: `plain`, or `warm` from a launcher that was parked; and why, where that says something."""
+    """How it was started: `warm` from a parked launcher, or `plain`, with the reason if there is one."""
     phase: str = ""
-    """How far a start is: what is fetched, or the step the worker says it is at."""
+    """The step of a start: the progress of a fetch, or the step in the worker's log."""
     phase_since: float = 0.0
-    """When that step of a start began."""
+    """When that step began."""
     progress: float | None = None
-    """How far that is, from 0 to 1, where anybody says so."""
+    """Progress of that step from 0 to 1; None: unknown."""
     last_sign: float = 0.0
-    """When it last showed a sign of life while starting."""
+    """Its last sign of life while starting."""
     phases: dict[str, float] = {}
-    """Seconds it spent in each state on its way up; in place of `starting`, in each step the worker said it took."""
+    """Seconds in each state until it was ready; instead of `starting`, in each step of the worker's log."""
     started: float = 0.0
     ready: float = 0.0
     why: str = ""
-    """Why it is draining or stopping: idle, cool, evict, superseded, failed, shutdown."""
+    """Why it is draining or stopping: idle, cool, evicted, superseded, shutdown, and so on."""
     deadline: float = 0.0
-    """Until when a drain may wait for requests in flight."""
+    """When a drain stops waiting for requests in flight."""
     waits_for: tuple[str, ...] = ()
-    """Instances that leave so that this one fits."""
+    """Instances that leave to make room for this one."""
     moves_to: str = ""
     """The instance that takes over, on other devices, before this one leaves."""
     yields_to: str = ""
-    """The function whose turn it is: this instance was in use and is closing for it. It leaves when its requests end,
-    at `deadline` at the latest."""
+    """The function whose turn it is: this instance was in use and closes for it. It leaves when its requests end, at
+    `deadline` at the latest."""
     for_minimum: bool = False
-    """Started to keep its function's `min`, and no request waited for it."""
+    """Started for its function's `min`, without a waiting request."""
     pinned: bool = False
     priority: int = 0
     context: int = 0
-    """Tokens one request may use, as the worker says; 0: it does not."""
+    """Context length in tokens that the worker reports; 0: not reported."""
     vision: bool | None = None
-    """Whether it takes images, as the worker says."""
+    """Whether it accepts images, as the worker reports."""
     problem: str = ""
-    """What keeps it from moving on, when it is overdue."""
+    """Why it does not progress, when it is overdue."""
 
     @property
     def process(self) -> ProcessId | None:
@@ -129,7 +128,7 @@ class Instance(Struct, frozen=True, kw_only=True):
 
 
 class FailureKind(enum.StrEnum):
-    """What a waiter may do about it: ask another host (room), give up with the reason (crash, cancelled)."""
+    """What failed. After ROOM a router tries another host; after CRASH or CANCELLED it gives up with the reason."""
 
     CRASH = "crash"
     OUT_OF_MEMORY = "out of memory"
@@ -139,7 +138,7 @@ class FailureKind(enum.StrEnum):
 
 
 class Cause(enum.StrEnum):
-    """What a worker's last lines point at. Its own words stay in its log: they may quote a prompt."""
+    """The cause that a worker's last log lines indicate. The lines stay in the log, since they may quote a prompt."""
 
     UNKNOWN = ""
     OUT_OF_MEMORY = "out of memory"
@@ -156,8 +155,7 @@ class Cause(enum.StrEnum):
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """The last thing that went wrong with a function on a host, kept for the next caller. No word of it is a
-    worker's."""
+    """The last failure of a function on a host, for the next caller. It contains no text from a worker."""
 
     function: str
     revision: str
@@ -166,17 +164,17 @@ class Failure(Struct, frozen=True, kw_only=True):
     at: float
     kind: FailureKind = FailureKind.CRASH
     count: int = 1
-    """Crashes in a row; starts back off from the third on."""
+    """Consecutive crashes; from the third on, starts back off."""
     retry_at: float = 0.0
     cause: Cause = Cause.UNKNOWN
     lines: int = 0
-    """How many of the worker's last lines were read for the cause; they are in its log, on its host."""
+    """Number of last log lines that were read for the cause; they are in the log on the host."""
     served: bool = False
-    """It had been ready: what failed was no start, and the next one may do."""
+    """It had been ready, so the start did not fail and the next one may succeed."""
     early: int = 0
-    """Deaths right after ready, in a row."""
+    """Consecutive deaths right after ready."""
     hung: bool = False
-    """It was stopped because it made no progress: a request that was aboard is not sent again."""
+    """It was stopped because it made no progress: its requests are not replayed."""
 
 
 class InLine(Struct, frozen=True, kw_only=True):
@@ -184,20 +182,20 @@ class InLine(Struct, frozen=True, kw_only=True):
 
     function: str
     since: float
-    """Since when the first of them waits."""
+    """When the first of them began to wait."""
     priority: int = 0
     turn_at: float = 0.0
-    """When instances are closed for it, at the latest; 0: none can be closed for it."""
+    """The latest time at which instances close for it; 0: none can."""
     closes: tuple[str, ...] = ()
-    """The instances that are to leave then."""
+    """The instances that close then."""
     devices: tuple[str, ...] = ()
-    """The devices that are reserved for it."""
+    """The devices reserved for it."""
     start_s: float = 0.0
-    """How long its start took before; 0: not measured."""
+    """Duration of its last start; 0: not measured."""
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):
-    """All a host says of itself: `cortex:host:<name>`."""
+    """Everything that a host's agent publishes: `cortex:host:<name>`."""
 
     name: str
     address: str
@@ -206,82 +204,82 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     at: float = 0.0
     labels: tuple[str, ...] = ()
     engines: dict[str, str] = {}
-    """Engines it can run, with their versions."""
+    """Installed engines, with their versions."""
     servers: tuple[str, ...] = ()
-    """And which servers of them: rows of `servers.py`."""
+    """Installed servers of those engines, rows of `servers.py`."""
     launchers: dict[str, str] = {}
-    """By engine, how the launcher stands that is kept ready for its next start."""
+    """State of the parked launcher, by engine."""
     devices: tuple[Device, ...] = ()
     instances: tuple[Instance, ...] = ()
     foreign: tuple[Held, ...] = ()
-    """Processes on its devices that are none of ours."""
+    """Processes on its devices that do not belong to cortex."""
     problem: str = ""
-    """Why the devices cannot be read, if they cannot."""
+    """Why the devices cannot be read; "": they can."""
     problems: tuple[str, ...] = ()
-    """What else is wrong on this host, for an operator: one sentence each."""
+    """Other problems of this host, for an operator: one sentence each."""
     failures: tuple[Failure, ...] = ()
     line: tuple[InLine, ...] = ()
     """Functions that wait for memory here, in the order of their turns."""
     weights: dict[str, int] = {}
     """Functions whose weights are on this host, with their size in MiB."""
     epoch: int = 0
-    """The highest epoch of any instance; a router that has seen it has seen every drain."""
+    """The highest epoch of any instance. A router that has seen it has seen every drain."""
     catalogue: str = ""
-    """Digest of the catalogue the agent last heard of."""
+    """Digest of the last catalogue that the agent received."""
     models: dict[str, ModelProfile] = {}
-    """By function, what the weights on this host say about it."""
+    """Facts from the weights on this host, by function."""
     agent: str = ""
-    """The agent's process: a random id, another one after every start. Empty in a record of an older release."""
+    """A random id of the agent's process, new after every start. Empty in a record of an older release."""
     home: str = ""
-    """The machine and state directory of that agent: of two records of one name, whether one host wrote both."""
+    """The machine and state directory of that agent. It shows whether one host wrote two records of one name."""
     started: float = 0.0
     """When that process started."""
     sequence: int = 0
     """How many times that process has published its record."""
     silent: dict[str, float] = {}
-    """Paths that do not answer, and since when by this host's clock: mounts that hang."""
+    """Paths that do not answer (hung mounts), each with the time since when, by this host's clock."""
     unreadable: dict[str, str] = {}
-    """Functions that cannot be started now because a path does not answer, and why in words."""
+    """Functions that cannot start now because a path does not answer, each with the reason."""
 
     def of(self, function: str) -> list[Instance]:
-        """Return the function's instances that are serving or on their way."""
+        """Return the function's instances that are ready or starting."""
         return [i for i in self.instances if i.function == function and i.state in LIVE]
 
 
 class Silence(Struct, frozen=True, kw_only=True):
-    """An instance owes a router an answer and gives no byte to any of its requests."""
+    """An instance with requests from a router sends no byte to any of them."""
 
     for_s: float
     usual_s: float = 0.0
-    """95 of 100 of the function's requests get their first byte within this; 0: not known."""
+    """95th percentile of the function's time to first byte; 0: unknown."""
 
 
 class Death(Struct, frozen=True, kw_only=True):
-    """A request was aboard a worker that died: what one router tells the others, when it happens."""
+    """A request was in flight at a worker that died. Its router sends this to the others at once."""
 
     router: str
     marks: tuple[str, ...]
-    """What stands for the request and for its API key at the function: a digest, never its text."""
+    """Digests that identify the request, and its API key with the function. They contain no text."""
     alone: bool
 
 
 class RouterReport(Struct, frozen=True, kw_only=True):
-    """What a router worker says of itself: `cortex:router:<id>`."""
+    """What a router worker publishes: `cortex:router:<id>`."""
 
     id: str
     at: float = 0.0
     in_flight: dict[str, int] = {}
-    """Live requests per instance."""
+    """Requests in flight, per instance."""
     waiting: dict[str, int] = {}
-    """Held requests per function."""
+    """Waiting requests, per function."""
     seen: dict[str, int] = {}
-    """Per host, the epoch up to which this router has stopped choosing draining instances."""
+    """Per host, the epoch up to which this router no longer chooses draining instances."""
     silent: dict[str, Silence] = {}
-    """Instances that have given this router's requests nothing for a while."""
+    """Instances that have sent this router's requests nothing for a while."""
 
 
 class Override(Struct, frozen=True, kw_only=True):
-    """What an operator set for a function at run time, over its catalogue entry; None: as the catalogue says."""
+    """Settings of a function that an operator changed at run time; None: the catalogue's value."""
 
     pinned: bool | None = None
     min: int | None = None
@@ -289,7 +287,7 @@ class Override(Struct, frozen=True, kw_only=True):
 
 
 class Namesake(Struct, frozen=True, kw_only=True):
-    """A host whose agent may not publish, because a host on another machine has its name in the record."""
+    """A host whose agent may not publish, because a host on another machine uses its name in the record."""
 
     name: str
     address: str
@@ -298,16 +296,16 @@ class Namesake(Struct, frozen=True, kw_only=True):
 
 
 class SilentHost(Struct, frozen=True, kw_only=True):
-    """A host whose record has expired: its agent is away, or cut off from Redis. Its workers may be well."""
+    """A host whose record has expired: its agent has stopped or cannot reach Redis. Its workers may still serve."""
 
     record: HostRecord
-    """The last one that was read, with those of its instances that were ready."""
+    """The last record read, with only the ready instances."""
     since: float
-    """When the record was found missing, by the clock of the process that looked."""
+    """When the record was first missing, by the reader's clock."""
 
 
 class Fleet(Struct, frozen=True, kw_only=True):
-    """One reading of the whole record. What is not in it is not alive. Times are by the reader's clock."""
+    """A snapshot of the whole record. Times are by the reader's clock. What is missing from it is not alive."""
 
     hosts: dict[str, HostRecord] = {}
     routers: dict[str, RouterReport] = {}
@@ -319,8 +317,8 @@ class Fleet(Struct, frozen=True, kw_only=True):
     namesakes: dict[str, Namesake] = {}
     """By the name they share with a host in `hosts`; of several with one name, the last that tried to publish."""
     silent: dict[str, SilentHost] = {}
-    """Hosts that a router knew and whose record has expired: their instances may be chosen, and nothing is placed
-    there. Empty in a reading; `silence.py` of the router fills it in."""
+    """Hosts whose record has expired: their instances may be chosen, but nothing is placed there. Empty when read; the
+    router's `silence.py` fills it in."""
     at: float = 0.0
 
     def records(self) -> Iterator[HostRecord]:
@@ -335,7 +333,7 @@ class Fleet(Struct, frozen=True, kw_only=True):
 
 
 class Use(Struct, frozen=True, kw_only=True):
-    """What instances are doing, as far as the routers' reports tell. Unknown means: nobody counts as idle."""
+    """The usage of instances, from the routers' reports. While it is not `known`, no instance counts as idle."""
 
     known: bool = True
     in_flight: dict[str, int] = {}
@@ -343,7 +341,7 @@ class Use(Struct, frozen=True, kw_only=True):
     used: dict[str, float] = {}
 
     def last_used(self, instance: Instance) -> float:
-        """Return when the instance was last used; one that never was, counts from when it was ready."""
+        """Return when the instance was last used, or when it became ready if it never was."""
         return max(instance.ready, self.used.get(used_instance(instance.id), 0.0))
 
 
@@ -360,14 +358,14 @@ def use(fleet: Fleet) -> Use:
 
 
 def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool:
-    """Whether a host's record that was just read is newer than the one its reader has.
+    """Return whether a host's record that was just read is newer than the reader's `present` one.
 
-    `overlapped`: the read began before the present record came in, so it may have fetched an older value.
+    `overlapped`: the read began before the present record arrived, so it may have fetched an older value.
 
-    (1) Both are of one agent process: its count of publications decides.
-    (2) Another process wrote it, and the read began afterwards: Redis holds the present agent's record.
-    (3) Another process wrote it, and the reads overlapped: the agent that started later. Where a step of the wall
-        clock between the two starts makes this wrong, the next full read is case (2).
+    (1) One agent process wrote both: the one with the higher sequence is newer.
+    (2) Different processes wrote them, and the read began after the present record arrived: the read one is newer.
+    (3) Different processes wrote them, and the reads overlapped: the one of the agent that started later. If a step of
+        the wall clock between the starts makes this wrong, the next full read is case (2).
     """
     if read.agent and read.agent == present.agent:  # (1)
         return read.sequence > present.sequence
@@ -377,35 +375,35 @@ def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool
 
 
 def shifted(record: HostRecord, by_s: float) -> HostRecord:
-    """Return a host's record with all its times moved by so many seconds; a time of 0 stands for none."""
+    """Return a host's record with all its times moved by `by_s`. A time of 0 means none and stays."""
 
-    def moved(at: float) -> float:
+    def move(at: float) -> float:
         return at + by_s if at else 0.0
 
     return replace(
         record,
-        at=moved(record.at),
-        started=moved(record.started),
+        at=move(record.at),
+        started=move(record.started),
         instances=tuple(
             replace(
                 i,
-                since=moved(i.since),
-                created=moved(i.created),
-                phase_since=moved(i.phase_since),
-                last_sign=moved(i.last_sign),
-                started=moved(i.started),
-                ready=moved(i.ready),
-                deadline=moved(i.deadline),
+                since=move(i.since),
+                created=move(i.created),
+                phase_since=move(i.phase_since),
+                last_sign=move(i.last_sign),
+                started=move(i.started),
+                ready=move(i.ready),
+                deadline=move(i.deadline),
             )
             for i in record.instances
         ),
-        failures=tuple(replace(f, at=moved(f.at), retry_at=moved(f.retry_at)) for f in record.failures),
-        line=tuple(replace(w, since=moved(w.since), turn_at=moved(w.turn_at)) for w in record.line),
+        failures=tuple(replace(f, at=move(f.at), retry_at=move(f.retry_at)) for f in record.failures),
+        line=tuple(replace(w, since=move(w.since), turn_at=move(w.turn_at)) for w in record.line),
     )
 
 
 def shifted_fleet(fleet: Fleet, by_s: float) -> Fleet:
-    """Return a reading with the times of hosts, of last uses and of the reading itself moved by so many seconds."""
+    """Return a snapshot with all its times moved by `by_s`."""
     return replace(
         fleet,
         hosts={name: shifted(host, by_s) for name, host in fleet.hosts.items()},
@@ -419,12 +417,12 @@ def shifted_fleet(fleet: Fleet, by_s: float) -> Fleet:
 
 
 def newest_uses(used: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
-    """Return the later of both times of each function and instance."""
+    """Return the later time of each function and instance."""
     return {**used, **{member: max(at, used.get(member, at)) for member, at in more.items()}}
 
 
 def shifted_uses(used: Mapping[str, float], by_s: float) -> dict[str, float]:
-    """Return last uses moved by so many seconds."""
+    """Return last uses moved by `by_s`."""
     return {member: at + by_s for member, at in used.items()}
 
 

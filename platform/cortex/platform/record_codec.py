@@ -1,6 +1,6 @@
-"""How the record's values are written in Redis, and read again. Pure.
+"""Encoding and decoding of the record's values in Redis. Pure.
 
-A record of another release may hold more (ignored) or less (defaults); what cannot be read is not there.
+Unknown fields of another release are ignored, missing ones get their default, and an invalid value counts as missing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,12 +14,12 @@ from cortex.platform.record import Override
 T = TypeVar("T")
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What decoding bytes of anybody's raises: bad JSON, a wrong shape, bad UTF-8, lists nested without end."""
+"""What decoding arbitrary bytes raises: bad JSON, a wrong shape, bad UTF-8, lists nested too deeply."""
 LONGEST_NUMBER = 15
 
 
 def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
-    """Return a JSON value as what it stands for."""
+    """Return a JSON value as a `kind`; None when it is missing or invalid."""
     if value is None:
         return None
     try:
@@ -28,40 +28,40 @@ def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
         return None
 
 
-def override(kept: Mapping[bytes | str, bytes | str]) -> Override:
-    """Return the fields of an override's hash as an override."""
-    numbers = {k: int(v) for k, v in words(kept).items() if v.isdecimal() and len(v) <= LONGEST_NUMBER}
+def override(fields: Mapping[bytes | str, bytes | str]) -> Override:
+    """Return an override from the fields of its hash."""
+    numbers = {k: int(v) for k, v in words(fields).items() if v.isdecimal() and len(v) <= LONGEST_NUMBER}
     pinned = numbers.get("pinned")
     return Override(pinned=None if pinned is None else bool(pinned), min=numbers.get("min"), max=numbers.get("max"))
 
 
 def override_fields(override: Override) -> dict[str, int]:
-    """Return what an override sets, as the fields of a hash."""
+    """Return the settings of an override as the fields of a hash."""
     return {k: int(v) for k, v in msgspec.structs.asdict(override).items() if v is not None}
 
 
-def key(digest: str, kept: Mapping[bytes, bytes]) -> ApiKey | None:
-    """Return the fields of a key's hash as a key."""
+def key(digest: str, fields: Mapping[bytes, bytes]) -> ApiKey | None:
+    """Return a key from the fields of its hash; None when they are invalid."""
     try:
-        values = {text(f): msgspec.json.decode(v) for f, v in kept.items()}
+        values = {text(f): msgspec.json.decode(v) for f, v in fields.items()}
         return msgspec.convert({**values, "digest": digest}, ApiKey)
     except UNREADABLE:
         return None
 
 
 def key_fields(key: ApiKey) -> dict[str, bytes]:
-    """Return a key as the fields of a hash. Its digest is the hash's name."""
+    """Return a key as the fields of a hash, which is named by the key's digest."""
     fields: dict[str, Any] = msgspec.to_builtins(key)
     return {f: msgspec.json.encode(v) for f, v in fields.items() if f != "digest"}
 
 
-def words(kept: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
+def words(fields: Mapping[bytes | str, bytes | str]) -> dict[str, str]:
     """Return the fields of a hash as text."""
-    return {text(k): text(v) for k, v in kept.items()}
+    return {text(k): text(v) for k, v in fields.items()}
 
 
 def names(members: Iterable[bytes | str]) -> list[str]:
-    """Return the names in an index, in order. One that is no text was not written by cortex, and names nothing."""
+    """Return the names in an index, sorted, without those that are not UTF-8: cortex did not write them."""
     texts = []
     for member in members:
         try:
@@ -72,5 +72,5 @@ def names(members: Iterable[bytes | str]) -> list[str]:
 
 
 def text(value: bytes | str) -> str:
-    """Return what Redis gave, as text."""
+    """Return a value from Redis as text."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,14 +1,14 @@
 """The names of the record's keys in Redis, all below one prefix. Pure.
 
-A key that expires, or that there is one of per host, router, function or API key, is found through an index: a set of
-their names. So the record is read without a SCAN, however many keys of others the database holds.
+An index, a set of names, lists the keys that exist once per host, router, function or API key, so the record is read
+without a SCAN, however many other keys the database holds.
 """
 
 DEFAULT_PREFIX = "cortex"
 
 
 class RecordKeys:
-    """The names below one prefix. Two fleets share a Redis by having two prefixes."""
+    """The names below one prefix. Two fleets can share a Redis with two prefixes."""
 
     def __init__(self, prefix: str = DEFAULT_PREFIX) -> None:
         self.prefix = prefix
@@ -33,18 +33,18 @@ class RecordKeys:
             self.sweep: "string",
             self.sessions: "hash",
         }
-        """The type of every key of which there is one."""
+        """The type of each key that exists once."""
 
     def host(self, name: str) -> str:
         """Return the key of a host's record."""
         return f"{self.prefix}:host:{name}"
 
     def namesake(self, host: str) -> str:
-        """Return the key of the note that another machine with a host's name leaves."""
+        """Return the key that another machine with the same host name writes."""
         return f"{self.prefix}:namesake:{host}"
 
     def counts(self, host: str) -> str:
-        """Return the key of what a host's agent has counted."""
+        """Return the key of the counters of a host's agent."""
         return f"{self.prefix}:counts:{host}"
 
     def router(self, router: str) -> str:
@@ -52,7 +52,7 @@ class RecordKeys:
         return f"{self.prefix}:router:{router}"
 
     def override(self, function: str) -> str:
-        """Return the key of what is set for a function at run time."""
+        """Return the key of a function's override."""
         return f"{self.prefix}:override:{function}"
 
     def api_key(self, digest: str) -> str:
@@ -64,21 +64,21 @@ class RecordKeys:
         return f"{self.prefix}:claim:{function}"
 
     def question(self, token: str) -> str:
-        """Return the key of a question."""
+        """Return the key of a question to the peers."""
         return f"{self.prefix}:question:{token}"
 
     def death(self, token: str) -> str:
-        """Return the key of what a router tells of a worker's death."""
+        """Return the key of a router's message about a worker's death."""
         return f"{self.prefix}:death:{token}"
 
     def answers(self, token: str) -> str:
-        """Return the key of the answers to a question."""
+        """Return the key of the peers' answers to a question."""
         return f"{self.prefix}:answers:{token}"
 
     def quota(self, key: str) -> list[str]:
-        """Return the keys of an API key's buckets and tickets: one hash tag, so that a cluster has both on one node."""
+        """Return the keys of an API key's buckets and tickets, with one hash tag, for one node of a cluster."""
         return [f"{self.prefix}:quota:{{{key}}}", f"{self.prefix}:tickets:{{{key}}}"]
 
     def queue(self, host: str) -> str:
-        """Return the name of a host's RQ queue. A prefix has no hyphen, so no two prefixes share a queue."""
+        """Return the name of a host's RQ queue. Prefixes have no hyphen, so two prefixes never share a queue."""
         return f"{self.prefix}-{host}"

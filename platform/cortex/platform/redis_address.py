@@ -1,7 +1,7 @@
-"""An address that names Sentinels and a master: `redis+sentinel://USER:PASSWORD@HOST:PORT,HOST,HOST/MASTER/DB`. Pure.
+"""Redis addresses with Sentinels: `redis+sentinel://USER:PASSWORD@HOST:PORT,HOST,HOST/MASTER/DB`. Pure.
 
-`rediss+sentinel://` is the same by TLS, to the Sentinels and to Redis alike. An error names the part of the address
-that is wrong and repeats nothing of it: there may be a password in the wrong place.
+`rediss+sentinel://` uses TLS for the Sentinels and for Redis. An error names the wrong part of the address but does
+not quote it, since a misplaced password may be in it.
 """
 
 import re
@@ -16,11 +16,11 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:@/\s]+)(?::(?P<port>[0-
 
 
 class BadAddress(ValueError):
-    """An address of Redis that is none. `str()` names the part that is wrong."""
+    """An invalid Redis address. The message names the wrong part."""
 
 
 class Sentinels(Struct, frozen=True, kw_only=True):
-    """What an address says: whom to ask, for which master, and how to come in at both."""
+    """A parsed address: the Sentinels, the master's name, and the credentials for both."""
 
     hosts: tuple[tuple[str, int], ...]
     master: str
@@ -31,33 +31,33 @@ class Sentinels(Struct, frozen=True, kw_only=True):
     sentinel_username: str = ""
     sentinel_password: str = ""
     ssl: dict[str, str] = {}
-    """Options of TLS, by their names in redis-py."""
+    """TLS options, by their names in redis-py."""
 
 
 def is_sentinel(url: str) -> bool:
-    """Whether an address names Sentinels."""
+    """Return whether an address names Sentinels."""
     return url.partition("://")[0] in SCHEMES
 
 
 def sentinels(url: str) -> Sentinels:
-    """Read an address. Raises BadAddress."""
+    """Parse an address. Raises BadAddress."""
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
         raise BadAddress(f"it begins with neither {SCHEMES[0]}:// nor {SCHEMES[1]}://")
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
     if "@" in path:
-        raise BadAddress("its user or password has a / in it, which is written %2F")
+        raise BadAddress("its user or password contains a /: write it as %2F")
     user, _, hosts = authority.rpartition("@")
     username, _, password = user.partition(":")
     master, _, db = path.partition("/")
     if not master:
-        raise BadAddress("the name of the master is missing: it comes after the Sentinels and a /")
+        raise BadAddress("the master's name is missing: it follows the Sentinels, after a /")
     if db and not (db.isascii() and db.isdecimal() and len(db) <= 5):
         raise BadAddress("the database after the master's name is not a number")
     options = _options(query)
     return Sentinels(
-        hosts=tuple(_host(nth, one) for nth, one in enumerate(hosts.split(","), 1)),
+        hosts=tuple(_host(nth, host) for nth, host in enumerate(hosts.split(","), 1)),
         master=unquote(master),
         db=int(db or 0),
         tls=scheme == SCHEMES[1],
@@ -72,7 +72,7 @@ def sentinels(url: str) -> Sentinels:
 def _host(nth: int, text: str) -> tuple[str, int]:
     match = _HOST.fullmatch(text)
     if match is None:
-        raise BadAddress(f"Sentinel number {nth} is not like HOST or HOST:PORT")
+        raise BadAddress(f"Sentinel number {nth} does not have the form HOST or HOST:PORT")
     port = int(match["port"] or SENTINEL_PORT)
     if not 0 < port < 65536:
         raise BadAddress(f"the port of Sentinel number {nth} is not from 1 to 65535")
@@ -83,6 +83,6 @@ def _options(query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
-            raise BadAddress(f"an option after the ? is none of {', '.join(_OPTIONS)}")
+            raise BadAddress(f"unknown option after the ?: the options are {', '.join(_OPTIONS)}")
         options[name] = value
     return options

@@ -1,8 +1,8 @@
-"""Connections to the Redis of the record, for asyncio and for threads, from one kind of URL.
+"""Connections to the record's Redis, for asyncio and for threads, from one kind of URL.
 
-A Redis that was demoted to a replica keeps its connections open and answers READONLY. Its name or address may lead to
-the new master by then, and Sentinel knows the new master: only a new connection helps. So the first such answer ends
-its connection, marks every other connection of the client as outdated, and is retried once on a new one.
+A Redis that was demoted to a replica keeps its connections open and answers READONLY. Its name or Sentinel may lead to
+the new master by then, but only over a new connection. So the first READONLY answer closes its connection, marks all
+other connections of the client as outdated, and the command is retried once on a new connection.
 """
 
 from typing import Any
@@ -28,30 +28,30 @@ from redis.retry import Retry
 from cortex.platform.redis_address import Sentinels, is_sentinel, sentinels
 
 CONNECT_S = 5.0
-NO_MASTER = "the Redis there is a replica, or not ready: it takes no writes"
+NO_MASTER = "the Redis there is a replica, or not ready: it accepts no writes"
 OUTDATED_CODES = ("READONLY", "UNBLOCKED", "NOREPLICAS")
-"""What a master that is none any more answers: to a write, to a call that waits, and when it has lost its replicas."""
+"""Errors of a former master: on a write, on a blocking call, and after it has lost its replicas."""
 
 
 class Generation:
-    """Counts how often a client learned that its connections lead to the wrong Redis."""
+    """Counts how often a client's connections turned out to lead to the wrong Redis."""
 
     def __init__(self) -> None:
         self.number = 0
 
 
 def is_outdated(error: BaseException | None) -> bool:
-    """Whether an error says that the Redis at the other end is not, or not yet, a master."""
+    """Return whether an error means that the Redis at the other end is not a master, or not yet."""
     if isinstance(error, ReadOnlyError | MasterDownError | BusyLoadingError):
         return True
     if not isinstance(error, ResponseError):
         return False
-    # Redis before 7 wraps what a script met: "ERR Error running script (…): -READONLY You can't write …".
+    # Redis before 7 wraps errors of scripts: "ERR Error running script (…): -READONLY You can't write …".
     return str(error).startswith(OUTDATED_CODES) or "-READONLY " in str(error)
 
 
 class _AsyncMasterConnection:
-    """A connection that ends when it turns out to lead to no master, and with it its whole generation."""
+    """A connection that closes when it does not lead to a master, together with its whole generation."""
 
     def __init__(self, *, generation: Generation, **options: Any) -> None:
         self._generation, self._own_generation = generation, generation.number
@@ -66,7 +66,7 @@ class _AsyncMasterConnection:
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
         base: Any = super()
-        if not base.is_connected:  # a retry: Sentinel's connections look for the master in connect() alone
+        if not base.is_connected:  # a retry: Sentinel's connections look up the master only in connect()
             await self.connect()
         await base.send_packed_command(*args, **options)
 
@@ -75,7 +75,7 @@ class _AsyncMasterConnection:
         try:
             return await base.read_response(*args, **options)
         except RedisError as error:
-            # Sentinel's connections put an error of their own in the place of READONLY.
+            # Sentinel's connections replace READONLY by an error of their own.
             if not is_outdated(error) and not is_outdated(error.__context__):
                 raise
             self._generation.number += 1
@@ -104,7 +104,7 @@ class _MasterConnection:
         base.send_packed_command(*args, **options)
 
     def can_read(self, *args: Any, **options: Any) -> bool:
-        """Look for something to read; a listener, which does nothing else, so learns that it listens in vain."""
+        """Return whether there is something to read. Raises ConnectionError for an outdated listener."""
         if self._own_generation != self._generation.number:
             raise ConnectionError(NO_MASTER)
         base: Any = super()
@@ -163,7 +163,7 @@ class _TlsBySentinel(_MasterConnection, sync_sentinel.SentinelManagedSSLConnecti
 
 
 class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
-    """Connections to another master than before outdate those to the old one, also while they are in use."""
+    """A pool that outdates its connections, those in use included, when Sentinel names another master."""
 
     async def get_master_address(self) -> Any:
         before = self.master_address
@@ -182,7 +182,7 @@ _SYNC = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
 
 
 def async_client(url: str, timeout_s: float, generation: Generation) -> redis.asyncio.Redis:
-    """Return a client for asyncio. No health checks: redis-py 8 checks the connection of a check without end."""
+    """Return a client for asyncio. Health checks stay off: in redis-py 8 a check recurses endlessly."""
     options: dict[str, Any] = {
         "generation": generation,
         "socket_timeout": timeout_s,
@@ -204,7 +204,7 @@ def async_client(url: str, timeout_s: float, generation: Generation) -> redis.as
 
 
 def client(url: str, timeout_s: float | None = 5.0) -> redis.Redis:
-    """Return a client for threads. Without a time limit, its user (RQ's worker) sets how long an answer may take."""
+    """Return a client for threads. With `timeout_s` None, its user (RQ's worker) limits the wait for an answer."""
     options: dict[str, Any] = {
         "generation": Generation(),
         "socket_connect_timeout": timeout_s or CONNECT_S,
@@ -227,13 +227,13 @@ def client(url: str, timeout_s: float | None = 5.0) -> redis.Redis:
 
 
 def _to_master(address: Sentinels) -> dict[str, Any]:
-    """Return how to come in at the master, as options of redis-py."""
+    """Return the connection options for the master."""
     own = {"db": address.db, "username": address.username or None, "password": address.password or None}
     return {**own, **_tls(address)}
 
 
 def _to_sentinels(address: Sentinels, timeout_s: float, retry: Any) -> dict[str, Any]:
-    """Return how to come in at the Sentinels. They are asked in turn: together they get half of the time."""
+    """Return the connection options for the Sentinels, which are tried in turn within half of the time limit."""
     each_s = timeout_s / 2 / len(address.hosts)
     return {
         "socket_timeout": each_s,

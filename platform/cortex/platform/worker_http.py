@@ -1,13 +1,14 @@
-"""HTTP to workers, for the router, the agent's relay and the agent's probe: nothing a worker answers is unbounded.
+"""HTTP to workers, for the router and for the agent's proxy and probe: every answer of a worker is bounded.
 
-A redirect is never followed and a cookie never stored: a worker cannot send a prompt or its own key elsewhere. A body
-is requested as it is; one that is compressed all the same is unpacked piece by piece. What is read as a whole has a
-limit. aiohttp itself bounds a head: 8190 bytes in a line, 128 lines.
+Redirects are not followed and cookies not stored, so a worker cannot send a prompt or its key elsewhere. Bodies are
+requested uncompressed; a body that is compressed anyway is unpacked piece by piece. A body that is read as a whole has
+a limit. aiohttp limits the head: 8190 bytes per line, 128 lines.
 """
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Protocol
 
 import aiohttp
 
@@ -17,14 +18,14 @@ from cortex.platform.record import Instance
 
 CONNECT_S = 5.0
 PROOF_S = 10.0
-"""How long a worker may take to list its models for a request that waits for it."""
+"""Time limit for listing a worker's models while a request waits."""
 HEALTH_S = 2.0
 ANSWER_BYTES = 64 * 1024 * 1024
-"""Of a whole answer. The largest are embeddings: 2048 inputs of 1024 numbers are 45 MB."""
+"""Limit of a whole answer. The largest are embeddings: 2048 inputs of 1024 numbers are 45 MB."""
 EVENT_BYTES = 8 * 1024 * 1024
-"""Of one server-sent event."""
+"""Limit of one server-sent event."""
 STREAM_BYTES = 256 * 1024 * 1024
-"""Of a whole stream: a million tokens, of which a translation may hold the text to its end."""
+"""Limit of a whole stream: a million tokens, whose text a translation may keep until the end."""
 ERROR_BYTES = 64 * 1024
 MODELS_BYTES = 2 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -33,36 +34,53 @@ KEY_REFUSED = frozenset({401, 403})
 REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
 _PLAIN = frozenset({"", "identity"})
 _OTHER = frozenset({"br", "zstd", "compress", "dcb", "dcz"})
-"""Encodings that are named in an error. Any other word is the worker's, and reaches logs in no error."""
+"""Other encodings that an error may name. Any other text is the worker's and must not reach a log."""
 _GZIP = frozenset({"gzip", "x-gzip"})
 
 
 BREAKS = (aiohttp.ClientError, aiohttp.http.HttpProcessingError)
-"""What aiohttp raises when a worker cannot be reached, breaks off or does not answer in HTTP."""
+"""What aiohttp raises when a worker cannot be reached, breaks off, or does not answer in HTTP."""
+
+
+class Body(Protocol):
+    """The bytes of an answer."""
+
+    def iter_any(self) -> AsyncIterator[bytes]:
+        """Yield them as they come."""
+
+
+class Response(Protocol):
+    """An answer whose body is still to be read: aiohttp's, or the router's own."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def content_length(self) -> int | None: ...
+    @property
+    def content(self) -> Body: ...
 
 
 class Unreadable(Exception):
-    """A worker's answer that cannot be taken: too long, damaged, or in an encoding that is not understood."""
+    """A worker's answer is too long, damaged, or in an unknown encoding."""
 
 
-def session(*, idle_s: float = 15.0, read_bytes: int = 64 * 1024) -> aiohttp.ClientSession:
-    """Return connections to workers. `idle_s` is how long an unused one stays open. Needs a running loop."""
+def session(*, idle_s: float = 15.0) -> aiohttp.ClientSession:
+    """Return a session for workers. A connection closes after `idle_s` without use. Needs a running loop."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=idle_s, ttl_dns_cache=60),
         timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        read_bufsize=read_bytes,
     )
 
 
 def headers(key: str) -> dict[str, str]:
-    """Return what every request to a worker carries."""
+    """Return the headers of every request to a worker."""
     return {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
 
 
 def failure(error: BaseException) -> str:
-    """Return how a connection failed, without what the worker sent, which aiohttp's texts quote."""
+    """Describe a connection's failure without aiohttp's text, which may quote the worker."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "Server disconnected"
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientResponseError | aiohttp.http.HttpProcessingError):
@@ -74,7 +92,7 @@ def failure(error: BaseException) -> str:
 
 
 class Unpacker:
-    """A compressed body, piece by piece. A piece never exceeds PIECE_BYTES, however well the body was packed."""
+    """Unpacks a compressed body into pieces of at most PIECE_BYTES."""
 
     def __init__(self, encoding: str) -> None:
         self._encoding = encoding
@@ -82,19 +100,19 @@ class Unpacker:
         self._inflate = zlib.decompressobj(wbits=31) if encoding in _GZIP else None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what this part of the body unpacks to. Raises Unreadable."""
+        """Yield the pieces of this part of the body. Raises Unreadable."""
         if self._inflate is None:
             self._head += data
             if len(self._head) < 2:
                 return
             data, self._head = self._head, b""
-            # "deflate" is zlib's format by the standard, and the bare one of some servers.
+            # By the standard, "deflate" is zlib's format; some servers send raw deflate data.
             is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0
             self._inflate = zlib.decompressobj(wbits=15 if is_zlib else -15)
         while data:
             if self._inflate.eof:
                 if self._encoding not in _GZIP or not data.strip(b"\0"):
-                    return  # nothing but padding follows
+                    return  # only padding follows
                 self._inflate = zlib.decompressobj(wbits=31)  # the next member
             piece, full = b"", True
             while full and not self._inflate.eof:
@@ -108,38 +126,38 @@ class Unpacker:
             data = self._inflate.unused_data
 
     def close(self) -> None:
-        """Raise Unreadable when the body ended in the middle of its data."""
+        """End the body. Raises Unreadable when its data is incomplete."""
         if self._head or (self._inflate is not None and not self._inflate.eof):
             raise Unreadable(f"its {self._encoding} data ends too early")
 
 
-def encoding(response: aiohttp.ClientResponse) -> str:
-    """Return how a body is compressed, "" when it is not. Raises Unreadable for what cannot be unpacked."""
-    named = response.headers.get("Content-Encoding", "").strip().lower()
-    if named in _PLAIN:
+def encoding(response: Response) -> str:
+    """Return a body's compression, "" without one. Raises Unreadable for one that cannot be unpacked."""
+    name = response.headers.get("content-encoding", "").strip().lower()
+    if name in _PLAIN:
         return ""
-    if named in _GZIP or named == "deflate":
-        return named
-    how = f"'{named}'" if named in _OTHER else "something that is no known encoding"
-    raise Unreadable(f"it is compressed as {how}, which was not requested")
+    if name in _GZIP or name == "deflate":
+        return name
+    how = f"as '{name}'" if name in _OTHER else "in an unknown encoding"
+    raise Unreadable(f"it is compressed {how}, which was not requested")
 
 
-async def pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield a body as it comes, unpacked. Raises Unreadable, and what aiohttp raises."""
-    packed = encoding(response)
-    if not packed:
+async def pieces(response: Response) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives, unpacked. Raises Unreadable, and what aiohttp raises."""
+    compression = encoding(response)
+    if not compression:
         async for chunk in response.content.iter_any():
             yield chunk
         return
-    unpacker = Unpacker(packed)
+    unpacker = Unpacker(compression)
     async for chunk in response.content.iter_any():
         for piece in unpacker.feed(chunk):
             yield piece
-            await asyncio.sleep(0)  # a chunk may unpack to a thousand pieces: other requests go on between them
+            await asyncio.sleep(0)  # a chunk may unpack to a thousand pieces: let other requests run in between
     unpacker.close()
 
 
-async def whole(response: aiohttp.ClientResponse, most: int = ANSWER_BYTES) -> bytes:
+async def whole(response: Response, most: int = ANSWER_BYTES) -> bytes:
     """Return a whole body. Raises Unreadable when it exceeds `most` bytes, and what aiohttp raises."""
     if (response.content_length or 0) > most:
         raise too_long(most)
@@ -151,8 +169,8 @@ async def whole(response: aiohttp.ClientResponse, most: int = ANSWER_BYTES) -> b
     return bytes(body)
 
 
-async def beginning(response: aiohttp.ClientResponse, most: int = ERROR_BYTES) -> bytes:
-    """Return a body, or the first bytes of one that is longer. Raises Unreadable, and what aiohttp raises."""
+async def beginning(response: Response, most: int = ERROR_BYTES) -> bytes:
+    """Return the first `most` bytes of a body. Raises Unreadable, and what aiohttp raises."""
     body = bytearray()
     async for piece in pieces(response):
         body += piece
@@ -166,11 +184,11 @@ def too_long(most: int) -> Unreadable:
     return Unreadable(f"it is longer than {most // (1024 * 1024)} MiB")
 
 
-# What a worker is.
+# Identity and health.
 
 
 async def serves(http: aiohttp.ClientSession, instance: Instance, key: str) -> bool:
-    """Whether an instance's address answers for the instance: it accepts the key and lists the function.
+    """Return whether the worker at an instance's address is the instance: it accepts the key and lists the function.
 
     Raises what aiohttp raises.
     """
@@ -181,14 +199,14 @@ async def serves(http: aiohttp.ClientSession, instance: Instance, key: str) -> b
             if response.status != 200:
                 return False
             return instance.function in model_list.read(await whole(response, MODELS_BYTES))
-    except TimeoutError:  # it would read as the request's own clock
+    except TimeoutError:  # callers take a bare TimeoutError for the request's own time limit
         raise aiohttp.ServerTimeoutError(f"{instance.url} did not list its models within {PROOF_S:g} s") from None
     except (Unreadable, ValueError):
         return False
 
 
 async def refuses_request(http: aiohttp.ClientSession, instance: Instance, key: str, status: int) -> bool:
-    """Whether a worker's 401 or 403 is its answer to the request: then it accepts the same key elsewhere.
+    """Return whether a worker's 401 or 403 is about the request rather than the key, which it then accepts elsewhere.
 
     Raises what aiohttp raises.
     """
@@ -199,7 +217,7 @@ async def refuses_request(http: aiohttp.ClientSession, instance: Instance, key: 
 
 
 async def is_well(http: aiohttp.ClientSession, instance: Instance, key: str) -> bool:
-    """Whether a worker's health check passes, or takes too long to tell."""
+    """Return whether a worker's health check passes or exceeds its time limit."""
     within = aiohttp.ClientTimeout(total=HEALTH_S)
     url = instance.url + instance.health_path
     try:

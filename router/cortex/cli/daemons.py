@@ -9,7 +9,8 @@ import rich_click as click
 from cortex.cli import exits
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
 from cortex.cli.visible import echo
-from cortex.platform import log, standard_streams
+from cortex.platform import log
+from cortex.platform.process import standard_streams
 from cortex.platform.settings import Settings
 
 _tls_cert = click.option("--tls-cert", metavar="FILE", help="Serve https with this certificate; changes are reloaded.")
@@ -146,7 +147,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
 def _check_name(settings: Settings) -> None:
     """Raise Failed if another machine's agent has this host's name. Without Redis, publishing detects it."""
     from cortex.platform.agent.host_name import NameTaken, check_name, home
-    from cortex.platform.process_id import boot_id
+    from cortex.platform.process.process_id import boot_id
     from cortex.platform.registry import RecordUnavailable, Registry
 
     async def check() -> None:

@@ -9,8 +9,8 @@ import msgspec
 import platformdirs
 from msgspec import Struct
 
-from cortex.platform import process_id
 from cortex.platform.api_keys import PREFIX, SECRET_BYTES
+from cortex.platform.process import process_id
 from cortex.platform.record import ProcessId
 
 

@@ -10,6 +10,7 @@ import rich_click as click
 from cortex.cli import exits
 from cortex.cli.lazy import LazyGroup
 from cortex.cli.visible import echo
+from cortex.platform import bounded_resolver
 from cortex.platform.settings import SettingsError
 
 click.rich_click.TEXT_MARKUP = "rich"
@@ -59,6 +60,7 @@ def _interrupt(_: int, __: FrameType | None) -> None:
 def main() -> None:
     """Run the command line. Files that it and its child processes create are private by default."""
     os.umask(0o077)
+    bounded_resolver.install()
     signal.signal(signal.SIGINT, _interrupt)  # servers install their own handlers
     try:
         cli.main(prog_name="cortex", standalone_mode=True)

@@ -27,10 +27,11 @@ from cortex.cli.exits import FAILED, Failed
 from cortex.cli.settings import config_option, settings_of
 from cortex.functions.catalogue import Catalogue, CatalogueError
 from cortex.platform import embedded_redis, log
+from cortex.platform.process.termination import describe_exit
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import address
 from cortex.platform.settings import Settings, declared_devices, encode_env
-from cortex.platform.workers import log_files, process
+from cortex.platform.workers import log_files
 from cortex.router.live_catalogue import load
 
 STOP_S = 7.0
@@ -78,7 +79,7 @@ class Child:
     async def start(self) -> None:
         """Start the program; it dies with this process."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        die_with_parent = [sys.executable, "-m", "cortex.platform.parent_death", str(os.getpid())]
+        die_with_parent = [sys.executable, "-m", "cortex.platform.process.parent_death", str(os.getpid())]
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *die_with_parent,
@@ -100,14 +101,14 @@ class Child:
             code = await self.process.wait()
             if time.monotonic() - started > STEADY_S:
                 pause = 0.2
-            _print(f"{self.name} {process.describe_exit(code)}; restarting it (log: {self.log})")
+            _print(f"{self.name} {describe_exit(code)}; restarting it (log: {self.log})")
             await asyncio.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_S)
             await self.start()
 
     def last_lines(self) -> str:
         """Return the end of the program's log."""
-        return "\n".join(process.tail(self.log, 15))
+        return "\n".join(log_files.tail(self.log, 15))
 
 
 async def bound_logs(children: Sequence[Child], most_bytes: int = MOST_LOG_BYTES, check_s: float = LOG_CHECK_S) -> None:
@@ -289,7 +290,7 @@ async def _start(settings: Settings, children: list[Child], workers: int, stop: 
 def _check_alive(children: list[Child]) -> None:
     for child in children:
         if child.process is not None and child.process.returncode is not None:
-            how = process.describe_exit(child.process.returncode)
+            how = describe_exit(child.process.returncode)
             raise Failed(f"{child.name} {how} during startup", hint=f"{child.last_lines()}\n(log: {child.log})")
 
 

@@ -24,8 +24,8 @@ from cortex.functions.catalogue import CatalogueError
 from cortex.functions.names import slug
 from cortex.platform import log as logging
 from cortex.platform import settings as settings_
-from cortex.platform import standard_streams
-from cortex.platform.parent_death import die_with_parent
+from cortex.platform.process import standard_streams
+from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.serving import listener, systemd
 from cortex.platform.settings import Settings, SettingsError, encode_env
 from cortex.router.app import create_app

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cortex.functions.spec import Engine, Function
 from cortex.platform.agent import state_file
-from cortex.platform.process_id import boot_id
+from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import Failure
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
 from tests.support.factories import an_instance

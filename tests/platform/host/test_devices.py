@@ -32,11 +32,11 @@ from cortex.platform.host.devices import (
 )
 from cortex.platform.host.nvml import Answer, Gpu
 from cortex.platform.host.nvml_reader import READER
-from cortex.platform.process_id import identify
+from cortex.platform.process.process_id import identify
+from cortex.platform.process.termination import wait_for_exit
 from cortex.platform.record import Device, Held, Instance, Use
 from cortex.platform.scheduling.placement import NoRoom, Placement, When, place
 from cortex.platform.settings import Agent, DeclaredDevice
-from cortex.platform.workers.process import wait_for_exit
 from tests.support.factories import a_host, a_need, an_instance
 
 UUIDS = ("GPU-00000000-0000-0000-0000-000000000000", "GPU-11111111-1111-1111-1111-111111111111")
@@ -637,9 +637,9 @@ def test_a_hung_reader_ends_with_its_parent(nvml: Tell) -> None:
         reader = os.pidfd_open(int(process.stdout.readline()))
         process.send_signal(signal.SIGKILL)
 
-    wait_for_exit, _, _ = select.select([reader], [], [], 10)
+    readable, _, _ = select.select([reader], [], [], 10)
     os.close(reader)
-    assert wait_for_exit
+    assert readable
 
 
 def test_the_reader_never_loads_cuda(nvml: Tell) -> None:

@@ -19,8 +19,10 @@ import psutil
 import pytest
 
 from cortex.platform.launcher.eligibility import ineligibility
-from cortex.platform.launcher.pool import BASE_ENV, LauncherPool
+from cortex.platform.launcher.pool import LauncherPool
+from cortex.platform.process import environment
 from cortex.platform.workers import process
+from cortex.platform.workers.launch_context import LAUNCHER_ENV
 
 INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests beside it find and kill by such marks too
 OWNER = secrets.token_hex(4)
@@ -99,7 +101,12 @@ class RunningPool:
         self.told: list[str] = []
         self.folder = folder
         self.keeper = LauncherPool(
-            command, owner=OWNER, log_path=folder / "launcher.log", busy=lambda: False, on_state=self.told.append
+            command,
+            base_env=LAUNCHER_ENV,
+            owner=OWNER,
+            log_path=folder / "launcher.log",
+            busy=lambda: False,
+            on_state=self.told.append,
         )
         self.command = command
 
@@ -112,7 +119,7 @@ class RunningPool:
 
     def start(self, instance: str = INSTANCE, **env: str) -> subprocess.Popen[bytes] | str:
         argv = (*self.command, "--model", "tiny")
-        wanted = process.worker_environment({**BASE_ENV, process.OWNER: OWNER, **env}, instance)
+        wanted = process.worker_environment({**LAUNCHER_ENV, environment.OWNER: OWNER, **env}, instance)
         return self.keeper.hand_over(argv, wanted, self.folder / "instance.log", None)
 
     async def said(self) -> dict[str, dict[str, object]]:
@@ -155,7 +162,7 @@ async def test_the_launcher_becomes_the_instance_with_all_three_processes_preloa
         assert one["env"] == "yes"
         assert float(str(one["imported_s"])) < handed_over
         # The marker of the instance is what any process of the machine sees, and so is found by.
-        assert psutil.Process(int(str(one["pid"]))).environ()[process.MARKER] == INSTANCE
+        assert psutil.Process(int(str(one["pid"]))).environ()[environment.MARKER] == INSTANCE
     assert "the core speaks" in (kept.folder / "instance.log").read_text()
     assert {pid for name, pid in process.find_owned(OWNER) if name == INSTANCE} >= {
         int(str(one["pid"])) for one in said.values()

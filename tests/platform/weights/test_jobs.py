@@ -7,8 +7,8 @@ import redis
 from rq import Queue
 
 from cortex.functions.sources import Demo, Repo
-from cortex.platform.agent.fetches import describe
 from cortex.platform.agent_messages import Fetching
+from cortex.platform.weights.fetches import describe
 from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _requeue, job_id, pause_s
 from tests.support.stack import own_redis
 

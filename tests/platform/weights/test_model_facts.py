@@ -9,12 +9,12 @@ import pytest
 from gguf import GGUFReader
 
 from cortex.functions.capabilities import ModelProfile, Template
+from cortex.platform import served_model
+from cortex.platform.served_model import ServedModel
 from cortex.platform.weights import gguf_head
 from cortex.platform.weights.demo_model import CHAT_TEMPLATE, CONTEXT_LENGTH, write_bigram
 from cortex.platform.weights.gguf_head import BadGguf
 from cortex.platform.weights.model_facts import ModelFacts
-from cortex.platform.workers import served_model
-from cortex.platform.workers.served_model import ServedModel
 from tests.support.factories import a_function
 
 PROFILE = ModelProfile(template=Template(tools=True))

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform import process_id
+from cortex.platform.process import environment, process_id, termination
 from cortex.platform.record import ProcessId
-from cortex.platform.workers import process as processes
 from cortex.platform.workers.process import cpu_s, kill_orphans, orphans_of, resident_mb, session_of, signal_worker
 
 MARK = secrets.token_hex(8)  # unique to this run: parallel tests mark processes too
@@ -88,7 +87,7 @@ def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A worker with a child in its session without a marker."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD_WITHOUT_MARKS],
-        env={**os.environ, processes.MARKER: MARK},
+        env={**os.environ, environment.MARKER: MARK},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -152,7 +151,7 @@ def test_an_empty_marker_matches_no_process(stranger: subprocess.Popen[bytes]) -
 async def test_waiting_for_a_process_with_a_reused_pid_returns_at_once(
     stranger: subprocess.Popen[bytes],
 ) -> None:
-    await processes.wait_for_exit(replace(identity(stranger.pid), ticks=1))
+    await termination.wait_for_exit(replace(identity(stranger.pid), ticks=1))
 
     assert stranger.poll() is None
 

@@ -15,10 +15,11 @@ import pytest
 from cortex.functions.launch import Launch
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
-from cortex.platform import clock, process_id
+from cortex.platform import clock
 from cortex.platform.faults import Faults
 from cortex.platform.host import engines
 from cortex.platform.keys import FleetToken
+from cortex.platform.process import environment, process_id, termination
 from cortex.platform.record import Device, HostRecord, ProcessId
 from cortex.platform.scheduling.effects import Stop
 from cortex.platform.scheduling.saved_state import LocalWeights
@@ -72,7 +73,7 @@ class Host:
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
     ) -> tuple["subprocess.Popen[bytes]", str]:
         argv, path = self.begin()
-        child = process.spawn(argv, {process.OWNER: "test"}, log_path, instance)
+        child = process.spawn(argv, {environment.OWNER: "test"}, log_path, instance)
         self.begun.append(child.pid)
         return child, path
 
@@ -96,7 +97,7 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
     yield running
     await running.supervisor.close()
     for pid in running.begun:
-        process.signal_group(pid, signal.SIGKILL)
+        termination.signal_group(pid, signal.SIGKILL)
 
 
 async def test_a_worker_that_ignores_term_is_killed_after_the_grace(host: Host) -> None:

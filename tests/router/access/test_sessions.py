@@ -94,7 +94,7 @@ async def test_a_session_expires(workers: tuple[Worker, Worker], monkeypatch: py
 @pytest.mark.parametrize("forged", ["", ".", "a.b", SECRET, "é\ud800.x", "x" * 4000])
 async def test_a_forged_cookie_is_rejected_without_a_redis_call(workers: tuple[Worker, Worker], forged: str) -> None:
     one, _ = workers
-    one.lose_redis()  # a look-up would raise
+    one.lose_redis()  # a lookup would raise
 
     assert await one.sessions.find(forged) is None
 

@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from cortex.platform.keys import worker_key
-from cortex.platform.process_id import is_alive
+from cortex.platform.process.process_id import is_alive
 from cortex.platform.record import Instance
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.soak.functions import FUNCTIONS, SIZES_MB

@@ -8,7 +8,7 @@ import msgspec
 import redis
 
 from cortex.functions.lifecycle import COMING, LIVE, TRANSITIONS, State
-from cortex.platform.process_id import is_alive
+from cortex.platform.process.process_id import is_alive
 from cortex.platform.record import HostRecord, Instance, RouterReport
 from cortex.platform.record_codec import text
 from tests.support.soak.functions import SIZES_MB

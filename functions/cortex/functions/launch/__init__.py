@@ -1,8 +1,8 @@
-"""How a worker is started: from a spec and a slot to an argv and an environment. Pure; tested by golden argv.
+"""Builds a worker's arguments and environment from a spec and a context. Pure; tests compare whole command lines.
 
-One engine a module. Two rules hold for all of them. What a catalogue says becomes one argument or one variable and
-nothing else: no shell ever reads it. And no secret is in an argv, which every user of the machine can read: the
-worker's API key travels in the environment, or in a file that only its user may open.
+Each engine has a module. Two rules hold for all: a value of the catalogue becomes exactly one argument or variable and
+no shell reads it; and no secret is in an argv, which every user of the machine can read. A worker's API key is passed
+in its environment, or in a file that only its user can read.
 """
 
 from typing import assert_never
@@ -14,16 +14,16 @@ from cortex.functions.spec import Engine, Function
 __all__ = ["CannotLaunch", "Launch", "LaunchContext", "launch"]
 
 
-def launch(function: Function, slot: LaunchContext) -> Launch:
-    """Return the command that serves `function` in `slot`. Raises CannotLaunch when the engine is not there."""
+def launch(function: Function, context: LaunchContext) -> Launch:
+    """Return the command that serves `function`. Raises CannotLaunch when the host lacks the engine."""
     match function.engine:
         case Engine.VLLM:
-            return vllm.launch(function, slot)
+            return vllm.launch(function, context)
         case Engine.LLAMACPP:
-            return llamacpp.launch(function, slot)
+            return llamacpp.launch(function, context)
         case Engine.COMMAND:
-            return command.launch(function, slot)
+            return command.launch(function, context)
         case Engine.FAKE:
-            return fake.launch(function, slot)
+            return fake.launch(function, context)
         case _:
             assert_never(function.engine)

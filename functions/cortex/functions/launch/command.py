@@ -1,8 +1,8 @@
-"""Any program that serves OpenAI's dialect on a port, as the catalogue writes its command line.
+"""Any program that serves OpenAI's dialect on a port, with its command line from the catalogue.
 
-`command` is an argv, one string an argument, with places to fill in: `{host}` and `{port}` to listen on, `{model}`
-the name it has to serve under, `{source}` the weights, `{devices}` the UUIDs of its GPUs, `{key_file}` a file with
-the API key it should ask for. No shell reads any of it.
+`command` is an argv, one string per argument, with placeholders: `{host}` and `{port}` to listen on, `{model}` the name
+to serve, `{source}` the weights, `{devices}` the UUIDs of its GPUs, `{key_file}` a file with the API key to require. No
+shell reads any of it.
 """
 
 import re
@@ -11,39 +11,39 @@ from collections.abc import Mapping
 from cortex.functions.launch.context import Launch, LaunchContext, visible
 from cortex.functions.spec import Function
 
-PLACES = ("port", "host", "model", "source", "devices", "key_file")
-_PLACE = re.compile(r"\{([a-z_]+)\}")
+PLACEHOLDERS = ("port", "host", "model", "source", "devices", "key_file")
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
-def unknown_places(command: tuple[str, ...]) -> list[str]:
-    """Return what is written like a place to fill in and is none."""
-    return sorted({name for word in command for name in _PLACE.findall(word) if name not in PLACES})
+def unknown_placeholders(command: tuple[str, ...]) -> list[str]:
+    """Return the names of placeholders that do not exist."""
+    return sorted({name for word in command for name in _PLACEHOLDER.findall(word) if name not in PLACEHOLDERS})
 
 
-def wants(command: tuple[str, ...], place: str) -> bool:
-    """Whether a command has a place for something."""
-    return any(place in _PLACE.findall(word) for word in command)
+def has_placeholder(command: tuple[str, ...], name: str) -> bool:
+    """Return whether a command has a placeholder."""
+    return any(name in _PLACEHOLDER.findall(word) for word in command)
 
 
-def launch(function: Function, slot: LaunchContext) -> Launch:
-    """Return the command with its places filled in. A program that asks for no key serves without one."""
+def launch(function: Function, context: LaunchContext) -> Launch:
+    """Return the command with its placeholders replaced. A program without `{key_file}` need not check a key."""
     values = {
-        "port": str(slot.port),
-        "host": slot.host,
+        "port": str(context.port),
+        "host": context.host,
         "model": function.id,
-        "source": slot.weights or function.weights,
-        "devices": ",".join(slot.devices),
-        "key_file": slot.key_file,
+        "source": context.weights or function.weights,
+        "devices": ",".join(context.devices),
+        "key_file": context.key_file,
     }
     return Launch(
-        argv=(*(_filled(word, values) for word in function.command), *function.args),
-        env={**function.env, **visible(slot), "CORTEX_WORKER_KEY": slot.key},
+        argv=(*(_replace(word, values) for word in function.command), *function.args),
+        env={**function.env, **visible(context), "CORTEX_WORKER_KEY": context.key},
         health_path=function.health_path,
         server="command",
-        files={slot.key_file: slot.key} if wants(function.command, "key_file") else {},
+        files={context.key_file: context.key} if has_placeholder(function.command, "key_file") else {},
     )
 
 
-def _filled(word: str, values: Mapping[str, str]) -> str:
-    # In one pass: what is filled in is not looked at again.
-    return _PLACE.sub(lambda found: values.get(found[1], found[0]), word)
+def _replace(word: str, values: Mapping[str, str]) -> str:
+    # In one pass, so that placeholders in inserted values are not replaced.
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), word)

@@ -1,24 +1,24 @@
-"""The fake engine: a real process that pretends to be an engine."""
+"""The fake engine: a real process without a model."""
 
 from cortex.functions.launch.context import Launch, LaunchContext, tool, visible
 from cortex.functions.spec import Function
 
 
-def launch(function: Function, slot: LaunchContext) -> Launch:
-    """Return the command. Its memory is what it writes into a file of its own."""
+def launch(function: Function, context: LaunchContext) -> Launch:
+    """Return the command. It reports its pretended memory in its scratch file."""
     return Launch(
         argv=(
-            *tool("fake", slot),
+            *tool("fake", context),
             "--model", function.id,
-            "--host", slot.host,
-            "--port", str(slot.port),
+            "--host", context.host,
+            "--port", str(context.port),
             *function.args,
         ),
         env={
             **function.env,
-            **visible(slot),
-            "CORTEX_WORKER_KEY": slot.key,
-            **({"CORTEX_FAKE_MEMORY_FILE": slot.scratch} if slot.scratch else {}),
+            **visible(context),
+            "CORTEX_WORKER_KEY": context.key,
+            **({"CORTEX_FAKE_MEMORY_FILE": context.scratch} if context.scratch else {}),
         },
         server="fake",
     )  # fmt: skip

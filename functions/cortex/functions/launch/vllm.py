@@ -1,7 +1,7 @@
 """vLLM: `vllm serve`, or its module where a build's script does not work.
 
-vLLM takes a share of the device's whole memory and fills it. So the share is always said, and computed from the
-placement: its own default is nine tenths of a device that others use, too.
+vLLM fills a share of the device's total memory, by default nine tenths, although other instances may use the device. So
+the share is always computed from the placement and passed explicitly.
 """
 
 from msgspec import Struct
@@ -11,35 +11,35 @@ from cortex.functions.spec import Function
 
 MIB_PER_GIB = 1024
 CPU_PROCESSES_MB = 1536
-"""What vLLM's processes take on a CPU host beside the weights and the cache."""
+"""Memory of vLLM's processes on a CPU host, in addition to the weights and the cache."""
 
 
 NO_DOMAIN = "media.cortex.invalid"
-"""The one domain that vLLM may fetch media from. `.invalid` never resolves (RFC 2606), so it fetches none: the router
+"""The only domain from which vLLM may fetch media. `.invalid` never resolves (RFC 2606), so it fetches none: the router
 passes media as data. An empty list would allow every domain."""
 
 KEY_CHECK = "cortex_key_check.RequireKey"
-"""The class that requires the worker's key for every path, where vLLM does so for some. It is in the folder
-`Slot.engine_modules`; an engine that cannot import it does not start."""
+"""The middleware that requires the worker's key for every path; vLLM requires it for some. It is in
+`LaunchContext.engine_modules`; an engine that cannot import it does not start."""
 
 ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
-    # Whether there is CUDA is asked of NVML: asking CUDA itself would initialise it, in a process that may yet fork.
+    # Check for CUDA through NVML: a check through CUDA would initialise it in a process that may fork later.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 
 
 class Family(Struct, frozen=True):
-    """Models whose names have a word in common speak of tools and thoughts in one way."""
+    """The formats of tool calls and reasoning of all models whose names contain a word."""
 
     word: str
     tools: str = ""
     reasoning: str = ""
 
 
-# The first that matches: a name is looked at from the most particular word to the least.
+# The first match counts, so the most specific words come first.
 FAMILIES = (
     Family("functiongemma", "functiongemma"),
     Family("gemma-4", "gemma4", "gemma4"),
@@ -80,21 +80,21 @@ FAMILIES = (
     Family("qwen3", "hermes", "qwen3"),
     Family("qwen2.5", "hermes"),
 )
-_DOES_NOT_THINK = ("instruct", "embedding", "reranker", "coder")
+_WITHOUT_REASONING = ("instruct", "embedding", "reranker", "coder")
 
 
-def launch(function: Function, slot: LaunchContext) -> Launch:
-    """Return the command. Everything that shapes memory is explicit."""
-    run = tool("vllm", slot)
-    model = (slot.weights,) if run[-1] == "serve" else ("--model", slot.weights)
-    on_cpu = slot.device_kind == "cpu"
+def launch(function: Function, context: LaunchContext) -> Launch:
+    """Return the command. It sets all parameters that affect memory explicitly."""
+    run = tool("vllm", context)
+    model = (context.weights,) if run[-1] == "serve" else ("--model", context.weights)
+    on_cpu = context.device_kind == "cpu"
     return Launch(
         argv=(
             *run, *model,
             "--served-model-name", function.id,
-            "--host", slot.host,
-            "--port", str(slot.port),
-            "--gpu-memory-utilization", share(slot),
+            "--host", context.host,
+            "--port", str(context.port),
+            "--gpu-memory-utilization", share(context),
             *(("--tensor-parallel-size", str(function.min_devices)) if function.min_devices > 1 else ()),
             *(("--max-model-len", str(function.context)) if function.context else ()),
             *(("--dtype", function.dtype) if function.dtype else ()),
@@ -109,69 +109,69 @@ def launch(function: Function, slot: LaunchContext) -> Launch:
             *function.args,
         ),
         env={
-            **base_env(slot),
-            **({"VLLM_CPU_KVCACHE_SPACE": cpu_cache_gib(slot)} if on_cpu else {}),
+            **base_env(context),
+            **({"VLLM_CPU_KVCACHE_SPACE": cpu_cache_gib(context)} if on_cpu else {}),
             **function.env,
-            **visible(slot),
-            "PYTHONPATH": ":".join(filter(None, (slot.engine_modules, function.env.get("PYTHONPATH")))),
-            "VLLM_API_KEY": slot.key,
-            # Its endpoints for developers can do anything to an engine; sleep is one of them.
+            **visible(context),
+            "PYTHONPATH": ":".join(filter(None, (context.engine_modules, function.env.get("PYTHONPATH")))),
+            "VLLM_API_KEY": context.key,
+            # Its developer endpoints, of which sleep is one, can do anything to an engine.
             "VLLM_SERVER_DEV_MODE": "1" if function.sleep else "0",
         },
         server="vllm",
     )  # fmt: skip
 
 
-def base_env(slot: LaunchContext) -> dict[str, str]:
-    """Return the variables that every vLLM of this build on this kind of device gets.
+def base_env(context: LaunchContext) -> dict[str, str]:
+    """Return the environment of every vLLM of this build on this kind of device.
 
-    What it compiled is kept from one start to the next. It tells nobody of its use, and does not look for files on
-    the network that are here.
+    It reuses compiled files between starts, reports no usage statistics, and does not search the network for local
+    files.
     """
     caches = (
         {
-            "VLLM_CACHE_ROOT": f"{slot.cache}/vllm",
-            "TRITON_CACHE_DIR": f"{slot.cache}/triton",
-            "TORCHINDUCTOR_CACHE_DIR": f"{slot.cache}/inductor",
+            "VLLM_CACHE_ROOT": f"{context.cache}/vllm",
+            "TRITON_CACHE_DIR": f"{context.cache}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{context.cache}/inductor",
         }
-        if slot.cache
+        if context.cache
         else {}
     )
-    offline = {"HF_HUB_OFFLINE": "1"} if slot.weights.startswith("/") else {}
+    offline = {"HF_HUB_OFFLINE": "1"} if context.weights.startswith("/") else {}
     return {**caches, **offline, **ALWAYS}
 
 
-def share(slot: LaunchContext) -> str:
-    """Return the placed memory as a share of the device, rounded down: two neighbours must not add up to more."""
-    if not slot.device_total_mb or not slot.memory_mb:
+def share(context: LaunchContext) -> str:
+    """Return the placed memory as a share of the device, rounded down so that the shares never exceed 1."""
+    if not context.device_total_mb or not context.memory_mb:
         return "0.5"
-    of_10000 = min(9900, slot.memory_mb * 10_000 // slot.device_total_mb)
+    of_10000 = min(9900, context.memory_mb * 10_000 // context.device_total_mb)
     return f"{max(1, of_10000) / 10_000:.4f}"
 
 
-def cpu_cache_gib(slot: LaunchContext) -> str:
-    """Return what is left of the placed memory for the cache, in whole GiB, at least one: it takes nothing less."""
-    left = slot.memory_mb - slot.weights_mb - CPU_PROCESSES_MB
-    return str(max(1, left // MIB_PER_GIB))
+def cpu_cache_gib(context: LaunchContext) -> str:
+    """Return the placed memory that remains for the cache, in whole GiB, at least vLLM's minimum of one."""
+    cache_mb = context.memory_mb - context.weights_mb - CPU_PROCESSES_MB
+    return str(max(1, cache_mb // MIB_PER_GIB))
 
 
-def family(function: Function) -> Family | None:
-    """Return the family a model's name tells of: the source's, where a name of one's own does not."""
+def find_family(function: Function) -> Family | None:
+    """Return the family of a model by its id, or else by its source."""
     for name in (function.id.lower(), function.weights.lower()):
-        for known in FAMILIES:
-            if known.word in name.replace("_", "-"):
-                return known
+        for family in FAMILIES:
+            if family.word in name.replace("_", "-"):
+                return family
     return None
 
 
 def _parsers(function: Function) -> tuple[str, ...]:
-    """Return the flags for tools and thoughts: what the spec names, else what the model's family speaks."""
-    known = family(function) if function.task in ("auto", "generate") else None
-    tools = known.tools if known and function.tool_parser == "auto" else function.tool_parser
+    """Return the flags for tool calls and reasoning: those of the spec, or else those of the model's family."""
+    family = find_family(function) if function.task in ("auto", "generate") else None
+    tools = family.tools if family and function.tool_parser == "auto" else function.tool_parser
     reasoning = function.reasoning_parser
     if reasoning == "auto":
-        silent = any(word in function.weights.lower() or word in function.id.lower() for word in _DOES_NOT_THINK)
-        reasoning = known.reasoning if known and not silent else ""
+        plain = any(word in function.weights.lower() or word in function.id.lower() for word in _WITHOUT_REASONING)
+        reasoning = family.reasoning if family and not plain else ""
     return (
         *(("--enable-auto-tool-choice", "--tool-call-parser", tools) if tools not in ("", "auto", "none") else ()),
         *(("--reasoning-parser", reasoning) if reasoning not in ("", "auto", "none") else ()),

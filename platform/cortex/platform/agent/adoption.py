@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from cortex.functions.lifecycle import State
-from cortex.platform import process_id
+from cortex.platform.process import process_id
 from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.workers.supervisor import Supervisor

@@ -20,6 +20,7 @@ from cortex.platform.agent import metrics as agent_metrics
 from cortex.platform.agent.legacy import api as seed_api
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
+from cortex.platform.agent.routes import logs, weights
 from cortex.platform.agent_messages import Accepted, CatalogueUpdate, Cool, Ensure, PlacementPlan, PlanRequest, Rejected
 from cortex.platform.api_keys import Right
 from cortex.platform.blocking_calls import NoAnswer
@@ -29,8 +30,6 @@ from cortex.platform.name_lookups import NameLookups
 from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.settings import Settings
-from cortex.platform.weights import api as weights_api
-from cortex.platform.workers import logs
 
 log = structlog.get_logger()
 
@@ -114,7 +113,7 @@ def create_app(settings: Settings) -> Litestar:
         [
             ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, metrics,
             *logs.routes(agent),
-            *weights_api.routes(agent),
+            *weights.routes(agent),
             seed_api.routes(agent, relay, settings, has_token),
         ],
         guards=[fleet_only],

@@ -37,7 +37,7 @@ from cortex.platform.faults import Faults
 from cortex.platform.host import devices, engines
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken
-from cortex.platform.process_id import boot_id
+from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.effects import Decision
@@ -45,11 +45,10 @@ from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
-from cortex.platform.serving import systemd
+from cortex.platform.serving import listener, systemd
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.store import WeightsUnavailable
-from cortex.platform.workers import process
 from cortex.platform.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
@@ -373,7 +372,7 @@ class Agent:
     async def _beat(self) -> None:
         """Publish on every change, and once per heartbeat; first once routers can reach this agent."""
         host, _, port = self.settings.agent.listen.rpartition(":")
-        await process.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
+        await listener.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
         await self.publisher.publish()
         systemd.notify("READY=1")
         while True:

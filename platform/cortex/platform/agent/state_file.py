@@ -18,7 +18,7 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.platform.process_id import boot_id
+from cortex.platform.process.process_id import boot_id
 from cortex.platform.scheduling.saved_state import AgentState
 
 log = structlog.get_logger()

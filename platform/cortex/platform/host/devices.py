@@ -23,9 +23,9 @@ from msgspec.structs import replace
 
 from cortex.platform.host.nvml import MIB, Answer, Gpu
 from cortex.platform.host.nvml_reader import FIRST_READ_S, READ_S, READER, RETRY_S, NvmlReader
+from cortex.platform.process.termination import signal_group
 from cortex.platform.record import Device, Held, Instance
 from cortex.platform.settings import Agent
-from cortex.platform.workers.process import signal_group
 
 KERNEL_GPUS = Path("/proc/driver/nvidia/gpus")
 """Where the NVIDIA driver lists its GPUs, whether or not NVML works."""

@@ -19,8 +19,8 @@ from msgspec import Struct
 
 from cortex.functions.launch import llamacpp
 from cortex.functions.spec import Engine, Function
+from cortex.platform.process import environment
 from cortex.platform.settings import DeclaredEngine
-from cortex.platform.workers import environment
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cortex.platform.parent_death import die_with_parent
+from cortex.platform.process.parent_death import die_with_parent
 
 MIB = 1024 * 1024
 

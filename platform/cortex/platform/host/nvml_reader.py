@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from cortex.platform.host.nvml import MIB, Answer
-from cortex.platform.workers.process import describe_exit
+from cortex.platform.process.termination import describe_exit
 
 # -P: the agent's working directory must not supply modules.
 READER = (sys.executable, "-P", "-m", "cortex.platform.host.nvml")

@@ -20,13 +20,12 @@ from pathlib import Path
 import psutil
 import structlog
 
-from cortex.functions.launch import vllm
 from cortex.platform import untrusted
 from cortex.platform.launcher.eligibility import ineligibility
-from cortex.platform.process_id import boot_id
+from cortex.platform.process import environment, termination
+from cortex.platform.process.environment import MARKER, OWNER
+from cortex.platform.process.process_id import boot_id, started_at
 from cortex.platform.record import ProcessId
-from cortex.platform.workers import process
-from cortex.platform.workers.launch_context import ENGINE_MODULES
 
 log = structlog.get_logger()
 
@@ -43,8 +42,6 @@ QUIET_S = 0.5
 FIRST_PAUSE_S, MOST_PAUSE_S = 2.0, 300.0
 LEAST_FREE_MB = 3072
 """Minimum free RAM for parking a launcher, which takes about 1 GB."""
-BASE_ENV = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ENGINE_MODULES), **vllm.ALWAYS}
-"""Import-time variables that every start of local weights has."""
 
 
 class LauncherPool:
@@ -54,15 +51,17 @@ class LauncherPool:
         self,
         command: Sequence[str] | None,
         *,
+        base_env: Mapping[str, str],
         owner: str,
         log_path: Path,
         busy: Callable[[], bool],
         on_state: Callable[[str], None],
     ) -> None:
-        """`command` runs vLLM; `busy` returns whether a start is in progress; `on_state` receives each new state."""
+        """`command` runs vLLM and `base_env` is its environment; `busy` returns whether a start is in progress;
+        `on_state` receives each new state."""
         self._command = command
         self._owner, self._log_path, self._busy, self._on_state = owner, log_path, busy, on_state
-        self._env = process.worker_environment(BASE_ENV | {process.OWNER: owner}, "")
+        self._env = environment.worker_environment(os.environ, {**base_env, OWNER: owner})
         self._child: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._ready = False
@@ -158,7 +157,7 @@ class LauncherPool:
             await self.close()
             return str(error) or "it took too long"
         if not greeting:
-            exit_text = process.describe_exit(await asyncio.to_thread(self._child.wait))
+            exit_text = termination.describe_exit(await asyncio.to_thread(self._child.wait))
             await self.close()
             return f"it {exit_text} while importing"
         try:
@@ -184,7 +183,7 @@ class LauncherPool:
             child = subprocess.Popen(
                 [python, str(LAUNCHER_SCRIPT), entry],
                 # Adjacent and in this order: the launcher writes its instance's name over both.
-                env={**self._env, process.MARKER: marker, "CORTEX_PAD": "-" * NAME_PADDING},
+                env={**self._env, MARKER: marker, "CORTEX_PAD": "-" * NAME_PADDING},
                 stdin=line.fileno(),
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -212,7 +211,7 @@ class LauncherPool:
         assert self._child is not None
         child = self._child
         exited = asyncio.ensure_future(
-            process.wait_for_exit(ProcessId(boot_id(), child.pid, process.started_at(child.pid)))
+            termination.wait_for_exit(ProcessId(boot_id(), child.pid, started_at(child.pid)))
         )
         used = asyncio.ensure_future(self._used.wait())
         try:
@@ -223,7 +222,7 @@ class LauncherPool:
             await asyncio.gather(exited, used, return_exceptions=True)
         if self._used.is_set():
             return ""
-        exit_text = process.describe_exit(await asyncio.to_thread(child.wait))
+        exit_text = termination.describe_exit(await asyncio.to_thread(child.wait))
         await self.close()
         return f"it {exit_text} while it was parked"
 
@@ -242,6 +241,6 @@ def _can_restore_priority() -> bool:
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """Kill a launcher and its process group."""
-    process.signal_group(child.pid, signal.SIGKILL)
+    termination.signal_group(child.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(5)

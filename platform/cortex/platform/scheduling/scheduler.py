@@ -25,7 +25,7 @@ from cortex.platform.scheduling.reconcile import PROVE_AGAIN_S, Reconciler
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
 from cortex.platform.scheduling.state import Observation
 from cortex.platform.scheduling.turns import Waiter
-from cortex.platform.workers.served_model import ServedModel
+from cortex.platform.served_model import ServedModel
 
 MISSES_TO_ACT = 3
 """Consecutive health checks without an answer before the scheduler acts."""

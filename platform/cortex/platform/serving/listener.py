@@ -4,6 +4,7 @@ A running listener loads a certificate that is renewed on disk: new connections 
 """
 
 import asyncio
+import contextlib
 import functools
 import resource
 from collections.abc import Callable, Sequence
@@ -96,3 +97,16 @@ def _connection_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
         soft = target
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, (soft - SPARE_DESCRIPTORS) // 2)
+
+
+async def accepts(host: str, port: int, *, within_s: float) -> bool:
+    """Wait until a server accepts connections at an address. False after `within_s`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection(host, port)
+                    writer.close()
+                    return True
+                await asyncio.sleep(0.02)
+    return False

@@ -41,7 +41,7 @@ from cortex.functions.sources import Demo, Repo
 from cortex.platform import redis_clients
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.keys import FleetToken
-from cortex.platform.parent_death import die_with_parent
+from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.record_keys import RecordKeys
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd

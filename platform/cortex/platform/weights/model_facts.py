@@ -21,8 +21,8 @@ from msgspec.structs import replace
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.spec import Function
 from cortex.platform import untrusted
+from cortex.platform.served_model import MOST_CONTEXT
 from cortex.platform.weights import gguf_head
-from cortex.platform.workers.served_model import MOST_CONTEXT
 
 log = structlog.get_logger()
 

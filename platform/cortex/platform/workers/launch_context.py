@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from cortex.functions.launch import LaunchContext
+from cortex.functions.launch import LaunchContext, vllm
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
 from cortex.platform.host.engines import Engines
@@ -14,6 +14,8 @@ from cortex.platform.settings import Agent
 
 ENGINE_MODULES = PurePath(__file__).with_name("engine_modules")
 """The folder of cortex modules that an engine's own Python imports."""
+LAUNCHER_ENV = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ENGINE_MODULES), **vllm.ALWAYS}
+"""Import-time variables that every vLLM of local weights has."""
 
 
 def launch_context(

@@ -5,9 +5,13 @@ import shutil
 from collections.abc import Container
 from pathlib import Path
 
+from cortex.platform import untrusted
+
 MAX_FILES = 3
 """Log files per function: those of its running instances and of earlier runs."""
 MOST_BYTES = 64 * 1024 * 1024
+LINE_LENGTH = 400
+"""Longest log line in a tail, in characters."""
 
 
 def remove_old(folder: Path, *, running: Container[str]) -> None:
@@ -44,3 +48,21 @@ def cut(path: Path, most_bytes: int) -> None:
             shutil.copyfile(path, rotated(path))
             with path.open("r+b") as file:
                 file.truncate(0)
+
+
+def append_note(log: Path, text: str) -> None:
+    """Append a line from cortex to a worker's log, the only place for a worker's answers."""
+    with contextlib.suppress(OSError), log.open("ab") as file:
+        file.write(f"cortex: {text}\n".encode(errors="replace"))
+
+
+def tail(log: Path, lines: int = 20, most_bytes: int = 16_384) -> tuple[str, ...]:
+    """Return the last lines of a log, sanitised, whatever its size and encoding."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - most_bytes))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ()
+    last = (untrusted.line(line, LINE_LENGTH) for line in text.splitlines())
+    return tuple(line for line in last if line.strip())[-lines:]

@@ -4,12 +4,11 @@ from collections.abc import Collection
 
 import aiohttp
 
-from cortex.platform import worker_http
+from cortex.platform import served_model, worker_http
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
+from cortex.platform.served_model import ServedModel
 from cortex.platform.worker_http import KEY_REFUSED, MODELS_BYTES, Unreadable
-from cortex.platform.workers import served_model
-from cortex.platform.workers.served_model import ServedModel
 
 TIMEOUT_S = 5.0
 _REQUESTS: dict[str, tuple[str, dict[str, object]]] = {

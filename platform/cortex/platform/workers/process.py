@@ -6,7 +6,6 @@ session). Only processes proven to be a worker's are signalled: by identity (`pr
 environment, or by the session of a leader that was proven while it was alive.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -17,16 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from cortex.platform import process_id, untrusted
+from cortex.platform.process import environment, process_id
+from cortex.platform.process.environment import MARKER, OWNER
+from cortex.platform.process.termination import signal_group
 from cortex.platform.record import ProcessId
-from cortex.platform.workers import environment
 from cortex.platform.workers.worker_user import WorkerUser
-
-MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"
-"""Environment variables of every worker: its instance and its agent."""
-
-LINE_LENGTH = 400
-"""Longest log line in a tail, in characters."""
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, marker: str) -> subprocess.Popen[bytes]:
@@ -77,12 +71,6 @@ def find_owned(owner_mark: str) -> list[tuple[str, int]]:
     return processes
 
 
-def started_at(pid: int) -> int:
-    """Return the start time of a process in clock ticks since boot; 0 when it does not exist."""
-    status = process_id.status(pid)
-    return status.ticks if status else 0
-
-
 def has_marker(pid: int, marker: str) -> bool:
     """Return whether the process with this pid has an instance's marker in its environment."""
     with contextlib.suppress(psutil.Error, OSError):
@@ -125,42 +113,6 @@ def families(leaders: Mapping[str, int]) -> dict[int, str]:
             if instance in leaders:
                 owners[process.pid] = instance
     return owners
-
-
-async def wait_for_exit(process: ProcessId) -> None:
-    """Wait until a process has exited. It need not be a child of this process."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    exited = asyncio.Event()
-    try:
-        if not process_id.is_alive(process):  # the pid may have been reused before the open
-            return
-        loop.add_reader(descriptor, exited.set)
-        try:
-            await exited.wait()
-        finally:
-            loop.remove_reader(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def describe_exit(code: int | None) -> str:
-    """Describe a return code in words."""
-    if code is None:
-        return "ended"
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"was killed by {signal.Signals(-code).name}"
-    return f"exited with code {code}"
-
-
-def signal_group(pid: int, number: signal.Signals) -> None:
-    """Signal the process group of a child not yet waited for, so its pid cannot have been reused."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
 
 
 def signal_worker(leader: ProcessId, number: signal.Signals) -> bool:
@@ -211,34 +163,3 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except OSError:
         return -1
-
-
-async def accepts(host: str, port: int, *, within_s: float) -> bool:
-    """Wait until a server accepts connections at an address. False after `within_s`."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(within_s):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection(host, port)
-                    writer.close()
-                    return True
-                await asyncio.sleep(0.02)
-    return False
-
-
-def append_note(log: Path, text: str) -> None:
-    """Append a line from cortex to a worker's log, the only place for a worker's answers."""
-    with contextlib.suppress(OSError), log.open("ab") as file:
-        file.write(f"cortex: {text}\n".encode(errors="replace"))
-
-
-def tail(log: Path, lines: int = 20, most_bytes: int = 16_384) -> tuple[str, ...]:
-    """Return the last lines of a log, sanitised, whatever its size and encoding."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - most_bytes))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ()
-    last = (untrusted.line(line, LINE_LENGTH) for line in text.splitlines())
-    return tuple(line for line in last if line.strip())[-lines:]

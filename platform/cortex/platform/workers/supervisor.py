@@ -22,14 +22,14 @@ from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine
-from cortex.platform import process_id
-from cortex.platform.agent.fetches import Fetches
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
 from cortex.platform.launcher.pool import LauncherPool
+from cortex.platform.process import process_id, termination
+from cortex.platform.process.environment import OWNER
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
 from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.progress import PROOF_S
@@ -37,6 +37,7 @@ from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
+from cortex.platform.weights.fetches import Fetches
 from cortex.platform.workers import activity, cgroup, hardening, launch_context, log_files, process
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
@@ -110,6 +111,7 @@ class Supervisor:
         wanted = settings.agent.launcher and "vllm" in engines.tools and self._user is None
         self._keeper = LauncherPool(
             engines.tools["vllm"] if wanted else None,
+            base_env=launch_context.LAUNCHER_ENV,
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
@@ -277,7 +279,7 @@ class Supervisor:
             process.write_private(Path(path), content, self._user)
         child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)
         # From here on there is a process: nothing may come between it and its watch.
-        leader = ProcessId(process_id.boot_id(), child.pid, process.started_at(child.pid))
+        leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))
         if path == "warm":
             self._warm[instance.id] = effect
         self._children[instance.id] = child
@@ -312,7 +314,7 @@ class Supervisor:
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
     ) -> tuple[subprocess.Popen[bytes], str]:
         """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
-        env = {"TMPDIR": str(hardening.temporary_path(instance)), **command.env, process.OWNER: self._owner}
+        env = {"TMPDIR": str(hardening.temporary_path(instance)), **command.env, OWNER: self._owner}
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -334,11 +336,11 @@ class Supervisor:
 
     async def _watch(self, instance: str, function: str, leader: ProcessId) -> None:
         """Tell of the worker's end, however it comes; one that came warm and did not get far is begun anew instead."""
-        await process.wait_for_exit(leader)
+        await termination.wait_for_exit(leader)
         with self._faults.guard("watch"):  # before it is waited for: until then its session's number is its own
             self._proved[instance] = await asyncio.to_thread(process.session_of, leader)
         child = self._children.pop(instance, None)
-        how = process.describe_exit(child.wait() if child else None)
+        how = termination.describe_exit(child.wait() if child else None)
         self._ports.release(instance)
         if effect := self._warm.pop(instance, None):
             log.warning("warm_start_failed", function=function, instance=instance, how=how)
@@ -401,7 +403,7 @@ class Supervisor:
         """Return the end of a worker's log; nothing when it cannot be read."""
         path = self.log_path(function, instance)
         with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
-            return await self.looks.look(str(path), "tail", partial(process.tail, path), question=object())
+            return await self.looks.look(str(path), "tail", partial(log_files.tail, path), question=object())
         return ()
 
     async def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
@@ -409,7 +411,7 @@ class Supervisor:
         path = self.log_path(function, instance)
         text = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
         with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
-            await self.looks.look(str(path), "note", partial(process.append_note, path, text), question=object())
+            await self.looks.look(str(path), "note", partial(log_files.append_note, path, text), question=object())
         other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
         reason = f"the worker serves {other} instead of {function}"
         last = await self._last_lines(function, instance)
@@ -479,7 +481,7 @@ class Supervisor:
             process.signal_worker(leader, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await process.wait_for_exit(leader)
+                    await termination.wait_for_exit(leader)
             if number is signal.SIGKILL and process_id.is_alive(leader):
                 problem = _unkillable((leader,))
                 self._tell(lambda s, _, problem=problem: s.end_delayed(instance.id, problem))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The API keys in this worker's memory: a request costs one look-up in a table of digests and no Redis call.
+"""The API keys in this worker's memory: a request costs one lookup in a table of digests and no Redis call.
 
 Bell messages and periodic full reads refresh the table. While Redis is unavailable, the last table stays in use.
 Once a key has existed, an empty table grants no anonymous access: losing the record must not open the router.

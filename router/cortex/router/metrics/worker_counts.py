@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cortex.platform import process_id
 from cortex.platform.meter import Snapshot, added
+from cortex.platform.process import process_id
 from cortex.platform.record import ProcessId
 
 DEPARTED = "departed.json"

@@ -16,20 +16,39 @@ Work = asyncio.Task[None]
 async def attend(
     request_record: RequestRecord, work: Coroutine[Any, Any, None], receive: Receive, cancel: Callable[[Work], None]
 ) -> None:
-    """Run a request's work until it ends or the client disconnects. `cancel` ends the work from outside."""
-    task, disconnect = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
-    try:
-        request_record.cancel = lambda: cancel(task)
-        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            request_record.left, request_record.fault = True, Kind.CLIENT_GONE
-            request_record.status = request_record.status or 499
-    finally:
+    """Run a request's work in this task until it ends or the client disconnects. `cancel` ends it from outside."""
+    task = asyncio.current_task()
+    assert task is not None
+    before, cancels, over, disconnected = task.cancelling(), 0, False, False
+
+    def stop() -> None:
+        nonlocal cancels
+        cancels += 1
+        cancel(task)
+
+    def leave(watch: asyncio.Task[None]) -> None:
+        nonlocal cancels, disconnected
+        if watch.cancelled() or over:
+            return
+        watch.exception()  # a connection that cannot be read is gone as well
+        cancels, disconnected = cancels + 1, True
+        request_record.left, request_record.fault = True, Kind.CLIENT_GONE
+        request_record.status = request_record.status or 499
         task.cancel()
-        disconnect.cancel()
-        await asyncio.gather(task, disconnect, return_exceptions=True)
-    if not task.cancelled():
-        task.result()
+
+    watch = asyncio.create_task(_disconnected(receive))
+    watch.add_done_callback(leave)
+    request_record.cancel = stop
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not disconnected or task.cancelling() - cancels > before:
+            raise  # this task is cancelled by its server
+    finally:
+        over = True
+        watch.cancel()
+        for _ in range(cancels):
+            task.uncancel()
 
 
 async def send_json(send: Send, status: int, body: bytes, request_id: str, headers: Headers = ()) -> None:

@@ -1,17 +1,17 @@
-"""The data plane's HTTP client for workers. It is aiohttp, not httpx, which takes about ten times the CPU time per
-request on this warm path (measured). Only this module maps aiohttp's errors.
+"""The data plane's way to workers: the instance's key, the proof of who answers, and errors by what a replay may do.
+
+Requests go over `worker_connections.py`; the proofs, which are rare, over aiohttp. Only this module maps their errors.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-
-import aiohttp
 
 from cortex.platform import worker_http
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
 from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.request.worker_connections import ConnectionWasReset, NotConnected, WorkerConnections, WorkerResponse
 
 IDLE_S = 4.0
 """How long an idle connection stays open: less than at workers (five seconds for uvicorn and llama-server), because a
@@ -49,10 +49,10 @@ class Answer:
     encoding.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: WorkerResponse) -> None:
         self._response = response
         self.status = response.status
-        self.retry_after = response.headers.get("Retry-After")
+        self.retry_after = response.headers.get("retry-after")
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes, STREAM_BYTES of it at most."""
@@ -89,10 +89,12 @@ class Upstream:
         still belongs to the instance."""
         self._token, self._unsure = token, unsure
         self._keys: dict[str, str] = {}
-        self._http = worker_http.session(idle_s=IDLE_S, read_bytes=READ_BYTES)
+        self._connections = WorkerConnections(idle_s=IDLE_S, connect_s=worker_http.CONNECT_S, read_bytes=READ_BYTES)
+        self._http = worker_http.session(idle_s=IDLE_S)
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._connections.close()
         await self._http.close()
 
     async def post(self, instance: Instance, path: str, body: bytes, more: Mapping[str, str] | None = None) -> Answer:
@@ -105,7 +107,7 @@ class Upstream:
             with _mapped():
                 if prove and not await worker_http.serves(self._http, instance, key):
                     continue
-                response = await self._send(instance.url + path, key, body, more)
+                response = await self._send(instance.url, path, key, body, more)
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
                     self._remember(instance.id, key)
                     return Answer(response)
@@ -116,20 +118,19 @@ class Upstream:
         """Whether a worker passes its health check or does not answer in time."""
         return await worker_http.is_well(self._http, instance, next(self._keys_of(instance.id)))
 
-    async def _send(self, url: str, key: str, body: bytes, more: Mapping[str, str] | None) -> aiohttp.ClientResponse:
+    async def _send(self, url: str, path: str, key: str, body: bytes, more: Mapping[str, str] | None) -> WorkerResponse:
         headers = worker_http.headers(key)
         headers["Content-Type"] = "application/json"
         if more:
             headers.update(more)
         try:
-            return await self._http.post(url, data=body, headers=headers, allow_redirects=False)
-        except aiohttp.ClientConnectorError as error:
-            raise NotReached(worker_http.failure(error)) from error
-        except aiohttp.ClientOSError as error:
-            # The kernel resets a connection whose process ends with bytes unread, and closes any other in order.
-            raise NotRead(worker_http.failure(error)) from error
+            return await self._connections.post(url, path, body, headers)
+        except NotConnected as error:
+            raise NotReached(str(error)) from error
+        except ConnectionWasReset as error:
+            raise NotRead(str(error)) from error
 
-    async def _refuses(self, response: aiohttp.ClientResponse, instance: Instance, key: str) -> bool:
+    async def _refuses(self, response: WorkerResponse, instance: Instance, key: str) -> bool:
         """Whether a 401 or 403 is the worker's answer to the request. Closes the response when it is not."""
         refuses = False
         try:

@@ -1,11 +1,11 @@
-"""ASGI middleware for vLLM: every path needs the worker's key, also those that vLLM itself leaves open.
+"""ASGI middleware for vLLM that requires the worker's key on every path, including those that vLLM leaves open.
 
 vLLM checks its key below `/v1`, `/v2` and `/inference` only, and serves `/invocations`, `/tokenize`, `/metrics` and
-more to anyone who reaches the port. This class comes before all of its routes: `--middleware
+more to every client that reaches the port. This class runs before all of its routes: `--middleware
 cortex_key_check.RequireKey`.
 
-The engine's own Python imports it, which has no module of cortex: only the standard library is used here. It is alone
-in its folder, because the folder is on the engine's PYTHONPATH and every name in it hides the engine's own.
+The engine's own Python imports this module and has no cortex, so it uses the standard library only. The folder holds no
+other module, because it is on the engine's PYTHONPATH and each name in it hides the engine's.
 """
 
 import hmac
@@ -19,20 +19,20 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 VARIABLE = "VLLM_API_KEY"
-_REFUSAL = b'{"error":{"message":"the key of this worker is needed","type":"authentication_error","code":401}}'
+_REJECTION = b'{"error":{"message":"the key of this worker is needed","type":"authentication_error","code":401}}'
 _POLICY_VIOLATION = 1008
 
 
 class RequireKey:
-    """Passes on what carries the key as a bearer token, and refuses everything else.
+    """Passes on requests that have the key as their bearer token, and rejects all others.
 
-    Raises RuntimeError where the environment has no key: then the worker ends instead of serving without a check.
+    Raises RuntimeError when the environment has no key, which ends the worker instead of serving without a check.
     """
 
     def __init__(self, app: App) -> None:
         key = os.environ.get(VARIABLE, "")
         if not key:
-            raise RuntimeError(f"{VARIABLE} is not set: cortex starts a vLLM worker with a key of its own")
+            raise RuntimeError(f"{VARIABLE} is not set: cortex starts each vLLM worker with its own key")
         self._app = app
         self._key = key.encode()
 
@@ -45,13 +45,13 @@ class RequireKey:
         else:
             headers = [
                 (b"content-type", b"application/json"),
-                (b"content-length", str(len(_REFUSAL)).encode()),
+                (b"content-length", str(len(_REJECTION)).encode()),
                 (b"www-authenticate", b"Bearer"),
             ]
             await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": _REFUSAL})
+            await send({"type": "http.response.body", "body": _REJECTION})
 
     def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
-        given = next((value for name, value in headers if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
+        value = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, key = value.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)

@@ -9,7 +9,8 @@ import pytest
 
 PROGRAM = """
 import logging, os, sys
-from cortex.platform import log, standard_streams
+from cortex.platform import log
+from cortex.platform.process import standard_streams
 from cortex.platform.settings import Log
 standard_streams.protect()
 log.configure(Log(format="json"))

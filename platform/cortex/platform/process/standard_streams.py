@@ -1,7 +1,7 @@
-"""Standard streams that never break the process that writes to them.
+"""Makes writes to the standard streams fail silently.
 
-Where standard error goes may be full, a pipe whose reader has ended, or closed from the beginning. A log line that
-cannot be written is lost; whatever was being done goes on.
+Standard error may lead to a full disk or to a pipe without a reader, or may be closed. A log line that cannot be
+written is dropped, and the work that logged it continues.
 """
 
 import io
@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 
 def protect() -> None:
-    """Open the standard streams that are closed, and lose what cannot be written to standard output and error."""
-    for number in (0, 1, 2):  # else the next socket would get one of these numbers, and be written to
+    """Open closed standard streams on /dev/null, and drop output that cannot be written."""
+    for number in (0, 1, 2):  # otherwise the next socket would get one of these numbers, and logs would go there
         try:
             os.fstat(number)
         except OSError:
@@ -22,16 +22,16 @@ def protect() -> None:
 
 def _protected(stream: TextIO | None) -> TextIO:
     if stream is None:  # it was closed when Python started
-        return open(os.devnull, "w")  # noqa: PTH123 (for as long as the process lives)
+        return open(os.devnull, "w")  # noqa: PTH123 (stays open until the process ends)
     try:
         raw = _Lossy(stream.fileno(), "wb", closefd=False)
-    except (OSError, ValueError):  # no file at all, but an object of a test's or of another program's
+    except (OSError, ValueError):  # not a file, but an object of a test or another program
         return stream
     return io.TextIOWrapper(io.BufferedWriter(raw), errors="backslashreplace", line_buffering=True)
 
 
 class _Lossy(io.FileIO):
-    """A file that takes everything."""
+    """A file whose writes always seem to succeed."""
 
     def write(self, data: Any, /) -> int:
         try:

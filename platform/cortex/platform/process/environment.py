@@ -24,6 +24,8 @@ FAMILIES = (
 )  # fmt: skip
 """Prefixes of variables that tune a library."""
 PYTHON_PATH = "PYTHONPATH"
+MARKER, OWNER = "CORTEX_INSTANCE", "CORTEX_OWNER"
+"""Variables of every worker: its instance and its agent."""
 _SECRET = re.compile(r"(?:^|_)(?:TOKENS?|KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)")
 _HAS_CREDENTIALS = re.compile(r"://[^/\s]*@")
 """A URL with a user name."""

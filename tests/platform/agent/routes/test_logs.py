@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex.platform.agent.routes.logs import MOST_LINE, MOST_MATCHES_BYTES, LineFilter, last_lines, search
 from cortex.platform.workers import log_files
 from cortex.platform.workers.log_files import remove_old, rotated, trim
-from cortex.platform.workers.logs import MOST_LINE, MOST_MATCHES_BYTES, LineFilter, last_lines, search
 
 
 def drive(text: str, wire: bytes, size: int) -> list[bytes]:

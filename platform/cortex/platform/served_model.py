@@ -31,10 +31,10 @@ def read(body: bytes) -> dict[str, ServedModel]:
 
 def _served_model(entry: dict[str, Any]) -> ServedModel:
     context = entry.get("max_model_len") or _object(entry.get("meta")).get("n_ctx")
-    senses = _object(entry.get("architecture")).get("input_modalities")
+    modalities = _object(entry.get("architecture")).get("input_modalities")
     return ServedModel(
         context=untrusted.positive(context, MOST_CONTEXT),
-        vision="image" in senses if isinstance(senses, list) else None,
+        vision="image" in modalities if isinstance(modalities, list) else None,
     )
 
 

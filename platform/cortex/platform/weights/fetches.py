@@ -42,7 +42,7 @@ MOST_REQUESTS = 3
 
 
 QUEUE_S = 10.0
-"""Timeout of the job queue: its client bounds reads, but not the look-up of its server's name."""
+"""Timeout of the job queue: its client bounds reads, but not the lookup of its server's name."""
 
 
 class Tell(Protocol):

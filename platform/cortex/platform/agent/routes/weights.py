@@ -10,10 +10,10 @@ from msgspec import to_builtins
 from redis.exceptions import RedisError
 
 from cortex.functions.estimate import Estimate
-from cortex.platform.agent.fetches import describe
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import Fetching, Prefetch, Remove, Removed, Stored
 from cortex.platform.weights import disk
+from cortex.platform.weights.fetches import describe
 from cortex.platform.weights.store import HubUnavailable, WeightsUnavailable
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cortex.platform.workers.environment import inheritable, worker_environment
+from cortex.platform.process.environment import inheritable, worker_environment
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Processes of the operating system, for every program of cortex."""

@@ -1,0 +1,347 @@
+"""HTTP/1.1 connections to workers, for requests on the warm path: httptools on asyncio's own protocols.
+
+A general client costs several times as much for each request. This one does only what a request to a worker needs: one
+POST at a time on each connection, bodies as they come, back-pressure, and bounds on what a worker may send. Redirects,
+cookies and compressed bodies are nothing to it: the caller sees the status and the bytes.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+HEADERS = 128
+"""The most headers and trailers of an answer."""
+SILENT_BYTES = 64 * 1024
+"""The most bytes that a worker may send without a header's end or a byte of the body among them."""
+READ_HEADERS = frozenset({"content-encoding", "content-length", "retry-after", "transfer-encoding"})
+"""The headers that an answer keeps."""
+JOIN_BYTES = 64 * 1024
+"""A body up to this size goes out in one piece with its head."""
+
+
+class ConnectionFailed(OSError):
+    """The connection broke, or what the worker sent is not HTTP. The text holds nothing that the worker sent."""
+
+
+class NotConnected(ConnectionFailed):
+    """No connection could be made."""
+
+
+class ConnectionWasReset(ConnectionFailed):
+    """The connection was reset before an answer."""
+
+
+class WorkerResponse:
+    """An answer: status and headers, and the body as it comes."""
+
+    __slots__ = ("_complete", "_connection", "_failure", "_limit", "_paused", "_pieces", "_size", "_waiter", "headers",
+                 "status")  # fmt: skip
+
+    def __init__(self, connection: "WorkerConnection", limit: int) -> None:
+        self._connection, self._limit = connection, limit
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        """Those of `READ_HEADERS`, by name in lower case."""
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._complete = self._paused = False
+        self._failure: ConnectionFailed | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def content_length(self) -> int | None:
+        """The length of the body in bytes, if the worker states it."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isdecimal() else None
+
+    @property
+    def content(self) -> "WorkerResponse":
+        """The body."""
+        return self
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        """Yield the body: what arrived together leaves together. Raises ConnectionFailed."""
+        pieces = self._pieces
+        while True:
+            while not pieces:
+                if self._complete:
+                    return
+                if self._failure is not None:
+                    raise self._failure
+                await self._wait()
+            chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            self._size = 0
+            if self._paused:
+                self._paused = False
+                self._connection.resume_reading()
+            yield chunk
+
+    def close(self) -> None:
+        """Release the answer. Closes the connection unless the body has ended."""
+        if not self._complete:
+            self._connection.abort()
+
+    async def head(self) -> None:
+        """Wait for status and headers. Raises ConnectionFailed."""
+        while not self.status:
+            if self._failure is not None:
+                raise self._failure
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # For the connection.
+
+    def begin(self, status: int) -> None:
+        self.status = status
+        self._wake()
+
+    def add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > self._limit and not self._paused:
+            self._paused = True
+            self._connection.pause_reading()
+        self._wake()
+
+    def complete(self) -> None:
+        self._complete, self._paused = True, False
+        self._wake()
+
+    def fail(self, failure: ConnectionFailed) -> None:
+        if not self._complete:
+            self._failure = failure
+            self._wake()
+
+    def ends_with_the_connection(self) -> bool:
+        """Whether the body has neither a length nor chunks."""
+        headers = self.headers
+        return self.status > 0 and "content-length" not in headers and "transfer-encoding" not in headers
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class WorkerConnection(asyncio.Protocol):
+    """One connection, with at most one request under way."""
+
+    def __init__(self, origin: str, release: Callable[["WorkerConnection"], None], read_bytes: int) -> None:
+        """`release` takes the connection back when its request is answered."""
+        self.origin, self._release, self._read_bytes = origin, release, read_bytes
+        self._transport: asyncio.Transport
+        self._parser: httptools.HttpResponseParser
+        self._response: WorkerResponse | None = None
+        self._headers = self._silent = 0
+        self.is_open = False
+        self.idle_since = 0.0
+
+    def send(self, head: bytes, body: bytes) -> WorkerResponse:
+        """Send a request; its answer arrives in what this returns."""
+        response = self._response = WorkerResponse(self, self._read_bytes)
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers = self._silent = 0
+        if len(body) <= JOIN_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+        return response
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self.is_open = False
+        self._transport.abort()
+
+    def pause_reading(self) -> None:
+        if self.is_open:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_open:
+            self._transport.resume_reading()
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.is_open = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._response is None:  # nothing was requested
+            self.abort()
+            return
+        self._silent += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(ConnectionFailed("its answer is not HTTP"))
+        else:
+            if self._silent > SILENT_BYTES or self._headers > HEADERS:
+                self._fail(ConnectionFailed("its answer has too long a head"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
+        response = self._response
+        if response is None:
+            return
+        self._response = None
+        if response.ends_with_the_connection() and error is None:
+            response.complete()
+        elif response.status:
+            response.fail(ConnectionFailed("its answer broke off or is not HTTP"))
+        elif error is None:
+            response.fail(ConnectionFailed("Server disconnected"))
+        else:
+            # The kernel resets a connection whose process ends with bytes unread, and closes any other in order.
+            response.fail(ConnectionWasReset(str(error) or type(error).__name__))
+
+    def _fail(self, failure: ConnectionFailed) -> None:
+        response, self._response = self._response, None
+        self.abort()
+        if response is not None:
+            response.fail(failure)
+
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        if self._response is None:  # more than was requested
+            self.abort()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._silent = 0
+        self._headers += 1
+        response, key = self._response, name.decode("latin-1").lower()
+        if response is not None and not response.status and key in READ_HEADERS:
+            response.headers[key] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self._silent = 0
+        status = self._parser.get_status_code()
+        if self._response is not None and status >= 200:
+            self._response.begin(status)
+
+    def on_body(self, body: bytes) -> None:
+        self._silent = 0
+        if self._response is not None:
+            self._response.add(body)
+
+    def on_message_complete(self) -> None:
+        response = self._response
+        if response is None:
+            return
+        if not response.status:  # an interim answer, such as "100 Continue"
+            response.headers.clear()
+            return
+        self._response = None
+        response.complete()
+        if not self.is_open or response.ends_with_the_connection() or not self._parser.should_keep_alive():
+            self.abort()
+            return
+        self._transport.resume_reading()
+        self._release(self)
+
+
+class WorkerConnections:
+    """Connections to all workers. Belongs to one event loop."""
+
+    def __init__(self, *, idle_s: float, connect_s: float, read_bytes: int) -> None:
+        """An unused connection closes after `idle_s`; reading pauses while `read_bytes` of an answer are unread."""
+        self._idle_s, self._connect_s, self._read_bytes = idle_s, connect_s, read_bytes
+        self._idle: dict[str, list[WorkerConnection]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    async def post(self, origin: str, path: str, body: bytes, headers: Mapping[str, str]) -> WorkerResponse:
+        """Send a POST to `http://host:port` and return its answer after the head. The caller closes it.
+
+        Raises NotConnected, ConnectionWasReset or ConnectionFailed. Cancellation closes the connection.
+        """
+        connection = self._take(origin) or await self._connect(origin)
+        response = connection.send(_head(origin, path, len(body), headers), body)
+        try:
+            await response.head()
+        except BaseException:
+            connection.abort()
+            raise
+        return response
+
+    async def close(self) -> None:
+        """Close the unused connections; those in use close after their answers."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
+
+    def _take(self, origin: str) -> WorkerConnection | None:
+        """Return the connection that was used last, if one is fresh."""
+        connections = self._idle.get(origin)
+        stale = self._loop.time() - self._idle_s
+        while connections:
+            connection = connections.pop()
+            if connection.is_open and connection.idle_since > stale:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, origin: str) -> WorkerConnection:
+        address = urlsplit(origin)
+        if address.scheme != "http" or not address.hostname:
+            raise NotConnected(f"{origin} is not the address of a worker")
+        try:
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await self._loop.create_connection(
+                    lambda: WorkerConnection(origin, self._release, self._read_bytes),
+                    address.hostname,
+                    address.port or 80,
+                )
+        except TimeoutError:
+            raise NotConnected(f"no connection to {address.netloc} within {self._connect_s:g} s") from None
+        except OSError as error:
+            raise NotConnected(str(error) or type(error).__name__) from error
+        return connection
+
+    def _release(self, connection: WorkerConnection) -> None:
+        if self._closed:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.origin, []).append(connection)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._idle_s, self._close_stale)
+
+    def _close_stale(self) -> None:
+        """Close what was unused for too long, and look again while there are others."""
+        stale = self._loop.time() - self._idle_s
+        for origin, connections in list(self._idle.items()):
+            for connection in connections:
+                if connection.idle_since <= stale:
+                    connection.abort()
+            connections[:] = [c for c in connections if c.is_open]
+            if not connections:
+                del self._idle[origin]
+        self._sweep = self._loop.call_later(self._idle_s, self._close_stale) if self._idle else None
+
+
+def _head(origin: str, path: str, length: int, headers: Mapping[str, str]) -> bytes:
+    lines = [f"POST {path} HTTP/1.1\r\nHost: {origin[7:]}\r\nContent-Length: {length}\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+    text = "".join(lines)
+    if not text.count("\n") == text.count("\r") == len(headers) + 3:
+        raise ValueError("a header of a request to a worker has a line break")
+    return f"{text}\r\n".encode("latin-1")

@@ -1,0 +1,382 @@
+"""Connections to workers, byte by byte: what is an answer, what breaks one, and when a connection is used again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.router.request.worker_connections import (
+    HEADERS,
+    SILENT_BYTES,
+    ConnectionFailed,
+    ConnectionWasReset,
+    NotConnected,
+    WorkerConnections,
+    WorkerResponse,
+)
+from tests.support.stack import free_port
+
+Talk = Callable[["Peer"], Awaitable[None]]
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+class Peer:
+    """The worker's end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+
+    async def request(self) -> bytes:
+        """Read a request to its end and return it."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        return head + await self._reader.readexactly(length)
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def closed(self) -> None:
+        """Wait until the other end has closed the connection."""
+        try:
+            while await self._reader.read(65536):
+                pass
+        except ConnectionError:
+            return
+
+
+class Workers:
+    """A listener whose connections all talk the same way; it counts them."""
+
+    url = ""
+    connections = 0
+
+
+@asynccontextmanager
+async def workers(talk: Talk) -> AsyncIterator[Workers]:
+    state = Workers()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        state.connections += 1
+        try:
+            await talk(Peer(reader, writer))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    state.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield state
+
+
+@asynccontextmanager
+async def connections(*, idle_s: float = 30, read_bytes: int = 1024) -> AsyncIterator[WorkerConnections]:
+    made = WorkerConnections(idle_s=idle_s, connect_s=5, read_bytes=read_bytes)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def post(made: WorkerConnections, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
+    response = await made.post(url, "/v1/x", body, {"Authorization": "Bearer k"})
+    return response.status, await read(response)
+
+
+async def read(response: WorkerResponse) -> bytes:
+    try:
+        return b"".join([chunk async for chunk in response.iter_any()])
+    finally:
+        response.close()
+
+
+def answers(*answer: bytes) -> Talk:
+    """Send these bytes in answer to every request, each piece by itself, and go on."""
+
+    async def talk(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            for piece in answer:
+                await peer.send(piece)
+                await asyncio.sleep(0)
+
+    return talk
+
+
+def answers_once(answer: bytes) -> Talk:
+    """Send these bytes in answer to the first request, and close."""
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer)
+
+    return talk
+
+
+async def test_a_request_is_sent_whole_and_a_connection_is_used_again() -> None:
+    requests: list[bytes] = []
+
+    async def talk(peer: Peer) -> None:
+        while True:
+            requests.append(await peer.request())
+            await peer.send(WHOLE)
+
+    async with workers(talk) as there, connections() as made:
+        results = [await post(made, there.url, body) for body in (b"{}", b"x" * 300_000)]
+
+    assert results == [(200, b"hello")] * 2
+    assert there.connections == 1
+    host = there.url.removeprefix("http://").encode()
+    assert requests[0] == (
+        b"POST /v1/x HTTP/1.1\r\nHost: %b\r\nContent-Length: 2\r\nAuthorization: Bearer k\r\n\r\n{}" % host
+    )
+    assert requests[1].endswith(b"\r\n\r\n" + b"x" * 300_000)
+
+
+@given(st.data())
+async def test_an_answer_split_anywhere_is_the_same(data: st.DataObject) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nX: y\r\n\r\n"
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=6)))
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    async with workers(answers(*pieces)) as there, connections() as made:
+        results = [await post(made, there.url) for _ in range(2)]
+
+    assert results == [(200, b"hello world")] * 2
+    assert there.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\n\r\nhello",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+    ids=["until the end", "HTTP/1.0", "close"],
+)
+async def test_a_connection_that_the_worker_closes_is_not_used_again(answer: bytes) -> None:
+    async with workers(answers_once(answer)) as there, connections() as made:
+        results = [await post(made, there.url) for _ in range(2)]
+
+    assert results == [(200, b"hello")] * 2
+    assert there.connections == 2
+
+
+async def test_interim_answers_are_passed_over() -> None:
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nX: y\r\n\r\n"
+    async with workers(answers(interim + WHOLE)) as there, connections() as made:
+        result = await post(made, there.url)
+
+    assert result == (200, b"hello")
+
+
+@pytest.mark.parametrize("extra", [WHOLE, b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n"])
+async def test_bytes_after_an_answer_never_begin_the_next_one(extra: bytes) -> None:
+    async with workers(answers(WHOLE + extra)) as there, connections() as made:
+        results = [await post(made, there.url) for _ in range(3)]
+
+    assert results == [(200, b"hello")] * 3
+    assert there.connections == 3
+
+
+async def test_bytes_on_an_unused_connection_close_it() -> None:
+    late = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(WHOLE)
+        await late.wait()
+        await peer.send(WHOLE)
+        await peer.closed()
+        closed.set()
+
+    closed = asyncio.Event()
+    async with workers(talk) as there, connections() as made:
+        await post(made, there.url)
+        late.set()
+
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["short", "no last chunk", "no chunk"],
+)
+async def test_a_body_that_breaks_off_is_a_failure(answer: bytes) -> None:
+    async with workers(answers_once(answer)) as there, connections() as made:
+        response = await made.post(there.url, "/", b"{}", {})
+
+        with pytest.raises(ConnectionFailed, match=r"its answer .* not HTTP"):
+            await read(response)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"SSH-2.0-x\r\n", b"HTTP/1.1 101 Up\r\n\r\n"]
+)
+async def test_no_answer_or_none_in_http_is_a_failure(answer: bytes) -> None:
+    async with workers(answers_once(answer)) as there, connections() as made:
+        with pytest.raises(ConnectionFailed):
+            await post(made, there.url)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * (8 * SILENT_BYTES),
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (HEADERS + 2),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * (8 * SILENT_BYTES),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * (HEADERS + 2),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"x" * (8 * SILENT_BYTES),
+    ],
+    ids=["header", "headers", "trailer", "trailers", "chunk extension"],
+)
+async def test_what_never_ends_is_cut_off(answer: bytes) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer)
+        await peer.closed()
+
+    async with workers(talk) as there, connections() as made:
+        with pytest.raises(ConnectionFailed):
+            await asyncio.wait_for(post(made, there.url), 10)
+
+
+async def test_a_reset_before_an_answer_is_told_from_an_orderly_end() -> None:
+    async def reset(peer: Peer) -> None:
+        await peer.request()
+        peer.writer.transport.get_extra_info("socket").setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER: a reset
+        peer.writer.close()
+
+    async def end(peer: Peer) -> None:
+        await peer.request()
+
+    async with workers(reset) as there, connections() as made:
+        with pytest.raises(ConnectionWasReset):
+            await post(made, there.url)
+    async with workers(end) as there, connections() as made:
+        with pytest.raises(ConnectionFailed, match="Server disconnected"):
+            await post(made, there.url)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "https://127.0.0.1:{port}", "http://", "?"])
+async def test_where_nobody_listens_there_is_no_connection(url: str) -> None:
+    async with connections() as made:
+        with pytest.raises(NotConnected):
+            await post(made, url.format(port=free_port()))
+
+
+async def test_a_request_that_is_cancelled_closes_its_connection() -> None:
+    received, closed = asyncio.Event(), asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        received.set()
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as there, connections() as made:
+        task = asyncio.create_task(post(made, there.url))
+        await received.wait()
+        task.cancel()
+
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+async def test_an_answer_that_is_closed_before_its_end_closes_its_connection() -> None:
+    closed = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello")
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as there, connections() as made:
+        response = await made.post(there.url, "/", b"{}", {})
+        response.close()
+
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+async def test_a_reader_that_stops_stops_the_worker_and_the_rest_is_whole() -> None:
+    total, sent = 20_000_000, 0
+
+    async def talk(peer: Peer) -> None:
+        nonlocal sent
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
+        while sent < total:
+            await peer.send(b"x" * 10_000)
+            sent += 10_000
+        await peer.request()
+        await peer.send(WHOLE)
+
+    async with workers(talk) as there, connections(read_bytes=65536) as made:
+        response = await made.post(there.url, "/", b"{}", {})
+        before = -1
+        while sent != before:  # until the kernel's buffers are full
+            before = sent
+            for _ in range(100):
+                await asyncio.sleep(0)
+        held = sent
+        body = await read(response)
+        after = await post(made, there.url)
+
+    assert held < total / 2
+    assert len(body) == total
+    assert after == (200, b"hello")
+    assert there.connections == 1
+
+
+async def test_an_unused_connection_closes_after_its_time() -> None:
+    closed = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(WHOLE)
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as there, connections(idle_s=0.05) as made:
+        await post(made, there.url)
+
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+async def test_a_connection_in_use_when_all_are_closed_ends_with_its_answer() -> None:
+    go_on, closed = asyncio.Event(), asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(WHOLE[:-2])
+        await go_on.wait()
+        await peer.send(WHOLE[-2:])
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as there, connections() as made:
+        response = await made.post(there.url, "/", b"{}", {})
+        await made.close()
+        go_on.set()
+        body = await read(response)
+
+        await asyncio.wait_for(closed.wait(), 10)
+
+    assert body == b"hello"
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y", "a\rX: y"])
+async def test_a_header_with_a_line_break_is_never_sent(value: str) -> None:
+    async with workers(answers(WHOLE)) as there, connections() as made:
+        with pytest.raises(ValueError, match="line break"):
+            await made.post(there.url, "/", b"{}", {"traceparent": value})
