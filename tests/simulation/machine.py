@@ -179,8 +179,7 @@ class Child:
 
     def wait(self) -> int:
         """Return the exit code of a worker that has ended."""
-        assert self._worker.code is not None
-        return self._worker.code
+        return -9 if self._worker.code is None else self._worker.code
 
 
 class System:

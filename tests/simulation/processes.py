@@ -17,17 +17,17 @@ import httpx
 import structlog
 
 from cortex.functions.catalogue import Catalogue
-from cortex.platform import faults, process_id, registry, worker_http
+from cortex.platform import faults, registry, worker_http
 from cortex.platform.agent import loop, monitor
 from cortex.platform.cancel import cancelled
 from cortex.platform.host import engines
 from cortex.platform.host.devices import Reading
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken, fleet_mark, worker_key
+from cortex.platform.process import process_id
 from cortex.platform.record import Device
 from cortex.platform.redis_clients import Generation
 from cortex.platform.registry import RecordUnavailable, Registry
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
@@ -40,6 +40,7 @@ from cortex.router.activation.scaling import Scaling
 from cortex.router.decision_log import DecisionLog
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.request import upstream
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Services
 from cortex.router.request.probe import Probe
@@ -60,7 +61,7 @@ from tests.simulation.machine import (
 )
 from tests.simulation.redis_client import Client
 from tests.simulation.virtual_time import PROCESS, replaced
-from tests.simulation.worker_session import Session
+from tests.simulation.worker_session import Connections, Session
 
 ENGINES = engines.Engines(versions={"fake": "1"}, tools={"fake": ("fake",)})
 
@@ -123,11 +124,9 @@ class SimulatedAgent(loop.Agent):
         self._on_decision = on_decision
         super().__init__(settings, Token(), own)
 
-    def _decide(self, step: Callable[[Scheduler, float], Any]) -> Any:
-        try:
-            return super()._decide(step)
-        finally:
-            self._on_decision(self)
+    def _wake(self) -> None:
+        super()._wake()
+        self._on_decision(self)
 
 
 class SimulatedRouter(runtime.Runtime):
@@ -251,18 +250,21 @@ def substitutions(
         (registry, "async_client", client),
         (agents, "trust", lambda _: False),
         (worker_http, "session", lambda **_: session_at(place())),
+        (upstream, "WorkerConnections", lambda **_: Connections(session_at(place()))),
         (process_id, "boot_id", system.boot_id),
         (process_id, "is_alive", system.is_alive),
+        (process_id, "started_at", system.started_at),
         (process_id, "is_uninterruptible", system.is_uninterruptible),
         (loop, "boot_id", system.boot_id),
         (loop, "devices", HostDevices),
         (loop, "engines", Found),
         (loop, "state_file", StateFile),
         (loop, "home", lambda _folder, boot: boot),
-        (loop, "process", system),
+        (loop, "listener", system),
         (monitor, "process", system),
         (monitor, "log_files", system),
         (supervisor, "process", system),
+        (supervisor, "termination", system),
         (supervisor, "cgroup", system),
         (supervisor, "hardening", system),
         (supervisor, "log_files", system),

@@ -166,6 +166,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.call_soon(run)
         return result
 
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
+        """Refuse: nothing may leave the simulation."""
+        raise AssertionError(f"the simulation called {host}:{port} for real")
+
     def _write_to_self(self) -> None:
         pass
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from cortex.router.request.worker_connections import ConnectionFailed, NotConnected
 from tests.simulation.machine import Machine, Worker
 from tests.simulation.network import Cut, Network
 from tests.simulation.virtual_time import PROCESS, VirtualLoop, settle
@@ -124,6 +125,25 @@ class Session:
     def reachable(self, worker: Worker) -> bool:
         """Whether the rest of an answer arrives."""
         return not self._fabric.network.is_cut(self._place, worker.machine.name)
+
+
+class Connections:
+    """The router's connections for requests: its own client, with its own errors."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def post(self, origin: str, path: str, body: bytes, headers: dict[str, str]) -> "Response":
+        """Send a request. Raises ConnectionFailed."""
+        try:
+            return await self._session.post(origin + path, headers=headers, data=body)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotConnected(str(error)) from error
+        except aiohttp.ClientError as error:
+            raise ConnectionFailed("Server disconnected") from error
+
+    async def close(self) -> None:
+        """Close all connections."""
 
 
 class Response:
