@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from msgspec.structs import asdict
+from msgspec import to_builtins
 
 from tests.simulation.batch import Job, first_failure, run_all
 from tests.simulation.run import Result, simulate
@@ -79,7 +79,11 @@ def _one(options: argparse.Namespace) -> int:
     last = (fails(smallest) if first.violation else first) or first
     if options.json:
         plan = [str(f) for f in smallest.faults]
-        print(json.dumps({**asdict(last), "shrunk_faults": plan, "shrunk_requests": len(smallest.requests)}, indent=2))
+        print(
+            json.dumps(
+                {**to_builtins(last), "shrunk_faults": plan, "shrunk_requests": len(smallest.requests)}, indent=2
+            )
+        )
         return 1 if first.violation else 0
     shown = last.trace if not first.violation else last.trace[-TRACE_LINES:]
     if len(shown) < len(last.trace):

@@ -122,7 +122,7 @@ def run_one(job: Job) -> Result:
     with broken(variant):
         result = simulate(scenario(seed, active_s=active_s))
     gc.collect()
-    return replace(result, trace=())
+    return replace(result, trace=(), requests=())
 
 
 def _pool(processes: int) -> Any:

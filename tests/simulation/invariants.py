@@ -7,6 +7,7 @@ request has ended, no worker is an orphan, views and record agree, `min` and `ma
 
 import signal
 from collections import defaultdict
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -49,6 +50,8 @@ class Invariants:
         """When faults and load ended."""
         self.broken: set[str] = set()
         """Instances whose workers a fault ended or hung."""
+        self.after: dict[int, Callable[[], object]] = {}
+        """What follows the end of a request."""
         self._claims: dict[tuple[str, str], Claim] = {}
         self._epochs: dict[str, int] = {}
         self._restless = ""
@@ -69,6 +72,9 @@ class Invariants:
             self.world.fail(
                 "no answer by another model", f"request {outcome.request} for {outcome.function} got {outcome.model}"
             )
+
+        if then := self.after.pop(outcome.request, None):
+            then()
 
     # Redis.
 

@@ -270,6 +270,10 @@ def _xadd(do: Do, key: Any, fields: Mapping[Any, Any], **_: Any) -> Any:
     return do("XADD", key, "*", *(word for pair in fields.items() for word in pair))
 
 
+def _xrevrange(do: Do, key: Any, **_: Any) -> Any:
+    return do("XREVRANGE", key, "+", "-")
+
+
 def _eval(do: Do, script: str, keys: int, *words: Any) -> Any:
     return do("EVAL", script, words[:keys], words[keys:])
 
@@ -296,7 +300,7 @@ def _plain(name: str) -> Callable[..., Any]:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "set": _set, "hset": _hset, "xadd": _xadd, "time": _time, "eval": _eval, "scan": _scan, "mget": _mget,
-    "zrange": _zrange,
+    "zrange": _zrange, "xrevrange": _xrevrange,
     "get": _plain("GET"), "sadd": _plain("SADD"), "srem": _plain("SREM"), "smembers": _plain("SMEMBERS"),
     "delete": _plain("DEL"), "hgetall": _plain("HGETALL"), "hdel": _plain("HDEL"), "hget": _plain("HGET"),
     "zrem": _plain("ZREM"), "publish": _plain("PUBLISH"), "pttl": _plain("PTTL"), "pexpire": _plain("PEXPIRE"),

@@ -13,10 +13,12 @@ from cortex.functions.spec import Function
 from tests.simulation.invariants import Invariants
 from tests.simulation.machine import Machine, Manner, Worker
 from tests.simulation.network import Cut
-from tests.simulation.scenario import Fault, Scenario
+from tests.simulation.scenario import Client, Fault, Scenario
 from tests.simulation.virtual_time import Phase, Process, VirtualLoop
 from tests.simulation.world import Outcome, World
 
+THINKING_S = 0.01
+"""From an answer to a client's next request."""
 REST_S = 1.0
 """How long everything must be at rest before a run ends."""
 FOLDER = Path(tempfile.gettempdir()) / "cortex-simulation"
@@ -36,6 +38,8 @@ class Result(Struct, frozen=True, kw_only=True):
     """From the end of faults and load until everything was at rest."""
     virtual_s: float = 0.0
     digest: str = ""
+    requests: tuple[Outcome, ...] = ()
+    """Every request, in the order in which they ended."""
     trace: tuple[str, ...] = ()
 
 
@@ -83,6 +87,8 @@ class Run:
             world.start_router(name)
         for number, request in enumerate(scenario.requests):
             world.loop.outside(request.at, world.request, number, request.function, request.router, request.patience_s)
+        for client in scenario.clients:
+            world.loop.outside(client.at, self._send_next, client)
         for fault in scenario.faults:
             world.loop.outside(fault.at, self._begin, fault)
         await asyncio.sleep(scenario.load_ends)
@@ -138,8 +144,19 @@ class Run:
             converged_s=self._converged,
             virtual_s=world.now,
             digest=world.digest.hexdigest(),
+            requests=tuple(world.outcomes),
             trace=tuple(world.trace),
         )
+
+    # Clients that wait for their answers.
+
+    def _send_next(self, client: Client) -> None:
+        if self.world.now >= self.scenario.load_ends:
+            return
+        number = len(self._works)
+        self._works[number] = client.work_s
+        self.invariants.after[number] = lambda: self.world.loop.outside(THINKING_S, self._send_next, client)
+        self.world.request(number, client.function, client.router)
 
     # Workers.
 

@@ -24,6 +24,15 @@ class Request(Struct, frozen=True, kw_only=True):
     patience_s: float | None = None
 
 
+class Client(Struct, frozen=True, kw_only=True):
+    """A client that sends its next request as soon as it has the answer to the last."""
+
+    function: str
+    router: str
+    work_s: float
+    at: float = 0.5
+
+
 class Fault(Struct, frozen=True, kw_only=True):
     """One fault: what, when, where, for how long. `detail` depends on the kind."""
 
@@ -63,6 +72,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     faults: tuple[Fault, ...]
     load_ends: float
     ends: float
+    clients: tuple[Client, ...] = ()
 
     @property
     def catalogue(self) -> Catalogue:
