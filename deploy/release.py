@@ -1,8 +1,8 @@
-"""A release: wheel, source, what it consists of (CycloneDX) and the hashes of all three, from a clean checkout.
+"""Builds a release from a clean checkout: wheel, source, bill of materials (CycloneDX), and the hashes of all three.
 
 dist/release/cortex-0.1.0-py3-none-any.whl
 dist/release/cortex-0.1.0.tar.gz
-dist/release/cortex-0.1.0.cdx.json         every package that uv.lock names for it, with versions
+dist/release/cortex-0.1.0.cdx.json         all packages of uv.lock that it needs, with versions
 dist/release/SHA256SUMS                    `sha256sum --check SHA256SUMS`
 """
 
@@ -17,14 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Build the release of this checkout anew, and say what is in it."""
+    """Build the release of this checkout, and print the hashes."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=ROOT / "dist" / "release")
-    options.add_argument("--bill", type=Path, metavar="FILE", help="only that, of what a host gets: the installer too")
-    chosen = options.parse_args()
-    out: Path = chosen.out
-    if chosen.bill:
-        bill_of_materials(chosen.bill, "--group", "installer")
+    options.add_argument(
+        "--bill", type=Path, metavar="FILE", help="write only the bill of materials of a host, with the installer"
+    )
+    arguments = options.parse_args()
+    out: Path = arguments.out
+    if arguments.bill:
+        bill_of_materials(arguments.bill, "--group", "installer")
         return
     shutil.rmtree(out, ignore_errors=True)
     run("uv", "build", "--quiet", "--out-dir", str(out), str(ROOT))
@@ -38,7 +40,7 @@ def main() -> None:
 
 
 def bill_of_materials(file: Path, *more: str) -> None:
-    """Write what cortex consists of, out of `uv.lock` alone; `more` are options of `uv export` (groups, extras)."""
+    """Write the bill of materials from `uv.lock`; `more` are options of `uv export` (groups, extras)."""
     run(
         "uv", "export", "--quiet", "--locked", "--no-default-groups", *more, "--format", "cyclonedx1.5",
         "--preview-features", "sbom-export", "--project", str(ROOT), "-o", str(file),
@@ -46,11 +48,11 @@ def bill_of_materials(file: Path, *more: str) -> None:
 
 
 def run(*argv: str) -> str:
-    """Run a program and return what it prints; end where it fails."""
-    done = subprocess.run(argv, stdout=subprocess.PIPE, check=False, encoding="utf-8", errors="surrogateescape")
-    if done.returncode:
-        sys.exit(f"{Path(sys.argv[0]).stem}: `{' '.join(argv[:4])} …` failed with code {done.returncode}")
-    return done.stdout
+    """Run a program and return its output; exit if it fails."""
+    result = subprocess.run(argv, stdout=subprocess.PIPE, check=False, encoding="utf-8", errors="surrogateescape")
+    if result.returncode:
+        sys.exit(f"{Path(sys.argv[0]).stem}: `{' '.join(argv[:4])} …` failed with code {result.returncode}")
+    return result.stdout
 
 
 if __name__ == "__main__":

@@ -1,59 +1,59 @@
-"""Changing the fleet's token while everything runs.
+"""Replaces the fleet's token while everything runs.
 
-A token file holds several: the first is used, all are accepted, and routers and agents follow it. So (1) the new one
-is accepted everywhere, (2) it is used everywhere, and the old one still accepted, because workers that were started
-under it have keys that come from it; (3) when none of those is left, the old one goes. The vault says at every moment
-what machines are to be told, so what was interrupted is begun again where it was.
+A token file may have several tokens: the first is used, all are accepted, and routers and agents reload it. (1) All
+machines accept the new token. (2) All machines use it, and still accept the old one, because the keys of workers
+started under it are derived from it. (3) When no such worker is left, the old token is removed. The vault always has
+the tokens that machines should have, so an interrupted rotation continues where it stopped.
 """
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.vault import Vault, changed, made, value
+from deploy.vault import Vault, new_secret, value, with_values
 
 TOKEN, NEXT, FORMER = "cortex_fleet_token", "cortex_fleet_token_next", "cortex_fleet_token_former"
 SINCE = "cortex_fleet_token_since"
-"""When every machine used the token, Unix time."""
-FOLLOWED_S = 5
-"""Within so long machines take up a file that was changed, and their clocks differ by less."""
+"""The Unix time since when every machine uses the token."""
+RELOAD_S = 5
+"""Time limit for machines to reload a changed file, and more than the difference of their clocks."""
 Play = Callable[..., int]
 
 
 def rotate(inventory: Path, play: Play) -> int:
-    """Have a new token used everywhere, and the one before accepted. Raises VaultClosed."""
+    """Make all machines use a new token and accept the previous one. Raises VaultClosed."""
     vault = Vault(inventory)
     text = vault.read()
     if value(text, FORMER) and not value(text, NEXT):
-        print("the token before is still accepted: before another change, `just rotate-token INVENTORY --finish`")
+        print("the previous token is still accepted: run `just rotate-token INVENTORY --finish` before another change")
     else:
-        text = changed(text, {NEXT: value(text, NEXT) or made()})
+        text = with_values(text, {NEXT: value(text, NEXT) or new_secret()})
         vault.write(text)
         if code := play("tokens.yml"):  # (1)
             return code
-        text = swapped(text)
+        text = swap_tokens(text)
         vault.write(text)
     if code := play("tokens.yml"):  # (2)
         return code
     if not value(text, SINCE):
-        vault.write(changed(text, {SINCE: str(round(time.time()) + FOLLOWED_S)}))
-    print("the new token is used; workers that were started under the old one go on. `… --finish` forgets it")
+        vault.write(with_values(text, {SINCE: str(round(time.time()) + RELOAD_S)}))
+    print("the new token is in use; workers started under the old one still run. `… --finish` removes the old one")
     return 0
 
 
 def finish(inventory: Path, play: Play) -> int:
-    """Have the old token accepted no more, if nothing runs that was started under it. Raises VaultClosed."""
+    """Make all machines reject the old token, if no worker started under it runs. Raises VaultClosed."""
     vault = Vault(inventory)
     text = vault.read()
     if not value(text, FORMER):
-        print("no earlier token is accepted")
+        print("there is no old token")
         return 0
     if code := play("tokens.yml", "--tags", "old"):
         return code
-    vault.write(changed(text, {FORMER: "", SINCE: ""}))
+    vault.write(with_values(text, {FORMER: "", SINCE: ""}))
     return play("tokens.yml")  # (3)
 
 
-def swapped(text: str) -> str:
-    """Return a vault's text with the next token in use, and the one in use as the one before."""
-    return changed(text, {TOKEN: value(text, NEXT), FORMER: value(text, TOKEN), NEXT: ""})
+def swap_tokens(text: str) -> str:
+    """Return a vault's text with the next token as the current one, and the current one as the former one."""
+    return with_values(text, {TOKEN: value(text, NEXT), FORMER: value(text, TOKEN), NEXT: ""})

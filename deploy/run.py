@@ -1,15 +1,15 @@
-"""What `just deploy` and its sisters run: Ansible from this checkout, with its settings and the vault's password.
+"""Runs Ansible from this checkout for `just deploy` and related recipes, with its settings and the vault's password.
 
     python -m deploy.run COMMAND INVENTORY
 
-    deploy INVENTORY [ARGS…]      build the wheelhouse of this checkout, bring the fleet to it
-    models INVENTORY [ARGS…]      push models.toml alone
-    rollback INVENTORY [ARGS…]    every machine back to the version it had before
-    status INVENTORY [ARGS…]      what runs where
-    undeploy INVENTORY [ARGS…]    drain, stop and remove; with --limit, only there
-    secrets INVENTORY             make the fleet's secrets beside the inventory, encrypted
-    certificates INVENTORY        make the fleet's authority and machines' certificates, or those that grow old
-    rotate-token INVENTORY        change the fleet's token while everything runs; with --finish, forget the old one
+    deploy INVENTORY [ARGS…]      build the wheelhouse of this checkout, and deploy it to the fleet
+    models INVENTORY [ARGS…]      push models.toml only
+    rollback INVENTORY [ARGS…]    return every machine to its previous version
+    status INVENTORY [ARGS…]      show what runs on each machine
+    undeploy INVENTORY [ARGS…]    drain, stop and remove; with --limit, only on those machines
+    secrets INVENTORY             make the fleet's secrets, encrypted, next to the inventory
+    certificates INVENTORY        make or renew the fleet's authority and certificates
+    rotate-token INVENTORY        replace the fleet's token while everything runs; with --finish, remove the old one
 
 Further arguments go to ansible-playbook: --limit, --tags, --check --diff, -e.
 """
@@ -39,7 +39,7 @@ def main() -> int:
         return 2
     command, inventory, *arguments = sys.argv[1:]
     if not Path(inventory).exists():
-        print(f"deploy: there is no inventory {inventory}; {ANSIBLE / 'inventory'} has examples", file=sys.stderr)
+        print(f"deploy: {inventory} does not exist; {ANSIBLE / 'inventory'} has examples", file=sys.stderr)
         return 2
     try:
         if command == "secrets":
@@ -53,22 +53,22 @@ def main() -> int:
     except VaultClosed as error:
         print(f"deploy: {error}", file=sys.stderr)
         return 1
-    named = any(a.startswith("cortex_version=") for a in arguments)
-    if command == "deploy" and not named:
-        built = subprocess.run([sys.executable, str(WHEELHOUSE)], check=False)
-        if built.returncode:
-            return built.returncode
+    has_version = any(a.startswith("cortex_version=") for a in arguments)
+    if command == "deploy" and not has_version:
+        build = subprocess.run([sys.executable, str(WHEELHOUSE)], check=False)
+        if build.returncode:
+            return build.returncode
     playbook, *fixed = PLAYBOOKS[command]
-    code = play(inventory, playbook, *fixed, *arguments, all_it_says=command == "status")
+    code = play(inventory, playbook, *fixed, *arguments, verbose=command == "status")
     if code == 0 and playbook == "site.yml" and not {"--check", "-C"}.intersection(arguments):
         passwords = [a for n, a in enumerate(arguments) if "vault" in a or (n and "vault" in arguments[n - 1])]
-        return play(inventory, "ask.yml", *passwords, all_it_says=True)
+        return play(inventory, "ask.yml", *passwords, verbose=True)
     return code
 
 
-def play(inventory: str, playbook: str, *arguments: str, all_it_says: bool = False) -> int:
-    """Run one playbook; return its exit code. It prints what changed, and the rest only where that is the point."""
-    env = environment() | ({"ANSIBLE_DISPLAY_OK_HOSTS": "true"} if all_it_says else {})
+def play(inventory: str, playbook: str, *arguments: str, verbose: bool = False) -> int:
+    """Run a playbook; return its exit code. It prints changes only, or everything if `verbose`."""
+    env = environment() | ({"ANSIBLE_DISPLAY_OK_HOSTS": "true"} if verbose else {})
     argv = ["ansible-playbook", "-i", inventory, str(ANSIBLE / playbook), *arguments]
     return subprocess.run(argv, env=env, check=False).returncode
 

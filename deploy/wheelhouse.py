@@ -1,12 +1,12 @@
-"""A wheelhouse: cortex as it is in this checkout and everything it needs, as wheels with their hashes.
+"""Builds a wheelhouse: cortex from this checkout and its dependencies, as wheels with hashes.
 
-Hosts install from it with no index at all (`--no-index --require-hashes`), so what was tested is what runs, and
-an air-gapped host is like any other. A build is named after its commit, `0.1.0+g1a2b3c4`, and after what is not
-committed too; the same name is never built twice. What it needs comes from `uv.lock` alone.
+Hosts install from it without an index (`--no-index --require-hashes`), so they run what was tested, and air-gapped
+hosts need nothing else. A build is named after its commit, `0.1.0+g1a2b3c4`, and after uncommitted changes; a name is
+never built twice. Dependencies come from `uv.lock` only.
 
-    dist/wheelhouse/0.1.0+g1a2b3c4.tar     what goes to a host: wheels, requirements.txt, the installer, its SBOM
+    dist/wheelhouse/0.1.0+g1a2b3c4.tar     the files for a host: wheels, requirements.txt, the installer, the SBOM
     dist/wheelhouse/latest                 the name of the last build
-    dist/wheelhouse/wheels/                everything that was ever fetched, to be fetched once
+    dist/wheelhouse/wheels/                a cache of all fetched wheels
 """
 
 import argparse
@@ -26,45 +26,46 @@ INSTALLER = "uv"
 
 
 def main() -> None:
-    """Build the wheelhouse of this checkout, unless it is there, and say its name."""
+    """Build the wheelhouse of this checkout unless it exists, and print its name."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=ROOT / "dist" / "wheelhouse")
-    options.add_argument("--python", action="append", help=f"of the hosts; may be repeated [default: {PYTHONS}]")
-    options.add_argument("--platform", action="append", help="of the hosts, as pip names it [default: x86_64]")
-    options.add_argument("--label", help="names the build instead of the commit")
-    chosen = options.parse_args()
-    version = f"{_declared_version()}+{chosen.label or _label()}"
-    build(version, chosen.out, chosen.python or list(PYTHONS), chosen.platform or list(PLATFORMS))
-    (chosen.out / "latest").write_text(version + "\n")
+    options.add_argument("--python", action="append", help=f"Python of the hosts; may be repeated [default: {PYTHONS}]")
+    options.add_argument("--platform", action="append", help="platform of the hosts in pip's form [default: x86_64]")
+    options.add_argument("--label", help="name of the build instead of the commit")
+    arguments = options.parse_args()
+    version = f"{_declared_version()}+{arguments.label or _label()}"
+    build(version, arguments.out, arguments.python or list(PYTHONS), arguments.platform or list(PLATFORMS))
+    (arguments.out / "latest").write_text(version + "\n")
     print(version)
 
 
 def build(version: str, out: Path, pythons: list[str], platforms: list[str]) -> Path:
-    """Return the tar file of a version; make it when it is not there."""
+    """Return the tar file of a version; build it if it is missing."""
     tar = out / f"{version}.tar"
     if tar.exists():
         return tar
-    fetched = out / "wheels"
-    fetched.mkdir(parents=True, exist_ok=True)
+    cache = out / "wheels"
+    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch)
         wheel = _own_wheel(version, folder)
-        needed = _needed()
+        requirements = _requirements()
         for python in pythons:
-            _fetch(needed, folder, fetched, python, platforms)
+            _fetch(requirements, folder, cache, python, platforms)
         own = f"cortex=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
-        (folder / "requirements.txt").write_text(needed + own)
+        (folder / "requirements.txt").write_text(requirements + own)
         _run(sys.executable, str(ROOT / "deploy" / "release.py"), "--bill", str(folder / "cortex.cdx.json"))
         part = folder / "part.tar"
         with tarfile.open(part, "w") as archive:  # wheels are compressed already
-            for path in (folder / "requirements.txt", folder / "cortex.cdx.json", wheel, *_named_in(needed, fetched)):
+            wheels = _required_wheels(requirements, cache)
+            for path in (folder / "requirements.txt", folder / "cortex.cdx.json", wheel, *wheels):
                 archive.add(path, path.name)
         part.replace(tar)
     return tar
 
 
 def _own_wheel(version: str, folder: Path) -> Path:
-    """Build cortex from the files git knows or would take, under the build's own version."""
+    """Build cortex from all files that git does not ignore, with the build's version."""
     source = folder / "source"
     for name in _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
         if name and (ROOT / name).is_file():
@@ -79,56 +80,56 @@ def _own_wheel(version: str, folder: Path) -> Path:
     return wheel
 
 
-def _needed() -> str:
-    """Return what the lock file says cortex and its installation need, with hashes."""
+def _requirements() -> str:
+    """Return the requirements of cortex and its installation from the lock file, with hashes."""
     return _run(
         "uv", "export", "--quiet", "--locked", "--no-dev", "--group", "installer", "--no-emit-project", "--no-header",
         "--no-annotate", "--format", "requirements.txt", "--project", str(ROOT),
     )  # fmt: skip
 
 
-def _fetch(needed: str, scratch: Path, out: Path, python: str, platforms: list[str]) -> None:
-    # pip judges by this Python's patch level what is needed on a host with another: what depends on that is taken too.
-    requirements = scratch / "fetch.txt"
-    requirements.write_text(re.sub(r" ; (python_full_version [^ ]+ '[^']+')(?= \\)", "", needed))
+def _fetch(requirements: str, scratch: Path, out: Path, python: str, platforms: list[str]) -> None:
+    # pip evaluates markers with this Python's patch level, and a host may have another: fetch for all patch levels.
+    file = scratch / "fetch.txt"
+    file.write_text(re.sub(r" ; (python_full_version [^ ]+ '[^']+')(?= \\)", "", requirements))
     targets = [f for p in platforms for f in ("--platform", p)]
     _run(
         "uv", "run", "--quiet", "--no-project", "--with", "pip", "--python", sys.executable, "python", "-m", "pip",
         "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary", ":all:",
         "--python-version", python, "--implementation", "cp", "--abi", f"cp{python.replace('.', '')}", "--abi", "abi3",
-        "--abi", "none", *targets, "--find-links", str(out), "--dest", str(out), "--requirement", str(requirements),
+        "--abi", "none", *targets, "--find-links", str(out), "--dest", str(out), "--requirement", str(file),
     )  # fmt: skip
 
 
-def _named_in(requirements: str, folder: Path) -> list[Path]:
-    """Return the wheels of a folder that the requirements name, by name, version and hash."""
-    wanted = {
+def _required_wheels(requirements: str, folder: Path) -> list[Path]:
+    """Return the wheels of a folder that the requirements name, by name and version."""
+    required = {
         (m[1].lower().replace("-", "_").replace(".", "_"), m[2])
         for m in re.finditer(r"^([\w.-]+)==([^\s;\\]+)", requirements, re.MULTILINE)
     }
-    found = []
+    wheels = []
     for wheel in sorted(folder.glob("*.whl")):
         name, version, *_ = wheel.name.split("-")
-        if (name.lower().replace(".", "_"), version) in wanted:
-            found.append(wheel)
-    return found
+        if (name.lower().replace(".", "_"), version) in required:
+            wheels.append(wheel)
+    return wheels
 
 
 def _declared_version() -> str:
-    found = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1]
+    match = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert match is not None
+    return match[1]
 
 
 def _label() -> str:
-    """Name the commit, and what is different from it."""
-    changed = _git("diff", "HEAD", "--binary") + "".join(
+    """Return a name for the commit and the differences from it."""
+    difference = _git("diff", "HEAD", "--binary") + "".join(
         f"{name}\0{(ROOT / name).read_bytes()!r}"
         for name in sorted(_git("ls-files", "-z", "--others", "--exclude-standard").split("\0"))
         if name and (ROOT / name).is_file()
     )
     commit = "g" + _git("rev-parse", "--short=8", "HEAD").strip()
-    return f"{commit}.d{hashlib.sha256(changed.encode()).hexdigest()[:8]}" if changed else commit
+    return f"{commit}.d{hashlib.sha256(difference.encode()).hexdigest()[:8]}" if difference else commit
 
 
 def _git(*arguments: str) -> str:
@@ -136,10 +137,10 @@ def _git(*arguments: str) -> str:
 
 
 def _run(*argv: str) -> str:
-    done = subprocess.run(argv, stdout=subprocess.PIPE, check=False, encoding="utf-8", errors="surrogateescape")
-    if done.returncode:
-        sys.exit(f"wheelhouse: `{' '.join(argv[:4])} …` failed with code {done.returncode}")
-    return done.stdout
+    run = subprocess.run(argv, stdout=subprocess.PIPE, check=False, encoding="utf-8", errors="surrogateescape")
+    if run.returncode:
+        sys.exit(f"wheelhouse: `{' '.join(argv[:4])} …` failed with code {run.returncode}")
+    return run.stdout
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ BODIES: dict[str, Any] = {
     "/v1/responses": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "input": {}}},
     "/v1/embeddings": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "input": {}}},
     "/v1/rerank": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "documents": {}}},
+    "/v2/rerank": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "documents": {}}},
     "/admin/keys": {
         "type": "object",
         "required": ["name"],

@@ -16,8 +16,8 @@ from cortex.platform.record_keys import RecordKeys
 from cortex.platform.weights.jobs import FAILED_TTL_S, RESULT_TTL_S
 from cortex.router.access.sessions import SESSION_S
 from cortex.router.activation.activator import CLAIM_S
+from cortex.router.background import SWEEP_LEASE_S
 from cortex.router.live_catalogue import load
-from cortex.router.runtime import SWEEP_LEASE_S
 from tests.support.cli_page import commands
 from tests.support.pages import PAGES
 

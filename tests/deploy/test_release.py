@@ -1,4 +1,4 @@
-"""A release says what it is made of, and what was locked is what it says; an audit says what it could not look up."""
+"""A release has a bill of materials, the lock file has hashes, and an audit reports what it could not look up."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy.audit import HOLES, NOT_CHECKED, WELL, holes, licences, unhashed
+from deploy.audit import NO_PROBLEM, NOT_CHECKED, VULNERABLE, licences, packages_without_hash, vulnerabilities
 
 pytestmark = pytest.mark.long
 
@@ -27,13 +27,13 @@ def components(file: Path) -> dict[str, str]:
 
 
 def locked(*groups: str) -> dict[str, str]:
-    """Return what the lock file says is needed, by another way than the bill's: with whatever marker."""
+    """Return the dependencies in the lock file, with any marker, without using the bill."""
     argv = ["uv", "export", "-q", "--locked", "--no-dev", *groups, "--no-emit-project", "--no-hashes", "--no-annotate"]
-    done = subprocess.run([*argv, "--no-header"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", done.stdout, re.MULTILINE))
+    run = subprocess.run([*argv, "--no-header"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", run.stdout, re.MULTILINE))
 
 
-def test_a_release_is_a_wheel_its_source_what_it_is_made_of_and_the_hashes_of_all(tmp_path: Path) -> None:
+def test_a_release_has_wheel_source_bill_of_materials_and_hashes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "deploy/release.py", "--out", str(tmp_path / "r")], cwd=ROOT, check=True)
     lines = [line.split() for line in (tmp_path / "r" / "SHA256SUMS").read_text().splitlines()]
     sums = {name: digest for digest, name in lines}
@@ -49,7 +49,7 @@ def test_a_release_is_a_wheel_its_source_what_it_is_made_of_and_the_hashes_of_al
         assert any(name.endswith("/platform/cortex/platform/agent/loop.py") for name in archive.getnames())
 
 
-def test_what_goes_to_a_host_says_what_it_is_made_of_with_the_installer(tmp_path: Path) -> None:
+def test_the_bill_of_materials_of_a_host_includes_the_installer(tmp_path: Path) -> None:
     argv = [sys.executable, "deploy/release.py", "--bill", str(tmp_path / "bill.json")]
     subprocess.run(argv, cwd=ROOT, check=True)
 
@@ -57,12 +57,12 @@ def test_what_goes_to_a_host_says_what_it_is_made_of_with_the_installer(tmp_path
     assert "uv" in components(tmp_path / "bill.json")
 
 
-def test_the_lock_file_holds_a_hash_for_everything() -> None:
-    assert unhashed((ROOT / "uv.lock").read_text()) == []
+def test_the_lock_file_has_a_hash_for_every_file() -> None:
+    assert packages_without_hash((ROOT / "uv.lock").read_text()) == []
 
 
 @pytest.mark.parametrize(
-    ("package", "said"),
+    ("package", "text"),
     [
         ('source = { registry = "https://x" }\nwheels = [{ url = "u" }]', "a 1"),
         ('source = { registry = "https://x" }\nwheels = [{ url = "u", hash = "md5:00" }]', "a 1"),
@@ -70,37 +70,37 @@ def test_the_lock_file_holds_a_hash_for_everything() -> None:
         ('source = { url = "https://x" }', "a 1: comes from url"),
     ],
 )
-def test_a_package_that_could_be_exchanged_is_named(package: str, said: str) -> None:
-    assert unhashed(f'[[package]]\nname = "a"\nversion = "1"\n{package}\n') == [said]
+def test_a_package_without_a_hash_or_from_another_source_is_reported(package: str, text: str) -> None:
+    assert packages_without_hash(f'[[package]]\nname = "a"\nversion = "1"\n{package}\n') == [text]
 
 
 SKIPPED = {"name": "b", "skip_reason": "not found on the index"}
 CLEAN = {"name": "a", "version": "1", "vulns": []}
-HOLED = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1"}]}
+VULNERABLE_PACKAGE = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1"}]}
 
 
 @pytest.mark.parametrize(
-    ("report", "code", "said"),
+    ("report", "code", "text"),
     [
-        ({"dependencies": [CLEAN]}, WELL, "no known hole in any of 1"),
-        ({"dependencies": [CLEAN, HOLED]}, HOLES, "c 2: CVE-1"),
-        ({"dependencies": [SKIPPED, HOLED]}, HOLES, "c 2: CVE-1"),
+        ({"dependencies": [CLEAN]}, NO_PROBLEM, "no known vulnerability in any of 1"),
+        ({"dependencies": [CLEAN, VULNERABLE_PACKAGE]}, VULNERABLE, "c 2: CVE-1"),
+        ({"dependencies": [SKIPPED, VULNERABLE_PACKAGE]}, VULNERABLE, "c 2: CVE-1"),
         ({"dependencies": [CLEAN, SKIPPED]}, NOT_CHECKED, "NOT LOOKED UP for 1 of 2"),
         ({"dependencies": []}, NOT_CHECKED, "NOT LOOKED UP"),
         ("no route to host", NOT_CHECKED, "NOT LOOKED UP: no route to host"),
     ],
 )
-def test_what_was_not_looked_up_is_never_called_well(report: Any, code: int, said: str) -> None:
-    found = holes(report)
+def test_an_audit_that_could_not_look_up_a_package_never_reports_success(report: Any, code: int, text: str) -> None:
+    result = vulnerabilities(report)
 
-    assert found[0] == code
-    assert said in found[1]
+    assert result[0] == code
+    assert text in result[1]
 
 
-def test_every_package_here_says_its_licence() -> None:
+def test_every_installed_package_has_a_licence() -> None:
     from importlib.metadata import distributions
 
-    said = {name.lower().replace("_", "-"): terms for name, _, terms in licences(list(distributions()))}
+    text = {name.lower().replace("_", "-"): terms for name, _, terms in licences(list(distributions()))}
 
-    assert {name for name in locked() if said.get(name.lower().replace("_", "-"), "") == "UNKNOWN"} == set()
-    assert "MIT" in said["rich"]
+    assert {name for name in locked() if text.get(name.lower().replace("_", "-"), "") == "UNKNOWN"} == set()
+    assert "MIT" in text["rich"]

@@ -1,4 +1,4 @@
-"""What the deployment writes: units that systemd finds nothing wrong with and that close what they do not need."""
+"""Files of the deployment: valid units with few privileges, settings, firewall rules, Redis users."""
 
 import hashlib
 import os
@@ -23,73 +23,73 @@ MOST_EXPOSED = {
 }
 
 
-@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not here")
-def test_systemd_finds_nothing_wrong_with_the_units(written: Path) -> None:
-    units = [p.name for p in (*written.glob("*.service"), *written.glob("*.socket"))]
+@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
+def test_systemd_analyze_accepts_the_units(files: Path) -> None:
+    units = [p.name for p in (*files.glob("*.service"), *files.glob("*.socket"))]
 
-    done = subprocess.run(
-        [str(ANALYZE), "verify", "--man=no", *units], cwd=written, capture_output=True, text=True, check=False
+    run = subprocess.run(
+        [str(ANALYZE), "verify", "--man=no", *units], cwd=files, capture_output=True, text=True, check=False
     )
 
     # The firewall's unit runs nft, which the deployment installs and this machine may lack.
     missing = "Command /usr/sbin/nft is not executable: No such file or directory"
     assert len(units) >= 8
-    assert [line for line in done.stderr.splitlines() if "cortex" in line and missing not in line] == []
+    assert [line for line in run.stderr.splitlines() if "cortex" in line and missing not in line] == []
 
 
-@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not here")
+@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
 @pytest.mark.parametrize("unit", MOST_EXPOSED)
-def test_a_unit_closes_what_it_does_not_need(unit: str, written: Path) -> None:
+def test_a_unit_has_at_most_its_documented_exposure(unit: str, files: Path) -> None:
     most = str(round(MOST_EXPOSED[unit] * 10))
 
-    done = subprocess.run(
-        [str(ANALYZE), "security", "--offline=true", "--no-pager", f"--threshold={most}", str(written / unit)],
+    run = subprocess.run(
+        [str(ANALYZE), "security", "--offline=true", "--no-pager", f"--threshold={most}", str(files / unit)],
         capture_output=True,
         text=True,
         check=False,
     )
 
-    assert done.returncode == 0, done.stdout.splitlines()[-1]
+    assert run.returncode == 0, run.stdout.splitlines()[-1]
 
 
-def test_the_settings_that_are_written_stand(written: Path) -> None:
-    found, _ = settings.load(written / "cortex.toml", {})
+def test_the_rendered_settings_are_valid(files: Path) -> None:
+    result, _ = settings.load(files / "cortex.toml", {})
 
-    assert found.redis.url == "redis://cortex-router@10.0.0.9:6380/0"
-    assert found.agent.keep_workers
-    assert found.agent.worker_host == "10.0.0.9"
+    assert result.redis.url == "redis://cortex-router@10.0.0.9:6380/0"
+    assert result.agent.keep_workers
+    assert result.agent.worker_host == "10.0.0.9"
 
 
-def test_with_tls_the_record_and_agents_are_reached_by_it_alone(written_tls: Path) -> None:
-    found, _ = settings.load(written_tls / "cortex.toml", {})
-    redis = (written_tls / "redis.conf").read_text().splitlines()
-    unit = (written_tls / "cortex-agent.service").read_text()
+def test_with_tls_redis_and_agents_accept_tls_only(tls_files: Path) -> None:
+    result, _ = settings.load(tls_files / "cortex.toml", {})
+    redis = (tls_files / "redis.conf").read_text().splitlines()
+    unit = (tls_files / "cortex-agent.service").read_text()
 
-    assert found.redis.url == "rediss://cortex-host-third@10.0.0.9:6380/0"
-    assert f"CORTEX_REDIS__URL={found.redis.url}" in unit
-    assert found.ca_file == "/etc/cortex/tls/ca.pem"
-    assert (found.agent.tls_cert, found.agent.tls_key) == ("/etc/cortex/tls/own.pem", "/etc/cortex/tls/own.key")
+    assert result.redis.url == "rediss://cortex-host-third@10.0.0.9:6380/0"
+    assert f"CORTEX_REDIS__URL={result.redis.url}" in unit
+    assert result.ca_file == "/etc/cortex/tls/ca.pem"
+    assert (result.agent.tls_cert, result.agent.tls_key) == ("/etc/cortex/tls/own.pem", "/etc/cortex/tls/own.key")
     assert {"port 0", "tls-port 6380"} <= set(redis)
 
 
-def test_no_secret_is_in_a_file_everybody_may_read(written: Path) -> None:
-    readable = [p for p in written.iterdir() if p.is_file() and p.name not in ("inventory", "users.acl")]
+def test_no_world_readable_file_has_a_secret(files: Path) -> None:
+    readable = [p for p in files.iterdir() if p.is_file() and p.name not in ("inventory", "users.acl")]
 
     assert not [p.name for p in readable if "p" * 16 in p.read_text() or "a" * 16 in p.read_text()]
-    assert "p" * 16 not in (written / "users.acl").read_text()  # only its hash
+    assert "p" * 16 not in (files / "users.acl").read_text()  # only its hash
 
 
-@pytest.mark.skipif(NFT is None or os.geteuid() != 0, reason="nft is not here, or not for us")
-def test_the_firewalls_rules_load(written: Path) -> None:
-    done = subprocess.run(
-        [str(NFT), "--check", "-f", str(written / "firewall.nft")], capture_output=True, text=True, check=False
+@pytest.mark.skipif(NFT is None or os.geteuid() != 0, reason="needs nft and root")
+def test_nft_accepts_the_firewalls_rules(files: Path) -> None:
+    run = subprocess.run(
+        [str(NFT), "--check", "-f", str(files / "firewall.nft")], capture_output=True, text=True, check=False
     )
 
-    assert done.returncode == 0, done.stderr
+    assert run.returncode == 0, run.stderr
 
 
-def test_agents_and_workers_are_open_to_routers_and_redis_to_members_alone(written: Path) -> None:
-    rules = (written / "firewall.nft").read_text()
+def test_the_firewall_admits_routers_to_agents_and_workers_and_members_to_redis(files: Path) -> None:
+    rules = (files / "firewall.nft").read_text()
 
     opened = set(re.findall(r"ip6? saddr (\S+) tcp dport { (\S+) } accept", rules))
     closed = re.findall(r"tcp dport { (\S+) } reject", rules)
@@ -104,8 +104,8 @@ def test_agents_and_workers_are_open_to_routers_and_redis_to_members_alone(writt
     assert closed == ["13131", "20000-20999", "6380", "31313", "31314"]
 
 
-def test_each_host_is_a_user_of_redis_of_its_own_whose_password_it_alone_has(written: Path) -> None:
-    users = (written / "hosts.acl").read_text().splitlines()
+def test_each_host_has_its_own_redis_user_and_password(files: Path) -> None:
+    users = (files / "hosts.acl").read_text().splitlines()
     secret = hashlib.sha256(f"{'p' * 16} of host third".encode()).hexdigest()
 
     assert [line.split()[1] for line in users] == ["cortex-host-box", "cortex-host-third", "cortex-host-apart"]

@@ -113,24 +113,40 @@ def test_case_24_counting_tokens_gives_what_the_usage_gives_and_starts_nothing(
 
 
 def test_case_20_what_does_not_fit_is_refused_with_the_workers_own_numbers(claude: anthropic.Anthropic) -> None:
-    long: Any = [{"role": "user", "content": "Alpha alder. " * 200}]
-    longer: Any = [{"role": "user", "content": "Alpha alder. " * 3000}]
-    tokens = claude.messages.count_tokens(model="tiny/crowd", messages=long).input_tokens
+    def prompt(words: int) -> Any:
+        return [{"role": "user", "content": "Alpha " * words}]
+
     claude.messages.create(model="tiny/crowd", messages=USER, max_tokens=1)
-    counted = claude.messages.count_tokens(model="tiny/crowd", messages=long).input_tokens
+    few = claude.messages.count_tokens(model="tiny/crowd", messages=prompt(1000)).input_tokens
+    words = 1000 + 4096 - 200 - few  # leaves 200 tokens
+    counted = claude.messages.count_tokens(model="tiny/crowd", messages=prompt(words)).input_tokens
 
     with pytest.raises(anthropic.BadRequestError) as together:
-        claude.messages.create(model="tiny/crowd", messages=long, max_tokens=16000)
+        claude.messages.create(model="tiny/crowd", messages=prompt(words), max_tokens=16000)
     with pytest.raises(anthropic.BadRequestError) as alone:
-        claude.messages.create(model="tiny/crowd", messages=longer, max_tokens=10)
-    again = claude.messages.create(model="tiny/crowd", messages=long, max_tokens=4096 - counted)
+        claude.messages.create(model="tiny/crowd", messages=prompt(9000), max_tokens=10)
+    again = claude.messages.create(model="tiny/crowd", messages=prompt(words), max_tokens=4096 - counted)
     clamped = claude.messages.create(model="tiny/clamps", messages=USER, max_tokens=16000)
 
-    assert tokens > 0
     assert f"exceed context limit: {counted} + 16000 > 4096, decrease" in str(together.value)
     assert re.search(r"prompt is too long: \d{4,} tokens > 4096 maximum", str(alone.value))
     assert again.usage.input_tokens + (again.usage.cache_read_input_tokens or 0) == counted
-    assert clamped.stop_reason in ("end_turn", "model_context_window_exceeded")
+    assert clamped.stop_reason in ("end_turn", "max_tokens")
+
+
+def test_a_limit_above_the_context_is_cut_to_the_room_in_every_dialect(stack: Stack) -> None:
+    user, limit = [{"role": "user", "content": "Hello"}], 10**6
+    asked: dict[str, Any] = {
+        "chat/completions": {"messages": user, "max_completion_tokens": limit},
+        "completions": {"prompt": ["Alpha", "Amber"], "max_tokens": limit},
+        "responses": {"input": "Hello", "max_output_tokens": limit},
+        "messages": {"messages": user, "max_tokens": limit},
+    }
+    stack.chat("tiny/crowd")
+
+    answers = {path: stack.http.post(f"/v1/{path}", json={"model": "tiny/crowd", **b}) for path, b in asked.items()}
+
+    assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(asked, 200)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -57,3 +57,13 @@ def test_the_running_server_overrides_the_default_one() -> None:
 )
 def test_the_concurrency_limit_is_known_where_cortex_sets_it(function: Function, limit: int | None) -> None:
     assert max_concurrency(function, server_of(function)) == limit
+
+
+@pytest.mark.parametrize(
+    "args", [("--shape", "llama"), ("--tps", "5", "--shape=llama"), ("--shape", "vllm", "--shape", "llama")]
+)
+def test_the_fake_engine_in_the_shape_of_llama_cpp_has_its_traits(args: tuple[str, ...]) -> None:
+    server = server_of(Function(id="f", engine=Engine.FAKE, args=args))
+
+    assert (server.named_tool_choice, server.names_stop) == (False, False)
+    assert server_of(Function(id="f", engine=Engine.FAKE, args=(*args, "--shape", "vllm"))) == SERVERS["fake"]

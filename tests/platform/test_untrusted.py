@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from cortex.platform import model_list, served_model, untrusted
 from cortex.platform.record import FailureKind, HostRecord
-from cortex.platform.scheduling.failures import Failures
+from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.workers import log_files
 from tests.support.factories import a_host, an_instance
 
@@ -83,7 +83,8 @@ def test_whatever_a_worker_answers_and_writes_the_record_of_its_host_can_be_read
         cards = served_model.read(models)
     except ValueError:
         cards = {}
-    failures.add(instance, kind, f"the worker serves {', '.join(cards)}", log_files.tail(path), now=1.0)
+    incident = Incident(f"the worker serves {', '.join(cards)}", kind, evidence_in(log_files.tail(path)))
+    failures.add(instance, incident, now=1.0)
     instances = [replace(instance, context=c.context, vision=c.vision, phase=n) for n, c in cards.items()]
     record = replace(a_host(*instances), failures=failures.all())
 
@@ -91,7 +92,9 @@ def test_whatever_a_worker_answers_and_writes_the_record_of_its_host_can_be_read
 
 
 def test_a_reason_beyond_its_bound_is_cut_and_lines_are_only_counted() -> None:
-    failure = Failures().add(an_instance(), FailureKind.CRASH, "why " * 10_000, ["line " * 1000] * 100, now=1.0)
+    incident = Incident("why " * 10_000, evidence=evidence_in(["line " * 1000] * 100))
+
+    failure = Failures().add(an_instance(), incident, 1.0)
 
     assert (len(failure.reason), failure.lines) == (1000, 20)
 

@@ -3,50 +3,109 @@
 import asyncio
 import io
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import structlog
 
-from cortex.platform import log
+from cortex.functions.catalogue import Catalogue
+from cortex.platform import clock, log
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
-from cortex.platform.registry import RecordUnavailable
+from cortex.platform.in_flight import InFlight
+from cortex.platform.record import Fleet, RouterReport
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import Log
-from cortex.router import runtime
-from cortex.router.runtime import Runtime
+from cortex.router.background import Reporter, Sweeper
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.request.open_requests import OpenRequests
+from tests.support.catalogues import fake
+from tests.support.factories import HOST, a_host, an_instance
 
 
-async def test_a_sweep_step_that_raises_does_not_stop_the_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sweep_step_that_raises_does_not_stop_the_other_steps() -> None:
     counts: list[str] = []
-    last_step = asyncio.Event()
-
-    async def lease(router: str, ttl_s: float) -> bool:
-        return True
-
-    async def breaks() -> None:
-        raise ValueError("a fault")
-
-    async def away() -> None:
-        raise RecordUnavailable("no answer")
-
-    async def forget() -> None:
-        last_step.set()
-
-    monkeypatch.setattr(runtime, "SWEEP_S", 0.01)
-    faults = Faults(counts.append)
-    registry = SimpleNamespace(lease_sweep=lease)
-    double = SimpleNamespace(
-        id="r", registry=registry, faults=faults, _send_catalogue=breaks, _scale=away, _delete_stale_uses=forget
+    present = an_instance("here")
+    fleet = Fleet(
+        hosts={HOST: a_host(present)}, used={"i:here": 1.0, "i:gone": 1.0, "i:lately": clock.now(), "f:org/model": 1.0}
     )
-    task = asyncio.create_task(Runtime._sweep(cast(Runtime, double)))
-    async with asyncio.timeout(5):
-        await last_step.wait()
-    await cancelled([task])
+    forgotten: list[str] = []
 
-    assert set(counts) == {"sweep"}
+    class Broken:
+        """A catalogue whose first use is a fault, and whose second meets a lost record."""
+
+        @property
+        def is_deliberate(self) -> bool:
+            raise ValueError("a fault")
+
+        @property
+        def catalogue(self) -> Catalogue:
+            raise RecordUnavailable("no answer")
+
+    async def forget_used(members: Iterable[str]) -> None:
+        forgotten.extend(members)
+
+    faults = Faults(counts.append)
+    registry, view = SimpleNamespace(forget_used=forget_used), SimpleNamespace(fleet=fleet)
+    nothing = cast(Any, None)
+    sweeper = Sweeper(cast(Registry, registry), cast(FleetView, view), cast(Any, Broken()), nothing, nothing, faults)
+
+    await sweeper.sweep()
+
+    assert counts == ["sweep"]
     assert [f.kind for f in faults.recent()] == ["ValueError"]
+    assert forgotten == ["i:gone"]
+
+
+async def test_a_report_that_cannot_be_written_keeps_the_last_uses_for_the_next(tmp_path: Path) -> None:
+    reporter, in_flight, record = a_reporter(tmp_path)
+    record.is_away = True
+    with in_flight.aboard("f", "one"):
+        pass
+    task = asyncio.create_task(reporter.run())
+    async with asyncio.timeout(5):
+        await record.attempt.wait()
+    await cancelled([task])
+    record.is_away = False
+
+    await reporter.sign_off()
+
+    assert record.touched == [{"f:f", "i:one"}]
+    assert record.removed == ["router-1"]
+
+
+class Record:
+    """A record that can be away."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.attempt = asyncio.Event()
+        self.touched: list[set[str]] = []
+        self.removed: list[str] = []
+
+    async def publish_router(self, report: RouterReport) -> None:
+        self.attempt.set()
+        if self.is_away:
+            raise RecordUnavailable("no answer")
+
+    async def touch(self, used: dict[str, float]) -> None:
+        self.touched.append(set(used))
+
+    async def remove_router(self, router: str) -> None:
+        self.removed.append(router)
+
+
+def a_reporter(folder: Path) -> tuple[Reporter, InFlight, Record]:
+    record, in_flight = Record(), InFlight("router-1")
+    (folder / "models.toml").write_text(fake("f"))
+    registry = cast(Registry, record)
+    view = FleetView(registry, "router-1")
+    reporter = Reporter(registry, view, in_flight, OpenRequests(), LiveCatalogue(folder / "models.toml"))
+    return reporter, in_flight, record
 
 
 def test_a_traceback_on_the_console_shows_no_local_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue
-from cortex.platform.faults import Fault
+from cortex.platform.faults import Fault, Faults
 from cortex.platform.record import Fleet, SilentHost
+from cortex.platform.registry import Registry
+from cortex.router.fleet_view import FleetView
 from cortex.router.health import MOST_NAMED, health_report
+from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.model_listing import listing
-from cortex.router.runtime import Runtime
 from tests.support.factories import a_function, a_host, an_instance
 
 NOW = 1000.0
@@ -20,15 +22,13 @@ SILENT = SilentHost(record=replace(a_host(an_instance()), name="z"), since=NOW -
 FAULT = Fault("sweep", "KeyError", 2, NOW - 3)
 
 
-def a_runtime(fleet: Fleet, *, away: bool = False, problem: str = "", fault: Fault | None = None) -> Runtime:
+def report(fleet: Fleet, *, away: bool = False, problem: str = "", fault: Fault | None = None) -> dict[str, Any]:
     view = SimpleNamespace(fleet=fleet, away=away)
-    double = SimpleNamespace(
-        view=view,
-        live_catalogue=SimpleNamespace(problem=problem),
-        faults=SimpleNamespace(recent=lambda: (fault,) if fault else ()),
-        registry=SimpleNamespace(foreign=""),
+    faults = SimpleNamespace(recent=lambda: (fault,) if fault else ())
+    catalogue, registry = SimpleNamespace(problem=problem), SimpleNamespace(foreign="")
+    return health_report(
+        cast(FleetView, view), cast(LiveCatalogue, catalogue), cast(Registry, registry), cast(Faults, faults), NOW
     )
-    return cast(Runtime, double)
 
 
 def alive(**rest: Any) -> Fleet:
@@ -36,23 +36,23 @@ def alive(**rest: Any) -> Fleet:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "status"),
+    ("answer", "status"),
     [
-        (a_runtime(alive()), "ok"),
-        (a_runtime(Fleet()), "degraded"),
-        (a_runtime(alive(), away=True), "degraded"),
-        (a_runtime(alive(), problem="models.toml is gone"), "degraded"),
-        (a_runtime(alive(silent={"z": SILENT})), "degraded"),
-        (a_runtime(alive(silent={"z": SILENT}, cordoned=frozenset("z"))), "ok"),
-        (a_runtime(alive(), fault=FAULT), "degraded"),
+        (report(alive()), "ok"),
+        (report(Fleet()), "degraded"),
+        (report(alive(), away=True), "degraded"),
+        (report(alive(), problem="models.toml is gone"), "degraded"),
+        (report(alive(silent={"z": SILENT})), "degraded"),
+        (report(alive(silent={"z": SILENT}, cordoned=frozenset("z"))), "ok"),
+        (report(alive(), fault=FAULT), "degraded"),
     ],
 )
-def test_any_problem_makes_a_router_degraded(runtime: Runtime, status: str) -> None:
-    assert health_report(runtime, NOW)["status"] == status
+def test_any_problem_makes_a_router_degraded(answer: dict[str, Any], status: str) -> None:
+    assert answer["status"] == status
 
 
 def test_a_silent_host_is_listed_with_its_silence_and_serving_instances() -> None:
-    answer = health_report(a_runtime(alive(silent={"z": SILENT})), NOW)
+    answer = report(alive(silent={"z": SILENT}))
 
     assert answer["silent"] == {"z": {"silent_s": 12, "serving": 1}}
     assert answer["nodes"] == {"healthy": 1, "total": 2}
@@ -62,13 +62,13 @@ def test_a_silent_host_is_listed_with_its_silence_and_serving_instances() -> Non
 def test_the_list_of_silent_hosts_is_bounded_and_the_latest_stay() -> None:
     many = {f"h{n}": replace(SILENT, since=float(n)) for n in range(MOST_NAMED + 5)}
 
-    listed = health_report(a_runtime(alive(silent=many)), NOW)["silent"]
+    listed = report(alive(silent=many))["silent"]
 
     assert (len(listed), "h0" in listed, f"h{MOST_NAMED + 4}" in listed) == (MOST_NAMED, False, True)
 
 
 def test_a_failed_background_task_is_listed_with_its_age() -> None:
-    answer = health_report(a_runtime(alive(), fault=FAULT), NOW)
+    answer = report(alive(), fault=FAULT)
 
     assert answer["background"] == [{"work": "sweep", "error": "KeyError", "count": 2, "failed_s_ago": 3}]
 

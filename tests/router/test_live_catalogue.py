@@ -4,13 +4,15 @@ import asyncio
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from cortex.platform.record import Fleet, HostRecord
+from cortex.router.activation.agents import Agents
+from cortex.router.background import Sweeper
+from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import MOST_CHANGES, LiveCatalogue
-from cortex.router.runtime import Runtime
 from tests.support.catalogues import fake
 from tests.support.factories import a_host
 
@@ -165,8 +167,9 @@ async def test_an_empty_catalogue_is_sent_to_agents_only_if_deliberate(
 
     host = a_host()
     view = SimpleNamespace(fleet=Fleet(hosts={host.name: host}))
-    runtime = SimpleNamespace(live_catalogue=live, view=view, agents=SimpleNamespace(send_catalogue=send_catalogue))
+    agents, nothing = SimpleNamespace(send_catalogue=send_catalogue), cast(Any, None)
+    sweeper = Sweeper(nothing, cast(FleetView, view), live, cast(Agents, agents), nothing, nothing)
 
-    await Runtime._send_catalogue(cast(Runtime, runtime))
+    await sweeper.send_catalogue()
 
     assert addresses == expected

@@ -26,16 +26,10 @@ class Server(Struct, frozen=True, kw_only=True):
     """Translated dialects that it also serves itself, for functions with `native`."""
     tools: bool = True
     """Parses tool calls in a model's output."""
-    reasoning: bool = True
-    """Tells a model's thoughts from its answer."""
     parallel: int | Literal["asked"] | None = None
     """Maximum concurrent requests: a number, `"asked"` (the function's `target_concurrency`), or None for no limit."""
     counts: Literal["tokenize", "template", "no"] = "no"
     """How it counts a prompt's tokens: in one call, after a call that applies the template, or not at all."""
-    sleep: bool = False
-    """Can give its memory back and come back without a new start."""
-    streamed_usage: bool = True
-    """Says at a stream's end how many tokens there were."""
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning"
     """Its field for the reasoning of earlier turns."""
     thinking_budget: Literal["thinking_token_budget", "thinking_budget_tokens"] = "thinking_token_budget"
@@ -50,6 +44,10 @@ class Server(Struct, frozen=True, kw_only=True):
     """Lists its models for any key, so the list does not prove that the key is valid."""
     completion_tokens: int | None = 16
     """Default limit of a completion (not a chat) in tokens; None: until the model ends."""
+    names_stop: bool = True
+    """Names the stop string at which an answer ended."""
+    takes_audio: bool = True
+    """May take audio without taking images."""
     isolation: Literal["salt", "slots", "none"] = "none"
     """How it isolates the cached prompts of keys: by a salt in the request, by slot, or not."""
     stops_when_client_leaves: bool = True
@@ -65,6 +63,8 @@ _LLAMA = Server(
     reasoning_field="reasoning_content",
     thinking_budget="thinking_budget_tokens",
     named_tool_choice=False,
+    names_stop=False,
+    takes_audio=False,
     lists_openly=True,
     isolation="slots",
     # Observed: an unstreamed request of 30000 tokens continued for 27 s after its client had left.
@@ -72,9 +72,7 @@ _LLAMA = Server(
 )
 
 SERVERS: dict[str, Server] = {
-    "vllm": Server(
-        dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", sleep=True, isolation="salt"
-    ),
+    "vllm": Server(dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", isolation="salt"),
     "llama-server": _LLAMA,
     "xllamacpp": _LLAMA,
     "llama_cpp.server": Server(
@@ -82,12 +80,12 @@ SERVERS: dict[str, Server] = {
         family="llama-python",
         native=frozenset(),
         tools=False,
-        reasoning=False,
         parallel=1,
-        streamed_usage=False,
         reasoning_field="reasoning_content",
         prefill=False,
         json_schema=False,
+        names_stop=False,
+        takes_audio=False,
         stops_when_client_leaves=False,
     ),
     "command": Server(completion_tokens=None),
@@ -96,10 +94,18 @@ SERVERS: dict[str, Server] = {
         dialects=TALKS | {"embeddings", "rerank"},
         completion_tokens=None,
         counts="tokenize",
-        sleep=True,
         isolation="salt",
     ),
 }
+
+_FAKE_LLAMA = replace(
+    SERVERS["fake"],
+    reasoning_field="reasoning_content",
+    thinking_budget="thinking_budget_tokens",
+    named_tool_choice=False,
+    names_stop=False,
+)
+"""The fake engine that writes its answers as llama.cpp does."""
 
 _BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}
 
@@ -113,6 +119,8 @@ def server_of(function: Function, running: str = "") -> Server:
     """
     if function.engine is Engine.LLAMACPP:
         server = SERVERS.get(running or function.server or "llama-server", _LLAMA)
+    elif function.engine is Engine.FAKE and _shape(function.args) == "llama":
+        server = _FAKE_LLAMA
     else:
         server = SERVERS[function.engine]
     if function.engine is Engine.COMMAND and function.dialects:  # (1)
@@ -122,6 +130,17 @@ def server_of(function: Function, running: str = "") -> Server:
         task = "generate"
     restricted = _BY_TASK.get(task)
     return replace(server, dialects=server.dialects & restricted) if restricted else server  # (2)
+
+
+def _shape(args: tuple[str, ...]) -> str:
+    """Return the shape of the fake engine's answers."""
+    shape = ""
+    for word, following in zip(args, [*args[1:], *args[:1]], strict=True):
+        if word == "--shape":
+            shape = following
+        elif word.startswith("--shape="):
+            shape = word.partition("=")[2]
+    return shape
 
 
 def max_concurrency(function: Function, server: Server) -> int | None:

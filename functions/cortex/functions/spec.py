@@ -70,7 +70,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     sampling: Sampling = Sampling()
     default_output_tokens: Tokens = 0
     max_output_tokens: Tokens = 0
-    on_long_prompt: Literal["error", "clamp"] = "error"
+    on_long_prompt: Literal["auto", "error", "clamp"] = "auto"
     remote_images: bool = False
     allow: Annotated[tuple[Field, ...], Meta(max_length=100)] = ()
     """Fields that clients may send in addition to those of `passing.py`: `grammar`, `chat_template_kwargs.style`."""

@@ -13,6 +13,7 @@ from msgspec import Struct
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Device, Fleet, HostRecord, Instance, Use, use
 from cortex.platform.scheduling.effects import Decision
+from cortex.platform.scheduling.reasons import DecisionKind
 
 MOST_LISTED = 12
 """Devices or candidates in one receipt."""
@@ -31,6 +32,8 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     instance: str = ""
     host: str = ""
     request: str = ""
+    reason: str = ""
+    """A drain's, as `reasons.py` has it."""
     why: str = ""
     numbers: dict[str, Any] = {}
 
@@ -45,6 +48,7 @@ def fields(receipt: DecisionRecord) -> dict[str, str]:
         "instance": receipt.instance,
         "host": receipt.host,
         "request": receipt.request,
+        "reason": receipt.reason,
         "why": receipt.why,
         "numbers": msgspec.json.encode(receipt.numbers).decode() if receipt.numbers else "",
     }
@@ -58,7 +62,7 @@ def receipt(id: str, entry: Mapping[str, str]) -> DecisionRecord:
         at = float(entry.get("at", "0"))
     except (msgspec.MsgspecError, ValueError):
         numbers, at = {}, 0.0
-    words = {k: entry.get(k, "") for k in ("by", "what", "function", "instance", "host", "request", "why")}
+    words = {k: entry.get(k, "") for k in ("by", "what", "function", "instance", "host", "request", "reason", "why")}
     return DecisionRecord(id=id, at=at, numbers=numbers, **words)
 
 
@@ -67,24 +71,24 @@ def numbers(decision: Decision, host: HostRecord, fleet: Fleet | None, now: floa
     usage = use(fleet) if fleet else Use(known=False)
     instance = next((i for i in host.instances if i.id == decision.instance), None)
     match decision.what:
-        case "placed" if instance is not None:
+        case DecisionKind.PLACED if instance is not None:
             return {
                 "memory_mb": instance.memory_mb,
                 "memory_from": instance.memory_from,
                 "waits_for": list(instance.waits_for),
                 "devices": [_device(d, host, but=instance.id) for d in host.devices][:MOST_LISTED],
             }
-        case "evicted" | "closed" if instance is not None:
+        case DecisionKind.EVICTED | DecisionKind.CLOSED if instance is not None:
             return {"victim": _candidate(instance, usage, now), "others": _others(instance, host, usage, now)}
-        case "refused":
+        case DecisionKind.REFUSED:
             busy = [_candidate(i, usage, now) for i in host.instances][:MOST_LISTED]
             details = {"devices": [_device(d, host) for d in host.devices][:MOST_LISTED], "instances": busy}
             return details | _place_in_line(decision.function, host, now)
-        case "ready" if instance is not None:
+        case DecisionKind.READY if instance is not None:
             return {"phases": instance.phases, "memory_mb": instance.memory_mb, "pid": instance.pid}
-        case "draining" | "kept" | "stopped" if instance is not None:
+        case DecisionKind.DRAINING | DecisionKind.DRAIN_CANCELLED | DecisionKind.STOPPED if instance is not None:
             return _candidate(instance, usage, now)
-        case "failed":
+        case DecisionKind.FAILED:
             failure = next((f for f in host.failures if f.instance == decision.instance), None)
             return {"kind": failure.kind, "in_a_row": failure.count, "retry_at": failure.retry_at} if failure else {}
     return {}

@@ -58,6 +58,27 @@ class ProcessId(Struct, frozen=True):
     """Its start, in clock ticks since boot."""
 
 
+class DrainReason(enum.StrEnum):
+    """Why an instance ends; a label of `cortex_drains_total`."""
+
+    IDLE = "idle"
+    COOL = "cool"
+    EVICTED = "evicted"
+    TURN = "turn"
+    """It was in use, and closes for a function whose turn has come."""
+    SUPERSEDED = "superseded"
+    HOST_DRAIN = "host drain"
+    MOVED = "moved"
+    SHUTDOWN = "shutdown"
+    FAILED = "failed"
+    OTHER = "other"
+    """A reason of a later release."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "DrainReason":
+        return cls.OTHER
+
+
 class Instance(Struct, frozen=True, kw_only=True):
     """A worker process of a function, running or starting."""
 
@@ -85,6 +106,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     server: str = ""
     """Its server, a row of `servers.py`."""
     health_path: str = "/health"
+    warm: bool = False
+    """Whether a parked launcher started it."""
     path: str = ""
     """How it was started: `warm` from a parked launcher, or `plain`, with the reason if there is one."""
     phase: str = ""
@@ -99,8 +122,10 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Seconds in each state until it was ready; instead of `starting`, in each step of the worker's log."""
     started: float = 0.0
     ready: float = 0.0
+    reason: DrainReason | None = None
+    """Why it is draining or stopping. None also in records of earlier releases, which have only `why`."""
     why: str = ""
-    """Why it is draining or stopping: idle, cool, evicted, superseded, shutdown, and so on."""
+    """The reason as text."""
     deadline: float = 0.0
     """When a drain stops waiting for requests in flight."""
     waits_for: tuple[str, ...] = ()

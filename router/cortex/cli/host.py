@@ -1,7 +1,9 @@
-"""`cortex host` and `cortex gpu`: shows hosts and devices; cordons and drains hosts."""
+"""`cortex host` and `cortex gpu`: shows hosts, devices and events; cordons and drains hosts."""
 
 import json
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +15,9 @@ from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.visible import echo
+
+READINGS = frozenset({"FleetChange", "Reported", "HostRead", "LedgerRead", "MemoryRead"})
+"""Events that come at intervals, whether or not anything changed."""
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 
@@ -152,6 +157,70 @@ def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
     else:
         moved = f"; moved {', '.join(result['moved'])}" if result["moved"] else ""
         echo(f"{name}: drained{moved}")
+
+
+@host.command()
+@click.argument("name", type=HOST, required=False)
+@click.option(
+    "--export",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write them to this file, with the state they began from: a bug report that can be replayed.",
+)
+@click.option("-n", "--limit", type=click.IntRange(1, 5000), default=50, show_default=True, help="Events to show.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def events(name: str | None, path: Path | None, limit: int, as_json: bool) -> None:
+    """Show the last events of a host's scheduler, and what followed from each. Without NAME: of the only host.
+
+    The table leaves out readings from which nothing followed. Neither it nor the file has prompts or secrets.
+    """
+    router = Router()
+    if name is None:
+        names = [h["name"] for h in router.every_host()]
+        if len(names) != 1:
+            raise Failed(f"there are {len(names)} hosts: {', '.join(names)}", hint="Name one of them.")
+        name = str(names[0])
+    lines = router.lines(f"/admin/hosts/{quote(name, safe='')}/events", {})
+    if path is not None:
+        count = _export(lines, path)
+        result = {"host": name, "file": str(path), "events": count}
+        click.echo(json.dumps(result) if as_json else f"{name}: {count} events in {path}")
+        return
+    entries = [entry for line in lines if (entry := json.loads(line))["line"] == "event"]
+    if as_json:
+        click.echo(json.dumps(entries[-limit:], indent=2))
+        return
+    rows = table("WHEN", "EVENT", "ABOUT", "WHAT FOLLOWED")
+    followed = [e for e in entries if e["event"]["type"] not in READINGS or e.get("effects")]
+    for entry in followed[-limit:]:
+        event = entry["event"]
+        about = event.get("instance") or event.get("function") or ""
+        effects = ", ".join(map(_effect, entry.get("effects", ()))) or "-"
+        rows.add_row(ago(entry["now"]), event["type"], str(about) or "-", effects)
+    console().print(rows)
+
+
+def _export(lines: Iterable[str], path: Path) -> int:
+    """Write all lines, or none; return the number of events. Raises Failed."""
+    part = path.with_name(f"{path.name}.part")
+    count = 0
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(f"{line}\n")
+                count += not line.startswith('{"line":"checkpoint"')
+        part.replace(path)
+    except OSError as error:
+        raise Failed(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def _effect(effect: dict[str, Any]) -> str:
+    if effect["type"] == "Decision":
+        return f"{effect['what']}: {effect['why']}"
+    return str(effect["type"]).lower()
 
 
 @gpu.command("ls")

@@ -1,7 +1,11 @@
 """Every error that rejects a request, as one tree, with what the caller can do next.
 
 RequestError
-├── BadRequest          correct the request
+├── DialectError        for the client alone: the text may quote the request
+│   ├── BadRequest      correct the request
+│   ├── ContextExceeded shorten the prompt, or lower the output limit
+│   ├── WorkerRefusal   the worker refused the request, or failed while it served it
+│   └── BadAnswer       retry: the worker's answer cannot be translated
 ├── NoKey               send a valid API key
 ├── NotAllowed          use a key with the required scope
 ├── CannotServe         use another function: this one's server lacks the feature
@@ -26,8 +30,10 @@ RequestError
 ├── RecordIsAway        retry: Redis does not answer, so no function can start
 ├── UpstreamBroke       retry: the worker failed before its first byte, on every attempt
 ├── UpstreamSilent      the worker exceeded the function's request timeout
-├── UpstreamCutShort    the worker failed in the middle of its answer
 └── Cancelled           an operator cancelled the request
+
+RequestError and the branch that dialects raise are in `dialects/core/errors.py`, beside the table of statuses;
+`request/http_answer.py` writes errors to the client.
 """
 
 from collections.abc import Sequence
@@ -35,43 +41,11 @@ from math import ceil
 
 from msgspec.structs import replace
 
+from cortex.router.dialects.core.errors import BadRequest as BadRequest
 from cortex.router.dialects.core.errors import Fault, Kind
+from cortex.router.dialects.core.errors import RequestError as RequestError
 
 SEE_WHY = "; an operator can look up why by the request's id"
-
-
-class RequestError(Exception):
-    """A rejected request. `fault()` is the error that its client receives.
-
-    `message` is for operators and the request record; it may name hosts and a worker's exit. `public` is for clients
-    without the right to see the fleet.
-    """
-
-    kind = Kind.INTERNAL
-    code: str | None = None
-
-    def __init__(
-        self, message: str, *, retry_after: int | None = None, param: str | None = None, public: str = ""
-    ) -> None:
-        super().__init__(message)
-        self.message, self.public = message, public or message
-        self.retry_after, self.param = retry_after, param
-
-    def fault(self, *, operator: bool = False) -> Fault:
-        """Return the error as a value that every dialect can encode, with the operator's or the public message."""
-        return Fault(
-            kind=self.kind,
-            message=self.message if operator else self.public,
-            code=self.code,
-            param=self.param,
-            retry_after_s=self.retry_after,
-        )
-
-
-class BadRequest(RequestError):
-    """The request is invalid."""
-
-    kind = Kind.BAD_REQUEST
 
 
 class NoKey(RequestError):
@@ -188,7 +162,7 @@ class OverLimits(RequestError):
 
     def __init__(self, message: str, wait_s: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
         super().__init__(message, retry_after=max(1, ceil(wait_s)))
-        self.headers = tuple(headers)
+        self.headers = (*headers,)
 
 
 class KeyHoldsTooMuch(RequestError):
@@ -283,13 +257,10 @@ class UpstreamSilent(RequestError):
     kind = Kind.TIMEOUT
 
 
-class UpstreamCutShort(RequestError):
-    """The worker failed after the answer began; only a stream event can report it."""
-
-    kind = Kind.WORKER_ERROR
-
-
 class Cancelled(RequestError):
     """An operator cancelled the request."""
 
     kind, code = Kind.CLIENT_GONE, "cancelled"  # not a 5xx, because SDKs retry those
+
+    def __init__(self) -> None:
+        super().__init__("cancelled by an operator", public="this request was cancelled by an operator")

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
-from cortex.platform.record import Death, Failure, Fleet, HostRecord, Instance, newest_uses, use
+from cortex.platform.in_flight import InFlight
+from cortex.platform.record import Death, Failure, Fleet, HostRecord, Instance, newest_uses, shifted_fleet, use
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.request.model_traits import known_models
 from cortex.router.silence import silent_hosts, without
@@ -41,7 +42,7 @@ class FleetView:
     """The fleet as this router last read it. `follow()` refreshes it while the router runs."""
 
     def __init__(self, registry: Registry, router: str) -> None:
-        self._registry, self._router = registry, router
+        self._registry, self.router = registry, router
         self.on_question: Callable[[str], None] = lambda _: None
         self.on_death: Callable[[Death], None] = lambda _: None
         self.fleet = Fleet()
@@ -64,6 +65,14 @@ class FleetView:
         self._others = False
 
     # Reading.
+
+    def display(self, in_flight: InFlight) -> Fleet:
+        """Return the fleet for display, with this router's current report and wall-clock times."""
+        own = in_flight.report(self.epochs(), clock.now())
+        used = self.fleet.used | in_flight.recent()
+        fleet = replace(self.fleet, routers={**self.fleet.routers, self.router: own}, used=used)
+        ahead_s = round(clock.wall(0.0), 1)
+        return shifted_fleet(fleet, ahead_s) if ahead_s else fleet
 
     def ready(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the instances that may receive requests now."""
@@ -236,9 +245,9 @@ class FleetView:
                 self.on_question(name)
             elif kind == "death":
                 death = await self._registry.death(name)
-                if death is not None and death.router != self._router:
+                if death is not None and death.router != self.router:
                     self.on_death(death)
-            elif kind == "router" and name != self._router:
+            elif kind == "router" and name != self.router:
                 self._apply(self._with(routers={name: await self._registry.router(name)}))
 
     def _with(self, *, hosts: Mapping[str, object] | None = None, routers: Mapping[str, object] | None = None) -> Fleet:
@@ -272,9 +281,9 @@ class FleetView:
             for instance in host.instances:
                 if instance.state is State.READY:
                     ready.setdefault((instance.function, instance.revision), []).append(instance)
-        self._others = any(router != self._router for router in fleet.routers)
+        self._others = any(router != self.router for router in fleet.routers)
         self.company += self._others
-        others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self._router}))
+        others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self.router}))
         if fleet.hosts is not self.fleet.hosts:
             self._profiles = known_models({h.name: h for h in fleet.records()})
         if fleet.silent.keys() != self.fleet.silent.keys():

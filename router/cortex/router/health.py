@@ -3,25 +3,29 @@
 import math
 from typing import Any
 
-from cortex.platform.faults import Fault
+from cortex.platform.faults import Fault, Faults
 from cortex.platform.record import Fleet
-from cortex.router.runtime import Runtime
+from cortex.platform.registry import Registry
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
 
 MOST_NAMED = 20
 
 
-def health_report(runtime: Runtime, now: float) -> dict[str, Any]:
+def health_report(
+    view: FleetView, catalogue: LiveCatalogue, registry: Registry, all_faults: Faults, now: float
+) -> dict[str, Any]:
     """Return the health of this worker process."""
-    fleet, view, faults = runtime.view.fleet, runtime.view, runtime.faults.recent()
+    fleet, faults = view.fleet, all_faults.recent()
     unexpected = fleet.silent.keys() - fleet.cordoned
-    problems = view.away or runtime.live_catalogue.problem or unexpected or faults or fleet.namesakes
+    problems = view.away or catalogue.problem or unexpected or faults or fleet.namesakes
     return {
         "status": "ok" if fleet.hosts and not problems else "degraded",
         "nodes": {"healthy": len(fleet.hosts), "total": len(fleet.hosts) + len(fleet.silent)},
         "silent": silent(fleet, now),
-        "record": runtime.registry.foreign or ("away" if view.away else "ok"),
+        "record": registry.foreign or ("away" if view.away else "ok"),
         "record_read_s_ago": math.ceil(now - fleet.at) if fleet.at else None,
-        "catalogue": runtime.live_catalogue.problem or "ok",
+        "catalogue": catalogue.problem or "ok",
         "background": [background(f, now) for f in faults] or "ok",
         "shared_names": {n: [fleet.hosts[n].address, other.address] for n, other in fleet.namesakes.items()},
     }

@@ -12,14 +12,15 @@ from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.models import Card
-from cortex.router.request.model_traits import effort, sees, vision, window_of
+from cortex.router.request.model_traits import calls_tools, effort, sees, vision, window_of
 
 
 def abilities(function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> dict[str, Any]:
     """Return the capability fields of an OpenAI model entry that coding agents read."""
     window = context_of(function, profile, ready)
     output = function.max_output_tokens or None
-    calls = calls_tools(function, profile, ready)
+    server = server_of(function, ready[0].server if ready else "")
+    calls = calls_tools(function, template_of(profile, function.template), server)
     thinks = reasons(function, profile)
     images = vision(function, profile, sees(ready))
     capabilities = ["text", *["vision"] * bool(images), *["tools"] * bool(calls), *["reasoning"] * bool(thinks)]
@@ -57,13 +58,6 @@ def card(entry: dict[str, Any], function: Function, profile: ModelProfile | None
 def context_of(function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> int | None:
     """Return the context window in tokens: from the workers, else as declared, else from the model."""
     return window_of(ready) or function.context or (profile.context if profile else 0) or None
-
-
-def calls_tools(function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> bool | None:
-    """Whether the function can call tools: its server must parse the format that its template uses."""
-    if function.tool_parser == "none" or not server_of(function, ready[0].server if ready else "").tools:
-        return False
-    return template_of(profile, function.template).tools
 
 
 def reasons(function: Function, profile: ModelProfile | None) -> bool | None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import secrets
 import time
-from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -45,19 +44,12 @@ class PeerAnswer(Struct, frozen=True, kw_only=True):
     lately: dict[str, Bucket] = {}
 
 
-class LocalAnswers(Protocol):
-    """The data from which a worker answers."""
-
-    id: str
-    request_records: RequestRecords
-    traffic: Traffic
-
-
 class Peers:
     """Queries the other workers and answers their queries. `close()` ends answers in progress."""
 
-    def __init__(self, registry: Registry, view: FleetView, local: LocalAnswers) -> None:
-        self._registry, self._view, self._local = registry, view, local
+    def __init__(self, registry: Registry, view: FleetView, request_records: RequestRecords, traffic: Traffic) -> None:
+        self._registry, self._view = registry, view
+        self._request_records, self._own_traffic = request_records, traffic
         self._answering: set[asyncio.Task[None]] = set()
         self._traffic: tuple[float, tuple[list[Bucket], dict[str, Bucket]]] = (float("-inf"), ([], {}))
         view.on_question = self._on_question
@@ -91,13 +83,13 @@ class Peers:
 
     async def _all(self, question: PeerQuestion) -> list[PeerAnswer]:
         answers = [self._local_answer(question)]
-        others = len(self._view.fleet.routers.keys() - {self._local.id})
+        others = len(self._view.fleet.routers.keys() - {self._view.router})
         if not others:
             return answers
         token = secrets.token_hex(8)
         with contextlib.suppress(RecordUnavailable, TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
-                query = replace(question, asker=self._local.id)
+                query = replace(question, asker=self._view.router)
                 await self._registry.ask(token, msgspec.json.encode(query))
                 while others and (answer := await self._registry.next_answer(token, PATIENCE_S)):
                     others -= 1
@@ -114,11 +106,11 @@ class Peers:
         with contextlib.suppress(RecordUnavailable, msgspec.MsgspecError):
             raw = await self._registry.question(token)
             question = msgspec.json.decode(raw, type=PeerQuestion) if raw else None
-            if question is not None and question.asker != self._local.id:
+            if question is not None and question.asker != self._view.router:
                 await self._registry.answer(token, msgspec.json.encode(self._local_answer(question)))
 
     def _local_answer(self, question: PeerQuestion) -> PeerAnswer:
-        records, router = self._local.request_records, self._local.id
+        records, router = self._request_records, self._view.router
         match question.about:
             case "requests":
                 return PeerAnswer(requests=[summary(r, router) for r in records.live()])
@@ -127,6 +119,6 @@ class Peers:
             case "cancel":
                 return PeerAnswer(cancelled=records.cancel(question.id, question.who))
             case "traffic":
-                hour, lately = self._local.traffic.since(time.time())
+                hour, lately = self._own_traffic.since(time.time())
                 return PeerAnswer(hour=hour, lately=lately)
         return PeerAnswer()

@@ -8,7 +8,7 @@ from cortex.functions.spec import Engine, Function
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.scheduling.placement import When
 from tests.e2e.conftest import FAKE
-from tests.e2e.test_seed_contract import Agent
+from tests.e2e.legacy.agents import Agent
 from tests.support.stack import eventually, own_redis
 
 

@@ -2,11 +2,12 @@
 
 from cortex.functions.lifecycle import State
 from cortex.platform.agent.counts import REGRET_S, AgentCounts
-from cortex.platform.record import Fleet, Instance, RouterReport, used_function
+from cortex.platform.record import DrainReason, Fleet, Instance, RouterReport, used_function
 from cortex.platform.scheduling.effects import Decision
+from cortex.platform.scheduling.reasons import DecisionKind
 from tests.support.factories import HOST, a_host, an_instance
 
-EVICTED = Decision("evicted", "org/model", "one", "for org/other")
+EVICTED = Decision(DecisionKind.EVICTED, "org/model", "one", "for org/other")
 
 
 def counted(counts: AgentCounts) -> dict[str, float]:
@@ -27,7 +28,7 @@ def test_a_start_is_counted_with_its_path_and_phases() -> None:
     host = a_host(plain, fetched, made_room)
 
     for instance in host.instances:
-        counts.count_decision(Decision("ready", "org/model", instance.id, ""), host, None, 0.0)
+        counts.count_decision(Decision(DecisionKind.READY, "org/model", instance.id, ""), host, None, 0.0)
 
     assert {k: v for k, v in counted(counts).items() if "starts" in k} == {
         f"cortex_cold_starts_total org/model {HOST}": 3,
@@ -69,12 +70,13 @@ def test_an_eviction_is_not_regretted_later_or_with_another_instance_ready() -> 
         assert f"cortex_evictions_regretted_total org/model {HOST}" not in counted(counts)
 
 
-def test_drains_are_counted_by_words_that_are_bounded() -> None:
+def test_drains_are_counted_by_reason_whatever_their_text() -> None:
     counts = AgentCounts(HOST)
     host = a_host(an_instance())
+    drains = [("moved to gpu-7", DrainReason.MOVED), ("idle, by a text that changes", DrainReason.COOL), ("idle", None)]
 
-    for why in ("idle", "moved to gpu-7", "something new"):
-        counts.count_decision(Decision("draining", "org/model", "one", why), host, None, 0.0)
+    for why, reason in drains:
+        counts.count_decision(Decision(DecisionKind.DRAINING, "org/model", "one", why, reason), host, None, 0.0)
 
     reasons = {k.split()[-1] for k in counted(counts) if k.startswith("cortex_drains_total")}
-    assert reasons == {"idle", "moved", "other"}
+    assert reasons == {"moved", "cool", "other"}

@@ -13,11 +13,13 @@ from msgspec.structs import replace
 from cortex.functions.spec import Engine, Function
 from cortex.platform.agent import loop
 from cortex.platform.agent.loop import Agent
-from cortex.platform.agent_messages import ANSWER_S, DECIDE_S, Accepted, PlacementPlan, Rejected
+from cortex.platform.agent_messages import ANSWER_S, DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.keys import FleetToken
 from cortex.platform.registry import Registry
+from cortex.platform.scheduling import requests
 from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.settings import DeclaredDevice, Settings
 from cortex.platform.weights.disk import LOOK_S
 from cortex.router.activation import agents
@@ -56,7 +58,7 @@ def pending_effects(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 async def test_a_decision_in_time_begins_a_start(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     effects = pending_effects(agent, monkeypatch)
 
-    answer = await agent.ensure(F)
+    answer = await agent.ensure(Ensure(F))
 
     assert isinstance(answer, Accepted)
     assert any(type(e).__name__ == "Spawn" for e in effects)
@@ -66,7 +68,7 @@ async def test_a_late_decision_starts_nothing(agent: Agent, monkeypatch: pytest.
     effects = pending_effects(agent, monkeypatch)
     monkeypatch.setattr(loop, "DECIDE_S", 0.0)
 
-    answer = await agent.ensure(F)
+    answer = await agent.ensure(Ensure(F))
 
     assert isinstance(answer, Rejected)
     assert answer.when is When.LATER
@@ -96,9 +98,9 @@ async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_o
 
     monkeypatch.setattr(os, "stat", slow)
 
-    refused = [await agent.ensure(stuck) for _ in range(8)]
+    refused = [await agent.ensure(Ensure(stuck)) for _ in range(8)]
     planned = await agent.plan(stuck)
-    answer = await agent.ensure(F)
+    answer = await agent.ensure(Ensure(F))
     threads = agent.supervisor.looks.under_way()
     receipts = await agent._registry.decisions({"function": "stuck"}, 10)
     back.set()
@@ -118,7 +120,24 @@ async def test_a_function_that_the_hosts_settings_forbid_is_neither_started_nor_
     effects = pending_effects(agent, monkeypatch)
     agent.settings = replace(agent.settings, agent=replace(agent.settings.agent, allow_engines=(Engine.VLLM,)))
 
-    answers = [await agent.ensure(F, force=True), await agent.plan(F)]
+    answers = [await agent.ensure(Ensure(F, force=True)), await agent.plan(F)]
 
     assert [(type(a), a.when) for a in answers if isinstance(a, Rejected)] == [(Rejected, When.NEVER)] * 2
     assert effects == []
+
+
+async def test_an_event_that_raises_half_way_loses_none_of_its_effects(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects = pending_effects(agent, monkeypatch)
+
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(requests, "reconcile", broken)
+
+    with pytest.raises(ValueError, match="a bug"):
+        await agent.ensure(Ensure(F))
+
+    assert [e.what for e in effects] == [DecisionKind.PLACED]
+    assert agent.scheduler.take_effects() == []

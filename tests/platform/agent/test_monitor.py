@@ -16,13 +16,15 @@ from cortex.platform.host.devices import Reading
 from cortex.platform.record import Device, Held, Instance, used_instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling import ledger
+from cortex.platform.scheduling.admission import need_of
+from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.ledger import SERVED_S, Entry
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.workers import process
 from tests.platform.scheduling.test_scheduler import RULES
 from tests.support.factories import a_device, a_fleet, a_function, a_host, a_report, an_instance
+from tests.support.scheduling import SchedulerDriver
 from tests.support.stack import own_redis
 
 READY, PID, DECLARED = 1000.0, 4711, 8000
@@ -71,15 +73,15 @@ class Scene:
         own = replace(Settings().agent, log_dir=str(folder / "logs"), cache_dir=str(folder / "cache"), health_s=0.1)
         self.registry, self.device = registry, device
         self.workers, self.hardware = Workers(), Hardware(device)
-        self.scheduler = Scheduler(a_host(devices=(device,)), RULES)
+        self.scheduler = SchedulerDriver(a_host(devices=(device,)), RULES)
         self.heard()
         settings: Any = replace(Settings(), agent=own)
         hardware: Any = self.hardware
         workers: Any = self.workers
-        self.monitor = HostMonitor(settings, hardware, workers, registry, self.scheduler, self.tell)
+        self.monitor = HostMonitor(settings, hardware, workers, registry, self.scheduler.scheduler, self.tell)
 
-    def tell(self, step: Any) -> None:
-        step(self.scheduler, READY)
+    def tell(self, event: Event) -> None:
+        self.scheduler.handle(event, READY)
 
     def heard(self, **used: float) -> None:
         """Have the record say when instances were last used."""
@@ -108,7 +110,7 @@ class Scene:
     async def placed(self, function: Function = F) -> tuple[int, str]:
         """Return by what memory another instance would be started, and where that number is from."""
         await self.monitor.check_once()
-        wanted = self.scheduler._need(function, None)
+        wanted = need_of(self.scheduler.scheduler.state, function, None)
         return wanted.memory_mb, wanted.memory_from
 
     async def used_mb(self, name: str = "one") -> int | None:
@@ -215,7 +217,7 @@ async def test_a_deleted_ledger_entry_is_not_written_again(registry: Registry, t
 
     await registry.unlearn(await registry.ledger())
     scene.monitor.forget("f")
-    at_once = scene.scheduler._need(F, None).memory_mb
+    at_once = need_of(scene.scheduler.scheduler.state, F, None).memory_mb
 
     assert before == (9000, "measured")
     assert at_once == DECLARED

@@ -5,9 +5,9 @@ from cortex.platform.record import Fleet, Instance, RouterReport, Use
 from cortex.platform.scheduling.defrag import consolidate
 from cortex.platform.scheduling.effects import Look, Spawn, Stop
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
 from tests.support.factories import HOST, a_device, a_function, a_host, a_need, a_process, an_instance_on
+from tests.support.scheduling import SchedulerDriver
 
 GPUS = tuple(a_device(f"gpu-{n}", 10_000) for n in range(4))
 NOW = 1000.0
@@ -50,12 +50,12 @@ def test_nothing_to_move_is_nothing_to_do() -> None:
     assert consolidate(a_need(9000, devices=2), a_host(devices=GPUS), Use(), NOW, strategy="lru") is None
 
 
-def reports(scheduler: Scheduler, now: float) -> Fleet:
+def reports(scheduler: SchedulerDriver, now: float) -> Fleet:
     """A router that has seen everything and has nothing in flight."""
     return Fleet(routers={"r": RouterReport(id="r", seen={HOST: scheduler.record().epoch})}, at=now)
 
 
-def up(scheduler: Scheduler, function: str, now: float, vram_mb: int) -> str:
+def up(scheduler: SchedulerDriver, function: str, now: float, vram_mb: int) -> str:
     """Bring a function up; return its instance."""
     scheduler.ensure(a_function(function, idle_after_s=1e9, vram_mb=vram_mb), HERE, function, now)
     (spawn,) = [e for e in scheduler.take_effects() if isinstance(e, Spawn)]
@@ -65,9 +65,9 @@ def up(scheduler: Scheduler, function: str, now: float, vram_mb: int) -> str:
     return spawn.instance.id
 
 
-def scattered(rules: Rules) -> Scheduler:
+def scattered(rules: Rules) -> SchedulerDriver:
     """Three devices; `two` on one, `three` on another, where `one` was before."""
-    scheduler = Scheduler(a_host(devices=GPUS[:3]), rules)
+    scheduler = SchedulerDriver(a_host(devices=GPUS[:3]), rules)
     scheduler.reported(reports(scheduler, NOW), NOW)
     for name, size in (("one", 6000), ("two", 6000), ("three", 4000)):
         up(scheduler, name, NOW, size)

@@ -5,7 +5,14 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.platform.record import Cause, Failure, FailureKind
-from cortex.platform.scheduling.failures import EARLY_S, LONGEST_BACKOFF_S, MOST_FAILURES, Failures, cause_of
+from cortex.platform.scheduling.failures import (
+    EARLY_S,
+    LONGEST_BACKOFF_S,
+    MOST_FAILURES,
+    Failures,
+    Incident,
+    evidence_in,
+)
 from tests.support.factories import an_instance
 
 CRASHED = an_instance(function="f", revision="r1")
@@ -14,7 +21,7 @@ CRASHED = an_instance(function="f", revision="r1")
 def after(*kinds: FailureKind, now: float = 100.0) -> Failure:
     """The last failure after these, all at the same time."""
     failures = Failures()
-    return [failures.add(CRASHED, kind, "why", (), now) for kind in kinds][-1]
+    return [failures.add(CRASHED, Incident("why", kind), now) for kind in kinds][-1]
 
 
 @pytest.mark.parametrize(
@@ -31,10 +38,9 @@ def test_from_the_third_crash_in_a_row_starts_back_off(crashes: int, waits: floa
 def deaths(*after_ready_s: float) -> Failure:
     """The last failure after workers died so long after they were ready, each at 100 s."""
     failures = Failures()
-    return [
-        failures.add(replace(CRASHED, ready=100.0 - s), FailureKind.CRASH, "died", (), 100.0, died=True)
-        for s in after_ready_s
-    ][-1]
+    return [failures.add(replace(CRASHED, ready=100.0 - s), Incident("died", died=True), 100.0) for s in after_ready_s][
+        -1
+    ]
 
 
 def test_a_worker_that_had_served_is_no_failed_start_however_often_it_dies() -> None:
@@ -54,9 +60,9 @@ def test_workers_that_die_right_after_ready_again_and_again_back_off(early: int,
 def test_a_death_while_serving_does_not_change_a_back_off_of_failed_starts() -> None:
     failures = Failures()
     for _ in range(3):
-        failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+        failures.add(CRASHED, Incident("why"), 100.0)
 
-    failure = failures.add(replace(CRASHED, ready=110.0), FailureKind.CRASH, "died", (), 150.0, died=True)
+    failure = failures.add(replace(CRASHED, ready=110.0), Incident("died", died=True), 150.0)
 
     assert (failure.count, failure.retry_at) == (3, 160.0)
 
@@ -82,13 +88,13 @@ def test_running_out_of_memory_counts_as_a_crash() -> None:
     ],
 )
 def test_workers_say_in_their_own_words_that_memory_ran_out(line: str, says: bool) -> None:
-    assert (cause_of(["loading", line]) is Cause.OUT_OF_MEMORY) is says
+    assert (evidence_in(["loading", line]).cause is Cause.OUT_OF_MEMORY) is says
 
 
 def test_a_row_that_never_ends_still_waits_no_longer_than_the_longest() -> None:
-    failures = Failures([Failure(function="f", revision="r1", instance="one", reason="why", at=0, count=5000)])
+    failures = Failures.restored([Failure(function="f", revision="r1", instance="one", reason="why", at=0, count=5000)])
 
-    failure = failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+    failure = failures.add(CRASHED, Incident("why"), 100.0)
 
     assert failure.retry_at == 100.0 + LONGEST_BACKOFF_S
 
@@ -112,7 +118,7 @@ def test_a_failure_holds_the_cause_and_number_of_the_last_lines_but_none_of_thei
     failures = Failures()
     lines = [*(f"prompt {n}" for n in range(29)), "OSError: [Errno 98] Address already in use: my-prompt"]
 
-    failure = failures.add(CRASHED, FailureKind.CRASH, "exited with 1", lines, 100.0)
+    failure = failures.add(CRASHED, Incident("exited with 1", evidence=evidence_in(lines)), 100.0)
 
     assert failures.of("f", "r1") == failure
     assert failure == Failure(
@@ -159,12 +165,12 @@ def test_a_failure_holds_the_cause_and_number_of_the_last_lines_but_none_of_thei
     ],
 )
 def test_a_cause_is_read_off_the_engines_own_words(line: str, cause: Cause) -> None:
-    assert cause_of(["INFO: starting", line, "see above"]) is cause
+    assert evidence_in(["INFO: starting", line, "see above"]).cause is cause
 
 
 def test_an_older_revision_says_nothing_about_a_newer_one() -> None:
     failures = Failures()
-    failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+    failures.add(CRASHED, Incident("why"), 100.0)
 
     assert failures.of("f", "r2") is None
 
@@ -172,16 +178,16 @@ def test_an_older_revision_says_nothing_about_a_newer_one() -> None:
 def test_a_new_revision_begins_a_new_row() -> None:
     failures = Failures()
     for _ in range(3):
-        failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+        failures.add(CRASHED, Incident("why"), 100.0)
 
-    failure = failures.add(an_instance(function="f", revision="r2"), FailureKind.CRASH, "why", (), 100.0)
+    failure = failures.add(an_instance(function="f", revision="r2"), Incident("why"), 100.0)
 
     assert (failure.count, failure.retry_at) == (1, 0.0)
 
 
 def test_after_failures_are_removed_the_count_starts_again() -> None:
     failures = Failures()
-    failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
+    failures.add(CRASHED, Incident("why"), 100.0)
 
     failures.forget("f")
     failures.forget("never failed")
@@ -191,8 +197,8 @@ def test_after_failures_are_removed_the_count_starts_again() -> None:
 
 def test_only_declared_functions_are_remembered() -> None:
     failures = Failures()
-    failures.add(CRASHED, FailureKind.CRASH, "why", (), 100.0)
-    failures.add(an_instance(function="g"), FailureKind.CRASH, "why", (), 100.0)
+    failures.add(CRASHED, Incident("why"), 100.0)
+    failures.add(an_instance(function="g"), Incident("why"), 100.0)
 
     failures.keep_only(["g", "h"])
 
@@ -202,10 +208,10 @@ def test_only_declared_functions_are_remembered() -> None:
 def test_the_oldest_failure_is_forgotten_first() -> None:
     failures = Failures()
     for n in range(MOST_FAILURES):
-        failures.add(an_instance(function=f"f{n}"), FailureKind.CRASH, "why", (), float(n))
-    failures.add(an_instance(function="f0"), FailureKind.CRASH, "why", (), 900.0)
+        failures.add(an_instance(function=f"f{n}"), Incident("why"), float(n))
+    failures.add(an_instance(function="f0"), Incident("why"), 900.0)
 
-    failures.add(an_instance(function="new"), FailureKind.CRASH, "why", (), 901.0)
+    failures.add(an_instance(function="new"), Incident("why"), 901.0)
 
     assert len(failures.all()) == MOST_FAILURES
     assert [f.function for f in failures.all()][:1] == ["f2"]
@@ -215,6 +221,6 @@ def test_the_oldest_failure_is_forgotten_first() -> None:
 def test_failures_outlive_the_agent() -> None:
     earlier = after(FailureKind.CRASH, FailureKind.CRASH)
 
-    failure = Failures([earlier]).add(CRASHED, FailureKind.CRASH, "why", (), 500.0)
+    failure = Failures.restored([earlier]).add(CRASHED, Incident("why"), 500.0)
 
     assert (failure.count, failure.retry_at) == (3, 560.0)

@@ -11,13 +11,17 @@ from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
 from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, Silence, used_instance
 from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.events import HostRead
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.reconcile import STABLE_S
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
-from cortex.platform.scheduling.scheduler import MISSES_TO_ACT, REPORTS_BACK_S, Scheduler
+from cortex.platform.scheduling.scheduler import REPORTS_BACK_S
 from cortex.platform.scheduling.state import Rules
+from cortex.platform.scheduling.worker_events import MISSES_TO_ACT
 from tests.support.factories import a_device, a_fleet, a_function, a_host, a_process, a_report, an_instance
+from tests.support.scheduling import SchedulerDriver
 
 HERE = LocalWeights("/cache/weights.gguf", 1000)
 RULES = Rules(drain_grace_s=60.0, stop_grace_s=5.0, start_silence_s=300.0, start_ceiling_s=3600.0)
@@ -31,19 +35,19 @@ ON_CPU = a_host(devices=(a_device("cpu", kind="cpu"),))
 TWO_GPUS = a_host(devices=(a_device("gpu-0"), a_device("gpu-1")))
 
 
-def a_scheduler(host: HostRecord | None = None, fleet: Fleet | None = None, rules: Rules = RULES) -> Scheduler:
+def a_scheduler(host: HostRecord | None = None, fleet: Fleet | None = None, rules: Rules = RULES) -> SchedulerDriver:
     """A scheduler with the report of one router without requests."""
-    scheduler = Scheduler(host or a_host(), rules)
+    scheduler = SchedulerDriver(host or a_host(), rules)
     scheduler.reported(fleet or a_fleet(a_report()), 0.0)
     return scheduler
 
 
-def new_effects(scheduler: Scheduler) -> list[Effect]:
+def new_effects(scheduler: SchedulerDriver) -> list[Effect]:
     """The effects since the last call, without receipts."""
     return [e for e in scheduler.take_effects() if not isinstance(e, Decision)]
 
 
-def look(scheduler: Scheduler, now: float, *, running: int | None = 0, connections: int = 0) -> list[Effect]:
+def look(scheduler: SchedulerDriver, now: float, *, running: int | None = 0, connections: int = 0) -> list[Effect]:
     """Answer every look request; return the other effects."""
     others: list[Effect] = []
     while effects := new_effects(scheduler):
@@ -54,40 +58,40 @@ def look(scheduler: Scheduler, now: float, *, running: int | None = 0, connectio
     return others
 
 
-def receipts(scheduler: Scheduler) -> list[tuple[str, str, str]]:
+def receipts(scheduler: SchedulerDriver) -> list[tuple[str, str, str]]:
     """The receipts since the last call: what, of which instance, why."""
     return [(e.what, e.instance, e.why) for e in scheduler.take_effects() if isinstance(e, Decision)]
 
 
-def instance_of(scheduler: Scheduler, instance: str = "one") -> Instance:
+def instance_of(scheduler: SchedulerDriver, instance: str = "one") -> Instance:
     return next(i for i in scheduler.record().instances if i.id == instance)
 
 
-def states(scheduler: Scheduler) -> dict[str, State]:
+def states(scheduler: SchedulerDriver) -> dict[str, State]:
     return {i.id: i.state for i in scheduler.record().instances}
 
 
-def start(scheduler: Scheduler, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
+def start(scheduler: SchedulerDriver, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
     """Bring an instance as far as `starting`, its process spawned."""
     assert scheduler.ensure(function, HERE, instance, now) == Accepted(instance, State.STARTING)
     scheduler.spawned(instance, a_process(), "http://127.0.0.1:20000", now)
     scheduler.take_effects()
 
 
-def bring_up(scheduler: Scheduler, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
+def bring_up(scheduler: SchedulerDriver, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
     """Bring an instance as far as `ready`."""
     start(scheduler, function, instance, now)
     scheduler.answered(instance, now)
     scheduler.take_effects()
 
 
-def clear_away(scheduler: Scheduler, instance: str = "one", now: float = 0.0) -> None:
+def clear_away(scheduler: SchedulerDriver, instance: str = "one", now: float = 0.0) -> None:
     """Let the supervisor answer a stop to the end."""
     scheduler.exited(instance, "exited with 0", (), now)
     scheduler.reclaimed(instance, now)
 
 
-def crash(scheduler: Scheduler, instance: str, now: float) -> None:
+def crash(scheduler: SchedulerDriver, instance: str, now: float) -> None:
     """Let a start fail."""
     start(scheduler, F, instance, now)
     clear_away(scheduler, instance, now)
@@ -119,7 +123,7 @@ def test_ensure_places_and_starts_a_worker() -> None:
     )
     assert answer == Accepted("one", State.STARTING)
     assert scheduler.take_effects() == [
-        Decision("placed", "f", "one", "on gpu-0"),
+        Decision(DecisionKind.PLACED, "f", "one", "on gpu-0"),
         Spawn(started, F, HERE),
     ]
     assert scheduler.record().instances == (started,)
@@ -324,7 +328,7 @@ def test_one_more_instance_is_rejected_where_it_needs_an_eviction() -> None:
 # Eviction and the drain handshake
 
 
-def evicting() -> Scheduler:
+def evicting() -> SchedulerDriver:
     """At 100, `one` of F drains (epoch 1) so that `two` of G fits."""
     scheduler = a_scheduler()
     bring_up(scheduler)
@@ -541,7 +545,7 @@ def test_an_instance_that_never_idles_long_serves_the_request_it_was_started_for
     assert states(scheduler) == {"one": State.READY}
 
 
-def reaping() -> Scheduler:
+def reaping() -> SchedulerDriver:
     """At 300, `one` of F begins to drain (epoch 1) for having idled."""
     scheduler = a_scheduler()
     bring_up(scheduler)
@@ -722,7 +726,7 @@ def test_cool_waits_to_the_grace_and_then_lets_the_busy_serve_on() -> None:
 
 
 @pytest.mark.parametrize("prepare", [bring_up, start])
-def test_cool_at_once_does_not_wait(prepare: Callable[[Scheduler], None]) -> None:
+def test_cool_at_once_does_not_wait(prepare: Callable[[SchedulerDriver], None]) -> None:
     scheduler = a_scheduler(fleet=a_fleet(a_report(in_flight={"one": 1})))
     prepare(scheduler)
 
@@ -932,7 +936,7 @@ def test_a_sign_of_life_without_a_phase_keeps_the_phase() -> None:
 # Exits
 
 
-def cooling(scheduler: Scheduler) -> None:
+def cooling(scheduler: SchedulerDriver) -> None:
     bring_up(scheduler)
     scheduler.cool("f", 1.0)
 
@@ -946,7 +950,7 @@ def cooling(scheduler: Scheduler) -> None:
     ],
     ids=["starting", "ready", "draining"],
 )
-def test_an_unexpected_exit_is_a_failure(prepare: Callable[[Scheduler], None], reason: str) -> None:
+def test_an_unexpected_exit_is_a_failure(prepare: Callable[[SchedulerDriver], None], reason: str) -> None:
     scheduler = a_scheduler()
     prepare(scheduler)
 
@@ -1004,7 +1008,7 @@ def test_an_exit_of_an_instance_without_a_process_is_ignored(weights: LocalWeigh
     assert states(scheduler) == before
 
 
-LATE: list[Callable[[Scheduler], object]] = [
+LATE: list[Callable[[SchedulerDriver], object]] = [
     lambda s: s.fetching("one", "downloading", 0.5, 9.0),
     lambda s: s.fetched("one", HERE, 9.0),
     lambda s: s.fetch_failed("one", "why", 9.0),
@@ -1019,7 +1023,7 @@ LATE: list[Callable[[Scheduler], object]] = [
 
 
 @pytest.mark.parametrize("event", LATE)
-def test_an_event_of_an_instance_that_is_gone_is_ignored(event: Callable[[Scheduler], object]) -> None:
+def test_an_event_of_an_instance_that_is_gone_is_ignored(event: Callable[[SchedulerDriver], object]) -> None:
     scheduler = a_scheduler()
     start(scheduler)
     clear_away(scheduler)
@@ -1050,7 +1054,7 @@ def test_after_three_crashes_in_a_row_starts_back_off_one_two_and_four_minutes()
     assert [r.retry_at for r in refused if isinstance(r, Rejected)] == [62.0, 182.0, 422.0]
 
 
-def three_crashes() -> Scheduler:
+def three_crashes() -> SchedulerDriver:
     """At 2, F has failed three times in a row and is tried again no sooner than at 62."""
     scheduler = a_scheduler()
     for n, at in enumerate((0.0, 1.0, 2.0)):
@@ -1345,10 +1349,10 @@ def test_the_saved_state_has_every_worker_and_every_failure() -> None:
     clear_away(scheduler, "two")
     scheduler.ensure(SMALL, None, "fetching", 0.0)
 
-    assert scheduler.state() == AgentState(
+    assert scheduler.saved_state() == AgentState(
         workers=(SavedWorker(instance_of(scheduler), F, HERE),), failures=scheduler.record().failures
     )
-    assert [f.function for f in scheduler.state().failures] == ["g"]
+    assert [f.function for f in scheduler.saved_state().failures] == ["g"]
 
 
 @pytest.mark.parametrize("state", [State.READY, State.DRAINING])
@@ -1601,7 +1605,7 @@ def test_requests_for_a_start_on_a_draining_host_may_try_another_host() -> None:
 def test_new_readings_of_the_devices_are_used() -> None:
     scheduler = a_scheduler()
 
-    scheduler.measured([a_device(total_mb=100)])
+    scheduler.handle(HostRead(devices=(a_device(total_mb=100),)), 0.0)
 
     assert isinstance(scheduler.ensure(F, HERE, "one", 0.0), Rejected)
     assert scheduler.record().devices == (a_device(total_mb=100),)
@@ -1631,7 +1635,7 @@ def silent(for_s: float, in_flight: int = 1) -> Fleet:
     return a_fleet(replace(report, silent={"one": Silence(for_s=for_s)}))
 
 
-def proofs(scheduler: Scheduler) -> list[str]:
+def proofs(scheduler: SchedulerDriver) -> list[str]:
     return [e.instance.id for e in scheduler.take_effects() if isinstance(e, Prove)]
 
 

@@ -9,10 +9,11 @@ from cortex.platform.record import Fleet, Instance
 from cortex.platform.scheduling.effects import Decision, Effect, Fetch, Look, Reclaim, Stop
 from cortex.platform.scheduling.reconcile import LOOK_AGAIN_S, OVERDUE_S
 from cortex.platform.scheduling.reports import SILENT_S
+from cortex.platform.scheduling.requests import SUPERSEDED_S
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.scheduler import SUPERSEDED_S, Scheduler
 from cortex.platform.scheduling.state import Rules
 from tests.support.factories import a_fleet, a_function, a_host, a_process, a_report
+from tests.support.scheduling import SchedulerDriver
 
 HERE = LocalWeights("/cache/weights", 1)
 F = a_function("f", vram_mb=6000, idle_after_s=100.0)
@@ -20,13 +21,13 @@ G = a_function("g", vram_mb=6000)
 NEW_F = replace(F, args=("--new",))
 
 
-def a_scheduler() -> Scheduler:
-    scheduler = Scheduler(a_host(), Rules(drain_grace_s=60.0, stop_grace_s=5.0))
+def a_scheduler() -> SchedulerDriver:
+    scheduler = SchedulerDriver(a_host(), Rules(drain_grace_s=60.0, stop_grace_s=5.0))
     scheduler.reported(a_fleet(a_report()), 0.0)
     return scheduler
 
 
-def bring_up(scheduler: Scheduler) -> None:
+def bring_up(scheduler: SchedulerDriver) -> None:
     """Have `f` ready as `one` at 10.0."""
     scheduler.ensure(F, HERE, "one", 0.0)
     scheduler.spawned("one", a_process(), "http://127.0.0.1:20000", 1.0)
@@ -34,22 +35,22 @@ def bring_up(scheduler: Scheduler) -> None:
     scheduler.take_effects()
 
 
-def effects(scheduler: Scheduler) -> list[type[Effect]]:
+def effects(scheduler: SchedulerDriver) -> list[type[Effect]]:
     return [type(e) for e in scheduler.take_effects() if not isinstance(e, Decision)]
 
 
-def instance_of(scheduler: Scheduler) -> Instance:
+def instance_of(scheduler: SchedulerDriver) -> Instance:
     return next(i for i in scheduler.record().instances if i.id == "one")
 
 
-def seen(scheduler: Scheduler, **rest: int) -> Fleet:
+def seen(scheduler: SchedulerDriver, **rest: int) -> Fleet:
     return a_fleet(a_report(seen=scheduler.record().epoch), **rest)  # type: ignore[arg-type]
 
 
 # A router that fell silent
 
 
-def fallen_silent(scheduler: Scheduler) -> float:
+def fallen_silent(scheduler: SchedulerDriver) -> float:
     """A router with a request in flight on `one` stops reporting; another one goes on. Return when."""
     both = a_fleet(a_report("silent", in_flight={"one": 1}), a_report())
     scheduler.reported(both, 20.0)
@@ -217,7 +218,7 @@ def test_a_fetch_without_progress_is_overdue() -> None:
 
 
 def test_a_start_that_waits_for_room_is_placed_again() -> None:
-    scheduler = Scheduler(a_host(), Rules())
+    scheduler = SchedulerDriver(a_host(), Rules())
     scheduler.reported(a_fleet(a_report()), 0.0)
     bring_up(scheduler)
     scheduler.ensure(G, HERE, "two", 50.0)

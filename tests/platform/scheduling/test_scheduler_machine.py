@@ -15,25 +15,28 @@ from msgspec.structs import replace
 
 import tests.support  # noqa: F401
 from cortex.functions.lifecycle import LIVE, State
-from cortex.functions.spec import Function
+from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected
 from cortex.platform.record import Fleet, HostRecord, Instance, used_instance
 from cortex.platform.scheduling.effects import Decision, Effect, Look, Spawn, Stop
-from cortex.platform.scheduling.placement import FIRST_SERVE_S
+from cortex.platform.scheduling.eviction import FIRST_SERVE_S
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.scheduler import REPORTS_BACK_S, Scheduler
+from cortex.platform.scheduling.scheduler import REPORTS_BACK_S
 from cortex.platform.scheduling.state import Rules
-from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_process, a_report
+from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_process, a_report, an_instance
+from tests.support.replay import differences
+from tests.support.scheduling import SchedulerDriver
 
 HERE = LocalWeights("/cache/weights", 1)
 DEVICES = (a_device("gpu-0", 10), a_device("gpu-1", 8), a_device("cpu", 5, kind="cpu"))
 TAKES_MEMORY = (State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.RECLAIMING)
 RULES = Rules(drain_grace_s=20.0, start_silence_s=60.0, start_ceiling_s=200.0)
 
+SECRET = "a-secret-of-a-function"
 FUNCTIONS = {
     f.id: f
     for f in (
-        a_function("tiny", vram_mb=2, idle_after_s=5.0),
+        a_function("tiny", vram_mb=2, idle_after_s=5.0, env={"TOKEN": SECRET}),
         a_function("mid", vram_mb=5, priority=1, idle_after_s=100.0),
         a_function("big", vram_mb=9, idle_after_s=40.0),
         a_function("brief", vram_mb=8, idle_after_s=0.0),
@@ -42,7 +45,14 @@ FUNCTIONS = {
         a_function("warm", vram_mb=3, min=1, idle_after_s=10.0),
     )
 }
-CHANGED = {name: replace(f, args=("--changed",)) for name, f in FUNCTIONS.items()}
+CHANGED = {name: replace(f, args=("--changed", f"--token={SECRET}", "-np", "2")) for name, f in FUNCTIONS.items()}
+OTHER = replace(
+    a_host(
+        an_instance("a-warm", function="warm", revision=revision(FUNCTIONS["warm"])),
+        an_instance("a-tiny", function="tiny", revision=revision(FUNCTIONS["tiny"]), state=State.STARTING),
+    ),
+    name="other",
+)
 CATALOGUES = [
     *[FUNCTIONS] * 4,
     {**FUNCTIONS, "tiny": CHANGED["tiny"]},
@@ -62,10 +72,11 @@ class Agent(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(a_host(devices=DEVICES), RULES)
+        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), RULES)
         self.now = 0.0
         self.made = 0
         self.fleet: Fleet | None = None
+        self.last_read: Fleet | None = None
         self.read_since = 0.0
         self.forced = False
         self.pending: dict[tuple[str, str], Effect] = {}
@@ -73,7 +84,7 @@ class Agent(RuleBasedStateMachine):
 
     @initialize(strategy=st.sampled_from(["lru", "priority"]))
     def begin(self, strategy: str) -> None:
-        self.scheduler = Scheduler(a_host(devices=DEVICES), replace(RULES, strategy=strategy))
+        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), replace(RULES, strategy=strategy))
         self.report(0, 0, [], [])
 
     # The world.
@@ -127,9 +138,18 @@ class Agent(RuleBasedStateMachine):
         busy=BUSY,
         used=st.lists(st.sampled_from([0.0, 3.0, 40.0]), max_size=6),
         cordoned=st.sampled_from([False] * 7 + [True]),
+        elsewhere=st.booleans(),
     )
-    def report(self, seen: int, routers: int, busy: list[int], used: list[float], cordoned: bool = False) -> None:
-        """Routers may be behind by some epochs; only what is up can be in use."""
+    def report(
+        self,
+        seen: int,
+        routers: int,
+        busy: list[int],
+        used: list[float],
+        cordoned: bool = False,
+        elsewhere: bool = False,
+    ) -> None:
+        """Routers may be behind by some epochs; only what is up can be in use. Another host may have instances, too."""
         up = [i.id for i in self.instances() if i.state in (State.READY, State.DRAINING)]
         reports = [
             a_report(
@@ -140,9 +160,11 @@ class Agent(RuleBasedStateMachine):
             for n in range(routers)
         ]
         at = {used_instance(i): self.now - ago for i, ago in zip(up, used, strict=False)}
-        self.heard(a_fleet(*reports, used=at, cordoned=cordoned))
+        fleet = a_fleet(*reports, used=at, cordoned=cordoned)
+        self.heard(replace(fleet, hosts={OTHER.name: OTHER} if elsewhere else {}))
 
     def heard(self, fleet: Fleet | None) -> None:
+        self.last_read = fleet
         if fleet is None:
             self.read_since = self.now + REPORTS_BACK_S
         self.fleet = fleet if self.now >= self.read_since else None
@@ -152,8 +174,7 @@ class Agent(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 5.0, 21.0, 31.0, 31.0, 61.0, 201.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.scheduler.reconcile(self.now)
-        self.check()
+        self.heard(self.last_read)
 
     @rule(name=NAMES, at_once=st.booleans())
     def cool(self, name: str, at_once: bool) -> None:
@@ -185,8 +206,9 @@ class Agent(RuleBasedStateMachine):
 
     def restart(self) -> None:
         """The agent is started anew: it takes its workers over, some dead, some that do not answer."""
-        record, state = self.scheduler.record(), self.scheduler.state()
-        self.scheduler = Scheduler(replace(record, instances=(), failures=state.failures), RULES)
+        self.replay()
+        record, state = self.scheduler.record(), self.scheduler.saved_state()
+        self.scheduler = SchedulerDriver(replace(record, instances=(), failures=state.failures), RULES)
         self.pending = {task: effect for task, effect in self.pending.items() if task[0] == "Spawn"}
         for n, worker in enumerate(state.workers):
             self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=n % 4 != 2)
@@ -383,6 +405,13 @@ class Agent(RuleBasedStateMachine):
             self.heard(a_fleet(a_report(seen=self.scheduler.record().epoch)))
         moving = [i for i in self.instances() if i.state is not State.READY]
         assert not [i for i in moving if self.now - i.since > 2.0], "an instance does not move on"
+        self.replay()
+
+    def replay(self) -> None:
+        """An export replays to the same effects, and has no secret of a function."""
+        exported = b"".join(self.scheduler.log.export())
+        assert differences(exported.splitlines()) == []
+        assert SECRET.encode() not in exported
 
 
 TestScheduler = Agent.TestCase

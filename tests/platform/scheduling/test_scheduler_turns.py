@@ -15,10 +15,10 @@ from cortex.platform.scheduling.effects import Decision, Look, Stop
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
 from cortex.platform.scheduling.turns import FORGET_S, REPORTED_S
 from tests.support.factories import a_device, a_fleet, a_function, a_host, a_process, a_report
+from tests.support.scheduling import SchedulerDriver
 
 HERE = LocalWeights("/cache/weights.gguf", 1000)
 RULES = Rules(drain_grace_s=20.0)
@@ -33,7 +33,7 @@ class Stage:
     """A scheduler, what one router reports to it, and a clock."""
 
     def __init__(self, host: HostRecord | None = None) -> None:
-        self.scheduler = Scheduler(host or a_host(), RULES)
+        self.scheduler = SchedulerDriver(host or a_host(), RULES)
         self.now = 1000.0
         self.in_flight: dict[str, int] = {}
         self.waiting: dict[str, int] = {}
@@ -392,8 +392,8 @@ def test_a_restarted_agent_cancels_a_closing() -> None:
     stage.bring_up(F, "f1")
     stage.pass_time(15)
     stage.wait(G)
-    (worker,) = stage.scheduler.state().workers
-    later = Scheduler(a_host(), RULES)
+    (worker,) = stage.scheduler.saved_state().workers
+    later = SchedulerDriver(a_host(), RULES)
 
     later.adopt(worker, stage.now, alive=True, healthy=True)
 

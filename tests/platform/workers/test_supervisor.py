@@ -16,12 +16,14 @@ from cortex.functions.launch import Launch
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
 from cortex.platform import clock
+from cortex.platform.agent_messages import Ensure
 from cortex.platform.faults import Faults
 from cortex.platform.host import engines
 from cortex.platform.keys import FleetToken
 from cortex.platform.process import environment, process_id, termination
 from cortex.platform.record import Device, HostRecord, ProcessId
 from cortex.platform.scheduling.effects import Stop
+from cortex.platform.scheduling.events import CoolRequest, EnsureRequest, Event, Spawned
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
@@ -31,6 +33,7 @@ from cortex.platform.workers.supervisor import Supervisor
 
 F = Function(id="f", engine=Engine.FAKE, vram_mb=1000)
 INSTANCE = secrets.token_hex(8)  # unique to this run: parallel tests find and kill by marker
+START = EnsureRequest(Ensure(F), LocalWeights("", 0), INSTANCE)
 EXITS = [sys.executable, "-c", "raise SystemExit(1)"]
 STAYS = ["sleep", "600"]
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
@@ -60,9 +63,8 @@ class Host:
         )
         self.supervisor._begun = self.spawn  # type: ignore[method-assign]
 
-    def tell(self, step: Callable[[Scheduler, float], object]) -> None:
-        step(self.scheduler, clock.now())
-        for effect in self.scheduler.take_effects():
+    def tell(self, event: Event) -> None:
+        for effect in self.scheduler.handle(event, clock.now()):
             self.supervisor.perform(effect)
         self.changed.set()
 
@@ -71,14 +73,14 @@ class Host:
 
     def spawn(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
-    ) -> tuple["subprocess.Popen[bytes]", str]:
+    ) -> tuple["subprocess.Popen[bytes]", str, bool]:
         argv, path = self.begin()
         child = process.spawn(argv, {environment.OWNER: "test"}, log_path, instance)
         self.begun.append(child.pid)
-        return child, path
+        return child, path, path == "warm"
 
     def start(self) -> None:
-        self.tell(lambda s, now: s.ensure(F, LocalWeights("", 0), INSTANCE, now))
+        self.tell(START)
 
     def states(self) -> list[State]:
         return [i.state for i in self.scheduler.record().instances]
@@ -105,7 +107,7 @@ async def test_a_worker_that_ignores_term_is_killed_after_the_grace(host: Host) 
     host.start()
     await host.until(lambda: bool(host.begun))
 
-    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    host.tell(CoolRequest("f", at_once=True))
     await host.until(lambda: not host.states())
 
     assert not psutil.pid_exists(host.begun[0])
@@ -137,7 +139,7 @@ async def test_a_stop_that_raises_is_retried_and_reported(host: Host, monkeypatc
         return signal_worker(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(process, "signal_worker", once)
-    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    host.tell(CoolRequest("f", at_once=True))
     await host.until(lambda: not host.states())
 
     assert [(f.work, f.kind) for f in host.faults.all()] == [("stop", "ValueError")]
@@ -162,10 +164,9 @@ async def test_a_reclaim_that_raises_is_retried(host: Host, monkeypatch: pytest.
 
 
 async def test_stopping_an_instance_without_a_process_reports_its_exit(host: Host) -> None:
-    host.scheduler.ensure(F, LocalWeights("", 0), INSTANCE, clock.now())
-    host.scheduler.take_effects()  # the start was lost
+    host.scheduler.handle(START, clock.now())  # the start is lost
 
-    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    host.tell(CoolRequest("f", at_once=True))
     await host.until(lambda: not host.states())
 
     assert host.begun == []
@@ -181,7 +182,7 @@ async def test_a_worker_that_survives_kill_is_reported_until_it_exits(
     monkeypatch.setattr(process, "signal_worker", lambda *_: True)
     monkeypatch.setattr(process_id, "is_uninterruptible", lambda _: True)
 
-    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    host.tell(CoolRequest("f", at_once=True))
     await host.until(lambda: any(i.problem for i in host.scheduler.record().instances))
     (stuck,) = host.scheduler.record().instances
     monkeypatch.setattr(process, "signal_worker", signal_worker)
@@ -208,7 +209,7 @@ async def test_a_stop_during_the_cleanup_of_a_failed_warm_start_prevents_the_pla
     host.start()
     await clearing.wait()
 
-    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    host.tell(CoolRequest("f", at_once=True))
     go_on.set()
     await host.until(lambda: not host.states())
 
@@ -217,13 +218,12 @@ async def test_a_stop_during_the_cleanup_of_a_failed_warm_start_prevents_the_pla
 
 async def test_a_stop_for_a_reused_pid_sends_no_signal(host: Host) -> None:
     stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
-    host.scheduler.ensure(F, LocalWeights("", 0), INSTANCE, clock.now())
+    host.scheduler.handle(START, clock.now())
     other = ProcessId(process_id.boot_id(), stranger.pid, 1)
-    host.scheduler.spawned(INSTANCE, other, "http://127.0.0.1:1", clock.now())
-    host.scheduler.take_effects()
+    host.scheduler.handle(Spawned(INSTANCE, other, "http://127.0.0.1:1"), clock.now())
     (instance,) = host.scheduler.record().instances
 
-    host.tell(lambda s, now: s.cool("f", now, at_once=True))
+    host.tell(CoolRequest("f", at_once=True))
     await host.until(lambda: not host.states())
     host.supervisor.perform(Stop(instance, 0.0))
 

@@ -15,11 +15,11 @@ from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import FailureKind, Fleet, HostRecord, InLine, Instance
 from cortex.platform.registry import Registry
-from cortex.platform.scheduling.failures import Failures
+from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import CLAIM_S, Activator
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable
-from cortex.router.errors import NoCapacity, NotReadyInTime, QueueFull, StartFailed
+from cortex.router.errors import NoCapacity, NotReadyInTime, StartFailed
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
 from cortex.router.request.probe import Pulse
@@ -71,9 +71,9 @@ class Stage:
         self.directory = Catalogue()
         self.pulses: list[Pulse] = []
         self.probes: list[str] = []
-        self._flights = InFlight("router-1")
+        self.in_flight = InFlight("router-1")
         self.activator = Activator(
-            self._view, cast(Registry, self), cast(Agents, self), self._flights, self.directory, self
+            self._view, cast(Registry, self), cast(Agents, self), self.in_flight, self.directory, self
         )
 
     async def fleet(self, now: float) -> Fleet:
@@ -107,7 +107,7 @@ class Stage:
     async def served(self) -> None:
         """Wait as a request does, while the record is read again and again."""
         await self._view.refresh()
-        with self.activator.in_queue(FUNCTION):
+        with self.in_flight.waiting(FUNCTION.id):
             waiting = asyncio.create_task(self.activator.wait_until_ready(TARGET, FUNCTION.start_timeout_s))
             async with asyncio.timeout(5):
                 while not waiting.done():
@@ -129,7 +129,7 @@ async def test_a_worker_that_dies_before_its_agent_says_so_is_no_failed_start() 
     """The agent answers `ensure` with the worker it still believes in; what it says next is that it crashed."""
     dead = an_instance("new-1", ready=1.0)
     stage = Stage((), (replace(dead, state=State.RECLAIMING),), (an_instance("new-2", ready=2.0),))
-    stage.failures.add(dead, FailureKind.CRASH, "the worker was killed by SIGKILL while it was ready", (), 1.0)
+    stage.failures.add(dead, Incident("the worker was killed by SIGKILL while it was ready"), 1.0)
 
     await stage.served()
 
@@ -149,7 +149,8 @@ async def test_a_start_that_its_host_no_longer_has_is_proposed_again_at_once() -
 async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() -> None:
     stage = Stage((), ())
     starting = an_instance("new-1", state=State.STARTING)
-    stage.failures.add(starting, FailureKind.CRASH, "the worker exited with code 1 while starting", ("a prompt",), 1.0)
+    reason = "the worker exited with code 1 while starting"
+    stage.failures.add(starting, Incident(reason, evidence=evidence_in(("a prompt",))), 1.0)
 
     with pytest.raises(StartFailed, match=r"exited with code 1 while starting$"):
         await stage.served()
@@ -282,7 +283,7 @@ async def test_a_start_of_what_is_not_declared_any_more_ends_and_proposes_nothin
     stage = Stage((), (an_instance("new-1", state=State.STARTING),))
     await stage._view.refresh()
 
-    with stage.activator.in_queue(FUNCTION):
+    with stage.in_flight.waiting(FUNCTION.id):
         waiting = asyncio.create_task(stage.activator.wait_until_ready(TARGET, 60))
         await until(lambda: stage.proposed == 1)
         stage.directory.becomes(a_function(args=("--changed",)))
@@ -297,7 +298,7 @@ async def test_a_start_that_was_superseded_is_made_again() -> None:
     """This router has not read the new file yet, or the host has been told an old one."""
     stage = Stage((), (), (an_instance("new-2", ready=2.0),))
     starting = an_instance("new-1", state=State.STARTING)
-    stage.failures.add(starting, FailureKind.ROOM, "given up while it was starting: superseded", (), 1.0)
+    stage.failures.add(starting, Incident("given up while it was starting: superseded", FailureKind.ROOM), 1.0)
 
     await stage.served()
 
@@ -307,7 +308,7 @@ async def test_a_start_that_was_superseded_is_made_again() -> None:
 async def test_a_start_that_was_cooled_is_the_answer() -> None:
     stage = Stage((), ())
     starting = an_instance("new-1", state=State.STARTING)
-    stage.failures.add(starting, FailureKind.CANCELLED, "given up while it was starting: cool", (), 1.0)
+    stage.failures.add(starting, Incident("given up while it was starting: cool", FailureKind.CANCELLED), 1.0)
 
     with pytest.raises(StartFailed, match="given up while it was starting: cool"):
         await stage.served()
@@ -344,16 +345,8 @@ async def test_who_waits_too_long_is_refused_whatever_the_catalogue_does() -> No
     stage = Stage((), (an_instance("new-1", state=State.STARTING),))
     await stage._view.refresh()
 
-    with stage.activator.in_queue(FUNCTION), pytest.raises(NotReadyInTime):
+    with stage.in_flight.waiting(FUNCTION.id), pytest.raises(NotReadyInTime):
         await stage.activator.wait_until_ready(TARGET, 0)
-
-
-async def test_all_who_wait_count_towards_the_queue() -> None:
-    stage = Stage(())
-    short = a_function(queue=1)
-
-    with stage.activator.in_queue(short), pytest.raises(QueueFull), stage.activator.in_queue(short):
-        pass
 
 
 async def test_warm_looks_the_name_up_again_while_it_waits() -> None:

@@ -80,4 +80,4 @@ def refusal_of(ask: Any, **fields: Any) -> Fault:
     """Return the fault of a request that must be refused."""
     with pytest.raises(BadRequest) as caught:
         ask(**fields)
-    return caught.value.fault
+    return caught.value.fault()

@@ -398,7 +398,6 @@ def test_case_10_an_image_in_a_tool_message_becomes_a_placeholder_without_vision
     ("traits", "parsed", "expected"),
     [
         (PLAIN, {"max_completion_tokens": 9}, {"max_completion_tokens": 9}),
-        (Traits(max_completion_tokens=False), {"max_completion_tokens": 9}, {"max_tokens": 9}),
         (Traits(max_output_tokens=5), {"max_completion_tokens": 9}, {"max_tokens": 5}),
         (Traits(max_output_tokens=5), {"max_tokens": 4}, {"max_tokens": 4}),
         (Traits(default_output_tokens=7), {}, {"max_tokens": 7}),

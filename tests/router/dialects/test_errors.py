@@ -104,14 +104,6 @@ def test_retry_headers_are_sent_only_where_a_retry_helps() -> None:
     assert Fault(kind=Kind.BAD_REQUEST, message="").headers() == {}
 
 
-def test_an_unknown_model_is_named_in_each_dialects_words() -> None:
-    fault = errors.unknown_model("qwen", "qwen3")
-
-    assert json.loads(envelope(fault, "messages"))["error"]["message"] == "model: qwen. Did you mean `qwen3`?"
-    assert json.loads(envelope(errors.unknown_model("qwen"), "messages"))["error"]["message"] == "model: qwen"
-    assert json.loads(envelope(fault, "chat"))["error"]["code"] == "model_not_found"
-
-
 def worker(error: Any, status: int = 400) -> Fault:
     return fault_from_worker(status, json.dumps(error).encode())
 

@@ -30,6 +30,18 @@ def block(*deltas: str) -> list[str]:
 
 
 DELTA = "content_block_delta"
+UNTOLD = dict.fromkeys(
+    ("output_tokens_details", "cache_creation", "inference_geo", "server_tool_use", "service_tier"), None
+)
+"""Keys of a usage that Anthropic's schema requires and no worker tells."""
+
+
+def text_block(text: str) -> Json:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def tool_use(id: str, name: str, input: Json) -> Json:
+    return {"type": "tool_use", "id": id, "name": name, "input": input, "caller": {"type": "direct"}}
 
 
 def streamed(*chunks: Json, done: bool = True, traits: Traits | None = None, **fields: Any) -> list[Json]:
@@ -71,20 +83,16 @@ def test_an_answer_is_a_message_with_one_block() -> None:
         "stop_reason": None,
         "stop_sequence": None,
         "stop_details": None,
-        "usage": {
+        "container": None,
+        "usage": UNTOLD
+        | {
             "input_tokens": 0,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 0,
         },
     }
-    assert stops(actual) == {"stop_reason": "end_turn", "stop_sequence": None, "stop_details": None}
-
-
-def test_message_start_has_the_prompts_tokens_when_they_are_known() -> None:
-    stream = messages_request(stream=True).answer("ID", 1, input_tokens=42).stream()
-
-    assert events(stream.open())[0]["message"]["usage"]["input_tokens"] == 42
+    assert stops(actual) == {"stop_reason": "end_turn", "stop_sequence": None, "stop_details": None, "container": None}
 
 
 def test_case_18_a_named_choice_that_ends_in_stop_is_still_a_tool_use() -> None:
@@ -137,7 +145,7 @@ def test_case_28_an_empty_answer_is_one_empty_block() -> None:
     actual = streamed(chunk(role="assistant", content=""), chunk("stop"))
 
     assert kinds(actual) == [*START, *block(), *END]
-    assert plain(completion(content=""))["content"] == [{"type": "text", "text": ""}]
+    assert plain(completion(content=""))["content"] == [text_block("")]
 
 
 def test_case_29_an_empty_first_chunk_starts_the_message() -> None:
@@ -191,8 +199,8 @@ def test_case_31_parallel_calls_are_two_blocks_however_they_arrive(deltas: list[
     message = accumulated(*(chunk(**delta) for delta in deltas), chunk("tool_calls"), usage_chunk())
 
     assert message["content"] == [
-        {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
-        {"type": "tool_use", "id": "c2", "name": "g", "input": {"b": 2}},
+        tool_use("c1", "f", {"a": 1}),
+        tool_use("c2", "g", {"b": 2}),
     ]
     assert message["stop_reason"] == "tool_use"
 
@@ -214,7 +222,7 @@ def test_case_32_a_call_may_come_whole_or_its_arguments_before_its_name() -> Non
         usage_chunk(),
     )
 
-    assert whole["content"] == late["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}]
+    assert whole["content"] == late["content"] == [tool_use("c1", "f", {"a": 1})]
 
 
 def test_case_32_a_call_that_never_gets_a_name_is_not_lost() -> None:
@@ -228,7 +236,7 @@ def test_case_12_a_call_without_arguments_has_an_empty_input(arguments: str | No
     message = accumulated(chunk(**call(0, "c1", "f", arguments)), chunk("tool_calls"), usage_chunk())
     whole = plain(completion("tool_calls", tool_calls=[whole_call("c1", "f", arguments)]))
 
-    assert message["content"] == whole["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {}}]
+    assert message["content"] == whole["content"] == [tool_use("c1", "f", {})]
 
 
 def test_case_33_thinking_text_and_calls_may_alternate() -> None:
@@ -283,7 +291,7 @@ def test_case_35_usage_and_finish_reason_are_read_from_any_chunk(chunks: list[Js
     actual = streamed(*chunks)
 
     assert kinds(actual) == [*START, *block(DELTA), *END]
-    assert actual[-2]["usage"] == {
+    assert actual[-2]["usage"] == UNTOLD | {
         "input_tokens": 6,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 4,
@@ -292,12 +300,12 @@ def test_case_35_usage_and_finish_reason_are_read_from_any_chunk(chunks: list[Js
 
 
 def test_case_35_without_any_usage_there_is_still_usage() -> None:
-    stream = messages_request(stream=True).answer("ID", 1, input_tokens=7).stream()
+    stream = messages_request(stream=True).answer("ID", 1).stream()
 
     actual = events(stream.feed(wire(chunk(content="x"), chunk("stop"))))
 
-    assert actual[-2]["usage"]["input_tokens"] == 7
-    assert stream.tokens.input == 7
+    assert actual[-2]["usage"]["input_tokens"] == 0
+    assert stream.tokens.input == 0
 
 
 def test_case_36_a_call_cut_by_the_limit_is_sent_up_to_its_end() -> None:
@@ -309,7 +317,7 @@ def test_case_36_a_call_cut_by_the_limit_is_sent_up_to_its_end() -> None:
     assert actual[3]["delta"]["partial_json"] == '{"a": 1, "b": "unfin'
     assert stops(actual)["stop_reason"] == "max_tokens"
     assert accumulated(*chunks)["content"] == plain(body)["content"]
-    assert plain(body)["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}]
+    assert plain(body)["content"] == [tool_use("c1", "f", {"a": 1})]
 
 
 def test_case_36_a_full_window_is_not_the_clients_limit() -> None:
@@ -397,7 +405,7 @@ def test_case_40_a_ping_starts_the_message_and_then_is_a_ping() -> None:
 
     assert kinds(events(first)) == START
     assert kinds(events(second)) == ["ping"]
-    assert anthropic_streamed(first + second + rest)["content"] == [{"type": "text", "text": "Hello"}]
+    assert anthropic_streamed(first + second + rest)["content"] == [text_block("Hello")]
 
 
 @pytest.mark.parametrize("frame", [lambda data: data, lambda data: data.replace(b"\n", b"\r\n")])
@@ -461,7 +469,7 @@ def test_a_refusal_is_text_and_a_reason(message: Json) -> None:
 
     actual = plain(completion(finish, **message))
 
-    assert actual["content"] == [{"type": "text", "text": "I cannot"}]
+    assert actual["content"] == [text_block("I cannot")]
     assert actual["stop_reason"] == "refusal"
 
 
@@ -485,3 +493,14 @@ def test_the_machine_can_be_driven_without_any_bytes() -> None:
 
     with pytest.raises(BadAnswer):
         machine.close()
+
+
+def test_a_counted_prompt_is_in_the_first_event_and_the_limit_it_leaves_ends_the_answer() -> None:
+    stream = messages_request(Traits(context_window=1000), max_tokens=4096).answer("a", 1).stream()
+    stream.fit(300, 700)
+    piece = wire(chunk(content="hi"), chunk("length"), usage_chunk(counted(700, 300)))
+
+    start, *_, delta, _ = events(stream.feed(piece))
+
+    assert start["message"]["usage"]["input_tokens"] == 700
+    assert delta["delta"]["stop_reason"] == "max_tokens"

@@ -131,6 +131,14 @@ def test_case_37_a_truncated_stream_ends_in_an_error(cut: int) -> None:
         assert watched.fault is not None
 
 
+def test_a_last_event_that_is_no_answer_ends_the_stream_in_an_error() -> None:
+    last = b'event: message_delta\ndata: {"usage": 5}'
+
+    output = clients.events(clients.run(stream("messages"), [wire(START), last]))
+
+    assert [event["type"] for event in output] == ["message_start", "error"]
+
+
 def test_a_failure_names_the_response_it_belongs_to() -> None:
     output = clients.events(clients.run(stream("responses"), [wire(*RESPONSES[:2])]))
 

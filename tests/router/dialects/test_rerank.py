@@ -28,7 +28,7 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(fields: dict[str, Any], pa
     with pytest.raises(BadRequest) as caught:
         rerank.read(json.dumps(json.loads(BODY) | fields).encode())
 
-    assert caught.value.fault.param == param
+    assert caught.value.fault().param == param
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"error":"no"}'])

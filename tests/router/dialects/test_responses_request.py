@@ -1,5 +1,6 @@
 """Responses requests: what reaches the worker. The numbers are those of docs/dialects.md."""
 
+import json
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.router.dialects.request_builders import (
     refusal_of,
     responses_request,
 )
+from tests.router.dialects.workers import completion
 
 Json = dict[str, Any]
 
@@ -85,7 +87,7 @@ def test_case_44_a_first_turn_of_codex_is_understood() -> None:
     assert (actual["reasoning_effort"], actual["parallel_tool_calls"]) == ("medium", True)
     assert actual["stream_options"] == {"include_usage": True}
     assert not {"client_metadata", "store", "include", "prompt_cache_key"} & actual.keys()
-    assert "web_search" in parsed.notes[0]
+    assert parsed.dropped == ("tools[2]",)
     assert parsed.affinity == "thread-1"
 
 
@@ -282,7 +284,7 @@ def test_a_file_of_text_is_shown_and_any_other_refused() -> None:
     assert "omitted" in conversation(input=[called(), output("c1", [pdf])])[-1]["content"]
 
 
-def test_items_that_only_openai_can_read_are_dropped_and_noted() -> None:
+def test_items_that_only_openai_can_read_are_reported_as_dropped() -> None:
     history = [
         item("user", "go"),
         {"type": "web_search_call", "id": "ws"},
@@ -292,7 +294,7 @@ def test_items_that_only_openai_can_read_are_dropped_and_noted() -> None:
     parsed = responses_request(input=history)
 
     assert body_of(parsed)["messages"] == [{"role": "user", "content": "go"}]
-    assert len(parsed.notes) == 2
+    assert parsed.dropped == ("input[1]", "input[2]")
 
 
 @pytest.mark.parametrize(
@@ -337,3 +339,29 @@ def test_max_output_tokens_does_not_exceed_the_functions_limit() -> None:
     assert body_of(responses_request(traits, max_output_tokens=900))["max_tokens"] == 100
     assert body_of(responses_request(traits))["max_tokens"] == 50
     assert "max_tokens" not in body_of(responses_request())
+
+
+OPEN_RESPONSES = {
+    "id", "object", "created_at", "completed_at", "status", "incomplete_details", "model", "previous_response_id",
+    "instructions", "output", "error", "tools", "tool_choice", "truncation", "parallel_tool_calls", "text", "top_p",
+    "presence_penalty", "frequency_penalty", "top_logprobs", "temperature", "reasoning", "usage", "max_output_tokens",
+    "max_tool_calls", "store", "background", "service_tier", "metadata", "safety_identifier", "prompt_cache_key",
+}  # fmt: skip
+"""The keys of a response that the schema of Open Responses requires."""
+
+
+def test_an_answer_has_every_key_that_open_responses_requires() -> None:
+    asked = responses_request(tools=[{"type": "function", "name": "f", "parameters": {}}], temperature=0.5)
+    reply = asked.answer("a", 1).timed(lambda: 7.5)
+
+    answer = json.loads(reply.plain(completion(content="hi")).body)
+
+    assert set(answer) >= OPEN_RESPONSES
+    assert (answer["created_at"], answer["completed_at"], answer["temperature"], answer["top_p"]) == (1, 7, 0.5, 1.0)
+    assert (answer["tools"][0]["description"], answer["tools"][0]["strict"]) == (None, None)
+
+
+def test_an_incomplete_answer_has_no_time_of_completion() -> None:
+    answer = json.loads(responses_request().answer("a", 1).plain(completion("length", content="hi")).body)
+
+    assert answer["completed_at"] is None

@@ -73,7 +73,6 @@ def test_thinking_is_a_separate_item() -> None:
         "status": "completed",
         "summary": [],
         "content": [{"type": "reasoning_text", "text": "hm"}],
-        "encrypted_content": None,
     }
     assert of(actual, "reasoning_text.delta")[0]["delta"] == "hm"
 

@@ -1,139 +1,203 @@
-"""Taking turns at an instance, and going through after a start."""
+"""Waiting for an instance: the queue's limit, and the slots of an instance."""
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
+from cortex.functions.spec import Function
 from cortex.platform.api_keys import Priority
+from cortex.platform.in_flight import InFlight
+from cortex.platform.record import Instance
+from cortex.router.activation.activator import Activator
 from cortex.router.errors import QueueFull
-from cortex.router.request.admission import Admission, StartGate
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import Target
+from cortex.router.request.admission import Admission, Ticket
+from tests.support.factories import a_function, an_instance
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 
 
+class View:
+    """A fleet with these ready instances, and this many requests that wait at other routers."""
+
+    def __init__(self, *ready: Instance, elsewhere: int = 0) -> None:
+        self.instances, self._elsewhere = list(ready), elsewhere
+
+    def ready(self, function: str, revision: str) -> list[Instance]:
+        return self.instances
+
+    def elsewhere(self, instance: str) -> int:
+        return 0
+
+    def waiting_elsewhere(self, function: str) -> int:
+        return self._elsewhere
+
+    def retry_after_s(self, function: str) -> int:
+        return 7
+
+
+class Request:
+    """A request for a function, of a priority."""
+
+    affinity = None
+
+    def __init__(self, priority: Priority = NORMAL, **function: Any) -> None:
+        self.priority, self.target = priority, Target(a_function("f", **function), "r")
+
+    async def look_up(self) -> None:
+        return None
+
+
+def an_admission(*ready: Instance, elsewhere: int = 0) -> Admission:
+    view = View(*ready, elsewhere=elsewhere)
+    return Admission(cast(FleetView, view), cast(Activator, view), InFlight("router-1"))
+
+
+def queued(admission: Admission, slots: int | None = 1, priority: Priority = NORMAL, queue: int = 9) -> Ticket:
+    """Return a ticket in the slot queue of the instance `i`."""
+    ticket = admission.ticket(Request(priority, queue=queue))
+    ticket.join_queue("i", slots)
+    return ticket
+
+
 @pytest.mark.parametrize(
-    ("came", "order"),
+    ("arrivals", "order"),
     [
         ([NORMAL] * 4, [0, 1, 2, 3]),
         ([NORMAL, NORMAL, LOW, HIGH], [0, 3, 1, 2]),
         ([LOW, LOW, NORMAL, HIGH, HIGH], [0, 3, 4, 2, 1]),
     ],
 )
-async def test_requests_take_turns_by_priority_and_then_as_they_came(came: list[Priority], order: list[int]) -> None:
-    turns, done = Admission(), []
+async def test_requests_get_a_slot_by_priority_and_then_in_order_of_arrival(
+    arrivals: list[Priority], order: list[int]
+) -> None:
+    admission, done = an_admission(), []
 
     async def one(number: int) -> None:
-        with turns.at("i", 1, came[number], most=9) as turn:
-            await turn.wait_for_slot()
+        with queued(admission, priority=arrivals[number]) as ticket:
+            await ticket.wait_for_slot()
             await asyncio.sleep(0)
             done.append(number)
 
-    await asyncio.gather(*(one(n) for n in range(len(came))))
+    await asyncio.gather(*(one(n) for n in range(len(arrivals))))
 
     assert done == order
-    assert not turns._queues
-    assert not turns._futures
+    assert not admission._queues
+    assert not admission._futures
+    assert not admission.gate._waiting
 
 
-async def test_who_leaves_the_row_frees_its_place() -> None:
-    turns = Admission()
+async def test_a_request_that_leaves_the_queue_frees_its_place() -> None:
+    admission = an_admission()
 
     async def one() -> None:
-        with turns.at("i", 1, most=9) as turn:
-            await turn.wait_for_slot()
+        with queued(admission) as ticket:
+            await ticket.wait_for_slot()
 
-    with turns.at("i", 1) as first:
+    with queued(admission) as first:
         await first.wait_for_slot()
         waiting = asyncio.create_task(one())
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    with turns.at("i", 1) as third:
-        assert not third.waits
+    with queued(admission) as third:
+        assert not third.must_wait
         await asyncio.wait_for(third.wait_for_slot(), 1)
 
 
-async def test_one_that_leaves_as_its_turn_comes_breaks_nothing_and_passes_the_turn_on() -> None:
-    """The one before is done in the same moment in which the next is cancelled."""
-    turns, came = Admission(), asyncio.Event()
+async def test_a_request_that_is_cancelled_as_it_gets_the_slot_passes_it_on() -> None:
+    """The one before ends in the same moment in which the next is cancelled."""
+    admission, has_slot = an_admission(), asyncio.Event()
 
     async def one(then: asyncio.Event) -> None:
-        with turns.at("i", 1, most=9) as turn:
-            await turn.wait_for_slot()
+        with queued(admission) as ticket:
+            await ticket.wait_for_slot()
             then.set()
 
-    with turns.at("i", 1) as first:
+    with queued(admission) as first:
         await first.wait_for_slot()
         leaving = asyncio.create_task(one(asyncio.Event()))
-        behind = asyncio.create_task(one(came))
+        behind = asyncio.create_task(one(has_slot))
         await asyncio.sleep(0)
         leaving.cancel()
-    await asyncio.wait_for(came.wait(), 5)
+    await asyncio.wait_for(has_slot.wait(), 5)
     await asyncio.gather(leaving, behind, return_exceptions=True)
 
     assert leaving.cancelled()
-    assert not turns._queues
+    assert not admission._queues
 
 
-async def test_a_row_that_is_too_long_is_a_full_queue() -> None:
-    turns = Admission()
-    with turns.at("i", 1, most=1), turns.at("i", 1, most=1):
-        with pytest.raises(QueueFull), turns.at("i", 1, most=1):
-            pass
-        with turns.at("i", 1, most=2) as fourth:
-            assert fourth.waits
+async def test_a_slot_queue_at_its_limit_rejects_a_request_and_takes_one_with_a_higher_limit() -> None:
+    admission = an_admission()
+    with queued(admission, queue=1), queued(admission, queue=1):
+        with pytest.raises(QueueFull, match="1 requests wait for 'f' already"):
+            queued(admission, queue=1)
+        with queued(admission, queue=2) as fourth:
+            assert fourth.must_wait
 
 
-async def test_where_many_may_run_nobody_waits() -> None:
-    turns = Admission()
-    with turns.at("i", None) as first, turns.at("i", None) as second:
+async def test_at_an_instance_without_a_limit_no_request_waits() -> None:
+    admission = an_admission()
+    with queued(admission, None) as first, queued(admission, None) as second:
+        assert (first.must_wait, second.must_wait) == (False, False)
         await first.wait_for_slot()
         await second.wait_for_slot()
 
 
-async def test_after_a_start_all_go_through_by_priority_however_long_a_higher_one_takes() -> None:
-    starts, up, order = StartGate(), asyncio.Event(), []
-
-    async def one(priority: Priority, hops: int) -> None:
-        with starts.waiting("f", priority) as waiting:
-            await up.wait()
-            for _ in range(hops):
-                await asyncio.sleep(0)
-            await waiting.clear()
-            order.append(priority)
-            waiting.through()
-            await asyncio.sleep(0)
-
-    going = [asyncio.create_task(one(p, hops)) for p, hops in ((LOW, 0), (NORMAL, 1), (HIGH, 5), (NORMAL, 0))]
-    await asyncio.sleep(0)
-    up.set()
-    await asyncio.wait_for(asyncio.gather(*going), 5)
-
-    assert order == [HIGH, NORMAL, NORMAL, LOW]
-    assert not starts._waiting
-    assert not starts._changed
-
-
-async def test_one_that_gives_up_its_start_keeps_nobody_waiting() -> None:
-    starts = StartGate()
-    with starts.waiting("f", HIGH), starts.waiting("f", LOW) as low, starts.waiting("g", LOW) as other:
-        behind = asyncio.create_task(low.clear())
-        await asyncio.wait_for(other.clear(), 1)
-        await asyncio.sleep(0)
-        assert not behind.done()
-    await asyncio.wait_for(behind, 1)
-
-
-async def test_one_whose_name_stands_for_another_function_waits_among_those_of_that_one() -> None:
-    starts = StartGate()
-    with starts.waiting("f", HIGH) as moved, starts.waiting("g", LOW) as low, starts.waiting("f", LOW) as left_behind:
-        moved.move_to("g")
-        await asyncio.wait_for(left_behind.clear(), 5)
-        behind = asyncio.create_task(low.clear())
+async def test_a_request_that_joins_a_slot_queue_holds_up_no_lower_one_at_the_gate() -> None:
+    admission = an_admission()
+    with admission.ticket(Request(HIGH)) as high:
+        low = admission.gate.join("f", LOW)
+        behind = asyncio.create_task(low.wait_for_higher())
         await asyncio.sleep(0)
         waits = not behind.done()
-        moved.through()
+        high.join_queue("i", 1)
         await asyncio.wait_for(behind, 5)
 
     assert waits
-    assert not starts._waiting
+
+
+async def test_a_request_counts_as_in_flight_from_boarding_to_the_end_of_its_ticket() -> None:
+    admission = an_admission(an_instance("i", function="f"))
+    with admission.ticket(Request()) as ticket:
+        instance = ticket.board()
+        in_flight = admission.in_flight.on("i")
+
+    assert instance is not None
+    assert (in_flight, admission.in_flight.counts()) == (1, ({}, {}))
+
+
+def test_requests_that_wait_at_other_routers_count_towards_the_limit() -> None:
+    alone, shared, function = an_admission(), an_admission(elsewhere=1), a_function("f", queue=2)
+
+    with alone.within_limit(function, NORMAL), shared.within_limit(function, NORMAL):
+        accepted = accepts(alone, function, NORMAL), accepts(shared, function, NORMAL)
+
+    assert accepted == (True, False)
+    assert shared.in_flight.waiting_for("f") == 0
+
+
+def test_a_request_over_the_limit_learns_when_the_function_is_expected_to_be_ready() -> None:
+    admission = an_admission()
+
+    with pytest.raises(QueueFull) as error, admission.within_limit(a_function("f", queue=0), NORMAL):
+        pass
+
+    assert error.value.retry_after == 7
+
+
+def test_a_low_priority_has_a_smaller_share_of_the_queue() -> None:
+    admission, function = an_admission(elsewhere=2), a_function("f", queue=4)
+
+    assert not accepts(admission, function, LOW)
+    assert accepts(admission, function, NORMAL)
+
+
+def accepts(admission: Admission, function: Function, priority: Priority) -> bool:
+    try:
+        with admission.within_limit(function, priority):
+            return True
+    except QueueFull:
+        return False

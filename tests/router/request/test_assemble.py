@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.platform.weights.demo_model import write_bigram
+from cortex.router.dialects.chat.stream import Reply
 from cortex.router.dialects.core.errors import BadAnswer
-from cortex.router.request.assemble import Assembly, BadStream, asked_to_stream
+from cortex.router.request.assemble import Assembly, BadStream, CutStream, asked_to_stream
 from tests.support.stack import eventually, free_port
 
 ASK: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0, "seed": 1}
@@ -74,6 +75,29 @@ def test_it_equals_the_workers_own_plain_answer(worker: httpx.Client, path: str,
     assert without_chance(json.loads(assembly.close())) == without_chance(plain)
 
 
+@pytest.mark.parametrize("prompts", [["Alpha", "Delta"], [[1, 2], [3]]], ids=["texts", "token-ids"])
+def test_several_prompts_are_answered_as_by_the_worker_and_counted_together(
+    worker: httpx.Client, prompts: list[Any]
+) -> None:
+    body = {**ASK, "prompt": prompts}
+    plain = worker.post("/v1/completions", json=body).json()
+    alone = [worker.post("/v1/completions", json={**body, "prompt": one}).json()["usage"] for one in prompts]
+    assembly, reply = Assembly(), Reply(id="c", model="tiny", choices=2).stream()
+    streamed = worker.post("/v1/completions", content=asked_to_stream(json.dumps(body).encode())).content
+
+    assembly.feed(streamed)
+    reply.feed(streamed)
+
+    whole = json.loads(assembly.close())
+    assert whole["choices"] == plain["choices"]
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert whole["usage"][name] == sum(usage[name] for usage in alone)
+    assert (reply.tokens.input, reply.tokens.output) == (
+        whole["usage"]["prompt_tokens"],
+        whole["usage"]["completion_tokens"],
+    )
+
+
 def drive(chunks: list[dict[str, Any]], step: int) -> dict[str, Any]:
     wire = b"".join(b"data: " + json.dumps(c).encode() + b"\n\n" for c in chunks) + b"data: [DONE]\n\n"
     assembly = Assembly()
@@ -117,11 +141,28 @@ def test_calls_are_merged_by_index_wherever_the_wire_is_cut(step: int) -> None:
     }
 
 
+@pytest.mark.parametrize("delta", [{}, {"content": None}, {"role": "assistant", "content": ""}])
+def test_the_text_of_an_answer_without_words_is_empty(delta: dict[str, Any]) -> None:
+    (choice,) = drive([a_chunk(delta), a_chunk({}, "stop")], 100)["choices"]
+
+    assert choice["message"] == {"role": "assistant", "content": ""}
+
+
+def test_the_stream_of_several_prompts_begins_with_null() -> None:
+    texts = [{"index": i, "text": t, "finish_reason": f} for i, t, f in [(0, "a", None), (1, "b", "stop")]]
+    wire = b"".join(b"data: " + json.dumps({"choices": [c]}).encode() + b"\n\n" for c in texts)
+    assembly = Assembly()
+
+    assembly.feed(b"data: null\n\n" + wire + b"data: [DONE]\n\n")
+
+    assert [c["text"] for c in json.loads(assembly.close())["choices"]] == ["a", "b"]
+
+
 def test_a_stream_without_its_end_is_no_answer() -> None:
     assembly = Assembly()
     assembly.feed(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n')
 
-    with pytest.raises(BadStream, match="without an end"):
+    with pytest.raises(CutStream, match="without an end"):
         assembly.close()
 
 
@@ -135,6 +176,7 @@ def test_the_workers_own_error_is_kept() -> None:
 @pytest.mark.parametrize(
     "chunk",
     [
+        5,
         {"choices": 5},
         {"choices": [5]},
         {"choices": [{"index": -1, "delta": {}}]},

@@ -15,17 +15,20 @@ from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Accepted, Ensure
 from cortex.platform.api_keys import LOCAL, Priority, anonymous
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Death, FailureKind, Fleet, HostRecord, Instance
+from cortex.platform.record import Death, Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
-from cortex.platform.scheduling.failures import Failures
+from cortex.platform.scheduling.failures import Failures, Incident
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
+from cortex.router.activation.load_balancing import choose
 from cortex.router.decision_log import DecisionLog
 from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
+from cortex.router.request import admission
+from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
-from cortex.router.request.exchange import Call, Exchange, Services
+from cortex.router.request.exchange import Call, Exchanges
 from cortex.router.request.probe import Pulse
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
@@ -51,22 +54,25 @@ class Stage:
         self.host = a_host(*instances)
         self.view = FleetView(cast(Registry, self), "router-1")
         self.directory.on_change = self.view.wake
-        self.flights = InFlight("router-1")
+        self.in_flight = InFlight("router-1")
         self.asked: list[Ensure] = []
         self.found, self.breaks, self.error = Pulse.WELL, asyncio.Event(), Broken("closed")
         self.breaks.set()
         self.shared: list[Death] = []
         self.posted: list[tuple[str, int]] = []
         """The instances that requests were sent to, with how many were in flight there."""
-        self.services = Services(
+        self.activator = Activator(
+            self.view, cast(Registry, self), cast(Agents, self), self.in_flight, self.directory, self
+        )
+        self.admission = Admission(self.view, self.activator, self.in_flight)
+        self.exchanges = Exchanges(
             self.view,
-            Activator(self.view, cast(Registry, self), cast(Agents, self), self.flights, self.directory, self),
-            self.flights,
+            self.directory,
+            self.admission,
             cast(Upstream, self),
+            Deaths(self.view, self, cast(Registry, self), DecisionLog("router-1"), "router-1"),
             RequestRecords([]),
             cast(Tracing, self),
-            self.directory,
-            Deaths(self.view, self, cast(Registry, self), DecisionLog("router-1"), "router-1"),
         )
 
     # What the router reads and asks.
@@ -95,7 +101,7 @@ class Stage:
         return {}
 
     async def post(self, instance: Instance, path: str, body: bytes, more: object = None) -> Answer:
-        self.posted.append((instance.id, self.flights.on(instance.id)))
+        self.posted.append((instance.id, self.in_flight.on(instance.id)))
         await self.breaks.wait()
         raise self.error
 
@@ -108,7 +114,7 @@ class Stage:
 
     def fails(self, function: str, id: str) -> None:
         """Have the host say that an instance died while it served."""
-        failure = Failures().add(self.of(function, id), FailureKind.CRASH, "it was killed", (), 1.0, died=True)
+        failure = Failures().add(self.of(function, id), Incident("it was killed", died=True), 1.0)
         self.host = replace(self.host, failures=(*self.host.failures, failure))
 
     async def edit(self, text: str) -> None:
@@ -124,7 +130,7 @@ class Stage:
     async def asking(self, name: str, *, stream: bool = False) -> AsyncIterator[tuple[asyncio.Task[None], Sent]]:
         """Send a request; what it says to its client so far."""
 
-        async def understand(target: Target) -> Call:
+        async def parse(target: Target) -> Call:
             reply = chat_stream.Reply(id="c", model=target.function.id)
             return Call(
                 dialect="chat",
@@ -143,16 +149,14 @@ class Stage:
         async def receive() -> Any:
             await asyncio.Event().wait()
 
-        exchange = Exchange(
-            self.services, target, await understand(target), "r", LOCAL, asked=name, understand=understand
-        )
+        exchange = self.exchanges.exchange(target, await parse(target), "r", LOCAL, name=name, parse=parse)
         task = asyncio.ensure_future(cast(Awaitable[None], exchange({"headers": []}, receive, send)))  # type: ignore[arg-type]
         try:
             yield task, sent
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await self.services.activator.close()
+            await self.activator.close()
 
     async def until(self, true: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
@@ -170,15 +174,14 @@ async def test_a_request_is_in_flight_from_the_step_in_which_its_instance_is_cho
     """A report between choosing and boarding would say that nothing is in flight on what may drain."""
     stage = Stage(tmp_path, fake("f"))
     gaps: list[int] = []
-    chosen = Exchange._chosen
 
-    def watched(self: Exchange) -> Instance | None:
-        instance = chosen(self)
+    def watched(*args: Any) -> Instance | None:
+        instance = choose(*args)
         if instance is not None:
-            asyncio.get_running_loop().call_soon(lambda: gaps.append(stage.flights.on(instance.id)))
+            asyncio.get_running_loop().call_soon(lambda: gaps.append(stage.in_flight.on(instance.id)))
         return instance
 
-    monkeypatch.setattr(Exchange, "_chosen", watched)
+    monkeypatch.setattr(admission, "choose", watched)
     async with stage.asking("f", stream=True) as (task, _):
         await stage.until(lambda: bool(stage.asked))
         await stage.shows(stage.of("f"))
@@ -197,7 +200,7 @@ async def test_what_broke_is_tried_twice_more_and_refused_and_nothing_is_started
         await ended(task)
 
     assert (sent.status, len(stage.posted), stage.asked) == (502, 3, [])
-    assert stage.flights.counts() == ({}, {})
+    assert stage.in_flight.counts() == ({}, {})
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -275,11 +278,11 @@ async def test_what_waits_for_a_slot_of_an_instance_that_is_closed_waits_as_for_
     busy = replace(stage.of("f", "busy"), server="llama-server")
     await stage.shows(busy)
     async with stage.asking("f") as (first, _), stage.asking("f") as (second, _):
-        await stage.until(lambda: stage.flights.on("busy") == 2)
+        await stage.until(lambda: stage.in_flight.on("busy") == 2)
         await stage.shows(replace(busy, state=State.DRAINING, yields_to="g"))
         first.cancel()
-        await stage.until(lambda: stage.flights.waiting_for("f") == 1)
-        left = stage.flights.on("busy")
+        await stage.until(lambda: stage.in_flight.waiting_for("f") == 1)
+        left = stage.in_flight.on("busy")
         await stage.until(lambda: bool(stage.asked))
         stage.breaks.set()
         await stage.shows(replace(stage.of("f", "next"), server="llama-server"))
@@ -311,7 +314,7 @@ async def test_a_request_for_a_name_that_is_removed_is_refused_at_once(tmp_path:
         await ended(task)
 
     assert (sent.status, b"model_not_found" in sent.body, len(stage.asked)) == (404, True, 1)
-    assert stage.flights.counts() == ({}, {})
+    assert stage.in_flight.counts() == ({}, {})
 
 
 async def test_a_request_for_an_alias_that_is_moved_goes_where_it_leads_now(tmp_path: Path) -> None:
@@ -319,10 +322,10 @@ async def test_a_request_for_an_alias_that_is_moved_goes_where_it_leads_now(tmp_
     stage = Stage(tmp_path, both + aliases({"a": "f"}))
     async with stage.asking("a") as (task, _):
         await stage.until(lambda: bool(stage.asked))
-        waited_for = stage.flights.counts()[1]
+        waited_for = stage.in_flight.counts()[1]
         await stage.edit(both + aliases({"a": "g"}))
         await stage.until(lambda: len(stage.asked) == 2)
-        waits_for = stage.flights.counts()[1]
+        waits_for = stage.in_flight.counts()[1]
         await stage.shows(stage.of("g"))
         await ended(task)
 
@@ -346,13 +349,13 @@ async def test_edits_do_not_start_the_start_clock_anew(tmp_path: Path) -> None:
 
 async def test_who_lets_others_go_first_counts_as_waiting_and_has_the_start_clock(tmp_path: Path) -> None:
     stage = Stage(tmp_path, fake("f", start_timeout_s=0.3))
-    with stage.services.starts.waiting("f", Priority.HIGH):
-        async with stage.asking("f") as (task, sent):
-            await stage.until(lambda: bool(stage.asked))
-            await stage.shows(stage.of("f"))
-            await asyncio.sleep(0)
-            waiting = stage.flights.waiting_for("f")
-            await ended(task)
+    stage.admission.gate.join("f", Priority.HIGH)
+    async with stage.asking("f") as (task, sent):
+        await stage.until(lambda: bool(stage.asked))
+        await stage.shows(stage.of("f"))
+        await asyncio.sleep(0)
+        waiting = stage.in_flight.waiting_for("f")
+        await ended(task)
 
     assert (waiting, stage.posted) == (1, [])
     assert (sent.status, b"was not ready after 0.3 s" in sent.body) == (503, True)
@@ -382,10 +385,10 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     request_records = RequestRecords([note])
     tracing = BrokenTracing(request_records)
     nothing = cast(Any, None)
-    services = Services(nothing, nothing, nothing, nothing, request_records, cast(Any, tracing), nothing, nothing)
+    exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, request_records, cast(Any, tracing))
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
-    exchange = Exchange(services, target, call, "req_1", anonymous())
+    exchange = exchanges.exchange(target, call, "req_1", anonymous())
 
     with pytest.raises(ValueError, match="means nothing"):
         await exchange({"headers": []}, nothing, nothing)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import openai
 import pytest
 
 from cortex.functions.capabilities import Cost, ModelProfile, Sampling, Template
@@ -184,7 +185,7 @@ def test_an_address_that_the_router_did_not_fetch_is_refused(fetches: bool) -> N
     with pytest.raises(BadRequest) as refused:
         read_chat(body, passed_on(a_function(remote_images=fetches, vision=True)))
 
-    assert refused.value.fault.param == "messages[0].content[0].image_url"
+    assert refused.value.fault().param == "messages[0].content[0].image_url"
 
 
 def entries(function: Function, known: ModelProfile | None, *instances: Instance) -> dict[str, Any]:
@@ -192,6 +193,7 @@ def entries(function: Function, known: ModelProfile | None, *instances: Instance
     catalogue = Catalogue({function.id: function}, {"short": function.id})
     first, alias = listing(catalogue, Fleet(hosts={host.name: host}), 7)
     assert alias == first | {"id": "short", "alias_of": function.id}
+    openai.types.Model.model_validate(first)
     return first
 
 

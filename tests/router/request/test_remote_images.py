@@ -166,8 +166,8 @@ async def test_what_is_not_fetched_is_refused_with_its_field(
         with pytest.raises(BadRequest) as refused:
             await inlined(requests(root + path)["chat"])
 
-    assert refused.value.fault.param == "messages[0].content[0]"
-    assert why in refused.value.fault.message
+    assert refused.value.fault().param == "messages[0].content[0]"
+    assert why in refused.value.fault().message
 
 
 async def test_a_request_without_remote_images_is_left_as_it_is() -> None:

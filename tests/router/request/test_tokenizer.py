@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from cortex.functions.spec import Engine
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.dialect import read_request
 from cortex.router.errors import UpstreamBroke
@@ -75,7 +76,43 @@ async def test_a_prompt_that_was_not_counted_is_logged_without_a_word_of_its_wor
     assert settle is not None
 
     with capture_logs() as logs:
-        assert await settle(an_instance(server="vllm", context=16), False) == sent
+        assert (await settle(an_instance(server="vllm", context=16))).body == sent
 
     assert [entry["event"] for entry in logs] == ["prompt_not_counted"]
     assert PROMPT not in repr(logs)
+
+
+class Tokenizing:
+    """A worker whose tokens are words."""
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[str, Any]] = []
+
+    async def post(self, _: object, path: str, body: bytes) -> Answer:
+        asked = json.loads(body)
+        self.posted.append((path, asked))
+        words = str(asked.get("prompt") or asked.get("content")).split()
+        return Answer(200, {"count": len(words), "tokens": words})
+
+
+@pytest.mark.parametrize(("server", "field"), [("vllm", "prompt"), ("llama-server", "content")])
+async def test_the_prompt_of_a_completion_is_counted_without_a_template(server: str, field: str) -> None:
+    workers, engine = Tokenizing(), Engine.VLLM if server == "vllm" else Engine.LLAMACPP
+    function = a_function("org/model", engine=engine)
+
+    count = await Tokenizer(workers).count(  # type: ignore[arg-type]
+        function, an_instance(server=server), b'{"model":"m","prompt":"one two three"}'
+    )
+
+    assert count == 3
+    assert [(path, asked[field]) for path, asked in workers.posted] == [("/tokenize", "one two three")]
+
+
+async def test_the_tokens_of_a_prompt_of_ids_are_counted_without_the_worker() -> None:
+    workers = Tokenizing()
+
+    count = await Tokenizer(workers).count(  # type: ignore[arg-type]
+        VLLM, an_instance(server="vllm"), b'{"model":"m","prompt":[1,2]}'
+    )
+
+    assert (count, workers.posted) == (2, [])

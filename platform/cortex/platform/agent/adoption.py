@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 
 from cortex.functions.lifecycle import State
 from cortex.platform.process import process_id
+from cortex.platform.scheduling.events import Adopted, Event
 from cortex.platform.scheduling.saved_state import SavedWorker
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.workers.supervisor import Supervisor
 
 
-async def adopt(
-    workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Callable[[Callable[[Scheduler, float], object]], None]
-) -> None:
+async def adopt(workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Callable[[Event], None]) -> None:
     """Take over live workers: watched as if started here, and ready if they served and still answer."""
     alive = {w.instance.id for w in workers if w.instance.process and process_id.is_alive(w.instance.process)}
     up = (State.READY, State.DRAINING)
@@ -26,4 +24,4 @@ async def adopt(
         is_alive, is_healthy = worker.instance.id in alive, worker.instance.id in healthy
         if is_alive:
             supervisor.adopt(worker)
-        tell(lambda s, now, w=worker, a=is_alive, h=is_healthy: s.adopt(w, now, alive=a, healthy=h))  # type: ignore[misc]
+        tell(Adopted(worker, is_alive, is_healthy))

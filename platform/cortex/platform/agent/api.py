@@ -14,10 +14,11 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, NotAuthorizedException, NotFoundException
 from litestar.exceptions.responses import create_exception_response
 from litestar.handlers import BaseRouteHandler
+from litestar.response import Stream
 from msgspec import to_builtins
 
 from cortex.platform.agent import metrics as agent_metrics
-from cortex.platform.agent.legacy import api as seed_api
+from cortex.platform.agent.legacy import api as legacy_api
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.routes import logs, weights
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> Litestar:
     token = FleetToken(Path(settings.token_file).expanduser())
     registry = Registry.of(settings, token, keeps_indexes=False)
     agent = Agent(settings, token, registry)
-    relay = Proxy(agent, token)
+    proxy = Proxy(agent, token)
 
     def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
         scheme, _space, bearer = connection.headers.get("authorization", "").partition(" ")
@@ -54,15 +55,7 @@ def create_app(settings: Settings) -> Litestar:
 
     @post("/functions/ensure", status_code=200)
     async def ensure(data: Ensure) -> Accepted | Rejected:
-        return await agent.ensure(
-            data.function,
-            force=data.force,
-            beside=data.beside,
-            evict=data.evict,
-            minimum=data.minimum,
-            waited_s=data.waited_s,
-            turn=data.turn,
-        )
+        return await agent.ensure(data)
 
     @post("/functions/plan", status_code=200)
     async def plan(data: PlanRequest) -> PlacementPlan | Rejected:
@@ -102,6 +95,16 @@ def create_app(settings: Settings) -> Litestar:
     async def devices() -> list[dict[str, Any]]:
         return _devices(agent.record(), agent.reading().held)
 
+    @get("/events")
+    async def events() -> Stream:
+        """Return the last events of the scheduler as JSON lines: see `scheduling/event_log.py`."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in agent.event_log.export():
+                yield chunk
+
+        return Stream(chunks(), media_type="application/jsonl")
+
     @get("/metrics")
     async def metrics() -> Response[bytes]:
         return Response(agent_metrics.text(agent), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -111,14 +114,14 @@ def create_app(settings: Settings) -> Litestar:
 
     return Litestar(
         [
-            ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, metrics,
+            ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, events, metrics,
             *logs.routes(agent),
             *weights.routes(agent),
-            seed_api.routes(agent, relay, settings, has_token),
+            legacy_api.routes(agent, proxy, settings, has_token),
         ],
         guards=[fleet_only],
         exception_handlers={NoAnswer: _unavailable, Exception: _error_response},
-        lifespan=[_own_name_lookups, lambda _: agent, lambda _: relay],
+        lifespan=[_own_name_lookups, lambda _: agent, lambda _: proxy],
         on_shutdown=[close],
         openapi_config=None,
         logging_config=None,

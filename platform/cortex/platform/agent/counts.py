@@ -6,11 +6,11 @@ An eviction of a function's last ready instance is *regretted* when a request us
 from cortex.functions.lifecycle import State
 from cortex.platform import metrics
 from cortex.platform.meter import Meter, Snapshot
-from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, use, used_function
+from cortex.platform.record import DrainReason, FailureKind, Fleet, HostRecord, Instance, use, used_function
 from cortex.platform.scheduling.effects import Decision
+from cortex.platform.scheduling.reasons import DecisionKind
 
 REGRET_S = 300.0
-DRAIN_REASONS = ("idle", "cool", "evicted", "superseded", "host drain", "moved", "shutdown", "failed")
 
 
 class AgentCounts:
@@ -31,23 +31,22 @@ class AgentCounts:
         meter = self._meter
         meter.count(metrics.DECISIONS, (self._node, decision.what))
         match decision.what:
-            case "ready":
+            case DecisionKind.READY:
                 meter.count(metrics.COLD_STARTS, by_model)
                 self._started(next((i for i in host.instances if i.id == decision.instance), None))
-            case "evicted":
+            case DecisionKind.EVICTED:
                 meter.count(metrics.EVICTIONS, by_model)
-                meter.count(metrics.DRAINS, (*where, "evicted"))
+                meter.count(metrics.DRAINS, (*where, DrainReason.EVICTED))
                 if not _ready_elsewhere(decision, host, fleet):
                     self._evicted[decision.function] = now
-            case "closed":  # not an eviction to regret: the function gets another turn
-                meter.count(metrics.DRAINS, (*where, "turn"))
-            case "draining":
-                reason = next((r for r in DRAIN_REASONS if decision.why.startswith(r)), "other")
-                meter.count(metrics.DRAINS, (*where, reason))
-            case "failed":
+            case DecisionKind.CLOSED:  # not an eviction to regret: the function gets another turn
+                meter.count(metrics.DRAINS, (*where, DrainReason.TURN))
+            case DecisionKind.DRAINING:
+                meter.count(metrics.DRAINS, (*where, decision.reason or DrainReason.OTHER))
+            case DecisionKind.FAILED:
                 kinds = (f.kind for f in host.failures if f.instance == decision.instance)
                 meter.count(metrics.START_FAILURES, (*where, next(kinds, FailureKind.CRASH)))
-            case "refused":
+            case DecisionKind.REFUSED:
                 meter.count(metrics.NO_ROOM, where)
 
     def fault(self, work: str) -> None:
@@ -71,7 +70,7 @@ class AgentCounts:
         if instance is None:
             return
         had_to_wait = instance.phases.get(State.PLACING, 0.0) > 0.05
-        launch = "warm" if instance.path == "warm" else "plain"
+        launch = "warm" if instance.warm else "plain"
         path = "fetched" if State.FETCHING in instance.phases else "evicted" if had_to_wait else launch
         meter = self._meter
         meter.count(metrics.LAUNCHES, (self._node, instance.server, launch))

@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 from msgspec.structs import replace
@@ -30,7 +29,7 @@ from cortex.platform.agent.counts import AgentCounts
 from cortex.platform.agent.host_name import home
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.agent.publisher import HostPublisher
-from cortex.platform.agent_messages import DECIDE_S, Accepted, PlacementPlan, Rejected, Remove, Removed, Stored
+from cortex.platform.agent_messages import DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected, Remove, Removed, Stored
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
@@ -40,8 +39,12 @@ from cortex.platform.keys import FleetToken
 from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
-from cortex.platform.scheduling.effects import Decision
+from cortex.platform.scheduling import events
+from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending
+from cortex.platform.scheduling.event_log import EventLog
+from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.placement import When
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
@@ -52,7 +55,6 @@ from cortex.platform.weights.store import WeightsUnavailable
 from cortex.platform.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 TICK_S = 0.5
 STOP_ALL_S = 8.0
@@ -101,6 +103,7 @@ class Agent:
         self.settings = settings
         self._engines = host_engines
         self.scheduler = Scheduler(host, rules)
+        self.event_log = EventLog(self.scheduler.state, clock.now(), secrets.token_bytes(32))
         counts = AgentCounts(settings.host_name)
         self.faults = Faults(counts.fault)
         self.supervisor = Supervisor(
@@ -162,22 +165,12 @@ class Agent:
 
     # Requests.
 
-    async def ensure(
-        self,
-        function: Function,
-        *,
-        force: bool = False,
-        beside: Collection[str] = (),
-        evict: bool = True,
-        minimum: bool = False,
-        waited_s: float = 0.0,
-        turn: bool = False,
-    ) -> Accepted | Rejected:
-        """Ensure that an instance of `function` is ready or on its way up; return once the record has it.
+    async def ensure(self, request: Ensure) -> Accepted | Rejected:
+        """Ensure that an instance of a function is ready or on its way up; return once the record has it.
 
         Rejected without a start when the decision is so late that the caller has given up.
         """
-        arrived = time.monotonic()
+        function, arrived = request.function, time.monotonic()
         if arrived - self._alive_at > DECIDE_S or arrived - self._stalled_at < OLD_REQUESTS_S:
             return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
@@ -190,23 +183,9 @@ class Agent:
             return Rejected(str(error), When.NEVER)
         if time.monotonic() - arrived > DECIDE_S:
             return await self._not_now(function, f"the agent needed more than {DECIDE_S:g} s to decide")
-        instance = secrets.token_hex(8)
-        answer = self._decide(
-            lambda s, now: s.ensure(
-                function,
-                local_weights,
-                instance,
-                now,
-                force=force,
-                exclude=beside,
-                evict=evict,
-                minimum=minimum,
-                waited_s=waited_s,
-                turn=turn,
-            )
-        )
+        effects = self._handle(events.EnsureRequest(request, local_weights, secrets.token_hex(8)))
         await self.publisher.publish()
-        return answer
+        return next(e.answer for e in effects if isinstance(e, Answer))
 
     async def plan(self, function: Function) -> PlacementPlan | Rejected:
         """Return what `ensure` would do, without doing it."""
@@ -228,31 +207,32 @@ class Agent:
 
     async def _not_now(self, function: Function, reason: str) -> Rejected:
         """Reject a start, with a receipt."""
-        self.publisher.note(Decision("refused", function.id, "", reason), self._fleet)
+        self.publisher.note(Decision(DecisionKind.REFUSED, function.id, "", reason), self._fleet)
         await self.publisher.publish()
         return Rejected(reason, When.LATER)
 
     async def drain(self) -> list[str]:
         """Drain this host; the caller cordons it in the record. Return the ids of the instances that end."""
-        ids = self._decide(lambda s, now: s.drain(now))
-        await self.publisher.publish()
-        return ids
+        return await self._end(events.DrainRequest())
 
     async def cool(self, function: str, *, at_once: bool = False) -> list[str]:
         """End the instances of a function. Return their ids."""
-        ids = self._decide(lambda s, now: s.cool(function, now, at_once=at_once))
+        return await self._end(events.CoolRequest(function, at_once))
+
+    async def _end(self, event: events.DrainRequest | events.CoolRequest) -> list[str]:
+        effects = self._handle(event)
         await self.publisher.publish()
-        return ids
+        return [i for e in effects if isinstance(e, Ending) for i in e.instances]
 
     async def forget(self, function: str) -> None:
         """Drop a function's measurements, and its failures with their back-off."""
         self._monitor.forget(function)
-        self._decide(lambda s, _: s.clear_failures(function))
+        self.tell(events.FailuresCleared(function))
         await self.publisher.publish()
 
     async def apply_catalogue(self, catalogue: Catalogue, digest: str) -> None:
         """Apply a new catalogue."""
-        self._decide(lambda s, now: s.apply_catalogue(catalogue.functions, digest, now))
+        self.tell(events.CatalogueChanged(catalogue.functions, digest))
         self._monitor.profiles_due.set()
         self._stock.set()
         await self.publisher.publish()
@@ -312,25 +292,34 @@ class Agent:
 
     # The loop.
 
-    def tell(self, step: Callable[[Scheduler, float], object]) -> None:
-        """Pass an event to the scheduler."""
-        self._decide(step)
+    def tell(self, event: Event) -> None:
+        """Pass an event to the scheduler, and perform its effects."""
+        self._handle(event)
 
-    def _decide(self, step: Callable[[Scheduler, float], T]) -> T:
-        """Pass an event to the scheduler and perform its effects, even if it raises half-way."""
+    def _handle(self, event: Event) -> list[Effect]:
+        """Pass an event to the scheduler; perform and return its effects. One that raises half-way loses none."""
+        now = clock.now()
         try:
-            return step(self.scheduler, clock.now())
-        finally:
-            for effect in self.scheduler.take_effects():
-                with self.faults.guard("effect"):
-                    self.supervisor.perform(effect)
-                if isinstance(effect, Decision):
-                    with self.faults.guard("receipt"):
-                        self.publisher.note(effect, self._fleet)
-            with self.faults.guard("save"):
-                self._save()
-            with self.faults.guard("wake"):
-                self._wake()
+            effects = self.scheduler.handle(event, now)
+        except Exception as error:
+            self._perform(event, self.scheduler.take_effects(), now, type(error).__name__)
+            raise
+        self._perform(event, effects, now)
+        return effects
+
+    def _perform(self, event: Event, effects: list[Effect], now: float, raised: str = "") -> None:
+        with self.faults.guard("event log"):
+            self.event_log.add(event, effects, now, raised)
+        for effect in effects:
+            with self.faults.guard("effect"):
+                self.supervisor.perform(effect)
+            if isinstance(effect, Decision):
+                with self.faults.guard("receipt"):
+                    self.publisher.note(effect, self._fleet)
+        with self.faults.guard("save"):
+            self._save()
+        with self.faults.guard("wake"):
+            self._wake()
 
     def _wake(self) -> None:
         """Wake the loops and callers that a decision concerns."""
@@ -352,7 +341,7 @@ class Agent:
         """
         if not self._adopted:
             return
-        state = self.scheduler.state()
+        state = self.scheduler.saved_state()
         marks = (*((k.instance.id, k.instance.state, k.instance.pid) for k in state.workers), *state.failures)
         if marks != self._saved:
             self._writer.put(replace(state, boot=boot_id(), origin=clock.origin()))
@@ -390,10 +379,10 @@ class Agent:
             fleet = self._fleet = await self._read()
             if fleet is not None:
                 self.publisher.counts.count_regrets(fleet, clock.now())
-            self.tell(lambda s, now, fleet=fleet: s.reported(fleet, now))  # type: ignore[misc]
+            self.tell(events.Reported(fleet))
             problems = tuple(self._problems())
             if problems != self.scheduler.record().problems:
-                self.tell(lambda s, _, problems=problems: s.set_problems(problems))  # type: ignore[misc]
+                self.tell(events.HostRead(problems=problems))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._rung.wait()
@@ -436,7 +425,7 @@ class Agent:
         declared = self.scheduler.catalogue().values()
         sizes = await disk.sizes(self.supervisor.looks, declared, Path(self.settings.agent.cache_dir))
         if sizes != self.scheduler.record().weights:
-            self.tell(lambda s, _: s.set_weights(sizes))
+            self.tell(events.HostRead(weights=sizes))
             self._monitor.profiles_due.set()
         if (digest := self.scheduler.record().catalogue) != self._stock_of:
             with contextlib.suppress(RedisError, NoAnswer):
@@ -454,10 +443,10 @@ class Agent:
                 await asyncio.sleep(TICK_S)
 
     def _draining(self) -> bool:
-        return any(i.why for i in self.scheduler.record().instances)
+        return any(i.reason for i in self.scheduler.record().instances)
 
     async def _stop_all(self) -> None:
-        self._decide(lambda s, now: s.shut_down(now))
+        self.tell(events.ShutdownRequest())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_ALL_S):
                 while self.scheduler.record().instances:

@@ -6,7 +6,7 @@ It also reads the models' profiles from their weights, for clients that need the
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from cortex.platform.host.devices import Devices, Reading, with_foreign_memory
 from cortex.platform.record import Device, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import ledger
+from cortex.platform.scheduling.events import Event, FellBackToCpu, HostRead, LedgerRead, MemoryRead
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.model_facts import PROBE_S, ModelFacts
 from cortex.platform.workers import log_files, process
-from cortex.platform.workers.supervisor import Supervisor, Tell
+from cortex.platform.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
 
@@ -54,7 +55,7 @@ class HostMonitor:
         supervisor: Supervisor,
         registry: Registry,
         scheduler: Scheduler,
-        tell: Tell,
+        tell: Callable[[Event], None],
     ) -> None:
         self._settings, self._devices, self._supervisor = settings, devices, supervisor
         self._registry, self._scheduler, self._tell = registry, scheduler, tell
@@ -81,7 +82,7 @@ class HostMonitor:
         foreign = [h for h in reading.held if h.pid not in instances]
         problem = "" if reading.absent else reading.problem
         if devices:
-            self._tell(lambda s, _: s.measured(devices, foreign, problem))
+            self._tell(HostRead(devices=devices, foreign=tuple(foreign), problem=problem))
         if reading.problem != self._problem and not reading.absent:
             log.warning("devices_unread", why=reading.problem) if reading.problem else log.info("devices_read")
         self._problem = reading.problem
@@ -128,7 +129,7 @@ class HostMonitor:
 
     def _report_ledger(self) -> None:
         entries = ledger.for_host(self._ledger, self._scheduler.record().devices)
-        self._tell(lambda s, _: s.set_ledger(entries))
+        self._tell(LedgerRead(entries))
 
     async def _report_silent_paths(self) -> None:
         """Report the paths that do not answer, and the functions that cannot start because of that."""
@@ -142,7 +143,7 @@ class HostMonitor:
         for path in record.silent.keys() - silent.keys():
             log.info("path_answers_again", path=path)
         if (silent, unreadable) != (record.silent, record.unreadable):
-            self._tell(lambda s, _: s.set_silent_paths(silent, unreadable))
+            self._tell(HostRead(silent=silent, unreadable=unreadable))
 
     async def _trim_logs(self) -> None:
         folder = Path(self._settings.agent.log_dir)
@@ -173,7 +174,7 @@ class HostMonitor:
         functions = list(self._scheduler.catalogue().values())
         profiles = await disk.of_each(functions, facts_of, at_a_time=FACTS_AT_A_TIME)
         if profiles != self._scheduler.record().models:
-            self._tell(lambda s, _: s.set_models(profiles))
+            self._tell(HostRead(models=profiles))
 
     def _pids(self) -> dict[str, int]:
         return {i.id: i.pid for i in self._scheduler.record().instances if i.pid}
@@ -202,7 +203,7 @@ class HostMonitor:
         function = self._scheduler.function_of(instance.id)
         pretends = function is None or function.engine is Engine.FAKE
         if sure and settled and not pretends and _on_gpu(instance) and instance.id not in present:
-            self._tell(lambda s, now: s.fell_back_to_cpu(instance.id, now))
+            self._tell(FellBackToCpu(instance.id))
 
     async def _learn_all(self, ready: list[Instance]) -> None:
         """Measure the instances one after the other, since several may share an entry."""
@@ -225,7 +226,7 @@ class HostMonitor:
         used_mb = await self._used_mb(instance, function, device, held_mb)
         earlier, entry = self._ledger.get(field), None
         if used_mb:
-            self._tell(lambda s, _: s.used(instance.id, used_mb))
+            self._tell(MemoryRead(instance.id, used_mb))
             served = self._served(instance)
             entry = ledger.with_memory(earlier, used_mb, now, start=instance.ready, instance=instance.id, served=served)
             self._unserved.pop(instance.id, None)

@@ -13,6 +13,7 @@ from cortex.platform.decisions import DecisionRecord, numbers
 from cortex.platform.record import Fleet, HostRecord
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.effects import Decision
+from cortex.platform.scheduling.reasons import DecisionKind
 
 log = structlog.get_logger()
 
@@ -56,7 +57,7 @@ class HostPublisher:
         log.info(decision.what, function=decision.function, instance=decision.instance, why=decision.why)
         record, now = self._record(), clock.now()
         self.counts.count_decision(decision, record, fleet, now)
-        if decision.what == "refused":
+        if decision.what is DecisionKind.REFUSED:
             # A router that waits for room repeats its request; the same rejection gets one receipt per interval.
             before, at = self._refused.get(decision.function, ("", 0.0))
             if before == decision.why and now - at < SAME_REFUSAL_S:
@@ -70,6 +71,7 @@ class HostPublisher:
                 what=decision.what,
                 function=decision.function,
                 instance=decision.instance,
+                reason=decision.reason or "",
                 why=decision.why,
                 numbers=numbers(decision, record, fleet, now),
             )

@@ -1,6 +1,6 @@
-"""The process: reads the command line and the environment, then serves until it is told to stop.
+"""The process: reads the command line and the environment, then serves until a signal stops it.
 
-The heavy import comes late and cheaply, because a fake that starts slowly makes every scheduler test slow.
+The heavy import comes late, because tests start many of these processes.
 """
 
 import asyncio
@@ -9,33 +9,33 @@ import signal
 import sys
 from pathlib import Path
 
-from cortex.platform.fake_engine.options import Place, parse
+from cortex.platform.fake_engine.options import Setup, parse
 from cortex.platform.fake_engine.orphans import leave_daemon, leave_grandchild
 from cortex.platform.fake_engine.script import BadScript, Script
 
 KEY_VARIABLE = "CORTEX_WORKER_KEY"
 MEMORY_VARIABLE = "CORTEX_FAKE_MEMORY_FILE"
-CLOSING_S = 0.01  # aiohttp takes 0 for "for ever"
+CLOSING_S = 0.01  # 0 would mean no time limit to aiohttp
 
 
 def main() -> None:
-    """Become a worker."""
-    place, script = parse()
-    # A handler, not SIG_IGN: that would be inherited by what it leaves behind.
+    """Run the worker."""
+    setup, script = parse()
+    # A handler, not SIG_IGN, which the orphans would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None if script.ignore_term else os._exit(0))
-    left_behind = {}
-    if place.leave_grandchild:
-        left_behind["grandchild"] = leave_grandchild(hold_stdout=place.hold_stdout)
-    if place.leave_daemon:
-        left_behind["daemon"] = leave_daemon(hold_stdout=place.hold_stdout)
+    orphans = {}
+    if setup.leave_grandchild:
+        orphans["grandchild"] = leave_grandchild(hold_stdout=setup.hold_stdout)
+    if setup.leave_daemon:
+        orphans["daemon"] = leave_daemon(hold_stdout=setup.hold_stdout)
     _import_aiohttp_without_certificates()
     try:
-        asyncio.run(_serve(place, script, left_behind))
+        asyncio.run(_serve(setup, script, orphans))
     except BadScript as error:
         sys.exit(f"error: {error}")
 
 
-async def _serve(place: Place, script: Script, left_behind: dict[str, int]) -> None:
+async def _serve(setup: Setup, script: Script, orphans: dict[str, int]) -> None:
     from aiohttp import web
 
     from cortex.platform.fake_engine.engine import FakeEngine, log
@@ -43,9 +43,9 @@ async def _serve(place: Place, script: Script, left_behind: dict[str, int]) -> N
 
     memory_file = os.environ.get(MEMORY_VARIABLE)
     engine = FakeEngine(
-        model=place.model,
+        model=setup.model,
         script=script,
-        left_behind=left_behind,
+        orphans=orphans,
         memory_file=Path(memory_file) if memory_file else None,
     )
     stopped = asyncio.Event()
@@ -67,7 +67,7 @@ async def _serve(place: Place, script: Script, left_behind: dict[str, int]) -> N
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, place.host, place.port).start()
+        await web.TCPSite(runner, setup.host, setup.port).start()
         host, port = runner.addresses[0][:2]
         log(f"Listening on http://{host}:{port}")
         async with asyncio.TaskGroup() as tasks:
@@ -76,19 +76,19 @@ async def _serve(place: Place, script: Script, left_behind: dict[str, int]) -> N
             loading.cancel()
     finally:
         await runner.cleanup()
-        engine.leave()
+        engine.release_memory()
 
 
 def _import_aiohttp_without_certificates() -> None:
-    """Import aiohttp a quarter faster: it loads the host's certificates, twice, for a client that we never use."""
-    before = os.environ.get("SSL_CERT_FILE")
+    """Import aiohttp a quarter faster: it would load the host's certificates twice, for its unused client."""
+    previous = os.environ.get("SSL_CERT_FILE")
     os.environ["SSL_CERT_FILE"] = os.devnull
     import aiohttp  # noqa: F401
 
-    if before is None:
+    if previous is None:
         del os.environ["SSL_CERT_FILE"]
     else:
-        os.environ["SSL_CERT_FILE"] = before
+        os.environ["SSL_CERT_FILE"] = previous
 
 
 if __name__ == "__main__":

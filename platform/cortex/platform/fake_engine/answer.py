@@ -1,8 +1,8 @@
-"""What is said, token by token, before any engine's wording of it. Pure and seedless: the same request to the
-same function has the same answer, in the stream and out of it, in every process and on every day.
+"""The answer, token by token, before an engine's wire form. Pure and deterministic: the same request to the same
+function has the same answer in every process, streamed or not.
 
-Unless told otherwise the first token is the function's own name, and the words after it depend on the prompt,
-so an answer that went to the wrong request, or came from the wrong worker, is seen at once.
+By default the first token is the function's name and the following words depend on the prompt, which reveals an answer
+to the wrong request or from the wrong worker.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import msgspec
 from cortex.platform.fake_engine.request import ChatRequest, CompletionRequest, Function, inputs
 from cortex.platform.fake_engine.script import Script
 
-CREATED = 1_700_000_000  # answers carry no clock
+CREATED = 1_700_000_000  # fixed, so that answers do not depend on the clock
 WORDS = [
     "a",
     "an",
@@ -74,14 +74,14 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Arguments(msgspec.Struct, frozen=True):
-    """A piece of that call's arguments, which are JSON only once joined."""
+    """A part of that call's arguments, which are JSON when joined."""
 
     text: str
     index: int = 0
 
 
 class ScriptedCall(msgspec.Struct, frozen=True):
-    """A call that the script has ready."""
+    """A tool call from the script."""
 
     name: str
     arguments: dict[str, object] = {}
@@ -104,12 +104,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def content(self) -> str:
-        """What is said aloud."""
+        """The text of the answer."""
         return "".join(delta.text for delta in self.deltas if isinstance(delta, Say))
 
     @property
     def reasoning(self) -> str:
-        """What is only thought."""
+        """The reasoning."""
         return "".join(delta.text for delta in self.deltas if isinstance(delta, Think))
 
     @property
@@ -118,100 +118,102 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return [delta for delta in self.deltas if isinstance(delta, Call)]
 
     def arguments(self, call: Call) -> str:
-        """A call's arguments, as far as the token limit let them come."""
+        """Return a call's arguments, up to the token limit."""
         return "".join(d.text for d in self.deltas if isinstance(d, Arguments) and d.index == call.index)
 
     def within(self, limit: int | None) -> "Answer":
-        """The same answer, cut off after so many tokens."""
+        """Return the answer, truncated after `limit` tokens."""
         if limit is None or len(self.deltas) <= limit:
             return self
         return msgspec.structs.replace(self, deltas=self.deltas[:limit], finish="length")
 
 
-def chat_answer(asked: ChatRequest, script: Script, model: str) -> Answer:
-    """The answer to a conversation: thinking first, then a tool call or words."""
-    digest = _digest(model, asked.prompt)
-    said: list[Delta] = [Think(word) for word in _words(digest, "hm", script.reasoning_tokens)]
+def chat_answer(request: ChatRequest, script: Script, model: str) -> Answer:
+    """Return the answer to a conversation: reasoning first, then tool calls or text."""
+    digest = _digest(model, request.prompt)
+    deltas: list[Delta] = [Think(word) for word in _words(digest, "hm", script.reasoning_tokens)]
     finish: Finish = "stop"
-    calls = _calls(asked, script)
+    calls = _calls(request, script)
     for index, (name, arguments) in enumerate(calls):
         own = f"{index:x}{digest[1:]}" if index else digest
-        said += [Call(own, name, index), *(Arguments(text, index) for text in _split(arguments, ARGUMENT_PIECE))]
+        deltas += [Call(own, name, index), *(Arguments(text, index) for text in _split(arguments, ARGUMENT_PIECE))]
     if calls:
         # vLLM finishes a call that was demanded by name with "stop".
-        finish = "stop" if isinstance(asked.tool_choice, dict) else "tool_calls"
-    elif script.report_results and asked.results:
-        said += [Say(piece) for piece in _tokens(f"I have {asked.results} results and {asked.images} images.")]
+        finish = "stop" if isinstance(request.tool_choice, dict) else "tool_calls"
+    elif script.report_results and request.results:
+        deltas += [Say(word) for word in _tokens(f"I have {request.results} results and {request.images} images.")]
     else:
-        said += [Say(piece) for piece in _pieces(digest, asked.last_user_text, script, model)]
+        deltas += [Say(word) for word in _text(digest, request.last_user_text, script, model)]
     answer = Answer(
         digest=digest,
         model=model,
-        prompt_tokens=asked.prompt_tokens,
-        deltas=tuple(said),
+        prompt_tokens=request.prompt_tokens,
+        deltas=tuple(deltas),
         finish=finish,
         ttft_s=script.ttft_s,
         tps=script.tps,
     )
-    return answer.within(asked.limit)
+    return answer.within(request.limit)
 
 
-def text_answer(asked: CompletionRequest, script: Script, model: str) -> Answer:
-    """The continuation of a prompt."""
-    words = [word for group in inputs(asked.prompt) for word in group]
-    prompt = asked.prompt if isinstance(asked.prompt, str) else " ".join(words)
+def text_answer(request: CompletionRequest, script: Script, model: str) -> Answer:
+    """Return the continuation of a prompt."""
+    words = [word for group in inputs(request.prompt) for word in group]
+    prompt = request.prompt if isinstance(request.prompt, str) else " ".join(words)
     digest = _digest(model, prompt)
     answer = Answer(
         digest=digest,
         model=model,
         prompt_tokens=len(words),
-        deltas=tuple(Say(piece) for piece in _pieces(digest, prompt, script, model)),
+        deltas=tuple(Say(word) for word in _text(digest, prompt, script, model)),
         finish="stop",
         ttft_s=script.ttft_s,
         tps=script.tps,
     )
-    return answer.within(asked.max_tokens)
+    return answer.within(request.max_tokens)
 
 
-def _calls(asked: ChatRequest, script: Script) -> list[tuple[str, str]]:
-    """The calls of an answer, by name and arguments: those of the script that are offered, or an example of one."""
-    offered = {tool.function.name for tool in asked.tools or ()}
-    if script.calls is not None and not asked.results:
-        planned = msgspec.json.decode(script.calls, type=list[ScriptedCall])
-        return [(one.name, msgspec.json.encode(one.arguments).decode()) for one in planned if one.name in offered]
-    function = called(asked, script)
+def _calls(request: ChatRequest, script: Script) -> list[tuple[str, str]]:
+    """Return the tool calls by name and arguments: those of the script for offered tools, or an example call."""
+    tools = {tool.function.name for tool in request.tools or ()}
+    if script.calls is not None and not request.results:
+        calls = msgspec.json.decode(script.calls, type=list[ScriptedCall])
+        return [(call.name, msgspec.json.encode(call.arguments).decode()) for call in calls if call.name in tools]
+    function = function_to_call(request, script)
     return [] if function is None else [(function.name, msgspec.json.encode(_example(function.parameters)).decode())]
 
 
-def called(asked: ChatRequest, script: Script) -> Function | None:
-    """The function that the answer calls, if any.
+def function_to_call(request: ChatRequest, script: Script) -> Function | None:
+    """Return the function that the answer calls, if any.
 
-    1. None is offered, or none is wanted. 2. One is demanded by name, which llama-server takes for "auto".
-    3. Any is demanded. 4. The script calls one, but not on the result of the last call, or agents never end.
+    (1) The request offers no tools, or its choice is "none".
+    (2) It demands one by name, which llama-server treats as "auto".
+    (3) It demands any.
+    (4) The script calls one, except after a tool's result, so that agents end.
     """
-    if not asked.tools or asked.tool_choice == "none":  # (1)
+    if not request.tools or request.tool_choice == "none":  # (1)
         return None
-    if isinstance(asked.tool_choice, dict) and script.shape == "vllm":  # (2)
-        named = asked.tool_choice.get("function")
-        name = named.get("name") if isinstance(named, dict) else None
-        return next((tool.function for tool in asked.tools if tool.function.name == name), None)
-    if asked.tool_choice == "required":  # (3)
-        return asked.tools[0].function
-    answering_a_tool = bool(asked.messages) and asked.messages[-1].role == "tool"
-    return asked.tools[0].function if script.call_tool and not answering_a_tool else None  # (4)
+    if isinstance(request.tool_choice, dict) and script.shape == "vllm":  # (2)
+        choice = request.tool_choice.get("function")
+        name = choice.get("name") if isinstance(choice, dict) else None
+        return next((tool.function for tool in request.tools if tool.function.name == name), None)
+    if request.tool_choice == "required":  # (3)
+        return request.tools[0].function
+    after_a_result = bool(request.messages) and request.messages[-1].role == "tool"
+    return request.tools[0].function if script.call_tool and not after_a_result else None  # (4)
 
 
 def embedding(words: Iterable[str], model: str, dimensions: int) -> list[float]:
-    """A vector that only the same words get; exact in four bytes, so both encodings carry the same numbers."""
+    """Return a vector unique to the words. Its numbers are exact in four bytes, so both encodings are equal."""
     digest = hashlib.shake_256(f"{model}\0{' '.join(words)}".encode()).digest(dimensions)
     return [(byte - 128) / 128 for byte in digest]
 
 
-def _pieces(digest: str, heard: str, script: Script, model: str) -> list[str]:
+def _text(digest: str, prompt: str, script: Script, model: str) -> list[str]:
     if script.answer is not None:
         return _tokens(script.answer)
     if script.echo:
-        return _tokens(heard)
+        return _tokens(prompt)
     return _words(digest, model, script.tokens)
 
 
@@ -222,7 +224,7 @@ def _words(digest: str, first: str, count: int) -> list[str]:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words with the white space before them; joined they are the text again."""
+    """Split a text into words with the white space before them."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
@@ -235,7 +237,7 @@ def _digest(model: str, prompt: str) -> str:
 
 
 def _example(schema: dict[str, object]) -> object:
-    """The least value that a JSON schema takes, near enough for a tool call."""
+    """Return a minimal value for a JSON schema, roughly valid."""
     choices = schema.get("enum")
     if isinstance(choices, list) and choices:
         return choices[0]

@@ -1,7 +1,7 @@
-"""The running fake: it loads, is ready, changes its script and dies. It knows nothing of HTTP.
+"""The running engine: loading, ready, changes of the script, death. No HTTP.
 
-Every wait in it ends early when the script changes and is measured anew, so a test can hold an answer with
-`tps: 0.001` and let it go with `tps: 0`, without a single sleep.
+When the script changes, every wait is computed again. So a test can hold an answer with `tps: 0.001` and release it
+with `tps: 0`, without sleeping.
 """
 
 import asyncio
@@ -14,25 +14,25 @@ from pathlib import Path
 
 from cortex.platform.fake_engine import replay
 from cortex.platform.fake_engine.ledger import Ledger
-from cortex.platform.fake_engine.script import BadScript, Script, changed
+from cortex.platform.fake_engine.script import BadScript, Script, with_changes
 from cortex.platform.fake_engine.step import Step
 
 LOG_LINE = "INFO [fake_engine] " + "." * 108 + "\n"
 MB = 1 << 20
 HALF_WAY = 0.5
-CATCH_UP_S = 0.05  # how much of a late pace is made up for
+CATCH_UP_S = 0.05  # the maximum delay that later steps make up for
 
 
 class FakeEngine:
-    """One worker's state. Whoever awaits `load()` owns its task."""
+    """The state of one worker. The caller of `load()` owns its task."""
 
-    def __init__(self, *, model: str, script: Script, left_behind: dict[str, int], memory_file: Path | None) -> None:
+    def __init__(self, *, model: str, script: Script, orphans: dict[str, int], memory_file: Path | None) -> None:
         self.model = model
         self.ledger = Ledger()
         self.progress = 0.0
         self.ready = False
-        self.left_behind = left_behind
-        self._at_start = script
+        self.orphans = orphans
+        self._initial_script = script
         self._memory_file = memory_file
         self._leaked: list[bytes] = []
         self._change = asyncio.Event()
@@ -40,14 +40,14 @@ class FakeEngine:
 
     @property
     def leaked_mb(self) -> int:
-        """Host memory lost so far."""
+        """Leaked host memory."""
         return sum(map(len, self._leaked)) // MB
 
     async def load(self) -> None:
-        """Take `load_s` to become ready, saying so on the way, or crash, or never get there."""
+        """Become ready after `load_s`, logging the progress; or crash or hang, as the script requests."""
         clock = asyncio.get_running_loop().time
-        began = clock()
-        while (progress := loaded(self.script, clock() - began)) < 1:
+        start = clock()
+        while (progress := load_progress(self.script, clock() - start)) < 1:
             if progress != self.progress and not self.script.silent_load:
                 log(f"Loading weights: {progress:.0%}")
             self.progress = progress
@@ -63,42 +63,42 @@ class FakeEngine:
             log("Application startup complete.")
 
     def change(self, changes: Mapping[str, object]) -> None:
-        """Lay `changes` over the script, for what runs now and what comes; nothing changes if they are bad."""
-        script = changed(self.script, changes)
+        """Change the script, for running and later requests. Invalid changes raise BadScript and have no effect."""
+        script = with_changes(self.script, changes)
         self._play(script, self._lines if script.script == self.script.script else _lines(script.script))
         self.ledger.mark()
         if "fill_log_mb" in changes or "fill-log-mb" in changes:
             fill_log(script.fill_log_mb)
 
     def start_over(self, changes: Mapping[str, object]) -> None:
-        """Lay `changes` over the script of the start, and count from zero."""
-        script = changed(self._at_start, changes)
+        """Change the initial script, and reset the counters."""
+        script = with_changes(self._initial_script, changes)
         self._play(script, _lines(script.script))
         self.ledger.clear()
 
     def next_line(self) -> replay.Line | None:
-        """The next captured stream to replay, if it replays."""
+        """Return the next captured stream; None without a replay."""
         return next(self._lines) if self._lines else None
 
     def leak(self) -> None:
-        """Lose some host memory: written to, or the system would not count it."""
+        """Leak host memory, as the script requests. It is written to, so that the system counts it."""
         if self.script.leak_mb_per_request:
             self._leaked.append(b"\1" * (self.script.leak_mb_per_request * MB))
 
     async def script_changes(self, *, within_s: float | None = None) -> None:
-        """Wait for the script to change, at most so long."""
+        """Wait until the script changes, at most `within_s`."""
         change = self._change
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await change.wait()
 
     def crash(self, code: int) -> None:
-        """Die here and now, without clean-up, as a crash does."""
+        """Exit at once without clean-up, like a crash."""
         log(self.script.crash_message)
         os._exit(code)
 
-    def leave(self) -> None:
-        """Give the claimed memory back."""
+    def release_memory(self) -> None:
+        """Release the pretended memory."""
         if self._memory_file:
             self._memory_file.unlink(missing_ok=True)
 
@@ -112,13 +112,13 @@ class FakeEngine:
     def _claim_memory(self) -> None:
         if self._memory_file is None:
             return
-        fresh = self._memory_file.with_name(f"{self._memory_file.name}.{os.getpid()}")
-        fresh.write_text(f"{self.script.memory_mb}\n")
-        fresh.replace(self._memory_file)  # so that no reader finds it empty
+        temporary = self._memory_file.with_name(f"{self._memory_file.name}.{os.getpid()}")
+        temporary.write_text(f"{self.script.memory_mb}\n")
+        temporary.replace(self._memory_file)  # so that no reader finds it empty
 
 
 class Pace:
-    """Keeps one answer to the script's clock."""
+    """Paces one answer as the script requests."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
@@ -126,37 +126,37 @@ class Pace:
         self._due = self._clock()
 
     async def wait(self, pause: Callable[[Script], float]) -> None:
-        """Wait as long as the script, whichever is in force by then, says."""
-        while (left := self._due + pause(self._engine.script) - self._clock()) > 0:
-            await self._engine.script_changes(within_s=left)
+        """Wait as long as the current script requests."""
+        while (remaining_s := self._due + pause(self._engine.script) - self._clock()) > 0:
+            await self._engine.script_changes(within_s=remaining_s)
         self._due = max(self._due + pause(self._engine.script), self._clock() - CATCH_UP_S)
-        await asyncio.sleep(0)  # answers given at once still take turns
+        await asyncio.sleep(0)  # answers without pauses still alternate
 
 
-def loaded(script: Script, elapsed_s: float) -> float:
-    """How much is loaded by now, from 0 to 1."""
+def load_progress(script: Script, elapsed_s: float) -> float:
+    """Return the progress of loading, from 0 to 1."""
     share = min(1.0, elapsed_s / script.load_s) if script.load_s else 1.0
     return min(share, HALF_WAY) if script.hang == "loading" else share
 
 
 def log_interval_s(load_s: float) -> float:
-    """Ten lines a load, but never silent for more than five seconds: that is what agents take for a hang."""
+    """Return the interval of log lines: ten per load, but at least one every five seconds."""
     return max(0.02, min(load_s / 10, 5.0))
 
 
 def step_pause_s(step: Step, script: Script) -> float:
-    """How long to wait before a step."""
+    """Return the pause before a step."""
     return step.delay_s + (step.tokens / script.tps if script.tps else 0.0)
 
 
 def log(line: str) -> None:
-    """A line for the agent that reads our log, if it still does. Never a prompt, never an answer."""
+    """Write a line to the log, if its reader still exists. Never a prompt or an answer."""
     with suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
 
 
 def fill_log(megabytes: int) -> None:
-    """Write a lot of log; blocks for good when nobody reads it, which is the point."""
+    """Write log lines of this size. Blocks, on purpose, while they are not read."""
     lines = LOG_LINE * (MB // len(LOG_LINE))
     with suppress(BrokenPipeError):
         for _ in range(megabytes):

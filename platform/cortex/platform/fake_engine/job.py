@@ -1,4 +1,4 @@
-"""A request made ready to serve: body in, steps out. Pure, so that the server has only paths, pace and sockets."""
+"""Turns the body of a request into the steps of its answer. Pure."""
 
 import base64
 import struct
@@ -26,7 +26,7 @@ _embedding = msgspec.json.Decoder(EmbeddingRequest)
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for by name, and all that will be sent for it. Steps without data only take their time."""
+    """A request's model and the steps of its answer. A step without data is a pause."""
 
     model: str
     stream: bool
@@ -36,53 +36,53 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 def chat_job(body: bytes, script: Script, model: str) -> Job:
     """`POST /v1/chat/completions`."""
-    asked = _chat.decode(body)
-    if script.refuse_pattern and any(b'"pattern"' in msgspec.json.encode(t.function) for t in asked.tools or ()):
+    request = _chat.decode(body)
+    if script.refuse_pattern and any(b'"pattern"' in msgspec.json.encode(t.function) for t in request.tools or ()):
         raise BadScript("Failed to parse grammar: JSON schema conversion failed: patterns are not supported")
     shape = SHAPES[script.shape]
-    answer = chat_answer(asked, script, model)
+    answer = chat_answer(request, script, model)
     return Job(
-        model=asked.model,
-        stream=bool(asked.stream),
+        model=request.model,
+        stream=bool(request.stream),
         prompt_tokens=answer.prompt_tokens,
-        steps=shape.chat_stream(answer, with_usage=_wants_usage(asked.stream_options))
-        if asked.stream
+        steps=shape.chat_stream(answer, with_usage=_wants_usage(request.stream_options))
+        if request.stream
         else _whole(shape.chat_whole(answer), len(answer.deltas)),
     )
 
 
 def completion_job(body: bytes, script: Script, model: str) -> Job:
     """`POST /v1/completions`."""
-    asked = _completion.decode(body)
+    request = _completion.decode(body)
     shape = SHAPES[script.shape]
-    answer = text_answer(asked, script, model)
+    answer = text_answer(request, script, model)
     return Job(
-        model=asked.model,
-        stream=bool(asked.stream),
+        model=request.model,
+        stream=bool(request.stream),
         prompt_tokens=answer.prompt_tokens,
-        steps=shape.text_stream(answer, with_usage=_wants_usage(asked.stream_options))
-        if asked.stream
+        steps=shape.text_stream(answer, with_usage=_wants_usage(request.stream_options))
+        if request.stream
         else _whole(shape.text_whole(answer), len(answer.deltas)),
     )
 
 
 def embedding_job(body: bytes, script: Script, model: str) -> Job:
-    """`POST /v1/embeddings`: the same wording in both shapes."""
-    asked = _embedding.decode(body)
-    texts = inputs(asked.input)
+    """`POST /v1/embeddings`, equal in both shapes."""
+    request = _embedding.decode(body)
+    texts = inputs(request.input)
     tokens = sum(map(len, texts))
-    vectors = [embedding(words, model, asked.dimensions or DIMENSIONS) for words in texts]
+    vectors = [embedding(words, model, request.dimensions or DIMENSIONS) for words in texts]
     data = [
         {
             "index": index,
             "object": "embedding",
-            "embedding": _base64(vector) if asked.encoding_format == "base64" else vector,
+            "embedding": _base64(vector) if request.encoding_format == "base64" else vector,
         }
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     whole = {"object": "list", "created": CREATED, "model": model, "data": data, "usage": usage}
-    return Job(model=asked.model, stream=False, prompt_tokens=tokens, steps=_whole(whole, 0))
+    return Job(model=request.model, stream=False, prompt_tokens=tokens, steps=_whole(whole, 0))
 
 
 JOBS: dict[str, Callable[[bytes, Script, str], Job]] = {
@@ -93,7 +93,7 @@ JOBS: dict[str, Callable[[bytes, Script, str], Job]] = {
 
 
 def _whole(payload: dict[str, object], tokens: int) -> list[Step]:
-    """An answer that takes the time of its tokens and comes in one piece."""
+    """Return the steps of an unstreamed answer: the pauses of its tokens, then the whole body."""
     return [*[Step(b"", 1)] * tokens, Step(msgspec.json.encode(payload))]
 
 

@@ -1,6 +1,6 @@
-"""The requests so far: counters, and the last few without headers, prompts or answers.
+"""Counters of requests, and the last requests without headers, prompts or answers.
 
-A request is open from its body to its last byte, and has exactly one outcome, so that
+A request is running from its body to its last byte and has exactly one outcome, so
 `started == finished + aborted + failed + in_flight` always holds.
 """
 
@@ -12,13 +12,13 @@ from typing import Literal
 
 import msgspec
 
-KEPT = 100
+MOST_ENTRIES = 100
 
 Outcome = Literal["running", "finished", "aborted", "failed"]
 
 
 class Entry(msgspec.Struct, kw_only=True):
-    """One request: what it asked for by name, and how it went."""
+    """One request and its outcome."""
 
     number: int
     nth: int
@@ -32,37 +32,37 @@ class Entry(msgspec.Struct, kw_only=True):
 
 
 class Ledger:
-    """Counts since the start, and since the script was last changed."""
+    """Counts since the start, and since the last change of the script."""
 
     def __init__(self) -> None:
         self.started = 0
         self.counts: dict[Outcome, int] = {"running": 0, "finished": 0, "aborted": 0, "failed": 0}
-        self.entries: deque[Entry] = deque(maxlen=KEPT)
+        self.entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self._started_before = 0
         self._finished_before = 0
 
     @property
     def served(self) -> int:
-        """Requests finished since the script was last changed."""
+        """Requests finished since the last change of the script."""
         return self.counts["finished"] - self._finished_before
 
     def mark(self) -> None:
-        """Count anew for the script."""
+        """Reset the counts since the last change of the script."""
         self._started_before = self.started
         self._finished_before = self.counts["finished"]
 
     def clear(self) -> None:
-        """Forget all but what is still running."""
+        """Drop everything except running requests."""
         self.started = self.counts["running"]
         self.counts |= {"finished": 0, "aborted": 0, "failed": 0}
-        self.entries = deque((entry for entry in self.entries if entry.outcome == "running"), maxlen=KEPT)
+        self.entries = deque((entry for entry in self.entries if entry.outcome == "running"), maxlen=MOST_ENTRIES)
         self.mark()
 
     @contextmanager
     def opened(
         self, *, path: str, model: str, stream: bool, prompt_tokens: int, traceparent: str = ""
     ) -> Iterator[Entry]:
-        """One request from start to outcome; a client that leaves is counted as aborted."""
+        """Count a request while the block runs. A client that disconnects aborts it."""
         self.started += 1
         entry = Entry(
             number=self.started,
@@ -87,7 +87,7 @@ class Ledger:
             self._settle(entry, "finished")
 
     def fail(self, entry: Entry) -> None:
-        """Settle a request that the script lets fail."""
+        """Count a request as failed by the script."""
         self._settle(entry, "failed")
 
     def _settle(self, entry: Entry, outcome: Outcome) -> None:

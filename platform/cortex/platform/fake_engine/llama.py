@@ -1,8 +1,8 @@
-"""Answers as llama-server words them (b6000 to b9900).
+"""Answers in llama-server's wire form (b6000 to b9900).
 
-Its marks: the role chunk has a null content; reasoning is `reasoning_content`; the finish is a chunk of its own
-with an empty delta; `timings` ride on the last chunk, whichever that is; each chunk names its build; all ids
-are `chatcmpl-`, also those of text completions.
+Its characteristics: the role chunk has a null content; reasoning is `reasoning_content`; the finish is a separate chunk
+with an empty delta; `timings` are in the last chunk; each chunk names the build; all ids begin with `chatcmpl-`, also
+those of text completions.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ BUILD = "b9000-fake0000"
 
 
 class LlamaShape:
-    """llama-server's wording."""
+    """llama-server's wire form."""
 
     content_type = "text/event-stream"
     headers_first = False
 
     def chat_stream(self, answer: Answer, *, with_usage: bool) -> Iterator[Step]:
-        """Role, deltas, finish, usage if asked for, done."""
+        """Yield the role, the deltas, the finish, the usage if requested, and the end."""
         tail = _tail(answer, "chat.completion.chunk")
 
         def chunk(delta: dict[str, object], tokens: int, finish: str | None = None, **last: object) -> Step:
@@ -38,7 +38,7 @@ class LlamaShape:
         yield DONE
 
     def chat_whole(self, answer: Answer) -> dict[str, object]:
-        """The same answer in one piece."""
+        """Return the same answer unstreamed."""
         message: dict[str, object] = {"role": "assistant"}
         message["content"] = answer.content if answer.content or not answer.calls else None
         if answer.reasoning:
@@ -61,7 +61,7 @@ class LlamaShape:
         }
 
     def text_stream(self, answer: Answer, *, with_usage: bool) -> Iterator[Step]:
-        """Texts, finish with usage and timings (asked for or not), done."""
+        """Yield the texts, the finish with usage and timings, and the end."""
         tail = _tail(answer, "text_completion")
         for delta in answer.deltas:
             yield event({"choices": [_text_choice(_text(delta), None)], **tail}, tokens=1)
@@ -70,7 +70,7 @@ class LlamaShape:
         yield DONE
 
     def text_whole(self, answer: Answer) -> dict[str, object]:
-        """The same continuation in one piece."""
+        """Return the same continuation unstreamed."""
         return {
             "choices": [_text_choice(answer.content, answer.finish)],
             **_tail(answer, "text_completion"),
@@ -79,7 +79,7 @@ class LlamaShape:
         }
 
     def model_list(self, model: str) -> dict[str, object]:
-        """`GET /v1/models`: Ollama's list and OpenAI's in one."""
+        """Return the body of `GET /v1/models`, which has Ollama's list and OpenAI's."""
         entry = {"id": model, "object": "model", "created": CREATED, "owned_by": "llamacpp"}
         return {"models": [{"name": model, "model": model}], "object": "list", "data": [entry]}
 
@@ -95,30 +95,30 @@ def _tail(answer: Answer, kind: str) -> dict[str, object]:
 
 
 def _usage(answer: Answer) -> dict[str, object]:
-    said = len(answer.deltas)
+    tokens = len(answer.deltas)
     return {
-        "completion_tokens": said,
+        "completion_tokens": tokens,
         "prompt_tokens": answer.prompt_tokens,
-        "total_tokens": answer.prompt_tokens + said,
+        "total_tokens": answer.prompt_tokens + tokens,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
 def _timings(answer: Answer) -> dict[str, object]:
-    said = len(answer.deltas)
+    tokens = len(answer.deltas)
     return {
         "cache_n": 0,
         **_rate("prompt", answer.prompt_tokens, answer.ttft_s * 1000),
-        **_rate("predicted", said, said / answer.tps * 1000 if answer.tps else 0.0),
+        **_rate("predicted", tokens, tokens / answer.tps * 1000 if answer.tps else 0.0),
     }
 
 
-def _rate(what: str, tokens: int, taken_ms: float) -> dict[str, object]:
+def _rate(phase: str, tokens: int, duration_ms: float) -> dict[str, object]:
     return {
-        f"{what}_n": tokens,
-        f"{what}_ms": taken_ms,
-        f"{what}_per_token_ms": taken_ms / tokens if tokens else 0.0,
-        f"{what}_per_second": tokens / taken_ms * 1000 if taken_ms else 0.0,
+        f"{phase}_n": tokens,
+        f"{phase}_ms": duration_ms,
+        f"{phase}_per_token_ms": duration_ms / tokens if tokens else 0.0,
+        f"{phase}_per_second": tokens / duration_ms * 1000 if duration_ms else 0.0,
     }
 
 

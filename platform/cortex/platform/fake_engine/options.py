@@ -1,6 +1,6 @@
-"""The command line, made from the structs it fills: an option exists once, with its type, default and help.
+"""The command line, generated from the structs that it fills, which have each option's type, default and help.
 
-Nothing is read from the environment here; the key never appears in an argument list.
+This module does not read the environment; the key is never an argument.
 """
 
 import argparse
@@ -14,13 +14,13 @@ from msgspec import Meta
 from cortex.platform.fake_engine.script import BadScript, Script, from_words
 
 HELP = """\
-A worker process without a model, for proving schedulers, routers and operators.
+A worker process without a model, for tests of schedulers, routers and operators.
 
-It is healthy when GET /health answers 200 and GET /v1/models names the model. All options under "script" can
-also be changed while it runs: POST /fake with a JSON object of them (null is the default again); PUT /fake
-the same, but from the options of the start, and with the counters at zero; GET /fake shows the script, the
-counters and the last requests. All but /health and /metrics want `Authorization: Bearer $CORTEX_WORKER_KEY`
-if that variable is set.
+It is healthy when GET /health answers 200 and GET /v1/models lists the model. All options under "script" can be
+changed while it runs: POST /fake takes a JSON object of options (null restores the default); PUT /fake does the
+same, but starts from the initial options and resets the counters; GET /fake shows the script, the counters and
+the last requests. All paths but /health and /metrics require `Authorization: Bearer $CORTEX_WORKER_KEY` if that
+variable is set.
 """
 EXAMPLES = """\
 examples:
@@ -28,28 +28,29 @@ examples:
   ... --load-s 5 --crash-on-load --crash-message "torch.OutOfMemoryError: CUDA out of memory."
   ... --crash-after 3 --crash-mid-stream 10                      dies ten tokens into its fourth answer
   ... --ignore-term --leave-grandchild                           only a group kill stops it
-  ... --shape llama --script captured.jsonl                      replays what was captured
+  ... --shape llama --script captured.jsonl                      replays captured streams
 """
-VALUE_MAY_BE_LEFT_OUT = {"crash_on_load": "1"}
+OPTIONAL_VALUES = {"crash_on_load": "1"}
+"""Options that may have no value, with the value that they then get."""
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """What is fixed at the start, because it cannot be taken back."""
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """Options that are fixed at the start."""
 
-    model: Annotated[str, Meta(description="the model it serves, in every answer")]
-    port: Annotated[int, Meta(ge=0, le=65535, description="0 takes a free one and logs it")]
+    model: Annotated[str, Meta(description="the model it serves, as in every answer")]
+    port: Annotated[int, Meta(ge=0, le=65535, description="0 takes a free port and logs it")]
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     leave_grandchild: Annotated[
         bool, Meta(description="start a sleeping process in its own process group, and never stop it")
     ] = False
-    leave_daemon: Annotated[
-        bool, Meta(description="the same, but in a session of its own and without a living parent")
-    ] = False
-    hold_stdout: Annotated[bool, Meta(description="those two keep its stdout and stderr open after it is gone")] = False
+    leave_daemon: Annotated[bool, Meta(description="the same, but in its own session and without a living parent")] = (
+        False
+    )
+    hold_stdout: Annotated[bool, Meta(description="those two keep its stdout and stderr open after it exits")] = False
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[Place, Script]:
-    """The place and the script that `argv` asks for; exits with 2 and the option's name if it cannot be."""
+def parse(argv: Sequence[str] | None = None) -> tuple[Setup, Script]:
+    """Parse the command line. Exits with 2 and the option's name if it is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m cortex.platform.fake_engine",
         description=HELP,
@@ -58,12 +59,12 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Place, Script]:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    _add(parser.add_argument_group("fixed at the start"), Place)
+    _add(parser.add_argument_group("fixed at the start"), Setup)
     _add(parser.add_argument_group("script"), Script)
     words = vars(parser.parse_args(argv))
-    placed = {name: words.pop(name) for name in Place.__struct_fields__ if name in words}
+    fixed = {name: words.pop(name) for name in Setup.__struct_fields__ if name in words}
     try:
-        return msgspec.convert(placed, Place, strict=False), from_words(words)
+        return msgspec.convert(fixed, Setup, strict=False), from_words(words)
     except (msgspec.ValidationError, BadScript) as error:
         parser.error(str(error))
 
@@ -86,8 +87,8 @@ def _add(group: argparse._ArgumentGroup, struct: type[msgspec.Struct]) -> None:
             required=field.required,
             choices=choices,
             metavar=None if choices else _unit(field.name, kind),
-            nargs="?" if field.name in VALUE_MAY_BE_LEFT_OUT else None,
-            const=VALUE_MAY_BE_LEFT_OUT.get(field.name),
+            nargs="?" if field.name in OPTIONAL_VALUES else None,
+            const=OPTIONAL_VALUES.get(field.name),
         )
 
 

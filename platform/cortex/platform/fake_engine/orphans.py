@@ -1,7 +1,6 @@
-"""Processes that outlive the engine: what an agent must find and stop, and must be able to prove its own.
+"""Processes that outlive the engine, which an agent must find, recognise as its worker's, and stop.
 
-Both inherit the environment and so the marker that agents put there. They sleep for an hour, not for ever, so
-that a forgotten one goes away by itself.
+Both inherit the environment with the agent's marker. They sleep for an hour, so that a forgotten one ends by itself.
 """
 
 import os
@@ -11,14 +10,14 @@ SLEEP = ("sleep", "3600")
 
 
 def leave_grandchild(*, hold_stdout: bool) -> int:
-    """A child of this engine, in its process group, that nobody will ever wait for."""
+    """Start a child in the engine's process group that is never waited for. Return its pid."""
     output = None if hold_stdout else subprocess.DEVNULL
     process = subprocess.Popen(SLEEP, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     return process.pid
 
 
 def leave_daemon(*, hold_stdout: bool) -> int:
-    """A process forked twice: own session, own group, and its parent already gone."""
+    """Start a process by a double fork: it has its own session and group, and its parent has exited. Return its pid."""
     reader, writer = os.pipe()
     middle = os.fork()
     if middle == 0:

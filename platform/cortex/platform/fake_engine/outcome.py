@@ -1,4 +1,4 @@
-"""What becomes of the nth request. Pure: the server asks once per request, then does it."""
+"""The outcome of the nth request. Pure."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from cortex.platform.fake_engine.script import Script
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Close the connection without a byte."""
+    """Close the connection without sending anything."""
 
 
 class Hang(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class Fail(msgspec.Struct, frozen=True):
 
 
 class Serve(msgspec.Struct, frozen=True):
-    """Answer, unless cut short by the connection or by death once so many tokens were sent."""
+    """Answer; after a number of tokens, close the connection or die."""
 
     cut_after: int | None = None
     die_after: int | None = None
@@ -30,10 +30,10 @@ Outcome = Drop | Hang | Fail | Serve
 
 
 def outcome(script: Script, nth: int) -> Outcome:
-    """The fate of the nth request since the script was last changed.
+    """Return the outcome of the nth request since the last change of the script.
 
-    1. The engine refuses work. 2. It hangs. 3. It is this request's turn to fail.
-    4. It is past the last request to be served whole, so it dies in this one. 5. It serves.
+    (1) The engine refuses requests. (2) It hangs. (3) This request fails.
+    (4) This request comes after the last one that is served completely, so the engine dies during it. (5) It serves.
     """
     if script.refuse:  # (1)
         return Drop()
@@ -46,11 +46,11 @@ def outcome(script: Script, nth: int) -> Outcome:
     return Serve(cut_after=script.cut_stream_after)  # (5)
 
 
-def is_over(limit: int | None, sent: int, step_tokens: int) -> bool:
-    """Whether the next step is one too many. At a limit of 0 what comes before the first token still goes out."""
-    return limit is not None and sent >= limit and sent + step_tokens > 0
+def is_over(limit: int | None, tokens: int, step_tokens: int) -> bool:
+    """Return whether the next step exceeds the limit. With a limit of 0, steps before the first token are sent."""
+    return limit is not None and tokens >= limit and tokens + step_tokens > 0
 
 
 def is_last(script: Script, served: int) -> bool:
-    """Whether the engine has served all it was going to."""
+    """Return whether the engine has served its last request."""
     return script.crash_mid_stream is None and script.crash_after is not None and served >= script.crash_after

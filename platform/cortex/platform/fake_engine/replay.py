@@ -1,7 +1,7 @@
-"""Captured streams, played back byte for byte. Pure: file text in, steps out.
+"""Replays captured streams byte by byte. Pure: file text in, steps out.
 
-A line is one request: a JSON list of objects (a chunk, kept exactly as it is written), strings (raw bytes to
-send, so a stream can be torn anywhere) and numbers (seconds to wait).
+A line is one request: a JSON list of objects (chunks, sent exactly as written), strings (raw bytes, so a stream can be
+cut anywhere) and numbers (seconds to wait).
 """
 
 import msgspec
@@ -15,30 +15,30 @@ _line = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def parse(text: str) -> list[Line]:
-    """The lines of a replay file; blank ones are skipped."""
-    lines = [_parsed(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    """Return the lines of a replay file without blank ones. Raises BadScript."""
+    lines = [_parse_line(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise BadScript("script: the file has no lines to replay")
     return lines
 
 
 def stream(line: Line) -> list[Step]:
-    """The line as a client that asked for a stream sees it."""
+    """Return the steps of a streamed answer."""
     return _steps(line, b"data: %b\n\n")
 
 
 def whole(line: Line) -> list[Step]:
-    """The line as a client that did not ask for a stream sees it: objects without the SSE around them."""
+    """Return the steps of an unstreamed answer: the objects without SSE framing."""
     return _steps(line, b"%b")
 
 
-def _parsed(number: int, line: str) -> Line:
+def _parse_line(number: int, line: str) -> Line:
     try:
         items = tuple(_item(bytes(raw)) for raw in _line.decode(line))
     except msgspec.DecodeError as error:
         raise BadScript(f"script: line {number}: {error}") from None
     if any(isinstance(item, float) and item < 0 for item in items):
-        raise BadScript(f"script: line {number}: cannot wait for less than nothing")
+        raise BadScript(f"script: line {number}: a wait cannot be negative")
     return items
 
 

@@ -1,6 +1,6 @@
-"""What clients send: only the fields an answer depends on. Unknown fields are ignored, as engines do.
+"""Requests of clients: only the fields that affect an answer. Unknown fields are ignored, as engines do.
 
-A token is a word; a prompt given as token ids has one per id.
+A token is a word; in a prompt of token ids, each id is one.
 """
 
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ TokenLimit = Annotated[int, Meta(ge=0)]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A piece of a message; only text counts as tokens."""
+    """A part of a message; only text counts as tokens."""
 
     text: str | None = None
     type: str = "text"
@@ -27,7 +27,7 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The words of the turn."""
+        """The text of the message."""
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         return " ".join(part.text for part in self.content if part.text)
@@ -71,28 +71,28 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def last_user_text(self) -> str:
-        """What the user said last."""
+        """The text of the last message by the user."""
         return next((turn.text for turn in reversed(self.messages) if turn.role == "user"), "")
 
     @property
     def results(self) -> int:
-        """How many results of tools there are."""
+        """The number of tool results."""
         return sum(message.role == "tool" for message in self.messages)
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         parts = (part for turn in self.messages if isinstance(turn.content, list) for part in turn.content)
         return sum(part.type == "image_url" for part in parts)
 
     @property
     def prompt_tokens(self) -> int:
-        """Words, and one for each tool."""
+        """One token per word and per tool."""
         return len(self.prompt.split()) + len(self.tools or ())
 
     @property
     def limit(self) -> int | None:
-        """The most tokens to answer with."""
+        """The maximum number of tokens in the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -126,7 +126,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def words(self) -> list[str]:
-        """One word a token, as many as `usage.prompt_tokens` reports for the same body."""
+        """One word per token, as many as `usage.prompt_tokens` reports for the same body."""
         if self.messages is None:
             return (self.prompt or self.content or "").split()
         chat = ChatRequest(messages=self.messages, tools=self.tools)
@@ -134,7 +134,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def inputs(prompt: Prompt) -> list[list[str]]:
-    """The words of each input: a text, several texts, one list of token ids, or several."""
+    """Return the words of each input: a text, several texts, one list of token ids, or several."""
     if isinstance(prompt, str):
         return [prompt.split()]
     ids = [str(item) for item in prompt if isinstance(item, int)]

@@ -1,7 +1,7 @@
-"""The fake engine's HTTP: what a worker answers on its port. It paces and sends, and decides nothing.
+"""The fake engine's HTTP server: it paces and sends answers, and decides nothing.
 
-A client that leaves cancels its handler at once, and that is all the clean-up an answer needs. There is no
-access log, and nothing here ever logs a body.
+A client that disconnects cancels its handler at once; an answer needs no other clean-up. Requests and bodies are never
+logged.
 """
 
 import hmac
@@ -36,7 +36,7 @@ _tokenize = msgspec.json.Decoder(TokenizeRequest)
 
 
 def create_app(engine: FakeEngine, key: str | None) -> web.Application:
-    """The worker's routes over `engine`, closed to all who lack `key` if there is one."""
+    """Return the worker's application. With a `key`, all paths but OPEN_PATHS require it."""
     routes = Routes(engine, key)
     app = web.Application(middlewares=[routes.guard], client_max_size=BODY_LIMIT)
     app.add_routes(
@@ -55,7 +55,7 @@ def create_app(engine: FakeEngine, key: str | None) -> web.Application:
 
 
 class Routes:
-    """The handlers. One instance serves one engine."""
+    """The handlers for one engine."""
 
     def __init__(self, engine: FakeEngine, key: str | None) -> None:
         self._engine = engine
@@ -63,8 +63,8 @@ class Routes:
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Keep out strangers and early callers, and give every error OpenAI's envelope."""
-        if request.path not in OPEN_PATHS and not self._is_known(request):
+        """Reject requests without the key or before the engine is ready, and put errors into OpenAI's envelope."""
+        if request.path not in OPEN_PATHS and not self._has_key(request):
             return failure(401, "Unauthorized", code="invalid_api_key")
         if request.path not in PATHS_WHILE_LOADING and not self._engine.ready:
             return failure(503, "Loading model", code="model_loading")
@@ -76,7 +76,7 @@ class Routes:
             return failure(error.status, error.reason)
 
     async def health(self, _: web.Request) -> web.StreamResponse:
-        """200 when ready, 503 before that, late or never if scripted."""
+        """Answer 200 when ready and 503 before; late or never, if scripted."""
         engine = self._engine
         await Pace(engine).wait(lambda script: script.slow_health_s)
         while engine.script.hang == "loading" and not engine.ready:
@@ -86,7 +86,7 @@ class Routes:
         return reply({"status": "ok"})
 
     async def metrics(self, _: web.Request) -> web.StreamResponse:
-        """A few gauges, where vLLM has them under vLLM's names."""
+        """Answer with a few gauges, under vLLM's names where vLLM has them."""
         engine = self._engine
         model = engine.model.replace("\\", r"\\").replace('"', r"\"")
         gauges = {
@@ -99,7 +99,7 @@ class Routes:
         return web.Response(text="".join(lines))
 
     async def report(self, _: web.Request) -> web.StreamResponse:
-        """The script, and what came of it."""
+        """Answer with the script, the counters and the last requests."""
         engine = self._engine
         ledger = engine.ledger
         return reply(
@@ -117,56 +117,56 @@ class Routes:
                 "requests": list(ledger.entries),
                 "memory_mb": engine.script.memory_mb,
                 "leaked_mb": engine.leaked_mb,
-                "left_behind": engine.left_behind,
+                "left_behind": engine.orphans,
             }
         )
 
     async def change(self, request: web.Request) -> web.StreamResponse:
-        """Change some of the script."""
+        """Change options of the script."""
         self._engine.change(_changes.decode(await request.read()))
         return await self.report(request)
 
     async def start_over(self, request: web.Request) -> web.StreamResponse:
-        """Change some of the script of the start, and count from zero."""
+        """Change options of the initial script, and reset the counters."""
         self._engine.start_over(_changes.decode(await request.read()))
         return await self.report(request)
 
     async def models(self, _: web.Request) -> web.StreamResponse:
-        """The one model, by the name that the script says."""
+        """Answer with the model, or with the script's `wrong_model`."""
         script = self._engine.script
         return reply(SHAPES[script.shape].model_list(script.wrong_model or self._engine.model))
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
-        """A word is a token, its id a checksum."""
+        """Answer with one token per word; its id is a checksum."""
         words = _tokenize.decode(await request.read()).words
         ids = [zlib.crc32(word.encode()) & 0xFFFF for word in words]
         return reply({"count": len(ids), "max_model_len": CONTEXT, "tokens": ids, "token_strs": words})
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
-        """Serve a request, or do to it whatever else outcome has in store."""
+        """Serve a request, or let it fail as the script requests."""
         engine = self._engine
         job = JOBS[request.path](await request.read(), engine.script, engine.model)
         if engine.script.check_model and job.model != engine.model:
             return failure(404, f"The model `{job.model}` does not exist.", code="model_not_found")
-        opened = engine.ledger.opened(
+        running = engine.ledger.opened(
             path=request.path,
             model=job.model,
             stream=job.stream,
             prompt_tokens=job.prompt_tokens,
             traceparent=request.headers.get("traceparent", ""),
         )
-        with opened as entry:
+        with running as entry:
             engine.leak()
-            response = await self._meet_fate(request, job, entry)
+            response = await self._respond(request, job, entry)
         if entry.outcome == "finished" and is_last(engine.script, engine.ledger.served):
             engine.crash(engine.script.crash_code)
         return response
 
-    async def _meet_fate(self, request: web.Request, job: Job, entry: Entry) -> web.StreamResponse:
+    async def _respond(self, request: web.Request, job: Job, entry: Entry) -> web.StreamResponse:
         engine = self._engine
-        while isinstance(met := outcome(engine.script, entry.nth), Hang):
+        while isinstance(current := outcome(engine.script, entry.nth), Hang):
             await engine.script_changes()
-        match met:
+        match current:
             case Drop():
                 engine.ledger.fail(entry)
                 return hang_up(request, web.StreamResponse())
@@ -174,10 +174,10 @@ class Routes:
                 engine.ledger.fail(entry)
                 return failure(status, "The script says so.", code="worker_error")
             case Serve():
-                return await self._serve(request, job, entry, met)
+                return await self._serve(request, job, entry, current)
 
-    async def _serve(self, request: web.Request, job: Job, entry: Entry, fated: Serve) -> web.StreamResponse:
-        """Send the answer at the script's pace, as far as it is fated to get."""
+    async def _serve(self, request: web.Request, job: Job, entry: Entry, limits: Serve) -> web.StreamResponse:
+        """Send the answer at the script's pace, up to the limits of its outcome."""
         engine = self._engine
         shape = SHAPES[engine.script.shape]
         response = web.StreamResponse()
@@ -185,28 +185,28 @@ class Routes:
         if job.stream and shape.headers_first:
             await response.prepare(request)
 
-        kept = bytearray()
+        body = bytearray()
         pace = Pace(engine)
         await pace.wait(lambda script: script.ttft_s)
         for step in self._steps(job):
             await pace.wait(partial(step_pause_s, step))
-            if is_over(fated.die_after, entry.tokens, step.tokens):
+            if is_over(limits.die_after, entry.tokens, step.tokens):
                 engine.crash(engine.script.crash_code)
-            if is_over(fated.cut_after, entry.tokens, step.tokens):
+            if is_over(limits.cut_after, entry.tokens, step.tokens):
                 engine.ledger.fail(entry)
                 return hang_up(request, response)
             entry.tokens += step.tokens
             if not job.stream:
-                kept += step.data
+                body += step.data
                 continue
             if not response.prepared:
                 await response.prepare(request)
             await response.write(step.data)
 
         if not response.prepared:
-            response.content_length = len(kept)
+            response.content_length = len(body)
             await response.prepare(request)
-        await response.write_eof(bytes(kept))
+        await response.write_eof(bytes(body))
         return response
 
     def _steps(self, job: Job) -> Iterable[Step]:
@@ -215,20 +215,20 @@ class Routes:
             return job.steps
         return replay.stream(line) if job.stream else replay.whole(line)
 
-    def _is_known(self, request: web.Request) -> bool:
+    def _has_key(self, request: web.Request) -> bool:
         if self._key is None:
             return True
-        given = request.headers.get("Authorization", "").encode()
-        return hmac.compare_digest(given, b"Bearer " + self._key)
+        authorization = request.headers.get("Authorization", "").encode()
+        return hmac.compare_digest(authorization, b"Bearer " + self._key)
 
 
 def reply(payload: object, *, status: int = 200) -> web.Response:
-    """A JSON response."""
+    """Return a JSON response."""
     return web.Response(body=msgspec.json.encode(payload), status=status, content_type="application/json")
 
 
 def failure(status: int, message: str, *, code: str | None = None) -> web.Response:
-    """An error in OpenAI's envelope, with all four of its keys."""
+    """Return an error in OpenAI's envelope, with all four keys."""
     kinds = {429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     response = reply({"error": {"message": message, "type": kind, "param": None, "code": code}}, status=status)
@@ -238,7 +238,7 @@ def failure(status: int, message: str, *, code: str | None = None) -> web.Respon
 
 
 def hang_up(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Close the connection once what was written is out; aiohttp then finds that it cannot send the rest."""
+    """Close the connection after the bytes written so far; aiohttp then fails to send the rest."""
     if request.transport is not None:
         request.transport.close()
     return response

@@ -1,4 +1,4 @@
-"""How an engine words an answer on the wire: what both shapes can do, and nothing of how."""
+"""The wire forms of the engines: their common interface, and the table of them."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -10,30 +10,30 @@ from cortex.platform.fake_engine.vllm import VllmShape
 
 
 class Shape(Protocol):
-    """An engine's wording."""
+    """An engine's wire form."""
 
     @property
     def content_type(self) -> str:
-        """What its streams say they are."""
+        """The content type of its streams."""
 
     @property
     def headers_first(self) -> bool:
-        """Whether its streams open before the prefill; else the 200 comes with the first token."""
+        """Whether it sends the headers of a stream before the prefill instead of with the first token."""
 
     def chat_stream(self, answer: Answer, *, with_usage: bool) -> Iterator[Step]:
-        """A conversation's next turn as server-sent events."""
+        """Yield an answer to a conversation as server-sent events."""
 
     def chat_whole(self, answer: Answer) -> dict[str, object]:
-        """The same turn in one piece."""
+        """Return the same answer unstreamed."""
 
     def text_stream(self, answer: Answer, *, with_usage: bool) -> Iterator[Step]:
-        """A text's continuation as server-sent events."""
+        """Yield a continuation of a text as server-sent events."""
 
     def text_whole(self, answer: Answer) -> dict[str, object]:
-        """The same continuation in one piece."""
+        """Return the same continuation unstreamed."""
 
     def model_list(self, model: str) -> dict[str, object]:
-        """The body of `GET /v1/models`."""
+        """Return the body of `GET /v1/models`."""
 
 
 SHAPES: dict[str, Shape] = {"vllm": VllmShape(), "llama": LlamaShape()}

@@ -1,10 +1,10 @@
-"""One write to the client. A stream is a list of them, and the server only paces and sends."""
+"""A step of an answer: one write to the client."""
 
 import msgspec
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Bytes to send, the tokens they stand for, and the time to wait before them besides the script's pace."""
+    """Bytes to send, their number of tokens, and the delay before them in addition to the script's pace."""
 
     data: bytes
     tokens: int = 0
@@ -15,5 +15,5 @@ DONE = Step(b"data: [DONE]\n\n")
 
 
 def event(payload: dict[str, object], *, tokens: int = 0) -> Step:
-    """A server-sent event with JSON data."""
+    """Return a server-sent event with JSON data."""
     return Step(b"data: %b\n\n" % msgspec.json.encode(payload), tokens)

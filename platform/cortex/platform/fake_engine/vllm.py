@@ -1,8 +1,8 @@
-"""Answers as vLLM words them (0.11 to 0.33).
+"""Answers in vLLM's wire form (0.11 to 0.33).
 
-Its marks: the role chunk has an empty content; reasoning is `reasoning`; the finish rides on the last token's
-chunk, which is an empty one for "stop", because the end-of-sequence token has no text; the usage chunk has no
-choices; whole answers carry every field, nulls and all.
+Its characteristics: the role chunk has an empty content; reasoning is `reasoning`; the finish is in the last token's
+chunk, which is empty for "stop", because the end-of-sequence token has no text; the usage chunk has no choices;
+unstreamed answers have every field, including nulls.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from cortex.platform.fake_engine.step import DONE, Step, event
 
 
 class VllmShape:
-    """vLLM's wording."""
+    """vLLM's wire form."""
 
     content_type = "text/event-stream; charset=utf-8"
     headers_first = True
 
     def chat_stream(self, answer: Answer, *, with_usage: bool) -> Iterator[Step]:
-        """Role, deltas, finish, usage if asked for, done."""
+        """Yield the role, the deltas, the finish, the usage if requested, and the end."""
         head = _head(answer, f"chatcmpl-{answer.digest}", "chat.completion.chunk")
 
         def chunk(delta: dict[str, object], tokens: int, **finish: object) -> Step:
@@ -26,7 +26,7 @@ class VllmShape:
             return event({**head, "choices": [choice]}, tokens=tokens)
 
         finish = {"finish_reason": answer.finish, "stop_reason": None}
-        deltas, ending = _ending_apart(answer)
+        deltas, ending = _split_ending(answer)
         yield chunk({"role": "assistant", "content": ""}, 0)
         for delta in deltas:
             yield chunk(_delta(delta), 1)
@@ -36,7 +36,7 @@ class VllmShape:
         yield DONE
 
     def chat_whole(self, answer: Answer) -> dict[str, object]:
-        """The same answer in one piece."""
+        """Return the same answer unstreamed."""
         message = {
             "role": "assistant",
             "content": answer.content if answer.content or not answer.calls else None,
@@ -67,14 +67,14 @@ class VllmShape:
         }
 
     def text_stream(self, answer: Answer, *, with_usage: bool) -> Iterator[Step]:
-        """Texts, finish, usage if asked for, done."""
+        """Yield the texts, the finish, the usage if requested, and the end."""
         head = _head(answer, f"cmpl-{answer.digest}", "text_completion")
 
         def chunk(text: str, tokens: int, finish: str | None) -> Step:
             choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish, "stop_reason": None}
             return event({**head, "choices": [choice]}, tokens=tokens)
 
-        deltas, ending = _ending_apart(answer)
+        deltas, ending = _split_ending(answer)
         for delta in deltas:
             yield chunk(_text(delta), 1, None)
         yield chunk(_text(ending), 1, answer.finish) if ending else chunk("", 0, answer.finish)
@@ -83,7 +83,7 @@ class VllmShape:
         yield DONE
 
     def text_whole(self, answer: Answer) -> dict[str, object]:
-        """The same continuation in one piece."""
+        """Return the same continuation unstreamed."""
         choice = {
             "index": 0,
             "text": answer.content,
@@ -102,7 +102,7 @@ class VllmShape:
         }
 
     def model_list(self, model: str) -> dict[str, object]:
-        """`GET /v1/models`."""
+        """Return the body of `GET /v1/models`."""
         entry = {
             "id": model,
             "object": "model",
@@ -115,8 +115,8 @@ class VllmShape:
         return {"object": "list", "data": [entry]}
 
 
-def _ending_apart(answer: Answer) -> tuple[tuple[Delta, ...], Delta | None]:
-    """The deltas, and apart from them the one that carries the finish, if a token does."""
+def _split_ending(answer: Answer) -> tuple[tuple[Delta, ...], Delta | None]:
+    """Return the deltas, and separately the one in whose chunk the finish is, if there is one."""
     if answer.finish == "length" and answer.deltas:
         return answer.deltas[:-1], answer.deltas[-1]
     return answer.deltas, None
@@ -127,11 +127,11 @@ def _head(answer: Answer, identity: str, kind: str) -> dict[str, object]:
 
 
 def _usage(answer: Answer) -> dict[str, object]:
-    said = len(answer.deltas)
+    tokens = len(answer.deltas)
     return {
         "prompt_tokens": answer.prompt_tokens,
-        "total_tokens": answer.prompt_tokens + said,
-        "completion_tokens": said,
+        "total_tokens": answer.prompt_tokens + tokens,
+        "completion_tokens": tokens,
     }
 
 

@@ -11,12 +11,11 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import HostRecord, Instance, Use
+from cortex.platform.scheduling.eviction import displaceable
 from cortex.platform.scheduling.placement import (
-    LEAVING,
     MOST_DEVICE_SETS,
     Need,
     Placement,
-    displaceable,
     fitting_devices,
     place,
 )
@@ -45,7 +44,8 @@ def consolidate(need: Need, host: HostRecord, use: Use, now: float, *, strategy:
     candidates = sorted(d.id for d in fitting_devices(need, host) if not d.foreign_mb)
     for devices in islice(combinations(candidates, need.devices), MOST_DEVICE_SETS):
         occupants = [i for i in host.instances if set(devices).intersection(i.devices)]
-        if any(i.state in LEAVING or not displaceable(i, need, use, now, strategy=strategy) for i in occupants):
+        movable = (displaceable(i, need.priority, use, now, strategy=strategy) for i in occupants)
+        if not all(movable):
             continue
         moves = _moves(occupants, devices, host, use, now)
         if moves is None:

@@ -1,67 +1,83 @@
-"""The scheduler's effects: what the agent must do. The supervisor answers each with an event."""
+"""The scheduler's effects: what the agent must do. The supervisor answers each of its own with an event."""
 
 from msgspec import Struct
 
 from cortex.functions.spec import Function
-from cortex.platform.record import Instance
+from cortex.platform.agent_messages import Accepted, Rejected
+from cortex.platform.record import DrainReason, Instance
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 
 
-class Fetch(Struct, frozen=True):
-    """Fetch the weights of an instance's function to this host: `fetched` or `fetch_failed` follows."""
+class Fetch(Struct, frozen=True, tag=True):
+    """Fetch the weights of an instance's function to this host: `Fetched` or `FetchFailed` follows."""
 
     instance: Instance
     function: Function
 
 
-class CancelFetch(Struct, frozen=True):
+class CancelFetch(Struct, frozen=True, tag=True):
     """Cancel a fetch, unless another instance waits for it: this instance is gone. No event follows."""
 
     instance: Instance
     function: Function
 
 
-class Spawn(Struct, frozen=True):
-    """Start the worker of an instance: `spawned`, then `answered` or `exited`, or `spawn_failed` follows."""
+class Spawn(Struct, frozen=True, tag=True):
+    """Start the worker of an instance: `Spawned`, then `Answered` or `Exited`, or `SpawnFailed` follows."""
 
     instance: Instance
     function: Function
     weights: LocalWeights
 
 
-class Look(Struct, frozen=True):
-    """Check whether a worker is idle before it is stopped: `looked` follows."""
+class Look(Struct, frozen=True, tag=True):
+    """Check whether a worker is idle before it is stopped: `Looked` follows."""
 
     instance: Instance
 
 
-class Prove(Struct, frozen=True):
-    """Send a silent worker a request of one token: `proved` follows."""
+class Prove(Struct, frozen=True, tag=True):
+    """Send a silent worker a request of one token: `Proved` follows."""
 
     instance: Instance
     function: Function
 
 
-class Stop(Struct, frozen=True):
-    """Send TERM to the worker's process group, then KILL after the grace period: `exited` follows."""
+class Stop(Struct, frozen=True, tag=True):
+    """Send TERM to the worker's process group, then KILL after the grace period: `Exited` follows."""
 
     instance: Instance
     grace_s: float
 
 
-class Reclaim(Struct, frozen=True):
-    """Wait until the worker's processes are gone and its memory is free: `reclaimed` follows."""
+class Reclaim(Struct, frozen=True, tag=True):
+    """Wait until the worker's processes are gone and its memory is free: `Reclaimed` follows."""
 
     instance: Instance
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, tag=True):
     """A receipt to write: `what` happened to which function and instance, and why."""
 
-    what: str
+    what: DecisionKind
     function: str
     instance: str
     why: str
+    reason: DrainReason | None = None
+    """Of a drain or stop."""
 
 
-Effect = Fetch | CancelFetch | Spawn | Look | Prove | Stop | Reclaim | Decision
+class Answer(Struct, frozen=True, tag=True):
+    """Answer the caller of an `EnsureRequest`."""
+
+    answer: Accepted | Rejected
+
+
+class Ending(Struct, frozen=True, tag=True):
+    """Answer the caller of a `CoolRequest` or `DrainRequest`: these instances end."""
+
+    instances: tuple[str, ...]
+
+
+Effect = Fetch | CancelFetch | Spawn | Look | Prove | Stop | Reclaim | Decision | Answer | Ending

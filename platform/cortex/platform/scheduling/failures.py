@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from msgspec import Struct
+
 from cortex.platform import untrusted
 from cortex.platform.record import Cause, Failure, FailureKind, Instance
 
@@ -64,41 +66,52 @@ MOST_FAILURES = 200
 """Failures in the table; the oldest is removed first."""
 
 
-def cause_of(lines: Sequence[str]) -> Cause:
-    """Return the cause that a worker's last log lines show."""
+class Evidence(Struct, frozen=True):
+    """What a worker's last log lines show: their cause and number, never their text."""
+
+    cause: Cause = Cause.UNKNOWN
+    lines: int = 0
+
+
+class Incident(Struct, frozen=True):
+    """What went wrong with an instance."""
+
+    reason: str
+    kind: FailureKind = FailureKind.CRASH
+    evidence: Evidence = Evidence()
+    died: bool = False
+    """It had been ready."""
+    hung: bool = False
+
+
+def evidence_in(lines: Sequence[str]) -> Evidence:
+    """Return what a worker's last log lines show."""
     last = lines[-MOST_LINES:]
-    return next((c for c, signs in _CAUSES if any(signs.search(line) for line in last)), Cause.UNKNOWN)
+    cause = next((c for c, signs in _CAUSES if any(signs.search(line) for line in last)), Cause.UNKNOWN)
+    return Evidence(cause, len(last))
 
 
-class Failures:
+class Failures(Struct):
     """The last failure of each function. From the third consecutive crash on, starts back off: 1, 2, 4 … minutes."""
 
-    def __init__(self, failures: Iterable[Failure] = ()) -> None:
-        self._by_function = {f.function: f for f in failures}
+    by_function: dict[str, Failure] = {}
+
+    @classmethod
+    def restored(cls, failures: Iterable[Failure]) -> "Failures":
+        """Return the table with these failures."""
+        return cls({f.function: f for f in failures})
 
     def all(self) -> tuple[Failure, ...]:
         """Return all failures, oldest first."""
-        return tuple(self._by_function.values())
+        return tuple(self.by_function.values())
 
     def of(self, function: str, revision: str) -> Failure | None:
         """Return the last failure of this revision; failures of other revisions do not count."""
-        failure = self._by_function.get(function)
+        failure = self.by_function.get(function)
         return failure if failure and failure.revision == revision else None
 
-    def add(
-        self,
-        instance: Instance,
-        kind: FailureKind,
-        reason: str,
-        last_lines: Sequence[str],
-        now: float,
-        *,
-        died: bool = False,
-        hung: bool = False,
-    ) -> Failure:
-        """Record a failure: cortex's reason, and of the worker's last lines only their cause and number.
-
-        Back-off of starts:
+    def add(self, instance: Instance, incident: Incident, now: float) -> Failure:
+        """Record a failure. Back-off of starts:
 
         (1) no room or a cancelled start is not a crash: an earlier back-off stands;
         (2) a worker that had been ready (`died`) may be the victim of a request: only consecutive early deaths
@@ -108,43 +121,43 @@ class Failures:
         before = self.of(instance.function, instance.revision)
         crashes, early = (before.count, before.early) if before else (0, 0)
         over = -1  # (1)
-        if died and now - instance.ready < EARLY_S:  # (2)
+        if incident.died and now - instance.ready < EARLY_S:  # (2)
             early += 1
             over = early - EARLY_BEFORE_BACKOFF
-        elif not died and kind in (FailureKind.CRASH, FailureKind.OUT_OF_MEMORY):  # (3)
+        elif not incident.died and incident.kind in (FailureKind.CRASH, FailureKind.OUT_OF_MEMORY):  # (3)
             crashes += 1
             over = crashes - FAILURES_BEFORE_BACKOFF
         if over >= 0:
             retry_at = now + min(FIRST_BACKOFF_S * 2.0 ** min(over, 16), LONGEST_BACKOFF_S)
         else:
             retry_at = before.retry_at if before else 0.0  # a cancelled start does not end a back-off
-        cause = cause_of(last_lines)
+        cause = incident.evidence.cause
         failure = Failure(
             function=instance.function,
             revision=instance.revision,
             instance=instance.id,
-            kind=kind,
-            reason=untrusted.text(f"{reason}: {cause}" if cause else reason, MOST_REASON),
+            kind=incident.kind,
+            reason=untrusted.text(f"{incident.reason}: {cause}" if cause else incident.reason, MOST_REASON),
             at=now,
             count=crashes,
             retry_at=retry_at,
             cause=cause,
-            lines=min(len(last_lines), MOST_LINES),
+            lines=incident.evidence.lines,
             served=instance.ready > 0,
             early=early,
-            hung=hung,
+            hung=incident.hung,
         )
-        self._by_function.pop(instance.function, None)  # the newest goes last
-        self._by_function[instance.function] = failure
-        while len(self._by_function) > MOST_FAILURES:
-            del self._by_function[next(iter(self._by_function))]
+        self.by_function.pop(instance.function, None)  # the newest goes last
+        self.by_function[instance.function] = failure
+        while len(self.by_function) > MOST_FAILURES:
+            del self.by_function[next(iter(self.by_function))]
         return failure
 
     def forget(self, function: str) -> None:
         """Remove a function's failure: it is stable now, or its operator has fixed it."""
-        self._by_function.pop(function, None)
+        self.by_function.pop(function, None)
 
     def keep_only(self, functions: Iterable[str]) -> None:
         """Remove functions that are no longer declared."""
         declared = set(functions)
-        self._by_function = {k: f for k, f in self._by_function.items() if k in declared}
+        self.by_function = {k: f for k, f in self.by_function.items() if k in declared}

@@ -2,9 +2,8 @@
 their snapshot; the agent uses it as the decision.
 
 Memory is counted per device: admitted instances (placing, starting, ready), leaving ones (draining, stopping,
-reclaiming) and foreign processes. A placement may use the memory of leaving instances, but must wait for it. Victims
-are idle, unpinned and past their protection. Among all sets that free enough, placement picks the one whose most
-valuable member is worth least, without superfluous members.
+reclaiming) and foreign processes. A placement may use the memory of leaving instances, but must wait for it.
+`eviction.py` picks the victims.
 """
 
 import enum
@@ -18,14 +17,8 @@ from cortex.functions.estimate import estimate
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Device, HostRecord, Instance, Use
+from cortex.platform.scheduling.eviction import Victims, cheapest_victims, least_valuable_first, worth
 from cortex.platform.scheduling.saved_state import LocalWeights
-
-FIRST_SERVE_S = 30.0
-"""A just-loaded instance is protected this long, until its first request."""
-
-RESIDENCY_S = 10.0
-"""An instance is protected this long after its last use: a conversation continues, and two functions cannot evict each
-other all the time."""
 
 MINIMUM_YIELDS_S = 60.0
 """A function's `min` evicts an instance only if that one was not used for this long."""
@@ -123,26 +116,6 @@ def need(
     )
 
 
-class Victims(Struct, frozen=True):
-    """Which instances may be evicted, in addition to their protection.
-
-    `closable` instances may be evicted although they are in use; all others must be unused for `unused_s`.
-    """
-
-    strategy: str = "lru"
-    closable: frozenset[str] = frozenset()
-    unused_s: float = 0.0
-
-    def among(self, instances: Iterable[Instance], need: Need, use: Use, now: float) -> list[Instance]:
-        """Return the instances that may be evicted for `need`."""
-        return [
-            i
-            for i in instances
-            if i.id in self.closable
-            or (now - use.last_used(i) >= self.unused_s and displaceable(i, need, use, now, strategy=self.strategy))
-        ]
-
-
 def place(
     need: Need,
     host: HostRecord,
@@ -169,7 +142,7 @@ def place(
     large = [d for d in host.devices if d.total_mb >= need.device_total_mb]
     most = _on_each(need.devices, [_free(d, host.instances) for d in large])
     if isinstance(whole, NoRoom) and most < need.least_mb:  # (4)
-        candidates = victims.among(host.instances, need, use, now)
+        candidates = victims.among(host.instances, need.priority, use, now)
         freed = (sum(c.memory_mb for c in candidates if d.id in c.devices) for d in large)
         most = _on_each(need.devices, [_free(d, host.instances) + mb for d, mb in zip(large, freed, strict=True)])
     if need.least_mb <= most < need.memory_mb:  # (2), (4)
@@ -200,14 +173,14 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, rule: Victims, *, c
         return _placement(need, chosen[: need.devices], host.instances, ())
 
     strategy = rule.strategy
-    candidates = rule.among(host.instances, need, use, now)  # (4)
+    candidates = rule.among(host.instances, need.priority, use, now)  # (4)
     best: tuple[object, tuple[str, ...], tuple[Instance, ...]] | None = None
     for devices in _device_sets(_freed(need, free, candidates, use, strategy), need.devices):
         victims = cheapest_victims({d: need.memory_mb - free[d] for d in devices}, candidates, use, strategy=strategy)
         if victims is not None:
-            worth = sorted((_worth(v, use, strategy) for v in victims), reverse=True)
-            if best is None or (worth, devices) < (best[0], best[1]):
-                best = (worth, devices, victims)
+            worths = sorted((worth(v, use, strategy) for v in victims), reverse=True)
+            if best is None or (worths, devices) < (best[0], best[1]):
+                best = (worths, devices, victims)
     if best is not None:
         return _placement(need, [d for d in fitting if d.id in best[1]], host.instances, best[2])
 
@@ -260,68 +233,6 @@ def misfit(need: Need, host: HostRecord) -> NoRoom | None:
             short_by_mb=short,
         )
     return None
-
-
-def displaceable(instance: Instance, need: Need, use: Use, now: float, *, strategy: str) -> bool:
-    """Whether an instance may be evicted for `need`: ready, idle, unpinned, past its protection."""
-    if strategy == "priority" and instance.priority > need.priority:
-        return False
-    return not protection(instance, use, now)
-
-
-def protection(instance: Instance, use: Use, now: float) -> str:
-    """Why an instance may not be evicted now, for any function; "" when it may."""
-    if not use.known:
-        return "no router says who is in use"
-    if instance.state is not State.READY:
-        return str(instance.state)
-    if instance.pinned:
-        return "pinned"
-    if use.in_flight.get(instance.id, 0):
-        return "busy"
-    if use.last_used(instance) > instance.ready:
-        return "just used" if now - use.last_used(instance) < RESIDENCY_S else ""
-    if instance.for_minimum and not use.waiting.get(instance.function):
-        return ""  # no request waited for its start
-    return "just loaded" if now - instance.ready < FIRST_SERVE_S else ""
-
-
-def least_valuable_first(instances: Iterable[Instance], use: Use, *, strategy: str) -> list[Instance]:
-    """Return instances in the order of eviction."""
-    return sorted(instances, key=lambda i: _worth(i, use, strategy))
-
-
-def cheapest_victims(
-    short: dict[str, int], candidates: Sequence[Instance], use: Use, *, strategy: str
-) -> tuple[Instance, ...] | None:
-    """Return the victims that free `short` MiB on each named device, or None.
-
-    Candidates are added from the least valuable up until they free enough; then, from the most valuable down, those
-    that are not needed are removed. So the most valuable victim is worth as little as possible, and every member of
-    the set is needed.
-    """
-    chosen: list[Instance] = []
-    for candidate in least_valuable_first(candidates, use, strategy=strategy):
-        if _frees(short, chosen):
-            break
-        if any(d in short and short[d] > 0 for d in candidate.devices):
-            chosen.append(candidate)
-    if not _frees(short, chosen):
-        return None
-    for candidate in reversed(chosen.copy()):
-        rest = [c for c in chosen if c is not candidate]
-        if _frees(short, rest):
-            chosen = rest
-    return tuple(chosen)
-
-
-def _worth(instance: Instance, use: Use, strategy: str) -> tuple[float, float, str]:
-    first = float(instance.priority) if strategy == "priority" else 0.0
-    return (first, use.last_used(instance), instance.id)
-
-
-def _frees(short: dict[str, int], victims: Sequence[Instance]) -> bool:
-    return all(sum(v.memory_mb for v in victims if d in v.devices) >= mb for d, mb in short.items())
 
 
 def fitting_devices(need: Need, host: HostRecord) -> list[Device]:

@@ -24,51 +24,50 @@ class _Snapshot(Struct, frozen=True):
     since: float
 
 
-class Reports:
+class Reports(Struct):
     """The routers' reports as one host reads them."""
 
-    def __init__(self) -> None:
-        self._current: dict[str, _Snapshot] = {}
-        self._silent: dict[str, _Snapshot] = {}
-        self.fleet: Fleet | None = None
-        """The last reading of the record; None while it cannot be trusted."""
+    current: dict[str, _Snapshot] = {}
+    silent: dict[str, _Snapshot] = {}
+    fleet: Fleet | None = None
+    """The last reading of the record; None while it cannot be trusted."""
 
     def take(self, fleet: Fleet | None, now: float, *, instances: tuple[Instance, ...]) -> None:
         """Take a reading of the record; None when it cannot be read or trusted."""
         self.fleet = fleet
         if fleet is None:
             return
-        for id, before in self._current.items():
+        for id, before in self.current.items():
             if id not in fleet.routers and now - before.since >= SILENT_S and before.report.in_flight:
-                self._silent[id] = _Snapshot(before.report, now)
-        self._current = {id: self._snapshot(report, now) for id, report in fleet.routers.items()}
+                self.silent[id] = _Snapshot(before.report, now)
+        self.current = {id: self._snapshot(report, now) for id, report in fleet.routers.items()}
         here = {i.id for i in instances}
-        for id, silent in list(self._silent.items()):
+        for id, silent in list(self.silent.items()):
             left = {i: n for i, n in silent.report.in_flight.items() if i in here}
             if id in fleet.routers or not left or now - silent.since > REMEMBERED_S:
-                del self._silent[id]
+                del self.silent[id]
             else:
-                self._silent[id] = replace(silent, report=replace(silent.report, in_flight=left))
-        while len(self._silent) > MOST_SILENT:
-            del self._silent[next(iter(self._silent))]
+                self.silent[id] = replace(silent, report=replace(silent.report, in_flight=left))
+        while len(self.silent) > MOST_SILENT:
+            del self.silent[next(iter(self.silent))]
 
     def use(self) -> Use:
         """Return the usage of instances, silent routers included. Unknown while the record cannot be trusted."""
         if self.fleet is None:
             return Use(known=False)
-        silent = {id: replace(snapshot.report, waiting={}) for id, snapshot in self._silent.items()}
+        silent = {id: replace(snapshot.report, waiting={}) for id, snapshot in self.silent.items()}
         return use(replace(self.fleet, routers={**silent, **self.fleet.routers}))
 
     def any_silent(self, instance: str) -> bool:
         """Whether a silent router had requests in flight on an instance."""
-        return any(instance in snapshot.report.in_flight for snapshot in self._silent.values())
+        return any(instance in snapshot.report.in_flight for snapshot in self.silent.values())
 
     def forget_silent(self, instance: str) -> None:
         """Drop what silent routers had in flight on an instance: a look showed that it is idle."""
-        for id, snapshot in list(self._silent.items()):
+        for id, snapshot in list(self.silent.items()):
             left = {i: n for i, n in snapshot.report.in_flight.items() if i != instance}
-            self._silent[id] = replace(snapshot, report=replace(snapshot.report, in_flight=left))
+            self.silent[id] = replace(snapshot, report=replace(snapshot.report, in_flight=left))
 
     def _snapshot(self, report: RouterReport, now: float) -> _Snapshot:
-        before = self._current.get(report.id)
+        before = self.current.get(report.id)
         return before if before is not None and before.report == report else _Snapshot(report, now)

@@ -1,23 +1,25 @@
-"""The state of one host: its instances, their specs and weights, and every step they take. Pure.
+"""The state of one host: its instances, and all that decisions about them depend on. Pure.
 
-A step is one row of the table in `lifecycle.py`, with its consequences: the epoch that routers must acknowledge, the
-effect for the supervisor, the receipt. `reconcile.py` and `scheduler.py` decide *when* a step is taken.
+`steps.py` changes instances; `reconcile.py`, `requests.py` and `worker_events.py` decide when. It can be encoded, so
+that events can be replayed from a copy.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, LIVE, State, Step, after
+from cortex.functions.lifecycle import COMING, LIVE, State
 from cortex.functions.spec import Function
-from cortex.platform.record import FailureKind, HostRecord, Instance, Use, used_instance
-from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Stop
+from cortex.functions.spec import revision as revision_of
+from cortex.platform.record import HostRecord, Instance, Use
+from cortex.platform.scheduling.effects import Effect
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.progress import Proof
+from cortex.platform.scheduling.reasons import STAYS_DRAINED
 from cortex.platform.scheduling.reports import Reports
-from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
+from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.turns import Line
 
 MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
@@ -44,227 +46,120 @@ class Observation(Struct, frozen=True):
     busy: bool = False
 
 
-class HostState:
-    """One host's instances."""
+class HostState(Struct, kw_only=True):
+    """One host's instances, and what is known about them."""
 
-    def __init__(self, host: HostRecord, rules: Rules) -> None:
-        self._host = host
-        self._rules = rules
-        self._instances: dict[str, Instance] = {i.id: i for i in host.instances}
-        self._functions: dict[str, Function] = {}
-        self._weights: dict[str, LocalWeights] = {}
-        self._failures = Failures(host.failures)
-        self._epoch = host.epoch
-        self._catalogue: dict[str, Function] | None = None
-        self._catalogue_digest = ""
-        self._superseded: dict[tuple[str, str], float] = {}
-        """Until when a function's revision is not started, because a catalogue superseded it."""
-        self._reports = Reports()
-        self._looks: dict[str, Observation] = {}
-        self._proofs: dict[str, Proof] = {}
-        self._overdue: dict[str, float] = {}
-        """When an instance that is overdue is tried again."""
-        self._blind_until = 0.0
-        self._in_record = False
-        self._cordoned = False
-        self._ledger: dict[str, Entry] = {}
-        self._line = Line()
-        self._cycles = self._defragged = 0
-        self._effects: list[Effect] = []
+    host: HostRecord
+    """What the host reports in addition to the other fields; `record()` has all of it."""
+    rules: Rules
+    instances: dict[str, Instance] = {}
+    functions: dict[str, Function] = {}
+    """The spec of each instance."""
+    weights: dict[str, LocalWeights] = {}
+    """The weights of each instance."""
+    failures: Failures = field(default_factory=Failures)
+    epoch: int = 0
+    catalogue: dict[str, Function] | None = None
+    catalogue_digest: str = ""
+    superseded: dict[str, float] = {}
+    """Until when a revision is not started, because a catalogue superseded it."""
+    reports: Reports = field(default_factory=Reports)
+    looks: dict[str, Observation] = {}
+    proofs: dict[str, Proof] = {}
+    overdue: dict[str, float] = {}
+    """When an instance that is overdue is tried again."""
+    blind_until: float = 0.0
+    in_record: bool = False
+    cordoned: bool = False
+    ledger: dict[str, Entry] = {}
+    line: Line = field(default_factory=Line)
+    cycles: int = 0
+    """Starts so far."""
+    defragged: int = 0
+    """Starts before the last defragmentation."""
+    revisions: dict[str, str] = {}
+    """In a replay: the revisions of specs whose secrets were removed (`event_log.py`)."""
+    effects: list[Effect] = []
+    """Those of the current event so far."""
 
-    # Readings for callers.
+    @classmethod
+    def of(cls, host: HostRecord, rules: Rules) -> "HostState":
+        """Return the state of a host with this record."""
+        return cls(
+            host=host,
+            rules=rules,
+            instances={i.id: i for i in host.instances},
+            failures=Failures.restored(host.failures),
+            epoch=host.epoch,
+        )
 
     def record(self) -> HostRecord:
         """Return the host's current record."""
         return replace(
-            self._host,
-            instances=tuple(self._instances.values()),
-            failures=self._failures.all(),
-            line=self._line.in_order(),
-            epoch=self._epoch,
-            catalogue=self._catalogue_digest,
+            self.host,
+            instances=tuple(self.instances.values()),
+            failures=self.failures.all(),
+            line=self.line.in_order(),
+            epoch=self.epoch,
+            catalogue=self.catalogue_digest,
         )
 
-    def function_of(self, instance: str) -> Function | None:
-        """Return the spec an instance was started from."""
-        return self._functions.get(instance)
+    def use(self) -> Use:
+        """Return the usage of instances; unknown while the record cannot be trusted."""
+        return self.reports.use()
 
-    def declared(self, function: str) -> Function | None:
-        """Return a function as the current catalogue declares it."""
-        return self._catalogue.get(function) if self._catalogue else None
+    def revision(self, function: Function) -> str:
+        """Return the revision of a spec."""
+        revision = revision_of(function)
+        return self.revisions.get(revision, revision)
 
-    def catalogue(self) -> dict[str, Function]:
-        """Return all functions of the current catalogue."""
-        return dict(self._catalogue or {})
+    def find(self, instance: str, *states: State) -> Instance | None:
+        """Return an instance that is in one of these states; None when it is in another, or gone."""
+        found = self.instances.get(instance)
+        return found if found is not None and found.state in states else None
 
-    def started_from(self) -> set[str]:
-        """Return the paths of the weights of all instances."""
-        return {w.path for w in self._weights.values()}
-
-    def in_flight(self, instance: str) -> int:
-        """Return how many requests were in flight on an instance when the reports were last read."""
-        return self._use().in_flight.get(instance, 0)
-
-    def last_used(self, instance: str) -> float:
-        """Return when routers last used an instance, by the record; 0: never, or the record cannot be read."""
-        return self._use().used.get(used_instance(instance), 0.0)
-
-    def state(self) -> AgentState:
-        """Return the state for the next agent of this host: every worker with a process, and the failures."""
-        return AgentState(
-            workers=tuple(
-                SavedWorker(i, self._functions[i.id], self._weights[i.id]) for i in self._instances.values() if i.pid
-            ),
-            failures=self._failures.all(),
-            epoch=self._epoch,
-        )
-
-    def take_effects(self) -> list[Effect]:
-        """Return the effects since the last call, in order."""
-        effects, self._effects = self._effects, []
-        return effects
-
-    # Queries.
-
-    def _use(self) -> Use:
-        """The usage of instances; unknown while the record cannot be trusted."""
-        return self._reports.use()
-
-    def _up(self, function: str, rev: str, exclude: Collection[str] = ()) -> Instance | None:
-        """The instance that `ensure` can return: one that is live, else one whose drain can be cancelled."""
+    def on_way_or_up(self, function: str, revision: str, exclude: Collection[str] = ()) -> Instance | None:
+        """Return the instance that serves a function: one that is live, else one whose drain can be cancelled."""
         same = [
-            i for i in self._instances.values() if (i.function, i.revision) == (function, rev) and i.id not in exclude
+            i
+            for i in self.instances.values()
+            if (i.function, i.revision) == (function, revision) and i.id not in exclude
         ]
         live = [i for i in same if i.state in LIVE]
         idle = [
-            i
-            for i in same
-            if i.state is State.DRAINING and i.why not in ("cool", "host drain") and not self._awaited(i.id)
+            i for i in same if i.state is State.DRAINING and i.reason not in STAYS_DRAINED and not self.is_awaited(i.id)
         ]
         return next(iter(live + idle), None)
 
-    def _twins(self, instance: Instance) -> list[Instance]:
-        """The other instances of the same function and revision."""
+    def twins(self, instance: Instance) -> list[Instance]:
+        """Return the other instances of the same function and revision."""
         same = (instance.function, instance.revision)
-        return [i for i in self._instances.values() if (i.function, i.revision) == same and i.id != instance.id]
+        return [i for i in self.instances.values() if (i.function, i.revision) == same and i.id != instance.id]
 
-    def _replaced(self, instance: Instance) -> bool:
+    def is_replaced(self, instance: Instance) -> bool:
         """Whether another instance serves in its place, or is starting."""
-        return any(i.state in (State.STARTING, State.READY) for i in self._twins(instance))
+        return any(i.state in (State.STARTING, State.READY) for i in self.twins(instance))
 
-    def _moving(self, instance_id: str) -> bool:
+    def is_moving(self, instance_id: str) -> bool:
         """Whether an instance stays only until its replacement is ready."""
-        successor = self._instances.get(self._instances[instance_id].moves_to)
+        successor = self.instances.get(self.instances[instance_id].moves_to)
         return successor is not None and successor.state in LIVE
 
-    def _awaited(self, instance_id: str) -> bool:
+    def is_awaited(self, instance_id: str) -> bool:
         """Whether another instance waits for this one's memory."""
-        return any(instance_id in i.waits_for for i in self._instances.values())
+        return any(instance_id in i.waits_for for i in self.instances.values())
 
-    def _lane_taken(self, instance: Instance, moving: Sequence[State] = MOVING) -> bool:
+    def is_lane_taken(self, instance: Instance, moving: Sequence[State] = MOVING) -> bool:
         """One start, stop or reclaim at a time on each GPU: engines size themselves by the free memory."""
-        gpus = {d.id for d in self._host.devices if d.kind == "gpu"}.intersection(instance.devices)
-        return any(gpus.intersection(i.devices) for i in self._instances.values() if i.state in moving)
+        gpus = {d.id for d in self.host.devices if d.kind == "gpu"}.intersection(instance.devices)
+        return any(gpus.intersection(i.devices) for i in self.instances.values() if i.state in moving)
 
-    # Steps.
+    def in_fleet(self) -> Iterator[Instance]:
+        """Yield the instances of all hosts; those of this one as they are now."""
+        hosts = self.reports.fleet.hosts.values() if self.reports.fleet else ()
+        yield from self.instances.values()
+        yield from (i for h in hosts if h.name != self.host.name for i in h.instances)
 
-    def _drain(self, instance: Instance, why: str, now: float) -> None:
-        self._epoch += 1
-        instance = replace(instance, epoch=self._epoch, why=why, deadline=now + self._rules.drain_grace_s)
-        if not why.startswith("evicted"):  # an eviction has its own receipt
-            self._decide("draining", instance.function, instance.id, why)
-        self._step(instance, Step.DRAIN, now)
-
-    def _close(self, instance: Instance, function: str, now: float) -> None:
-        """Close an instance in use for a function whose turn has come: it finishes its requests and stops.
-
-        `request_timeout_s` bounds how long that takes.
-        """
-        self._epoch += 1
-        latest = now + self._functions[instance.id].request_timeout_s
-        instance = replace(instance, epoch=self._epoch, why=f"evicted for {function}", yields_to=function)
-        self._step(replace(instance, deadline=latest), Step.DRAIN, now)
-
-    def _take_back(self, instance: Instance, why: str, now: float) -> None:
-        """Cancel the drain of an instance; abandon the start of its replacement."""
-        self._epoch += 1
-        self._decide("kept", instance.function, instance.id, why)
-        self._step(replace(instance, epoch=self._epoch, why="", deadline=0.0, yields_to=""), Step.TAKEN_BACK, now)
-        for twin in self._twins(instance):
-            if twin.state in (State.FETCHING, State.PLACING):
-                self._decide("abandoned", twin.function, twin.id, f"{instance.id} serves on")
-                self._step(twin, Step.ABANDONED, now)
-
-    def _stop(self, instance: Instance, why: str, now: float) -> None:
-        instance = self._step(replace(instance, why=why), Step.STOP, now)
-        self._decide("stopped", instance.function, instance.id, why)
-        self._effects.append(Stop(instance, self._rules.stop_grace_s))
-
-    def _end(self, instance: Instance, why: str, now: float, *, at_once: bool = False) -> bool:
-        """Drain, stop or abandon an instance. False when it is already ending."""
-        match instance.state:
-            case State.FETCHING | State.PLACING:
-                self._fail(instance, _cancelled(why), f"given up before it started: {why}", (), now)
-                self._step(instance, Step.ABANDONED, now)
-            case State.STARTING:
-                self._fail(instance, _cancelled(why), f"given up while it was starting: {why}", (), now)
-                self._stop(instance, why, now)
-            case State.READY if not at_once:
-                self._drain(instance, why, now)
-            case State.READY | State.DRAINING if at_once:
-                self._stop(instance, why, now)
-            case State.DRAINING:
-                self._put(replace(instance, why=why, deadline=now + self._rules.drain_grace_s))
-            case _:
-                return False
-        return True
-
-    def _step(self, instance: Instance, step: Step, now: float) -> Instance:
-        if instance.state is State.FETCHING and step is Step.ABANDONED:
-            self._effects.append(CancelFetch(instance, self._functions[instance.id]))
-        if instance.state in COMING:
-            instance = replace(instance, phases=self._spent(instance, now))
-        self._looks.pop(instance.id, None)
-        self._proofs.pop(instance.id, None)
-        self._overdue.pop(instance.id, None)
-        return self._put(replace(instance, state=after(instance.state, step), since=now, problem=""))
-
-    @staticmethod
-    def _spent(instance: Instance, now: float) -> dict[str, float]:
-        """Return the seconds of each phase of a start, the current one's until now. The first phase, before the worker
-        logs anything, has the state's name."""
-        starts = instance.state is State.STARTING
-        name = instance.phase if starts and instance.phase else str(instance.state)
-        spent = now - (max(instance.since, instance.phase_since) if starts else instance.since)
-        return {**instance.phases, name: round(instance.phases.get(name, 0.0) + spent, 3)}
-
-    def _put(self, instance: Instance) -> Instance:
-        if instance.state is State.GONE:
-            self._instances.pop(instance.id, None)
-            self._functions.pop(instance.id, None)
-            self._weights.pop(instance.id, None)
-        else:
-            self._instances[instance.id] = instance
-        return instance
-
-    def _fail(
-        self,
-        instance: Instance,
-        kind: FailureKind,
-        reason: str,
-        last_lines: Sequence[str],
-        now: float,
-        *,
-        died: bool = False,
-        hung: bool = False,
-    ) -> None:
-        failure = self._failures.add(instance, kind, reason, last_lines, now, died=died, hung=hung)
-        self._decide("failed", instance.function, instance.id, failure.reason)
-
-    def _decide(self, what: str, function: str, instance: str, why: str) -> None:
-        self._effects.append(Decision(what, function, instance, why))
-
-
-def _cancelled(why: str) -> FailureKind:
-    """Return the failure kind of a cancelled start: after ROOM, requests may try another host or revision."""
-    return FailureKind.ROOM if why in ("host drain", "shutdown", "superseded") else FailureKind.CANCELLED
+    def functions_starting(self) -> set[str]:
+        """Return the functions with an instance on its way up, here or elsewhere."""
+        return {i.function for i in self.in_fleet() if i.state in COMING}

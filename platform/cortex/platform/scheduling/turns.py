@@ -20,9 +20,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, State
-from cortex.functions.spec import Function, revision
+from cortex.functions.spec import Function
 from cortex.platform.record import HostRecord, InLine, Instance, Use
-from cortex.platform.scheduling.placement import FIRST_SERVE_S, RESIDENCY_S, Need, Placement, When, place
+from cortex.platform.scheduling.eviction import FIRST_SERVE_S, RESIDENCY_S
+from cortex.platform.scheduling.placement import Need, Placement, When, place
 
 TENURE_STARTS = 3.0
 """Minimum tenure of an instance in use, in durations of its own start, unless a request has waited too long."""
@@ -117,14 +118,14 @@ def next_turn(
     """Return the earliest turn of a waiter on a host: a placement whose victims may include instances that can be
     closed by then. None: waiting does not help, or no instance has to be closed.
 
-    `functions` are the specs of the host's instances, `starts` the seconds of earlier starts by revision.
+    `functions` are the specs of the host's instances, `starts` the seconds of earlier starts of each.
     """
     start_times = starts or {}
     times = {}
     for instance in host.instances:
         holder = functions.get(instance.id)
         if holder is not None:
-            at = closable_at(instance, holder, waiter, use, now, start_times.get(instance.revision, 0.0))
+            at = closable_at(instance, holder, waiter, use, now, start_times.get(instance.id, 0.0))
             if at is not None:
                 times[instance.id] = max(at, now)
     for at in sorted(set(times.values())):
@@ -137,18 +138,17 @@ def next_turn(
     return None
 
 
-class Line:
+class Line(Struct):
     """The functions that wait for memory on one host."""
 
-    def __init__(self) -> None:
-        self._waiters: dict[str, Waiter] = {}
+    waiters: dict[str, Waiter] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._waiters)
+        return bool(self.waiters)
 
     def waiter(self, function: Function, need: Need, waited_s: float, now: float) -> Waiter:
         """Return a function as a waiter: since its requests wait, or since it joined the line if that is longer."""
-        before = self._waiters.get(function.id)
+        before = self.waiters.get(function.id)
         since = now - waited_s
         if before is not None and since > before.since - SAME_S:
             since = before.since
@@ -162,25 +162,25 @@ class Line:
 
     def join(self, waiter: Waiter) -> None:
         """Add a function to the line, or renew its position."""
-        if waiter.need.function in self._waiters or len(self._waiters) < MOST_IN_LINE:
-            self._waiters[waiter.need.function] = waiter
+        if waiter.need.function in self.waiters or len(self.waiters) < MOST_IN_LINE:
+            self.waiters[waiter.need.function] = waiter
 
     def leave(self, function: str) -> None:
         """Remove a function: it has a placement, or no longer needs one."""
-        self._waiters.pop(function, None)
+        self.waiters.pop(function, None)
 
     def prune(self, use: Use, starting: Set[str], now: float) -> None:
         """Remove functions that no router requests a place for, that no request waits for, and those with an instance
         on its way up (`starting`)."""
-        for function, waiter in list(self._waiters.items()):
+        for function, waiter in list(self.waiters.items()):
             stale = now - waiter.renewed > FORGET_S
             left = use.known and not use.waiting.get(function) and now - waiter.joined > REPORTED_S
             if stale or left or function in starting:
-                del self._waiters[function]
+                del self.waiters[function]
 
     def ahead_of(self, waiter: Waiter) -> list[Waiter]:
         """Return the waiters that precede this one."""
-        others = (w for w in self._waiters.values() if w.need.function != waiter.need.function)
+        others = (w for w in self.waiters.values() if w.need.function != waiter.need.function)
         return sorted((w for w in others if w.rank < waiter.rank), key=lambda w: w.rank)
 
     def in_order(self) -> tuple[InLine, ...]:
@@ -195,7 +195,7 @@ class Line:
                 devices=w.turn.placement.devices if w.turn else (),
                 start_s=w.start_s,
             )
-            for w in sorted(self._waiters.values(), key=lambda w: w.rank)
+            for w in sorted(self.waiters.values(), key=lambda w: w.rank)
         )
 
 
@@ -214,7 +214,7 @@ def _reservation(waiter: Waiter, turn: Turn) -> Instance:
     return Instance(
         id=reservation_id(waiter),
         function=waiter.need.function,
-        revision=revision(waiter.function),
+        revision="",
         state=State.PLACING,
         since=turn.at,
         created=turn.at,

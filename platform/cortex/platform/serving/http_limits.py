@@ -13,6 +13,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cortex.platform.serving.connections import Connections, peer_of
+from cortex.platform.serving.http_methods import AnyLength
 
 HEAD_BYTES = 64 * 1024
 HEADERS = 128
@@ -164,6 +165,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._at, self._started, self._bytes, self._body_bytes = _BODY, self.loop.time(), 0, 0
         self._trailers, self._trailer_bytes, self._client_keep_alive = 0, 0, None
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":  # knows no chunks (RFC 9112 7.1): a body ends with its connection
+            self.cycle.chunked_encoding, self.cycle.expected_content_length = False, AnyLength()
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

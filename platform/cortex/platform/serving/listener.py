@@ -16,6 +16,7 @@ import uvicorn
 from cortex.platform.serving.certificates import check, with_reload
 from cortex.platform.serving.connections import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, Connections
 from cortex.platform.serving.http_limits import HEAD_S, LimitedProtocol
+from cortex.platform.serving.http_methods import with_head
 from cortex.platform.settings import SettingsError
 
 KEEP_ALIVE_S = 75
@@ -27,13 +28,14 @@ MOST_DESCRIPTORS = 65536
 
 
 class Listener(uvicorn.Config):
-    """A uvicorn configuration with connection limits and certificate reload."""
+    """A uvicorn configuration with connection limits, certificate reload and HEAD."""
 
     connections: Connections
 
     def load(self) -> None:
         """Load the application, in the serving process."""
         super().load()
+        self.loaded_app = with_head(self.loaded_app)
         if self.is_ssl and self.ssl is not None:
             self.loaded_app = with_reload(self.loaded_app, self.ssl, str(self.ssl_certfile), str(self.ssl_keyfile))
 

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import redis
 import structlog
@@ -20,8 +20,8 @@ from cortex.platform.agent_messages import Fetching
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
 from cortex.platform.record import Instance
 from cortex.platform.record_keys import RecordKeys
+from cortex.platform.scheduling.events import Event, Fetched, FetchFailed, FetchProgress
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights import store as weights
@@ -45,16 +45,10 @@ QUEUE_S = 10.0
 """Timeout of the job queue: its client bounds reads, but not the lookup of its server's name."""
 
 
-class Tell(Protocol):
-    """Passes an event to the scheduler."""
-
-    def __call__(self, step: Callable[[Scheduler, float], object]) -> None: ...
-
-
 class Fetches:
     """The fetches of one agent."""
 
-    def __init__(self, settings: Settings, tell: Tell, looks: BlockingCalls) -> None:
+    def __init__(self, settings: Settings, tell: Callable[[Event], None], looks: BlockingCalls) -> None:
         self._host, self._cache = settings.host_name, Path(settings.agent.cache_dir)
         self._looks = looks
         self._calls = BlockingCalls(QUEUE_S, hint="is Redis reachable?")
@@ -83,12 +77,11 @@ class Fetches:
                 raise JobFailed("they are still missing after the job that fetched them")
         except (JobFailed, JobLost, weights.WeightsUnavailable, redis.RedisError, OSError) as error:
             reason = f"the weights of '{function.id}' ('{function.weights}') could not be fetched: {error}"
-            self._tell(lambda s, now: s.fetch_failed(instance.id, reason, now))
+            self._tell(FetchFailed(instance.id, reason))
             return
         finally:
             self._wanted.get(name, set()).discard(instance.id)
-        fetched = local_weights
-        self._tell(lambda s, now: s.fetched(instance.id, fetched, now))
+        self._tell(Fetched(instance.id, local_weights))
 
     async def _local_weights(self, function: Function) -> LocalWeights | None:
         """Return the weights that were just fetched; wait for a disk that is slow."""
@@ -210,7 +203,7 @@ class Fetches:
 
     def _report_progress(self, instance: Instance, fetching: Fetching) -> None:
         phase, done = describe(fetching, time.time()), fetching.fraction
-        self._tell(lambda s, now: s.fetching(instance.id, phase, done, now))
+        self._tell(FetchProgress(instance.id, phase, done))
 
 
 def describe(fetching: Fetching, now: float) -> str:

@@ -49,18 +49,16 @@ MARKS: dict[str, tuple[Mark, ...]] = {
 }
 """By server. Other servers have only the first step."""
 
-STEPS = frozenset({INITIAL, "importing", *(m.step for marks in MARKS.values() for m in marks)})
-
 
 class Startup:
     """A worker's current step, from its log. Steps only advance."""
 
-    def __init__(self, server: str, path: str) -> None:
-        """A worker on the `warm` path has finished its imports."""
+    def __init__(self, server: str, *, warm: bool = False) -> None:
+        """A `warm` worker has finished its imports."""
         self._marks = MARKS.get(server, ())
         self._at = -1
         self._rest = b""
-        self.step = "importing" if server == "vllm" and path != "warm" else INITIAL
+        self.step = "importing" if server == "vllm" and not warm else INITIAL
         self.progress: float | None = None
         """Progress of the step, from 0 to 1, where the worker logs it."""
 
@@ -85,9 +83,9 @@ class Startup:
 class LogFollower:
     """Follows a worker's log during its start."""
 
-    def __init__(self, log: Path, server: str, path: str) -> None:
+    def __init__(self, log: Path, server: str, *, warm: bool = False) -> None:
         self.log, self._offset = log, 0
-        self.startup = Startup(server, path)
+        self.startup = Startup(server, warm=warm)
 
     def read_new(self) -> bool:
         """Read new bytes; return whether there were any."""

@@ -31,10 +31,24 @@ from cortex.platform.launcher.pool import LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
-from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
+from cortex.platform.scheduling import events
+from cortex.platform.scheduling.effects import (
+    Answer,
+    CancelFetch,
+    Decision,
+    Effect,
+    Ending,
+    Fetch,
+    Look,
+    Prove,
+    Reclaim,
+    Spawn,
+    Stop,
+)
+from cortex.platform.scheduling.events import Event
+from cortex.platform.scheduling.failures import evidence_in
 from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.saved_state import SavedWorker
-from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
@@ -61,12 +75,6 @@ IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
 
 
-class Tell(Protocol):
-    """Tells the agent what happened: `step` is called with the scheduler and the time."""
-
-    def __call__(self, step: Callable[[Scheduler, float], object]) -> None: ...
-
-
 class MemoryBack(Protocol):
     """Whether these processes hold no device memory any more."""
 
@@ -81,7 +89,7 @@ class Supervisor:
         settings: Settings,
         token: FleetToken,
         engines: Engines,
-        tell: Tell,
+        tell: Callable[[Event], None],
         back: MemoryBack,
         record: Callable[[], HostRecord],
         faults: Faults | None = None,
@@ -115,7 +123,7 @@ class Supervisor:
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
-            on_state=lambda state: self._tell(lambda s, _: s.set_launcher("vllm", state)),
+            on_state=lambda state: self._tell(events.LauncherChanged("vllm", state)),
         )
 
     def keep_launcher(self) -> None:
@@ -147,8 +155,8 @@ class Supervisor:
                 self._begin("stop", instance, self._insist("stop", instance, lambda: self._stop(effect)))
             case Reclaim(instance):
                 self._begin("reclaim", instance, self._insist("reclaim", instance, lambda: self._reclaim(instance)))
-            case Decision():
-                pass  # receipts are the agent's
+            case Decision() | Answer() | Ending():
+                pass  # the agent's
 
     def _begin(
         self,
@@ -181,7 +189,7 @@ class Supervisor:
             except Exception as error:
                 self._faults.note(kind, error)
                 problem = f"the agent failed to {kind} it: {type(error).__name__}"
-                self._tell(lambda s, _, problem=problem: s.end_delayed(instance.id, problem))  # type: ignore[misc]
+                self._tell(events.EndDelayed(instance.id, problem))
                 await asyncio.sleep(AGAIN_S)
 
     def _own(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -198,7 +206,7 @@ class Supervisor:
 
     def _fetch_failed(self, instance: Instance, error: Exception) -> None:
         reason = f"the weights could not be fetched: {type(error).__name__}"
-        self._tell(lambda s, now: s.fetch_failed(instance.id, reason, now))
+        self._tell(events.FetchFailed(instance.id, reason))
 
     def _spawn_failed(self, instance: Instance, error: Exception) -> None:
         """The worker could not be started. No port, or a folder that does not answer, is no crash."""
@@ -206,10 +214,10 @@ class Supervisor:
         kind = FailureKind.ROOM if isinstance(error, NoPort | NoAnswer) else FailureKind.CRASH
         ours = isinstance(error, NoPort | NoAnswer | OSError)
         reason = f"the worker could not be started: {error if ours else type(error).__name__}"
-        self._tell(lambda s, now: s.spawn_failed(instance.id, reason, now, kind=kind))
+        self._tell(events.SpawnFailed(instance.id, reason, kind))
 
     def _look_failed(self, instance: Instance, _: Exception) -> None:
-        self._tell(lambda s, now: s.looked(instance.id, None, 0, now))
+        self._tell(events.Looked(instance.id, None, 0))
 
     # After a restart.
 
@@ -233,7 +241,7 @@ class Supervisor:
         self._ports.hold(instance.id, instance.function, int(instance.url.rpartition(":")[2]))
         self._watch_over(instance.id, instance.function, leader)
         if instance.state is State.STARTING:
-            reading = LogFollower(self.log_path(instance.function, instance.id), instance.server, instance.path)
+            reading = LogFollower(self.log_path(instance.function, instance.id), instance.server, warm=instance.warm)
             self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
 
     async def clear_orphans(self, known: Collection[str]) -> None:
@@ -259,7 +267,7 @@ class Supervisor:
         running = {f"{slug(i)}.log" for i in self._ports.held()}
         await self.looks.look(str(log_path.parent), "logs", partial(log_files.make_room, log_path.parent, running))
         if not self._is_starting(instance.id):
-            self._tell(lambda s, now: s.exited(instance.id, "was stopped before it was started", (), now))
+            self._tell(events.Exited(instance.id, "was stopped before it was started"))
             return
         key = worker_key(self._token.current, instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
@@ -277,27 +285,21 @@ class Supervisor:
         command = launch(function, slot)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
-        child, path = self._begun(instance.id, command, log_path, not_warm, slot.cache)
+        child, path, warm = self._begun(instance.id, command, log_path, not_warm, slot.cache)
         # From here on there is a process: nothing may come between it and its watch.
         leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))
-        if path == "warm":
+        if warm:
             self._warm[instance.id] = effect
         self._children[instance.id] = child
         self._watch_over(instance.id, function.id, leader)
         url = f"http://{agent.worker_host}:{port}"
         self._tell(
-            lambda s, now: s.spawned(
-                instance.id,
-                leader,
-                url,
-                now,
-                server=command.server,
-                health_path=command.health_path,
-                path=path,
+            events.Spawned(
+                instance.id, leader, url, server=command.server, health_path=command.health_path, path=path, warm=warm
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
-        reading = LogFollower(log_path, command.server, path)
+        reading = LogFollower(log_path, command.server, warm=warm)
         self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
@@ -312,8 +314,9 @@ class Supervisor:
 
     def _begun(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
-    ) -> tuple[subprocess.Popen[bytes], str]:
-        """Begin a worker's process, from the parked launcher where there is one. Return it, and how it was begun."""
+    ) -> tuple[subprocess.Popen[bytes], str, bool]:
+        """Begin a worker's process, from the parked launcher where there is one. Return it, how it was begun, and
+        whether that was warm."""
         env = {"TMPDIR": str(hardening.temporary_path(instance)), **command.env, OWNER: self._owner}
         path = "plain"
         if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
@@ -321,14 +324,14 @@ class Supervisor:
             whole, group = process.worker_environment(env, instance), cgroup.create(self._groups, instance)
             taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
             if not isinstance(taken, str):
-                return taken, "warm"
+                return taken, "warm", True
             path = f"plain: {taken}"
         argv: Sequence[str] = command.argv
         if self._user is not None:
             self._user.own(Path(cache))
             argv, env = self._user.command(argv), {**self._user.environment(cache), **env}
         argv = cgroup.wrap_command(self._groups, instance, argv)
-        return process.spawn(argv, env, log_path, instance), path
+        return process.spawn(argv, env, log_path, instance), path, False
 
     def _watch_over(self, instance: str, function: str, leader: ProcessId) -> None:
         self._watched[instance] = leader
@@ -354,7 +357,7 @@ class Supervisor:
                 return
         last = await self._last_lines(function, instance)
         self._watched.pop(instance, None)
-        self._tell(lambda s, now: s.exited(instance, how, last, now))
+        self._tell(events.Exited(instance, how, evidence_in(last)))
         log.info("worker_ended", function=function, instance=instance, how=how)
 
     def _await(
@@ -377,19 +380,19 @@ class Supervisor:
         The scheduler keeps the clocks; this only tells of signs of life: a log that grows, and what it says.
         """
         wait, seen = PROBE_FIRST_S, reading.startup
-        self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now))
+        self._tell(events.SignOfLife(instance, seen.step))
         while process_id.is_alive(leader) and self._is_starting(instance):
             served = await self._probe.served_models(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
-                self._tell(lambda s, _, card=served[function]: s.set_served_model(instance, card))  # type: ignore[misc]
-                self._tell(lambda s, now: s.answered(instance, now))
+                self._tell(events.ModelDescribed(instance, served[function]))
+                self._tell(events.Answered(instance))
                 return
             if served is not None:
                 await self._misfit(instance, function, served)
                 return
             if await self._grew(reading):
-                self._tell(lambda s, now: s.sign_of_life(instance, seen.step, now, seen.progress))
+                self._tell(events.SignOfLife(instance, seen.step, seen.progress))
             await asyncio.sleep(wait)
             wait = min(wait * 1.3, PROBE_MOST_S)
 
@@ -415,7 +418,7 @@ class Supervisor:
         other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
         reason = f"the worker serves {other} instead of {function}"
         last = await self._last_lines(function, instance)
-        self._tell(lambda s, now: s.start_failed(instance, reason, last, now))
+        self._tell(events.StartFailed(instance, reason, evidence_in(last)))
 
     # While it is ready.
 
@@ -431,7 +434,7 @@ class Supervisor:
         # A second source: a worker that computes is slow, one that does not even that is stuck.
         stuck = busy_s - first_busy_s < STUCK_CPU_S
         log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
-        self._tell(lambda s, now: s.health_check_failed(instance.id, misses + 1, now, stuck=stuck))
+        self._tell(events.HealthCheckFailed(instance.id, misses + 1, stuck))
 
     def forget_misses(self, present: Collection[str]) -> None:
         """Drop what is remembered of instances that are no more."""
@@ -452,7 +455,7 @@ class Supervisor:
     async def _look(self, instance: Instance) -> None:
         """Look whether a worker has something to do."""
         seen = await activity.look(instance.url, self._token.worker_keys(instance.id))
-        self._tell(lambda s, now: s.looked(instance.id, seen.running, seen.connections, now))
+        self._tell(events.Looked(instance.id, seen.running, seen.connections))
 
     async def _prove(self, effect: Prove) -> None:
         """Give a silent worker a request of one token, and see what else tells that it gets further."""
@@ -466,7 +469,7 @@ class Supervisor:
         worked = worked or function.engine is Engine.COMMAND
         answered = answered or await activity.tokens(instance.url, keys) != tokens
         log.warning("silent_worker_tried", function=function.id, instance=instance.id, answered=answered, worked=worked)
-        self._tell(lambda s, now: s.proved(instance.id, now, answered=answered, worked=worked))
+        self._tell(events.Proved(instance.id, answered, worked))
 
     async def _stop(self, effect: Stop) -> None:
         """TERM, grace, then KILL until it has ended; `_watch` tells of the end. One that was never there has ended."""
@@ -484,10 +487,10 @@ class Supervisor:
                     await termination.wait_for_exit(leader)
             if number is signal.SIGKILL and process_id.is_alive(leader):
                 problem = _unkillable((leader,))
-                self._tell(lambda s, _, problem=problem: s.end_delayed(instance.id, problem))  # type: ignore[misc]
+                self._tell(events.EndDelayed(instance.id, problem))
             number, wait_s = signal.SIGKILL, KILLED_WITHIN_S
         if instance.id not in self._watched:
-            self._tell(lambda s, now: s.exited(instance.id, "was not running", (), now))
+            self._tell(events.Exited(instance.id, "was not running"))
 
     async def _reclaim(self, instance: Instance) -> None:
         """Kill what the worker left behind until nothing is left, and wait until its GPUs' memory is back."""
@@ -495,13 +498,13 @@ class Supervisor:
         left = await asyncio.to_thread(process.orphans_of, instance.id, proved)
         while still := await self._cleared(instance.pid, instance.id):
             problem = _unkillable(still)
-            self._tell(lambda s, _, problem=problem: s.end_delayed(instance.id, problem))  # type: ignore[misc]
+            self._tell(events.EndDelayed(instance.id, problem))
         if instance.pid and any(d.startswith("GPU-") for d in instance.devices):
             await self._memory_back({instance.pid, *(p.pid for p in left)})
         await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance.id), ignore_errors=True)
         self._proved.pop(instance.id, None)
         self._ports.release(instance.id)
-        self._tell(lambda s, now: s.reclaimed(instance.id, now))
+        self._tell(events.Reclaimed(instance.id))
 
     async def _cleared(self, pid: int, instance: str) -> list[ProcessId]:
         """Kill whatever a worker left. Return what has not ended within `KILLED_WITHIN_S`."""

@@ -20,10 +20,10 @@ from msgspec import Struct
 from cortex.platform.api_keys import Limits, Principal
 from cortex.platform.quota import LEASE_S, Quota, Verdict, tickets
 from cortex.platform.registry import RecordUnavailable
-from cortex.router.dialects.core.errors import Dialect, envelope
+from cortex.router.dialects.core.errors import Dialect
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.attendance import send_json
+from cortex.router.request.http_answer import send_error
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 
 log = structlog.get_logger()
@@ -87,18 +87,16 @@ class RateLimiter:
     def reject(self, error: OverLimits, request_record: RequestRecord, dialect: Dialect) -> ASGIApp:
         """Return the app that answers a request over a limit and records it."""
 
-        async def send_error(scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             fault = error.fault()
-            status = fault.status(dialect)
             self._request_records.begun(request_record)
-            request_record.status, request_record.fault, request_record.why = status, fault.kind, fault.message
+            request_record.rejected(fault.status(dialect), fault.kind, error.reason)
             try:
-                headers = [*((k.encode(), v.encode()) for k, v in fault.headers().items()), *error.headers]
-                await send_json(send, status, envelope(fault, dialect, request_record.id), request_record.id, headers)
+                await send_error(send, fault, dialect, request_record.id, error.headers)
             finally:
                 self._request_records.over(request_record)
 
-        return send_error
+        return answer
 
 
 class _Part(Struct, frozen=True):

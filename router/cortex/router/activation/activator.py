@@ -14,7 +14,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -24,7 +24,6 @@ from cortex.functions.lifecycle import COMING, LIVE
 from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
-from cortex.platform.api_keys import Priority
 from cortex.platform.cancel import cancelled
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
@@ -34,7 +33,7 @@ from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable,
 from cortex.router.activation.load_balancing import considered, hosts_to_ask, why_nowhere
 from cortex.router.activation.waits import ready_in_s, waits
 from cortex.router.decision_log import DecisionLog
-from cortex.router.errors import SEE_WHY, NoCapacity, NotReadyInTime, QueueFull, RecordIsAway, RequestError, StartFailed
+from cortex.router.errors import SEE_WHY, NoCapacity, NotReadyInTime, RecordIsAway, RequestError, StartFailed
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
 from cortex.router.request.probe import Pulse
@@ -99,19 +98,9 @@ class Activator:
         """End every start that this router drives. Starts on agents continue."""
         await cancelled(self._starts.values())
 
-    @contextlib.contextmanager
-    def in_queue(self, function: Function, priority: Priority = Priority.NORMAL) -> Iterator[None]:
-        """Count a request as waiting for a function. Raises QueueFull."""
-        waiting = self._in_flight.waiting_for(function.id) + self._view.waiting_elsewhere(function.id)
-        if waiting >= priority.share(function.queue):
-            why = f"{waiting} requests wait for '{function.id}' already"
-            raise QueueFull(why, retry_after=self._retry_after(function.id))
-        with self._in_flight.waiting(function.id):
-            yield
-
     async def wait_until_ready(self, target: Target, timeout_s: float) -> None:
         """Return once an instance is ready (it may be gone when the caller uses it), or the catalogue has changed, so
-        that the caller looks its name up again. The caller is `in_queue`.
+        that the caller looks its name up again. The caller counts as waiting for the function.
 
         Raises NotReadyInTime, NoCapacity, StartFailed or RecordIsAway.
         """
@@ -131,7 +120,7 @@ class Activator:
         public = f"'{function.id}' was not ready after {function.start_timeout_s:g} s"
         return NotReadyInTime(
             f"{public}: {self._progress(function)}",
-            retry_after=self._retry_after(function.id),
+            retry_after=self.retry_after_s(function.id),
             public=public + SEE_WHY,
         )
 
@@ -295,9 +284,9 @@ class Activator:
         if all(r.when is When.NEVER for r in refusals.values()):
             return StartFailed(f"{public}: {reasons}", public=public + SEE_WHY)
         public = f"no room for '{function.id}' now"
-        return NoCapacity(f"{public}: {reasons}", retry_after=self._retry_after(function.id), public=public + SEE_WHY)
+        return NoCapacity(f"{public}: {reasons}", retry_after=self.retry_after_s(function.id), public=public + SEE_WHY)
 
-    def _retry_after(self, function: str) -> int:
+    def retry_after_s(self, function: str) -> int:
         """Return in how many seconds a function that waits for memory is ready, by the agents' estimate."""
         ready = ready_in_s(self._view.fleet, function, clock.now())
         return RETRY_AFTER_S if ready is None else min(max(1, math.ceil(ready)), MOST_RETRY_AFTER_S)

@@ -6,16 +6,16 @@ The OpenAI SDK requests base64 by default; some workers do not support it and se
 import base64
 import binascii
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from cortex.functions.passing import Passing, passing
 from cortex.router.dialects import gate
 from cortex.router.dialects.chat.answer import replace_model
-from cortex.router.dialects.core import wire
+from cortex.router.dialects.core import lenient, wire
 from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, tokens
-from cortex.router.dialects.core.errors import BadAnswer, BadRequest
+from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Kind
 from cortex.router.dialects.core.worker_errors import fault_from_error
 
 PLAIN = passing("openai", "embeddings")
@@ -25,6 +25,7 @@ class _Params(msgspec.Struct):
     model: str
     input: str | list[str | int | list[int]]
     encoding_format: str | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
 
 
 class _Embedding(msgspec.Struct):
@@ -38,10 +39,14 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
+_decoder = msgspec.json.Decoder(_Answer)
+
+
 class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     fields: gate.Fields
     base64: bool
+    dimensions: int | None = None
     dropped: tuple[str, ...] = ()
 
     def body(self, model: str) -> bytes:
@@ -51,13 +56,26 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     def plain(self, body: bytes) -> Plain:
         """Return the answer in the requested encoding. Raises `BadAnswer`."""
         with map_json_errors():
-            answer = msgspec.json.decode(body, type=_Answer)
+            answer, body = lenient.decode(body, _decoder)
         if answer.error or answer.data is None:
             fault = fault_from_error(answer.error or "the worker's answer holds no embeddings")
             raise BadAnswer(fault.message, fault)
+        self._check_dimensions(answer.data)
         if any(isinstance(item.embedding, str) is not self.base64 for item in answer.data):
             body = self._convert(body, answer.data)
         return Plain(replace_model(body, answer.model, self.model), tokens(answer.usage))
+
+    def _check_dimensions(self, data: list[_Embedding]) -> None:
+        """Raise BadRequest when the server has ignored the requested length."""
+        if self.dimensions is None or not data:
+            return
+        length = len(_unpack(data[0].embedding))
+        if length != self.dimensions:
+            raise BadRequest(
+                f"embeddings of this model have {length} numbers, and its server does not shorten them: leave it out",
+                "dimensions",
+                Kind.UNSUPPORTED,
+            )
 
     def _convert(self, body: bytes, data: list[_Embedding]) -> bytes:
         with map_json_errors():
@@ -81,7 +99,11 @@ def read(body: bytes, passing: Passing = PLAIN) -> EmbeddingsRequest:
         raise BadRequest(f"expected at most {gate.MAX_INPUTS} texts", "input")
     result = gate.filter_fields(msgspec.json.decode(body, type=gate.Fields), passing)
     return EmbeddingsRequest(
-        model=params.model, fields=result.fields, base64=params.encoding_format == "base64", dropped=result.dropped
+        model=params.model,
+        fields=result.fields,
+        base64=params.encoding_format == "base64",
+        dimensions=params.dimensions,
+        dropped=result.dropped,
     )
 
 

@@ -4,7 +4,6 @@ A field that is not allowed is dropped and reported, or refused if dropping it w
 and lists that cost a worker memory or time have bounds. For most requests this is a few set operations.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -154,11 +153,6 @@ def plain_messages(raw: msgspec.Raw) -> tuple[msgspec.Raw, list[str]]:
 def unused_fields(fields: Fields, used: frozenset[str]) -> tuple[str, ...]:
     """Return the names of a request's fields that the translation did not use."""
     return tuple(sorted(fields.keys() - used))
-
-
-def note_paths(notes: Iterable[str]) -> tuple[str, ...]:
-    """Return the paths in a translation's notes; each note starts with its path."""
-    return tuple(note.partition(":")[0] for note in notes)
 
 
 def check_length(name: str, length: int) -> None:

@@ -1,4 +1,4 @@
-"""The list of models in both dialects; the header `anthropic-version` selects one.
+"""The list of models in Anthropic's dialect, which the header `anthropic-version` selects.
 
 A `Card` describes a function; an unknown field is omitted, never guessed.
 """
@@ -15,19 +15,15 @@ _PAGE = 20
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """`extra` has cortex's own fields in the OpenAI dialect (`loaded`, `locations`, `limit`, ...)."""
+    """A function, as a model of the list."""
 
     id: str
     created: int = 0
-    owned_by: str = "cortex"
-    display_name: str | None = None
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
     vision: bool = False
     thinking: bool = False
     effort: tuple[str, ...] = ()
-    structured_outputs: bool = True
-    extra: dict[str, Any] = {}
 
 
 class AnthropicModel(msgspec.Struct, tag_field="type", tag="model", omit_defaults=True):
@@ -47,24 +43,10 @@ class AnthropicPage(msgspec.Struct):
     last_id: str | None
 
 
-def openai_model(card: Card) -> dict[str, Any]:
-    return {
-        "id": card.id,
-        "object": "model",
-        "created": card.created,
-        "owned_by": card.owned_by,
-        **card.extra,
-    }
-
-
-def openai_list(cards: list[Card]) -> dict[str, Any]:
-    return {"object": "list", "data": [openai_model(card) for card in cards]}
-
-
 def anthropic_model(card: Card) -> AnthropicModel:
     return AnthropicModel(
         id=card.id,
-        display_name=card.display_name or card.id,
+        display_name=card.id,
         created_at=datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         max_input_tokens=card.max_input_tokens,
         max_tokens=card.max_output_tokens,
@@ -110,7 +92,7 @@ def _capabilities(card: Card) -> dict[str, Any]:
         "image_input": _support(card.vision),
         "pdf_input": no,
         "server_tools": {**no, "code_execution": no, "web_search": no},
-        "structured_outputs": _support(card.structured_outputs),
+        "structured_outputs": _support(True),
         "thinking": {**thinking, "types": types},
     }
 

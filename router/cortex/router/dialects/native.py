@@ -12,10 +12,11 @@ from cortex.functions.passing import passing
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.router.dialects import gate
-from cortex.router.dialects.core import grammar, images, prompt_cache, wire
-from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count
+from cortex.router.dialects.core import grammar, images, lenient, prompt_cache, wire
+from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count, truncated
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
-from cortex.router.dialects.core.sse import Event, SSEDecoder
+from cortex.router.dialects.core.sse import Event
+from cortex.router.dialects.core.stream import FrameStream, is_empty
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages.request import session_of
 
@@ -73,6 +74,9 @@ class _AnswerFields(msgspec.Struct):
     response: "_AnswerFields | None" = None
 
 
+_decoder = msgspec.json.Decoder(_AnswerFields)
+
+
 class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     dialect: NativeDialect
     model: str
@@ -80,10 +84,11 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None
     fields: gate.Fields
     affinity: str | None = None
-    notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     limit_is_ours: bool = False
+    limit_field: str = "max_tokens"
     choices: int = 1
+    cuts: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send, with the worker's name of the model."""
@@ -95,7 +100,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     def count(self, model: str) -> bytes:
         return self.body(model)
 
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         return Reply(self.dialect)
 
 
@@ -105,27 +110,30 @@ class Reply(msgspec.Struct, frozen=True):
     def plain(self, body: bytes) -> Plain:
         """Return the worker's answer unchanged. Raises `BadAnswer` when it is not one."""
         try:
-            answer = msgspec.json.decode(body, type=_AnswerFields)
+            answer, body = lenient.decode(body, _decoder)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
         return Plain(body, _tokens(answer.usage, Tokens()))
+
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        return self
 
     def stream(self, request_id: str | None = None) -> "NativeStream":
         return NativeStream(self.dialect, request_id)
 
 
-class NativeStream:
+class NativeStream(FrameStream):
     """The `Stream` of a worker with the client's dialect: whole frames are forwarded, their names tracked."""
 
     def __init__(self, dialect: NativeDialect, request_id: str | None) -> None:
-        self.fault: Fault | None = None
-        self.over = False
+        super().__init__()
         self.tokens = Tokens()
-        self.rough_tokens = 0
         self._dialect: NativeDialect = dialect
         self._request_id = request_id
-        self._frames = SSEDecoder()
         self._response: dict[str, Any] = {}
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Do nothing: no event has a limit or a count of cortex's."""
 
     def open(self) -> bytes:
         return b""
@@ -136,40 +144,9 @@ class NativeStream:
             return b""
         return b'event: ping\ndata: {"type":"ping"}\n\n' if self._dialect == "messages" else b": waiting\n\n"
 
-    def feed(self, data: bytes) -> bytes:
-        if self.over:
-            return b""
-        out: list[bytes] = []
-        try:
-            for frame in self._frames.feed(data):
-                out.append(self._relay(frame))
-                if self.over:
-                    break
-        except BadAnswer as error:
-            out.append(self.fail(error.fault))
-        return b"".join(out)
-
-    def close(self) -> bytes:
-        if self.over:
-            return b""
-        out = [self._relay(frame) for frame in self._frames.close() if not self.over and _is_complete(frame)]
-        if not self.over:
-            reason = "the worker's answer ended before it was complete"
-            out.append(self.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
-        return b"".join(out)
-
-    def fail(self, fault: Fault) -> bytes:
-        if self.over:
-            return b""
-        self.over, self.fault = True, fault
-        if self._dialect == "messages":
-            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(anthropic_error(fault, self._request_id))
-        error = {"code": fault.failed_code, "message": fault.message}
-        response = {"id": "", "object": "response", "output": [], **self._response, "status": "failed", "error": error}
-        event = {"type": "response.failed", "response": response}
-        return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
-
-    def _relay(self, frame: Event) -> bytes:
+    def _relay(self, frame: Event, out: list[bytes]) -> None:
+        if is_empty(frame.data):
+            return
         name = frame.event.decode("utf-8", "replace")
         if name.endswith("delta"):
             self.rough_tokens += _rough_tokens(frame.data)
@@ -180,11 +157,27 @@ class NativeStream:
             if name == "error":
                 self.fault = Fault(kind=Kind.WORKER_ERROR, message="the worker reported an error in its stream")
         head = b"event: %b\n" % frame.event if frame.event else b""
-        return head + b"".join(b"data: %b\n" % line for line in frame.data.split(b"\n")) + b"\n"
+        data = _strict(frame.data)
+        out.append(head + b"".join(b"data: %b\n" % line for line in data.split(b"\n")) + b"\n")
+
+    def _relay_last(self, frame: Event, out: list[bytes]) -> None:
+        if not self.over and _is_complete(frame):
+            self._relay(frame, out)
+
+    def _end(self, out: list[bytes]) -> None:
+        raise truncated()
+
+    def _encode_fault(self, fault: Fault) -> bytes:
+        if self._dialect == "messages":
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(anthropic_error(fault, self._request_id))
+        error = {"code": fault.failed_code, "message": fault.message}
+        response = {"id": "", "object": "response", "output": [], **self._response, "status": "failed", "error": error}
+        event = {"type": "response.failed", "response": response}
+        return b"event: response.failed\ndata: %b\n\n" % msgspec.json.encode(event)
 
     def _read_event(self, data: bytes, name: str) -> None:
         try:
-            event = msgspec.json.decode(data, type=_AnswerFields)
+            event, data = lenient.decode(data, _decoder)
             if name in _STARTS:
                 self._response = msgspec.json.decode(data, type=dict[str, Any]).get("response") or {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -303,6 +296,17 @@ def _rough_tokens(data: bytes) -> int:
         return 1
     texts = [delta] if isinstance(delta, str) else [v for k, v in delta.items() if k != "type" and isinstance(v, str)]
     return max(1, sum(map(len, texts)) // CHARACTERS_PER_TOKEN)
+
+
+def _strict(data: bytes) -> bytes:
+    """Return an event's data as strict JSON; data that is none is the worker's own."""
+    try:
+        return lenient.decode(data, _any_decoder)[1]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data
+
+
+_any_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 def _is_complete(frame: Event) -> bool:

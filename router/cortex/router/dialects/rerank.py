@@ -7,7 +7,7 @@ import msgspec
 from cortex.functions.passing import Passing, passing
 from cortex.router.dialects import gate
 from cortex.router.dialects.chat.answer import replace_model
-from cortex.router.dialects.core import images, wire
+from cortex.router.dialects.core import images, lenient, wire
 from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, tokens
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Kind
 from cortex.router.dialects.core.worker_errors import fault_from_error
@@ -29,6 +29,9 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
+_decoder = msgspec.json.Decoder(_Answer)
+
+
 class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     fields: gate.Fields
@@ -41,7 +44,7 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     def plain(self, body: bytes) -> Plain:
         """Return the answer with the client's model name. Raises `BadAnswer`."""
         with map_json_errors():
-            answer = msgspec.json.decode(body, type=_Answer)
+            answer, body = lenient.decode(body, _decoder)
         if answer.error or answer.results is None:
             fault = fault_from_error(answer.error or "the worker's answer holds no results")
             raise BadAnswer(fault.message, fault)

@@ -1,126 +1,173 @@
-"""Queue requests at instances with a fixed number of slots, and order those that wait for a start.
+"""The one place where requests wait for an instance, in this order:
 
-A server with a fixed number of slots queues extra requests in an order of its own, or aborts the running one. So the
-router queues them, and `slot_queue.py` picks the next one. After a start, its waiters proceed by priority.
+(1) limit: at most `queue` requests wait for a function, fewer of a low priority; more are refused;
+(2) start: until an instance is ready, for at most `start_timeout_s` over all attempts (`activation/activator.py`);
+(3) gate: after a start, while requests of a higher priority wait for the function (`start_gate.py`);
+(4) slot: at an instance with a fixed number of slots, until one is free (`slot_queue.py`).
+
+A request that finds a ready instance with a free slot waits nowhere, and no await delays it. A server with a fixed
+number of slots queues extra requests in an order of its own, or aborts the running one, so the router queues them.
 Queues are per router worker: requests of several workers queue at the server.
 """
 
 import asyncio
-from collections import Counter
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
+from cortex.functions.spec import Function
 from cortex.platform.api_keys import Priority
+from cortex.platform.in_flight import InFlight
+from cortex.platform.record import Instance
+from cortex.router.activation.activator import Activator
+from cortex.router.activation.load_balancing import choose
 from cortex.router.errors import QueueFull
-from cortex.router.request.slot_queue import ORDER, Place, SlotQueue
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import Target
+from cortex.router.request.slot_queue import Place, SlotQueue
+from cortex.router.request.start_gate import StartGate
 
 
-class Ticket:
-    """A request's admission to an instance."""
+class Candidate(Protocol):
+    """A request that needs an instance of its target."""
 
-    def __init__(self, future: "asyncio.Future[None] | None") -> None:
-        self._future = future
+    priority: Priority
 
     @property
-    def waits(self) -> bool:
-        """Whether other requests are ahead."""
-        return self._future is not None and not self._future.done()
-
-    async def wait_for_slot(self) -> None:
-        """Wait for a slot; return at once without a limit."""
-        if self._future is not None:
-            await self._future
+    def target(self) -> Target: ...
+    @property
+    def affinity(self) -> str | None: ...
+    async def look_up(self) -> None:
+        """Look the name up again, which may change the target. Raises RequestError."""
 
 
 class Admission:
-    """The slot queues of all instances that need one."""
+    """The requests of one router worker that wait or are at an instance."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: FleetView, activator: Activator, in_flight: InFlight) -> None:
+        self.view, self.activator, self.in_flight = view, activator, in_flight
+        self.gate = StartGate()
         self._queues: dict[str, SlotQueue] = {}
         self._futures: dict[Place, asyncio.Future[None]] = {}
 
+    def ticket(self, candidate: Candidate) -> "Ticket":
+        """Return the ticket for one attempt of a request."""
+        return Ticket(self, candidate)
+
     @contextmanager
-    def at(
-        self, instance: str, slots: int | None, priority: Priority = Priority.NORMAL, *, most: int = 0, name: str = ""
-    ) -> Iterator[Ticket]:
-        """Queue at an instance with `slots` (None: unlimited). Raises QueueFull when `most` requests wait already."""
-        if slots is None:
-            yield Ticket(None)
-            return
+    def within_limit(self, function: Function, priority: Priority) -> Iterator[None]:
+        """Count a request as waiting for a function. Raises QueueFull."""
+        waiting = self.in_flight.waiting_for(function.id) + self.view.waiting_elsewhere(function.id)
+        if waiting >= priority.share(function.queue):
+            raise _full(waiting, function.id, self.activator.retry_after_s(function.id))
+        with self.in_flight.waiting(function.id):
+            yield
+
+    def join_queue(self, instance: str, slots: int, priority: Priority, *, limit: int, function: str) -> Place:
+        """Queue at an instance with `slots`. Raises QueueFull when `limit` requests wait already."""
         queue = self._queues.setdefault(instance, SlotQueue(slots))
         place = queue.join(priority)
         waiting = len(queue.waiting) - 1
-        if not place.turn and waiting >= most:
-            queue.leave(place)
-            raise QueueFull(f"{waiting} requests wait for '{name}' already", retry_after=5)
-        future = self._futures[place] = asyncio.get_running_loop().create_future()
-        if place.turn:
-            future.set_result(None)
-        try:
-            yield Ticket(future)
-        finally:
-            del self._futures[place]
-            next_place = queue.leave(place)
-            if next_place is not None and not self._futures[next_place].done():
-                self._futures[next_place].set_result(None)  # done: it was cancelled and leaves by itself
-            if not queue:
-                self._queues.pop(instance, None)
+        if not place.turn:
+            if waiting >= limit:
+                queue.leave(place)
+                raise _full(waiting, function, 5)
+            self._futures[place] = asyncio.get_running_loop().create_future()
+        return place
+
+    async def wait_for_slot(self, place: Place) -> None:
+        """Return when it is the turn of a place."""
+        if not place.turn:
+            await self._futures[place]
+
+    def leave_queue(self, instance: str, place: Place) -> None:
+        """Give up a place, running or waiting, and wake the next one."""
+        self._futures.pop(place, None)
+        queue = self._queues[instance]
+        next_place = queue.leave(place)
+        if next_place is not None and not (future := self._futures[next_place]).done():
+            future.set_result(None)  # done: it was cancelled and leaves by itself
+        if not queue:
+            del self._queues[instance]
 
 
-class StartGate:
-    """The requests that wait for a function's start; afterwards they proceed by priority."""
+class Ticket:
+    """One attempt of a request to get an instance. As a context manager it gives its places back at the end."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[str, Counter[Priority]] = {}
-        self._changed: dict[str, asyncio.Event] = {}
+    def __init__(self, admission: Admission, candidate: Candidate) -> None:
+        self._admission, self._candidate = admission, candidate
+        self._waiter = admission.gate.join(candidate.target.function.id, candidate.priority)
+        self._places = ExitStack()
+        self._place: Place | None = None
 
-    @contextmanager
-    def waiting(self, function: str, priority: Priority) -> Iterator["StartWaiter"]:
-        """Register a waiter until the block ends or `through()` is called."""
-        waiter = StartWaiter(self, function, priority)
-        self._add(function, priority)
-        try:
-            yield waiter
-        finally:
-            waiter.through()
+    def __enter__(self) -> "Ticket":
+        return self
 
-    async def clear(self, function: str, priority: Priority) -> None:
-        """Return when no request of a higher priority waits."""
-        higher = ORDER[: ORDER.index(priority)]
-        while any(self._waiting.get(function, Counter())[p] for p in higher):
-            await self._changed.setdefault(function, asyncio.Event()).wait()
+    def __exit__(self, *_: object) -> None:
+        self._places.close()
+        self._waiter.leave()
 
-    def _add(self, function: str, priority: Priority) -> None:
-        self._waiting.setdefault(function, Counter())[priority] += 1
+    def board(self) -> Instance | None:
+        """Choose a ready instance and count the request as in flight there, in one step: otherwise a report in between
+        could state that this router has seen a drain and has nothing in flight."""
+        target, view = self._candidate.target, self._admission.view
+        function = target.function
+        ready = view.ready(function.id, target.revision)
+        instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
+        if instance is not None:
+            self._places.enter_context(self._admission.in_flight.aboard(function.id, instance.id))
+        return instance
 
-    def _remove(self, function: str, priority: Priority) -> None:
-        counts = self._waiting[function]
-        counts[priority] -= 1
-        if not counts.total():
-            del self._waiting[function]
-        if changed := self._changed.pop(function, None):
-            changed.set()
+    async def wait_for_start(self, waited_s: float) -> Instance:
+        """Wait for (1) to (3), then board. `waited_s` of the start timeout are used; it covers the whole request, even
+        if its function is edited meanwhile.
+
+        Raises QueueFull, NotReadyInTime, NoCapacity, StartFailed, RecordIsAway, or what `look_up` raises.
+        """
+        activator, candidate, waiter = self._admission.activator, self._candidate, self._waiter
+        began, queue_of = time.monotonic(), ""
+        with ExitStack() as limit:
+            while (instance := self.board()) is None:
+                target = candidate.target
+                function = target.function
+                if function.id != queue_of:  # (1)
+                    limit.close()
+                    limit.enter_context(self._admission.within_limit(function, candidate.priority))
+                    waiter.move_to(function.id)
+                    queue_of = function.id
+                deadline = began + function.start_timeout_s - waited_s
+                await activator.wait_until_ready(target, deadline - time.monotonic())  # (2)
+                await candidate.look_up()
+                try:
+                    await asyncio.wait_for(waiter.wait_for_higher(), deadline - time.monotonic())  # (3)
+                except TimeoutError:
+                    raise activator.late(candidate.target.function) from None
+        return instance
+
+    def join_queue(self, instance: str, slots: int | None) -> None:
+        """Queue for one of an instance's slots (None: no limit), and leave the gate. Raises QueueFull."""
+        if slots is not None:
+            priority, function = self._candidate.priority, self._candidate.target.function
+            place = self._place = self._admission.join_queue(
+                instance, slots, priority, limit=priority.share(function.queue), function=function.id
+            )
+            self._places.callback(self._admission.leave_queue, instance, place)
+        self._waiter.leave()
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether other requests are ahead at the instance."""
+        return self._place is not None and not self._place.turn
+
+    async def wait_for_slot(self) -> None:
+        """Wait for (4)."""
+        if self._place is not None:
+            await self._admission.wait_for_slot(self._place)
+
+    def _load(self, instance: str) -> int:
+        return self._admission.in_flight.on(instance) + self._admission.view.elsewhere(instance)
 
 
-class StartWaiter:
-    """A request that waits for a start."""
-
-    def __init__(self, starts: StartGate, function: str, priority: Priority) -> None:
-        self._starts, self._function, self._priority, self._registered = starts, function, priority, True
-
-    def move_to(self, function: str) -> None:
-        """Wait for another function, which the requested name now resolves to."""
-        if self._registered and function != self._function:
-            self._starts._remove(self._function, self._priority)
-            self._function = function
-            self._starts._add(function, self._priority)
-
-    async def clear(self) -> None:
-        """Wait for requests of a higher priority."""
-        await self._starts.clear(self._function, self._priority)
-
-    def through(self) -> None:
-        """Unregister, so that requests of a lower priority proceed."""
-        if self._registered:
-            self._registered = False
-            self._starts._remove(self._function, self._priority)
+def _full(waiting: int, function: str, retry_after: int) -> QueueFull:
+    return QueueFull(f"{waiting} requests wait for '{function}' already", retry_after=retry_after)

@@ -6,13 +6,16 @@ delta are concatenated, calls are merged by index, other values are replaced, so
 are bounded: a stream may be invalid or endless.
 """
 
+from collections.abc import Iterable
 from io import StringIO
 from typing import Any
 
 import msgspec
 
+from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.dialects.core.sse import Event, SSEDecoder
+from cortex.router.dialects.core.stream import DONE, is_empty
 
 ASSEMBLED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """The worker's paths whose streams can be assembled."""
@@ -26,6 +29,9 @@ MOST_PARTS = 100_000
 
 _TAGS = frozenset({"role", "id", "type", "name"})
 """Strings that are replaced when repeated, not concatenated."""
+
+
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class BadStream(Exception):
@@ -49,6 +55,10 @@ def asked_to_stream(body: bytes) -> bytes | None:
     return msgspec.json.encode(fields)
 
 
+class CutStream(BadStream):
+    """The stream ended before its end marker: the worker may have died."""
+
+
 class Assembly:
     """Feed it the stream, then call `close` for the whole answer."""
 
@@ -57,6 +67,8 @@ class Assembly:
         self._left = self._most_bytes = most_bytes
         self._whole: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
+        self._usages: dict[int, dict[str, Any]] = {}
+        """Of the choices of a completion: llama.cpp counts each prompt by itself."""
         self._finished = False
 
     def feed(self, data: bytes) -> None:
@@ -68,24 +80,30 @@ class Assembly:
             self._read(event)
 
     def close(self) -> bytes:
-        """Return the whole answer. Raises BadStream when the stream is incomplete."""
+        """Return the whole answer. Raises CutStream when the stream is incomplete."""
         for event in self._frames.close():
             self._read(event)
         if not self._finished or not self._choices:
-            raise BadStream("its stream ended without an end marker")
+            raise CutStream("its stream ended without an end marker")
         kind = str(self._whole.get("object", "")).replace(".chunk", "")
         choices = [self._choices[index] for index in sorted(self._choices)]
+        for choice in choices:
+            _fill_in_text(choice)
+        if len(self._usages) > 1:
+            self._whole["usage"] = _sum(self._usages.values())
         try:
             return msgspec.json.encode({**self._whole, "object": kind, "choices": choices}, enc_hook=_text)
         except (RecursionError, ValueError, OverflowError):
             raise _invalid_chunk() from None
 
     def _read(self, event: Event) -> None:
-        if event.data == b"[DONE]":
+        if event.data == DONE:
             self._finished = True
             return
+        if is_empty(event.data):
+            return
         try:
-            self._merge(msgspec.json.decode(event.data, type=dict[str, Any]))
+            self._merge(lenient.decode(event.data, _decoder)[0])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise BadStream("its stream holds invalid or too deeply nested JSON") from None
 
@@ -93,6 +111,8 @@ class Assembly:
         if isinstance(error := chunk.get("error"), dict):
             raise BadStream("the worker failed", error)
         for choice in _objects(chunk.pop("choices", None)):
+            if "text" in choice and isinstance(chunk.get("usage"), dict):
+                self._usages[_index(choice, 0, MOST_CHOICES)] = chunk["usage"]
             self._merge_choice(choice)
         self._whole.update(chunk)
         _bound(self._whole)
@@ -110,6 +130,25 @@ class Assembly:
             _append(current, {"text": text})
         current.update(choice)
         _bound(current)
+
+
+def _fill_in_text(choice: dict[str, Any]) -> None:
+    """Set "" as the text of a message that has neither text nor calls, as the engine's own plain answers do."""
+    message = choice.get("message")
+    if isinstance(message, dict) and message.get("content") is None and not message.get("tool_calls"):
+        message["content"] = ""
+
+
+def _sum(usages: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the usage of several prompts together."""
+    total: dict[str, Any] = {}
+    for usage in usages:
+        for name, value in usage.items():
+            if type(value) is int:
+                total[name] = total.get(name, 0) + value
+            elif isinstance(value, dict):
+                total[name] = _sum((total.get(name, {}), value))
+    return total
 
 
 def _append(whole: dict[str, Any], delta: dict[str, Any]) -> None:

@@ -1,15 +1,14 @@
 """Serve a request while its client is connected: a disconnect cancels the work."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from litestar.types import Receive, Send
+from litestar.types import Receive
 
 from cortex.router.dialects.core.errors import Kind
 from cortex.router.request.request_record import RequestRecord
 
-Headers = Iterable[tuple[bytes, bytes]]
 Work = asyncio.Task[None]
 
 
@@ -49,20 +48,6 @@ async def attend(
         watch.cancel()
         for _ in range(cancels):
             task.uncancel()
-
-
-async def send_json(send: Send, status: int, body: bytes, request_id: str, headers: Headers = ()) -> None:
-    """Send a whole JSON answer with both request-id headers, one for each SDK."""
-    identity = request_id.encode()
-    head = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", identity),
-        (b"request-id", identity),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,4 +1,4 @@
-"""Read request bodies within limits per process and per key; parse large ones on threads.
+"""Read request bodies within limits per process and per key, unpack and repair them; parse large ones on threads.
 
 A body stays in memory from its first byte to the last byte of its answer, because the request may be sent again. Large
 bodies are parsed on separate threads, piece by piece, so that other streams continue.
@@ -13,8 +13,11 @@ from typing import Any, ParamSpec, TypeVar
 from litestar import Request
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadRequest, Kind
+from cortex.router.dialects.core.sizes import check_size
 from cortex.router.errors import KeyHoldsTooMuch, RouterHoldsTooMuch
+from cortex.router.request.compression import Encoding, Unpacker, encoding_of
 
 SMALL = 64 * 1024
 """Bytes of a body that is not counted: the limit on connections bounds these."""
@@ -67,35 +70,61 @@ class Intake:
         self._held = 0
         self._of_key: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bodies")
+        self._unpacking = asyncio.Semaphore(THREADS)
+        """Bounds the decoders, which take up to 8 MiB each."""
 
     def close(self) -> None:
         """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def body(self, request: Http, key: str, cover: Callable[[int], Awaitable[None]]) -> Body:
-        """Read a request's body. Awaits `cover` with the size so far after each piece; it may refuse the body.
+        """Read a request's body, unpacked, with its JSON repaired. Awaits `cover` with the size so far after each
+        piece; it may refuse the body.
 
         Raises what `cover` raises, BadRequest, KeyHoldsTooMuch or RouterHoldsTooMuch."""
-        if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise BadRequest("compressed bodies are not supported: send it uncompressed", kind=Kind.UNSUPPORTED_MEDIA)
+        encoding = encoding_of(request.headers.get("content-encoding", ""))
         accepted = Body(self, key)
-        declared_size = request.content_length
-        if declared_size is not None and declared_size <= SMALL:
-            accepted.bytes = await request.body()
-            return accepted
-        pieces: list[bytes] = []
-        size = 0
         try:
-            async for piece in request.stream():
-                accepted.count(len(piece))
-                pieces.append(piece)
-                size += len(piece)
-                await cover(size)
+            await self._read(request, accepted, cover)
+            if encoding is not None:
+                await self._unpack(accepted, encoding, cover)
+            accepted.bytes = await self.work(len(accepted.bytes), _repair, accepted.bytes)
         except BaseException:
             accepted.release()
             raise
-        accepted.bytes = b"".join(pieces)
         return accepted
+
+    async def _read(self, request: Http, accepted: Body, cover: Callable[[int], Awaitable[None]]) -> None:
+        declared_size = request.content_length
+        if declared_size is not None and declared_size <= SMALL:
+            accepted.bytes = await request.body()
+            return
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in request.stream():
+            accepted.count(len(piece))
+            pieces.append(piece)
+            size += len(piece)
+            await cover(size)
+        accepted.bytes = b"".join(pieces)
+
+    async def _unpack(self, accepted: Body, encoding: Encoding, cover: Callable[[int], Awaitable[None]]) -> None:
+        """Unpack a body: the first step at once, which is all that most take, further ones on a thread."""
+        unpacker, pieces, size = Unpacker(encoding, accepted.bytes), [], 0
+        async with self._unpacking:
+            piece = unpacker.step()
+            while piece:
+                size += len(piece)
+                if size > self._most:
+                    raise BadRequest(
+                        f"the body unpacks to more than {self._most >> 20} MiB, [gateway] max_body_mb of this router",
+                        kind=Kind.BODY_TOO_BIG,
+                    )
+                accepted.count(len(piece) if size > SMALL else 0)
+                pieces.append(piece)
+                await cover(size)
+                piece = await asyncio.get_running_loop().run_in_executor(self._threads, unpacker.step)
+        accepted.bytes = b"".join(pieces)
 
     async def work(self, size: int, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `do`, whose time grows with the body's size, on a thread if the body is large."""
@@ -118,3 +147,10 @@ class Intake:
         self._of_key[key] -= fewer
         if self._of_key[key] <= 0:
             del self._of_key[key]
+
+
+def _repair(body: bytes) -> bytes:
+    """Return a request's JSON as its parsers take it. Raises BadRequest for a body of too many values or too much
+    text."""
+    check_size(body)
+    return lenient.repair_request(body)

@@ -83,6 +83,9 @@ def traits(
         named_tool_choice=server.named_tool_choice,
         prefill=server.prefill,
         json_schema=server.json_schema,
+        names_stop=server.names_stop,
+        audio=server.takes_audio or seeing is not False,
+        tools=calls_tools(function, template, server) is not False,
         passing=passes,
         completion_tokens=server.completion_tokens,
         default_output_tokens=function.default_output_tokens or None,
@@ -90,6 +93,13 @@ def traits(
         sampling=function.sampling,
         on_long_prompt=function.on_long_prompt,
     )
+
+
+def calls_tools(function: Function, template: Template, server: Server) -> bool | None:
+    """Whether a function can call tools: its server must parse the format that its template uses."""
+    if function.tool_parser == "none" or not server.tools:
+        return False
+    return template.tools
 
 
 def vision(function: Function, known: ModelProfile | None, eyes: bool | None) -> bool | None:

@@ -16,6 +16,9 @@ from msgspec import Struct
 
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
+from cortex.platform.api_keys import Principal
+from cortex.platform.keys import FleetToken, cache_salt
+from cortex.router.access.keyring import KeyRing
 
 MOST_INSTANCES = 1000
 """Instances whose slots are tracked."""
@@ -23,6 +26,22 @@ _COMPARED = 64 * 1024
 """Leading bytes of a body to compare with those of earlier ones."""
 
 Isolation = Literal["salt", "slots", "none"]
+
+
+class CacheSalts:
+    """The salts of the callers' prompts."""
+
+    def __init__(self, keys: KeyRing, token: FleetToken) -> None:
+        self._keys, self._token = keys, token
+
+    def of(self, function: Function, caller: Principal) -> str:
+        """Return the salt of a caller's prompts in a worker's cache; empty if all callers share the cache.
+
+        While no key exists, callers cannot be distinguished.
+        """
+        if function.cache == "shared" or not self._keys.has_keys:
+            return ""
+        return cache_salt(self._token.current, caller.cache_owner)
 
 
 class Seat(Struct, frozen=True):

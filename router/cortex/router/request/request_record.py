@@ -49,7 +49,6 @@ class RequestRecord:
         "function",
         "gaps",
         "gaps_s",
-        "head",
         "host",
         "id",
         "instance",
@@ -76,7 +75,7 @@ class RequestRecord:
         self.id, self.function, self.asked, self.dialect, self.streams = id, function, asked, dialect, streams
         self.at, self.began, self.read_s = time.time(), time.monotonic() - read_s, read_s
         self.phase = "choosing"
-        self.cold = self.left = self.head = False
+        self.cold = self.left = False
         self.instance = self.host = self.fault = self.who = self.why = self.trace = ""
         self.span: object = None
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0
@@ -96,6 +95,10 @@ class RequestRecord:
     def broke(self, why: str, *, replayed: bool = True) -> None:
         """Record a worker that broke before it answered."""
         self.tries += (Try(self.instance, self.host, why[:300], replayed),)
+
+    def rejected(self, status: int, fault: str, why: str) -> None:
+        """Record the status and kind of the error that the client receives, and the reason for the log."""
+        self.status, self.fault, self.why = status, fault, why
 
     def piece(self, now: float) -> None:
         """Record a piece of the worker's answer."""

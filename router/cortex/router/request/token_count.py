@@ -8,9 +8,9 @@ from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from cortex.functions.spec import Function
-from cortex.router.dialects.core.errors import DialectError, Fault, envelope
 from cortex.router.errors import Cancelled, RequestError, UpstreamSilent
-from cortex.router.request.attendance import Work, attend, send_json
+from cortex.router.request.attendance import Work, attend
+from cortex.router.request.http_answer import send_error, send_json
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 
 
@@ -22,7 +22,7 @@ class Count(Struct, frozen=True):
 
 
 class TokenCount:
-    """Serves the request. `count` raises RequestError or DialectError."""
+    """Serves the request. `count` raises RequestError."""
 
     def __init__(
         self,
@@ -54,18 +54,13 @@ class TokenCount:
                 count = await self._count()
             await self._answer(send, count)
         except TimeoutError:
-            silent = UpstreamSilent(f"'{self._function.id}' took longer than {timeout_s:g} s to count")
-            await self._refuse(send, silent.fault())
+            await self._reject(send, UpstreamSilent(f"'{self._function.id}' took longer than {timeout_s:g} s to count"))
         except RequestError as error:
-            self._request_record.why = error.message
-            await self._refuse(send, error.fault())
-        except DialectError as error:
-            await self._refuse(send, error.fault)
+            await self._reject(send, error)
         except asyncio.CancelledError:
             if not self._cancelled:
                 raise
-            self._request_record.why = "cancelled by an operator"
-            await self._refuse(send, Cancelled(f"this request was {self._request_record.why}").fault())
+            await self._reject(send, Cancelled())
 
     def _cancel(self, work: Work) -> None:
         self._cancelled = True
@@ -80,10 +75,7 @@ class TokenCount:
             send, 200, msgspec.json.encode({"input_tokens": count.tokens}), self._request_record.id, headers
         )
 
-    async def _refuse(self, send: Send, fault: Fault) -> None:
-        status = fault.status("messages")
-        self._request_record.status, self._request_record.fault = status, fault.kind
-        headers = [(k.encode(), v.encode()) for k, v in fault.headers().items()]
-        await send_json(
-            send, status, envelope(fault, "messages", self._request_record.id), self._request_record.id, headers
-        )
+    async def _reject(self, send: Send, error: RequestError) -> None:
+        fault = error.fault()
+        self._request_record.rejected(fault.status("messages"), fault.kind, error.reason)
+        await send_error(send, fault, "messages", self._request_record.id)

@@ -21,6 +21,12 @@ class _Refused(Exception):
         self.status, self.answer = status, answer
 
 
+class _Prompt(msgspec.Struct):
+    """The prompt of a completion; a chat has messages."""
+
+    prompt: str | list[int] | None = None
+
+
 class Tokenizer:
     """Counts tokens by calls to workers."""
 
@@ -28,17 +34,23 @@ class Tokenizer:
         self._upstream = upstream
 
     async def count(self, function: Function, instance: Instance, body: bytes) -> int:
-        """Return the number of tokens of a request's prompt. llama-server renders the template first.
+        """Return the number of tokens of a request's prompt. llama-server renders a chat's template first; the prompt
+        of a completion is a string, or a list of token ids.
 
         Raises UpstreamBroke when the worker cannot count.
         """
         counts = server_of(function, instance.server).counts
         if counts == "no":
             raise UpstreamBroke(f"the worker of '{function.id}' cannot count a prompt's tokens")
+        prompt = msgspec.json.decode(body, type=_Prompt).prompt
+        if isinstance(prompt, list):
+            return len(prompt)
         try:
             if counts == "tokenize":
                 return int((await self._ask(instance, "/tokenize", body))["count"])
-            rendered = (await self._ask(instance, "/apply-template", body))["prompt"]
+            rendered = prompt
+            if rendered is None:
+                rendered = (await self._ask(instance, "/apply-template", body))["prompt"]
             text = msgspec.json.encode({"content": rendered, "add_special": True, "parse_special": True})
             return len((await self._ask(instance, "/tokenize", text))["tokens"])
         except (Broken, BadAnswer) as error:

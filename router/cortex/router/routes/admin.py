@@ -16,6 +16,7 @@ from cortex.platform.record import Fleet, HostRecord, Instance, Override, Use, u
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placement_mb, revision_of
 from cortex.platform.scheduling.reaping import reap_at
+from cortex.router import operations
 from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.activation.waits import Place, Wait, places_in_line, waits_at
 from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway
@@ -263,10 +264,10 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         if plan:
             return {"plan": to_builtins(await plan_action(runtime, verb, function=function_id))}
         if verb == "warm":
-            return {"instance": await runtime.warm(function_id)}
+            return {"instance": await operations.warm(runtime.activator, runtime.live_catalogue, function_id)}
         if verb == "cool":
             target = runtime.live_catalogue.resolve(function_id)
-            draining, away = await runtime.cool(target.function.id, at_once=now)
+            draining, away = await operations.cool(runtime.agents, runtime.view, target.function.id, at_once=now)
             if away:
                 raise NoCapacity(f"the agents of these hosts do not answer: {', '.join(away)}", retry_after=5)
             return {"instances": draining}
@@ -283,7 +284,8 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
             case _:
                 raise BadRequest(f"unknown action '{verb[:50]}': use {VERBS}")
         try:
-            changed = await runtime.override(runtime.live_catalogue.resolve(function_id).function, **changes)
+            spec, catalogue = runtime.live_catalogue.resolve(function_id).function, runtime.live_catalogue
+            changed = await operations.override(runtime.registry, runtime.view, catalogue, spec, **changes)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return {"id": changed.id, "pinned": changed.pinned, "min": changed.min, "max": changed.max}
@@ -324,9 +326,11 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         runtime.decision_log.operator_action(verb, host=host)
         try:
             if verb == "drain":
-                moved, draining = await runtime.drain(host)
+                moved, draining = await operations.drain(
+                    runtime.registry, runtime.view, runtime.live_catalogue, runtime.activator, runtime.agents, host
+                )
                 return {"moved": moved, "going": draining}
-            await runtime.cordon(host, cordoned=verb == "cordon")
+            await operations.cordon(runtime.registry, runtime.view, host, cordoned=verb == "cordon")
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         except AgentUnavailable as error:
@@ -339,7 +343,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
 async def _forget(runtime: Runtime, name: str) -> dict[str, Any]:
     target = runtime.live_catalogue.resolve(name)
     try:
-        entries, away = await runtime.forget(target)
+        entries, away = await operations.forget(runtime.registry, runtime.view, runtime.agents, runtime.history, target)
     except RecordUnavailable as error:
         raise RecordIsAway(str(error), retry_after=5) from None
     if away:

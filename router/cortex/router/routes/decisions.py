@@ -1,10 +1,14 @@
-"""`/admin/decisions` and `/admin/events`: the decision log, and a live stream of it."""
+"""`/admin/decisions` and `/admin/events`: the decision log, and a live stream of it.
+
+`/admin/hosts/{host}/events` has the events that a host's scheduler decided on.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import httpx
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
@@ -12,10 +16,13 @@ from litestar.params import Parameter
 from litestar.response import Stream
 from msgspec import to_builtins
 
+from cortex.functions.names import nearest
 from cortex.platform import clock
-from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable
-from cortex.router.errors import RecordIsAway, TooManyListeners
-from cortex.router.runtime import Runtime
+from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable, Registry
+from cortex.router.activation.agents import Agents, AgentUnavailable
+from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway, TooManyListeners
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.shutdown import stopping
 
 LISTENERS = 64
@@ -24,7 +31,7 @@ QUIET_S = 10.0
 """Interval of keep-alive comments, which detect closed connections and prevent proxy timeouts."""
 
 
-def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents: Agents) -> list[HTTPRouteHandler]:
     """Return the routes about decisions."""
     listening: set[object] = set()
 
@@ -40,11 +47,11 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """List decisions, newest first."""
         name = function
         if function:
-            target = runtime.live_catalogue.get(function)
+            target = catalogue.get(function)
             name = target.function.id if target else function
         filters = {"function": name, "request": request_id, "host": host, "instance": instance, "what": what}
         try:
-            entries = await runtime.registry.decisions({k: v for k, v in filters.items() if v}, limit)
+            entries = await registry.decisions({k: v for k, v in filters.items() if v}, limit)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return {"decisions": to_builtins(entries)}
@@ -59,7 +66,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         async def stream() -> AsyncIterator[bytes]:
             listening.add(token)
             try:
-                async for event in _events(runtime, function):
+                async for event in _events(registry, view, function):
                     yield event
             finally:
                 listening.discard(token)
@@ -67,22 +74,46 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return Stream(stream(), media_type="text/event-stream; charset=utf-8", headers=headers)
 
-    return [decisions, events]
+    @get("/admin/hosts/{host:str}/events", opt={"needs": "admin"})
+    async def host_events(host: str) -> Stream:
+        """Return the last events of a host's scheduler as JSON lines, with the state they began from."""
+        fleet = view.fleet
+        record = fleet.record(host)
+        if record is None:
+            raise HostNotFound(host, nearest(host, fleet.hosts))
+        try:
+            answer = await agents.logs(record, "/events", {})
+        except AgentUnavailable as error:
+            raise NoCapacity(str(error), retry_after=5) from None
+        if answer is None:
+            raise BadRequest(f"the agent of '{host}' is of an earlier release, which logs no events: upgrade it")
+        return Stream(_chunks(answer), media_type="application/jsonl")
+
+    return [decisions, events, host_events]
 
 
-async def _events(runtime: Runtime, function: str) -> AsyncIterator[bytes]:
+async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield an agent's answer. If the connection breaks, so does the client's: half an export is no export."""
+    try:
+        async for chunk in answer.aiter_bytes():
+            yield chunk
+    finally:
+        await answer.aclose()
+
+
+async def _events(registry: Registry, view: FleetView, function: str) -> AsyncIterator[bytes]:
     """Yield events until the router stops. Decisions come from the record, and pause while it is unavailable."""
     last, sent_at, fleet = "$", time.monotonic(), None
     yield b": here\n\n"
     while not stopping():
         try:
-            entries, last = await runtime.registry.decisions_after(last, 1.0)
+            entries, last = await registry.decisions_after(last, 1.0)
         except RecordUnavailable:
             entries = []
             await asyncio.sleep(1.0)
         messages = [_event("decision", to_builtins(r)) for r in entries if not function or r.function == function]
-        if runtime.view.fleet is not fleet:
-            fleet = runtime.view.fleet
+        if view.fleet is not fleet:
+            fleet = view.fleet
             messages.append(_event("changed", {"at": clock.wall(fleet.at)}))
         if not messages and time.monotonic() - sent_at > QUIET_S:
             messages.append(b": still here\n\n")

@@ -15,25 +15,27 @@ from msgspec.structs import replace
 from cortex.functions.servers import server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.router.access.auth import caller
-from cortex.router.access.rate_limits import Share
+from cortex.router.access.rate_limits import RateLimiter, Share
 from cortex.router.activation.load_balancing import affinity, choose
 from cortex.router.dialects import dialect, embeddings, gate, native, rerank
 from cortex.router.dialects.chat import stream
 from cortex.router.dialects.core import limits, wire
 from cortex.router.dialects.core.errors import Dialect
-from cortex.router.dialects.core.sizes import check_size
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.responses import request as responses
 from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
-from cortex.router.request.exchange import Call, Exchange, Services
+from cortex.router.request.exchange import Call, Exchanges, Parse
+from cortex.router.request.intake import Intake
 from cortex.router.request.model_traits import TraitsCache
+from cortex.router.request.prompt_cache import CacheSalts
+from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
-from cortex.router.runtime import Runtime
 
 Http = Request[Any, Any, Any]
 
@@ -50,12 +52,15 @@ class _Peek(Struct, frozen=True):
     model: str
 
 
-def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
+def routes(
+    exchanges: Exchanges, intake: Intake, rate_limiter: RateLimiter, images: RemoteImages, salts: CacheSalts
+) -> list[HTTPRouteHandler]:
     """Return the inference routes of a router."""
-    traits_cache, tokenizer, intake = TraitsCache(), Tokenizer(services.upstream), runtime.intake
+    traits_cache, tokenizer = TraitsCache(), Tokenizer(exchanges.upstream)
+    catalogue, view, in_flight = exchanges.catalogue, exchanges.view, exchanges.admission.in_flight
 
     def traits(target: Target, kind: Dialect) -> Traits:
-        function, view = target.function, runtime.view
+        function = target.function
         return traits_cache.of(function, kind, view.profile(function.id), view.ready(function.id, target.revision))
 
     async def serve_generation(request: Http, kind: Dialect) -> ASGIApp:
@@ -70,7 +75,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         """Check the key's limits, read the body, and account for its memory until the request is answered."""
         who, started = caller(request), time.monotonic()
         try:
-            share = await runtime.rate_limiter.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
+            share = await rate_limiter.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
             try:
                 held = await intake.body(request, who.id, share.cover if costs_tokens else _ignore_size)
                 try:
@@ -87,26 +92,26 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             read_s = time.monotonic() - started
             request_record = RequestRecord(request_id(request), "", "", kind, streams=False, read_s=read_s)
             request_record.who = who.name
-            return runtime.rate_limiter.reject(error, request_record, kind)
+            return rate_limiter.reject(error, request_record, kind)
 
     async def peek(body: bytes) -> str:
-        """Return the model's name in a body of bounded complexity."""
-        return await intake.work(len(body), _weigh_and_peek, body)
+        """Return the model's name in a body."""
+        return await intake.work(len(body), _peek, body)
 
     async def generation(request: Http, kind: Dialect, body: bytes, share: Share) -> ASGIApp:
         started = time.monotonic()
         name = await peek(body)
         who = caller(request)
-        target = runtime.live_catalogue.resolve_for(name, who)
+        target = catalogue.resolve_for(name, who)
         unique, created, headers = secrets.token_hex(12), int(time.time()), request.headers
 
-        async def understand(target: Target) -> Call:
+        async def parse(target: Target) -> Call:
             """Parse the request for a target."""
             function = target.function
             check_dialect(function, kind)
-            content = await runtime.images.inlined(body) if function.remote_images else body
+            content = await images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
-            salt = runtime.cache_salt(function, who)
+            salt = salts.of(function, who)
             native_dialect = native.native_dialect(function, kind, cache_is_shared=not salt)
 
             def translate() -> tuple[dialect.ParsedRequest, bytes]:
@@ -121,6 +126,8 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
             reply = parsed.answer(unique, created)
             if isinstance(reply, stream.Reply):
                 reply = replace(reply, model=function.id)  # same dialect: the answer passes through unchanged
+            elif isinstance(reply, responses.Reply):
+                reply = reply.timed(time.time)
             return Call(
                 dialect=kind,
                 path=native.PATHS[native_dialect] if native_dialect else COMPLETIONS if kind == "completions" else CHAT,
@@ -132,19 +139,22 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 answers=parsed.choices,
                 cache_salt=salt,
                 settle=None if native_dialect else fitting(tokenizer, function, kind, parsed, sent, able),
+                fitted=reply.fitted,
+                cuts=parsed.cuts,
+                limit_field=parsed.limit_field,
             )
 
-        call = await understand(target)
+        call = await parse(target)
         await share.adjust(len(body), call.answers)
-        return exchange_of(request, target, call, understand, name, who, started, share)
+        return exchange_of(request, target, call, parse, name, who, started, share)
 
     async def computation(request: Http, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
         started = time.monotonic()
         name = await peek(body)
         who = caller(request)
-        target = runtime.live_catalogue.resolve_for(name, who)
+        target = catalogue.resolve_for(name, who)
 
-        async def understand(target: Target) -> Call:
+        async def parse(target: Target) -> Call:
             """Build the request for a target."""
             function = target.function
             check_dialect(function, kind)
@@ -159,27 +169,25 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
                 body=sent,
                 reply=parsed,
                 dropped=gate.header(parsed.dropped),
-                cache_salt=runtime.cache_salt(function, who),
+                cache_salt=salts.of(function, who),
             )
 
-        call = await understand(target)
+        call = await parse(target)
         await share.adjust(len(body), call.answers)
-        return exchange_of(request, target, call, understand, name, who, started, share)
+        return exchange_of(request, target, call, parse, name, who, started, share)
 
     def exchange_of(
         request: Http,
         target: Target,
         call: Call,
-        understand: Callable[[Target], Awaitable[Call]],
+        parse: Parse,
         name: str,
         who: Principal,
         started: float,
         share: Share,
     ) -> ASGIApp:
         read_s = time.monotonic() - started
-        exchange = Exchange(
-            services, target, call, request_id(request), who, asked=name, read_s=read_s, understand=understand
-        )
+        exchange = exchanges.exchange(target, call, request_id(request), who, name=name, read_s=read_s, parse=parse)
         return share.wrap(exchange, exchange.request_record)
 
     @post(CHAT, status_code=200, opt={"needs": "inference"})
@@ -193,7 +201,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         return await serve_generation(request, "completions")
 
     @post("/v1/responses", status_code=200, opt={"needs": "inference"})
-    async def responses(request: Http) -> ASGIApp:
+    async def responses_(request: Http) -> ASGIApp:
         """Responses: OpenAI's newer dialect, streamed or not."""
         return await serve_generation(request, "responses")
 
@@ -207,9 +215,9 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         """Embed texts."""
         return await serve_computation(request, "embeddings", "/v1/embeddings")
 
-    @post("/v1/rerank", status_code=200, opt={"needs": "inference"})
+    @post(["/v1/rerank", "/v2/rerank"], status_code=200, opt={"needs": "inference"})
     async def rerank_(request: Http) -> ASGIApp:
-        """Rank documents by how well they answer a query."""
+        """Rank documents by how well they answer a query. Cohere's clients use the second path."""
         return await serve_computation(request, "rerank", "/v1/rerank")
 
     @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
@@ -222,7 +230,7 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
     async def counting(request: Http, body: bytes, share: Share) -> ASGIApp:
         started, who = time.monotonic(), caller(request)
         name = await peek(body)
-        target = runtime.live_catalogue.resolve_for(name, who)
+        target = catalogue.resolve_for(name, who)
         function = target.function
         read_s = time.monotonic() - started
         id = request_id(request)
@@ -230,20 +238,20 @@ def routes(runtime: Runtime, services: Services) -> list[HTTPRouteHandler]:
         request_record.who = who.name if who.id != ANONYMOUS else ""
 
         async def count() -> Count:
-            content = await runtime.images.inlined(body) if function.remote_images else body
+            content = await images.inlined(body) if function.remote_images else body
             parsed = await intake.work(len(content), messages.read_count, content, traits(target, "messages"))
-            ready = choose(runtime.view.ready(function.id, target.revision), runtime.view.elsewhere)
+            ready = choose(view.ready(function.id, target.revision), view.elsewhere)
             if ready is None or server_of(function, ready.server).counts == "no":
                 return Count(limits.estimate(parsed.upstream.request), is_estimate=True)
-            placed = runtime.view.placed(ready.id)
+            placed = view.placed(ready.id)
             request_record.forwarded(ready.id, placed[1] if placed else "")
-            with runtime.in_flight.aboard(function.id, ready.id):
+            with in_flight.aboard(function.id, ready.id):
                 return Count(await tokenizer.count(function, ready, parsed.count(function.id)), is_estimate=False)
 
-        return share.wrap(TokenCount(services.request_records, function, request_record, count), request_record)
+        return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)
 
     return [
-        chat_completions, completions, responses, messages_, embeddings_, rerank_, count_tokens,
+        chat_completions, completions, responses_, messages_, embeddings_, rerank_, count_tokens,
     ]  # fmt: skip
 
 
@@ -257,6 +265,5 @@ async def _ignore_size(size: int) -> None:
     """Do nothing, for a request that costs no tokens."""
 
 
-def _weigh_and_peek(body: bytes) -> str:
-    check_size(body)
+def _peek(body: bytes) -> str:
     return wire.read(body, _Peek).model

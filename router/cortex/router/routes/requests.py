@@ -8,30 +8,32 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from msgspec import to_builtins
 
+from cortex.router.decision_log import DecisionLog
 from cortex.router.errors import RequestNotFound, SharedRequestId
+from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.metrics.latency import percentiles
 from cortex.router.metrics.traffic import BUCKET_S, Bucket, total
-from cortex.router.runtime import Runtime
+from cortex.router.peers import Peers
 
 Key = Annotated[str | None, Parameter(max_length=200)]
 """The name of an API key; "" stands for callers without one."""
 
 
-def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+def routes(catalogue: LiveCatalogue, peers: Peers, decision_log: DecisionLog) -> list[HTTPRouteHandler]:
     """Return the routes about requests."""
 
     @get("/admin/requests", opt={"needs": "status"})
     async def requests(function: str = "") -> dict[str, Any]:
         """List the live requests of all router workers, oldest first."""
-        id = runtime.live_catalogue.resolve(function).function.id if function else ""
-        summaries = [t for t in await runtime.peers.requests() if not id or t.function == id]
+        id = catalogue.resolve(function).function.id if function else ""
+        summaries = [t for t in await peers.requests() if not id or t.function == id]
         return {"requests": to_builtins(summaries)}
 
     @get("/admin/requests/{id:str}", opt={"needs": "status"})
     async def request_(id: str, key: Key = None) -> dict[str, Any]:
         """Return the live and recent requests with an id. Clients choose ids, so several keys (`who`) may use the same
         one; `key` selects one key's."""
-        summaries = [t for t in await runtime.peers.find(id) if key is None or t.who == key]
+        summaries = [t for t in await peers.find(id) if key is None or t.who == key]
         if not summaries:
             raise RequestNotFound(id)
         return {"requests": to_builtins(summaries)}
@@ -41,14 +43,14 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Cancel a request on any router worker; its client receives an error, and the worker stops. If requests of
         several keys have the id, `key` is required."""
         if key is None:
-            owners = sorted({t.who for t in await runtime.peers.find(id) if t.phase != "over"})
+            owners = sorted({t.who for t in await peers.find(id) if t.phase != "over"})
             if len(owners) > 1:
                 raise SharedRequestId(id, owners)
             if not owners:
                 raise RequestNotFound(id)
             key = owners[0]
-        runtime.decision_log.operator_action("cancel", request=id[:128])
-        number = await runtime.peers.cancel(id, key)
+        decision_log.operator_action("cancel", request=id[:128])
+        number = await peers.cancel(id, key)
         if not number:
             raise RequestNotFound(id)
         return {"cancelled": number}
@@ -56,7 +58,7 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @get("/admin/traffic", opt={"needs": "status"})
     async def traffic() -> dict[str, Any]:
         """Return the last hour in total and in buckets of ten seconds, and the last five minutes by function."""
-        hour, lately = await runtime.peers.traffic()
+        hour, lately = await peers.traffic()
         return {
             "now": round(time.time(), 3),
             "bucket_s": BUCKET_S,

@@ -17,10 +17,11 @@ from cortex.platform import clock
 from cortex.platform.agent_messages import Remove
 from cortex.platform.record import HostRecord, use
 from cortex.platform.scheduling.placement import need
-from cortex.router.activation.agents import AgentRefused, AgentUnavailable
+from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailable
 from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
 from cortex.router.errors import BadRequest, HostNotFound, JobNotFound, NoCapacity, RequestError
-from cortex.router.runtime import Runtime
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
 
 T = TypeVar("T")
 
@@ -41,13 +42,13 @@ class FetchBody(Struct, frozen=True):
     host: str = ""
 
 
-def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
+def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HTTPRouteHandler]:
     """Return the routes."""
 
     @get("/admin/weights", opt={"needs": "status"})
     async def weights(host: str = "") -> dict[str, Any]:
         """List the weights of every host, or of one."""
-        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.stored(h))
+        found, away = await _from_all(_hosts(view, host), lambda h: agents.stored(h))
         rows = [{"host": h, **to_builtins(s)} for h, stored in found.items() for s in stored]
         return {"weights": rows, "away": away}
 
@@ -56,13 +57,13 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
         """Remove weights that are not in use, by function or source, or all that no function declares."""
         if not data.names and not data.unused:
             raise BadRequest("no weights selected: set `names` or `unused`")
-        catalogue = runtime.live_catalogue.catalogue
-        names = tuple(catalogue.aliases.get(n, n) for n in data.names)
+        aliases = catalogue.catalogue.aliases
+        names = tuple(aliases.get(n, n) for n in data.names)
         command = Remove(names, data.unused, data.dry_run)
-        hosts = _hosts(runtime, data.host)
+        hosts = _hosts(view, data.host)
         for host in hosts if data.unused else ():
-            await _update_catalogue(runtime, host)
-        found, away = await _from_all(hosts, lambda h: runtime.agents.remove_weights(h, command))
+            await _update_catalogue(agents, catalogue, host)
+        found, away = await _from_all(hosts, lambda h: agents.remove_weights(h, command))
         rows = [{"host": h, **to_builtins(s)} for h, result in found.items() for s in result.removed]
         remaining = [{"host": h, "name": n, "why": w} for h, result in found.items() for n, w in result.kept.items()]
         return {"removed": rows, "kept": remaining, "away": away, "dry_run": data.dry_run}
@@ -70,43 +71,43 @@ def routes(runtime: Runtime) -> list[HTTPRouteHandler]:
     @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
     async def fetch(data: FetchBody) -> dict[str, Any]:
         """Fetch a function's weights without starting it."""
-        function = runtime.live_catalogue.resolve(data.function).function
-        chosen = _best(runtime, function, data.host)
-        await _update_catalogue(runtime, chosen)
-        job = await _one(chosen, runtime.agents.prefetch(chosen, function))
+        function = catalogue.resolve(data.function).function
+        chosen = _best(view, function, data.host)
+        await _update_catalogue(agents, catalogue, chosen)
+        job = await _one(chosen, agents.prefetch(chosen, function))
         return {"host": chosen.name, "job": job, "function": function.id}
 
     @get("/admin/weights/estimate", opt={"needs": "status"})
     async def estimate(function: str, host: str = "") -> dict[str, Any]:
         """Estimate the memory of a function's instance, also without local weights."""
-        spec = runtime.live_catalogue.resolve(function).function
-        chosen = _best(runtime, spec, host)
-        result = await _one(chosen, runtime.agents.estimate(chosen, spec))
+        spec = catalogue.resolve(function).function
+        chosen = _best(view, spec, host)
+        result = await _one(chosen, agents.estimate(chosen, spec))
         return {"host": chosen.name, **to_builtins(result)}
 
     @get("/admin/jobs", opt={"needs": "status"})
     async def jobs(host: str = "") -> dict[str, Any]:
         """List the running and recent downloads."""
-        found, away = await _from_all(_hosts(runtime, host), lambda h: runtime.agents.jobs(h))
+        found, away = await _from_all(_hosts(view, host), lambda h: agents.jobs(h))
         return {"jobs": [{"host": h, **j} for h, listed in found.items() for j in listed], "away": away}
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
     async def cancel(job: str) -> dict[str, str]:
         """Cancel a download for all its waiters. The part that was fetched stays."""
-        hosts = _hosts(runtime, "")
-        found, _ = await _from_all(hosts, lambda h: runtime.agents.jobs(h))
+        hosts = _hosts(view, "")
+        found, _ = await _from_all(hosts, lambda h: agents.jobs(h))
         active = {j["id"]: h for h, listed in found.items() for j in listed if j["alive"]}
         if job not in active:
             raise JobNotFound(job, nearest(job, active))
         host = next(h for h in hosts if h.name == active[job])
-        await _one(host, runtime.agents.cancel_job(host, job))
+        await _one(host, agents.cancel_job(host, job))
         return {"host": host.name, "job": job}
 
     return [weights, remove, fetch, estimate, jobs, cancel]
 
 
-def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
-    hosts = runtime.view.fleet.hosts
+def _hosts(view: FleetView, name: str) -> list[HostRecord]:
+    hosts = view.fleet.hosts
     if not name:
         return [hosts[h] for h in sorted(hosts)]
     if name not in hosts:
@@ -114,18 +115,17 @@ def _hosts(runtime: Runtime, name: str) -> list[HostRecord]:
     return [hosts[name]]
 
 
-async def _update_catalogue(runtime: Runtime, host: HostRecord) -> None:
+async def _update_catalogue(agents: Agents, catalogue: LiveCatalogue, host: HostRecord) -> None:
     """Send an agent the current catalogue, from which it derives unused weights and the functions of a download."""
-    if host.catalogue != runtime.live_catalogue.digest:
-        catalogue, digest = runtime.live_catalogue.catalogue, runtime.live_catalogue.digest
-        await _one(host, runtime.agents.send_catalogue(host, catalogue, digest))
+    if host.catalogue != catalogue.digest:
+        await _one(host, agents.send_catalogue(host, catalogue.catalogue, catalogue.digest))
 
 
-def _best(runtime: Runtime, function: Function, host: str) -> HostRecord:
+def _best(view: FleetView, function: Function, host: str) -> HostRecord:
     """Return the named host, or the first candidate for starting the function."""
     if host:
-        return _hosts(runtime, host)[0]
-    fleet, requirement = runtime.view.fleet, need(function, None)
+        return _hosts(view, host)[0]
+    fleet, requirement = view.fleet, need(function, None)
     names = hosts_to_ask(requirement, function, fleet, use(fleet), clock.now())
     if not names:
         why = why_nowhere(requirement, fleet, use(fleet), clock.now())

@@ -7,7 +7,8 @@ instances a function actually evicts depends on its requirements; the plan of a 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Device, HostRecord, Instance, SilentHost
-from cortex.platform.scheduling.placement import LEAVING, least_valuable_first, protection
+from cortex.platform.scheduling.eviction import least_valuable_first, protection
+from cortex.platform.scheduling.placement import LEAVING
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.router.status.failures import trouble
 from cortex.router.status.format import mib, some

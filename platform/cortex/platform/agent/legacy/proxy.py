@@ -1,9 +1,9 @@
-"""Requests for a worker of this host that come through its agent, as a gateway of the Rust system sends them.
+"""Forwards inference requests through the agent to a worker of its host, for gateways of the Rust system.
 
-Not the router: nothing waits here, nothing is started, replayed or translated. The model is loaded on this
-host or the answer is 404; its bytes go to the worker as they came and the worker's answer goes back as it
-comes. What keeps it right: an instance is chosen and boarded in one step, with no `await` between, so the
-scheduler never sees it idle once it was chosen; and an answer that broke off is never ended as if it were whole.
+Unlike the router, it does not queue, start, replay or translate. If the model is not loaded on this host, the answer is
+404; otherwise request and answer are passed on unchanged. An instance is chosen and counted as in use without an
+`await` in between, so the scheduler never sees a chosen instance as idle. An answer that broke off is never ended like
+a complete one.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _END = b"data: [DONE]"
 
 
 class Proxy:
-    """Connections to this host's workers. `async with` opens and closes them."""
+    """Connections to this host's workers, opened and closed by `async with`."""
 
     def __init__(self, agent: Agent, token: FleetToken) -> None:
         self._agent, self._token = agent, token
@@ -41,11 +41,11 @@ class Proxy:
         await self._http.close()
 
     def exchange(self, model: str, path: str, body: bytes) -> "Exchange":
-        """Return the application that serves one request for a model."""
+        """Return the ASGI application for one request."""
         return Exchange(self._agent, self, model, path, body)
 
     async def post(self, instance: Instance, path: str, body: bytes) -> aiohttp.ClientResponse:
-        """Send a request to a worker, with its own key. Raises aiohttp.ClientError."""
+        """Send a request to a worker with the worker's key. Raises aiohttp.ClientError."""
         for key in self._token.worker_keys(instance.id):
             headers = {**worker_http.headers(key), "Content-Type": "application/json"}
             response = await self._http.post(instance.url + path, data=body, headers=headers, allow_redirects=False)
@@ -58,44 +58,44 @@ class Proxy:
                 response.close()
                 raise
             response.close()
-        raise aiohttp.ClientConnectionError(f"{instance.url} does not know the key of its instance")
+        raise aiohttp.ClientConnectionError(f"{instance.url} rejects the key of its instance")
 
 
 class Exchange:
-    """One request's life: an ASGI application of its own, so that the client's leaving is seen at once."""
+    """One request: a separate ASGI application, which notices at once when the client disconnects."""
 
-    def __init__(self, agent: Agent, relay: Proxy, model: str, path: str, body: bytes) -> None:
-        self._agent, self._relay = agent, relay
+    def __init__(self, agent: Agent, proxy: Proxy, model: str, path: str, body: bytes) -> None:
+        self._agent, self._proxy = agent, proxy
         self._model, self._path, self._body = model, path, body
         self._head_sent = False
         self._send: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it, unless the client leaves first."""
+        """Serve the request, until it ends or the client disconnects."""
         self._send = send
         work = asyncio.create_task(self._serve())
-        gone = asyncio.create_task(_left(receive))
+        disconnect = asyncio.create_task(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, disconnect), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (work, gone):
+            for task in (work, disconnect):
                 task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.gather(work, disconnect, return_exceptions=True)
         if not work.cancelled():
             work.result()
 
     async def _serve(self) -> None:
         """Answer the request:
 
-        (1) no instance is ready: 404, in the words callers know;
-        (2) the worker's answer, whatever it says;
-        (3) it broke or took too long: an error, inside the stream when that has begun.
+        (1) No instance is ready: 404, with the text that callers expect.
+        (2) The worker answers: its answer.
+        (3) The worker breaks off or takes too long: an error, inside the stream if it has begun.
         """
-        chosen = self._agent.ready(self._model)
-        if chosen is None:  # (1)
+        ready = self._agent.ready(self._model)
+        if ready is None:  # (1)
             await self._fail(404, f"model '{self._model[:LONGEST]}' not loaded on this neuron")
             return
-        instance, function = chosen
+        instance, function = ready
         with self._agent.aboard(instance):
             try:
                 async with asyncio.timeout(function.request_timeout_s):
@@ -103,33 +103,33 @@ class Exchange:
             except (*worker_http.BREAKS, ConnectionError) as error:  # (3)
                 await self._break_off(502, function, f"broke off: {worker_http.failure(error)}")
             except Unreadable as error:
-                await self._break_off(502, function, f"gave an answer that cannot be read: {error}")
+                await self._break_off(502, function, f"sent an answer that cannot be read: {error}")
             except TimeoutError:
                 await self._break_off(504, function, f"took longer than {function.request_timeout_s:g} s")
 
     async def _forward(self, instance: Instance) -> None:
-        response = await self._relay.post(instance, self._path, self._body)
+        response = await self._proxy.post(instance, self._path, self._body)
         try:
             if response.status in REDIRECTS:
-                raise Unreadable(f"it is a redirect ({response.status}), and none is followed")
+                raise Unreadable(f"it is a redirect ({response.status}), which is not followed")
             content_type = response.headers.get("Content-Type", "application/json")
             if response.status == 200 and content_type.startswith("text/event-stream"):
                 await self._stream(response)
                 return
-            # 401 would read as if the caller's own token were wrong.
+            # 401 would mean that the caller's own token is wrong.
             status = 403 if response.status in KEY_REFUSED else response.status
             await self._whole(status, content_type, await worker_http.whole(response))
         finally:
             response.close()
 
     async def _stream(self, response: aiohttp.ClientResponse) -> None:
-        """Pass a stream on as it comes, whole events only, so that an error can follow any of them."""
+        """Forward a stream in whole events, so that an error can follow any of them."""
         rest, end = bytearray(), b""
         async for chunk in worker_http.pieces(response):
-            seen = max(0, len(rest) - 3)  # a separator may be cut in two
+            start = max(0, len(rest) - 3)  # a separator may be cut in two
             rest += chunk
             end = (end + chunk)[-64:]
-            if events := _whole_events(rest, seen):
+            if events := _whole_events(rest, start):
                 await self._head(200, "text/event-stream; charset=utf-8")
                 await self._body_part(bytes(rest[:events]))
                 del rest[:events]
@@ -140,11 +140,11 @@ class Exchange:
         await self._head(200, "text/event-stream; charset=utf-8")
         await self._body_part(bytes(rest), last=True)
 
-    # Towards the client.
+    # To the client.
 
-    async def _break_off(self, status: int, function: Function, what: str) -> None:
-        text = f"the worker of '{function.id}' {what}"
-        log.warning("relay_broke", function=function.id, why=what)
+    async def _break_off(self, status: int, function: Function, reason: str) -> None:
+        text = f"the worker of '{function.id}' {reason}"
+        log.warning("relay_broke", function=function.id, why=reason)
         if not self._head_sent:
             await self._fail(status, text)
             return
@@ -171,12 +171,11 @@ class Exchange:
 
 
 def _whole_events(wire: bytearray, start: int) -> int:
-    """Return how many bytes of a stream belong to whole events. The first separator is at `start` or later."""
+    """Return the number of bytes in whole events. The first separator is at `start` or later."""
     lf, crlf = wire.rfind(b"\n\n", start), wire.rfind(b"\r\n\r\n", start)
     return max(lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
 
 
-async def _left(receive: Receive) -> None:
-    """Return when the client is gone."""
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,8 @@
 """A worker's chat answer for a client of the same dialect: forwarded unchanged unless it needs a repair.
 
-Repairs: the model's name, `reasoning_content` from `reasoning`, the index, id or type of a call. A repeated id, name or
-role is removed, because SDKs concatenate deltas. Only pieces with a defect are decoded and encoded again.
+Repairs: the model's name, "" for null as the text of an answer without words, `reasoning_content` from `reasoning`, the
+index, id or type of a call. A repeated id, name or role is removed, because SDKs concatenate deltas. Only pieces with a
+defect are decoded and encoded again.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ _encode = msgspec.json.Encoder().encode
 
 def plain(body: bytes, answer_id: str, model: str) -> Plain:
     """Return the worker's whole answer, repaired. Raises `BadAnswer`."""
-    completion = chunks.decode(body)
+    completion, body = chunks.decode_strict(body)
     if not completion.choices:
         raise BadAnswer("the worker's answer holds no message")
     for choice in completion.choices:
@@ -111,7 +112,7 @@ class ChunkRepair:
                 if corrected := state.repairs(call):
                     del corrected["index"]
                 calls.append(corrected)
-            if any(calls) or _lacks_reasoning_content(message):
+            if any(calls) or _lacks_reasoning_content(message) or message.lacks_words:
                 repairs[position] = (False, calls)
         return _rewrite(data, repairs, "message") if repairs else data
 
@@ -134,6 +135,8 @@ def _apply(piece: dict[str, Any], repairs: _Repairs, name: str) -> dict[str, Any
         delta: dict[str, Any] = piece["choices"][position][name]
         if repeated_role:
             del delta["role"]
+        if name == "message" and not (delta.get("tool_calls") or delta.get("function_call") or delta.get("refusal")):
+            delta["content"] = delta.get("content") or ""
         if delta.get("reasoning") and not delta.get("reasoning_content"):
             delta["reasoning_content"] = delta["reasoning"]
         for index, call in enumerate(calls):

@@ -39,16 +39,20 @@ _FRONT = frozenset({"system", "developer"})
 
 _TEXT_KEYS = frozenset({"type", "text", "refusal", "thinking"})
 _IMAGES = frozenset({"image_url", "input_image", "video_url"})
+_AUDIO = frozenset({"input_audio", "audio_url"})
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
 def check(messages: list[Message], traits: Traits) -> list[str]:
-    """Check the parts of messages. Return the names of fields to drop.
+    """Check the roles and the parts of messages. Return the names of fields to drop.
 
-    Raises BadRequest for a type that is not allowed, for media that are not data, and for images if the model has no
-    vision; the worker validates everything else.
+    Raises BadRequest for a role or type that is not allowed, for media that are not data, and for images and audio that
+    the model does not take; the worker validates everything else.
     """
     dropped: set[str] = set()
     for index, message in enumerate(messages):
+        if message.role not in _ROLES:
+            raise BadRequest(f"expected {', '.join(sorted(_ROLES))}", f"messages[{index}].role")
         if not isinstance(message.content, list):
             continue
         for position, part in enumerate(message.content):
@@ -71,6 +75,8 @@ def _check_part(part: dict[str, Any], kind: Any, role: str, at: str, traits: Tra
         if role == "tool" and kind == "image_url":
             return
         raise BadRequest("this model does not accept images", at)
+    if kind in _AUDIO and not traits.audio:
+        raise BadRequest("this model does not accept audio", at)
     images.check_media(part, kind, at)
 
 

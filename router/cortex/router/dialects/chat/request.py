@@ -73,10 +73,11 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     choices: int
     usage_is_ours: bool
     limit_is_ours: bool
+    limit_field: str
     fields: Fields
     dropped: tuple[str, ...] = ()
     affinity: str | None = None
-    notes: tuple[str, ...] = ()
+    cuts: tuple[str, ...] = ()
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send; `max_tokens` replaces the client's limit."""
@@ -89,9 +90,11 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     def count(self, model: str) -> bytes:
         """Return the body for a worker's tokenizer endpoint."""
         prompt = {name: self.fields[name] for name in conversation.PROMPT_FIELDS if name in self.fields}
+        if "prompt" in self.fields:
+            prompt["prompt"] = raw(_longest(msgspec.json.decode(self.fields["prompt"])))
         return msgspec.json.encode({"model": raw(model), **prompt})
 
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> Reply:
+    def answer(self, id: str, created: int) -> Reply:
         return Reply(id=id, model=self.model, choices=self.choices, usage_is_ours=self.usage_is_ours)
 
 
@@ -122,7 +125,7 @@ def read(body: bytes, traits: Traits) -> ChatRequest:
     client_limit = params.max_tokens if params.max_completion_tokens is None else params.max_completion_tokens
     limit = traits.limit_per_answer(client_limit, params.n or 1)
     has_newer = params.max_completion_tokens is not None
-    if limit != client_limit or (has_newer and (params.max_tokens is not None or not traits.max_completion_tokens)):
+    if limit != client_limit or (has_newer and params.max_tokens is not None):
         dropped.add("max_completion_tokens")
         changes["max_tokens"] = raw(limit)
     _clamp_min_tokens(fields, limit, changes)
@@ -212,6 +215,7 @@ def _build(
         choices=(params.n or 1) * prompts,
         usage_is_ours=bool(params.stream) and not wants_usage,
         limit_is_ours=limit_is_ours,
+        limit_field="max_completion_tokens" if getattr(params, "max_completion_tokens", None) else "max_tokens",
         fields=remaining | changes,
         dropped=tuple(names),
         affinity=params.prompt_cache_key or params.user,
@@ -228,8 +232,16 @@ def _is_batch(prompt: str | list[Any]) -> bool:
     return isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
 
 
+def _longest(prompt: str | list[Any]) -> str | list[int]:
+    """Return the longest prompt of a completion."""
+    longest: str | list[int] = max(prompt, key=len) if isinstance(prompt, list) and _is_batch(prompt) else prompt
+    return longest
+
+
 def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:
     tools, choice = params.tools, params.tool_choice
+    if _demands_call(choice):
+        traits.check_demand(bool(tools), "tool_choice")
     if tools is None:
         return
     if not tools:  # vLLM rejects an empty list, others a choice without tools
@@ -244,11 +256,20 @@ def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[s
         names = {_name(tool) for tool in listed if isinstance(tool, dict)} if isinstance(listed, list) else set()
         changes["tools"] = raw([tool for tool in tools if _name(tool) in names])
         changes["tool_choice"] = raw("required" if spec.get("mode") == "required" else "auto")
-    elif choice.get("type") == "function" and not traits.named_tool_choice:
-        only = [tool for tool in tools if _name(tool) == _name(choice)]
-        if not only:
-            raise BadRequest("expected the name of a tool in tools", "tool_choice.function.name")
+        return
+    only = [tool for tool in tools if _name(tool) == _name(choice)]
+    if choice.get("type") == "function" and not only:
+        raise BadRequest("expected the name of a tool in tools", "tool_choice.function.name")
+    if choice.get("type") == "function" and not traits.named_tool_choice:
         changes["tools"], changes["tool_choice"] = raw(only), raw("required")
+
+
+def _demands_call(choice: str | dict[str, Any] | None) -> bool:
+    if not isinstance(choice, dict):
+        return choice == "required"
+    allowed = choice.get("allowed_tools")
+    modes = (choice.get("mode"), allowed.get("mode") if isinstance(allowed, dict) else None)
+    return choice.get("type") in ("function", "custom") or "required" in modes
 
 
 def _name(tool: dict[str, Any]) -> object:

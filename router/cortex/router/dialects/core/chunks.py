@@ -5,12 +5,13 @@ one piece, so plain and streamed answers to a client agree. Only fields that cor
 skips the rest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
+from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.dialects.core.worker_errors import fault_from_error
 
@@ -36,10 +37,16 @@ class Delta(msgspec.Struct):
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[CallDelta] | None = None
+    function_call: Any = None
 
     @property
     def thinking(self) -> str | None:
         return self.reasoning_content or self.reasoning
+
+    @property
+    def lacks_words(self) -> bool:
+        """Whether a whole message has null for its text, which only calls and refusals may have."""
+        return self.content is None and not (self.tool_calls or self.function_call or self.refusal)
 
 
 class Choice(msgspec.Struct):
@@ -117,7 +124,7 @@ class Ending(msgspec.Struct, frozen=True):
 # Finish reasons of an answer that is not complete.
 _ABORTED = frozenset({"abort", "error"})
 
-_decode = msgspec.json.Decoder(Chunk).decode
+_decoder = msgspec.json.Decoder(Chunk)
 
 _JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -141,14 +148,19 @@ def _unreadable(error: Exception) -> UnreadableAnswer:
 
 def decode(data: bytes) -> Chunk:
     """Decode one piece or whole answer. Raises `BadAnswer` for an error in it or unreadable JSON."""
+    return decode_strict(data)[0]
+
+
+def decode_strict(data: bytes) -> tuple[Chunk, bytes]:
+    """Decode one piece or whole answer, and return it as strict JSON too. Raises `BadAnswer` as `decode` does."""
     try:  # not `map_json_errors()`: this runs for every token
-        chunk = _decode(data)
+        chunk, data = lenient.decode(data, _decoder)
     except _JSON_ERRORS as error:
         raise _unreadable(error) from None
     if chunk.error:
         fault = fault_from_error(chunk.error)
         raise BadAnswer(fault.message, fault)
-    return chunk
+    return chunk, data
 
 
 def choice_of(chunk: Chunk) -> Choice | None:
@@ -171,6 +183,16 @@ def tokens(usage: Usage | None, prompt_tokens: int | None = None) -> Tokens:
         written=count(prompt.cache_write_tokens),
         output=count(usage.completion_tokens),
         reasoning=None if completion.reasoning_tokens is None else count(completion.reasoning_tokens),
+    )
+
+
+def total(usages: Iterable[Usage]) -> Tokens:
+    """Return the tokens of several answers together, within bounds."""
+    each = [tokens(usage) for usage in usages]
+    return Tokens(
+        input=count(sum(one.input for one in each)),
+        cached=count(sum(one.cached for one in each)),
+        output=count(sum(one.output for one in each)),
     )
 
 
@@ -213,6 +235,18 @@ def ending(chunk: Chunk, choice: Choice) -> Ending | None:
     if isinstance(choice.stop_reason, str) and choice.stop_reason:
         stop_string = choice.stop_reason
     return Ending(finish, stop_string)
+
+
+def decode_whole(body: bytes) -> tuple[Chunk, Delta, Ending]:
+    """Decode a whole answer; return it with the message and the ending of its first choice. Raises `BadAnswer`."""
+    completion = decode(body)
+    choice = completion.choices[0] if completion.choices else None
+    if choice is None or choice.message is None:
+        raise BadAnswer("the worker's answer holds no message")
+    how = ending(completion, choice)
+    if how is None:
+        raise truncated()
+    return completion, choice.message, how
 
 
 def truncated() -> BadAnswer:

@@ -101,6 +101,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     thinking_token_budget: int | None = None
     thinking_budget_tokens: int | None = None
     stop: list[str] | None = None
+    timings_per_token: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -153,6 +154,29 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     def count(self, model: str) -> bytes:
         """Return the body for a worker's tokenizer endpoint."""
         return _with(_encode(prompt_of(self.request)), model, None)
+
+
+class TranslatedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request of another dialect as one for the worker's chat endpoint. `max_tokens` is the worker's limit,
+    `limit_field` the client's name for it; `limit_is_ours`: the client set none. `dropped`: what is not forwarded."""
+
+    model: str
+    stream: bool
+    max_tokens: int | None
+    upstream: Upstream
+    affinity: str | None = None
+    dropped: tuple[str, ...] = ()
+    limit_is_ours: bool = False
+    choices: int = 1
+    cuts: tuple[str, ...] = ()
+
+    def body(self, model: str, max_tokens: int | None = None) -> bytes:
+        """Return the body to send; `max_tokens` replaces the client's limit."""
+        return self.upstream.body(model, max_tokens)
+
+    def count(self, model: str) -> bytes:
+        """Return the body for a worker's tokenizer endpoint."""
+        return self.upstream.count(model)
 
 
 def upstream(request: Request, max_tokens: int | None) -> Upstream:

@@ -1,12 +1,8 @@
-"""Faults, and how each dialect reports them.
+"""Faults, how each dialect reports them, and the errors that dialects raise.
 
 A `Fault` is a value: a kind, a message, optionally a field and a retry delay. Only the table below maps a kind to a
 status, type and code; envelopes, error events and headers are computed from it. The dialect is that of the path the
-client called, never the worker's.
-
-    DialectError            carries the fault to answer with
-    ├── BadRequest          the client must change its request; request parsers raise nothing else
-    └── BadAnswer           the worker's answer cannot be forwarded
+client called, never the worker's. `router/errors.py` draws the whole tree of errors and has its other leaves.
 """
 
 from enum import StrEnum
@@ -14,6 +10,7 @@ from math import ceil
 from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 Dialect = Literal["chat", "completions", "embeddings", "rerank", "responses", "messages"]
 
@@ -111,20 +108,72 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         return headers
 
 
-class DialectError(Exception):
-    """A request or answer that cannot be translated, with the fault to answer instead."""
+class RequestError(Exception):
+    """A rejected request. `fault()` is the error that its client receives.
+
+    `message` is for operators; it may name hosts and a worker's exit. `public` is for clients without the right to see
+    the fleet.
+    """
+
+    kind = Kind.INTERNAL
+    code: str | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers of the answer besides those of the fault."""
+
+    def __init__(
+        self, message: str, *, retry_after: int | None = None, param: str | None = None, public: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message, self.public = message, public or message
+        self.retry_after, self.param = retry_after, param
+
+    @property
+    def reason(self) -> str:
+        """The text for the request's record and the log."""
+        return self.message
+
+    def fault(self, *, operator: bool = False) -> Fault:
+        """Return the error as a value that every dialect can encode, with the operator's or the public message."""
+        return Fault(
+            kind=self.kind,
+            message=self.message if operator else self.public,
+            code=self.code,
+            param=self.param,
+            retry_after_s=self.retry_after,
+        )
+
+
+class DialectError(RequestError):
+    """A request or an answer that cannot be translated. Its text may quote the request, so only the client gets it."""
 
     def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
+        super().__init__(fault.message, param=fault.param)
+        self._fault = fault
+
+    @property
+    def reason(self) -> str:
+        """Empty: the text may quote the request."""
+        return ""
+
+    def fault(self, *, operator: bool = False) -> Fault:
+        """Return the same fault for everyone."""
+        return self._fault
 
 
 class BadRequest(DialectError):
-    """The request is invalid, or the function cannot serve it."""
+    """The request is invalid, or the function cannot serve it. Request parsers raise nothing else."""
 
     def __init__(self, message: str, param: str | None = None, kind: Kind = Kind.BAD_REQUEST) -> None:
         text = f"{param}: {message}" if param else message
         super().__init__(Fault(kind=kind, message=text, param=param))
+
+
+class ContextExceeded(DialectError):
+    """The prompt, or the prompt and the answer, exceed the context window."""
+
+
+class WorkerRefusal(DialectError):
+    """The worker refused the request, or failed while it served it; the fault has the worker's text."""
 
 
 class BadAnswer(DialectError):
@@ -195,11 +244,18 @@ def max_tokens_too_large(tokens: int, max_tokens: int, limit: int) -> Fault:
     )
 
 
-def unknown_model(name: str, did_you_mean: str | None = None) -> Fault:
-    hint = f" Did you mean `{did_you_mean}`?" if did_you_mean else ""
-    return Fault(
-        kind=Kind.UNKNOWN_MODEL,
-        message=f"The model `{name}` does not exist.{hint}",
-        anthropic_message=f"model: {name}{'.' + hint if hint else ''}",
-        param="model",
-    )
+_PROMPTS: dict[Dialect, str] = {
+    "responses": "input",
+    "completions": "prompt",
+    "embeddings": "input",
+    "rerank": "documents",
+}
+
+
+def in_client_terms(fault: Fault, dialect: Dialect, limit_field: str) -> Fault:
+    """Return a fault of sizes with the fields that the client sent: its prompt, and its limit."""
+    if fault.kind is Kind.PROMPT_TOO_LONG:
+        return replace(fault, param=_PROMPTS.get(dialect, "messages"))
+    if fault.kind is Kind.MAX_TOKENS_TOO_LARGE:
+        return replace(fault, param=limit_field, message=fault.message.replace("`max_tokens`", f"`{limit_field}`"))
+    return fault

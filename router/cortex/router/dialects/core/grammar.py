@@ -99,12 +99,12 @@ def check_schema(schema: Any, at: str) -> None:
         constraints.Measure().schema(schema, at)
 
 
-def check_format(kind: str, value: Any, at: str = "response_format") -> None:
+def check_format(kind: str, value: Any) -> None:
     """Measure a `response_format`. Raises BadRequest."""
     if kind not in _FORMATS:
-        raise BadRequest("expected text, json_object or json_schema", f"{at}.type", Kind.UNSUPPORTED)
+        raise BadRequest("expected text, json_object or json_schema", "response_format.type", Kind.UNSUPPORTED)
     if kind != "text":
-        check_schema(value, at)
+        check_schema(value, "response_format")
 
 
 def loosen_tools(tools: list[Any], at: str) -> list[Any] | None:

@@ -5,7 +5,7 @@ the size of the text; it is for display only and must be marked as an estimate.
 """
 
 from cortex.router.dialects.core.conversation import ImagePart, Request, TextPart, User
-from cortex.router.dialects.core.errors import DialectError, max_tokens_too_large, prompt_too_long
+from cortex.router.dialects.core.errors import ContextExceeded, max_tokens_too_large, prompt_too_long
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.core.wire import text_of
 
@@ -15,26 +15,36 @@ _TOKENS_PER_IMAGE = 1000
 _TEMPLATE_TOKENS = 1024
 
 
+_SENSIBLE_REST = 256
+
+
+def sensible_rest(window: int) -> int:
+    """Return the tokens that a prompt must leave for an answer to be worth starting: 256, or a quarter of a window of
+    less than 1024."""
+    return min(_SENSIBLE_REST, window // 4)
+
+
 def fit(prompt_tokens: int, max_tokens: int | None, traits: Traits) -> int | None:
-    """Return the output limit to send for this prompt. Raises DialectError when the request does not fit.
+    """Return the output limit to send for this prompt. Raises ContextExceeded when the request does not fit.
 
     (1) the window is unknown: the worker decides
     (2) the prompt alone fills it: refuse
     (3) the rest is enough
-    (4) the function clamps the answer to what is left
-    (5) refuse with the numbers; the client decides
+    (4) clamp the answer to what is left: while that is a sensible rest, or as the function says
+    (5) refuse with the numbers; the client decides: Claude Code compacts the conversation
     """
     window = traits.context_window
     if window is None:  # (1)
         return max_tokens
     room = window - prompt_tokens
     if room <= 0:  # (2)
-        raise DialectError(prompt_too_long(prompt_tokens, window))
+        raise ContextExceeded(prompt_too_long(prompt_tokens, window))
     if max_tokens is None or max_tokens <= room:  # (3)
         return max_tokens
-    if traits.on_long_prompt == "clamp":  # (4)
+    clamps = traits.on_long_prompt == "clamp" or (traits.on_long_prompt == "auto" and room >= sensible_rest(window))
+    if clamps:  # (4)
         return room
-    raise DialectError(max_tokens_too_large(prompt_tokens, max_tokens, window))  # (5)
+    raise ContextExceeded(max_tokens_too_large(prompt_tokens, max_tokens, window))  # (5)
 
 
 def fits_without_counting(body_bytes: int, max_tokens: int | None, window: int | None) -> bool:

@@ -20,11 +20,17 @@ from cortex.router.dialects.core.sse import SSEDecoder
 DONE = b"[DONE]"
 
 
+def is_empty(data: bytes) -> bool:
+    """Whether an event holds nothing: llama.cpp sends `data: null` before the chunks of several prompts."""
+    return data in (b"null", b"")
+
+
 class Machine(Protocol):
     """Call `open` first; `feed` and `close` may raise `BadAnswer`; an event's tag is its name."""
 
     @property
     def tokens(self) -> Tokens: ...
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> Sequence[msgspec.Struct]: ...
     def feed(self, chunk: Chunk) -> Sequence[msgspec.Struct]: ...
     def close(self) -> Sequence[msgspec.Struct]: ...
@@ -35,9 +41,10 @@ class Machine(Protocol):
 class Stream(Protocol):
     """A stream to a client.
 
-    Call `open()` and `ping()` while waiting, `feed()` per piece of the worker's body, `close()` at its end, `fail()`
-    when the worker is lost. `fault`: the error that ended it; `over`: no bytes follow; `tokens`: the worker's usage;
-    `rough_tokens`: an estimate of the output so far, for a stream that ends without usage.
+    Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting, `feed()` per piece of the worker's
+    body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error that ended it; `over`: no bytes
+    follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so far, for a stream that ends
+    without usage.
     """
 
     fault: Fault | None
@@ -46,6 +53,7 @@ class Stream(Protocol):
 
     @property
     def tokens(self) -> Tokens: ...
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> bytes: ...
     def feed(self, data: bytes) -> bytes: ...
     def close(self) -> bytes: ...
@@ -53,41 +61,31 @@ class Stream(Protocol):
     def fail(self, fault: Fault) -> bytes: ...
 
 
-class TranslatedStream:
-    """The `Stream` of a dialect that has named events."""
+class FrameStream:
+    """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self) -> None:
         self.fault: Fault | None = None
         self.over = False
         self.rough_tokens = 0
-        self._machine = machine
         self._frames = SSEDecoder()
 
-    @property
-    def tokens(self) -> Tokens:
-        return self._machine.tokens
-
-    def open(self) -> bytes:
-        return b"" if self.over else self._encode_events(self._machine.open())
-
-    def ping(self) -> bytes:
-        return b"" if self.over else self._encode_events(self._machine.ping())
-
     def feed(self, data: bytes) -> bytes:
+        """Relay the frames that a piece of the worker's body completes."""
         if self.over:
             return b""
         out: list[bytes] = []
         try:
             for frame in self._frames.feed(data):
+                self._relay(frame, out)
                 if self.over:
                     break
-                self._relay_frame(frame, out)
         except BadAnswer as error:
-            out.append(self.fail(error.fault))
+            out.append(self.fail(error.fault()))
         return b"".join(out)
 
     def close(self) -> bytes:
-        """The worker's body has ended."""
+        """End the stream: the worker's body has ended."""
         if self.over:
             return b""
         out: list[bytes] = []
@@ -97,19 +95,57 @@ class TranslatedStream:
             if not self.over:
                 self._end(out)
         except BadAnswer as error:
-            out.append(self.fail(error.fault))
+            out.append(self.fail(error.fault()))
         return b"".join(out)
 
     def fail(self, fault: Fault) -> bytes:
+        """End the stream with an error."""
         if self.over:
             return b""
         self.over, self.fault = True, fault
-        return self._encode_events(self._machine.fail(fault))
+        return self._encode_fault(fault)
 
-    def _relay_frame(self, frame: Frame, out: list[bytes]) -> None:
+    def _relay(self, frame: Frame, out: list[bytes]) -> None:
+        """Append what a frame becomes. Raises BadAnswer."""
+        raise NotImplementedError
+
+    def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
+        """Do the same for the rest of the body, which may be half a frame. Raises BadAnswer."""
+        raise NotImplementedError
+
+    def _end(self, out: list[bytes]) -> None:
+        """Append the end of a body that ended without an end marker. Raises BadAnswer when it is incomplete."""
+        raise NotImplementedError
+
+    def _encode_fault(self, fault: Fault) -> bytes:
+        raise NotImplementedError
+
+
+class TranslatedStream(FrameStream):
+    """The `Stream` of a dialect that has named events."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+
+    @property
+    def tokens(self) -> Tokens:
+        return self._machine.tokens
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        """Take the output limit that the worker gets, and the prompt's tokens if they were counted."""
+        self._machine.fit(max_tokens, input_tokens)
+
+    def open(self) -> bytes:
+        return b"" if self.over else self._encode_events(self._machine.open())
+
+    def ping(self) -> bytes:
+        return b"" if self.over else self._encode_events(self._machine.ping())
+
+    def _relay(self, frame: Frame, out: list[bytes]) -> None:
         if frame.data == DONE:
             self._end(out)
-        else:
+        elif not is_empty(frame.data):
             self._relay_chunk(chunks.decode(frame.data), out)
 
     def _relay_chunk(self, chunk: Chunk, out: list[bytes]) -> None:
@@ -119,8 +155,8 @@ class TranslatedStream:
         out.append(self._encode_events(self._machine.feed(chunk)))
 
     def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
-        """Relay the last frame. It may be half a chunk, which is ignored; `close` checks for completeness."""
-        if frame.data == DONE:
+        """Relay the last frame. It may be half a chunk, which is ignored."""
+        if frame.data == DONE or is_empty(frame.data):
             return
         try:
             chunk = chunks.decode(frame.data)
@@ -131,6 +167,9 @@ class TranslatedStream:
     def _end(self, out: list[bytes]) -> None:
         out.append(self._encode_events(self._machine.close()))
         self.over = True
+
+    def _encode_fault(self, fault: Fault) -> bytes:
+        return self._encode_events(self._machine.fail(fault))
 
     def _encode_events(self, events: Sequence[msgspec.Struct]) -> bytes:
         return b"".join([_prefix(type(event)) + _encode(event) + b"\n\n" for event in events])

@@ -10,13 +10,18 @@ from msgspec.structs import replace
 
 from cortex.functions.capabilities import Sampling
 from cortex.functions.passing import Passing, passing
-from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.errors import BadRequest, Kind
 
 # Templates with three levels raise on any other, so the outer levels map to the nearest of them.
 EFFORT = {"none": "none", "minimal": "low", "low": "low", "medium": "medium"} | dict.fromkeys(
     ("high", "xhigh", "max"), "high"
 )
 
+
+_NO_TOOLS = (
+    "this model cannot call tools (`tool_call` is false in /v1/models), so a call cannot be demanded: "
+    "leave it out, or send auto"
+)
 
 _PLAIN = passing("openai", "chat")
 _PLAIN = replace(_PLAIN, fields=_PLAIN.fields | passing("openai", "completions").fields)
@@ -37,13 +42,15 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
 
     # the model
     vision: bool = False
+    audio: bool = True
+    tools: bool = True
     context_window: int | None = None
 
     # the engine
     thinking_budget: Literal["thinking_token_budget", "thinking_budget_tokens"] | None = None
     named_tool_choice: bool = True
-    max_completion_tokens: bool = True
     json_schema: bool = True
+    names_stop: bool = True
     passing: Passing = _PLAIN
     completion_tokens: int | None = None
 
@@ -51,8 +58,14 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     default_output_tokens: int | None = None
     max_output_tokens: int | None = None
     sampling: Sampling = Sampling()
-    on_long_prompt: Literal["error", "clamp"] = "error"
-    server_tools: Literal["reject", "drop"] = "reject"
+    on_long_prompt: Literal["auto", "error", "clamp"] = "auto"
+
+    def check_demand(self, has_tools: bool, at: str) -> None:
+        """Raise BadRequest for a demanded tool call that cannot be made."""
+        if not self.tools:
+            raise BadRequest(_NO_TOOLS, at, Kind.UNSUPPORTED)
+        if not has_tools:
+            raise BadRequest("a tool call is demanded and there are no tools: send tools, or leave it out", at)
 
     def output_tokens(self, client_limit: int | None) -> int | None:
         """Return the worker's output limit for a client's `max_tokens`. A function's limit always applies."""

@@ -29,6 +29,9 @@ _LEVELS = 8
 """Levels of large JSON to decode separately: messages, contents, parts and their fields."""
 _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
+_NO_NUMBER = re.compile(rb"[:,\[]\s*(NaN|-?Infinity)\b")
+_FIELD = re.compile(rb'"([A-Za-z0-9_.-]{1,100})"\s*:\s*\[?[^"\]]*\Z')
+_LONGEST_FIELD = 256
 _encode = msgspec.json.Encoder().encode
 
 
@@ -62,7 +65,17 @@ def read(body: bytes, shape: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _with_path(error, "") from None
     except msgspec.DecodeError as error:
+        if number := _NO_NUMBER.search(body):
+            word = number[1].decode()
+            text = f"{word} is no number in JSON: leave the field out, or send null"
+            raise BadRequest(text, _field_of(body, number)) from None
         raise BadRequest(f"the body is not valid JSON: {error}") from None
+
+
+def _field_of(body: bytes, number: re.Match[bytes]) -> str | None:
+    """Return the name of the field whose value is not a number."""
+    field = _FIELD.search(body[max(0, number.start() - _LONGEST_FIELD) : number.start(1)])
+    return field[1].decode("utf-8", "replace") if field else None
 
 
 def decode_parts(raw: bytes | msgspec.Raw, levels: int = _LEVELS) -> Any:

@@ -36,6 +36,11 @@ _PROMPT = (
     ),
     re.compile(r"request \((?P<tokens>\d+) tokens\) exceeds the available context size \((?P<limit>\d+) tokens\)"),
     re.compile(r"prompt is too long: (?P<tokens>\d+) tokens > (?P<limit>\d+) maximum"),
+    re.compile(
+        r"input \((?P<tokens>\d+) tokens\) is too large to process\. increase the physical batch size"
+        r" \(current batch size: (?P<limit>\d+)\)"
+    ),
+    re.compile(r"input \((?P<tokens>\d+) tokens\) is larger than the max context size \((?P<limit>\d+) tokens\)"),
     re.compile(r"[Rr]equested tokens \((?P<tokens>\d+)\) exceed context window of (?P<limit>\d+)"),
 )
 _TOGETHER = (
@@ -58,6 +63,14 @@ _TOGETHER = (
     re.compile(r"exceed context limit: (?P<tokens>\d+) \+ (?P<max>\d+) > (?P<limit>\d+)"),
 )
 _TOO_LONG_TYPES = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+
+# Errors of a request that llama.cpp answers with 500, and the field. Matched at the start of the message only.
+_INVALID = (
+    re.compile(r"Failed to parse (?P<param>tools|messages):"),
+    re.compile(r"Field '(?P<param>[A-Za-z0-9_.]{1,80})':"),
+    re.compile(r"(?:image|audio|video|file) input is not supported"),
+    re.compile(r"\[json\.exception\.(?:type_error|out_of_range|parse_error)\."),
+)
 
 _KINDS = {
     408: Kind.TIMEOUT,
@@ -100,16 +113,22 @@ def fault_from_error(error: object, status: int = 500, retry_after: str | None =
     too_long = _too_long(fields, message)
     if too_long is not None:
         return too_long
-    kind = _kind(status, str(fields.get("type", "")))
+    kind, param = _kind(status, str(fields.get("type", ""))), fields.get("param")
+    if kind in (Kind.WORKER_ERROR, Kind.BAD_REQUEST) and (invalid := _invalid(message)):
+        kind, param = Kind.BAD_REQUEST, param or invalid.groupdict().get("param", "messages")
     if kind is Kind.FORBIDDEN:
         message = f"the worker refused this request ({status}): {message}"
     return Fault(
         kind=kind,
         message=message,
-        param=untrusted.name(fields.get("param"), _LONGEST_WORD) or None,
+        param=untrusted.name(param, _LONGEST_WORD) or None,
         code=untrusted.name(code, _LONGEST_WORD) or None if kind in (Kind.BAD_REQUEST, Kind.UNSUPPORTED) else None,
         retry_after_s=_seconds(retry_after, kind),
     )
+
+
+def _invalid(message: str) -> re.Match[str] | None:
+    return next((match for pattern in _INVALID if (match := pattern.match(message))), None)
 
 
 def engine_died(message: str) -> bool:

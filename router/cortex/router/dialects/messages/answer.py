@@ -11,7 +11,6 @@ import msgspec
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
 from cortex.router.dialects.core.content_blocks import Block, blocks_of
-from cortex.router.dialects.core.errors import BadAnswer
 
 # Clients return thinking only with a signature. This one is a constant; any signature is accepted.
 SIGNATURE = "cortex"
@@ -19,6 +18,7 @@ SIGNATURE = "cortex"
 
 class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
     text: str
+    citations: None = None
 
 
 class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
@@ -26,10 +26,15 @@ class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
     signature: str
 
 
+class DirectCaller(msgspec.Struct, frozen=True, tag_field="type", tag="direct"):
+    """The model called the tool itself, not from code that it ran."""
+
+
 class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
     id: str
     name: str
     input: msgspec.Raw
+    caller: DirectCaller = DirectCaller()
 
 
 ContentBlock = TextBlock | ThinkingBlock | ToolUseBlock
@@ -39,12 +44,18 @@ class OutputDetails(msgspec.Struct):
     thinking_tokens: int
 
 
-class Usage(msgspec.Struct, omit_defaults=True):
+class Usage(msgspec.Struct):
+    """With every key that Anthropic's schema requires; null for what a worker does not tell."""
+
     input_tokens: int
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
     output_tokens_details: OutputDetails | None = None
+    cache_creation: None = None
+    inference_geo: None = None
+    server_tool_use: None = None
+    service_tier: None = None
 
 
 class Message(msgspec.Struct, tag_field="type", tag="message", kw_only=True):
@@ -55,6 +66,7 @@ class Message(msgspec.Struct, tag_field="type", tag="message", kw_only=True):
     stop_reason: str | None
     stop_sequence: str | None
     stop_details: None = None
+    container: None = None
     usage: Usage
 
 
@@ -82,19 +94,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 def plain(answer: Answer, body: bytes) -> Plain:
     """Translate the worker's whole answer. Raises `BadAnswer`."""
-    completion = chunks.decode(body)
-    choice = completion.choices[0] if completion.choices else None
-    if choice is None or choice.message is None:
-        raise BadAnswer("the worker's answer holds no message")
-    ending = chunks.ending(completion, choice)
-    if ending is None:
-        raise chunks.truncated()
+    completion, reply, ending = chunks.decode_whole(body)
     tokens = chunks.tokens(completion.usage, answer.input_tokens)
     if answer.prewarm:
         tokens = msgspec.structs.replace(tokens, output=0, reasoning=None)
         message = answer.message([], ("max_tokens", None), tokens)
     else:
-        blocks = blocks_of(choice.message, answer.id)
+        blocks = blocks_of(reply, answer.id)
         content = [content_block(block) for block in blocks]
         stop_info = stop(answer, blocks, ending, tokens)
         note = invalid_calls_note(blocks, stop_info[0])

@@ -67,10 +67,10 @@ class _ToolReference(msgspec.Struct):
 
 
 class Reader:
-    """Adds the turns of one request to a builder; collects notes and referenced tools."""
+    """Adds the turns of one request to a builder; collects the paths of dropped blocks, and referenced tools."""
 
     def __init__(self, traits: Traits, builder: ConversationBuilder) -> None:
-        self.notes: list[str] = []
+        self.dropped: list[str] = []
         self.referenced: list[str] = []
         self._traits = traits
         self._builder = builder
@@ -108,8 +108,8 @@ class Reader:
                     self._builder.call(use.id, use.name, wire.text_of(use.input or {}))
                 case "tool_search_tool_result":
                     self._references(block.get("content"))
-                case kind:
-                    self._note(kind, here)
+                case _:
+                    self.dropped.append(here)
 
     def _texts(self, content: str | Blocks | None, at: str) -> list[str]:
         if content is None or isinstance(content, str):
@@ -120,7 +120,7 @@ class Reader:
             if wire.kind_of(block, here, "text") == "text":
                 texts.append(wire.convert(block, _Text, here).text)
             else:
-                self._note(str(block["type"]), here)
+                self.dropped.append(here)
         return texts
 
     def _parts(self, block: dict[str, Any], at: str) -> list[Part]:
@@ -137,8 +137,8 @@ class Reader:
                 return self._document(wire.convert(block, _Document, at), at)
             case "search_result":
                 return [TextPart(self._search_result(wire.convert(block, _SearchResult, at), at))]
-            case kind:
-                self._note(kind, at)
+            case _:
+                self.dropped.append(at)
                 return []
 
     def _image(self, source: _Source, at: str) -> ImagePart:
@@ -201,7 +201,7 @@ class Reader:
         except BadRequest as error:
             if kind != "document":
                 raise
-            self.notes.append(str(error))
+            self.dropped.append(error.param or at)
             return [TextPart("[document omitted: only text can be shown to this model]")]
 
     def _references(self, content: object) -> None:
@@ -211,6 +211,3 @@ class Reader:
             name = reference.get("tool_name") if isinstance(reference, dict) else None
             if isinstance(name, str):
                 self.referenced.append(name)
-
-    def _note(self, kind: str, at: str) -> None:
-        self.notes.append(f"{at}: dropped a block of type {kind[:80]!r}")

@@ -12,9 +12,10 @@ from cortex.functions.passing import FIELDS
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import conversation, grammar, wire
 from cortex.router.dialects.core.chunks import Plain
-from cortex.router.dialects.core.conversation import Assistant, Request, Upstream
+from cortex.router.dialects.core.conversation import Assistant, Request, TranslatedRequest
 from cortex.router.dialects.core.conversation_builder import ConversationBuilder
 from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.stop_strings import MOST_CHARACTERS
 from cortex.router.dialects.core.stream import TranslatedStream
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import answer as messages_answer
@@ -66,31 +67,15 @@ class _Params(msgspec.Struct):
     output_format: _Format | None = None
 
 
-class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed request. `notes`: what the translation dropped."""
+class MessagesRequest(TranslatedRequest, frozen=True, kw_only=True):
+    """A parsed request."""
 
-    model: str
-    stream: bool
-    max_tokens: int | None
-    upstream: Upstream
     stop_sequences: tuple[str, ...] = ()
     context_window: int | None = None
     prewarm: bool = False
-    affinity: str | None = None
-    notes: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    limit_is_ours: bool = False
-    choices: int = 1
+    limit_field: str = "max_tokens"
 
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """Return the body to send; `max_tokens` replaces the client's limit."""
-        return self.upstream.body(model, max_tokens)
-
-    def count(self, model: str) -> bytes:
-        """Return the body for a worker's tokenizer endpoint."""
-        return self.upstream.count(model)
-
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         """Return the reply; `id` is the unique part of every id in the answer."""
         return Reply(
             answer=Answer(
@@ -99,7 +84,6 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
                 max_tokens=self.max_tokens,
                 stop_sequences=self.stop_sequences,
                 context_window=self.context_window,
-                input_tokens=input_tokens,
                 prewarm=self.prewarm,
             )
         )
@@ -107,6 +91,10 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class Reply(msgspec.Struct, frozen=True):
     answer: Answer
+
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        """Return the reply to the request with the output limit that the worker gets."""
+        return Reply(msgspec.structs.replace(self.answer, max_tokens=max_tokens, input_tokens=input_tokens))
 
     def plain(self, body: bytes) -> Plain:
         return messages_answer.plain(self.answer, body)
@@ -144,15 +132,17 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
     _read_turns(params.messages, reader)
     if params.tools:
         params.tools = grammar.fit(params.tools, fields["tools"]) or params.tools
-    tools = select_tools(params.tools, params.tool_choice, reader.referenced, traits, reader.notes)
+    tools = select_tools(params.tools, params.tool_choice, reader.referenced, traits)
     stops = tuple(stop for stop in params.stop_sequences or () if stop)
     gate.check_length("stop_sequences", len(stops))
+    cuts = stops if not traits.names_stop and sum(map(len, stops)) <= MOST_CHARACTERS else ()
     request = Request(
         messages=builder.messages(),
         tools=tools.tools,
         tool_choice=tools.choice,
         parallel_tool_calls=tools.parallel,
-        stop=list(stops) or None,
+        stop=None if cuts else list(stops) or None,
+        timings_per_token=(bool(cuts) and "timings_per_token" in traits.passing.fields) or None,
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,
@@ -170,11 +160,11 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
         max_tokens=max_tokens,
         upstream=conversation.upstream(request, max_tokens),
         stop_sequences=stops,
+        cuts=cuts,
         context_window=traits.context_window,
         prewarm=prewarm,
         affinity=session_of(params.metadata),
-        notes=tuple(reader.notes),
-        dropped=(*gate.unused_fields(fields, _USED), *gate.note_paths(reader.notes)),
+        dropped=(*gate.unused_fields(fields, _USED), *reader.dropped),
     )
 
 

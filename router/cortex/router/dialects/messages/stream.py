@@ -70,6 +70,7 @@ class StopInfo(msgspec.Struct):
     stop_reason: str | None
     stop_sequence: str | None
     stop_details: None = None
+    container: None = None
 
 
 class MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):
@@ -97,6 +98,9 @@ class MessagesMachine:
     def tokens(self) -> Tokens:
         tokens = chunks.tokens(self._usage, self._answer.input_tokens)
         return msgspec.structs.replace(tokens, output=0, reasoning=None) if self._answer.prewarm else tokens
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        self._answer = msgspec.structs.replace(self._answer, max_tokens=max_tokens, input_tokens=input_tokens)
 
     def open(self) -> list[Event]:
         """Return the first events; none on later calls."""

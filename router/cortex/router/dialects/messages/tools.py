@@ -44,15 +44,16 @@ def select_tools(
     choice: Choice | None,
     referenced: list[str],
     traits: Traits,
-    notes: list[str],
 ) -> ToolSelection:
     """Return the tools to send and the client's choice. Raises BadRequest."""
-    by_name = _tools_by_name(tools or [], traits, notes)
+    by_name = _tools_by_name(tools or [])
     required_name = _name_of(choice, by_name)
     loaded = [name for name in dict.fromkeys([*referenced, required_name]) if name in by_name]
     visible = [tool for tool in by_name.values() if not tool.defer_loading]
     visible += [by_name[name] for name in loaded if name is not None and by_name[name].defer_loading]
     functions = [_function(tool) for tool in visible]
+    if choice is not None and choice.type in ("any", "tool"):
+        traits.check_demand(bool(functions), "tool_choice")
     if not functions:
         return ToolSelection()
     parallel = None
@@ -69,16 +70,13 @@ def select_tools(
 _MODES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def _tools_by_name(tools: list[dict[str, Any]], traits: Traits, notes: list[str]) -> dict[str | None, _Tool]:
+def _tools_by_name(tools: list[dict[str, Any]]) -> dict[str | None, _Tool]:
     by_name: dict[str | None, _Tool] = {}
     for index, tool in enumerate(tools):
         at = f"tools[{index}]"
         kind = "custom" if tool.get("type") is None else wire.kind_of(tool, at)
         if kind != "custom" and not isinstance(tool.get("input_schema"), dict):
-            if traits.server_tools == "reject":
-                raise BadRequest(f"tools of type {kind[:80]!r} are not supported", f"{at}.type", Kind.UNSUPPORTED)
-            notes.append(f"{at}: dropped a tool of type {kind[:80]!r}")
-            continue
+            raise BadRequest(f"tools of type {kind[:80]!r} are not supported", f"{at}.type", Kind.UNSUPPORTED)
         definition = wire.convert(tool, _Tool, at)
         if not definition.name:
             raise BadRequest("expected a name", f"{at}.name")

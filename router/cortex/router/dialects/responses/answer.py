@@ -4,6 +4,7 @@ One function makes an item from a block, for the stream and the plain answer ali
 the item's position, so an item is the same wherever it appears.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -11,7 +12,6 @@ import msgspec
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
 from cortex.router.dialects.core.content_blocks import Block, blocks_of
-from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.dialects.responses.tools import ToolDeclaration
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -44,7 +44,6 @@ class Reasoning(msgspec.Struct, tag_field="type", tag="reasoning", kw_only=True)
     status: ItemStatus
     summary: tuple[()] = ()
     content: list[ReasoningText]
-    encrypted_content: None = None
 
 
 class FunctionCall(msgspec.Struct, tag_field="type", tag="function_call", kw_only=True, omit_defaults=True):
@@ -100,19 +99,24 @@ class Echo(msgspec.Struct, kw_only=True, frozen=True):
 
     instructions: msgspec.Raw
     max_output_tokens: int | None
+    max_tool_calls: int | None
     metadata: dict[str, Any]
     parallel_tool_calls: bool
     prompt_cache_key: str | None
     reasoning: msgspec.Raw
     safety_identifier: str | None
-    temperature: float | None
+    temperature: float
     text: msgspec.Raw
     tool_choice: msgspec.Raw
     tools: msgspec.Raw
-    top_p: float | None
+    top_logprobs: int
+    top_p: float
     truncation: str
     user: str | None
     background: bool = False
+    frequency_penalty: float
+    presence_penalty: float
+    service_tier: str = "default"
     previous_response_id: None = None
     store: bool = False
 
@@ -120,6 +124,7 @@ class Echo(msgspec.Struct, kw_only=True, frozen=True):
 class Response(Echo, tag_field="object", tag="response", kw_only=True, frozen=True):
     id: str
     created_at: int
+    completed_at: int | None
     status: Status
     model: str
     output: list[Item]
@@ -137,6 +142,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     names: dict[str, ToolDeclaration]
     echo: Echo
     input_tokens: int | None = None
+    clock: Callable[[], float] | None = None
+    """Seconds since the epoch; without it, an answer has the time of its request."""
 
     def response(
         self,
@@ -150,6 +157,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return Response(
             id=f"resp_{self.id}",
             created_at=self.created,
+            completed_at=(int(self.clock()) if self.clock else self.created) if status == "completed" else None,
             status=status,
             model=self.model,
             output=output,
@@ -162,15 +170,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 def plain(answer: Answer, body: bytes) -> Plain:
     """Translate the worker's whole answer. Raises `BadAnswer`."""
-    completion = chunks.decode(body)
-    choice = completion.choices[0] if completion.choices else None
-    if choice is None or choice.message is None:
-        raise BadAnswer("the worker's answer holds no message")
-    ending = chunks.ending(completion, choice)
-    if ending is None:
-        raise chunks.truncated()
+    completion, reply, ending = chunks.decode_whole(body)
     tokens = chunks.tokens(completion.usage, answer.input_tokens)
-    blocks = blocks_of(choice.message, answer.id) or [empty_block()]
+    blocks = blocks_of(reply, answer.id) or [empty_block()]
     status, reason = outcome(ending)
     output = [item(answer, block, "completed") for block in blocks[:-1]]
     output.append(item(answer, blocks[-1], item_status(ending)))

@@ -64,10 +64,10 @@ class _Output(msgspec.Struct):
 
 
 class Reader:
-    """Adds items to a builder; collects notes of dropped items."""
+    """Adds items to a builder; collects the paths of dropped ones."""
 
     def __init__(self, traits: Traits, builder: ConversationBuilder, tools: Tools) -> None:
-        self.notes: list[str] = []
+        self.dropped: list[str] = []
         self._traits = traits
         self._builder = builder
         self._tools = tools
@@ -93,8 +93,8 @@ class Reader:
                 raise BadRequest("items are not stored; send the item itself", at, Kind.UNSUPPORTED)
             case "":
                 raise BadRequest("expected an item with a type or a role", at)
-            case kind:
-                self.notes.append(f"{at}: dropped an item of type {kind[:80]!r}")
+            case _:
+                self.dropped.append(at)
 
     def _message(self, message: _Message, at: str) -> None:
         content, here = message.content or "", f"{at}.content"
@@ -147,7 +147,7 @@ class Reader:
         except BadRequest as error:
             if kind != "input_file":
                 raise
-            self.notes.append(str(error))
+            self.dropped.append(error.param or at)
             return [TextPart(_NO_FILES)]
 
     def _parts(self, content: str | Objects, at: str) -> list[Part]:
@@ -175,8 +175,8 @@ class Reader:
                 return self._file(wire.convert(part, _File, at), at)
             case "input_audio":
                 raise BadRequest("this model does not accept audio", at)
-            case kind:
-                self.notes.append(f"{at}: dropped a part of type {kind[:80]!r}")
+            case _:
+                self.dropped.append(at)
                 return []
 
     def _image(self, image: _Image, at: str) -> ImagePart:

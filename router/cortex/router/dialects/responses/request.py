@@ -4,6 +4,7 @@ Stateless: fields that need stored answers are refused by name. Settings of Open
 repeated in the answer where its type requires them.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -12,7 +13,7 @@ from cortex.functions.passing import FIELDS
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import conversation, grammar, wire
 from cortex.router.dialects.core.chunks import Plain
-from cortex.router.dialects.core.conversation import Request, TextPart, Upstream
+from cortex.router.dialects.core.conversation import Request, TextPart, TranslatedRequest
 from cortex.router.dialects.core.conversation_builder import ConversationBuilder
 from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.dialects.core.stream import TranslatedStream
@@ -47,6 +48,7 @@ class _Params(msgspec.Struct):
     input: str | list[dict[str, Any]]
     instructions: str | list[dict[str, Any]] | None = None
     max_output_tokens: _Count | None = None
+    max_tool_calls: Any = None
     metadata: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
@@ -57,6 +59,7 @@ class _Params(msgspec.Struct):
     text: _Text | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
+    top_logprobs: Any = None
     top_p: float | None = None
     truncation: Any = None
     user: str | None = None
@@ -67,30 +70,14 @@ class _Params(msgspec.Struct):
     prompt: Any = None
 
 
-class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesRequest(TranslatedRequest, frozen=True, kw_only=True):
     """A parsed request. `names` maps a function's name to the client's tool."""
 
-    model: str
-    stream: bool
-    max_tokens: int | None
-    upstream: Upstream
     names: dict[str, ToolDeclaration]
     echo: Echo
-    affinity: str | None = None
-    notes: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    limit_is_ours: bool = False
-    choices: int = 1
+    limit_field: str = "max_output_tokens"
 
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
-        """Return the body to send; `max_tokens` replaces the client's limit."""
-        return self.upstream.body(model, max_tokens)
-
-    def count(self, model: str) -> bytes:
-        """Return the body for a worker's tokenizer endpoint."""
-        return self.upstream.count(model)
-
-    def answer(self, id: str, created: int, input_tokens: int | None = None) -> "Reply":
+    def answer(self, id: str, created: int) -> "Reply":
         """Return the reply; `id` is the unique part of every id in the answer."""
         return Reply(
             Answer(
@@ -99,13 +86,20 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
                 model=self.model,
                 names=self.names,
                 echo=self.echo,
-                input_tokens=input_tokens,
             )
         )
 
 
 class Reply(msgspec.Struct, frozen=True):
     answer: Answer
+
+    def timed(self, clock: Callable[[], float]) -> "Reply":
+        """Return the reply with a clock for `completed_at`."""
+        return Reply(msgspec.structs.replace(self.answer, clock=clock))
+
+    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+        """Return the reply to the request with the tokens of its prompt."""
+        return Reply(msgspec.structs.replace(self.answer, input_tokens=input_tokens))
 
     def plain(self, body: bytes) -> Plain:
         return responses_answer.plain(self.answer, body)
@@ -153,10 +147,9 @@ def read(body: bytes, traits: Traits) -> ResponsesRequest:
         max_tokens=max_tokens,
         upstream=conversation.upstream(request, max_tokens),
         names=tools.names,
-        echo=_echo(params),
+        echo=_echo(params, request),
         affinity=params.prompt_cache_key or params.user,
-        notes=(*tools.notes, *reader.notes),
-        dropped=(*gate.unused_fields(fields, _USED), *gate.note_paths((*tools.notes, *reader.notes))),
+        dropped=(*gate.unused_fields(fields, _USED), *tools.dropped, *reader.dropped),
         limit_is_ours=params.max_output_tokens is None,
     )
 
@@ -206,24 +199,36 @@ def _read_effort(reasoning: _Reasoning | None, request: Request, traits: Traits)
     request.reasoning_effort = traits.effort.get(reasoning.effort)
 
 
-def _echo(params: _Params) -> Echo:
-    """Return the fields that the answer repeats; nested ones stay encoded."""
+def _echo(params: _Params, request: Request) -> Echo:
+    """Return the fields that the answer repeats; nested ones stay encoded. A number that the schema requires is the one
+    that the worker gets, or OpenAI's default."""
     return Echo(
         instructions=_json(params.instructions),
         max_output_tokens=params.max_output_tokens,
+        max_tool_calls=params.max_tool_calls if isinstance(params.max_tool_calls, int) else None,
         metadata=params.metadata or {},
         parallel_tool_calls=params.parallel_tool_calls is not False,
         prompt_cache_key=params.prompt_cache_key,
         reasoning=_json(params.reasoning),
         safety_identifier=params.safety_identifier,
-        temperature=params.temperature,
+        temperature=1.0 if request.temperature is None else request.temperature,
         text=_json(params.text or {"format": {"type": "text"}}),
         tool_choice=_json(params.tool_choice or "auto"),
-        tools=_json(params.tools or []),
-        top_p=params.top_p,
+        tools=_json([_complete(tool) for tool in params.tools or []]),
+        top_logprobs=params.top_logprobs if isinstance(params.top_logprobs, int) else 0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
         truncation=params.truncation if params.truncation in ("auto", "disabled") else "disabled",
         user=params.user,
     )
+
+
+def _complete(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool with the keys that the answer's schema requires of a function."""
+    if tool.get("type", "function") != "function":
+        return tool
+    return {"type": "function", "description": None, "parameters": None, "strict": None, **tool}
 
 
 def _json(value: object) -> msgspec.Raw:

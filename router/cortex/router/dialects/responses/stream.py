@@ -7,6 +7,8 @@ Events are numbered from 0 without gaps, and an item's events carry its id and p
 them. Keep-alives are events, because some clients ignore comments.
 """
 
+import msgspec
+
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Chunk, Ending, Tokens
 from cortex.router.dialects.core.content_blocks import Block, Grow, Open, Sequencer, Step
@@ -67,6 +69,9 @@ class ResponsesMachine:
     @property
     def tokens(self) -> Tokens:
         return chunks.tokens(self._usage, self._answer.input_tokens)
+
+    def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
+        self._answer = msgspec.structs.replace(self._answer, input_tokens=input_tokens)
 
     def open(self) -> list[Event]:
         """Return the first events; none on later calls."""

@@ -57,7 +57,8 @@ class Tools:
         self.functions: list[FunctionTool] = []
         self.names: dict[str, ToolDeclaration] = {}
         self.choice: ToolChoice | None = None
-        self.notes: list[str] = []
+        self.dropped: list[str] = []
+        """Paths of what is not forwarded."""
         self._flat: dict[tuple[str | None, str], str] = {}
         self._traits = traits
 
@@ -70,7 +71,9 @@ class Tools:
         return self._flat.get((namespace, name)) or (f"{namespace}__{name}" if namespace else name)
 
     def choose(self, tool_choice: str | dict[str, Any] | None) -> None:
-        """Apply the client's tool choice; ignored without tools. Raises BadRequest."""
+        """Apply the client's tool choice; without tools all but a demand is ignored. Raises BadRequest."""
+        if _demands_call(tool_choice):
+            self._traits.check_demand(bool(self.functions), "tool_choice")
         if tool_choice is None or not self.functions:
             return
         if isinstance(tool_choice, str):
@@ -84,8 +87,8 @@ class Tools:
                 self._name(choice)
             case "allowed_tools":
                 self._allow(choice)
-            case kind:
-                self.notes.append(f"tool_choice: ignored a choice of type {kind[:80]!r}")
+            case _:
+                self.dropped.append("tool_choice")
 
     def _declare(self, tool: dict[str, Any], at: str, namespace: str | None) -> None:
         match wire.kind_of(tool, at, "function"):
@@ -101,8 +104,8 @@ class Tools:
                 group = wire.convert(tool, _Namespace, at)
                 for index, member in enumerate(group.tools):
                     self._declare(member, f"{at}.tools[{index}]", group.name)
-            case kind:
-                self.notes.append(f"{at}: dropped a tool of type {kind[:80]!r}")
+            case _:
+                self.dropped.append(at)
 
     def _add(
         self, tool: _Tool, declaration: ToolDeclaration, parameters: dict[str, Any], description: str | None, at: str
@@ -141,6 +144,12 @@ class Tools:
 
 
 _MODES: dict[str, ToolChoice] = {"auto": "auto", "none": "none", "required": "required"}
+
+
+def _demands_call(choice: str | dict[str, Any] | None) -> bool:
+    if not isinstance(choice, dict):
+        return choice == "required"
+    return choice.get("type") in ("function", "custom") or choice.get("mode") == "required"
 
 
 def _description(tool: _Tool) -> str:

@@ -1,0 +1,240 @@
+"""The scheduler's events: what callers request, what the agent reads, and what the supervisor reports. Pure values, so
+that they can be logged and replayed (`event_log.py`). No event has text of a prompt, an answer or a worker's log.
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from cortex.functions.capabilities import ModelProfile
+from cortex.functions.spec import Function
+from cortex.platform.agent_messages import Ensure
+from cortex.platform.record import Device, FailureKind, Fleet, Held, ProcessId
+from cortex.platform.scheduling.failures import Evidence
+from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
+from cortex.platform.served_model import ServedModel
+
+# Requests.
+
+
+class EnsureRequest(Struct, frozen=True, tag=True):
+    """Ensure that an instance is ready or on its way up: an `Answer` follows at once.
+
+    `instance` is the id of an instance that is started for it; `weights` are None when they are not on this host.
+    """
+
+    request: Ensure
+    weights: LocalWeights | None
+    instance: str
+
+
+class CoolRequest(Struct, frozen=True, tag=True):
+    """End the instances of a function, after their requests or at once: `Ending` follows at once."""
+
+    function: str
+    at_once: bool = False
+
+
+class DrainRequest(Struct, frozen=True, tag=True):
+    """Start nothing more, and end every instance after its requests: `Ending` follows at once."""
+
+
+class ShutdownRequest(Struct, frozen=True, tag=True):
+    """End every instance at once."""
+
+
+class FailuresCleared(Struct, frozen=True, tag=True):
+    """An operator has fixed a function: its failures do not count any more."""
+
+    function: str
+
+
+class CatalogueChanged(Struct, frozen=True, tag=True):
+    """There is a new catalogue."""
+
+    functions: Mapping[str, Function]
+    digest: str
+
+
+class Adopted(Struct, frozen=True, tag=True):
+    """An earlier agent of this host left a worker: whether its process lives, and whether it serves its model."""
+
+    worker: SavedWorker
+    alive: bool
+    healthy: bool
+
+
+# Readings.
+
+
+class Reported(Struct, frozen=True, tag=True):
+    """A reading of the record; None when it cannot be read."""
+
+    fleet: Fleet | None
+
+
+class HostRead(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """What the agent read of its host, as in the host's record; None: unchanged."""
+
+    devices: tuple[Device, ...] | None = None
+    foreign: tuple[Held, ...] | None = None
+    problem: str | None = None
+    problems: tuple[str, ...] | None = None
+    models: Mapping[str, ModelProfile] | None = None
+    weights: Mapping[str, int] | None = None
+    silent: Mapping[str, float] | None = None
+    unreadable: Mapping[str, str] | None = None
+
+
+class LedgerRead(Struct, frozen=True, tag=True):
+    """Measurements of earlier starts on this host's devices, by revision."""
+
+    entries: Mapping[str, Entry]
+
+
+class MemoryRead(Struct, frozen=True, tag=True):
+    """The memory that an instance uses."""
+
+    instance: str
+    used_mb: int
+
+
+class LauncherChanged(Struct, frozen=True, tag=True):
+    """The state of the launcher for an engine's next start."""
+
+    engine: str
+    state: str
+
+
+# Workers.
+
+
+class FetchProgress(Struct, frozen=True, tag=True):
+    """How far a fetch is."""
+
+    instance: str
+    phase: str
+    progress: float | None
+
+
+class Fetched(Struct, frozen=True, tag=True):
+    """The weights are on this host."""
+
+    instance: str
+    weights: LocalWeights
+
+
+class FetchFailed(Struct, frozen=True, tag=True):
+    """The weights could not be fetched."""
+
+    instance: str
+    reason: str
+
+
+class Spawned(Struct, frozen=True, tag=True):
+    """The worker's process runs. `path` says how it was started, `warm` whether by a parked launcher."""
+
+    instance: str
+    process: ProcessId
+    url: str
+    server: str = ""
+    health_path: str = "/health"
+    path: str = "plain"
+    warm: bool = False
+
+
+class SpawnFailed(Struct, frozen=True, tag=True):
+    """The worker's process could not be started."""
+
+    instance: str
+    reason: str
+    kind: FailureKind = FailureKind.CRASH
+
+
+class SignOfLife(Struct, frozen=True, tag=True):
+    """A starting worker wrote to its log: the phase of its start, and its progress in it."""
+
+    instance: str
+    phase: str
+    progress: float | None = None
+
+
+class ModelDescribed(Struct, frozen=True, tag=True):
+    """The worker's description of its model."""
+
+    instance: str
+    model: ServedModel
+
+
+class Answered(Struct, frozen=True, tag=True):
+    """The worker is healthy and serves its model."""
+
+    instance: str
+
+
+class StartFailed(Struct, frozen=True, tag=True):
+    """The worker runs, but cannot serve: it serves another model, for example."""
+
+    instance: str
+    reason: str
+    evidence: Evidence = Evidence()
+
+
+class HealthCheckFailed(Struct, frozen=True, tag=True):
+    """A ready worker did not answer `misses` consecutive health checks; `stuck`: it uses no CPU time either."""
+
+    instance: str
+    misses: int
+    stuck: bool
+
+
+class FellBackToCpu(Struct, frozen=True, tag=True):
+    """A ready worker that belongs on a GPU has no process there: it computes on the CPU."""
+
+    instance: str
+
+
+class Looked(Struct, frozen=True, tag=True):
+    """A look at a worker: its engine's count of running requests (None: it has none), the connections to its port."""
+
+    instance: str
+    running: int | None
+    connections: int
+
+
+class Proved(Struct, frozen=True, tag=True):
+    """A silent worker was sent a request of one token: whether it answered, and whether it used CPU time."""
+
+    instance: str
+    answered: bool
+    worked: bool
+
+
+class Exited(Struct, frozen=True, tag=True):
+    """The worker's process ended; unexpected unless the instance was stopping."""
+
+    instance: str
+    description: str
+    evidence: Evidence = Evidence()
+
+
+class EndDelayed(Struct, frozen=True, tag=True):
+    """A problem keeps an instance from ending."""
+
+    instance: str
+    problem: str
+
+
+class Reclaimed(Struct, frozen=True, tag=True):
+    """The worker's processes are gone and its memory is free."""
+
+    instance: str
+
+
+Event = (
+    EnsureRequest | CoolRequest | DrainRequest | ShutdownRequest | FailuresCleared | CatalogueChanged | Adopted
+    | Reported | HostRead | LedgerRead | MemoryRead | LauncherChanged
+    | FetchProgress | Fetched | FetchFailed | Spawned | SpawnFailed | SignOfLife | ModelDescribed | Answered
+    | StartFailed | HealthCheckFailed | FellBackToCpu | Looked | Proved | Exited | EndDelayed | Reclaimed
+)  # fmt: skip

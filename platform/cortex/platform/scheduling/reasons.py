@@ -1,0 +1,44 @@
+"""Kinds of decisions, reasons of drains in groups, and the text for people that is made of a reason. Pure."""
+
+import enum
+
+from cortex.platform.record import DrainReason
+
+
+class DecisionKind(enum.StrEnum):
+    """What an agent decided; a label of `cortex_decisions_total`, and `what` in its receipt."""
+
+    ADOPTED = "adopted"
+    PLACED = "placed"
+    MOVED = "moved"
+    READY = "ready"
+    REFUSED = "refused"
+    TURN = "turn"
+    EVICTED = "evicted"
+    CLOSED = "closed"
+    """An instance in use gets no new requests: the turn of another function has come."""
+    DRAINING = "draining"
+    DRAIN_CANCELLED = "kept"
+    ABANDONED = "abandoned"
+    STOPPED = "stopped"
+    EXITED = "exited"
+    FAILED = "failed"
+    OVERDUE = "overdue"
+
+
+STAYS_DRAINED = frozenset({DrainReason.COOL, DrainReason.HOST_DRAIN})
+"""Reasons by which no request for the function cancels a drain."""
+
+FOR_ROOM = frozenset({DrainReason.EVICTED, DrainReason.TURN})
+"""Reasons by which an instance leaves so that another fits."""
+
+
+def drain_text(reason: DrainReason, detail: str = "") -> str:
+    """Return a reason as text: `detail` is the function that needs the room, or the devices it moves to."""
+    match reason:
+        case DrainReason.EVICTED | DrainReason.TURN:
+            return f"evicted for {detail}"
+        case DrainReason.MOVED:
+            return f"moved to {detail}"
+        case _:
+            return str(reason)

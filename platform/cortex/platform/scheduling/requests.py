@@ -1,0 +1,221 @@
+"""What callers request of the scheduler: `ensure`, `cool`, drains, a new catalogue; and the adoption of workers. Pure.
+
+Callers *ensure*; they never check and then start.
+"""
+
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Function
+from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
+from cortex.platform.record import DrainReason, Failure, Instance
+from cortex.platform.scheduling.admission import admit, consolidation, need_of, place_waiter, start_s, turn_of
+from cortex.platform.scheduling.effects import Decision, Ending, Fetch, Reclaim, Stop
+from cortex.platform.scheduling.events import Adopted, CatalogueChanged, CoolRequest, EnsureRequest
+from cortex.platform.scheduling.failures import Incident
+from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S, NoRoom, Placement, When
+from cortex.platform.scheduling.reasons import DecisionKind
+from cortex.platform.scheduling.reconcile import reconcile
+from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.scheduling.state import HostState
+from cortex.platform.scheduling.steps import cancel_drain, decide, end, fail_and_stop, put, without_reason
+from cortex.platform.scheduling.turns import Waiter
+
+SUPERSEDED_S = 30.0
+"""How long a superseded revision is not started again: routers read the catalogue within a second."""
+
+
+def adopt(state: HostState, event: Adopted, now: float) -> None:
+    """Take over a worker that an earlier agent of this host started:
+
+    (1) its process is gone: reclaim its memory;
+    (2) it was stopping: stop it;
+    (3) it was starting: keep waiting for it;
+    (4) it serves its model: it is ready, and an earlier drain is cancelled;
+    (5) it does not answer: stop it.
+    """
+    worker = event.worker
+    instance = worker.instance
+    state.functions[instance.id], state.weights[instance.id] = worker.function, worker.weights
+    if not event.alive or instance.state is State.RECLAIMING:  # (1)
+        instance = put(state, replace(instance, state=State.RECLAIMING, since=now))
+        state.effects.append(Reclaim(instance))
+        return
+    if instance.state is State.STOPPING:  # (2)
+        put(state, instance)
+        state.effects.append(Stop(instance, state.rules.stop_grace_s))
+        return
+    if instance.state is State.STARTING:  # (3)
+        put(state, replace(instance, last_sign=now))
+        return
+    state.epoch += 1
+    instance = put(state, replace(without_reason(instance), state=State.READY, epoch=state.epoch))
+    if event.healthy:  # (4)
+        decide(state, DecisionKind.ADOPTED, instance, f"pid {instance.pid}")
+    else:  # (5)
+        fail_and_stop(state, instance, Incident("the worker did not answer the restarted agent"), now)
+
+
+def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rejected:
+    """Ensure that an instance of a function, other than those in `beside`, is ready or on its way up:
+
+    (1) the catalogue has just superseded this revision: rejected, because the caller's catalogue is old;
+    (2) there is one: return it; a drain that nothing depends on is cancelled;
+    (3) its starts keep failing: rejected until the back-off is over, unless forced;
+    (4) it does not fit, or only by eviction and without `evict`: with `turn` it joins the line, and instances in
+        use are closed for it when its turn comes (`turns.py`); otherwise rejected, with the reason;
+    (5) its weights are missing: fetch them first, make room later;
+    (6) make room and start it as `event.instance`.
+    """
+    request, weights = event.request, event.weights
+    function, rev = request.function, state.revision(request.function)
+    if state.catalogue is not None and state.catalogue.get(function.id) != function:
+        # The caller's catalogue differs from this host's: publish no digest, so that a router sends it again. An
+        # instance that is not in that one either is superseded by it.
+        state.catalogue_digest = ""
+    if now < state.superseded.get(rev, 0.0):  # (1)
+        return _superseded(function)
+    up = state.on_way_or_up(function.id, rev, request.beside)  # (2)
+    if up and up.state is State.DRAINING:
+        cancel_drain(state, up, "wanted again", now)
+        return Accepted(up.id, State.READY)
+    if up:
+        state.functions[up.id] = function
+        return Accepted(up.id, up.state)
+    failure = state.failures.of(function.id, rev)  # (3)
+    if failure and failure.retry_at > now and not request.force:
+        return _backing_off(failure, now)
+    function_need = need_of(state, function, weights)
+    waiter = state.line.waiter(function, function_need, request.waited_s, now)
+    placement = place_waiter(state, waiter, now, unused_s=MINIMUM_YIELDS_S if request.minimum else 0.0)  # (4)
+    if not request.evict and isinstance(placement, Placement) and placement.waits_for:
+        placement = NoRoom(reason="no room is free for one more instance", when=When.LATER)
+    elif weights is not None and (isinstance(placement, NoRoom) or placement.evict):
+        placement = consolidation(state, function_need, now) or placement
+    if isinstance(placement, NoRoom):
+        may_close = request.evict and not request.minimum and placement.when is When.LATER
+        next_turn = turn_of(state, waiter, now) if may_close else None
+        if request.turn and request.evict:
+            state.line.join(replace(waiter, turn=next_turn, start_s=start_s(state, rev)))
+        if next_turn is None or not request.turn or (next_turn.at > now and weights is not None):
+            state.effects.append(Decision(DecisionKind.REFUSED, function.id, "", placement.reason))
+            turn_in_s = next_turn.at - now if next_turn else None
+            return Rejected(placement.reason, placement.when, short_by_mb=placement.short_by_mb, turn_in_s=turn_in_s)
+        placement = next_turn.placement  # missing weights are fetched before the turn
+        if weights is not None:
+            cost = _cost(state, waiter, placement, now)
+            state.effects.append(Decision(DecisionKind.TURN, function.id, event.instance, cost))
+    if not request.beside:
+        state.line.leave(function.id)
+    instance = Instance(
+        id=event.instance,
+        function=function.id,
+        revision=rev,
+        state=State.FETCHING if weights is None else State.PLACING,
+        since=now,
+        created=now,
+        pinned=_is_pinned(state, function),
+        priority=function.priority,
+        for_minimum=request.minimum,
+    )
+    state.instances[instance.id], state.functions[instance.id] = instance, function
+    if weights is None:  # (5)
+        state.effects.append(Fetch(instance, function))
+    else:  # (6)
+        state.weights[instance.id] = weights
+        admit(state, instance, placement, now)
+    reconcile(state, now)
+    # Placing may already have failed (the reason is then in the failures) or moved on.
+    current = state.instances.get(instance.id)
+    return Accepted(instance.id, current.state if current else State.GONE)
+
+
+def plan(state: HostState, function: Function, weights: LocalWeights | None, now: float) -> PlacementPlan | Rejected:
+    """Return what `ensure` would do, without doing it."""
+    rev = state.revision(function)
+    if now < state.superseded.get(rev, 0.0):
+        return _superseded(function)
+    if up := state.on_way_or_up(function.id, rev):
+        return PlacementPlan(host=state.host.name, there=up.id, devices=up.devices, memory_mb=up.memory_mb)
+    failure = state.failures.of(function.id, rev)
+    waiter = state.line.waiter(function, need_of(state, function, weights), 0.0, now)
+    placement = place_waiter(state, waiter, now)
+    if isinstance(placement, NoRoom):
+        next_turn = turn_of(state, waiter, now) if placement.when is When.LATER else None
+        turn_in_s = next_turn.at - now if next_turn else None
+        return Rejected(placement.reason, placement.when, short_by_mb=placement.short_by_mb, turn_in_s=turn_in_s)
+    usage = state.use()
+    victims = (state.instances[v] for v in placement.evict)
+    return PlacementPlan(
+        host=state.host.name,
+        devices=placement.devices,
+        memory_mb=placement.memory_mb,
+        memory_from=placement.memory_from,
+        evict=tuple(Victim(v.id, v.function, round(now - usage.last_used(v), 1)) for v in victims),
+        retry_at=failure.retry_at if failure and failure.retry_at > now else 0.0,
+    )
+
+
+def cool(state: HostState, event: CoolRequest, now: float) -> None:
+    """End the instances of a function."""
+    instances = [i for i in state.instances.values() if i.function == event.function]
+    ids = [i.id for i in instances if end(state, i, DrainReason.COOL, now, at_once=event.at_once)]
+    state.effects.append(Ending(tuple(ids)))
+    reconcile(state, now)
+
+
+def drain_host(state: HostState, now: float) -> None:
+    """Start nothing more, and end every instance after its requests."""
+    state.cordoned = True
+    ids = [i.id for i in list(state.instances.values()) if end(state, i, DrainReason.HOST_DRAIN, now)]
+    state.effects.append(Ending(tuple(ids)))
+    reconcile(state, now)
+
+
+def shut_down(state: HostState, now: float) -> None:
+    """End every instance at once."""
+    for instance in list(state.instances.values()):
+        end(state, instance, DrainReason.SHUTDOWN, now, at_once=True)
+
+
+def apply_catalogue(state: HostState, event: CatalogueChanged, now: float) -> None:
+    """Drain instances whose launch command changed or whose function is gone as superseded; give the others the new
+    settings."""
+    state.catalogue, state.catalogue_digest = dict(event.functions), event.digest
+    revisions = {f.id: state.revision(f) for f in event.functions.values()}
+    declared_now = set(revisions.values())
+    state.superseded = {r: t for r, t in state.superseded.items() if t > now and r not in declared_now}
+    for instance in list(state.instances.values()):
+        declared = event.functions.get(instance.function)
+        if declared is None or revisions[declared.id] != instance.revision:
+            state.superseded[instance.revision] = now + SUPERSEDED_S
+            end(state, instance, DrainReason.SUPERSEDED, now)
+        else:
+            state.functions[instance.id] = declared
+            put(state, replace(instance, pinned=_is_pinned(state, declared), priority=declared.priority))
+    state.failures.keep_only(event.functions)
+    reconcile(state, now)
+
+
+def _is_pinned(state: HostState, function: Function) -> bool:
+    return function.pinned or state.host.name in function.pinned_on
+
+
+def _cost(state: HostState, waiter: Waiter, placement: Placement, now: float) -> str:
+    """Return the text of a turn's receipt."""
+    leaving = ", ".join(sorted({state.instances[i].function for i in placement.evict}))
+    expected_s = start_s(state, state.revision(waiter.function))
+    takes = f"; its start takes {expected_s:.1f} s" if expected_s else ""
+    return f"it has waited {now - waiter.since:.0f} s; {leaving} closes for it{takes}"
+
+
+def _superseded(function: Function) -> Rejected:
+    return Rejected(f"the catalogue has a newer revision of '{function.id}', or no longer has it", When.LATER)
+
+
+def _backing_off(failure: Failure, now: float) -> Rejected:
+    reason = (
+        f"starts keep failing ({max(failure.count, failure.early)} in a row), tried again no sooner than "
+        f"{round(failure.retry_at - now)} s from now: {failure.reason}"
+    )
+    return Rejected(reason, When.LATER, retry_at=failure.retry_at, failure=failure)

@@ -1,0 +1,139 @@
+"""The steps of an instance. Pure.
+
+A step is one row of the table in `lifecycle.py`, with its consequences: the epoch that routers must acknowledge, the
+effect for the supervisor, the receipt.
+"""
+
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import COMING, State, Step, after
+from cortex.platform.record import DrainReason, FailureKind, Instance
+from cortex.platform.scheduling.effects import CancelFetch, Decision, Stop
+from cortex.platform.scheduling.failures import Incident
+from cortex.platform.scheduling.reasons import DecisionKind, drain_text
+from cortex.platform.scheduling.state import HostState
+
+
+def decide(state: HostState, what: DecisionKind, instance: Instance, why: str) -> None:
+    """Write a receipt about an instance."""
+    state.effects.append(Decision(what, instance.function, instance.id, why))
+
+
+def drain(state: HostState, instance: Instance, reason: DrainReason, now: float, detail: str = "") -> None:
+    """Begin the drain handshake."""
+    state.epoch += 1
+    instance = replace(_with_reason(instance, reason, detail), epoch=state.epoch)
+    instance = replace(instance, deadline=now + state.rules.drain_grace_s)
+    if reason is not DrainReason.EVICTED:  # an eviction has its own receipt
+        _decide_end(state, DecisionKind.DRAINING, instance)
+    step(state, instance, Step.DRAIN, now)
+
+
+def close(state: HostState, instance: Instance, function: str, now: float) -> None:
+    """Close an instance in use for a function whose turn has come: it finishes its requests and stops.
+
+    `request_timeout_s` bounds how long that takes.
+    """
+    state.epoch += 1
+    latest = now + state.functions[instance.id].request_timeout_s
+    instance = replace(_with_reason(instance, DrainReason.TURN, function), epoch=state.epoch)
+    step(state, replace(instance, yields_to=function, deadline=latest), Step.DRAIN, now)
+
+
+def cancel_drain(state: HostState, instance: Instance, why: str, now: float) -> None:
+    """Cancel the drain of an instance; abandon the start of its replacement."""
+    state.epoch += 1
+    decide(state, DecisionKind.DRAIN_CANCELLED, instance, why)
+    step(state, replace(without_reason(instance), epoch=state.epoch), Step.TAKEN_BACK, now)
+    for twin in state.twins(instance):
+        if twin.state in (State.FETCHING, State.PLACING):
+            decide(state, DecisionKind.ABANDONED, twin, f"{instance.id} serves on")
+            step(state, twin, Step.ABANDONED, now)
+
+
+def stop(state: HostState, instance: Instance, now: float, reason: DrainReason | None = None) -> None:
+    """Stop a worker; without a reason, for the one it drains for."""
+    instance = step(state, _with_reason(instance, reason) if reason else instance, Step.STOP, now)
+    _decide_end(state, DecisionKind.STOPPED, instance)
+    state.effects.append(Stop(instance, state.rules.stop_grace_s))
+
+
+def end(state: HostState, instance: Instance, reason: DrainReason, now: float, *, at_once: bool = False) -> bool:
+    """Drain, stop or abandon an instance. False when it is already ending."""
+    match instance.state:
+        case State.FETCHING | State.PLACING:
+            fail(state, instance, Incident(f"given up before it started: {reason}", _cancelled(reason)), now)
+            step(state, instance, Step.ABANDONED, now)
+        case State.STARTING:
+            fail(state, instance, Incident(f"given up while it was starting: {reason}", _cancelled(reason)), now)
+            stop(state, instance, now, reason)
+        case State.READY if not at_once:
+            drain(state, instance, reason, now)
+        case State.READY | State.DRAINING if at_once:
+            stop(state, instance, now, reason)
+        case State.DRAINING:
+            put(state, replace(_with_reason(instance, reason), deadline=now + state.rules.drain_grace_s))
+        case _:
+            return False
+    return True
+
+
+def fail(state: HostState, instance: Instance, incident: Incident, now: float) -> None:
+    """Record what went wrong with an instance."""
+    failure = state.failures.add(instance, incident, now)
+    decide(state, DecisionKind.FAILED, instance, failure.reason)
+
+
+def fail_and_stop(state: HostState, instance: Instance, incident: Incident, now: float) -> None:
+    """Record what went wrong with an instance, and stop it."""
+    fail(state, instance, incident, now)
+    stop(state, instance, now, DrainReason.FAILED)
+
+
+def step(state: HostState, instance: Instance, taken: Step, now: float) -> Instance:
+    """Take a step. Raises IllegalStep."""
+    if instance.state is State.FETCHING and taken is Step.ABANDONED:
+        state.effects.append(CancelFetch(instance, state.functions[instance.id]))
+    if instance.state in COMING:
+        instance = replace(instance, phases=phases_until(instance, now))
+    for table in (state.looks, state.proofs, state.overdue):
+        table.pop(instance.id, None)
+    return put(state, replace(instance, state=after(instance.state, taken), since=now, problem=""))
+
+
+def put(state: HostState, instance: Instance) -> Instance:
+    """Replace an instance; one that is gone is removed."""
+    if instance.state is State.GONE:
+        for table in (state.instances, state.functions, state.weights):
+            table.pop(instance.id, None)
+    else:
+        state.instances[instance.id] = instance
+    return instance
+
+
+def phases_until(instance: Instance, now: float) -> dict[str, float]:
+    """Return the seconds of each phase of a start, the current one's until now. The first phase, before the worker
+    logs anything, has the state's name."""
+    starts = instance.state is State.STARTING
+    name = instance.phase if starts and instance.phase else str(instance.state)
+    spent = now - (max(instance.since, instance.phase_since) if starts else instance.since)
+    return {**instance.phases, name: round(instance.phases.get(name, 0.0) + spent, 3)}
+
+
+def without_reason(instance: Instance) -> Instance:
+    """Return an instance whose drain is cancelled."""
+    return replace(instance, reason=None, why="", deadline=0.0, yields_to="")
+
+
+def _with_reason(instance: Instance, reason: DrainReason, detail: str = "") -> Instance:
+    return replace(instance, reason=reason, why=drain_text(reason, detail))
+
+
+def _decide_end(state: HostState, what: DecisionKind, instance: Instance) -> None:
+    state.effects.append(Decision(what, instance.function, instance.id, instance.why, instance.reason))
+
+
+def _cancelled(reason: DrainReason) -> FailureKind:
+    """Return the failure kind of a cancelled start: after ROOM, requests may try another host or revision."""
+    elsewhere = (DrainReason.HOST_DRAIN, DrainReason.SHUTDOWN, DrainReason.SUPERSEDED)
+    return FailureKind.ROOM if reason in elsewhere else FailureKind.CANCELLED

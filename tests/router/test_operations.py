@@ -1,0 +1,119 @@
+"""What operators do to functions and hosts."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import State
+from cortex.platform.agent_messages import Accepted, Ensure
+from cortex.platform.record import Fleet, HostRecord, Override
+from cortex.platform.registry import Registry
+from cortex.router import operations
+from cortex.router.activation.activator import Activator
+from cortex.router.activation.agents import Agents, AgentUnavailable
+from cortex.router.errors import BadRequest, NoCapacity
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
+from tests.support.catalogues import fake
+from tests.support.factories import a_host, an_instance
+
+
+class Stage:
+    """A record, agents and an activator that keep what they receive; `hosts` is the fleet."""
+
+    def __init__(self, folder: Path, *hosts: HostRecord) -> None:
+        (folder / "models.toml").write_text(fake("f", max=2))
+        self.catalogue = LiveCatalogue(folder / "models.toml")
+        self.fleet_now = Fleet(hosts={h.name: h for h in hosts})
+        self.view = FleetView(cast(Registry, self), "router-1")
+        self.registry, self.agents, self.activator = (cast(Any, self),) * 3
+        self.away: set[str] = set()
+        self.has_room = True
+        self.cooled: list[str] = []
+        self.proposed: list[Ensure] = []
+
+    async def fleet(self, now: float) -> Fleet:
+        return replace(self.fleet_now, at=now)
+
+    async def override(self, function: str, override: Override) -> None:
+        self.fleet_now = replace(self.fleet_now, overrides={function: override})
+
+    async def cordon(self, host: str, *, cordoned: bool) -> None:
+        self.fleet_now = replace(self.fleet_now, cordoned=frozenset({host} if cordoned else ()))
+
+    async def cool(self, host: HostRecord, function: str, *, at_once: bool) -> list[str]:
+        if host.name in self.away:
+            raise AgentUnavailable("no answer")
+        self.cooled.append(host.name)
+        return [i.id for i in host.instances if i.function == function]
+
+    async def drain(self, host: HostRecord) -> list[str]:
+        return [i.id for i in host.instances]
+
+    async def propose(self, request: Ensure) -> Accepted:
+        self.proposed.append(request)
+        if not self.has_room:
+            raise NoCapacity("no room")
+        other = replace(a_host(an_instance("new", function="f")), name="host-b")
+        self.fleet_now = replace(self.fleet_now, hosts={**self.fleet_now.hosts, "host-b": other})
+        await self.view.refresh()
+        return Accepted("new", State.STARTING)
+
+    async def drained(self) -> tuple[list[str], list[str]]:
+        activator, agents = cast(Activator, self), cast(Agents, self)
+        return await operations.drain(self.registry, self.view, self.catalogue, activator, agents, "host-a")
+
+
+@pytest.mark.parametrize(("has_room", "moved"), [(True, ["f"]), (False, [])])
+async def test_a_drained_host_is_cordoned_and_its_functions_move_where_there_is_room(
+    tmp_path: Path, has_room: bool, moved: list[str]
+) -> None:
+    stage = Stage(tmp_path, a_host(an_instance("old", function="f")))
+    stage.has_room = has_room
+
+    result = await stage.drained()
+
+    assert result == (moved, ["old"])
+    assert stage.view.fleet.cordoned == {"host-a"}
+    assert [e.function.id for e in stage.proposed] == ["f"]
+
+
+async def test_a_drain_starts_nothing_elsewhere_for_a_function_that_has_no_ready_instance(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, a_host(an_instance("old", function="f", state=State.STARTING)))
+
+    assert await stage.drained() == ([], ["old"])
+    assert stage.proposed == []
+
+
+async def test_a_function_is_cooled_on_its_hosts_and_those_that_do_not_answer_are_named(tmp_path: Path) -> None:
+    here, silent = a_host(an_instance("one", function="f")), a_host(an_instance("two", function="f"))
+    stage = Stage(tmp_path, here, replace(silent, name="host-b"), replace(a_host(), name="host-c"))
+    stage.away = {"host-b"}
+    await stage.view.refresh()
+
+    result = await operations.cool(stage.agents, stage.view, "f", at_once=False)
+
+    assert result == (["one"], ["host-b"])
+    assert stage.cooled == ["host-a"]
+
+
+async def test_an_override_that_leaves_min_above_max_is_rejected_and_changes_nothing(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    function = stage.catalogue.resolve("f").function
+
+    with pytest.raises(BadRequest, match="min 3 and max 2"):
+        await operations.override(stage.registry, stage.view, stage.catalogue, function, min=3)
+
+    assert stage.catalogue.resolve("f").function == function
+
+
+async def test_an_override_applies_at_once_and_adds_to_the_earlier_ones(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    function = stage.catalogue.resolve("f").function
+
+    await operations.override(stage.registry, stage.view, stage.catalogue, function, pinned=True)
+    changed = await operations.override(stage.registry, stage.view, stage.catalogue, function, min=1)
+
+    assert (changed.pinned, changed.min, changed.max) == (True, 1, 2)
