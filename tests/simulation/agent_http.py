@@ -41,15 +41,7 @@ class AgentServer:
             case "/functions/ensure":
                 wanted = msgspec.json.decode(body, type=Ensure)
                 before = frozenset(i.id for i in own.instances)
-                result = answer = await agent.ensure(
-                    wanted.function,
-                    force=wanted.force,
-                    beside=wanted.beside,
-                    evict=wanted.evict,
-                    minimum=wanted.minimum,
-                    waited_s=wanted.waited_s,
-                    turn=wanted.turn,
-                )
+                result = answer = await agent.ensure(wanted)
                 self.on_ensure(caller, self.machine.name, wanted, answer, before)
             case "/functions/plan":
                 result = await agent.plan(msgspec.json.decode(body, type=PlanRequest).function)

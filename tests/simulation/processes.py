@@ -8,7 +8,7 @@ exchange, reports, sweep and probes; the registry with its scripts and codec.
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,19 @@ from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.workers import activity, ports, supervisor
-from cortex.router import runtime
-from cortex.router.activation import agents
+from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
-from cortex.router.activation.scaling import Scaling
+from cortex.router.background import COUNT_S, Reporter, Sweeper, probe_silent_hosts
 from cortex.router.decision_log import DecisionLog
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.request import upstream
+from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
-from cortex.router.request.exchange import Services
+from cortex.router.request.exchange import Exchanges
 from cortex.router.request.probe import Probe
 from cortex.router.request.request_record import RequestRecords
-from cortex.router.request.upstream import Upstream
 from cortex.router.tracing import PassThroughTracing
 from tests.simulation.agent_http import Transport
 from tests.simulation.machine import (
@@ -129,75 +128,73 @@ class SimulatedAgent(loop.Agent):
         self._on_decision(self)
 
 
-class SimulatedRouter(runtime.Runtime):
+class SimulatedRouter:
     """One router worker without its HTTP server, keys, limits and metrics."""
 
     def __init__(
         self, id: str, place: str, catalogue: Path, transport: Transport, session: Session, own: Registry
     ) -> None:
         self.id, self.place = id, place
-        token = self._token = Token()
-        self.registry = own
+        token = Token()
+        self.faults, self._registry = faults.Faults(), own
         self.live_catalogue = LiveCatalogue(catalogue)
-        self.view = FleetView(self.registry, self.id)
+        self.view = FleetView(own, self.id)
         self.live_catalogue.on_change = self.view.wake
-        self.in_flight = InFlight(self.id)
-        self.agents = Agents(token)
-        self.agents._http = httpx.AsyncClient(
+        in_flight = InFlight(self.id)
+        agents = Agents(token)
+        agents._http = httpx.AsyncClient(
             verify=False,
             transport=transport,
             headers={"Content-Type": "application/json"},
             timeout=httpx.Timeout(10.0, connect=5.0),
         )
-        self.upstream = Upstream(token, self.view.unsure)
-        self.decision_log = DecisionLog(self.id)
-        self.probe = Probe(token)
-        self.probe._http = session  # type: ignore[assignment]
-        self.activator = Activator(
-            self.view, self.registry, self.agents, self.in_flight, self.live_catalogue, self.probe, self.decision_log
+        self._decision_log = DecisionLog(self.id)
+        self._probe = Probe(token)
+        self._probe._http = session  # type: ignore[assignment]
+        self._activator = Activator(
+            self.view, own, agents, in_flight, self.live_catalogue, self._probe, self._decision_log
         )
-        self.deaths = Deaths(self.view, self.probe, self.registry, self.decision_log, self.id)
-        self._scaling = Scaling()
-        self.faults = faults.Faults()
-        self.request_records = RequestRecords([self.decision_log.note_request])
-        self._tasks = []
-        self.services = Services(
+        self._deaths = Deaths(self.view, self._probe, own, self._decision_log, self.id)
+        self._reporter = Reporter(own, self.view, in_flight, self._deaths.aboard, self.live_catalogue)
+        self._sweeper = Sweeper(own, self.view, self.live_catalogue, agents, self._activator, self.faults)
+        self.exchanges = Exchanges(
             self.view,
-            self.activator,
-            self.in_flight,
-            self.upstream,
-            self.request_records,
-            PassThroughTracing(),
             self.live_catalogue,
-            self.deaths,
+            Admission(self.view, self._activator, in_flight),
+            upstream.Upstream(token, self.view.unsure),
+            self._deaths,
+            RequestRecords([self._decision_log.note_request]),
+            PassThroughTracing(),
         )
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "SimulatedRouter":
         with contextlib.suppress(RecordUnavailable):
             await self.view.refresh()
-            await self._report_now()
-        work = {
+            await self._reporter.report()
+        work: dict[str, Callable[[], Awaitable[None]]] = {
             "record": self.view.follow,
-            "report": self._report,
-            "sweep": self._sweep,
-            "silent hosts": self._probe_silent,
-            "decisions": self._count,
+            "report": self._reporter.run,
+            "sweep": self._sweeper.run,
+            "silent hosts": partial(probe_silent_hosts, self.view, self._probe),
+            "decisions": self._write_decisions,
         }
         self._tasks = [asyncio.create_task(self.faults.run(name, task)) for name, task in work.items()]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await cancelled(self._tasks)
-        await self.activator.close()
-        await self.deaths.close()
+        await self._activator.close()
+        await self._deaths.close()
         with contextlib.suppress(RecordUnavailable):
-            await self.registry.touch(self.in_flight.take_used())
-            await self.registry.remove_router(self.id)
+            await self._reporter.sign_off()
 
-    async def _count(self) -> None:
+    async def _write_decisions(self) -> None:
         while True:
-            await self._write_decisions()
-            await asyncio.sleep(runtime.COUNT_S)
+            with contextlib.suppress(RecordUnavailable):
+                if decisions := self._decision_log.take():
+                    await self._registry.decided(decisions)
+            await asyncio.sleep(COUNT_S)
 
     def apply_catalogue(self, catalogue: Catalogue) -> None:
         """Serve another catalogue from now on, as after an edit of its file."""
@@ -248,7 +245,7 @@ def substitutions(
 
     parts: list[tuple[Any, str, Any]] = [
         (registry, "async_client", client),
-        (agents, "trust", lambda _: False),
+        (agents_module, "trust", lambda _: False),
         (worker_http, "session", lambda **_: session_at(place())),
         (upstream, "WorkerConnections", lambda **_: Connections(session_at(place()))),
         (process_id, "boot_id", system.boot_id),

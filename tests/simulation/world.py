@@ -15,7 +15,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.platform.api_keys import ANONYMOUS, RIGHTS, Principal, Scope
 from cortex.platform.registry import Registry
 from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.request.exchange import Call, Exchange
+from cortex.router.request.exchange import Call
 from tests.simulation.agent_http import AgentServer, Transport
 from tests.simulation.machine import FIRST_PORT, PORTS_PER_DEVICE, Machine, System
 from tests.simulation.network import Network
@@ -238,9 +238,7 @@ class _Client:
         call = Call(dialect="embeddings", path="/v1/embeddings", body=body, reply=_Echo())
         try:
             target = self._router.live_catalogue.resolve_for(self._function, ANYBODY)
-            exchange = Exchange(
-                self._router.services, target, call, f"r{self._number}", ANYBODY, understand=_same(call)
-            )
+            exchange = self._router.exchanges.exchange(target, call, f"r{self._number}", ANYBODY, parse=_same(call))
             await exchange(SCOPE, self._receive, self._send)
         except Exception as error:
             if type(error).__name__ == "FunctionNotFound":
