@@ -24,11 +24,13 @@ JSON = {"Content-Type": "application/json"}
 class Fabric:
     """All machines, and the network between them and the routers."""
 
+    checks_keys = True
+    """Whether workers check the keys of requests."""
+
     def __init__(self, loop: VirtualLoop, network: Network, machines: dict[str, Machine]) -> None:
         self.loop, self.network, self.machines = loop, network, machines
         self.service_s: Callable[[Worker, bytes], float] = lambda _worker, _body: 1.0
         self.counts_requests: Callable[[Worker], bool] = lambda _: True
-        self.checks_keys = True
 
     def worker_at(self, url: str) -> tuple[Machine, Worker | None]:
         """Return the machine and the worker at a URL such as `http://host-a:20000/v1/models`."""

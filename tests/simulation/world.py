@@ -1,5 +1,6 @@
 """One simulated fleet: machines, Redis, routers, agents and clients, and the faults that befall them."""
 
+import asyncio
 import contextlib
 import hashlib
 from collections import Counter
@@ -12,8 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from cortex.functions.catalogue import Catalogue
+from cortex.platform.agent.host_name import NameTaken, check_name
 from cortex.platform.api_keys import ANONYMOUS, RIGHTS, Principal, Scope
-from cortex.platform.registry import Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.request.exchange import Call
 from tests.simulation.agent_http import AgentServer, Transport
@@ -24,7 +26,7 @@ from tests.simulation.redis_client import Client, Server
 from tests.simulation.virtual_time import WALL, Phase, Process, VirtualLoop, virtual_clocks
 from tests.simulation.worker_session import Fabric, Session
 
-RESTARTS_S = (0.3, 3.0)
+RESTART_S = 1.0
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -136,6 +138,9 @@ class World:
         last_port = FIRST_PORT + PORTS_PER_DEVICE * len(machine.devices)
         settings = agent_settings(machine, FIRST_PORT, last_port, self.stop_grace_s)
         registry = Registry(settings.redis_url, token=self._token, keeps_indexes=False)
+        with contextlib.suppress(RecordUnavailable):
+            while await self._name_is_taken(registry, machine):  # noqa: ASYNC110 (a record has to be read)
+                await asyncio.sleep(RESTART_S)
         agent = SimulatedAgent(settings, registry, self.on_decision)
         self.agents[machine.name] = agent
         self.note(f"agent {machine.name} starts, epoch {agent.scheduler.record().epoch}")
@@ -143,12 +148,13 @@ class World:
             self.servers[machine.name].agent = agent
             await self.loop.create_future()
 
-    def crash_agent(self, name: str) -> None:
-        """Kill an agent; its workers run on."""
-        machine = self.machines[name]
-        if machine.agent is not None:
-            machine.agent.crash()
-            self.servers[name].agent = None
+    async def _name_is_taken(self, registry: Registry, machine: Machine) -> bool:
+        """Whether the record of an earlier boot is alive: then the agent's service is started again later."""
+        try:
+            await check_name(registry, machine.name, machine.boot, look_s=0.25)
+        except NameTaken:
+            return True
+        return False
 
     # Routers.
 
