@@ -14,7 +14,7 @@ from tests.simulation.shrink import shrink
 from tests.simulation.variants import VARIANTS
 
 SHORT_S = 3.0
-GROUPS = 4
+GROUPS = 8
 SEEDS = 200
 CHEAP = {"lost effect": 12}
 """Variants that so many seeds find."""
@@ -27,8 +27,8 @@ def test_two_hundred_short_seeds_hold_every_invariant(group: int) -> None:
     assert [
         f"just simulate --seed {r.seed} --active-s {SHORT_S:g}: {r.violation}" for r in results if r.violation
     ] == []
-    assert sum(r.outcomes.get("served", 0) + r.outcomes.get("served cold", 0) for r in results) > 100
-    assert sum(sum(r.faults.values()) for r in results) > 50
+    assert sum(r.outcomes.get("served", 0) + r.outcomes.get("served cold", 0) for r in results) > 50
+    assert sum(sum(r.faults.values()) for r in results) > 20
 
 
 def test_one_seed_is_one_run_whatever_the_order_of_hashes() -> None:
