@@ -121,7 +121,8 @@ def run_one(job: Job) -> Result:
     seed, active_s, variant = job
     with broken(variant):
         result = simulate(scenario(seed, active_s=active_s))
-    gc.collect()
+    if not gc.isenabled():
+        gc.collect()
     return replace(result, trace=(), requests=())
 
 
@@ -131,7 +132,8 @@ def _pool(processes: int) -> Any:
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
-    gc.disable()  # between runs only, where it costs least
+    gc.freeze()  # what is imported stays
+    gc.disable()  # collect between runs only, where it costs least
 
 
 def _report(text: str) -> None:

@@ -106,6 +106,8 @@ class Run:
                     break
             else:
                 self._converged = 0.0
+        if not scenario.rests:
+            return
         self.invariants.check_end()
         if scenario.seed % PROVES_EVERY == 0 and world.violation is None:
             await self._serve_every_function()

@@ -12,6 +12,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Engine, Function
 
 MEMORY_MB = 16_000
+SHORT_S, SETTLE_S = 3.0, 45.0
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -73,6 +74,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     load_ends: float
     ends: float
     clients: tuple[Client, ...] = ()
+    rests: bool = True
+    """Whether the fleet has to be at rest at the end."""
 
     @property
     def catalogue(self) -> Catalogue:
@@ -80,8 +83,13 @@ class Scenario(Struct, frozen=True, kw_only=True):
         return Catalogue(functions=self.functions, aliases={})
 
 
-def scenario(seed: int, *, active_s: float = 14.0, settle_s: float = 45.0) -> Scenario:
-    """Return the scenario of a seed: faults and requests for `active_s`, then `settle_s` of peace."""
+def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
+    """Return the scenario of a seed: faults and requests for `active_s`, then peace until the fleet is at rest.
+
+    A run of at most `SHORT_S` ends soon afterwards, at rest or not.
+    """
+    rests = active_s > SHORT_S
+    settle_s = SETTLE_S if rests else 2 * SHORT_S
     random = Random(seed)
     machines = _machines(random)
     routers = tuple(f"router-{n}" for n in range(random.choice((1, 2, 2, 3))))
@@ -104,6 +112,7 @@ def scenario(seed: int, *, active_s: float = 14.0, settle_s: float = 45.0) -> Sc
         faults=faults,
         load_ends=active_s,
         ends=active_s + settle_s,
+        rests=rests,
     )
 
 
