@@ -49,6 +49,17 @@ def levels(findings: Any) -> list[str]:
         (a_host(cordoned=True), "warning", "cordoned"),
         (a_host(problem="NVML: driver mismatch"), "problem", "driver mismatch"),
         (a_host(engines={}), "problem", "no engine"),
+        (
+            a_host(
+                devices=[{"id": "GPU-1", "foreign_mb": 100_964}],
+                foreign=[
+                    {"device": "GPU-1", "pid": 4711, "command": "python", "memory_mb": 100_964},
+                    {"device": "GPU-2", "pid": 4712, "command": "other", "memory_mb": 5},
+                ],
+            ),
+            "warning",
+            "hold 100964 MiB of GPU-1: python (pid 4711)",
+        ),
     ],
 )
 def test_a_host_finding_has_its_level_and_reason(host: dict[str, Any], level: str, text: str) -> None:

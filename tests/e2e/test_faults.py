@@ -11,6 +11,7 @@ import psutil
 import pytest
 import redis
 
+from cortex.platform.keys import worker_key
 from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, RouterReport
 from tests.support.stack import Stack, eventually
@@ -46,6 +47,24 @@ def killed_while_it_serves(stack: Stack, name: str, **more: Any) -> httpx.Respon
     return answers[0]
 
 
+def change_script(stack: Stack, instance: dict[str, Any], **script: object) -> None:
+    """Change what a fake worker does."""
+    token = next((stack.folder / "state").rglob("fleet.token")).read_text().strip()
+    key = {"authorization": f"Bearer {worker_key(token, instance['id'])}"}
+    httpx.post(f"{instance['url']}/fake", json=script, headers=key, trust_env=False).raise_for_status()
+
+
+def why_failed(stack: Stack, function: str, instance: str) -> str:
+    """Return the reason in the receipt of an instance's failure, as soon as there is one."""
+    asked = {"function": function, "what": "failed"}
+
+    def reasons() -> list[str]:
+        receipts = stack.http.get("/admin/decisions", params=asked).json()["decisions"]
+        return [r["why"] for r in receipts if r["instance"] == instance]
+
+    return eventually(reasons, what="a receipt of the failure")[0]
+
+
 def marked(instance: str) -> list[int]:
     found = []
     for process in psutil.process_iter():
@@ -66,6 +85,23 @@ def test_a_worker_killed_while_idle_is_replaced_by_the_next_request(stack: Stack
     assert answer.status_code == 200
     assert answer.headers["x-cortex-instance"] != killed
     eventually(lambda: not marked(killed), what="nothing left of the killed worker")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_a_request_that_meets_a_dead_engine_is_served_by_the_next_worker_and_the_instance_is_gone(
+    stack: Stack, stream: bool
+) -> None:
+    stack.chat("fake/echo").raise_for_status()
+    instance = stack.instance("fake/echo")
+    change_script(stack, instance, engine_dead=True)
+
+    answer = stack.chat("fake/echo", stream=stream)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers.get("x-cortex-instance") != instance["id"]
+    assert instance["id"] not in [i["id"] for i in ready(stack, "fake/echo")]
+    # Its agent ended it when the router reported it, before its health check was due.
+    assert "was killed by SIGKILL" in why_failed(stack, "fake/echo", str(instance["id"]))
 
 
 def test_a_worker_killed_while_streaming_gives_an_error_event_and_the_next_request_works(stack: Stack) -> None:

@@ -16,6 +16,7 @@ CONTEXT = LaunchContext(
     port=20001,
     weights="/cache/model.gguf",
     key="secret-of-the-worker",
+    key_file="/run/cortex/one.key",
     tools={
         "llama-server": ("/usr/bin/llama-server",),
         "xllamacpp": ("python", "-m", "cortex.platform.workers.llama_server"),
@@ -36,7 +37,6 @@ ON_GPU = replace(
     engine_modules="/opt/cortex/engine_modules",
 )
 VARIABLE = {
-    Engine.VLLM: "VLLM_API_KEY",
     Engine.LLAMACPP: "LLAMA_API_KEY",
     Engine.COMMAND: "CORTEX_WORKER_KEY",
     Engine.FAKE: "CORTEX_WORKER_KEY",
@@ -114,16 +114,16 @@ def test_without_gpus_the_visible_devices_are_not_set(engine: Engine) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("server", ["", "xllamacpp", "llama_cpp.server"])
-def test_the_key_is_in_the_environment_and_never_in_the_argv(engine: Engine, server: Any) -> None:
+def test_the_key_is_in_the_environment_or_a_private_file_and_never_in_the_argv(engine: Engine, server: Any) -> None:
     server = server if engine is Engine.LLAMACPP else ""
     command = ("serve", "{port}", "{model}", "{key_file}")
     result = launch(of(engine, args=("--verbose",), env={"A": "b"}, server=server, command=command), CONTEXT)
 
-    assert CONTEXT.key in result.env.values()
+    assert CONTEXT.key in (*result.env.values(), *result.files.values())
     assert not [word for word in result.argv if CONTEXT.key in word]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", list(VARIABLE))
 def test_a_catalogue_cannot_set_the_key(engine: Engine) -> None:
     result = launch(of(engine, env={VARIABLE[engine]: "known-to-all"}), CONTEXT)
 
@@ -230,7 +230,7 @@ def test_the_command_of_vllm() -> None:
             "--served-model-name", "org/model",
             "--host", "127.0.0.1",
             "--port", "20001",
-            "--gpu-memory-utilization", "0.3255",
+            "--gpu-memory-utilization", "0.2369",
             "--tensor-parallel-size", "2",
             "--max-model-len", "8192",
             "--dtype", "bfloat16",
@@ -250,11 +250,26 @@ def test_the_command_of_vllm() -> None:
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "CUDA_VISIBLE_DEVICES": "GPU-1b,GPU-0a",
             "PYTHONPATH": "/opt/cortex/engine_modules",
-            "VLLM_API_KEY": "secret-of-the-worker",
+            "CORTEX_WORKER_KEY_FILE": "/run/cortex/one.key",
             "VLLM_SERVER_DEV_MODE": "0",
         },
         server="vllm",
+        files={"/run/cortex/one.key": "secret-of-the-worker"},
     )  # fmt: skip
+
+
+def test_vllm_reads_its_key_from_a_file_and_has_no_variable_that_differs_between_instances() -> None:
+    """vLLM hashes its variables into the key of its compile cache."""
+    function = of(Engine.VLLM, env={"VLLM_API_KEY": "known-to-all", "CORTEX_WORKER_KEY_FILE": "/etc/known-to-all"})
+    one, two = (
+        launch(function, replace(ON_GPU, key=key, key_file=f"/run/{key}.key", port=port, scratch=f"/run/{key}"))
+        for key, port in (("first", 20001), ("second", 20002))
+    )
+
+    assert one.files == {"/run/first.key": "first"}
+    assert {name for name in one.env if one.env[name] != two.env[name]} == {"CORTEX_WORKER_KEY_FILE"}
+    assert one.env.keys() == two.env.keys()
+    assert "VLLM_API_KEY" not in one.env
 
 
 def test_a_functions_pythonpath_follows_that_of_the_key_check() -> None:
@@ -274,17 +289,62 @@ def test_a_build_without_a_working_script_runs_as_a_module() -> None:
 
 @pytest.mark.parametrize(
     ("memory_mb", "total_mb", "expected"),
-    [(8000, 24_576, "0.3255"), (24_576, 24_576, "0.9900"), (1, 81_920, "0.0001"), (0, 0, "0.5")],
+    [(8000, 24_576, "0.2369"), (24_576, 24_576, "0.9114"), (1, 81_920, "0.0001"), (0, 0, "0.5")],
 )
-def test_vllm_gets_the_placed_share_of_the_device(memory_mb: int, total_mb: int, expected: str) -> None:
+def test_vllm_gets_a_share_of_the_device_that_leaves_room_for_what_it_takes_beside(
+    memory_mb: int, total_mb: int, expected: str
+) -> None:
     argv = launch(of(Engine.VLLM), replace(ON_GPU, memory_mb=memory_mb, device_total_mb=total_mb)).argv
 
-    assert argv[argv.index("--gpu-memory-utilization") + 1] == expected
+    assert after("--gpu-memory-utilization", argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "memory_mb", "least_mb", "managed_mb"),
+    [
+        ((), 12_000, 5000, 12_000 - vllm.OUTSIDE_MB),
+        (("--enforce-eager",), 12_000, 5000, 12_000 - vllm.OUTSIDE_EAGER_MB),
+        ((), 6000, 7572, 7572 - vllm.OUTSIDE_MB),
+        ((), 5000, 7572, 5000),
+        ((), 3000, 0, 1500),
+    ],
+    ids=["with graphs", "eager", "room for one request", "declared too small", "nothing known"],
+)
+def test_vllm_manages_the_placed_memory_without_what_it_takes_beside_but_enough_to_start(
+    args: tuple[str, ...], memory_mb: int, least_mb: int, managed_mb: int
+) -> None:
+    context = replace(ON_GPU, memory_mb=memory_mb, least_mb=least_mb)
+
+    assert vllm.managed_mb(of(Engine.VLLM, args=args), context) == managed_mb
+
+
+def test_on_a_cpu_vllm_manages_all_of_the_placed_memory() -> None:
+    assert vllm.managed_mb(of(Engine.VLLM), replace(ON_GPU, device_kind="cpu", memory_mb=3000)) == 3000
+
+
+@pytest.mark.parametrize(
+    ("version", "args", "cache_mb", "named"),
+    [
+        ("0.26.0", (), 8051, True),
+        ("0.11.0", (), 8051, True),
+        ("0.10.2", (), 8051, False),
+        ("of an unknown version", (), 8051, False),
+        ("0.26.0", (), 0, False),
+        ("0.26.0", ("--gpu-memory-utilization=0.5",), 8051, False),
+        ("0.26.0", ("--kv-cache-memory-bytes", "1"), 8051, False),
+    ],
+)
+def test_a_known_cache_size_is_passed_to_a_version_that_has_the_flag(
+    version: str, args: tuple[str, ...], cache_mb: int, named: bool
+) -> None:
+    argv = launch(of(Engine.VLLM, args=args), replace(ON_GPU, version=version, cache_mb=cache_mb)).argv
+
+    assert (str(8051 * 1024 * 1024) in argv) is named
 
 
 @given(st.lists(st.integers(1, 24_576), min_size=2, max_size=6))
 def test_the_shares_of_one_device_never_exceed_the_placed_memory(memories: list[int]) -> None:
-    shares = [float(vllm.share(replace(ON_GPU, memory_mb=mb))) for mb in memories if mb >= 25]
+    shares = [float(vllm.share(of(Engine.VLLM), replace(ON_GPU, memory_mb=mb))) for mb in memories if mb >= 25]
 
     assert sum(shares) * 24_576 <= sum(memories)
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import psutil
 
+from cortex.functions.lifecycle import State
 from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, Instance
 from tests.support.fleet import Fleet
@@ -56,6 +57,10 @@ class VllmHost(Fleet):
         """Return the function's only instance."""
         (found,) = [i for i in self.record().instances if i.function == function]
         return found
+
+    def starts(self, function: str) -> bool:
+        """Whether an instance of a function is starting."""
+        return any(i.function == function and i.state is State.STARTING for i in self.record().instances)
 
     def ask(self, function: str, **more: Any) -> "Asking":
         """Ask for a chat completion in the background."""

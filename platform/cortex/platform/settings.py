@@ -164,7 +164,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     devices: tuple[DeclaredDevice, ...] = ()
     engines: tuple[DeclaredEngine, ...] = ()
     launcher: bool = True
-    """Keep a parked vLLM that has finished its imports: starts take a fraction of the time, for about 1 GB of RAM."""
+    """Keep a parked vLLM that has finished its imports: starts take a fraction of the time, for 1 to 2 GB of RAM."""
     reserve_mb: Count = 1024
     """Memory to keep free: RAM on a CPU host, otherwise memory of each GPU, at most half of it."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0

@@ -33,6 +33,9 @@ LITTLE_DISK_GB, FULL_DISK_GB = 5.0, 0.1
 SKEW_S = 1.0
 SLOW_REDIS_S = 0.05
 MOST_PATHS = 10_000
+FOREIGN_MB = 1024
+"""Memory of a device outside cortex that is worth a warning: a desktop takes less."""
+MOST_HOLDERS = 5
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -178,6 +181,7 @@ def check_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
                 f"its devices cannot be read: {host['problem']}",
                 "`nvidia-smi` on that host shows more; a driver that was upgraded needs a reboot.",
             )
+        yield from _foreign_memory(host)
         for path, since in host.get("silent", {}).items():
             yield Finding(
                 "problem",
@@ -190,6 +194,23 @@ def check_hosts(hosts: list[dict[str, Any]], now: float) -> Iterator[Finding]:
             yield Finding(
                 "problem", f"host {name}", "it has no engine", "Install vllm, llama-server or xllamacpp there."
             )
+
+
+def _foreign_memory(host: dict[str, Any]) -> Iterator[Finding]:
+    """Name the processes outside cortex that hold memory of a host's devices."""
+    for device in host["devices"]:
+        held_mb = device.get("foreign_mb", 0)
+        if held_mb < FOREIGN_MB:
+            continue
+        holders = [h for h in host.get("foreign", []) if h["device"] == device["id"]]
+        holders.sort(key=lambda h: -(h["memory_mb"] or 0))
+        names = [f"{h['command'] or 'unknown'} (pid {h['pid']})" for h in holders[:MOST_HOLDERS]]
+        yield Finding(
+            "warning",
+            f"host {host['name']}",
+            f"processes outside cortex hold {held_mb} MiB of {device['id']}: {', '.join(names) or 'unknown'}",
+            "End them if they are not needed: functions have only the rest. `cortex gpu ls` shows each one.",
+        )
 
 
 def check_functions(router: Router) -> Iterator[Finding]:
@@ -205,6 +226,13 @@ def check_functions(router: Router) -> Iterator[Finding]:
             f"`cortex fn plan {nowhere[0]}` shows the reason for each host.",
         )
     for f in functions.values():
+        if f.get("blocked"):
+            yield Finding(
+                "problem",
+                f["id"],
+                f"cannot start: {f['blocked']}",
+                "End the processes that hold the memory, or declare a smaller `vram_mb` or `context`.",
+            )
         if f["state"] == "failing":
             yield Finding(
                 "problem",

@@ -67,6 +67,8 @@ def ls(as_json: bool) -> None:
     for f in functions:
         if f["failure"] and f["state"] in GONE:
             out.print(f"\n{f['id']}: {f['failure']}", markup=False)
+        if f.get("blocked"):
+            out.print(f"\n{f['id']} cannot start: {f['blocked']}", markup=False)
 
 
 @fn.command()

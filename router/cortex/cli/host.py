@@ -270,12 +270,16 @@ def _next_out(host: dict[str, Any]) -> str:
 
 
 def _engines(host: dict[str, Any]) -> str:
-    launchers = host.get("launchers", {})
-    versions = (
-        (e, ", ".join([*([v] if v != e else []), *([f"launcher {launchers[e]}"] if e in launchers else [])]))
-        for e, v in host["engines"].items()
-    )
+    versions = ((e, ", ".join([*([v] if v != e else []), *_launcher(host, e)])) for e, v in host["engines"].items())
     return ", ".join(f"{e} ({more})" if more else e for e, more in versions)
+
+
+def _launcher(host: dict[str, Any], engine: str) -> list[str]:
+    """Return how an engine's launcher stands, and the RAM it takes."""
+    state = host.get("launchers", {}).get(engine)
+    memory_mb = host.get("launcher_mb", {}).get(engine)
+    taken = [f"{memory_mb} MiB of RAM"] if memory_mb else []
+    return [f"launcher {state}", *taken] if state else []
 
 
 def _used_mb(host: dict[str, Any]) -> int:

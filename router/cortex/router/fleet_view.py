@@ -88,6 +88,12 @@ class FleetView:
         instances = self._ready.get((function, revision), ())
         return tuple(i for i in instances if self._suspected(i.id, now) and self._given_up.get(i.id, 0.0) < now)
 
+    def failed(self, function: str, revision: str) -> tuple[str, ...]:
+        """Return the instances that were given up and are still ready in the record."""
+        now = time.monotonic()
+        ready = self._ready.get((function, revision), ())
+        return tuple(i.id for i in ready if self._given_up.get(i.id, 0.0) >= now)
+
     def unsure(self, instance: str) -> bool:
         """Whether an instance's data may be stale: the record is unavailable or was not read lately, or its host is
         silent. The instance may have exited, and another process may use its port."""

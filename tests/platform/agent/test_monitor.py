@@ -146,6 +146,17 @@ async def test_ram_is_a_measure_of_a_cpu(registry: Registry, tmp_path: Path) -> 
     assert await scene.placed() == (9000, "measured")
 
 
+async def test_the_cache_that_a_worker_logged_is_recorded_with_its_memory(registry: Registry, tmp_path: Path) -> None:
+    scene = Scene(registry, CPU, tmp_path)
+    scene.serves("one", ram_mb=9000, cache_mb=3000)
+
+    await scene.monitor.check_once()
+
+    entry = await scene.entry()
+    assert entry is not None
+    assert [(r.memory_mb, r.cache_mb) for r in entry.readings] == [(9000, 3000)]
+
+
 async def test_ram_says_nothing_of_a_gpu_that_nvml_does_not_know(registry: Registry, tmp_path: Path) -> None:
     scene = Scene(registry, DECLARED_GPU, tmp_path)
     scene.serves("one", ram_mb=9000)

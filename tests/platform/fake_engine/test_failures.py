@@ -46,6 +46,16 @@ def test_with_fail_every_2_every_second_request_fails(worker: Worker) -> None:
     assert (report["finished"], report["failed"]) == (2, 2)
 
 
+def test_a_dead_engine_answers_as_vllms_front_does_until_the_script_changes(worker: Worker) -> None:
+    worker.script(engine_dead=True)
+    dead, health = worker.ask(), worker.http.get("/health")
+    worker.script(engine_dead=False)
+
+    assert (dead.status_code, health.status_code) == (500, 503)
+    assert dead.json()["error"]["message"].startswith("EngineCore encountered an issue")
+    assert (worker.ask().status_code, worker.http.get("/health").status_code) == (200, 200)
+
+
 def test_a_cut_stream_has_no_finish(worker: Worker) -> None:
     worker.script(cut_stream_after=3)
     received: list[str] = []

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,8 +18,9 @@ import psutil
 import pytest
 
 from cortex.platform.launcher.eligibility import ineligibility
-from cortex.platform.launcher.pool import LauncherPool
-from cortex.platform.process import environment
+from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
+from cortex.platform.process import environment, termination
+from cortex.platform.process.process_id import identify, is_alive
 from cortex.platform.workers import process
 from cortex.platform.workers.launch_context import LAUNCHER_ENV
 
@@ -28,7 +28,7 @@ INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests beside it find and 
 OWNER = secrets.token_hex(4)
 
 SERVER = """
-import importlib, json, multiprocessing, os, sys, time
+import importlib, json, multiprocessing, os, random, sys, time
 import vllm.platforms
 import vllm.v1.engine.core as core
 
@@ -38,7 +38,8 @@ def main():
     child = context.Process(target=core.run, args=(sender,))
     child.start()
     said = receiver.recv()
-    said["front"] = {"argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid(),
+    said["front"] = {"secret": multiprocessing.current_process().authkey.hex(), "random": random.random(),
+                     "argv": sys.argv, "imported_s": core.IMPORTED, "env": os.environ.get("ASKED"), "pid": os.getpid(),
                      "devices": vllm.platforms.devices(),
                      "check": importlib.import_module("cortex_key_check").RequireKey.__name__}
     print(json.dumps(said), flush=True)
@@ -55,6 +56,11 @@ import functools, os
 def devices():
     return os.environ.get("CUDA_VISIBLE_DEVICES", "none")
 
+class Platform:
+    def __getattr__(self, name):
+        print("Current platform does not have", name)
+
+current_platform = Platform()
 devices()
 """
 CORE = """
@@ -72,6 +78,9 @@ def run(answer):
     receiver, sender = context.Pipe(duplex=False)
     context.Process(target=worker, args=(sender,)).start()
     print("the core speaks", flush=True)
+    if os.environ.get("TITLE"):
+        import setproctitle
+        setproctitle.setproctitle(os.environ["TITLE"])
     answer.send({"core": {"env": os.environ.get("ASKED"), "imported_s": IMPORTED, "pid": os.getpid(),
                           "devices": vllm.platforms.devices()},
                  "worker": receiver.recv()})
@@ -106,7 +115,7 @@ class RunningPool:
             owner=OWNER,
             log_path=folder / "launcher.log",
             busy=lambda: False,
-            on_state=self.told.append,
+            on_state=lambda state, memory_mb: self.told.append(f"{state} {memory_mb}" if memory_mb else state),
         )
         self.command = command
 
@@ -114,16 +123,20 @@ class RunningPool:
         await until(lambda: sum(t.startswith(state) for t in self.told) >= times)
 
     def pid(self) -> int:
+        """Return the launcher's pid."""
         assert self.keeper._child is not None
         return self.keeper._child.pid
 
-    def start(self, instance: str = INSTANCE, **env: str) -> subprocess.Popen[bytes] | str:
+    async def start(self, instance: str = INSTANCE, **env: str) -> ForkedWorker | str:
         argv = (*self.command, "--model", "tiny")
         wanted = process.worker_environment({**LAUNCHER_ENV, environment.OWNER: OWNER, **env}, instance)
-        return self.keeper.hand_over(argv, wanted, self.folder / "instance.log", None)
+        return await self.keeper.hand_over(argv, wanted, self.log(instance), None)
 
-    async def said(self) -> dict[str, dict[str, object]]:
-        log = self.folder / "instance.log"
+    def log(self, instance: str = INSTANCE) -> Path:
+        return self.folder / f"{instance}.log"
+
+    async def said(self, instance: str = INSTANCE) -> dict[str, dict[str, object]]:
+        log = self.log(instance)
         await until(lambda: log.exists() and '"front"' in log.read_text())
         found: dict[str, dict[str, object]] = json.loads(
             next(line for line in log.read_text().splitlines() if line.startswith("{"))
@@ -147,15 +160,17 @@ async def kept(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[Running
                 os.kill(pid, signal.SIGKILL)
 
 
-async def test_the_launcher_becomes_the_instance_with_all_three_processes_preloaded(kept: RunningPool) -> None:
+async def test_the_launcher_forks_the_instance_with_all_three_processes_preloaded(kept: RunningPool) -> None:
     await kept.until("parked")
     parked, handed_over = kept.pid(), time.time()
 
-    child = kept.start(ASKED="yes")
+    child = await kept.start(ASKED="yes")
     said = await kept.said()
 
-    assert isinstance(child, subprocess.Popen)
-    assert child.pid == parked == os.getsid(child.pid) == os.getpgid(child.pid) == said["front"]["pid"]
+    assert isinstance(child, ForkedWorker)
+    assert child.pid == os.getsid(child.pid) == os.getpgid(child.pid) == said["front"]["pid"]
+    assert {os.getsid(int(str(one["pid"]))) for one in said.values()} == {child.pid}
+    assert kept.pid() == parked != child.pid
     assert said["front"]["argv"] == ["vllm", "--model", "tiny"] == said["worker"]["argv"]
     assert said["front"]["check"] == "RequireKey"
     for one in said.values():
@@ -163,7 +178,7 @@ async def test_the_launcher_becomes_the_instance_with_all_three_processes_preloa
         assert float(str(one["imported_s"])) < handed_over
         # The marker of the instance is what any process of the machine sees, and so is found by.
         assert psutil.Process(int(str(one["pid"]))).environ()[environment.MARKER] == INSTANCE
-    assert "the core speaks" in (kept.folder / "instance.log").read_text()
+    assert "the core speaks" in kept.log().read_text()
     assert {pid for name, pid in process.find_owned(OWNER) if name == INSTANCE} >= {
         int(str(one["pid"])) for one in said.values()
     }
@@ -178,34 +193,108 @@ async def test_a_script_runs_as_its_own_command(engine: tuple[str, ...], tmp_pat
     task = asyncio.ensure_future(kept.keeper.keep())
     await kept.until("parked")
 
-    child = kept.start()
+    child = await kept.start()
     said = await kept.said()
 
-    assert isinstance(child, subprocess.Popen)
+    assert isinstance(child, ForkedWorker)
     assert said["front"]["argv"] == ["vllm", "serve", "--model", "tiny"]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await kept.keeper.close()
-    while process.kill_orphans(INSTANCE):
-        child.poll()
+    await until(lambda: not process.kill_orphans(INSTANCE))
 
 
-async def test_a_new_launcher_is_parked_after_a_hand_over(kept: RunningPool) -> None:
+async def test_two_starts_in_a_row_are_both_forked_from_one_launcher(kept: RunningPool) -> None:
     await kept.until("parked")
-    kept.start()
+    second = f"{INSTANCE}b"
+    parked = kept.pid()
 
+    children = [await kept.start(ASKED="one"), await kept.start(second, ASKED="two")]
+    said = await kept.said(), await kept.said(second)
+
+    assert [type(c) for c in children] == [ForkedWorker, ForkedWorker]
+    assert [{one["env"] for one in of_instance.values()} for of_instance in said] == [{"one"}, {"two"}]
+    for of_instance, instance in zip(said, (INSTANCE, second), strict=True):
+        pids = [int(str(one["pid"])) for one in of_instance.values()]
+        assert {psutil.Process(pid).environ()[environment.MARKER] for pid in pids} == {instance}
+    assert kept.pid() == parked
+    assert [t.partition(" ")[0] for t in kept.told].count("parked") == 1
+
+
+async def test_instances_of_one_launcher_share_neither_secrets_nor_random_numbers(kept: RunningPool) -> None:
+    await kept.until("parked")
+    second = f"{INSTANCE}b"
+
+    await kept.start()
+    await kept.start(second)
+    one, two = await kept.said(), await kept.said(second)
+
+    assert one["front"]["secret"] != two["front"]["secret"]
+    assert one["front"]["random"] != two["front"]["random"]
+
+
+async def test_the_memory_of_a_parked_launcher_is_reported(kept: RunningPool) -> None:
+    await kept.until("parked")
+
+    (parked,) = (t for t in kept.told if t.startswith("parked"))
+
+    assert int(parked.removeprefix("parked ")) > 5
+
+
+async def test_an_exit_code_is_reported_by_the_launcher(kept: RunningPool) -> None:
+    await kept.until("parked")
+    child = await kept.start()
+    assert isinstance(child, ForkedWorker)
+    await kept.said()
+    leader = identify(child.pid)
+    assert leader is not None
+
+    os.kill(child.pid, signal.SIGKILL)
+    await termination.wait_for_exit(leader)
+
+    assert await asyncio.to_thread(child.wait) == -signal.SIGKILL
+    assert identify(child.pid) is None
+
+
+async def test_a_worker_outlives_its_launcher_and_its_exit_code_is_unknown_then(kept: RunningPool) -> None:
+    await kept.until("parked")
+    child = await kept.start()
+    assert isinstance(child, ForkedWorker)
+    await kept.said()
+    leader = identify(child.pid)
+    assert leader is not None
+
+    os.kill(kept.pid(), signal.SIGKILL)
+    await kept.until("failed")
+    alive = is_alive(leader)
+    os.kill(child.pid, signal.SIGKILL)
+    await termination.wait_for_exit(leader)
+
+    assert alive
+    assert child.wait() is None
+
+
+async def test_the_log_is_emptied_for_each_launcher_and_appended_to(kept: RunningPool) -> None:
+    """A launcher that is still exiting would otherwise write at its old position, after a gap."""
+    await kept.until("parked")
+    log, first = kept.folder / "launcher.log", kept.pid()
+    flags = flags_of_output(first)
+    with log.open("ab") as output:
+        output.write(b"of the first launcher\n")
+
+    os.kill(first, signal.SIGKILL)
     await kept.until("parked", times=2)
 
-    assert "handed over" in kept.told
+    assert flags & os.O_APPEND
+    assert b"of the first launcher" not in log.read_bytes()
 
 
 async def test_all_processes_of_the_worker_are_killed_by_its_marker(kept: RunningPool) -> None:
     await kept.until("parked")
-    child = kept.start()
-    assert isinstance(child, subprocess.Popen)
+    child = await kept.start()
+    assert isinstance(child, ForkedWorker)
     said = await kept.said()
-    child.kill()
-    child.wait()
+    os.kill(child.pid, signal.SIGKILL)
 
     await until(lambda: not process.kill_orphans(INSTANCE))
 
@@ -218,22 +307,42 @@ async def test_a_launcher_killed_while_parked_is_replaced(kept: RunningPool) -> 
 
     os.killpg(first, signal.SIGKILL)
     await kept.until("failed: it was killed by SIGKILL while it was parked")
-    refused = kept.start()
+    refused = await kept.start()
     await kept.until("parked", times=2)
 
     assert isinstance(refused, str)
     assert kept.pid() != first
 
 
-async def test_the_exit_of_a_launcher_during_the_hand_over_is_noticed(kept: RunningPool) -> None:
+async def test_a_launcher_killed_while_it_forks_is_replaced_and_leaves_no_worker(kept: RunningPool) -> None:
     await kept.until("parked")
+    first = kept.pid()
+    os.kill(first, signal.SIGSTOP)
+    starting = asyncio.ensure_future(kept.start())
+    await asyncio.sleep(0)
+
+    os.killpg(first, signal.SIGKILL)
+    refused = await starting
+    await kept.until("parked", times=2)
+
+    assert isinstance(refused, str)
+    assert refused.startswith("the launcher did not fork: ")
+    assert process.orphans_of(INSTANCE) == []
+
+
+async def test_a_start_that_is_cancelled_while_it_is_forked_leaves_no_worker(kept: RunningPool) -> None:
+    await kept.until("parked")
+    before = set(children_of(kept.pid()))
     os.kill(kept.pid(), signal.SIGSTOP)
-    child = kept.start()
-    assert isinstance(child, subprocess.Popen)
+    starting = asyncio.ensure_future(kept.start())
+    await asyncio.sleep(0.1)  # the order is sent, and not carried out
 
-    child.kill()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    os.kill(kept.pid(), signal.SIGCONT)
 
-    assert child.wait(5) == -signal.SIGKILL
+    await until(lambda: not set(children_of(kept.pid())) - before)
+    assert not kept.log().exists()
 
 
 async def test_a_parked_launcher_ends_with_its_agent(kept: RunningPool) -> None:
@@ -250,11 +359,22 @@ async def test_cached_device_facts_are_cleared_at_the_hand_over(engine: tuple[st
     """What the engine remembered of them while it was parked is of no device that the instance has."""
     del engine
     await kept.until("parked")
-    kept.start(CUDA_VISIBLE_DEVICES="GPU-1")
+    await kept.start(CUDA_VISIBLE_DEVICES="GPU-1")
 
     said = await kept.said()
 
     assert [one["devices"] for one in said.values()] == ["GPU-1"] * 3
+    assert "does not have" not in kept.log().read_text()
+
+
+async def test_a_process_of_the_engine_can_name_itself(kept: RunningPool) -> None:
+    pytest.importorskip("setproctitle")
+    await kept.until("parked")
+    await kept.start(TITLE="VLLM::Core")
+
+    said = await kept.said()
+
+    assert psutil.Process(int(str(said["core"]["pid"]))).name() == "VLLM::Core"
 
 
 async def test_an_engine_whose_import_initialises_cuda_is_not_parked(engine: tuple[str, ...], tmp_path: Path) -> None:
@@ -282,7 +402,7 @@ async def test_an_engine_that_cannot_be_imported_is_a_reported_failure(tmp_path:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
-    assert isinstance(kept.start(), str)
+    assert isinstance(await kept.start(), str)
     assert "could not import the engine's core" in (tmp_path / "launcher.log").read_text()
 
 
@@ -306,7 +426,7 @@ async def test_a_launcher_with_an_invalid_greeting_is_not_parked(tmp_path: Path,
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
-    assert isinstance(kept.start(), str)
+    assert isinstance(await kept.start(), str)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +443,16 @@ def test_a_start_that_changes_import_time_settings_is_ineligible(
     argv: tuple[str, ...], wanted: dict[str, str], why: str
 ) -> None:
     assert ineligibility(argv, wanted, {"HF_HUB_OFFLINE": "1", "CORTEX_OWNER": "o"}) == why
+
+
+def flags_of_output(pid: int) -> int:
+    """Return the flags that a process's standard output was opened with."""
+    return int(Path(f"/proc/{pid}/fdinfo/1").read_text().split("flags:")[1].split()[0], 8)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process that have not exited."""
+    return [c.pid for c in psutil.Process(pid).children() if _runs(c.pid)]
 
 
 async def until(look: Callable[[], object], within_s: float = 30) -> None:

@@ -38,6 +38,20 @@ def test_one_wrong_reading_is_over_after_five_starts() -> None:
     assert (still, entry.memory_mb) == (23_000, 4100)
 
 
+def test_the_memory_beside_the_cache_is_the_highest_of_the_last_starts() -> None:
+    entry = after((1.0, 9000), (1.0, 9900), cache_mb=6000)
+    entry = after((2.0, 9200), entry=entry, cache_mb=6100)
+
+    assert ledger.beside_cache_mb(entry, 1) == 3900
+
+
+def test_the_memory_beside_the_cache_is_per_device_and_unknown_without_its_size() -> None:
+    known, unknown = after((1.0, 18_001), cache_mb=6000), after((1.0, 9000))
+
+    assert ledger.beside_cache_mb(known, 2) == 3001
+    assert [ledger.beside_cache_mb(e, 1) for e in (unknown, None)] == [0, 0]
+
+
 def test_without_a_start_each_reading_is_one_of_its_own() -> None:
     entry = with_memory(None, 23_000, 0.0)
     for day in range(1, 31):

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from cortex.functions.estimate import Shape
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine
-from cortex.platform.record import Device, HostRecord, Instance, Use, used_instance
+from cortex.platform.record import Device, Held, HostRecord, Instance, Use, used_instance
 from cortex.platform.scheduling.eviction import RESIDENCY_S, displaceable
 from cortex.platform.scheduling.placement import (
     Need,
@@ -434,6 +434,43 @@ def test_memory_of_foreign_processes_may_become_free_later() -> None:
     assert place(a_need(7500), a_host(devices=host.devices), IDLE, NOW) == NoRoom(
         reason="does not fit by 500 MiB: foreign processes hold 3000 MiB", when=When.LATER, short_by_mb=500
     )
+
+
+def test_foreign_processes_that_leave_too_little_for_an_empty_host_are_named_as_the_only_obstacle() -> None:
+    """No wait for an instance helps: a request for it need not be held."""
+    job = Held(device="gpu-0", pid=4711, command="python", memory_mb=3000)
+    busy = an_instance(memory_mb=4000)
+    host = a_host(busy, devices=(replace(a_device(), foreign_mb=3000),), foreign=(job,))
+    in_use = Use(in_flight={busy.id: 1})
+    room = a_device().budget_mb - 3000
+
+    beside_it, after_it = (place(a_need(mb), host, in_use, NOW) for mb in (room, room + 1))
+
+    assert isinstance(beside_it, NoRoom)
+    assert isinstance(after_it, NoRoom)
+    assert (beside_it.foreign_mb, after_it.foreign_mb) == (0, 3000)
+    assert after_it.when is When.LATER
+
+
+def test_foreign_memory_without_a_listed_process_may_be_on_its_way_out() -> None:
+    host = a_host(devices=(replace(a_device(), foreign_mb=3000),))
+
+    refused = place(a_need(a_device().budget_mb), host, IDLE, NOW)
+
+    assert isinstance(refused, NoRoom)
+    assert refused.foreign_mb == 0
+
+
+def test_a_cache_that_can_shrink_fits_beside_foreign_processes() -> None:
+    job = Held(device="gpu-0", pid=4711, command="python", memory_mb=3000)
+    busy = an_instance(memory_mb=a_device().budget_mb - 3000)
+    host = a_host(busy, devices=(replace(a_device(), foreign_mb=3000),), foreign=(job,))
+    shrinkable = replace(a_need(a_device().budget_mb), least_mb=1000)
+
+    refused = place(shrinkable, host, Use(in_flight={busy.id: 1}), NOW)
+
+    assert isinstance(refused, NoRoom)
+    assert refused.foreign_mb == 0
 
 
 def test_a_busy_instance_is_evicted_only_when_it_is_closable() -> None:

@@ -12,7 +12,7 @@ from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Vi
 from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, Silence, used_instance
 from cortex.platform.scheduling.effects import CancelFetch, Decision, Effect, Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.events import HostRead
-from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.ledger import Entry, Reading
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.reconcile import STABLE_S
@@ -1464,6 +1464,20 @@ def test_the_measurement_of_earlier_starts_beats_the_declaration() -> None:
     start(scheduler)
 
     assert (instance_of(scheduler).memory_mb, instance_of(scheduler).memory_from) == (4321, "measured")
+
+
+def test_a_start_is_told_the_measured_memory_beside_the_cache_unless_the_last_one_failed() -> None:
+    scheduler = a_scheduler()
+    scheduler.set_ledger({revision(F): Entry(readings=(Reading(start=1.0, memory_mb=5000, cache_mb=3000),))})
+
+    scheduler.ensure(F, HERE, "one", 1.0)
+    first = [e for e in new_effects(scheduler) if isinstance(e, Spawn)]
+    scheduler.spawn_failed("one", "why", 2.0)
+    scheduler.reclaimed("one", 2.0)
+    scheduler.ensure(F, HERE, "two", 3.0)
+    second = [e for e in new_effects(scheduler) if isinstance(e, Spawn)]
+
+    assert [s.beside_cache_mb for s in first + second] == [2000, 0]
 
 
 # Out of memory

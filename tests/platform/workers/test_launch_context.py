@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from cortex.functions.launch import LaunchContext
+import pytest
+
+from cortex.functions.launch import LaunchContext, launch
 from cortex.functions.spec import Engine, Function
 from cortex.platform.host.engines import Engines
 from cortex.platform.scheduling.effects import Spawn
+from cortex.platform.scheduling.ledger import beside_cache_mb, placement_mb, with_memory
 from cortex.platform.scheduling.placement import need
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.settings import Agent
@@ -53,6 +56,89 @@ def test_the_limit_of_an_engine_that_fills_it_is_stable_across_starts() -> None:
 
     assert (need(function, HERE, 2500).memory_mb, need(function, HERE, 2500).memory_from) == (4000, "declared")
     assert (need(function, HERE, 4700).memory_mb, need(function, HERE, 4700).memory_from) == (4700, "measured")
+
+
+class SimulatedVllm:
+    """The device memory that vLLM takes for its arguments: it fills its share or reserves the named cache, and takes
+    `outside_mb` beside."""
+
+    def __init__(self, weights_mb: int, activations_mb: int, outside_mb: int, total_mb: int) -> None:
+        self.weights_mb, self.activations_mb, self.outside_mb = weights_mb, activations_mb, outside_mb
+        self.total_mb = total_mb
+
+    def starts(self, argv: tuple[str, ...]) -> tuple[int, int]:
+        """Return the memory of the device that it takes, and its cache."""
+        own_mb = self.weights_mb + self.activations_mb
+        if "--kv-cache-memory-bytes" in argv:
+            cache_mb = int(argv[argv.index("--kv-cache-memory-bytes") + 1]) >> 20
+        else:
+            cache_mb = int(float(argv[argv.index("--gpu-memory-utilization") + 1]) * self.total_mb) - own_mb
+        assert cache_mb > 0
+        return own_mb + cache_mb + self.outside_mb, cache_mb
+
+
+@pytest.mark.parametrize(
+    ("weights_mb", "vram_mb", "args", "outside_mb"),
+    [
+        (1126, 12_000, (), 2158),
+        (1126, 12_000, ("--enforce-eager",), 1650),
+        (1126, 79_074, ("--enforce-eager",), 1328),
+        (15_667, 27_915, ("--enforce-eager",), 1143),
+        (15_667, 27_915, (), 1700),
+    ],
+)
+def test_vllm_takes_no_more_than_was_placed_at_its_first_start_and_just_that_from_the_second_on(
+    weights_mb: int, vram_mb: int, args: tuple[str, ...], outside_mb: int
+) -> None:
+    """By what 0.26 took beside its share on an H200."""
+    device = a_device("GPU-0", 143_771)
+    function = Function(id="m", engine=Engine.VLLM, vram_mb=vram_mb, context=4096, args=args)
+    engine = SimulatedVllm(weights_mb, 900, outside_mb, device.total_mb)
+    weights, entry, taken = LocalWeights("/cache/model", weights_mb), None, []
+
+    for start in range(4):
+        measured = placement_mb(entry, vram_mb)
+        requirement = need(function, weights, measured)
+        instance = an_instance(devices=("GPU-0",), memory_mb=requirement.memory_mb, memory_from=requirement.memory_from)
+        effect = Spawn(instance, function, weights, beside_cache_mb(entry, 1))
+        context = launch_context(effect, Agent(), ENGINES, [device], port=1, key="k", scratch="/run/one")
+        memory_mb, cache_mb = engine.starts(launch(function, context).argv)
+        taken.append((memory_mb, requirement.memory_mb))
+        entry = with_memory(entry, memory_mb, 1000.0 + start, start=float(start), cache_mb=cache_mb) or entry
+
+    assert all(memory_mb <= placed_mb for memory_mb, placed_mb in taken)
+    assert all(placed_mb - memory_mb <= 256 for memory_mb, placed_mb in taken[1:])
+
+
+def test_a_declaration_below_what_vllm_needs_is_placed_by_the_measurement_from_the_second_start_on() -> None:
+    device = a_device("GPU-0", 24_000)
+    function = Function(id="m", engine=Engine.VLLM, vram_mb=5000, context=4096)
+    weights, engine = LocalWeights("/cache/model", 3000), SimulatedVllm(3000, 900, 2000, device.total_mb)
+    first = Spawn(an_instance(devices=("GPU-0",), memory_mb=5000), function, weights)
+    context = launch_context(first, Agent(), ENGINES, [device], port=1, key="k", scratch="/run/one")
+    memory_mb, cache_mb = engine.starts(launch(function, context).argv)
+    entry = with_memory(None, memory_mb, 1000.0, cache_mb=cache_mb)
+
+    requirement = need(function, weights, placement_mb(entry, 5000))
+    instance = an_instance(devices=("GPU-0",), memory_mb=requirement.memory_mb, memory_from=requirement.memory_from)
+    second = Spawn(instance, function, weights, beside_cache_mb(entry, 1))
+    context = launch_context(second, Agent(), ENGINES, [device], port=1, key="k", scratch="/run/one")
+
+    assert (requirement.memory_mb, requirement.memory_from) == (memory_mb, "measured")
+    assert memory_mb > 5000
+    assert engine.starts(launch(function, context).argv)[0] <= memory_mb
+
+
+def test_a_cache_is_named_only_for_vllm_on_a_gpu() -> None:
+    devices = [a_device("GPU-0", 24_000)]
+
+    def named(engine: Engine, devices: Any) -> int:
+        effect = Spawn(an_instance(devices=(devices[0].id,)), Function(id="m", engine=engine), HERE, 900)
+        return launch_context(effect, Agent(), ENGINES, devices, port=1, key="k", scratch="/run/one").cache_mb
+
+    assert named(Engine.VLLM, devices) > 0
+    assert named(Engine.LLAMACPP, devices) == 0
+    assert named(Engine.VLLM, [a_device("cpu", kind="cpu")]) == 0
 
 
 def test_layers_matter_only_when_the_weights_exceed_the_placement() -> None:

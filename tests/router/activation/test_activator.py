@@ -68,6 +68,8 @@ class Stage:
         self.lost = 0
         self.turns: dict[str, float] = {}
         """Hosts that are full of instances in use, and when a turn comes there."""
+        self.foreign_mb: dict[str, int] = {}
+        """Hosts whose memory foreign processes hold, and how much."""
         self.directory = Catalogue()
         self.pulses: list[Pulse] = []
         self.probes: list[str] = []
@@ -92,6 +94,9 @@ class Stage:
     async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted | Rejected:
         self.asked.append(asked)
         self.addresses.append(host.address)
+        if host.name in self.foreign_mb:
+            held_mb = self.foreign_mb[host.name]
+            return Rejected(f"foreign processes hold {held_mb} MiB", When.LATER, foreign_mb=held_mb)
         if host.name in self.turns and not asked.turn:
             return Rejected("in use", When.LATER, turn_in_s=self.turns[host.name])
         self.proposed += 1
@@ -221,6 +226,29 @@ async def test_what_an_operator_warms_takes_no_turn() -> None:
         await stage.activator.ensure(lambda: TARGET, force=True)
 
     assert [a.turn for a in stage.asked] == [False]
+
+
+async def test_where_foreign_processes_hold_the_memory_a_request_is_refused_at_once_with_the_numbers() -> None:
+    stage = Stage((), ())
+    stage.foreign_mb = {"host-a": 100_964}
+
+    with pytest.raises(NoCapacity, match="host-a: foreign processes hold 100964 MiB") as refused:
+        await stage.served()
+
+    assert len(stage.asked) == 1
+    assert refused.value.retry_after is None
+    assert "processes outside cortex hold the memory" in refused.value.public
+    assert "host-a" not in refused.value.public
+
+
+async def test_a_request_is_held_while_one_host_may_have_room_later() -> None:
+    other = replace(a_host(), name="host-b", address="http://host-b:13131")
+    stage = Stage((), (an_instance("new-1", ready=1.0),))
+    stage.others, stage.foreign_mb, stage.turns = {other.name: other}, {"host-a": 100_964}, {"host-b": 3.0}
+
+    await stage.served()
+
+    assert [a.turn for a in stage.asked][-1] is True
 
 
 async def test_a_request_whose_time_is_up_in_line_learns_for_whom_it_waited_and_when_to_come_back() -> None:

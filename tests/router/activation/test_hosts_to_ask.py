@@ -3,10 +3,10 @@
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.record import Fleet, HostRecord, SilentHost, use
+from cortex.platform.record import Fleet, Held, HostRecord, SilentHost, use
 from cortex.platform.scheduling.placement import need
-from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
-from tests.support.factories import a_function, a_host, an_instance
+from cortex.router.activation.load_balancing import blocked_by_foreign_memory, hosts_to_ask, why_nowhere
+from tests.support.factories import a_device, a_function, a_host, an_instance
 
 NOW = 1000.0
 
@@ -67,3 +67,35 @@ def test_silent_hosts_are_named_when_no_host_is_alive() -> None:
 
     assert hosts_to_ask(need(a_function(), None), a_function(), fleet, use(fleet), NOW) == []
     assert "a no longer reports" in why_nowhere(need(a_function(), None), fleet, use(fleet), NOW)
+
+
+def with_job(name: str, memory_mb: int) -> HostRecord:
+    """Return a host on which a foreign process holds this much."""
+    job = Held(device="gpu-0", pid=4711, command="python", memory_mb=memory_mb)
+    return named(name, a_host(devices=(replace(a_device(), foreign_mb=memory_mb),), foreign=(job,)))
+
+
+BLOCKED = a_function(vram_mb=4000)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "blocked_on"),
+    [
+        ([with_job("a", 9000)], ["a"]),
+        ([with_job("a", 9000), with_job("b", 8000)], ["a", "b"]),
+        ([with_job("a", 9000), named("b", a_host(engines={}))], ["a"]),
+        ([with_job("a", 9000), named("b", a_host())], []),
+        ([with_job("a", 9000), named("b", FULL)], []),
+        ([with_job("a", 1000)], []),
+        ([named("a", a_host())], []),
+    ],
+    ids=["only host", "both hosts", "the other cannot", "the other has room", "the other may", "small", "no process"],
+)
+def test_foreign_memory_blocks_a_function_where_no_host_can_have_room_for_it(
+    hosts: list[HostRecord], blocked_on: list[str]
+) -> None:
+    fleet = Fleet(hosts={h.name: h for h in hosts})
+
+    why = blocked_by_foreign_memory(BLOCKED, fleet, use(fleet), NOW)
+
+    assert [part.partition(":")[0] for part in why.split("; ") if part] == blocked_on

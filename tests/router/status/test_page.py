@@ -98,6 +98,18 @@ def test_a_failing_function_is_the_first_point_with_its_reason() -> None:
     assert (shown.troubles[0].instance, shown.troubles[0].reason) == ("one", "it ended")
 
 
+def test_a_function_whose_memory_foreign_processes_hold_is_a_point_with_the_numbers() -> None:
+    job = Held(device="gpu-0", pid=4711, command="python", memory_mb=9000)
+    host = fresh(devices=(replace(a_device(), foreign_mb=9000),), foreign=(job,))
+
+    shown = picture(a_snapshot(a_function(vram_mb=4000), hosts=(host,)))
+
+    assert not shown.verdict.well
+    (point,) = shown.verdict.attention
+    assert point.text == "org/model cannot start"
+    assert "foreign processes hold 9000 MiB" in point.detail
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -20,6 +20,12 @@ class LaunchContext(Struct, frozen=True, kw_only=True):
     """Memory of the smallest of its devices."""
     memory_mb: int = 0
     """Memory limit on each of its devices."""
+    least_mb: int = 0
+    """The least memory on each device that its engine may be told to use; 0: unknown."""
+    cache_mb: int = 0
+    """KV cache to reserve on each device; 0: the engine sizes it by `memory_mb`."""
+    version: str = ""
+    """Of the engine."""
     weights_mb: int = 0
     layers: int = 0
     """Number of the model's layers, from its file; 0: unknown."""

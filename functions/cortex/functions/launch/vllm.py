@@ -4,6 +4,8 @@ vLLM fills a share of the device's total memory, by default nine tenths, althoug
 the share is always computed from the placement and passed explicitly.
 """
 
+import re
+
 from msgspec import Struct
 
 from cortex.functions.launch.context import Launch, LaunchContext, tool, visible
@@ -14,13 +16,28 @@ CPU_PROCESSES_MB = 1536
 """Memory of vLLM's processes on a CPU host, in addition to the weights and the cache."""
 
 
+OUTSIDE_MB, OUTSIDE_EAGER_MB = 2176, 1664
+"""What vLLM takes on a GPU outside its share at the first start: CUDA context, graphs, what the allocator holds. The
+highest of 0.26 on an H200, with graphs and without; later starts go by the measurement."""
+CACHE_BYTES_SINCE = (0, 11)
+"""The first version with `--kv-cache-memory-bytes`."""
+SIZING_ARGUMENTS = ("--kv-cache-memory", "--gpu-memory-utilization", "--num-gpu-blocks-override")
+
+
 NO_DOMAIN = "media.cortex.invalid"
 """The only domain from which vLLM may fetch media. `.invalid` never resolves (RFC 2606), so it fetches none: the router
 passes media as data. An empty list would allow every domain."""
 
 KEY_CHECK = "cortex_key_check.RequireKey"
-"""The middleware that requires the worker's key for every path; vLLM requires it for some. It is in
-`LaunchContext.engine_modules`; an engine that cannot import it does not start."""
+"""The middleware that requires the worker's key for every path. It is in `LaunchContext.engine_modules`; an engine that
+cannot import it does not start."""
+
+KEY_FILE = "CORTEX_WORKER_KEY_FILE"
+"""The variable that names the file with the key. vLLM hashes its own variables into the key of its compile cache, so a
+`VLLM_API_KEY` of the instance would make every start compile again."""
+
+OWN_KEY = "VLLM_API_KEY"
+"""vLLM's own key. A worker has none: `KEY_CHECK` covers what it would cover."""
 
 ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -94,7 +111,8 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             "--served-model-name", function.id,
             "--host", context.host,
             "--port", str(context.port),
-            "--gpu-memory-utilization", share(context),
+            "--gpu-memory-utilization", share(function, context),
+            *_cache_bytes(function, context),
             *(("--tensor-parallel-size", str(function.min_devices)) if function.min_devices > 1 else ()),
             *(("--max-model-len", str(function.context)) if function.context else ()),
             *(("--dtype", function.dtype) if function.dtype else ()),
@@ -111,15 +129,26 @@ def launch(function: Function, context: LaunchContext) -> Launch:
         env={
             **base_env(context),
             **({"VLLM_CPU_KVCACHE_SPACE": cpu_cache_gib(context)} if on_cpu else {}),
-            **function.env,
+            **{name: value for name, value in function.env.items() if name != OWN_KEY},
             **visible(context),
             "PYTHONPATH": ":".join(filter(None, (context.engine_modules, function.env.get("PYTHONPATH")))),
-            "VLLM_API_KEY": context.key,
+            KEY_FILE: context.key_file,
             # Its developer endpoints, of which sleep is one, can do anything to an engine.
             "VLLM_SERVER_DEV_MODE": "1" if function.sleep else "0",
         },
         server="vllm",
+        files={context.key_file: context.key},
     )  # fmt: skip
+
+
+def release(version: str) -> tuple[int, int]:
+    """Return the major and minor number of a version; (0, 0) when it has none.
+
+    >>> release("0.32.0 (vllm-cpu)")
+    (0, 32)
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def base_env(context: LaunchContext) -> dict[str, str]:
@@ -141,12 +170,31 @@ def base_env(context: LaunchContext) -> dict[str, str]:
     return {**caches, **offline, **ALWAYS}
 
 
-def share(context: LaunchContext) -> str:
-    """Return the placed memory as a share of the device, rounded down so that the shares never exceed 1."""
+def share(function: Function, context: LaunchContext) -> str:
+    """Return the memory that vLLM manages as a share of the device, rounded down so that the shares never exceed 1."""
     if not context.device_total_mb or not context.memory_mb:
         return "0.5"
-    of_10000 = min(9900, context.memory_mb * 10_000 // context.device_total_mb)
+    of_10000 = min(9900, managed_mb(function, context) * 10_000 // context.device_total_mb)
     return f"{max(1, of_10000) / 10_000:.4f}"
+
+
+def managed_mb(function: Function, context: LaunchContext) -> int:
+    """Return the part of the placed memory that vLLM manages: without what it takes outside its share, but not less
+    than it needs for one request, nor than half."""
+    if context.device_kind == "cpu":
+        return context.memory_mb
+    outside_mb = OUTSIDE_EAGER_MB if "--enforce-eager" in function.args else OUTSIDE_MB
+    least_mb = max(context.least_mb - outside_mb, context.memory_mb // 2)
+    return max(context.memory_mb - outside_mb, min(context.memory_mb, least_mb))
+
+
+def _cache_bytes(function: Function, context: LaunchContext) -> tuple[str, ...]:
+    """Return the flag with the cache's size, where it is known, this version has the flag, and the function's own
+    arguments do not size the memory."""
+    own = any(word.startswith(SIZING_ARGUMENTS) for word in function.args)
+    if not context.cache_mb or own or release(context.version) < CACHE_BYTES_SINCE:
+        return ()
+    return ("--kv-cache-memory-bytes", str(context.cache_mb << 20))
 
 
 def cpu_cache_gib(context: LaunchContext) -> str:

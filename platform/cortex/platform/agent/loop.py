@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -60,6 +60,8 @@ TICK_S = 0.5
 STOP_ALL_S = 8.0
 OLD_REQUESTS_S = 2.0
 """How long after a stall a request for a start counts as one from before it."""
+ENDED_WITHIN_S = 2.0
+"""How long a killed worker may stay ready: its exit is noticed at once."""
 LISTEN_S = 10.0
 EPOCHS_AHEAD = 1_000_000
 """Distance of a new agent's epochs from the last saved one: the earlier agent may have raised it since."""
@@ -166,7 +168,8 @@ class Agent:
     # Requests.
 
     async def ensure(self, request: Ensure) -> Accepted | Rejected:
-        """Ensure that an instance of a function is ready or on its way up; return once the record has it.
+        """Ensure that an instance of a function is ready or on its way up; return once the record has it. Instances in
+        `failed` are ended first, if their engine has failed.
 
         Rejected without a start when the decision is so late that the caller has given up.
         """
@@ -184,11 +187,23 @@ class Agent:
             return await self._not_now(function, str(error))
         except WeightsUnavailable as error:
             return Rejected(str(error), When.NEVER)
+        await self._end_failed(request.failed)
         if time.monotonic() - arrived > DECIDE_S:
             return await self._not_now(function, f"the agent needed more than {DECIDE_S:g} s to decide")
         effects = self._handle(events.EnsureRequest(request, local_weights, secrets.token_hex(8)))
         await self.publisher.publish()
         return next(e.answer for e in effects if isinstance(e, Answer))
+
+    async def _end_failed(self, failed: Collection[str]) -> None:
+        """End those of these ready instances whose engine has failed, and wait until they are no longer ready."""
+        ended = [i.id for i in self._ready() if i.id in failed and await self.supervisor.end_if_failed(i)]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ENDED_WITHIN_S):
+                while any(i.id in ended for i in self._ready()):  # noqa: ASYNC110 (the scheduler has no event for it)
+                    await asyncio.sleep(0.01)
+
+    def _ready(self) -> list[Instance]:
+        return [i for i in self.scheduler.record().instances if i.state is State.READY]
 
     async def plan(self, function: Function) -> PlacementPlan | Rejected:
         """Return what `ensure` would do, without doing it."""

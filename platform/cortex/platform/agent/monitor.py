@@ -228,7 +228,15 @@ class HostMonitor:
         if used_mb:
             self._tell(MemoryRead(instance.id, used_mb))
             served = self._served(instance)
-            entry = ledger.with_memory(earlier, used_mb, now, start=instance.ready, instance=instance.id, served=served)
+            entry = ledger.with_memory(
+                earlier,
+                used_mb,
+                now,
+                start=instance.ready,
+                instance=instance.id,
+                served=served,
+                cache_mb=instance.cache_mb,
+            )
             self._unserved.pop(instance.id, None)
             if not served:
                 self._unserved[instance.id] = _Unserved(field, instance.ready, now)

@@ -95,6 +95,13 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="die after this many tokens of the first request after --crash-after N (0)"),
     ] = None
     crash_code: Annotated[ExitCode, Meta(description="exit code of a crash while serving")] = 1
+    engine_dead: Annotated[
+        bool,
+        Meta(
+            description="the engine behind the server has died: /health is 503, requests get vLLM's error for that, "
+            "and the process lives on"
+        ),
+    ] = False
     fail_status: Annotated[Status | None, Meta(description="answer requests with this error")] = None
     fail_every: Annotated[Nth, Meta(description="fail only every nth request")] = 1
     refuse_pattern: Annotated[

@@ -76,13 +76,15 @@ class Routes:
             return failure(error.status, error.reason)
 
     async def health(self, _: web.Request) -> web.StreamResponse:
-        """Answer 200 when ready and 503 before; late or never, if scripted."""
+        """Answer 200 when ready, 503 before and after the engine died; late or never, if scripted."""
         engine = self._engine
         await Pace(engine).wait(lambda script: script.slow_health_s)
         while engine.script.hang == "loading" and not engine.ready:
             await engine.script_changes()
         if not engine.ready:
             return reply({"status": "loading", "progress": engine.progress}, status=503)
+        if engine.script.engine_dead:
+            return reply({"status": "the engine has died"}, status=503)
         return reply({"status": "ok"})
 
     async def metrics(self, _: web.Request) -> web.StreamResponse:
@@ -170,9 +172,9 @@ class Routes:
             case Drop():
                 engine.ledger.fail(entry)
                 return hang_up(request, web.StreamResponse())
-            case Fail(status):
+            case Fail(status, message):
                 engine.ledger.fail(entry)
-                return failure(status, "The script says so.", code="worker_error")
+                return failure(status, message, code="worker_error")
             case Serve():
                 return await self._serve(request, job, entry, current)
 

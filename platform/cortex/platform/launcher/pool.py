@@ -1,7 +1,7 @@
-"""Keeps one launcher parked for this host's build of vLLM, and hands it a start.
+"""Keeps one launcher parked for this host's build of vLLM, and lets it fork each start.
 
 A parked launcher belongs to one agent: it exits when the agent's end of its socket closes, and the next agent parks
-its own. After the hand-over it is an ordinary worker with a marker.
+its own. What it forks is an ordinary worker with a marker, which outlives both.
 """
 
 import asyncio
@@ -14,8 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import structlog
@@ -36,12 +38,27 @@ IMPORT_S = 600.0
 """Time limit for the imports, which run at low priority and maybe from a cold disk."""
 LOW_PRIORITY = 10
 """Nice value during imports, a tenth of a normal share. A lower one would never finish on a busy host."""
-HAND_OVER_S = 2.0
+FORK_S = 5.0
+"""How long a fork may take. The launcher is idle, but its memory may be swapped out."""
+EXIT_CODE_S = 1.0
 LONGEST_LINE = 64 * 1024
 QUIET_S = 0.5
+BUSY_S = 10.0
+"""How long the imports wait for starts in progress, which they would slow down. On a busy host one follows another."""
 FIRST_PAUSE_S, MOST_PAUSE_S = 2.0, 300.0
 LEAST_FREE_MB = 3072
-"""Minimum free RAM for parking a launcher, which takes about 1 GB."""
+"""Minimum free RAM for parking a launcher, which takes 1 to 2 GB."""
+
+
+class ForkedWorker:
+    """A worker that a launcher forked: its pid, and its exit code as the launcher reports it."""
+
+    def __init__(self, pid: int, pool: "LauncherPool") -> None:
+        self.pid, self._pool = pid, pool
+
+    def wait(self) -> int | None:
+        """Return the exit code of a worker that has exited; None when its launcher has exited too."""
+        return self._pool.exit_code(self.pid)
 
 
 class LauncherPool:
@@ -55,69 +72,91 @@ class LauncherPool:
         owner: str,
         log_path: Path,
         busy: Callable[[], bool],
-        on_state: Callable[[str], None],
+        on_state: Callable[[str, int], None],
     ) -> None:
         """`command` runs vLLM and `base_env` is its environment; `busy` returns whether a start is in progress;
-        `on_state` receives each new state."""
+        `on_state` receives each new state, with the launcher's memory in MiB while it is parked."""
         self._command = command
         self._owner, self._log_path, self._busy, self._on_state = owner, log_path, busy, on_state
         self._env = environment.worker_environment(os.environ, {**base_env, OWNER: owner})
         self._child: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
+        self._line_lock = threading.Lock()
+        """One order at a time. Orders are sent from threads."""
         self._ready = False
-        self._used = asyncio.Event()
         self.state = ""
 
     async def keep(self) -> None:
-        """Keep one launcher parked until cancelled. Parks a new one when the host is idle."""
+        """Keep one launcher parked until cancelled. Parks a new one when it has exited."""
         if self._command is None:
             return
         pause = FIRST_PAUSE_S
         while True:
             await self._wait_until_idle()
-            self._used.clear()
             error = await self._park()
             if not error:
                 pause = FIRST_PAUSE_S
-                error = await self._wait_until_used()
-                if not error:
-                    continue
+                error = await self._wait_for_exit()
             log.warning("launcher_failed", why=error, log=str(self._log_path))
             self._set_state(f"failed: {error}")
             await asyncio.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_S)
 
-    def hand_over(
+    async def hand_over(
         self, argv: Sequence[str], env: Mapping[str, str], log_path: Path, group: Path | None
-    ) -> subprocess.Popen[bytes] | str:
-        """Hand a start to the parked launcher, which becomes the worker. Return its process, or the reason against."""
+    ) -> ForkedWorker | str:
+        """Let the parked launcher fork a start. Return the worker, or the reason against.
+
+        The worker runs nothing before it has its job, which is sent after the last await: a start that is cancelled
+        leaves no worker.
+        """
         if self._command is None:
             return "there is no launcher"
         if reason := ineligibility(argv, env, self._env):
             return reason
         if not self._ready or self._child is None or self._line is None:
             return f"the launcher was {self.state or 'missing'}"
-        child, line = self._child, self._line
-        self._child, self._line, self._ready = None, None, False
-        self._used.set()
         job = {
             "argv": ["vllm", *argv[len(self._command) - (self._command[-1] == "serve") :]],
             "env": dict(env),
             "log": str(log_path),
             "group": str(group) if group else "",
         }
-        try:
-            with contextlib.suppress(OSError):  # without the right to raise it, it was never lowered
-                os.setpriority(os.PRIO_PGRP, child.pid, 0)
-            line.settimeout(HAND_OVER_S)
-            line.sendall(json.dumps(job).encode() + b"\n")
-        except OSError as error:
-            _kill(child)
-            return f"the launcher rejected the start: {error}"
-        finally:
-            line.close()
-        self._set_state("handed over")
-        return child
+        launcher = self._child
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.settimeout(FORK_S)
+            try:
+                greeting = await asyncio.to_thread(self._fork, ours, theirs, self._line)
+                pid = int(greeting["pid"])
+                ours.sendall(json.dumps(job).encode() + b"\n")
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                await asyncio.to_thread(_kill, launcher)  # another one is parked
+                return f"the launcher did not fork: {str(error) or type(error).__name__}"
+        return ForkedWorker(pid, self)
+
+    def _fork(self, ours: socket.socket, theirs: socket.socket, line: socket.socket) -> dict[str, Any]:
+        """Order a fork and return the greeting of the forked process. Raises OSError or ValueError."""
+        with self._line_lock:
+            line.settimeout(FORK_S)
+            socket.send_fds(line, [b'{"start": true}'], [theirs.fileno()])
+        theirs.close()
+        greeting = _read_line(ours)
+        if not greeting:
+            raise OSError("it exited")
+        answer: dict[str, Any] = json.loads(greeting)
+        return answer
+
+    def exit_code(self, pid: int) -> int | None:
+        """Return the exit code of a worker that this pool's launcher forked and that has exited."""
+        with self._line_lock, contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if self._line is None or not self._ready:
+                return None
+            self._line.settimeout(EXIT_CODE_S)
+            self._line.sendall(json.dumps({"exit_of": pid}).encode())
+            code = json.loads(_read_line(self._line))["code"]
+            return None if code is None else int(code)
+        return None
 
     async def close(self) -> None:
         """End the parked launcher."""
@@ -131,13 +170,15 @@ class LauncherPool:
     # Parking.
 
     async def _wait_until_idle(self) -> None:
-        """Wait until no start is in progress, which the imports would slow down, and enough RAM is free."""
+        """Wait until no start is in progress, for BUSY_S at most, and enough RAM is free."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + BUSY_S
         while True:
             free_mb = psutil.virtual_memory().available // (1024 * 1024)
-            if self._busy():
-                self._set_state("waiting for a start to end")
-            elif free_mb < LEAST_FREE_MB:
+            if free_mb < LEAST_FREE_MB:
                 self._set_state(f"not parked: {free_mb} MiB of RAM are free")
+            elif self._busy() and loop.time() < until:
+                self._set_state("waiting for a start to end")
             else:
                 return
             await asyncio.sleep(QUIET_S)
@@ -165,9 +206,12 @@ class LauncherPool:
         except (ValueError, AttributeError, RecursionError):
             await self.close()
             return "its greeting is not valid JSON"
+        with contextlib.suppress(OSError):  # without the right to raise it, it was never lowered
+            os.setpriority(os.PRIO_PROCESS, self._child.pid, 0)
+        memory_mb = await asyncio.to_thread(_resident_mb, self._child.pid)
         self._ready = True
-        log.info("launcher_parked", pid=self._child.pid, facts=facts)
-        self._set_state("parked")
+        log.info("launcher_parked", pid=self._child.pid, memory_mb=memory_mb, facts=facts)
+        self._set_state("parked", memory_mb)
         return ""
 
     def _start(self, line: socket.socket) -> subprocess.Popen[bytes]:
@@ -179,10 +223,12 @@ class LauncherPool:
             python, entry = self._command[0], self._command[-1]
         marker = f"parked-{secrets.token_hex(8)}"
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_path.open("wb") as output:
+        # Emptied, and appended to: a launcher that is still exiting writes to its end, not at its own old position.
+        with self._log_path.open("ab") as output:
+            output.truncate(0)
             child = subprocess.Popen(
                 [python, str(LAUNCHER_SCRIPT), entry],
-                # Adjacent and in this order: the launcher writes its instance's name over both.
+                # Adjacent and in this order: a forked worker writes its instance's name over both.
                 env={**self._env, MARKER: marker, "CORTEX_PAD": "-" * NAME_PADDING},
                 stdin=line.fileno(),
                 stdout=output,
@@ -206,30 +252,40 @@ class LauncherPool:
             received += chunk
         return received
 
-    async def _wait_until_used(self) -> str:
-        """Wait until the launcher is used or exits. Return its exit, or "" when it was used."""
+    async def _wait_for_exit(self) -> str:
+        """Wait until the parked launcher exits. Return how."""
         assert self._child is not None
         child = self._child
-        exited = asyncio.ensure_future(
-            termination.wait_for_exit(ProcessId(boot_id(), child.pid, started_at(child.pid)))
-        )
-        used = asyncio.ensure_future(self._used.wait())
-        try:
-            await asyncio.wait((exited, used), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (exited, used):
-                task.cancel()
-            await asyncio.gather(exited, used, return_exceptions=True)
-        if self._used.is_set():
-            return ""
+        await termination.wait_for_exit(ProcessId(boot_id(), child.pid, started_at(child.pid)))
         exit_text = termination.describe_exit(await asyncio.to_thread(child.wait))
         await self.close()
         return f"it {exit_text} while it was parked"
 
-    def _set_state(self, state: str) -> None:
+    def _set_state(self, state: str, memory_mb: int = 0) -> None:
         if state != self.state:
             self.state = state
-            self._on_state(state)
+            self._on_state(state, memory_mb)
+
+
+def _read_line(line: socket.socket) -> bytes:
+    """Read a line from a socket with a timeout; b"" when the other end closes first. Raises OSError."""
+    received = b""
+    while not received.endswith(b"\n"):
+        chunk = line.recv(4096)
+        if not chunk:
+            return b""
+        received += chunk
+        if len(received) > LONGEST_LINE:
+            raise OSError("it wrote an endless line")
+    return received
+
+
+def _resident_mb(pid: int) -> int:
+    """Return the resident memory of a process in MiB; 0 when it has exited."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss) >> 20
+    except psutil.Error:
+        return 0
 
 
 def _can_restore_priority() -> bool:

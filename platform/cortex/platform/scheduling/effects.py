@@ -29,6 +29,8 @@ class Spawn(Struct, frozen=True, tag=True):
     instance: Instance
     function: Function
     weights: LocalWeights
+    beside_cache_mb: int = 0
+    """Measured memory on each device without the KV cache; 0: unknown."""
 
 
 class Look(Struct, frozen=True, tag=True):

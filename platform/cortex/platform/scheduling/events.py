@@ -101,10 +101,11 @@ class MemoryRead(Struct, frozen=True, tag=True):
 
 
 class LauncherChanged(Struct, frozen=True, tag=True):
-    """The state of the launcher for an engine's next start."""
+    """The state of the launcher for an engine's starts, and its memory while it is parked."""
 
     engine: str
     state: str
+    memory_mb: int = 0
 
 
 # Workers.

@@ -30,6 +30,8 @@ class Reading(Struct, frozen=True, kw_only=True):
     """When the instance was ready."""
     memory_mb: int
     instance: str = ""
+    cache_mb: int = 0
+    """KV cache on each device; 0: unknown."""
     served: bool = True
     """The instance has served long enough for the reading to include what serving takes."""
 
@@ -90,6 +92,7 @@ def with_memory(
     start: float | None = None,
     instance: str = "",
     served: bool = True,
+    cache_mb: int = 0,
 ) -> Entry | None:
     """Return the entry after a reading of the instance that was ready at `start` (default: a separate start), or None
     when the reading changes nothing. It counts when it is
@@ -108,7 +111,7 @@ def with_memory(
         highest = max(memory_mb, before.memory_mb)
         readings[start] = replace(before, memory_mb=highest, served=served or before.served)
     else:  # (2)
-        readings[start] = Reading(start=start, memory_mb=memory_mb, instance=instance, served=served)
+        readings[start] = Reading(start=start, memory_mb=memory_mb, instance=instance, served=served, cache_mb=cache_mb)
     last = tuple(sorted(readings.values(), key=lambda r: r.start)[-STARTS:])
     if start not in {r.start for r in last}:
         return None
@@ -140,6 +143,14 @@ def placement_mb(
         for r in _readings(entry)
     )
     return entry.memory_mb if counts else 0
+
+
+def beside_cache_mb(entry: Entry | None, devices: int) -> int:
+    """Return the measured memory on each device without the KV cache (weights, activations, context, graphs), the
+    highest of the last starts; 0: unknown."""
+    if entry is None or not devices:
+        return 0
+    return max((-(-r.memory_mb // devices) - r.cache_mb for r in entry.readings if r.cache_mb), default=0)
 
 
 def with_start(entry: Entry | None, start_s: float, phases: Mapping[str, float], ready: float, now: float) -> Entry:

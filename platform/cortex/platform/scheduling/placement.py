@@ -74,6 +74,8 @@ class NoRoom(Struct, frozen=True, kw_only=True):
     reason: str
     when: When
     short_by_mb: int = 0
+    foreign_mb: int = 0
+    """Memory of the foreign processes without whose end the function cannot fit: no instance that leaves makes room."""
 
 
 def need(
@@ -207,7 +209,20 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, rule: Victims, *, c
         # Foreign processes may end; pinned instances stay.
         when=When.NEVER if pinned and not foreign else When.LATER,
         short_by_mb=short,
+        foreign_mb=_blocking_foreign_mb(need, fitting, host),
     )
+
+
+def _blocking_foreign_mb(need: Need, devices: Sequence[Device], host: HostRecord) -> int:
+    """Return the memory of foreign processes on these devices, if `need` would not fit beside them without any
+    instance; else 0.
+
+    Only listed processes count: other memory that no instance explains may be one that is still being released.
+    """
+    listed = {d.id: sum(h.memory_mb or 0 for h in host.foreign if h.device == d.id) for d in devices}
+    least = need.least_mb or need.memory_mb
+    possible = sum(1 for d in devices if d.budget_mb - listed[d.id] >= least)
+    return 0 if possible >= need.devices else sum(listed.values())
 
 
 def misfit(need: Need, host: HostRecord) -> NoRoom | None:

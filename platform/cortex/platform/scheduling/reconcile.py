@@ -15,6 +15,7 @@ from cortex.platform.record import DrainReason, Instance, Silence, Use
 from cortex.platform.scheduling.admission import admit_or_fail
 from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.failures import Incident
+from cortex.platform.scheduling.ledger import beside_cache_mb
 from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.platform.scheduling.reasons import FOR_ROOM, DecisionKind
@@ -121,7 +122,11 @@ def _reconcile_placing(state: HostState, instance: Instance, usage: Use, now: fl
     instance = replace(instance, started=now, last_sign=now, phase="starting")
     instance = step(state, instance, Step.PLACED, now)
     state.cycles += 1
-    state.effects.append(Spawn(instance, state.functions[instance.id], state.weights[instance.id]))
+    # After a failed start the engine sizes its cache itself.
+    failed = state.failures.of(instance.function, instance.revision) is not None
+    entry = None if failed else state.ledger.get(instance.revision)
+    beside_mb = beside_cache_mb(entry, len(instance.devices))
+    state.effects.append(Spawn(instance, state.functions[instance.id], state.weights[instance.id], beside_mb))
 
 
 def _turn_is_pointless(state: HostState, instance: Instance, present: Sequence[str], usage: Use, now: float) -> bool:

@@ -100,7 +100,13 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
         if next_turn is None or not request.turn or (next_turn.at > now and weights is not None):
             state.effects.append(Decision(DecisionKind.REFUSED, function.id, "", placement.reason))
             turn_in_s = next_turn.at - now if next_turn else None
-            return Rejected(placement.reason, placement.when, short_by_mb=placement.short_by_mb, turn_in_s=turn_in_s)
+            return Rejected(
+                placement.reason,
+                placement.when,
+                short_by_mb=placement.short_by_mb,
+                turn_in_s=turn_in_s,
+                foreign_mb=placement.foreign_mb,
+            )
         placement = next_turn.placement  # missing weights are fetched before the turn
         if weights is not None:
             cost = _cost(state, waiter, placement, now)

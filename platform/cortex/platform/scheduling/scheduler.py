@@ -58,8 +58,10 @@ class Scheduler:
                 state.host = replace(state.host, **changes)
             case events.LedgerRead(entries):
                 state.ledger = dict(entries)
-            case events.LauncherChanged(engine, launcher):
-                state.host = replace(state.host, launchers={**state.host.launchers, engine: launcher})
+            case events.LauncherChanged(engine, launcher, memory_mb):
+                launchers = {**state.host.launchers, engine: launcher}
+                sizes = {**state.host.launcher_mb, engine: memory_mb}
+                state.host = replace(state.host, launchers=launchers, launcher_mb=sizes)
             case events.FetchProgress():
                 worker_events.fetch_progress(state, event, now)
             case events.Fetched():

@@ -75,7 +75,10 @@ def sign_of_life(state: HostState, event: events.SignOfLife, now: float) -> None
 def model_described(state: HostState, event: events.ModelDescribed) -> None:
     """Publish the worker's description of its model."""
     if instance := state.instances.get(event.instance):
-        put(state, replace(instance, context=event.model.context, vision=event.model.vision))
+        put(
+            state,
+            replace(instance, context=event.model.context, vision=event.model.vision, cache_mb=event.model.cache_mb),
+        )
 
 
 def answered(state: HostState, event: events.Answered, now: float) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from cortex.functions.estimate import estimate
 from cortex.functions.launch import LaunchContext, vllm
 from cortex.functions.names import slug
 from cortex.functions.spec import Engine
@@ -43,6 +44,9 @@ def launch_context(
         device_kind=kind,  # type: ignore[arg-type]
         device_total_mb=min((d.total_mb for d in placed), default=0),
         memory_mb=engine_mb(effect),
+        least_mb=estimate(effect.function, effect.weights.size_mb, effect.weights.shape).least_mb,
+        cache_mb=cache_mb(effect) if kind == "gpu" else 0,
+        version=engines.versions.get(effect.function.engine, ""),
         weights_mb=effect.weights.size_mb,
         layers=layers,
         cache=str(cache(settings, engines, effect.function.engine, placed)),
@@ -68,6 +72,17 @@ def engine_mb(effect: Spawn) -> int:
     if effect.function.engine is Engine.VLLM and instance.memory_from == "measured":
         return min(instance.memory_mb, need(effect.function, effect.weights).memory_mb)
     return instance.memory_mb
+
+
+def cache_mb(effect: Spawn) -> int:
+    """Return the KV cache per device that fills the engine's limit, by the measured memory beside the cache; at least
+    one request's where the placement has room for it. 0: unknown."""
+    if effect.function.engine is not Engine.VLLM or not effect.beside_cache_mb:
+        return 0
+    guess = estimate(effect.function, effect.weights.size_mb, effect.weights.shape)
+    single_mb = guess.least_mb - -(-(guess.weights_mb + guess.overhead_mb) // guess.devices)
+    beside_mb = effect.beside_cache_mb
+    return max(0, engine_mb(effect) - beside_mb, min(effect.instance.memory_mb - beside_mb, single_mb))
 
 
 def cache(settings: Agent, engines: Engines, engine: Engine, devices: Sequence[Device]) -> PurePath:

@@ -32,6 +32,21 @@ class Probe:
         if self._http:
             await self._http.close()
 
+    async def fails_health_check(self, instance: Instance) -> bool:
+        """Return whether a worker answers its health check with a server error. vLLM's does after its engine died."""
+        if self._http is None:
+            self._http = worker_http.session()
+        url, timeout = instance.url + instance.health_path, aiohttp.ClientTimeout(total=TIMEOUT_S)
+        try:
+            for key in self._token.worker_keys(instance.id):
+                headers = worker_http.headers(key)
+                async with self._http.get(url, headers=headers, timeout=timeout, allow_redirects=False) as answer:
+                    if answer.status not in KEY_REFUSED:
+                        return answer.status >= 500
+        except (*worker_http.BREAKS, OSError):
+            return False
+        return False
+
     async def responds(self, instance: Instance, dialects: Collection[str], within_s: float) -> bool:
         """Return whether a worker answers a request of one token in time, on the path of client requests. An error
         counts as an answer, and so does a broken connection, which other checks report."""

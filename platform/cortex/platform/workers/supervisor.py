@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from cortex.functions.launch import Launch, launch
 from cortex.functions.lifecycle import State
@@ -27,7 +28,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import FleetToken, worker_key
-from cortex.platform.launcher.pool import LauncherPool
+from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
@@ -52,7 +53,7 @@ from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
-from cortex.platform.workers import activity, cgroup, hardening, launch_context, log_files, process
+from cortex.platform.workers import activity, cgroup, compile_caches, hardening, launch_context, log_files, process
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
@@ -71,6 +72,8 @@ AGAIN_S = 2.0
 """The pause before an effect that raised is tried again."""
 RECLAIM_S = 30.0
 """How long freed device memory may take to come back; what is still held then counts as foreign."""
+PRUNE_S = 60.0
+"""Timeout of removing old compile caches."""
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
 
@@ -102,7 +105,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
         """The effect of each kind that is carried out for each instance."""
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, subprocess.Popen[bytes] | ForkedWorker] = {}
         self._watched: dict[str, ProcessId] = {}
         """The workers whose end `_watch` will tell of."""
         self._proved: dict[str, frozenset[ProcessId]] = {}
@@ -123,7 +126,7 @@ class Supervisor:
             owner=self._owner,
             log_path=Path(settings.agent.log_dir) / "launcher-vllm.log",
             busy=lambda: any(i.state is State.STARTING for i in self._record().instances),
-            on_state=lambda state: self._tell(events.LauncherChanged("vllm", state)),
+            on_state=lambda state, mb: self._tell(events.LauncherChanged("vllm", state, mb)),
         )
 
     def keep_launcher(self) -> None:
@@ -241,7 +244,7 @@ class Supervisor:
         self._ports.hold(instance.id, instance.function, int(instance.url.rpartition(":")[2]))
         self._watch_over(instance.id, instance.function, leader)
         if instance.state is State.STARTING:
-            reading = LogFollower(self.log_path(instance.function, instance.id), instance.server, warm=instance.warm)
+            reading = self._follow_log(instance.function, instance.id, instance.server, warm=instance.warm)
             self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
 
     async def clear_orphans(self, known: Collection[str]) -> None:
@@ -258,6 +261,10 @@ class Supervisor:
     def log_path(self, function: str, instance: str) -> Path:
         """Return where an instance's output goes."""
         return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
+
+    def _follow_log(self, function: str, instance: str, server: str, *, warm: bool) -> LogFollower:
+        version = self._engines.versions.get(server, "")
+        return LogFollower(self.log_path(function, instance), server, warm=warm, version=version)
 
     async def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
         """Start a worker, unless its instance is being stopped by now."""
@@ -285,7 +292,7 @@ class Supervisor:
         command = launch(function, slot)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
-        child, path, warm = self._begun(instance.id, command, log_path, not_warm, slot.cache)
+        child, path, warm = await self._begun(instance.id, command, log_path, not_warm, slot.cache)
         # From here on there is a process: nothing may come between it and its watch.
         leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))
         if warm:
@@ -299,10 +306,12 @@ class Supervisor:
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
-        reading = LogFollower(log_path, command.server, warm=warm)
+        reading = self._follow_log(function.id, instance.id, command.server, warm=warm)
         self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
+        if command.server == "vllm" and slot.cache:
+            self._own("prune", self._prune_compile_caches(Path(slot.cache)))
 
     def _is_starting(self, instance: str) -> bool:
         return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)
@@ -312,9 +321,15 @@ class Supervisor:
             done = await read_ahead(weights, lambda: self._is_starting(instance), looks=self.looks)
             log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
 
-    def _begun(
+    async def _prune_compile_caches(self, cache: Path) -> None:
+        with self._faults.guard("prune compile caches"), contextlib.suppress(NoAnswer):
+            prune = partial(compile_caches.prune, cache)
+            if removed := await self.looks.look(str(cache), "prune", prune, within_s=PRUNE_S):
+                log.info("compile_caches_pruned", folder=str(cache), removed=removed)
+
+    async def _begun(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
-    ) -> tuple[subprocess.Popen[bytes], str, bool]:
+    ) -> tuple[subprocess.Popen[bytes] | ForkedWorker, str, bool]:
         """Begin a worker's process, from the parked launcher where there is one. Return it, how it was begun, and
         whether that was warm."""
         env = {"TMPDIR": str(hardening.temporary_path(instance)), **command.env, OWNER: self._owner}
@@ -322,7 +337,7 @@ class Supervisor:
         if command.server == "vllm" and self._settings.agent.launcher and self._user is None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             whole, group = process.worker_environment(env, instance), cgroup.create(self._groups, instance)
-            taken = not_warm or self._keeper.hand_over(command.argv, whole, log_path, group)
+            taken = not_warm or await self._keeper.hand_over(command.argv, whole, log_path, group)
             if not isinstance(taken, str):
                 return taken, "warm", True
             path = f"plain: {taken}"
@@ -343,7 +358,7 @@ class Supervisor:
         with self._faults.guard("watch"):  # before it is waited for: until then its session's number is its own
             self._proved[instance] = await asyncio.to_thread(process.session_of, leader)
         child = self._children.pop(instance, None)
-        how = termination.describe_exit(child.wait() if child else None)
+        how = termination.describe_exit(await asyncio.to_thread(child.wait) if child else None)
         self._ports.release(instance)
         if effect := self._warm.pop(instance, None):
             log.warning("warm_start_failed", function=function, instance=instance, how=how)
@@ -385,7 +400,8 @@ class Supervisor:
             served = await self._probe.served_models(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
-                self._tell(events.ModelDescribed(instance, served[function]))
+                model = replace(served[function], cache_mb=seen.cache_mb)
+                self._tell(events.ModelDescribed(instance, model))
                 self._tell(events.Answered(instance))
                 return
             if served is not None:
@@ -428,6 +444,8 @@ class Supervisor:
         if served is not None:
             self._misses.pop(instance.id, None)
             return
+        if instance.server == "vllm" and await self.end_if_failed(instance):
+            return
         busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
         misses, first_busy_s = self._misses.get(instance.id, (0, busy_s))
         self._misses[instance.id] = (misses + 1, first_busy_s)
@@ -435,6 +453,14 @@ class Supervisor:
         stuck = busy_s - first_busy_s < STUCK_CPU_S
         log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
         self._tell(events.HealthCheckFailed(instance.id, misses + 1, stuck))
+
+    async def end_if_failed(self, instance: Instance) -> bool:
+        """Kill a worker whose API server says that its engine has failed; it may go on saying so for seconds."""
+        leader = instance.process
+        if leader is None or not await self._probe.fails_health_check(instance):
+            return False
+        log.warning("engine_failed", function=instance.function, instance=instance.id, pid=instance.pid)
+        return process.signal_worker(leader, signal.SIGKILL)
 
     def forget_misses(self, present: Collection[str]) -> None:
         """Drop what is remembered of instances that are no more."""

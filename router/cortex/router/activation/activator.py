@@ -284,6 +284,10 @@ class Activator:
         if all(r.when is When.NEVER for r in refusals.values()):
             return StartFailed(f"{public}: {reasons}", public=public + SEE_WHY)
         public = f"no room for '{function.id}' now"
+        if all(r.foreign_mb or r.when is When.NEVER for r in refusals.values()):
+            # No instance that leaves makes room, so waiting does not help.
+            public += ": processes outside cortex hold the memory"
+            return NoCapacity(f"{public}: {reasons}", public=public + SEE_WHY)
         return NoCapacity(f"{public}: {reasons}", retry_after=self.retry_after_s(function.id), public=public + SEE_WHY)
 
     def retry_after_s(self, function: str) -> int:
@@ -387,8 +391,8 @@ class Activator:
         async with self._claim(function.id) as claimed:
             if not claimed or self._starting(function, rev) or self._view.ready(function.id, rev):
                 return None
-            waited_s = self._in_flight.waited_s(function.id)
-            return await self.propose(Ensure(function, force=force, waited_s=waited_s, turn=turn))
+            waited_s, failed = self._in_flight.waited_s(function.id), self._view.failed(function.id, rev)
+            return await self.propose(Ensure(function, force=force, waited_s=waited_s, turn=turn, failed=failed))
 
     @contextlib.asynccontextmanager
     async def _claim(self, function: str) -> AsyncIterator[bool]:

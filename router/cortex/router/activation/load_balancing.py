@@ -7,6 +7,8 @@ from math import ceil
 from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, Instance, Use
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, place
+from cortex.platform.scheduling.placement import need as need_of
+from cortex.platform.scheduling.saved_state import LocalWeights
 
 SLACK = 1.25
 """Factor by which an instance may exceed its share of all requests, to keep sessions together."""
@@ -97,3 +99,22 @@ def why_nowhere(need: Need, fleet: Fleet, use: Use, now: float) -> str:
 def _why(need: Need, host: HostRecord, fleet: Fleet, use: Use, now: float) -> str:
     estimate = place(need, host, use, now, cordoned=host.name in fleet.cordoned)
     return f"{host.name}: {estimate.reason if isinstance(estimate, NoRoom) else 'has room'}"
+
+
+def blocked_by_foreign_memory(function: Function, fleet: Fleet, use: Use, now: float) -> str:
+    """Return why a function without an instance cannot start, if processes outside cortex hold the memory on every host
+    that could run it; "" otherwise. An estimate: the agent decides."""
+    if not any(host.foreign for host in fleet.hosts.values()):
+        return ""
+    reasons = []
+    for host in sorted(fleet.hosts.values(), key=lambda h: h.name):
+        weights = LocalWeights("", host.weights[function.id]) if function.id in host.weights else None
+        requirement = need_of(function, weights, devices=host.devices)
+        estimate = place(requirement, host, use, now, cordoned=host.name in fleet.cordoned)
+        if host.of(function.id) or not isinstance(estimate, NoRoom):
+            return ""
+        if estimate.foreign_mb:
+            reasons.append(f"{host.name}: {estimate.reason}")
+        elif estimate.when is When.LATER:
+            return ""
+    return "; ".join(reasons)

@@ -18,6 +18,7 @@ from cortex.platform.scheduling.ledger import Entry, Reading, device_of, placeme
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.router import operations
 from cortex.router.activation.agents import AgentUnavailable
+from cortex.router.activation.load_balancing import blocked_by_foreign_memory
 from cortex.router.activation.waits import Place, Wait, places_in_line, waits_at
 from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway
 from cortex.router.model_listing import failures, state
@@ -105,6 +106,8 @@ class Row(Struct, frozen=True, kw_only=True):
     """The declared memory; 0: none."""
     measured: list[Measurement]
     failure: str | None
+    blocked: str
+    """Why it cannot start now: processes outside cortex hold the memory. Empty: they do not prevent a start."""
     retry_at: float | None
     cause: str
     """The cause recognized in the worker's last lines, if any; admins can read its log."""
@@ -167,6 +170,7 @@ def _row(
         vram_mb=function.vram_mb,
         measured=[_measurement(device, entry, function, fleet) for device, entry in sorted(kinds.items())],
         failure=failure.reason if failure else "; ".join(unreadable) or None,
+        blocked=blocked_by_foreign_memory(function, fleet, usage, now),
         retry_at=(failure.retry_at or None) if failure else None,
         cause=failure.cause if failure else "",
         failed_instance=failure.instance if failure and failure.lines else "",

@@ -8,6 +8,7 @@ from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry
+from cortex.router.activation.load_balancing import blocked_by_foreign_memory
 from cortex.router.activation.waits import waits_at
 from cortex.router.model_listing import furthest
 from cortex.router.status.failures import trouble
@@ -74,7 +75,9 @@ def row(function: Function, nth: int, aliases: tuple[str, ...], snapshot: FleetS
         share=coming.progress if coming else None,
         since=(coming.started or coming.created) if coming else None,
         ends=end,
-        failure=failures[0].reason if failures and tone == "failing" else "",
+        failure=failures[0].reason
+        if failures and tone == "failing"
+        else blocked_by_foreign_memory(function, snapshot.fleet, index.usage, snapshot.now),
         retry_at=retry_at if tone == "failing" else None,
         in_line=next((str(w) for w in waits_at(index.in_line.get(function.id, ()), snapshot.now)), ""),
         retention="pinned" if pinned else f"at least {function.min} kept warm" if function.min else "",

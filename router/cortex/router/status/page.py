@@ -58,7 +58,7 @@ def verdict(
     (1) the record is unavailable: the data may be stale, and no function can start;
     (2) no host reports;
     (3) the catalogue file is invalid;
-    (4) functions that keep failing;
+    (4) functions that keep failing, and those whose memory processes outside cortex hold;
     (5) hosts with a problem, or whose report is late;
     (6) requests that wait for a function without a starting instance.
     """
@@ -70,9 +70,14 @@ def verdict(
     if snapshot.problem:  # (3)
         points.append(Attention(grave=True, text="The catalogue is invalid", detail=snapshot.problem))
     points += [  # (4)
-        Attention(grave=True, text=f"{r.id} does not start", detail=r.failure, to=r.key)
+        Attention(
+            grave=True,
+            text=f"{r.id} {'does not' if r.tone == 'failing' else 'cannot'} start",
+            detail=r.failure,
+            to=r.key,
+        )
         for r in functions
-        if r.tone == "failing"
+        if r.failure
     ]
     for host in machines:  # (5)
         if host.problem:

@@ -1,0 +1,65 @@
+"""Compile caches are bounded, and the folders in use stay."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cortex.platform.workers.compile_caches import prune
+
+OLD_S = 7200.0
+
+
+def folder(cache: Path, name: str, *, age_s: float, read_s: float | None = None) -> Path:
+    """Make a compile cache that was written `age_s` ago, and last read `read_s` ago."""
+    path = cache / "vllm" / "torch_compile_cache" / name / "rank_0_0"
+    path.mkdir(parents=True)
+    file = path / "graph.py"
+    file.write_text("compiled")
+    now = time.time()
+    os.utime(file, (now - (age_s if read_s is None else read_s), now - age_s))
+    return path.parent
+
+
+@pytest.mark.parametrize("parent", [".", "torch_aot_compile"])
+def test_the_least_recently_used_folders_are_removed(tmp_path: Path, parent: str) -> None:
+    made = [folder(tmp_path, f"{parent}/{n}", age_s=OLD_S + n) for n in range(5)]
+
+    removed = prune(tmp_path, most=3)
+
+    assert removed == 2
+    assert [f.exists() for f in made] == [True, True, True, False, False]
+
+
+def test_a_folder_that_was_read_counts_as_used(tmp_path: Path) -> None:
+    read = folder(tmp_path, "read", age_s=OLD_S * 10, read_s=OLD_S)
+    written = folder(tmp_path, "written", age_s=OLD_S * 2)
+
+    prune(tmp_path, most=1)
+
+    assert (read.exists(), written.exists()) == (True, False)
+
+
+def test_a_folder_that_a_start_may_be_reading_stays(tmp_path: Path) -> None:
+    made = [folder(tmp_path, str(n), age_s=60.0 + n) for n in range(3)]
+
+    removed = prune(tmp_path, most=1)
+
+    assert removed == 0
+    assert all(f.exists() for f in made)
+
+
+def test_a_link_out_of_the_cache_is_not_followed(tmp_path: Path) -> None:
+    outside = folder(tmp_path / "elsewhere", "outside", age_s=OLD_S)
+    folder(tmp_path, "one", age_s=OLD_S)
+    (tmp_path / "vllm" / "torch_compile_cache" / "link").symlink_to(outside)
+
+    removed = prune(tmp_path, most=0)
+
+    assert removed == 1
+    assert outside.exists()
+
+
+def test_a_cache_that_does_not_exist_is_pruned_without_error(tmp_path: Path) -> None:
+    assert prune(tmp_path / "nowhere") == 0
