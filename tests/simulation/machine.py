@@ -359,8 +359,8 @@ def launch(function: Function, slot: Any) -> Launch:
 class LogFollower:
     """A worker's log, which grows while it starts, unless it hangs."""
 
-    def __init__(self, system: System, log: Path, server: str, *, warm: bool = False) -> None:
-        self._system, self.log, self.startup = system, log, Startup(server, warm=warm)
+    def __init__(self, system: System, log: Path, server: str, **rest: Any) -> None:
+        self._system, self.log, self.startup = system, log, Startup(server, **rest)
 
     def read_new(self) -> bool:
         """Whether there are new lines."""
