@@ -76,6 +76,20 @@ async def test_a_late_decision_starts_nothing(agent: Agent, monkeypatch: pytest.
     assert agent.record().instances == ()
 
 
+async def test_an_agent_that_may_not_publish_starts_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the simulation: no router saw the start, and another host started the function again."""
+    effects = pending_effects(agent, monkeypatch)
+    other = replace(agent.record(), home="another machine", address="http://elsewhere")
+    await agent._registry.publish_host(other, 60.0)
+    await agent.publisher.publish()
+
+    answer = await agent.ensure(Ensure(F))
+
+    assert isinstance(answer, Rejected)
+    assert (answer.when, "elsewhere" in answer.reason) == (When.LATER, True)
+    assert effects == []
+
+
 def test_an_agent_stops_deciding_well_before_its_router_stops_waiting() -> None:
     assert LOOK_S < DECIDE_S < ANSWER_S == agents.TIMEOUT_S
 

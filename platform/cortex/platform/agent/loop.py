@@ -26,7 +26,7 @@ from cortex.platform import clock
 from cortex.platform.agent import policy, state_file
 from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.counts import AgentCounts
-from cortex.platform.agent.host_name import home
+from cortex.platform.agent.host_name import home, name_taken
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.agent.publisher import HostPublisher
 from cortex.platform.agent_messages import DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected, Remove, Removed, Stored
@@ -177,6 +177,9 @@ class Agent:
         function, arrived = request.function, time.monotonic()
         if arrived - self._alive_at > DECIDE_S or arrived - self._stalled_at < OLD_REQUESTS_S:
             return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
+        if (holder := self.publisher.name_holder) is not None:
+            # No router would find the start in the record, and the next one would start another elsewhere.
+            return await self._not_now(function, name_taken(holder))
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
