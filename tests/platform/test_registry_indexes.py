@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -117,13 +117,13 @@ async def test_a_host_that_registers_while_its_old_name_is_taken_out_stays(
     registry: Registry, raw: redis.Redis
 ) -> None:
     raw.sadd("cortex:hosts", "a")
-    settle = registry._settle
+    settle = registry._indexes._settle
 
-    async def registers_first(keys: list[str], args: list[str]) -> object:
+    async def registers_first(keys: Sequence[str], args: Sequence[str]) -> object:
         await registry.publish_host(HOST, 60)
-        return await settle(keys=keys, args=args)
+        return await settle(keys, args)
 
-    registry._settle = registers_first  # type: ignore[assignment]
+    registry._indexes._settle = registers_first
     before = await registry.fleet(0.0)
 
     after = await registry.fleet(0.0)
@@ -145,7 +145,7 @@ async def test_a_record_without_indexes_is_indexed_by_the_first_read(registry: R
 async def test_indexing_that_takes_too_long_goes_on_with_the_next_call(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cortex.platform.registry.SCANNED_AT_ONCE", 10)
+    monkeypatch.setattr("cortex.platform.record_indexes.SCAN_COUNT", 10)
     with raw.pipeline() as pipe:
         for n in range(8_000):
             pipe.set(f"other:{n}", "x")
