@@ -12,7 +12,7 @@ from cortex.platform.scheduling.scheduler import Scheduler
 
 def differences(lines: Iterable[bytes | str]) -> list[str]:
     """Return where a replay decides otherwise than the agent did; raises ValueError when there is no checkpoint."""
-    found: list[str] = []
+    differences: list[str] = []
     scheduler: Scheduler | None = None
     for number, line in enumerate(read(lines), 1):
         if isinstance(line, Checkpoint):
@@ -20,14 +20,14 @@ def differences(lines: Iterable[bytes | str]) -> list[str]:
                 scheduler = Scheduler(line.state.host, line.state.rules)
                 scheduler.state = line.state
             elif replace(scheduler.state, revisions={}) != replace(line.state, revisions={}):
-                found.append(f"line {number}: the state is {scheduler.state}, and was {line.state}")
+                differences.append(f"line {number}: the state is {scheduler.state}, and was {line.state}")
         elif scheduler is None:
             raise ValueError(f"line {number}: an event without a state before it")
         elif (replayed := _replayed(scheduler, line)) != (line.effects, line.raised):
-            found.append(f"line {number}: the effects are {replayed}, and were {line.effects} {line.raised}")
+            differences.append(f"line {number}: the effects are {replayed}, and were {line.effects} {line.raised}")
     if scheduler is None:
         raise ValueError("there is no checkpoint")
-    return found
+    return differences
 
 
 def _replayed(scheduler: Scheduler, entry: Entry) -> tuple[object, str]:

@@ -93,9 +93,9 @@ class EventLog:
     def add(self, event: Event, effects: Iterable[Effect], now: float, raised: str = "") -> None:
         """Add an event. What cannot be encoded is raised; the log then begins anew."""
         try:
-            logged, followed = self._logged(event), tuple(map(self._masks.effect, effects))
+            safe_event, safe_effects = self._without_secrets(event), tuple(map(self._masks.effect, effects))
             revisions = self._masks.take_revisions()
-            line = _Line(now=now, event=logged, effects=followed, raised=raised, revisions=revisions)
+            line = _Line(now=now, event=safe_event, effects=safe_effects, raised=raised, revisions=revisions)
             if self._segments:
                 self._segments[-1].write(line)
             if not self._segments or self._is_full(self._segments[-1]):
@@ -126,7 +126,7 @@ class EventLog:
         self._segments.append(segment)
         self._fleet = Fleet()
 
-    def _logged(self, event: Event) -> Event | FleetChange:
+    def _without_secrets(self, event: Event) -> Event | FleetChange:
         if not isinstance(event, Reported) or event.fleet is None:
             return self._masks.event(event)
         before, self._fleet = self._fleet, event.fleet

@@ -47,7 +47,7 @@ class Observation(Struct, frozen=True):
 
 
 class HostState(Struct, kw_only=True):
-    """One host's instances, and what is known about them."""
+    """One host's instances, with all that its decisions depend on."""
 
     host: HostRecord
     """What the host reports in addition to the other fields; `record()` has all of it."""
@@ -113,10 +113,10 @@ class HostState(Struct, kw_only=True):
         revision = revision_of(function)
         return self.revisions.get(revision, revision)
 
-    def find(self, instance: str, *states: State) -> Instance | None:
+    def find(self, instance_id: str, *states: State) -> Instance | None:
         """Return an instance that is in one of these states; None when it is in another, or gone."""
-        found = self.instances.get(instance)
-        return found if found is not None and found.state in states else None
+        instance = self.instances.get(instance_id)
+        return instance if instance is not None and instance.state in states else None
 
     def on_way_or_up(self, function: str, revision: str, exclude: Collection[str] = ()) -> Instance | None:
         """Return the instance that serves a function: one that is live, else one whose drain can be cancelled."""
