@@ -22,6 +22,9 @@ from cortex.platform.scheduling.reports import Reports
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.turns import Line
 
+MASKED_REVISION = "CORTEX_REVISION"
+"""The variable with the revision of a spec whose secrets were removed."""
+
 MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
 """States in which the memory use of a device changes."""
 
@@ -77,8 +80,8 @@ class HostState(Struct, kw_only=True):
     """Starts so far."""
     defragged: int = 0
     """Starts before the last defragmentation."""
-    revisions: dict[str, str] = {}
-    """In a replay: the revisions of specs whose secrets were removed (`event_log.py`)."""
+    masked: bool = False
+    """In a replay: specs without their secrets have their revision in `env` (`event_log.py`)."""
     effects: list[Effect] = []
     """Those of the current event so far."""
 
@@ -110,8 +113,8 @@ class HostState(Struct, kw_only=True):
 
     def revision(self, function: Function) -> str:
         """Return the revision of a spec."""
-        revision = revision_of(function)
-        return self.revisions.get(revision, revision)
+        masked = self.masked and function.env.get(MASKED_REVISION)
+        return masked or revision_of(function)
 
     def find(self, instance_id: str, *states: State) -> Instance | None:
         """Return an instance that is in one of these states; None when it is in another, or gone."""
