@@ -30,6 +30,10 @@ test-browser *args:
 soak seconds="120":
     CORTEX_SOAK_S={{seconds}} uv run pytest -m long tests/e2e/test_soak.py --timeout 3600
 
+# the control plane in a deterministic simulation: 10,000 seeds and a table; `--seed N` shows one; `--help` the rest
+simulate *args:
+    PYTHONHASHSEED=0 uv run python -W ignore -m tests.simulation "$@"
+
 # real vLLM on the CPU: installed once, into an environment of its own; arguments go to pytest
 test-vllm *args:
     CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm --timeout 1200 "$@"

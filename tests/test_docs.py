@@ -67,7 +67,7 @@ def test_every_recipe_that_a_page_names_exists(page: str) -> None:
 
 
 def test_every_command_has_json_output_except_those_that_serve_or_print_text() -> None:
-    prints_text = {"agent", "completion", "fn logs", "jobs cancel", "router", "up"}
+    prints_text = {"agent", "completion", "fn logs", "host token", "jobs cancel", "router", "up"}
     without = {
         " ".join(names[1:])
         for command, names in commands(cli, ("cortex",))
@@ -192,10 +192,10 @@ def test_the_page_of_the_record_has_the_type_of_every_key() -> None:
         ("cortex:router:<router>", f"{registry.ROUTER_TTL_S:g} s"),
         ("cortex:claim:<function>", f"{CLAIM_S:g} s"),
         ("cortex:sweep", f"{SWEEP_LEASE_S:g} s"),
-        ("cortex:key:<digest>", f"{registry.EXPIRED_KEPT_S // 86400} days"),
+        ("cortex:key:<digest>", f"{registry.EXPIRED_S // 86400} days"),
         ("cortex:tickets:{<key>}", f"{quota.LEASE_S:g} s"),
         ("cortex:sessions", f"{SESSION_S // 86400} days"),
-        ("cortex:decisions", f"the last {registry.DECISIONS_KEPT}"),
+        ("cortex:decisions", f"the last {registry.MOST_DECISIONS}"),
         ("cortex:question:<token>", f"{registry.ANSWERS_S:g} s"),
         ("cortex:answers:<token>", f"{registry.ANSWERS_S:g} s"),
         ("cortex:death:<token>", f"{registry.ANSWERS_S:g} s"),

@@ -1,5 +1,6 @@
 """The doctor's checks on values; e2e tests run it on a running cortex."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,10 @@ from cortex.cli.doctor import (
     check_ports,
     check_redis,
     check_space,
-    check_token,
+    check_tokens,
     run_checks,
 )
+from cortex.platform.keys import host_file
 from cortex.platform.record import Held, Namesake
 from cortex.platform.settings import Agent, Gateway, Redis, Settings
 from cortex.router.api_types import BackgroundFault, DeviceView, Health, HostSilence, HostView
@@ -101,18 +103,44 @@ def test_a_fleet_without_hosts_is_a_problem() -> None:
     assert levels(check_hosts([])) == ["problem"]
 
 
-def test_a_token_that_others_can_read_is_a_problem(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing owners needs root")
+@pytest.mark.parametrize(("uid", "mode", "do"), [(0, 0o644, "chmod o="), (0, 0o640, ""), (1000, 0o640, "chmod go=")])
+def test_a_token_that_others_can_read_is_a_problem(tmp_path: Path, uid: int, mode: int, do: str) -> None:
     path = tmp_path / "token"
-    assert levels(check_token(path)) == ["ok"]  # created on first use
-
     path.write_text("secret")
-    path.chmod(0o644)
-    assert list(check_token(path)) == [
-        Finding("problem", "fleet token", f"others can read {path}", f"chmod 600 {path}")
-    ]
+    path.chmod(mode)
+    os.chown(path, uid, -1)
 
-    path.chmod(0o600)
-    assert levels(check_token(path)) == ["ok"]
+    (finding,) = check_tokens(Settings(token_file=str(path)))
+
+    problem = Finding("problem", "fleet token", f"others can read {path}", f"{do} {path}")
+    assert finding == (problem if do else Finding("ok", "fleet token", str(path)))
+
+
+def test_a_host_with_its_own_token_needs_no_fleet_token(tmp_path: Path) -> None:
+    own = tmp_path / "host.token"
+    settings = Settings(token_file=str(tmp_path / "none"), agent=Agent(name="a", token_file=str(own)))
+    missing = list(check_tokens(settings))
+    own.write_text(host_file(("fleet",), "b"))
+    own.chmod(0o600)
+    of_another = list(check_tokens(settings))
+    own.write_text(host_file(("fleet",), "a"))
+
+    assert levels(missing) == levels(of_another) == ["problem"]
+    assert "`cortex host token a` on a machine with the fleet token makes one" in missing[0].said
+    assert "is the token of host 'b', and this is host 'a'" in of_another[0].said
+    assert list(check_tokens(settings)) == [Finding("ok", "host token", str(own))]
+
+
+def test_a_hosts_token_in_place_of_the_fleet_token_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    assert levels(check_tokens(Settings(token_file=str(path)))) == ["ok"]  # created on first use
+
+    path.write_text(host_file(("fleet",), "a"))
+
+    (finding,) = check_tokens(Settings(token_file=str(path)))
+    assert (finding.level, finding.about) == ("problem", "fleet token")
+    assert "is the token of a host, not the fleet token" in finding.said
 
 
 @pytest.fixture

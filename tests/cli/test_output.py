@@ -9,7 +9,7 @@ from cortex.cli.call import _progress
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
 from cortex.cli.fn import progress_text, show_plan, state
-from cortex.cli.host import _candidate, _print_plan
+from cortex.cli.host import _candidate, _engines, _print_plan
 from cortex.cli.top import latency_line
 from cortex.functions.lifecycle import State
 from cortex.router import api_types as api
@@ -72,6 +72,25 @@ def test_a_host_lists_its_eviction_order_with_reasons() -> None:
     assert _candidate(CANDIDATE, host) == line
     assert "priority 1, then least recently used" in _candidate(CANDIDATE, by_priority)
     assert _candidate(protected, host) == "2. org/old, 5000 MiB: not now: pinned"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "memory_mb", "text"),
+    [
+        ("parked", 1309, "vllm (0.32.0, launcher parked, 1309 MiB of RAM), fake"),
+        ("importing", 0, "vllm (0.32.0, launcher importing), fake"),
+    ],
+)
+def test_a_host_lists_the_state_and_memory_of_its_launcher(launcher: str, memory_mb: int, text: str) -> None:
+    host = api.HostView(
+        name="a",
+        address="http://a",
+        engines={"vllm": "0.32.0", "fake": "fake"},
+        launchers={"vllm": launcher},
+        launcher_mb={"vllm": memory_mb},
+    )
+
+    assert _engines(host) == text
 
 
 def test_a_plan_has_the_reason_of_each_eviction_and_the_protected_instances(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,9 @@ def digest() -> str:
     state = hashlib.sha256()
     for path in sorted(p for p in ROOT.rglob("*") if p.is_file() and p.suffix != ".md"):
         relative = path.relative_to(ROOT)
-        if relative.parts[0] not in ("inventory", ".ansible") and relative.suffix != ".j2":
+        if relative.parts[0] in ("inventory", ".ansible") or "__pycache__" in relative.parts:
+            continue
+        if relative.suffix != ".j2":
             state.update(f"{relative}\0".encode() + path.read_bytes() + b"\0")
     return state.hexdigest()
 

@@ -56,8 +56,19 @@ def test_the_rendered_settings_are_valid(files: Path) -> None:
     result, _ = settings.load(files / "cortex.toml", {})
 
     assert result.redis.url == "redis://cortex-router@10.0.0.9:6380/0"
+    assert result.token_file == "/etc/cortex/fleet.token"
+    assert result.agent.token_file == "/etc/cortex/host.token"
     assert result.agent.keep_workers
     assert result.agent.worker_host == "10.0.0.9"
+
+
+def test_routers_run_as_a_separate_user(files: Path) -> None:
+    users = {
+        name: re.findall(r"^(?:User|Group)=(.*)$", (files / f"cortex-{name}.service").read_text(), re.MULTILINE)
+        for name in ("router", "agent", "jobs")
+    }
+
+    assert users == {"router": ["cortex-router"] * 2, "agent": ["cortex"] * 2, "jobs": ["cortex"] * 2}
 
 
 def test_with_tls_redis_and_agents_accept_tls_only(tls_files: Path) -> None:

@@ -12,11 +12,10 @@ import httpx
 import pytest
 
 from cortex.functions.lifecycle import State
-from cortex.platform.keys import worker_key
 from cortex.platform.record import Instance
 from tests.support import skewed
 from tests.support.catalogues import fake
-from tests.support.fleet import TOKEN, Fleet
+from tests.support.fleet import Fleet
 from tests.support.stack import CORTEX, eventually, free_port, own_redis
 
 pytestmark = pytest.mark.xdist_group("agents")
@@ -180,7 +179,7 @@ def test_a_request_unknown_to_routers_delays_a_drain(fleet: Fleet) -> None:
 
     def stream() -> None:
         body = {"model": "fake/long", "messages": [{"role": "user", "content": "x"}], "stream": True}
-        headers = {"authorization": f"Bearer {worker_key(TOKEN, instance.id)}"}
+        headers = {"authorization": f"Bearer {fleet.worker_key(instance.id)}"}
         url = f"{instance.url}/v1/chat/completions"
         with fleet.http.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
             begun.set()

@@ -13,9 +13,8 @@ import psutil
 import pytest
 import redis
 
-from cortex.platform.keys import worker_key
 from tests.support.catalogues import aliases, fake
-from tests.support.fleet import TOKEN, Fleet
+from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
 
 pytestmark = [pytest.mark.xdist_group("away"), pytest.mark.long]
@@ -176,7 +175,7 @@ def test_a_worker_that_closes_connections_gets_no_second_instance(fleet: Fleet) 
     instance = fleet.chat("poisoned").headers["x-cortex-instance"]
     before = fleet.spawned()
     url = fleet.function("poisoned")["instances"][0]["url"]
-    key = {"authorization": f"Bearer {worker_key(TOKEN, instance)}"}
+    key = {"authorization": f"Bearer {fleet.worker_key(instance)}"}
 
     httpx.post(f"{url}/fake", headers=key, json={"refuse": True}).raise_for_status()
     refused = fleet.chat("poisoned")

@@ -296,6 +296,14 @@ def test_case_62_a_gzip_body_is_served_and_another_encoding_is_refused(stack: St
     assert (other.status_code, "gzip" in other.json()["error"]["message"]) == (415, True)
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("br", 415), ("gzip, gzip", 415), ("gzip", 400), ("zstd", 400)])
+def test_case_62_bodies_that_cannot_be_unpacked_are_refused_clearly(stack: Stack, encoding: str, status: int) -> None:
+    answer = stack.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers={"content-encoding": encoding})
+
+    assert answer.status_code == status
+    assert encoding in answer.json()["error"]["message"]
+
+
 PNG_URL = "data:image/png;base64,%%%"
 BAD: list[tuple[str, Any, str]] = [
     ("messages", {"messages": "x", "max_tokens": 5}, "messages"),

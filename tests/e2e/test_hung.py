@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from cortex.platform.keys import worker_key
 from tests.support.catalogues import entry, fake
 from tests.support.fleet import TOKEN, Fleet
 from tests.support.stack import eventually, own_redis
@@ -132,7 +131,7 @@ def test_a_worker_hung_by_a_request_is_restarted_although_its_health_check_passe
 ) -> None:
     fleet.chat("well/one").raise_for_status()
     (instance,) = (i for i in fleet.records()["a"].instances if i.function == "well/one")
-    key = {"authorization": f"Bearer {worker_key(TOKEN, instance.id)}"}
+    key = {"authorization": f"Bearer {fleet.worker_key(instance.id)}"}
     httpx.post(f"{instance.url}/fake", json={"hang": "serving"}, headers=key, trust_env=False).raise_for_status()
     with pytest.raises(httpx.ReadTimeout):
         body = {"model": "well/one", "messages": [{"role": "user", "content": "hang"}]}

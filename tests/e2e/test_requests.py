@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import host_token, worker_key
 from tests.support.stack import Stack, eventually
 
 pytestmark = [
@@ -100,7 +100,8 @@ def test_a_callers_trace_reaches_the_worker_and_the_log(stack: Stack) -> None:
     )
 
     worker = stack.instance("fake/steps")
-    key = worker_key((stack.folder / "state" / "cortex" / "fleet.token").read_text().strip(), worker["id"])
+    token = (stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
+    key = worker_key(host_token(token, "here"), worker["id"])
     told = httpx.get(f"{worker['url']}/fake", headers={"Authorization": f"Bearer {key}"}, trust_env=False).json()
 
     assert told["requests"][-1]["traceparent"] == parent

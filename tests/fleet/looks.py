@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cortex.platform.keys import HOST_LINE, fleet_mark
 from tests.fleet.fleet import Fleet
 from tests.fleet.load import Load, ask, whole
 from tests.fleet.machines import Host, until
@@ -64,8 +65,9 @@ def measured(f: Fleet, question: str) -> Any:
 
 
 def tokens(host: Host) -> list[str]:
-    """Return the tokens a machine accepts, the one it uses first."""
-    return host.says("cat /etc/cortex/fleet.token").split()
+    """Return the marks of the fleet tokens that a machine accepts, the one it uses first."""
+    lines = host.says("cat /etc/cortex/fleet.token 2>/dev/null || cat /etc/cortex/host.token").split()
+    return [line.split(":")[-2] if line.startswith(HOST_LINE) else fleet_mark(line) for line in lines]
 
 
 def reached(address: str, port: int) -> str:
@@ -98,8 +100,13 @@ def units(f: Fleet, step: Step) -> None:
     step.check(secret not in shown, "the password of Redis can be read in an argument or a unit")
     elsewhere = f.small.says("cat /etc/cortex/*.password")
     step.check(secret not in elsewhere, "a host that is no router has the routers' password")
-    nobody = f.front.run("sudo -u nobody cat /etc/cortex/redis-router.password /etc/cortex/fleet.token", check=False)
-    step.check(nobody.returncode != 0 and secret not in nobody.stdout, "every user can read the secrets")
+    of_router = "/etc/cortex/redis-router.password /etc/cortex/fleet.token /etc/cortex/metrics.token"
+    for user in ("nobody", "cortex"):
+        read = f.front.run(f"sudo -u {user} cat {of_router}", check=False)
+        step.check(read.returncode != 0 and not read.stdout, f"{user} may read the router's secrets")
+    step.check(not f.small.says(f"ls {of_router} 2>/dev/null || true"), "a host that is no router has its secrets")
+    runs_as = set(f.front.says("ps -eo user:32,args | grep '[c]ortex router' | cut -d' ' -f1").split())
+    step.check(runs_as == {"cortex-router"}, f"the router runs as {runs_as}")
     step.check(ask(f.url, "t/one").status_code == 401, "the router serves without a key")
     ping = f"redis-cli -h {f.front.address} -p 6380 %s PING 2>&1 || true"
     refused, plain = f.front.says(ping % "--tls --cacert /etc/cortex/tls/ca.pem"), f.front.says(ping % "")

@@ -578,3 +578,53 @@ def test_any_text_is_a_catalogue_or_a_list_of_problems(text: str) -> None:
 def test_a_number_or_nesting_beyond_the_limits_is_not_toml() -> None:
     assert problems("a = " + "9" * 5000)[0].startswith("models.toml: is not TOML: Exceeds the limit")
     assert problems("a = " + "[" * 5000)[0].startswith("models.toml: is not TOML: maximum recursion depth")
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "path"),
+    [
+        ("chat_template", "/srv/t.jinja", "/srv/t.jinja"),
+        ("chat_template", "~/t.jinja", "~/t.jinja"),
+        ("chat_template", "./my t.jinja", "/etc/cortex/my t.jinja"),
+        ("chat_template", "../t.jinja", "/etc/cortex/../t.jinja"),
+        ("chat_template", "t.jinja", "/etc/cortex/t.jinja"),
+        ("chat_template", "{{ messages }}", "{{ messages }}"),
+        ("mmproj", "./m.gguf", "/etc/cortex/m.gguf"),
+        ("mmproj", "m.gguf", "m.gguf"),
+        ("source", "./m.gguf", "/etc/cortex/m.gguf"),
+        ("source", "../m.gguf", "/etc/cortex/../m.gguf"),
+        ("source", "~/m.gguf", "~/m.gguf"),
+        ("source", "org/m", "org/m"),
+    ],
+)
+def test_every_path_of_an_entry_follows_one_rule(key: str, written: str, path: str) -> None:
+    text = f'[[models]]\nid = "org/m"\nengine = "llamacpp"\n{key} = {json.dumps(written)}\n'
+
+    function = read(text, file="models.toml", folder="/etc/cortex").functions["org/m"]
+
+    assert getattr(function, key) == path
+
+
+def test_an_encoder_without_a_path_is_beside_the_catalogue_where_its_model_is_a_path() -> None:
+    text = '[[models]]\nid = "m"\nengine = "llamacpp"\nsource = "~/m.gguf"\nmmproj = "e.gguf"\n'
+
+    assert read(text, file="models.toml", folder="/etc").functions["m"].mmproj == "/etc/e.gguf"
+
+
+@pytest.mark.parametrize("source", ["models/x.gguf", "x.gguf", "a/b/c.safetensors"])
+def test_a_source_that_looks_like_a_file_is_noted_with_the_way_to_write_it(source: str) -> None:
+    text = f'[[models]]\nid = "m"\nengine = "llamacpp"\nsource = "{source}"\n'
+
+    (note,) = notes(read(text, file="models.toml", folder="/etc"))
+
+    assert f"write ./{source} for one beside models.toml" in note
+
+
+def test_an_argument_that_cannot_work_is_a_problem_with_its_line() -> None:
+    text = '[[models]]\nid = "m"\nengine = "llamacpp"\nargs = ["--port", "1", "-np 2"]\n'
+
+    with pytest.raises(CatalogueError) as refused:
+        read(text, file="models.toml", folder="/etc", strict=True)
+
+    assert list(read(text, file="models.toml", folder="/etc").functions) == ["m"]
+    assert [str(p).startswith("models.toml:4: m: ") for p in refused.value.problems] == [True, True]

@@ -1,5 +1,7 @@
 """Selection of the files that make up a function's weights."""
 
+import hashlib
+
 import pytest
 
 from cortex.functions.selection import File, NoSuchWeights, Selection, missing_parts, select, tag
@@ -114,3 +116,28 @@ def test_without_safetensors_all_files_but_ggufs_are_selected() -> None:
 
 def test_missing_parts_are_derived_from_the_names_of_present_ones() -> None:
     assert missing_parts(["m-00002-of-00003.gguf", "a.json"]) == ["m-00001-of-00003.gguf", "m-00003-of-00003.gguf"]
+
+
+EYES = [File("UD-Q4_K_XL/eyes-UD-Q4_K_XL.gguf", 9), File("mmproj-F16.gguf", 2), File("mmproj-BF16.gguf", 2)]
+
+
+def test_the_vision_encoder_comes_with_the_model() -> None:
+    source = Repo(repo="org/eyes", quant="UD-Q4_K_XL", gguf=True, also="mmproj-F16.gguf")
+
+    selection = select(source, EYES)
+
+    assert (selection.entry, selection.also, selection.size) == (EYES[0].path, "mmproj-F16.gguf", 11)
+
+
+def test_an_encoder_that_is_not_there_is_refused_with_those_that_are() -> None:
+    source = Repo(repo="org/eyes", quant="UD-Q4_K_XL", gguf=True, also="mmproj-F15.gguf")
+
+    with pytest.raises(NoSuchWeights, match=r"no mmproj mmproj-F15\.gguf; did you mean .mmproj-F16\.gguf"):
+        select(source, EYES)
+
+
+def test_a_source_without_an_encoder_has_the_key_that_it_had() -> None:
+    plain = Repo(repo="org/eyes", quant="Q4", gguf=True)
+
+    assert plain.key == "org--eyes-" + hashlib.sha256(b"org/eyes   Q4 True").hexdigest()[:12]
+    assert Repo(repo="org/eyes", quant="Q4", gguf=True, also="m.gguf").key != plain.key

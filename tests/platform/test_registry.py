@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import redis.asyncio
 from msgspec.structs import replace
@@ -189,3 +190,25 @@ async def test_an_agent_that_ends_does_not_remove_another_homes_record(registry:
     await other.remove_host(HOST, THERE.home)
 
     assert set((await registry.fleet(clock.now())).hosts) == {HOST}
+
+
+# Whose record it is.
+
+
+async def test_instances_are_of_the_host_below_whose_name_they_are_whatever_they_say(registry: Registry) -> None:
+    await registry.publish_host(a_host(an_instance("one", host="host-b")), 60.0)
+
+    one, (whole, *_) = await registry.host(HOST, clock.now()), (await registry.fleet(clock.now())).hosts.values()
+
+    assert one is not None
+    assert [i.host for record in (one, whole) for i in record.instances] == [HOST, HOST]
+
+
+async def test_a_record_below_another_hosts_name_is_not_read(registry: Registry, server: redis.asyncio.Redis) -> None:
+    forged = replace(a_host(an_instance("one")), name="host-b")
+    await server.set(RecordKeys().host(HOST), msgspec.json.encode(forged), px=60_000)
+    await server.sadd(RecordKeys().hosts, HOST)
+
+    one, fleet = await registry.host(HOST, clock.now()), await registry.fleet(clock.now())
+
+    assert (one, fleet.hosts) == (None, {})

@@ -14,6 +14,7 @@ import msgspec
 import psutil
 import redis
 
+from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER, OWNER
 from cortex.platform.record import HostRecord
 from cortex.platform.workers.process import owner
@@ -164,6 +165,11 @@ class Fleet:
             values = [client.get(f"cortex:host:{name}") for name in self._agent_env]
         decoded = [msgspec.json.decode(v, type=HostRecord) for v in values if v]
         return {h.name: h for h in decoded}
+
+    def worker_key(self, instance: str) -> str:
+        """Return the key of a worker that is in the record."""
+        host = next(h.name for h in self.records().values() if instance in {i.id for i in h.instances})
+        return worker_key(host_token(TOKEN, host), instance)
 
     def function(self, name: str) -> dict[str, Any]:
         """Return what the router says of a function."""

@@ -10,10 +10,8 @@ import httpx
 import pytest
 
 from cortex.functions.lifecycle import State
-from cortex.platform.keys import worker_key
 from cortex.platform.workers.process import resident_mb
 from cortex.platform.workers.startup import INITIAL, MARKS
-from tests.support.fleet import TOKEN
 from tests.support.stack import eventually
 from tests.vllm.host import VllmHost, runs
 
@@ -236,7 +234,7 @@ def test_a_loaded_worker_takes_about_the_estimated_memory(host: VllmHost, tell: 
 def test_no_path_of_a_worker_is_open_without_its_key(host: VllmHost, function: str) -> None:
     host.text(function)
     worker = host.instance(function)
-    as_router = {"Authorization": f"Bearer {worker_key(TOKEN, worker.id)}"}
+    as_router = {"Authorization": f"Bearer {host.worker_key(worker.id)}"}
     routes = httpx.get(f"{worker.url}/openapi.json", headers=as_router, trust_env=False, timeout=60).json()["paths"]
     paths = {*routes, "/metrics", "/health", "/invocations", "/tokenize", "/v1/models", "/docs", "/nothing"}
 
@@ -251,7 +249,7 @@ def test_no_path_of_a_worker_is_open_without_its_key(host: VllmHost, function: s
 def test_developer_endpoints_do_not_exist(host: VllmHost) -> None:
     host.text("tiny/one")
     worker = host.instance("tiny/one")
-    key = worker_key(TOKEN, worker.id)  # in the environment of one that came warm nobody sees it
+    key = host.worker_key(worker.id)  # in the environment of one that came warm nobody sees it
     as_router = httpx.Client(base_url=worker.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
 
     assert as_router.get("/v1/models").status_code == 200

@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cortex.functions import arguments
 from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unknown_placeholders
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
-from cortex.functions.sources import BadSource, source_of
+from cortex.functions.sources import DEMO, BadSource, source_of
 from cortex.functions.spec import Engine, Function
 from cortex.functions.toml_lines import TomlLines
 
@@ -61,17 +62,25 @@ class Catalogue(Struct, frozen=True):
         """Return the aliases of a function, in the order declared."""
         return [alias for alias, target in self.aliases.items() if target == function_id]
 
+    def all_aliases(self) -> dict[str, list[str]]:
+        """Return the aliases of every function that has any, in the order declared."""
+        aliases: dict[str, list[str]] = {}
+        for alias, target in self.aliases.items():
+            aliases.setdefault(target, []).append(alias)
+        return aliases
+
     def nearest(self, name: str) -> list[str]:
         """Return the ids and aliases that resemble `name`."""
         return nearest(name, (*self.functions, *self.aliases))
 
 
-def read(text: str, *, file: str, folder: str) -> Catalogue:
-    """Read the text of a `models.toml`. A `source` that begins with `./` is relative to `folder`.
+def read(text: str, *, file: str, folder: str, strict: bool = False) -> Catalogue:
+    """Read the text of a `models.toml`. Relative paths are taken from `folder`. With `strict`, arguments that keep a
+    function from starting are problems too; a service starts the other functions.
 
     Raises CatalogueError with all problems.
     """
-    return _Reader(text, file=file, folder=folder).read()
+    return _Reader(text, file=file, folder=folder, strict=strict).read()
 
 
 def notes(catalogue: Catalogue) -> list[str]:
@@ -103,8 +112,8 @@ def _doubt(function: Function) -> str:
 
 
 class _Reader:
-    def __init__(self, text: str, *, file: str, folder: str) -> None:
-        self.file, self.folder, self.text = file, folder, text
+    def __init__(self, text: str, *, file: str, folder: str, strict: bool) -> None:
+        self.file, self.folder, self.text, self.strict = file, folder, text, strict
         self.lines = TomlLines(text)
         self.problems: list[Problem] = []
 
@@ -191,18 +200,32 @@ class _Reader:
         engine = self._engine(values, nth, where)
         if engine is None:
             return None
-        for key in ("source", "chat_template", "mmproj"):
-            if values.get(key, "").startswith("./"):
-                values[key] = f"{self.folder}/{values[key][2:]}"
+        values |= {key: self._path(key, values) for key in ("source", "chat_template", "mmproj") if values.get(key)}
         function = Function(**{k: v for k, v in values.items() if k not in ("engine", "harness")}, engine=engine)
         if function.min > function.max:
             self._report(where, f"min = {function.min} is more than max = {function.max}", line)
         for key, what in _contradictions(function, values):
             at = self.lines.key("models", key, nth)
             self._report(where, what, self.lines.key("defaults", key) if at == line else at)
-        for key, what in _misfits(function):
+        for key, what in (*_misfits(function), *(arguments.problems(function) if self.strict else ())):
             self._report(where, what, self.lines.key("models", key, nth) or line)
         return function
+
+    def _path(self, key: str, values: Mapping[str, Any]) -> str:
+        """Return a path of an entry by one rule: `/…` and `~…` are paths on the host, `./…` and `../…` stand beside the
+        catalogue, and so does another name of a template or of an encoder whose model is no repository. A template may
+        be the text itself."""
+        path: str = values[key]
+        if path.startswith("./"):
+            return f"{self.folder}/{path[2:]}"
+        if path.startswith("../"):
+            return f"{self.folder}/{path}"
+        if path.startswith(("/", "~")) or key == "source" or "{" in path:
+            return path
+        source = values.get("source") or values.get("id") or ""
+        if key == "mmproj" and not source.startswith(("/", "~", ".", DEMO)):
+            return path  # a file of the repository
+        return f"{self.folder}/{path}"
 
     def _engine(self, values: Mapping[str, Any], nth: int, where: str) -> Engine | None:
         engine, harness = values.get("engine"), values.get("harness")

@@ -42,6 +42,8 @@ class Selection(Struct, frozen=True):
 
     files: tuple[File, ...]
     entry: str = ""
+    also: str = ""
+    """The path of the file that comes along."""
 
     @property
     def size(self) -> int:
@@ -54,7 +56,20 @@ class NoSuchWeights(Exception):
 
 
 def select(source: Repo, files: Sequence[File]) -> Selection:
-    """Select the files of a source:
+    """Choose the files of a source from all there are, with the one that comes along. Raises NoSuchWeights."""
+    selection = _model(source, files)
+    if not source.also:
+        return selection
+    found = [f for f in files if f.path == source.also] or [f for f in files if f.path.endswith(f"/{source.also}")]
+    if not found:
+        like = [f.path for f in files if _AUXILIARY.search(f.path)]
+        hint = did_you_mean(source.also, like) or f"; there is {_some(like)}"
+        raise NoSuchWeights(f"{source.repo} has no mmproj {source.also}{hint}")
+    return Selection((*selection.files, found[0]), selection.entry, found[0].path)
+
+
+def _model(source: Repo, files: Sequence[File]) -> Selection:
+    """Choose the files of the model:
 
     (1) the named file, with its other parts if it is split;
     (2) the GGUF with the named tag;

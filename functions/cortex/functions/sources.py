@@ -5,6 +5,7 @@
     org/name                        a repository on the HuggingFace hub: all files that the engine needs
     org/name:folder/file.gguf       one of its files; of a split GGUF, all parts
     org/name + quant = "Q4_K_M"     its GGUF with that tag; `org/name:Q4_K_M` is equivalent
+    org/name + mmproj = "FILE"      its GGUF, and its vision encoder
 
 Functions with equal sources share one download and its files on a host.
 """
@@ -17,6 +18,7 @@ from msgspec import Struct
 from cortex.functions.spec import Engine, Function
 
 DEMO = "demo:"
+_FILE = re.compile(r"\.(?:gguf|safetensors|bin|pth?)$", re.IGNORECASE)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
@@ -53,6 +55,8 @@ class Repo(Struct, frozen=True, kw_only=True, tag="repo"):
     quant: str = ""
     gguf: bool = False
     """One model in GGUF instead of the whole repository."""
+    also: str = ""
+    """A file that comes along: the vision encoder."""
 
     def __str__(self) -> str:
         part = self.file or self.quant
@@ -63,6 +67,7 @@ class Repo(Struct, frozen=True, kw_only=True, tag="repo"):
     def key(self) -> str:
         """Its name as a path segment; equal sources have equal keys."""
         text = f"{self.repo} {self.revision} {self.file} {self.quant} {self.gguf}"
+        text += f" {self.also}" if self.also else ""
         return f"{self.repo.replace('/', '--')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -79,6 +84,8 @@ def source_of(function: Function) -> Source:
     if text.startswith(("/", "~")):
         return Local(text)
     repo, colon, part = text.partition(":")
+    if not colon and _FILE.search(text) and not text.startswith(".."):
+        raise BadSource(f"'{text}' looks like a file: write ./{text} for one beside models.toml, or its whole path")
     if not _REPO.fullmatch(repo) or ".." in repo:
         raise BadSource(
             f"'{text}' is neither a path (/… or ./…) nor a HuggingFace repository (org/name): "
@@ -92,4 +99,6 @@ def source_of(function: Function) -> Source:
     gguf = engine is Engine.LLAMACPP or file.endswith(".gguf") or bool(tag)
     # For other engines than llama.cpp, `quant` is a method and does not select a file.
     quant = tag or (function.quant if engine is Engine.LLAMACPP and not file else "")
-    return Repo(repo=repo, revision=function.revision, file=file, quant=quant, gguf=gguf)
+    mmproj = function.mmproj if engine is Engine.LLAMACPP and gguf else ""
+    also = "" if mmproj.startswith(("/", "~")) else mmproj
+    return Repo(repo=repo, revision=function.revision, file=file, quant=quant, gguf=gguf, also=also)

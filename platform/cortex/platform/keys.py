@@ -1,54 +1,208 @@
-"""Keys between processes.
+"""Keys between processes: a router has the fleet token, a host only what is derived from it for that host.
 
-Routers and agents share a secret, the fleet token. A worker's API key is derived from it and the instance's random
-id: HMAC-SHA256(token, "worker:" + id). So every instance has its own key, which is neither sent nor stored, and which
-an agent can derive again when it adopts a worker. A worker that took over a stale port answers 401 instead of serving
-another model.
+    fleet token ─┬─ fleet mark: the fleet that a record in Redis belongs to
+                 └─ host token, by the host's name ─┬─ agent token, by the agent's address: what routers send
+                                                    └─ worker key, by the instance's id: the worker's API key
 
-A router never sends the fleet token itself. It sends an agent a token derived from the host's name and address in the
-record: HMAC-SHA256(token, "host:" + both). An agent accepts only the token of its own name and address, so a token
-sent to an address that was forged into the record is useless elsewhere.
+Each step is an HMAC-SHA256, which cannot be reversed. With its host's token an agent authenticates routers, derives
+the keys of its own workers and recognizes its fleet's record; it can do none of this for another host or as a router.
+A router sends neither the fleet token nor a host token. The agent token that it sends to an address forged into the
+record opens no agent, and for an instance that another host's record lists it derives a key that no worker has.
+
+Only the token files are stored. An agent that adopts a worker derives its key again. A worker that took over a stale
+port answers 401 instead of serving another model.
 """
 
 import contextlib
 import hashlib
 import hmac
-import json
 import os
+import re
 import secrets
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from cortex.platform.settings import SettingsError
+from msgspec import Struct
+
+from cortex.platform import text_files
+from cortex.platform.settings import Settings, SettingsError
 
 TOKEN_BYTES = 32
 LOOK_S = 1.0
+HOST_LINE = "cortex-host"
+"""What a line with a host's token begins with."""
+T = TypeVar("T")
 
 
-def worker_key(token: str, instance: str) -> str:
-    """Return the API key of one instance."""
-    return hmac.new(token.encode(), f"worker:{instance}".encode(), hashlib.sha256).hexdigest()
+# Derivations.
+
+
+def fleet_mark(token: str) -> str:
+    """Return the mark that the fleet with this token leaves in the record."""
+    return _derive(token, "fleet")
+
+
+def host_token(token: str, host: str) -> str:
+    """Return the token of one host of the fleet that has this token."""
+    return _derive(token, f"host:{host}")
+
+
+def agent_token(own: str, address: str) -> str:
+    """Return the bearer token for the agent at an address, from its host's token."""
+    return _derive(own, f"agent:{address}")
+
+
+def worker_key(own: str, instance: str) -> str:
+    """Return the API key of one instance, from its host's token."""
+    return _derive(own, f"worker:{instance}")
 
 
 def cache_salt(token: str, owner: str) -> str:
     """Return the salt for an owner of cached prompts. It reveals neither the token nor the owner."""
-    return hmac.new(token.encode(), f"cache:{owner}".encode(), hashlib.sha256).hexdigest()
+    return _derive(token, f"cache:{owner}")
 
 
-def host_token(token: str, host: str, address: str) -> str:
-    """Return the bearer token for the agent of one host at one address."""
-    return hmac.new(token.encode(), f"host:{json.dumps([host, address])}".encode(), hashlib.sha256).hexdigest()
-
-
-def fleet_mark(token: str) -> str:
-    """Return the mark that the fleet with this token leaves in the record. It does not reveal the token."""
-    return hmac.new(token.encode(), b"fleet", hashlib.sha256).hexdigest()
+def _derive(secret: str, purpose: str) -> str:
+    return hmac.new(secret.encode(), purpose.encode(), hashlib.sha256).hexdigest()
 
 
 def same(secret: str, expected: str) -> bool:
     """Compare two secrets in constant time."""
     return hmac.compare_digest(secret.encode(), expected.encode())
+
+
+class HostSecrets(Struct, frozen=True):
+    """What a host holds of one fleet token."""
+
+    host: str
+    mark: str
+    """The fleet's mark. It also tells the fleet token itself from any other bearer token."""
+    token: str
+
+    @classmethod
+    def of_fleet(cls, token: str, host: str) -> "HostSecrets":
+        """Derive a host's secrets from a fleet token."""
+        return cls(host, fleet_mark(token), host_token(token, host))
+
+    def line(self) -> str:
+        """Return these secrets as a line of a host's token file."""
+        return f"{HOST_LINE}:{self.host}:{self.mark}:{self.token}"
+
+
+_LINE = re.compile(rf"{HOST_LINE}:(?P<host>.+):(?P<mark>[0-9a-f]{{64}}):(?P<token>[0-9a-f]{{64}})")
+
+
+def host_file(tokens: tuple[str, ...], host: str) -> str:
+    """Return the text of a host's token file, for the lines of the fleet's."""
+    return "".join(f"{HostSecrets.of_fleet(token, host).line()}\n" for token in tokens)
+
+
+# Token files.
+
+
+class _TokenFile(Generic[T]):
+    """The entries of a token file, one per line: the first is used, and all are accepted.
+
+    Changes of the file take effect within LOOK_S, so a token is replaced without a restart: add the new one as a
+    second line everywhere, then make it the first everywhere, and remove the old one when no worker started under it
+    is left.
+    """
+
+    def __init__(self, path: Path, read: Callable[[Path], tuple[T, ...]]) -> None:
+        """Raises SettingsError."""
+        self._path, self._read, self._read_at = path, read, time.monotonic()
+        self._version = (0, 0, 0)
+        with contextlib.suppress(OSError):  # `read` reports it
+            self._version = _version(path)
+        self._entries = read(path)
+
+    def entries(self) -> tuple[T, ...]:
+        """Return all entries, the one in use first."""
+        if time.monotonic() - self._read_at > LOOK_S:
+            self._read_at = time.monotonic()
+            with contextlib.suppress(OSError, SettingsError):  # half written or missing: keep the old tokens
+                version = _version(self._path)
+                if version != self._version:
+                    self._entries = self._read(self._path)
+                    self._version = version
+        return self._entries
+
+
+class FleetToken:
+    """The fleet token, for routers."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file if it is missing. Raises SettingsError."""
+        fleet_token(path)
+        self._file = _TokenFile(path, fleet_tokens)
+
+    @property
+    def current(self) -> str:
+        """The token to use."""
+        return self._file.entries()[0]
+
+    def for_agent(self, host: str, address: str) -> str:
+        """Return the bearer token to send to the agent of a host at this address."""
+        return agent_token(host_token(self.current, host), address)
+
+    def worker_keys(self, host: str, instance: str) -> list[str]:
+        """Return the keys that a host's instance may have: that of the current token, and those of the others."""
+        return [worker_key(host_token(token, host), instance) for token in self._file.entries()]
+
+    def fleet_marks(self) -> list[str]:
+        """Return the marks of all tokens, the current one's first."""
+        return [fleet_mark(token) for token in self._file.entries()]
+
+
+class HostToken:
+    """A host's token, for its agent and its job worker: from a file of its own, or derived from the fleet's."""
+
+    def __init__(self, file: _TokenFile[HostSecrets]) -> None:
+        self._file = file
+
+    @classmethod
+    def own(cls, path: Path, host: str) -> "HostToken":
+        """Return the token in a host's own file. Raises SettingsError."""
+        return cls(_TokenFile(path, partial(host_secrets, host=host)))
+
+    @classmethod
+    def of_fleet(cls, path: Path, host: str) -> "HostToken":
+        """Derive a host's token from the fleet's file, which is created if it is missing. Raises SettingsError."""
+        fleet_token(path)
+        return cls(_TokenFile(path, lambda p: tuple(HostSecrets.of_fleet(token, host) for token in fleet_tokens(p))))
+
+    @classmethod
+    def of(cls, settings: Settings) -> "HostToken":
+        """Return the token of the host that has these settings. Raises SettingsError."""
+        if own := settings.agent.token_file:
+            return cls.own(Path(own).expanduser(), settings.host_name)
+        return cls.of_fleet(Path(settings.token_file).expanduser(), settings.host_name)
+
+    def opens(self, bearer: str, address: str) -> bool:
+        """Return whether a bearer token is valid for the agent at this address. Compares in constant time.
+
+        The fleet token itself is valid too, since every other one is derived from it.
+        """
+        mark = fleet_mark(bearer)
+        return any(
+            [same(mark, entry.mark) | same(bearer, agent_token(entry.token, address)) for entry in self._file.entries()]
+        )
+
+    def worker_key(self, instance: str) -> str:
+        """Return the key that an instance which starts now gets."""
+        return worker_key(self._file.entries()[0].token, instance)
+
+    def worker_keys(self, instance: str) -> list[str]:
+        """Return the keys that an instance may have: that of the current token, and those of the others."""
+        return [worker_key(entry.token, instance) for entry in self._file.entries()]
+
+    def fleet_marks(self) -> list[str]:
+        """Return the marks of all tokens, the current one's first."""
+        return [entry.mark for entry in self._file.entries()]
 
 
 def fleet_token(path: Path) -> str:
@@ -61,66 +215,51 @@ def fleet_token(path: Path) -> str:
             file.flush()
             with contextlib.suppress(FileExistsError):
                 os.link(file.name, path)
-    return _read(path)[0]
+    return fleet_tokens(path)[0]
 
 
-class FleetToken:
-    """The tokens of a file, one per line: the first is used, and all are accepted.
-
-    Changes of the file take effect within LOOK_S, so a token is replaced without a restart: add the new one as a
-    second line everywhere, then make it the first everywhere, and remove the old one when no worker started under it
-    is left.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Create the file if it is missing. Raises SettingsError."""
-        fleet_token(path)
-        self._path, self._looked = path, time.monotonic()
-        self._mark, self._tokens = _mark(path), _read(path)
-
-    @property
-    def current(self) -> str:
-        """The token to use."""
-        return self._all()[0]
-
-    def for_host(self, host: str, address: str) -> str:
-        """Return the token for the agent of a host at this address."""
-        return host_token(self.current, host, address)
-
-    def opens(self, token: str, host: str, address: str) -> bool:
-        """Return whether a token is valid for the agent of this host at this address. Compares in constant time.
-
-        The fleet token itself is valid too, since every other one is derived from it.
-        """
-        valid = [t for own in self._all() for t in (own, host_token(own, host, address))]
-        return any([same(token, t) for t in valid])
-
-    def worker_keys(self, instance: str) -> list[str]:
-        """Return the keys that an instance may have: that of the current token, and those of the others."""
-        return [worker_key(token, instance) for token in self._all()]
-
-    def fleet_marks(self) -> list[str]:
-        """Return the marks of all tokens, the current one's first."""
-        return [fleet_mark(token) for token in self._all()]
-
-    def _all(self) -> tuple[str, ...]:
-        if time.monotonic() - self._looked > LOOK_S:
-            self._looked = time.monotonic()
-            with contextlib.suppress(OSError, SettingsError):  # half written or missing: keep the old tokens
-                mark = _mark(self._path)
-                if mark != self._mark:
-                    self._tokens = _read(self._path)
-                    self._mark = mark
-        return self._tokens
-
-
-def _read(path: Path) -> tuple[str, ...]:
-    tokens = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+def fleet_tokens(path: Path) -> tuple[str, ...]:
+    """Return the lines of the fleet's token file. Raises SettingsError."""
+    tokens = _lines(path)
     if not tokens:  # keys derived from an empty token could be guessed
         raise SettingsError(f"{path}: is empty; remove it, and a new token is made")
+    if any(line.startswith(f"{HOST_LINE}:") for line in tokens):
+        raise SettingsError(
+            f"{path}: is the token of a host, not the fleet token: a router needs the fleet token, and an agent or a "
+            "job worker takes this file as `[agent] token_file`"
+        )
     return tokens
 
 
-def _mark(path: Path) -> tuple[int, int, int]:
+def host_secrets(path: Path, host: str) -> tuple[HostSecrets, ...]:
+    """Return the lines of a host's token file. Raises SettingsError unless they are that host's."""
+    how = f"`cortex host token {host}` on a machine with the fleet token makes one"
+    try:
+        lines = _lines(path)
+    except SettingsError as error:
+        raise SettingsError(f"{error}; {how}") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise SettingsError(f"{path}: line {number} is not the token of a host; {how}")
+        if match["host"] != host:
+            raise SettingsError(f"{path}: is the token of host '{match['host']}', and this is host '{host}'; {how}")
+        entries.append(HostSecrets(**match.groupdict()))
+    if not entries:
+        raise SettingsError(f"{path}: is empty; {how}")
+    return tuple(entries)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        text = text_files.read(path)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsError(f"{path}: cannot be read: {why}") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _version(path: Path) -> tuple[int, int, int]:
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from cortex.platform.api_keys import ApiKey
-from cortex.platform.record import Override
+from cortex.platform.record import HostRecord, Override
 
 T = TypeVar("T")
 
@@ -26,6 +27,17 @@ def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
         return msgspec.json.decode(value, type=kind)
     except UNREADABLE:
         return None
+
+
+def host_record(value: bytes | str | None, name: str) -> HostRecord | None:
+    """Return the record below a host's name, its instances marked as that host's; None if it is of another name.
+
+    A host may write below its own name alone, and workers' keys follow from the name.
+    """
+    record = decoded(value, HostRecord)
+    if record is None or record.name != name:
+        return None
+    return replace(record, instances=tuple(replace(i, host=name) for i in record.instances))
 
 
 def override(fields: Mapping[bytes | str, bytes | str]) -> Override:

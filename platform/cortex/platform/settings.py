@@ -22,6 +22,7 @@ from msgspec import Meta, Struct
 from cortex.functions.names import did_you_mean
 from cortex.functions.spec import Engine
 from cortex.functions.toml_lines import TomlLines
+from cortex.platform import text_files
 from cortex.platform.redis_address import BadAddress, is_sentinel, sentinels
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -131,6 +132,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A certificate file; the agent then uses https, and `address`, if set, must begin with https."""
     tls_key: str = ""
     """The certificate's key file."""
+    token_file: str = ""
+    """This host's own token, as `cortex host token` makes it: the agent and the job worker then need no fleet token.
+    Default: derived from the fleet token in `token_file`."""
     worker_host: str = "127.0.0.1"
     """The address that workers listen on."""
     worker_ports: str = "20000-29999"
@@ -230,7 +234,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pretend: bool = False
     """Serve every function with the fake engine: for trying a fleet without its GPUs."""
     token_file: str = str(Path(_DIRS.user_state_dir) / "fleet.token")
-    """A file with the secret that routers and agents share; created on first use."""
+    """A file with the fleet token: the secret of routers, and of agents without `[agent] token_file`; created on first
+    use."""
     ca_file: str = ""
     """A file with certificates to trust, in addition to the system's, for TLS to routers, agents and Redis."""
     local_key_file: str = ""
@@ -253,7 +258,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if not file:
             return url
         try:
-            password = Path(file).expanduser().read_text(encoding="utf-8").strip()
+            password = text_files.read(Path(file).expanduser()).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"[redis] password_file: {file} cannot be read: {error}") from None
         scheme, _, rest = url.partition("://")
@@ -300,7 +305,7 @@ def load(path: Path | None, env: Mapping[str, str]) -> tuple[Settings, list[str]
     if path is None:
         return read("", file="cortex.toml", folder=str(Path.cwd()), env=env)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_files.read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from None
     return read(text, file=str(path), folder=str(path.resolve().parent), env=env)

@@ -18,7 +18,7 @@ from cortex.router.live_catalogue import load
 def check(file: Path, as_json: bool) -> None:
     """Check a catalogue: list every problem, and settings without effect."""
     try:
-        catalogue = load(file)
+        catalogue = load(file, strict=True)
     except CatalogueError as error:
         if as_json:
             click.echo(json.dumps({"file": str(file), "problems": [str(p) for p in error.problems]}))

@@ -122,7 +122,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
     )
     settings = replace(settings, agent=agent_settings)
     log.configure(settings.log)
-    refuse_another_fleets_record(settings)
+    refuse_another_fleets_record(settings, of_host=True)
     harden_process(no_new_privs=settings.agent.no_new_privs)
     share_cache(settings.agent)
     inherited = systemd.listeners().get("agent")
@@ -141,7 +141,8 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
         if not server.started:
             sys.exit(exits.FAILED)
     except (state_file.AnotherAgent, OSError) as error:
-        raise exits.Failed(str(error)) from None
+        hint = exits.WRITABLE if isinstance(error, OSError) and exits.is_not_writable(error) else ""
+        raise exits.Failed(str(error), hint=hint) from None
 
 
 def _check_name(settings: Settings) -> None:

@@ -7,10 +7,10 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ from cortex.cli.local import state_dir
 from cortex.cli.tables import console
 from cortex.platform import redis_clients
 from cortex.platform import settings as settings_
+from cortex.platform.keys import fleet_tokens, host_secrets
+from cortex.platform.serving import address
 from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings, SettingsError
 from cortex.router.api_types import Health, HostView
@@ -89,7 +91,7 @@ def run_checks(config: Path | None) -> Iterator[Finding]:
         lambda: check_redis(settings, expected=bool(settings.redis.url)),
         lambda: check_agents(hosts, settings.ca_file),
         lambda: check_disks(settings),
-        lambda: check_token(Path(settings.token_file).expanduser()),
+        lambda: check_tokens(settings),
         lambda: check_folders(state_dir(), Path(settings.agent.state_dir), Path(settings.agent.log_dir)),
         lambda: check_ports(settings, used=answers),
     )
@@ -332,18 +334,31 @@ def check_space(about: str, path: Path, free_gb: float) -> Finding:
     return Finding("ok", about, f"{free_gb:.0f} GB free at {path}")
 
 
-def check_token(path: Path) -> Iterator[Finding]:
-    """Check that the fleet token exists, is readable, and is private."""
-    if not path.exists():
-        yield Finding("ok", "fleet token", f"{path} will be created on first use")
-        return
-    if not os.access(path, os.R_OK):
-        yield Finding("problem", "fleet token", f"this user cannot read {path}", "Run as the user who owns it.")
-        return
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        yield Finding("problem", "fleet token", f"others can read {path}", f"chmod 600 {path}")
-        return
-    yield Finding("ok", "fleet token", str(path))
+def check_tokens(settings: Settings) -> Iterator[Finding]:
+    """Check the token files of this machine: the fleet's, and the host's own. A host with its own needs no other."""
+    fleet = Path(settings.token_file).expanduser()
+    if fleet.exists() or not settings.agent.token_file:
+        yield check_token("fleet token", fleet, fleet_tokens)
+    if settings.agent.token_file:
+        own = Path(settings.agent.token_file).expanduser()
+        yield check_token("host token", own, partial(host_secrets, host=settings.host_name))
+
+
+def check_token(about: str, path: Path, read: Callable[[Path], object]) -> Finding:
+    """Check that a token file is there, is private, and is what it has to be. A group of root's file may read it."""
+    if not path.exists() and about == "fleet token":
+        return Finding("ok", about, f"{path} will be created on first use")
+    if path.exists() and not os.access(path, os.R_OK):
+        return Finding("problem", about, f"this user cannot read {path}", "Run as the user who owns it.")
+    try:
+        read(path)
+    except SettingsError as error:
+        return Finding("problem", about, str(error))
+    status = path.stat()
+    readers, bits = ("o", 0o007) if status.st_uid == 0 else ("go", 0o077)
+    if status.st_mode & bits:
+        return Finding("problem", about, f"others can read {path}", f"chmod {readers}= {path}")
+    return Finding("ok", about, str(path))
 
 
 def check_folders(*folders: Path) -> Iterator[Finding]:
@@ -390,9 +405,9 @@ def check_ports(settings: Settings, *, used: bool) -> Iterator[Finding]:
     ):
         if not listen:
             continue
-        host, _, port = listen.rpartition(":")
+        host, port = address.split(listen)
         try:
-            with socket.create_server((host.strip("[]"), int(port))):
+            with address.create_server(host, port):
                 yield Finding("ok", about, f"{listen} is free")
         except OSError as error:
             yield Finding(

@@ -1,23 +1,30 @@
 """`cortex fn`: shows and controls functions."""
 
+import fnmatch
 import time
+from typing import TYPE_CHECKING
 
 import rich_click as click
 from msgspec.structs import asdict
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
 from cortex.cli.lazy import LazyGroup
 from cortex.cli.names import FUNCTION
-from cortex.cli.tables import ago, console, span, table
+from cortex.cli.tables import ago, console, print_rows, span
 from cortex.cli.visible import echo, echo_json
 from cortex.router.api_types import FunctionView, InstanceView
 from cortex.router.overview.wording import eviction_reason, step
 from cortex.router.plan_types import Effect, Plan
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 POLL_S = 0.15
 GONE = ("cold", "failing")
+_COLUMNS = (
+    "FUNCTION", "ALIASES", "ENGINE", "STATE", "INSTANCES", "HOST", "MEMORY MIB", "IN FLIGHT", "LAST USED", "IDLE IN",
+)  # fmt: skip
 
 
 @click.group(
@@ -41,18 +48,21 @@ def fn() -> None:
 
 
 @fn.command()
+@click.argument("pattern", default="")
+@click.option("--state", "wanted", default="", help="Only functions in this state, such as ready, cold or failing.")
+@click.option("--host", default="", help="Only functions with an instance on this host.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def ls(as_json: bool) -> None:
-    """List every function with its state and instances."""
-    functions = Router().functions()
+def ls(pattern: str, wanted: str, host: str, as_json: bool) -> None:
+    """List functions with their state and instances.
+
+    PATTERN is a part of an id or alias, or a pattern with `*` and `?` for the whole of one.
+    """
+    functions = [f for f in Router().functions() if _is_listed(f, pattern, wanted, host)]
     if as_json:
         echo_json(functions, indent=2)
         return
-    rows = table(
-        "FUNCTION", "ALIASES", "ENGINE", "STATE", "INSTANCES", "HOST", "MEMORY MIB", "IN FLIGHT", "LAST USED", "IDLE IN"
-    )
-    for f in functions:
-        rows.add_row(
+    rows = [
+        (
             f.id,
             ", ".join(f.aliases) or "-",
             f.engine,
@@ -64,13 +74,27 @@ def ls(as_json: bool) -> None:
             ago(f.last_used),
             idle_in(f),
         )
+        for f in functions
+    ]
+    print_rows(_COLUMNS, rows)
     out = console()
-    out.print(rows)
     for f in functions:
         if f.failure and f.state in GONE:
             out.print(f"\n{f.id}: {f.failure}", markup=False)
         if f.blocked:
             out.print(f"\n{f.id} cannot start: {f.blocked}", markup=False)
+
+
+def _is_listed(function: FunctionView, pattern: str, wanted: str, host: str) -> bool:
+    """Whether a function matches what is to be listed; empty texts match all."""
+    if wanted and function.state != wanted:
+        return False
+    if host and not any(i.host == host for i in function.instances):
+        return False
+    names = (function.id, *function.aliases)
+    if any(c in pattern for c in "*?["):
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    return any(pattern in name for name in names)
 
 
 @fn.command()
@@ -190,8 +214,10 @@ def _follow(router: Router, name: str, instance: str, timeout_s: float) -> Funct
             time.sleep(POLL_S)
 
 
-def progress_bar() -> Progress:
+def progress_bar() -> "Progress":
     """Return a progress line; silent in a pipe."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     out = console()
     return Progress(
         SpinnerColumn(),

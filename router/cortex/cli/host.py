@@ -1,5 +1,6 @@
-"""`cortex host` and `cortex gpu`: shows hosts, devices and events; cordons and drains hosts."""
+"""`cortex host` and `cortex gpu`: shows hosts, devices and events; cordons and drains hosts; derives their tokens."""
 
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,12 +11,14 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from cortex.cli.client import Router
-from cortex.cli.exits import NOT_FOUND, Failed
+from cortex.cli.exits import NOT_FOUND, USAGE, Failed
 from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
+from cortex.cli.settings import config_option, settings_of
 from cortex.cli.tables import ago, console, span, table
 from cortex.cli.visible import echo, echo_json
 from cortex.platform.record import Instance
+from cortex.platform.settings import SettingsError
 from cortex.router.api_types import EvictionCandidate, HostView
 from cortex.router.overview.wording import outcome, reason
 from cortex.router.plan_types import Effect, Plan
@@ -107,6 +110,36 @@ def show(name: str, as_json: bool) -> None:
         out.print(f"  {_candidate(candidate, record)}", markup=False)
     for f in record.failures:
         out.print(f"failed: {f.function}, {ago(f.at)}: {f.reason}", markup=False)
+
+
+@host.command()
+@click.argument("name")
+@config_option
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write it to this file instead (mode 0600).")
+def token(name: str, config: Path | None, output: Path | None) -> None:
+    """Print a host's own token, derived from this machine's fleet token: the file that `[agent] token_file` of that
+    host names. The host then needs no fleet token."""
+    from cortex.platform.keys import fleet_tokens, host_file
+
+    if name.splitlines() != [name] or not name.strip():
+        raise Failed("a host's name is one line of text", code=USAGE)
+    try:
+        text = host_file(fleet_tokens(Path(settings_of(config).token_file).expanduser()), name)
+    except SettingsError as error:
+        hint = "Run this where a router runs, as a user who can read the fleet token (`token_file`)."
+        raise Failed(str(error), hint=hint) from None
+    if output is None:
+        echo(text.removesuffix("\n"))
+        return
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".token-") as folder:
+            fresh = Path(folder) / "token"
+            fresh.touch(0o600)
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(output)
+    except OSError as error:
+        raise Failed(f"{output}: cannot be written: {error.strerror}") from None
+    echo(f"{output}: the token of host '{name}'. Only {name} may have it.")
 
 
 @host.command()

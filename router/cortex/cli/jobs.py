@@ -25,7 +25,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
 
     settings = settings_of(config)
     log.configure(settings.log)
-    refuse_another_fleets_record(settings)
+    refuse_another_fleets_record(settings, of_host=True)
     share_cache(settings.agent)
     try:
         work(settings)

@@ -9,7 +9,7 @@ import rich_click as click
 
 from cortex.cli import exits
 from cortex.cli.lazy import LazyGroup
-from cortex.cli.visible import echo
+from cortex.cli.visible import echo, write_any_text
 from cortex.platform import bounded_resolver
 from cortex.platform.settings import SettingsError
 
@@ -60,6 +60,7 @@ def _interrupt(_: int, __: FrameType | None) -> None:
 def main() -> None:
     """Run the command line. Files that it and its child processes create are private by default."""
     os.umask(0o077)
+    write_any_text()
     bounded_resolver.install()
     signal.signal(signal.SIGINT, _interrupt)  # servers install their own handlers
     try:
@@ -67,5 +68,10 @@ def main() -> None:
     except (exits.Failed, SettingsError) as failed:
         echo(f"cortex: {failed}", err=True)
         sys.exit(failed.exit_code if isinstance(failed, exits.Failed) else exits.FAILED)
+    except OSError as error:
+        if not exits.is_not_writable(error):
+            raise
+        echo(f"cortex: cannot write {error.filename}: {error.strerror}\n{exits.WRITABLE}", err=True)
+        sys.exit(exits.FAILED)
     except (Interrupted, KeyboardInterrupt):
         os._exit(exits.INTERRUPTED)

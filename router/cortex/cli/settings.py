@@ -26,12 +26,13 @@ def settings_of(config: Path | None) -> Settings:
     return settings
 
 
-def refuse_another_fleets_record(settings: Settings) -> None:
-    """Raise Failed if Redis has the record of a fleet with another token. An unavailable Redis is not an error."""
-    from cortex.platform.keys import FleetToken
+def refuse_another_fleets_record(settings: Settings, *, of_host: bool = False) -> None:
+    """Raise Failed if Redis has the record of a fleet with another token, or if the token cannot be used: the fleet
+    token, or that of this host. An unavailable Redis is not an error."""
+    from cortex.platform.keys import FleetToken, HostToken
     from cortex.platform.registry import ForeignFleet, RecordUnavailable, Registry
 
-    async def check(token: FleetToken) -> None:
+    async def check(token: FleetToken | HostToken) -> None:
         registry = Registry.of(settings, token)
         try:
             await registry.ping()
@@ -39,7 +40,8 @@ def refuse_another_fleets_record(settings: Settings) -> None:
             await registry.close()
 
     try:
-        asyncio.run(check(FleetToken(Path(settings.token_file).expanduser())))
+        token = HostToken.of(settings) if of_host else FleetToken(Path(settings.token_file).expanduser())
+        asyncio.run(check(token))
     except ForeignFleet as error:
         raise Failed(f"refusing to start: {error}", code=FAILED) from None
     except (SettingsError, OSError) as error:

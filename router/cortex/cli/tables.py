@@ -1,9 +1,11 @@
 """Terminal output: the console, tables, durations and sizes."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import rich_click as click
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
@@ -37,6 +39,29 @@ def table(*columns: str) -> Table:
     for column in columns:
         empty.add_column(column, no_wrap=True)
     return empty
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table as `table` does, in a fraction of its time: for tables of thousands of rows. A terminal cuts lines
+    that are longer than it is wide."""
+    out = console()
+    if out.is_terminal:
+        rows = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(columns, *rows, strict=True)]
+    lines = []
+    for row in (columns, *rows):
+        cells = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        line = "  ".join(cells)
+        if out.is_terminal:
+            line = line.rstrip()[: out.width]
+        lines.append(line)
+    if out.is_terminal:
+        lines[0] = click.style(lines[0], bold=True)
+    click.echo("\n".join(lines))
+
+
+def _width(cell: str) -> int:
+    return len(cell) if cell.isascii() else cell_len(cell)
 
 
 def print_unavailable(away: Mapping[str, str]) -> None:

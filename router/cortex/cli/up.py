@@ -217,16 +217,15 @@ def _port(listen: str) -> int:
 
 
 def _free(listen: str, service: str, reserved: int = 0) -> str:
-    host, _, configured = listen.rpartition(":")
-    first = int(configured) + (int(configured) == reserved)
-    port = address.first_free_port(host.strip("[]"), first)
+    host, configured = address.split(listen)
+    port = address.first_free_port(host, configured + (configured == reserved))
     if port == reserved:
-        port = address.first_free_port(host.strip("[]"), reserved + 1)
+        port = address.first_free_port(host, reserved + 1)
     if port is None:
         raise Failed(f"no free port for {service} from {configured} on")
-    if port != int(configured):
+    if port != configured:
         _print(f"port {configured} is in use: {service} listens on {port}")
-    return f"{host}:{port}"
+    return address.join(host, port)
 
 
 async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Child], lock: int) -> Settings:

@@ -5,6 +5,8 @@ send input. A terminal gets them as `\\x1b`; a file or a pipe gets the text unch
 or with the console of `tables.py`, which does the same, and JSON with `echo_json`.
 """
 
+import codecs
+import io
 import json
 import re
 import sys
@@ -15,6 +17,26 @@ import rich_click as click
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """C0, C1 and DEL except tab and newline, and the characters that change the writing direction."""
+
+
+_ASCII = {"✓": "+", "✗": "x", "·": "-", "…": "...", "–": "-", "—": "-", "→": "->", "█": "#", "░": "."}
+"""What stands for a character of cortex's own output that a terminal's encoding lacks."""
+_READABLE = "cortex-readable"
+
+
+def write_any_text() -> None:
+    """Let the standard streams write every text, whatever their encoding: an encoding that lacks a character gets a
+    similar one, or its code."""
+    codecs.register_error(_READABLE, _readable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_READABLE)
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c) or _escape_code(ord(c)) for c in text), error.end
 
 
 class Output(Protocol):
@@ -44,5 +66,10 @@ def echo_json(value: object, indent: int | None = None) -> None:
 
 
 def _escape(match: "re.Match[str]") -> str:
-    code = ord(match[0])
+    return _escape_code(ord(match[0]))
+
+
+def _escape_code(code: int) -> str:
+    if code > 0xFFFF:
+        return f"\\U{code:08x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -21,6 +21,7 @@ from msgspec.structs import asdict, replace
 from cortex.functions.catalogue import Catalogue, CatalogueError, read
 from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function, revision
+from cortex.platform import text_files
 from cortex.platform.api_keys import Principal
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
 from cortex.platform.record import Override
@@ -181,17 +182,17 @@ class LiveCatalogue:
         self.on_change()
 
 
-def load(path: Path) -> Catalogue:
+def load(path: Path, *, strict: bool = False) -> Catalogue:
     """Read a catalogue file. Raises CatalogueError, OSError or UnicodeDecodeError."""
-    return _read(path, _text(path))
+    return _read(path, _text(path), strict=strict)
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    return text_files.read(path)
 
 
-def _read(path: Path, text: str) -> Catalogue:
-    return read(text, file=path.name, folder=str(path.resolve().parent))
+def _read(path: Path, text: str, *, strict: bool = False) -> Catalogue:
+    return read(text, file=path.name, folder=str(path.resolve().parent), strict=strict)
 
 
 def _is_deliberate(catalogue: Catalogue, text: str) -> bool:

@@ -26,7 +26,7 @@ from cortex.platform import log as logging
 from cortex.platform import settings as settings_
 from cortex.platform.process import standard_streams
 from cortex.platform.process.parent_death import die_with_parent
-from cortex.platform.serving import listener, systemd
+from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings, SettingsError, encode_env
 from cortex.router.app import create_app
 from cortex.router.metrics import worker_counts
@@ -61,8 +61,6 @@ def serve(settings: Settings, workers: int) -> None:
 def _serve(settings: Settings, workers: int) -> bool:
     """Serve until TERM; return whether worker processes still finish their requests."""
     gateway = settings.gateway
-    host, _, port = gateway.listen.rpartition(":")
-    host = host.strip("[]")
     # uvicorn passes its children an import string; they read the settings from the environment.
     os.environ.update(encode_env(settings))
     config = listener.config(
@@ -80,9 +78,8 @@ def _serve(settings: Settings, workers: int) -> bool:
         timeout_graceful_shutdown=int(gateway.drain_s),
     )
     # With the service manager's listener, clients wait during a restart instead of being refused.
-    listening = systemd.listeners().get("http") or socket.create_server(
-        (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
-    )
+    host, port = address.split(gateway.listen)
+    listening = systemd.listeners().get("http") or address.create_server(host, port, backlog=BACKLOG)
     listening.set_inheritable(True)
     scheme = "https" if gateway.tls_cert else "http"
     log.info("router_listens", url=f"{scheme}://{gateway.listen}", workers=workers)

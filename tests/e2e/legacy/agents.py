@@ -17,7 +17,7 @@ import redis
 
 from cortex.functions import catalogue
 from cortex.platform.agent_messages import CatalogueUpdate
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import host_token, worker_key
 from cortex.platform.record import RouterReport
 from tests.support.stack import CORTEX, eventually, free_port
 
@@ -131,7 +131,7 @@ class Agent:
     def script(self, model: str, **changes: object) -> None:
         """Reset the script of a fake worker, with changes."""
         instance = self.instance(model)
-        headers = {"Authorization": f"Bearer {worker_key(self.token, instance['id'])}"}
+        headers = {"Authorization": f"Bearer {worker_key(host_token(self.token, self.name), instance['id'])}"}
         assert self.without_token.put(f"{instance['url']}/fake", json=changes, headers=headers).status_code == 200
 
     def running(self, model: str) -> int:

@@ -1,4 +1,5 @@
-"""A fleet with all protections: users and TLS at Redis, TLS everywhere, a separate user for workers.
+"""A fleet with all protections: users and TLS at Redis, TLS everywhere, a separate user for workers, a token for each
+host.
 
 One agent, its job worker and a router of one process; `http` sends an admin key.
 """
@@ -16,7 +17,7 @@ import psutil
 import trustme
 
 from cortex.platform.api_keys import PREFIX, ApiKey, Priority, Scope, digest
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import host_file, host_token, worker_key
 from cortex.platform.registry import Registry
 from tests.e2e.security.keyed import Result, command
 from tests.support.catalogues import entry, fake
@@ -55,7 +56,10 @@ class Hardened(Fleet):
         for name, word in PASSWORDS.items():
             (folder / name).write_text(word + "\n")
             (folder / name).chmod(0o600)
-        secrets_of_the_agent = [str(folder / "token"), str(folder / "redis-a.password"), "/etc/shadow"]
+        secrets_of_the_agent = [
+            *(str(folder / f) for f in ("token", "host-a.token", "redis-a.password")),
+            "/etc/shadow",
+        ]
         command = [
             "/usr/bin/python3",
             str(PLAIN),
@@ -79,7 +83,8 @@ class Hardened(Fleet):
         )
         self.url = self.url.replace("http://", "https://")
         trusted = {"CORTEX_CA_FILE": str(folder / "ca.pem")}
-        self._agent_env["a"] |= trusted
+        self._agent_env["a"] |= trusted | self._own_token("a")
+        self.write_tokens(TOKEN)
         self.env |= trusted | {
             "CORTEX_GATEWAY__TRUSTED_PROXIES": '["127.0.0.1"]',
             "CORTEX_GATEWAY__METRICS_LISTEN": f"127.0.0.1:{free_port()}",
@@ -107,6 +112,19 @@ class Hardened(Fleet):
         file.write_text(password(user) + "\n")
         file.chmod(0o600)
         return {"CORTEX_REDIS_URL": record.url(user), "CORTEX_REDIS__PASSWORD_FILE": str(file)}
+
+    def _own_token(self, name: str) -> dict[str, str]:
+        """Return a host's way to its own token. It has no fleet token."""
+        own = str(self.folder / f"host-{name}.token")
+        return {"CORTEX_AGENT__TOKEN_FILE": own, "CORTEX_TOKEN_FILE": str(self.folder / "none")}
+
+    def write_tokens(self, *tokens: str) -> None:
+        """Write the fleet's token file, then each host's own."""
+        (self.folder / "token").write_text("".join(f"{token}\n" for token in tokens))
+        for name in self._agent_env:
+            path = self.folder / f"host-{name}.token"
+            path.write_text(host_file(tokens, name))
+            path.chmod(0o600)
 
     def __enter__(self) -> Self:
         known = {name: digest(secret) for name, secret in self.keys.items()}
@@ -137,7 +155,8 @@ class Hardened(Fleet):
             "CORTEX_AGENT__LOG_DIR": str(self.folder / f"logs-{name}"),
         }
         own |= self._record_of(name, self.folder, self.record)
-        self._agent_env[name] = {**self._agent_env["a"], **own, **settings}
+        self._agent_env[name] = {**self._agent_env["a"], **own, **self._own_token(name), **settings}
+        self.write_tokens(*(self.folder / "token").read_text().split())
         Fleet.start_agent(self, name)
         eventually(lambda: name in self._hosts(), within_s=30, what=f"{name} to be known")
 
@@ -168,7 +187,8 @@ class Hardened(Fleet):
 
     def worker_keys(self) -> list[str]:
         """Return the keys of all workers that run."""
-        return [worker_key(t, i) for t in (TOKEN, self.token) for i in self.instances_of_workers()]
+        hosts = [host_token(token, name) for token in (TOKEN, self.token) for name in self._agent_env]
+        return [worker_key(own, instance) for own in hosts for instance in self.instances_of_workers()]
 
     def processes_of_ours(self) -> list[psutil.Process]:
         """Return every process that is not a worker."""

@@ -1,4 +1,4 @@
-"""The fleet's token is rotated under load without a restart or a lost request."""
+"""The fleet's token and each host's own are rotated under load without a restart or a lost request."""
 
 import pytest
 import redis
@@ -11,21 +11,21 @@ pytestmark = pytest.mark.xdist_group("security")
 
 
 def test_a_token_is_rotated_without_a_restart(hardened: Hardened) -> None:
-    path, old = hardened.folder / "token", hardened.token
+    old = hardened.token
 
     def accepted(token: str) -> bool:
         return hardened.agent("GET", "/record", token=token).status_code == 200
 
     before = [hardened.chat("fake/one").status_code]
-    path.write_text(f"{old}\nfresh-token-77c1\n")
+    hardened.write_tokens(old, "fresh-token-77c1")
     eventually(lambda: accepted("fresh-token-77c1"), what="the new token to be accepted")
-    path.write_text(f"fresh-token-77c1\n{old}\n")
+    hardened.write_tokens("fresh-token-77c1", old)
     with redis.Redis.from_url(hardened.record.admin_url, decode_responses=True) as record:
         mark = fleet_mark("fresh-token-77c1")
         eventually(lambda: record.sismember("cortex:fleet", mark), what="the record to bear the new token's mark")
     during = [hardened.chat(name).status_code for name in ("fake/one", "fake/after") for _ in range(3)]
     assert hardened.http.post("/admin/functions/fake%2Fone/cool").is_success
-    path.write_text("fresh-token-77c1\n")
+    hardened.write_tokens("fresh-token-77c1")
     eventually(lambda: not accepted(old), what="the old token to be refused")
     after = [hardened.chat(name).status_code for name in ("fake/one", "fake/after")]
 

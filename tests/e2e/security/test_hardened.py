@@ -8,7 +8,7 @@ import httpx
 import pytest
 import redis
 
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import host_token, worker_key
 from tests.e2e.security.hardened import Hardened
 from tests.support.secured_redis import PASSWORDS
 from tests.support.stack import eventually
@@ -137,7 +137,7 @@ def test_a_worker_accepts_only_its_own_key(hardened: Hardened) -> None:
         hardened.chat(name).raise_for_status()
     one, other = (hardened.function(name)["instances"][0] for name in ("fake/one", "fake/after"))
     url = next(i.url for i in hardened.records()["a"].instances if i.id == one["id"])
-    own, others = (worker_key(hardened.token, i["id"]) for i in (one, other))
+    own, others = (worker_key(host_token(hardened.token, "a"), i["id"]) for i in (one, other))
 
     said = {
         who: httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}, trust_env=False).status_code

@@ -12,7 +12,7 @@ from litestar import Litestar
 
 from cortex.platform.agent import api
 from cortex.platform.api_keys import digest
-from cortex.platform.keys import host_token, worker_key
+from cortex.platform.keys import agent_token, host_token, worker_key
 from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from tests.e2e.security.keyed import Keyed
@@ -78,6 +78,7 @@ MAY = {
         "wrong",
         "fleet",
         "host",
+        "host-file",
         "worker",
         "digest",
         "revoked",
@@ -169,7 +170,7 @@ async def test_every_route_of_the_agent_has_a_row(settings: Settings) -> None:
     assert {route: needs or FLEET for route, needs in found.items()} == AGENT, "add a row to the table above"
 
 
-@pytest.mark.parametrize("caller", [*sorted(MAY[OPEN]), "other-host"])
+@pytest.mark.parametrize("caller", [*sorted(MAY[OPEN]), "other-host", "host-elsewhere"])
 def test_every_route_of_an_agent_but_health_needs_the_fleets_or_the_hosts_token(keyed: Keyed, caller: str) -> None:
     add_what_is_no_key(keyed)
     expected, seen = {}, {}
@@ -228,8 +229,10 @@ def add_what_is_no_key(keyed: Keyed) -> None:
     keyed.keys |= {
         "fleet": token,
         "worker": a_workers_key(keyed),
-        "host": host_token(token, record["name"], record["address"]),
-        "other-host": host_token(token, "other-host", record["address"]),
+        "host": agent_token(host_token(token, record["name"]), record["address"]),
+        "other-host": agent_token(host_token(token, "other-host"), record["address"]),
+        "host-elsewhere": agent_token(host_token(token, record["name"]), "http://elsewhere:1"),
+        "host-file": host_token(token, record["name"]),
         "digest": digest(keyed.keys["admin"]),
     }
     revoked = keyed.make("revoked", scope="admin")
@@ -243,4 +246,4 @@ def a_workers_key(keyed: Keyed) -> str:
     keyed.ask("inference").raise_for_status()
     with keyed.client("admin") as http:
         instance = http.get("/admin/functions/one%2Fopen").json()["instances"][0]
-    return worker_key(fleet_token(keyed), instance["id"])
+    return worker_key(host_token(fleet_token(keyed), "here"), instance["id"])

@@ -15,7 +15,7 @@ from cortex.platform.agent import loop
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import ANSWER_S, DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.blocking_calls import BlockingCalls
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling import requests
 from cortex.platform.scheduling.placement import When
@@ -42,7 +42,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     with own_redis(tmp_path) as url:
         registry = Registry(url)
         settings = replace(Settings(), agent=own, redis=replace(Settings().redis, url=url))
-        made = Agent(settings, FleetToken(tmp_path / "token"), registry)
+        made = Agent(settings, HostToken.of_fleet(tmp_path / "token", "a"), registry)
         yield made
         await made.supervisor.close()
         await registry.close()
@@ -74,6 +74,20 @@ async def test_a_late_decision_starts_nothing(agent: Agent, monkeypatch: pytest.
     assert answer.when is When.LATER
     assert effects == []
     assert agent.record().instances == ()
+
+
+async def test_an_agent_that_may_not_publish_starts_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the simulation: no router saw the start, and another host started the function again."""
+    effects = pending_effects(agent, monkeypatch)
+    other = replace(agent.record(), home="another machine", address="http://elsewhere")
+    await agent._registry.publish_host(other, 60.0)
+    await agent.publisher.publish()
+
+    answer = await agent.ensure(Ensure(F))
+
+    assert isinstance(answer, Rejected)
+    assert (answer.when, "elsewhere" in answer.reason) == (When.LATER, True)
+    assert effects == []
 
 
 def test_an_agent_stops_deciding_well_before_its_router_stops_waiting() -> None:

@@ -63,6 +63,10 @@ class Platform:
 current_platform = Platform()
 devices()
 """
+SETPROCTITLE = """
+def setproctitle(title):
+    raise RuntimeError("the library overwrites the environment")
+"""
 CORE = """
 import multiprocessing, os, sys, time
 import vllm.platforms
@@ -99,6 +103,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     }.items():  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
+    (tmp_path / "lib" / "setproctitle.py").write_text(SETPROCTITLE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
     return (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 
@@ -368,13 +373,14 @@ async def test_cached_device_facts_are_cleared_at_the_hand_over(engine: tuple[st
 
 
 async def test_a_process_of_the_engine_can_name_itself(kept: RunningPool) -> None:
-    pytest.importorskip("setproctitle")
     await kept.until("parked")
     await kept.start(TITLE="VLLM::Core")
 
     said = await kept.said()
 
-    assert psutil.Process(int(str(said["core"]["pid"]))).name() == "VLLM::Core"
+    core = psutil.Process(int(str(said["core"]["pid"])))
+    assert (core.name(), core.cmdline()[0]) == ("VLLM::Core", "VLLM::Core")
+    assert core.environ()[environment.MARKER] == INSTANCE
 
 
 async def test_an_engine_whose_import_initialises_cuda_is_not_parked(engine: tuple[str, ...], tmp_path: Path) -> None:

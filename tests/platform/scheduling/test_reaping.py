@@ -29,9 +29,18 @@ def test_an_instance_whose_drain_was_cancelled_starts_its_idle_time_again() -> N
 
 def test_of_two_idle_instances_the_minimum_keeps_the_one_of_lowest_id() -> None:
     instances = [an_instance(i, ready=10.0) for i in ("one", "two")]
-    function = Function(id="org/model", engine=Engine.FAKE, idle_after_s=60, min=1)
+    function = Function(id="org/model", engine=Engine.FAKE, idle_after_s=60, min=1, max=2)
 
     assert [reap_at(i, function, Use(), instances) for i in instances] == [None, 70.0]
+
+
+def test_an_instance_beyond_the_maximum_is_reaped_soon() -> None:
+    """Found by the simulation: after a partition two instances of a function with `max` 1 stayed for `idle_after_s`."""
+    instances = [an_instance(i, ready=10.0) for i in ("one", "two")]
+
+    assert [reap_at(i, F, Use(), instances) for i in instances] == [70.0, 20.0]
+    assert reap_at(instances[1], F, Use(in_flight={"two": 1}), instances) is None
+    assert reap_at(instances[1], Function(id="org/model", engine=Engine.FAKE, max=2), Use(), instances) == 310.0
 
 
 def test_an_instance_in_use_or_awaited_or_pinned_is_not_reaped() -> None:

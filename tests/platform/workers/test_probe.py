@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.workers.probe import Probe
 from tests.support.factories import an_instance
 
@@ -38,7 +38,7 @@ async def serve() -> AsyncIterator[Serve]:
 @pytest.fixture
 async def probe(tmp_path: Path) -> AsyncIterator[Probe]:
     (tmp_path / "token").write_text("a-token-of-this-test")
-    probe = Probe(FleetToken(tmp_path / "token"))
+    probe = Probe(HostToken.of_fleet(tmp_path / "token", "a"))
     yield probe
     await probe.close()
 

@@ -19,7 +19,7 @@ from cortex.platform import clock
 from cortex.platform.agent_messages import Ensure
 from cortex.platform.faults import Faults
 from cortex.platform.host import engines
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.process import environment, process_id, termination
 from cortex.platform.record import Device, HostRecord, ProcessId
 from cortex.platform.scheduling.effects import Stop
@@ -54,7 +54,7 @@ class Host:
         self.begin: Callable[[], tuple[list[str], str]] = lambda: (STAYS, "plain")
         self.supervisor = Supervisor(
             Settings(agent=agent),
-            FleetToken(folder / "token"),
+            HostToken.of_fleet(folder / "token", "a"),
             engines.discover(()),
             self.tell,
             self.back,

@@ -9,7 +9,7 @@ import trustme
 from msgspec.structs import replace
 
 from cortex.platform.agent_messages import Ensure
-from cortex.platform.keys import FleetToken, host_token
+from cortex.platform.keys import FleetToken, agent_token, host_token
 from cortex.platform.record import HostRecord
 from cortex.router.activation.agents import Agents, AgentUnavailable, AgentUnreachable
 from tests.support.factories import a_function, a_host
@@ -94,7 +94,9 @@ async def test_an_agent_gets_a_token_that_opens_it_alone_at_its_address_alone(tm
     await listener.call(host)
     await listener.call(elsewhere)
 
-    own, forged = (f"Bearer {host_token('a-token-of-the-fleet', h.name, h.address)}" for h in (host, elsewhere))
+    own, forged = (
+        f"Bearer {agent_token(host_token('a-token-of-the-fleet', h.name), h.address)}" for h in (host, elsewhere)
+    )
     assert listener.authorizations == [own] * 4 + [forged] * 4
     assert own != forged
 

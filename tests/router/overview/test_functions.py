@@ -1,8 +1,10 @@
 """Functions as operators see them."""
 
+import time
+
 from msgspec.structs import replace
 
-from cortex.platform.record import Failure, HostRecord
+from cortex.platform.record import Failure, HostRecord, SilentHost
 from cortex.router.api_types import FunctionView
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
@@ -45,3 +47,30 @@ def test_a_running_function_outside_the_catalogue_is_listed_last_and_is_never_re
     assert (declared.id, declared.declared, declared.aliases) == ("org/model", True, ("m",))
     assert (removed.id, removed.declared, removed.engine) == ("a/removed", False, "")
     assert [i.reap_at for i in removed.instances] == [None]
+
+
+def test_a_function_has_its_instances_on_every_host_alive_or_silent() -> None:
+    one = a_host(an_instance("a", function="f/0"), an_instance("b", function="f/1"))
+    two = replace(a_host(an_instance("c", function="f/0")), name="two")
+    silent = SilentHost(record=replace(a_host(an_instance("d", function="f/1")), name="three"), since=1.0)
+    alive = a_snapshot(*(a_function(f"f/{n}") for n in range(3)), hosts=(one, two))
+
+    listed = views(replace(alive, fleet=replace(alive.fleet, silent={"three": silent})))
+
+    assert [(view.id, [(i.id, i.silent_since) for i in view.instances]) for view in listed] == [
+        ("f/0", [("a", None), ("c", None)]),
+        ("f/1", [("b", None), ("d", 1.0)]),
+        ("f/2", []),
+    ]
+
+
+def test_two_thousand_functions_with_an_instance_each_are_listed_in_a_fraction_of_a_second() -> None:
+    instances = [an_instance(f"i{n}", function=f"f/{n}") for n in range(2000)]
+    hosts = tuple(replace(a_host(*instances[h * 100 : h * 100 + 100]), name=f"h{h}") for h in range(20))
+    snapshot = a_snapshot(*(a_function(f"f/{n}") for n in range(2000)), hosts=hosts)
+    began = time.process_time()
+
+    listed = views(snapshot)
+
+    assert sum(len(view.instances) for view in listed) == 2000
+    assert time.process_time() - began < 1.0

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from cortex.platform.keys import FleetToken, worker_key
+from cortex.platform.keys import FleetToken, host_token, worker_key
 from cortex.router.request import probe as probing
 from cortex.router.request.probe import Probe, Pulse, judged
-from tests.support.factories import an_instance
+from tests.support.factories import HOST, an_instance
 from tests.support.stack import free_port
 
 TOKEN = "a-token-of-the-fleet"
-KEY = f"Bearer {worker_key(TOKEN, 'one')}"
+KEY = f"Bearer {worker_key(host_token(TOKEN, HOST), 'one')}"
 OURS = {"object": "list", "data": [{"id": "org/model"}]}
 
 
@@ -36,7 +36,7 @@ async def pulse_at(url: str, folder: Path) -> Pulse:
     (folder / "token").write_text(TOKEN)
     probe = Probe(FleetToken(folder / "token"))
     try:
-        return await probe.pulse(an_instance("one", url=url))
+        return await probe.pulse(an_instance("one", url=url, host=HOST))
     finally:
         await probe.close()
 

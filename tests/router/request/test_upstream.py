@@ -11,17 +11,17 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cortex.platform.keys import FleetToken, worker_key
+from cortex.platform.keys import FleetToken, host_token, worker_key
 from cortex.platform.record import Fleet
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.upstream import Broken, Stranger, Upstream
-from tests.support.factories import an_instance
+from tests.support.factories import HOST, an_instance
 from tests.support.servers import answering_raw, serving
 
 TOKEN = "t" * 32
-KEY = worker_key(TOKEN, "one")
+KEY = worker_key(host_token(TOKEN, HOST), "one")
 
 
 class Worker:
@@ -60,8 +60,8 @@ async def upstream(token: FleetToken, unsure: Callable[[str], bool] = lambda _: 
         await made.close()
 
 
-async def ask(upstream: Upstream, url: str) -> tuple[int, bytes]:
-    answer = await upstream.post(an_instance(function="f", url=url), "/v1/chat/completions", b"{}")
+async def ask(upstream: Upstream, url: str, host: str = HOST) -> tuple[int, bytes]:
+    answer = await upstream.post(an_instance(function="f", url=url, host=host), "/v1/chat/completions", b"{}")
     try:
         return answer.status, await answer.whole()
     finally:
@@ -108,6 +108,37 @@ async def test_a_worker_with_the_key_of_an_earlier_token_is_no_stranger(token: F
     assert first == second == (200, b"an answer")
     assert worker.seen[-1] == "POST /v1/chat/completions"
     assert worker.seen.count("POST /v1/chat/completions") == 3  # refused, then twice with the key it has
+
+
+async def test_a_workers_key_is_derived_once_and_not_for_each_request(
+    token: FleetToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    derived: list[tuple[str, str]] = []
+    worker_keys = token.worker_keys
+
+    def derive(host: str, instance: str) -> list[str]:
+        derived.append((host, instance))
+        return worker_keys(host, instance)
+
+    monkeypatch.setattr(token, "worker_keys", derive)
+    worker = Worker(key=KEY)
+    async with serving(worker.answer) as url, upstream(token) as up:
+        answers = [await ask(up, url) for _ in range(3)]
+
+    assert answers == [(200, b"an answer")] * 3
+    assert derived == [(HOST, "one")]
+
+
+async def test_an_instance_that_another_host_lists_gets_no_key_of_its_own_host(token: FleetToken) -> None:
+    worker, forged = Worker(key=KEY), Worker()
+    async with serving(worker.answer) as url, serving(forged.answer) as elsewhere, upstream(token) as up:
+        await ask(up, url)
+        await ask(up, elsewhere, host="host-b")
+        again = await ask(up, url)
+
+    assert again == (200, b"an answer")
+    assert KEY not in forged.requests[0].headers["Authorization"]
+    assert worker.seen == ["POST /v1/chat/completions"] * 2  # the forged one did not replace the key it has
 
 
 async def test_a_worker_that_may_have_been_replaced_is_proved_before_each_request(token: FleetToken) -> None:

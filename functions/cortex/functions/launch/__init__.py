@@ -7,6 +7,7 @@ in its environment, or in a file that only its user can read.
 
 from typing import assert_never
 
+from cortex.functions import arguments
 from cortex.functions.launch import command, fake, llamacpp, vllm
 from cortex.functions.launch.context import CannotLaunch, Launch, LaunchContext
 from cortex.functions.spec import Engine, Function
@@ -15,7 +16,10 @@ __all__ = ["CannotLaunch", "Launch", "LaunchContext", "launch"]
 
 
 def launch(function: Function, context: LaunchContext) -> Launch:
-    """Return the command that serves `function`. Raises CannotLaunch when the host lacks the engine."""
+    """Return the command that serves `function`. Raises CannotLaunch when the host lacks the engine, or an argument is
+    one that cortex gives itself: the worker would listen elsewhere."""
+    for what in arguments.duplicates(function):
+        raise CannotLaunch(f"args: {what}")
     match function.engine:
         case Engine.VLLM:
             return vllm.launch(function, context)

@@ -5,7 +5,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -25,7 +24,7 @@ from cortex.platform.agent.routes import logs, weights
 from cortex.platform.agent_messages import Accepted, CatalogueUpdate, Cool, Ensure, PlacementPlan, PlanRequest, Rejected
 from cortex.platform.api_keys import Right
 from cortex.platform.blocking_calls import NoAnswer
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.log import whence
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.record import Held, HostRecord, Instance
@@ -37,15 +36,14 @@ log = structlog.get_logger()
 
 def create_app(settings: Settings) -> Litestar:
     """Build the agent and its API; the agent lives as long as the application."""
-    token = FleetToken(Path(settings.token_file).expanduser())
+    token = HostToken.of(settings)
     registry = Registry.of(settings, token, keeps_indexes=False)
     agent = Agent(settings, token, registry)
     proxy = Proxy(agent, token)
 
     def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
         scheme, _space, bearer = connection.headers.get("authorization", "").partition(" ")
-        own = agent.scheduler.record()
-        return scheme.lower() == "bearer" and token.opens(bearer.strip(), own.name, own.address)
+        return scheme.lower() == "bearer" and token.opens(bearer.strip(), agent.scheduler.record().address)
 
     async def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if handler.opt.get("needs") == Right.NOTHING or connection.scope.get("method") == "OPTIONS":

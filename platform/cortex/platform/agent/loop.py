@@ -26,7 +26,7 @@ from cortex.platform import clock
 from cortex.platform.agent import policy, state_file
 from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.counts import AgentCounts
-from cortex.platform.agent.host_name import home
+from cortex.platform.agent.host_name import home, name_taken
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.agent.publisher import HostPublisher
 from cortex.platform.agent_messages import DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected, Remove, Removed, Stored
@@ -35,7 +35,7 @@ from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host import devices, engines
 from cortex.platform.in_flight import InFlight
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import Fleet, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -48,7 +48,7 @@ from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
-from cortex.platform.serving import listener, systemd
+from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.store import WeightsUnavailable
@@ -72,7 +72,7 @@ STOCK_S = 20.0
 class Agent:
     """One host's agent. `async with` runs it; `ensure()` and `cool()` are what its API calls."""
 
-    def __init__(self, settings: Settings, token: FleetToken, registry: Registry) -> None:
+    def __init__(self, settings: Settings, token: HostToken, registry: Registry) -> None:
         self._state_path = Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
         self._earlier = state_file.read_all(self._state_path)
         if self._earlier.origin and self._earlier.boot == boot_id():
@@ -80,7 +80,8 @@ class Agent:
         host_engines = engines.discover(settings.agent.engines)
         host = HostRecord(
             name=settings.host_name,
-            address=settings.agent.address or f"{_scheme(settings)}://{settings.agent.listen}",
+            address=settings.agent.address
+            or f"{_scheme(settings)}://{address.join(*address.split(settings.agent.listen))}",
             version=version("cortex"),
             labels=settings.agent.labels,
             engines=host_engines.versions,
@@ -176,6 +177,9 @@ class Agent:
         function, arrived = request.function, time.monotonic()
         if arrived - self._alive_at > DECIDE_S or arrived - self._stalled_at < OLD_REQUESTS_S:
             return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
+        if (holder := self.publisher.name_holder) is not None:
+            # No router would find the start in the record, and the next one would start another elsewhere.
+            return await self._not_now(function, name_taken(holder))
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
@@ -375,8 +379,7 @@ class Agent:
 
     async def _beat(self) -> None:
         """Publish on every change, and once per heartbeat; first once routers can reach this agent."""
-        host, _, port = self.settings.agent.listen.rpartition(":")
-        await listener.accepts(host.strip("[]"), int(port), within_s=LISTEN_S)
+        await listener.accepts(*address.split(self.settings.agent.listen), within_s=LISTEN_S)
         await self.publisher.publish()
         systemd.notify("READY=1")
         while True:

@@ -106,6 +106,7 @@ class _TakeOver:
 
 def park() -> dict[str, Any]:
     """Import everything. Return facts for the agent's log. Raises RuntimeError when forked starts would not work."""
+    replace_setproctitle()
     for name in IMPORTS:
         _try_import(name)
     platform = _platform()
@@ -116,7 +117,6 @@ def park() -> dict[str, Any]:
     if touched_a_gpu():
         raise RuntimeError("importing the engine initialised CUDA")
     inspect_models_in_children()
-    prepare_titles()
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page with an object
     modules = sum(1 for m in sys.modules if m.startswith("vllm."))
@@ -169,13 +169,25 @@ def _inspect(pickled: bytes, sender: Any) -> None:
     sender.send(pickle.loads(pickled)())  # noqa: S301 (pickled by this process's parent)
 
 
-def prepare_titles() -> None:
+def replace_setproctitle() -> None:
     """Let vLLM's processes name themselves, as `VLLM::EngineCore`.
 
-    The library finds the memory of the arguments only before this process's environment is replaced.
+    The library does not find the memory of the arguments once the environment is replaced, and overwrites the marker
+    where it does.
     """
     with contextlib.suppress(ImportError):
-        importlib.import_module("setproctitle").getproctitle()
+        importlib.import_module("setproctitle").setproctitle = set_title  # type: ignore[attr-defined]
+
+
+def set_title(title: str) -> None:
+    """Write a title over this process's arguments and name, as `ps` and `nvidia-smi` show them."""
+    with contextlib.suppress(OSError):
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        begin, end = int(fields[45]), int(fields[46])
+        with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+            memory.seek(begin)
+            memory.write(title.encode()[: end - begin - 1].ljust(end - begin, b"\0"))
+        Path("/proc/self/comm").write_bytes(title.encode()[:15])
 
 
 def _platform() -> str:

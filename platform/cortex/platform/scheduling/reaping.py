@@ -6,6 +6,9 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance, Use
 
+SURPLUS_S = 10.0
+"""Idle time of an instance beyond its function's `max`, unless `idle_after_s` is shorter: a host that was cut off came
+back, or `max` was lowered."""
 REAP_LEAST_S = 2.0
 """Reports come once a second: an instance that seems idle for less may be in use."""
 
@@ -15,14 +18,15 @@ def reap_at(instance: Instance, function: Function, usage: Use, instances: Itera
 
     `instances` are those of all hosts. An instance is needed while it is pinned, while requests wait for its function,
     and as part of the function's `min`: the ready instances of lowest id count, so every agent reaches the same result.
-    An instance whose drain was cancelled starts its idle time again.
+    An instance whose drain was cancelled starts its idle time again. Those beyond `max` are reaped after `SURPLUS_S`.
     """
     if instance.state is not State.READY or instance.pinned or function.pinned:
         return None
     if usage.in_flight.get(instance.id) or usage.waiting.get(function.id):
         return None
-    if function.min:
-        ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
-        if instance.id in ready[: function.min]:
-            return None
-    return max(usage.last_used(instance), instance.since) + max(function.idle_after_s, REAP_LEAST_S)
+    ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
+    if instance.id in ready[: function.min]:
+        return None
+    is_surplus = instance.id not in ready[: function.max]
+    idle_s = min(function.idle_after_s, SURPLUS_S) if is_surplus else function.idle_after_s
+    return max(usage.last_used(instance), instance.since) + max(idle_s, REAP_LEAST_S)

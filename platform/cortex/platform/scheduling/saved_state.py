@@ -16,6 +16,8 @@ class LocalWeights(Struct, frozen=True):
     """For the size of the KV cache; None: not read, or not in the files."""
     layers: int = 0
     """Layers of a GGUF; 0: not read, or not in its header."""
+    mmproj: str = ""
+    """The vision encoder that came with them."""
 
 
 class SavedWorker(Struct, frozen=True):

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from cortex.platform.serving import address
 from cortex.platform.serving.certificates import check, with_reload
 from cortex.platform.serving.connections import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, Connections
 from cortex.platform.serving.http_limits import HEAD_S, LimitedProtocol
@@ -67,7 +68,7 @@ def config(
 
     `most` and `most_per_peer` bound the connections of each process; proxies are exempt from the second.
     """
-    host, _, port = listen.rpartition(":")
+    host, port = address.split(listen)
     if bool(cert) != bool(key):
         raise SettingsError("only one of tls_cert and tls_key is set: set both")
     if cert:
@@ -75,8 +76,8 @@ def config(
         rest |= {"ssl_certfile": str(Path(cert).expanduser()), "ssl_keyfile": str(Path(key).expanduser())}
     listener = Listener(
         app,
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         http=LimitedProtocol,
         ws="none",
         log_config=None,

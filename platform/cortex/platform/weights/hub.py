@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from cortex.functions.selection import File
+from cortex.platform import text_files
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -225,7 +226,8 @@ class Hub:
             hint = (
                 "the token may not read it" if self._token else f"if it is private, it needs a token ({TOKEN_SETTING})"
             )
-            raise WeightsUnavailable(f"{hub} has no {what}, or {hint}") from None
+            path = "; a path beside models.toml begins with ./"
+            raise WeightsUnavailable(f"{hub} has no {what}, or {hint}{path}") from None
         except errors.EntryNotFoundError:
             raise WeightsUnavailable(f"{hub} has no {what}") from None
         except errors.OfflineModeIsEnabled:
@@ -264,7 +266,7 @@ def token(file: str) -> str:
     """Return the hub's token: the file's content, else the library's (HF_TOKEN or its own file)."""
     if file:
         try:
-            return Path(file).expanduser().read_text(encoding="utf-8").strip()
+            return text_files.read(Path(file).expanduser()).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise WeightsUnavailable(f"the hub's token cannot be read from {file}: {error}") from None
     from huggingface_hub import get_token

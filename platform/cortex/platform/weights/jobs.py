@@ -40,7 +40,7 @@ from rq.serializers import JSONSerializer
 from cortex.functions.sources import Demo, Repo
 from cortex.platform import redis_clients
 from cortex.platform.agent_messages import Fetching
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.record_keys import RecordKeys
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -360,7 +360,7 @@ def work(settings: Settings) -> None:
     _host.set(settings)
     name = RecordKeys(settings.redis.prefix).queue(settings.host_name)
     with _host_lock(Path(settings.agent.cache_dir) / f"{name.replace('/', '_')}.lock"):
-        token = FleetToken(Path(settings.token_file).expanduser())
+        token = HostToken.of(settings)
         connection = redis_clients.client(settings.redis_url, None)
         log.info("jobs_started", host=settings.host_name)
         systemd.notify("READY=1")
@@ -373,7 +373,7 @@ def work(settings: Settings) -> None:
             time.sleep(RECONNECT_PAUSE_S)
 
 
-def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
+def _work_once(settings: Settings, token: HostToken, queue: Queue) -> str:
     """Run RQ's worker until it ends; return the reason."""
     worker: _Worker | None = None
     try:
@@ -391,7 +391,7 @@ def _work_once(settings: Settings, token: FleetToken, queue: Queue) -> str:
     return "RQ's worker ended; its log says why"
 
 
-async def _check_record(settings: Settings, token: FleetToken) -> None:
+async def _check_record(settings: Settings, token: HostToken) -> None:
     """Raise ForeignFleet when Redis holds another fleet's record, RecordUnavailable when it does not answer."""
     registry = Registry.of(settings, token, keeps_indexes=False)
     try:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.spec import Function
-from cortex.platform import untrusted
+from cortex.platform import text_files, untrusted
 from cortex.platform.served_model import MOST_CONTEXT
 from cortex.platform.weights import gguf_head
 
@@ -62,7 +62,7 @@ class ModelFacts:
     def _with_template(self, facts: ModelProfile, template: Path) -> ModelProfile:
         """Replace the facts of the model's own template by those of the operator's."""
         try:
-            probed = self._probe(template.read_text(encoding="utf-8"), "<s>", "</s>")
+            probed = self._probe(text_files.read(template), "<s>", "</s>")
         except (OSError, ValueError):
             probed = ModelProfile()
         return replace(facts, template=probed.template, reasoning=probed.reasoning, effort=probed.effort)

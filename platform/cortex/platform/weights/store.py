@@ -45,6 +45,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     entry: str
     files: tuple[File, ...]
     at: float
+    also: str = ""
 
     @property
     def size(self) -> int:
@@ -172,7 +173,8 @@ def _manual(source: Repo, cache: Path) -> LocalWeights | None:
 def _select_from(source: Repo, folder: Path) -> LocalWeights:
     """Select weights from a folder as from a repository. Raises NoSuchWeights."""
     selection = select(source, _files_in(folder))
-    return LocalWeights(str(folder / selection.entry), -(-selection.size // MIB))
+    mmproj = str(folder / selection.also) if selection.also else ""
+    return LocalWeights(str(folder / selection.entry), -(-selection.size // MIB), mmproj=mmproj)
 
 
 def _files_in(folder: Path) -> list[File]:
@@ -191,7 +193,8 @@ def _downloaded(source: Repo, cache: Path) -> LocalWeights | None:
                 return None
         except OSError:
             return None
-    return LocalWeights(str(snapshot / downloaded.entry), -(-downloaded.size // MIB))
+    mmproj = str(snapshot / downloaded.also) if downloaded.also else ""
+    return LocalWeights(str(snapshot / downloaded.entry), -(-downloaded.size // MIB), mmproj=mmproj)
 
 
 def _fetch_repo(source: Repo, cache: Path, client: Hub, report: Report, keep_free: int) -> None:
@@ -271,7 +274,9 @@ def _write_manifest(source: Repo, cache: Path, commit: str, selection: Selection
     snapshot = Hub(hub_cache(cache)).pointer(source.repo, commit, "")
     # Local sizes: for files without LFS the hub reports the size before line-ending conversion.
     files = tuple(File(f.path, (snapshot / f.path).stat().st_size) for f in selection.files)
-    finished = Manifest(source=source, commit=commit, entry=selection.entry, files=files, at=time.time())
+    finished = Manifest(
+        source=source, commit=commit, entry=selection.entry, files=files, at=time.time(), also=selection.also
+    )
     path = manifest_path(source, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".new")

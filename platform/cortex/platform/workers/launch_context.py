@@ -1,16 +1,19 @@
 """Builds the LaunchContext, the host's side of a worker's command line. Pure."""
 
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
+
+from msgspec.structs import replace
 
 from cortex.functions.estimate import estimate
 from cortex.functions.launch import LaunchContext, vllm
 from cortex.functions.names import slug
-from cortex.functions.spec import Engine
+from cortex.functions.spec import Engine, Function
 from cortex.platform.host.engines import Engines
 from cortex.platform.record import Device
 from cortex.platform.scheduling.effects import Spawn
 from cortex.platform.scheduling.placement import need
+from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.settings import Agent
 
 ENGINE_MODULES = PurePath(__file__).with_name("engine_modules")
@@ -35,7 +38,7 @@ def launch_context(
     placed = [d for d in devices if d.id in instance.devices]
     kind = "gpu" if any(d.kind == "gpu" for d in placed) else "cpu"
     return LaunchContext(
-        host=settings.worker_host,
+        host=settings.worker_host.strip("[]"),
         port=port,
         weights=effect.weights.path,
         key=key,
@@ -54,6 +57,16 @@ def launch_context(
         engine_modules=str(ENGINE_MODULES),
         key_file=f"{scratch}.key",
     )
+
+
+def with_local_paths(function: Function, weights: LocalWeights) -> Function:
+    """Return a function whose template and vision encoder are paths of this host."""
+    mmproj = weights.mmproj or function.mmproj
+    return replace(function, chat_template=_at_home(function.chat_template), mmproj=_at_home(mmproj))
+
+
+def _at_home(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def exceeds_placement(effect: Spawn) -> bool:

@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from cortex.platform import text_files
+
 PROGRAM = "llama_server"
 
 # llama.cpp's levels of verbosity.
@@ -158,7 +160,7 @@ def _require_gguf(path: Path) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return text_files.read(path)
     except OSError as error:
         raise ServerError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -29,7 +29,7 @@ class Ports:
 
     def __init__(self, host: str, ports: str, now: Callable[[], float] = clock.now) -> None:
         """`ports` is a range such as "20000-20100"; "" leaves the choice to the kernel."""
-        self._host, self._range, self._now = host, ports, now
+        self._host, self._range, self._now = host.strip("[]"), ports, now
         self._assigned: dict[str, tuple[int, str]] = {}
         self._resting: dict[int, tuple[float, str]] = {}
         """Release time and function of each released port, the oldest first."""

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import aiohttp
 
 from cortex.platform import served_model, worker_http
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.record import Instance
 from cortex.platform.served_model import ServedModel
 from cortex.platform.worker_http import KEY_REFUSED, MODELS_BYTES, Unreadable
@@ -23,7 +23,7 @@ _REQUESTS: dict[str, tuple[str, dict[str, object]]] = {
 class Probe:
     """Sends probes with the instance's own key, which another process on its port does not have."""
 
-    def __init__(self, token: FleetToken) -> None:
+    def __init__(self, token: HostToken) -> None:
         self._token = token
         self._http: aiohttp.ClientSession | None = None
 

@@ -6,6 +6,7 @@ one is reclaimed. An exception in an effect also becomes an event, or the effect
 
 import asyncio
 import contextlib
+import enum
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import structlog
 from msgspec.structs import replace
 
-from cortex.functions.launch import Launch, launch
+from cortex.functions.launch import CannotLaunch, Launch, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.servers import server_of
@@ -26,7 +27,7 @@ from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
-from cortex.platform.keys import FleetToken, worker_key
+from cortex.platform.keys import HostToken
 from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
@@ -49,6 +50,7 @@ from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.failures import evidence_in
 from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.saved_state import SavedWorker
+from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
@@ -78,6 +80,17 @@ IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
 
 
+class Examined(enum.Enum):
+    """The result of examining a worker of an earlier agent."""
+
+    SERVES = enum.auto()
+    """It lists its function, or is silent and may be busy."""
+    REFUSES_KEY = enum.auto()
+    """It refuses every key this host can derive, or lists no model: it was started under another token."""
+    OTHER_MODEL = enum.auto()
+    """It lists other models."""
+
+
 class MemoryReleased(Protocol):
     """Returns whether these processes have released all device memory."""
 
@@ -90,7 +103,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        token: FleetToken,
+        token: HostToken,
         engines: Engines,
         tell: Callable[[Event], None],
         memory_released: MemoryReleased,
@@ -215,7 +228,7 @@ class Supervisor:
         """Report that a worker could not be started. A missing port or a hung folder is not a crash."""
         self._ports.release(instance.id)
         kind = FailureKind.ROOM if isinstance(error, NoPort | NoAnswer) else FailureKind.CRASH
-        ours = isinstance(error, NoPort | NoAnswer | OSError)
+        ours = isinstance(error, NoPort | NoAnswer | CannotLaunch | OSError)
         reason = f"the worker could not be started: {error if ours else type(error).__name__}"
         self._tell(events.SpawnFailed(instance.id, reason, kind))
 
@@ -224,16 +237,18 @@ class Supervisor:
 
     # After a restart.
 
-    async def healthy(self, instance: Instance) -> bool:
-        """Return whether a worker of an earlier agent may continue: not if it serves another model.
+    async def examine(self, instance: Instance) -> Examined:
+        """Return what a worker of an earlier agent answers.
 
         One that is silent may be busy. The host must not wait for it: it is watched from now on like any other.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
                 served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
-                return served is None or instance.function in served
-        return True
+                if served is None or instance.function in served:
+                    return Examined.SERVES
+                return Examined.OTHER_MODEL if served else Examined.REFUSES_KEY
+        return Examined.SERVES
 
     def adopt(self, saved: SavedWorker) -> None:
         """Watch a worker started by an earlier agent of this host."""
@@ -276,7 +291,7 @@ class Supervisor:
         if not self._is_starting(instance.id):
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
             return
-        key = worker_key(self._token.current, instance.id)
+        key = self._token.worker_key(instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         hardening.temporary(instance.id, self._user)
         context = launch_context.launch_context(
@@ -289,7 +304,7 @@ class Supervisor:
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
         )
-        command = launch(function, context)
+        command = launch(launch_context.with_local_paths(function, effect.weights), context)
         for path, content in command.files.items():
             process.write_private(Path(path), content, self._user)
         child, path, warm = await self._start_process(instance.id, command, log_path, not_warm, context.cache)
@@ -299,7 +314,7 @@ class Supervisor:
             self._warm[instance.id] = effect
         self._children[instance.id] = child
         self._watch_over(instance.id, function.id, leader)
-        url = f"http://{agent.worker_host}:{port}"
+        url = f"http://{address.join(agent.worker_host, port)}"
         self._tell(
             events.Spawned(
                 instance.id, leader, url, server=command.server, health_path=command.health_path, path=path, warm=warm

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from cortex.platform import text_files
 from cortex.platform.api_keys import LOCAL, Principal, digest, principal
 from cortex.platform.registry import RecordUnavailable, Registry
 
@@ -75,7 +76,7 @@ def local_key(path: str) -> str:
     if not path:
         return ""
     try:
-        return Path(path).expanduser().read_text().strip()
+        return text_files.read(Path(path).expanduser()).strip()
     except OSError as error:
         log.warning("local_key_not_read", path=path, why=str(error))
         return ""

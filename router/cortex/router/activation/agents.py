@@ -71,7 +71,7 @@ class Agents:
 
     def _auth(self, host: HostRecord) -> Callable[[httpx.Request], httpx.Request]:
         def signed(request: httpx.Request) -> httpx.Request:
-            request.headers["Authorization"] = f"Bearer {self._token.for_host(host.name, host.address)}"
+            request.headers["Authorization"] = f"Bearer {self._token.for_agent(host.name, host.address)}"
             return request
 
         return signed

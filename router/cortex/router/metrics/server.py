@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 import uvicorn
 
-from cortex.platform import clock, metrics
+from cortex.platform import clock, metrics, text_files
 from cortex.platform.api_keys import Right
 from cortex.platform.cancel import cancelled
 from cortex.platform.fleet_gauges import fleet_gauges
@@ -30,7 +30,7 @@ from cortex.platform.keys import same
 from cortex.platform.meter import Count, Snapshot, added, text
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.registry import RecordUnavailable, Registry
-from cortex.platform.serving import listener
+from cortex.platform.serving import address, listener
 from cortex.platform.serving.address import is_loopback
 from cortex.platform.settings import Gateway, Settings
 from cortex.router.access.auth import answers_to, read_credentials
@@ -60,11 +60,8 @@ class MetricsServer:
         listen = gateway.metrics_listen
         if not listen:
             return self
-        host, _, port = listen.rpartition(":")
-        host = host.strip("[]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listening = socket.create_server((host, int(port)), family=family)
+            listening = address.create_server(*address.split(listen))
         except OSError as error:
             log.error("metrics_not_served", listen=listen, why=str(error))
             return self
@@ -164,7 +161,7 @@ def metrics_token(path: str) -> str:
     if not path:
         return ""
     try:
-        token = Path(path).expanduser().read_text(encoding="utf-8").strip()
+        token = text_files.read(Path(path).expanduser()).strip()
     except (OSError, UnicodeDecodeError) as error:
         log.error("metrics_token_not_read", path=path, why=str(error))
         return ""

@@ -81,8 +81,7 @@ def _instance_view(host: HostRecord, instance: Instance, snapshot: FleetSnapshot
     silent = snapshot.fleet.silent.get(host.name)
     fetched = fetched_at(host.name, instance, snapshot.downloads or ())
     return InstanceView(
-        **asdict(instance),
-        host=host.name,
+        **asdict(instance) | {"host": host.name},
         silent_since=silent.since if silent else None,
         in_flight=index.in_flight(instance),
         start_s=round(instance.ready - instance.started, 3) if instance.ready else None,

@@ -54,7 +54,7 @@ class Probe:
             connector = aiohttp.TCPConnector(limit=0, force_close=True)
             self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=PROBE_S))
         try:
-            for key in self._token.worker_keys(instance.id):
+            for key in self._token.worker_keys(instance.host, instance.id):
                 headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
                 url = f"{instance.url}/v1/models"
                 async with self._http.get(url, headers=headers, allow_redirects=False) as answer:

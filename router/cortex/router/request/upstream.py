@@ -88,7 +88,7 @@ class Upstream:
         """`unsure` tells whether an instance's record may be stale; then each request first verifies that the address
         still belongs to the instance."""
         self._token, self._unsure = token, unsure
-        self._keys: dict[str, str] = {}
+        self._keys: dict[tuple[str, str], str] = {}
         self._connections = WorkerConnections(idle_s=IDLE_S, connect_s=worker_http.CONNECT_S, read_bytes=READ_BYTES)
         self._http = worker_http.session(idle_s=IDLE_S)
 
@@ -103,20 +103,20 @@ class Upstream:
         Raises Broken or Stranger. Cancellation closes the connection, which stops the worker.
         """
         prove = self._unsure(instance.id)
-        for key in self._keys_of(instance.id):
+        for key in self._keys_of(instance):
             with _mapped():
                 if prove and not await worker_http.serves(self._http, instance, key):
                     continue
                 response = await self._send(instance.url, path, key, body, more)
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
-                    self._remember(instance.id, key)
+                    self._remember(instance, key)
                     return Answer(response)
-        self._keys.pop(instance.id, None)
+        self._keys.pop((instance.host, instance.id), None)
         raise Stranger(f"{instance.url} does not know the key of instance {instance.id}, or has another model")
 
     async def is_well(self, instance: Instance) -> bool:
         """Whether a worker passes its health check or does not answer in time."""
-        return await worker_http.is_well(self._http, instance, next(self._keys_of(instance.id)))
+        return await worker_http.is_well(self._http, instance, next(self._keys_of(instance)))
 
     async def _send(self, url: str, path: str, key: str, body: bytes, more: Mapping[str, str] | None) -> WorkerResponse:
         headers = worker_http.headers(key)
@@ -140,20 +140,21 @@ class Upstream:
                 response.close()
         return refuses
 
-    def _keys_of(self, instance: str) -> Iterator[str]:
+    def _keys_of(self, instance: Instance) -> Iterator[str]:
         """Yield the instance's last key, then the other possible ones: the token may have changed."""
-        last = self._keys.get(instance)
+        last = self._keys.get((instance.host, instance.id))
         if last is not None:
             yield last
-        for key in self._token.worker_keys(instance):
+        for key in self._token.worker_keys(instance.host, instance.id):
             if key != last:
                 yield key
 
-    def _remember(self, instance: str, key: str) -> None:
-        if self._keys.get(instance) != key:
+    def _remember(self, instance: Instance, key: str) -> None:
+        name = instance.host, instance.id
+        if self._keys.get(name) != key:
             if len(self._keys) > 10_000:
                 self._keys.clear()
-            self._keys[instance] = key
+            self._keys[name] = key
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from cortex.functions.names import LONGEST
 from cortex.functions.spec import Function
 from cortex.platform import untrusted, worker_http
 from cortex.platform.agent.loop import Agent
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import EVENT_BYTES, KEY_REFUSED, REDIRECTS, Unreadable
 
@@ -29,7 +29,7 @@ _END = b"data: [DONE]"
 class Proxy:
     """Connections to this host's workers, opened and closed by `async with`."""
 
-    def __init__(self, agent: Agent, token: FleetToken) -> None:
+    def __init__(self, agent: Agent, token: HostToken) -> None:
         self._agent, self._token = agent, token
         self._http: aiohttp.ClientSession
 

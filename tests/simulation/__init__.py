@@ -1,0 +1,1 @@
+"""The control plane in one deterministic simulation. See README.md."""

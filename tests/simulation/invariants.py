@@ -1,0 +1,279 @@
+"""What must hold in every run, and when it is checked.
+
+At every decision of an agent: device memory, epochs. At every script in Redis: one writer each, claims. At every
+signal: nothing in flight is cut. At every outcome: the right model. At the end, when faults and load are over: every
+request has ended, no worker is an orphan, views and record agree, `min` and `max` hold, each function can be served.
+"""
+
+import signal
+from collections import defaultdict
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.spec import revision
+from cortex.platform import registry
+from cortex.platform.agent_messages import Accepted, Ensure, Rejected
+from cortex.platform.record import HostRecord, use
+from cortex.platform.record_codec import decoded
+from cortex.platform.scheduling.placement import NoRoom, need, place
+from tests.simulation.machine import Machine, Worker
+from tests.simulation.processes import SimulatedAgent
+from tests.simulation.scenario import Scenario
+from tests.simulation.virtual_time import Phase
+from tests.simulation.world import Outcome, World
+
+TAKES_MEMORY = (State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.RECLAIMING)
+CLAIM = "cortex:claim:"
+RECORD = "cortex:host:"
+EFFECTS = {State.STARTING: ("spawn",), State.STOPPING: ("stop",), State.RECLAIMING: ("reclaim",)}
+"""What the supervisor does about an instance in a state."""
+
+
+class Claim(Struct):
+    """A claim that a router took, what the record listed then, and the starts that came of it."""
+
+    at: float
+    token: str
+    listed: dict[str, str]
+    """The function's live instances, with their hosts."""
+    starts: int = 0
+
+
+class Invariants:
+    """Watches one world."""
+
+    def __init__(self, world: World, scenario: Scenario) -> None:
+        self.world, self.scenario = world, scenario
+        self.peace = float("inf")
+        """When faults and load ended."""
+        self.broken: set[str] = set()
+        """Instances whose workers a fault ended or hung."""
+        self.after: dict[int, Callable[[], object]] = {}
+        """What follows the end of a request."""
+        self._claims: dict[tuple[str, str], Claim] = {}
+        self._epochs: dict[str, int] = {}
+        self._restless = ""
+        world.on_outcome = self._outcome
+        world.on_decision = self._decision
+        world.redis.on_script = self._script
+
+    def watch_machine(self, machine: Machine) -> None:
+        """Watch a machine's workers and its agent's answers."""
+        machine.on_spawn = self._spawned
+        machine.on_signal = self._signal
+        self.world.servers[machine.name].on_ensure = self._ensured
+
+    # Clients.
+
+    def _outcome(self, outcome: Outcome) -> None:
+        if outcome.status == 200 and outcome.model != outcome.function:
+            self.world.fail(
+                "no answer by another model", f"request {outcome.request} for {outcome.function} got {outcome.model}"
+            )
+
+        if then := self.after.pop(outcome.request, None):
+            then()
+
+    # Redis.
+
+    def _script(self, place: str, script: str, keys: object, arguments: object, result: object) -> None:
+        assert isinstance(keys, tuple) and isinstance(arguments, tuple)
+        key = keys[0]
+        self.world.digest.update(repr((place, keys, arguments)).encode())
+        if script == registry._TAKE and key.startswith(CLAIM) and result:
+            function = key.removeprefix(CLAIM)
+            self._claims[place, function] = Claim(self.world.now, arguments[0], self._listed(function))
+        elif script == registry._PUBLISH_HOST and key != f"{RECORD}{place}":
+            self.world.fail("one writer each", f"{place} wrote {key}")
+
+    def _listed(self, function: str) -> dict[str, str]:
+        """Return the live instances of a function in the record, by revision of the present catalogue."""
+        rev = revision(self.world.catalogue.functions[function])
+        return {
+            i.id: host.name
+            for host in self._records()
+            for i in host.instances
+            if (i.function, i.revision) == (function, rev) and i.state in LIVE
+        }
+
+    def _records(self) -> list[HostRecord]:
+        model = self.world.redis.model
+        values = (model.call("GET", f"{RECORD}{name}") for name in self.world.machines)
+        return [host for value in values if (host := decoded(value, HostRecord))]
+
+    # Agents.
+
+    def _ensured(
+        self, router: str, host: str, request: Ensure, answer: Accepted | Rejected, before: frozenset[str]
+    ) -> None:
+        """A start that a router proposed: under its claim, only one, and only when the record listed none."""
+        function = request.function.id
+        if not isinstance(answer, Accepted) or answer.instance in before:
+            return
+        claim = self._claims.get((router, function))
+        if claim is None:
+            self.world.fail("a start needs a claim", f"{router} started {function} on {host} without one")
+            return
+        claim.starts += 1
+        if claim.starts > 1:
+            self.world.fail("one start per claim", f"{router} started {function} {claim.starts} times under one claim")
+        if request.beside or revision(request.function) != revision(self.world.catalogue.functions[function]):
+            return
+        slot = self.world.routers[router]
+        assert slot.router is not None and slot.process is not None
+        suspects = set(slot.process.context.run(slot.router.view.suspects))
+        present = self._listed(function)
+        for instance, other in claim.listed.items():
+            if instance in present and instance not in suspects and self._lives(instance, other):
+                self.world.fail(
+                    "no start beside a listed instance",
+                    f"{router} started {function} on {host} under a claim of {claim.at:.3f} s, when the record listed"
+                    f" {instance} on {other}",
+                )
+
+    def _lives(self, instance: str, host: str) -> bool:
+        agent, process = self.world.agents.get(host), self.world.machines[host].agent
+        if agent is None or process is None or process.phase is not Phase.RUNNING:
+            return False
+        return any(i.id == instance and i.state in LIVE for i in agent.scheduler.record().instances)
+
+    def _decision(self, agent: SimulatedAgent) -> None:
+        record = agent.scheduler.record()
+        taken: dict[str, int] = defaultdict(int)
+        for instance in record.instances:
+            if instance.state in TAKES_MEMORY:
+                for name in instance.devices:
+                    taken[name] += instance.memory_mb
+        for device in record.devices:
+            if taken[device.id] > device.budget_mb:
+                self.world.fail(
+                    "device memory is never over its budget",
+                    f"{device.id} has {device.budget_mb} MB and {taken[device.id]} MB are given away",
+                )
+        if record.epoch < self._epochs.get(record.name, 0):
+            self.world.fail("epochs rise", f"{record.name} went from {self._epochs[record.name]} to {record.epoch}")
+        self._epochs[record.name] = record.epoch
+
+    def _spawned(self, worker: Worker) -> None:
+        self.world.starts[worker.function.id] += 1
+        self.world.note(f"spawned {worker.function.id} {worker.instance} on {worker.machine.name}:{worker.port}")
+        machine = worker.machine
+        for device in worker.devices:
+            held = sum(w.memory_mb for w in machine.alive() if device in w.devices)
+            if held > machine.devices[device]:
+                self.world.fail("processes fit on their devices", f"{device}: {held} MB of {machine.devices[device]}")
+
+    def _signal(self, worker: Worker, number: int) -> None:
+        """A worker is stopped only when no router that reports has a request there."""
+        self.world.note(f"{signal.Signals(number).name} to {worker.function.id} {worker.instance}")
+        if worker.hung or not worker.ready:
+            return
+        model = self.world.redis.model
+        for router in worker.open.values():
+            slot = self.world.routers.get(router)
+            if slot is None or slot.router is None:
+                continue
+            if model.call("EXISTS", f"cortex:router:{slot.router.id}"):
+                self.world.fail(
+                    "nothing in flight is cut",
+                    f"{worker.machine.name} stops {worker.function.id} {worker.instance} with a request of {router}",
+                )
+
+    # All the time, and at the end.
+
+    def check_all(self) -> None:
+        """Check what has no event of its own."""
+        for name, agent in self.world.agents.items():
+            for fault in agent.faults.all():
+                self.world.fail("background work raises nothing", f"agent {name}: {fault.work} raised {fault.kind}")
+            self._check_effects(name, agent)
+        for name, slot in self.world.routers.items():
+            for fault in slot.router.faults.all() if slot.router else ():
+                self.world.fail("background work raises nothing", f"router {name}: {fault.work} raised {fault.kind}")
+
+    def _check_effects(self, name: str, agent: SimulatedAgent) -> None:
+        """What the scheduler waits for is under way."""
+        process = self.world.machines[name].agent
+        if process is None or process.phase is not Phase.RUNNING or self.world.servers[name].agent is not agent:
+            return
+        supervisor = agent.supervisor
+        under_way, watched = supervisor._effects, supervisor._watched
+        for instance in agent.scheduler.record().instances:
+            kinds = EFFECTS.get(instance.state, ())
+            watch = instance.state in (State.STARTING, State.READY, State.DRAINING, State.STOPPING)
+            if (
+                kinds
+                and not any((k, instance.id) in under_way for k in kinds)
+                and not (watch and instance.id in watched)
+            ):
+                self.world.fail(
+                    "every effect is carried out",
+                    f"{name}: {instance.function} {instance.id} is {instance.state} and nothing is done about it",
+                )
+            stops = instance.state is State.STOPPING and ("stop", instance.id) not in under_way
+            worker = next((w for w in self.world.machines[name].alive() if w.instance == instance.id), None)
+            if stops and worker is not None:
+                self.world.fail("every effect is carried out", f"{name}: nothing stops {instance.id}")
+
+    def at_rest(self) -> bool:
+        """Whether nothing moves any more and everybody knows it."""
+        self._restless = self._why_restless()
+        return not self._restless
+
+    def _why_restless(self) -> str:
+        world = self.world
+        if world.open:
+            return f"{len(world.open)} requests are open: {dict(list(world.open.items())[:3])}"
+        for name, machine in world.machines.items():
+            agent = world.agents.get(name)
+            if machine.agent is None or machine.agent.phase is Phase.DEAD or agent is None:
+                return f"the agent of {name} is down"
+            instances = agent.scheduler.record().instances
+            if moving := [f"{i.id} {i.function} {i.state} {i.why}" for i in instances if i.state is not State.READY]:
+                return f"{name}: {', '.join(moving)}"
+            ids = {i.id for i in instances}
+            if orphans := [w.instance for w in machine.alive() if w.instance not in ids]:
+                return f"{name} runs orphans: {orphans}"
+            if lost := ids - {w.instance for w in machine.alive()}:
+                return f"{name} lists instances without a process: {sorted(lost)}"
+        for name, slot in world.routers.items():
+            if slot.process is None or slot.process.phase is Phase.DEAD or slot.router is None:
+                return f"router {name} is down"
+            view = slot.router.view
+            if view.away or view.fleet.silent:
+                return f"router {name}: away {view.away}, silent {sorted(view.fleet.silent)}"
+            for host, agent in world.agents.items():
+                own = {(i.id, i.state) for i in agent.scheduler.record().instances}
+                seen = view.fleet.hosts.get(host)
+                if seen is None or {(i.id, i.state) for i in seen.instances} != own:
+                    return f"router {name} has another view of {host}"
+        return self._why_numbers_are_wrong()
+
+    def _why_numbers_are_wrong(self) -> str:
+        """`min` holds where there is free room, and `max` holds."""
+        world = self.world
+        records = [a.scheduler.record() for a in world.agents.values()]
+        slot = next(iter(world.routers.values()))
+        assert slot.router is not None
+        fleet = slot.router.view.fleet
+        for function in world.catalogue.functions.values():
+            ready = [i for r in records for i in r.instances if i.function == function.id]
+            if len(ready) > max(function.max, function.min):
+                return f"{len(ready)} instances of {function.id}, whose max is {function.max}"
+            if len(ready) < function.min and not any(f.function == function.id for r in records for f in r.failures):
+                wants = need(function, None)
+                free = [
+                    r.name
+                    for r in records
+                    if not isinstance(p := place(wants, r, use(fleet), 0.0), NoRoom) and not p.evict
+                ]
+                if free:
+                    return f"{len(ready)} instances of {function.id}, whose min is {function.min}; {free} have room"
+        return ""
+
+    def check_end(self) -> None:
+        """Check that the fleet has come to rest."""
+        if self._restless:
+            self.world.fail("the fleet comes to rest", self._restless)

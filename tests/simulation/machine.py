@@ -1,0 +1,432 @@
+"""A simulated machine: its boot, its disk, its worker processes, and what the agent's supervisor calls of the system.
+
+`System` stands in the place of `workers/process.py`, `process_id.py`, `cgroup.py` and the other modules with which the
+supervisor starts, finds and kills processes. The supervisor itself is the real one.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from msgspec import Struct
+
+from cortex.functions.launch import Launch
+from cortex.functions.spec import Function, revision
+from cortex.platform.keys import worker_key
+from cortex.platform.record import ProcessId
+from cortex.platform.scheduling.saved_state import AgentState
+from cortex.platform.workers.startup import Startup
+from tests.simulation.virtual_time import PROCESS, Process, VirtualLoop, settle
+
+FIRST_PORT, PORTS_PER_DEVICE = 20_000, 3
+"""Hardly more ports than workers fit on a device, so that ports are used again soon."""
+TOKEN = "the token of the simulated fleet"
+
+
+class Manner(Struct, frozen=True, kw_only=True):
+    """How one worker behaves."""
+
+    start_s: float
+    dies_starting: bool = False
+    dies_after_s: float = 0.0
+    """Seconds from ready to a crash; 0: it does not crash."""
+    hangs_after_s: float = 0.0
+    ends_s: float = 0.05
+    """From TERM to its end."""
+    ignores_term: bool = False
+    leaves_orphan: bool = False
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, machine: "Machine", function: Function, instance: str, port: int, manner: Manner) -> None:
+        self.machine, self.function, self.instance, self.port, self.manner = machine, function, instance, port, manner
+        self.revision = revision(function)
+        self.loop = machine.loop
+        self.id = ProcessId(machine.boot, machine.next_pid(), round(self.loop.time() * 100))
+        self.key = worker_key(TOKEN, instance)
+        self.process = self.loop.process(f"worker {instance}")
+        self.born = self.loop.time()
+        self.ready_at = self.born + manner.start_s
+        self.code: int | None = None
+        self.hung = False
+        self.open: dict[object, str] = {}
+        """Requests that it works on, and the routers that sent them; "" for those that no client sent."""
+        self.devices: tuple[str, ...] = ()
+        self.memory_mb = 0
+        self.process.on_crash = self._ended
+        self._exited: list[Callable[[], object]] = []
+        if manner.dies_starting:
+            self.loop.outside(manner.start_s * 0.6, self.die, 1)
+        if manner.dies_after_s:
+            self.loop.outside(manner.start_s + manner.dies_after_s, self.die, -11)
+        if manner.hangs_after_s:
+            self.loop.outside(manner.start_s + manner.hangs_after_s, self.hang)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.code is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return self.alive and self.loop.time() >= self.ready_at
+
+    def die(self, code: int) -> None:
+        """End with an exit code."""
+        if self.alive:
+            self.code = code
+            self.process.crash()
+
+    def hang(self) -> None:
+        """Answer nothing any more, and use no CPU time."""
+        self.hung = True
+
+    def signal(self, number: int) -> None:
+        """Receive TERM or KILL."""
+        if number == signal.SIGKILL:
+            self.loop.outside(0.01, self.die, -9)
+        elif not self.manner.ignores_term and not self.hung:
+            self.loop.outside(self.manner.ends_s, self.die, 0)
+
+    def when_ended(self, call: Callable[[], object]) -> None:
+        """Call when the process ends, or now if it has ended."""
+        if self.alive:
+            self._exited.append(call)
+        else:
+            call()
+
+    def _ended(self) -> None:
+        if self.code is None:
+            self.code = -9
+        calls, self._exited = self._exited, []
+        for call in calls:
+            call()
+
+
+class Machine:
+    """One host: what survives an agent."""
+
+    def __init__(self, loop: VirtualLoop, name: str, devices: Mapping[str, int], random: Random) -> None:
+        self.loop, self.name, self.devices, self.random = loop, name, dict(devices), random
+        self.boots = 1
+        self.workers: dict[int, Worker] = {}
+        """By pid; also those that ended, until the next boot."""
+        self.disk = AgentState()
+        """The state file."""
+        self.unwritten: AgentState | None = None
+        self.disk_s = 0.02
+        """How long a write to the disk takes."""
+        self.monotonic_s, self.wall_s = random.uniform(10, 10_000), random.uniform(-100, 100)
+        self.manner: Callable[[Function], Manner] = lambda _: Manner(start_s=2.0)
+        self.on_spawn: Callable[[Worker], None] = lambda _: None
+        self.on_signal: Callable[[Worker, int], None] = lambda _worker, _number: None
+        self.agent: Process | None = None
+        self._pids = 100
+
+    @property
+    def boot(self) -> str:
+        """The id of its present boot."""
+        return f"{self.name} boot {self.boots}"
+
+    def next_pid(self) -> int:
+        """Return a pid; they are used again after a while."""
+        self._pids = self._pids + 1 if self._pids < 140 else 101
+        while (holder := self.workers.get(self._pids)) is not None and holder.alive:
+            self._pids += 1
+        return self._pids
+
+    def alive(self) -> list[Worker]:
+        """Return the worker processes that run."""
+        return [w for w in self.workers.values() if w.alive]
+
+    def at(self, port: int) -> Worker | None:
+        """Return the worker that listens on a port."""
+        return next((w for w in self.workers.values() if w.alive and w.port == port), None)
+
+    def write(self, state: AgentState) -> None:
+        """Write the state file; a crash of the machine before the disk is done loses it."""
+        self.unwritten = state
+
+        def done() -> None:
+            if self.unwritten is state:
+                self.disk, self.unwritten = state, None
+
+        self.loop.outside(self.disk_s, done)
+
+    def reboot(self) -> None:
+        """Lose every process at once."""
+        if self.agent is not None:
+            self.agent.crash()
+        for worker in self.alive():
+            worker.die(-9)
+        self.workers.clear()
+        self.unwritten = None
+        self.boots += 1
+        self.monotonic_s = self.random.uniform(1, 10) - self.loop.time()
+
+
+class Child:
+    """What `subprocess.Popen` is to the supervisor."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self.pid = worker, worker.id.pid
+
+    def wait(self) -> int:
+        """Return the exit code of a worker that has ended."""
+        return -9 if self._worker.code is None else self._worker.code
+
+
+class System:
+    """The operating system under the current process: one machine's, by the process that calls."""
+
+    OWNER = "CORTEX_OWNER"
+
+    def __init__(self, machines: Mapping[str, Machine], spawned: Mapping[str, Function]) -> None:
+        self._machines = machines
+
+    def here(self) -> Machine:
+        """Return the machine of the calling process."""
+        return self._machines[PROCESS.get().name.removeprefix("agent ")]
+
+    # process_id
+
+    def boot_id(self) -> str:
+        """Return this machine's boot."""
+        return self.here().boot
+
+    def is_alive(self, process: ProcessId) -> bool:
+        """Whether that very process runs."""
+        return (worker := self._find(process)) is not None and worker.alive
+
+    def is_uninterruptible(self, _: ProcessId) -> bool:
+        """Whether the kernel holds a process."""
+        return False
+
+    def _find(self, process: ProcessId | None) -> Worker | None:
+        worker = self.here().workers.get(process.pid) if process else None
+        return worker if worker is not None and worker.id == process else None
+
+    # process
+
+    def owner(self, _: Path) -> str:
+        """Return the mark of this agent's workers."""
+        return self.here().name
+
+    def find_owned(self, _: str) -> list[tuple[str, int]]:
+        """Return the instances and pids of this machine's workers."""
+        return [(w.instance, w.id.pid) for w in self.here().alive()]
+
+    def worker_environment(self, env: Mapping[str, str], _: str) -> Mapping[str, str]:
+        """Return the environment."""
+        return env
+
+    def started_at(self, pid: int) -> int:
+        """Return when a process started."""
+        return self.here().workers[pid].id.ticks
+
+    def cpu_s(self, pid: int) -> float:
+        """Return the CPU time of a process: a hung one uses none."""
+        worker = self.here().workers.get(pid)
+        if worker is None or not worker.alive:
+            return 0.0
+        return 0.0 if worker.hung else self.here().loop.time() - worker.born
+
+    def resident_mb(self, _: int) -> int | None:
+        """Return the memory of a process; unknown."""
+        return None
+
+    def families(self, leaders: Mapping[str, int]) -> dict[int, str]:
+        """Return the instance of each process."""
+        return {pid: instance for instance, pid in leaders.items()}
+
+    async def wait_for_exit(self, process: ProcessId) -> None:
+        """Return when a process has ended."""
+        worker = self._find(process)
+        if worker is None or not worker.alive:
+            return
+        ended: asyncio.Future[None] = worker.loop.create_future()
+        worker.when_ended(lambda: worker.loop.outside(0.001, settle, ended, None))
+        await ended
+
+    def describe_exit(self, code: int | None) -> str:
+        """Return an exit code as text."""
+        return "ended" if code is None else f"exited with code {code}"
+
+    def signal_worker(self, leader: ProcessId, number: int) -> bool:
+        """Signal a worker."""
+        worker = self._find(leader)
+        if worker is None or not worker.alive:
+            return False
+        self.here().on_signal(worker, number)
+        worker.signal(number)
+        return True
+
+    def session_of(self, _: ProcessId) -> frozenset[ProcessId]:
+        """Return the processes of a worker that has ended."""
+        return frozenset()
+
+    def orphans_of(self, instance: str, _: Collection[ProcessId] = ()) -> list[ProcessId]:
+        """Return the processes of an instance that run."""
+        return [w.id for w in self.here().alive() if w.instance == instance]
+
+    def kill_orphans(self, instance: str, _: Collection[ProcessId] = ()) -> list[ProcessId]:
+        """Kill the processes of an instance. Return those that have not ended yet."""
+        left = [w for w in self.here().alive() if w.instance == instance]
+        for worker in left:
+            self.here().on_signal(worker, signal.SIGKILL)
+            worker.signal(signal.SIGKILL)
+        return [w.id for w in left]
+
+    async def accepts(self, host: str, port: int, *, within_s: float) -> bool:
+        """Whether the agent's API answers: at once."""
+        return True
+
+    def write_private(self, *_: object) -> None:
+        """Write a file; workers read none here."""
+
+    def append_note(self, *_: object) -> None:
+        """Write to a log; nothing reads it here."""
+
+    def tail(self, *_: object) -> tuple[str, ...]:
+        """Return the last lines of a log: there are none."""
+        return ()
+
+    def spawn(self, argv: Sequence[str], env: Mapping[str, str], log: Path, instance: str) -> Child:
+        """Start a worker. `launch` below put the function into the command."""
+        machine = self.here()
+        _, function, port = argv
+        spec = _LAUNCHED[function]
+        worker = Worker(machine, spec, instance, int(port), machine.manner(spec))
+        worker.devices, worker.memory_mb = tuple(env["DEVICES"].split(",")), int(env["MEMORY_MB"])
+        machine.workers[worker.id.pid] = worker
+        machine.on_spawn(worker)
+        return Child(worker)
+
+    # cgroup, hardening, log files: nothing to do.
+
+    def home(self, *_: object) -> None:
+        """Return the folder of control groups: there is none."""
+
+    def kill(self, *_: object) -> None:
+        """Kill a control group: there is none."""
+
+    def remove_home(self, *_: object) -> None:
+        """Remove the folder of control groups."""
+
+    def wrap_command(self, _: object, __: str, argv: Sequence[str]) -> list[str]:
+        """Return the command."""
+        return list(argv)
+
+    def temporary(self, *_: object) -> None:
+        """Make a folder."""
+
+    def temporary_path(self, instance: str) -> Path:
+        """Return an instance's own folder, which does not exist."""
+        return Path("/simulated") / instance
+
+    def make_room(self, *_: object) -> None:
+        """Remove old logs."""
+
+    def trim(self, *_: object) -> None:
+        """Trim logs."""
+
+    def measured_mb(self, scratch: Path) -> int | None:
+        """Return the memory that a worker holds."""
+        instance = scratch.parent.name
+        return next((w.memory_mb * len(w.devices) for w in self.here().alive() if w.instance == instance), None)
+
+    def bindable(self, _: str, port: int) -> int:
+        """Return the port if no worker listens on it."""
+        return 0 if self.here().at(port) is not None else port
+
+
+_LAUNCHED: dict[str, Function] = {}
+
+
+def launch(function: Function, slot: Any) -> Launch:
+    """Return a command that `System.spawn` understands."""
+    _LAUNCHED[f"{function.id} {revision(function)}"] = function
+    env = {"DEVICES": ",".join(slot.devices), "MEMORY_MB": str(slot.memory_mb)}
+    return Launch(argv=("worker", f"{function.id} {revision(function)}", str(slot.port)), env=env, server="fake")
+
+
+class LogFollower:
+    """A worker's log, which grows while it starts, unless it hangs."""
+
+    def __init__(self, system: System, log: Path, server: str, **rest: Any) -> None:
+        self._system, self.log, self.startup = system, log, Startup(server, **rest)
+
+    def read_new(self) -> bool:
+        """Whether there are new lines."""
+        return any(w.instance == self.log.stem and not w.hung for w in self._system.here().alive())
+
+
+class Looks:
+    """Calls to the file system: they are made at once."""
+
+    async def look(self, place: str, kind: str, work: Callable[[], Any], **_: Any) -> Any:
+        """Return what `work` returns."""
+        return work()
+
+    def silent(self) -> dict[str, float]:
+        """Return the paths that do not answer: none."""
+        return {}
+
+    def refusal(self, _: str) -> None:
+        """Return why a path is not tried: there is no reason."""
+
+
+class NoFetches:
+    """Fetches of weights: all weights are there."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        """Close."""
+
+    async def all(self, _: object) -> list[Any]:
+        """Return the fetches."""
+        return []
+
+    async def keep_only(self, _: object) -> None:
+        """Cancel what no function needs."""
+
+
+class NoLauncher:
+    """A launcher that is never parked."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    async def keep(self) -> None:
+        """Keep one parked: wait for ever."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Close."""
+
+
+class StateWriter:
+    """The agent's writer of its state file."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def put(self, state: AgentState) -> None:
+        """Write a state."""
+        self._machine.write(state)
+
+    def problem(self) -> str:
+        """Return why the state is not on disk."""
+        return ""
+
+    def close(self) -> bool:
+        """Flush."""
+        return True

@@ -1,0 +1,233 @@
+"""What happens in a run, as a value that follows from its seed: the fleet, the requests, the faults.
+
+A scenario can be made smaller by leaving out faults and requests (`shrink.py`).
+"""
+
+from random import Random
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cortex.functions.catalogue import Catalogue
+from cortex.functions.spec import Engine, Function
+
+MEMORY_MB = 16_000
+SHORT_S, SETTLE_S = 3.0, 45.0
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """One request of a client."""
+
+    at: float
+    function: str
+    router: str
+    work_s: float
+    patience_s: float | None = None
+
+
+class Client(Struct, frozen=True, kw_only=True):
+    """A client that sends its next request as soon as it has the answer to the last."""
+
+    function: str
+    router: str
+    work_s: float
+    at: float = 0.5
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """One fault: what, when, where, for how long. `detail` depends on the kind."""
+
+    at: float
+    kind: str
+    place: str
+    other: str = ""
+    for_s: float = 0.0
+    detail: float = 0.0
+
+    def __str__(self) -> str:
+        where = f"{self.place} {self.other}".strip()
+        lasts = f" for {self.for_s:.2f} s" if self.for_s else ""
+        return f"{self.at:8.3f} s {self.kind} {where}{lasts}" + (f" ({self.detail:g})" if self.detail else "")
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """How long a function's starts take."""
+
+    seconds: float
+    spread: float = 0.3
+
+
+class Scenario(Struct, frozen=True, kw_only=True):
+    """A whole run."""
+
+    seed: int
+    machines: dict[str, dict[str, int]]
+    routers: tuple[str, ...]
+    functions: dict[str, Function]
+    edited: dict[str, Function]
+    """The functions as an edit of the catalogue in the middle of the run declares them."""
+    starts: dict[str, Start]
+    uncounted: frozenset[str]
+    """Functions whose workers do not report how many requests they work on."""
+    requests: tuple[Request, ...]
+    faults: tuple[Fault, ...]
+    load_ends: float
+    ends: float
+    clients: tuple[Client, ...] = ()
+    rests: bool = True
+    """Whether the fleet has to be at rest at the end."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue at the start."""
+        return Catalogue(functions=self.functions, aliases={})
+
+
+def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
+    """Return the scenario of a seed: faults and requests for `active_s`, then peace until the fleet is at rest.
+
+    A run of at most `SHORT_S` ends soon afterwards, at rest or not.
+    """
+    rests = active_s > SHORT_S
+    settle_s = SETTLE_S if rests else 2 * SHORT_S
+    random = Random(seed)
+    machines = _machines(random)
+    routers = tuple(f"router-{n}" for n in range(random.choice((1, 2, 2, 3))))
+    functions = _functions(random, machines)
+    edited = dict(functions)
+    if random.random() < 0.15:
+        changed = random.choice(sorted(functions))
+        edited[changed] = _with_args(functions[changed])
+    requests = _requests(random, routers, functions, active_s)
+    faults = _faults(random, machines, routers, active_s, edits=edited != functions)
+    return Scenario(
+        seed=seed,
+        machines=machines,
+        routers=routers,
+        functions=functions,
+        edited=edited,
+        starts={f: Start(seconds=random.choice((0.5, 1.5, 3.0, 6.0))) for f in functions},
+        uncounted=frozenset(f for f in sorted(functions) if random.random() < 0.5),
+        requests=requests,
+        faults=faults,
+        load_ends=active_s,
+        ends=active_s + settle_s,
+        rests=rests,
+    )
+
+
+def _machines(random: Random) -> dict[str, dict[str, int]]:
+    number = random.choice((1, 1, 2, 2, 3))
+    return {
+        f"host-{chr(97 + n)}": {f"GPU-{chr(97 + n)}{d}": MEMORY_MB for d in range(random.choice((1, 1, 2)))}
+        for n in range(number)
+    }
+
+
+def _functions(random: Random, machines: dict[str, dict[str, int]]) -> dict[str, Function]:
+    wide = any(len(devices) > 1 for devices in machines.values())
+    functions = {}
+    for n in range(random.choice((1, 2, 2, 3, 3, 4))):
+        devices = 2 if wide and random.random() < 0.2 else 1
+        most = random.choice((1, 1, 1, 2))
+        functions[f"f{n}"] = Function(
+            id=f"f{n}",
+            engine=Engine.FAKE,
+            vram_mb=random.choice((5000, 7000, 9000, 12_000)) * devices,
+            min_devices=devices,
+            min=random.choice((0, 0, 0, 1)),
+            max=most,
+            target_concurrency=random.choice((1, 2, 8)),
+            idle_after_s=random.choice((0.5, 1.5, 6.0, 300.0)),
+            priority=random.choice((0, 0, 0, 1)),
+            turn_min_s=random.choice((1.0, 3.0, 8.0)),
+            turn_wait_s=random.choice((0.0, 3.0, 8.0, 20.0)),
+            turn_grace_s=random.choice((2.0, 10.0)),
+            start_timeout_s=random.choice((8.0, 15.0)),
+            request_timeout_s=12.0,
+            queue=random.choice((2, 64)),
+        )
+    return functions
+
+
+def _with_args(function: Function) -> Function:
+    return replace(function, args=("--changed",))
+
+
+def _requests(
+    random: Random, routers: tuple[str, ...], functions: dict[str, Function], active_s: float
+) -> tuple[Request, ...]:
+    names = sorted(functions)
+
+    def request(at: float, function: str) -> Request:
+        return Request(
+            at=round(at, 3),
+            function=function,
+            router=random.choice(routers),
+            work_s=round(random.choice((0.05, 0.5, 2.0, 5.0)) * random.uniform(0.5, 1.5), 3),
+            patience_s=round(random.uniform(0.5, 8.0), 3) if random.random() < 0.15 else None,
+        )
+
+    requests = [request(random.uniform(0.3, active_s), random.choice(names)) for _ in range(random.randint(4, 20))]
+    if random.random() < 0.5:  # a client that comes again when its function is about to be reaped
+        function, at = random.choice(names), 0.5
+        while at < active_s:
+            requests.append(request(at, function))
+            at += min(functions[function].idle_after_s, 3.0) + random.uniform(0.0, 1.5)
+    return tuple(sorted(requests, key=lambda r: r.at))
+
+
+def _faults(
+    random: Random, machines: dict[str, dict[str, int]], routers: tuple[str, ...], active_s: float, *, edits: bool
+) -> tuple[Fault, ...]:
+    hosts = sorted(machines)
+    faults = []
+    for _ in range(random.choice((0, 1, 2, 3, 4, 6))):
+        at = round(random.uniform(0.5, active_s * 0.8), 3)
+        for_s = round(random.choice((0.3, 1.5, 4.0, 7.0)) * random.uniform(0.5, 1.5), 3)
+        host, router = random.choice(hosts), random.choice(routers)
+        place = random.choice((host, router))
+        kind = random.choice(KINDS)
+        detail, other = 0.0, ""
+        match kind:
+            case "cut from redis":
+                detail = float(random.choice((0, 1, 2)))  # silent, refused, one way
+            case "cut from host":
+                place, other, detail = router, host, float(random.choice((0, 1, 2)))
+            case "slow network":
+                detail = round(random.choice((0.05, 0.5, 1.5)), 3)
+            case "redis restarts" | "redis restarts empty":
+                place = "redis"
+            case "agent crashes" | "worker dies" | "worker hangs" | "host reboots":
+                place, detail = host, float(random.randint(1, 60))
+            case "router crashes":
+                place, detail = router, float(random.randint(1, 60))
+            case "clock steps":
+                place, detail = random.choice((host, router, "redis")), round(random.uniform(-40, 40), 3)
+            case "host is cooled":
+                place, other = host, ""
+        faults.append(Fault(at=at, kind=kind, place=place, other=other, for_s=for_s, detail=detail))
+    if edits:
+        faults += [
+            Fault(at=round(active_s * 0.4 + random.uniform(0, 2), 3), kind="catalogue edited", place=router)
+            for router in routers
+        ]
+    return tuple(sorted(faults, key=lambda f: f.at))
+
+
+KINDS = (
+    "cut from redis",
+    "cut from redis",
+    "cut from host",
+    "slow network",
+    "redis restarts",
+    "redis restarts empty",
+    "agent crashes",
+    "agent crashes",
+    "router crashes",
+    "process stalls",
+    "worker dies",
+    "worker hangs",
+    "host reboots",
+    "clock steps",
+)

@@ -1,0 +1,84 @@
+"""Deliberately broken variants of the product, each of which the simulation must find (`just simulate --variants`)."""
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
+from typing import Any
+
+from msgspec.structs import replace
+
+from cortex.platform.record import Fleet
+from cortex.platform.registry import RecordUnavailable
+from cortex.platform.scheduling.effects import Decision, Effect
+from cortex.platform.workers.supervisor import Supervisor
+from cortex.router.activation.activator import CLAIM_S, Activator
+from cortex.router.fleet_view import FleetView
+from tests.simulation import worker_session
+from tests.simulation.processes import SimulatedAgent
+from tests.simulation.virtual_time import replaced
+
+LOSES_EVERY = 9
+ACKNOWLEDGED = 2**53
+
+
+@contextlib.asynccontextmanager
+async def _claim_without_reading(self: Any, function: str) -> AsyncIterator[bool]:
+    token = secrets.token_hex(8)
+    if not await self._registry.claim(function, token, CLAIM_S):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(RecordUnavailable):
+            await self._registry.release(function, token)
+
+
+def _no_reading_under_the_claim() -> list[tuple[Any, str, Any]]:
+    return [(Activator, "_claim", _claim_without_reading)]
+
+
+def _drain_without_acknowledgement() -> list[tuple[Any, str, Any]]:
+    read = SimulatedAgent._read
+
+    async def acknowledged(self: SimulatedAgent) -> Fleet | None:
+        fleet = await read(self)
+        if fleet is None:
+            return None
+        seen = {self.settings.host_name: ACKNOWLEDGED}
+        return replace(fleet, routers={id: replace(r, seen=seen) for id, r in fleet.routers.items()})
+
+    return [(SimulatedAgent, "_read", acknowledged)]
+
+
+def _stale_record_trusted() -> list[tuple[Any, str, Any]]:
+    return [
+        (FleetView, "unsure", lambda _self, _instance: False),
+        (worker_session.Fabric, "checks_keys", False),
+    ]
+
+
+def _lost_effect() -> list[tuple[Any, str, Any]]:
+    perform, number = Supervisor.perform, count(1)
+
+    def sometimes(self: Supervisor, effect: Effect) -> None:
+        if isinstance(effect, Decision) or next(number) % LOSES_EVERY:
+            perform(self, effect)
+
+    return [(Supervisor, "perform", sometimes)]
+
+
+VARIANTS: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
+    "no reading under the claim": _no_reading_under_the_claim,
+    "drain without acknowledgement": _drain_without_acknowledgement,
+    "stale record trusted": _stale_record_trusted,
+    "lost effect": _lost_effect,
+}
+
+
+@contextlib.contextmanager
+def broken(variant: str) -> Iterator[None]:
+    """Run the product with one of its safeguards taken out; "" for none."""
+    with replaced(VARIANTS[variant]() if variant else []):
+        yield

@@ -1,0 +1,245 @@
+"""HTTP to simulated workers: the part of aiohttp's ClientSession that cortex uses, over the simulated network.
+
+A worker checks its key, lists its one model, reports how many requests it works on, and answers requests after a while
+with the name of the function it runs. A connection breaks when the worker or its host ends.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from cortex.router.request.worker_connections import ConnectionFailed, NotConnected
+from tests.simulation.machine import Machine, Worker
+from tests.simulation.network import Cut, Network
+from tests.simulation.virtual_time import PROCESS, VirtualLoop, settle
+
+CONNECT_S = 5.0
+JSON = {"Content-Type": "application/json"}
+
+
+class Fabric:
+    """All machines, and the network between them and the routers."""
+
+    checks_keys = True
+    """Whether workers check the keys of requests."""
+
+    def __init__(self, loop: VirtualLoop, network: Network, machines: dict[str, Machine]) -> None:
+        self.loop, self.network, self.machines = loop, network, machines
+        self.service_s: Callable[[Worker, bytes], float] = lambda _worker, _body: 1.0
+        self.counts_requests: Callable[[Worker], bool] = lambda _: True
+
+    def worker_at(self, url: str) -> tuple[Machine, Worker | None]:
+        """Return the machine and the worker at a URL such as `http://host-a:20000/v1/models`."""
+        host, _, port = url.split("/")[2].partition(":")
+        return self.machines[host], self.machines[host].at(int(port))
+
+
+class Session:
+    """Connections from one place."""
+
+    def __init__(self, fabric: Fabric, place: str) -> None:
+        self._fabric, self._place = fabric, place
+
+    async def __aenter__(self) -> "Session":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def get(self, url: str, *, headers: dict[str, str], timeout: Any = None, **_: Any) -> "_Call":
+        """Request a page."""
+        return _Call(_bounded(self._request("GET", url, headers, b""), timeout))
+
+    def post(
+        self, url: str, *, headers: dict[str, str], data: bytes = b"", json: Any = None, timeout: Any = None, **_: Any
+    ) -> "_Call":
+        """Send a request."""
+        body = data if json is None else msgspec.json.encode(json)
+        return _Call(_bounded(self._request("POST", url, headers, body), timeout))
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+    async def _request(self, method: str, url: str, headers: dict[str, str], body: bytes) -> "Response":
+        fabric = self._fabric
+        machine, _ = fabric.worker_at(url)
+        outward = await self._leg(self._place, machine.name)
+        if outward is Cut.REFUSED:
+            raise _refused(url)
+        if outward is Cut.SILENT:
+            await asyncio.sleep(CONNECT_S)
+            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}")
+        _, worker = fabric.worker_at(url)
+        if worker is None:
+            raise _refused(url)
+        if worker.hung:
+            await _until_ended(worker)
+            raise aiohttp.ServerDisconnectedError()
+        if not worker.ready:
+            raise _refused(url)
+        status, whole, work_s = self._answer(worker, method, url, headers, body)
+        response = Response(self, worker, status, whole)
+        response.begin(work_s, self._place if b'"number"' in body else "")
+        if method == "GET":
+            await response.arrived
+        back = await self._leg(machine.name, self._place)
+        if isinstance(back, Cut):
+            if back is Cut.SILENT:
+                await _until_ended(worker)
+            response.close()
+            raise aiohttp.ServerDisconnectedError()
+        return response
+
+    def _answer(
+        self, worker: Worker, method: str, url: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, bytes, float]:
+        path = "/" + url.split("/", 3)[3]
+        if self._fabric.checks_keys and headers.get("Authorization") != f"Bearer {worker.key}":
+            return 401, b'{"error": "wrong key"}', 0.0
+        match method, path:
+            case "GET", "/health":
+                return 200, b"{}", 0.0
+            case "GET", "/v1/models":
+                return 200, msgspec.json.encode({"data": [{"id": worker.function.id}]}), 0.0
+            case "GET", "/metrics":
+                if not self._fabric.counts_requests(worker):
+                    return 404, b"", 0.0
+                return 200, b"llamacpp:requests_processing %d\n" % len(worker.open), 0.0
+            case _:
+                answer = {"model": worker.function.id, "revision": worker.revision, "instance": worker.instance}
+                return 200, msgspec.json.encode(answer), self._fabric.service_s(worker, body)
+
+    async def _leg(self, sender: str, receiver: str) -> float | Cut:
+        if sender == receiver:
+            await asyncio.sleep(0.0001)
+            return 0.0
+        leg = self._fabric.network.leg(sender, receiver)
+        if isinstance(leg, float):
+            await asyncio.sleep(leg)
+        elif leg is Cut.REFUSED:
+            await asyncio.sleep(0.0005)
+        return leg
+
+    def reachable(self, worker: Worker) -> bool:
+        """Whether the rest of an answer arrives."""
+        return not self._fabric.network.is_cut(self._place, worker.machine.name)
+
+
+class Connections:
+    """The router's connections for requests: its own client, with its own errors."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def post(self, origin: str, path: str, body: bytes, headers: dict[str, str]) -> "Response":
+        """Send a request. Raises ConnectionFailed."""
+        try:
+            return await self._session.post(origin + path, headers=headers, data=body)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotConnected(str(error)) from error
+        except aiohttp.ClientError as error:
+            raise ConnectionFailed("Server disconnected") from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+class Response:
+    """An answer, whose body comes when the worker has done the work."""
+
+    def __init__(self, session: Session, worker: Worker, status: int, body: bytes) -> None:
+        self.status, self.headers, self.content = status, JSON, self
+        self.content_length = len(body)
+        self._session, self._worker, self._body = session, worker, body
+        self.arrived: asyncio.Future[bytes] = worker.loop.create_future()
+        self._mark = object()
+
+    def begin(self, work_s: float, client: str) -> None:
+        """Let the worker begin. A client that closes the answer, or crashes, stops it."""
+        worker = self._worker
+        worker.when_ended(self._broke)
+        PROCESS.get().ended.add_done_callback(lambda _: self.close())
+        if work_s:
+            worker.open[self._mark] = client
+            worker.loop.outside(work_s, self._done)
+        else:
+            self._done()
+
+    def _done(self) -> None:
+        worker = self._worker
+        if worker.hung and self.status == 200 and self._mark in worker.open:
+            return  # the end of the worker breaks it
+        worker.open.pop(self._mark, None)
+        if self.arrived.done():
+            return
+        if self._session.reachable(worker):
+            self.arrived.set_result(self._body)
+
+    def _broke(self) -> None:
+        self._worker.open.pop(self._mark, None)
+        if not self.arrived.done():
+            self.arrived.set_exception(aiohttp.ServerDisconnectedError())
+            self.arrived.exception()
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        """Yield the body."""
+        yield await self.arrived
+
+    async def read(self, _: int) -> bytes:
+        """Return the body, and at its end nothing."""
+        body, self._body = self._body, b""
+        if body:
+            await self.arrived
+        return body
+
+    def close(self) -> None:
+        """Close the connection; the worker stops."""
+        self._worker.open.pop(self._mark, None)
+        if not self.arrived.done():
+            self.arrived.cancel()
+
+
+class _Call:
+    """A request that can be awaited, or entered."""
+
+    def __init__(self, work: Coroutine[Any, Any, Response]) -> None:
+        self._work = work
+        self._response: Response | None = None
+
+    def __await__(self) -> Generator[Any, Any, Response]:
+        return self._work.__await__()
+
+    async def __aenter__(self) -> Response:
+        response = self._response = await self._work
+        return response
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._response is not None:
+            self._response.close()
+
+
+async def _bounded(work: Coroutine[Any, Any, Response], limits: Any) -> Response:
+    total = getattr(limits, "total", None)
+    if total is None:
+        return await work
+    async with asyncio.timeout(total):
+        return await work
+
+
+async def _until_ended(worker: Worker) -> None:
+    ended: asyncio.Future[None] = worker.loop.create_future()
+    worker.when_ended(lambda: settle(ended, None))
+    with suppress(TimeoutError):
+        await ended
+
+
+def _refused(url: str) -> aiohttp.ClientConnectorError:
+    error = OSError(111, f"Connect call failed {url}")
+    return aiohttp.ClientConnectorError(_KEY, error)
+
+
+_KEY: Any = aiohttp.client_reqrep.ConnectionKey("worker", 0, False, True, None, None, None)
