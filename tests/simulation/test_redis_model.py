@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tests.support  # noqa: F401
-from cortex.platform import clock
+from cortex.platform import clock, record_connection, record_indexes
 from cortex.platform import registry as module
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.record import HostRecord, Override, RouterReport
@@ -140,13 +140,16 @@ async def outcome(work: Any) -> object:
 
 def rewire(registry: Registry, client: Any) -> None:
     """Connect a registry to another client, its scripts too."""
-    registry._redis = client
+    connection = registry._connection
+    registry._redis = connection.redis = client
+    connection._join = client.register_script(record_connection._JOIN)
+    registry._indexes._settle = connection.script(record_indexes._SETTLE)
     for name, script in (
-        ("_release", module._RELEASE), ("_take", module._TAKE), ("_settle", module._SETTLE_INDEX),
-        ("_publish_host", module._PUBLISH_HOST), ("_remove_host", module._REMOVE_HOST), ("_touch", module._TOUCH),
-        ("_learn", module._LEARN), ("_join", module._JOIN), ("_group_keys", module._GROUP_KEYS),
+        ("_release", module._RELEASE), ("_take", module._TAKE), ("_publish_host", module._PUBLISH_HOST),
+        ("_remove_host", module._REMOVE_HOST), ("_touch", module._TOUCH), ("_learn", module._LEARN),
+        ("_group_keys", module._GROUP_KEYS),
     ):  # fmt: skip
-        setattr(registry, name, client.register_script(script))
+        setattr(registry, name, connection.script(script))
 
 
 def test_a_key_expires_by_the_clock_of_the_model() -> None:
