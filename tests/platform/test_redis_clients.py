@@ -112,7 +112,7 @@ async def test_a_bell_at_a_redis_without_writers_ends(
     await anext(bell)  # its connection is the only one
     pair.fail_over()
 
-    with pytest.raises(RecordUnavailable, match="does not ring here"):
+    with pytest.raises(RecordUnavailable, match="does not ring at this Redis"):
         while True:
             await anext(bell)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -113,13 +113,13 @@ async def test_a_reader_removes_names_of_expired_records_from_the_index(registry
 
 async def test_a_host_that_registers_during_the_removal_of_its_name_stays(registry: Registry, raw: redis.Redis) -> None:
     raw.sadd("cortex:hosts", "a")
-    settle = registry._settle
+    settle = registry._indexes._settle
 
-    async def registers_first(keys: list[str], args: list[str]) -> object:
+    async def registers_first(keys: Sequence[str], args: Sequence[str]) -> object:
         await registry.publish_host(HOST, 60)
-        return await settle(keys=keys, args=args)
+        return await settle(keys, args)
 
-    registry._settle = registers_first  # type: ignore[assignment]
+    registry._indexes._settle = registers_first
     before = await registry.fleet(0.0)
 
     after = await registry.fleet(0.0)
@@ -141,7 +141,7 @@ async def test_the_first_read_builds_missing_indexes(registry: Registry, raw: re
 async def test_slow_indexing_continues_with_the_next_call(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cortex.platform.registry.SCANNED_AT_ONCE", 10)
+    monkeypatch.setattr("cortex.platform.record_indexes.SCAN_COUNT", 10)
     with raw.pipeline() as pipe:
         for n in range(8_000):
             pipe.set(f"other:{n}", "x")

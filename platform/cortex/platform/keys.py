@@ -28,6 +28,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from cortex.platform import text_files
 from cortex.platform.settings import Settings, SettingsError
 
 TOKEN_BYTES = 32

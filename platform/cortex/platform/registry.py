@@ -1,24 +1,15 @@
-"""The record's only way in and out of Redis. Values in, values out; no decision is made here.
+"""The only reader and writer of the record in Redis. Values in, values out; it decides nothing.
 
-`record_keys.py` has the keys. The bell carries only the name of what changed: whoever hears it reads the truth again.
-Every call is bounded in time and fails with RecordUnavailable, whatever went wrong underneath.
-
-Hosts, routers, overrides and API keys are found through indexes: sets of names. A record and its index are written
-together. A name whose record expired is taken out by the next reader, in one step with a look whether the record is
-still away, so that a host that registers at this moment stays. Earlier releases wrote no indexes: what their processes
-ring the bell for is indexed as it is heard, and what lies there from before is looked for once (`_index_earlier`).
+`record_keys.py` has the keys. The bell carries only the name of what changed: its listeners read that again.
+Every call is bounded in time and raises RecordUnavailable (`record_connection.py`). Records are listed by indexes
+(`record_indexes.py`).
 """
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
-import structlog
-from redis.asyncio.sentinel import MasterNotFoundError
-from redis.exceptions import RedisError, ResponseError
 
 from cortex.platform import clock
 from cortex.platform.api_keys import ApiKey, Session
@@ -28,32 +19,26 @@ from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override,
 from cortex.platform.record_codec import decoded, host_record, key_fields, names, override_fields, text, words
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
-from cortex.platform.record_keys import DEFAULT_PREFIX, RecordKeys
+from cortex.platform.record_connection import FleetMarks, RecordConnection, is_of_wrong_type
+from cortex.platform.record_connection import ForeignFleet as ForeignFleet  # callers of the registry catch these
+from cortex.platform.record_connection import RecordUnavailable as RecordUnavailable
+from cortex.platform.record_indexes import KEYS_CHANGED, RecordIndexes
+from cortex.platform.record_keys import DEFAULT_PREFIX
 from cortex.platform.record_reader import RecordReader
-from cortex.platform.redis_clients import Generation, async_client
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.settings import Settings
 
-log = structlog.get_logger()
-
 ANSWERS_S = 10.0
 ROUTER_TTL_S = 10.0
-"""A router that does not report this long counts as dead, and what it had in flight as over. Reports come every
-second: a router that is merely starved of CPU for a while must not have its requests cut by a drain."""
-DECISIONS_KEPT = 5000
-EXPIRED_KEPT_S = 30 * 86400
-"""How long a key that has expired can still be seen."""
+"""A router that has not reported for this long counts as dead, and its requests as ended. Reports come every second: a
+router that lacks CPU for a while must not lose its requests to a drain."""
+MOST_DECISIONS = 5000
+EXPIRED_S = 30 * 86400
+"""How long a key stays in the record after it has expired."""
 READ_AT_ONCE = 500
-SCANNED_AT_ONCE = 10_000
-COMPLETE = ""
-"""A member of an index that stands for no record: what earlier releases wrote has been looked for."""
-WRONG_TYPE = "WRONGTYPE"
-"""Redis' code for it, which redis-py's pipelines do not put first."""
-KEYS_CHANGED = "key:indexed"
-"""The bell for API keys. Earlier releases, which do not index what they write, ring "key:"."""
 SILENCE_S = 5.0
-"""After so long without a bell a listener rings it: a Redis that hangs, or that is the wrong one by now, looks like
-one with nothing to say."""
+"""After this long without a bell a listener rings it: a Redis that hangs, or that is no longer the master, is silent
+too."""
 
 _RELEASE = """
 -- KEYS[1] the claim; ARGV[1] our token. Delete the claim only while it is ours.
@@ -66,17 +51,6 @@ _TAKE = """
 if redis.call('PTTL', KEYS[1]) > 0 and redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
-"""
-
-_SETTLE_INDEX = """
--- KEYS[1] an index, the others records; ARGV their names. A name is in the index when its record is there.
-local there = 0
-for i, name in ipairs(ARGV) do
-  local exists = redis.call('EXISTS', KEYS[i + 1])
-  redis.call(exists == 1 and 'SADD' or 'SREM', KEYS[1], name)
-  there = there + exists
-end
-return there
 """
 
 _GROUP_KEYS = """
@@ -138,27 +112,6 @@ end
 for i = 1, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', score(now - ARGV[i + 1]), ARGV[i]) end
 """
 
-_JOIN = """
--- KEYS[1] the fleet's marks; ARGV the marks of our tokens, that of the one in use first. Returns 1 when the fleet is
--- ours: it has no mark yet, or one of ours. Then it gets the mark in use, and loses those that are not ours.
-local marks = redis.call('SMEMBERS', KEYS[1])
-local ours = {}
-for _, mark in ipairs(ARGV) do ours[mark] = true end
-local is_ours = #marks == 0
-for _, mark in ipairs(marks) do is_ours = is_ours or ours[mark] == true end
-if not is_ours then return 0 end
-for _, mark in ipairs(marks) do if not ours[mark] then redis.call('SREM', KEYS[1], mark) end end
-redis.call('SADD', KEYS[1], ARGV[1])
-return 1
-"""
-
-_DROP_WRONG_TYPE = """
--- KEYS[1] a key; ARGV[1] the type it has to have.
-local type = redis.call('TYPE', KEYS[1]).ok
-if type == 'none' or type == ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
-"""
-
 _LEARN = """
 -- KEYS[1] the ledger; ARGV[1] the field; ARGV[2] its entry
 -- ARGV[3] "1": unless there is one; "0": unless there is none.
@@ -168,30 +121,8 @@ return 1
 """
 
 
-class RecordUnavailable(Exception):
-    """Redis does not answer. What is warm goes on from the last snapshot; nothing new is started."""
-
-
-class ForeignFleet(RecordUnavailable):
-    """The record is another fleet's: nothing of it is read or written."""
-
-    def __init__(self, prefix: str) -> None:
-        super().__init__(
-            f"Redis holds the record of a fleet with another token below '{prefix}:': give this fleet a "
-            "`[redis] prefix` of its own, or this machine that fleet's token (`token_file`, or on a host "
-            "`[agent] token_file`), or delete the key "
-            f"'{prefix}:fleet' when the other fleet is gone for good"
-        )
-
-
-class FleetMarks(Protocol):
-    """The marks of a process's fleet: of its token in use, and of those it accepts beside."""
-
-    def fleet_marks(self) -> list[str]: ...
-
-
 class Registry:
-    """A connection to the record. Make one per process; close it at the end."""
+    """The record in Redis. Make one per process; close it at the end."""
 
     def __init__(
         self,
@@ -202,31 +133,22 @@ class Registry:
         timeout_s: float = 2.5,
         keeps_indexes: bool = True,
     ) -> None:
-        """Without a token it is not looked whose the record is: for a command that is over in a moment.
+        """Without a token it is not checked whose the record is: for a command that ends in a moment.
 
-        Hosts leave the indexes to routers (`keeps_indexes`): their users of Redis may not write others' names.
+        Hosts leave repairs of the indexes to routers (`keeps_indexes`).
         """
-        self._keeps_indexes = keeps_indexes
-        self.names = RecordKeys(prefix)
-        self._timeout_s = timeout_s
-        self._generation = Generation()
-        self._redis = async_client(url, timeout_s, self._generation)
-        self._release = self._redis.register_script(_RELEASE)
-        self._take = self._redis.register_script(_TAKE)
-        self._settle = self._redis.register_script(_SETTLE_INDEX)
-        self._publish_host = self._redis.register_script(_PUBLISH_HOST)
-        self._remove_host = self._redis.register_script(_REMOVE_HOST)
-        self._touch = self._redis.register_script(_TOUCH)
-        self._learn = self._redis.register_script(_LEARN)
+        connection = self._connection = RecordConnection(url, prefix, token, timeout_s)
+        self.names, self._redis, self._bounded = connection.names, connection.redis, connection.bounded
+        self.script = connection.script
+        self._indexes = RecordIndexes(connection, repairs=keeps_indexes)
         self._reader = RecordReader()
-        self._join = self._redis.register_script(_JOIN)
-        self._group_keys = self._redis.register_script(_GROUP_KEYS)
-        self._token, self._is_member = token, token is None
-        self.foreign = ""
-        """What to say when the record is another fleet's."""
-        self._in_index: dict[str, set[str]] = {}
-        self._cursors: dict[str, int] = {}
-        self._key_index_is_old = False
+        self._release = connection.script(_RELEASE)
+        self._take = connection.script(_TAKE)
+        self._publish_host = connection.script(_PUBLISH_HOST)
+        self._remove_host = connection.script(_REMOVE_HOST)
+        self._touch = connection.script(_TOUCH)
+        self._learn = connection.script(_LEARN)
+        self._group_keys = connection.script(_GROUP_KEYS)
 
     @classmethod
     def of(cls, settings: Settings, token: FleetMarks | None = None, *, keeps_indexes: bool = True) -> "Registry":
@@ -237,63 +159,15 @@ class Registry:
         """Close the connections."""
         await self._redis.aclose()
 
-    @asynccontextmanager
-    async def _bounded(self) -> AsyncIterator[None]:
-        """Bound a call and map its errors. redis-py's own timeouts are per read and add up over its retries."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                if not self._is_member:
-                    await self._join_fleet()
-                yield
-        except (RedisError, OSError, TimeoutError) as error:
-            if isinstance(error, ResponseError) and WRONG_TYPE in str(error):
-                await self._drop_wrong_types()
-            why = "no Sentinel that answers knows a master" if isinstance(error, MasterNotFoundError) else str(error)
-            raise RecordUnavailable(f"the record cannot be reached: {why or 'no answer'}") from error
-
-    async def _join_fleet(self) -> None:
-        """See whose the record is. The first fleet that comes marks it."""
-        assert self._token is not None
-        self._is_member = bool(await self._join(keys=[self.names.fleet], args=self._token.fleet_marks()))
-        if not self._is_member:
-            error = ForeignFleet(self.names.prefix)
-            self.foreign = str(error)
-            raise error
-        self.foreign = ""
+    @property
+    def foreign(self) -> str:
+        """The error text while the record is another fleet's; empty while it is ours."""
+        return self._connection.foreign
 
     async def disown(self) -> None:
-        """Let the record be marked anew: for a Redis that has no other user."""
+        """Remove the fleet's mark, so that the next fleet takes the record: for a Redis without another user."""
         async with self._bounded():
             await self._redis.delete(self.names.fleet)
-
-    def _see_marks(self, marks: Iterable[bytes | str]) -> None:
-        """Compare the record's marks with ours: tokens change while all run, and a Redis that was emptied has none."""
-        if self._token is not None:
-            ours, theirs = self._token.fleet_marks(), names(marks)
-            self._is_member = ours[0] in theirs and set(theirs) <= set(ours)
-
-    async def _drop_wrong_types(self) -> None:
-        """Delete keys of ours that hold what no cortex wrote: every call on them would fail."""
-        try:
-            async with asyncio.timeout(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-                for key, kind in self.names.types.items():
-                    pipe.eval(_DROP_WRONG_TYPE, 1, key, kind)
-                numbers = await pipe.execute(raise_on_error=False)  # a host's user of Redis may not touch all of them
-        except (RedisError, OSError, TimeoutError):
-            return
-        for key, number in zip(self.names.types, numbers, strict=True):
-            if number == 1:
-                log.error("record_key_of_wrong_type", key=key)
-
-    def script(self, text: str) -> Callable[[Sequence[str], Sequence[str | int]], Awaitable[Any]]:
-        """Return a Lua script as a function of its keys and arguments, which raises RecordUnavailable."""
-        script = self._redis.register_script(text)
-
-        async def run(keys: Sequence[str], args: Sequence[str | int]) -> Any:
-            async with self._bounded():
-                return await script(keys=list(keys), args=list(args))
-
-        return run
 
     async def ping(self) -> None:
         """Raise RecordUnavailable unless Redis answers."""
@@ -305,50 +179,38 @@ class Registry:
     async def publish_host(self, record: HostRecord, ttl_s: float) -> HostRecord | None:
         """Write a host's record and ring the bell.
 
-        Where a host of this name on another machine is alive, write nothing but a note for whoever looks, and return
-        that host's record.
+        Where a host of this name on another machine is alive, write only a note for operators, and return that host's
+        record.
         """
         note = Namesake(name=record.name, address=record.address, version=record.version, home=record.home)
-        async with self._bounded():
-            holder = await self._publish_host(
-                keys=[self.names.host(record.name), self.names.namesake(record.name), self.names.hosts],
-                args=[
-                    msgspec.json.encode(record),
-                    record.home,
-                    round(ttl_s * 1000),
-                    msgspec.json.encode(note),
-                    self.names.changed,
-                    f"host:{record.name}",
-                    record.name,
-                ],
-            )
-        return decoded(holder, HostRecord)
+        keys = [self.names.host(record.name), self.names.namesake(record.name), self.names.hosts]
+        written, ttl_ms = msgspec.json.encode(record), round(ttl_s * 1000)
+        bell = (self.names.changed, f"host:{record.name}")
+        args = [written, record.home, ttl_ms, msgspec.json.encode(note), *bell, record.name]
+        return decoded(await self._publish_host(keys, args), HostRecord)
 
     async def publish_counts(self, host: str, counts: Snapshot, ttl_s: float) -> None:
-        """Write what a host's agent has counted."""
+        """Write the counters of a host's agent."""
         async with self._bounded():
             await self._redis.set(self.names.counts(host), msgspec.json.encode(counts), px=round(ttl_s * 1000))
 
     async def counted(self, hosts: Iterable[str]) -> list[Snapshot]:
-        """Read what the agents of these hosts have counted."""
+        """Read the counters of the agents of these hosts."""
         keys = [self.names.counts(h) for h in hosts]
         async with self._bounded():
             values = await self._redis.mget(keys) if keys else []
         return [s for v in values if (s := decoded(v, Snapshot))]
 
     async def remove_host(self, name: str, home: str = "") -> None:
-        """Take a host out of the record: its agent has stopped every worker and ends. A host of this name with another
-        home stays.
+        """Remove a host: its agent has stopped every worker and ends. A host of this name with another home stays.
 
-        The bell says so: a record that only expires leaves a host whose workers may be well.
+        The bell rings `removed:`: the workers of a host whose record only expires may still serve.
         """
-        async with self._bounded():
-            await self._remove_host(
-                keys=[self.names.host(name), self.names.hosts], args=[home, self.names.changed, f"removed:{name}", name]
-            )
+        keys, bell = [self.names.host(name), self.names.hosts], (self.names.changed, f"removed:{name}")
+        await self._remove_host(keys, [home, *bell, name])
 
     async def host(self, name: str, now: float) -> HostRecord | None:
-        """Read one host's record; its times are by the caller's clock, which says `now`."""
+        """Read one host's record; its times are by the caller's clock, at `now`."""
         began = time.monotonic()
         async with self._bounded():
             (value,) = await self._redis.mget([self.names.host(name)])  # unlike GET, it reads a wrong type as nothing
@@ -371,7 +233,7 @@ class Registry:
             await pipe.execute()
 
     async def remove_router(self, router: str) -> None:
-        """Take a router out of the record: it ends."""
+        """Remove a router that ends."""
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             pipe.delete(self.names.router(router))
             pipe.srem(self.names.routers, router)
@@ -385,15 +247,14 @@ class Registry:
         return decoded(value, RouterReport)
 
     async def touch(self, used: Mapping[str, float]) -> None:
-        """Note last uses, whose times are by this process's clock; an older one never replaces a newer one."""
+        """Write last uses by this process's clock; an older one never replaces a newer one."""
         if used:
             now = clock.now()
             ages = [word for member, at in used.items() for word in (member, f"{max(0.0, now - at):.6f}")]
-            async with self._bounded():
-                await self._touch(keys=[self.names.used], args=ages)
+            await self._touch([self.names.used], ages)
 
     async def forget_used(self, members: Iterable[str]) -> None:
-        """Drop last uses of what is no more."""
+        """Delete last uses of functions and instances that are gone."""
         old = list(members)
         if old:
             async with self._bounded():
@@ -402,9 +263,9 @@ class Registry:
     # Everyone.
 
     async def fleet(self, now: float) -> Fleet:
-        """Read the whole record, in two round trips; all its times are by the caller's clock, which says `now`."""
+        """Read the whole record, in two round trips; all its times are by the caller's clock, at `now`."""
         began = time.monotonic()
-        hosts, routers, overrides = await self._indexed_names()
+        hosts, routers, overrides = await self._indexes.fleet_names()
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             for host in hosts:
                 pipe.get(self.names.host(host))
@@ -422,12 +283,12 @@ class Registry:
                 if isinstance(broken, Exception):
                     raise broken
         ended = now + time.monotonic() - began
-        rest = iter([None if _of_wrong_type(r) else r for r in records])
+        rest = iter([None if is_of_wrong_type(r) else r for r in records])
         of_hosts, of_namesakes = ([next(rest) for _ in hosts] for _ in range(2))
         of_routers, of_overrides = [next(rest) for _ in routers], {function: next(rest) for function in overrides}
-        await self._keep_index(self.names.hosts, self.names.host, hosts, of_hosts)
-        await self._keep_index(self.names.routers, self.names.router, routers, of_routers)
-        await self._keep_index(self.names.overrides, self.names.override, overrides, of_overrides.values())
+        await self._indexes.remove_missing(self.names.hosts, self.names.host, hosts, of_hosts)
+        await self._indexes.remove_missing(self.names.routers, self.names.router, routers, of_routers)
+        await self._indexes.remove_missing(self.names.overrides, self.names.override, overrides, of_overrides.values())
         read = [h for name, v in zip(hosts, of_hosts, strict=True) if (h := host_record(v, name))]
         newest = self._reader.hosts(read, now, ended)
         namesakes = [n for v in of_namesakes if (n := decoded(v, Namesake))]
@@ -442,65 +303,15 @@ class Registry:
             at=now,
         )
 
-    async def _indexed_names(self) -> list[list[str]]:
-        """Return the names of hosts, routers and functions with overrides."""
-        indexes = (self.names.hosts, self.names.routers, self.names.overrides)
-        for _ in range(2):
-            async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-                for index in (*indexes, self.names.fleet):
-                    pipe.smembers(index)
-                *members, marks = await pipe.execute()
-            self._see_marks(marks)
-            if COMPLETE.encode() in members[2] or not self._keeps_indexes:
-                break
-            of_kind = {self.names.host(""): indexes[0], self.names.router(""): indexes[1]}
-            await self._index_earlier("[hor]*", {**of_kind, self.names.override(""): indexes[2]}, self.names.overrides)
-        return [names(index) for index in members]
-
-    async def _keep_index(
-        self, index: str, key: Callable[[str], str], members: Sequence[str], values: Iterable[object]
-    ) -> None:
-        """Take names out of an index whose records are gone."""
-        without = [name for name, value in zip(members, values, strict=True) if not value]
-        self._in_index[index] = set(members).difference(without)
-        if without and self._keeps_indexes:
-            async with self._bounded():
-                await self._settle(keys=[index, *map(key, without)], args=without)
-
-    async def _index_earlier(self, pattern: str, indexes: Mapping[str, str], last: str) -> None:
-        """Put what an earlier release wrote into the indexes, by the beginnings of its keys: the one SCAN there is.
-
-        Any number of processes may do it at a time. One that takes too long goes on with the next call.
-        """
-        until = time.monotonic() + self._timeout_s
-        cursor = self._cursors.pop(pattern, 0)
-        while True:
-            async with self._bounded():
-                match = f"{self.names.prefix}:{pattern}"
-                cursor, keys = await self._redis.scan(cursor, match=match, count=SCANNED_AT_ONCE)
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for beginning, index in indexes.items():
-                        members = [n.removeprefix(beginning) for n in names(keys) if n.startswith(beginning)]
-                        if members:
-                            pipe.sadd(index, *members)
-                    if cursor == 0:
-                        pipe.sadd(last, COMPLETE)
-                    await pipe.execute()
-            if cursor == 0:
-                return
-            if time.monotonic() > until:
-                self._cursors[pattern] = cursor
-                raise RecordUnavailable("the record of an earlier release is being indexed; that takes a moment, once")
-
     async def bell(self) -> AsyncIterator[str]:
         """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.
 
-        Raises RecordUnavailable also when Redis turns out to be no master any more: then read anew, and listen anew.
+        Raises RecordUnavailable also when Redis is no longer the master: read everything again, and listen again.
         """
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             async with self._bounded():
                 await pubsub.subscribe(self.names.changed)
-            generation, last_ring, is_probing = self._generation.number, time.monotonic(), False
+            generation, last_ring, is_probing = self._connection.generation.number, time.monotonic(), False
             while True:
                 async with self._bounded():
                     message = await pubsub.get_message(timeout=1.0)
@@ -511,59 +322,40 @@ class Registry:
                     async with self._bounded():
                         await self._redis.publish(self.names.changed, "listening:")
                     is_probing = True
-                if generation != self._generation.number:
+                if generation != self._connection.generation.number:
                     raise RecordUnavailable("the record has moved to another Redis")
-                if is_probing and silent_s > SILENCE_S + self._timeout_s:
-                    raise RecordUnavailable("the bell of the record does not ring here any more")
+                if is_probing and silent_s > SILENCE_S + self._connection.timeout_s:
+                    raise RecordUnavailable("the bell of the record does not ring at this Redis")
                 changed = text(message["data"]) if message else ""
-                await self._index_if_new(changed)
+                await self._indexes.add_if_new(changed)
                 yield changed
-
-    async def _index_if_new(self, changed: str) -> None:
-        """Put what the bell rings for into its index when it is in none: a process of an earlier release wrote it."""
-        kind, _, name = changed.partition(":")
-        if changed == "key:":
-            self._key_index_is_old = True
-        index, key = {
-            "host": (self.names.hosts, self.names.host),
-            "router": (self.names.routers, self.names.router),
-            "override": (self.names.overrides, self.names.override),
-        }.get(kind, ("", None))
-        members = self._in_index.setdefault(index, set())
-        if key is not None and name not in members and self._keeps_indexes:
-            async with self._bounded():
-                if await self._settle(keys=[index, key(name)], args=[name]):
-                    members.add(name)
 
     # The right to propose one start, and to sweep.
 
     async def claim(self, function: str, token: str, ttl_s: float) -> bool:
         """Try to take the claim on a function's next start."""
-        async with self._bounded():
-            return bool(await self._take(keys=[self.names.claim(function)], args=[token, round(ttl_s * 1000)]))
+        return bool(await self._take([self.names.claim(function)], [token, round(ttl_s * 1000)]))
 
     async def release(self, function: str, token: str) -> None:
-        """Give a claim back; does nothing once it expired."""
-        async with self._bounded():
-            await self._release(keys=[self.names.claim(function)], args=[token])
+        """Release a claim; does nothing once it has expired."""
+        await self._release([self.names.claim(function)], [token])
 
     async def lease_sweep(self, router: str, ttl_s: float) -> bool:
-        """Take or keep the sweep lease. One router at a time has it."""
-        async with self._bounded():
-            return bool(await self._take(keys=[self.names.sweep], args=[router, round(ttl_s * 1000)]))
+        """Take or renew the sweep lease. One router at a time has it."""
+        return bool(await self._take([self.names.sweep], [router, round(ttl_s * 1000)]))
 
-    # Jobs are RQ's; this only counts them.
+    # Jobs are RQ's.
 
     async def jobs(self) -> dict[tuple[str, str], int]:
-        """Return how many jobs are in which state, by queue."""
+        """Return the number of jobs by queue and state."""
         async with self._bounded():
             all_queues = [n.removeprefix("rq:queue:") for n in names(await self._redis.smembers("rq:queues"))]
             queues = [q for q in all_queues if q.startswith(self.names.queue(""))]  # others use RQ, too
             async with self._redis.pipeline(transaction=False) as pipe:
                 for queue in queues:
                     pipe.llen(f"rq:queue:{queue}")
-                    for kept in ("wip", "failed", "finished"):
-                        pipe.zcard(f"rq:{kept}:{queue}")
+                    for job_registry in ("wip", "failed", "finished"):
+                        pipe.zcard(f"rq:{job_registry}:{queue}")
                 numbers = await pipe.execute()
         states = [(q, s) for q in queues for s in ("queued", "started", "failed", "finished")]
         return dict(zip(states, numbers, strict=True))
@@ -579,12 +371,11 @@ class Registry:
     async def learn(self, field: str, entry: Entry, *, new: bool | None = None) -> bool:
         """Write one entry of the ledger; return whether it was written.
 
-        With `new` only while there is none, without only while there is one: whoever goes by an earlier reading of
-        the ledger brings back nothing that was forgotten since. By default always.
+        `new`: only while there is none; False: only while there is one, so that an agent with an earlier reading of the
+        ledger restores no entry that was deleted since. By default always.
         """
         unless = "" if new is None else str(int(new))
-        async with self._bounded():
-            return bool(await self._learn(keys=[self.names.ledger], args=[field, msgspec.json.encode(entry), unless]))
+        return bool(await self._learn([self.names.ledger], [field, msgspec.json.encode(entry), unless]))
 
     async def unlearn(self, fields: Iterable[str]) -> None:
         """Delete entries of the ledger."""
@@ -594,7 +385,7 @@ class Registry:
                 await self._redis.hdel(self.names.ledger, *names)
 
     async def cordon(self, host: str, *, cordoned: bool) -> None:
-        """Note that a host takes no new work, or that it does again. It outlives every restart."""
+        """Cordon a host, or open it again. A cordon survives restarts."""
         async with self._bounded():
             await (self._redis.sadd if cordoned else self._redis.srem)(self.names.cordon, host)
             await self._redis.publish(self.names.changed, f"host:{host}")
@@ -602,7 +393,7 @@ class Registry:
     # Questions that one router worker asks all of them.
 
     async def ask(self, token: str, question: bytes) -> None:
-        """Put a question and ring the bell for it."""
+        """Write a question and ring the bell for it."""
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             pipe.set(self.names.question(token), question, px=round(ANSWERS_S * 1000))
             pipe.publish(self.names.changed, f"ask:{token}")
@@ -611,18 +402,18 @@ class Registry:
     async def question(self, token: str) -> bytes | None:
         """Read a question."""
         async with self._bounded():
-            found = await self._redis.get(self.names.question(token))
-        return found.encode() if isinstance(found, str) else found
+            value = await self._redis.get(self.names.question(token))
+        return value.encode() if isinstance(value, str) else value
 
     async def share_death(self, token: str, death: Death) -> None:
-        """Tell the other routers of a request that was aboard a death."""
+        """Tell the other routers which request was in flight on a worker that died."""
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             pipe.set(self.names.death(token), msgspec.json.encode(death), px=round(ANSWERS_S * 1000))
             pipe.publish(self.names.changed, f"death:{token}")
             await pipe.execute()
 
     async def death(self, token: str) -> Death | None:
-        """Return what a router told of a death; None when it has expired."""
+        """Return a router's message about a death; None when it has expired."""
         async with self._bounded():
             return decoded(await self._redis.get(self.names.death(token)), Death)
 
@@ -636,31 +427,20 @@ class Registry:
     async def next_answer(self, token: str, timeout_s: float) -> bytes | None:
         """Wait for one answer to a question."""
         async with self._bounded():
-            found: Any = await self._redis.blpop([self.names.answers(token)], timeout=timeout_s)
-        return found[1] if found else None
+            popped: Any = await self._redis.blpop([self.names.answers(token)], timeout=timeout_s)
+        return popped[1] if popped else None
 
     # API keys, by operators.
 
     async def keys(self) -> list[ApiKey]:
-        """Read every API key's record. One that cannot be read is not there: nobody comes in with it."""
-        async with self._bounded():
-            digests = await self._redis.smembers(self.names.api_keys)
-        if COMPLETE.encode() not in digests or self._key_index_is_old:
-            self._key_index_is_old = False
-            try:
-                await self._index_earlier("key:*", {self.names.api_key(""): self.names.api_keys}, self.names.api_keys)
-            except RecordUnavailable:
-                self._key_index_is_old = True
-                raise
-            async with self._bounded():
-                digests = await self._redis.smembers(self.names.api_keys)
-        members = names(digests)
+        """Read every API key's record. A key whose record cannot be read is missing, so it is refused."""
+        members = await self._indexes.key_digests()
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             for digest in members:
                 pipe.hgetall(self.names.api_key(digest))
             hashes = await pipe.execute(raise_on_error=False)
-        records = [{} if _of_wrong_type(fields) else fields for fields in hashes]
-        await self._keep_index(self.names.api_keys, self.names.api_key, members, records)
+        records = [{} if is_of_wrong_type(fields) else fields for fields in hashes]
+        await self._indexes.remove_missing(self.names.api_keys, self.names.api_key, members, records)
         keys = (key_of(digest, fields) for digest, fields in zip(members, records, strict=True))
         return [k for k in keys if k is not None]
 
@@ -672,7 +452,7 @@ class Registry:
                 pipe.hset(self.names.api_key(key.digest), mapping=fields)
                 pipe.sadd(self.names.api_keys, key.digest)
                 if key.expires:
-                    pipe.expireat(self.names.api_key(key.digest), round(key.expires + EXPIRED_KEPT_S))
+                    pipe.expireat(self.names.api_key(key.digest), round(key.expires + EXPIRED_S))
                 else:
                     pipe.persist(self.names.api_key(key.digest))
             pipe.publish(self.names.changed, KEYS_CHANGED)
@@ -680,18 +460,15 @@ class Registry:
 
     async def group_keys(self, digests: Sequence[str], group: str) -> None:
         """Put API keys that still exist into a group, or with "" into none, and ring the bell."""
-        async with self._bounded():
-            await self._group_keys(
-                keys=[self.names.api_key(d) for d in digests],
-                args=[msgspec.json.encode(group), self.names.changed, KEYS_CHANGED],
-            )
+        keys = [self.names.api_key(d) for d in digests]
+        await self._group_keys(keys, [msgspec.json.encode(group), self.names.changed, KEYS_CHANGED])
 
     async def drop_keys(self, digests: Iterable[str]) -> None:
         """Delete API keys' records and ring the bell."""
         async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
-            for one in digests:
-                pipe.delete(self.names.api_key(one))
-                pipe.srem(self.names.api_keys, one)
+            for digest in digests:
+                pipe.delete(self.names.api_key(digest))
+                pipe.srem(self.names.api_keys, digest)
             pipe.publish(self.names.changed, KEYS_CHANGED)
             await pipe.execute()
 
@@ -700,30 +477,30 @@ class Registry:
     async def sessions(self) -> dict[str, Session]:
         """Read every session, by the digest of its id."""
         async with self._bounded():
-            found: Any = await self._redis.hgetall(self.names.sessions)
-        return {text(name): one for name, value in found.items() if (one := decoded(value, Session))}
+            values: Any = await self._redis.hgetall(self.names.sessions)
+        return {text(name): session for name, value in values.items() if (session := decoded(value, Session))}
 
     async def session(self, name: str) -> Session | None:
         """Read one session."""
         async with self._bounded():
-            found: Any = await self._redis.hget(self.names.sessions, name)
-        return decoded(found, Session)
+            value: Any = await self._redis.hget(self.names.sessions, name)
+        return decoded(value, Session)
 
     async def begin_session(self, name: str, session: Session, ended: Iterable[str]) -> None:
-        """Write a session, and drop those that are over."""
+        """Write a session, and delete those that have ended."""
         async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
-            for one in ended:
-                pipe.hdel(self.names.sessions, one)
+            for other in ended:
+                pipe.hdel(self.names.sessions, other)
             pipe.hset(self.names.sessions, name, msgspec.json.encode(session))
             await pipe.execute()
 
     async def end_session(self, name: str) -> None:
-        """Drop a session."""
+        """Delete a session."""
         async with self._bounded():
             await self._redis.hdel(self.names.sessions, name)
 
     async def override(self, function: str, override: Override) -> None:
-        """Set what goes for a function over its catalogue entry; nothing set: as the catalogue says."""
+        """Set a function's settings over those of its catalogue entry; an empty override removes them."""
         values: Any = override_fields(override)
         async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(self.names.override(function))
@@ -740,29 +517,29 @@ class Registry:
     async def decided(self, receipts: Iterable[DecisionRecord]) -> None:
         """Append receipts to the stream of decisions."""
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-            for one in receipts:
-                kept: Any = fields(one)
-                pipe.xadd(self.names.decisions, kept, maxlen=DECISIONS_KEPT, approximate=True)
+            for decision in receipts:
+                values: Any = fields(decision)
+                pipe.xadd(self.names.decisions, values, maxlen=MOST_DECISIONS, approximate=True)
             await pipe.execute()
 
-    async def decisions(self, wanted: Mapping[str, str], limit: int) -> list[DecisionRecord]:
+    async def decisions(self, filters: Mapping[str, str], limit: int) -> list[DecisionRecord]:
         """Return receipts with these fields, newest first."""
-        found: list[DecisionRecord] = []
+        decisions: list[DecisionRecord] = []
         before = "+"
-        while len(found) < limit:
+        while len(decisions) < limit:
             async with self._bounded():
                 entries: Any = await self._redis.xrevrange(self.names.decisions, max=before, count=READ_AT_ONCE)
-            for id, kept in entries:
-                said = words(kept)
-                if all(said.get(k) == v for k, v in wanted.items()):
-                    found.append(receipt(text(id), said))
+            for id, values in entries:
+                entry = words(values)
+                if all(entry.get(k) == v for k, v in filters.items()):
+                    decisions.append(receipt(text(id), entry))
             if len(entries) < READ_AT_ONCE:
                 break
             before = f"({text(entries[-1][0])}"
-        return found[:limit]
+        return decisions[:limit]
 
     async def decisions_after(self, last: str, timeout_s: float) -> tuple[list[DecisionRecord], str]:
-        """Wait for receipts after one; return them and the last one's id. "$" is the end of the stream as it is."""
+        """Wait for receipts after one; return them and the last one's id. "$" is the present end of the stream."""
         async with self._bounded():
             if last == "$":
                 newest: Any = await self._redis.xrevrange(self.names.decisions, count=1)
@@ -771,14 +548,5 @@ class Registry:
                 {self.names.decisions: last}, count=READ_AT_ONCE, block=round(timeout_s * 1000)
             )
         entries = read[0][1] if isinstance(read, list) and read else next(iter(read.values()), [[]])[0] if read else []
-        found = [receipt(text(id), words(kept)) for id, kept in entries]
-        return found, found[-1].id if found else last
-
-
-def _of_wrong_type(result: Any) -> bool:
-    """Whether a key holds what no cortex wrote: then it is as good as none. Raises any other error that was read."""
-    if not isinstance(result, Exception):
-        return False
-    if WRONG_TYPE in str(result):
-        return True
-    raise RecordUnavailable(f"the record cannot be read: {result}") from result
+        decisions = [receipt(text(id), words(values)) for id, values in entries]
+        return decisions, decisions[-1].id if decisions else last

@@ -224,8 +224,8 @@ def events(name: str | None, path: Path | None, limit: int, as_json: bool) -> No
         click.echo(json.dumps(entries[-limit:], indent=2))
         return
     rows = table("WHEN", "EVENT", "ABOUT", "WHAT FOLLOWED")
-    followed = [e for e in entries if e["event"]["type"] not in READINGS or e.get("effects")]
-    for entry in followed[-limit:]:
+    shown = [e for e in entries if e["event"]["type"] not in READINGS or e.get("effects")]
+    for entry in shown[-limit:]:
         event = entry["event"]
         about = event.get("instance") or event.get("function") or ""
         effects = ", ".join(map(_effect, entry.get("effects", ()))) or "-"

@@ -7,11 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.platform.host.devices import (
-    discover,
     reading_of,
 )
 from cortex.platform.host.nvml import Answer, Gpu
-from cortex.platform.record import Device
 from cortex.platform.settings import Agent
 from tests.platform.host.nvml_stub import (
     CPU,
@@ -110,21 +108,6 @@ async def test_failing_nvml_does_not_make_a_cpu_host(nvml: Tell) -> None:
     assert problems[1] == "Driver Not Loaded"
     assert problems[2] == "the NVML reader was killed by SIGSEGV"
     assert problems[3] == f"{UUIDS[0]}: NVML no longer lists this GPU; {UUIDS[1]}: NVML no longer lists this GPU"
-
-
-async def test_gpus_of_the_previous_agent_stay_listed_when_nvml_fails(nvml: Tell) -> None:
-    known = (await read()).devices
-    nvml(f"fail nvmlInitWithFlags {DRIVER_NOT_LOADED}")
-
-    reading = await read(previous=known)
-
-    assert ids(reading) == UUIDS
-
-
-async def test_gpus_of_the_previous_agent_are_dropped_once_nvml_answers(nvml: Tell) -> None:
-    known = (Device(id="GPU-sold", name="x", kind="gpu", total_mb=24_000, index=5), discover(Agent())[0])
-
-    assert ids(await read(previous=known)) == UUIDS
 
 
 async def test_a_container_without_the_library_is_a_cpu_host_whatever_its_kernel_lists(tmp_path: Path) -> None:

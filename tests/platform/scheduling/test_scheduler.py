@@ -1616,6 +1616,18 @@ def test_requests_for_a_start_on_a_draining_host_may_try_another_host() -> None:
     assert [f.kind for f in scheduler.record().failures] == [FailureKind.ROOM]
 
 
+def test_what_the_agent_reads_of_its_host_replaces_only_that() -> None:
+    scheduler = a_scheduler()
+    sizes = {"f": 1000}
+
+    scheduler.handle(HostRead(weights=sizes), 0.0)
+    scheduler.handle(HostRead(problems=("the disk is full",), problem=""), 0.0)
+    sizes["g"] = 1
+
+    record = scheduler.record()
+    assert (record.weights, record.problems, record.devices) == ({"f": 1000}, ("the disk is full",), a_host().devices)
+
+
 def test_new_readings_of_the_devices_are_used() -> None:
     scheduler = a_scheduler()
 

@@ -58,7 +58,6 @@ class Devices:
         self,
         settings: Agent,
         *,
-        previous: Iterable[Device] = (),
         timeout_s: float = READ_S,
         first_s: float = FIRST_READ_S,
         retry_s: float = RETRY_S,
@@ -67,11 +66,10 @@ class Devices:
         clock: Callable[[], float] = time.monotonic,
         kill: Callable[[int, signal.Signals], None] = signal_group,
     ) -> None:
-        """`known` are the devices that the last agent of this host saw; its GPUs count until NVML answers."""
         self._settings = settings
         self._kernel_gpus = kernel_gpus
         self._reader = NvmlReader(command, timeout_s, first_s, retry_s, clock, kill)
-        self._last = Reading(devices=tuple(d for d in previous if d.index is not None))
+        self._last = Reading(devices=())
         self._answered = False
         self._reading = asyncio.Lock()
 

@@ -8,7 +8,7 @@ Of the record, a line has what changed since the reading before, and of hosts on
 what the scheduler reads.
 
 Values of environment variables, and of arguments, may be secrets. They are replaced by digests under a key that never
-leaves the process: equal values stay equal. `revisions` has the true revision of a spec that this changes.
+leaves the process: equal values stay equal. The true revision of such a spec is in its `env`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, Instance, RouterReport, used_instance
 from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, Prove, Spawn
 from cortex.platform.scheduling.events import Adopted, CatalogueChanged, EnsureRequest, Event, Reported
-from cortex.platform.scheduling.state import HostState
+from cortex.platform.scheduling.state import MASKED_REVISION, HostState
 from cortex.platform.scheduling.turns import Line
 
 EVENTS = 1000
@@ -62,8 +62,6 @@ class Entry(Struct, frozen=True, kw_only=True):
     effects: tuple[Effect, ...]
     raised: str
     """The kind of exception it raised; empty: none."""
-    revisions: dict[str, str]
-    """Those that are new with this entry."""
 
 
 class _Line(Struct, frozen=True, kw_only=True, tag_field="line", tag="event", omit_defaults=True):
@@ -73,7 +71,6 @@ class _Line(Struct, frozen=True, kw_only=True, tag_field="line", tag="event", om
     event: Event | FleetChange
     effects: tuple[Effect, ...] = ()
     raised: str = ""
-    revisions: dict[str, str] = {}
 
 
 _INSTANCE = used_instance("")
@@ -93,9 +90,8 @@ class EventLog:
     def add(self, event: Event, effects: Iterable[Effect], now: float, raised: str = "") -> None:
         """Add an event. What cannot be encoded is raised; the log then begins anew."""
         try:
-            logged, followed = self._logged(event), tuple(map(self._masks.effect, effects))
-            revisions = self._masks.take_revisions()
-            line = _Line(now=now, event=logged, effects=followed, raised=raised, revisions=revisions)
+            safe_event, safe_effects = self._without_secrets(event), tuple(map(self._masks.effect, effects))
+            line = _Line(now=now, event=safe_event, effects=safe_effects, raised=raised)
             if self._segments:
                 self._segments[-1].write(line)
             if not self._segments or self._is_full(self._segments[-1]):
@@ -126,7 +122,7 @@ class EventLog:
         self._segments.append(segment)
         self._fleet = Fleet()
 
-    def _logged(self, event: Event) -> Event | FleetChange:
+    def _without_secrets(self, event: Event) -> Event | FleetChange:
         if not isinstance(event, Reported) or event.fleet is None:
             return self._masks.event(event)
         before, self._fleet = self._fleet, event.fleet
@@ -144,7 +140,7 @@ def read(lines: Iterable[bytes | str]) -> Iterator[Checkpoint | Entry]:
         if isinstance(line.event, FleetChange):
             fleet = _changed(fleet, line.event)
         event = Reported(fleet) if isinstance(line.event, FleetChange) else line.event
-        yield Entry(now=line.now, event=event, effects=line.effects, raised=line.raised, revisions=line.revisions)
+        yield Entry(now=line.now, event=event, effects=line.effects, raised=line.raised)
 
 
 def _difference(before: Fleet, fleet: Fleet, host: str) -> FleetChange:
@@ -200,42 +196,26 @@ class _Segment:
         return bytes(self._data) + self._compressor.copy().flush()
 
 
-class _Spec(Struct, frozen=True):
-    true: Function
-    masked: Function
-    revision: str
-    masked_revision: str
-
-
 class _Masks:
     """Replaces what may be a secret in the specs of functions."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._specs: dict[str, _Spec] = {}
-        """By function, the last spec."""
-        self._revisions: dict[str, str] = {}
-        """All since the last checkpoint, and those that are new since they were taken."""
-        self._new: dict[str, str] = {}
-
-    def take_revisions(self) -> dict[str, str]:
-        """Return the revisions that are new."""
-        revisions, self._new = self._new, {}
-        return revisions
+        self._specs: dict[str, tuple[Function, Function]] = {}
+        """By function, the last spec and what it became."""
 
     def state(self, state: HostState) -> HostState:
         """Return the state without secrets, and forget what it does not refer to."""
         specs = [*(state.catalogue or {}).values(), *state.functions.values()]
         present = {f.id for f in specs}
         self._specs = {id: spec for id, spec in self._specs.items() if id in present}
-        self._revisions = {}
         waiters = {id: replace(w, function=self.function(w.function)) for id, w in state.line.waiters.items()}
         return replace(
             state,
             functions={id: self.function(f) for id, f in state.functions.items()},
             catalogue=None if state.catalogue is None else {id: self.function(f) for id, f in state.catalogue.items()},
             line=Line(waiters),
-            revisions=self.take_revisions(),
+            masked=True,
         )
 
     def event(self, event: Event) -> Event:
@@ -257,18 +237,17 @@ class _Masks:
     def function(self, function: Function) -> Function:
         if not (function.env or function.args or function.command):
             return function
-        spec = self._specs.get(function.id)
-        if spec is None or spec.true is not function:
+        true, masked = self._specs.get(function.id, (None, function))
+        if true is not function:
+            env = {name: self._digest(value) for name, value in function.env.items()}
             masked = replace(
                 function,
-                env={name: self._digest(value) for name, value in function.env.items()},
+                env={**env, MASKED_REVISION: revision(function)},
                 args=tuple(map(self._word, function.args)),
                 command=tuple(map(self._word, function.command)),
             )
-            spec = self._specs[function.id] = _Spec(function, masked, revision(function), revision(masked))
-        if spec.masked_revision not in self._revisions:
-            self._revisions[spec.masked_revision] = self._new[spec.masked_revision] = spec.revision
-        return spec.masked
+            self._specs[function.id] = (function, masked)
+        return masked
 
     def _word(self, word: str) -> str:
         option = _OPTION.match(word)

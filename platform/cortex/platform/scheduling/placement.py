@@ -18,6 +18,7 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Device, HostRecord, Instance, Use
 from cortex.platform.scheduling.eviction import Victims, cheapest_victims, least_valuable_first, worth
+from cortex.platform.scheduling.eviction import protection as protection  # for callers of `place`
 from cortex.platform.scheduling.saved_state import LocalWeights
 
 MINIMUM_YIELDS_S = 60.0

@@ -6,6 +6,7 @@ may let an instance move on, `reconcile()` takes the steps that are due: a placi
 that all routers have acknowledged, a start without a sign of life.
 """
 
+from collections.abc import Mapping
 from typing import assert_never
 
 from msgspec.structs import asdict, replace
@@ -54,8 +55,9 @@ class Scheduler:
             case events.Reported(fleet):
                 _take_report(state, fleet, now)
             case events.HostRead():
-                changes = {name: value for name, value in asdict(event).items() if value is not None}
-                state.host = replace(state.host, **changes)
+                facts = {name: value for name, value in asdict(event).items() if value is not None}
+                copies = {name: dict(value) for name, value in facts.items() if isinstance(value, Mapping)}
+                state.host = replace(state.host, **{**facts, **copies})
             case events.LedgerRead(entries):
                 state.ledger = dict(entries)
             case events.LauncherChanged(engine, launcher, memory_mb):

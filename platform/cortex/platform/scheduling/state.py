@@ -22,6 +22,9 @@ from cortex.platform.scheduling.reports import Reports
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.turns import Line
 
+MASKED_REVISION = "CORTEX_REVISION"
+"""The variable with the revision of a spec whose secrets were removed."""
+
 MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
 """States in which the memory use of a device changes."""
 
@@ -47,7 +50,7 @@ class Observation(Struct, frozen=True):
 
 
 class HostState(Struct, kw_only=True):
-    """One host's instances, and what is known about them."""
+    """One host's instances, with all that its decisions depend on."""
 
     host: HostRecord
     """What the host reports in addition to the other fields; `record()` has all of it."""
@@ -77,8 +80,8 @@ class HostState(Struct, kw_only=True):
     """Starts so far."""
     defragged: int = 0
     """Starts before the last defragmentation."""
-    revisions: dict[str, str] = {}
-    """In a replay: the revisions of specs whose secrets were removed (`event_log.py`)."""
+    masked: bool = False
+    """In a replay: specs without their secrets have their revision in `env` (`event_log.py`)."""
     effects: list[Effect] = []
     """Those of the current event so far."""
 
@@ -110,13 +113,13 @@ class HostState(Struct, kw_only=True):
 
     def revision(self, function: Function) -> str:
         """Return the revision of a spec."""
-        revision = revision_of(function)
-        return self.revisions.get(revision, revision)
+        masked = self.masked and function.env.get(MASKED_REVISION)
+        return masked or revision_of(function)
 
-    def find(self, instance: str, *states: State) -> Instance | None:
+    def find(self, instance_id: str, *states: State) -> Instance | None:
         """Return an instance that is in one of these states; None when it is in another, or gone."""
-        found = self.instances.get(instance)
-        return found if found is not None and found.state in states else None
+        instance = self.instances.get(instance_id)
+        return instance if instance is not None and instance.state in states else None
 
     def on_way_or_up(self, function: str, revision: str, exclude: Collection[str] = ()) -> Instance | None:
         """Return the instance that serves a function: one that is live, else one whose drain can be cancelled."""

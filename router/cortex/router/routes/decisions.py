@@ -18,7 +18,7 @@ from msgspec import to_builtins
 
 from cortex.functions.names import nearest
 from cortex.platform import clock
-from cortex.platform.registry import DECISIONS_KEPT, RecordUnavailable, Registry
+from cortex.platform.registry import MOST_DECISIONS, RecordUnavailable, Registry
 from cortex.router.activation.agents import Agents, AgentUnavailable
 from cortex.router.errors import BadRequest, HostNotFound, NoCapacity, RecordIsAway, TooManyListeners
 from cortex.router.fleet_view import FleetView
@@ -42,7 +42,7 @@ def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents
         host: str = "",
         instance: str = "",
         what: str = "",
-        limit: Annotated[int, Parameter(ge=1, le=DECISIONS_KEPT)] = 100,
+        limit: Annotated[int, Parameter(ge=1, le=MOST_DECISIONS)] = 100,
     ) -> dict[str, Any]:
         """List decisions, newest first."""
         name = function
