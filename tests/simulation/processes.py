@@ -17,7 +17,7 @@ import httpx
 import structlog
 
 from cortex.functions.catalogue import Catalogue
-from cortex.platform import faults, registry, worker_http
+from cortex.platform import faults, record_connection, worker_http
 from cortex.platform.agent import loop, monitor
 from cortex.platform.cancel import cancelled
 from cortex.platform.host import engines
@@ -263,7 +263,7 @@ def substitutions(
         discover = staticmethod(lambda _: ENGINES)
 
     parts: list[tuple[Any, str, Any]] = [
-        (registry, "async_client", client),
+        (record_connection, "async_client", client),
         (agents_module, "trust", lambda _: False),
         (worker_http, "session", lambda **_: session_at(place())),
         (upstream, "WorkerConnections", lambda **_: Connections(session_at(place()))),
