@@ -11,7 +11,7 @@ import msgspec
 
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import Accepted, CatalogueUpdate, Cool, Ensure, PlanRequest, Rejected
-from cortex.platform.keys import FleetToken
+from cortex.platform.keys import HostToken
 from tests.simulation.machine import Machine
 from tests.simulation.network import Cut, Network
 from tests.simulation.virtual_time import Phase, VirtualLoop, settle
@@ -22,7 +22,7 @@ OnEnsure = Callable[[str, str, Ensure, Accepted | Rejected, frozenset[str]], Non
 class AgentServer:
     """The HTTP API of the agent on one machine. `agent` is the present one; None: none listens."""
 
-    def __init__(self, machine: Machine, token: FleetToken) -> None:
+    def __init__(self, machine: Machine, token: HostToken) -> None:
         self.machine, self._token = machine, token
         self.agent: Agent | None = None
         self.on_ensure: OnEnsure = lambda *_: None
@@ -33,7 +33,7 @@ class AgentServer:
         assert agent is not None
         own = agent.scheduler.record()
         bearer = request.headers["Authorization"].removeprefix("Bearer ")
-        if not self._token.opens(bearer, own.name, own.address):
+        if not self._token.opens(bearer, own.address):
             return httpx.Response(401)
         body = request.content
         result: object

@@ -7,6 +7,7 @@ supervisor starts, finds and kills processes. The supervisor itself is the real 
 import asyncio
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,12 @@ from tests.simulation.virtual_time import PROCESS, Process, VirtualLoop, settle
 FIRST_PORT, PORTS_PER_DEVICE = 20_000, 3
 """Hardly more ports than workers fit on a device, so that ports are used again soon."""
 TOKEN = "the token of the simulated fleet"
+
+
+@cache
+def key_of(instance: str) -> str:
+    """Return the API key of an instance."""
+    return worker_key(TOKEN, instance)
 
 
 class Manner(Struct, frozen=True, kw_only=True):
@@ -48,7 +55,7 @@ class Worker:
         self.revision = revision(function)
         self.loop = machine.loop
         self.id = ProcessId(machine.boot, machine.next_pid(), round(self.loop.time() * 100))
-        self.key = worker_key(TOKEN, instance)
+        self.key = key_of(instance)
         self.process = self.loop.process(f"worker {instance}")
         self.born = self.loop.time()
         self.ready_at = self.born + manner.start_s

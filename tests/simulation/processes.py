@@ -17,13 +17,13 @@ import httpx
 import structlog
 
 from cortex.functions.catalogue import Catalogue
-from cortex.platform import faults, registry, worker_http
+from cortex.platform import faults, record_connection, worker_http
 from cortex.platform.agent import loop, monitor
 from cortex.platform.cancel import cancelled
 from cortex.platform.host import engines
 from cortex.platform.host.devices import Reading
 from cortex.platform.in_flight import InFlight
-from cortex.platform.keys import FleetToken, fleet_mark, worker_key
+from cortex.platform.keys import FleetToken, HostToken, fleet_mark
 from cortex.platform.process import process_id
 from cortex.platform.record import Device
 from cortex.platform.redis_clients import Generation
@@ -56,6 +56,7 @@ from tests.simulation.machine import (
     NoLauncher,
     StateWriter,
     System,
+    key_of,
     launch,
 )
 from tests.simulation.redis_client import Client
@@ -66,32 +67,50 @@ ENGINES = engines.Engines(versions={"fake": "1"}, tools={"fake": ("fake",)})
 
 
 class Token(FleetToken):
-    """The fleet's token, without a file."""
+    """The fleet's token, without a file. Keys are computed once, since thousands of probes need them."""
 
     def __init__(self) -> None:
-        self._worker_keys: dict[str, list[str]] = {}
+        pass
 
-    def _all(self) -> tuple[str, ...]:
-        return (TOKEN,)
+    @property
+    def current(self) -> str:
+        """Return the token."""
+        return TOKEN
 
-    def worker_keys(self, instance: str) -> list[str]:
-        """Return the key of an instance; computed once, since thousands of probes need it."""
-        keys = self._worker_keys.get(instance)
-        if keys is None:
-            keys = self._worker_keys[instance] = [worker_key(TOKEN, instance)]
-        return keys
+    def worker_keys(self, host: str, instance: str) -> list[str]:
+        """Return the key of an instance."""
+        return [key_of(instance)]
 
     def fleet_marks(self) -> list[str]:
         """Return the mark of the fleet."""
         return [_MARK]
 
-    def opens(self, given: str, host: str, address: str) -> bool:
-        """Whether a token opens an agent."""
-        return given == self.for_host(host, address)
-
-    def for_host(self, host: str, address: str) -> str:
+    def for_agent(self, host: str, address: str) -> str:
         """Return what opens the agent of a host."""
-        return f"{TOKEN} {host} {address}"
+        return f"{TOKEN} {address}"
+
+
+class AgentToken(HostToken):
+    """The token of a host, without a file."""
+
+    def __init__(self) -> None:
+        pass
+
+    def opens(self, bearer: str, address: str) -> bool:
+        """Whether a token opens the agent at an address."""
+        return bearer == f"{TOKEN} {address}"
+
+    def worker_key(self, instance: str) -> str:
+        """Return the key of an instance."""
+        return key_of(instance)
+
+    def worker_keys(self, instance: str) -> list[str]:
+        """Return the key of an instance."""
+        return [key_of(instance)]
+
+    def fleet_marks(self) -> list[str]:
+        """Return the mark of the fleet."""
+        return [_MARK]
 
 
 _MARK = fleet_mark(TOKEN)
@@ -121,7 +140,7 @@ class SimulatedAgent(loop.Agent):
 
     def __init__(self, settings: Settings, own: Registry, on_decision: Callable[["SimulatedAgent"], None]) -> None:
         self._on_decision = on_decision
-        super().__init__(settings, Token(), own)
+        super().__init__(settings, AgentToken(), own)
 
     def _wake(self) -> None:
         super()._wake()
@@ -155,7 +174,7 @@ class SimulatedRouter:
             self.view, own, agents, in_flight, self.live_catalogue, self._probe, self._decision_log
         )
         self._deaths = Deaths(self.view, self._probe, own, self._decision_log, self.id)
-        self._reporter = Reporter(own, self.view, in_flight, self._deaths.aboard, self.live_catalogue)
+        self._reporter = Reporter(own, self.view, in_flight, self._deaths.open_requests, self.live_catalogue)
         self._sweeper = Sweeper(own, self.view, self.live_catalogue, agents, self._activator, self.faults)
         self.exchanges = Exchanges(
             self.view,
@@ -244,7 +263,7 @@ def substitutions(
         discover = staticmethod(lambda _: ENGINES)
 
     parts: list[tuple[Any, str, Any]] = [
-        (registry, "async_client", client),
+        (record_connection, "async_client", client),
         (agents_module, "trust", lambda _: False),
         (worker_http, "session", lambda **_: session_at(place())),
         (upstream, "WorkerConnections", lambda **_: Connections(session_at(place()))),

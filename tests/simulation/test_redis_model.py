@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tests.support  # noqa: F401
-from cortex.platform import clock
-from cortex.platform import registry as module
+from cortex.platform import clock, record_connection
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.record import HostRecord, Override, RouterReport
 from cortex.platform.registry import Registry
@@ -21,7 +20,7 @@ from cortex.platform.scheduling.ledger import Entry
 from tests.simulation.network import Network
 from tests.simulation.redis_client import Client, Command, Server
 from tests.simulation.redis_model import Model
-from tests.simulation.virtual_time import VirtualLoop
+from tests.simulation.virtual_time import VirtualLoop, replaced
 from tests.support.stack import own_redis
 
 NAMES = ("a", "b")
@@ -115,10 +114,9 @@ def test_the_model_answers_as_redis_does(url: str, operations: list[tuple[Any, .
         raw.flushall()
         loop = VirtualLoop()
         server = Server(loop, Network(Random(0)), Random(0), time.time)
-        real, simulated = Registry(url), Registry(url)
-        simulated_client: Any = Direct(server, "here")
-        await simulated.close()
-        rewire(simulated, simulated_client)
+        real = Registry(url)
+        with replaced([(record_connection, "async_client", lambda *_: Direct(server, "here"))]):
+            simulated = Registry(url)
         for operation in operations:
             answers = [await outcome(carry_out(r, operation)) for r in (real, simulated)]
             assert answers[0] == answers[1], operation
@@ -136,17 +134,6 @@ async def outcome(work: Any) -> object:
         return await work
     except Exception as error:
         return type(error)
-
-
-def rewire(registry: Registry, client: Any) -> None:
-    """Connect a registry to another client, its scripts too."""
-    registry._redis = client
-    for name, script in (
-        ("_release", module._RELEASE), ("_take", module._TAKE), ("_settle", module._SETTLE_INDEX),
-        ("_publish_host", module._PUBLISH_HOST), ("_remove_host", module._REMOVE_HOST), ("_touch", module._TOUCH),
-        ("_learn", module._LEARN), ("_join", module._JOIN), ("_group_keys", module._GROUP_KEYS),
-    ):  # fmt: skip
-        setattr(registry, name, client.register_script(script))
 
 
 def test_a_key_expires_by_the_clock_of_the_model() -> None:

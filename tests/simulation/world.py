@@ -17,11 +17,11 @@ from cortex.platform.agent.host_name import NameTaken, check_name
 from cortex.platform.api_keys import ANONYMOUS, RIGHTS, Principal, Scope
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.request.exchange import Call
+from cortex.router.request.exchange import Call, Exchange
 from tests.simulation.agent_http import AgentServer, Transport
 from tests.simulation.machine import FIRST_PORT, PORTS_PER_DEVICE, Machine, System
 from tests.simulation.network import Network
-from tests.simulation.processes import SimulatedAgent, SimulatedRouter, Token, agent_settings, substitutions
+from tests.simulation.processes import AgentToken, SimulatedAgent, SimulatedRouter, Token, agent_settings, substitutions
 from tests.simulation.redis_client import Client, Server
 from tests.simulation.virtual_time import WALL, Phase, Process, VirtualLoop, virtual_clocks
 from tests.simulation.worker_session import Fabric, Session
@@ -120,7 +120,7 @@ class World:
     def add_machine(self, name: str, devices: dict[str, int]) -> Machine:
         """Add a machine with an agent."""
         machine = self.machines[name] = Machine(self.loop, name, devices, self.random)
-        self.servers[name] = AgentServer(machine, self._token)
+        self.servers[name] = AgentServer(machine, AgentToken())
         return machine
 
     def start_agent(self, name: str) -> None:
@@ -244,7 +244,7 @@ class _Client:
         call = Call(dialect="embeddings", path="/v1/embeddings", body=body, reply=_Echo())
         try:
             target = self._router.live_catalogue.resolve_for(self._function, ANYBODY)
-            exchange = self._router.exchanges.exchange(target, call, f"r{self._number}", ANYBODY, parse=_same(call))
+            exchange = Exchange(self._router.exchanges, target, call, f"r{self._number}", ANYBODY, parse=_same(call))
             await exchange(SCOPE, self._receive, self._send)
         except Exception as error:
             if type(error).__name__ == "FunctionNotFound":

@@ -1,12 +1,16 @@
-"""A scheduler under test: each method is one event; effects are collected until the test reads them."""
+"""A scheduler under test, and the ways to bring its instances into a state.
+
+Each method of the driver is one event; effects are collected until the test reads them.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 
+from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
-from cortex.platform.record import FailureKind, Fleet, HostRecord, ProcessId
+from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, ProcessId
 from cortex.platform.scheduling import events
-from cortex.platform.scheduling.effects import Answer, Effect, Ending
+from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending, Look
 from cortex.platform.scheduling.event_log import EventLog
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.failures import evidence_in
@@ -15,19 +19,23 @@ from cortex.platform.scheduling.reconcile import reconcile
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
+from tests.support.factories import a_device, a_fleet, a_function, a_host, a_process, a_report
 
 
 class SchedulerDriver:
     """Drives one scheduler. Answers to callers are return values, and not among the effects."""
 
-    def __init__(self, host: HostRecord, rules: Rules) -> None:
+    def __init__(self, host: HostRecord, rules: Rules, *, segment_events: int = 0) -> None:
+        """With `segment_events`, `log` has the events, in segments of so many."""
         self.scheduler = Scheduler(host, rules)
-        self.log = EventLog(self.scheduler.state, 0.0, b"key", segment_events=20)
+        self.log = EventLog(self.scheduler.state, 0.0, b"key", segment_events=segment_events)
+        self._logs = segment_events > 0
         self._effects: list[Effect] = []
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         effects = self.scheduler.handle(event, now)
-        self.log.add(event, effects, now)
+        if self._logs:
+            self.log.add(event, effects, now)
         self._effects += [e for e in effects if not isinstance(e, Answer | Ending)]
         return effects
 
@@ -153,3 +161,86 @@ class SchedulerDriver:
 
     def reclaimed(self, instance: str, now: float) -> None:
         self.handle(events.Reclaimed(instance), now)
+
+
+HERE = LocalWeights("/cache/weights.gguf", 1000)
+RULES = Rules(drain_grace_s=60.0, stop_grace_s=5.0, start_silence_s=300.0, start_ceiling_s=3600.0)
+
+F = a_function("f", vram_mb=6000)
+G = a_function("g", vram_mb=6000)
+SMALL = a_function("small", vram_mb=1000)
+OTHER = a_function("other", vram_mb=1000)
+
+ON_CPU = a_host(devices=(a_device("cpu", kind="cpu"),))
+TWO_GPUS = a_host(devices=(a_device("gpu-0"), a_device("gpu-1")))
+
+
+def a_scheduler(host: HostRecord | None = None, fleet: Fleet | None = None, rules: Rules = RULES) -> SchedulerDriver:
+    """A scheduler with the report of one router without requests."""
+    scheduler = SchedulerDriver(host or a_host(), rules)
+    scheduler.reported(fleet or a_fleet(a_report()), 0.0)
+    return scheduler
+
+
+def new_effects(scheduler: SchedulerDriver) -> list[Effect]:
+    """The effects since the last call, without receipts."""
+    return [e for e in scheduler.take_effects() if not isinstance(e, Decision)]
+
+
+def look(scheduler: SchedulerDriver, now: float, *, running: int | None = 0, connections: int = 0) -> list[Effect]:
+    """Answer every look request; return the other effects."""
+    others: list[Effect] = []
+    while effects := new_effects(scheduler):
+        others += [e for e in effects if not isinstance(e, Look)]
+        for effect in effects:
+            if isinstance(effect, Look):
+                scheduler.looked(effect.instance.id, running, connections, now)
+    return others
+
+
+def receipts(scheduler: SchedulerDriver) -> list[tuple[str, str, str]]:
+    """The receipts since the last call: what, of which instance, why."""
+    return [(e.what, e.instance, e.why) for e in scheduler.take_effects() if isinstance(e, Decision)]
+
+
+def instance_of(scheduler: SchedulerDriver, instance: str = "one") -> Instance:
+    return next(i for i in scheduler.record().instances if i.id == instance)
+
+
+def states(scheduler: SchedulerDriver) -> dict[str, State]:
+    return {i.id: i.state for i in scheduler.record().instances}
+
+
+def start(scheduler: SchedulerDriver, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
+    """Bring an instance as far as `starting`, its process spawned."""
+    assert scheduler.ensure(function, HERE, instance, now) == Accepted(instance, State.STARTING)
+    scheduler.spawned(instance, a_process(), "http://127.0.0.1:20000", now)
+    scheduler.take_effects()
+
+
+def bring_up(scheduler: SchedulerDriver, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
+    """Bring an instance as far as `ready`."""
+    start(scheduler, function, instance, now)
+    scheduler.answered(instance, now)
+    scheduler.take_effects()
+
+
+def clear_away(scheduler: SchedulerDriver, instance: str = "one", now: float = 0.0) -> None:
+    """Let the supervisor answer a stop to the end."""
+    scheduler.exited(instance, "exited with 0", (), now)
+    scheduler.reclaimed(instance, now)
+
+
+def crash(scheduler: SchedulerDriver, instance: str, now: float) -> None:
+    """Let a start fail."""
+    start(scheduler, F, instance, now)
+    clear_away(scheduler, instance, now)
+    scheduler.take_effects()
+
+
+def three_crashes() -> SchedulerDriver:
+    """At 2, F has failed three times in a row and is tried again no sooner than at 62."""
+    scheduler = a_scheduler()
+    for n, at in enumerate((0.0, 1.0, 2.0)):
+        crash(scheduler, f"i{n}", at)
+    return scheduler

@@ -22,9 +22,8 @@ from cortex.platform.scheduling.ledger import SERVED_S, Entry
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
 from cortex.platform.settings import Settings
 from cortex.platform.workers import process
-from tests.platform.scheduling.test_scheduler import RULES
 from tests.support.factories import a_device, a_fleet, a_function, a_host, a_report, an_instance
-from tests.support.scheduling import SchedulerDriver
+from tests.support.scheduling import RULES, SchedulerDriver
 from tests.support.stack import own_redis
 
 READY, PID, DECLARED = 1000.0, 4711, 8000

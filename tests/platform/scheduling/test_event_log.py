@@ -48,7 +48,7 @@ def entries(log: EventLog) -> list[Entry]:
 
 def brought_up() -> SchedulerDriver:
     """A scheduler with an instance of `F` that is ready."""
-    driver = SchedulerDriver(a_host(), Rules())
+    driver = SchedulerDriver(a_host(), Rules(), segment_events=20)
     driver.reported(a_fleet(a_report()), 1.0)
     driver.apply_catalogue({"f": F}, "digest", 1.0)
     assert driver.ensure(F, HERE, "one", 2.0) == Accepted("one", driver.record().instances[0].state)
@@ -72,7 +72,7 @@ def test_a_replay_that_decides_otherwise_is_a_difference(monkeypatch: pytest.Mon
 
 
 def test_the_log_has_the_last_events_and_drops_older_ones() -> None:
-    driver = SchedulerDriver(a_host(), Rules())
+    driver = SchedulerDriver(a_host(), Rules(), segment_events=20)
 
     for n in range(1000):
         driver.handle(SignOfLife("none", f"event {n}"), float(n))

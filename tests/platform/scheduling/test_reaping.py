@@ -8,8 +8,8 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Use, use, used_instance
 from cortex.platform.scheduling.reaping import reap_at
-from tests.platform.scheduling.test_scheduler import HERE, a_scheduler
 from tests.support.factories import a_fleet, a_function, a_process, a_report, an_instance
+from tests.support.scheduling import HERE, a_scheduler
 
 F = Function(id="org/model", engine=Engine.FAKE, idle_after_s=60)
 

@@ -72,7 +72,7 @@ class Agent(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), RULES)
+        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), RULES, segment_events=20)
         self.now = 0.0
         self.made = 0
         self.fleet: Fleet | None = None
@@ -84,7 +84,7 @@ class Agent(RuleBasedStateMachine):
 
     @initialize(strategy=st.sampled_from(["lru", "priority"]))
     def begin(self, strategy: str) -> None:
-        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), replace(RULES, strategy=strategy))
+        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), replace(RULES, strategy=strategy), segment_events=20)
         self.report(0, 0, [], [])
 
     # The world.
@@ -208,7 +208,9 @@ class Agent(RuleBasedStateMachine):
         """The agent is started anew: it takes its workers over, some dead, some that do not answer."""
         self.replay()
         record, state = self.scheduler.record(), self.scheduler.saved_state()
-        self.scheduler = SchedulerDriver(replace(record, instances=(), failures=state.failures), RULES)
+        self.scheduler = SchedulerDriver(
+            replace(record, instances=(), failures=state.failures), RULES, segment_events=20
+        )
         self.pending = {task: effect for task, effect in self.pending.items() if task[0] == "Spawn"}
         for n, worker in enumerate(state.workers):
             self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=n % 4 != 2)
