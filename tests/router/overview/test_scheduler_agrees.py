@@ -13,9 +13,8 @@ from cortex.platform.record import Fleet, used_instance
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.hosts import host_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
-from tests.platform.scheduling.test_scheduler import HERE, RULES, a_scheduler, bring_up
 from tests.support.factories import a_fleet, a_function, a_process, a_report
-from tests.support.scheduling import SchedulerDriver
+from tests.support.scheduling import HERE, RULES, SchedulerDriver, a_scheduler, bring_up
 
 NOW = 100.0
 TOTAL_MB = 10_000
