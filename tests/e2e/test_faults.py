@@ -11,7 +11,7 @@ import psutil
 import pytest
 import redis
 
-from cortex.platform.keys import worker_key
+from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, RouterReport
 from tests.support.stack import Stack, eventually
@@ -50,7 +50,7 @@ def killed_while_it_serves(stack: Stack, name: str, **more: Any) -> httpx.Respon
 def change_script(stack: Stack, instance: dict[str, Any], **script: object) -> None:
     """Change what a fake worker does."""
     token = next((stack.folder / "state").rglob("fleet.token")).read_text().strip()
-    key = {"authorization": f"Bearer {worker_key(token, instance['id'])}"}
+    key = {"authorization": f"Bearer {worker_key(host_token(token, 'here'), instance['id'])}"}
     httpx.post(f"{instance['url']}/fake", json=script, headers=key, trust_env=False).raise_for_status()
 
 

@@ -86,6 +86,7 @@ def test_concurrent_cold_requests_start_one_worker_and_get_their_own_answers(sta
         }
         answer = await http.post(f"{stack.url}/v1/chat/completions", json=body)
         if not body["stream"]:
+            assert answer.status_code == 200, answer.text
             return answer.status_code, answer.json()["choices"][0]["message"]["content"]
         lines = [json.loads(x[6:]) for x in answer.text.splitlines() if x.startswith("data: {")]
         assert answer.text.rstrip().endswith("data: [DONE]")

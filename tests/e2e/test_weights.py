@@ -92,7 +92,7 @@ def test_a_cold_request_fetches_the_weights_and_is_answered(stack: Stack, hub: F
         lambda: next((i["phase"] for i in stack.function("w/cold")["instances"] if "/s" in i["phase"]), ""),
         what="progress",
     )
-    state, listed = stack.state("w/cold"), job(stack, "cold")
+    state, listed = stack.state("w/cold"), eventually(lambda: job(stack, "cold"), what="its job in the list")
     (line,) = [row for row in run(stack, "fn", "ls").stdout.splitlines() if row.startswith("w/cold ")]
     hub.bytes_s = 0
     thread.join(30)

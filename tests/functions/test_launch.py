@@ -331,7 +331,6 @@ def test_on_a_cpu_vllm_manages_all_of_the_placed_memory() -> None:
         ("0.10.2", (), 8051, False),
         ("of an unknown version", (), 8051, False),
         ("0.26.0", (), 0, False),
-        ("0.26.0", ("--gpu-memory-utilization=0.5",), 8051, False),
         ("0.26.0", ("--kv-cache-memory-bytes", "1"), 8051, False),
     ],
 )

@@ -178,12 +178,12 @@ def test_hostile_bodies_are_rejected_at_once(keyed: Keyed, path: str, body: byte
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
-def test_compressed_bodies_are_not_unpacked(keyed: Keyed, encoding: str) -> None:
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 400), ("deflate", 415), ("br", 415), ("gzip, gzip", 415)])
+def test_bodies_that_cannot_be_unpacked_are_refused(keyed: Keyed, encoding: str, status: int) -> None:
     with keyed.client("inference") as http:
         answer = http.post("/v1/chat/completions", content=b"\x1f\x8b" * 100, headers={"content-encoding": encoding})
 
-    assert answer.status_code == 415
+    assert answer.status_code == status
 
 
 def port_of(keyed: Keyed, where: str) -> int:

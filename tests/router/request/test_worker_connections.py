@@ -147,7 +147,7 @@ async def test_an_answer_split_anywhere_is_the_same(data: st.DataObject) -> None
         results = [await post(made, there.url) for _ in range(2)]
 
     assert results == [(200, b"hello world")] * 2
-    assert there.connections == 1
+    assert there.connections == 2  # after chunks a server may close its end unannounced
 
 
 @pytest.mark.parametrize(

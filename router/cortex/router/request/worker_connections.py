@@ -246,7 +246,8 @@ class WorkerConnection(asyncio.Protocol):
             return
         self._response = None
         response.complete()
-        if not self.is_open or response.ends_with_the_connection() or not self._parser.should_keep_alive():
+        # llama.cpp's server closes a connection after a stream without announcing it: a request sent meanwhile is lost.
+        if not (self.is_open and "content-length" in response.headers and self._parser.should_keep_alive()):
             self.abort()
             return
         self._transport.resume_reading()
