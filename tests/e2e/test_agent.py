@@ -105,6 +105,7 @@ def test_functions_share_a_device_or_take_several(fleet: Fleet) -> None:
     assert "f/large" not in places["small"]
 
 
+@pytest.mark.long
 def test_an_idle_function_is_evicted_for_another(small: Fleet) -> None:
     small.chat("f/whole")
     small.chat("f/half-a")

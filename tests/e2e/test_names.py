@@ -103,6 +103,7 @@ def test_errors_of_the_framework_have_openais_envelope(stack: Stack) -> None:
         assert answer.headers["x-request-id"]
 
 
+@pytest.mark.long
 def test_a_valid_change_of_the_catalogue_takes_effect_and_an_invalid_one_does_not(stack: Stack) -> None:
     before = stack.models.read_text()
     stack.chat("tiny/bravo", max_tokens=1)

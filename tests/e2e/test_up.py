@@ -75,6 +75,7 @@ def test_a_second_signal_ends_up_at_once(stack: Stack) -> None:
     eventually(lambda: stack.processes() == [], within_s=3, what="nothing left")
 
 
+@pytest.mark.long
 def test_a_killed_parent_leaves_no_process(stack: Stack) -> None:
     stack.chat("fake/one")
 

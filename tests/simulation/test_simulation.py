@@ -12,10 +12,10 @@ from tests.simulation.run import Result, simulate
 from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.shrink import shrink
 
-SHORT_S = 3.0
+SHORT_S = 2.0
 GROUPS = 8
 SEEDS = 200
-CHEAP = {"lost effect": 12}
+CHEAP = {"lost effect": 20}
 """Variants that so many seeds find; `just simulate --variants` tries all of them."""
 
 
@@ -33,7 +33,7 @@ def test_two_hundred_short_seeds_hold_every_invariant(group: int) -> None:
 def test_one_seed_is_one_run_whatever_the_order_of_hashes() -> None:
     code = (
         "from tests.simulation.run import simulate; from tests.simulation.scenario import scenario;"
-        " print(*(simulate(scenario(s, active_s=6)).digest for s in (1, 8)))"
+        " print(*(simulate(scenario(s, active_s=3)).digest for s in (1, 8)))"
     )
     runs = [
         subprocess.run(
@@ -46,7 +46,7 @@ def test_one_seed_is_one_run_whatever_the_order_of_hashes() -> None:
         for hashes in ("1", "2")
     ]
 
-    here = [simulate(scenario(seed, active_s=6)).digest for seed in (1, 8)]
+    here = [simulate(scenario(seed, active_s=3)).digest for seed in (1, 8)]
 
     assert runs[0] == runs[1] == " ".join(here) + "\n"
 

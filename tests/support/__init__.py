@@ -12,7 +12,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=int(os.environ.get("CORTEX_TEST_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("CORTEX_TEST_EXAMPLES", "30")),
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")

@@ -10,6 +10,7 @@ from tests.support.stack import eventually
 pytestmark = pytest.mark.xdist_group("security")
 
 
+@pytest.mark.long
 def test_a_token_is_rotated_without_a_restart(hardened: Hardened) -> None:
     old = hardened.token
 

@@ -150,6 +150,7 @@ def test_a_worker_accepts_only_its_own_key(hardened: Hardened) -> None:
     assert said == {"its own": 200, "another worker's": 401, "the fleet's": 401, "a client's": 401, "a guess": 401}
 
 
+@pytest.mark.long
 def test_while_redis_is_away_keys_work_and_the_log_has_no_password(
     hardened: Hardened,
 ) -> None:

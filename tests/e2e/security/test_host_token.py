@@ -84,6 +84,7 @@ def test_another_host_does_not_start_with_the_file_and_says_whose_it_is(fleet: F
     assert "is the token of host 'a', and this is host 'c'; `cortex host token c`" in agent.stderr
 
 
+@pytest.mark.long
 def test_a_worker_of_a_token_that_is_gone_finishes_its_answers_and_the_next_request_gets_another(
     fleet: Fleet,
 ) -> None:

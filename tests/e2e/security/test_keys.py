@@ -97,6 +97,7 @@ def test_a_forbidden_model_is_answered_like_a_missing_one(
     assert forbidden == missing
 
 
+@pytest.mark.long
 def test_a_shared_request_id_is_cancelled_for_the_named_key_only(keyed: Keyed) -> None:
     keyed.keys["second"] = keyed.make("second", functions=["one/*"])
     keyed.everywhere("second", 200)

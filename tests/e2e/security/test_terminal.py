@@ -35,6 +35,7 @@ def on_a_terminal(keyed: Keyed, *arguments: str) -> bytes:
     return written
 
 
+@pytest.mark.long
 def test_escape_sequences_of_workers_are_escaped_on_a_terminal_only(keyed: Keyed) -> None:
     text = keyed.stack.models.read_text()
     cut = text.index("[aliases]")

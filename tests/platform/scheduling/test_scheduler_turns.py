@@ -312,7 +312,7 @@ def test_a_function_that_waits_for_a_long_answer_is_no_problem_of_its_host() -> 
     assert [i.problem for i in stage.scheduler.record().instances] == ["", ""]
 
 
-@settings(max_examples=40)
+@settings(max_examples=8)
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8)), min_size=2, max_size=4),
     st.randoms(use_true_random=False),
