@@ -199,12 +199,17 @@ class Hardened(Fleet):
         """Return all that the processes, workers included, have written or show of themselves, by where it is."""
         found = {str(p): p.read_text(errors="replace") for p in self.folder.rglob("*.log")}
         for process in (*self.workers(), *self.processes_of_ours()):
-            found[f"argv of {process.pid}"] = " ".join(process.cmdline())
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found[f"argv of {process.pid}"] = " ".join(process.cmdline())
         return found
 
     def environments(self) -> dict[str, str]:
         """Return the environment of every process."""
-        return {repr(p): repr(p.environ()) for p in (*self.workers(), *self.processes_of_ours())}
+        found = {}
+        for process in (*self.workers(), *self.processes_of_ours()):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found[repr(process)] = repr(process.environ())
+        return found
 
 
 @contextlib.contextmanager
