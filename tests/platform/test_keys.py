@@ -251,3 +251,17 @@ def test_concurrent_processes_create_one_token(tmp_path: Path) -> None:
         thread.join()
 
     assert found == [found[0]] * 8
+
+
+def test_workers_of_an_earlier_name_have_a_key_of_that_name(fleet_file: Path, own_file: Path) -> None:
+    renamed, own = HostToken.of_fleet(fleet_file, "b"), HostToken.own(own_file, "a")
+
+    renamed.accept_former("a")
+    own.accept_former("c")
+
+    assert renamed.worker_keys("one") == [
+        HostToken.of_fleet(fleet_file, "b").worker_key("one"),
+        HostToken.of_fleet(fleet_file, "a").worker_key("one"),
+    ]
+    assert renamed.worker_key("one") == HostToken.of_fleet(fleet_file, "b").worker_key("one")
+    assert own.worker_keys("one") == [own.worker_key("one")]  # a file of one host knows no other name

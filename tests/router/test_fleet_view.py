@@ -10,6 +10,7 @@ from cortex.platform import clock
 from cortex.platform.record import Fleet, used_instance
 from cortex.platform.registry import Registry
 from cortex.router.fleet_view import OWN_USES_S, FleetView
+from tests.support.factories import a_host, an_instance
 
 ONE = used_instance("one")
 
@@ -70,3 +71,29 @@ async def test_own_uses_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     await read
 
     assert view.fleet.used == {}
+
+
+@pytest.mark.parametrize(
+    ("keyed_as", "former_home", "renamed"),
+    [
+        ("", None, False),
+        ("host-b", None, False),
+        ("host-a", None, True),
+        ("host-a", "h1", True),
+        ("host-a", "h2", False),
+    ],
+    ids=["unknown", "its own name", "a name that is gone", "a name of this home", "another machine's name"],
+)
+async def test_a_key_follows_from_an_earlier_name_unless_another_machine_has_it(
+    keyed_as: str, former_home: str | None, renamed: bool
+) -> None:
+    reads = Reads()
+    view = FleetView(cast(Registry, reads), "router-1")
+    hosts = {"host-b": replace(a_host(), name="host-b", home="h1")}
+    if former_home is not None:
+        hosts["host-a"] = replace(a_host(), name="host-a", home=former_home)
+    read, end = await start_read(view, reads)
+    end.set_result(Fleet(hosts=hosts))
+    await read
+
+    assert view.is_renamed(replace(an_instance(), host="host-b", keyed_as=keyed_as)) is renamed

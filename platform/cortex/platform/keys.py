@@ -161,8 +161,9 @@ class FleetToken:
 class HostToken:
     """A host's token, for its agent and its job worker: from a file of its own, or derived from the fleet's."""
 
-    def __init__(self, file: _TokenFile[HostSecrets]) -> None:
-        self._file = file
+    def __init__(self, file: _TokenFile[HostSecrets], fleet_file: Path | None = None) -> None:
+        self._file, self._fleet_file = file, fleet_file
+        self._former: dict[str, HostToken] = {}
 
     @classmethod
     def own(cls, path: Path, host: str) -> "HostToken":
@@ -173,7 +174,8 @@ class HostToken:
     def of_fleet(cls, path: Path, host: str) -> "HostToken":
         """Derive a host's token from the fleet's file, which is created if it is missing. Raises SettingsError."""
         fleet_token(path)
-        return cls(_TokenFile(path, lambda p: tuple(HostSecrets.of_fleet(token, host) for token in fleet_tokens(p))))
+        file = _TokenFile(path, lambda p: tuple(HostSecrets.of_fleet(token, host) for token in fleet_tokens(p)))
+        return cls(file, path)
 
     @classmethod
     def of(cls, settings: Settings) -> "HostToken":
@@ -181,6 +183,12 @@ class HostToken:
         if own := settings.agent.token_file:
             return cls.own(Path(own).expanduser(), settings.host_name)
         return cls.of_fleet(Path(settings.token_file).expanduser(), settings.host_name)
+
+    def accept_former(self, host: str) -> None:
+        """Derive keys of workers that were started under this earlier name of the host too. With a file of the host's
+        own, which knows one name, it does nothing."""
+        if self._fleet_file is not None and host not in self._former:
+            self._former[host] = HostToken.of_fleet(self._fleet_file, host)
 
     def opens(self, bearer: str, address: str) -> bool:
         """Return whether a bearer token is valid for the agent at this address. Compares in constant time.
@@ -198,7 +206,8 @@ class HostToken:
 
     def worker_keys(self, instance: str) -> list[str]:
         """Return the keys that an instance may have: that of the current token, and those of the others."""
-        return [worker_key(entry.token, instance) for entry in self._file.entries()]
+        own = [worker_key(entry.token, instance) for entry in self._file.entries()]
+        return [*own, *(key for former in self._former.values() for key in former.worker_keys(instance))]
 
     def fleet_marks(self) -> list[str]:
         """Return the marks of all tokens, the current one's first."""

@@ -97,7 +97,7 @@ def create_app(settings: Settings) -> Litestar:
     view, in_flight = FleetView(registry, id), InFlight(id)
     catalogue.on_change = view.wake
     # starts
-    agents, probe, decision_log = Agents(token, settings.ca_file), Probe(token), DecisionLog(id)
+    agents, probe, decision_log = Agents(token, settings.ca_file), Probe(token, view.is_renamed), DecisionLog(id)
     activator = Activator(view, registry, agents, in_flight, catalogue, probe, decision_log)
     # requests, and what is counted of them
     request_metrics, traffic, tracer = RequestMetrics(view, in_flight), Traffic(), tracing(settings)
@@ -112,7 +112,11 @@ def create_app(settings: Settings) -> Litestar:
         ]
     )
     deaths = Deaths(view, probe, registry, decision_log, id)
-    upstream, images, intake = Upstream(token, view.unsure), RemoteImages(), Intake(gateway.max_body_mb * 1024 * 1024)
+    upstream, images, intake = (
+        Upstream(token, view.unsure, view.is_renamed),
+        RemoteImages(),
+        Intake(gateway.max_body_mb * 1024 * 1024),
+    )
     admission = Admission(view, activator, in_flight)
     exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer)
     rate_limiter = RateLimiter(Quota(registry), view)

@@ -99,6 +99,14 @@ class FleetView:
         silent. The instance may have exited, and another process may use its port."""
         return self.away or instance in self._unsure or time.monotonic() - self._read_at > FRESH_S
 
+    def is_renamed(self, instance: Instance) -> bool:
+        """Whether an instance was started under an earlier name of its host. A record of that name has to be gone, or
+        of the same home: otherwise another machine would get the keys of that host's workers."""
+        if instance.keyed_as in ("", instance.host):
+            return False
+        former, own = self.fleet.hosts.get(instance.keyed_as), self.fleet.hosts.get(instance.host)
+        return former is None or (own is not None and former.home == own.home != "")
+
     @property
     def alone(self) -> bool:
         """Whether the record is available and lists no other router."""

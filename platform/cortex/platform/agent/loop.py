@@ -73,6 +73,7 @@ class Agent:
     """One host's agent. `async with` runs it; `ensure()` and `cool()` are what its API calls."""
 
     def __init__(self, settings: Settings, token: HostToken, registry: Registry) -> None:
+        self._token = token
         self._state_path = Path(settings.agent.state_dir) / f"{slug(settings.host_name)}.json"
         self._earlier = state_file.read_all(self._state_path)
         if self._earlier.origin and self._earlier.boot == boot_id():
@@ -135,6 +136,8 @@ class Agent:
     async def __aenter__(self) -> "Agent":
         loop = asyncio.get_running_loop()
         workers = self._earlier.workers
+        for name in {w.instance.keyed_as for w in workers} - {"", self.settings.host_name}:
+            self._token.accept_former(name)
         await adopt(workers, self.supervisor, self.tell)
         self._adopted = True
         self._save()

@@ -4,6 +4,7 @@ A cheap call with the instance's key, which another process at the address does 
 """
 
 import enum
+from collections.abc import Callable
 
 import aiohttp
 import msgspec
@@ -39,8 +40,8 @@ class _Models(Struct, frozen=True):
 class Probe:
     """Probes workers over separate connections."""
 
-    def __init__(self, token: FleetToken) -> None:
-        self._token = token
+    def __init__(self, token: FleetToken, is_renamed: Callable[[Instance], bool] = lambda _: False) -> None:
+        self._token, self._is_renamed = token, is_renamed
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -48,13 +49,19 @@ class Probe:
         if self._http is not None:
             await self._http.close()
 
+    def _keys_of(self, instance: Instance) -> list[str]:
+        keys = self._token.worker_keys(instance.host, instance.id)
+        if self._is_renamed(instance):
+            keys += self._token.worker_keys(instance.keyed_as, instance.id)
+        return keys
+
     async def pulse(self, instance: Instance) -> Pulse:
         """Return an instance's state, within PROBE_S."""
         if self._http is None:
             connector = aiohttp.TCPConnector(limit=0, force_close=True)
             self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=PROBE_S))
         try:
-            for key in self._token.worker_keys(instance.host, instance.id):
+            for key in self._keys_of(instance):
                 headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
                 url = f"{instance.url}/v1/models"
                 async with self._http.get(url, headers=headers, allow_redirects=False) as answer:

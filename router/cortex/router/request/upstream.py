@@ -84,10 +84,15 @@ class Answer:
 class Upstream:
     """Connections to all workers."""
 
-    def __init__(self, token: FleetToken, unsure: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        token: FleetToken,
+        unsure: Callable[[str], bool] = lambda _: False,
+        is_renamed: Callable[[Instance], bool] = lambda _: False,
+    ) -> None:
         """`unsure` tells whether an instance's record may be stale; then each request first verifies that the address
-        still belongs to the instance."""
-        self._token, self._unsure = token, unsure
+        still belongs to the instance. `is_renamed` tells whether its key follows from an earlier name of its host."""
+        self._token, self._unsure, self._is_renamed = token, unsure, is_renamed
         self._keys: dict[tuple[str, str], str] = {}
         self._connections = WorkerConnections(idle_s=IDLE_S, connect_s=worker_http.CONNECT_S, read_bytes=READ_BYTES)
         self._http = worker_http.session(idle_s=IDLE_S)
@@ -148,6 +153,8 @@ class Upstream:
         for key in self._token.worker_keys(instance.host, instance.id):
             if key != last:
                 yield key
+        if self._is_renamed(instance):
+            yield from self._token.worker_keys(instance.keyed_as, instance.id)
 
     def _remember(self, instance: Instance, key: str) -> None:
         name = instance.host, instance.id
