@@ -45,7 +45,13 @@ def as_at_first(fleet: Fleet) -> Iterator[None]:
         if fleet.processes[name].poll() is not None:
             fleet.start_agent(name)
     eventually(lambda: set(fleet.records()) == {"a", "b"}, within_s=20, what="both hosts to report")
+    fleet.models.write_text(catalogue())
+    eventually(lambda: declared(fleet) == {"warm", "other", "poisoned"}, what="the first catalogue to be declared")
     fleet.rest()
+
+
+def declared(fleet: Fleet) -> set[str]:
+    return {str(e["id"]) for e in fleet.http.get("/v1/models").json()["data"]}
 
 
 def health(fleet: Fleet) -> dict[str, Any]:
@@ -228,12 +234,12 @@ def loads(name: str, seconds: float, *args: str, host: str = "a") -> str:
 
 
 @pytest.fixture
-def starting(fleet: Fleet) -> Iterator[Callable[..., Waiting]]:
+def starting(fleet: Fleet) -> Callable[..., Waiting]:
     """Declare something slow to load, ask for it, and give what waits once its worker starts."""
 
     def begun(name: str, text: str) -> Waiting:
         fleet.models.write_text(text)
-        eventually(lambda: fleet.http.get(f"/admin/functions/{name}").is_success, what="the name to be declared")
+        eventually(lambda: name in declared(fleet), what="the name to be declared")
         waiting = Waiting(fleet, name)
         eventually(lambda: fleet.function(name)["waiting"] == 2, what="both to wait")
         assert waiting.begun.wait(10)
@@ -242,8 +248,7 @@ def starting(fleet: Fleet) -> Iterator[Callable[..., Waiting]]:
         )
         return waiting
 
-    yield begun
-    fleet.models.write_text(catalogue())
+    return begun
 
 
 def test_a_waiting_request_is_served_by_the_edited_entry(fleet: Fleet, starting: Callable[..., Waiting]) -> None:
@@ -286,7 +291,7 @@ def test_a_waiting_request_for_a_moved_alias_is_served_by_its_new_target(
 
 def test_warm_waits_for_the_edited_entry(fleet: Fleet) -> None:
     fleet.models.write_text(catalogue(loads("slow", 30)))
-    eventually(lambda: fleet.http.get("/admin/functions/slow").is_success, what="the name to be declared")
+    eventually(lambda: "slow" in declared(fleet), what="the name to be declared")
     found = []
     warming = threading.Thread(target=lambda: found.append(fleet.cli("fn", "warm", "slow", "--wait")))
     warming.start()
@@ -296,7 +301,6 @@ def test_warm_waits_for_the_edited_entry(fleet: Fleet) -> None:
 
     fleet.models.write_text(catalogue(loads("slow", 0.2)))
     warming.join(20)
-    fleet.models.write_text(catalogue())
 
     assert [(f.returncode, f.stdout, f.stderr) for f in found] == [(0, "slow: ready\n", "")]
 

@@ -16,7 +16,7 @@ import redis
 
 from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER, OWNER
-from cortex.platform.record import HostRecord
+from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.workers.process import owner
 from tests.support.activation import activated
 from tests.support.stack import CORTEX, eventually, free_port
@@ -170,6 +170,12 @@ class Fleet:
         """Return the key of a worker that is in the record."""
         host = next(h.name for h in self.records().values() if instance in {i.id for i in h.instances})
         return worker_key(host_token(TOKEN, host), instance)
+
+    def last_use(self, instance: str) -> float | None:
+        """Return when routers last used an instance, by the record; None: never."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            score = client.zscore("cortex:used", used_instance(instance))
+        return None if score is None else float(score)
 
     def function(self, name: str) -> dict[str, Any]:
         """Return what the router says of a function."""

@@ -388,7 +388,7 @@ class Registry:
         """Cordon a host, or open it again. A cordon survives restarts."""
         async with self._bounded():
             await (self._redis.sadd if cordoned else self._redis.srem)(self.names.cordon, host)
-            await self._redis.publish(self.names.changed, f"host:{host}")
+            await self._redis.publish(self.names.changed, f"cordon:{host}")
 
     # Questions that one router worker asks all of them.
 

@@ -253,7 +253,7 @@ class FleetView:
                 self._apply(self._with(hosts={name: await self._registry.host(name, clock.now())}))
             elif kind == "removed":
                 self._forget(name)
-            elif kind == "override":
+            elif kind in ("override", "cordon"):
                 await self.refresh()
             elif kind == "ask":
                 self.on_question(name)

@@ -16,9 +16,10 @@ from cortex.platform.record import Fleet
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.upstream import Broken, Stranger, Upstream
+from cortex.router.request.upstream import Broken, NotReached, Stranger, Upstream
 from tests.support.factories import HOST, an_instance
 from tests.support.servers import answering_raw, serving
+from tests.support.stack import free_port
 
 TOKEN = "t" * 32
 KEY = worker_key(host_token(TOKEN, HOST), "one")
@@ -148,6 +149,12 @@ async def test_a_worker_that_may_have_been_replaced_is_proved_before_each_reques
 
     assert answers == [(200, b"an answer")] * 2
     assert worker.seen == ["GET /v1/models", "POST /v1/chat/completions"] * 2
+
+
+async def test_a_worker_that_cannot_be_reached_for_its_proof_has_not_got_the_request(token: FleetToken) -> None:
+    async with upstream(token, lambda _: True) as up:
+        with pytest.raises(NotReached):
+            await ask(up, f"http://127.0.0.1:{free_port()}")
 
 
 async def test_another_model_at_the_address_of_a_worker_never_gets_the_request(token: FleetToken) -> None:

@@ -1,6 +1,8 @@
 """Connections to workers, byte by byte: what is an answer, what breaks one, and when a connection is used again."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -182,6 +184,29 @@ async def test_bytes_after_an_answer_never_begin_the_next_one(extra: bytes) -> N
 
     assert results == [(200, b"hello")] * 3
     assert there.connections == 3
+
+
+async def test_a_connection_that_closed_before_the_loop_saw_it_is_not_used_again() -> None:
+    closed = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):
+            peer, _address = listener.accept()
+            peer.recv(65536)
+            peer.sendall(WHOLE)
+            peer.close()
+            closed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        async with connections() as made:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            first = await post(made, url)
+            assert closed.wait(10)  # blocks the loop, which must not see the end of the connection
+            second = await post(made, url)
+
+    assert (first, second) == ((200, b"hello"), (200, b"hello"))
 
 
 async def test_bytes_on_an_unused_connection_close_it() -> None:

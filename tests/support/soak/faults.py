@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import psutil
 
+from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.process_id import is_alive
 from cortex.platform.record import Instance
-from tests.support.fleet import Fleet
+from tests.support.fleet import TOKEN, Fleet
 from tests.support.soak.functions import FUNCTIONS, SIZES_MB
 from tests.support.soak.harm import LINGERS_S, Harm
 from tests.support.soak.watch import Record
@@ -148,7 +149,7 @@ class Faults:
         return True
 
     def _tell(self, instance: Instance, method: str, changes: dict[str, Any]) -> bool:
-        key = {"Authorization": f"Bearer {self._fleet.worker_key(instance.id)}"}
+        key = {"Authorization": f"Bearer {worker_key(host_token(TOKEN, instance.host), instance.id)}"}
         with contextlib.suppress(httpx.HTTPError), httpx.Client(headers=key, timeout=2, trust_env=False) as http:
             return http.request(method, f"{instance.url}/fake", json=changes).is_success
         return False

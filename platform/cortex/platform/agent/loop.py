@@ -454,11 +454,13 @@ class Agent:
                 self._stock_of = digest
 
     async def _listen(self) -> None:
-        """Reconcile at once when a router's new report may complete a drain."""
+        """Reconcile at once when a router's new report may complete a drain, or an operator cordons this host or opens
+        it again."""
+        own_cordon = f"cordon:{self.settings.host_name}"
         while True:
             try:
                 async for changed in self._registry.bell():
-                    if changed.startswith("router:") and self._draining():
+                    if changed == own_cordon or (changed.startswith("router:") and self._draining()):
                         self._rung.set()
             except RecordUnavailable:
                 await asyncio.sleep(TICK_S)

@@ -26,7 +26,7 @@ def need_of(state: HostState, function: Function, weights: LocalWeights | None) 
     """Return what a function needs, by measurement where there is one; more after it ran out of memory."""
     revision = state.revision(function)
     fleet = state.reports.fleet or Fleet()
-    running = {i.id for h in fleet.hosts.values() for i in h.instances} | state.instances.keys()
+    running = {i.id for i in state.in_fleet()}
     measured_mb = placement_mb(state.ledger.get(revision), function.vram_mb, running, fleet.used)
     function_need = need(function, weights, measured_mb, state.host.devices)
     failure = state.failures.of(function.id, revision)

@@ -109,9 +109,11 @@ class Upstream:
         """
         prove = self._unsure(instance.id)
         for key in self._keys_of(instance):
+            if prove:
+                with _mapped(NotReached):  # the request itself has not been sent
+                    if not await worker_http.serves(self._http, instance, key):
+                        continue
             with _mapped():
-                if prove and not await worker_http.serves(self._http, instance, key):
-                    continue
                 response = await self._send(instance.url, path, key, body, more)
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
                     self._remember(instance, key)
@@ -165,10 +167,10 @@ class Upstream:
 
 
 @contextmanager
-def _mapped() -> Iterator[None]:
+def _mapped(failure: type[Broken] = Broken) -> Iterator[None]:
     try:
         yield
     except Unreadable as error:
         raise BadAnswer(f"the worker's answer cannot be read: {error}") from None
     except (*worker_http.BREAKS, OSError) as error:
-        raise Broken(worker_http.failure(error)) from error
+        raise failure(worker_http.failure(error)) from error

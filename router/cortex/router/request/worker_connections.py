@@ -6,6 +6,7 @@ cookies and compressed bodies are nothing to it: the caller sees the status and 
 """
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import cast
@@ -159,6 +160,17 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.write(body)
         return response
 
+    def is_usable(self) -> bool:
+        """Whether an unused connection can carry a request.
+
+        One with anything to read cannot: the worker closed it, and the loop has not come to that yet.
+        """
+        if not self.is_open:
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
     def abort(self) -> None:
         """Close the connection at once."""
         self.is_open = False
@@ -295,7 +307,7 @@ class WorkerConnections:
         stale = self._loop.time() - self._idle_s
         while connections:
             connection = connections.pop()
-            if connection.is_open and connection.idle_since > stale:
+            if connection.idle_since > stale and connection.is_usable():
                 return connection
             connection.abort()
         return None
