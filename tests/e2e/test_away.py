@@ -292,6 +292,7 @@ def test_a_waiting_request_for_a_moved_alias_is_served_by_its_new_target(
 def test_warm_waits_for_the_edited_entry(fleet: Fleet) -> None:
     fleet.models.write_text(catalogue(loads("slow", 30)))
     eventually(lambda: "slow" in declared(fleet), what="the name to be declared")
+    eventually(lambda: fleet.cli("fn", "warm", "slow", "--plan").returncode == 0, what="its host to have the catalogue")
     found = []
     warming = threading.Thread(target=lambda: found.append(fleet.cli("fn", "warm", "slow", "--wait")))
     warming.start()
