@@ -1,6 +1,7 @@
-"""The fleet view is correct in whatever order its reads of the record end."""
+"""The fleet view is correct in whatever order its reads of the record end, and follows what operators change."""
 
 import asyncio
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -11,6 +12,7 @@ from cortex.platform.record import Fleet, used_instance
 from cortex.platform.registry import Registry
 from cortex.router.fleet_view import OWN_USES_S, FleetView
 from tests.support.factories import a_host, an_instance
+from tests.support.stack import own_redis
 
 ONE = used_instance("one")
 
@@ -97,3 +99,26 @@ async def test_a_key_follows_from_an_earlier_name_unless_another_machine_has_it(
     await read
 
     assert view.is_renamed(replace(an_instance(), host="host-b", keyed_as=keyed_as)) is renamed
+
+
+async def test_a_cordon_by_another_router_is_seen_at_once(tmp_path: Path) -> None:
+    with own_redis(tmp_path) as url:
+        own, other = Registry(url), Registry(url)
+        view = FleetView(own, "router-1")
+        following = asyncio.create_task(view.follow())
+        while view.away:
+            assert await view.changed(10), "the record is not read"
+
+        seen = []
+        for cordoned in (True, False):
+            await other.cordon("a", cordoned=cordoned)
+            while ("a" in view.fleet.cordoned) is not cordoned:
+                assert await view.changed(10), "the change is not seen"
+            seen.append(set(view.fleet.cordoned))
+
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await own.close()
+        await other.close()
+
+    assert seen == [{"a"}, set()]

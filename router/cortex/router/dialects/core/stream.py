@@ -6,6 +6,7 @@ input is ignored.
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -61,7 +62,7 @@ class Stream(Protocol):
     def fail(self, fault: Fault) -> bytes: ...
 
 
-class FrameStream:
+class FrameStream(ABC):
     """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes."""
 
     def __init__(self) -> None:
@@ -105,20 +106,21 @@ class FrameStream:
         self.over, self.fault = True, fault
         return self._encode_fault(fault)
 
+    @abstractmethod
     def _relay(self, frame: Frame, out: list[bytes]) -> None:
         """Append what a frame becomes. Raises BadAnswer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _relay_last(self, frame: Frame, out: list[bytes]) -> None:
         """Do the same for the rest of the body, which may be half a frame. Raises BadAnswer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _end(self, out: list[bytes]) -> None:
         """Append the end of a body that ended without an end marker. Raises BadAnswer when it is incomplete."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _encode_fault(self, fault: Fault) -> bytes:
-        raise NotImplementedError
+        """Return an error as the dialect ends a stream with it."""
 
 
 class TranslatedStream(FrameStream):
