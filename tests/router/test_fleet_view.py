@@ -1,7 +1,7 @@
 """The fleet view is correct in whatever order its reads of the record end, and follows what operators change."""
 
 import asyncio
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
@@ -12,7 +12,6 @@ from cortex.platform.record import Fleet, used_instance
 from cortex.platform.registry import Registry
 from cortex.router.fleet_view import OWN_USES_S, FleetView
 from tests.support.factories import a_host, an_instance
-from tests.support.stack import own_redis
 
 ONE = used_instance("one")
 
@@ -101,24 +100,28 @@ async def test_a_key_follows_from_an_earlier_name_unless_another_machine_has_it(
     assert view.is_renamed(replace(an_instance(), host="host-b", keyed_as=keyed_as)) is renamed
 
 
-async def test_a_cordon_by_another_router_is_seen_at_once(tmp_path: Path) -> None:
-    with own_redis(tmp_path) as url:
-        own, other = Registry(url), Registry(url)
-        view = FleetView(own, "router-1")
-        following = asyncio.create_task(view.follow())
-        while view.away:
-            assert await view.changed(10), "the record is not read"
+class Cordoning:
+    """A record in which an operator cordons a host once a router listens."""
 
-        seen = []
-        for cordoned in (True, False):
-            await other.cordon("a", cordoned=cordoned)
-            while ("a" in view.fleet.cordoned) is not cordoned:
-                assert await view.changed(10), "the change is not seen"
-            seen.append(set(view.fleet.cordoned))
+    def __init__(self) -> None:
+        self._cordoned: frozenset[str] = frozenset()
+        self._over = asyncio.Event()
 
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        await own.close()
-        await other.close()
+    async def fleet(self, now: float) -> Fleet:
+        return Fleet(cordoned=self._cordoned, at=now)
 
-    assert seen == [{"a"}, set()]
+    async def bell(self) -> AsyncIterator[str]:
+        self._cordoned = frozenset({"a"})
+        yield "cordon:a"
+        await self._over.wait()
+
+
+async def test_a_cordon_by_another_router_is_seen_at_once() -> None:
+    view = FleetView(cast(Registry, Cordoning()), "router-1")
+    following = asyncio.create_task(view.follow())
+    while not view.fleet.cordoned:
+        assert await view.changed(10), "the cordon is not seen"
+
+    assert view.fleet.cordoned == {"a"}
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
