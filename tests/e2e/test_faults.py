@@ -14,6 +14,7 @@ import redis
 from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, RouterReport
+from cortex.platform.workers.activity import requests_running
 from tests.support.stack import Stack, eventually
 
 pytestmark = [
@@ -40,17 +41,35 @@ def killed_while_it_serves(stack: Stack, name: str, **more: Any) -> httpx.Respon
     answers: list[httpx.Response] = []
     sending = threading.Thread(target=lambda: answers.append(stack.chat(name, **more)))
     sending.start()
-    eventually(lambda: answers or (stack.function(name)["in_flight"] and ready(stack, name)), what="one in flight")
+    # A worker that is killed before it has read the request was not at work on it: the request is served elsewhere.
+    eventually(
+        lambda: answers or any(has_requests(stack, i) for i in ready(stack, name)), what="a request at its worker"
+    )
     if not answers:
         kill_worker(stack, name)
     sending.join(30)
     return answers[0]
 
 
+def authorization(stack: Stack, instance: dict[str, Any]) -> dict[str, str]:
+    """Return the header with a worker's key."""
+    token = next((stack.folder / "state").rglob("fleet.token")).read_text().strip()
+    return {"authorization": f"Bearer {worker_key(host_token(token, 'here'), instance['id'])}"}
+
+
+def has_requests(stack: Stack, instance: dict[str, Any]) -> bool:
+    """Whether a worker has read a request that it has not answered, by its metrics; False when it has ended."""
+    key = authorization(stack, instance)
+    try:
+        metrics = httpx.get(f"{instance['url']}/metrics", headers=key, trust_env=False)
+    except httpx.TransportError:
+        return False
+    return metrics.is_success and bool(requests_running(metrics.content))
+
+
 def change_script(stack: Stack, instance: dict[str, Any], **script: object) -> None:
     """Change what a fake worker does."""
-    token = next((stack.folder / "state").rglob("fleet.token")).read_text().strip()
-    key = {"authorization": f"Bearer {worker_key(host_token(token, 'here'), instance['id'])}"}
+    key = authorization(stack, instance)
     httpx.post(f"{instance['url']}/fake", json=script, headers=key, trust_env=False).raise_for_status()
 
 
