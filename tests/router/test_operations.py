@@ -10,12 +10,11 @@ from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Accepted, Ensure
 from cortex.platform.record import Fleet, HostRecord, Override
 from cortex.platform.registry import Registry
-from cortex.router import operations
-from cortex.router.activation.activator import Activator
-from cortex.router.activation.agents import Agents, AgentUnavailable
+from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.errors import BadRequest, NoCapacity
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.operations import Operations
 from tests.support.catalogues import fake
 from tests.support.factories import a_host, an_instance
 
@@ -28,7 +27,8 @@ class Stage:
         self.catalogue = LiveCatalogue(folder / "models.toml")
         self.fleet_now = Fleet(hosts={h.name: h for h in hosts})
         self.view = FleetView(cast(Registry, self), "router-1")
-        self.registry, self.agents, self.activator = (cast(Any, self),) * 3
+        double = cast(Any, self)
+        self.operations = Operations(double, self.view, self.catalogue, double, double, double)
         self.away: set[str] = set()
         self.has_room = True
         self.cooled: list[str] = []
@@ -61,10 +61,6 @@ class Stage:
         await self.view.refresh()
         return Accepted("new", State.STARTING)
 
-    async def drained(self) -> tuple[list[str], list[str]]:
-        activator, agents = cast(Activator, self), cast(Agents, self)
-        return await operations.drain(self.registry, self.view, self.catalogue, activator, agents, "host-a")
-
 
 @pytest.mark.parametrize(("has_room", "moved"), [(True, ["f"]), (False, [])])
 async def test_a_drained_host_is_cordoned_and_its_functions_move_where_there_is_room(
@@ -73,7 +69,7 @@ async def test_a_drained_host_is_cordoned_and_its_functions_move_where_there_is_
     stage = Stage(tmp_path, a_host(an_instance("old", function="f")))
     stage.has_room = has_room
 
-    result = await stage.drained()
+    result = await stage.operations.drain("host-a")
 
     assert result == (moved, ["old"])
     assert stage.view.fleet.cordoned == {"host-a"}
@@ -83,7 +79,7 @@ async def test_a_drained_host_is_cordoned_and_its_functions_move_where_there_is_
 async def test_a_drain_starts_nothing_elsewhere_for_a_function_that_has_no_ready_instance(tmp_path: Path) -> None:
     stage = Stage(tmp_path, a_host(an_instance("old", function="f", state=State.STARTING)))
 
-    assert await stage.drained() == ([], ["old"])
+    assert await stage.operations.drain("host-a") == ([], ["old"])
     assert stage.proposed == []
 
 
@@ -93,7 +89,7 @@ async def test_a_function_is_cooled_on_its_hosts_and_those_that_do_not_answer_ar
     stage.away = {"host-b"}
     await stage.view.refresh()
 
-    result = await operations.cool(stage.agents, stage.view, "f", at_once=False)
+    result = await stage.operations.cool("f", at_once=False)
 
     assert result == (["one"], ["host-b"])
     assert stage.cooled == ["host-a"]
@@ -104,16 +100,15 @@ async def test_an_override_that_leaves_min_above_max_is_rejected_and_changes_not
     function = stage.catalogue.resolve("f").function
 
     with pytest.raises(BadRequest, match="min 3 and max 2"):
-        await operations.override(stage.registry, stage.view, stage.catalogue, function, min=3)
+        await stage.operations.override("f", min=3)
 
     assert stage.catalogue.resolve("f").function == function
 
 
 async def test_an_override_applies_at_once_and_adds_to_the_earlier_ones(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
-    function = stage.catalogue.resolve("f").function
 
-    await operations.override(stage.registry, stage.view, stage.catalogue, function, pinned=True)
-    changed = await operations.override(stage.registry, stage.view, stage.catalogue, function, min=1)
+    await stage.operations.override("f", pinned=True)
+    changed = await stage.operations.override("f", min=1)
 
     assert (changed.pinned, changed.min, changed.max) == (True, 1, 2)

@@ -45,7 +45,7 @@ def handlers() -> list[HTTPRouteHandler]:
     """Return the handlers of every admin path. Their closures are not called, so they need no router."""
     none = cast(Any, None)
     lists = (
-        admin.routes(none, none),
+        admin.routes(none, none, none, none, none),
         instances.routes(none, none),
         requests.routes(none, none, none),
         decisions.routes(none, none, none, none),

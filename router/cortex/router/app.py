@@ -50,7 +50,10 @@ from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.metrics.request_metrics import RequestMetrics
 from cortex.router.metrics.traffic import Traffic
 from cortex.router.metrics.worker_counts import CountsFile
+from cortex.router.operations import Operations
+from cortex.router.overview.planning import Planner
 from cortex.router.overview.sources import Sources
+from cortex.router.overview.worker_logs import WorkerLogs
 from cortex.router.peers import Peers
 from cortex.router.request import request_log
 from cortex.router.request.admission import Admission
@@ -66,8 +69,8 @@ from cortex.router.request.upstream import Upstream
 from cortex.router.routes import admin, decisions, inference, instances, keys, models, requests, weights
 from cortex.router.routes.inference import request_id
 from cortex.router.routes.models import is_anthropic
-from cortex.router.runtime import Runtime
 from cortex.router.start_history import History
+from cortex.router.status import login
 from cortex.router.status import routes as status
 from cortex.router.tracing import tracing
 
@@ -122,6 +125,9 @@ def create_app(settings: Settings) -> Litestar:
     rate_limiter = RateLimiter(Quota(registry), view)
     # beside requests
     peers, history = Peers(registry, view, request_records, traffic), History(registry)
+    sources = Sources(catalogue, view, in_flight, registry, agents, history, peers, strategy=settings.eviction.strategy)
+    planner, worker_logs = Planner(catalogue, sources, activator), WorkerLogs(catalogue, view, agents)
+    operations = Operations(registry, view, catalogue, activator, agents, history)
     reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue)
     counting = Counting(registry, CountsFile(Path(gateway.metrics_dir)), request_metrics, decision_log)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
@@ -169,33 +175,19 @@ def create_app(settings: Settings) -> Litestar:
         """Name the service and its entry points."""
         return {"name": "cortex", "models": "/v1/models", "health": "/health", "status": "/status"}
 
-    runtime = Runtime(
-        settings=settings,
-        registry=registry,
-        view=view,
-        in_flight=in_flight,
-        live_catalogue=catalogue,
-        keys=key_ring,
-        sessions=sessions,
-        activator=activator,
-        agents=agents,
-        history=history,
-        peers=peers,
-        decision_log=decision_log,
-    )
-    sources = Sources(runtime)
     return Litestar(
         [
             *inference.routes(exchanges, intake, rate_limiter, images, CacheSalts(key_ring, token)),
             *models.routes(catalogue, view, int(time.time())),
             health,
             root,
-            *admin.routes(runtime, sources),
+            *admin.routes(catalogue, sources, planner, operations, decision_log),
             *requests.routes(catalogue, peers, decision_log),
-            *status.routes(runtime, sources),
+            *login.routes(key_ring, sessions),
+            *status.routes(catalogue, sources, planner, worker_logs),
             *keys.routes(registry, key_ring),
             *decisions.routes(registry, view, catalogue, agents),
-            *instances.routes(runtime, sources),
+            *instances.routes(sources, worker_logs),
             *weights.routes(catalogue, view, agents),
         ],
         guards=[AuthGuard(key_ring, sessions, gateway).guard],

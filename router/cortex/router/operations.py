@@ -14,101 +14,106 @@ from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents, AgentUnavailable
 from cortex.router.errors import BadRequest, RequestError
 from cortex.router.fleet_view import FleetView
-from cortex.router.live_catalogue import LiveCatalogue, Target
+from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.start_history import History
 
 
-async def warm(activator: Activator, catalogue: LiveCatalogue, name: str) -> str:
-    """Start an instance unless one exists, ignoring back-off; return its id. Raises RequestError."""
-    return await activator.ensure(lambda: catalogue.resolve(name), force=True)
+class Operations:
+    """Functions are named by id or alias. Every operation on one raises FunctionNotFound."""
 
+    def __init__(
+        self,
+        registry: Registry,
+        view: FleetView,
+        catalogue: LiveCatalogue,
+        activator: Activator,
+        agents: Agents,
+        history: History,
+    ) -> None:
+        self._registry, self._view, self._catalogue = registry, view, catalogue
+        self._activator, self._agents, self._history = activator, agents, history
 
-async def cool(agents: Agents, view: FleetView, function: str, *, at_once: bool) -> tuple[list[str], list[str]]:
-    """Drain a function's instances. Return their ids, and the hosts whose agent did not answer."""
-    draining: list[str] = []
-    away: list[str] = []
-    for host in view.fleet.records():
-        if any(i.function == function for i in host.instances):
+    async def warm(self, name: str) -> str:
+        """Start an instance unless one exists, ignoring back-off; return its id. Raises RequestError."""
+        return await self._activator.ensure(lambda: self._catalogue.resolve(name), force=True)
+
+    async def cool(self, name: str, *, at_once: bool) -> tuple[list[str], list[str]]:
+        """Drain a function's instances. Return their ids, and the hosts whose agent did not answer."""
+        function = self._catalogue.resolve(name).function.id
+        draining: list[str] = []
+        away: list[str] = []
+        for host in self._view.fleet.records():
+            if any(i.function == function for i in host.instances):
+                try:
+                    draining += await self._agents.cool(host, function, at_once=at_once)
+                except AgentUnavailable:
+                    away.append(host.name)
+        return draining, away
+
+    async def override(self, name: str, **changes: int | bool | None) -> Function:
+        """Override settings of a function until they are reset. Raises RecordUnavailable, BadRequest."""
+        function = self._catalogue.resolve(name).function
+        settings = replace(self._view.fleet.overrides.get(function.id, Override()), **changes)
+        declared = self._catalogue.declared(function.id) or function
+        least = declared.min if settings.min is None else settings.min
+        most = declared.max if settings.max is None else settings.max
+        if least > most or most < 1:
+            raise BadRequest(f"'{function.id}' would have min {least} and max {most}; set min <= max and max >= 1")
+        await self._registry.override(function.id, settings)
+        await self._view.refresh()
+        self._catalogue.override(self._view.fleet.overrides)
+        return self._catalogue.resolve(function.id).function
+
+    async def forget(self, name: str) -> tuple[str, int, list[str]]:
+        """Delete a function's measurements, for all revisions, and its failures with their back-off.
+
+        Return its id, the number of deleted entries, and the hosts that did not answer. Raises RecordUnavailable.
+        """
+        target, hosts = self._catalogue.resolve(name), list(self._view.fleet.hosts.values())
+        function = target.function.id
+        revisions = {i.revision for h in hosts for i in h.instances if i.function == function} | {target.revision}
+        entries = about(await self._registry.ledger(), function, revisions)
+        await self._registry.unlearn(entries)
+        self._history.invalidate()
+        away = []
+        for host in hosts:
             try:
-                draining += await agents.cool(host, function, at_once=at_once)
+                await self._agents.forget(host, function)
             except AgentUnavailable:
                 away.append(host.name)
-    return draining, away
+        return function, len(entries), away
 
+    async def cordon(self, host: str, *, cordoned: bool) -> None:
+        """Exclude a host from new placements, or include it again. Raises RecordUnavailable."""
+        await self._registry.cordon(host, cordoned=cordoned)
+        await self._view.refresh()
 
-async def override(
-    registry: Registry, view: FleetView, catalogue: LiveCatalogue, function: Function, **changes: int | bool | None
-) -> Function:
-    """Override settings of a function until they are reset. Raises RecordUnavailable, BadRequest."""
-    current = view.fleet.overrides.get(function.id, Override())
-    settings = replace(current, **changes)
-    declared = catalogue.declared(function.id) or function
-    least = declared.min if settings.min is None else settings.min
-    most = declared.max if settings.max is None else settings.max
-    if least > most or most < 1:
-        raise BadRequest(f"'{function.id}' would have min {least} and max {most}; set min <= max and max >= 1")
-    await registry.override(function.id, settings)
-    await view.refresh()
-    catalogue.override(view.fleet.overrides)
-    return catalogue.resolve(function.id).function
+    async def drain(self, host: str) -> tuple[list[str], list[str]]:
+        """Cordon a host, start its functions on other hosts that have room, and drain its instances.
 
+        Return the moved functions and the draining instances. Raises RecordUnavailable, AgentUnavailable.
+        """
+        await self.cordon(host, cordoned=True)
+        record = self._view.fleet.hosts[host]
+        moved = []
+        for function_id in sorted({i.function for i in record.instances if i.state is State.READY}):
+            function = self._catalogue.catalogue.functions.get(function_id)
+            if function is not None and await self._move(function, host):
+                moved.append(function_id)
+        return moved, list(await self._agents.drain(record))
 
-async def forget(
-    registry: Registry, view: FleetView, agents: Agents, history: History, target: Target
-) -> tuple[int, list[str]]:
-    """Delete a function's measurements, for all revisions, and its failures with their back-off.
-
-    Return the number of deleted entries, and the hosts that did not answer. Raises RecordUnavailable.
-    """
-    function, hosts = target.function.id, list(view.fleet.hosts.values())
-    revisions = {i.revision for h in hosts for i in h.instances if i.function == function} | {target.revision}
-    entries = about(await registry.ledger(), function, revisions)
-    await registry.unlearn(entries)
-    history.invalidate()
-    away = []
-    for host in hosts:
+    async def _move(self, function: Function, source: str) -> bool:
+        """Start a function on another host and wait until it is ready there. False if no host accepts it."""
         try:
-            await agents.forget(host, function)
-        except AgentUnavailable:
-            away.append(host.name)
-    return len(entries), away
-
-
-async def cordon(registry: Registry, view: FleetView, host: str, *, cordoned: bool) -> None:
-    """Exclude a host from new placements, or include it again. Raises RecordUnavailable."""
-    await registry.cordon(host, cordoned=cordoned)
-    await view.refresh()
-
-
-async def drain(
-    registry: Registry, view: FleetView, catalogue: LiveCatalogue, activator: Activator, agents: Agents, host: str
-) -> tuple[list[str], list[str]]:
-    """Cordon a host, start its functions on other hosts that have room, and drain its instances.
-
-    Return the moved functions and the draining instances. Raises RecordUnavailable, AgentUnavailable.
-    """
-    await cordon(registry, view, host, cordoned=True)
-    record = view.fleet.hosts[host]
-    moved = []
-    for function_id in sorted({i.function for i in record.instances if i.state is State.READY}):
-        function = catalogue.catalogue.functions.get(function_id)
-        if function is not None and await _move(activator, view, function, host):
-            moved.append(function_id)
-    return moved, list(await agents.drain(record))
-
-
-async def _move(activator: Activator, view: FleetView, function: Function, source: str) -> bool:
-    """Start a function on another host and wait until it is ready there. False if no host accepts it."""
-    try:
-        accepted = await activator.propose(Ensure(function))
-    except RequestError:
-        return False
-    deadline = time.monotonic() + function.start_timeout_s
-    while time.monotonic() < deadline:
-        entry = view.instance(accepted.instance)
-        if entry is not None and entry[1].state is State.READY:
-            return entry[0].name != source
-        if view.failure(accepted.instance) is not None:
+            accepted = await self._activator.propose(Ensure(function))
+        except RequestError:
             return False
-        await view.changed(1.0)
-    return False
+        deadline = time.monotonic() + function.start_timeout_s
+        while time.monotonic() < deadline:
+            entry = self._view.instance(accepted.instance)
+            if entry is not None and entry[1].state is State.READY:
+                return entry[0].name != source
+            if self._view.failure(accepted.instance) is not None:
+                return False
+            await self._view.changed(1.0)
+        return False

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from cortex.platform.record import Fleet
-from cortex.router.runtime import Runtime
+from cortex.router.overview.worker_logs import WorkerLogs
 from cortex.router.status import logs
 from tests.support.factories import a_function, a_host, an_instance
 
@@ -20,9 +20,9 @@ class Stage:
         self._chunks, self._never = chunks, never
         self.query: dict[str, Any] = {}
         host = a_host(an_instance("one"))
-        self.view = self
         self.fleet = Fleet(hosts={host.name: host})
-        self.agents = self.live_catalogue = self
+        double = cast(Any, self)
+        self.worker_logs = WorkerLogs(double, double, double)
 
     def resolve(self, name: str) -> Any:
         self.function = a_function(name)
@@ -35,7 +35,7 @@ class Stage:
         return httpx.Response(200, stream=_Stream(self._chunks))
 
     async def shown(self, *, instance: str = "", grep: str = "") -> Any:
-        return await logs.log(cast(Runtime, self), "org/model", "", instance, "current", grep)
+        return await logs.log(self.worker_logs, "org/model", "", instance, "current", grep)
 
 
 class _Stream(httpx.AsyncByteStream):

@@ -12,12 +12,17 @@ from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.cancel import cancelled
 from cortex.platform.decisions import DecisionRecord
-from cortex.platform.registry import RecordUnavailable
+from cortex.platform.in_flight import InFlight
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.ledger import Entry
+from cortex.router.activation.agents import Agents
 from cortex.router.api_types import DownloadView
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.metrics.traffic import Bucket
 from cortex.router.overview.snapshot import FleetSnapshot
-from cortex.router.runtime import Runtime
+from cortex.router.peers import Peers
+from cortex.router.start_history import History
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -65,38 +70,63 @@ class Reading(Generic[T]):
 class Sources:
     """The periodic data of one router worker, shared by the page and the API."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(
+        self,
+        catalogue: LiveCatalogue,
+        view: FleetView,
+        in_flight: InFlight,
+        registry: Registry,
+        agents: Agents,
+        history: History,
+        peers: Peers,
+        *,
+        strategy: str,
+    ) -> None:
+        """`strategy` is that of eviction."""
+        self._catalogue, self._view, self._in_flight, self._strategy = catalogue, view, in_flight, strategy
+        self._registry, self._agents, self._history = registry, agents, history
         nothing: tuple[list[Bucket], dict[str, Bucket]] = ([], {})
-        self._traffic = Reading(runtime.peers.traffic, TRAFFIC_S, nothing)
+        self._traffic = Reading(peers.traffic, TRAFFIC_S, nothing)
         self._decisions: Reading[Sequence[DecisionRecord]] = Reading(self._read_decisions, DECISIONS_S, ())
         self._downloads: Reading[Sequence[DownloadView] | None] = Reading(self._read_downloads, DOWNLOADS_S, None)
         empty: Mapping[str, Entry] = {}
-        self._ledger = Reading(runtime.history.ledger, LEDGER_S, empty)
+        self._ledger = Reading(history.ledger, LEDGER_S, empty)
+
+    def now(self) -> FleetSnapshot:
+        """Return what this router worker has in memory: enough for plans, hosts and instances."""
+        catalogue = self._catalogue.catalogue
+        return FleetSnapshot(
+            catalogue=catalogue,
+            revisions={f: self._catalogue.resolve(f).revision for f in catalogue.functions},
+            fleet=self._view.display(self._in_flight),
+            strategy=self._strategy,
+            away=self._view.away,
+            problem=self._catalogue.problem,
+            now=time.time(),
+        )
 
     async def snapshot(self) -> FleetSnapshot:
         """Return everything. Never fails: data that cannot be read is stale or missing."""
         (hour, lately), ledger, decisions, downloads = await asyncio.gather(
             self._traffic.get(), self._ledger.get(), self._decisions.get(), self._downloads.get()
         )
-        snapshot = take_snapshot(self._runtime)
-        return replace(snapshot, ledger=ledger, hour=hour, lately=lately, decisions=decisions, downloads=downloads)
+        return replace(self.now(), ledger=ledger, hour=hour, lately=lately, decisions=decisions, downloads=downloads)
 
     async def functions(self) -> FleetSnapshot:
         """Return what views of functions need. The hosts are queried for downloads only while one fetches."""
-        ledger = await self._runtime.history.ledger()
-        fetches = any(i.state is State.FETCHING for h in self._runtime.view.fleet.records() for i in h.instances)
+        ledger = await self._history.ledger()
+        fetches = any(i.state is State.FETCHING for h in self._view.fleet.records() for i in h.instances)
         downloads = await self._downloads.get() if fetches else ()
-        return replace(take_snapshot(self._runtime), ledger=ledger, downloads=downloads)
+        return replace(self.now(), ledger=ledger, downloads=downloads)
 
     async def _read_decisions(self) -> Sequence[DecisionRecord]:
-        records = await self._runtime.registry.decisions({}, MOST_DECISIONS)
+        records = await self._registry.decisions({}, MOST_DECISIONS)
         return [r for r in records if r.what not in HIDDEN]
 
     async def _read_downloads(self) -> Sequence[DownloadView]:
         """Query every host for its downloads; omit hosts that do not answer in time."""
-        hosts = list(self._runtime.view.fleet.hosts.values())
-        queries = (asyncio.wait_for(self._runtime.agents.jobs(h), DOWNLOADS_S) for h in hosts)
+        hosts = list(self._view.fleet.hosts.values())
+        queries = (asyncio.wait_for(self._agents.jobs(h), DOWNLOADS_S) for h in hosts)
         answers = await asyncio.gather(*queries, return_exceptions=True)
         views = [
             view
@@ -105,20 +135,6 @@ class Sources:
             for view in download_views(host.name, answer, time.time())
         ]
         return sorted(views, key=lambda d: (not d.active, -(d.requested_at or 0.0)))
-
-
-def take_snapshot(runtime: Runtime) -> FleetSnapshot:
-    """Return what this router worker has in memory: enough for plans, hosts and instances."""
-    catalogue = runtime.live_catalogue.catalogue
-    return FleetSnapshot(
-        catalogue=catalogue,
-        revisions={f: runtime.live_catalogue.resolve(f).revision for f in catalogue.functions},
-        fleet=runtime.fleet(),
-        strategy=runtime.settings.eviction.strategy,
-        away=runtime.view.away,
-        problem=runtime.live_catalogue.problem,
-        now=time.time(),
-    )
 
 
 def download_views(host: str, fetches: Sequence[Fetching], now: float) -> list[DownloadView]:

@@ -1,6 +1,6 @@
 """A worker's log, from whichever host has it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Literal
 
 import httpx
@@ -8,9 +8,10 @@ from litestar.params import Parameter
 from msgspec import Struct
 
 from cortex.platform.record import HostRecord
-from cortex.router.activation.agents import AgentUnavailable
+from cortex.router.activation.agents import Agents, AgentUnavailable
 from cortex.router.errors import InstanceNotFound, NoCapacity
-from cortex.router.runtime import Runtime
+from cortex.router.fleet_view import FleetView
+from cortex.router.live_catalogue import LiveCatalogue
 
 Run = Literal["current", "previous"]
 Grep = Annotated[str, Parameter(max_length=200)]
@@ -23,19 +24,6 @@ class LogQuery(Struct, frozen=True, kw_only=True):
     follow: bool = False
     run: Run = "current"
     grep: str = ""
-
-
-async def log_of_instance(runtime: Runtime, instance: str, query: LogQuery) -> "OpenLog":
-    """Open the log of an instance. Raises InstanceNotFound or NoCapacity."""
-    hosts = _with_instance(runtime, instance)
-    return await _open(runtime, hosts, f"/instances/{instance}/logs", query, f"instance '{instance[:64]}'")
-
-
-async def log_of_function(runtime: Runtime, function: str, host: str, query: LogQuery) -> "OpenLog":
-    """Open the log of a function's newest worker. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
-    id = runtime.live_catalogue.resolve(function).function.id
-    hosts = [h for h in _best_first(runtime, id) if not host or h.name == host]
-    return await _open(runtime, hosts, "/logs", query, f"'{id}'", function=id)
 
 
 class OpenLog(Struct, frozen=True):
@@ -55,38 +43,49 @@ class OpenLog(Struct, frozen=True):
             await self.answer.aclose()
 
 
-async def _open(
-    runtime: Runtime, hosts: list[HostRecord], path: str, query: LogQuery, subject: str, **more: str
-) -> OpenLog:
-    """Open the log of the first host that has it."""
-    away = ""
-    parameters = {"lines": query.lines, "follow": int(query.follow), "run": query.run, "grep": query.grep, **more}
-    for host in hosts:
-        try:
-            answer = await runtime.agents.logs(host, path, parameters)
-        except AgentUnavailable as error:
-            away = str(error)
-            continue
-        if answer is not None:
-            return OpenLog(host.name, answer)
-    if away:
-        raise NoCapacity(away, retry_after=5)
-    raise InstanceNotFound(f"no host has a log of {'an earlier run of ' if query.run == 'previous' else ''}{subject}")
+class WorkerLogs:
+    """Opens logs on the hosts that may have them."""
 
+    def __init__(self, catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> None:
+        self._catalogue, self._view, self._agents = catalogue, view, agents
 
-def _with_instance(runtime: Runtime, instance: str) -> list[HostRecord]:
-    def has_instance(host: HostRecord) -> bool:
-        return any(i.id == instance for i in host.instances) or any(f.instance == instance for f in host.failures)
+    async def of_instance(self, instance: str, query: LogQuery) -> OpenLog:
+        """Open the log of an instance. Raises InstanceNotFound or NoCapacity."""
 
-    return [h for h in runtime.view.fleet.records() if has_instance(h)]
+        def has_instance(host: HostRecord) -> bool:
+            return any(i.id == instance for i in host.instances) or any(f.instance == instance for f in host.failures)
 
+        hosts = filter(has_instance, self._view.fleet.records())
+        return await self._open(hosts, f"/instances/{instance}/logs", query, f"instance '{instance[:64]}'")
 
-def _best_first(runtime: Runtime, function: str) -> list[HostRecord]:
-    """Return the hosts: first those with an instance, then those with a failure, then the rest."""
+    async def of_function(self, name: str, host: str, query: LogQuery) -> OpenLog:
+        """Open the log of a function's newest worker: first of hosts with an instance, then of those with a failure,
+        then of the rest. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
+        function = self._catalogue.resolve(name).function.id
 
-    def rank(host: HostRecord) -> tuple[bool, bool, str]:
-        has = any(i.function == function for i in host.instances)
-        failed = any(f.function == function for f in host.failures)
-        return (not has, not failed, host.name)
+        def rank(host: HostRecord) -> tuple[bool, bool, str]:
+            has = any(i.function == function for i in host.instances)
+            failed = any(f.function == function for f in host.failures)
+            return (not has, not failed, host.name)
 
-    return sorted(runtime.view.fleet.records(), key=rank)
+        hosts = sorted((h for h in self._view.fleet.records() if not host or h.name == host), key=rank)
+        return await self._open(hosts, "/logs", query, f"'{function}'", function=function)
+
+    async def _open(
+        self, hosts: Iterable[HostRecord], path: str, query: LogQuery, subject: str, **more: str
+    ) -> OpenLog:
+        """Open the log of the first host that has it."""
+        away = ""
+        parameters = {"lines": query.lines, "follow": int(query.follow), "run": query.run, "grep": query.grep, **more}
+        for host in hosts:
+            try:
+                answer = await self._agents.logs(host, path, parameters)
+            except AgentUnavailable as error:
+                away = str(error)
+                continue
+            if answer is not None:
+                return OpenLog(host.name, answer)
+        if away:
+            raise NoCapacity(away, retry_after=5)
+        earlier = "an earlier run of " if query.run == "previous" else ""
+        raise InstanceNotFound(f"no host has a log of {earlier}{subject}")

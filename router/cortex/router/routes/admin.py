@@ -9,16 +9,17 @@ from litestar.params import Parameter
 
 from cortex.platform.registry import RecordUnavailable
 from cortex.router import api_types as api
-from cortex.router import operations
 from cortex.router.activation.agents import AgentUnavailable
+from cortex.router.decision_log import DecisionLog
 from cortex.router.errors import BadRequest, NoCapacity, RecordIsAway
+from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.operations import Operations
 from cortex.router.overview.functions import function_view, function_views
 from cortex.router.overview.hosts import host_views
-from cortex.router.overview.planning import check_host, function_named, plan_on_function, plan_on_host
+from cortex.router.overview.planning import Planner, check_host, function_named
 from cortex.router.overview.snapshot import Index
-from cortex.router.overview.sources import Sources, take_snapshot
+from cortex.router.overview.sources import Sources
 from cortex.router.plan_types import Plan
-from cortex.router.runtime import Runtime
 
 T = TypeVar("T")
 
@@ -39,7 +40,9 @@ HOST_ACTIONS: dict[str, tuple[type, str]] = {
 }
 
 
-def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
+def routes(
+    catalogue: LiveCatalogue, sources: Sources, planner: Planner, operations: Operations, decision_log: DecisionLog
+) -> list[HTTPRouteHandler]:
     """Return the admin routes of a router."""
 
     @get("/admin/functions", opt={"needs": "status"})
@@ -53,7 +56,7 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
         """Return one function, by id or alias."""
         snapshot = await sources.functions()
         index = Index(snapshot)
-        return function_view(function_named(runtime, name.lstrip("/"), index), snapshot, index)
+        return function_view(function_named(name.lstrip("/"), catalogue, index), snapshot, index)
 
     @post("/admin/functions/{name:path}", status_code=200, opt={"needs": "admin", "actions": FUNCTION_ACTIONS})
     async def act(
@@ -67,47 +70,43 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
         pin and unpin only return their plan."""
         id, _, action = name.lstrip("/").rpartition("/")
         if plan:
-            return await plan_on_function(runtime, action, id)
-        if target := runtime.live_catalogue.get(id):
-            runtime.decision_log.operator_action(action, target.function.id, now=now)
+            return await planner.on_function(action, id)
+        if target := catalogue.get(id):
+            decision_log.operator_action(action, target.function.id, now=now)
         match action:
             case "warm":
-                return api.WarmAnswer(instance=await operations.warm(runtime.activator, runtime.live_catalogue, id))
+                return api.WarmAnswer(instance=await operations.warm(id))
             case "cool":
-                return await _cool(runtime, id, at_once=now)
+                return await _cool(operations, id, at_once=now)
             case "pin" | "unpin":
-                return await _override(runtime, id, pinned=action == "pin")
+                return await _override(operations, id, pinned=action == "pin")
             case "set":
-                return await _override(
-                    runtime, id, **{k: v for k, v in (("min", least), ("max", most)) if v is not None}
-                )
+                limits = {k: v for k, v in (("min", least), ("max", most)) if v is not None}
+                return await _override(operations, id, **limits)
             case "reset":
-                return await _override(runtime, id, pinned=None, min=None, max=None)
+                return await _override(operations, id, pinned=None, min=None, max=None)
             case "forget":
-                return await _forget(runtime, id)
+                return await _forget(operations, id)
         raise BadRequest(f"unknown action '{action[:50]}': use {', '.join(FUNCTION_ACTIONS)}")
 
     @get("/admin/hosts", opt={"needs": "status"})
     async def hosts() -> api.HostsAnswer:
         """List the hosts that report, and the silent ones, whose instances may still serve."""
-        snapshot = take_snapshot(runtime)
+        snapshot = sources.now()
         return host_views(snapshot, Index(snapshot))
 
     @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin", "actions": HOST_ACTIONS})
     async def act_on_host(host: str, verb: str, plan: bool = False) -> api.CordonAnswer | api.DrainAnswer | Plan:
         """Act on a host. With `plan=1`, only return the plan."""
         if plan:
-            return await plan_on_host(runtime, verb, host)
-        check_host(runtime, verb, host)
-        runtime.decision_log.operator_action(verb, host=host)
+            return await planner.on_host(verb, host)
+        check_host(verb, host, sources.now().fleet)
+        decision_log.operator_action(verb, host=host)
         try:
             if verb == "drain":
-                catalogue, activator = runtime.live_catalogue, runtime.activator
-                moved, draining = await _recorded(
-                    operations.drain(runtime.registry, runtime.view, catalogue, activator, runtime.agents, host)
-                )
+                moved, draining = await _recorded(operations.drain(host))
                 return api.DrainAnswer(moved=tuple(moved), draining=tuple(draining))
-            await _recorded(operations.cordon(runtime.registry, runtime.view, host, cordoned=verb == "cordon"))
+            await _recorded(operations.cordon(host, cordoned=verb == "cordon"))
         except AgentUnavailable as error:
             raise NoCapacity(str(error), retry_after=5) from None
         return api.CordonAnswer(host=host, cordoned=verb == "cordon")
@@ -115,29 +114,23 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
     return [functions, function, act, hosts, act_on_host]
 
 
-async def _cool(runtime: Runtime, name: str, *, at_once: bool) -> api.CoolAnswer:
-    function = runtime.live_catalogue.resolve(name).function.id
-    draining, away = await operations.cool(runtime.agents, runtime.view, function, at_once=at_once)
+async def _cool(operations: Operations, name: str, *, at_once: bool) -> api.CoolAnswer:
+    draining, away = await operations.cool(name, at_once=at_once)
     if away:
         raise NoCapacity(f"the agents of these hosts do not answer: {', '.join(away)}", retry_after=5)
     return api.CoolAnswer(instances=tuple(draining))
 
 
-async def _override(runtime: Runtime, name: str, **changes: int | bool | None) -> api.FunctionSettings:
-    catalogue = runtime.live_catalogue
-    function = catalogue.resolve(name).function
-    changed = await _recorded(operations.override(runtime.registry, runtime.view, catalogue, function, **changes))
+async def _override(operations: Operations, name: str, **changes: int | bool | None) -> api.FunctionSettings:
+    changed = await _recorded(operations.override(name, **changes))
     return api.FunctionSettings(id=changed.id, pinned=changed.pinned, min=changed.min, max=changed.max)
 
 
-async def _forget(runtime: Runtime, name: str) -> api.ForgetAnswer:
-    target = runtime.live_catalogue.resolve(name)
-    entries, away = await _recorded(
-        operations.forget(runtime.registry, runtime.view, runtime.agents, runtime.history, target)
-    )
+async def _forget(operations: Operations, name: str) -> api.ForgetAnswer:
+    function, entries, away = await _recorded(operations.forget(name))
     if away:
         raise NoCapacity(f"forgotten by the record, but these hosts did not answer: {', '.join(away)}", retry_after=5)
-    return api.ForgetAnswer(id=target.function.id, entries=entries)
+    return api.ForgetAnswer(id=function, entries=entries)
 
 
 async def _recorded(work: Awaitable[T]) -> T:

@@ -14,13 +14,12 @@ from cortex.router.api_types import InstancesAnswer
 from cortex.router.overview.functions import instance_views
 from cortex.router.overview.snapshot import Index
 from cortex.router.overview.sources import Sources
-from cortex.router.overview.worker_logs import Grep, LogQuery, OpenLog, Run, log_of_function, log_of_instance
-from cortex.router.runtime import Runtime
+from cortex.router.overview.worker_logs import Grep, LogQuery, OpenLog, Run, WorkerLogs
 
 Lines = Annotated[int, Parameter(ge=1, le=10_000)]
 
 
-def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
+def routes(sources: Sources, worker_logs: WorkerLogs) -> list[HTTPRouteHandler]:
     """Return the routes about instances."""
 
     @get("/admin/instances", opt={"needs": "status"})
@@ -36,7 +35,7 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
     ) -> Stream:
         """Return a worker's log, or its lines that contain `grep`; `follow` streams until the worker exits."""
         query = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
-        return _stream(await log_of_instance(runtime, instance, query))
+        return _stream(await worker_logs.of_instance(instance, query))
 
     @get("/admin/logs", opt={"needs": "admin"})
     async def function_logs(
@@ -49,7 +48,7 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
     ) -> Stream:
         """Return the log of a function's newest worker, including one that has exited."""
         query = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
-        return _stream(await log_of_function(runtime, function, host, query))
+        return _stream(await worker_logs.of_function(function, host, query))
 
     return [instances, instance_logs, function_logs]
 

@@ -18,10 +18,10 @@ from litestar.response import Redirect
 from cortex.platform.api_keys import Right
 from cortex.platform.registry import RecordUnavailable
 from cortex.router.access.auth import COOKIE, OPEN_BODY, TLS_COOKIE, Credentials, cross_site, read_credentials
-from cortex.router.access.sessions import SESSION_S
+from cortex.router.access.keyring import KeyRing
+from cortex.router.access.sessions import SESSION_S, Sessions
 from cortex.router.errors import BadRequest, NotAllowed, RecordIsAway
-from cortex.router.runtime import Runtime
-from cortex.router.status.render import render
+from cortex.router.status.render import HEADERS, render
 
 Http = Request[Any, Any, Any]
 
@@ -32,9 +32,9 @@ OLD_COOKIE = "cortex_key"
 """An earlier version stored the API key in it; a logout deletes it."""
 
 
-def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
+def routes(key_ring: KeyRing, sessions: Sessions) -> list[HTTPRouteHandler]:
     """Return the routes."""
-    public: dict[str, Any] = {"opt": {"needs": "nothing"}, "response_headers": headers}
+    public: dict[str, Any] = {"opt": {"needs": "nothing"}, "response_headers": HEADERS}
 
     @get(PATH, **public)
     async def form() -> Response[str]:
@@ -46,13 +46,13 @@ def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
         """Begin a session for a key and redirect to the page."""
         _refuse_other_sites(request)
         key = await _key(request)
-        who = runtime.keys.find(key) if key else None
+        who = key_ring.find(key) if key else None
         if who is None:
             return _form("This key is unknown or has expired.", status=401)
         if not who.may(Right.STATUS):
             return _form(f"The key '{who.name}' has scope {who.scope}; this page needs status or admin.", status=403)
         try:
-            cookie = await runtime.sessions.begin(key)
+            cookie = await sessions.begin(key)
         except RecordUnavailable:
             return _form("Redis does not answer, so no session can begin. Try again in a moment.", status=503)
         return Redirect("/status", status_code=303, cookies=_cookies(request, cookie, SESSION_S))
@@ -62,7 +62,7 @@ def routes(runtime: Runtime, headers: dict[str, str]) -> list[HTTPRouteHandler]:
         """End the session on every router worker."""
         _refuse_other_sites(request)
         try:
-            await runtime.sessions.end(_credentials(request).session)
+            await sessions.end(_credentials(request).session)
         except RecordUnavailable:
             raise RecordIsAway(
                 "Redis does not answer, so the session stays open: log out again", retry_after=2

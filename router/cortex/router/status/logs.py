@@ -3,8 +3,7 @@
 import asyncio
 
 from cortex.router.errors import InstanceNotFound, NoCapacity
-from cortex.router.overview.worker_logs import LogQuery, OpenLog, Run, log_of_function, log_of_instance
-from cortex.router.runtime import Runtime
+from cortex.router.overview.worker_logs import LogQuery, OpenLog, Run, WorkerLogs
 from cortex.router.status.model import Log
 
 LINES = 500
@@ -13,15 +12,15 @@ TIMEOUT_S = 15.0
 """Timeout for reading, including a search through the largest log."""
 
 
-async def log(runtime: Runtime, function: str, host: str, instance: str, run: Run, grep: str) -> Log:
+async def log(worker_logs: WorkerLogs, function: str, host: str, instance: str, run: Run, grep: str) -> Log:
     """Return the end of a log, or why there is none. Raises FunctionNotFound."""
     query = LogQuery(lines=LINES, run=run, grep=grep)
     try:
         async with asyncio.timeout(TIMEOUT_S):
             if instance:
-                log_stream = await log_of_instance(runtime, instance, query)
+                log_stream = await worker_logs.of_instance(instance, query)
             else:
-                log_stream = await log_of_function(runtime, function, host, query)
+                log_stream = await worker_logs.of_function(function, host, query)
             text, cut = await _end(log_stream)
     except (InstanceNotFound, NoCapacity, TimeoutError) as error:
         problem = "its host did not answer in time" if isinstance(error, TimeoutError) else error.message

@@ -12,6 +12,19 @@ from cortex.router.status import assets, format
 from cortex.router.status.charts import chart
 from cortex.router.status.model import Picture
 
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+"""Of every page."""
+
 
 class Fragment(Struct, frozen=True):
     """A part of the page that is sent separately: `value`, rendered by `template`."""

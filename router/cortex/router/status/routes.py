@@ -12,38 +12,29 @@ from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
 from cortex.router.access.auth import caller
 from cortex.router.errors import HostNotFound, NoCapacity, NoKey, NotAllowed
-from cortex.router.overview.planning import function_named, plan_on_function, plan_on_host
+from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.overview.planning import Planner, function_named
 from cortex.router.overview.snapshot import Index
 from cortex.router.overview.sources import Sources
-from cortex.router.overview.worker_logs import Grep, Run
-from cortex.router.runtime import Runtime
+from cortex.router.overview.worker_logs import Grep, Run, WorkerLogs
 from cortex.router.shutdown import stopping
 from cortex.router.status import assets, functions, hosts, login, logs
 from cortex.router.status.live import Live, TooManyWatchers
 from cortex.router.status.page import picture
 from cortex.router.status.plans import card
-from cortex.router.status.render import page, render
+from cortex.router.status.render import HEADERS, page, render
 
 Http = Request[Any, Any, Any]
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-)
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-store",
-}
 READ: dict[str, Any] = {"opt": {"needs": "status"}, "response_headers": HEADERS}
 SMALL = 32 * 1024
 """Largest page that is sent without compression."""
 
 
-def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
-    """Return the page's routes."""
+def routes(
+    catalogue: LiveCatalogue, sources: Sources, planner: Planner, worker_logs: WorkerLogs
+) -> list[HTTPRouteHandler]:
+    """Return the page's routes, without those of the login."""
     live = Live(sources.snapshot, stopping)
 
     @get("/status", exception_handlers={NoKey: login.to_login, NotAllowed: login.to_login}, **READ)
@@ -79,7 +70,7 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
         """Show the details of one function."""
         snapshot = await sources.snapshot()
         index = Index(snapshot)
-        content = functions.details(function_named(runtime, name.lstrip("/"), index), snapshot, index)
+        content = functions.details(function_named(name.lstrip("/"), catalogue, index), snapshot, index)
         return _html(render("function.html", snapshot.now, it=content, may_act=may_act(request)))
 
     @get("/status/host/{name:str}", **READ)
@@ -97,13 +88,13 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
         function: str, host: str = "", instance: str = "", run: Run = "current", grep: Grep = ""
     ) -> Response[str]:
         """Show a worker's log. For admins only: it may contain prompts."""
-        content = await logs.log(runtime, function, host, instance, run, grep)
+        content = await logs.log(worker_logs, function, host, instance, run, grep)
         return _html(render("log.html", it=content, host=host))
 
     @get("/status/plan", **READ)
     async def plan(request: Http, do: str, function: str = "", host: str = "") -> Response[str]:
         """Show the plan of an action."""
-        planned = plan_on_function(runtime, do, function) if function else plan_on_host(runtime, do, host)
+        planned = planner.on_function(do, function) if function else planner.on_host(do, host)
         return _html(render("plan.html", it=card(await planned), may_act=may_act(request)))
 
     @get("/status/assets/{name:str}", opt={"needs": "nothing"})
@@ -115,7 +106,7 @@ def routes(runtime: Runtime, sources: Sources) -> list[HTTPRouteHandler]:
         headers = {**HEADERS, "cache-control": "public, max-age=31536000, immutable"}
         return Response(file.body, media_type=file.media_type, headers=headers)
 
-    return [status, live_events, function, host, log, plan, static_file, *login.routes(runtime, HEADERS)]
+    return [status, live_events, function, host, log, plan, static_file]
 
 
 def may_act(request: Http) -> bool:
