@@ -38,12 +38,12 @@ class Machines(Fleet):
         found = [(h.name, i.state) for h in self.records().values() for i in h.instances if i.function == function]
         return found[0][0] if len(found) == 1 and found[0][1] is State.READY else ""
 
-    def asked(self, **about: str) -> list[str]:
-        """Return what operators asked for, newest first. A receipt takes a moment to the record."""
-        return [str(r["why"]) for r in self.receipts(what="asked", **about)]
+    def actions(self, **about: str) -> list[str]:
+        """Return what operators asked for, newest first. A decision takes a moment to reach the record."""
+        return [str(r["why"]) for r in self.decisions(what="action", **about)]
 
-    def receipts(self, **wanted: str) -> list[dict[str, Any]]:
-        """Return receipts, newest first."""
+    def decisions(self, **wanted: str) -> list[dict[str, Any]]:
+        """Return decisions, newest first."""
         found: list[dict[str, Any]] = self.http.get("/admin/decisions", params=wanted).json()["decisions"]
         return found
 
@@ -148,7 +148,7 @@ def test_a_function_is_warmed_pinned_unpinned_and_cooled(machines: Machines, ent
     assert "could be evicted, and reaped after" in unpinning
     assert "1 instance would be drained" in cooling
     acts = ["cool", "unpin", "pin", "warm"]
-    eventually(lambda: machines.asked(function="org/kept") == acts, what="a receipt of each")
+    eventually(lambda: machines.actions(function="org/kept") == acts, what="a decision on each")
 
 
 def test_a_drain_moves_instances_and_uncordon_reopens_the_host(machines: Machines, enter: Enter, shot: Shot) -> None:
@@ -170,7 +170,7 @@ def test_a_drain_moves_instances_and_uncordon_reopens_the_host(machines: Machine
     page.locator("#hosts .tag", has_text="cordoned").wait_for(state="detached")
 
     assert f"org/moves: moves to {machines.place('org/moves')}" in plan
-    eventually(lambda: machines.asked(host=before) == ["uncordon", "drain"], what="a receipt of each")
+    eventually(lambda: machines.actions(host=before) == ["uncordon", "drain"], what="a decision on each")
     assert not any(h["cordoned"] for h in machines.http.get("/admin/hosts").json()["hosts"])
     assert machines.chat("org/moves").is_success
 
@@ -204,7 +204,7 @@ def test_a_warm_shows_its_victim_which_then_leaves(machines: Machines, enter: En
     assert "org/kept, idle for" in plan
     assert "least recently used" in plan
     assert machines.instance("org/kept") is None
-    assert machines.receipts(function="org/kept", what="evicted")[0]["why"] == "for org/new"
+    assert machines.decisions(function="org/kept", what="evicted")[0]["why"] == "for org/new"
     page.locator("#decisions", has_text="evicted").wait_for()
 
 
@@ -290,7 +290,7 @@ def test_a_wrong_key_is_rejected_and_a_logout_ends_the_session(machines: Machine
 
 def test_a_page_of_another_site_cannot_use_the_login(machines: Machines, enter: Enter) -> None:
     machines.chat("org/kept")
-    before = machines.receipts(what="asked")
+    before = machines.decisions(what="action")
     page = enter("admin")
     other = page.context.new_page()
     answers: list[int] = []
@@ -305,4 +305,4 @@ def test_a_page_of_another_site_cannot_use_the_login(machines: Machines, enter: 
     assert answers
     assert set(answers) <= {401, 403}
     assert machines.place("org/kept")
-    assert machines.receipts(what="asked") == before
+    assert machines.decisions(what="action") == before

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cortex.cli.decisions import numbers
+from cortex.cli.decisions import input_text
 from cortex.cli.top import BAR, bar
 from cortex.platform.decisions import DecisionRecord
 
@@ -30,7 +30,7 @@ from cortex.platform.decisions import DecisionRecord
         ),
         (
             "proposed",
-            {"considered": [{"host": "a", "evict": ["x"], "devices": ["gpu-0"]}, {"host": "b", "why_not": "cordoned"}]},
+            {"candidates": [{"host": "a", "evict": ["x"], "devices": ["gpu-0"]}, {"host": "b", "why_not": "cordoned"}]},
             "a: evicts 1; b: cordoned",
         ),
         ("waited", {"queued_ms": 12, "status": 200, "nested": {}}, "queued_ms 12, status 200"),
@@ -39,7 +39,7 @@ from cortex.platform.decisions import DecisionRecord
     ],
 )
 def test_a_decisions_main_inputs_are_shown(what: str, inputs: dict[str, Any], text: str) -> None:
-    assert numbers(DecisionRecord(what=what, numbers=inputs)) == text
+    assert input_text(DecisionRecord(what=what, inputs=inputs)) == text
 
 
 @pytest.mark.parametrize(("admitted", "foreign", "total"), [(0, 0, 0), (10, 0, 100), (80, 40, 100), (1000, 1000, 100)])

@@ -56,7 +56,7 @@ def test_why_explains_a_function_and_a_request(stack: Stack) -> None:
         found = json.loads(stack.cli("why", "cli-why", "--json").stdout)
         return {"waited", "proposed", "ready"} <= {r["what"] for r in found["decisions"]}
 
-    eventually(known, what="the receipts")
+    eventually(known, what="the decisions")
     request, function = stack.cli("why", "cli-why").stdout, stack.cli("why", "fake/cold").stdout
     unknown = stack.cli("why", "who-knows")
 

@@ -74,14 +74,14 @@ def change_script(stack: Stack, instance: dict[str, Any], **script: object) -> N
 
 
 def why_failed(stack: Stack, function: str, instance: str) -> str:
-    """Return the reason in the receipt of an instance's failure, as soon as there is one."""
+    """Return the reason in the decision of an instance's failure, as soon as there is one."""
     asked = {"function": function, "what": "failed"}
 
     def reasons() -> list[str]:
-        receipts = stack.http.get("/admin/decisions", params=asked).json()["decisions"]
-        return [r["why"] for r in receipts if r["instance"] == instance]
+        decisions = stack.http.get("/admin/decisions", params=asked).json()["decisions"]
+        return [r["why"] for r in decisions if r["instance"] == instance]
 
-    return eventually(reasons, what="a receipt of the failure")[0]
+    return eventually(reasons, what="a decision of the failure")[0]
 
 
 def marked(instance: str) -> list[int]:
@@ -154,12 +154,12 @@ def test_a_request_alone_at_a_killed_worker_is_not_replayed(stack: Stack) -> Non
     assert not_spawned == spawned
     assert (again.status_code, again.headers["x-cortex-instance"] != killed) == (200, True)
     why = stack.cli("why", answers[0].headers["x-request-id"], "--json").stdout
-    assert "it was alone aboard a worker that died" in why
+    assert "it was alone in flight on a worker that died" in why
 
 
 @pytest.mark.long
 def test_repeated_kills_of_workers_delay_no_other_request(stack: Stack) -> None:
-    """Deaths of workers that had served are no failed starts, and whose request was aboard is refused in the end."""
+    """Deaths of workers that had served are no failed starts; a request in flight at each is refused in the end."""
     answers = [killed_while_it_serves(stack, "fake/cooled", user="pill") for _ in range(4)]
     statuses = [answer.status_code for answer in answers]
     other = stack.chat("fake/cooled")

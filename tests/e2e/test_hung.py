@@ -142,4 +142,4 @@ def test_a_worker_hung_by_a_request_is_restarted_although_its_health_check_passe
 
     assert answer.status_code == 200
     assert answer.headers["x-cortex-instance"] != instance.id
-    assert any("made no progress" in receipt["why"] for receipt in failures)
+    assert any("made no progress" in decision["why"] for decision in failures)

@@ -87,7 +87,7 @@ def test_every_request_is_one_log_line_without_its_text(stack: Stack) -> None:
 
     eventually(lambda: bool(logged()), what="the line")
     (line,) = logged()
-    assert (line["function"], line["asked"], line["status"]) == ("fake/steps", "steps", 200)
+    assert (line["function"], line["model"], line["status"]) == ("fake/steps", "steps", 200)
     assert line["tokens_out"] == 3
     assert "secret" not in stack.log("router")
 

@@ -160,7 +160,7 @@ FULL = {"CORTEX_AGENT__RESERVE_MB": "0", "CORTEX_AGENT__DEVICES": json.dumps([{"
 
 
 def test_functions_that_wait_for_room_do_not_evict_each_other_repeatedly(tmp_path: Path, redis_url: str) -> None:
-    """Each refusal is a receipt; when a receipt rang the bell, each of two waiters made the other ask again."""
+    """Each refusal is a decision; when a decision rang the bell, each of two waiters made the other ask again."""
     waiting = [fake(f"wait/{n}", vram_mb=24000, start_timeout_s=3) for n in range(3)]
     models = "\n".join([fake("wait/busy", "--tps", "10", "--tokens", "1000", vram_mb=24000), *waiting])
     body = {"model": "wait/busy", "messages": [{"role": "user", "content": "x"}], "stream": True}

@@ -1,69 +1,71 @@
-"""Receipts: the inputs of a decision, and their form in the record."""
+"""The inputs of a decision, and their form in the record."""
 
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.decisions import DecisionRecord, fields, numbers, receipt
+from cortex.platform.decisions import DecisionRecord, from_fields, inputs_of, to_fields
 from cortex.platform.record import InLine
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.reasons import DecisionKind
 from tests.support.factories import a_device, a_fleet, a_host, a_report, an_instance
 
 
-def test_a_receipt_is_unchanged_after_encoding_and_decoding() -> None:
+def test_a_decision_is_unchanged_after_encoding_and_decoding() -> None:
     one = DecisionRecord(
         at=12.5, by="agent:here", what="placed", function="org/model", instance="one", host="here",
-        reason="idle", why="idle", numbers={"memory_mb": 1000, "devices": [{"id": "gpu-0", "free_mb": 10}]},
+        reason="idle", why="idle", inputs={"memory_mb": 1000, "devices": [{"id": "gpu-0", "free_mb": 10}]},
     )  # fmt: skip
 
-    assert receipt("7-1", fields(one)) == replace(one, id="7-1")
-    assert fields(DecisionRecord(what="ready")) == {"at": "0.000", "what": "ready"}
+    assert from_fields("7-1", to_fields(one)) == replace(one, id="7-1")
+    assert to_fields(DecisionRecord(what="ready")) == {"at": "0.000", "what": "ready"}
 
 
-def test_an_invalid_receipt_of_another_release_is_read_with_empty_fields() -> None:
-    found = receipt("7-1", {"what": "placed", "at": "noon", "numbers": "[", "new": "field"})
+def test_an_invalid_decision_of_another_release_is_read_with_empty_fields() -> None:
+    found = from_fields("7-1", {"what": "placed", "at": "noon", "inputs": "[", "new": "field"})
 
-    assert (found.what, found.at, found.numbers) == ("placed", 0.0, {})
+    assert (found.what, found.at, found.inputs) == ("placed", 0.0, {})
 
 
-def test_a_receipt_of_an_eviction_has_the_victim_and_the_other_candidates() -> None:
+def test_a_decision_of_an_eviction_has_the_victim_and_the_other_candidates() -> None:
     victim = an_instance("old", state=State.DRAINING, ready=10.0)
     stays = an_instance("new", function="org/busy", ready=10.0)
     elsewhere = an_instance("far", function="org/far", devices=("gpu-1",))
     host = a_host(victim, stays, elsewhere, devices=(a_device("gpu-0"), a_device("gpu-1")))
     fleet = a_fleet(a_report(in_flight={"new": 3}), used={"i:new": 99.0})
 
-    found = numbers(Decision(DecisionKind.EVICTED, "org/model", "old", "for org/next"), host, fleet, 100.0)
+    found = inputs_of(Decision(DecisionKind.EVICTED, "org/model", "old", "for org/next"), host, fleet, 100.0)
 
     assert (found["victim"]["idle_s"], found["victim"]["in_flight"]) == (90.0, 0)
     assert [(o["function"], o["idle_s"], o["in_flight"]) for o in found["others"]] == [("org/busy", 1.0, 3)]
 
 
-def test_a_receipt_of_a_placement_has_the_free_memory_before_it() -> None:
+def test_a_decision_of_a_placement_has_the_free_memory_before_it() -> None:
     host = a_host(an_instance("one"), an_instance("two", memory_mb=4000))
 
-    found = numbers(Decision(DecisionKind.PLACED, "org/model", "one", "on gpu-0"), host, None, 100.0)
+    found = inputs_of(Decision(DecisionKind.PLACED, "org/model", "one", "on gpu-0"), host, None, 100.0)
 
     assert found["devices"] == [{"id": "gpu-0", "budget_mb": 10_000, "foreign_mb": 0, "free_mb": 6000}]
 
 
-def test_a_receipt_of_a_failure_has_its_kind_and_the_time_of_the_retry() -> None:
+def test_a_decision_of_a_failure_has_its_kind_and_the_time_of_the_retry() -> None:
     from cortex.platform.scheduling.failures import Failures, Incident
 
     failures = Failures()
     failures.add(an_instance("one"), Incident("it crashed"), 100.0)
     host = a_host(failures=failures.all())
 
-    found = numbers(Decision(DecisionKind.FAILED, "org/model", "one", "it crashed"), host, None, 100.0)
+    found = inputs_of(Decision(DecisionKind.FAILED, "org/model", "one", "it crashed"), host, None, 100.0)
 
     assert (found["kind"], found["in_a_row"]) == ("crash", 1)
 
 
-def test_a_receipt_of_a_rejection_in_line_has_the_time_of_the_turn() -> None:
+def test_a_decision_of_a_rejection_in_line_has_the_time_of_the_turn() -> None:
     place = InLine(function="org/new", since=90.0, turn_at=130.0, closes=("one",))
     host = a_host(an_instance(), line=(InLine(function="org/first", since=80.0), place))
 
-    found = numbers(Decision(DecisionKind.REFUSED, "org/new", "", "no room"), host, a_fleet(), 100.0)
+    found = inputs_of(Decision(DecisionKind.REFUSED, "org/new", "", "no room"), host, a_fleet(), 100.0)
 
     assert (found["in_line"], found["waited_s"], found["turn_in_s"]) == (2, 10.0, 30.0)
-    assert "in_line" not in numbers(Decision(DecisionKind.REFUSED, "org/other", "", "no room"), host, a_fleet(), 100.0)
+    assert "in_line" not in inputs_of(
+        Decision(DecisionKind.REFUSED, "org/other", "", "no room"), host, a_fleet(), 100.0
+    )

@@ -3,8 +3,8 @@
 from msgspec.structs import replace
 
 from cortex.platform.record import Fleet, Use
-from cortex.router.activation.load_balancing import considered
-from cortex.router.decision_log import MOST_A_SECOND, DecisionLog
+from cortex.router.activation.load_balancing import candidates
+from cortex.router.decision_log import MOST_A_SECOND, DecisionLog, RouterDecision
 from tests.router.request.test_request_record import a_finished
 from tests.support.factories import a_device, a_function, a_host, a_need, an_instance
 
@@ -32,7 +32,7 @@ def test_waits_replays_and_rejections_record_a_decision_with_the_request_id() ->
     decisions.note_request(a_finished(id="req_3", fault="rate_limited", status=429, why="2 requests wait already"))
 
     waited, retry, rejected = decisions.take()
-    assert (waited.what, waited.request, waited.numbers["queued_ms"]) == ("waited", "req_1", 2500)
+    assert (waited.what, waited.request, waited.inputs["queued_ms"]) == ("waited", "req_1", 2500)
     assert (retry.what, retry.request, retry.instance, retry.why) == (
         "replayed",
         "req_2",
@@ -50,14 +50,14 @@ def test_decisions_above_the_rate_limit_are_counted_in_one_entry() -> None:
 
     entries = decisions.take()
     assert MOST_A_SECOND < len(entries) <= 2 * MOST_A_SECOND + 1  # two seconds, if one ends during the loop
-    assert entries[-1].what == "more"
+    assert entries[-1].what == RouterDecision.DROPPED
 
 
 def test_a_repeated_decision_is_recorded_once_until_its_reason_changes() -> None:
     decisions = DecisionLog("r")
 
     for why in ("full", "full", "fuller", "full"):
-        decisions.note_once("nowhere", "org/model", why=why)
+        decisions.note_once(RouterDecision.NO_HOST, "org/model", why=why)
 
     assert [r.why for r in decisions.take()] == ["full", "fuller", "full"]
 
@@ -67,9 +67,9 @@ def test_every_host_is_listed_with_its_placement_or_the_reason_against_it() -> N
     small = replace(a_host(devices=(a_device(total_mb=100),)), name="small")
     fleet = Fleet(hosts={"full": full, "small": small})
 
-    candidates = considered(a_need(1000), a_function("org/new"), fleet, Use(), 1000.0)
+    listing = candidates(a_need(1000), a_function("org/new"), fleet, Use(), 1000.0)
 
-    assert [(c["host"], sorted(c)) for c in candidates] == [
+    assert [(c["host"], sorted(c)) for c in listing] == [
         ("full", ["devices", "evict", "host"]),
         ("small", ["host", "why_not"]),
     ]

@@ -212,7 +212,7 @@ class SimulatedRouter:
         while True:
             with contextlib.suppress(RecordUnavailable):
                 if decisions := self._decision_log.take():
-                    await self._registry.decided(decisions)
+                    await self._registry.log_decisions(decisions)
             await asyncio.sleep(COUNT_S)
 
     def apply_catalogue(self, catalogue: Catalogue) -> None:

@@ -83,7 +83,7 @@ async def carry_out(registry: Registry, operation: tuple[Any, ...]) -> object:
         case ("unlearn", field):
             work = registry.unlearn([field])
         case ("decided", function):
-            work = registry.decided([DecisionRecord(at=1.0, by="x", what="placed", function=function)])
+            work = registry.log_decisions([DecisionRecord(at=1.0, by="x", what="placed", function=function)])
         case _:
             raise AssertionError(operation)
     return await work

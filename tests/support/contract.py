@@ -103,7 +103,7 @@ def spoken() -> dict[str, Any]:
         "namesake": Namesake(name="host-a", address="http://10.0.0.2:13131", version="0", home="h2"),
         "prefetch": Prefetch(function),
         "remove": Remove(("org/model@main",), unused=True, dry_run=True),
-        "answer to remove": Removed(removed=(stored,), kept={"demo": "in use"}),
+        "answer to remove": Removed(removed=(stored,), refusals={"demo": "in use"}),
         "fetch": Fetching(id="f", source="org/model", state="waiting", done=5, total=10, rate=1.5, why="away"),
         "override": Override(pinned=True, min=1, max=2),
         "key": ApiKey(digest="d", id="k", name="ann", scope=Scope.ADMIN, functions=("org/*",), limits=Limits(rpm=5),

@@ -183,7 +183,7 @@ def a_scheduler(host: HostRecord | None = None, fleet: Fleet | None = None, rule
 
 
 def new_effects(scheduler: SchedulerDriver) -> list[Effect]:
-    """The effects since the last call, without receipts."""
+    """The effects since the last call, without decisions."""
     return [e for e in scheduler.take_effects() if not isinstance(e, Decision)]
 
 
@@ -198,8 +198,8 @@ def look(scheduler: SchedulerDriver, now: float, *, running: int | None = 0, con
     return others
 
 
-def receipts(scheduler: SchedulerDriver) -> list[tuple[str, str, str]]:
-    """The receipts since the last call: what, of which instance, why."""
+def decisions(scheduler: SchedulerDriver) -> list[tuple[str, str, str]]:
+    """the decisions since the last call: what, of which instance, why."""
     return [(e.what, e.instance, e.why) for e in scheduler.take_effects() if isinstance(e, Decision)]
 
 

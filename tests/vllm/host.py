@@ -81,7 +81,7 @@ class VllmHost(Fleet):
         )
 
     def why_ready(self, function: str) -> str:
-        """Return what the newest receipt says of how a function became ready."""
+        """Return what the newest decision says of how a function became ready."""
         asked = {"function": function, "what": "ready", "limit": "1"}
         return next((d["why"] for d in self.http.get("/admin/decisions", params=asked).json()["decisions"]), "")
 

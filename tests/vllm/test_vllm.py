@@ -198,7 +198,7 @@ def test_a_restart_of_the_agent_keeps_warm_workers_and_ends_the_launcher(host: V
     assert host.until_parked() != parked
 
 
-def test_tables_receipts_and_metrics_show_the_kind_of_a_start(host: VllmHost) -> None:
+def test_tables_decisions_and_metrics_show_the_kind_of_a_start(host: VllmHost) -> None:
     host.text("tiny/plain")
     host.until_parked()
     parked = host.cli("host", "ls").stdout
@@ -214,8 +214,8 @@ def test_tables_receipts_and_metrics_show_the_kind_of_a_start(host: VllmHost) ->
     assert "s, warm" in shown
     assert {json.loads(line)["function"] for line in read_ahead} >= {"tiny/one", "tiny/plain"}
     ways = {"tiny/one": " s, warm", "tiny/plain": " s, plain: TORCH_CORTEX_TEST is read at import time"}
-    for function, way in ways.items():  # receipts are written a moment later
-        eventually(lambda f=function, w=way: host.why_ready(f).endswith(w), what=f"the receipt of {function}")  # type: ignore[misc]
+    for function, way in ways.items():  # decisions are written a moment later
+        eventually(lambda f=function, w=way: host.why_ready(f).endswith(w), what=f"the decision of {function}")  # type: ignore[misc]
     for how in ("warm", "plain"):
         assert f'cortex_launches_total{{how="{how}",node="a",server="vllm"}}' in metrics
 

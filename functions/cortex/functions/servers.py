@@ -26,8 +26,8 @@ class Server(Struct, frozen=True, kw_only=True):
     """Translated dialects that it also serves itself, for functions with `native`."""
     tools: bool = True
     """Parses tool calls in a model's output."""
-    parallel: int | Literal["asked"] | None = None
-    """Maximum concurrent requests: a number, `"asked"` (the function's `target_concurrency`), or None for no limit."""
+    parallel: int | Literal["target"] | None = None
+    """Maximum concurrent requests: a number, `"target"` (the function's `target_concurrency`), or None for no limit."""
     counts: Literal["tokenize", "template", "no"] = "no"
     """How it counts a prompt's tokens: in one call, after a call that applies the template, or not at all."""
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning"
@@ -58,7 +58,7 @@ _LLAMA = Server(
     dialects=TALKS | {"embeddings", "rerank"},
     family="llama",
     completion_tokens=None,
-    parallel="asked",
+    parallel="target",
     counts="template",
     reasoning_field="reasoning_content",
     thinking_budget="thinking_budget_tokens",
@@ -145,7 +145,7 @@ def _shape(args: tuple[str, ...]) -> str:
 
 def max_concurrency(function: Function, server: Server) -> int | None:
     """Return an instance's maximum of concurrent requests; None: no limit, or one set by the function's arguments."""
-    if server.parallel != "asked":
+    if server.parallel != "target":
         return server.parallel
     own = any(word.partition("=")[0] in ("-np", "--parallel") for word in function.args)
     return None if own else function.target_concurrency

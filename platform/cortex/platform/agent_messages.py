@@ -114,8 +114,8 @@ class Fetching(Struct, frozen=True, kw_only=True):
     why: str = ""
     """Why it waits or failed."""
     retry_at: float = 0.0
-    asked: float = 0.0
-    kept: bool = False
+    requested_at: float = 0.0
+    explicit: bool = False
     """Requested by name: it continues although no instance waits for it."""
     functions: tuple[str, ...] = ()
 
@@ -175,4 +175,4 @@ class Removed(Struct, frozen=True, kw_only=True):
     """Answer to remove: what was or would be removed, and what stays and why."""
 
     removed: tuple[Stored, ...] = ()
-    kept: dict[str, str] = {}
+    refusals: dict[str, str] = {}

@@ -1,7 +1,6 @@
-"""Receipts: the decisions in `cortex:decisions`, with their reasons. Pure.
+"""The decisions in `cortex:decisions`, with their reasons and inputs. Pure.
 
-A receipt has the action, the function, the actor, the reason and the numbers behind it. It never contains text of a
-prompt or an answer. The stream is capped, so it explains decisions and does not count them.
+They never contain text of a prompt or an answer. The stream is capped: it explains, and does not count.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.reasons import DecisionKind
 
 MOST_LISTED = 12
-"""Devices or candidates in one receipt."""
+"""Devices or candidates in the inputs of one decision."""
 
 
 class DecisionRecord(Struct, frozen=True, kw_only=True):
@@ -28,6 +27,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     by: str = ""
     """The actor: `agent:<host>`, `router:<id>`, or `operator`."""
     what: str = ""
+    """A `DecisionKind` of an agent, or a `RouterDecision`."""
     function: str = ""
     instance: str = ""
     host: str = ""
@@ -35,38 +35,39 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     reason: str = ""
     """A drain's, as `reasons.py` has it."""
     why: str = ""
-    numbers: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    """What it was decided from, by kind."""
 
 
-def fields(receipt: DecisionRecord) -> dict[str, str]:
-    """Return a receipt's fields in the stream, without empty ones."""
+def to_fields(record: DecisionRecord) -> dict[str, str]:
+    """Return a decision's fields in the stream, without empty ones."""
     flat = {
-        "at": f"{receipt.at:.3f}",
-        "by": receipt.by,
-        "what": receipt.what,
-        "function": receipt.function,
-        "instance": receipt.instance,
-        "host": receipt.host,
-        "request": receipt.request,
-        "reason": receipt.reason,
-        "why": receipt.why,
-        "numbers": msgspec.json.encode(receipt.numbers).decode() if receipt.numbers else "",
+        "at": f"{record.at:.3f}",
+        "by": record.by,
+        "what": record.what,
+        "function": record.function,
+        "instance": record.instance,
+        "host": record.host,
+        "request": record.request,
+        "reason": record.reason,
+        "why": record.why,
+        "inputs": msgspec.json.encode(record.inputs).decode() if record.inputs else "",
     }
     return {k: v for k, v in flat.items() if v}
 
 
-def receipt(id: str, entry: Mapping[str, str]) -> DecisionRecord:
-    """Return a receipt from its fields in the stream; invalid ones are empty."""
+def from_fields(id: str, entry: Mapping[str, str]) -> DecisionRecord:
+    """Return a decision from its fields in the stream; invalid ones are empty."""
     try:
-        numbers = msgspec.json.decode(entry.get("numbers", "{}"), type=dict[str, Any])
+        inputs = msgspec.json.decode(entry.get("inputs", "{}"), type=dict[str, Any])
         at = float(entry.get("at", "0"))
     except (msgspec.MsgspecError, ValueError):
-        numbers, at = {}, 0.0
+        inputs, at = {}, 0.0
     words = {k: entry.get(k, "") for k in ("by", "what", "function", "instance", "host", "request", "reason", "why")}
-    return DecisionRecord(id=id, at=at, numbers=numbers, **words)
+    return DecisionRecord(id=id, at=at, inputs=inputs, **words)
 
 
-def numbers(decision: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> dict[str, Any]:
+def inputs_of(decision: Decision, host: HostRecord, fleet: Fleet | None, now: float) -> dict[str, Any]:
     """Return the inputs of an agent's decision; `host` is its record right after it."""
     usage = use(fleet) if fleet else Use(known=False)
     instance = next((i for i in host.instances if i.id == decision.instance), None)

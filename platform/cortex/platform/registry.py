@@ -13,7 +13,7 @@ import msgspec
 
 from cortex.platform import clock
 from cortex.platform.api_keys import ApiKey, Session
-from cortex.platform.decisions import DecisionRecord, fields, receipt
+from cortex.platform.decisions import DecisionRecord, from_fields, to_fields
 from cortex.platform.meter import Snapshot
 from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import decoded, host_record, key_fields, names, override_fields, text, words
@@ -512,18 +512,18 @@ class Registry:
             pipe.publish(self.names.changed, f"override:{function}")
             await pipe.execute()
 
-    # Receipts.
+    # Decisions.
 
-    async def decided(self, receipts: Iterable[DecisionRecord]) -> None:
-        """Append receipts to the stream of decisions."""
+    async def log_decisions(self, decisions: Iterable[DecisionRecord]) -> None:
+        """Append decisions to their stream."""
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-            for decision in receipts:
-                values: Any = fields(decision)
+            for decision in decisions:
+                values: Any = to_fields(decision)
                 pipe.xadd(self.names.decisions, values, maxlen=MOST_DECISIONS, approximate=True)
             await pipe.execute()
 
     async def decisions(self, filters: Mapping[str, str], limit: int) -> list[DecisionRecord]:
-        """Return receipts with these fields, newest first."""
+        """Return decisions with these fields, newest first."""
         decisions: list[DecisionRecord] = []
         before = "+"
         while len(decisions) < limit:
@@ -532,14 +532,14 @@ class Registry:
             for id, values in entries:
                 entry = words(values)
                 if all(entry.get(k) == v for k, v in filters.items()):
-                    decisions.append(receipt(text(id), entry))
+                    decisions.append(from_fields(text(id), entry))
             if len(entries) < READ_AT_ONCE:
                 break
             before = f"({text(entries[-1][0])}"
         return decisions[:limit]
 
     async def decisions_after(self, last: str, timeout_s: float) -> tuple[list[DecisionRecord], str]:
-        """Wait for receipts after one; return them and the last one's id. "$" is the present end of the stream."""
+        """Wait for decisions after one; return them and the last one's id. "$" is the present end of the stream."""
         async with self._bounded():
             if last == "$":
                 newest: Any = await self._redis.xrevrange(self.names.decisions, count=1)
@@ -548,5 +548,5 @@ class Registry:
                 {self.names.decisions: last}, count=READ_AT_ONCE, block=round(timeout_s * 1000)
             )
         entries = read[0][1] if isinstance(read, list) and read else next(iter(read.values()), [[]])[0] if read else []
-        decisions = [receipt(text(id), words(values)) for id, values in entries]
+        decisions = [from_fields(text(id), words(values)) for id, values in entries]
         return decisions, decisions[-1].id if decisions else last

@@ -15,7 +15,9 @@ from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, table
 from cortex.cli.visible import echo, echo_json
 from cortex.platform.decisions import DecisionRecord
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.router.api_types import InstanceView, RequestSummary
+from cortex.router.decision_log import RouterDecision
 
 
 @click.command()
@@ -128,39 +130,39 @@ def _print_event(decision: DecisionRecord, as_json: bool) -> None:
 
 def decision_table(decisions: Iterable[DecisionRecord], *, function: bool = True) -> Table:
     """Return decisions as a table, with their main inputs."""
-    rows = table("WHEN", "WHAT", *(["FUNCTION"] if function else []), "BY", "WHY", "NUMBERS")
+    rows = table("WHEN", "WHAT", *(["FUNCTION"] if function else []), "BY", "WHY", "INPUTS")
     for r in decisions:
         names = [r.function or "-"] if function else []
-        rows.add_row(ago(r.at), r.what, *names, r.by.partition(":")[2][:24] or r.by, r.why, numbers(r))
+        rows.add_row(ago(r.at), r.what, *names, r.by.partition(":")[2][:24] or r.by, r.why, input_text(r))
     return rows
 
 
-def numbers(decision: DecisionRecord) -> str:
+def input_text(decision: DecisionRecord) -> str:
     """Return a decision's inputs as one line."""
-    if not decision.numbers:
+    if not decision.inputs:
         return ""
     try:
-        inputs = msgspec.convert(decision.numbers, _Inputs)
+        inputs = msgspec.convert(decision.inputs, _Inputs)
     except msgspec.ValidationError:  # of another version of cortex
         inputs = _Inputs()
     match decision.what:
-        case "ready":
+        case DecisionKind.READY:
             return ", ".join(f"{phase} {seconds:.1f}s" for phase, seconds in inputs.phases.items())
-        case "placed":
+        case DecisionKind.PLACED:
             free = ", ".join(f"{d.id} {d.free_mb} free" for d in inputs.devices)
             return f"{inputs.memory_mb} MiB ({inputs.memory_from}); {free}"
-        case "evicted" | "closed":
+        case DecisionKind.EVICTED | DecisionKind.CLOSED:
             stays = ", ".join(f"{o.function} idle {o.idle_s}s" for o in inputs.others)
             victim = inputs.victim
             activity = f"{victim.in_flight} in flight" if victim.in_flight else f"idle {victim.idle_s}s"
             return activity + (f"; stays: {stays}" if stays else "")
-        case "refused":
+        case DecisionKind.REFUSED:
             devices = ", ".join(f"{d.id} {d.free_mb} MiB free" for d in inputs.devices)
             turn_in_s = inputs.turn_in_s
             return devices if turn_in_s is None else f"{devices}, turn in at most {turn_in_s:.0f} s"
-        case "proposed":
-            return "; ".join(f"{c.host}: {_prediction(c)}" for c in inputs.considered)
-    plain = ((k, v) for k, v in decision.numbers.items() if not isinstance(v, (list, dict)) and v not in (None, ""))
+        case RouterDecision.PROPOSED:
+            return "; ".join(f"{c.host}: {_prediction(c)}" for c in inputs.candidates)
+    plain = ((k, v) for k, v in decision.inputs.items() if not isinstance(v, (list, dict)) and v not in (None, ""))
     return ", ".join(f"{k} {v}" for k, v in plain)
 
 
@@ -175,7 +177,7 @@ class _Candidate(Struct, frozen=True):
     in_flight: int | None = None
 
 
-class _Considered(Struct, frozen=True):
+class _HostCandidate(Struct, frozen=True):
     host: str
     evict: tuple[str, ...] = ()
     why_not: str = ""
@@ -191,10 +193,10 @@ class _Inputs(Struct, frozen=True):
     victim: _Candidate = _Candidate()
     others: tuple[_Candidate, ...] = ()
     turn_in_s: float | None = None
-    considered: tuple[_Considered, ...] = ()
+    candidates: tuple[_HostCandidate, ...] = ()
 
 
-def _prediction(candidate: _Considered) -> str:
+def _prediction(candidate: _HostCandidate) -> str:
     if candidate.why_not:
         return candidate.why_not
     return f"evicts {len(candidate.evict)}" if candidate.evict else "room"

@@ -232,8 +232,8 @@ class RequestSummary(Struct, frozen=True, kw_only=True):
 
     id: str
     function: str
-    asked: str
-    """The name the client used: the function's, or an alias."""
+    model: str
+    """The model that the client named: the function's id, or an alias."""
     dialect: str
     stream: bool
     instance: str

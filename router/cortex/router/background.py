@@ -179,7 +179,7 @@ class Counting:
         self._counts_file.write(self._request_metrics.snapshot())
         with contextlib.suppress(RecordUnavailable):
             if decisions := self._decision_log.take():
-                await self._registry.decided(decisions)
+                await self._registry.log_decisions(decisions)
 
 
 async def probe_silent_hosts(view: FleetView, probe: Probe) -> None:

@@ -4,6 +4,7 @@ Requests on the warm path add no entry. Under load (a thousand requests that wai
 `MOST_A_SECOND` entries a second are stored, plus one with the number of dropped entries.
 """
 
+import enum
 import time
 from collections import deque
 from typing import Any
@@ -17,6 +18,30 @@ SAME_S = 30.0
 OPERATOR = "operator"
 
 
+class RouterDecision(enum.StrEnum):
+    """What a router decided: `what` in its `DecisionRecord`."""
+
+    PROPOSED = "proposed"
+    """A host accepted a start."""
+    NO_HOST = "no_host"
+    """Every host rejected a start."""
+    WAITED = "waited"
+    """A request waited for an instance."""
+    NOT_SERVED = "not_served"
+    REPLAYED = "replayed"
+    """An attempt failed before the answer began, so the request was sent again."""
+    BROKE = "broke"
+    """An attempt failed."""
+    DEATH = "death"
+    """A worker died with a request in flight."""
+    SUSPECTED = "suspected"
+    """So many workers died with a request in flight that requests like it are refused."""
+    ACTION = "action"
+    """An operator's; `why` has its name."""
+    DROPPED = "dropped"
+    """Decisions exceeded the rate limit."""
+
+
 class DecisionLog:
     """Collects entries; `take()` returns them for writing."""
 
@@ -24,9 +49,9 @@ class DecisionLog:
         self._by = f"router:{router}"
         self._buffer: deque[DecisionRecord] = deque(maxlen=MOST_BUFFERED)
         self._second, self._count, self._dropped = 0, 0, 0
-        self._latest: dict[tuple[str, str], tuple[str, float]] = {}
+        self._latest: dict[tuple[RouterDecision, str], tuple[str, float]] = {}
 
-    def note(self, what: str, function: str = "", *, by: str = "", **rest: Any) -> None:
+    def note(self, what: RouterDecision, function: str = "", *, by: str = "", **rest: Any) -> None:
         """Add an entry, unless this second has too many."""
         now = time.time()
         if int(now) != self._second:
@@ -42,9 +67,11 @@ class DecisionLog:
     ) -> None:
         """Add an entry for an operator's action."""
         inputs = {k: v for k, v in options.items() if v not in (None, False)}
-        self.note("asked", function, by=OPERATOR, host=host, request=request, why=verb[:50], numbers=inputs)
+        self.note(
+            RouterDecision.ACTION, function, by=OPERATOR, host=host, request=request, why=verb[:50], inputs=inputs
+        )
 
-    def note_once(self, what: str, function: str, *, why: str) -> None:
+    def note_once(self, what: RouterDecision, function: str, *, why: str) -> None:
         """Add an entry unless the function's last one of this kind has the same reason and is under `SAME_S` old."""
         now = time.monotonic()
         reason, at = self._latest.get((what, function), ("", 0.0))
@@ -56,7 +83,7 @@ class DecisionLog:
         """Add entries for a finished request that was replayed, rejected or had to wait."""
         where = {"function": request.function, "request": request.id}
         for attempt in request.tries:
-            what = "replayed" if attempt.replayed else "broke"
+            what = RouterDecision.REPLAYED if attempt.replayed else RouterDecision.BROKE
             self.note(what, **where, instance=attempt.instance, host=attempt.host, why=attempt.why)
         if request.fault and not request.left:
             inputs = {
@@ -64,17 +91,19 @@ class DecisionLog:
                 "kind": request.fault,
                 "queued_ms": round(request.queued_s * 1000),
             }
-            self.note("not_served", **where, instance=request.instance, why=request.why, numbers=inputs)
+            self.note(RouterDecision.NOT_SERVED, **where, instance=request.instance, why=request.why, inputs=inputs)
         elif request.cold:
             inputs = {"queued_ms": round(request.queued_s * 1000), "status": request.status}
             why = "the client left while it waited" if request.left and not request.instance else "nothing was ready"
-            self.note("waited", **where, instance=request.instance, host=request.host, why=why, numbers=inputs)
+            self.note(
+                RouterDecision.WAITED, **where, instance=request.instance, host=request.host, why=why, inputs=inputs
+            )
 
     def take(self) -> list[DecisionRecord]:
         """Return and remove the buffered entries."""
         if self._dropped:
             why = f"{self._dropped} more decisions exceeded the rate limit and were dropped"
-            self._buffer.append(DecisionRecord(at=time.time(), by=self._by, what="more", why=why))
+            self._buffer.append(DecisionRecord(at=time.time(), by=self._by, what=RouterDecision.DROPPED, why=why))
             self._dropped = 0
         entries = list(self._buffer)
         self._buffer.clear()

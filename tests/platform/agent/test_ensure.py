@@ -94,7 +94,7 @@ def test_an_agent_stops_deciding_well_before_its_router_stops_waiting() -> None:
     assert LOOK_S < DECIDE_S < ANSWER_S == agents.TIMEOUT_S
 
 
-async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_others_start(
+async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_decision_and_others_start(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pending_effects(agent, monkeypatch)
@@ -116,7 +116,7 @@ async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_o
     planned = await agent.plan(stuck)
     answer = await agent.ensure(Ensure(F))
     threads = agent.supervisor.looks.under_way()
-    receipts = await agent._registry.decisions({"function": "stuck"}, 10)
+    decisions = await agent._registry.decisions({"function": "stuck"}, 10)
     back.set()
 
     assert {(type(r), str(r.when), r.reason) for r in refused if isinstance(r, Rejected)} == {
@@ -125,7 +125,7 @@ async def test_a_function_on_a_hung_path_is_refused_for_now_with_a_receipt_and_o
     assert not isinstance(planned, PlacementPlan)
     assert isinstance(answer, Accepted)
     assert threads == 1
-    assert [(r.what, r.why) for r in receipts] == [("refused", refused[0].reason)]  # type: ignore[union-attr]
+    assert [(r.what, r.why) for r in decisions] == [("refused", refused[0].reason)]  # type: ignore[union-attr]
 
 
 async def test_a_function_that_the_hosts_settings_forbid_is_neither_started_nor_planned(

@@ -26,10 +26,10 @@ from tests.support.scheduling import (
     a_scheduler,
     bring_up,
     clear_away,
+    decisions,
     instance_of,
     look,
     new_effects,
-    receipts,
     start,
     states,
 )
@@ -60,13 +60,13 @@ def test_an_eviction_begins_by_asking_the_routers_to_look_again() -> None:
     assert instance_of(scheduler, "two").waits_for == ("one",)
 
 
-def test_an_eviction_has_a_receipt() -> None:
+def test_an_eviction_is_logged() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
 
     scheduler.ensure(G, HERE, "two", 100.0)
 
-    assert receipts(scheduler) == [("evicted", "one", "for g"), ("placed", "two", "on gpu-0")]
+    assert decisions(scheduler) == [("evicted", "one", "for g"), ("placed", "two", "on gpu-0")]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_the_drain_of_a_victim_that_stays_busy_is_cancelled_after_the_grace_peri
     assert before == {"one": State.DRAINING, "two": State.PLACING}
     assert instance_of(scheduler).state is State.READY
     assert (instance_of(scheduler).epoch, instance_of(scheduler).why, instance_of(scheduler).deadline) == (2, "", 0.0)
-    assert ("kept", "one", "still 2 requests in flight after the grace period") in receipts(scheduler)
+    assert ("drain_cancelled", "one", "still 2 requests in flight after the grace period") in decisions(scheduler)
 
 
 def test_a_start_whose_victim_stays_is_placed_again_and_rejected() -> None:
@@ -269,7 +269,7 @@ def test_a_reap_that_meets_a_request_in_flight_takes_its_drain_back() -> None:
     scheduler.reported(a_fleet(a_report(seen=0, in_flight={"one": 1})), 300.5)
 
     assert (instance_of(scheduler).state, instance_of(scheduler).epoch) == (State.READY, 2)
-    assert receipts(scheduler) == [("kept", "one", "a request is in flight")]
+    assert decisions(scheduler) == [("drain_cancelled", "one", "a request is in flight")]
 
 
 def test_a_reap_is_cancelled_when_the_function_is_requested_again() -> None:

@@ -19,9 +19,9 @@ from tests.support.scheduling import (
     G,
     a_scheduler,
     bring_up,
+    decisions,
     instance_of,
     new_effects,
-    receipts,
     start,
     states,
     three_crashes,
@@ -118,7 +118,7 @@ def test_no_room_is_refused_and_leaves_nothing_behind() -> None:
 
     assert answer == Rejected("does not fit by 2000 MiB: f is pinned", When.NEVER, short_by_mb=2000)
     assert states(scheduler) == {"one": State.READY}
-    assert receipts(scheduler) == [("refused", "", "does not fit by 2000 MiB: f is pinned")]
+    assert decisions(scheduler) == [("refused", "", "does not fit by 2000 MiB: f is pinned")]
 
 
 def test_a_cordoned_host_rejects_starts_and_keeps_its_instances() -> None:

@@ -87,7 +87,7 @@ class Stage:
     def line(self) -> list[str]:
         return [w.function for w in self.scheduler.record().line]
 
-    def receipts(self) -> list[tuple[str, str, str]]:
+    def decisions(self) -> list[tuple[str, str, str]]:
         return [(e.what, e.function, e.why) for e in self.scheduler.take_effects() if isinstance(e, Decision)]
 
 
@@ -113,7 +113,7 @@ def test_after_the_tenure_a_busy_instance_is_closed_and_the_waiter_starts_when_i
 
     assert stage.wait(G) == Accepted("new", State.PLACING)
     assert (stage.one("f1").state, stage.one("f1").yields_to) == (State.DRAINING, "g")
-    assert ("closed", "f", "for the turn of g") in stage.receipts()
+    assert ("closed", "f", "for the turn of g") in stage.decisions()
     stage.pass_time(100)
     assert stage.states() == {"f1": State.DRAINING, "new": State.PLACING}
 
@@ -165,7 +165,7 @@ def test_requests_that_outlast_the_grace_are_waited_for_and_that_is_reported_onc
     stage.bring_up(F, "f1")
     stage.pass_time(15)
     stage.wait(G)
-    stage.receipts()
+    stage.decisions()
 
     stage.pass_time(F.turn_grace_s)
     stage.pass_time(1)
@@ -176,7 +176,7 @@ def test_requests_that_outlast_the_grace_are_waited_for_and_that_is_reported_onc
         "its requests in flight (1) take longer than `turn_grace_s`; g waits for them, at most 300 s from when it was"
         " closed"
     )
-    assert [r for r in stage.receipts() if r[0] == "overdue"] == [("overdue", "f", why)]
+    assert [r for r in stage.decisions() if r[0] == "overdue"] == [("overdue", "f", why)]
 
 
 def test_requests_in_flight_after_the_request_timeout_cancel_the_closing() -> None:

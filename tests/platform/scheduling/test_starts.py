@@ -22,10 +22,10 @@ from tests.support.scheduling import (
     bring_up,
     clear_away,
     crash,
+    decisions,
     instance_of,
     look,
     new_effects,
-    receipts,
     start,
     states,
     three_crashes,
@@ -45,7 +45,7 @@ def test_a_worker_that_answers_is_ready() -> None:
         12.5,
         "",
     )
-    assert receipts(scheduler) == [("ready", "one", "after 2.500 s")]
+    assert decisions(scheduler) == [("ready", "one", "after 2.500 s")]
 
 
 def test_a_workers_process_and_url_are_recorded() -> None:

@@ -84,7 +84,7 @@ def test_weights_in_use_or_being_fetched_stay_with_a_reason(cache: Path) -> None
     assert local is not None
     busy = inventory.inventory(cache, (Q4, Q8), {local.path})
 
-    reasons = inventory.remove(cache, busy, Remove(("f/q4", "f/q8", "f/none")), ["org/m:Q6_K"]).kept
+    reasons = inventory.remove(cache, busy, Remove(("f/q4", "f/q8", "f/none")), ["org/m:Q6_K"]).refusals
 
     assert "an instance runs from it" in reasons["org/m:Q4_K_M"]
     assert "org/m is being fetched" in reasons["org/m:Q8_0"]
@@ -114,7 +114,7 @@ def test_files_outside_the_cache_are_never_removed(cache: Path, tmp_path_factory
     forged = Stored(name="demo:harbour", kind="demo", size=1, path=str(outside))
     evil = Stored(name="org/evil", kind="partial", size=1, path=str(link))
 
-    assert "did not put" in inventory.remove(cache, stored, Remove(("f/local",)), ()).kept[str(outside)]
+    assert "did not put" in inventory.remove(cache, stored, Remove(("f/local",)), ()).refusals[str(outside)]
     with pytest.raises(PermissionError):
         inventory.remove(cache, [forged], Remove(("demo:harbour",)), ())
     with pytest.raises(PermissionError):

@@ -204,7 +204,7 @@ async def test_what_broke_is_tried_twice_more_and_refused_and_nothing_is_started
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_was_alone_aboard_a_dying_worker_is_not_sent_again(tmp_path: Path, stream: bool) -> None:
+async def test_a_request_that_was_alone_on_a_dying_worker_is_not_sent_again(tmp_path: Path, stream: bool) -> None:
     stage = Stage(tmp_path, fake("f"))
     stage.found = Pulse.GONE
     await stage.shows(stage.of("f", "one"), stage.of("f", "two"))
@@ -218,7 +218,7 @@ async def test_a_request_that_was_alone_aboard_a_dying_worker_is_not_sent_again(
     assert [death.alone for death in stage.shared] == [True]
 
 
-async def test_requests_aboard_a_dying_worker_together_are_sent_again_once(tmp_path: Path) -> None:
+async def test_requests_on_a_dying_worker_together_are_sent_again_once(tmp_path: Path) -> None:
     stage = Stage(tmp_path, fake("f"))
     stage.found = Pulse.GONE
     stage.breaks.clear()

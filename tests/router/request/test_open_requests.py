@@ -1,4 +1,4 @@
-"""Who is aboard an instance, and for how long it has given nobody a byte."""
+"""Which requests are open on an instance, and for how long none of them has received a byte."""
 
 import asyncio
 import time
@@ -49,7 +49,7 @@ def test_a_byte_for_one_request_is_progress_for_all() -> None:
         assert not silent(open_requests)
 
 
-def test_all_that_were_aboard_count_when_the_first_connection_breaks() -> None:
+def test_all_open_requests_count_when_the_first_connection_breaks() -> None:
     open_requests = OpenRequests()
     with (
         open_requests.sent("one", a_request_record()),

@@ -1,4 +1,4 @@
-"""Which requests are refused after workers died with them aboard."""
+"""Which requests are refused after workers died with them in flight."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ def after_deaths(passenger: Fingerprint, times: int, *, alone: bool) -> Suspects
     return suspects
 
 
-def test_a_request_is_refused_after_two_deaths_that_it_was_alone_aboard() -> None:
+def test_a_request_is_refused_after_two_deaths_that_it_was_alone_in_flight_at() -> None:
     pill = a_fingerprint()
 
     assert after_deaths(pill, ALONE - 1, alone=True).refused_for(pill.marks, 2.0) == 0

@@ -228,7 +228,7 @@ class Agent:
         return await disk.weights(self.supervisor.looks, function, Path(own.cache_dir), own.weight_roots)
 
     async def _not_now(self, function: Function, reason: str) -> Rejected:
-        """Reject a start, with a receipt."""
+        """Reject a start, and log the decision."""
         self.publisher.note(Decision(DecisionKind.REFUSED, function.id, "", reason), self._fleet)
         await self.publisher.publish()
         return Rejected(reason, When.LATER)
@@ -336,7 +336,7 @@ class Agent:
             with self.faults.guard("effect"):
                 self.supervisor.perform(effect)
             if isinstance(effect, Decision):
-                with self.faults.guard("receipt"):
+                with self.faults.guard("decision"):
                     self.publisher.note(effect, self._fleet)
         with self.faults.guard("save"):
             self._save()

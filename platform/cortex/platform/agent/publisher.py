@@ -1,4 +1,4 @@
-"""The publisher of an agent: writes its host's record, its counters, and a receipt for every decision."""
+"""The publisher of an agent: writes its host's record, its counters, and every decision."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from cortex.platform import clock
 from cortex.platform.agent.counts import AgentCounts
-from cortex.platform.decisions import DecisionRecord, numbers
+from cortex.platform.decisions import DecisionRecord, inputs_of
 from cortex.platform.record import Fleet, HostRecord
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.effects import Decision
@@ -18,7 +18,7 @@ from cortex.platform.scheduling.reasons import DecisionKind
 log = structlog.get_logger()
 
 TTL_BEATS = 3
-RECEIPTS_WAITING = 1000
+MOST_BUFFERED = 1000
 SAME_REFUSAL_S = 30.0
 
 
@@ -40,12 +40,12 @@ class HostPublisher:
         self._publications = 0
         self._due = 0.0
         self._publishing = asyncio.Lock()
-        self._receipts: list[DecisionRecord] = []
+        self._decisions: list[DecisionRecord] = []
         self._refused: dict[str, tuple[str, float]] = {}
 
     def look(self) -> None:
         """Set `changed` if there is a change to publish."""
-        if self._record() != self._published or self._receipts:
+        if self._record() != self._published or self._decisions:
             self.changed.set()
 
     def beat(self) -> None:
@@ -53,17 +53,17 @@ class HostPublisher:
         self._due = 0.0
 
     def note(self, decision: Decision, fleet: Fleet | None) -> None:
-        """Log and count a decision, and queue its receipt for the next publication."""
+        """Log and count a decision, and queue it for the next publication."""
         log.info(decision.what, function=decision.function, instance=decision.instance, why=decision.why)
         record, now = self._record(), clock.now()
         self.counts.count_decision(decision, record, fleet, now)
         if decision.what is DecisionKind.REFUSED:
-            # A router that waits for room repeats its request; the same rejection gets one receipt per interval.
+            # A router that waits for room repeats its request; the same rejection is logged once per interval.
             before, at = self._refused.get(decision.function, ("", 0.0))
             if before == decision.why and now - at < SAME_REFUSAL_S:
                 return
             self._refused[decision.function] = (decision.why, now)
-        self._receipts.append(
+        self._decisions.append(
             DecisionRecord(
                 at=time.time(),
                 by=f"agent:{record.name}",
@@ -73,17 +73,17 @@ class HostPublisher:
                 instance=decision.instance,
                 reason=decision.reason or "",
                 why=decision.why,
-                numbers=numbers(decision, record, fleet, now),
+                inputs=inputs_of(decision, record, fleet, now),
             )
         )
-        del self._receipts[:-RECEIPTS_WAITING]
+        del self._decisions[:-MOST_BUFFERED]
 
     async def publish(self) -> None:
         """Write the record if it changed or a heartbeat is due; while Redis is away each heartbeat retries.
 
         While another machine has this host's name nothing is written, and each heartbeat retries.
 
-        A receipt alone wakes no router: each wake-up repeats requests for room, and each rejection is a receipt.
+        A decision alone wakes no router: each wake-up repeats requests for room, and each rejection is a decision.
         """
         async with self._publishing:
             self.changed.clear()
@@ -97,9 +97,9 @@ class HostPublisher:
                     if self.name_holder is None:
                         await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
                         self._due = time.monotonic() + self._heartbeat_s / 2
-                if self._receipts and self.name_holder is None:
-                    receipts, self._receipts = self._receipts, []
-                    await self._registry.decided(receipts)
+                if self._decisions and self.name_holder is None:
+                    decisions, self._decisions = self._decisions, []
+                    await self._registry.log_decisions(decisions)
             except RecordUnavailable as error:
                 if not self.record_away:
                     log.warning("record_away", why=str(error))

@@ -60,7 +60,7 @@ class Reclaim(Struct, frozen=True, tag=True):
 
 
 class Decision(Struct, frozen=True, tag=True):
-    """A receipt to write: `what` happened to which function and instance, and why."""
+    """A decision to log: `what` happened to which function and instance, and why."""
 
     what: DecisionKind
     function: str

@@ -6,7 +6,7 @@ from cortex.platform.record import DrainReason
 
 
 class DecisionKind(enum.StrEnum):
-    """What an agent decided; a label of `cortex_decisions_total`, and `what` in its receipt."""
+    """What an agent decided: `what` in its `DecisionRecord`, and a label of `cortex_decisions_total`."""
 
     ADOPTED = "adopted"
     PLACED = "placed"
@@ -18,7 +18,7 @@ class DecisionKind(enum.StrEnum):
     CLOSED = "closed"
     """An instance in use gets no new requests: the turn of another function has come."""
     DRAINING = "draining"
-    DRAIN_CANCELLED = "kept"
+    DRAIN_CANCELLED = "drain_cancelled"
     ABANDONED = "abandoned"
     STOPPED = "stopped"
     EXITED = "exited"

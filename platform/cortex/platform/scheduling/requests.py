@@ -208,7 +208,7 @@ def _is_pinned(state: HostState, function: Function) -> bool:
 
 
 def _cost(state: HostState, waiter: Waiter, placement: Placement, now: float) -> str:
-    """Return the text of a turn's receipt."""
+    """Return the text of a turn's decision."""
     leaving = ", ".join(sorted({state.instances[i].function for i in placement.evict}))
     expected_s = start_s(state, state.revision(waiter.function))
     takes = f"; its start takes {expected_s:.1f} s" if expected_s else ""

@@ -1,7 +1,7 @@
 """The steps of an instance. Pure.
 
 A step is one row of the table in `lifecycle.py`, with its consequences: the epoch that routers must acknowledge, the
-effect for the supervisor, the receipt.
+effect for the supervisor, the decision.
 """
 
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ from cortex.platform.scheduling.state import HostState
 
 
 def decide(state: HostState, what: DecisionKind, instance: Instance, why: str) -> None:
-    """Write a receipt about an instance."""
+    """Log a decision about an instance."""
     state.effects.append(Decision(what, instance.function, instance.id, why))
 
 
@@ -24,7 +24,7 @@ def drain(state: HostState, instance: Instance, reason: DrainReason, now: float,
     state.epoch += 1
     instance = replace(_with_reason(instance, reason, detail), epoch=state.epoch)
     instance = replace(instance, deadline=now + state.rules.drain_grace_s)
-    if reason is not DrainReason.EVICTED:  # an eviction has its own receipt
+    if reason is not DrainReason.EVICTED:  # an eviction has its own decision
         _decide_end(state, DecisionKind.DRAINING, instance)
     step(state, instance, Step.DRAIN, now)
 

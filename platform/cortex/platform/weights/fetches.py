@@ -110,7 +110,7 @@ class Fetches:
         try:
             async with self._requesting:
                 fetching = await self._call(f"look {name}", lambda: self._jobs.look(name))
-                if fetching.alive and not fetching.kept and not self._waiting.get(name):
+                if fetching.alive and not fetching.explicit and not self._waiting.get(name):
                     log.info("fetch_called_off", source=str(source))
                     await self._call(f"cancel {name}", lambda: self._jobs.cancel(name))
         except (JobLost, redis.RedisError, OSError) as error:
@@ -120,7 +120,7 @@ class Fetches:
         """Fetch a function's weights although no instance waits for them. Return the job's id."""
         source = _fetchable(function)
         self._for.setdefault(self._jobs.id_of(source), set()).add(function.id)
-        return await self._request(source, kept=True)
+        return await self._request(source, explicit=True)
 
     async def cancel(self, name: str) -> bool:
         """Stop a fetch, even if instances wait for it. False when there is none."""
@@ -156,9 +156,9 @@ class Fetches:
             functions[name] = (*functions.get(name, ()), function.id)
         return functions
 
-    async def _request(self, source: Demo | Repo, *, kept: bool = False) -> str:
+    async def _request(self, source: Demo | Repo, *, explicit: bool = False) -> str:
         async with self._requesting:
-            name = await self._call(f"ask {source} {kept}", lambda: self._jobs.ask(source, kept=kept))
+            name = await self._call(f"ask {source} {explicit}", lambda: self._jobs.ask(source, explicit=explicit))
             self._cancelled.discard(name)
             return name
 

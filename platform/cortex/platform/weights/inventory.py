@@ -73,7 +73,7 @@ def remove(cache: Path, stock: Collection[Stored], request: Remove, fetching: Co
             _delete(cache, stored)
         removed.append(stored)
     refusals.update((name, "this host has no weights of this name") for name in sorted(names))
-    return Removed(removed=tuple(removed), kept=refusals)
+    return Removed(removed=tuple(removed), refusals=refusals)
 
 
 def _refusal(stored: Stored, fetching: Collection[str]) -> str:

@@ -198,15 +198,15 @@ class Jobs:
         """Return the id of the job that fetches a source."""
         return job_id(self._queue.name, source)
 
-    def ask(self, source: Demo | Repo, *, kept: bool = False) -> str:
+    def ask(self, source: Demo | Repo, *, explicit: bool = False) -> str:
         """Queue a fetch unless one is queued or running. Return the job's id."""
         name = self.id_of(source)
         # A no-op write, which fails on a Redis that is no longer the master.
         self._redis.hdel(Job.key_for(name), "none")
         job: Job | None = self._queue.fetch_job(name)
         if job is not None and job.get_status() in ALIVE:
-            if kept and not job.meta.get("kept"):
-                job.meta["kept"] = True
+            if explicit and not job.meta.get("explicit"):
+                job.meta["explicit"] = True
                 job.save_meta()  # type: ignore[no-untyped-call]
             return name
         self._queue.enqueue(
@@ -217,7 +217,7 @@ class Jobs:
             result_ttl=RESULT_TTL_S,
             failure_ttl=FAILED_TTL_S,
             retry=Retry(max=RESTARTS),
-            meta={"kept": kept, "asked": time.time(), "source": str(source)},
+            meta={"explicit": explicit, "requested_at": time.time(), "source": str(source)},
         )
         return name
 
@@ -296,8 +296,8 @@ def _fetching(job: Job) -> Fetching:
         rate=0.0 if finished or state == "queued" else float(meta.get("rate", 0.0)),
         why=why if state in ("waiting", "failed") else "",
         retry_at=float(meta.get("retry_at", 0.0)),
-        asked=float(meta.get("asked", 0.0)),
-        kept=bool(meta.get("kept", False)),
+        requested_at=float(meta.get("requested_at", 0.0)),
+        explicit=bool(meta.get("explicit", False)),
     )
 
 

@@ -30,9 +30,9 @@ from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable, AgentUnreachable
-from cortex.router.activation.load_balancing import considered, hosts_to_ask, why_nowhere
+from cortex.router.activation.load_balancing import candidates, hosts_to_ask, why_nowhere
 from cortex.router.activation.waits import ready_in_s, waits
-from cortex.router.decision_log import DecisionLog
+from cortex.router.decision_log import DecisionLog, RouterDecision
 from cortex.router.errors import SEE_WHY, NoCapacity, NotReadyInTime, RecordIsAway, RequestError, StartFailed
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
@@ -86,9 +86,9 @@ class Activator:
         in_flight: InFlight,
         catalogue: Declarations,
         probe: Prober,
-        receipts: DecisionLog | None = None,
+        decision_log: DecisionLog | None = None,
     ) -> None:
-        self._receipts = receipts or DecisionLog("")
+        self._decision_log = decision_log or DecisionLog("")
         self._view, self._registry, self._agents, self._in_flight = view, registry, agents, in_flight
         self._catalogue, self._probe = catalogue, probe
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
@@ -182,7 +182,7 @@ class Activator:
             accepted = await self._first_host([host], request, refusals)  # a host with room goes before a turn
         if accepted is None:
             refusal = self._refusal(function, function_need, refusals)
-            self._receipts.note_once("nowhere", function.id, why=refusal.message)
+            self._decision_log.note_once(RouterDecision.NO_HOST, function.id, why=refusal.message)
             raise refusal
         host, started = accepted
         refusals.pop(host, None)
@@ -231,14 +231,16 @@ class Activator:
         host: str,
         started: Accepted,
     ) -> None:
-        """Write a receipt: the hosts, the estimate for each, and the rejections before this one."""
-        numbers = {
-            "considered": considered(function_need, function, fleet, use(fleet), clock.now()),
-            "said_no": {name: refused.reason for name, refused in refusals.items()},
+        """Log the decision: the hosts, the estimate for each, and the rejections before this one."""
+        inputs = {
+            "candidates": candidates(function_need, function, fleet, use(fleet), clock.now()),
+            "rejections": {name: rejection.reason for name, rejection in refusals.items()},
             "waiting": self._in_flight.waiting_for(function.id),
         }
         why = "the best of the hosts that take it" if not refusals else "the best of those that did not refuse"
-        self._receipts.note("proposed", function.id, host=host, instance=started.instance, why=why, numbers=numbers)
+        self._decision_log.note(
+            RouterDecision.PROPOSED, function.id, host=host, instance=started.instance, why=why, inputs=inputs
+        )
 
     async def plan(self, function: Function) -> tuple[PlacementPlan | None, dict[str, str]]:
         """Return the plan of a start, and why the hosts before it, or all hosts, reject it."""

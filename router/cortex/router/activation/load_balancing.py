@@ -72,7 +72,7 @@ def hosts_to_ask(
     return [name for *_, name in sorted(ranked)]
 
 
-def considered(need: Need, function: Function, fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
+def candidates(need: Need, function: Function, fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
     """Return the estimate for every host, best first: its evictions, or why the function does not fit."""
     order = hosts_to_ask(need, function, fleet, use, now)
     possible = [_estimate(need, fleet.hosts[name], fleet, use, now) for name in order]

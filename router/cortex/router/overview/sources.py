@@ -17,6 +17,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.activation.agents import Agents
 from cortex.router.api_types import DownloadView
+from cortex.router.decision_log import RouterDecision
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.metrics.traffic import Bucket
@@ -31,7 +32,7 @@ PATIENCE_S = 0.4
 """How long a snapshot waits for periodic data; later data is in the next one."""
 TRAFFIC_S, LEDGER_S, DECISIONS_S, DOWNLOADS_S = 5.0, 2.0, 2.0, 3.0
 MOST_DECISIONS = 100
-HIDDEN = frozenset({"waited", "more"})
+HIDDEN = frozenset({RouterDecision.WAITED, RouterDecision.DROPPED})
 """Kinds of decisions that would displace the others: successful waits, and dropped entries."""
 
 
@@ -153,7 +154,7 @@ def download_views(host: str, fetches: Sequence[Fetching], now: float) -> list[D
             rate=f.rate,
             ends_at=round(now + f.remaining_s) if f.alive and f.remaining_s is not None else None,
             retry_at=f.retry_at or None,
-            requested_at=f.asked or None,
+            requested_at=f.requested_at or None,
             why=f.why,
         )
         for f in fetches

@@ -19,7 +19,7 @@ from cortex.functions.lifecycle import State
 from cortex.platform.cancel import cancelled
 from cortex.platform.record import Death, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
-from cortex.router.decision_log import DecisionLog
+from cortex.router.decision_log import DecisionLog, RouterDecision
 from cortex.router.errors import Suspected
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.open_requests import OpenRequests
@@ -87,8 +87,10 @@ def may_replay(loss: Loss, deaths: int) -> bool:
 class Deaths:
     """The deaths that one router worker observes or receives."""
 
-    def __init__(self, view: FleetView, probe: Prober, registry: Registry, receipts: DecisionLog, router: str) -> None:
-        self._view, self._probe, self._registry, self._decisions = view, probe, registry, receipts
+    def __init__(
+        self, view: FleetView, probe: Prober, registry: Registry, decision_log: DecisionLog, router: str
+    ) -> None:
+        self._view, self._probe, self._registry, self._decisions = view, probe, registry, decision_log
         self._router = router
         self._tasks: set[asyncio.Task[Loss]] = set()
         self.open_requests, self.suspects = OpenRequests(), Suspects()
@@ -178,7 +180,7 @@ class Deaths:
             self.suspects.strike(mark, alone=alone, now=now)
         refused = self.suspects.refused_for(fingerprint.marks, now) > 0
         log.warning(
-            "aboard_a_death",
+            "worker_death",
             function=fingerprint.function,
             instance=instance,
             request=fingerprint.request,
@@ -187,14 +189,14 @@ class Deaths:
             refused=refused,
         )
         end = "made no progress and was stopped" if loss.end is End.HUNG else "died"
-        why = f"it was {'alone' if alone else f'with {others} others'} aboard a worker that {end}"
+        why = f"it was {'alone' if alone else f'with {others} others'} in flight on a worker that {end}"
         self._decisions.note(
-            "suspected" if refused else "aboard",
+            RouterDecision.SUSPECTED if refused else RouterDecision.DEATH,
             fingerprint.function,
             instance=instance,
             request=fingerprint.request,
             why=f"{why}; requests like it are refused for {REFUSED_S:.0f} s" if refused else why,
-            numbers={"key": fingerprint.who or fingerprint.key, "others": others},
+            inputs={"key": fingerprint.who or fingerprint.key, "others": others},
         )
         with contextlib.suppress(RecordUnavailable):
             death = Death(router=self._router, marks=fingerprint.marks, alone=alone)

@@ -25,8 +25,8 @@ def note(request_record: RequestRecord) -> None:
         "cached": request_record.cached,
         "status": request_record.status,
     }
-    if request_record.asked != request_record.function:
-        event["asked"] = request_record.asked
+    if request_record.model != request_record.function:
+        event["model"] = request_record.model
     if request_record.trace:
         event["trace"] = request_record.trace
     if request_record.who:

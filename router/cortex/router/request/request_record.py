@@ -24,7 +24,6 @@ class RequestRecord:
     """One request; the code that serves it fills it in."""
 
     __slots__ = (
-        "asked",
         "at",
         "began",
         "cached",
@@ -43,6 +42,7 @@ class RequestRecord:
         "instance",
         "last",
         "left",
+        "model",
         "phase",
         "pieces",
         "queued_s",
@@ -60,8 +60,8 @@ class RequestRecord:
         "why",
     )  # fmt: skip
 
-    def __init__(self, id: str, function: str, asked: str, dialect: str, *, streams: bool, read_s: float) -> None:
-        self.id, self.function, self.asked, self.dialect, self.streams = id, function, asked, dialect, streams
+    def __init__(self, id: str, function: str, model: str, dialect: str, *, streams: bool, read_s: float) -> None:
+        self.id, self.function, self.model, self.dialect, self.streams = id, function, model, dialect, streams
         self.at, self.began, self.read_s = time.time(), time.monotonic() - read_s, read_s
         self.phase = "choosing"
         self.cold = self.left = False
@@ -131,7 +131,7 @@ def summary(request_record: RequestRecord, router: str) -> RequestSummary:
     return RequestSummary(
         id=request_record.id,
         function=request_record.function,
-        asked=request_record.asked,
+        model=request_record.model,
         dialect=request_record.dialect,
         stream=request_record.streams,
         instance=request_record.instance,

@@ -35,8 +35,8 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/weights", opt={"needs": "status"})
     async def weights(host: str = "") -> api.WeightsAnswer:
         """List the weights of every host, or of one."""
-        found, away = await _from_all(_hosts(view, host), lambda h: agents.stored(h))
-        return api.WeightsAnswer(weights=_weights(found), away=away)
+        answers, away = await _from_all(_hosts(view, host), lambda h: agents.stored(h))
+        return api.WeightsAnswer(weights=_weights(answers), away=away)
 
     @post("/admin/weights/remove", opt={"needs": "admin"}, status_code=200)
     async def remove(data: api.RemoveRequest) -> api.RemoveAnswer:
@@ -49,11 +49,13 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         hosts = _hosts(view, data.host)
         for host in hosts if data.unused else ():
             await _update_catalogue(agents, catalogue, host)
-        found, away = await _from_all(hosts, lambda h: agents.remove_weights(h, command))
+        answers, away = await _from_all(hosts, lambda h: agents.remove_weights(h, command))
         remaining = [
-            api.RemainingWeights(host=h, name=n, why=w) for h, result in found.items() for n, w in result.kept.items()
+            api.RemainingWeights(host=h, name=n, why=w)
+            for h, result in answers.items()
+            for n, w in result.refusals.items()
         ]
-        removed = _weights({h: result.removed for h, result in found.items()})
+        removed = _weights({h: result.removed for h, result in answers.items()})
         return api.RemoveAnswer(removed=removed, remaining=tuple(remaining), away=away, dry_run=data.dry_run)
 
     @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
@@ -76,16 +78,16 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/jobs", opt={"needs": "status"})
     async def jobs(host: str = "") -> api.JobsAnswer:
         """List the running and recent downloads."""
-        found, away = await _from_all(_hosts(view, host), lambda h: agents.jobs(h))
-        downloads = [d for h, fetches in found.items() for d in download_views(h, fetches, time.time())]
+        answers, away = await _from_all(_hosts(view, host), lambda h: agents.jobs(h))
+        downloads = [d for h, fetches in answers.items() for d in download_views(h, fetches, time.time())]
         return api.JobsAnswer(jobs=tuple(downloads), away=away)
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
     async def cancel(job: str) -> api.CancelJobAnswer:
         """Cancel a download for all its waiters. The part that was fetched stays."""
         hosts = _hosts(view, "")
-        found, _ = await _from_all(hosts, lambda h: agents.jobs(h))
-        active = {f.id: h for h, fetches in found.items() for f in fetches if f.alive}
+        answers, _ = await _from_all(hosts, lambda h: agents.jobs(h))
+        active = {f.id: h for h, fetches in answers.items() for f in fetches if f.alive}
         if job not in active:
             raise JobNotFound(job, nearest(job, active))
         host = next(h for h in hosts if h.name == active[job])
@@ -131,17 +133,17 @@ async def _from_all(
 ) -> tuple[dict[str, T], dict[str, str]]:
     """Query hosts concurrently; return their answers, and the errors of the others."""
     targets = list(hosts)
-    answers = await asyncio.gather(*(request(h) for h in targets), return_exceptions=True)
-    found: dict[str, T] = {}
+    results = await asyncio.gather(*(request(h) for h in targets), return_exceptions=True)
+    answers: dict[str, T] = {}
     away: dict[str, str] = {}
-    for host, answer in zip(targets, answers, strict=True):
-        if isinstance(answer, AgentUnavailable | AgentRefused):
-            away[host.name] = str(answer)
-        elif isinstance(answer, BaseException):
-            raise answer
+    for host, result in zip(targets, results, strict=True):
+        if isinstance(result, AgentUnavailable | AgentRefused):
+            away[host.name] = str(result)
+        elif isinstance(result, BaseException):
+            raise result
         else:
-            found[host.name] = answer
-    return found, away
+            answers[host.name] = result
+    return answers, away
 
 
 async def _one(host: HostRecord, request: Awaitable[T]) -> T:
