@@ -24,7 +24,6 @@ THINKING_S = 0.01
 """From an answer to a client's next request."""
 REST_S = 1.0
 """How long everything must be at rest before a run ends."""
-FOLDER = Path(tempfile.gettempdir()) / "cortex-simulation"
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -50,8 +49,7 @@ def simulate(scenario: Scenario) -> Result:
     """Run a scenario to its end or to its first violation."""
     loop = VirtualLoop()
     random = Random(scenario.seed ^ 0x5EED)
-    FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+    with tempfile.TemporaryDirectory(prefix="cortex-simulation-") as folder:
         world = World(loop, random, scenario.catalogue, Path(folder))
         with world.running():
             run = Run(world, scenario)
