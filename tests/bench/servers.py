@@ -40,12 +40,16 @@ async def worker(scope: Any, receive: Any, send: Any) -> None:
         if not message.get("more_body"):
             break
     streams = b'"stream":true' in body.replace(b" ", b"")
-    kind = b"text/event-stream" if streams else b"application/json"
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
-    for chunk in STREAM if streams else [MODELS if scope["method"] == "GET" else PLAIN]:
+    if not streams:
+        answer = MODELS if scope["method"] == "GET" else PLAIN
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    for chunk in STREAM:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if streams:
-            await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(PAUSE_S)
     await send({"type": "http.response.body", "body": b""})
 
 

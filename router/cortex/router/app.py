@@ -1,4 +1,4 @@
-"""The composition root of a router worker: wires its parts, its routes, its background tasks and its error handlers.
+"""The composition root of a router worker: wires its parts, its routes and its background tasks.
 
 A router worker is stateless: all of its state can be restored from the record.
 """
@@ -12,22 +12,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import structlog
-from litestar import Litestar, Request, Response, get
-from litestar.datastructures import State
-from litestar.exceptions import HTTPException
-from litestar.types import Receive, Scope, Send
+from litestar import Litestar, get
 
-from cortex.functions.names import did_you_mean
 from cortex.platform import clock
-from cortex.platform.api_keys import Principal, Right
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken
-from cortex.platform.log import whence
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.quota import Quota
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -42,8 +34,7 @@ from cortex.router.activation.agents import Agents
 from cortex.router.api_types import Health
 from cortex.router.background import Counting, Reporter, Sweeper, probe_silent_hosts
 from cortex.router.decision_log import DecisionLog
-from cortex.router.dialects.core.errors import Dialect, Fault, Kind
-from cortex.router.errors import RequestError
+from cortex.router.dispatch import Dispatcher
 from cortex.router.fleet_view import FleetView
 from cortex.router.health import health_report
 from cortex.router.live_catalogue import LiveCatalogue
@@ -55,11 +46,11 @@ from cortex.router.overview.planning import Planner
 from cortex.router.overview.sources import Sources
 from cortex.router.overview.worker_logs import WorkerLogs
 from cortex.router.peers import Peers
+from cortex.router.rejections import Rejections
 from cortex.router.request import request_log
 from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
-from cortex.router.request.http_answer import Headers, send_error
 from cortex.router.request.intake import Intake
 from cortex.router.request.probe import Probe
 from cortex.router.request.prompt_cache import CacheSalts
@@ -67,26 +58,13 @@ from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import RequestRecords
 from cortex.router.request.upstream import Upstream
 from cortex.router.routes import admin, decisions, inference, instances, keys, models, requests, weights
-from cortex.router.routes.inference import request_id
-from cortex.router.routes.models import is_anthropic
 from cortex.router.start_history import History
 from cortex.router.status import login
 from cortex.router.status import routes as status
 from cortex.router.tracing import tracing
 
-log = structlog.get_logger()
-Http = Request[Any, Any, Any]
 
-_DIALECTS: dict[str, Dialect] = {"/v1/messages": "messages", "/v1/responses": "responses"}
-_PATHS = (
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-    "/v1/embeddings", "/v1/rerank", "/v1/models",
-)  # fmt: skip
-"""What clients call, with the wrong base URL too."""
-_KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG, 415: Kind.UNSUPPORTED_MEDIA}
-
-
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings) -> Dispatcher:
     """Build one router worker. Raises CatalogueError or OSError if the catalogue is invalid."""
     gateway, id = settings.gateway, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     # the record, the catalogue, and who may do what
@@ -123,6 +101,7 @@ def create_app(settings: Settings) -> Litestar:
     admission = Admission(view, activator, in_flight)
     exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer)
     rate_limiter = RateLimiter(Quota(registry), view)
+    guard, rejections = AuthGuard(key_ring, sessions, gateway), Rejections(request_metrics)
     # beside requests
     peers, history = Peers(registry, view, request_records, traffic), History(registry)
     sources = Sources(catalogue, view, in_flight, registry, agents, history, peers, strategy=settings.eviction.strategy)
@@ -175,9 +154,8 @@ def create_app(settings: Settings) -> Litestar:
         """Name the service and its entry points."""
         return {"name": "cortex", "models": "/v1/models", "health": "/health", "status": "/status"}
 
-    return Litestar(
+    rest = Litestar(
         [
-            *inference.routes(exchanges, intake, rate_limiter, images, CacheSalts(key_ring, token)),
             *models.routes(catalogue, view, int(time.time())),
             health,
             root,
@@ -190,78 +168,12 @@ def create_app(settings: Settings) -> Litestar:
             *instances.routes(sources, worker_logs),
             *weights.routes(catalogue, view, agents),
         ],
-        guards=[AuthGuard(key_ring, sessions, gateway).guard],
+        guards=[guard.guard],
         lifespan=[run],
-        state=State({"request_metrics": request_metrics}),
-        exception_handlers={
-            RequestError: _request_error,
-            HTTPException: _http_error,
-            Exception: _internal_error,
-        },
+        exception_handlers=rejections.handlers,
         request_max_body_size=gateway.max_body_mb * 1024 * 1024,
         openapi_config=None,
         logging_config=None,
     )  # fmt: skip
-
-
-def _dialect(request: Http) -> Dialect:
-    """Return the dialect in which to send an error to this path."""
-    path = request.scope["path"]
-    for prefix, dialect in _DIALECTS.items():
-        if path == prefix or path.startswith(prefix + "/"):
-            return dialect
-    return "messages" if path.startswith("/v1/models") and is_anthropic(request) else "chat"
-
-
-class _ErrorResponse(Response[None]):
-    """An error for the framework to send: `send_error` writes it."""
-
-    def __init__(self, request: Http, fault: Fault, headers: Headers = ()) -> None:
-        super().__init__(None)
-        self._fault, self._more = fault, headers
-        self._dialect, self._request_id = _dialect(request), request_id(request)
-        if request.scope["path"].startswith(("/v1/", "/v2/")):
-            request.app.state.request_metrics.count_rejection(fault.kind)
-
-    def to_asgi_response(self, *_: Any, **__: Any) -> Any:
-        """Return the ASGI application that sends the error."""
-
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            await send_error(send, self._fault, self._dialect, self._request_id, self._more)
-
-        return answer
-
-
-def _request_error(request: Http, error: RequestError) -> Response[None]:
-    principal: Principal | None = request.scope["state"].get("principal")
-    fault = error.fault(operator=principal is not None and principal.may(Right.STATUS))
-    return _ErrorResponse(request, fault, error.headers)
-
-
-def _http_error(request: Http, error: HTTPException) -> Response[None]:
-    """Put the framework's own errors into the dialect's envelope."""
-    path = request.scope["path"][:200]
-    messages = {
-        404: f"unknown path {path}{_path_hint(path)}",
-        405: f"{path} does not support {request.method}",
-        413: "the body exceeds [gateway] max_body_mb of this router",
-    }
-    default = Kind.BAD_REQUEST if error.status_code < 500 else Kind.INTERNAL
-    kind = _KINDS.get(error.status_code, default)
-    return _ErrorResponse(request, Fault(kind=kind, message=messages.get(error.status_code, error.detail)))
-
-
-def _path_hint(path: str) -> str:
-    """Return which path a client with another base URL, or a misspelt path, may have meant."""
-    for known in sorted(_PATHS, key=len, reverse=True):
-        if path.endswith(known.removeprefix("/v1")):
-            return f": did you mean {known}? The base URL of OpenAI's clients ends in /v1, that of Anthropic's does not"
-    if path.startswith(("/api/", "/v1beta/")):
-        return ": this service speaks OpenAI's API, with a base URL that ends in /v1, and Anthropic's"
-    return did_you_mean(path, _PATHS)
-
-
-def _internal_error(request: Http, error: Exception) -> Response[None]:
-    log.error("request_broke", at=whence(error))
-    message = "internal error; search the router's log for this request id"
-    return _ErrorResponse(request, Fault(kind=Kind.INTERNAL, message=message))
+    table = inference.routes(exchanges, intake, rate_limiter, images, CacheSalts(key_ring, token))
+    return Dispatcher(table, rest, guard, rejections)

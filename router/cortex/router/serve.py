@@ -16,7 +16,6 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from litestar import Litestar
 from msgspec.structs import replace
 from uvicorn.supervisors import Multiprocess
 
@@ -29,6 +28,7 @@ from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings, SettingsError, encode_env
 from cortex.router.app import create_app
+from cortex.router.dispatch import Dispatcher
 from cortex.router.metrics import worker_counts
 from cortex.router.metrics.server import MetricsServer
 
@@ -126,7 +126,7 @@ class _Parent(Multiprocess):
             super().join_all()
 
 
-def worker() -> Litestar:
+def worker() -> Dispatcher:
     """Build the application in a worker process, which exits soon after its parent."""
     standard_streams.protect()
     settings, _ = settings_.from_environment(None)

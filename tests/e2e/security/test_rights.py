@@ -15,6 +15,7 @@ from cortex.platform.api_keys import digest
 from cortex.platform.keys import agent_token, host_token, worker_key
 from cortex.platform.settings import Settings
 from cortex.router.app import create_app
+from cortex.router.dispatch import METHOD, NEEDS, Dispatcher
 from tests.e2e.security.keyed import Keyed
 from tests.support.stack import eventually
 
@@ -126,8 +127,10 @@ AGENT = {
 }
 
 
-def routes(app: Litestar) -> dict[str, object]:
+def routes(app: Litestar | Dispatcher) -> dict[str, object]:
     """Return what every route says it needs, by method and path."""
+    if isinstance(app, Dispatcher):
+        return routes(app.rest) | {f"{METHOD} {path}": NEEDS for path in app.inference}
     return {
         f"{method} {route.path_format}": handler.opt.get("needs")
         for route in app.routes

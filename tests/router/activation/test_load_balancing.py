@@ -83,7 +83,7 @@ def test_affinity_never_overloads(loads: list[int], session: str, enough: int) -
 
 
 def test_a_session_is_known_by_its_header_else_by_its_body() -> None:
-    assert affinity({"x-claude-code-session-id": "c", "session-id": "d"}, "body") == "c"
-    assert affinity({"thread-id": "t"}, None) == "t"
-    assert affinity({"x-session-id": ""}, "body") == "body"
+    assert affinity({b"x-claude-code-session-id": b"c", b"session-id": b"d"}, "body") == "c"
+    assert affinity({b"thread-id": b"t"}, None) == "t"
+    assert affinity({b"x-session-id": b""}, "body") == "body"
     assert affinity({}, None) is None

@@ -2,8 +2,7 @@
 
 import gzip
 import os
-from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from collections.abc import Callable
 
 import pytest
 from backports import zstd
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.request.compression import MOST_MEMBERS, STEP, Encoding, Unpacker, encoding_of
-from cortex.router.request.intake import Http, Intake
+from cortex.router.request.intake import Intake
 from tests.router.dialects.examples import examples
+from tests.support.incoming import an_incoming
 
 PACK: dict[Encoding, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstd.compress}
 ENCODINGS = pytest.mark.parametrize("encoding", list(PACK))
@@ -86,24 +86,11 @@ def test_another_encoding_is_refused_with_those_that_are_taken(header: str) -> N
 # As requests come in
 
 
-class _Request:
-    """A request of one body."""
-
-    def __init__(self, body: bytes, encoding: str) -> None:
-        self.headers, self.content_length, self._body = {"content-encoding": encoding}, len(body), body
-
-    async def body(self) -> bytes:
-        return self._body
-
-    async def stream(self) -> AsyncIterator[bytes]:
-        yield self._body
-
-
 async def read(intake: Intake, body: bytes, encoding: str) -> bytes:
     async def cover(size: int) -> None:
         assert size > 0
 
-    return (await intake.body(cast(Http, cast(Any, _Request(body, encoding))), "key", cover)).bytes
+    return (await intake.body(an_incoming(body, (b"content-encoding", encoding.encode())), cover)).bytes
 
 
 @ENCODINGS

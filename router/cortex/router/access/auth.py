@@ -51,7 +51,7 @@ class Credentials(NamedTuple):
 
 
 class AuthGuard:
-    """Checks every request once. `guard` is installed on the application."""
+    """Checks every request once: `guard` those of the framework, `authorize` those of inference."""
 
     def __init__(self, ring: KeyRing, sessions: Sessions, gateway: Gateway) -> None:
         self._ring, self._sessions, self._gateway = ring, sessions, gateway
@@ -59,24 +59,27 @@ class AuthGuard:
         self._logged_at = 0.0
 
     async def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        """Authorize a request and store its principal. Raises NoKey, NotAllowed or RecordIsAway.
+        """Authorize a request of the framework and store its principal. Raises what `authorize` does.
 
         A route without `needs` requires an admin key.
         """
         scope: Any = connection.scope
-        method = scope["method"]
-        needs = handler.opt.get(NEEDS, Right.NOTHING if method == "OPTIONS" else Right.ADMIN)
-        if needs == Right.NOTHING:
-            return
+        needs = handler.opt.get(NEEDS, Right.NOTHING if scope["method"] == "OPTIONS" else Right.ADMIN)
+        if needs != Right.NOTHING:
+            scope["state"]["principal"] = await self.authorize(scope, needs)
+
+    async def authorize(self, scope: Any, needs: str) -> Principal:
+        """Return the principal of a request that may do what needs a right. Raises NoKey, NotAllowed or
+        RecordIsAway."""
         credentials = read_credentials(scope["headers"], tls=scope.get("scheme") == "https")
         try:
-            caller = await self._caller(credentials, method)
+            caller = await self._caller(credentials, scope["method"])
             if not caller.may(needs):
                 raise self._rejection(caller, needs)
         except (NoKey, NotAllowed) as error:
             self._log(scope, error)
             raise
-        scope["state"]["principal"] = caller
+        return caller
 
     async def _caller(self, credentials: Credentials, method: str) -> Principal:
         principal = self._ring.find(credentials.secret) if credentials.secret else None

@@ -13,13 +13,18 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 SLACK = 1.25
 """Factor by which an instance may exceed its share of all requests, to keep sessions together."""
 
-SESSION_HEADERS = ("x-claude-code-session-id", "x-session-affinity", "x-session-id", "session-id", "thread-id")
+SESSION_HEADERS = (
+    b"x-claude-code-session-id", b"x-session-affinity", b"x-session-id", b"session-id", b"thread-id",
+)  # fmt: skip
 """Headers with a client's session id, most specific first."""
 
 
-def affinity(headers: Mapping[str, str], body_session: str | None) -> str | None:
+def affinity(headers: Mapping[bytes, bytes], body_session: str | None) -> str | None:
     """Return the session of a request: from its headers, else from its body."""
-    return next((value for name in SESSION_HEADERS if (value := headers.get(name))), body_session)
+    for name in SESSION_HEADERS:
+        if value := headers.get(name):
+            return value.decode("latin-1")
+    return body_session
 
 
 def choose(

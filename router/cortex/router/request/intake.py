@@ -8,9 +8,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-from litestar import Request
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from cortex.router.dialects.core import lenient
@@ -18,6 +17,7 @@ from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.dialects.core.sizes import check_size
 from cortex.router.errors import KeyHoldsTooMuch, RouterHoldsTooMuch
 from cortex.router.request.compression import Encoding, Unpacker, encoding_of
+from cortex.router.request.incoming import Incoming
 
 SMALL = 64 * 1024
 """Bytes of a body that is not counted: the limit on connections bounds these."""
@@ -27,7 +27,6 @@ BODIES_OF_A_PROCESS, BODIES_OF_A_KEY = 16, 4
 """How many bodies of the largest size a process, and one key, may hold at a time."""
 THREADS = 2
 
-Http = Request[Any, Any, Any]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -77,13 +76,13 @@ class Intake:
         """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def body(self, request: Http, key: str, cover: Callable[[int], Awaitable[None]]) -> Body:
+    async def body(self, request: Incoming, cover: Callable[[int], Awaitable[None]]) -> Body:
         """Read a request's body, unpacked, with its JSON repaired. Awaits `cover` with the size so far after each
         piece; it may refuse the body.
 
-        Raises what `cover` raises, BadRequest, KeyHoldsTooMuch or RouterHoldsTooMuch."""
-        encoding = encoding_of(request.headers.get("content-encoding", ""))
-        accepted = Body(self, key)
+        Raises what `cover` raises, BadRequest, KeyHoldsTooMuch, RouterHoldsTooMuch or ClientLeft."""
+        encoding = encoding_of(request.headers.get(b"content-encoding", b"").decode("latin-1"))
+        accepted = Body(self, request.caller.id)
         try:
             await self._read(request, accepted, cover)
             if encoding is not None:
@@ -94,19 +93,26 @@ class Intake:
             raise
         return accepted
 
-    async def _read(self, request: Http, accepted: Body, cover: Callable[[int], Awaitable[None]]) -> None:
+    async def _read(self, request: Incoming, accepted: Body, cover: Callable[[int], Awaitable[None]]) -> None:
         declared_size = request.content_length
-        if declared_size is not None and declared_size <= SMALL:
-            accepted.bytes = await request.body()
-            return
+        if declared_size is not None:
+            self._check_size(declared_size)
+            if declared_size <= SMALL:
+                accepted.bytes = await request.body()
+                return
         pieces: list[bytes] = []
         size = 0
         async for piece in request.stream():
+            size += len(piece)
+            self._check_size(size)
             accepted.count(len(piece))
             pieces.append(piece)
-            size += len(piece)
             await cover(size)
         accepted.bytes = b"".join(pieces)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._most:
+            raise BadRequest("the body exceeds [gateway] max_body_mb of this router", kind=Kind.BODY_TOO_BIG)
 
     async def _unpack(self, accepted: Body, encoding: Encoding, cover: Callable[[int], Awaitable[None]]) -> None:
         """Unpack a body: the first step at once, which is all that most take, further ones on a thread."""

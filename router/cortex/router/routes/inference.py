@@ -1,20 +1,14 @@
 """The inference routes: each parses its dialect and creates an Exchange."""
 
-import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from litestar import Request, post
-from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.servers import server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal
-from cortex.router.access.auth import caller
 from cortex.router.access.rate_limits import RateLimiter, Share
 from cortex.router.activation.load_balancing import affinity, choose
 from cortex.router.dialects import dialect, embeddings, gate, native, rerank
@@ -24,11 +18,13 @@ from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
 from cortex.router.dialects.responses import request as responses
+from cortex.router.dispatch import Handler
 from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
 from cortex.router.request.exchange import Call, Exchange, Exchanges, Parse
+from cortex.router.request.incoming import Incoming, unique_id
 from cortex.router.request.intake import Intake
 from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
@@ -37,13 +33,10 @@ from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
 
-Http = Request[Any, Any, Any]
-
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-Handler = Callable[[bytes, Share], Awaitable[ASGIApp]]
+Reading = Callable[[bytes, Share], Awaitable[ASGIApp]]
 
 
 class _Peek(Struct, frozen=True):
@@ -54,8 +47,8 @@ class _Peek(Struct, frozen=True):
 
 def routes(
     exchanges: Exchanges, intake: Intake, rate_limiter: RateLimiter, images: RemoteImages, salts: CacheSalts
-) -> list[HTTPRouteHandler]:
-    """Return the inference routes of a router."""
+) -> dict[str, Handler]:
+    """Return the inference routes of a router, by path. All are POST."""
     traits_cache, tokenizer = TraitsCache(), Tokenizer(exchanges.upstream)
     catalogue, view, in_flight = exchanges.catalogue, exchanges.view, exchanges.admission.in_flight
 
@@ -63,25 +56,25 @@ def routes(
         function = target.function
         return traits_cache.of(function, kind, view.profile(function.id), view.ready(function.id, target.revision))
 
-    async def serve_generation(request: Http, kind: Dialect) -> ASGIApp:
+    async def serve_generation(request: Incoming, kind: Dialect) -> ASGIApp:
         """Serve a request with a worker's chat or completions endpoint."""
         return await receive(request, kind, lambda body, share: generation(request, kind, body, share))
 
-    async def serve_computation(request: Http, kind: Dialect, path: str) -> ASGIApp:
+    async def serve_computation(request: Incoming, kind: Dialect, path: str) -> ASGIApp:
         """Serve a request with one JSON answer: embeddings, rerank."""
         return await receive(request, kind, lambda body, share: computation(request, kind, path, body, share))
 
-    async def receive(request: Http, kind: Dialect, handler: Handler, *, costs_tokens: bool = True) -> ASGIApp:
+    async def receive(request: Incoming, kind: Dialect, read: Reading, *, costs_tokens: bool = True) -> ASGIApp:
         """Check the key's limits, read the body, and account for its memory until the request is answered."""
-        who, started = caller(request), time.monotonic()
+        who, started = request.caller, time.monotonic()
         try:
             share = await rate_limiter.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
             try:
-                held = await intake.body(request, who.id, share.cover if costs_tokens else _ignore_size)
+                held = await intake.body(request, share.cover if costs_tokens else _ignore_size)
                 try:
                     if costs_tokens:
                         await share.adjust(len(held.bytes), 1)
-                    return held.held_by(await handler(held.bytes, share))
+                    return held.held_by(await read(held.bytes, share))
                 except BaseException:
                     held.release()
                     raise
@@ -90,7 +83,7 @@ def routes(
                 raise
         except OverLimits as error:
             read_s = time.monotonic() - started
-            request_record = RequestRecord(request_id(request), "", "", kind, streams=False, read_s=read_s)
+            request_record = RequestRecord(request.id, "", "", kind, streams=False, read_s=read_s)
             request_record.who = who.name
             fault = error.fault()
             request_record.rejected(fault.status(kind), fault.kind, error.reason)
@@ -102,12 +95,12 @@ def routes(
         """Return the model's name in a body."""
         return await intake.work(len(body), _peek, body)
 
-    async def generation(request: Http, kind: Dialect, body: bytes, share: Share) -> ASGIApp:
+    async def generation(request: Incoming, kind: Dialect, body: bytes, share: Share) -> ASGIApp:
         started = time.monotonic()
         name = await peek(body)
-        who = caller(request)
+        who = request.caller
         target = catalogue.resolve_for(name, who)
-        unique, created, headers = secrets.token_hex(12), int(time.time()), request.headers
+        unique, created, headers = unique_id(), int(time.time()), request.headers
 
         async def parse(target: Target) -> Call:
             """Parse the request for a target."""
@@ -152,10 +145,10 @@ def routes(
         await share.adjust(len(body), call.answers)
         return exchange_of(request, target, call, parse, name, who, started, share)
 
-    async def computation(request: Http, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
+    async def computation(request: Incoming, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
         started = time.monotonic()
         name = await peek(body)
-        who = caller(request)
+        who = request.caller
         target = catalogue.resolve_for(name, who)
 
         async def parse(target: Target) -> Call:
@@ -181,7 +174,7 @@ def routes(
         return exchange_of(request, target, call, parse, name, who, started, share)
 
     def exchange_of(
-        request: Http,
+        request: Incoming,
         target: Target,
         call: Call,
         parse: Parse,
@@ -191,53 +184,46 @@ def routes(
         share: Share,
     ) -> ASGIApp:
         read_s = time.monotonic() - started
-        exchange = Exchange(exchanges, target, call, request_id(request), who, name=name, read_s=read_s, parse=parse)
+        exchange = Exchange(exchanges, target, call, request.id, who, name=name, read_s=read_s, parse=parse)
         return share.wrap(exchange, exchange.request_record)
 
-    @post(CHAT, status_code=200, opt={"needs": "inference"})
-    async def chat_completions(request: Http) -> ASGIApp:
+    async def chat(request: Incoming) -> ASGIApp:
         """Chat: OpenAI's dialect, streamed or not."""
         return await serve_generation(request, "chat")
 
-    @post(COMPLETIONS, status_code=200, opt={"needs": "inference"})
-    async def completions(request: Http) -> ASGIApp:
+    async def completions(request: Incoming) -> ASGIApp:
         """Text completion: OpenAI's older dialect, streamed or not."""
         return await serve_generation(request, "completions")
 
-    @post("/v1/responses", status_code=200, opt={"needs": "inference"})
-    async def responses_(request: Http) -> ASGIApp:
+    async def responses_(request: Incoming) -> ASGIApp:
         """Responses: OpenAI's newer dialect, streamed or not."""
         return await serve_generation(request, "responses")
 
-    @post("/v1/messages", status_code=200, opt={"needs": "inference"})
-    async def messages_(request: Http) -> ASGIApp:
+    async def messages_(request: Incoming) -> ASGIApp:
         """Chat: Anthropic's dialect, streamed or not."""
         return await serve_generation(request, "messages")
 
-    @post("/v1/embeddings", status_code=200, opt={"needs": "inference"})
-    async def embeddings_(request: Http) -> ASGIApp:
+    async def embeddings_(request: Incoming) -> ASGIApp:
         """Embed texts."""
         return await serve_computation(request, "embeddings", "/v1/embeddings")
 
-    @post(["/v1/rerank", "/v2/rerank"], status_code=200, opt={"needs": "inference"})
-    async def rerank_(request: Http) -> ASGIApp:
-        """Rank documents by how well they answer a query. Cohere's clients use the second path."""
+    async def rerank_(request: Incoming) -> ASGIApp:
+        """Rank documents by how well they answer a query."""
         return await serve_computation(request, "rerank", "/v1/rerank")
 
-    @post("/v1/messages/count_tokens", status_code=200, opt={"needs": "inference"})
-    async def count_tokens(request: Http) -> ASGIApp:
+    async def count_tokens(request: Incoming) -> ASGIApp:
         """Count a prompt's tokens with the worker's tokenizer; a cold function is not started."""
         return await receive(
             request, "messages", lambda body, share: counting(request, body, share), costs_tokens=False
         )
 
-    async def counting(request: Http, body: bytes, share: Share) -> ASGIApp:
-        started, who = time.monotonic(), caller(request)
+    async def counting(request: Incoming, body: bytes, share: Share) -> ASGIApp:
+        started, who = time.monotonic(), request.caller
         name = await peek(body)
         target = catalogue.resolve_for(name, who)
         function = target.function
         read_s = time.monotonic() - started
-        id = request_id(request)
+        id = request.id
         request_record = RequestRecord(id, function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
         request_record.who = who.name if who.id != ANONYMOUS else ""
 
@@ -254,21 +240,16 @@ def routes(
 
         return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)
 
-    return [
-        chat_completions, completions, responses_, messages_, embeddings_, rerank_, count_tokens,
-    ]  # fmt: skip
-
-
-def request_id(request: Http) -> str:
-    """Return the client's request id if it is valid, else the one that the request has here."""
-    id = request.headers.get("x-request-id", "")
-    if _CLIENT_ID.fullmatch(id):
-        return id
-    state: dict[str, Any] = request.scope["state"]
-    if "request_id" not in state:
-        state["request_id"] = f"req_{secrets.token_hex(12)}"
-    own: str = state["request_id"]
-    return own
+    return {
+        CHAT: chat,
+        COMPLETIONS: completions,
+        "/v1/responses": responses_,
+        "/v1/messages": messages_,
+        "/v1/messages/count_tokens": count_tokens,
+        "/v1/embeddings": embeddings_,
+        "/v1/rerank": rerank_,
+        "/v2/rerank": rerank_,  # of Cohere's clients
+    }
 
 
 async def _ignore_size(size: int) -> None:

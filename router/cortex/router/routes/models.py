@@ -12,7 +12,7 @@ from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.model_description import card
 from cortex.router.model_listing import entry, listing
-from cortex.router.routes.inference import request_id
+from cortex.router.request.incoming import request_id
 
 Http = Request[Any, Any, Any]
 
@@ -58,6 +58,7 @@ def is_anthropic(request: Http) -> bool:
 
 
 def _json(request: Http, value: object) -> Response[bytes]:
-    id = request_id(request)
+    sent = request.headers.get("x-request-id")
+    id = request_id(sent.encode("latin-1") if sent else None)
     headers = {"x-request-id": id, "request-id": id}
     return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)

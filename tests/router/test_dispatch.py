@@ -1,0 +1,140 @@
+"""Which application serves a path, and what an error before or within an answer does."""
+
+from typing import Any, cast
+
+import pytest
+
+from cortex.platform.api_keys import LOCAL
+from cortex.router.dispatch import Dispatcher
+from cortex.router.errors import NoKey, QueueFull
+from cortex.router.rejections import Rejections
+from cortex.router.request.incoming import ClientLeft, Incoming
+
+
+class Guard:
+    """Lets everyone in, or refuses everyone."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def authorize(self, scope: Any, needs: str) -> Any:
+        if self.error is not None:
+            raise self.error
+        return LOCAL
+
+
+class Counts:
+    """The errors that were counted."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def count_rejection(self, kind: str) -> None:
+        self.kinds.append(kind)
+
+
+class Served:
+    """An application with one inference path, and what it sent."""
+
+    def __init__(self, error: Exception | None = None, *, late: Exception | None = None, guard: Any = None) -> None:
+        self.sent: list[Any] = []
+        self.ids: list[str] = []
+        self.counts, self.error, self.late = Counts(), error, late
+        rejections = Rejections(cast(Any, self.counts))
+        self.app = Dispatcher(
+            {"/v1/messages": self._handler}, cast(Any, self._rest), cast(Any, guard or Guard()), rejections
+        )
+
+    async def _handler(self, request: Incoming) -> Any:
+        self.ids.append(request.id)
+        if self.error is not None:
+            raise self.error
+        return self._answer
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if self.late is not None:
+            raise self.late
+        await send({"type": "http.response.body", "body": b"inference", "more_body": False})
+
+    async def _rest(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "rest"})
+
+    async def call(self, path: str, method: str = "POST") -> list[Any]:
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start" and self.sent:
+                raise RuntimeError("the answer has begun")
+            self.sent.append(message)
+
+        scope = {"type": "http", "path": path, "method": method, "headers": [(b"host", b"h")]}
+        await self.app(scope, cast(Any, None), send)
+        return self.sent
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/", "//v1//messages"])
+async def test_a_path_of_the_table_is_served_with_or_without_extra_slashes(path: str) -> None:
+    assert (await Served().call(path))[-1]["body"] == b"inference"
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/messages/x", "/v1/message", "", "/v1/messages%2F"])
+async def test_any_other_path_is_the_frameworks(path: str) -> None:
+    assert await Served().call(path) == [{"type": "rest"}]
+
+
+async def test_another_method_gets_an_error_in_the_paths_dialect_before_any_key_is_read() -> None:
+    served = Served(guard=Guard(NoKey("no key")))
+
+    head, body = await served.call("/v1/messages", "GET")
+
+    assert head["status"] == 405
+    assert b"/v1/messages does not support GET" in body["body"]
+    assert b'"type":"error"' in body["body"]
+    assert served.counts.kinds == ["wrong_method"]
+
+
+async def test_options_names_the_methods() -> None:
+    head, _ = await Served().call("/v1/messages", "OPTIONS")
+
+    assert (head["status"], head["headers"]) == (204, [(b"allow", b"OPTIONS, POST")])
+
+
+async def test_a_caller_without_a_key_is_refused_before_its_request_is_read() -> None:
+    served = Served(ValueError("read"), guard=Guard(NoKey("no key")))
+
+    head, _ = await served.call("/v1/messages")
+
+    assert (head["status"], served.counts.kinds) == (401, ["no_key"])
+
+
+async def test_an_error_within_a_request_has_the_requests_id() -> None:
+    served = Served(QueueFull("full"))
+
+    head, _ = await served.call("/v1/messages")
+
+    assert head["status"] == 429
+    assert (b"x-request-id", served.ids[0].encode()) in head["headers"]
+
+
+async def test_an_unexpected_error_is_a_500_without_its_text() -> None:
+    served = Served(ValueError("a secret"))
+
+    head, body = await served.call("/v1/messages")
+
+    assert (head["status"], served.counts.kinds) == (500, ["internal"])
+    assert b"secret" not in body["body"]
+
+
+async def test_an_unexpected_error_within_an_answer_reaches_the_server_which_closes_the_connection() -> None:
+    served = Served(late=ValueError("late"))
+
+    with pytest.raises(ValueError, match="late"):
+        await served.call("/v1/messages")
+
+    assert [message["type"] for message in served.sent] == ["http.response.start"]
+
+
+async def test_a_client_that_left_gets_nothing() -> None:
+    served = Served(ClientLeft())
+
+    assert await served.call("/v1/messages") == []
+    assert served.counts.kinds == []
