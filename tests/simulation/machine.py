@@ -22,8 +22,7 @@ from cortex.platform.scheduling.saved_state import AgentState
 from cortex.platform.workers.startup import Startup
 from tests.simulation.virtual_time import PROCESS, Process, VirtualLoop, settle
 
-FIRST_PORT, PORTS_PER_DEVICE = 20_000, 3
-"""Hardly more ports than workers fit on a device, so that ports are used again soon."""
+FIRST_PORT = 20_000
 TOKEN = "the token of the simulated fleet"
 
 
@@ -119,8 +118,10 @@ class Worker:
 class Machine:
     """One host: what survives an agent."""
 
-    def __init__(self, loop: VirtualLoop, name: str, devices: Mapping[str, int], random: Random) -> None:
+    def __init__(self, loop: VirtualLoop, name: str, devices: Mapping[str, int], ports: int, random: Random) -> None:
         self.loop, self.name, self.devices, self.random = loop, name, dict(devices), random
+        self.ports = range(FIRST_PORT, FIRST_PORT + ports)
+        """For its workers."""
         self.boots = 1
         self.workers: dict[int, Worker] = {}
         """By pid; also those that ended, until the next boot."""

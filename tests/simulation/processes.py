@@ -220,14 +220,14 @@ class SimulatedRouter:
         self.live_catalogue._apply(catalogue)
 
 
-def agent_settings(machine: Machine, first_port: int, last_port: int, stop_grace_s: float) -> Settings:
+def agent_settings(machine: Machine, stop_grace_s: float) -> Settings:
     """Return the settings of a machine's agent."""
     own = AgentSettings(
         name=machine.name,
         listen="0.0.0.0:13131",
         address=f"http://{machine.name}:13131",
         worker_host=machine.name,
-        worker_ports=f"{first_port}-{last_port}",
+        worker_ports=f"{machine.ports[0]}-{machine.ports[-1]}",
         state_dir=f"/simulated/{machine.name}",
         log_dir="/simulated/log",
         cache_dir="/simulated/cache",

@@ -77,7 +77,7 @@ class Run:
         """Bring the fleet up, let the load and the faults come, and see that it comes to rest."""
         world, scenario = self.world, self.scenario
         for name, devices in scenario.machines.items():
-            machine = world.add_machine(name, devices)
+            machine = world.add_machine(name, devices, scenario.ports[name])
             machine.manner = self._manner
             self.invariants.watch_machine(machine)
         world.fabric.service_s = self._service_s

@@ -13,6 +13,8 @@ from cortex.functions.spec import Engine, Function
 
 MEMORY_MB = 16_000
 SHORT_S, SETTLE_S = 3.0, 45.0
+LEAST_FOR_AN_OLD_RECORD_S = 10.0
+"""Runs with a shorter load have no time for a router with an old record."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -69,6 +71,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     starts: dict[str, Start]
     uncounted: frozenset[str]
     """Functions whose workers do not report how many requests they work on."""
+    ports: dict[str, int]
+    """The number of ports that each machine has for its workers."""
     requests: tuple[Request, ...]
     faults: tuple[Fault, ...]
     load_ends: float
@@ -100,14 +104,20 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
         edited[changed] = _with_args(functions[changed])
     requests = _requests(random, routers, functions, active_s)
     faults = _faults(random, machines, routers, active_s, edits=edited != functions)
+    starts = {f: Start(seconds=random.choice((0.5, 1.5, 3.0, 6.0))) for f in functions}
+    if len(routers) > 1 and len(functions) > 1 and active_s >= LEAST_FOR_AN_OLD_RECORD_S and random.random() < 0.4:
+        more_requests, more_faults = _with_an_old_record(random, machines, routers, starts)
+        requests = tuple(sorted((*requests, *more_requests), key=lambda r: r.at))
+        faults = tuple(sorted((*faults, *more_faults), key=lambda f: f.at))
     return Scenario(
         seed=seed,
         machines=machines,
         routers=routers,
         functions=functions,
         edited=edited,
-        starts={f: Start(seconds=random.choice((0.5, 1.5, 3.0, 6.0))) for f in functions},
+        starts=starts,
         uncounted=frozenset(f for f in sorted(functions) if random.random() < 0.5),
+        ports=_ports(random, machines, functions),
         requests=requests,
         faults=faults,
         load_ends=active_s,
@@ -121,6 +131,14 @@ def _machines(random: Random) -> dict[str, dict[str, int]]:
     return {
         f"host-{chr(97 + n)}": {f"GPU-{chr(97 + n)}{d}": MEMORY_MB for d in range(random.choice((1, 1, 2)))}
         for n in range(number)
+    }
+
+
+def _ports(random: Random, machines: dict[str, dict[str, int]], functions: dict[str, Function]) -> dict[str, int]:
+    """Return hardly more ports than workers fit on a machine, so that ports are used again soon; often not one more."""
+    least_mb = min(f.vram_mb // f.min_devices for f in functions.values())
+    return {
+        name: len(devices) * (MEMORY_MB // least_mb) + random.choice((0, 0, 2)) for name, devices in machines.items()
     }
 
 
@@ -174,6 +192,9 @@ def _requests(
         while at < active_s:
             requests.append(request(at, function))
             at += min(functions[function].idle_after_s, 3.0) + random.uniform(0.0, 1.5)
+    if random.random() < 0.4:  # clients of all routers that want one function within the time of a message or two
+        function, at = random.choice(names), random.uniform(0.5, active_s * 0.8)
+        requests += [request(at + random.uniform(0.0, 0.05), function) for _ in range(2 * len(routers))]
     return tuple(sorted(requests, key=lambda r: r.at))
 
 
@@ -213,6 +234,33 @@ def _faults(
             for router in routers
         ]
     return tuple(sorted(faults, key=lambda f: f.at))
+
+
+def _with_an_old_record(
+    random: Random, machines: dict[str, dict[str, int]], routers: tuple[str, ...], starts: dict[str, Start]
+) -> tuple[list[Request], list[Fault]]:
+    """One router serves a function and is cut from Redis; the worker ends, another router starts another function,
+    perhaps on the same port; then the first router, whose record is old, gets a request for the first function."""
+    (cut, other), (first, second) = random.sample(routers, 2), random.sample(sorted(starts), 2)
+    host = random.choice(sorted(machines))
+    ready = 1.0 + starts[first].seconds * 1.3
+    ends = round(ready + random.uniform(0.3, 1.0), 3)
+    again = round(ends + random.uniform(0.3, 1.5), 3)
+    late = round(again + starts[second].seconds * random.uniform(0.8, 1.5) + 0.2, 3)
+
+    def request(at: float, function: str, router: str) -> Request:
+        return Request(at=at, function=function, router=router, work_s=round(random.uniform(0.05, 0.5), 3))
+
+    requests = [
+        request(0.5, first, cut),
+        request(again, second, other),
+        *(request(round(late + 0.4 * n, 3), first, cut) for n in range(3)),
+    ]
+    faults = [
+        Fault(at=round(ready, 3), kind="cut from redis", place=cut, for_s=9.0, detail=float(random.choice((0, 1)))),
+        Fault(at=ends, kind=random.choice(("worker dies", "host reboots")), place=host, for_s=0.2, detail=0.0),
+    ]
+    return requests, faults
 
 
 KINDS = (

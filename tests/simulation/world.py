@@ -19,7 +19,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.request.exchange import Call, Exchange
 from tests.simulation.agent_http import AgentServer, Transport
-from tests.simulation.machine import FIRST_PORT, PORTS_PER_DEVICE, Machine, System
+from tests.simulation.machine import Machine, System
 from tests.simulation.network import Network
 from tests.simulation.processes import AgentToken, SimulatedAgent, SimulatedRouter, Token, agent_settings, substitutions
 from tests.simulation.redis_client import Client, Server
@@ -117,9 +117,9 @@ class World:
 
     # Machines and agents.
 
-    def add_machine(self, name: str, devices: dict[str, int]) -> Machine:
+    def add_machine(self, name: str, devices: dict[str, int], ports: int) -> Machine:
         """Add a machine with an agent."""
-        machine = self.machines[name] = Machine(self.loop, name, devices, self.random)
+        machine = self.machines[name] = Machine(self.loop, name, devices, ports, self.random)
         self.servers[name] = AgentServer(machine, AgentToken())
         return machine
 
@@ -135,8 +135,7 @@ class World:
         process.start(self._run_agent(machine, process))
 
     async def _run_agent(self, machine: Machine, process: Process) -> None:
-        last_port = FIRST_PORT + PORTS_PER_DEVICE * len(machine.devices)
-        settings = agent_settings(machine, FIRST_PORT, last_port, self.stop_grace_s)
+        settings = agent_settings(machine, self.stop_grace_s)
         registry = Registry(settings.redis_url, token=self._token, keeps_indexes=False)
         with contextlib.suppress(RecordUnavailable):
             while await self._name_is_taken(registry, machine):  # noqa: ASYNC110 (a record has to be read)
