@@ -27,6 +27,8 @@ CHANGES: dict[str, Any] = {
     "env": {"A": "b"},
     "min": 1,
     "max": 2,
+    "warm": "08:00-18:00 UTC",
+    "baseline": True,
     "target_concurrency": 1,
     "idle_after_s": 1.0,
     "queue": 1,

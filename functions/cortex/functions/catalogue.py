@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cortex.functions import arguments
+from cortex.functions import arguments, hours
 from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unknown_placeholders
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
@@ -188,7 +188,11 @@ class _Reader:
                 self._report(where, f"{key}: {unknown}", line)
             else:
                 try:
-                    yield key, msgspec.convert(value, _TYPES[key])
+                    converted = msgspec.convert(value, _TYPES[key])
+                    if key == "warm" and (fault := hours.fault_in(converted)):
+                        self._report(where, f"warm: {fault}", line)
+                    else:
+                        yield key, converted
                 except msgspec.ValidationError as error:
                     text = str(error)
                     if key == "engine" and isinstance(value, str):

@@ -55,6 +55,10 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     env: dict[Variable, Word] = {}
     min: Count = 0
     max: Positive = 1
+    warm: str | tuple[str, ...] = ""
+    """Windows (`hours.py`) in which alone `min`, at least 1, counts."""
+    baseline: bool = False
+    """Keep one instance in room that nothing else wants."""
     target_concurrency: Positive = 8
     idle_after_s: Seconds = 300.0
     queue: Count = 256
@@ -98,6 +102,11 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
         if self.engine is Engine.COMMAND:
             return any("{source}" in word for word in self.command)
         return self.engine is not Engine.FAKE
+
+    @property
+    def resident(self) -> int:
+        """The number of instances that idling does not end."""
+        return max(self.min, int(self.baseline))
 
     @property
     def weights(self) -> str:

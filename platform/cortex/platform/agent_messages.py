@@ -20,9 +20,9 @@ class Ensure(Struct, frozen=True):
     """Request an instance of a function; `force` overrides the back-off after failed starts.
 
     `beside` are instances that do not count: the caller needs one more. Without `evict` it starts only in free room.
-    `minimum`: it is for the function's `min`, and no request waits for it. `waited_s` is how long requests have waited
-    for it; with `turn`, instances in use may be closed for it. `failed` are instances whose engine has failed, as
-    workers' answers to the caller's requests say; the agent verifies that and ends them first.
+    `minimum`: it is for the function's `min` or baseline, and no request waits for it. `waited_s` is how long requests
+    have waited for it; with `turn`, instances in use may be closed for it. `failed` are instances whose engine has
+    failed, as workers' answers to the caller's requests say; the agent verifies that and ends them first.
     """
 
     function: Function

@@ -136,7 +136,7 @@ class Instance(Struct, frozen=True, kw_only=True):
     """The function whose turn it is: this instance was in use and closes for it. It leaves when its requests end, at
     `deadline` at the latest."""
     for_minimum: bool = False
-    """Started for its function's `min`, without a waiting request."""
+    """Started for its function's `min` or baseline, without a waiting request."""
     pinned: bool = False
     priority: int = 0
     cache_mb: int = 0

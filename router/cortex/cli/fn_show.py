@@ -14,6 +14,7 @@ from cortex.cli.tables import ago, console, span, table
 from cortex.cli.top import latency_line
 from cortex.cli.visible import echo, echo_json, for_terminal
 from cortex.router.api_types import FunctionSettings, FunctionView, InstanceView, LastStart, TrafficTotal
+from cortex.router.overview.wording import retention
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -36,6 +37,8 @@ def show(name: str, as_json: bool) -> None:
         "engine": function.engine,
         "instances": f"{len(function.instances)} (at least {function.min}, at most {function.max})"
         + (", pinned" if function.pinned else ""),
+        "kept warm": retention(function),
+        "hours change in": _until(function.hours_change, function.now),
         "set at run time": ", ".join(function.overridden),
         "in flight": f"{function.in_flight}, {function.waiting} waiting",
         "last used": ago(function.last_used),

@@ -73,7 +73,13 @@ class FunctionView(Struct, frozen=True, kw_only=True):
     """Where its requests wait for memory, the soonest turn first."""
     pinned: bool = False
     min: int = 0
+    """Now: with `warm`, it changes with the hours."""
     max: int = 1
+    warm: tuple[str, ...] = ()
+    """The windows in which alone the function has a minimum."""
+    hours_change: float | None = None
+    """When these windows begin or end next."""
+    baseline: bool = False
     overridden: tuple[str, ...] = ()
     """The settings that runtime overrides replace."""
     last_used: float | None = None

@@ -20,7 +20,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents, AgentUnavailable
-from cortex.router.activation.scaling import Scaling
+from cortex.router.activation.scaling import Cause, Scaling
 from cortex.router.decision_log import DecisionLog
 from cortex.router.errors import RequestError
 from cortex.router.fleet_view import FleetView
@@ -147,7 +147,11 @@ class Sweeper:
         functions = self._catalogue.catalogue.functions
         for addition in self._scaling.wanted(functions.values(), self._view.fleet, clock.now()):
             try:
-                await self._activator.add(self._catalogue.resolve(addition.function), minimum=addition.promised)
+                await self._activator.add(
+                    self._catalogue.resolve(addition.function),
+                    evict=addition.cause is Cause.MINIMUM,
+                    for_request=addition.cause is Cause.LOAD,
+                )
             except RequestError as error:
                 log.warning("not_scaled", function=addition.function, why=error.message)
 

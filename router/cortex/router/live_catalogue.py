@@ -7,6 +7,7 @@ only once the file has stopped changing, and a file without functions takes effe
 
 import asyncio
 import hashlib
+import time
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from cortex.functions.catalogue import Catalogue, CatalogueError, read
+from cortex.functions.hours import at_hours, is_open
 from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform import text_files
@@ -46,8 +48,18 @@ class Target(Struct, frozen=True):
 class LiveCatalogue:
     """Resolves names. `follow()` applies changes of the file."""
 
-    def __init__(self, path: Path, *, pretend: bool = False, admits_forbidden: bool = False) -> None:
-        """Read the catalogue. Raises CatalogueError or OSError; a router does not start without a catalogue."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        pretend: bool = False,
+        admits_forbidden: bool = False,
+        wall: Callable[[], float] = lambda: time.time(),
+    ) -> None:
+        """Read the catalogue. `wall` is the time by which hours begin and end.
+
+        Raises CatalogueError or OSError; a router does not start without a catalogue.
+        """
         self._path, self._pretend, self._admits_forbidden = path, pretend, admits_forbidden
         self._file = BlockingCalls(READ_S, hint="is its mount hung?")
         self._applied_mark: object = _mark(path)
@@ -57,6 +69,7 @@ class LiveCatalogue:
         self.on_change: Callable[[], None] = lambda: None
         self.problem = ""
         self._overrides: dict[str, Override] = {}
+        self._wall, self._open = wall, frozenset[str]()
         text = _text(path)
         catalogue = _read(path, text)
         self.is_deliberate = _is_deliberate(catalogue, text)
@@ -160,8 +173,8 @@ class LiveCatalogue:
         log.error("catalogue_refused", why=why)
 
     def override(self, overrides: Mapping[str, Override]) -> None:
-        """Apply runtime overrides on top of the catalogue."""
-        if overrides != self._overrides:
+        """Apply runtime overrides on top of the catalogue, and the hours that have begun or ended."""
+        if overrides != self._overrides or self._open != _with_open_hours(self._declared, self._wall()):
             self._overrides = dict(overrides)
             self._apply(self._declared)
 
@@ -169,7 +182,9 @@ class LiveCatalogue:
         self._declared = catalogue
         if self._pretend:
             catalogue = with_fake_engine(catalogue)
-        catalogue = with_overrides(catalogue, self._overrides)
+        now = self._wall()
+        self._open = _with_open_hours(catalogue, now)
+        catalogue = with_overrides(with_hours(catalogue, now), self._overrides)
         targets = {f.id: Target(f, revision(f)) for f in catalogue.functions.values()}
         for alias, function in catalogue.aliases.items():
             targets[alias] = targets[function]
@@ -203,6 +218,15 @@ def _is_deliberate(catalogue: Catalogue, text: str) -> bool:
 def with_fake_engine(catalogue: Catalogue) -> Catalogue:
     """Return the catalogue with every function on the fake engine, which simulates load time and memory."""
     return replace(catalogue, functions={f.id: _fake(f) for f in catalogue.functions.values()})
+
+
+def with_hours(catalogue: Catalogue, at: float) -> Catalogue:
+    """Return the catalogue with the minimums that its functions have at a Unix time."""
+    return replace(catalogue, functions={f.id: at_hours(f, at) for f in catalogue.functions.values()})
+
+
+def _with_open_hours(catalogue: Catalogue, at: float) -> frozenset[str]:
+    return frozenset(f.id for f in catalogue.functions.values() if f.warm and is_open(f, at))
 
 
 def with_overrides(catalogue: Catalogue, overrides: Mapping[str, Override]) -> Catalogue:

@@ -34,6 +34,13 @@ def test_of_two_idle_instances_the_minimum_keeps_the_one_of_lowest_id() -> None:
     assert [reap_at(i, function, Use(), instances) for i in instances] == [None, 70.0]
 
 
+def test_the_instance_of_a_baseline_is_never_reaped_as_idle() -> None:
+    instances = [an_instance(i, ready=10.0) for i in ("one", "two")]
+    function = Function(id="org/model", engine=Engine.FAKE, idle_after_s=60, max=2, baseline=True)
+
+    assert [reap_at(i, function, Use(), instances) for i in instances] == [None, 70.0]
+
+
 def test_an_instance_beyond_the_maximum_is_reaped_soon() -> None:
     """Found by the simulation: after a partition two instances of a function with `max` 1 stayed for `idle_after_s`."""
     instances = [an_instance(i, ready=10.0) for i in ("one", "two")]

@@ -166,7 +166,7 @@ async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() 
 async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
     stage = Stage((an_instance("a"), an_instance("b")), ())
 
-    going = await stage.activator.add(TARGET, minimum=False)
+    going = await stage.activator.add(TARGET, evict=False, for_request=True)
 
     assert going == Accepted("new-1", State.STARTING)
     assert stage.asked == [Ensure(FUNCTION, beside=("a", "b"), evict=False)]
@@ -175,9 +175,17 @@ async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
 async def test_one_for_the_minimum_may_evict_and_is_marked_as_such() -> None:
     stage = Stage((), ())
 
-    await stage.activator.add(TARGET, minimum=True)
+    await stage.activator.add(TARGET, evict=True, for_request=False)
 
     assert stage.asked == [Ensure(FUNCTION, evict=True, minimum=True)]
+
+
+async def test_one_for_a_baseline_evicts_nothing_and_any_request_may_evict_it() -> None:
+    stage = Stage((), ())
+
+    await stage.activator.add(TARGET, evict=False, for_request=False)
+
+    assert stage.asked == [Ensure(FUNCTION, evict=False, minimum=True)]
 
 
 async def test_the_only_host_gets_the_request_for_a_turn_at_once_with_how_long_requests_have_waited() -> None:
@@ -267,7 +275,7 @@ async def test_a_request_whose_time_is_up_in_line_learns_for_whom_it_waited_and_
 async def test_no_further_one_is_asked_for_while_one_is_coming() -> None:
     stage = Stage((an_instance("a"), an_instance("b", state=State.STARTING)))
 
-    assert await stage.activator.add(TARGET, minimum=True) is None
+    assert await stage.activator.add(TARGET, evict=True, for_request=False) is None
 
 
 async def test_a_plan_that_finds_no_place_says_why_of_a_host_that_was_not_worth_asking() -> None:

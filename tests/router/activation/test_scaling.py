@@ -6,12 +6,12 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.record import Fleet, Instance, SilentHost
-from cortex.router.activation.scaling import PATIENCE_S, Scaling, Want
+from cortex.router.activation.scaling import PATIENCE_S, Cause, Scaling, Want
 from tests.support.factories import a_fleet, a_function, a_host, a_report, an_instance
 
 GROWS = a_function(max=2, target_concurrency=4)
-ONE_MORE = [Want("org/model", promised=False)]
-PROMISED = [Want("org/model", promised=True)]
+ONE_MORE = [Want("org/model", Cause.LOAD)]
+PROMISED = [Want("org/model", Cause.MINIMUM)]
 
 
 def fleet(*instances: Instance, busy: dict[str, int] | None = None) -> Fleet:
@@ -61,7 +61,7 @@ def test_a_burst_that_is_over_soon_starts_nothing() -> None:
 
 
 def test_a_fleet_that_is_not_there_wants_nothing_but_minimums() -> None:
-    assert Scaling().wanted([GROWS, a_function("org/kept", min=1)], a_fleet(), 0.0) == [Want("org/kept", promised=True)]
+    assert Scaling().wanted([GROWS, a_function("org/kept", min=1)], a_fleet(), 0.0) == [Want("org/kept", Cause.MINIMUM)]
 
 
 @pytest.mark.parametrize("function", [GROWS, a_function(min=1)], ids=["under load", "a minimum"])
@@ -70,3 +70,39 @@ def test_an_instance_of_a_silent_host_counts_as_one_that_is_there(function: Func
     seen = fleet(*([an_instance("a")] if function is GROWS else []), busy={"a": 50})
 
     assert wanted_in_the_end(function, replace(seen, silent=silent)) == []
+
+
+BASELINE = a_function(baseline=True)
+FULL = an_instance("full", function="org/large", memory_mb=9500)
+
+
+@pytest.mark.parametrize(
+    ("seen", "waiting", "wanted"),
+    [
+        (fleet(), {}, [Want("org/model", Cause.BASELINE)]),
+        (fleet(an_instance("a")), {}, []),
+        (fleet(FULL), {}, []),
+        (fleet(replace(FULL, state=State.STOPPING)), {}, []),
+        (fleet(), {"org/other": 1}, []),
+        (fleet(), {"org/model": 1}, [Want("org/model", Cause.BASELINE)]),
+        (replace(fleet(), cordoned=frozenset({"host-a"})), {}, []),
+        (a_fleet(), {}, []),
+    ],
+    ids=[
+        "free room", "it is there", "no room", "the room is being freed", "a request waits for another",
+        "a request waits for it", "cordoned", "no host",
+    ],
+)  # fmt: skip
+def test_a_baseline_is_wanted_in_room_that_nothing_else_wants(
+    seen: Fleet, waiting: dict[str, int], wanted: list[Want]
+) -> None:
+    asked = replace(seen, routers={"router-1": a_report(waiting=waiting)})
+
+    assert Scaling().wanted([BASELINE], asked, 100.0) == wanted
+
+
+def test_baselines_come_back_one_at_a_time() -> None:
+    both = [BASELINE, a_function("org/second", baseline=True)]
+
+    assert Scaling().wanted(both, fleet(), 100.0) == [Want("org/model", Cause.BASELINE)]
+    assert Scaling().wanted(both, fleet(an_instance("a")), 100.0) == [Want("org/second", Cause.BASELINE)]

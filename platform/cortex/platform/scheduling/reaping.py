@@ -17,15 +17,16 @@ def reap_at(instance: Instance, function: Function, usage: Use, instances: Itera
     """Return when an instance is reaped if it stays idle; None while it is in use or needed.
 
     `instances` are those of all hosts. An instance is needed while it is pinned, while requests wait for its function,
-    and as part of the function's `min`: the ready instances of lowest id count, so every agent reaches the same result.
-    An instance whose drain was cancelled starts its idle time again. Those beyond `max` are reaped after `SURPLUS_S`.
+    and as part of the function's minimum or baseline: the ready instances of lowest id count, so every agent reaches
+    the same result. An instance whose drain was cancelled starts its idle time again. Those beyond `max` are reaped
+    after `SURPLUS_S`.
     """
     if instance.state is not State.READY or instance.pinned or function.pinned:
         return None
     if usage.in_flight.get(instance.id) or usage.waiting.get(function.id):
         return None
     ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
-    if instance.id in ready[: function.min]:
+    if instance.id in ready[: function.resident]:
         return None
     is_surplus = instance.id not in ready[: function.max]
     idle_s = min(function.idle_after_s, SURPLUS_S) if is_surplus else function.idle_after_s

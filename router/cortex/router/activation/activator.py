@@ -155,16 +155,17 @@ class Activator:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
         raise NotReadyInTime(f"another router keeps the claim on '{find().function.id}'", retry_after=RETRY_AFTER_S)
 
-    async def add(self, target: Target, *, minimum: bool) -> Accepted | None:
-        """Start one more instance: for the function's `min`, or in free room; None when one is already on its way up,
-        or another router has the claim. Raises RequestError or RecordUnavailable.
+    async def add(self, target: Target, *, evict: bool, for_request: bool) -> Accepted | None:
+        """Start one more instance: with `evict` others may leave for it, else it starts in free room. Only one
+        `for_request` is protected until its first request. None when one is already on its way up, or another router
+        has the claim. Raises RequestError or RecordUnavailable.
         """
         function, rev = target.function, target.revision
         async with self._claim(function.id) as claimed:
             if not claimed or self._starting(function, rev):
                 return None
             existing = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
-            return await self.propose(Ensure(function, beside=existing, evict=minimum, minimum=minimum))
+            return await self.propose(Ensure(function, beside=existing, evict=evict, minimum=not for_request))
 
     async def propose(self, request: Ensure) -> Accepted:
         """Start an instance on the first host that accepts it, whatever other hosts have.

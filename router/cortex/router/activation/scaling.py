@@ -1,26 +1,38 @@
 """Which functions need one more instance. Pure; called by the router that holds the sweep lease.
 
-One at a time: while an instance is on its way up, no other is requested. An instance of a silent host counts: it serves
-as long as it answers. Agents scale in: they reap idle instances down to the minimum.
+One of a function at a time: while an instance is on its way up, no other is requested. An instance of a silent host
+counts: it serves as long as it answers. Agents scale in: they reap idle instances down to the minimum.
 """
 
+import enum
 from collections.abc import Iterable
 
 from msgspec import Struct
 
 from cortex.functions.lifecycle import COMING
 from cortex.functions.spec import Function
-from cortex.platform.record import Fleet, use
+from cortex.platform.record import Fleet, Use, use
+from cortex.platform.scheduling.placement import Placement, need, place
+from cortex.platform.scheduling.saved_state import LocalWeights
 
 PATIENCE_S = 3.0
 """How long a function must exceed its target concurrency: a short burst ends before another instance is ready."""
 
 
+class Cause(enum.Enum):
+    """Why one more instance is wanted."""
+
+    MINIMUM = enum.auto()
+    """Others may be evicted for it."""
+    BASELINE = enum.auto()
+    LOAD = enum.auto()
+
+
 class Want(Struct, frozen=True):
-    """One more instance. `promised`: it is part of the minimum, and others may be evicted for it."""
+    """One more instance."""
 
     function: str
-    promised: bool
+    cause: Cause
 
 
 class Scaling:
@@ -34,24 +46,47 @@ class Scaling:
 
         (1) nothing while one is on its way up;
         (2) instances that the minimum lacks;
-        (3) nothing more at the maximum, or for a function that is cold: requests start it;
-        (4) one more when requests in flight per instance have stayed over the target.
+        (3) the instance of a baseline, in room that is free while no request waits for another function; one at a time;
+        (4) nothing more at the maximum, or for a function that is cold: requests start it;
+        (5) one more when requests in flight per instance have stayed over the target.
         """
-        busy = use(fleet).in_flight
+        usage = use(fleet)
         over: dict[str, float] = {}
-        wants = []
+        wants: list[Want] = []
         for function in functions:
             instances = [i for h in fleet.records() for i in h.of(function.id)]
             if any(i.state in COMING for i in instances):  # (1)
                 continue
             if len(instances) < function.min:  # (2)
-                wants.append(Want(function.id, promised=True))
+                wants.append(Want(function.id, Cause.MINIMUM))
                 continue
-            if not instances or len(instances) >= function.max:  # (3)
+            if function.baseline and not instances:  # (3)
+                is_first = all(w.cause is not Cause.BASELINE for w in wants)
+                if is_first and not _awaits_another(function, usage) and _has_room(function, fleet, usage, now):
+                    wants.append(Want(function.id, Cause.BASELINE))
                 continue
-            if sum(busy.get(i.id, 0) for i in instances) > function.target_concurrency * len(instances):  # (4)
+            if not instances or len(instances) >= function.max:  # (4)
+                continue
+            in_flight = sum(usage.in_flight.get(i.id, 0) for i in instances)
+            if in_flight > function.target_concurrency * len(instances):  # (5)
                 since = over[function.id] = self._over_since.get(function.id, now)
                 if now - since >= PATIENCE_S:
-                    wants.append(Want(function.id, promised=False))
+                    wants.append(Want(function.id, Cause.LOAD))
         self._over_since = over
         return wants
+
+
+def _awaits_another(function: Function, usage: Use) -> bool:
+    """Whether requests wait for any other function."""
+    return any(waiting for other, waiting in usage.waiting.items() if other != function.id)
+
+
+def _has_room(function: Function, fleet: Fleet, usage: Use, now: float) -> bool:
+    """Whether a host has room for a function that nothing holds. An estimate: the agent decides."""
+    for host in fleet.hosts.values():
+        weights = LocalWeights("", host.weights[function.id]) if function.id in host.weights else None
+        requirement = need(function, weights, devices=host.devices)
+        placement = place(requirement, host, usage, now, cordoned=host.name in fleet.cordoned)
+        if isinstance(placement, Placement) and not placement.waits_for:
+            return True
+    return False

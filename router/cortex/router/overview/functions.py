@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import asdict
 
+from cortex.functions import hours
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry, placement_mb
@@ -38,6 +39,7 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
     retry_at = max((f.retry_at for f in failures), default=0.0)
     instances = instance_views(index.placed.get(function.id, ()), snapshot, index)
     overrides = asdict(snapshot.fleet.overrides.get(function.id, Override()))
+    warm = hours.texts(function) if overrides["min"] is None else ()
     return FunctionView(
         id=function.id,
         now=snapshot.now,
@@ -53,6 +55,9 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
         pinned=function.pinned,
         min=function.min,
         max=function.max,
+        warm=warm,
+        hours_change=hours.next_change(function, snapshot.now) if warm else None,
+        baseline=function.baseline,
         overridden=tuple(k for k, v in overrides.items() if v is not None),
         last_used=snapshot.fleet.used.get(used_function(function.id)),
         last_start=last_start(revision, instances, entry),

@@ -76,7 +76,7 @@ def cool(function: Function, snapshot: FleetSnapshot, index: Index) -> Plan:
         now=snapshot.now,
         function=function.id,
         instances=_affected(placed, index),
-        restarts=function.min if placed else 0,
+        restarts=function.resident if placed else 0,
     )
 
 

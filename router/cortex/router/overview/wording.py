@@ -2,7 +2,7 @@
 
 import re
 
-from cortex.router.api_types import EvictionCandidate, InstanceView
+from cortex.router.api_types import EvictionCandidate, FunctionView, InstanceView
 from cortex.router.plan_types import Eviction, Move, Outcome
 
 _REMAINING = re.compile(r", \d+ s left$")
@@ -14,6 +14,15 @@ def step(instance: InstanceView) -> str:
         return ""
     ends = instance.ready_at is not None or instance.fetched_at is not None
     return _REMAINING.sub("", instance.phase) if ends else instance.phase
+
+
+def retention(function: FunctionView) -> str:
+    """Return why idling does not end the instances of a function that is not pinned; empty if it does."""
+    count = f"at least {function.min} kept warm" if function.min else ""
+    if function.warm:
+        windows = ", ".join(function.warm)
+        return f"{count} in these hours: {windows}" if count else f"kept warm {windows}"
+    return count or ("kept warm in free room" if function.baseline else "")
 
 
 def reason(candidate: EvictionCandidate | Eviction, strategy: str) -> str:

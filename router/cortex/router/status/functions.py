@@ -11,7 +11,7 @@ from cortex.router.api_types import FunctionView, InstanceView
 from cortex.router.overview.functions import function_view
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.overview.traffic import traffic_total
-from cortex.router.overview.wording import step
+from cortex.router.overview.wording import retention, step
 from cortex.router.status.failures import trouble
 from cortex.router.status.format import key, mib, span
 from cortex.router.status.model import Details, InstanceLine, Phase, Row
@@ -61,7 +61,7 @@ def row(function: FunctionView, nth: int, snapshot: FleetSnapshot) -> Row:
         failure=(function.failure or "") if tone == "failing" else function.blocked,
         retry_at=function.retry_at if tone == "failing" else None,
         in_line=str(function.in_line[0]) if function.in_line else "",
-        retention="pinned" if pinned else f"at least {function.min} kept warm" if function.min else "",
+        retention="pinned" if pinned else retention(function),
     )
 
 
