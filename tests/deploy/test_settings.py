@@ -3,7 +3,7 @@
 import re
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tests.deploy.linted import ROOT
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "agent": "cortex.cli.daemons:agent",
     "jobs": "cortex.cli.jobs:jobs",
     "check": "cortex.cli.check:check",
+    "import": "cortex.cli.import_models:import_models",
     "fn": "cortex.cli.fn:fn",
     "host": "cortex.cli.host:host",
     "gpu": "cortex.cli.host:gpu",

@@ -1,0 +1,1 @@
+"""Reads the models of other tools into a draft of a `models.toml`."""
