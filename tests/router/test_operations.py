@@ -7,13 +7,13 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.agent_messages import Accepted, Ensure
+from cortex.platform.agent_messages import Accepted
 from cortex.platform.record import Fleet, HostRecord, Override
 from cortex.platform.registry import Registry
 from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.errors import BadRequest, NoCapacity
 from cortex.router.fleet_view import FleetView
-from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.operations import Operations
 from tests.support.catalogues import fake
 from tests.support.factories import a_host, an_instance
@@ -32,7 +32,7 @@ class Stage:
         self.away: set[str] = set()
         self.has_room = True
         self.cooled: list[str] = []
-        self.proposed: list[Ensure] = []
+        self.moves: list[tuple[str, str]] = []
 
     async def fleet(self, now: float) -> Fleet:
         return replace(self.fleet_now, at=now)
@@ -52,8 +52,10 @@ class Stage:
     async def drain(self, host: HostRecord) -> list[str]:
         return [i.id for i in host.instances]
 
-    async def propose(self, request: Ensure) -> Accepted:
-        self.proposed.append(request)
+    async def move(self, target: Target, source: str) -> Accepted | None:
+        self.moves.append((target.function.id, source))
+        if len(self.moves) == 1:
+            return None  # another router has the claim
         if not self.has_room:
             raise NoCapacity("no room")
         other = replace(a_host(an_instance("new", function="f")), name="host-b")
@@ -73,14 +75,14 @@ async def test_a_drained_host_is_cordoned_and_its_functions_move_where_there_is_
 
     assert result == (moved, ["old"])
     assert stage.view.fleet.cordoned == {"host-a"}
-    assert [e.function.id for e in stage.proposed] == ["f"]
+    assert stage.moves == [("f", "host-a")] * 2
 
 
 async def test_a_drain_starts_nothing_elsewhere_for_a_function_that_has_no_ready_instance(tmp_path: Path) -> None:
     stage = Stage(tmp_path, a_host(an_instance("old", function="f", state=State.STARTING)))
 
     assert await stage.operations.drain("host-a") == ([], ["old"])
-    assert stage.proposed == []
+    assert stage.moves == []
 
 
 async def test_a_function_is_cooled_on_its_hosts_and_those_that_do_not_answer_are_named(tmp_path: Path) -> None:

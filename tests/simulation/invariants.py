@@ -25,6 +25,8 @@ from tests.simulation.virtual_time import Phase
 from tests.simulation.world import Outcome, World
 
 TAKES_MEMORY = (State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.RECLAIMING)
+LOST_S = 3.0
+"""How long after Redis lost its data a record may lack what was written before."""
 CLAIM = "cortex:claim:"
 RECORD = "cortex:host:"
 EFFECTS = {State.STARTING: ("spawn",), State.STOPPING: ("stop",), State.RECLAIMING: ("reclaim",)}
@@ -50,6 +52,8 @@ class Invariants:
         """When faults and load ended."""
         self.broken: set[str] = set()
         """Instances whose workers a fault ended or hung."""
+        self.may_cut: set[str] = set()
+        """Functions that an operator cools at once."""
         self.after: dict[int, Callable[[], object]] = {}
         """What follows the end of a request."""
         self._claims: dict[tuple[str, str], Claim] = {}
@@ -68,7 +72,7 @@ class Invariants:
     # Clients.
 
     def _outcome(self, outcome: Outcome) -> None:
-        if outcome.status == 200 and outcome.model != outcome.function:
+        if outcome.status == 200 and outcome.model != outcome.function and (outcome.model or not outcome.why):
             self.world.fail(
                 "no answer by another model", f"request {outcome.request} for {outcome.function} got {outcome.model}"
             )
@@ -112,6 +116,7 @@ class Invariants:
         function = request.function.id
         if not isinstance(answer, Accepted) or answer.instance in before:
             return
+        self._check_recorded(host, answer)
         claim = self._claims.get((router, function))
         if claim is None:
             self.world.fail("a start needs a claim", f"{router} started {function} on {host} without one")
@@ -132,6 +137,16 @@ class Invariants:
                     f"{router} started {function} on {host} under a claim of {claim.at:.3f} s, when the record listed"
                     f" {instance} on {other}",
                 )
+
+    def _check_recorded(self, host: str, answer: Accepted) -> None:
+        """A start that an agent accepts is in the record: otherwise the next claim's holder starts another."""
+        redis, own = self.world.redis, self.world.agents[host].scheduler.record()
+        is_gone = answer.instance not in {i.id for i in own.instances}  # it ended again before the answer
+        if is_gone or self.world.now - redis.emptied_at < LOST_S:
+            return
+        recorded = decoded(redis.model.call("GET", f"{RECORD}{host}"), HostRecord)
+        if recorded is None or answer.instance not in {i.id for i in recorded.instances}:
+            self.world.fail("an accepted start is recorded", f"no record shows {answer.instance} of {host}")
 
     def _lives(self, instance: str, host: str) -> bool:
         agent, process = self.world.agents.get(host), self.world.machines[host].agent
@@ -168,7 +183,7 @@ class Invariants:
     def _signal(self, worker: Worker, number: int) -> None:
         """A worker is stopped only when no router that reports has a request there."""
         self.world.note(f"{signal.Signals(number).name} to {worker.function.id} {worker.instance}")
-        if worker.hung or not worker.ready:
+        if worker.hung or not worker.ready or worker.function.id in self.may_cut:
             return
         model = self.world.redis.model
         for router in worker.open.values():

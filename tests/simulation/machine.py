@@ -17,8 +17,9 @@ from msgspec import Struct
 from cortex.functions.launch import Launch
 from cortex.functions.spec import Function, revision
 from cortex.platform.keys import worker_key
-from cortex.platform.record import ProcessId
-from cortex.platform.scheduling.saved_state import AgentState
+from cortex.platform.record import Instance, ProcessId
+from cortex.platform.scheduling import events
+from cortex.platform.scheduling.saved_state import AgentState, LocalWeights
 from cortex.platform.workers.startup import Startup
 from tests.simulation.virtual_time import PROCESS, Process, VirtualLoop, settle
 
@@ -135,6 +136,7 @@ class Machine:
         self.on_spawn: Callable[[Worker], None] = lambda _: None
         self.on_signal: Callable[[Worker, int], None] = lambda _worker, _number: None
         self.agent: Process | None = None
+        self.hub = Hub(loop)
         self._pids = 100
 
     @property
@@ -349,6 +351,13 @@ class System:
         instance = scratch.parent.name
         return next((w.memory_mb * len(w.devices) for w in self.here().alive() if w.instance == instance), None)
 
+    async def weights(self, _looks: object, function: Function, *_: object) -> LocalWeights | None:
+        """Return a function's weights on this machine, or None."""
+        hub = self.here().hub
+        if function.id not in hub.seconds:
+            return LocalWeights("", 0)
+        return LocalWeights(f"/simulated/{function.id}", 1000) if function.id in hub.stored else None
+
     def bindable(self, _: str, port: int) -> int:
         """Return the port if no worker listens on it."""
         return 0 if self.here().at(port) is not None else port
@@ -390,14 +399,75 @@ class Looks:
         """Return why a path is not tried: there is no reason."""
 
 
-class NoFetches:
-    """Fetches of weights: all weights are there."""
+class Hub:
+    """The fetches of one machine: its job worker, its way to the hub, and the weights on its disk. They outlive the
+    agent."""
 
-    def __init__(self, *_: object) -> None:
-        pass
+    TRIES, PAUSE_S = 3, 0.5
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.seconds: dict[str, float] = {}
+        """How long each fetch takes. All other functions' weights are on the disk."""
+        self.stored: set[str] = set()
+        self.fails, self.slower = False, 1.0
+        self._loop = loop
+        self._jobs: dict[str, asyncio.Future[bool]] = {}
+
+    def recover(self) -> None:
+        """End what is wrong with the hub."""
+        self.fails, self.slower = False, 1.0
+
+    def fetch(self, function: str) -> "asyncio.Future[bool]":
+        """Return a running fetch of a function's weights, or a new one: whether it succeeds."""
+        if function not in self._jobs:
+            self._jobs[function] = self._loop.create_future()
+            self._loop.outside(self.seconds[function] * self.slower, self._end, function, self.TRIES)
+        return self._jobs[function]
+
+    def cancel(self, function: str) -> None:
+        """Stop a fetch."""
+        if job := self._jobs.pop(function, None):
+            settle(job, False)
+
+    def _end(self, function: str, tries: int) -> None:
+        if function not in self._jobs:
+            return
+        if self.fails and tries > 1:
+            self._loop.outside(self.PAUSE_S, self._end, function, tries - 1)
+            return
+        if not self.fails:
+            self.stored.add(function)
+        settle(self._jobs.pop(function), not self.fails)
+
+
+class Fetches:
+    """The agent's side of its machine's fetches."""
+
+    def __init__(self, system: System, _settings: Any, tell: Callable[[events.Event], None], _looks: Any) -> None:
+        self._hub, self._tell = system.here().hub, tell
+        self._waiting: dict[str, set[str]] = {}
 
     def close(self) -> None:
-        """Close."""
+        """Close. Running fetches continue."""
+
+    async def fetch(self, instance: Instance, function: Function) -> None:
+        """Fetch the weights of an instance, and report the result."""
+        waiting = self._waiting.setdefault(function.id, set())
+        waiting.add(instance.id)
+        try:
+            self._tell(events.FetchProgress(instance.id, "downloading", 0.5))
+            fetched = await asyncio.shield(self._hub.fetch(function.id))
+        finally:
+            waiting.discard(instance.id)
+        if fetched:
+            self._tell(events.Fetched(instance.id, LocalWeights(f"/simulated/{function.id}", 1000)))
+        else:
+            self._tell(events.FetchFailed(instance.id, "the hub does not answer"))
+
+    async def release(self, function: Function) -> None:
+        """Stop a fetch for which no instance waits any more."""
+        if not self._waiting.get(function.id):
+            self._hub.cancel(function.id)
 
     async def all(self, _: object) -> list[Any]:
         """Return the fetches."""

@@ -32,6 +32,7 @@ from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.workers import activity, ports, supervisor
+from cortex.router import start_history
 from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
@@ -39,6 +40,7 @@ from cortex.router.background import COUNT_S, Reporter, Sweeper, probe_silent_ho
 from cortex.router.decision_log import DecisionLog
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.operations import Operations
 from cortex.router.request import upstream
 from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
@@ -49,10 +51,10 @@ from cortex.router.tracing import PassThroughTracing
 from tests.simulation.agent_http import Transport
 from tests.simulation.machine import (
     TOKEN,
+    Fetches,
     LogFollower,
     Looks,
     Machine,
-    NoFetches,
     NoLauncher,
     StateWriter,
     System,
@@ -175,6 +177,9 @@ class SimulatedRouter:
         )
         self._deaths = Deaths(self.view, self._probe, own, self._decision_log, self.id)
         self._reporter = Reporter(own, self.view, in_flight, self._deaths.open_requests, self.live_catalogue)
+        self.operations = Operations(
+            own, self.view, self.live_catalogue, self._activator, agents, start_history.History(own)
+        )
         self._sweeper = Sweeper(own, self.view, self.live_catalogue, agents, self._activator, self.faults)
         self.exchanges = Exchanges(
             self.view,
@@ -287,10 +292,11 @@ def substitutions(
         (supervisor, "launch", launch),
         (supervisor, "LogFollower", partial(LogFollower, system)),
         (supervisor, "LauncherPool", NoLauncher),
-        (supervisor, "Fetches", NoFetches),
+        (supervisor, "Fetches", partial(Fetches, system)),
         (supervisor, "find_user", lambda _: None),
         (supervisor, "_number_in", system.measured_mb),
         (disk, "looks", Looks),
+        (disk, "weights", system.weights),
         (shutil, "rmtree", lambda *_args, **_kwargs: None),
         (activity, "connections", lambda port: len(w.open) if (w := system.here().at(port)) else 0),
         (ports, "bindable", system.bindable),

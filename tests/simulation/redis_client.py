@@ -35,6 +35,8 @@ class Server:
         self.up = True
         self.generation = 0
         """Increases with each restart, which ends all connections."""
+        self.emptied_at = float("-inf")
+        """When it last lost its data."""
         self.on_script: OnScript = lambda *_: None
         self._subscribers: list[Subscription] = []
 
@@ -50,6 +52,7 @@ class Server:
         """Accept connections again, with or without the data."""
         self.up = True
         if empty:
+            self.emptied_at = self.loop.time()
             self.model.clear()
 
     def carry_out(self, place: str, commands: Sequence[Command]) -> list[Any]:

@@ -1,7 +1,10 @@
 """Runs one scenario."""
 
 import asyncio
+import contextlib
 import tempfile
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -10,6 +13,10 @@ from msgspec import Struct
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Function
+from cortex.platform.registry import RecordUnavailable
+from cortex.router.activation.agents import AgentUnavailable
+from cortex.router.errors import RequestError
+from cortex.router.operations import Operations
 from tests.simulation.invariants import Invariants
 from tests.simulation.machine import Machine, Manner, Worker
 from tests.simulation.network import Cut
@@ -22,6 +29,8 @@ PROVES_EVERY = 5
 MOST_TRIES = 6
 THINKING_S = 0.01
 """From an answer to a client's next request."""
+OVERRIDES: tuple[dict[str, int | bool], ...] = ({"pinned": True}, {"min": 1}, {"max": 3})
+"""What an operator overrides, by the detail of the fault."""
 REST_S = 1.0
 """How long everything must be at rest before a run ends."""
 
@@ -72,6 +81,8 @@ class Run:
         self.invariants = Invariants(world, scenario)
         self._works = {n: r.work_s for n, r in enumerate(scenario.requests)}
         self._converged = 0.0
+        self._undone: set[tuple[str, str]] = set()
+        """Overrides and cordons of operators that have to be taken back."""
 
     async def main(self) -> None:
         """Bring the fleet up, let the load and the faults come, and see that it comes to rest."""
@@ -79,6 +90,7 @@ class Run:
         for name, devices in scenario.machines.items():
             machine = world.add_machine(name, devices, scenario.ports[name])
             machine.manner = self._manner
+            machine.hub.seconds = {f: fetch.seconds for f, fetch in scenario.fetches.items()}
             self.invariants.watch_machine(machine)
         world.fabric.service_s = self._service_s
         world.fabric.counts_requests = lambda worker: worker.function.id not in scenario.uncounted
@@ -87,7 +99,8 @@ class Run:
         for name in scenario.routers:
             world.start_router(name)
         for number, request in enumerate(scenario.requests):
-            world.loop.outside(request.at, world.request, number, request.function, request.router, request.patience_s)
+            send = partial(world.request, streams=request.streams)
+            world.loop.outside(request.at, send, number, request.function, request.router, request.patience_s)
         for client in scenario.clients:
             world.loop.outside(client.at, self._send_next, client)
         for fault in scenario.faults:
@@ -96,9 +109,10 @@ class Run:
         self._heal()
         self.invariants.peace = world.now
         while world.now < scenario.ends:
+            self._undo()
             await asyncio.sleep(0.5)
             self.invariants.check_all()
-            if self.invariants.at_rest():
+            if self.invariants.at_rest() and not self._undone:
                 self._converged = self._converged or world.now - scenario.load_ends
                 if world.now - scenario.load_ends - self._converged >= REST_S:
                     break
@@ -235,6 +249,12 @@ class Run:
                 self._reboot(world.machines[fault.place], fault)
             case "clock steps":
                 self._step_clock(fault)
+            case "hub fails" | "hub is slow":
+                hub = world.machines[fault.place].hub
+                hub.fails, hub.slower = fault.kind == "hub fails", 1.0 if fault.kind == "hub fails" else 4.0
+                later(fault.for_s, hub.recover)
+            case "function cooled" | "function overridden" | "host cordoned" | "host drained":
+                self._operate(fault)
             case "catalogue edited":
                 slot = world.routers[fault.place]
                 world.catalogue = Catalogue(functions=self.scenario.edited, aliases={})
@@ -242,6 +262,49 @@ class Run:
                     slot.router.apply_catalogue(world.catalogue)
             case _:
                 raise AssertionError(fault.kind)
+
+    # Operators.
+
+    def _operate(self, fault: Fault) -> None:
+        """Carry out what an operator orders of a router; `_undo` takes back what lasts, when the load is over."""
+        subject = fault.other
+        match fault.kind:
+            case "function cooled":
+                if fault.detail:
+                    self.invariants.may_cut.add(subject)
+                self._order(fault.place, lambda o: o.cool(subject, at_once=bool(fault.detail)))
+            case "function overridden":
+                self._undone.add(("reset", subject))
+                changes = OVERRIDES[int(fault.detail)]
+                self._order(fault.place, lambda o: o.override(subject, **changes))
+            case "host cordoned" | "host drained":
+                self._undone.add(("uncordon", subject))
+                drains = fault.kind == "host drained"
+                self._order(fault.place, lambda o: o.drain(subject) if drains else o.cordon(subject, cordoned=True))
+
+    def _undo(self) -> None:
+        """Lift cordons and overrides through any router that runs. What fails is tried again."""
+        for what, subject in sorted(self._undone):
+
+            async def undo(own: Operations, what: str = what, subject: str = subject) -> None:
+                if what == "reset":
+                    await own.override(subject, pinned=None, min=None, max=None)
+                else:
+                    await own.cordon(subject, cordoned=False)
+                self._undone.discard((what, subject))
+
+            self._order(self.scenario.routers[0], undo)
+
+    def _order(self, router: str, order: Callable[[Operations], Awaitable[object]]) -> None:
+        slot = self.world.routers[router]
+        if slot.router is None or slot.process is None or slot.process.phase is Phase.DEAD:
+            return
+
+        async def carry_out(operations: Operations) -> None:
+            with contextlib.suppress(RecordUnavailable, AgentUnavailable, RequestError, KeyError):
+                await order(operations)
+
+        slot.process.start(carry_out(slot.router.operations), name="operator")
 
     def _process(self, place: str) -> Process | None:
         if place in self.world.machines:
@@ -279,6 +342,8 @@ class Run:
         """End every fault; each process that is down comes up again at its time."""
         world = self.world
         world.network.heal_all()
+        for machine in world.machines.values():
+            machine.hub.recover()
         for process in world.loop.processes:
             process.resume()
             if process.crashes_in is not None:
@@ -288,6 +353,8 @@ class Run:
 def name_of(outcome: Outcome) -> str:
     """Return the row of an outcome in the table."""
     match outcome.status:
+        case 200 if outcome.why:
+            return "stream with an error"
         case 200:
             return "served cold" if outcome.cold else "served"
         case 499:

@@ -25,6 +25,7 @@ class Request(Struct, frozen=True, kw_only=True):
     router: str
     work_s: float
     patience_s: float | None = None
+    streams: bool = False
 
 
 class Client(Struct, frozen=True, kw_only=True):
@@ -52,6 +53,12 @@ class Fault(Struct, frozen=True, kw_only=True):
         return f"{self.at:8.3f} s {self.kind} {where}{lasts}" + (f" ({self.detail:g})" if self.detail else "")
 
 
+class Fetch(Struct, frozen=True, kw_only=True):
+    """How long the fetch of a function's weights takes, on a host that lacks them at first."""
+
+    seconds: float
+
+
 class Start(Struct, frozen=True, kw_only=True):
     """How long a function's starts take."""
 
@@ -71,6 +78,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     starts: dict[str, Start]
     uncounted: frozenset[str]
     """Functions whose workers do not report how many requests they work on."""
+    fetches: dict[str, Fetch]
+    """Of functions whose weights no host has at first."""
     ports: dict[str, int]
     """The number of ports that each machine has for its workers."""
     requests: tuple[Request, ...]
@@ -96,16 +105,17 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
     settle_s = SETTLE_S if rests else 2 * SHORT_S
     random = Random(seed)
     machines = _machines(random)
-    routers = tuple(f"router-{n}" for n in range(random.choice((1, 2, 2, 3))))
-    functions = _functions(random, machines)
+    has_old_record = active_s >= LEAST_FOR_AN_OLD_RECORD_S and random.random() < 0.3
+    routers = tuple(f"router-{n}" for n in range(random.choice((2, 3) if has_old_record else (1, 2, 2, 3))))
+    functions = _functions(random, machines, one_at_a_time=has_old_record)
     edited = dict(functions)
     if random.random() < 0.15:
         changed = random.choice(sorted(functions))
         edited[changed] = _with_args(functions[changed])
     requests = _requests(random, routers, functions, active_s)
-    faults = _faults(random, machines, routers, active_s, edits=edited != functions)
+    faults = _faults(random, machines, routers, sorted(functions), active_s, edits=edited != functions)
     starts = {f: Start(seconds=random.choice((0.5, 1.5, 3.0, 6.0))) for f in functions}
-    if len(routers) > 1 and len(functions) > 1 and active_s >= LEAST_FOR_AN_OLD_RECORD_S and random.random() < 0.4:
+    if has_old_record:
         more_requests, more_faults = _with_an_old_record(random, machines, routers, starts)
         requests = tuple(sorted((*requests, *more_requests), key=lambda r: r.at))
         faults = tuple(sorted((*faults, *more_faults), key=lambda f: f.at))
@@ -117,6 +127,7 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
         edited=edited,
         starts=starts,
         uncounted=frozenset(f for f in sorted(functions) if random.random() < 0.5),
+        fetches={f: Fetch(seconds=random.choice((0.3, 2.0, 5.0))) for f in sorted(functions) if random.random() < 0.2},
         ports=_ports(random, machines, functions),
         requests=requests,
         faults=faults,
@@ -142,16 +153,17 @@ def _ports(random: Random, machines: dict[str, dict[str, int]], functions: dict[
     }
 
 
-def _functions(random: Random, machines: dict[str, dict[str, int]]) -> dict[str, Function]:
+def _functions(random: Random, machines: dict[str, dict[str, int]], *, one_at_a_time: bool) -> dict[str, Function]:
+    """Return the functions; `one_at_a_time`: two or more, of which one fits on a device."""
     wide = any(len(devices) > 1 for devices in machines.values())
     functions = {}
-    for n in range(random.choice((1, 2, 2, 3, 3, 4))):
+    for n in range(random.choice((2, 3) if one_at_a_time else (1, 2, 2, 3, 3, 4))):
         devices = 2 if wide and random.random() < 0.2 else 1
         most = random.choice((1, 1, 1, 2))
         functions[f"f{n}"] = Function(
             id=f"f{n}",
             engine=Engine.FAKE,
-            vram_mb=random.choice((5000, 7000, 9000, 12_000)) * devices,
+            vram_mb=random.choice((9000, 12_000) if one_at_a_time else (5000, 7000, 9000, 12_000)) * devices,
             min_devices=devices,
             min=random.choice((0, 0, 0, 1)),
             max=most,
@@ -184,6 +196,7 @@ def _requests(
             router=random.choice(routers),
             work_s=round(random.choice((0.05, 0.5, 2.0, 5.0)) * random.uniform(0.5, 1.5), 3),
             patience_s=round(random.uniform(0.5, 8.0), 3) if random.random() < 0.15 else None,
+            streams=random.random() < 0.3,
         )
 
     requests = [request(random.uniform(0.3, active_s), random.choice(names)) for _ in range(random.randint(4, 20))]
@@ -199,7 +212,13 @@ def _requests(
 
 
 def _faults(
-    random: Random, machines: dict[str, dict[str, int]], routers: tuple[str, ...], active_s: float, *, edits: bool
+    random: Random,
+    machines: dict[str, dict[str, int]],
+    routers: tuple[str, ...],
+    functions: list[str],
+    active_s: float,
+    *,
+    edits: bool,
 ) -> tuple[Fault, ...]:
     hosts = sorted(machines)
     faults = []
@@ -225,8 +244,14 @@ def _faults(
                 place, detail = router, float(random.randint(1, 60))
             case "clock steps":
                 place, detail = random.choice((host, router, "redis")), round(random.uniform(-40, 40), 3)
-            case "host is cooled":
-                place, other = host, ""
+            case "hub fails" | "hub is slow":
+                place = host
+            case "function cooled":
+                place, other, detail = router, random.choice(functions), float(random.random() < 0.3)  # 1: at once
+            case "function overridden":
+                place, other, detail = router, random.choice(functions), float(random.choice((0, 1, 2)))
+            case "host cordoned" | "host drained":
+                place, other = router, host
         faults.append(Fault(at=at, kind=kind, place=place, other=other, for_s=for_s, detail=detail))
     if edits:
         faults += [
@@ -242,7 +267,7 @@ def _with_an_old_record(
     """One router serves a function and is cut from Redis; the worker ends, another router starts another function,
     perhaps on the same port; then the first router, whose record is old, gets a request for the first function."""
     (cut, other), (first, second) = random.sample(routers, 2), random.sample(sorted(starts), 2)
-    host = random.choice(sorted(machines))
+    host = sorted(machines)[0]  # where functions are placed first
     ready = 1.0 + starts[first].seconds * 1.3
     ends = round(ready + random.uniform(0.3, 1.0), 3)
     again = round(ends + random.uniform(0.3, 1.5), 3)
@@ -278,4 +303,10 @@ KINDS = (
     "worker hangs",
     "host reboots",
     "clock steps",
+    "hub fails",
+    "hub is slow",
+    "function cooled",
+    "function overridden",
+    "host cordoned",
+    "host drained",
 )

@@ -33,6 +33,7 @@ def a_fleet(seed: int, functions: list[Function], starts: dict[str, float], work
         edited={f.id: f for f in functions},
         starts={f: Start(seconds=s, spread=SPREAD) for f, s in starts.items()},
         uncounted=frozenset(),
+        fetches={},
         ports=dict.fromkeys(values["machines"], 4),  # type: ignore[call-overload]
         requests=(),
         faults=(),

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.record import Fleet
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling.effects import Decision, Effect
@@ -59,6 +60,15 @@ def _stale_record_trusted() -> list[tuple[Any, str, Any]]:
     ]
 
 
+def _start_without_a_record() -> list[tuple[Any, str, Any]]:
+    ensure = SimulatedAgent.ensure
+
+    async def unrecorded(self: SimulatedAgent, request: Ensure) -> Accepted | Rejected:
+        return await ensure(self, request, unrecorded=True)
+
+    return [(SimulatedAgent, "ensure", unrecorded)]
+
+
 def _lost_effect() -> list[tuple[Any, str, Any]]:
     perform, number = Supervisor.perform, count(1)
 
@@ -73,6 +83,7 @@ VARIANTS: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
     "no reading under the claim": _no_reading_under_the_claim,
     "drain without acknowledgement": _drain_without_acknowledgement,
     "stale record trusted": _stale_record_trusted,
+    "start without a record": _start_without_a_record,
     "lost effect": _lost_effect,
 }
 

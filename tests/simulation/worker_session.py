@@ -18,6 +18,7 @@ from tests.simulation.network import Cut, Network
 from tests.simulation.virtual_time import PROCESS, VirtualLoop, settle
 
 CONNECT_S = 5.0
+STREAM_WORDS = 4
 JSON = {"Content-Type": "application/json"}
 
 
@@ -81,11 +82,11 @@ class Session:
             raise aiohttp.ServerDisconnectedError()
         if not worker.ready:
             raise _refused(url)
-        status, whole, work_s = self._answer(worker, method, url, headers, body)
-        response = Response(self, worker, status, whole)
+        status, pieces, work_s = self._answer(worker, method, url, headers, body)
+        response = Response(self, worker, status, pieces)
         response.begin(work_s, self._place if b'"number"' in body else "")
         if method == "GET":
-            await response.arrived
+            await response.arrived[-1]
         back = await self._leg(machine.name, self._place)
         if isinstance(back, Cut):
             if back is Cut.SILENT:
@@ -96,22 +97,25 @@ class Session:
 
     def _answer(
         self, worker: Worker, method: str, url: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, bytes, float]:
+    ) -> tuple[int, list[bytes], float]:
+        """Return the status, the body in pieces, and the seconds until the last of them."""
         path = "/" + url.split("/", 3)[3]
         if self._fabric.checks_keys and headers.get("Authorization") != f"Bearer {worker.key}":
-            return 401, b'{"error": "wrong key"}', 0.0
+            return 401, [b'{"error": "wrong key"}'], 0.0
         match method, path:
             case "GET", "/health":
-                return 200, b"{}", 0.0
+                return 200, [b"{}"], 0.0
             case "GET", "/v1/models":
-                return 200, msgspec.json.encode({"data": [{"id": worker.function.id}]}), 0.0
+                return 200, [msgspec.json.encode({"data": [{"id": worker.function.id}]})], 0.0
             case "GET", "/metrics":
                 if not self._fabric.counts_requests(worker):
-                    return 404, b"", 0.0
-                return 200, b"llamacpp:requests_processing %d\n" % len(worker.open), 0.0
+                    return 404, [b""], 0.0
+                return 200, [b"llamacpp:requests_processing %d\n" % len(worker.open)], 0.0
+            case _ if b'"stream":true' in body:
+                return 200, streamed(worker.function.id), self._fabric.service_s(worker, body)
             case _:
                 answer = {"model": worker.function.id, "revision": worker.revision, "instance": worker.instance}
-                return 200, msgspec.json.encode(answer), self._fabric.service_s(worker, body)
+                return 200, [msgspec.json.encode(answer)], self._fabric.service_s(worker, body)
 
     async def _leg(self, sender: str, receiver: str) -> float | Cut:
         if sender == receiver:
@@ -149,13 +153,14 @@ class Connections:
 
 
 class Response:
-    """An answer, whose body comes when the worker has done the work."""
+    """An answer, whose pieces come while the worker does the work."""
 
-    def __init__(self, session: Session, worker: Worker, status: int, body: bytes) -> None:
+    def __init__(self, session: Session, worker: Worker, status: int, pieces: list[bytes]) -> None:
         self.status, self.headers, self.content = status, JSON, self
-        self.content_length = len(body)
-        self._session, self._worker, self._body = session, worker, body
-        self.arrived: asyncio.Future[bytes] = worker.loop.create_future()
+        self.content_length = len(b"".join(pieces))
+        self._session, self._worker, self._pieces = session, worker, pieces
+        self.arrived: list[asyncio.Future[bytes]] = [worker.loop.create_future() for _ in pieces]
+        self._read = 0
         self._mark = object()
 
     def begin(self, work_s: float, client: str) -> None:
@@ -165,42 +170,61 @@ class Response:
         PROCESS.get().ended.add_done_callback(lambda _: self.close())
         if work_s:
             worker.open[self._mark] = client
-            worker.loop.outside(work_s, self._done)
-        else:
-            self._done()
+        for number in range(len(self._pieces)):
+            if work_s:
+                worker.loop.outside(work_s * (number + 1) / len(self._pieces), self._arrive, number)
+            else:
+                self._arrive(number)
 
-    def _done(self) -> None:
-        worker = self._worker
+    def _arrive(self, number: int) -> None:
+        worker, last = self._worker, number == len(self._pieces) - 1
         if worker.hung and self.status == 200 and self._mark in worker.open:
             return  # the end of the worker breaks it
-        worker.open.pop(self._mark, None)
-        if self.arrived.done():
-            return
-        if self._session.reachable(worker):
-            self.arrived.set_result(self._body)
+        if last:
+            worker.open.pop(self._mark, None)
+        earlier = number == 0 or self.arrived[number - 1].done()  # no byte arrives before a lost one
+        if earlier and not self.arrived[number].done() and self._session.reachable(worker):
+            self.arrived[number].set_result(self._pieces[number])
 
     def _broke(self) -> None:
         self._worker.open.pop(self._mark, None)
-        if not self.arrived.done():
-            self.arrived.set_exception(aiohttp.ServerDisconnectedError())
-            self.arrived.exception()
+        for piece in self.arrived:
+            if not piece.done():
+                piece.set_exception(aiohttp.ServerDisconnectedError())
+                piece.exception()
 
     async def iter_any(self) -> AsyncIterator[bytes]:
-        """Yield the body."""
-        yield await self.arrived
+        """Yield the body as it comes."""
+        while piece := await self.read(0):
+            yield piece
 
     async def read(self, _: int) -> bytes:
-        """Return the body, and at its end nothing."""
-        body, self._body = self._body, b""
-        if body:
-            await self.arrived
-        return body
+        """Return the next piece of the body, and at its end nothing."""
+        if self._read == len(self.arrived):
+            return b""
+        piece = await self.arrived[self._read]
+        self._read += 1
+        return piece
 
     def close(self) -> None:
         """Close the connection; the worker stops."""
         self._worker.open.pop(self._mark, None)
-        if not self.arrived.done():
-            self.arrived.cancel()
+        for piece in self.arrived:
+            if not piece.done():
+                piece.cancel()
+
+
+def streamed(function: str) -> list[bytes]:
+    """Return a chat stream in pieces. Its text names the function, since a router puts the client's name for it into
+    `model`."""
+
+    def frame(delta: dict[str, str], finish: str | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": function, "choices": [choice]}
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+    words = [frame({"content": f"{function} "}, None) for _ in range(STREAM_WORDS)]
+    return [*words, frame({}, "stop") + b"data: [DONE]\n\n"]
 
 
 class _Call:

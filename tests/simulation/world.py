@@ -16,6 +16,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.platform.agent.host_name import NameTaken, check_name
 from cortex.platform.api_keys import ANONYMOUS, RIGHTS, Principal, Scope
 from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.router.dialects.chat import stream as chat
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.request.exchange import Call, Exchange
 from tests.simulation.agent_http import AgentServer, Transport
@@ -24,7 +25,7 @@ from tests.simulation.network import Network
 from tests.simulation.processes import AgentToken, SimulatedAgent, SimulatedRouter, Token, agent_settings, substitutions
 from tests.simulation.redis_client import Client, Server
 from tests.simulation.virtual_time import WALL, Phase, Process, VirtualLoop, virtual_clocks
-from tests.simulation.worker_session import Fabric, Session
+from tests.simulation.worker_session import STREAM_WORDS, Fabric, Session
 
 RESTART_S = 1.0
 
@@ -183,7 +184,9 @@ class World:
 
     # Clients.
 
-    def request(self, number: int, function: str, router: str, patience_s: float | None = None) -> None:
+    def request(
+        self, number: int, function: str, router: str, patience_s: float | None = None, *, streams: bool = False
+    ) -> None:
         """Send a request through a router; the client leaves after `patience_s`."""
         slot = self.routers.get(router)
         if slot is None or slot.router is None or slot.process is None or slot.process.phase is Phase.DEAD:
@@ -195,7 +198,7 @@ class World:
         assert slot.router is not None and slot.process is not None
         began = self.now
         self.open[number] = (function, began)
-        client = _Client(self, number, function, slot.router, began)
+        client = _Client(self, number, function, slot.router, began, streams=streams)
         slot.process.ended.add_done_callback(lambda _: client.router_gone())
         slot.process.start(client.run())
         if patience_s is not None:
@@ -230,8 +233,11 @@ class World:
 class _Client:
     """One request of one client."""
 
-    def __init__(self, world: World, number: int, function: str, router: SimulatedRouter, began: float) -> None:
+    def __init__(
+        self, world: World, number: int, function: str, router: SimulatedRouter, began: float, *, streams: bool
+    ) -> None:
         self._world, self._number, self._function, self._router, self._began = world, number, function, router, began
+        self._streams = streams
         self._status, self._body = 0, b""
         self._headers: dict[bytes, bytes] = {}
         self._left = world.loop.create_future()
@@ -239,8 +245,7 @@ class _Client:
 
     async def run(self) -> None:
         """Serve it in the router's process."""
-        body = msgspec.json.encode({"model": self._function, "number": self._number})
-        call = Call(dialect="embeddings", path="/v1/embeddings", body=body, reply=_Echo())
+        call = self._call()
         try:
             target = self._router.live_catalogue.resolve_for(self._function, ANYBODY)
             exchange = Exchange(self._router.exchanges, target, call, f"r{self._number}", ANYBODY, parse=_same(call))
@@ -253,6 +258,15 @@ class _Client:
             raise
         why = self._body.decode(errors="replace") if self._status != 200 else ""
         self._finish(self._status or 499, why)
+
+    def _call(self) -> Call:
+        body: dict[str, object] = {"model": self._function, "number": self._number}
+        if not self._streams:
+            encoded = msgspec.json.encode(body)
+            return Call(dialect="embeddings", path="/v1/embeddings", body=encoded, reply=_Echo())
+        reply = chat.Reply(id=f"r{self._number}", model=self._function)
+        encoded = msgspec.json.encode(body | {"stream": True, "messages": []})
+        return Call(dialect="chat", path="/v1/chat/completions", body=encoded, reply=reply, streams=reply)
 
     async def _receive(self) -> Any:
         await self._left
@@ -278,7 +292,10 @@ class _Client:
             return
         self._over = True
         model = ""
-        if status == 200:
+        if status == 200 and self._streams:
+            model, why = self._read_stream()
+            status = status if model or why else 499  # the client left before the first piece
+        elif status == 200:
             model = msgspec.json.decode(self._body)["model"]
         self._world._settle(
             self._number,
@@ -291,6 +308,18 @@ class _Client:
             queued_s=float(self._headers.get(b"x-cortex-queued-ms", b"0")) / 1000,
             why=why,
         )
+
+    def _read_stream(self) -> tuple[str, str]:
+        """Return the function that a stream names, and its error. Empty names: it has no text."""
+        frames = [f.removeprefix(b"data: ") for f in self._body.split(b"\n\n") if f.startswith(b"data: ")]
+        complete = frames[-1:] == [b"[DONE]"]
+        events = [msgspec.json.decode(f) for f in frames if f != b"[DONE]"]
+        error = next((str(e["error"]) for e in events if "error" in e), "")
+        words = [c["delta"].get("content", "").strip() for e in events for c in e.get("choices", ())]
+        names = [w for w in words if w]
+        if not error and not self._left.done() and not (complete and len(names) == STREAM_WORDS):
+            self._world.fail("a stream ends whole or with an error", f"request {self._number}: {self._body!r}"[:500])
+        return " ".join(sorted(set(names))), error
 
 
 class _Echo:

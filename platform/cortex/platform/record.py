@@ -71,6 +71,8 @@ class DrainReason(enum.StrEnum):
     MOVED = "moved"
     SHUTDOWN = "shutdown"
     FAILED = "failed"
+    UNRECORDED = "unrecorded"
+    """The record of its start could not be written, so the caller tries another host."""
     OTHER = "other"
     """A reason of a later release."""
 

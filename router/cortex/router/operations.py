@@ -6,15 +6,15 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.agent_messages import Ensure
+from cortex.platform.agent_messages import Accepted
 from cortex.platform.record import Override
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.ledger import about
-from cortex.router.activation.activator import Activator
+from cortex.router.activation.activator import CLAIMED_ELSEWHERE_S, Activator
 from cortex.router.activation.agents import Agents, AgentUnavailable
 from cortex.router.errors import BadRequest, RequestError
 from cortex.router.fleet_view import FleetView
-from cortex.router.live_catalogue import LiveCatalogue
+from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.start_history import History
 
 
@@ -97,19 +97,24 @@ class Operations:
         record = self._view.fleet.hosts[host]
         moved = []
         for function_id in sorted({i.function for i in record.instances if i.state is State.READY}):
-            function = self._catalogue.catalogue.functions.get(function_id)
-            if function is not None and await self._move(function, host):
+            target = self._catalogue.get(function_id)
+            if target is not None and await self._move(target, host):
                 moved.append(function_id)
         return moved, list(await self._agents.drain(record))
 
-    async def _move(self, function: Function, source: str) -> bool:
+    async def _move(self, target: Target, source: str) -> bool:
         """Start a function on another host and wait until it is ready there. False if no host accepts it."""
-        try:
-            accepted = await self._activator.propose(Ensure(function))
-        except RequestError:
-            return False
-        deadline = time.monotonic() + function.start_timeout_s
+        deadline = time.monotonic() + target.function.start_timeout_s
+        accepted: Accepted | None = None
         while time.monotonic() < deadline:
+            if accepted is None:
+                try:
+                    accepted = await self._activator.move(target, source)
+                except RequestError:
+                    return False
+                if accepted is None:
+                    await self._view.changed(CLAIMED_ELSEWHERE_S)
+                    continue
             entry = self._view.instance(accepted.instance)
             if entry is not None and entry[1].state is State.READY:
                 return entry[0].name != source

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
 from cortex.platform.agent import loop
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import ANSWER_S, DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.keys import HostToken
-from cortex.platform.registry import Registry
+from cortex.platform.record import FailureKind
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import requests
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.reasons import DecisionKind
@@ -88,6 +90,47 @@ async def test_an_agent_that_may_not_publish_starts_nothing(agent: Agent, monkey
     assert isinstance(answer, Rejected)
     assert (answer.when, "elsewhere" in answer.reason) == (When.LATER, True)
     assert effects == []
+
+
+async def test_while_the_record_cannot_be_written_a_routers_start_is_refused_and_one_through_the_agent_is_made(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects = pending_effects(agent, monkeypatch)
+    monkeypatch.setattr(agent._registry, "publish_host", _away)
+    await agent.publisher.publish()
+
+    refused = await agent.ensure(Ensure(F))
+    before = list(effects)
+    accepted = await agent.ensure(Ensure(F), unrecorded=True)
+
+    assert isinstance(refused, Rejected)
+    assert (refused.when, "cannot write to the record" in refused.reason, before) == (When.LATER, True, [])
+    assert isinstance(accepted, Accepted)
+
+
+async def test_a_start_whose_record_is_lost_on_the_way_is_withdrawn_without_a_back_off(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No router would find it, and each would start the function elsewhere."""
+    pending_effects(agent, monkeypatch)
+    await agent.publisher.publish()
+    publish_host = agent._registry.publish_host
+    monkeypatch.setattr(agent._registry, "publish_host", _away)
+
+    answers = [await agent.ensure(Ensure(F)), await agent.ensure(Ensure(F))]
+    left = [i.state for i in agent.record().instances]
+    failures = [(f.kind, f.retry_at) for f in agent.record().failures]
+    monkeypatch.setattr(agent._registry, "publish_host", publish_host)
+    await agent.publisher.publish()
+
+    assert [(type(a), a.when) for a in answers if isinstance(a, Rejected)] == [(Rejected, When.LATER)] * 2
+    assert set(left) <= {State.STOPPING}
+    assert failures == [(FailureKind.ROOM, 0.0)]
+    assert not agent.publisher.record_away
+
+
+async def _away(*_: object) -> None:
+    raise RecordUnavailable("Redis does not answer")
 
 
 def test_an_agent_stops_deciding_well_before_its_router_stops_waiting() -> None:

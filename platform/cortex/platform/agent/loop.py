@@ -1,7 +1,8 @@
 """The agent: owns a host. One loop, one writer.
 
 Every event goes to the scheduler at once, on this loop's thread; its effects go to the supervisor; changes are
-published. The record is written before an `ensure` is answered, so the next holder of the claim sees the new start.
+published. The record is written before a router's `ensure` is answered, so the next holder of the claim sees the new
+start; a start that cannot be recorded is withdrawn.
 
 No exception loses a decision or ends a loop: each effect is performed separately, each loop is restarted.
 """
@@ -63,6 +64,7 @@ OLD_REQUESTS_S = 2.0
 ENDED_WITHIN_S = 2.0
 """How long a killed worker may stay ready: its exit is noticed at once."""
 LISTEN_S = 10.0
+UNRECORDED = "this host cannot write to the record in Redis, so no router would find an instance here"
 EPOCHS_AHEAD = 1_000_000
 """Distance of a new agent's epochs from the last saved one: the earlier agent may have raised it since."""
 STOCK_S = 20.0
@@ -171,11 +173,12 @@ class Agent:
 
     # Requests.
 
-    async def ensure(self, request: Ensure) -> Accepted | Rejected:
+    async def ensure(self, request: Ensure, *, unrecorded: bool = False) -> Accepted | Rejected:
         """Ensure that an instance of a function is ready or on its way up; return once the record has it. Instances in
         `failed` are ended first, if their engine has failed.
 
-        Rejected without a start when the decision is so late that the caller has given up.
+        Rejected without a start when the decision is so late that the caller has given up, and when the record cannot
+        be written, unless `unrecorded`: for a caller that will use the instance through this agent.
         """
         function, arrived = request.function, time.monotonic()
         if arrived - self._alive_at > DECIDE_S or arrived - self._stalled_at < OLD_REQUESTS_S:
@@ -183,6 +186,8 @@ class Agent:
         if (holder := self.publisher.name_holder) is not None:
             # No router would find the start in the record, and the next one would start another elsewhere.
             return await self._not_now(function, name_taken(holder))
+        if self.publisher.record_away and not unrecorded:
+            return Rejected(UNRECORDED, When.LATER)
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
@@ -194,9 +199,15 @@ class Agent:
         await self._end_failed(request.failed)
         if time.monotonic() - arrived > DECIDE_S:
             return await self._not_now(function, f"the agent needed more than {DECIDE_S:g} s to decide")
-        effects = self._handle(events.EnsureRequest(request, local_weights, secrets.token_hex(8)))
+        instance = secrets.token_hex(8)
+        effects = self._handle(events.EnsureRequest(request, local_weights, instance))
         await self.publisher.publish()
-        return next(e.answer for e in effects if isinstance(e, Answer))
+        answer = next(e.answer for e in effects if isinstance(e, Answer))
+        is_new = isinstance(answer, Accepted) and answer.instance == instance
+        if is_new and self.publisher.record_away and not unrecorded:
+            self.tell(events.StartWithdrawn(instance))
+            return Rejected(UNRECORDED, When.LATER)
+        return answer
 
     async def _end_failed(self, failed: Collection[str]) -> None:
         """End those of these ready instances whose engine has failed, and wait until they are no longer ready."""

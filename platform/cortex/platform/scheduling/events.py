@@ -29,6 +29,12 @@ class EnsureRequest(Struct, frozen=True, tag=True):
     instance: str
 
 
+class StartWithdrawn(Struct, frozen=True, tag=True):
+    """The record does not show a start that a router requested: end the instance before it is used."""
+
+    instance: str
+
+
 class CoolRequest(Struct, frozen=True, tag=True):
     """End the instances of a function, after their requests or at once: `Ending` follows at once."""
 
@@ -234,8 +240,8 @@ class Reclaimed(Struct, frozen=True, tag=True):
 
 
 Event = (
-    EnsureRequest | CoolRequest | DrainRequest | ShutdownRequest | FailuresCleared | CatalogueChanged | Adopted
-    | Reported | HostRead | LedgerRead | MemoryRead | LauncherChanged
+    EnsureRequest | StartWithdrawn | CoolRequest | DrainRequest | ShutdownRequest | FailuresCleared | CatalogueChanged
+    | Adopted | Reported | HostRead | LedgerRead | MemoryRead | LauncherChanged
     | FetchProgress | Fetched | FetchFailed | Spawned | SpawnFailed | SignOfLife | ModelDescribed | Answered
     | StartFailed | HealthCheckFailed | FellBackToCpu | Looked | Proved | Exited | EndDelayed | Reclaimed
 )  # fmt: skip

@@ -136,6 +136,13 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
     return Accepted(instance.id, current.state if current else State.GONE)
 
 
+def withdraw(state: HostState, instance: str, now: float) -> None:
+    """End an instance whose start the record does not show."""
+    if instance in state.instances:
+        end(state, state.instances[instance], DrainReason.UNRECORDED, now, at_once=True)
+        reconcile(state, now)
+
+
 def plan(state: HostState, function: Function, weights: LocalWeights | None, now: float) -> PlacementPlan | Rejected:
     """Return what `ensure` would do, without doing it."""
     rev = state.revision(function)

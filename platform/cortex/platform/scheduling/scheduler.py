@@ -40,6 +40,8 @@ class Scheduler:
         match event:
             case events.EnsureRequest():
                 state.effects.append(Answer(requests.ensure(state, event, now)))
+            case events.StartWithdrawn(instance):
+                requests.withdraw(state, instance, now)
             case events.CoolRequest():
                 requests.cool(state, event, now)
             case events.DrainRequest():

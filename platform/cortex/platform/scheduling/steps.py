@@ -135,5 +135,5 @@ def _decide_end(state: HostState, what: DecisionKind, instance: Instance) -> Non
 
 def _cancelled(reason: DrainReason) -> FailureKind:
     """Return the failure kind of a cancelled start: after ROOM, requests may try another host or revision."""
-    elsewhere = (DrainReason.HOST_DRAIN, DrainReason.SHUTDOWN, DrainReason.SUPERSEDED)
+    elsewhere = (DrainReason.HOST_DRAIN, DrainReason.SHUTDOWN, DrainReason.SUPERSEDED, DrainReason.UNRECORDED)
     return FailureKind.ROOM if reason in elsewhere else FailureKind.CANCELLED

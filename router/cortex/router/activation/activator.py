@@ -167,6 +167,18 @@ class Activator:
             existing = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
             return await self.propose(Ensure(function, beside=existing, evict=evict, minimum=not for_request))
 
+    async def move(self, target: Target, source: str) -> Accepted | None:
+        """Ensure an instance on another host than `source`, which is being drained; None when another router has the
+        claim. Raises RequestError or RecordUnavailable.
+        """
+        function = target.function
+        async with self._claim(function.id) as claimed:
+            if not claimed:
+                return None
+            host = self._view.fleet.hosts.get(source)
+            leaving = tuple(i.id for i in host.of(function.id)) if host else ()
+            return await self.propose(Ensure(function, beside=leaving))
+
     async def propose(self, request: Ensure) -> Accepted:
         """Start an instance on the first host that accepts it, whatever other hosts have.
 

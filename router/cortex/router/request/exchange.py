@@ -463,6 +463,8 @@ class Exchange:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+            elif not task.cancelled():
+                task.exception()  # marks it as retrieved: the client may have left in the same moment
 
     async def _reject(self, error: RequestError) -> None:
         """Send an error: as the stream's last event once the stream has begun, else as a whole answer."""

@@ -301,7 +301,7 @@ async def _until_ready(agent: Agent, request: Load) -> None:
     (5) It was drained at the same moment, or is started again: repeat the request.
     """
     while True:
-        answer = await agent.ensure(Ensure(_function(agent, request)))
+        answer = await agent.ensure(Ensure(_function(agent, request)), unrecorded=True)
         if isinstance(answer, Rejected):  # (1)
             raise _rejection(request.model_id, answer)
         while (instance := agent.instance(answer.instance)) and instance.state in COMING:  # (2)
