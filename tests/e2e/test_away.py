@@ -100,7 +100,7 @@ def test_a_warm_function_is_served_while_its_agent_is_dead_and_after_its_return(
         1,
     )
     assert "silent for" in listed
-    assert f"{host} (silent for" in functions
+    assert f"warm: {host} has been silent for" in functions
     assert f"host {host}: has not reported for" in diagnosis
     assert is_loaded
     assert fleet.spawned() == len({instance, elsewhere.headers["x-cortex-instance"]})

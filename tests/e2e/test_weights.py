@@ -93,7 +93,7 @@ def test_a_cold_request_fetches_the_weights_and_is_answered(stack: Stack, hub: F
         what="progress",
     )
     state, listed = stack.state("w/cold"), eventually(lambda: job(stack, "cold"), what="its job in the list")
-    (line,) = [row for row in run(stack, "fn", "ls").stdout.splitlines() if row.startswith("w/cold ")]
+    (line,) = [row for row in run(stack, "fn", "ls").stdout.splitlines() if row.startswith("w/cold: ")]
     hub.bytes_s = 0
     thread.join(30)
 
@@ -309,8 +309,8 @@ def test_a_download_is_listed_and_cancelled_by_commands(stack: Stack, hub: FakeH
     cancelled = run(stack, "jobs", "cancel", "org/asked:Q4_K_M")
 
     assert begun.stdout == "here: fetching the weights of w/asked\n"
-    (line,) = (line.split() for line in listed.stdout.splitlines() if line.startswith("here  org/asked"))
-    assert line[1:4] == ["org/asked:Q4_K_M", "w/asked", "fetching"]
+    (line,) = (line.split() for line in listed.stdout.splitlines() if line.startswith("org/asked"))
+    assert line[:4] == ["org/asked:Q4_K_M", "here", "w/asked", "fetching"]
     assert "░" in listed.stdout
     assert cancelled.stdout == "here: cancelled org/asked:Q4_K_M\n"
     eventually(lambda: job(stack, "asked")["state"] == "stopped", what="it to stop")

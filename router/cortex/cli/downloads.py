@@ -4,23 +4,22 @@ import time
 from collections.abc import Callable
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
-from cortex.cli.tables import bar, console, size, span, table
+from cortex.cli.tables import bar, console, print_rows, size, span
 from cortex.router.api_types import DownloadView
 
 POLL_S = 0.3
+_COLUMNS = ("WEIGHTS", "HOST", "FUNCTIONS", "STATE", "PROGRESS", "RATE", "LEFT", "JOB")
 
 
-def download_table(downloads: tuple[DownloadView, ...]) -> Table:
-    """Return downloads as a table."""
-    rows = table("HOST", "WEIGHTS", "FUNCTIONS", "STATE", "PROGRESS", "RATE", "LEFT", "JOB")
-    for d in downloads:
-        rows.add_row(
-            d.host,
+def print_downloads(downloads: tuple[DownloadView, ...]) -> None:
+    """Print downloads as a table, and below it why one waits or failed."""
+    rows = [
+        (
             d.source,
+            d.host,
             ", ".join(d.functions) or "-",
             d.state,
             f"{bar(d.fraction)} {size(d.done)}/{size(d.total)}" if d.total else "-",
@@ -28,7 +27,10 @@ def download_table(downloads: tuple[DownloadView, ...]) -> Table:
             _left(d),
             d.id,
         )
-    return rows
+        for d in downloads
+    ]
+    notes = [(f"{d.source} on {d.host}", d.why) for d in downloads]
+    print_rows(_COLUMNS, rows, optional=("FUNCTIONS", "RATE", "JOB", "LEFT"), notes=notes)
 
 
 def follow(router: Router, host: str) -> None:

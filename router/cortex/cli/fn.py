@@ -25,6 +25,7 @@ GONE = ("cold", "failing")
 _COLUMNS = (
     "FUNCTION", "ALIASES", "ENGINE", "STATE", "INSTANCES", "HOST", "MEMORY MIB", "IN FLIGHT", "LAST USED", "IDLE IN",
 )  # fmt: skip
+_OPTIONAL = ("MEMORY MIB", "ALIASES", "ENGINE", "LAST USED", "INSTANCES", "HOST")
 
 
 @click.group(
@@ -66,9 +67,9 @@ def ls(pattern: str, wanted: str, host: str, as_json: bool) -> None:
             f.id,
             ", ".join(f.aliases) or "-",
             f.engine,
-            state(f),
+            brief_state(f),
             str(len(f.instances)),
-            ", ".join(sorted({_host(i, f.now) for i in f.instances})) or "-",
+            ", ".join(sorted({i.host for i in f.instances})) or "-",
             _memory(f),
             f"{f.in_flight}" + (f" (+{f.waiting} waiting)" if f.waiting else ""),
             ago(f.last_used),
@@ -76,13 +77,7 @@ def ls(pattern: str, wanted: str, host: str, as_json: bool) -> None:
         )
         for f in functions
     ]
-    print_rows(_COLUMNS, rows)
-    out = console()
-    for f in functions:
-        if f.failure and f.state in GONE:
-            out.print(f"\n{f.id}: {f.failure}", markup=False)
-        if f.blocked:
-            out.print(f"\n{f.id} cannot start: {f.blocked}", markup=False)
+    print_rows(_COLUMNS, rows, optional=_OPTIONAL, notes=[(f.id, long_state(f)) for f in functions])
 
 
 def _is_listed(function: FunctionView, pattern: str, wanted: str, host: str) -> bool:
@@ -243,16 +238,29 @@ def progress_text(instance: InstanceView, now: float) -> str:
     return text
 
 
-def _host(instance: InstanceView, now: float) -> str:
-    """Return an instance's host, with the time since its last report if it is silent."""
-    silent = "" if instance.silent_since is None else f" (silent for {span(now - instance.silent_since)})"
-    return f"{instance.host}{silent}"
-
-
 def _memory(function: FunctionView) -> str:
     """Return the memory of one instance per device, with its source."""
     values = [f"{i.memory_mb} ({i.memory_from})" for i in function.instances if i.memory_mb]
     return values[0] if values else "-"
+
+
+def brief_state(function: FunctionView) -> str:
+    """Return a function's state as one word, with the progress of its start."""
+    shares = [i.progress for i in function.instances if i.state == function.state and i.progress is not None]
+    return f"{function.state} {shares[0]:.0%}" if shares else function.state
+
+
+def long_state(function: FunctionView) -> str:
+    """Return what there is to say of a function's state beyond a word, as one line; empty: nothing."""
+    text = state(function)
+    parts = [text] if text not in (function.state, brief_state(function)) else []
+    if function.failure and function.state in GONE:
+        parts.append(function.failure)
+    if function.blocked:
+        parts.append(f"cannot start: {function.blocked}")
+    silent = {i.host: i.silent_since for i in function.instances if i.silent_since is not None}
+    parts += [f"{host} has been silent for {span(function.now - since)}" for host, since in silent.items()]
+    return "; ".join(parts)
 
 
 def state(function: FunctionView) -> str:

@@ -10,12 +10,13 @@ from cortex.cli.decisions import decision_table
 from cortex.cli.exits import Failed
 from cortex.cli.fn import progress_text, show_plan
 from cortex.cli.names import FUNCTION
-from cortex.cli.tables import ago, console, span, table
+from cortex.cli.tables import ago, console, print_rows, span
 from cortex.cli.top import latency_line
 from cortex.cli.visible import echo, echo_json, for_terminal
 from cortex.router.api_types import FunctionSettings, FunctionView, InstanceView, LastStart, TrafficTotal
 from cortex.router.overview.wording import retention
 
+_INSTANCES = ("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
@@ -55,12 +56,11 @@ def show(name: str, as_json: bool) -> None:
     for line in router.last_lines(function):
         out.print(f"  {'':18} {line}", markup=False)
     if function.instances:
-        rows = table("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
-        for i in function.instances:
-            rows.add_row(
+        rows = [
+            (
                 i.id,
                 i.host,
-                progress_text(i, function.now),
+                i.state if i.progress is None else f"{i.state} {i.progress:.0%}",
                 ", ".join(i.devices) or "-",
                 f"{i.memory_mb} ({i.memory_from})",
                 "-" if i.used_mb is None else str(i.used_mb),
@@ -68,7 +68,10 @@ def show(name: str, as_json: bool) -> None:
                 _duration(i),
                 span(None if i.reap_at is None else max(0.0, i.reap_at - function.now)),
             )
-        out.print(rows)
+            for i in function.instances
+        ]
+        long = [(i.id, progress_text(i, function.now)) for i in function.instances if i.phase]
+        print_rows(_INSTANCES, rows, optional=("USED", "STARTED IN", "DEVICES", "MEMORY MIB"), notes=long)
 
 
 @click.command()

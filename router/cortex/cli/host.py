@@ -15,7 +15,7 @@ from cortex.cli.exits import NOT_FOUND, USAGE, Failed
 from cortex.cli.fn import POLL_S, progress_bar
 from cortex.cli.names import HOST
 from cortex.cli.settings import config_option, settings_of
-from cortex.cli.tables import ago, console, span, table
+from cortex.cli.tables import ago, console, print_rows, span, table
 from cortex.cli.visible import echo, echo_json
 from cortex.platform.record import Instance
 from cortex.platform.settings import SettingsError
@@ -26,6 +26,9 @@ from cortex.router.plan_types import Effect, Plan
 READINGS = frozenset({"FleetChange", "Reported", "HostRead", "LedgerRead", "MemoryRead"})
 """Events that come at intervals, whether or not anything changed."""
 
+_HOSTS = (
+    "HOST", "STATE", "DEVICES", "MEMORY MIB", "INSTANCES", "IN FLIGHT", "NEXT OUT", "ENGINES", "VERSION", "SEEN",
+)  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 
 
@@ -47,13 +50,10 @@ def ls(as_json: bool) -> None:
     if as_json:
         echo_json(hosts, indent=2)
         return
-    rows = table(
-        "HOST", "STATE", "DEVICES", "MEMORY MIB", "INSTANCES", "IN FLIGHT", "NEXT OUT", "ENGINES", "VERSION", "SEEN"
-    )
-    for h in hosts:
-        rows.add_row(
+    rows = [
+        (
             h.name,
-            _state(h),
+            "silent" if h.silent_since is not None else _state(h),
             str(len(h.devices)),
             f"{sum(d.admitted_mb for d in h.devices)}/{sum(d.total_mb for d in h.devices)}",
             str(len(h.instances)),
@@ -63,14 +63,15 @@ def ls(as_json: bool) -> None:
             h.version,
             ago(h.at),
         )
-    out = console()
-    out.print(rows)
-    for h in hosts:
-        if other := h.namesake:
-            out.print(
-                f"{h.name}: {other.address} also has this name and is rejected; {h.address} is in the hosts",
-                markup=False,
-            )
+        for h in hosts
+    ]
+    notes = [(h.name, _state(h)) for h in hosts if h.silent_since is not None]
+    notes += [
+        (h.name, f"{other.address} also has this name and is rejected; {h.address} is in the hosts")
+        for h in hosts
+        if (other := h.namesake)
+    ]
+    print_rows(_HOSTS, rows, optional=("ENGINES", "NEXT OUT", "VERSION", "DEVICES"), notes=notes)
 
 
 @host.command()
@@ -98,12 +99,13 @@ def show(name: str, as_json: bool) -> None:
         holders = ", ".join(_holders(record, d.id)) or "nothing"
         note = f" ({d.note})" if d.note else ""
         out.print(f"{d.id}: {d.name}, {d.admitted_mb}/{d.total_mb} MiB: {holders}{note}", markup=False)
-    rows = table("INSTANCE", "FUNCTION", "STATE", "SINCE", "DEVICES", "PID", "WHY")
-    for i in record.instances:
-        where = ", ".join(i.devices) or "-"
-        rows.add_row(i.id, i.function, i.state, ago(i.since), where, str(i.pid or "-"), i.why or "-")
-    if record.instances:
-        out.print(rows)
+    rows = [
+        (i.id, i.function, i.state, ago(i.since), ", ".join(i.devices) or "-", str(i.pid or "-"))
+        for i in record.instances
+    ]
+    if rows:
+        columns = ("INSTANCE", "FUNCTION", "STATE", "SINCE", "DEVICES", "PID")
+        print_rows(columns, rows, optional=("PID", "DEVICES", "SINCE"), notes=[(i.id, i.why) for i in record.instances])
     if record.eviction_order:
         out.print("eviction order:", markup=False)
     for candidate in record.eviction_order:
@@ -284,18 +286,15 @@ def gpu_ls(as_json: bool) -> None:
     if as_json:
         echo_json([{**asdict(d), "host": h.name, "holders": holders} for h, d, holders in devices], indent=2)
         return
-    rows = table("HOST", "DEVICE", "NAME", "TOTAL MIB", "ADMITTED", "USED", "HELD BY")
-    for h, d, holders in devices:
-        used = "-" if d.used_mb is None else str(d.used_mb)
-        held = ", ".join(holders) or "-"
-        rows.add_row(h.name, d.id, d.name, str(d.total_mb), str(d.admitted_mb), used, held)
-    out = console()
-    out.print(rows)
-    for h in hosts:
-        if h.problem:
-            out.print(f"{h.name}: the devices cannot be read: {h.problem}", markup=False)
-        for path, since in h.silent.items():
-            out.print(f"{h.name}: {path} has not answered for {span(h.now - since)}", markup=False)
+    rows = [
+        (h.name, d.id, d.name, str(d.total_mb), str(d.admitted_mb), "-" if d.used_mb is None else str(d.used_mb))
+        for h, d, _ in devices
+    ]
+    notes = [(f"{h.name} {d.id}", f"held by {', '.join(holders)}") for h, d, holders in devices if holders]
+    notes += [(h.name, f"the devices cannot be read: {h.problem}") for h in hosts if h.problem]
+    silent = ((h, path, since) for h in hosts for path, since in h.silent.items())
+    notes += [(h.name, f"{path} has not answered for {span(h.now - since)}") for h, path, since in silent]
+    print_rows(("HOST", "DEVICE", "NAME", "TOTAL MIB", "ADMITTED", "USED"), rows, optional=("NAME",), notes=notes)
 
 
 def _print_plan(plan: Plan) -> None:

@@ -8,7 +8,7 @@ from cortex.cli import downloads
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
-from cortex.cli.tables import console, print_unavailable
+from cortex.cli.tables import print_unavailable
 from cortex.cli.visible import echo, echo_json
 
 
@@ -47,11 +47,7 @@ def ls(host: str, follow: bool, as_json: bool) -> None:
     if as_json:
         echo_json(result, indent=2)
         return
-    out = console()
-    out.print(downloads.download_table(result.jobs))
-    for j in result.jobs:
-        if j.why:
-            out.print(f"\n{j.source}: {j.why}", markup=False)
+    downloads.print_downloads(result.jobs)
     print_unavailable(result.away)
 
 

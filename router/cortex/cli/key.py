@@ -16,7 +16,7 @@ import rich_click as click
 
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, UNREACHABLE, Failed
-from cortex.cli.tables import ago, console, span, table
+from cortex.cli.tables import ago, print_rows, span
 from cortex.cli.visible import echo, echo_json
 from cortex.platform import settings as settings_
 from cortex.platform.api_keys import ApiKey
@@ -175,21 +175,22 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
     if not keys:
         echo("There is no API key: `cortex key new NAME` creates one.")
         return
-    rows = table("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "GROUP", "MADE", "ENDS")
-    for k in keys:
-        limits = k.limits
-        rows.add_row(
+    rows = [
+        (
             k.name,
             k.id,
             k.scope,
             ", ".join(k.functions) or "all",
-            *(str(limit or "-") for limit in (limits.rpm, limits.tpm, limits.concurrent)),
+            *(str(limit or "-") for limit in (k.limits.rpm, k.limits.tpm, k.limits.concurrent)),
             k.priority,
             k.group or "-",
             ago(k.created),
             _end(k),
         )
-    console().print(rows)
+        for k in keys
+    ]
+    columns = ("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "GROUP", "MADE", "ENDS")
+    print_rows(columns, rows, optional=("GROUP", "PRIORITY", "MADE", "AT A TIME", "FUNCTIONS", "TPM", "RPM"))
 
 
 @key.command()

@@ -3,7 +3,7 @@
 import rich_click as click
 
 from cortex.cli.client import Router
-from cortex.cli.tables import console, span, table
+from cortex.cli.tables import print_rows, span
 from cortex.cli.visible import echo, echo_json
 
 
@@ -21,9 +21,8 @@ def ls(function: str, as_json: bool) -> None:
     if as_json:
         echo_json(requests, indent=2)
         return
-    rows = table("REQUEST", "FUNCTION", "DIALECT", "PHASE", "AGE", "QUEUED", "TOKENS", "HOST", "INSTANCE", "KEY")
-    for r in requests:
-        rows.add_row(
+    rows = [
+        (
             r.id,
             r.function,
             r.dialect + (" stream" if r.stream else ""),
@@ -35,7 +34,10 @@ def ls(function: str, as_json: bool) -> None:
             r.instance or "-",
             r.who or "-",
         )
-    console().print(rows)
+        for r in requests
+    ]
+    columns = ("REQUEST", "FUNCTION", "DIALECT", "PHASE", "AGE", "QUEUED", "TOKENS", "HOST", "INSTANCE", "KEY")
+    print_rows(columns, rows, optional=("INSTANCE", "DIALECT", "KEY", "QUEUED", "HOST"))
 
 
 @req.command()

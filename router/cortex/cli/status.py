@@ -5,8 +5,9 @@ import rich_click as click
 from cortex.cli.browser import open_page
 from cortex.cli.client import Router, api_key
 from cortex.cli.fn import state
-from cortex.cli.tables import ago, console, table
+from cortex.cli.tables import ago, console, print_rows
 from cortex.cli.visible import echo, echo_json
+from cortex.router.api_types import HostView
 
 
 @click.command()
@@ -31,16 +32,20 @@ def status(as_json: bool, opens: bool) -> None:
         out.print(f"{name}: silent for {silence.silent_s} s, {silence.serving} instances answer", markup=False)
     if not hosts:
         out.print("No host reports: start `cortex agent` on one.", markup=False)
-    rows = table("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")
-    for host in hosts:
-        for device in host.devices:
-            instances = sum(device.id in i.devices for i in host.instances)
-            memory = (str(device.total_mb), str(device.admitted_mb))
-            rows.add_row(host.name, device.name, *memory, str(instances), ago(host.at))
-    if hosts:
-        out.print(rows)
+    rows = [
+        (host.name, d.name, str(d.total_mb), str(d.admitted_mb), _instances(host, d.id), ago(host.at))
+        for host in hosts
+        for d in host.devices
+    ]
+    if rows:
+        columns = ("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")
+        print_rows(columns, rows, optional=("SEEN", "DEVICE"))
     warm = [f for f in functions if f.state != "cold"]
     out.print(f"{len(functions)} functions, {len(warm)} not cold" + (":" if warm else ""), markup=False)
     for f in warm:
         waiting = f", {f.waiting} waiting" if f.waiting else ""
         out.print(f"  {f.id}: {state(f)}, {f.in_flight} in flight{waiting}", markup=False)
+
+
+def _instances(host: HostView, device: str) -> str:
+    return str(sum(device in i.devices for i in host.instances))

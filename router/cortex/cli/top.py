@@ -10,10 +10,9 @@ from rich.text import Text
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
-from cortex.cli.fn import idle_in, progress_text
+from cortex.cli.fn import brief_state, idle_in, long_state
 from cortex.cli.tables import console, span, table
 from cortex.cli.visible import echo_json
-from cortex.functions.lifecycle import COMING
 from cortex.router import api_types as api
 
 BAR = 24
@@ -114,11 +113,10 @@ def _functions(fleet: Fleet) -> RenderableType:
     warm = [f for f in fleet.functions if f.state != "cold" or f.waiting]
     for f in warm:
         recent = fleet.traffic.functions.get(f.id)
-        starting = next((i for i in f.instances if i.state in COMING), None)
         first, rate = (recent.percentiles.first, recent.tokens_per_s) if recent else (None, None)
         rows.add_row(
             f.id,
-            progress_text(starting, f.now) if starting else f.state,
+            brief_state(f),
             str(len(f.instances)),
             str(f.in_flight),
             str(f.waiting),
@@ -127,7 +125,8 @@ def _functions(fleet: Fleet) -> RenderableType:
             idle_in(f),
         )
     cold = len(fleet.functions) - len(warm)
-    return Group(rows, Text(f"and {cold} cold", style="dim"))
+    notes = [Text(f"{f.id}: {text}") for f in fleet.functions if (text := long_state(f))]
+    return Group(rows, *notes, Text(f"and {cold} cold", style="dim"))
 
 
 def _requests(requests: tuple[api.RequestSummary, ...]) -> RenderableType:

@@ -4,11 +4,12 @@ import rich_click as click
 
 from cortex.cli.client import Router
 from cortex.cli.exits import Failed
-from cortex.cli.tables import ago, console, print_unavailable, size, table
+from cortex.cli.tables import ago, print_rows, print_unavailable, size
 from cortex.cli.visible import echo, echo_json
 from cortex.router.api_types import RemoveRequest
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+_COLUMNS = ("WEIGHTS", "HOST", "KIND", "SIZE", "FUNCTIONS", "IN USE", "FETCHED", "PATH")
 _host = click.option("--host", default="", help="Only on this host.")
 
 
@@ -26,11 +27,10 @@ def ls(host: str, as_json: bool) -> None:
     if as_json:
         echo_json(result, indent=2)
         return
-    rows = table("HOST", "WEIGHTS", "KIND", "SIZE", "FUNCTIONS", "IN USE", "FETCHED", "PATH")
-    for w in result.weights:
-        rows.add_row(
-            w.host,
+    rows = [
+        (
             w.name,
+            w.host,
             w.kind,
             size(w.size),
             ", ".join(w.functions) or "-",
@@ -38,7 +38,9 @@ def ls(host: str, as_json: bool) -> None:
             ago(w.at),
             w.path,
         )
-    console().print(rows)
+        for w in result.weights
+    ]
+    print_rows(_COLUMNS, rows, optional=("PATH", "FUNCTIONS", "KIND", "FETCHED"))
     print_unavailable(result.away)
 
 
