@@ -8,7 +8,9 @@ from cortex.platform.api_keys import LOCAL
 from cortex.router.dispatch import Dispatcher
 from cortex.router.errors import NoKey, QueueFull
 from cortex.router.rejections import Rejections
+from cortex.router.request.http_answer import Client
 from cortex.router.request.incoming import ClientLeft, Incoming
+from tests.support.incoming import with_client
 
 
 class Guard:
@@ -51,23 +53,22 @@ class Served:
             raise self.error
         return self._answer
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+    async def _answer(self, client: Client) -> None:
+        client.start(200, [])
         if self.late is not None:
             raise self.late
-        await send({"type": "http.response.body", "body": b"inference", "more_body": False})
+        client.write(b"inference")
+        await client.end()
 
     async def _rest(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "rest"})
 
     async def call(self, path: str, method: str = "POST") -> list[Any]:
         async def send(message: Any) -> None:
-            if message["type"] == "http.response.start" and self.sent:
-                raise RuntimeError("the answer has begun")
             self.sent.append(message)
 
         scope = {"type": "http", "path": path, "method": method, "headers": [(b"host", b"h")]}
-        await self.app(scope, cast(Any, None), send)
+        await with_client(self.app)(scope, None, send)
         return self.sent
 
 
@@ -130,7 +131,7 @@ async def test_an_unexpected_error_within_an_answer_reaches_the_server_which_clo
     with pytest.raises(ValueError, match="late"):
         await served.call("/v1/messages")
 
-    assert [message["type"] for message in served.sent] == ["http.response.start"]
+    assert served.counts.kinds == []
 
 
 async def test_a_client_that_left_gets_nothing() -> None:

@@ -21,7 +21,7 @@ FOUND_BY = {
     "no reading under the claim": 44,
     "drain without acknowledgement": 18,
     "stale record trusted": 6,
-    "start without a record": 4,
+    "start without a record": 38,
     "lost effect": 2,
 }
 """The smallest seed that finds each variant, and so the first that is tried."""

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from cortex.router.request.worker_connections import ConnectionFailed, NotConnected
+from cortex.router.request.worker_connections import ConnectionFailed, NotConnected, Sink
 from tests.simulation.machine import Machine, Worker
 from tests.simulation.network import Cut, Network
 from tests.simulation.virtual_time import PROCESS, VirtualLoop, settle
@@ -197,6 +197,13 @@ class Response:
         """Yield the body as it comes."""
         while piece := await self.read(0):
             yield piece
+
+    async def pass_to(self, sink: Sink, most: int) -> None:
+        """Pass the body on piece by piece."""
+        async for piece in self.iter_any():
+            sink.take(piece)
+            if sink.over:
+                return
 
     async def read(self, _: int) -> bytes:
         """Return the next piece of the body, and at its end nothing."""

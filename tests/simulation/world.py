@@ -26,6 +26,7 @@ from tests.simulation.processes import AgentToken, SimulatedAgent, SimulatedRout
 from tests.simulation.redis_client import Client, Server
 from tests.simulation.virtual_time import WALL, Phase, Process, VirtualLoop, virtual_clocks
 from tests.simulation.worker_session import STREAM_WORDS, Fabric, Session
+from tests.support.incoming import ReadingClient
 
 RESTART_S = 1.0
 
@@ -238,9 +239,7 @@ class _Client:
     ) -> None:
         self._world, self._number, self._function, self._router, self._began = world, number, function, router, began
         self._streams = streams
-        self._status, self._body = 0, b""
-        self._headers: dict[bytes, bytes] = {}
-        self._left = world.loop.create_future()
+        self._client = ReadingClient()
         self._over = False
 
     async def run(self) -> None:
@@ -249,15 +248,16 @@ class _Client:
         try:
             target = self._router.live_catalogue.resolve_for(self._function, ANYBODY)
             exchange = Exchange(self._router.exchanges, target, call, f"r{self._number}", ANYBODY, parse=_same(call))
-            await exchange(SCOPE, self._receive, self._send)
+            await exchange(self._client)
         except Exception as error:
             if type(error).__name__ == "FunctionNotFound":
                 self._finish(404, "not in the catalogue")
                 return
             self._world.fail("no request raises", f"request {self._number}: {error!r}")
             raise
-        why = self._body.decode(errors="replace") if self._status != 200 else ""
-        self._finish(self._status or 499, why)
+        status = self._client.status
+        why = self._client.body.decode(errors="replace") if status != 200 else ""
+        self._finish(status or 499, why)
 
     def _call(self) -> Call:
         body: dict[str, object] = {"model": self._function, "number": self._number}
@@ -268,20 +268,10 @@ class _Client:
         encoded = msgspec.json.encode(body | {"stream": True, "messages": []})
         return Call(dialect="chat", path="/v1/chat/completions", body=encoded, reply=reply, streams=reply)
 
-    async def _receive(self) -> Any:
-        await self._left
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
-            self._status, self._headers = message["status"], dict(message["headers"])
-        else:
-            self._body += message["body"]
-
     def leave(self) -> None:
         """Disconnect."""
-        if not self._left.done() and not self._over:
-            self._left.set_result(None)
+        if not self._over and not self._client.is_lost:
+            self._client.leave()
 
     def router_gone(self) -> None:
         """The connection breaks: the router crashed."""
@@ -296,7 +286,7 @@ class _Client:
             model, why = self._read_stream()
             status = status if model or why else 499  # the client left before the first piece
         elif status == 200:
-            model = msgspec.json.decode(self._body)["model"]
+            model = msgspec.json.decode(self._client.body)["model"]
         self._world._settle(
             self._number,
             self._function,
@@ -304,21 +294,23 @@ class _Client:
             self._began,
             status,
             model=model,
-            cold=self._headers.get(b"x-cortex-start") == b"cold",
-            queued_s=float(self._headers.get(b"x-cortex-queued-ms", b"0")) / 1000,
+            cold=self._client.headers.get(b"x-cortex-start") == b"cold",
+            queued_s=float(self._client.headers.get(b"x-cortex-queued-ms", b"0")) / 1000,
             why=why,
         )
 
     def _read_stream(self) -> tuple[str, str]:
         """Return the function that a stream names, and its error. Empty names: it has no text."""
-        frames = [f.removeprefix(b"data: ") for f in self._body.split(b"\n\n") if f.startswith(b"data: ")]
+        frames = [f.removeprefix(b"data: ") for f in self._client.body.split(b"\n\n") if f.startswith(b"data: ")]
         complete = frames[-1:] == [b"[DONE]"]
         events = [msgspec.json.decode(f) for f in frames if f != b"[DONE]"]
         error = next((str(e["error"]) for e in events if "error" in e), "")
         words = [c["delta"].get("content", "").strip() for e in events for c in e.get("choices", ())]
         names = [w for w in words if w]
-        if not error and not self._left.done() and not (complete and len(names) == STREAM_WORDS):
-            self._world.fail("a stream ends whole or with an error", f"request {self._number}: {self._body!r}"[:500])
+        if not error and not self._client.is_lost and not (complete and len(names) == STREAM_WORDS):
+            self._world.fail(
+                "a stream ends whole or with an error", f"request {self._number}: {self._client.body!r}"[:500]
+            )
         return " ".join(sorted(set(names))), error
 
 
@@ -337,6 +329,5 @@ def _same(call: Call) -> Callable[[object], Any]:
     return understand
 
 
-SCOPE: Any = {"headers": []}
 ANYBODY = Principal(id=ANONYMOUS, name=ANONYMOUS, scope=ANONYMOUS, rights=RIGHTS[Scope.ADMIN])
 """A caller without a key who sees the reasons of refusals."""

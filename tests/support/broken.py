@@ -17,6 +17,7 @@ from cortex.platform.agent import api, loop
 from cortex.platform.settings import Log, Settings
 from cortex.router.app import create_app
 from cortex.router.dialects.core import wire
+from tests.support.incoming import with_client
 
 KEY, WORDS = "sk-cortex-5ecre7", "words that are nobody's business"
 
@@ -52,7 +53,7 @@ async def main(form: Any, folder: Path) -> None:
     )
     wire.read = loop.Agent.drain = breaks  # type: ignore[method-assign]
     for path in ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"):
-        await ask(create_app(settings), path)
+        await ask(with_client(create_app(settings)), path)
     await ask(api.create_app(settings), "/drain")
     try:
         breaks()

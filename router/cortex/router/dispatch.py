@@ -8,16 +8,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from litestar import Litestar
-from litestar.types import ASGIApp, Receive, Send
+from litestar.types import Receive, Send
 
 from cortex.platform.api_keys import Right
+from cortex.platform.serving.client_connection import client_of
 from cortex.router.access.auth import AuthGuard
 from cortex.router.errors import RequestError
-from cortex.router.rejections import Rejections, fault_of, internal_error, wrong_method
+from cortex.router.rejections import Rejections, fault_of, internal_error, send_whole, wrong_method
+from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import ClientLeft, Incoming
 
-Handler = Callable[[Incoming], Awaitable[ASGIApp]]
-"""Reads a request, and returns the application that answers it. Raises RequestError or ClientLeft."""
+Handler = Callable[[Incoming], Awaitable[Answering]]
+"""Reads a request, and returns what answers it. Raises RequestError or ClientLeft."""
 
 METHOD, NEEDS = "POST", Right.INFERENCE
 """Of every path in the table."""
@@ -38,13 +40,13 @@ class Dispatcher:
         if handler is None:
             await self.rest(scope, receive, send)
         elif scope["method"] == METHOD:
-            await self._serve(handler, scope, receive, send)
+            await self._serve(handler, scope, receive)
         elif scope["method"] == "OPTIONS":
             allow = [(b"allow", f"OPTIONS, {METHOD}".encode())]
             await send({"type": "http.response.start", "status": 204, "headers": allow})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
-            await self._rejections.send(scope, send, wrong_method(scope["path"], scope["method"]))
+            await send_whole(send, self._rejections.answer(scope, wrong_method(scope["path"], scope["method"])))
 
     def _handler(self, path: str) -> Handler | None:
         handler = self.inference.get(path)
@@ -52,19 +54,19 @@ class Dispatcher:
             handler = self.inference.get("/" + "/".join(filter(None, path.split("/"))))
         return handler
 
-    async def _serve(self, handler: Handler, scope: Any, receive: Receive, send: Send) -> None:
-        request: Incoming | None = None
+    async def _serve(self, handler: Handler, scope: Any, receive: Receive) -> None:
+        client, request = client_of(scope), None
         try:
             request = Incoming(scope, receive, await self._guard.authorize(scope, NEEDS))
-            app = await handler(request)
-            await app(scope, receive, send)
+            answering = await handler(request)
+            await answering(client.attach())
+            return
         except ClientLeft:
             return
         except RequestError as error:
-            caller, id = (request.caller, request.id) if request else (None, "")
-            await self._rejections.send(scope, send, fault_of(error, caller), error.headers, id)
+            fault, headers = fault_of(error, request.caller if request else None), error.headers
         except Exception as error:
-            try:
-                await self._rejections.send(scope, send, internal_error(error), id=request.id if request else "")
-            except RuntimeError:  # the answer has begun, so the server closes the connection
-                raise error from None
+            if client.has_started:
+                raise  # the server closes the connection
+            fault, headers = internal_error(error), ()
+        await self._rejections.answer(scope, fault, headers, request.id if request else "").send(client)

@@ -1,6 +1,6 @@
 """Answers requests that fail before they are served, in the dialect of their path: for inference and for the framework.
 
-`request/exchange.py` rejects what fails later. Both use `send_error`.
+`request/exchange.py` rejects what fails later. Both use `error_answer`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from cortex.platform.log import whence
 from cortex.router.dialects.core.errors import Dialect, Fault, Kind
 from cortex.router.errors import RequestError
 from cortex.router.metrics.request_metrics import RequestMetrics
-from cortex.router.request.http_answer import Headers, send_error
+from cortex.router.request.http_answer import Headers, Whole, error_answer
 from cortex.router.request.incoming import request_id
 
 log = structlog.get_logger()
@@ -32,19 +32,19 @@ _KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG
 
 
 class Rejections:
-    """Sends errors, and counts those of clients' APIs."""
+    """Makes errors into answers, and counts those of clients' APIs."""
 
     def __init__(self, request_metrics: RequestMetrics) -> None:
         self._request_metrics = request_metrics
 
-    async def send(self, scope: Scope, send: Send, fault: Fault, headers: Headers = (), id: str = "") -> None:
-        """Send an error as the whole answer to a request; `id` is the request's, if it has one already."""
+    def answer(self, scope: Scope, fault: Fault, headers: Headers = (), id: str = "") -> Whole:
+        """Return an error as the answer to a request; `id` is the request's, if it has one already."""
         path = scope["path"]
         if path.startswith(("/v1/", "/v2/")):
             self._request_metrics.count_rejection(fault.kind)
         values = dict(scope["headers"])
         id = id or request_id(values.get(b"x-request-id"))
-        await send_error(send, fault, _dialect(path, values), id, headers)
+        return error_answer(fault, _dialect(path, values), id, headers)
 
     @property
     def handlers(self) -> ExceptionHandlersMap:
@@ -82,9 +82,16 @@ class _ErrorResponse(Response[None]):
         """Return the ASGI application that sends the error."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._rejections.send(scope, send, self._fault, self._more)
+            await send_whole(send, self._rejections.answer(scope, self._fault, self._more))
 
         return answer
+
+
+async def send_whole(send: Send, answer: Whole) -> None:
+    """Send an answer as ASGI messages."""
+    headers = [(b"content-length", b"%d" % len(answer.body)), *answer.headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
 def fault_of(error: RequestError, caller: Principal | None) -> Fault:

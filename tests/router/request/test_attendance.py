@@ -2,27 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
 from cortex.router.dialects.core.errors import Kind
 from cortex.router.request.attendance import attend
 from cortex.router.request.request_record import RequestRecord
-
-
-class Client:
-    """A client that stays until `leave()`."""
-
-    def __init__(self) -> None:
-        self._left = asyncio.Event()
-
-    def leave(self) -> None:
-        self._left.set()
-
-    async def receive(self) -> Any:
-        await self._left.wait()
-        return {"type": "http.disconnect"}
+from tests.support.incoming import ReadingClient
 
 
 def a_record() -> RequestRecord:
@@ -30,7 +16,7 @@ def a_record() -> RequestRecord:
 
 
 async def attended(
-    record: RequestRecord, client: Client, work: Callable[[], Awaitable[None]], after: list[int] | None = None
+    record: RequestRecord, client: ReadingClient, work: Callable[[], Awaitable[None]], after: list[int] | None = None
 ) -> None:
     """Attend work in a task of its own; note how many cancellations are left afterwards."""
 
@@ -41,7 +27,7 @@ async def attended(
         task.cancel()
 
     try:
-        await attend(record, run(), client.receive, cancel)
+        await attend(record, run(), client, cancel)
     finally:
         if after is not None:
             task = asyncio.current_task()
@@ -59,7 +45,7 @@ async def test_work_that_ends_by_itself_leaves_the_record_alone() -> None:
     async def work() -> None:
         done.append(1)
 
-    await attended(record, Client(), work)
+    await attended(record, ReadingClient(), work)
 
     assert done == [1]
     assert (record.left, record.fault) == (False, "")
@@ -70,11 +56,11 @@ async def test_an_error_of_the_work_is_raised() -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        await attended(a_record(), Client(), work)
+        await attended(a_record(), ReadingClient(), work)
 
 
 async def test_a_client_that_leaves_ends_the_work_and_nothing_else() -> None:
-    record, client, left = a_record(), Client(), list[int]()
+    record, client, left = a_record(), ReadingClient(), list[int]()
     task = asyncio.create_task(attended(record, client, wait_for_ever, left))
     await asyncio.sleep(0)
     client.leave()
@@ -86,7 +72,7 @@ async def test_a_client_that_leaves_ends_the_work_and_nothing_else() -> None:
 
 
 async def test_a_client_that_leaves_after_the_answer_began_keeps_its_status() -> None:
-    record, client = a_record(), Client()
+    record, client = a_record(), ReadingClient()
     record.status = 200
     client.leave()
 
@@ -105,7 +91,7 @@ async def test_work_that_an_operator_ends_may_answer_first() -> None:
             await asyncio.sleep(0)
             answers.append("cancelled")
 
-    task = asyncio.create_task(attended(record, Client(), work, left))
+    task = asyncio.create_task(attended(record, ReadingClient(), work, left))
     await asyncio.sleep(0)
     assert record.cancel is not None
     record.cancel()
@@ -118,7 +104,7 @@ async def test_work_that_an_operator_ends_may_answer_first() -> None:
 
 async def test_a_server_that_stops_ends_the_request_even_when_its_client_left() -> None:
     for leaves in (False, True):
-        client = Client()
+        client = ReadingClient()
         task = asyncio.create_task(attended(a_record(), client, wait_for_ever))
         await asyncio.sleep(0)
         if leaves:
@@ -130,7 +116,7 @@ async def test_a_server_that_stops_ends_the_request_even_when_its_client_left() 
 
 
 async def test_a_client_that_leaves_later_ends_nothing_of_the_next_request() -> None:
-    first = Client()
+    first = ReadingClient()
 
     async def nothing() -> None:
         await asyncio.sleep(0)

@@ -1,13 +1,12 @@
 """How a request waits, boards and looks its name up again. Workers are never reached: what is shown comes before."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
@@ -35,13 +34,7 @@ from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstrea
 from cortex.router.tracing import Tracing
 from tests.support.catalogues import aliases, entry, fake
 from tests.support.factories import a_host, an_instance
-
-
-class Sent(Struct):
-    """What went to the client."""
-
-    status: int = 0
-    body: bytes = b""
+from tests.support.incoming import ReadingClient
 
 
 class Stage:
@@ -127,7 +120,9 @@ class Stage:
         return an_instance(id, function=target.function.id, revision=target.revision, ready=1.0)
 
     @asynccontextmanager
-    async def asking(self, name: str, *, stream: bool = False) -> AsyncIterator[tuple[asyncio.Task[None], Sent]]:
+    async def asking(
+        self, name: str, *, stream: bool = False
+    ) -> AsyncIterator[tuple[asyncio.Task[None], ReadingClient]]:
         """Send a request; what it says to its client so far."""
 
         async def parse(target: Target) -> Call:
@@ -140,17 +135,10 @@ class Stage:
                 streams=reply if stream else None,
             )
 
-        sent, target = Sent(), self.directory.resolve(name)
-
-        async def send(message: Any) -> None:
-            sent.status = message.get("status", sent.status)
-            sent.body += message.get("body", b"")
-
-        async def receive() -> Any:
-            await asyncio.Event().wait()
+        sent, target = ReadingClient(), self.directory.resolve(name)
 
         exchange = Exchange(self.exchanges, target, await parse(target), "r", LOCAL, name=name, parse=parse)
-        task = asyncio.ensure_future(cast(Awaitable[None], exchange({"headers": []}, receive, send)))  # type: ignore[arg-type]
+        task = asyncio.ensure_future(exchange(sent))
         try:
             yield task, sent
         finally:
@@ -391,7 +379,7 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     exchange = Exchange(exchanges, target, call, "req_1", anonymous())
 
     with pytest.raises(ValueError, match="means nothing"):
-        await exchange({"headers": []}, nothing, nothing)  # type: ignore[arg-type]
+        await exchange(ReadingClient())
 
     assert tracing.live == [exchange.request_record]
     assert request_records.live() == []

@@ -6,6 +6,7 @@ import pytest
 
 from cortex.router.errors import KeyHoldsTooMuch, RequestError, RouterHoldsTooMuch
 from cortex.router.request.intake import BODIES_OF_A_KEY, BODIES_OF_A_PROCESS, LARGE, Body, Intake
+from tests.support.incoming import ReadingClient
 
 
 def held(intake: Intake, key: str, size: int) -> Body:
@@ -60,7 +61,7 @@ async def test_a_body_that_was_answered_is_held_no_more_even_where_the_answer_br
         raise OSError
 
     with pytest.raises(OSError):
-        await body.held_by(breaks)({}, None, None)  # type: ignore[arg-type]
+        await body.held_by(breaks)(ReadingClient())
 
     held(intake, "k", 400)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from cortex.platform.serving.client_connection import EXTENSION, ClientConnection
 from cortex.platform.serving.connections import Connections, peer_of
 from cortex.platform.serving.http_methods import AnyLength
 
@@ -57,6 +58,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """While a body arrives in pieces: the client's keep-alive setting."""
         self._clock: asyncio.TimerHandle | None = None
         self._reader_clock: asyncio.TimerHandle | None = None
+        self.answering: ClientConnection | None = None
+        """The client of the request that is served now, if its application answers without ASGI messages."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -80,6 +83,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._peer = None
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        answering, self.answering = self.answering, None
+        if answering is not None:
+            answering.lose()
 
     def data_received(self, data: bytes) -> None:
         self._bytes += len(data)
@@ -167,6 +173,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":  # knows no chunks (RFC 9112 7.1): a body ends with its connection
             self.cycle.chunked_encoding, self.cycle.expected_content_length = False, AnyLength()
+        scope: Any = self.scope
+        scope["extensions"] = {EXTENSION: ClientConnection(self, self.cycle)}
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -198,6 +206,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self.answering is not None:
+            self.answering.resume()
         if self._reader_clock is not None:
             self._reader_clock.cancel()
             self._reader_clock = None

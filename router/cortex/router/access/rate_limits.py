@@ -10,11 +10,11 @@ and no request is rejected: warm functions keep serving.
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from math import ceil
 
 import structlog
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from msgspec import Struct
 
 from cortex.platform.api_keys import Limits, Principal
@@ -23,6 +23,7 @@ from cortex.platform.registry import RecordUnavailable
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
+from cortex.router.request.http_answer import Answering, Client
 from cortex.router.request.request_record import RequestRecord
 
 log = structlog.get_logger()
@@ -130,25 +131,20 @@ class Share:
         if tokens > 0 or answers > 0:
             await self._take(max(0, tokens), max(0, answers))
 
-    def wrap(self, app: ASGIApp, request_record: RequestRecord) -> ASGIApp:
-        """Return an app that adds the rate headers and settles the share before the last byte of the answer."""
+    def wrap(self, answering: Answering, request_record: RequestRecord) -> Answering:
+        """Return what answers with the rate headers and settles the share before the last byte of the answer."""
         if self._verdict is None:
-            return app
+            return answering
         limits = rate_headers(self._verdict, self._caller.limits, self._dialect, time.time())
 
-        async def limited(scope: Scope, receive: Receive, send: Send) -> None:
-            async def send_limited(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    message["headers"] = [*message["headers"], *limits]
-                elif message["type"] == "http.response.body" and not message["more_body"]:
-                    # Before the last byte, because the client may send its next request at once.
-                    await self.settle(used(request_record, self._estimate))
-                await send(message)
+        async def settle() -> None:
+            await self.settle(used(request_record, self._estimate))
 
+        async def limited(client: Client) -> None:
             try:
-                await app(scope, receive, send_limited)
+                await answering(_LimitedClient(client, limits, settle))
             finally:
-                await self.settle(used(request_record, self._estimate))
+                await settle()
 
         return limited
 
@@ -177,6 +173,50 @@ class Share:
         for part in parts:
             await self._limiter.settle(self._caller, part.ticket, part.tokens, tokens, part.answers)
             tokens = 0
+
+
+class _LimitedClient:
+    """A client whose answer has rate headers. `settle` is awaited before the last byte, because the client may send its
+    next request at once."""
+
+    def __init__(self, client: Client, headers: Headers, settle: Callable[[], Awaitable[None]]) -> None:
+        self._client, self._headers, self._settle = client, headers, settle
+        self.write, self.drain = client.write, client.drain
+
+    @property
+    def on_lost(self) -> Callable[[], None] | None:
+        return self._client.on_lost
+
+    @on_lost.setter
+    def on_lost(self, call: Callable[[], None] | None) -> None:
+        self._client.on_lost = call
+
+    @property
+    def on_writable(self) -> Callable[[], None] | None:
+        return self._client.on_writable
+
+    @on_writable.setter
+    def on_writable(self, call: Callable[[], None] | None) -> None:
+        self._client.on_writable = call
+
+    @property
+    def is_lost(self) -> bool:
+        return self._client.is_lost
+
+    @property
+    def is_full(self) -> bool:
+        return self._client.is_full
+
+    async def send(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        await self._settle()
+        await self._client.send(status, [*headers, *self._headers], body)
+
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._client.start(status, [*headers, *self._headers])
+
+    async def end(self) -> None:
+        await self._settle()
+        await self._client.end()
 
 
 def used(request_record: RequestRecord, estimate: int) -> int:

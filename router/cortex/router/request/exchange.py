@@ -1,17 +1,16 @@
 """Serve one request, from its parsed body to the last byte sent.
 
-An Exchange is an ASGI application that the route returns: the answer is sent without a framework response, and a
-disconnect is noticed at once, streaming or not. The dialect encodes the answer (`Call.reply`); the exchange decides
-when to send it, and which worker serves the request.
+The route returns an Exchange, which writes to the client's connection itself, so a disconnect is noticed at once,
+streaming or not. The dialect encodes the answer (`Call.reply`); the exchange decides when to send it, and which worker
+serves the request.
 """
 
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import NoReturn, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import NoReturn, Protocol
 
-from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -23,13 +22,7 @@ from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Dialect, Fault, Kind, WorkerRefusal, in_client_terms
 from cortex.router.dialects.core.stop_strings import cut_at
 from cortex.router.dialects.core.stream import Stream
-from cortex.router.dialects.core.worker_errors import (
-    BREAKDOWNS,
-    engine_died,
-    fault_from_error,
-    fault_from_worker,
-    first_error,
-)
+from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
 from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
@@ -39,14 +32,14 @@ from cortex.router.request.attendance import attend
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_window import Settle
 from cortex.router.request.deaths import Deaths, End, may_replay
-from cortex.router.request.http_answer import id_headers, send_error, send_json
+from cortex.router.request.http_answer import Client, error_answer, id_headers, json_answer
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
+from cortex.router.request.relay import Relay
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.suspects import Fingerprint, digest
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
 
-T = TypeVar("T")
 Parse = Callable[[Target], Awaitable["Call"]]
 """Reads the request for another target than it was read for. Raises what the first reading does."""
 
@@ -135,8 +128,10 @@ class Exchange:
         name: str = "",
         read_s: float = 0.0,
         parse: Parse | None = None,
+        headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         """`call` is the request as `parse` reads it for the target; without `parse` it fits every target."""
+        self._headers = headers
         self._exchanges, self._request_id, self._parse = exchanges, request_id, parse
         self._call, self._stream = call, call.streams.stream(request_id) if call.streams else None
         self.target, self._name, self.priority = target, name or target.function.id, caller.priority
@@ -146,29 +141,30 @@ class Exchange:
         self._caller, self._is_operator = caller, caller.may(Right.STATUS)
         self.request_record.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = self._head_sent = False
-        self._answer_began = False
-        """Whether the worker has sent a piece of its answer: the request is not replayed after that."""
         self._deaths = 0
         """Workers that died while they served the request."""
         self._start_s = 0.0
         """Seconds of the start timeout that the request has used."""
         self._trace: Mapping[str, str] = {}
-        self._send: Send
+        self._client: Client
+        self._keep_alive: asyncio.TimerHandle | None = None
 
     @property
     def affinity(self) -> str | None:
         """What requests that share a prefix have in common."""
         return self._call.affinity
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, client: Client) -> None:
         """Serve the request until the client disconnects."""
-        self._send = send
-        request_record = self.request_record
+        self._client, request_record = client, self.request_record
         self._exchanges.request_records.begun(request_record)
         try:  # from here on, whatever breaks, the record of the request is finished
-            self._trace = self._exchanges.tracing.start(request_record, scope["headers"])
-            await attend(request_record, self._serve(), receive, self._cancel)
+            self._trace = self._exchanges.tracing.start(request_record, self._headers)
+            if self._stream is not None:
+                self._ping_after(FIRST_KEEP_ALIVE_S)
+            await attend(request_record, self._serve(), client, self._cancel)
         finally:
+            self._stop_pings()
             self._exchanges.request_records.over(request_record)
 
     async def _serve(self) -> None:
@@ -199,7 +195,7 @@ class Exchange:
             with self._exchanges.admission.ticket(self) as ticket:
                 instance = ticket.board()
                 if instance is None:
-                    instance = await self._with_keep_alives(self._wait_for_start(ticket))
+                    instance = await self._wait_for_start(ticket)
                 function = self.target.function
                 server = check_tools(function, instance.server, self._call.dialect, self._call.body)
                 ticket.join_queue(instance.id, max_concurrency(function, server))
@@ -218,7 +214,7 @@ class Exchange:
             async with asyncio.timeout(function.request_timeout_s):
                 if ticket.must_wait:
                     began, request_record.phase = time.monotonic(), "waiting"
-                    await self._with_keep_alives(ticket.wait_for_slot())
+                    await ticket.wait_for_slot()
                     request_record.queued_s += time.monotonic() - began
                     if view.is_closing(instance.id):
                         return Outcome.CLOSED
@@ -231,7 +227,7 @@ class Exchange:
         except Broken as broken:
             view.give_up(instance.id) if isinstance(broken, EngineFailed) else view.suspect(instance.id)
             task = deaths.lost(self._fingerprint(), instance, broken, earlier=self._deaths)
-            loss = await self._with_keep_alives(asyncio.shield(task))
+            loss = await asyncio.shield(task)
             self._deaths += loss.end in (End.BEFORE, End.DIED, End.HUNG)
             again = not last and may_replay(loss, self._deaths)
             request_record.broke(str(broken), replayed=again)
@@ -311,7 +307,7 @@ class Exchange:
         call = self._call
         if call.settle is None:
             return call.body
-        fitted = await self._with_keep_alives(call.settle(instance))
+        fitted = await call.settle(instance)
         if self._stream is not None:
             self._stream.fit(fitted.max_tokens, fitted.input_tokens)
         elif call.fitted is not None:
@@ -320,7 +316,7 @@ class Exchange:
 
     def _stumbled(self, message: str) -> bool:
         """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
-        return not self._answer_began and grammar.is_grammar_error(message)
+        return not self.request_record.pieces and grammar.is_grammar_error(message)
 
     async def _send_apart(self, instance: Instance, body: bytes) -> None:
         """Send the request on, so that it finds no prompt of another key in the worker's cache."""
@@ -341,12 +337,10 @@ class Exchange:
     async def _send_on(self, instance: Instance, body: bytes, hidden: HiddenCounts | None = None) -> None:
         streamed = asked_to_stream(body) if self._streams_anyway() else None
         sent = body if streamed is None else streamed
-        answer = await self._with_keep_alives(
-            self._exchanges.upstream.post(instance, self._call.path, sent, self._trace)
-        )
+        answer = await self._exchanges.upstream.post(instance, self._call.path, sent, self._trace)
         try:
             if answer.status != 200:
-                await self._with_keep_alives(self._failed(instance, answer))
+                await self._failed(instance, answer)
             if self._stream is not None:
                 await self._relay(instance, answer, self._stream, hidden)
                 return
@@ -355,12 +349,11 @@ class Exchange:
                 body = hidden.whole(body)
             now = time.monotonic()
             self.request_record.piece(now)
-            self._answer_began = True
             plain = self._call.reply.plain(body)
             self.request_record.translate_s = time.monotonic() - now
             self._spent(plain.tokens, hidden)
             self.request_record.status = 200
-            await send_json(self._send, 200, plain.body, self._request_id, self._answer_headers())
+            await json_answer(200, plain.body, self._request_id, self._answer_headers()).send(self._client)
         finally:
             answer.close()
 
@@ -403,68 +396,51 @@ class Exchange:
         self, instance: Instance, answer: Answer, stream: Stream, hidden: HiddenCounts | None = None
     ) -> None:
         """Relay a worker's stream. The dialect tells a complete stream from a truncated one."""
-        chunks, request_record, clock = self._chunks(answer), self.request_record, time.monotonic
-        if hidden is not None:
-            chunks = hidden.out_of(chunks)
+        request_record = self.request_record
+        relay = Relay(self._client, stream, request_record, self._start_stream, hidden=hidden, cuts=self._call.cuts)
         try:
-            chunk = await self._with_keep_alives(anext(chunks, b""))
-            if (fault := first_error(chunk)) and engine_died(fault.message):
-                raise EngineFailed("its engine has failed")
-            while chunk and not stream.over:
-                now = clock()
-                request_record.piece(now)
-                self._answer_began = True
-                output = stream.feed(chunk)
-                request_record.translate_s += clock() - now
-                await self._say(stream, output)
-                chunk = b"" if stream.over else await anext(chunks, b"")
+            await answer.pass_to(relay)
+            relay.close()
         except Broken as broken:
-            if not self._answer_began:
+            if not request_record.pieces:
                 raise
             self._exchanges.deaths.lost(self._fingerprint(), instance, broken, earlier=self._deaths)
             reason = f"the worker of '{self.target.function.id}' broke off in its answer"
             request_record.why = f"{reason}: {broken}"
             reason = request_record.why if self._is_operator else reason + SEE_WHY
-            await self._say(stream, stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
+            relay.say(stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
         except BadAnswer as unreadable:
-            await self._say(stream, stream.fail(unreadable.fault()))
-        else:
-            await self._say(stream, stream.close())
+            relay.say(stream.fail(unreadable.fault()))
         finally:
             self._spent(stream.tokens, hidden)
             request_record.rough_tokens = stream.rough_tokens
         if stream.fault is not None:
             request_record.fault = stream.fault.kind
-        await self._send_body(b"", last=True)
-
-    async def _say(self, stream: Stream, output: bytes) -> None:
-        """Send what the dialect says; a fault before anything was sent still gets its proper status."""
-        if stream.fault is not None and not self._head_sent:
-            raise WorkerRefusal(stream.fault)
-        if output:
-            await self._send_head()
-            await self._send_body(output)
+        await self._client.end()
 
     # Towards the client.
 
-    async def _with_keep_alives(self, work: Awaitable[T]) -> T:
-        """Await work, with keep-alives to a streaming client."""
-        if self._stream is None:
-            return await work
-        task = asyncio.ensure_future(work)
-        patience = FIRST_KEEP_ALIVE_S
-        try:
-            while not (await asyncio.wait((task,), timeout=patience))[0]:
-                await self._send_head()
-                await self._send_body(self._stream.ping())
-                patience = KEEP_ALIVE_S
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            elif not task.cancelled():
-                task.exception()  # marks it as retrieved: the client may have left in the same moment
+    def _ping_after(self, seconds: float) -> None:
+        self._keep_alive = asyncio.get_running_loop().call_later(seconds, self._ping)
+
+    def _ping(self) -> None:
+        """Send a keep-alive to a streaming client that waits for the first piece of its answer."""
+        if self._stream is not None:
+            self._send_head()
+            self._client.write(self._stream.ping())
+            self._ping_after(KEEP_ALIVE_S)
+
+    def _stop_pings(self) -> None:
+        if self._keep_alive is not None:
+            self._keep_alive.cancel()
+            self._keep_alive = None
+
+    def _start_stream(self) -> None:
+        """Send the head, unless a keep-alive has. No keep-alives follow: the answer's pieces do."""
+        if self._keep_alive is not None:
+            self._stop_pings()
+        if not self._head_sent:
+            self._send_head()
 
     async def _reject(self, error: RequestError) -> None:
         """Send an error: as the stream's last event once the stream has begun, else as a whole answer."""
@@ -472,15 +448,18 @@ class Exchange:
         fault = in_client_terms(error.fault(operator=self._is_operator), dialect, self._call.limit_field)
         if self._head_sent and self._stream is not None:
             record.rejected(200, fault.kind, error.reason)
-            await self._send_body(self._stream.fail(fault), last=True)
+            self._stop_pings()
+            self._client.write(self._stream.fail(fault))
+            await self._client.end()
             return
         record.rejected(fault.status(dialect), fault.kind, error.reason)
-        await send_error(self._send, fault, dialect, self._request_id, [*self._answer_headers(), *error.headers])
+        headers = [*self._answer_headers(), *error.headers]
+        await error_answer(fault, dialect, self._request_id, headers).send(self._client)
 
-    async def _send_head(self) -> None:
+    def _send_head(self) -> None:
         if self._head_sent:
             return
-        self._head_sent, self.request_record.status = True, 200
+        self._head_sent, self.request_record.status = True, self.request_record.status or 200
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
@@ -488,10 +467,7 @@ class Exchange:
             *id_headers(self._request_id),
             *self._answer_headers(),
         ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def _send_body(self, body: bytes, *, last: bool = False) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        self._client.start(200, headers)
 
     def _answer_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers on how the request was served."""

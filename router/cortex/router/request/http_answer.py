@@ -1,12 +1,46 @@
 """Write answers that are sent whole: JSON, and errors in the client's dialect. The one place that writes an error."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
-from litestar.types import Send
+from msgspec import Struct
 
 from cortex.router.dialects.core.errors import Dialect, Fault, envelope
 
 Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Client(Protocol):
+    """The client of one request: `platform/serving/client_connection.py` says what each member does."""
+
+    on_lost: Callable[[], None] | None
+    on_writable: Callable[[], None] | None
+
+    @property
+    def is_lost(self) -> bool: ...
+    @property
+    def is_full(self) -> bool: ...
+    async def drain(self) -> None: ...
+    async def send(self, status: int, headers: Headers, body: bytes) -> None: ...
+    def start(self, status: int, headers: Headers) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    async def end(self) -> None: ...
+
+
+Answering = Callable[[Client], Awaitable[None]]
+"""Answers one request."""
+
+
+class Whole(Struct, frozen=True):
+    """An answer that is sent whole. Its length is added when it is sent."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    async def send(self, client: Client) -> None:
+        """Send it."""
+        await client.send(self.status, self.headers, self.body)
 
 
 def id_headers(request_id: str) -> list[tuple[bytes, bytes]]:
@@ -15,20 +49,12 @@ def id_headers(request_id: str) -> list[tuple[bytes, bytes]]:
     return [(b"x-request-id", identity), (b"request-id", identity)]
 
 
-async def send_json(send: Send, status: int, body: bytes, request_id: str, headers: Headers = ()) -> None:
-    """Send a whole JSON answer."""
-    head = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *id_headers(request_id),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+def json_answer(status: int, body: bytes, request_id: str, headers: Headers = ()) -> Whole:
+    """Return a JSON answer."""
+    return Whole(status, [(b"content-type", b"application/json"), *id_headers(request_id), *headers], body)
 
 
-async def send_error(send: Send, fault: Fault, dialect: Dialect, request_id: str, headers: Headers = ()) -> None:
-    """Send an error with the status, envelope and headers of the dialect."""
-    status, body = fault.status(dialect), envelope(fault, dialect, request_id)
+def error_answer(fault: Fault, dialect: Dialect, request_id: str, headers: Headers = ()) -> Whole:
+    """Return an error with the status, envelope and headers of the dialect."""
     more = [(name.encode(), value.encode()) for name, value in fault.headers().items()]
-    await send_json(send, status, body, request_id, [*more, *headers])
+    return json_answer(fault.status(dialect), envelope(fault, dialect, request_id), request_id, [*more, *headers])

@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from litestar.types import ASGIApp, Receive, Scope, Send
-
 from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.dialects.core.sizes import check_size
 from cortex.router.errors import KeyHoldsTooMuch, RouterHoldsTooMuch
 from cortex.router.request.compression import Encoding, Unpacker, encoding_of
+from cortex.router.request.http_answer import Answering, Client
 from cortex.router.request.incoming import Incoming
 
 SMALL = 64 * 1024
@@ -47,14 +46,14 @@ class Body:
         self._intake.uncount(self._key, self._counted)
         self._counted = 0
 
-    def held_by(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an application: release the bytes when it has answered."""
+    def held_by(self, answering: Answering) -> Answering:
+        """Return what releases the bytes when it has answered."""
         if not self._counted:
-            return app
+            return answering
 
-        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def wrapped(client: Client) -> None:
             try:
-                await app(scope, receive, send)
+                await answering(client)
             finally:
                 self.release()
 

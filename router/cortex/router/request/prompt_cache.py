@@ -7,7 +7,7 @@ Other routers see a new one within a second or two. Other servers get no salt; t
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -207,14 +207,6 @@ class HiddenCounts:
         whole = b"".join((*self._line, data[:ended]))
         self._line = [data[ended:]]
         return self.whole(whole)
-
-    async def out_of(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield a stream without the counts."""
-        async for chunk in chunks:
-            if lines := self.feed(chunk):
-                yield lines
-        if line := self.close():
-            yield line
 
     def close(self) -> bytes:
         """Return the last, unterminated line."""

@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from cortex.functions.spec import Function
 from cortex.router.errors import Cancelled, RequestError, UpstreamSilent
 from cortex.router.request.attendance import Work, attend
-from cortex.router.request.http_answer import send_error, send_json
+from cortex.router.request.http_answer import Client, error_answer, json_answer
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 
 
@@ -39,43 +38,43 @@ class TokenCount:
         )
         self._cancelled = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, client: Client) -> None:
         """Serve the request until the client disconnects."""
         self._request_records.begun(self._request_record)
         try:
-            await attend(self._request_record, self._serve(send), receive, self._cancel)
+            await attend(self._request_record, self._serve(client), client, self._cancel)
         finally:
             self._request_records.over(self._request_record)
 
-    async def _serve(self, send: Send) -> None:
+    async def _serve(self, client: Client) -> None:
         timeout_s = self._function.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 count = await self._count()
-            await self._answer(send, count)
+            await self._answer(client, count)
         except TimeoutError:
-            await self._reject(send, UpstreamSilent(f"'{self._function.id}' took longer than {timeout_s:g} s to count"))
+            late = f"'{self._function.id}' took longer than {timeout_s:g} s to count"
+            await self._reject(client, UpstreamSilent(late))
         except RequestError as error:
-            await self._reject(send, error)
+            await self._reject(client, error)
         except asyncio.CancelledError:
             if not self._cancelled:
                 raise
-            await self._reject(send, Cancelled())
+            await self._reject(client, Cancelled())
 
     def _cancel(self, work: Work) -> None:
         self._cancelled = True
         work.cancel()
 
-    async def _answer(self, send: Send, count: Count) -> None:
+    async def _answer(self, client: Client, count: Count) -> None:
         self._request_record.status = 200
         headers = [(b"x-cortex-function", self._function.id.encode("ascii", "replace"))]
         if count.is_estimate:
             headers.append((b"x-cortex-estimate", b"true"))
-        await send_json(
-            send, 200, msgspec.json.encode({"input_tokens": count.tokens}), self._request_record.id, headers
-        )
+        body = msgspec.json.encode({"input_tokens": count.tokens})
+        await json_answer(200, body, self._request_record.id, headers).send(client)
 
-    async def _reject(self, send: Send, error: RequestError) -> None:
+    async def _reject(self, client: Client, error: RequestError) -> None:
         fault = error.fault()
         self._request_record.rejected(fault.status("messages"), fault.kind, error.reason)
-        await send_error(send, fault, "messages", self._request_record.id)
+        await error_answer(fault, "messages", self._request_record.id).send(client)

@@ -5,13 +5,21 @@ Requests go over `worker_connections.py`; the proofs, which are rare, over aioht
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from cortex.platform import worker_http
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
 from cortex.router.dialects.core.errors import BadAnswer
-from cortex.router.request.worker_connections import ConnectionWasReset, NotConnected, WorkerConnections, WorkerResponse
+from cortex.router.request.worker_connections import (
+    BodyTooLong,
+    ConnectionWasReset,
+    NotConnected,
+    Sink,
+    WorkerConnections,
+    WorkerResponse,
+)
 
 IDLE_S = 4.0
 """How long an idle connection stays open: less than at workers (five seconds for uvicorn and llama-server), because a
@@ -42,6 +50,12 @@ class Stranger(Broken):
     """The process at the address is not the expected instance: it rejects the key or has another model."""
 
 
+class Relaying(Sink, Protocol):
+    """A sink for which one can wait until it has room."""
+
+    async def drain(self) -> None: ...
+
+
 class Answer:
     """A worker's answer: status and headers, with the body still to be read.
 
@@ -65,6 +79,21 @@ class Answer:
                 if left < 0:
                     raise worker_http.too_long(STREAM_BYTES)
                 yield chunk
+
+    async def pass_to(self, sink: Relaying) -> None:
+        """Pass the body to a sink as it arrives, STREAM_BYTES of it at most. Raises what the sink does, too."""
+        with _mapped():
+            if not worker_http.encoding(self._response):
+                try:
+                    await self._response.pass_to(sink, STREAM_BYTES)
+                except BodyTooLong:
+                    raise worker_http.too_long(STREAM_BYTES) from None
+                return
+            async for chunk in self.chunks():
+                sink.take(chunk)
+                if sink.over:
+                    return
+                await sink.drain()
 
     def close(self) -> None:
         """Release the answer. Closes the connection unless the body was read to its end."""

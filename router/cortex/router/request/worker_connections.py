@@ -9,7 +9,7 @@ import asyncio
 import select
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -36,11 +36,27 @@ class ConnectionWasReset(ConnectionFailed):
     """The connection was reset before an answer."""
 
 
+class BodyTooLong(Exception):
+    """The body is longer than its reader takes."""
+
+
+class Sink(Protocol):
+    """Takes a body piece by piece. After `take` has returned False, nothing is read until it is writable. `over`: it
+    takes no more."""
+
+    @property
+    def over(self) -> bool: ...
+    def take(self, data: bytes) -> bool: ...
+    def when_writable(self, resume: Callable[[], None] | None) -> None: ...
+
+
 class WorkerResponse:
     """An answer: status and headers, and the body as it comes."""
 
-    __slots__ = ("_complete", "_connection", "_failure", "_limit", "_paused", "_pieces", "_size", "_waiter", "headers",
-                 "status")  # fmt: skip
+    __slots__ = (
+        "_complete", "_connection", "_failure", "_left", "_limit", "_paused", "_pieces", "_sink", "_sink_error",
+        "_size", "_waiter", "headers", "status",
+    )  # fmt: skip
 
     def __init__(self, connection: "WorkerConnection", limit: int) -> None:
         self._connection, self._limit = connection, limit
@@ -51,6 +67,9 @@ class WorkerResponse:
         self._size = 0
         self._complete = self._paused = False
         self._failure: ConnectionFailed | None = None
+        self._sink: Sink | None = None
+        self._sink_error: Exception | None = None
+        self._left = 0
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -82,6 +101,23 @@ class WorkerResponse:
                 self._connection.resume_reading()
             yield chunk
 
+    async def pass_to(self, sink: "Sink", most: int) -> None:
+        """Pass the body to a sink as it arrives, until its end or until the sink is `over`; what arrives together is
+        passed together. Raises BodyTooLong for more than `most` bytes, ConnectionFailed, and what the sink raises."""
+        self._sink, self._left = sink, most
+        try:
+            self._resume()
+            self.flush()
+            while self._sink_error is None and not (self._complete or sink.over):
+                if self._failure is not None:
+                    raise self._failure
+                await self._wait()
+            if self._sink_error is not None:
+                raise self._sink_error
+        finally:
+            self._sink = None
+            sink.when_writable(None)
+
     def close(self) -> None:
         """Release the answer. Closes the connection unless the body has ended."""
         if not self._complete:
@@ -103,12 +139,45 @@ class WorkerResponse:
 
     # For the connection.
 
+    def flush(self) -> None:
+        """Pass on what has arrived."""
+        sink, pieces = self._sink, self._pieces
+        if sink is None or not pieces or self._paused or sink.over:
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._size = 0
+        self._left -= len(data)
+        try:
+            if self._left < 0:
+                raise BodyTooLong
+            has_room = sink.take(data)
+        except Exception as error:
+            self._sink, self._sink_error = None, error
+            self._wake()
+            return
+        if sink.over:
+            self._wake()
+        elif not (has_room or self._complete):
+            self._paused = True
+            self._connection.pause_reading()
+            sink.when_writable(self._resume)
+
+    def _resume(self) -> None:
+        """Go on: the reader has room again."""
+        if self._paused:
+            self._paused = False
+            self._connection.resume_reading()
+            self.flush()
+
     def begin(self, status: int) -> None:
         self.status = status
         self._wake()
 
     def add(self, piece: bytes) -> None:
         self._pieces.append(piece)
+        if self._sink is not None:
+            return  # `flush` follows
         self._size += len(piece)
         if self._size > self._limit and not self._paused:
             self._paused = True
@@ -120,9 +189,8 @@ class WorkerResponse:
         self._wake()
 
     def fail(self, failure: ConnectionFailed) -> None:
-        if not self._complete:
-            self._failure = failure
-            self._wake()
+        self._failure = failure
+        self._wake()
 
     def ends_with_the_connection(self) -> bool:
         """Whether the body has neither a length nor chunks."""
@@ -191,15 +259,18 @@ class WorkerConnection(asyncio.Protocol):
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
-        if self._response is None:  # nothing was requested
+        response = self._response
+        if response is None:  # nothing was requested
             self.abort()
             return
         self._silent += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            response.flush()
             self._fail(ConnectionFailed("its answer is not HTTP"))
         else:
+            response.flush()
             if self._silent > SILENT_BYTES or self._headers > HEADERS:
                 self._fail(ConnectionFailed("its answer has too long a head"))
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Awaitable, Callable
 
-from litestar.types import ASGIApp
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -24,6 +23,7 @@ from cortex.router.live_catalogue import Target
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
 from cortex.router.request.exchange import Call, Exchange, Exchanges, Parse
+from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import Incoming, unique_id
 from cortex.router.request.intake import Intake
 from cortex.router.request.model_traits import TraitsCache
@@ -36,7 +36,7 @@ from cortex.router.request.tokenizer import Tokenizer
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
-Reading = Callable[[bytes, Share], Awaitable[ASGIApp]]
+Reading = Callable[[bytes, Share], Awaitable[Answering]]
 
 
 class _Peek(Struct, frozen=True):
@@ -56,15 +56,15 @@ def routes(
         function = target.function
         return traits_cache.of(function, kind, view.profile(function.id), view.ready(function.id, target.revision))
 
-    async def serve_generation(request: Incoming, kind: Dialect) -> ASGIApp:
+    async def serve_generation(request: Incoming, kind: Dialect) -> Answering:
         """Serve a request with a worker's chat or completions endpoint."""
         return await receive(request, kind, lambda body, share: generation(request, kind, body, share))
 
-    async def serve_computation(request: Incoming, kind: Dialect, path: str) -> ASGIApp:
+    async def serve_computation(request: Incoming, kind: Dialect, path: str) -> Answering:
         """Serve a request with one JSON answer: embeddings, rerank."""
         return await receive(request, kind, lambda body, share: computation(request, kind, path, body, share))
 
-    async def receive(request: Incoming, kind: Dialect, read: Reading, *, costs_tokens: bool = True) -> ASGIApp:
+    async def receive(request: Incoming, kind: Dialect, read: Reading, *, costs_tokens: bool = True) -> Answering:
         """Check the key's limits, read the body, and account for its memory until the request is answered."""
         who, started = request.caller, time.monotonic()
         try:
@@ -95,7 +95,7 @@ def routes(
         """Return the model's name in a body."""
         return await intake.work(len(body), _peek, body)
 
-    async def generation(request: Incoming, kind: Dialect, body: bytes, share: Share) -> ASGIApp:
+    async def generation(request: Incoming, kind: Dialect, body: bytes, share: Share) -> Answering:
         started = time.monotonic()
         name = await peek(body)
         who = request.caller
@@ -145,7 +145,7 @@ def routes(
         await share.adjust(len(body), call.answers)
         return exchange_of(request, target, call, parse, name, who, started, share)
 
-    async def computation(request: Incoming, kind: Dialect, path: str, body: bytes, share: Share) -> ASGIApp:
+    async def computation(request: Incoming, kind: Dialect, path: str, body: bytes, share: Share) -> Answering:
         started = time.monotonic()
         name = await peek(body)
         who = request.caller
@@ -182,42 +182,45 @@ def routes(
         who: Principal,
         started: float,
         share: Share,
-    ) -> ASGIApp:
+    ) -> Answering:
         read_s = time.monotonic() - started
-        exchange = Exchange(exchanges, target, call, request.id, who, name=name, read_s=read_s, parse=parse)
+        headers = request.headers.items()
+        exchange = Exchange(
+            exchanges, target, call, request.id, who, name=name, read_s=read_s, parse=parse, headers=headers
+        )
         return share.wrap(exchange, exchange.request_record)
 
-    async def chat(request: Incoming) -> ASGIApp:
+    async def chat(request: Incoming) -> Answering:
         """Chat: OpenAI's dialect, streamed or not."""
         return await serve_generation(request, "chat")
 
-    async def completions(request: Incoming) -> ASGIApp:
+    async def completions(request: Incoming) -> Answering:
         """Text completion: OpenAI's older dialect, streamed or not."""
         return await serve_generation(request, "completions")
 
-    async def responses_(request: Incoming) -> ASGIApp:
+    async def responses_(request: Incoming) -> Answering:
         """Responses: OpenAI's newer dialect, streamed or not."""
         return await serve_generation(request, "responses")
 
-    async def messages_(request: Incoming) -> ASGIApp:
+    async def messages_(request: Incoming) -> Answering:
         """Chat: Anthropic's dialect, streamed or not."""
         return await serve_generation(request, "messages")
 
-    async def embeddings_(request: Incoming) -> ASGIApp:
+    async def embeddings_(request: Incoming) -> Answering:
         """Embed texts."""
         return await serve_computation(request, "embeddings", "/v1/embeddings")
 
-    async def rerank_(request: Incoming) -> ASGIApp:
+    async def rerank_(request: Incoming) -> Answering:
         """Rank documents by how well they answer a query."""
         return await serve_computation(request, "rerank", "/v1/rerank")
 
-    async def count_tokens(request: Incoming) -> ASGIApp:
+    async def count_tokens(request: Incoming) -> Answering:
         """Count a prompt's tokens with the worker's tokenizer; a cold function is not started."""
         return await receive(
             request, "messages", lambda body, share: counting(request, body, share), costs_tokens=False
         )
 
-    async def counting(request: Incoming, body: bytes, share: Share) -> ASGIApp:
+    async def counting(request: Incoming, body: bytes, share: Share) -> Answering:
         started, who = time.monotonic(), request.caller
         name = await peek(body)
         target = catalogue.resolve_for(name, who)

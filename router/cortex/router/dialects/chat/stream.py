@@ -1,4 +1,5 @@
-"""A worker's chat stream for a client of the same dialect: frames are forwarded and tracked.
+"""A worker's chat stream for a client of the same dialect: frames are forwarded and tracked. Those that differ from an
+earlier one in their text only are not decoded (`template.py`).
 
 The usage chunk is removed if only cortex requested it. `[DONE]` is sent only when every choice has ended: interrupted
 workers send it too, and then the client gets an error instead.
@@ -9,11 +10,15 @@ import contextlib
 import msgspec
 
 from cortex.router.dialects.chat.answer import ChunkRepair, plain, replace_model
+from cortex.router.dialects.chat.template import Template, template_of
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import Fault, openai_error
 from cortex.router.dialects.core.sse import Event, encode_data
 from cortex.router.dialects.core.stream import DONE, FrameStream, is_empty
+
+TEMPLATES = 8
+"""So many templates that never matched show that the worker's chunks differ in more than their text."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +49,9 @@ class ChatStream(FrameStream):
         self._usage: chunks.Usage | None = None
         self._usages: dict[int, chunks.Usage] = {}
         """Of the choices of a completion: llama.cpp counts each prompt by itself."""
+        self._template: Template | None = None
+        self._templates = 0
+        """Templates since one last matched."""
         self._started: set[int] = set()
         self._ended: set[int] = set()
 
@@ -61,6 +69,17 @@ class ChatStream(FrameStream):
 
     def ping(self) -> bytes:
         return b"" if self.over else b": waiting\n\n"
+
+    def feed(self, data: bytes) -> bytes:
+        """Relay the frames that a piece of the worker's body completes."""
+        template = self._template
+        if template is not None and self._frames.is_between and not self.over:
+            output, tokens = template.feed(data)
+            if tokens:
+                self.rough_tokens += tokens
+                self._templates = 0
+                return output
+        return super().feed(data)
 
     def _relay(self, frame: Event, out: list[bytes]) -> None:
         if frame.data == DONE:
@@ -80,7 +99,11 @@ class ChatStream(FrameStream):
                 self._usages[choice.index] = chunk.usage
             if chunks.ending(chunk, choice) is not None:
                 self._ended.add(choice.index)
-        out.append(encode_data(replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model)))
+        output = replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model)
+        out.append(encode_data(output))
+        if self._templates < TEMPLATES:
+            self._template = template_of(chunk, frame.data, output)
+            self._templates += 1
 
     def _relay_last(self, frame: Event, out: list[bytes]) -> None:
         """Relay the last frame. It may be half a chunk, which is ignored."""

@@ -28,6 +28,11 @@ class SSEDecoder:
         self._after_cr = False
         self._at_start = True
 
+    @property
+    def is_between(self) -> bool:
+        """Whether the next byte begins an event."""
+        return not (self._tail or self._data or self._event or self._after_cr or self._at_start)
+
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events that this piece completes."""
         if self._after_cr and chunk:

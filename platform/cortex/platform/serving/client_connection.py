@@ -1,0 +1,133 @@
+"""The client of one request, for an application that answers without ASGI messages.
+
+An ASGI message is a coroutine call, a dictionary and a search through every header; a disconnect is noticed by a task
+that waits for it. Here an answer is written with plain calls, and a disconnect is a callback. `http_limits.py` puts the
+object into each request's scope, where `client_of` finds it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+EXTENSION = "cortex.client"
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class ClientConnection:
+    """Writes the answer to one request: `send`, or `start`, `write` any number of times, and `end`.
+
+    After a disconnect all of them do nothing. `on_lost` is called once if the client disconnects before `end`;
+    `on_writable` when a client that was `is_full` has read.
+    """
+
+    __slots__ = ("_cycle", "_protocol", "on_lost", "on_writable")
+
+    def __init__(self, protocol: Any, cycle: RequestResponseCycle) -> None:
+        self._protocol, self._cycle = protocol, cycle
+        self.on_lost: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+
+    def attach(self) -> "ClientConnection":
+        """Report disconnects from now on: the request has been read."""
+        self._protocol.answering = self
+        self._protocol.flow.resume_reading()  # a connection that is not read is never seen to close
+        return self
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client has disconnected."""
+        return self._cycle.disconnected
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the head has been sent."""
+        return self._cycle.response_started
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client reads more slowly than the application writes."""
+        return bool(self._protocol.flow.write_paused)
+
+    async def drain(self) -> None:
+        """Wait until the client has read."""
+        if self.is_full and not self.is_lost:
+            await self._protocol.flow.drain()
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer, head and body in one piece. Its length is added."""
+        cycle = self._cycle
+        if not cycle.disconnected:
+            cycle.chunked_encoding = False
+            cycle.transport.write(self._head(status, [*headers, (b"content-length", b"%d" % len(body))]) + body)
+            self._complete()
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Send the head of an answer in pieces."""
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(self._head(status, headers))
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        cycle = self._cycle
+        assert not cycle.response_started
+        cycle.response_started, cycle.waiting_for_100_continue = True, False
+        lines = [STATUS_LINE[status]]
+        number = 1
+        for name, value in (*cycle.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+            number += 1
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+            number += 1
+        if cycle.chunked_encoding is None:
+            cycle.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+            number += 1
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        if not head.count(b"\n") == head.count(b"\r") == number + 1:
+            raise ValueError("a header of an answer has a line break")
+        return head
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
+        cycle = self._cycle
+        if data and not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data)
+
+    async def end(self) -> None:
+        """End the body."""
+        cycle = self._cycle
+        if cycle.disconnected or cycle.response_complete:
+            return
+        if cycle.chunked_encoding:
+            cycle.transport.write(b"0\r\n\r\n")
+        self._complete()
+
+    def _complete(self) -> None:
+        cycle = self._cycle
+        cycle.response_complete = True
+        self._protocol.answering = None
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+
+    # For the protocol.
+
+    def lose(self) -> None:
+        """Report the disconnect."""
+        self._cycle.disconnected = True
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def resume(self) -> None:
+        """Report that the client has read."""
+        if self.on_writable is not None:
+            self.on_writable()
+
+
+def client_of(scope: Any) -> ClientConnection:
+    """Return the client of a request that this router's own server has received."""
+    client: ClientConnection = scope["extensions"][EXTENSION]
+    return client

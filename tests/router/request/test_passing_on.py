@@ -1,0 +1,182 @@
+"""A worker's body that is passed to a sink as it arrives: whole, in order, and no faster than the sink takes it."""
+
+import asyncio
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex.router.request.worker_connections import BodyTooLong, ConnectionFailed
+from tests.router.dialects.examples import examples
+from tests.router.request.test_worker_connections import WHOLE, Peer, answers, answers_once, connections, post, workers
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+MOST = 1 << 30
+
+
+class Reader:
+    """Keeps what it takes. It is over after `wanted` bytes, and takes `room` bytes until it has `read()`."""
+
+    def __init__(self, *, wanted: int = MOST, room: int = MOST) -> None:
+        self.pieces: list[bytes] = []
+        self.wanted, self.room, self._resume = wanted, room, None  # type: int, int, Callable[[], None] | None
+        self.full = asyncio.Event()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    @property
+    def over(self) -> bool:
+        return len(self.body) >= self.wanted
+
+    def take(self, data: bytes) -> bool:
+        assert not self.over
+        self.pieces.append(data)
+        if sum(map(len, self.pieces)) < self.room:
+            return True
+        self.full.set()
+        return False
+
+    def when_writable(self, resume: Callable[[], None] | None) -> None:
+        self._resume = resume
+
+    def read(self) -> None:
+        """Make room without limit."""
+        self.room = MOST
+        if self._resume is not None:
+            self._resume()
+
+
+async def passed(url: str, sink: Reader, most: int = MOST) -> None:
+    async with connections(read_bytes=64) as made:
+        response = await made.post(url, "/", b"{}", {})
+        try:
+            await asyncio.wait_for(response.pass_to(sink, most), 10)
+        finally:
+            response.close()
+
+
+@given(st.binary(min_size=1, max_size=300), st.sets(st.integers(1, 400), max_size=8), st.booleans())
+@examples(50)
+async def test_a_body_is_passed_on_whole_however_its_bytes_arrive(body: bytes, cuts: set[int], chunked: bool) -> None:
+    frames = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    head = CHUNKED if chunked else b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = head + (frames if chunked else body)
+    places = [0, *sorted(c for c in cuts if c < len(answer)), len(answer)]
+    async with workers(answers(*(answer[a:b] for a, b in pairwise(places)))) as there:
+        sink = Reader()
+        await passed(there.url, sink)
+
+    assert sink.body == body
+
+
+async def test_chunks_that_arrive_together_are_passed_on_together() -> None:
+    chunks = b"".join(b"3\r\n%03d\r\n" % n for n in range(5))
+    async with workers(answers_once(CHUNKED + chunks + b"0\r\n\r\n")) as there:
+        sink = Reader()
+        await passed(there.url, sink)
+
+    assert sink.pieces == [b"000001002003004"]
+
+
+async def test_a_sink_without_room_stops_the_worker_and_gets_the_rest_later() -> None:
+    total, sent = 20_000_000, 0
+
+    async def talk(peer: Peer) -> None:
+        nonlocal sent
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
+        while sent < total:
+            await peer.send(b"x" * 10_000)
+            sent += 10_000
+        await peer.request()
+        await peer.send(WHOLE)
+
+    async with workers(talk) as there, connections() as made:
+        sink = Reader(room=100_000)
+        response = await made.post(there.url, "/", b"{}", {})
+        passing = asyncio.create_task(response.pass_to(sink, MOST))
+        await asyncio.wait_for(sink.full.wait(), 10)
+        before = -1
+        while sent != before:  # until the kernel's buffers are full
+            before = sent
+            for _ in range(100):
+                await asyncio.sleep(0)
+        held, taken = sent, len(sink.body)
+        sink.read()
+        await asyncio.wait_for(passing, 20)
+        response.close()
+        after = await post(made, there.url)
+
+    assert held < total / 2
+    assert taken < 1_000_000
+    assert len(sink.body) == total
+    assert after == (200, b"hello")
+    assert there.connections == 1
+
+
+async def test_a_sink_that_is_full_at_the_end_does_not_stop_the_connections_next_answer() -> None:
+    async with workers(answers(WHOLE)) as there, connections() as made:
+        sink = Reader(room=1)
+        response = await made.post(there.url, "/", b"{}", {})
+        await asyncio.wait_for(response.pass_to(sink, MOST), 10)
+        response.close()
+        after = await asyncio.wait_for(post(made, there.url), 10)
+
+    assert (sink.body, after, there.connections) == (b"hello", (200, b"hello"), 1)
+
+
+async def test_a_sink_that_wants_no_more_ends_the_passing_and_the_connection() -> None:
+    closed = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + b"3\r\none\r\n")
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as there:
+        sink = Reader(wanted=3)
+        await passed(there.url, sink)
+        await asyncio.wait_for(closed.wait(), 10)
+
+    assert sink.body == b"one"
+
+
+async def test_a_connection_that_breaks_after_the_sink_had_enough_is_no_failure() -> None:
+    async with workers(answers_once(CHUNKED + b"3\r\none\r\nnonsense\r\n")) as there:
+        sink = Reader(wanted=3)
+        await passed(there.url, sink)
+
+    assert sink.body == b"one"
+
+
+async def test_an_error_of_the_sink_is_raised_where_the_body_is_awaited() -> None:
+    class Broken(Reader):
+        def take(self, data: bytes) -> bool:
+            raise KeyError(data)
+
+    async with workers(answers_once(WHOLE)) as there:
+        with pytest.raises(KeyError, match="hello"):
+            await passed(there.url, Broken())
+
+
+async def test_a_body_above_the_limit_is_refused() -> None:
+    async with workers(answers_once(WHOLE)) as there:
+        with pytest.raises(BodyTooLong):
+            await passed(there.url, Reader(), most=4)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"", b"3\r\ntw", b"3\r\ntwo\r\nnonsense\r\n"], ids=["closed", "within a chunk", "no chunk"]
+)
+async def test_a_body_that_breaks_off_is_a_failure_after_what_arrived(rest: bytes) -> None:
+    async with workers(answers_once(CHUNKED + b"3\r\none\r\n" + rest)) as there:
+        sink = Reader()
+        with pytest.raises(ConnectionFailed):
+            await passed(there.url, sink)
+
+    assert sink.body == b"one" + {b"3\r\ntw": b"tw", b"": b""}.get(rest, b"two")
