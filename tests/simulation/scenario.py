@@ -116,6 +116,7 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
     faults = _faults(random, machines, routers, sorted(functions), active_s, edits=edited != functions)
     starts = {f: Start(seconds=random.choice((0.5, 1.5, 3.0, 6.0))) for f in functions}
     if has_old_record:
+        starts = {f: Start(seconds=random.choice((0.5, 1.5))) for f in starts}  # all of it before the load ends
         more_requests, more_faults = _with_an_old_record(random, machines, routers, starts)
         requests = tuple(sorted((*requests, *more_requests), key=lambda r: r.at))
         faults = tuple(sorted((*faults, *more_faults), key=lambda f: f.at))

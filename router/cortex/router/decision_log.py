@@ -90,10 +90,15 @@ class DecisionLog:
                 "status": request.status,
                 "kind": request.fault,
                 "queued_ms": round(request.queued_s * 1000),
+                "took_ms": round(request.duration_s * 1000),
             }
             self.note(RouterDecision.NOT_SERVED, **where, instance=request.instance, why=request.why, inputs=inputs)
         elif request.cold:
-            inputs = {"queued_ms": round(request.queued_s * 1000), "status": request.status}
+            inputs = {
+                "queued_ms": round(request.queued_s * 1000),
+                "took_ms": round(request.duration_s * 1000),
+                "status": request.status,
+            }
             why = "the client left while it waited" if request.left and not request.instance else "nothing was ready"
             self.note(
                 RouterDecision.WAITED, **where, instance=request.instance, host=request.host, why=why, inputs=inputs

@@ -87,7 +87,10 @@ class Activator:
         catalogue: Declarations,
         probe: Prober,
         decision_log: DecisionLog | None = None,
+        now: Callable[[], float] = lambda: clock.now(),
     ) -> None:
+        """`now` is the time of the view's fleet."""
+        self._now = now
         self._decision_log = decision_log or DecisionLog("")
         self._view, self._registry, self._agents, self._in_flight = view, registry, agents, in_flight
         self._catalogue, self._probe = catalogue, probe
@@ -188,7 +191,7 @@ class Activator:
         function_need = need(function, None)
         fleet = self._view.fleet
         usage = use(fleet)
-        order = self._slow_last(hosts_to_ask(function_need, function, fleet, usage, clock.now(), request.beside))
+        order = self._slow_last(hosts_to_ask(function_need, function, fleet, usage, self._now(), request.beside))
         refusals: dict[str, Rejected] = {}
         accepted = await self._first_host(order, replace(request, turn=request.turn and len(order) == 1), refusals)
         if accepted is None and request.turn and len(order) > 1 and (host := _soonest_turn(refusals)):
@@ -246,7 +249,7 @@ class Activator:
     ) -> None:
         """Log the decision: the hosts, the estimate for each, and the rejections before this one."""
         inputs = {
-            "candidates": candidates(function_need, function, fleet, use(fleet), clock.now()),
+            "candidates": candidates(function_need, function, fleet, use(fleet), self._now()),
             "rejections": {name: rejection.reason for name, rejection in refusals.items()},
             "waiting": self._in_flight.waiting_for(function.id),
         }
@@ -260,7 +263,7 @@ class Activator:
         function_need = need(function, None)
         fleet = self._view.fleet
         refusals: dict[str, str] = {}
-        usage, now = use(fleet), clock.now()
+        usage, now = use(fleet), self._now()
         for host in hosts_to_ask(function_need, function, fleet, usage, now):
             try:
                 answer = await self._agents.plan(fleet.hosts[host], function)
@@ -284,7 +287,7 @@ class Activator:
         """Merge the agents' rejections into one error: crashing beats full, full beats never."""
         if not refusals:
             fleet = self._view.fleet
-            why = why_nowhere(function_need, fleet, use(fleet), clock.now())
+            why = why_nowhere(function_need, fleet, use(fleet), self._now())
             public = f"no host can run '{function.id}'"
             return NoCapacity(
                 f"{public}: {why}",
@@ -307,7 +310,7 @@ class Activator:
 
     def retry_after_s(self, function: str) -> int:
         """Return in how many seconds a function that waits for memory is ready, by the agents' estimate."""
-        ready = ready_in_s(self._view.fleet, function, clock.now())
+        ready = ready_in_s(self._view.fleet, function, self._now())
         return RETRY_AFTER_S if ready is None else min(max(1, math.ceil(ready)), MOST_RETRY_AFTER_S)
 
     def _join(self, target: Target) -> asyncio.Task[None]:
@@ -439,13 +442,13 @@ class Activator:
         for host in self._view.fleet.hosts.values():
             for instance in host.of(function.id):
                 if instance.state in LIVE:
-                    so_far = clock.now() - instance.created
+                    so_far = self._now() - instance.created
                     phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
                     return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
         unreadable = [
             f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.id))
         ]
-        in_line = [f"it {wait}" for wait in waits(self._view.fleet, function.id, clock.now())[:1]]
+        in_line = [f"it {wait}" for wait in waits(self._view.fleet, function.id, self._now())[:1]]
         return "; ".join(unreadable or in_line) or "no host has had room for it"
 
 

@@ -1,0 +1,1 @@
+"""What a fleet would have done with other hosts or another catalogue: `cortex replay`."""
