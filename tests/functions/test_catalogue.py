@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tests.support  # noqa: F401
-from cortex.functions.catalogue import Catalogue, CatalogueError, Problem, notes, read
+from cortex.functions.catalogue import Catalogue, CatalogueError, Problem, Substitute, notes, read
 from cortex.functions.spec import Engine, Function, revision
 
 SEED = """\
@@ -228,6 +228,13 @@ def test_an_alias_of_an_alias_resolves_to_the_function() -> None:
     assert catalogue.aliases_of("m") == ["a", "b", "c"]
 
 
+def test_an_alias_has_a_substitute_and_so_have_its_own_aliases() -> None:
+    catalogue = load(TWO + '[aliases]\na = { use = "m", on_cold = { use = "c", within_s = 2 } }\nb = "a"\nc = "n"')
+
+    assert catalogue.aliases == {"a": "m", "b": "m", "c": "n"}
+    assert catalogue.substitutes == {"a": Substitute("n", 2.0), "b": Substitute("n", 2.0)}
+
+
 def test_the_nearest_names_are_ids_and_aliases() -> None:
     assert load(SEED).nearest("helexa/smal")[0] == "helexa/small"
     assert load(SEED).nearest("qwen3-8b")[0] == "Qwen/Qwen3-8B"
@@ -236,6 +243,7 @@ def test_the_nearest_names_are_ids_and_aliases() -> None:
 # Problems. Each text begins at line 1.
 
 ONE = '[[models]]\nid = "m"\nengine = "fake"\n'
+TWO = ONE + '[[models]]\nid = "n"\nengine = "fake"\n'
 
 PROBLEMS = {
     "not TOML": ("a = = 1", ["models.toml:1: is not TOML: Invalid value (at line 1, column 5)"]),
@@ -407,6 +415,38 @@ PROBLEMS = {
     "an alias with a dot, not in quotes": (
         ONE + '[aliases]\ngpt-4.1 = "m"',
         ["models.toml:5: alias 'gpt-4': must lead to an id in quotes (write aliases with a '.' in quotes)"],
+    ),
+    "a substitute that is the function itself": (
+        ONE + '[aliases]\na = { use = "m", on_cold = { use = "m" } }',
+        ["models.toml:5: alias 'a': on_cold: 'm' is the function itself: name another one"],
+    ),
+    "an alias that is its own substitute": (
+        ONE + '[aliases]\na = { use = "m", on_cold = { use = "a" } }',
+        ["models.toml:5: alias 'a': on_cold: 'a' has a substitute of its own: name a function"],
+    ),
+    "a chain of substitutes": (
+        TWO + '[aliases]\na = { use = "m", on_cold = { use = "b" } }\nb = { use = "n", on_cold = { use = "m" } }',
+        ["models.toml:8: alias 'a': on_cold: 'b' has a substitute of its own: name a function"],
+    ),
+    "a substitute that is not there": (
+        ONE + '[aliases]\na = { use = "m", on_cold = { use = "mm" } }',
+        ["models.toml:5: alias 'a': on_cold: 'mm' is not in the catalogue; did you mean 'm'?"],
+    ),
+    "an unknown key of a substitute, in a table of its own": (
+        ONE + '[aliases.a]\nuse = "m"\non_cold = { use = "m", within = 2 }',
+        ["models.toml:4: alias 'a': on_cold: unknown key 'within'; did you mean 'within_s'?"],
+    ),
+    "a substitute without a name": (
+        ONE + '[aliases]\na = { use = "m", on_cold = { within_s = 2 } }',
+        ["models.toml:5: alias 'a': on_cold: Object missing required field `use`"],
+    ),
+    "an alias in a table without its function": (
+        ONE + '[aliases]\na = { on_cold = { use = "m" } }',
+        ['models.toml:5: alias \'a\': has no `use`: write { use = "id", on_cold = { use = "another id" } }'],
+    ),
+    "an unknown key of an alias": (
+        ONE + '[aliases]\na = { use = "m", on_cod = { use = "m" } }',
+        ["models.toml:5: alias 'a': unknown key 'on_cod'; did you mean 'on_cold'?"],
     ),
     "an empty alias": (ONE + '[aliases]\n"" = "m"', ["models.toml:5: alias '': is empty"]),
     "a line break that is none to TOML": (

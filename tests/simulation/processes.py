@@ -47,6 +47,7 @@ from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
 from cortex.router.request.probe import Probe
 from cortex.router.request.request_record import RequestRecords
+from cortex.router.request.substitutes import Substitutes
 from cortex.router.tracing import PassThroughTracing
 from tests.simulation.agent_http import Transport
 from tests.simulation.machine import (
@@ -189,6 +190,7 @@ class SimulatedRouter:
             self._deaths,
             RequestRecords([self._decision_log.note_request]),
             PassThroughTracing(),
+            Substitutes(start_history.History(own)),
         )
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -6,10 +6,10 @@ key.
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from cortex.functions import arguments, hours
 from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unknown_placeholders
@@ -23,6 +23,7 @@ _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
 _KEYS = (*Function.__struct_fields__, "harness")
 _SHARED = tuple(k for k in _KEYS if k not in ("id", "source"))  # what [defaults] may set
 _SYNONYMS = {"engine": "harness", "harness": "engine"}
+_OF_ALIAS = ("use", "on_cold")
 _NOT_YET: dict[str, str] = {}
 """Keys that are accepted but have no effect yet, each with the reason."""
 
@@ -48,11 +49,20 @@ class CatalogueError(Exception):
         self.problems = problems
 
 
+class Substitute(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which function answers for an alias while the alias's own is not ready: `on_cold` of an alias."""
+
+    use: str
+    within_s: Annotated[float, Meta(ge=0, le=60)] = 0.0
+    """How long a request waits for its own function, if that is expected to be ready by then."""
+
+
 class Catalogue(Struct, frozen=True):
-    """All functions in the order declared, and the function id of each alias."""
+    """All functions in the order declared, the function id of each alias, and the substitutes of aliases by name."""
 
     functions: dict[str, Function] = {}
     aliases: dict[str, str] = {}
+    substitutes: dict[str, Substitute] = {}
 
     def resolve(self, name: str) -> Function | None:
         """Return the function with an id or alias."""
@@ -132,10 +142,11 @@ class _Reader:
                 )
         defaults = self._defaults(raw.get("defaults", {}))
         functions = self._functions(raw.get("models", []), defaults)
-        aliases = self._aliases(raw.get("aliases", {}), functions)
+        aliases, rules = self._aliases(raw.get("aliases", {}), functions)
+        substitutes = self._substitutes(rules, aliases, functions)
         if self.problems:
             raise CatalogueError(self.problems)
-        return Catalogue({k: f for k, f in functions.items() if f}, aliases)
+        return Catalogue({k: f for k, f in functions.items() if f}, aliases, substitutes)
 
     def _report(self, where: str, what: str, line: int | None) -> None:
         self.problems.append(Problem(file=self.file, line=line, where=where, what=what))
@@ -249,14 +260,23 @@ class _Reader:
         self._report(where, f"unknown harness {harness!r}{did_you_mean(str(harness), valid)}", line)
         return None
 
-    def _aliases(self, raw: Any, functions: Mapping[str, Function | None]) -> dict[str, str]:
+    def _aliases(
+        self, raw: Any, functions: Mapping[str, Function | None]
+    ) -> tuple[dict[str, str], dict[str, Substitute]]:
+        """Return the function of each alias, and what `on_cold` says of those that have it."""
         if not isinstance(raw, dict):
             self._report("aliases", "must be a table: [aliases]", self.lines.key("", "aliases"))
-            return {}
+            return {}, {}
         aliases: dict[str, str] = {}
+        rules: dict[str, Substitute] = {}
         for alias, target in raw.items():
-            line = self.lines.key("aliases", alias)
+            line = self._alias_line(alias)
             where = f"alias '{alias}'"
+            if isinstance(target, dict) and not target.keys().isdisjoint(_OF_ALIAS):
+                target, rule = self._alias_table(target, where, line)
+                if target is None:
+                    continue
+                rules |= {alias: rule} if rule else {}
             if not isinstance(target, str):
                 self._report(where, "must lead to an id in quotes (write aliases with a '.' in quotes)", line)
             elif fault := fault_in(alias):
@@ -267,7 +287,60 @@ class _Reader:
                 aliases[alias] = target
         # An alias of an invalid function or alias is not a second problem.
         ends = {**dict.fromkeys(raw), **functions}
-        return {a: t for a in aliases if (t := self._follow(a, aliases, ends))}
+        for alias in aliases:  # an alias of an alias has its substitute
+            path = [alias]
+            while (target := aliases.get(path[-1])) and target not in path:
+                path.append(target)
+            rule = next((rules[name] for name in path if name in rules), None)
+            rules |= {alias: rule} if rule else {}
+        return {a: t for a in aliases if (t := self._follow(a, aliases, ends))}, rules
+
+    def _alias_line(self, alias: str) -> int | None:
+        return self.lines.table(f"aliases.{alias}") or self.lines.key("aliases", alias)
+
+    def _alias_table(
+        self, raw: Mapping[str, Any], where: str, line: int | None
+    ) -> tuple[str | None, Substitute | None]:
+        """Return the target and the substitute of `alias = { use = "big", on_cold = { use = "small" } }`."""
+        unknown = [k for k in raw if k not in _OF_ALIAS]
+        for key in unknown:
+            self._report(where, f"unknown key '{key}'{did_you_mean(key, _OF_ALIAS, cutoff=0)}", line)
+        target = raw.get("use")
+        if not isinstance(target, str):
+            self._report(where, 'has no `use`: write { use = "id", on_cold = { use = "another id" } }', line)
+            return None, None
+        on_cold = raw.get("on_cold")
+        if on_cold is None or unknown:
+            return target, None
+        if isinstance(on_cold, dict) and (odd := [k for k in on_cold if k not in Substitute.__struct_fields__]):
+            hint = did_you_mean(odd[0], Substitute.__struct_fields__, cutoff=0)
+            self._report(where, f"on_cold: unknown key '{odd[0]}'{hint}", line)
+            return target, None
+        try:
+            return target, msgspec.convert(on_cold, Substitute)
+        except msgspec.ValidationError as error:
+            self._report(where, f"on_cold: {error}", line)
+            return target, None
+
+    def _substitutes(
+        self,
+        rules: Mapping[str, Substitute],
+        aliases: Mapping[str, str],
+        functions: Mapping[str, Function | None],
+    ) -> dict[str, Substitute]:
+        """Return the substitutes with the ids of their functions."""
+        resolved = {}
+        for alias, rule in rules.items():
+            where, line, use = f"alias '{alias}'", self._alias_line(alias), aliases.get(rule.use, rule.use)
+            if rule.use in rules:
+                self._report(where, f"on_cold: '{rule.use}' has a substitute of its own: name a function", line)
+            elif use not in functions:
+                hint = did_you_mean(rule.use, (*functions, *aliases))
+                self._report(where, f"on_cold: '{rule.use}' is not in the catalogue{hint}", line)
+            elif use == aliases.get(alias):
+                self._report(where, f"on_cold: '{rule.use}' is the function itself: name another one", line)
+            resolved[alias] = Substitute(use, rule.within_s)
+        return resolved
 
     def _follow(self, alias: str, aliases: Mapping[str, str], functions: Mapping[str, Function | None]) -> str | None:
         """Return the id that an alias stands for; an alias may name another alias."""

@@ -254,6 +254,8 @@ class RequestSummary(Struct, frozen=True, kw_only=True):
     tokens_in: int
     tokens_out: int
     """For an active stream: its pieces so far, an estimate."""
+    substitute_for: str = ""
+    """The function that was not ready, in whose place this one answered."""
     tries: tuple[Try, ...]
     """Workers that broke before this one answered."""
     status: int

@@ -56,6 +56,7 @@ from cortex.router.request.probe import Probe
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import RequestRecords
+from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upstream import Upstream
 from cortex.router.routes import admin, decisions, inference, instances, keys, models, requests, weights
 from cortex.router.start_history import History
@@ -99,11 +100,13 @@ def create_app(settings: Settings) -> Dispatcher:
         Intake(gateway.max_body_mb * 1024 * 1024),
     )
     admission = Admission(view, activator, in_flight)
-    exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer)
+    history = History(registry)
+    substitutes = Substitutes(history)
+    exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer, substitutes)
     rate_limiter = RateLimiter(Quota(registry), view)
     guard, rejections = AuthGuard(key_ring, sessions, gateway), Rejections(request_metrics)
     # beside requests
-    peers, history = Peers(registry, view, request_records, traffic), History(registry)
+    peers = Peers(registry, view, request_records, traffic)
     sources = Sources(catalogue, view, in_flight, registry, agents, history, peers, strategy=settings.eviction.strategy)
     planner, worker_logs = Planner(catalogue, sources, activator), WorkerLogs(catalogue, view, agents)
     operations = Operations(registry, view, catalogue, activator, agents, history)

@@ -27,6 +27,8 @@ class RouterDecision(enum.StrEnum):
     """Every host rejected a start."""
     WAITED = "waited"
     """A request waited for an instance."""
+    SUBSTITUTED = "substituted"
+    """A request was answered by the substitute of its alias, because its function was not ready."""
     NOT_SERVED = "not_served"
     REPLAYED = "replayed"
     """An attempt failed before the answer began, so the request was sent again."""
@@ -82,6 +84,11 @@ class DecisionLog:
     def note_request(self, request: RequestRecord) -> None:
         """Add entries for a finished request that was replayed, rejected or had to wait."""
         where = {"function": request.function, "request": request.id}
+        if request.substitute_for:
+            why = f"it was not ready: {request.function} answered in its place"
+            place = {"instance": request.instance, "host": request.host}
+            function = request.substitute_for
+            self.note(RouterDecision.SUBSTITUTED, function, request=request.id, why=why, **place)
         for attempt in request.tries:
             what = RouterDecision.REPLAYED if attempt.replayed else RouterDecision.BROKE
             self.note(what, **where, instance=attempt.instance, host=attempt.host, why=attempt.why)

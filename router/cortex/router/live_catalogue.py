@@ -19,7 +19,7 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from cortex.functions.catalogue import Catalogue, CatalogueError, read
+from cortex.functions.catalogue import Catalogue, CatalogueError, Substitute, read
 from cortex.functions.hours import at_hours, is_open
 from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function, revision
@@ -99,6 +99,14 @@ class LiveCatalogue:
             raise NotAllowed(f"the key '{caller.name}' may not use the model {name[:200]!r}")
         visible = (n for n, t in self._targets.items() if caller.may_use(t.function.id))
         raise FunctionNotFound(name, nearest(name, visible))
+
+    def substitute(self, name: str, caller: Principal) -> tuple[Target, Substitute] | None:
+        """Return the function that may answer a caller for an alias while its own is not ready, with the rule."""
+        rule = self.catalogue.substitutes.get(name)
+        target = self._targets.get(rule.use) if rule else None
+        if rule is None or target is None or not caller.may_use(target.function.id):
+            return None
+        return target, rule
 
     def declared(self, function: str) -> Function | None:
         """Return a function as the file declares it, without runtime overrides."""

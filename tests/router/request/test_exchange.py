@@ -17,6 +17,7 @@ from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Death, Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures, Incident
+from cortex.platform.scheduling.ledger import Entry
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.activation.load_balancing import choose
@@ -30,6 +31,7 @@ from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Call, Exchange, Exchanges
 from cortex.router.request.probe import Pulse
 from cortex.router.request.request_record import RequestRecord, RequestRecords
+from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
 from tests.support.catalogues import aliases, entry, fake
@@ -66,6 +68,7 @@ class Stage:
             Deaths(self.view, self, cast(Registry, self), DecisionLog("router-1"), "router-1"),
             RequestRecords([]),
             cast(Tracing, self),
+            Substitutes(self),
         )
 
     # What the router reads and asks.
@@ -86,6 +89,9 @@ class Stage:
 
     async def pulse(self, instance: Instance) -> Pulse:
         return self.found
+
+    async def ledger(self) -> dict[str, Entry]:
+        return {}
 
     async def share_death(self, token: str, death: Death) -> None:
         self.shared.append(death)
@@ -373,7 +379,7 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     request_records = RequestRecords([note])
     tracing = BrokenTracing(request_records)
     nothing = cast(Any, None)
-    exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, request_records, cast(Any, tracing))
+    exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, request_records, cast(Any, tracing), nothing)
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
     exchange = Exchange(exchanges, target, call, "req_1", anonymous())

@@ -33,7 +33,15 @@ from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable,
 from cortex.router.activation.load_balancing import candidates, hosts_to_ask, why_nowhere
 from cortex.router.activation.waits import ready_in_s, waits
 from cortex.router.decision_log import DecisionLog, RouterDecision
-from cortex.router.errors import SEE_WHY, NoCapacity, NotReadyInTime, RecordIsAway, RequestError, StartFailed
+from cortex.router.errors import (
+    SEE_WHY,
+    FunctionNotFound,
+    NoCapacity,
+    NotReadyInTime,
+    RecordIsAway,
+    RequestError,
+    StartFailed,
+)
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
 from cortex.router.request.probe import Pulse
@@ -96,10 +104,11 @@ class Activator:
         self._catalogue, self._probe = catalogue, probe
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._slow: dict[str, float] = {}
+        self._warming: dict[str, asyncio.Task[None]] = {}
 
     async def close(self) -> None:
         """End every start that this router drives. Starts on agents continue."""
-        await cancelled(self._starts.values())
+        await cancelled([*self._starts.values(), *self._warming.values()])
 
     async def wait_until_ready(self, target: Target, timeout_s: float) -> None:
         """Return once an instance is ready (it may be gone when the caller uses it), or the catalogue has changed, so
@@ -157,6 +166,26 @@ class Activator:
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
         raise NotReadyInTime(f"another router keeps the claim on '{find().function.id}'", retry_after=RETRY_AFTER_S)
+
+    def warm(self, target: Target) -> None:
+        """Start a function for which no request waits. One that is on its way up stays the only one."""
+        function = target.function.id
+        if function in self._warming:
+            return
+        task = self._warming[function] = asyncio.create_task(self._warm(function))
+        task.add_done_callback(lambda _: self._warming.pop(function, None))
+
+    async def _warm(self, function: str) -> None:
+        def find() -> Target:
+            target = self._catalogue.get(function)
+            if target is None:
+                raise FunctionNotFound(function, [])
+            return target
+
+        try:
+            await self.ensure(find)
+        except RequestError as error:
+            log.warning("not_warmed", function=function, why=error.message)
 
     async def add(self, target: Target, *, evict: bool, for_request: bool) -> Accepted | None:
         """Start one more instance: with `evict` others may leave for it, else it starts in free room. Only one

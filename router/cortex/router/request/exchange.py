@@ -14,7 +14,9 @@ from typing import NoReturn, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.catalogue import Substitute
 from cortex.functions.servers import max_concurrency, server_of
+from cortex.platform import clock
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right
 from cortex.platform.record import Instance
 from cortex.router.dialects.core import grammar
@@ -36,6 +38,7 @@ from cortex.router.request.http_answer import Client, error_answer, id_headers, 
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
 from cortex.router.request.relay import Relay
 from cortex.router.request.request_record import RequestRecord, RequestRecords
+from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.suspects import Fingerprint, digest
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
@@ -108,10 +111,11 @@ class Exchanges:
         deaths: Deaths,
         request_records: RequestRecords,
         tracing: Tracing,
+        substitutes: Substitutes,
     ) -> None:
         self.view, self.catalogue, self.admission = view, catalogue, admission
         self.upstream, self.deaths, self.slots = upstream, deaths, SlotTable()
-        self.request_records, self.tracing = request_records, tracing
+        self.request_records, self.tracing, self.substitutes = request_records, tracing, substitutes
 
 
 class Exchange:
@@ -129,8 +133,10 @@ class Exchange:
         read_s: float = 0.0,
         parse: Parse | None = None,
         headers: Iterable[tuple[bytes, bytes]] = (),
+        conversation: Conversation | None = None,
     ) -> None:
-        """`call` is the request as `parse` reads it for the target; without `parse` it fits every target."""
+        """`call` is the request as `parse` reads it for the target; without `parse` it fits every target. With a
+        `conversation`, the substitute of its name may answer."""
         self._headers = headers
         self._exchanges, self._request_id, self._parse = exchanges, request_id, parse
         self._call, self._stream = call, call.streams.stream(request_id) if call.streams else None
@@ -141,6 +147,8 @@ class Exchange:
         self._caller, self._is_operator = caller, caller.may(Right.STATUS)
         self.request_record.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = self._head_sent = False
+        self._conversation, self._declined = conversation, False
+        """`_declined`: the substitute cannot answer this request."""
         self._deaths = 0
         """Workers that died while they served the request."""
         self._start_s = 0.0
@@ -160,8 +168,7 @@ class Exchange:
         self._exchanges.request_records.begun(request_record)
         try:  # from here on, whatever breaks, the record of the request is finished
             self._trace = self._exchanges.tracing.start(request_record, self._headers)
-            if self._stream is not None:
-                self._ping_after(FIRST_KEEP_ALIVE_S)
+            self._resume_pings()
             await attend(request_record, self._serve(), client, self._cancel)
         finally:
             self._stop_pings()
@@ -192,18 +199,83 @@ class Exchange:
         while True:
             if replays_left < REPLAYS:
                 await self.look_up()
-            with self._exchanges.admission.ticket(self) as ticket:
-                instance = ticket.board()
-                if instance is None:
-                    instance = await self._wait_for_start(ticket)
-                function = self.target.function
-                server = check_tools(function, instance.server, self._call.dialect, self._call.body)
-                ticket.join_queue(instance.id, max_concurrency(function, server))
-                outcome = await self._serve_from(instance, ticket, last=not replays_left)
+            try:
+                with self._exchanges.admission.ticket(self) as ticket:
+                    instance = ticket.board() or await self._board_soon(ticket)
+                    if instance is None and await self._substitute():
+                        continue
+                    if instance is None:
+                        instance = await self._wait_for_start(ticket)
+                    function = self.target.function
+                    server = check_tools(function, instance.server, self._call.dialect, self._call.body)
+                    ticket.join_queue(instance.id, max_concurrency(function, server))
+                    outcome = await self._serve_from(instance, ticket, last=not replays_left)
+            except RequestError:
+                if not self.request_record.substitute_for or self._head_sent:
+                    raise
+                self._declined = True  # the function that was asked for has the last word
+                await self.look_up()
+                self._resume_pings()
+                continue
             if outcome is Outcome.SERVED:
+                if self._conversation is not None:
+                    self._exchanges.substitutes.answered(self._conversation, function.id)
                 return
             if outcome is Outcome.BROKE:
                 replays_left -= 1
+
+    async def _board_soon(self, ticket: Ticket) -> Instance | None:
+        """Wait `within_s` for an instance that should be ready by then, if a substitute would answer otherwise."""
+        substitute = self._possible_substitute()
+        if substitute is None or not substitute[1].within_s:
+            return None
+        exchanges, target, within_s = self._exchanges, self.target, substitute[1].within_s
+        instances = [i for h in exchanges.view.fleet.records() for i in h.of(target.function.id)]
+        expected_s = await exchanges.substitutes.ready_in_s(target, instances, clock.now())
+        if expected_s is None or expected_s > within_s:
+            return None
+        self._stop_pings()  # the head says which function answers
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._wait_for_start(ticket)
+        except (TimeoutError, RequestError):
+            return None
+        finally:
+            self._resume_pings()
+
+    def _possible_substitute(self) -> tuple[Target, Substitute] | None:
+        """Return the function that may answer while the request's own is not ready; None: the request waits for that,
+        because its name has no substitute, or that is not ready, or may not answer this conversation."""
+        if self._conversation is None or self._declined or self._head_sent or self.request_record.substitute_for:
+            return None
+        substitute = self._exchanges.catalogue.substitute(self._name, self._caller)
+        if substitute is None:
+            return None
+        function, revision = substitute[0].function, substitute[0].revision
+        if not self._exchanges.substitutes.may_answer(self._conversation, function.id):
+            return None
+        return substitute if self._exchanges.view.ready(function.id, revision) else None
+
+    async def _substitute(self) -> bool:
+        """Go on with the substitute, and have the request's own function started; False: there is none. An instance of
+        the substitute that is gone when it is needed leaves the request to its own function."""
+        if self.request_record.substitute_for:
+            self._declined = True
+            await self.look_up()
+            return True
+        substitute, own = self._possible_substitute(), self.target
+        if substitute is None or self._parse is None:
+            return False
+        try:
+            call = await self._parse(substitute[0])
+        except RequestError:
+            self._declined = True
+            return False
+        self._exchanges.admission.activator.warm(own)
+        self._read_as(call)
+        self.target = substitute[0]
+        self.request_record.function, self.request_record.substitute_for = self.target.function.id, own.function.id
+        return True
 
     async def _serve_from(self, instance: Instance, ticket: Ticket, *, last: bool) -> Outcome:
         """Serve the request from an instance as soon as it has a slot there. Raises RequestError when the last attempt
@@ -272,7 +344,7 @@ class Exchange:
         if (target.function.id, target.revision) != (before.function.id, before.revision) and self._parse:
             self._read_as(await self._parse(target))
         self.target = target
-        self.request_record.function = target.function.id
+        self.request_record.function, self.request_record.substitute_for = target.function.id, ""
 
     def _read_as(self, call: Call) -> None:
         """Go on with another reading of the request. A client that has been sent the beginning of a stream is not
@@ -430,6 +502,11 @@ class Exchange:
             self._client.write(self._stream.ping())
             self._ping_after(KEEP_ALIVE_S)
 
+    def _resume_pings(self) -> None:
+        """Send keep-alives to a streaming client from now on, while it waits."""
+        if self._stream is not None and self._keep_alive is None:
+            self._ping_after(FIRST_KEEP_ALIVE_S)
+
     def _stop_pings(self) -> None:
         if self._keep_alive is not None:
             self._keep_alive.cancel()
@@ -471,12 +548,13 @@ class Exchange:
 
     def _answer_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers on how the request was served."""
-        request_record = self.request_record
+        request_record, function = self.request_record, self.target.function.id.encode("ascii", "replace")
         return [
-            (b"x-cortex-function", self.target.function.id.encode("ascii", "replace")),
+            (b"x-cortex-function", function),
             (b"x-cortex-start", b"cold" if request_record.cold else b"hot"),
             (b"x-cortex-queued-ms", str(round(request_record.queued_s * 1000)).encode()),
             *([(b"x-cortex-instance", request_record.instance.encode())] if request_record.instance else []),
+            *([(b"x-cortex-substitute", function)] if request_record.substitute_for else []),
             *([(b"x-cortex-dropped", self._call.dropped.encode())] if self._call.dropped else []),
         ]
 

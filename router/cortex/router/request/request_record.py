@@ -51,6 +51,7 @@ class RequestRecord:
         "span",
         "status",
         "streams",
+        "substitute_for",
         "tokens_in",
         "tokens_out",
         "trace",
@@ -65,7 +66,7 @@ class RequestRecord:
         self.at, self.began, self.read_s = time.time(), time.monotonic() - read_s, read_s
         self.phase = "choosing"
         self.cold = self.left = False
-        self.instance = self.host = self.fault = self.who = self.why = self.trace = ""
+        self.instance = self.host = self.fault = self.who = self.why = self.trace = self.substitute_for = ""
         self.span: object = None
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0
         self.first = self.last = self.ended = 0.0
@@ -131,6 +132,7 @@ def summary(request_record: RequestRecord, router: str) -> RequestSummary:
     return RequestSummary(
         id=request_record.id,
         function=request_record.function,
+        substitute_for=request_record.substitute_for,
         model=request_record.model,
         dialect=request_record.dialect,
         stream=request_record.streams,

@@ -30,6 +30,7 @@ from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
+from cortex.router.request.substitutes import Conversation, conversation_of
 from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
 
@@ -143,7 +144,10 @@ def routes(
 
         call = await parse(target)
         await share.adjust(len(body), call.answers)
-        return exchange_of(request, target, call, parse, name, who, started, share)
+        conversation = None
+        if catalogue.substitute(name, who) is not None:
+            conversation = await intake.work(len(body), conversation_of, kind, body, call.affinity, who.id)
+        return exchange_of(request, target, call, parse, name, who, started, share, conversation)
 
     async def computation(request: Incoming, kind: Dialect, path: str, body: bytes, share: Share) -> Answering:
         started = time.monotonic()
@@ -182,11 +186,20 @@ def routes(
         who: Principal,
         started: float,
         share: Share,
+        conversation: Conversation | None = None,
     ) -> Answering:
         read_s = time.monotonic() - started
-        headers = request.headers.items()
         exchange = Exchange(
-            exchanges, target, call, request.id, who, name=name, read_s=read_s, parse=parse, headers=headers
+            exchanges,
+            target,
+            call,
+            request.id,
+            who,
+            name=name,
+            read_s=read_s,
+            parse=parse,
+            headers=request.headers.items(),
+            conversation=conversation,
         )
         return share.wrap(exchange, exchange.request_record)
 
