@@ -14,7 +14,7 @@ from cortex.platform.settings import Log
 log.configure(Log(level={level!r}, format={format!r}))
 structlog.get_logger().info("quiet", a=1)
 structlog.get_logger().warning("loud", a=2)
-log.line("request", {{"a": 3}})
+log.lines("request", [(20, {{"a": 3}})])
 """
 
 
@@ -53,7 +53,7 @@ from cortex.platform.settings import Log
 log.configure(Log(level="info", format="json"))
 for _ in range({lines}):
     structlog.get_logger().info("to_structlog", filler="x" * 100)
-    log.line("to_line", {{"filler": "x" * 100}})
+    log.lines("to_line", [(20, {{"filler": "x" * 100}})])
     import logging
     logging.getLogger("library").warning("to_logging %s", "x" * 100)
 print("went on", flush=True)

@@ -46,7 +46,7 @@ from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
 from cortex.router.request.probe import Probe
-from cortex.router.request.request_record import RequestRecords
+from cortex.router.request.request_record import RequestRecords, each
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.tracing import PassThroughTracing
 from tests.simulation.agent_http import Transport
@@ -188,7 +188,7 @@ class SimulatedRouter:
             Admission(self.view, self._activator, in_flight),
             upstream.Upstream(token, self.view.unsure),
             self._deaths,
-            RequestRecords([self._decision_log.note_request]),
+            RequestRecords([each(self._decision_log.note_request)]),
             PassThroughTracing(),
             Substitutes(start_history.History(own)),
         )

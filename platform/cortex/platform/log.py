@@ -10,6 +10,7 @@ import select
 import stat
 import sys
 import traceback
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
@@ -51,11 +52,11 @@ class Output:
         return self._descriptor >= 0 and os.isatty(self._descriptor)
 
     def write(self, text: str) -> int:
-        """Write a line, or drop it."""
+        """Write whole lines, or drop them."""
         if self.dropped and self._try_write(f'{{"event": "log_lines_dropped", "lines": {self.dropped}}}\n'):
             self.dropped = 0
         if self.dropped or not self._try_write(text):
-            self.dropped += 1
+            self.dropped += text.count("\n")
         return len(text)
 
     def flush(self) -> None:
@@ -82,14 +83,25 @@ class Output:
 _output = Output(sys.stderr)
 
 
-def line(event: str, fields: dict[str, object], level: int = logging.INFO) -> None:
-    """Log a frequent event: the same line as structlog's, at a fifth of its cost."""
+def lines(event: str, entries: Iterable[tuple[int, dict[str, object]]]) -> None:
+    """Log a frequent event several times, each with its level and fields: the same lines as structlog's, at a fifth of
+    their cost."""
     if _lines_from is None:
-        structlog.get_logger().log(level, event, **fields)
-    elif level >= _lines_from:
-        at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        entry = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
-        _output.write(msgspec.json.format(msgspec.json.encode(entry), indent=0).decode() + "\n")
+        for level, fields in entries:
+            structlog.get_logger().log(level, event, **fields)
+        return
+    at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    text = ""
+    for level, fields in entries:
+        if level >= _lines_from:
+            entry = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
+            line = msgspec.json.format(msgspec.json.encode(entry), indent=0).decode() + "\n"
+            if len(text) + len(line) > PIPE_BUFFER and text:
+                _output.write(text)
+                text = ""
+            text += line
+    if text:
+        _output.write(text)
 
 
 def whence(error: BaseException) -> str:

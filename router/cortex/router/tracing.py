@@ -127,12 +127,12 @@ class OtlpTracing:
                 "cortex.replays": len(request_record.tries),
             }
         )
+        now, now_ns = time.monotonic(), time.time_ns()
         if request_record.first:
-            ago_ns = round((time.monotonic() - request_record.first) * 1e9)
-            span.add_event("first token", timestamp=time.time_ns() - ago_ns)
+            span.add_event("first token", timestamp=now_ns - round((now - request_record.first) * 1e9))
         if request_record.failed:
             span.set_status(StatusCode.ERROR, request_record.fault)
-        span.end()
+        span.end(now_ns - round((now - request_record.ended) * 1e9) if request_record.ended else now_ns)
 
     def close(self) -> None:
         """Send the remaining spans."""

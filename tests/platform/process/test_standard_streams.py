@@ -17,7 +17,7 @@ log.configure(Log(format="json"))
 import structlog
 for _ in range(3):
     structlog.get_logger().info("event")
-    log.line("line", {"a": 1})
+    log.lines("line", [(20, {"a": 1})])
     logging.getLogger("library").error("words")
     print("words", file=sys.stderr, flush=True)
 sys.exit(7 if os.fstat(0) and os.fstat(1) and os.fstat(2) else 1)

@@ -372,11 +372,7 @@ class BrokenTracing:
 
 async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -> None:
     ended: list[RequestRecord] = []
-
-    def note(request_record: RequestRecord) -> None:
-        ended.append(request_record)
-
-    request_records = RequestRecords([note])
+    request_records = RequestRecords([ended.extend])
     tracing = BrokenTracing(request_records)
     nothing = cast(Any, None)
     exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, request_records, cast(Any, tracing), nothing)
@@ -386,6 +382,8 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
 
     with pytest.raises(ValueError, match="means nothing"):
         await exchange(ReadingClient())
+
+    request_records.settle()
 
     assert tracing.live == [exchange.request_record]
     assert request_records.live() == []

@@ -1,5 +1,6 @@
 """What is noted of requests, and what the last hour adds up to. Times are given."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -60,21 +61,29 @@ def test_a_request_failed_when_it_was_not_the_clients_doing(status: int, fault: 
     assert a_finished(status=status, fault=fault).failed is failed
 
 
-def test_a_request_is_over_once_and_then_everybody_is_told() -> None:
-    heard: list[str] = []
-    request_records = RequestRecords([lambda j: heard.append(j.id)])
-    request_record = a_request_record()
+async def test_a_request_is_over_once_and_the_listeners_get_those_of_a_moment_together() -> None:
+    batches: list[list[str]] = []
+    settled = asyncio.Event()
+    request_records = RequestRecords(
+        [lambda finished: batches.append([r.id for r in finished]), lambda _: settled.set()]
+    )
+    request_record, other = a_request_record(), a_request_record("req_2")
     request_records.begun(request_record)
+    request_records.begun(other)
 
     request_records.over(request_record)
     request_records.over(request_record)
+    request_records.over(other)
+    before = list(batches)
+    await asyncio.wait_for(settled.wait(), 5)
+    request_records.settle()
 
-    assert heard == ["req_1"]
+    assert (before, batches) == ([], [["req_1", "req_2"]])
     assert request_records.live() == []
     assert request_records.find("req_1") == [request_record]
 
 
-def test_only_so_many_requests_are_remembered() -> None:
+async def test_only_so_many_requests_are_remembered() -> None:
     request_records = RequestRecords([])
     for number in range(RECENT + 5):
         request_records.begun(request_record := a_request_record(f"req_{number}"))

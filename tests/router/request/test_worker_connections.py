@@ -135,7 +135,7 @@ async def test_a_request_is_sent_whole_and_a_connection_is_used_again() -> None:
     assert there.connections == 1
     host = there.url.removeprefix("http://").encode()
     assert requests[0] == (
-        b"POST /v1/x HTTP/1.1\r\nHost: %b\r\nContent-Length: 2\r\nAuthorization: Bearer k\r\n\r\n{}" % host
+        b"POST /v1/x HTTP/1.1\r\nHost: %b\r\nAuthorization: Bearer k\r\nContent-Length: 2\r\n\r\n{}" % host
     )
     assert requests[1].endswith(b"\r\n\r\n" + b"x" * 300_000)
 

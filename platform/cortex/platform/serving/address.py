@@ -1,5 +1,6 @@
 """Addresses to listen on and to reach: `host:port`, where an IPv6 host stands in brackets."""
 
+import functools
 import ipaddress
 import socket
 
@@ -27,6 +28,7 @@ def is_loopback(listen: str) -> bool:
     return is_loopback_name(listen.rpartition(":")[0].strip("[]"))
 
 
+@functools.lru_cache(256)
 def is_loopback_name(host: str) -> bool:
     """Return whether a name or address is this machine's loopback, without asking a name server."""
     if host.lower() == "localhost" or host.lower().endswith(".localhost"):

@@ -26,7 +26,7 @@ from cortex.router.errors import QueueFull
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
 from cortex.router.request.slot_queue import Place, SlotQueue
-from cortex.router.request.start_gate import StartGate
+from cortex.router.request.start_gate import StartGate, StartWaiter
 
 
 class Candidate(Protocol):
@@ -97,7 +97,7 @@ class Ticket:
 
     def __init__(self, admission: Admission, candidate: Candidate) -> None:
         self._admission, self._candidate = admission, candidate
-        self._waiter = admission.gate.join(candidate.target.function.id, candidate.priority)
+        self._waiter: StartWaiter | None = None
         self._places = ExitStack()
         self._place: Place | None = None
 
@@ -106,7 +106,7 @@ class Ticket:
 
     def __exit__(self, *_: object) -> None:
         self._places.close()
-        self._waiter.leave()
+        self._leave_gate()
 
     def board(self) -> Instance | None:
         """Choose a ready instance and count the request as in flight there, in one step: otherwise a report in between
@@ -125,7 +125,8 @@ class Ticket:
 
         Raises QueueFull, NotReadyInTime, NoCapacity, StartFailed, RecordIsAway, or what `look_up` raises.
         """
-        activator, candidate, waiter = self._admission.activator, self._candidate, self._waiter
+        activator, candidate = self._admission.activator, self._candidate
+        waiter = self._waiter = self._admission.gate.join(candidate.target.function.id, candidate.priority)
         began, queue_of = time.monotonic(), ""
         with ExitStack() as limit:
             while (instance := self.board()) is None:
@@ -153,7 +154,7 @@ class Ticket:
                 instance, slots, priority, limit=priority.share(function.queue), function=function.id
             )
             self._places.callback(self._admission.leave_queue, instance, place)
-        self._waiter.leave()
+        self._leave_gate()
 
     @property
     def must_wait(self) -> bool:
@@ -164,6 +165,10 @@ class Ticket:
         """Wait for (4)."""
         if self._place is not None:
             await self._admission.wait_for_slot(self._place)
+
+    def _leave_gate(self) -> None:
+        if self._waiter is not None:
+            self._waiter.leave()
 
     def _load(self, instance: str) -> int:
         return self._admission.in_flight.on(instance) + self._admission.view.elsewhere(instance)

@@ -1,13 +1,18 @@
 """Log one line per finished request: function, instance, times, outcome. Never its content."""
 
 import logging
+from collections.abc import Sequence
 
 from cortex.platform import log
 from cortex.router.request.request_record import RequestRecord
 
 
-def note(request_record: RequestRecord) -> None:
-    """Log a finished request."""
+def note(request_records: Sequence[RequestRecord]) -> None:
+    """Log finished requests, in one piece."""
+    log.lines("request", [_line(request_record) for request_record in request_records])
+
+
+def _line(request_record: RequestRecord) -> tuple[int, dict[str, object]]:
     first_s = request_record.first_s
     event: dict[str, object] = {
         "request": request_record.id,
@@ -35,4 +40,4 @@ def note(request_record: RequestRecord) -> None:
         event["broke"] = [t.instance for t in request_record.tries]
     if request_record.fault:
         event |= {"fault": request_record.fault, "why": request_record.why}
-    log.line("request", event, logging.WARNING if request_record.failed else logging.INFO)
+    return logging.WARNING if request_record.failed else logging.INFO, event

@@ -1,18 +1,19 @@
 """The record of one request: times, tokens, outcome. Never its content.
 
-An Exchange fills it in by plain assignments; at the end, `RequestRecords` calls its listeners: metrics, the last hour's
-traffic, the log. Active requests can be listed and cancelled. Times that are compared are monotonic.
+An Exchange fills it in by plain assignments; at the end, `RequestRecords` gives it to its listeners: metrics, the last
+hour's traffic, the log. Active requests can be listed and cancelled. Times that are compared are monotonic.
 """
 
+import asyncio
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 from cortex.platform.metrics import INTER_TOKEN
 from cortex.router.api_types import RequestSummary, Try
 
+SETTLE_S = 0.1
 RECENT = 500
 """Finished requests to keep."""
 COUNT_TOKENS = "count_tokens"
@@ -157,17 +158,29 @@ def summary(request_record: RequestRecord, router: str) -> RequestSummary:
     )
 
 
-class Ended(Protocol):
-    """A listener for finished requests."""
+Listener = Callable[[Sequence[RequestRecord]], None]
+"""Takes finished requests."""
 
-    def __call__(self, request_record: RequestRecord, /) -> None: ...
+
+def each(call: Callable[[RequestRecord], object]) -> Listener:
+    """Return a listener that calls `call` with every request."""
+
+    def listener(request_records: Sequence[RequestRecord]) -> None:
+        for request_record in request_records:
+            call(request_record)
+
+    return listener
 
 
 class RequestRecords:
-    """The requests of one router worker: the active ones and the last finished ones."""
+    """The requests of one router worker: the active ones and the last finished ones.
 
-    def __init__(self, listeners: Iterable[Ended]) -> None:
+    Listeners get those that finish within `SETTLE_S` together, so that metrics and log cost a request no time.
+    """
+
+    def __init__(self, listeners: Iterable[Listener]) -> None:
         self._listeners = tuple(listeners)
+        self._unsettled: list[RequestRecord] = []
         self._live: dict[int, RequestRecord] = {}
         self._over: deque[RequestRecord] = deque(maxlen=RECENT)
 
@@ -176,13 +189,21 @@ class RequestRecords:
         self._live[id(request_record)] = request_record
 
     def over(self, request_record: RequestRecord) -> None:
-        """Finish a request and call the listeners."""
+        """Finish a request; the listeners get it within `SETTLE_S`."""
         if self._live.pop(id(request_record), None) is None:
             return
         request_record.ended, request_record.phase, request_record.cancel = time.monotonic(), "over", None
         self._over.append(request_record)
-        for listener in self._listeners:
-            listener(request_record)
+        self._unsettled.append(request_record)
+        if len(self._unsettled) == 1:
+            asyncio.get_running_loop().call_later(SETTLE_S, self.settle)
+
+    def settle(self) -> None:
+        """Give the finished requests to the listeners now."""
+        finished, self._unsettled = self._unsettled, []
+        if finished:
+            for listener in self._listeners:
+                listener(finished)
 
     def live(self) -> list[RequestRecord]:
         """Return the active requests, oldest first."""
