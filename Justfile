@@ -135,9 +135,14 @@ bench-dialects *args:
 test-monitoring:
     uv run pytest -n0 tests/monitoring/check_monitoring.py tests/monitoring/check_dashboard.py
 
-# the router's CPU time per request, plain and streamed, beside a bare proxy in the same run
+# what the router costs beside nginx, a bare relay and others; writes docs/benchmarks.md (`--help`: scenarios, peers)
 bench *args:
+    command -v nginx >/dev/null || (apt-get update -qq && apt-get install -y -qq nginx-light) || true
     uv run python -m tests.bench "$@"
+
+# a flame graph of the router under one scenario of `just bench` ("plain", "stream of 100"), in artifacts/
+profile *args:
+    uv run python -m tests.bench --profile "${1:-plain}"
 
 # hashes of the lock file, licences, known holes in what is locked (code 1 for one; 3 where they cannot be looked up)
 audit *args:

@@ -1,21 +1,26 @@
-"""Measure the router's CPU time per request, plain and streamed, against a bare proxy in the same run.
+"""Measure the router beside nginx, a bare relay and other gateways, in one run (`just bench`).
 
-The machine's speed and load cancel out in the ratio; the router is given a ready worker by a record that says so,
-without an agent. `python -m tests.bench [--requests N] [--router "argv of another router"]`.
+All answer from one upstream, by turns (A B A B), so that the machine's speed and load cancel out in the ratios. The
+router checks a key, resolves an alias, and has metrics, log, receipts and last uses on; a record says that its worker
+is ready, without an agent.
 """
 
 import argparse
 import asyncio
 import contextlib
 import os
+import platform
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-import aiohttp
 import httpx
 import msgspec
 import psutil
@@ -23,118 +28,315 @@ import redis
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
+from cortex.platform.api_keys import ApiKey, Limits, digest
 from cortex.platform.record import HostRecord, Instance
-from tests.support.catalogues import fake
-from tests.support.stack import eventually, free_port, own_redis
+from cortex.platform.registry import Registry
+from tests.bench import contenders, load
+from tests.bench.contenders import Contender
+from tests.bench.load import Timings
+from tests.bench.scenarios import HELD, MODEL, SCENARIOS, WAITING, Scenario
+from tests.support.catalogues import aliases, fake
+from tests.support.stack import eventually, own_redis
 
-AT_ONCE = 16
-ROUNDS = 3
-FUNCTION = Function(id="bench/model", engine=Engine.FAKE)
-BODIES = {
-    "plain": b'{"model":"bench/model","messages":[{"role":"user","content":"Hello!"}]}',
-    "stream of 100": b'{"model":"bench/model","stream":true,"messages":[{"role":"user","content":"Hello!"}]}',
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+WARM = Function(id="bench/model", engine=Engine.FAKE)
+COLD = Function(id="bench/cold", engine=Engine.FAKE)
+KEYS = {
+    "bench": ApiKey(digest=digest("sk-bench"), id="bench", name="bench"),
+    "limited": ApiKey(digest=digest("sk-limited"), id="limited", name="limited", limits=Limits(rpm=1)),
 }
+PROFILE_S = 15.0
+HEAD = """\
+# Benchmarks
+
+What the router costs beside nginx and a bare relay (ASGI in, aiohttp out, nothing in between). All are in front of one
+upstream, by turns in one run, and the best round of each is shown. Read the ratios: the machine's speed and load cancel
+out in them. `just bench` writes this page; `just profile SCENARIO` shows where the time goes.
+
+Machine: {cpus}. Software: {software}. Date: {date}.
+
+cortex checks a key, resolves an alias, and has metrics, log lines, receipts and last uses on. CPU is that of all its
+processes; with `--workers 2` they share one listener."""
 
 
-def main() -> None:
-    """Run it and print a table."""
-    asked = argparse.ArgumentParser()
-    asked.add_argument("--requests", type=int, default=600, help="per round, kind and proxy")
-    asked.add_argument("--router", default=f"{sys.executable} -m cortex.cli", help="the `cortex` to measure")
-    options = asked.parse_args()
-    with tempfile.TemporaryDirectory(prefix="cortex-bench-") as folder, own_redis(Path(folder)) as redis_url:
-        for kind, line in measured(Path(folder), redis_url, options.router.split(), options.requests).items():
-            print(f"{kind:14} {line}")
+class Figure(msgspec.Struct, frozen=True):
+    """What one server needed for one scenario: the least of all rounds."""
+
+    cpu_us: float
+    rps: float
+    p50_ms: float
+    p99_ms: float
+    memory_mb: float
 
 
-def measured(folder: Path, redis_url: str, router: list[str], requests: int) -> dict[str, str]:
-    """Return a line per kind of request: microseconds of CPU of the bare proxy and of the router, and their ratio."""
-    worker_port, proxy_port, router_port = free_port(), free_port(), free_port()
-    worker = f"http://127.0.0.1:{worker_port}"
-    (folder / "models.toml").write_text(fake("bench/model"))
-    env = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")},
-        "XDG_STATE_HOME": str(folder / "state"),
-        "CORTEX_REDIS_URL": redis_url,
-        "CORTEX_MODELS_CONFIG": str(folder / "models.toml"),
-        "CORTEX_GATEWAY__LISTEN": f"127.0.0.1:{router_port}",
-        "CORTEX_GATEWAY__METRICS_LISTEN": f"127.0.0.1:{free_port()}",
+class Bench:
+    """The servers of one run, and the record that makes the router's worker ready."""
+
+    def __init__(self, folder: Path, redis_url: str, argv: Sequence[str]) -> None:
+        self.folder, self._argv = folder, argv
+        self._record = redis.Redis.from_url(redis_url)
+        self._cpus = _cpus()
+        self.worker = 0
+        (folder / "models.toml").write_text(fake(WARM.id) + fake(COLD.id, queue=2000) + aliases({MODEL: WARM.id}))
+        (folder / "fleet.token").write_text("x" * 43)
+        self._env = {
+            "CORTEX_REDIS_URL": redis_url,
+            "CORTEX_MODELS_CONFIG": str(folder / "models.toml"),
+            "CORTEX_TOKEN_FILE": str(folder / "fleet.token"),
+            "CORTEX_GATEWAY__MAX_CONNECTIONS": "20000",
+            "CORTEX_GATEWAY__MAX_CONNECTIONS_PER_PEER": "20000",
+        }
+        asyncio.run(self._write_keys(redis_url))
+        if self._cpus:
+            os.sched_setaffinity(0, self._cpus[0])
+
+    async def _write_keys(self, redis_url: str) -> None:
+        registry = Registry(redis_url)
+        await registry.put_keys(*KEYS.values())
+        await registry.close()
+
+    @contextlib.contextmanager
+    def servers(self, workers: Sequence[int], peers: Sequence[str]) -> Iterator[list[Contender]]:
+        """Run the upstream and the contenders until the end of the context."""
+        cpus = self._cpus[2] if self._cpus else ()
+        with contextlib.ExitStack() as stack:
+            self.worker = stack.enter_context(contenders.worker(self.folder, self._cpus[1] if self._cpus else ()))
+            self.say()
+            found = [stack.enter_context(contenders.relay(self.folder, self.worker, cpus))]
+            if shutil.which("nginx"):
+                found.append(stack.enter_context(contenders.nginx(self.folder, self.worker, cpus)))
+            routers = (contenders.cortex(self.folder, self._env, number, cpus, self._argv) for number in workers)
+            found += map(stack.enter_context, routers)
+            for peer in peers:
+                name, _, url = peer.partition("=")
+                if url:
+                    found.append(Contender(name, url.rstrip("/"), translates=True))
+                elif name == "litellm":
+                    found.append(stack.enter_context(contenders.litellm(self.folder, self.worker, cpus)))
+                else:
+                    raise SystemExit(f"unknown peer {peer!r}: use litellm, or NAME=URL")
+            for one in found:
+                within_s = 300 if one.name == "litellm" else 60
+                eventually(lambda one=one: _answers(one), within_s=within_s, what=f"{one.name} to answer")  # type: ignore[misc]
+            yield found
+
+    def say(self, cold: State = State.STARTING) -> None:
+        """Write the record of a host for a minute: one worker is ready, and another is as said."""
+        now = time.time()
+        url = f"http://127.0.0.1:{self.worker}"
+        instances = tuple(
+            Instance(
+                id=function.id.rpartition("/")[2], function=function.id, revision=revision(function), state=state,
+                since=now, created=now, ready=now, url=url,
+            )
+            for function, state in ((WARM, State.READY), (COLD, cold))
+        )  # fmt: skip
+        host = HostRecord(
+            name="bench", address="http://127.0.0.1:9", at=now, engines={"fake": "1"}, instances=instances
+        )
+        self._record.set("cortex:host:bench", msgspec.json.encode(host), ex=60)
+        self._record.publish("cortex:changed", "host:bench")
+
+    def waiting(self) -> int:
+        """Return how many requests wait for the cold function, by the routers' reports."""
+        total = 0
+        for name in self._record.scan_iter("cortex:router:*"):
+            report = msgspec.json.decode(self._record.get(name) or b"{}")
+            total += report.get("waiting", {}).get(COLD.id, 0)
+        return total
+
+
+def main() -> int:
+    """Measure, print a table and write the page."""
+    options = _arguments()
+    folder = Path(tempfile.mkdtemp(prefix="cortex-bench-"))
+    try:
+        with own_redis(folder) as redis_url:
+            bench = Bench(folder, redis_url, options.router.split())
+            if options.profile:
+                return _profile(bench, SCENARIOS[options.profile], options.profile)
+            with bench.servers((1, 2), options.peers) as servers:
+                figures: dict[str, dict[str, Figure]] = {}
+                tables = []
+                for name, scenario in _chosen(options).items():
+                    figures[name] = _measure(bench, servers, scenario, options)
+                    relay = figures.get(scenario.beside or name, {}).get("relay")
+                    tables.append(_table(name, figures[name], relay))
+                if not options.only:
+                    tables += [_waiters(bench, servers, options.waiters), _held(bench, servers, options.held)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not options.only:
+        PAGE.write_text(_page(tables, options.peers))
+        print(f"written: {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
+    parser.add_argument("only", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; without: all")
+    parser.add_argument("--requests", type=int, default=500, help="plain requests per round and server")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--held", type=int, default=5000, help="streams that one router process holds")
+    parser.add_argument("--waiters", type=int, default=500, help="requests that wait for one cold function")
+    parser.add_argument("--peers", action="append", default=[], metavar="litellm", help="another gateway to install")
+    parser.add_argument("--peer", action="append", dest="peers", metavar="NAME=URL", help="another that runs already")
+    parser.add_argument("--router", default=f"{sys.executable} -m cortex.cli", help="the `cortex` to measure")
+    parser.add_argument("--profile", choices=SCENARIOS, help="only record a flame graph of the router")
+    options = parser.parse_args()
+    if unknown := [name for name in options.only if name not in SCENARIOS]:
+        parser.error(f"unknown scenario {unknown[0]!r}: use {', '.join(SCENARIOS)}")
+    return options
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Scenario]:
+    return {name: SCENARIOS[name] for name in options.only} or SCENARIOS
+
+
+def _measure(
+    bench: Bench, servers: Sequence[Contender], scenario: Scenario, options: argparse.Namespace
+) -> dict[str, Figure]:
+    """Send a scenario to each server by turns; return the best round of each."""
+    number = max(scenario.connections, int(options.requests * scenario.share))
+    able = [s for s in servers if s.translates or not scenario.translates]
+    rounds: dict[str, list[Figure]] = {server.name: [] for server in able}
+    for _ in range(options.rounds):
+        for server in able:
+            bench.say()
+            asyncio.run(load.send(server.url, scenario, f"sk-{scenario.key}", scenario.connections, checks=False))
+            before = server.cpu_s()
+            timings = asyncio.run(load.send(server.url, scenario, f"sk-{scenario.key}", number))
+            rounds[server.name].append(_figure(server, timings, server.cpu_s() - before))
+    return {
+        name: Figure(
+            cpu_us=min(f.cpu_us for f in found),
+            rps=max(f.rps for f in found),
+            p50_ms=min(f.p50_ms for f in found),
+            p99_ms=min(f.p99_ms for f in found),
+            memory_mb=max(f.memory_mb for f in found),
+        )
+        for name, found in rounds.items()
     }
-    server = [sys.executable, "-m", "tests.bench.servers"]
-    lines = {}
-    with (
-        _running([*server, "worker", str(worker_port)], env, folder),
-        _running([*server, "proxy", str(proxy_port), worker], env, folder) as bare,
-        _running([*router, "router"], env, folder) as ours,
-        redis.Redis.from_url(redis_url) as record,
-    ):
-        urls = {bare: f"http://127.0.0.1:{proxy_port}", ours: f"http://127.0.0.1:{router_port}"}
-        _say_ready(record, worker)
-        for url in urls.values():
-            eventually(lambda url=url: _answers(url), within_s=30, what=f"{url} to answer")  # type: ignore[misc]
-        for kind, body in BODIES.items():
-            number = requests if kind == "plain" else requests // 4
-            best = dict.fromkeys(urls, float("inf"))
-            for _ in range(ROUNDS):
-                for process, url in urls.items():
-                    _say_ready(record, worker)
-                    began = _cpu_s(process)
-                    asyncio.run(_load(url, body, number))
-                    best[process] = min(best[process], (_cpu_s(process) - began) / number)
-            ratio = best[ours] / best[bare]
-            lines[kind] = f"bare {best[bare] * 1e6:7.0f} µs   cortex {best[ours] * 1e6:7.0f} µs   ratio {ratio:.2f}"
-    return lines
 
 
-def _say_ready(record: "redis.Redis", url: str) -> None:
-    """Write the record of a host whose worker is ready, for a minute."""
-    now = time.time()
-    instance = Instance(
-        id="bench", function=FUNCTION.id, revision=revision(FUNCTION), state=State.READY, since=now, created=now,
-        ready=now, url=url,
-    )  # fmt: skip
-    host = HostRecord(name="bench", address="http://127.0.0.1:9", at=now, engines={"fake": "1"}, instances=(instance,))
-    record.set("cortex:host:bench", msgspec.json.encode(host), ex=60)
-    record.publish("cortex:changed", "host:bench")
+def _figure(server: Contender, timings: Timings, cpu_s: float) -> Figure:
+    number = len(timings.each)
+    return Figure(
+        cpu_us=cpu_s / number * 1e6,
+        rps=number / timings.whole_s,
+        p50_ms=timings.percentile_ms(0.5),
+        p99_ms=timings.percentile_ms(0.99),
+        memory_mb=server.memory_mb(),
+    )
 
 
-def _answers(url: str) -> bool:
+def _table(name: str, figures: dict[str, Figure], relay: Figure | None) -> str:
+    """Return a scenario's table in Markdown, beside the relay's figure, and print it."""
+    lines = [
+        f"## {name}",
+        "",
+        "| server | CPU µs | × relay | requests/s | p50 ms | p99 ms | memory MiB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for server, f in figures.items():
+        has_process = f.memory_mb > 0
+        ratio = f"{f.cpu_us / relay.cpu_us:.2f}" if relay and has_process else ""
+        cpu, memory = (f"{f.cpu_us:.0f}", f"{f.memory_mb:.0f}") if has_process else ("", "")
+        lines.append(f"| {server} | {cpu} | {ratio} | {f.rps:.0f} | {f.p50_ms:.1f} | {f.p99_ms:.1f} | {memory} |")
+    return _show("\n".join(lines))
+
+
+def _waiters(bench: Bench, servers: Sequence[Contender], number: int) -> str:
+    router = next(s for s in servers if s.name == "cortex")
+    bench.say(State.STARTING)
+    before = router.cpu_s()
+    timings = asyncio.run(
+        load.wait_together(router.url, WAITING, "sk-bench", number, lambda: bench.say(State.READY), bench.waiting)
+    )
+    cpu_us, p50, p99 = (router.cpu_s() - before) / number * 1e6, *map(timings.percentile_ms, (0.5, 0.99))
+    return _show(
+        f"## {number} requests that wait for one cold function\n\n"
+        f"From its worker's readiness to the end of each stream of 100 chunks: p50 {p50:.0f} ms, p99 {p99:.0f} ms; "
+        f"CPU {cpu_us:.0f} µs for each, the wait included."
+    )
+
+
+def _held(bench: Bench, servers: Sequence[Contender], number: int) -> str:
+    router = next(s for s in servers if s.name == "cortex")
+    bench.say()
+    before = router.memory_mb()
+    during = asyncio.run(load.hold(router.url, HELD, "sk-bench", number, router.memory_mb))
+    return _show(
+        f"## {number} streams held open in one process\n\n"
+        f"Memory {during:.0f} MiB; {before:.0f} MiB before them ({(during - before) / number * 1024:.1f} KiB for each)."
+    )
+
+
+def _show(section: str) -> str:
+    print(section, end="\n\n", flush=True)
+    return section
+
+
+def _page(sections: Sequence[str], peers: Sequence[str]) -> str:
+    nginx = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr.strip()
+    software = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in ("uvicorn", "uvloop", "httptools", "aiohttp")),
+        nginx.removeprefix("nginx version: "),
+        *(peers or ()),
+    ]
+    model = next(
+        (line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
+    )
+    pins = "pinned" if _cpus() else "not pinned: too few CPUs"
+    head = HEAD.format(
+        cpus=f"{os.cpu_count()} CPUs ({pins}), {model}",
+        software=", ".join(software),
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+    )
+    return "\n\n".join([head, *sections]) + "\n"
+
+
+def _profile(bench: Bench, scenario: Scenario, name: str) -> int:
+    """Record a flame graph of the router under a scenario, with py-spy."""
+    target = ROOT / "artifacts" / f"profile-{name.replace(' ', '-').replace(',', '')}.svg"
+    target.parent.mkdir(exist_ok=True)
+    with bench.servers((1,), ()) as servers:
+        router = next(s for s in servers if s.name == "cortex")
+        assert router.process is not None
+        argv = ["uvx", "py-spy", "record", "-r", "500", "-o", str(target), "-d", "600", "-p", str(router.process.pid)]
+        spy = subprocess.Popen(argv)
+        deadline = time.monotonic() + PROFILE_S
+        while time.monotonic() < deadline and spy.poll() is None:
+            bench.say()
+            asyncio.run(load.send(router.url, scenario, f"sk-{scenario.key}", scenario.connections * 10))
+        spy.send_signal(signal.SIGINT)
+        if spy.wait(60) != 0:
+            return 1
+    print(f"written: {target.relative_to(ROOT)}")
+    return 0
+
+
+def _answers(contender: Contender) -> bool:
+    plain = SCENARIOS["plain"]
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.post(f"{url}/v1/chat/completions", content=BODIES["plain"], trust_env=False).status_code == 200
+        sent = httpx.post(
+            contender.url + plain.path,
+            content=plain.body,
+            headers=load.headers("sk-bench"),
+            trust_env=False,
+            timeout=10,
+        )
+        return sent.status_code == 200
     return False
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    return sum(sum(p.cpu_times()[:2]) for p in (process, *process.children(recursive=True)))
-
-
-async def _load(url: str, body: bytes, number: int) -> None:
-    """Send so many requests, so many at once, reading every answer to its end."""
-    left = iter(range(number))
-    headers = {"Content-Type": "application/json"}
-
-    async def one(http: aiohttp.ClientSession) -> None:
-        for _ in left:
-            async with http.post(f"{url}/v1/chat/completions", data=body, headers=headers) as answer:
-                await answer.read()
-                assert answer.status == 200, answer.status
-
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=AT_ONCE)) as http:
-        await asyncio.gather(*(one(http) for _ in range(AT_ONCE)))
-
-
-@contextlib.contextmanager
-def _running(argv: list[str], env: dict[str, str], folder: Path) -> Iterator[psutil.Process]:
-    with (folder / f"{len(list(folder.iterdir()))}.log").open("wb") as log:
-        process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
-    try:
-        yield psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
+def _cpus() -> tuple[list[int], list[int], list[int]] | None:
+    """Return CPUs of their own for load, upstream and contenders; None where there are fewer than four."""
+    cpus = sorted(os.sched_getaffinity(0)) if psutil.cpu_count() else []
+    return (cpus[:1], cpus[1:2], cpus[2:]) if len(cpus) >= 4 else None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,8 @@ import aiohttp
 import uvicorn
 
 CHUNKS = 100
+HOLD = b"hold this stream"
+"""A prompt whose stream does not end before its client leaves."""
 PAUSE_S = 0.002
 """Between two chunks, so that each is read and written by itself."""
 _PIECE = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":%b,"finish_reason":%b}]}\n\n'  # noqa: E501
@@ -49,6 +51,10 @@ async def worker(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     for chunk in STREAM:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if HOLD in body:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
         await asyncio.sleep(PAUSE_S)
     await send({"type": "http.response.body", "body": b""})
 
@@ -65,7 +71,10 @@ class Proxy:
             return
         if self._http is None:
             self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
-        body = (await receive())["body"]
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {"Content-Type": "application/json"}
         async with self._http.post(self._upstream + scope["path"], data=body, headers=headers) as answer:
             told = [(b"content-type", answer.content_type.encode())]
