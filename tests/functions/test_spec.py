@@ -31,6 +31,7 @@ CHANGES: dict[str, Any] = {
     "baseline": True,
     "target_concurrency": 1,
     "idle_after_s": 1.0,
+    "keep_alive_max_s": 1.0,
     "queue": 1,
     "priority": 1,
     "turn_min_s": 1.0,

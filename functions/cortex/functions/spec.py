@@ -61,6 +61,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """Keep one instance in room that nothing else wants."""
     target_concurrency: Positive = 8
     idle_after_s: Seconds = 300.0
+    keep_alive_max_s: Seconds = 0.0
+    """How long a request may let its instance stay idle; 0: `idle_after_s`."""
     queue: Count = 256
     priority: Whole = 0
     turn_min_s: Seconds = 15.0
@@ -107,6 +109,11 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     def resident(self) -> int:
         """The number of instances that idling does not end."""
         return max(self.min, int(self.baseline))
+
+    @property
+    def longest_idle_s(self) -> float:
+        """The longest time that a request's `keep_alive` keeps an idle instance."""
+        return max(self.idle_after_s, self.keep_alive_max_s)
 
     @property
     def weights(self) -> str:

@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cortex.platform import clock
-from cortex.platform.record import RouterReport, used_function, used_instance
+from cortex.platform.record import KeepAlive, RouterReport, used_function, used_instance
+
+MOST_KEEPING = 10_000
+"""Instances with a `keep_alive` of a request."""
+LATE_S = 60.0
+"""How long after the end of its time an instance is reaped at the latest."""
 
 
 class InFlight:
@@ -19,6 +24,7 @@ class InFlight:
         self._in_flight: dict[str, set[object]] = {}
         self._waiting: dict[str, dict[object, float]] = {}
         self._used: dict[str, float] = {}
+        self._keep: dict[str, tuple[float, float]] = {}
 
     @contextmanager
     def track(self, function: str, instance: str) -> Iterator[None]:
@@ -62,10 +68,27 @@ class InFlight:
         """Return how many are in flight per instance, and how many wait per function."""
         return {k: len(v) for k, v in self._in_flight.items()}, {k: len(v) for k, v in self._waiting.items()}
 
+    def keep(self, instance: str, seconds: float | None) -> None:
+        """Note how long an instance may stay idle after its last request; None: as long as its function says."""
+        self._keep.pop(instance, None)
+        if seconds is not None:
+            self._keep[instance] = (seconds, clock.now())
+            if len(self._keep) > MOST_KEEPING:
+                del self._keep[next(iter(self._keep))]
+
+    def _keep_alives(self, now: float) -> dict[str, KeepAlive]:
+        """Return how long instances may stay idle, without those that are gone by now."""
+        self._keep = {i: (s, at) for i, (s, at) in self._keep.items() if i in self._in_flight or now - at < s + LATE_S}
+        return {
+            i: KeepAlive(seconds, 0.0 if i in self._in_flight else max(0.0, now - at))
+            for i, (seconds, at) in self._keep.items()
+        }
+
     def report(self, seen: dict[str, int], now: float) -> RouterReport:
         """Return the process's report; `seen` are the epochs its choices respect."""
         in_flight, waiting = self.counts()
-        return RouterReport(id=self._process, at=now, in_flight=in_flight, waiting=waiting, seen=seen)
+        keep = self._keep_alives(now)
+        return RouterReport(id=self._process, at=now, in_flight=in_flight, waiting=waiting, seen=seen, keep=keep)
 
     def take_used(self) -> dict[str, float]:
         """Return the last uses since the last call. Requests still in flight count as used now."""
@@ -85,6 +108,8 @@ class InFlight:
         now = clock.now()
         self._used[used_function(function)] = now
         self._used[used_instance(instance)] = now
+        if wish := self._keep.get(instance):
+            self._keep[instance] = (wish[0], now)
 
 
 def _leave(sets: dict[str, set[object]], key: str, mark: object) -> None:

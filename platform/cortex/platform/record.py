@@ -298,6 +298,13 @@ class Death(Struct, frozen=True, kw_only=True):
     alone: bool
 
 
+class KeepAlive(Struct, frozen=True):
+    """How long an instance may stay idle, as a request says, and how long ago that request was."""
+
+    for_s: float
+    ago_s: float = 0.0
+
+
 class RouterReport(Struct, frozen=True, kw_only=True):
     """What a router worker publishes: `cortex:router:<id>`."""
 
@@ -309,6 +316,8 @@ class RouterReport(Struct, frozen=True, kw_only=True):
     """Waiting requests, per function."""
     seen: dict[str, int] = {}
     """Per host, the epoch up to which this router no longer chooses draining instances."""
+    keep: dict[str, KeepAlive] = {}
+    """How long instances may stay idle, where this router's last request to them says so."""
     silent: dict[str, Silence] = {}
     """Instances that have sent this router's requests nothing for a while."""
 
@@ -367,6 +376,10 @@ class Fleet(Struct, frozen=True, kw_only=True):
         return next((h for h in self.records() if h.name == host), None)
 
 
+KEEP_SLACK_S = 3.0
+"""Reports come once a second: a use this much later than a request with `keep_alive` may be that request itself."""
+
+
 class Use(Struct, frozen=True, kw_only=True):
     """The usage of instances, from the routers' reports. While it is not `known`, no instance counts as idle."""
 
@@ -374,6 +387,16 @@ class Use(Struct, frozen=True, kw_only=True):
     in_flight: dict[str, int] = {}
     waiting: dict[str, int] = {}
     used: dict[str, float] = {}
+    keep: dict[str, KeepAlive] = {}
+    """How long instances may stay idle, where a request says so; `ago_s` counts back from `at`."""
+    at: float = 0.0
+
+    def keep_s(self, instance: Instance) -> float | None:
+        """Return how long an instance may stay idle as its last request says; None: that says nothing."""
+        keep = self.keep.get(instance.id)
+        if keep is None or self.last_used(instance) > self.at - keep.ago_s + KEEP_SLACK_S:
+            return None
+        return keep.for_s
 
     def last_used(self, instance: Instance) -> float:
         """Return when the instance was last used, or when it became ready if it never was."""
@@ -384,12 +407,16 @@ def use(fleet: Fleet) -> Use:
     """Add up the reports of all live routers."""
     in_flight: dict[str, int] = {}
     waiting: dict[str, int] = {}
+    keep: dict[str, KeepAlive] = {}
     for report in fleet.routers.values():
+        for instance, wish in report.keep.items():
+            if instance not in keep or wish.ago_s < keep[instance].ago_s:
+                keep[instance] = wish
         for instance, count in report.in_flight.items():
             in_flight[instance] = in_flight.get(instance, 0) + count
         for function, count in report.waiting.items():
             waiting[function] = waiting.get(function, 0) + count
-    return Use(in_flight=in_flight, waiting=waiting, used=fleet.used)
+    return Use(in_flight=in_flight, waiting=waiting, used=fleet.used, keep=keep, at=fleet.at)
 
 
 def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool:

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
-from cortex.platform.record import Use, use, used_instance
+from cortex.platform.record import KeepAlive, Use, use, used_instance
 from cortex.platform.scheduling.reaping import reap_at
 from tests.support.factories import a_fleet, a_function, a_process, a_report, an_instance
 from tests.support.scheduling import HERE, a_scheduler
@@ -88,3 +88,25 @@ def test_the_scheduler_reaps_an_instance_when_it_is_shown_to(
 
         reaped = {i.id for i in scheduler.record().instances if i.why == "idle"}
         assert {i for i, at in shown.items() if at is not None and at <= now} == reaped & shown.keys()
+
+
+def test_an_instance_stays_as_long_as_its_last_request_says_within_the_bound_of_its_function() -> None:
+    one, bounded = an_instance("one", ready=10.0), replace(F, keep_alive_max_s=600)
+    used = {used_instance("one"): 100.0}
+
+    def at(function: Function, keep_s: float, ago_s: float) -> float | None:
+        keep = {"one": KeepAlive(keep_s, ago_s)}
+        return reap_at(one, function, Use(used=used, keep=keep, at=150.0), [one])
+
+    assert at(bounded, 300.0, 50.0) == 400.0
+    assert at(bounded, 9000.0, 50.0) == 700.0
+    assert at(F, 300.0, 50.0) == 160.0
+    assert at(F, 5.0, 50.0) == 105.0
+    assert at(F, 0.0, 50.0) == 102.0
+    assert at(bounded, 300.0, 90.0) == 160.0  # another router's request came later, and says nothing
+
+
+def test_of_several_routers_the_last_request_decides_how_long_an_instance_stays() -> None:
+    reports = [a_report(str(n), keep={"one": KeepAlive(10.0 * n, 30.0 - n)}) for n in (1, 2, 3)]
+
+    assert use(a_fleet(*reports)).keep["one"].for_s == 30.0

@@ -18,7 +18,8 @@ def reap_at(instance: Instance, function: Function, usage: Use, instances: Itera
 
     `instances` are those of all hosts. An instance is needed while it is pinned, while requests wait for its function,
     and as part of the function's minimum or baseline: the ready instances of lowest id count, so every agent reaches
-    the same result. An instance whose drain was cancelled starts its idle time again. Those beyond `max` are reaped
+    the same result. Its last request may say how long it stays (`keep_alive`). An instance whose drain
+    was cancelled starts its idle time again. Those beyond `max` are reaped
     after `SURPLUS_S`.
     """
     if instance.state is not State.READY or instance.pinned or function.pinned:
@@ -29,5 +30,7 @@ def reap_at(instance: Instance, function: Function, usage: Use, instances: Itera
     if instance.id in ready[: function.resident]:
         return None
     is_surplus = instance.id not in ready[: function.max]
-    idle_s = min(function.idle_after_s, SURPLUS_S) if is_surplus else function.idle_after_s
+    keep_s = usage.keep_s(instance)
+    idle_s = function.idle_after_s if keep_s is None else min(keep_s, function.longest_idle_s)
+    idle_s = min(idle_s, SURPLUS_S) if is_surplus else idle_s
     return max(usage.last_used(instance), instance.since) + max(idle_s, REAP_LEAST_S)

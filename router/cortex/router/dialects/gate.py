@@ -44,6 +44,8 @@ LENGTHS: dict[str, int] = {
     "modalities": 8,
 }
 """Largest number of elements in lists that a worker scans for every token."""
+OWN = frozenset({"keep_alive"})
+"""Fields that cortex itself reads, and no worker gets."""
 _STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats", "include_obfuscation"})
 _BOUNDED = (
     frozenset(NUMBERS) | frozenset(LENGTHS) | grammar.FIELDS | {"chat_template_kwargs", "stream_options", "logprobs"}
@@ -61,7 +63,7 @@ class FilterResult(msgspec.Struct, frozen=True):
 
 def filter_fields(fields: Fields, passing: Passing) -> FilterResult:
     """Return the fields to forward. Raises BadRequest for a field that is refused or out of bounds."""
-    unlisted = fields.keys() - passing.fields
+    unlisted = (fields.keys() - passing.fields) | (fields.keys() & OWN)
     bounded = fields.keys() & _BOUNDED
     extra = fields.keys() & passing.allow
     if not (unlisted or bounded or extra):
@@ -69,7 +71,7 @@ def filter_fields(fields: Fields, passing: Passing) -> FilterResult:
     for name in sorted(unlisted & CHANGES_THE_ANSWER):
         if bytes(fields[name]) not in _EMPTY:
             raise not_allowed(name)
-    dropped = list(unlisted)
+    dropped = list(unlisted - OWN)
     listed = {name: value for name, value in fields.items() if name not in unlisted}
     for name in bounded - unlisted:
         _check(name, listed, passing, dropped)
@@ -152,7 +154,7 @@ def plain_messages(raw: msgspec.Raw) -> tuple[msgspec.Raw, list[str]]:
 
 def unused_fields(fields: Fields, used: frozenset[str]) -> tuple[str, ...]:
     """Return the names of a request's fields that the translation did not use."""
-    return tuple(sorted(fields.keys() - used))
+    return tuple(sorted(fields.keys() - used - OWN))
 
 
 def check_length(name: str, length: int) -> None:

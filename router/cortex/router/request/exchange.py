@@ -95,6 +95,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """Returns the reply for the output limit that the worker gets and the tokens of the prompt."""
     cuts: tuple[str, ...] = ()
     """Stop strings that cortex finds itself."""
+    keep_s: float | None = None
+    """How long its instance may stay idle afterwards; None: as long as its function says."""
     limit_field: str = "max_tokens"
     """The client's name for its output limit."""
 
@@ -291,6 +293,7 @@ class Exchange:
                     if view.is_closing(instance.id):
                         return Outcome.CLOSED
                 request_record.forwarded(instance.id, placed[1] if placed else "")
+                self._exchanges.admission.in_flight.keep(instance.id, self._call.keep_s)
                 with deaths.open_requests.sent(instance.id, request_record):
                     await self._forward(instance)
                 return Outcome.SERVED

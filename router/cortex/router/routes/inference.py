@@ -26,6 +26,7 @@ from cortex.router.request.exchange import Call, Exchange, Exchanges, Parse
 from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import Incoming, unique_id
 from cortex.router.request.intake import Intake
+from cortex.router.request.keep_alive import HEADER, keep_s
 from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
@@ -44,6 +45,7 @@ class _Peek(Struct, frozen=True):
     """The part of a body that routing needs before the function is resolved."""
 
     model: str
+    keep_alive: float | str | None = None
 
 
 def routes(
@@ -92,13 +94,14 @@ def routes(
             exchanges.request_records.over(request_record)
             raise
 
-    async def peek(body: bytes) -> str:
-        """Return the model's name in a body."""
+    async def peek(body: bytes) -> _Peek:
+        """Return what routing needs of a body."""
         return await intake.work(len(body), _peek, body)
 
     async def generation(request: Incoming, kind: Dialect, body: bytes, share: Share) -> Answering:
         started = time.monotonic()
-        name = await peek(body)
+        routing = await peek(body)
+        name = routing.model
         who = request.caller
         target = catalogue.resolve_for(name, who)
         unique, created, headers = unique_id(), int(time.time()), request.headers
@@ -140,6 +143,7 @@ def routes(
                 fitted=reply.fitted,
                 cuts=parsed.cuts,
                 limit_field=parsed.limit_field,
+                keep_s=keep_s(headers.get(HEADER), routing.keep_alive, function),
             )
 
         call = await parse(target)
@@ -151,7 +155,8 @@ def routes(
 
     async def computation(request: Incoming, kind: Dialect, path: str, body: bytes, share: Share) -> Answering:
         started = time.monotonic()
-        name = await peek(body)
+        routing = await peek(body)
+        name = routing.model
         who = request.caller
         target = catalogue.resolve_for(name, who)
 
@@ -171,6 +176,7 @@ def routes(
                 reply=parsed,
                 dropped=gate.header(parsed.dropped),
                 cache_salt=salts.of(function, who),
+                keep_s=keep_s(request.headers.get(HEADER), routing.keep_alive, function),
             )
 
         call = await parse(target)
@@ -235,7 +241,8 @@ def routes(
 
     async def counting(request: Incoming, body: bytes, share: Share) -> Answering:
         started, who = time.monotonic(), request.caller
-        name = await peek(body)
+        routing = await peek(body)
+        name = routing.model
         target = catalogue.resolve_for(name, who)
         function = target.function
         read_s = time.monotonic() - started
@@ -272,5 +279,5 @@ async def _ignore_size(size: int) -> None:
     """Do nothing, for a request that costs no tokens."""
 
 
-def _peek(body: bytes) -> str:
-    return wire.read(body, _Peek).model
+def _peek(body: bytes) -> _Peek:
+    return wire.read(body, _Peek)
