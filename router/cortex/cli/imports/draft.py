@@ -3,16 +3,14 @@
 Its text always passes `cortex check`: an entry that does not is left out, with the problem as a note.
 """
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
 
+from cortex.cli.toml_text import write_key, write_value
 from cortex.functions.catalogue import CatalogueError, read
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 FOREVER_S = 31_536_000
 """A year: what a tool that never unloads a model becomes."""
 
@@ -37,10 +35,10 @@ class Entry(Struct):
 
     def text(self) -> str:
         """Return its table."""
-        lines = ["[[models]]", *(_comment(note) for note in self.notes), f"id = {_value(self.id)}"]
+        lines = ["[[models]]", *(_comment(note) for note in self.notes), f"id = {write_value(self.id)}"]
         first = [key for key in ("engine", "source", "quant") if key in self.keys]
         order = [*first, *(key for key in self.keys if key not in first)]
-        return "\n".join([*lines, *(f"{key} = {_value(self.keys[key])}" for key in order), ""])
+        return "\n".join([*lines, *(f"{key} = {write_value(self.keys[key])}" for key in order), ""])
 
 
 class Draft(Struct):
@@ -102,22 +100,9 @@ class Draft(Struct):
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:
-    return "\n".join([f"[{name}]", *(f"{_key(k)} = {_value(v)}" for k, v in values.items()), ""])
+    return "\n".join([f"[{name}]", *(f"{write_key(k)} = {write_value(v)}" for k, v in values.items()), ""])
 
 
 def _comment(text: str) -> str:
     """Return a comment of one line: other tools' files may have any character."""
     return "# " + "".join(c if c.isprintable() else " " for c in text)
-
-
-def _key(name: str) -> str:
-    return name if _BARE.fullmatch(name) else _value(name)
-
-
-def _value(value: Any) -> str:
-    """Write a value as TOML."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items()) + " }" if value else "{}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
