@@ -198,6 +198,10 @@ class Response:
         while piece := await self.read(0):
             yield piece
 
+    async def whole(self, most: int) -> bytes:
+        """Return the body."""
+        return b"".join([piece async for piece in self.iter_any()])
+
     async def pass_to(self, sink: Sink, most: int) -> None:
         """Pass the body on piece by piece."""
         async for piece in self.iter_any():

@@ -117,6 +117,22 @@ def server_of(function: Function, running: str = "") -> Server:
     (2) A task restricts the server's dialects.
     (3) With `auto`, vLLM derives the task from the model; llama.cpp generates.
     """
+    known = _known.get((id(function), running))
+    if known is not None and known[0] is function:
+        return known[1]
+    server = _server_of(function, running)
+    if len(_known) >= MOST_KNOWN:
+        _known.clear()
+    _known[id(function), running] = function, server
+    return server
+
+
+MOST_KNOWN = 4096
+_known: dict[tuple[int, str], tuple[Function, Server]] = {}
+"""Functions with their servers. An entry holds its function, so no other one has its id meanwhile."""
+
+
+def _server_of(function: Function, running: str) -> Server:
     if function.engine is Engine.LLAMACPP:
         server = SERVERS.get(running or function.server or "llama-server", _LLAMA)
     elif function.engine is Engine.FAKE and _shape(function.args) == "llama":

@@ -26,17 +26,19 @@ class InFlight:
         self._used: dict[str, float] = {}
         self._keep: dict[str, tuple[float, float]] = {}
 
-    @contextmanager
-    def track(self, function: str, instance: str) -> Iterator[None]:
+    def track(self, function: str, instance: str) -> "Tracked":
         """Count a request as in flight on an instance, which is in use meanwhile."""
-        mark = object()
+        return Tracked(self, function, instance)
+
+    def enter(self, mark: object, function: str, instance: str) -> None:
+        """Add a request in flight."""
         self._in_flight.setdefault(instance, set()).add(mark)
         self._touch(function, instance)
-        try:
-            yield
-        finally:
-            _leave(self._in_flight, instance, mark)
-            self._touch(function, instance)
+
+    def leave(self, mark: object, function: str, instance: str) -> None:
+        """Remove a request in flight."""
+        _leave(self._in_flight, instance, mark)
+        self._touch(function, instance)
 
     @contextmanager
     def waiting(self, function: str) -> Iterator[None]:
@@ -110,6 +112,21 @@ class InFlight:
         self._used[used_instance(instance)] = now
         if wish := self._keep.get(instance):
             self._keep[instance] = (wish[0], now)
+
+
+class Tracked:
+    """A request in flight, as a context."""
+
+    __slots__ = ("_function", "_in_flight", "_instance")
+
+    def __init__(self, in_flight: InFlight, function: str, instance: str) -> None:
+        self._in_flight, self._function, self._instance = in_flight, function, instance
+
+    def __enter__(self) -> None:
+        self._in_flight.enter(self, self._function, self._instance)
+
+    def __exit__(self, *_: object) -> None:
+        self._in_flight.leave(self, self._function, self._instance)
 
 
 def _leave(sets: dict[str, set[object]], key: str, mark: object) -> None:

@@ -180,3 +180,40 @@ async def test_a_body_that_breaks_off_is_a_failure_after_what_arrived(rest: byte
             await passed(there.url, sink)
 
     assert sink.body == b"one" + {b"3\r\ntw": b"tw", b"": b""}.get(rest, b"two")
+
+
+# A body that is read whole
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [WHOLE, CHUNKED + b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nhello"],
+    ids=["length", "chunks", "end of the connection"],
+)
+async def test_a_body_is_read_whole_up_to_a_limit(answer: bytes) -> None:
+    async with workers(answers_once(answer)) as there, connections(read_bytes=2) as made:
+        response = await made.post(there.url, "/", b"{}", {})
+        assert await asyncio.wait_for(response.whole(5), 10) == b"hello"
+        response.close()
+
+        response = await made.post(there.url, "/", b"{}", {})
+        with pytest.raises(BodyTooLong):
+            await asyncio.wait_for(response.whole(4), 10)
+        response.close()
+
+
+async def test_a_whole_body_that_breaks_off_is_a_failure() -> None:
+    async with workers(answers_once(WHOLE[:-1])) as there, connections() as made:
+        response = await made.post(there.url, "/", b"{}", {})
+        with pytest.raises(ConnectionFailed):
+            await asyncio.wait_for(response.whole(MOST), 10)
+        response.close()
+
+
+async def test_a_large_whole_body_is_read_although_it_exceeds_what_is_held_unread() -> None:
+    body = bytes(5_000_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n"
+    async with workers(answers(head, body)) as there, connections(read_bytes=1000) as made:
+        response = await made.post(there.url, "/", b"{}", {})
+        assert await asyncio.wait_for(response.whole(MOST), 20) == body
+        response.close()

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from cortex.functions.spec import Function
 from cortex.platform.api_keys import Priority
-from cortex.platform.in_flight import InFlight
+from cortex.platform.in_flight import InFlight, Tracked
 from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.load_balancing import choose
@@ -98,14 +98,19 @@ class Ticket:
     def __init__(self, admission: Admission, candidate: Candidate) -> None:
         self._admission, self._candidate = admission, candidate
         self._waiter: StartWaiter | None = None
-        self._places = ExitStack()
+        self._tracked: Tracked | None = None
         self._place: Place | None = None
+        self._queue = ""
+        """The instance at which it has its place."""
 
     def __enter__(self) -> "Ticket":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._places.close()
+        if self._place is not None:
+            self._admission.leave_queue(self._queue, self._place)
+        if self._tracked is not None:
+            self._tracked.__exit__()
         self._leave_gate()
 
     def board(self) -> Instance | None:
@@ -116,7 +121,8 @@ class Ticket:
         ready = view.ready(function.id, target.revision)
         instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
         if instance is not None:
-            self._places.enter_context(self._admission.in_flight.track(function.id, instance.id))
+            self._tracked = self._admission.in_flight.track(function.id, instance.id)
+            self._tracked.__enter__()
         return instance
 
     async def wait_for_start(self, waited_s: float) -> Instance:
@@ -150,10 +156,10 @@ class Ticket:
         """Queue for one of an instance's slots (None: no limit), and leave the gate. Raises QueueFull."""
         if slots is not None:
             priority, function = self._candidate.priority, self._candidate.target.function
-            place = self._place = self._admission.join_queue(
+            self._queue = instance
+            self._place = self._admission.join_queue(
                 instance, slots, priority, limit=priority.share(function.queue), function=function.id
             )
-            self._places.callback(self._admission.leave_queue, instance, place)
         self._leave_gate()
 
     @property

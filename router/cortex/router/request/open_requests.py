@@ -6,8 +6,7 @@ rest is computed for the report, once a second.
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
 from cortex.platform.record import Silence
 from cortex.router.metrics import latency
@@ -48,33 +47,12 @@ class OpenRequests:
         self._instances: dict[str, _Instance] = {}
         self._usual: dict[str, latency.Histogram] = {}
 
-    @contextmanager
-    def sent(self, instance: str, request_record: RequestRecord) -> Iterator[None]:
-        """Count a request as open at an instance."""
+    def sent(self, instance: str, request_record: RequestRecord) -> "_Open":
+        """Return a context in which a request counts as open at an instance."""
         entry = self._instances.get(instance)
         if entry is None:
             entry = self._instances[instance] = _Instance(request_record.function)
-        sent_at = time.monotonic()
-        entry.live[id(request_record)] = request_record, sent_at
-        answered = True
-        try:
-            yield
-        except BaseException as error:
-            answered = not isinstance(error, _UNANSWERED)
-            if isinstance(error, Broken):
-                error.sent_at = sent_at
-                self.lose(instance)
-            raise
-        finally:
-            del entry.live[id(request_record)]
-            if request_record.first > sent_at:
-                self._note_first(request_record.function, request_record.first - sent_at)
-            if answered:
-                entry.progress_at = time.monotonic()
-            elif request_record.last > sent_at:
-                entry.progress_at = max(entry.progress_at, request_record.last)
-            elif not entry.left_waiting or entry.left_waiting < entry.progress_at:
-                entry.left_waiting = sent_at
+        return _Open(self, instance, entry, request_record)
 
     def lose(self, instance: str) -> int:
         """Return the number of open requests at an instance when its first connection was lost."""
@@ -106,11 +84,40 @@ class OpenRequests:
                 silences[instance] = Silence(for_s=round(silent_s, 1), usual_s=latency.percentile(usual, 0.95) or 0.0)
         return silences
 
-    def _note_first(self, function: str, seconds: float) -> None:
+    def note_first(self, function: str, seconds: float) -> None:
+        """Count a time from sending to the first byte."""
         spread = self._usual.setdefault(function, {})
         latency.add(spread, seconds)
         if sum(spread.values()) > MOST_TIMES:
             self._usual[function] = {step: count // 2 for step, count in spread.items() if count > 1}
+
+
+class _Open:
+    """One request at one instance."""
+
+    __slots__ = ("_entry", "_instance", "_open_requests", "_record", "_sent_at")
+
+    def __init__(self, open_requests: OpenRequests, instance: str, entry: _Instance, record: RequestRecord) -> None:
+        self._open_requests, self._instance, self._entry, self._record = open_requests, instance, entry, record
+
+    def __enter__(self) -> None:
+        self._sent_at = time.monotonic()
+        self._entry.live[id(self._record)] = self._record, self._sent_at
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        entry, record, sent_at = self._entry, self._record, self._sent_at
+        if isinstance(error, Broken):
+            error.sent_at = sent_at
+            self._open_requests.lose(self._instance)
+        del entry.live[id(record)]
+        if record.first > sent_at:
+            self._open_requests.note_first(record.function, record.first - sent_at)
+        if not isinstance(error, _UNANSWERED):
+            entry.progress_at = time.monotonic()
+        elif record.last > sent_at:
+            entry.progress_at = max(entry.progress_at, record.last)
+        elif not entry.left_waiting or entry.left_waiting < entry.progress_at:
+            entry.left_waiting = sent_at
 
 
 def _unanswered(entry: _Instance) -> list[float]:

@@ -20,6 +20,7 @@ from cortex.platform.api_keys import Principal
 from cortex.platform.keys import FleetToken, cache_salt
 from cortex.router.access.keyring import KeyRing
 
+MOST_SALTS = 10_000
 MOST_INSTANCES = 1000
 """Instances whose slots are tracked."""
 _COMPARED = 64 * 1024
@@ -33,6 +34,7 @@ class CacheSalts:
 
     def __init__(self, keys: KeyRing, token: FleetToken) -> None:
         self._keys, self._token = keys, token
+        self._salts: dict[tuple[str, str], str] = {}
 
     def of(self, function: Function, caller: Principal) -> str:
         """Return the salt of a caller's prompts in a worker's cache; empty if all callers share the cache.
@@ -41,7 +43,13 @@ class CacheSalts:
         """
         if function.cache == "shared" or not self._keys.has_keys:
             return ""
-        return cache_salt(self._token.current, caller.cache_owner)
+        by = self._token.current, caller.cache_owner
+        salt = self._salts.get(by)
+        if salt is None:
+            if len(self._salts) >= MOST_SALTS:
+                self._salts.clear()
+            salt = self._salts[by] = cache_salt(*by)
+        return salt
 
 
 class Seat(Struct, frozen=True):

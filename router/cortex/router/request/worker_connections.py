@@ -102,6 +102,25 @@ class WorkerResponse:
                 self._connection.resume_reading()
             yield chunk
 
+    async def whole(self, most: int) -> bytes:
+        """Return the body. Raises BodyTooLong for more than `most` bytes, and ConnectionFailed."""
+        body: list[bytes] = []
+        left = most - (self.content_length or 0)
+        while left >= 0:
+            if self._pieces:
+                body += self._pieces
+                left -= 0 if self.content_length is not None else self._size
+                self._pieces.clear()
+                self._size = 0
+                self._resume()
+            elif self._complete:
+                return body[0] if len(body) == 1 else b"".join(body)
+            elif self._failure is not None:
+                raise self._failure
+            else:
+                await self._wait()
+        raise BodyTooLong
+
     async def pass_to(self, sink: "Sink", most: int) -> None:
         """Pass the body to a sink as it arrives, until its end or until the sink is `over`; what arrives together is
         passed together. Raises BodyTooLong for more than `most` bytes, ConnectionFailed, and what the sink raises."""
@@ -221,7 +240,6 @@ class WorkerConnection(asyncio.Protocol):
     def send(self, head: bytes, body: bytes) -> WorkerResponse:
         """Send a request; its answer arrives in what this returns."""
         response = self._response = WorkerResponse(self, self._read_bytes)
-        self._parser = httptools.HttpResponseParser(self)
         self._headers = self._silent = 0
         if len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
@@ -259,6 +277,7 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._parser = httptools.HttpResponseParser(self)
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
