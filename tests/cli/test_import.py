@@ -43,7 +43,7 @@ models:
     aliases: ["gpt-4o-mini", {id: "gpt-4o", unlisted: true}]
     filters:
       stripParams: "temperature, top_p"
-      setParams: {top_p: 0.9, chat_template_kwargs: {a: 1}}
+      setParams: {top_p: 0.9, chat_template_kwargs: {reasoning_effort: high}, mirostat: 1}
     name: "gpt-oss"
   "qwen":
     cmd: llama-server --port ${PORT} -hf unsloth/Qwen3-8B-GGUF:Q4_K_M -np 4 -c 32768 -ngl 20 --tensor-split 1,1
@@ -164,6 +164,7 @@ def test_each_command_line_of_llama_swap_becomes_an_entry(home: Path) -> None:
             "context": 16384,
             "target_concurrency": 1,
             "sampling": {"temperature": 0.7, "top_k": 40, "top_p": 0.9},
+            "chat_template_kwargs": {"reasoning_effort": "high"},
             "args": ["--jinja", "-fa", "on"],
             "env": {"GGML_LOG": "1"},
             "idle_after_s": 60,
@@ -216,7 +217,7 @@ def test_what_llama_swap_has_and_cortex_has_not_is_listed_without_secrets(home: 
         "no-macro: left out: the macro missing is not defined",
         "json: left out: ",
         "gpt-oss-120b: filters.stripParams is not carried over",
-        "gpt-oss-120b: filters.setParams.chat_template_kwargs is not carried over",
+        "gpt-oss-120b: filters.setParams.mirostat is not carried over",
         "gpt-oss-120b: CUDA_VISIBLE_DEVICES is not carried over",
         "gpt-oss-120b: name is not carried over",
         "qwen: --tensor-split is not carried over",

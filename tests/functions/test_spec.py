@@ -43,6 +43,7 @@ CHANGES: dict[str, Any] = {
     "template": Template(inline_system=True),
     "effort": {"xhigh": "high"},
     "sampling": Sampling(temperature=0.5),
+    "chat_template_kwargs": {"enable_thinking": False},
     "default_output_tokens": 1,
     "max_output_tokens": 1,
     "on_long_prompt": "clamp",

@@ -202,6 +202,8 @@ class _Reader:
                     converted = msgspec.convert(value, _TYPES[key])
                     if key == "warm" and (fault := hours.fault_in(converted)):
                         self._report(where, f"warm: {fault}", line)
+                    elif key == "chat_template_kwargs" and (large := [k for k, v in converted.items() if _is_large(v)]):
+                        self._report(where, f"{key}: {large[0]}: expected a number of at most 2^53", line)
                     else:
                         yield key, converted
                 except msgspec.ValidationError as error:
@@ -362,6 +364,11 @@ class _Reader:
                 self.lines.key("aliases", alias),
             )
         return None
+
+
+def _is_large(value: object) -> bool:
+    """Whether a number is more than JSON's readers agree on."""
+    return isinstance(value, int) and abs(value) > 2**53
 
 
 def _unknown_within(key: str, value: Any) -> str:

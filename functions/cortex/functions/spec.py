@@ -74,6 +74,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     template: Template = Template()
     effort: dict[Level, str] = {}
     sampling: Sampling = Sampling()
+    chat_template_kwargs: dict[str, str | bool | int] = {}
+    """Variables of the chat template where a client sets none."""
     default_output_tokens: Tokens = 0
     max_output_tokens: Tokens = 0
     on_long_prompt: Literal["auto", "error", "clamp"] = "auto"

@@ -141,9 +141,12 @@ def _set_filters(entry: Entry, filters: Mapping[str, Any]) -> None:
     for name in _SAMPLING:
         if name in params:
             entry.sample(name, params[name])
-    if params.keys() & set(_SAMPLING):
-        entry.notes.append("filters.setParams became `sampling`: clients that set a parameter themselves override it")
-    entry.drop(f"filters.setParams.{name}" for name in params.keys() - set(_SAMPLING))
+    template = {k: v for k, v in _mapping(params.get("chat_template_kwargs")).items() if isinstance(v, (str, int))}
+    if template:
+        entry.keys["chat_template_kwargs"] = template
+    if params.keys() & {*_SAMPLING, "chat_template_kwargs"}:
+        entry.notes.append("filters.setParams became defaults: clients that set a parameter themselves override it")
+    entry.drop(f"filters.setParams.{name}" for name in params.keys() - {*_SAMPLING, "chat_template_kwargs"})
     entry.drop(f"filters.{name}" for name in filters.keys() - {"setParams"})
 
 

@@ -91,6 +91,7 @@ def traits(
         default_output_tokens=function.default_output_tokens or None,
         max_output_tokens=function.max_output_tokens or None,
         sampling=function.sampling,
+        template_kwargs=function.chat_template_kwargs,
         on_long_prompt=function.on_long_prompt,
     )
 

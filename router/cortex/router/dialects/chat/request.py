@@ -130,6 +130,7 @@ def read(body: bytes, traits: Traits) -> ChatRequest:
         changes["max_tokens"] = raw(limit)
     _clamp_min_tokens(fields, limit, changes)
     _fill_in(fields, traits.sampling, changes)
+    _fill_in_template(fields, traits, changes)
     return _build(params, fields, changes, dropped, limit, client_limit is None, names)
 
 
@@ -293,6 +294,15 @@ def _fill_in(fields: Fields, sampling: Sampling, changes: Fields) -> None:
         value = getattr(sampling, name)
         if value is not None and bytes(fields.get(name, b"null")) == b"null":
             changes[name] = raw(value)
+
+
+def _fill_in_template(fields: Fields, traits: Traits, changes: Fields) -> None:
+    """Set the function's variables of the template where the client set none."""
+    if traits.template_kwargs:
+        clients = msgspec.json.decode(fields.get("chat_template_kwargs", b"null")) or {}
+        if not isinstance(clients, dict):
+            raise BadRequest("expected an object", "chat_template_kwargs")
+        changes["chat_template_kwargs"] = raw({**traits.template_kwargs, **clients})
 
 
 def raw(value: object) -> msgspec.Raw:

@@ -209,12 +209,14 @@ def _with(encoded: bytes, model: str, max_tokens: int | None) -> bytes:
     return head + b"," + encoded[1:]
 
 
-def fill_in(request: Request, sampling: Sampling) -> None:
-    """Set the function's sampling where the client set none."""
+def fill_in(request: Request, traits: Traits) -> None:
+    """Set the function's sampling and variables of the template where the client set none."""
     for name in Sampling.__struct_fields__:
-        value = getattr(sampling, name)
+        value = getattr(traits.sampling, name)
         if value is not None and getattr(request, name) is None:
             setattr(request, name, value)
+    if traits.template_kwargs:
+        request.chat_template_kwargs = {**traits.template_kwargs, **(request.chat_template_kwargs or {})}
 
 
 def json_format(

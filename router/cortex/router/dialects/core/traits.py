@@ -58,6 +58,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     default_output_tokens: int | None = None
     max_output_tokens: int | None = None
     sampling: Sampling = Sampling()
+    template_kwargs: dict[str, str | bool | int] = msgspec.field(default_factory=dict)
     on_long_prompt: Literal["auto", "error", "clamp"] = "auto"
 
     def check_demand(self, has_tools: bool, at: str) -> None:

@@ -153,7 +153,7 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
     _read_effort(params.output_config, request, traits)
     _read_thinking(params.thinking, params.max_tokens, max_tokens, request, traits)
     _prefill(request, traits)
-    conversation.fill_in(request, traits.sampling)
+    conversation.fill_in(request, traits)
     return MessagesRequest(
         model=params.model,
         stream=bool(params.stream),

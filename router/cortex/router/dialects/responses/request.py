@@ -139,7 +139,7 @@ def read(body: bytes, traits: Traits) -> ResponsesRequest:
         stream_options={"include_usage": True} if params.stream else None,
     )
     _read_effort(params.reasoning, request, traits)
-    conversation.fill_in(request, traits.sampling)
+    conversation.fill_in(request, traits)
     max_tokens = traits.output_tokens(params.max_output_tokens)
     return ResponsesRequest(
         model=params.model,
