@@ -66,7 +66,7 @@ def test_a_router_and_an_agent_derive_the_same_keys(own: bool, fleet_file: Path,
     agent = HostToken.own(own_file, "a") if own else HostToken.of_fleet(fleet_file, "a")
 
     assert agent.opens(router.for_agent("a", ADDRESS), ADDRESS)
-    assert [agent.worker_key("one")] == agent.worker_keys("one") == router.worker_keys("a", "one")
+    assert [agent.worker_key("one")] == agent.worker_keys("one") == router.worker_keys(["a"], "one")
     assert agent.fleet_marks() == router.fleet_marks()
 
 
@@ -219,7 +219,7 @@ def test_a_router_uses_the_first_token_and_has_the_keys_of_workers_under_the_oth
     token = FleetToken(path)
 
     assert token.for_agent("a", ADDRESS) == agent_token(host_token("new", "a"), ADDRESS)
-    assert token.worker_keys("a", "one") == [worker_key(host_token(t, "a"), "one") for t in ("new", "old")]
+    assert token.worker_keys(["a"], "one") == [worker_key(host_token(t, "a"), "one") for t in ("new", "old")]
 
 
 def test_an_incomplete_or_missing_token_file_keeps_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,18 +75,18 @@ async def test_own_uses_expire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keyed_as", "former_home", "renamed"),
+    ("key_host", "former_home", "names"),
     [
-        ("", None, False),
-        ("host-b", None, False),
-        ("host-a", None, True),
-        ("host-a", "h1", True),
-        ("host-a", "h2", False),
+        ("", None, ("host-b",)),
+        ("host-b", None, ("host-b",)),
+        ("host-a", None, ("host-b", "host-a")),
+        ("host-a", "h1", ("host-b", "host-a")),
+        ("host-a", "h2", ("host-b",)),
     ],
     ids=["unknown", "its own name", "a name that is gone", "a name of this home", "another machine's name"],
 )
 async def test_a_key_follows_from_an_earlier_name_unless_another_machine_has_it(
-    keyed_as: str, former_home: str | None, renamed: bool
+    key_host: str, former_home: str | None, names: tuple[str, ...]
 ) -> None:
     reads = Reads()
     view = FleetView(cast(Registry, reads), "router-1")
@@ -97,7 +97,7 @@ async def test_a_key_follows_from_an_earlier_name_unless_another_machine_has_it(
     end.set_result(Fleet(hosts=hosts))
     await read
 
-    assert view.is_renamed(replace(an_instance(), host="host-b", keyed_as=keyed_as)) is renamed
+    assert view.key_hosts(replace(an_instance(), host="host-b", key_host=key_host)) == names
 
 
 class Cordoning:

@@ -8,7 +8,7 @@ exchange, reports, sweep and probes; the registry with its scripts and codec.
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from cortex.platform.host.devices import Reading
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken, HostToken, fleet_mark
 from cortex.platform.process import process_id
-from cortex.platform.record import Device
+from cortex.platform.record import Device, Instance
 from cortex.platform.redis_clients import Generation
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import Agent as AgentSettings
@@ -80,8 +80,8 @@ class Token(FleetToken):
         """Return the token."""
         return TOKEN
 
-    def worker_keys(self, host: str, instance: str) -> list[str]:
-        """Return the key of an instance."""
+    def worker_keys(self, hosts: Iterable[str], instance: str) -> list[str]:
+        """Return the key of an instance, whatever its host."""
         return [key_of(instance)]
 
     def fleet_marks(self) -> list[str]:
@@ -164,6 +164,10 @@ class SimulatedRouter:
         self.live_catalogue.on_change = self.view.wake
         in_flight = InFlight(self.id)
         agents = Agents(token)
+
+        def keys_of(instance: Instance) -> list[str]:
+            return token.worker_keys(self.view.key_hosts(instance), instance.id)
+
         agents._http = httpx.AsyncClient(
             verify=False,
             transport=transport,
@@ -171,7 +175,7 @@ class SimulatedRouter:
             timeout=httpx.Timeout(10.0, connect=5.0),
         )
         self._decision_log = DecisionLog(self.id)
-        self._probe = Probe(token)
+        self._probe = Probe(keys_of)
         self._probe._http = session  # type: ignore[assignment]
         self._activator = Activator(
             self.view, own, agents, in_flight, self.live_catalogue, self._probe, self._decision_log
@@ -186,7 +190,7 @@ class SimulatedRouter:
             self.view,
             self.live_catalogue,
             Admission(self.view, self._activator, in_flight),
-            upstream.Upstream(token, self.view.unsure),
+            upstream.Upstream(keys_of, self.view.unsure),
             self._deaths,
             RequestRecords([each(self._decision_log.note_request)]),
             PassThroughTracing(),

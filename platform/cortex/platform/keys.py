@@ -21,7 +21,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -149,9 +149,10 @@ class FleetToken:
         """Return the bearer token to send to the agent of a host at this address."""
         return agent_token(host_token(self.current, host), address)
 
-    def worker_keys(self, host: str, instance: str) -> list[str]:
-        """Return the keys that a host's instance may have: that of the current token, and those of the others."""
-        return [worker_key(host_token(token, host), instance) for token in self._file.entries()]
+    def worker_keys(self, hosts: Iterable[str], instance: str) -> list[str]:
+        """Return the keys that an instance may have under these names of its host: for each that of the current token,
+        then those of the others."""
+        return [worker_key(host_token(token, host), instance) for host in hosts for token in self._file.entries()]
 
     def fleet_marks(self) -> list[str]:
         """Return the marks of all tokens, the current one's first."""

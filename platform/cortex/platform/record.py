@@ -149,7 +149,7 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Whether it accepts images, as the worker reports."""
     problem: str = ""
     """Why it does not progress, when it is overdue."""
-    keyed_as: str = ""
+    key_host: str = ""
     """The host's name when it was started: its key follows from that name, also after the host is renamed."""
     host: str = ""
     """The host it is on. The reader of a host's record sets it, whatever the record says: a key follows from it."""

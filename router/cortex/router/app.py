@@ -23,6 +23,7 @@ from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.quota import Quota
+from cortex.platform.record import Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
@@ -82,8 +83,12 @@ def create_app(settings: Settings) -> Dispatcher:
     )
     view, in_flight = FleetView(registry, id), InFlight(id)
     catalogue.on_change = view.wake
+
+    def keys_of(instance: Instance) -> list[str]:
+        return token.worker_keys(view.key_hosts(instance), instance.id)
+
     # starts
-    agents, probe, decision_log = Agents(token, settings.ca_file), Probe(token, view.is_renamed), DecisionLog(id)
+    agents, probe, decision_log = Agents(token, settings.ca_file), Probe(keys_of), DecisionLog(id)
     activator = Activator(view, registry, agents, in_flight, catalogue, probe, decision_log)
     # requests, and what is counted of them
     request_metrics, traffic, tracer = RequestMetrics(view, in_flight), Traffic(), tracing(settings)
@@ -99,7 +104,7 @@ def create_app(settings: Settings) -> Dispatcher:
     )
     deaths = Deaths(view, probe, registry, decision_log, id)
     upstream, images, intake = (
-        Upstream(token, view.unsure, view.is_renamed),
+        Upstream(keys_of, view.unsure),
         RemoteImages(),
         Intake(gateway.max_body_mb * 1024 * 1024),
     )

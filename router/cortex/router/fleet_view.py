@@ -99,13 +99,15 @@ class FleetView:
         silent. The instance may have exited, and another process may use its port."""
         return self.away or instance in self._unsure or time.monotonic() - self._read_at > FRESH_S
 
-    def is_renamed(self, instance: Instance) -> bool:
-        """Whether an instance was started under an earlier name of its host. A record of that name has to be gone, or
-        of the same home: otherwise another machine would get the keys of that host's workers."""
-        if instance.keyed_as in ("", instance.host):
-            return False
-        former, own = self.fleet.hosts.get(instance.keyed_as), self.fleet.hosts.get(instance.host)
-        return former is None or (own is not None and former.home == own.home != "")
+    def key_hosts(self, instance: Instance) -> tuple[str, ...]:
+        """Return the names of its host from which an instance's key may follow: the present one, and that of its start
+        if the host has been renamed since. A record of that name has to be gone, or of the same home: otherwise another
+        machine would get the keys of that host's workers."""
+        if instance.key_host in ("", instance.host):
+            return (instance.host,)
+        former, own = self.fleet.hosts.get(instance.key_host), self.fleet.hosts.get(instance.host)
+        is_own = former is None or (own is not None and former.home == own.home != "")
+        return (instance.host, instance.key_host) if is_own else (instance.host,)
 
     @property
     def alone(self) -> bool:

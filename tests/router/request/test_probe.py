@@ -34,7 +34,8 @@ async def a_worker(answer: Callable[[web.Request], Awaitable[web.StreamResponse]
 
 async def pulse_at(url: str, folder: Path) -> Pulse:
     (folder / "token").write_text(TOKEN)
-    probe = Probe(FleetToken(folder / "token"))
+    token = FleetToken(folder / "token")
+    probe = Probe(lambda i: token.worker_keys([i.host], i.id))
     try:
         return await probe.pulse(an_instance("one", url=url, host=HOST))
     finally:

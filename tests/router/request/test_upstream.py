@@ -54,11 +54,11 @@ def token(tmp_path: Path) -> FleetToken:
 
 @asynccontextmanager
 async def upstream(token: FleetToken, unsure: Callable[[str], bool] = lambda _: False) -> AsyncIterator[Upstream]:
-    made = Upstream(token, unsure)
+    workers = Upstream(lambda i: token.worker_keys([i.host], i.id), unsure)
     try:
-        yield made
+        yield workers
     finally:
-        await made.close()
+        await workers.close()
 
 
 async def ask(upstream: Upstream, url: str, host: str = HOST) -> tuple[int, bytes]:
@@ -114,12 +114,12 @@ async def test_a_worker_with_the_key_of_an_earlier_token_is_no_stranger(token: F
 async def test_a_workers_key_is_derived_once_and_not_for_each_request(
     token: FleetToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    derived: list[tuple[str, str]] = []
+    derived: list[tuple[list[str], str]] = []
     worker_keys = token.worker_keys
 
-    def derive(host: str, instance: str) -> list[str]:
-        derived.append((host, instance))
-        return worker_keys(host, instance)
+    def derive(hosts: list[str], instance: str) -> list[str]:
+        derived.append((hosts, instance))
+        return worker_keys(hosts, instance)
 
     monkeypatch.setattr(token, "worker_keys", derive)
     worker = Worker(key=KEY)
@@ -127,7 +127,7 @@ async def test_a_workers_key_is_derived_once_and_not_for_each_request(
         answers = [await ask(up, url) for _ in range(3)]
 
     assert answers == [(200, b"an answer")] * 3
-    assert derived == [(HOST, "one")]
+    assert derived == [([HOST], "one")]
 
 
 async def test_an_instance_that_another_host_lists_gets_no_key_of_its_own_host(token: FleetToken) -> None:

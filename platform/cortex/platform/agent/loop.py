@@ -138,7 +138,7 @@ class Agent:
     async def __aenter__(self) -> "Agent":
         loop = asyncio.get_running_loop()
         workers = self._earlier.workers
-        for name in {w.instance.keyed_as for w in workers} - {"", self.settings.host_name}:
+        for name in {w.instance.key_host for w in workers} - {"", self.settings.host_name}:
             self._token.accept_former(name)
         await adopt(workers, self.supervisor, self.tell)
         self._adopted = True

@@ -51,7 +51,7 @@ def spawned(state: HostState, event: events.Spawned, now: float) -> None:
     if instance := state.find(event.instance, State.STARTING, State.STOPPING):
         process = event.process
         instance = replace(instance, pid=process.pid, boot=process.boot, process_ticks=process.ticks, url=event.url)
-        instance = replace(instance, server=event.server, health_path=event.health_path, keyed_as=state.host.name)
+        instance = replace(instance, server=event.server, health_path=event.health_path, key_host=state.host.name)
         put(state, replace(instance, path=event.path, warm=event.warm, started=now, last_sign=now))
 
 

@@ -4,13 +4,12 @@ A cheap call with the instance's key, which another process at the address does 
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import aiohttp
 import msgspec
 from msgspec import Struct
 
-from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 
 PROBE_S = 3.0
@@ -40,20 +39,15 @@ class _Models(Struct, frozen=True):
 class Probe:
     """Probes workers over separate connections."""
 
-    def __init__(self, token: FleetToken, is_renamed: Callable[[Instance], bool] = lambda _: False) -> None:
-        self._token, self._is_renamed = token, is_renamed
+    def __init__(self, keys_of: Callable[[Instance], Iterable[str]]) -> None:
+        """`keys_of` returns the keys that an instance may have."""
+        self._keys_of = keys_of
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         """Close the connections."""
         if self._http is not None:
             await self._http.close()
-
-    def _keys_of(self, instance: Instance) -> list[str]:
-        keys = self._token.worker_keys(instance.host, instance.id)
-        if self._is_renamed(instance):
-            keys += self._token.worker_keys(instance.keyed_as, instance.id)
-        return keys
 
     async def pulse(self, instance: Instance) -> Pulse:
         """Return an instance's state, within PROBE_S."""

@@ -3,11 +3,10 @@
 Requests go over `worker_connections.py`; the proofs, which are rare, over aiohttp. Only this module maps their errors.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from cortex.platform import worker_http
-from cortex.platform.keys import FleetToken
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
 from cortex.router.dialects.core.errors import BadAnswer
@@ -118,14 +117,11 @@ class Upstream:
     """Connections to all workers."""
 
     def __init__(
-        self,
-        token: FleetToken,
-        unsure: Callable[[str], bool] = lambda _: False,
-        is_renamed: Callable[[Instance], bool] = lambda _: False,
+        self, keys_of: Callable[[Instance], Iterable[str]], unsure: Callable[[str], bool] = lambda _: False
     ) -> None:
-        """`unsure` tells whether an instance's record may be stale; then each request first verifies that the address
-        still belongs to the instance. `is_renamed` tells whether its key follows from an earlier name of its host."""
-        self._token, self._unsure, self._is_renamed = token, unsure, is_renamed
+        """`keys_of` returns the keys that an instance may have. `unsure` tells whether its record may be stale; then
+        each request first verifies that the address still belongs to the instance."""
+        self._keys_of, self._unsure = keys_of, unsure
         self._keys: dict[tuple[str, str], str] = {}
         self._connections = WorkerConnections(idle_s=IDLE_S, connect_s=worker_http.CONNECT_S, read_bytes=READ_BYTES)
         self._http = worker_http.session(idle_s=IDLE_S)
@@ -141,7 +137,7 @@ class Upstream:
         Raises Broken or Stranger. Cancellation closes the connection, which stops the worker.
         """
         prove = self._unsure(instance.id)
-        for key in self._keys_of(instance):
+        for key in self._last_key_first(instance):
             if prove:
                 with _mapped_unsent:  # the request itself has not been sent
                     if not await worker_http.serves(self._http, instance, key):
@@ -156,7 +152,7 @@ class Upstream:
 
     async def is_well(self, instance: Instance) -> bool:
         """Whether a worker passes its health check or does not answer in time."""
-        return await worker_http.is_well(self._http, instance, next(self._keys_of(instance)))
+        return await worker_http.is_well(self._http, instance, next(self._last_key_first(instance)))
 
     async def _send(self, url: str, path: str, key: str, body: bytes, more: Mapping[str, str] | None) -> WorkerResponse:
         headers = worker_http.headers(key)
@@ -180,16 +176,12 @@ class Upstream:
                 response.close()
         return refuses
 
-    def _keys_of(self, instance: Instance) -> Iterator[str]:
+    def _last_key_first(self, instance: Instance) -> Iterator[str]:
         """Yield the instance's last key, then the other possible ones: the token may have changed."""
         last = self._keys.get((instance.host, instance.id))
         if last is not None:
             yield last
-        for key in self._token.worker_keys(instance.host, instance.id):
-            if key != last:
-                yield key
-        if self._is_renamed(instance):
-            yield from self._token.worker_keys(instance.keyed_as, instance.id)
+        yield from (key for key in self._keys_of(instance) if key != last)
 
     def _remember(self, instance: Instance, key: str) -> None:
         name = instance.host, instance.id
