@@ -97,7 +97,9 @@ def _stream(router: Router, body: ChatBody, *, raw: bool) -> None:
         task = waiting.add_task(f"waiting for {body.model}", total=None)
         for line in router.lines("/v1/chat/completions", {}, body=replace(body, stream=True)):
             if line.startswith(":") and not waiting.disable and not wrote:  # a keep-alive while the request waits
-                waiting.update(task, description=_progress(router, body.model))
+                reason = for_terminal(line.removeprefix(":").strip(), sys.stderr)
+                known = f"{body.model}: {reason}" if reason != "waiting" else _progress(router, body.model)
+                waiting.update(task, description=known)
             if not line.startswith("data: {"):
                 continue
             chunk = msgspec.json.decode(line.removeprefix("data: "), type=_Chunk)

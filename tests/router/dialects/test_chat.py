@@ -303,6 +303,16 @@ def test_case_40_keep_alives_are_comments() -> None:
     assert chat_streamed(out)["choices"][0]["message"]["content"] == "Hello"
 
 
+def test_a_keep_alive_has_the_reason_for_the_wait() -> None:
+    stream = chat_request(stream=True).answer("ID", 1).stream()
+
+    held = stream.ping("no room for 'f' now")
+    out = held + stream.feed(small_stream())
+
+    assert held == b": no room for 'f' now\n\n"
+    assert chat_streamed(out)["choices"][0]["message"]["content"] == "Hello"
+
+
 def test_case_43_an_answer_is_the_same_streamed_and_whole() -> None:
     stream = chat_streamed(raw(chunk(role="assistant", content="te"), chunk(content="xt"), chunk("stop")))
     whole = chat_plain(chat_request().answer("ID", 1).plain(completion(content="text")).body)

@@ -408,6 +408,17 @@ def test_case_40_a_ping_starts_the_message_and_then_is_a_ping() -> None:
     assert anthropic_streamed(first + second + rest)["content"] == [text_block("Hello")]
 
 
+def test_a_ping_with_a_reason_has_it_in_a_comment_before_its_event() -> None:
+    stream = messages_request(stream=True).answer("ID", 1).stream()
+
+    first, second = stream.ping("no room"), stream.ping("no room")
+    rest = stream.feed(small_stream())
+
+    assert first.startswith(b": no room\nevent: message_start\n")
+    assert second.startswith(b": no room\nevent: ping\n")
+    assert anthropic_streamed(first + second + rest)["content"] == [text_block("Hello")]
+
+
 @pytest.mark.parametrize("frame", [lambda data: data, lambda data: data.replace(b"\n", b"\r\n")])
 @pytest.mark.parametrize("space", [b"data: ", b"data:"])
 def test_case_42_letters_cut_in_two_and_other_line_ends_change_nothing(frame: Any, space: bytes) -> None:

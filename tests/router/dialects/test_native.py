@@ -160,6 +160,14 @@ def test_a_ping_before_the_first_event_starts_no_message() -> None:
     assert clients.events(stream("responses").ping()) == []
 
 
+@pytest.mark.parametrize("dialect", ["messages", "responses"])
+def test_a_ping_with_a_reason_has_it_in_a_comment_on_one_line(dialect: Any) -> None:
+    ping = stream(dialect).ping("no room for 'f' now:\n\ndata: {}")
+
+    assert ping.startswith(b": no room for 'f' now: data: {}\n")
+    assert clients.events(ping) == clients.events(stream(dialect).ping())
+
+
 def test_a_plain_answer_passes_as_it_is_and_is_counted() -> None:
     body = json.dumps({**START["message"], "usage": {"input_tokens": 4, "output_tokens": 6}}).encode()
 

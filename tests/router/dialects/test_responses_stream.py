@@ -249,6 +249,16 @@ def test_case_40_keep_alives_are_events() -> None:
     assert responses_streamed(out)["output"][0]["content"][0]["text"] == "Hello"
 
 
+def test_a_keep_alive_with_a_reason_has_it_in_a_comment_before_its_event() -> None:
+    stream = responses_request(stream=True).answer("ID", 1).stream()
+
+    held = stream.ping("no room") + stream.ping("no room")
+    out = held + stream.feed(small_stream())
+
+    assert held.count(b": no room\nevent: ") == 2
+    assert responses_streamed(out)["output"][0]["content"][0]["text"] == "Hello"
+
+
 def test_case_43_an_answer_is_the_same_streamed_and_whole() -> None:
     usage = counted(20, 9, cached=8) | {"completion_tokens_details": {"reasoning_tokens": 3}}
     calls = [whole_call("c1", "f", '{"a": [1, 2]}'), whole_call("c2", "g", "{}")]

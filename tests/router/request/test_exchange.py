@@ -11,13 +11,14 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
-from cortex.platform.agent_messages import Accepted, Ensure
-from cortex.platform.api_keys import LOCAL, Priority, anonymous
+from cortex.platform.agent_messages import Accepted, Ensure, Rejected
+from cortex.platform.api_keys import LOCAL, Principal, Priority, anonymous
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Death, Fleet, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures, Incident
 from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.activation.load_balancing import choose
@@ -25,7 +26,7 @@ from cortex.router.decision_log import DecisionLog
 from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
-from cortex.router.request import admission
+from cortex.router.request import admission, exchange
 from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Call, Exchange, Exchanges
@@ -51,6 +52,7 @@ class Stage:
         self.directory.on_change = self.view.wake
         self.in_flight = InFlight("router-1")
         self.asked: list[Ensure] = []
+        self.no_room: Rejected | None = None
         self.found, self.breaks, self.error = Pulse.WELL, asyncio.Event(), Broken("closed")
         self.breaks.set()
         self.shared: list[Death] = []
@@ -82,8 +84,10 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted:
+    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted | Rejected:
         self.asked.append(asked)
+        if self.no_room is not None:
+            return self.no_room
         starting = an_instance(f"new-{len(self.asked)}", function=asked.function.id, revision=revision(asked.function))
         return Accepted(starting.id, starting.state)
 
@@ -127,7 +131,7 @@ class Stage:
 
     @asynccontextmanager
     async def asking(
-        self, name: str, *, stream: bool = False
+        self, name: str, *, stream: bool = False, caller: Principal = LOCAL
     ) -> AsyncIterator[tuple[asyncio.Task[None], ReadingClient]]:
         """Send a request; what it says to its client so far."""
 
@@ -143,7 +147,7 @@ class Stage:
 
         sent, target = ReadingClient(), self.directory.resolve(name)
 
-        exchange = Exchange(self.exchanges, target, await parse(target), "r", LOCAL, name=name, parse=parse)
+        exchange = Exchange(self.exchanges, target, await parse(target), "r", caller, name=name, parse=parse)
         task = asyncio.ensure_future(exchange(sent))
         try:
             yield task, sent
@@ -298,6 +302,28 @@ async def test_a_request_for_an_entry_that_is_edited_waits_for_its_new_revision(
 
     assert [a.function.args for a in stage.asked] == [(), ("--changed",)]
     assert stage.posted[0][0] == "edited"
+
+
+@pytest.mark.parametrize("operator", [True, False])
+async def test_a_held_stream_says_why_no_host_has_room_until_one_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: bool
+) -> None:
+    monkeypatch.setattr(exchange, "FIRST_KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr(exchange, "KEEP_ALIVE_S", 0.0)
+    stage = Stage(tmp_path, fake("f"))
+    stage.no_room = Rejected("foreign processes hold 100964 MiB", When.LATER)
+    caller = LOCAL if operator else anonymous()
+    async with stage.asking("f", stream=True, caller=caller) as (task, sent):
+        await stage.until(lambda: b"no room" in sent.body)
+        held = sent.body
+        stage.no_room = None
+        await stage.shows(replace(stage.of("f"), state=State.STARTING))
+        await stage.until(lambda: sent.body.endswith(b": waiting\n\n"))
+        await stage.shows(stage.of("f"))
+        await ended(task)
+
+    assert b": no room for 'f' now" in held
+    assert (b"host-a: foreign processes hold 100964 MiB" in held) is operator
 
 
 async def test_a_request_for_a_name_that_is_removed_is_refused_at_once(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ class Activator:
         self._view, self._registry, self._agents, self._in_flight = view, registry, agents, in_flight
         self._catalogue, self._probe = catalogue, probe
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._refusals: dict[tuple[str, str], NoCapacity] = {}
         self._slow: dict[str, float] = {}
         self._warming: dict[str, asyncio.Task[None]] = {}
 
@@ -126,6 +127,10 @@ class Activator:
         if start.cancelled():
             raise NotReadyInTime("this router is stopping", retry_after=1)
         start.result()
+
+    def refusal(self, target: Target) -> NoCapacity | None:
+        """Return why no host has room for the start that requests wait for; None: it is under way, or none is."""
+        return self._refusals.get((target.function.id, target.revision))
 
     def late(self, function: Function) -> NotReadyInTime:
         """Return the error for a start that exceeds `start_timeout_s`."""
@@ -354,6 +359,7 @@ class Activator:
     def _end(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
         if self._starts.get(key) is task:
             del self._starts[key]
+            self._refusals.pop(key, None)
         if not task.cancelled():
             task.exception()  # marks it as retrieved: every waiter may have left
 
@@ -375,6 +381,7 @@ class Activator:
                 return
             starting = self._starting(function, rev)
             if starting is not None:  # (2)
+                self._refusals.pop((function.id, rev), None)
                 awaited, unseen_since = starting.id, time.monotonic()
                 _, host = self._view.placed(awaited) or ("", host)
                 await self._view.changed(NO_ROOM_S)
@@ -405,6 +412,7 @@ class Activator:
             except NoCapacity as refusal:  # (5)
                 if refusal.retry_after is None:
                     raise
+                self._refusals[function.id, rev] = refusal
                 await self._view.changed(NO_ROOM_S)
                 continue
             if started is not None:

@@ -15,7 +15,7 @@ from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar, images, lenient, prompt_cache, wire
 from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count, truncated
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
-from cortex.router.dialects.core.sse import Event
+from cortex.router.dialects.core.sse import Event, comment
 from cortex.router.dialects.core.stream import FrameStream, is_empty
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages.request import session_of
@@ -138,11 +138,13 @@ class NativeStream(FrameStream):
     def open(self) -> bytes:
         return b""
 
-    def ping(self) -> bytes:
+    def ping(self, reason: str = "") -> bytes:
         """Return a keep-alive that may precede the worker's first event."""
         if self.over:
             return b""
-        return b'event: ping\ndata: {"type":"ping"}\n\n' if self._dialect == "messages" else b": waiting\n\n"
+        if self._dialect == "messages":
+            return (comment(reason) if reason else b"") + b'event: ping\ndata: {"type":"ping"}\n\n'
+        return comment(reason or "waiting") + b"\n"
 
     def _relay(self, frame: Event, out: list[bytes]) -> None:
         if is_empty(frame.data):

@@ -499,10 +499,13 @@ class Exchange:
         self._keep_alive = asyncio.get_running_loop().call_later(seconds, self._ping)
 
     def _ping(self) -> None:
-        """Send a keep-alive to a streaming client that waits for the first piece of its answer."""
+        """Send a keep-alive to a streaming client that waits for the first piece of its answer, with the reason if no
+        host has room."""
         if self._stream is not None:
             self._send_head()
-            self._client.write(self._stream.ping())
+            refusal = self._exchanges.admission.activator.refusal(self.target)
+            reason = refusal.fault(operator=self._is_operator).message if refusal is not None else ""
+            self._client.write(self._stream.ping(reason))
             self._ping_after(KEEP_ALIVE_S)
 
     def _resume_pings(self) -> None:

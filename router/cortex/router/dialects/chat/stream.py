@@ -14,7 +14,7 @@ from cortex.router.dialects.chat.template import Template, template_of
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import Fault, openai_error
-from cortex.router.dialects.core.sse import Event, encode_data
+from cortex.router.dialects.core.sse import Event, comment, encode_data
 from cortex.router.dialects.core.stream import DONE, FrameStream, is_empty
 
 TEMPLATES = 8
@@ -67,8 +67,8 @@ class ChatStream(FrameStream):
     def open(self) -> bytes:
         return b""
 
-    def ping(self) -> bytes:
-        return b"" if self.over else b": waiting\n\n"
+    def ping(self, reason: str = "") -> bytes:
+        return b"" if self.over else comment(reason or "waiting") + b"\n"
 
     def feed(self, data: bytes) -> bytes:
         """Relay the frames that a piece of the worker's body completes."""

@@ -16,6 +16,11 @@ class Event(msgspec.Struct, frozen=True):
     event: bytes = b""
 
 
+def comment(text: str) -> bytes:
+    """Return a line that clients ignore, with `text` in it; an event or a blank line must follow."""
+    return b": %b\n" % " ".join(text.split()).encode("utf-8", "replace")
+
+
 class SSEDecoder:
     """`limit` bounds one event: a worker that never ends a line must not fill the router's memory."""
 

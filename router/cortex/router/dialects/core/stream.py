@@ -16,7 +16,7 @@ from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Chunk, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Fault
 from cortex.router.dialects.core.sse import Event as Frame
-from cortex.router.dialects.core.sse import SSEDecoder
+from cortex.router.dialects.core.sse import SSEDecoder, comment
 
 DONE = b"[DONE]"
 
@@ -42,10 +42,10 @@ class Machine(Protocol):
 class Stream(Protocol):
     """A stream to a client.
 
-    Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting, `feed()` per piece of the worker's
-    body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error that ended it; `over`: no bytes
-    follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so far, for a stream that ends
-    without usage.
+    Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting (with the reason, if it is known),
+    `feed()` per piece of the worker's body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error
+    that ended it; `over`: no bytes follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so
+    far, for a stream that ends without usage.
     """
 
     fault: Fault | None
@@ -58,7 +58,7 @@ class Stream(Protocol):
     def open(self) -> bytes: ...
     def feed(self, data: bytes) -> bytes: ...
     def close(self) -> bytes: ...
-    def ping(self) -> bytes: ...
+    def ping(self, reason: str = "") -> bytes: ...
     def fail(self, fault: Fault) -> bytes: ...
 
 
@@ -141,8 +141,10 @@ class TranslatedStream(FrameStream):
     def open(self) -> bytes:
         return b"" if self.over else self._encode_events(self._machine.open())
 
-    def ping(self) -> bytes:
-        return b"" if self.over else self._encode_events(self._machine.ping())
+    def ping(self, reason: str = "") -> bytes:
+        if self.over:
+            return b""
+        return (comment(reason) if reason else b"") + self._encode_events(self._machine.ping())
 
     def _relay(self, frame: Frame, out: list[bytes]) -> None:
         if frame.data == DONE:
