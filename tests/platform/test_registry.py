@@ -212,3 +212,48 @@ async def test_a_record_below_another_hosts_name_is_not_read(registry: Registry,
     one, fleet = await registry.host(HOST, clock.now()), await registry.fleet(clock.now())
 
     assert (one, fleet.hosts) == (None, {})
+
+
+async def test_only_records_of_hosts_that_changed_are_read_whole(
+    registry: Registry, other: Registry, server: redis.asyncio.Redis
+) -> None:
+    names = [f"host-{n}" for n in range(20)]
+    for name in names:
+        await other.publish_host(replace(a_host(an_instance()), name=name, agent=name, at=1.0, sequence=1), 60.0)
+    first = await registry.fleet(clock.now())
+    await server.config_resetstat()
+
+    unchanged = await registry.fleet(clock.now())
+    read_for_none = await bytes_read(server)
+    await other.publish_host(
+        replace(a_host(an_instance("new")), name="host-3", agent="host-3", at=2.0, sequence=2), 60.0
+    )
+    await server.delete(RecordKeys().host("host-4"))
+    changed = await registry.fleet(clock.now())
+
+    assert read_for_none < 20 * 600 + 5000  # heads alone
+    assert all(unchanged.hosts[n] is first.hosts[n] for n in names)
+    assert [i.id for i in changed.hosts["host-3"].instances] == ["new"]
+    assert changed.hosts.keys() == first.hosts.keys() - {"host-4"}
+
+
+async def test_a_record_of_an_earlier_release_is_read_whole_each_time(
+    registry: Registry, server: redis.asyncio.Redis
+) -> None:
+    def as_written(instance: str) -> bytes:
+        fields = msgspec.to_builtins(a_host(an_instance(instance)))
+        return msgspec.json.encode({**{k: v for k, v in fields.items() if k != "sequence"}, "sequence": 1})
+
+    await server.set(RecordKeys().host(HOST), as_written("one"))
+    await server.sadd(RecordKeys().hosts, HOST)
+    await registry.fleet(clock.now())
+    await server.set(RecordKeys().host(HOST), as_written("two"))
+    reads = registry._hosts_read
+
+    await registry.fleet(clock.now())
+
+    assert reads == {}
+
+
+async def bytes_read(server: redis.asyncio.Redis) -> int:
+    return int((await server.info("stats"))["total_net_output_bytes"])

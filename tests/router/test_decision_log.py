@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from cortex.platform.record import Fleet, Use
-from cortex.router.activation.load_balancing import candidates
+from cortex.router.activation.load_balancing import candidates, hosts_to_ask
 from cortex.router.decision_log import MOST_A_SECOND, DecisionLog, RouterDecision
 from tests.router.request.test_request_record import a_finished
 from tests.support.factories import a_device, a_function, a_host, a_need, an_instance
@@ -67,7 +67,8 @@ def test_every_host_is_listed_with_its_placement_or_the_reason_against_it() -> N
     small = replace(a_host(devices=(a_device(total_mb=100),)), name="small")
     fleet = Fleet(hosts={"full": full, "small": small})
 
-    listing = candidates(a_need(1000), a_function("org/new"), fleet, Use(), 1000.0)
+    order = hosts_to_ask(a_need(1000), a_function("org/new"), fleet, Use(), 1000.0)
+    listing = candidates(a_need(1000), order, fleet, Use(), 1000.0)
 
     assert [(c["host"], sorted(c)) for c in listing] == [
         ("full", ["devices", "evict", "host"]),

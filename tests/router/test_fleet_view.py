@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from cortex.platform import clock
 from cortex.platform.record import Fleet, used_instance
-from cortex.platform.registry import Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.fleet_view import OWN_USES_S, FleetView
 from tests.support.factories import a_host, an_instance
 
@@ -35,17 +35,71 @@ async def start_read(view: FleetView, reads: Reads) -> tuple[asyncio.Task[Fleet]
     return read, reads.pending[-1][1]
 
 
-async def test_an_older_read_that_ends_later_is_ignored() -> None:
+async def test_calls_during_a_read_share_the_next_one() -> None:
     reads = Reads()
     view = FleetView(cast(Registry, reads), "router-1")
-    slow, end_slow = await start_read(view, reads)
-    quick, end_quick = await start_read(view, reads)
-    end_quick.set_result(Fleet(cordoned=frozenset({"host-a"})))
-    await quick
-    end_slow.set_result(Fleet())
-    await slow
+    first, end_first = await start_read(view, reads)
+    others = [asyncio.create_task(view.refresh()) for _ in range(5)]
+    await asyncio.sleep(0)
+    begun = len(reads.pending)
+    end_first.set_result(Fleet())
+    await first
+    await asyncio.sleep(0)
+    reads.pending[-1][1].set_result(Fleet(cordoned=frozenset({"host-a"})))
 
-    assert view.fleet.cordoned == {"host-a"}
+    fleets = await asyncio.gather(*others)
+
+    assert (begun, len(reads.pending)) == (1, 2)
+    assert {f.cordoned for f in fleets} == {frozenset({"host-a"})}
+
+
+async def test_calls_that_share_a_read_share_its_failure_and_a_later_call_reads_again() -> None:
+    reads = Reads()
+    view = FleetView(cast(Registry, reads), "router-1")
+    first, end_first = await start_read(view, reads)
+    others = [asyncio.create_task(view.refresh()) for _ in range(3)]
+    await asyncio.sleep(0)
+    end_first.set_result(Fleet())
+    await first
+    await asyncio.sleep(0)
+    reads.pending[-1][1].set_exception(RecordUnavailable("Redis does not answer"))
+    failures = await asyncio.gather(*others, return_exceptions=True)
+    later, end_later = await start_read(view, reads)
+    end_later.set_result(Fleet(cordoned=frozenset({"host-a"})))
+
+    assert [type(f) for f in failures] == [RecordUnavailable] * 3
+    assert (await later).cordoned == {"host-a"}
+    assert len(reads.pending) == 3
+
+
+async def test_a_read_whose_caller_leaves_is_made_again_for_the_others() -> None:
+    reads = Reads()
+    view = FleetView(cast(Registry, reads), "router-1")
+    first, _ = await start_read(view, reads)
+    other = asyncio.create_task(view.refresh())
+    await asyncio.sleep(0)
+
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await asyncio.sleep(0)
+    reads.pending[-1][1].set_result(Fleet(cordoned=frozenset({"host-a"})))
+
+    assert (await other).cordoned == {"host-a"}
+
+
+async def test_a_heartbeat_changes_the_host_and_a_new_instance_the_choice_too() -> None:
+    view = FleetView(cast(Registry, Reads()), "router-1")
+    ready = an_instance("one")
+    view.apply_host("host-a", a_host(ready, at=1.0))
+
+    view.apply_host("host-a", a_host(ready, at=2.0))
+    at, first = view.fleet.hosts["host-a"].at, view.ready(ready.function, ready.revision)
+    view.apply_host("host-a", a_host(ready, an_instance("two"), at=3.0))
+    second = view.ready(ready.function, ready.revision)
+    view.apply_host("host-a", None)
+
+    assert (at, [i.id for i in first], [i.id for i in second]) == (2.0, ["one"], ["one", "two"])
+    assert "host-a" not in view.fleet.hosts
 
 
 async def test_an_own_use_survives_a_read_that_lacks_it() -> None:

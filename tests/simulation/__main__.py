@@ -24,6 +24,8 @@ TRACE_LINES = 40
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Return its exit status: 0 all seeds passed, 1 a seed failed, 130 interrupted."""
     options = _options(argv)
+    if options.hosts:
+        return _scale(options)
     if options.seed is not None:
         return _one(options)
     if options.variants:
@@ -49,8 +51,17 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=_whole, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="", help="run a deliberately broken variant")
     parser.add_argument("--variants", action="store_true", help=f"show that each variant is found in {WITHIN} seeds")
+    scale = parser.add_argument_group("cost of a large record", "a real router's parts against a real Redis, no seeds")
+    scale.add_argument("--hosts", type=_whole, default=0, help="how many hosts the record has")
+    scale.add_argument("--functions", type=_whole, default=10_000, help="how many functions (default 10000)")
+    scale.add_argument("--rate", type=float, default=500.0, help="cold functions requested a second (default 500)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not options.rate > 0:
+        parser.error("--rate must be more than 0")
+    if options.hosts and not options.functions:
+        parser.error("--functions must be more than 0")
+    return options
 
 
 def _whole(text: str) -> int:
@@ -101,6 +112,14 @@ def _one(options: argparse.Namespace) -> int:
     for line in sorted([f"{f}" for f in smallest.faults] + [f"{r.at:8.3f} s {r}" for r in smallest.requests]):
         print(f"  {line}")
     return 1
+
+
+def _scale(options: argparse.Namespace) -> int:
+    from tests.simulation.scale import measure
+
+    figures = measure(options.hosts, options.functions, options.rate)
+    print(json.dumps(to_builtins(figures), indent=2) if options.json else figures.text())
+    return 0
 
 
 def _jobs(options: argparse.Namespace, number: int) -> list[Job]:

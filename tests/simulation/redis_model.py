@@ -136,6 +136,10 @@ class Model:
         value: bytes | None = self._at(key, bytes)
         return value
 
+    def _getrange(self, key: bytes, first: bytes, last: bytes) -> bytes:
+        assert first == b"0"
+        return (self._at(key, bytes) or b"")[: int(last) + 1]
+
     def _mget(self, *keys: bytes) -> list[bytes | None]:
         return [v if type(v := self._at(k)) is bytes else None for k in keys]
 
@@ -282,6 +286,8 @@ def _from_lua_value(value: Any) -> Any:
             return 1
         case float():
             return int(value)
+        case _ if lua51.lua_type(value) == "table":
+            return [_from_lua_value(v) for v in value.values()]
         case _:
             return value
 

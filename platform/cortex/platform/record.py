@@ -235,6 +235,9 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Base URL of its agent."""
     version: str = ""
     at: float = 0.0
+    sequence: int = 0
+    """How many times the agent's process has published its record. It is near the beginning of the record in Redis, by
+    which a reader sees whether it has changed (`HEAD_BYTES` in `record_codec.py`)."""
     labels: tuple[str, ...] = ()
     engines: dict[str, str] = {}
     """Installed engines, with their versions."""
@@ -269,8 +272,6 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """The machine and state directory of that agent. It shows whether one host wrote two records of one name."""
     started: float = 0.0
     """When that process started."""
-    sequence: int = 0
-    """How many times that process has published its record."""
     silent: dict[str, float] = {}
     """Paths that do not answer (hung mounts), each with the time since when, by this host's clock."""
     unreadable: dict[str, str] = {}

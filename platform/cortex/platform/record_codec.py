@@ -17,6 +17,8 @@ T = TypeVar("T")
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What decoding arbitrary bytes raises: bad JSON, a wrong shape, bad UTF-8, lists nested too deeply."""
 LONGEST_NUMBER = 15
+HEAD_BYTES = 512
+"""The part of a host's record that a reader compares, before it reads a record that has changed."""
 
 
 def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
@@ -38,6 +40,15 @@ def host_record(value: bytes | str | None, name: str) -> HostRecord | None:
     if record is None or record.name != name:
         return None
     return replace(record, instances=tuple(replace(i, host=name) for i in record.instances))
+
+
+def is_whole_head(head: bytes | None) -> bool:
+    """Whether the beginning of a host's record has its `at` and its `sequence`: two writes of one agent differ in it.
+    Records of earlier releases have the sequence elsewhere."""
+    if not head:
+        return False
+    _, found, rest = head.partition(b',"sequence":')
+    return bool(found) and b',"labels":' in rest and b',"at":' in head
 
 
 def override(fields: Mapping[bytes | str, bytes | str]) -> Override:

@@ -16,7 +16,17 @@ from cortex.platform.api_keys import ApiKey, Session
 from cortex.platform.decisions import DecisionRecord, from_fields, to_fields
 from cortex.platform.meter import Snapshot
 from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
-from cortex.platform.record_codec import decoded, host_record, key_fields, names, override_fields, text, words
+from cortex.platform.record_codec import (
+    HEAD_BYTES,
+    decoded,
+    host_record,
+    is_whole_head,
+    key_fields,
+    names,
+    override_fields,
+    text,
+    words,
+)
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
 from cortex.platform.record_connection import FleetMarks, RecordConnection, is_of_wrong_type
@@ -121,6 +131,17 @@ return 1
 """
 
 
+_HEADS = """
+-- ARGV: the last byte, and the keys of hosts' records. Return the beginning of each; "" for none. The keys are
+-- no KEYS: for those Redis demands the right to write, which hosts do not have.
+local heads = {}
+for i = 2, #ARGV do
+  heads[i - 1] = redis.call('TYPE', ARGV[i]).ok == 'string' and redis.call('GETRANGE', ARGV[i], 0, ARGV[1]) or ''
+end
+return heads
+"""
+
+
 class Registry:
     """The record in Redis. Make one per process; close it at the end."""
 
@@ -142,6 +163,9 @@ class Registry:
         self.script = connection.script
         self._indexes = RecordIndexes(connection, repairs=keeps_indexes)
         self._reader = RecordReader()
+        self._heads = connection.script(_HEADS)
+        self._hosts_read: dict[str, tuple[bytes, HostRecord]] = {}
+        """By host, the beginning of its record in Redis, and the record."""
         self._release = connection.script(_RELEASE)
         self._take = connection.script(_TAKE)
         self._publish_host = connection.script(_PUBLISH_HOST)
@@ -263,34 +287,41 @@ class Registry:
     # Everyone.
 
     async def fleet(self, now: float) -> Fleet:
-        """Read the whole record, in two round trips; all its times are by the caller's clock, at `now`."""
+        """Read the whole record; all its times are by the caller's clock, at `now`.
+
+        Of the hosts' records it reads the beginnings, and whole only those that changed since this process read them:
+        a thousand hosts have megabytes, and every claim reads the record.
+        """
         began = time.monotonic()
         hosts, routers, overrides = await self._indexes.fleet_names()
+        heads = await self._heads([], [HEAD_BYTES - 1, *map(self.names.host, hosts)]) if hosts else []
+        known = self._hosts_read
+        changed = [h for h, head in zip(hosts, heads, strict=True) if head and (h not in known or known[h][0] != head)]
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-            for host in hosts:
-                pipe.get(self.names.host(host))
-            for host in hosts:
-                pipe.get(self.names.namesake(host))
-            for router in routers:
-                pipe.get(self.names.router(router))
             for function in overrides:
                 pipe.hgetall(self.names.override(function))
+            keys = [
+                *map(self.names.host, changed), *map(self.names.namesake, hosts), *map(self.names.router, routers)
+            ]  # fmt: skip
+            pipe.mget([*keys, self.names.hosts])  # the last one is of another type, so nothing: MGET needs a key
             pipe.zrange(self.names.used, 0, -1, withscores=True)
             pipe.smembers(self.names.cordon)
             pipe.time()
-            *records, used, cordoned, (seconds, micros) = await pipe.execute(raise_on_error=False)
-            for broken in (used, cordoned):
+            *records, values, used, cordoned, (seconds, micros) = await pipe.execute(raise_on_error=False)
+            for broken in (values, used, cordoned):
                 if isinstance(broken, Exception):
                     raise broken
         ended = now + time.monotonic() - began
-        rest = iter([None if is_of_wrong_type(r) else r for r in records])
-        of_hosts, of_namesakes = ([next(rest) for _ in hosts] for _ in range(2))
-        of_routers, of_overrides = [next(rest) for _ in routers], {function: next(rest) for function in overrides}
+        rest = iter(values)
+        of_changed, of_namesakes = {h: next(rest) for h in changed}, [next(rest) for _ in hosts]
+        of_routers = [next(rest) for _ in routers]
+        of_overrides = {f: None if is_of_wrong_type(r) else r for f, r in zip(overrides, records, strict=True)}
+        of_hosts = [self._host_read(h, head, of_changed.get(h)) for h, head in zip(hosts, heads, strict=True)]
         await self._indexes.remove_missing(self.names.hosts, self.names.host, hosts, of_hosts)
         await self._indexes.remove_missing(self.names.routers, self.names.router, routers, of_routers)
         await self._indexes.remove_missing(self.names.overrides, self.names.override, overrides, of_overrides.values())
-        read = [h for name, v in zip(hosts, of_hosts, strict=True) if (h := host_record(v, name))]
-        newest = self._reader.hosts(read, now, ended)
+        self._hosts_read = {h: self._hosts_read[h] for h in hosts if h in self._hosts_read}
+        newest = self._reader.hosts(filter(None, of_hosts), now, ended)
         namesakes = [n for v in of_namesakes if (n := decoded(v, Namesake))]
         reports = [r for v in of_routers if (r := decoded(v, RouterReport))]
         return Fleet(
@@ -302,6 +333,17 @@ class Registry:
             namesakes={n.name: n for n in namesakes if n.name in newest and n.home != newest[n.name].home},
             at=now,
         )
+
+    def _host_read(self, host: str, head: bytes, value: bytes | None) -> HostRecord | None:
+        """Return a host's record: from its value, if that was read now, else as it was read before."""
+        if value is None:
+            earlier = self._hosts_read.get(host)
+            return earlier[1] if earlier is not None and earlier[0] == head else None
+        record = host_record(value, host)
+        self._hosts_read.pop(host, None)
+        if record is not None and is_whole_head(value[:HEAD_BYTES]):
+            self._hosts_read[host] = (value[:HEAD_BYTES], record)
+        return record
 
     async def bell(self) -> AsyncIterator[str]:
         """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.

@@ -49,7 +49,11 @@ class FleetView:
         self.away = True
         self.company = 0
         """Increases whenever the record lists other routers or cannot be read."""
-        self._full_read_at = 0.0
+        self._reading = asyncio.Lock()
+        self._calls = self._answered = 0
+        """How often the whole record was to be read, and how many of these calls have their read."""
+        self._read_error: RecordUnavailable | None = None
+        """Of the last read."""
         self._own_uses: dict[str, float] = {}
         self._profiles: dict[str, ModelProfile] = {}
         self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
@@ -226,12 +230,27 @@ class FleetView:
         self.fleet = replace(self.fleet, used=newest_uses(self.fleet.used, used))
 
     async def refresh(self) -> Fleet:
-        """Read the whole record now. Raises RecordUnavailable."""
-        fleet = await self._registry.fleet(clock.now())
-        if fleet.at >= self._full_read_at:  # otherwise a later read finished first
-            self._full_read_at = fleet.at
-            self._apply(replace(fleet, used=newest_uses(fleet.used, self._own_uses)))
+        """Read the whole record now: a read that began after this call. Calls during a read share the next one, so that
+        a hundred claims at a time cost two reads. Raises RecordUnavailable."""
+        self._calls += 1
+        call = self._calls
+        async with self._reading:
+            if self._answered < call:
+                await self._read_all()
+            if self._read_error is not None:
+                raise self._read_error
         return self.fleet
+
+    async def _read_all(self) -> None:
+        """Read the whole record for every call so far, or note for them why it cannot be read."""
+        calls = self._calls
+        try:
+            fleet = await self._registry.fleet(clock.now())
+        except RecordUnavailable as error:
+            self._answered, self._read_error = calls, error
+            return
+        self._answered, self._read_error = calls, None
+        self._apply(replace(fleet, used=newest_uses(fleet.used, self._own_uses)))
 
     async def follow(self) -> None:
         """Follow the record until cancelled."""
@@ -252,7 +271,7 @@ class FleetView:
                 await self.refresh()
                 full = time.monotonic()
             elif kind == "host":
-                self._apply(self._with(hosts={name: await self._registry.host(name, clock.now())}))
+                self.apply_host(name, await self._registry.host(name, clock.now()))
             elif kind == "removed":
                 self._forget(name)
             elif kind in ("override", "cordon"):
@@ -285,6 +304,17 @@ class FleetView:
                 at=clock.now(),
             )
         )
+
+    def apply_host(self, name: str, record: HostRecord | None) -> None:
+        """Apply a read of one host. While it has the same instances and models, so have the indexes of all hosts: with
+        a thousand hosts, their heartbeats would take all of a router's time."""
+        before = self.fleet.hosts.get(name)
+        if record is None or before is None or record.instances != before.instances or record.models != before.models:
+            self._apply(self._with(hosts={name: record}))
+            return
+        self._read_at = time.monotonic()
+        self.fleet = replace(self.fleet, hosts={**self.fleet.hosts, name: record}, at=clock.now())
+        self.wake()
 
     def _apply(self, fleet: Fleet) -> None:
         """Apply a read of the record."""

@@ -4,57 +4,89 @@ An instance of a silent host counts like any other: the router probes it every f
 answering.
 """
 
+from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
+
+from msgspec.structs import replace
 
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.record import Failure, Fleet, Instance
-from cortex.platform.scheduling.placement import misfit, need
+from cortex.platform.scheduling.placement import Need, misfit, need
 from cortex.router.model_description import abilities
 from cortex.router.request.model_traits import known_models
 
 OWNER = "cortex"
+MOST_HOSTS = 100
+"""Hosts in `feasible_on`: with a thousand of them, ten thousand functions would list ten million names."""
 _BEST_FIRST = (
     State.READY, State.STARTING, State.PLACING, State.FETCHING, State.DRAINING, State.STOPPING, State.RECLAIMING,
 )  # fmt: skip
 
 
+class Placed:
+    """The fleet by function: computed once for a whole list."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._instances: dict[str, list[tuple[str, Instance]]] = defaultdict(list)
+        self._failures: dict[str, list[Failure]] = defaultdict(list)
+        self._feasible: dict[Need, list[str]] = {}
+        for host in fleet.records():
+            for instance in host.instances:
+                self._instances[instance.function].append((host.name, instance))
+        for host in fleet.hosts.values():
+            for failure in host.failures:
+                self._failures[failure.function].append(failure)
+
+    def instances(self, function: str) -> list[tuple[str, Instance]]:
+        """Return a function's instances with their hosts, by host and id."""
+        return sorted(self._instances.get(function, ()), key=lambda placed: (placed[0], placed[1].id))
+
+    def state(self, function: str) -> str:
+        """Return the state of a function's most advanced instance, else `failing` or `cold`."""
+        failing = any(f.retry_at > self._fleet.at for f in self._failures.get(function, ()))
+        return furthest({i.state for _, i in self._instances.get(function, ())}, failing=failing)
+
+    def feasible_on(self, function: Function) -> list[str]:
+        """Return the first `MOST_HOSTS` hosts by name on which a function can run. Functions with the same need share
+        the list."""
+        requirement = replace(need(function, None), function="", priority=0)
+        hosts = self._feasible.get(requirement)
+        if hosts is None:
+            names = sorted(h.name for h in self._fleet.hosts.values() if misfit(requirement, h) is None)
+            hosts = self._feasible[requirement] = names[:MOST_HOSTS]
+        return hosts
+
+
 def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, Any]]:
     """Return one entry per function and alias; an alias has its function's entry and `alias_of`."""
-    profiles = known_models({h.name: h for h in fleet.records()})
-    entries = {f.id: entry(f, fleet, created, profiles.get(f.id)) for f in catalogue.functions.values()}
+    profiles, placed = known_models({h.name: h for h in fleet.records()}), Placed(fleet)
+    entries = {f.id: entry(f, placed, created, profiles.get(f.id)) for f in catalogue.functions.values()}
     aliases = [{**entries[t], "id": alias, "alias_of": t} for alias, t in catalogue.aliases.items()]
     return [*entries.values(), *aliases]
 
 
-def entry(function: Function, fleet: Fleet, created: int, profile: ModelProfile | None) -> dict[str, Any]:
+def entry(function: Function, placed: Placed, created: int, profile: ModelProfile | None) -> dict[str, Any]:
     """Return a function's OpenAI model entry, with cortex's fields on state and location."""
-    requirement = need(function, None)
-    placed = [(h.name, i) for h in fleet.records() for i in h.instances if i.function == function.id]
+    instances = placed.instances(function.id)
     return {
         "id": function.id,
         "object": "model",
         "created": created,
         "owned_by": OWNER,
-        "loaded": any(i.state is State.READY for _, i in placed),
-        "state": state(function, fleet),
-        "feasible_on": sorted(h.name for h in fleet.hosts.values() if misfit(requirement, h) is None),
+        "loaded": any(i.state is State.READY for _, i in instances),
+        "state": placed.state(function.id),
+        "feasible_on": placed.feasible_on(function),
         "locations": [
-            {"node": host, "status": _status(i), "vram_estimate_mb": (i.memory_mb or None)}
-            for host, i in sorted(placed, key=lambda p: (p[0], p[1].id))
+            {"node": host, "status": _status(i), "vram_estimate_mb": (i.memory_mb or None)} for host, i in instances
         ],
         "alias_of": None,
-        **abilities(function, profile, [i for _, i in placed if i.state is State.READY]),
+        **abilities(function, profile, [i for _, i in instances if i.state is State.READY]),
     }
-
-
-def state(function: Function, fleet: Fleet) -> str:
-    """Return the state of a function's most advanced instance, else `failing` or `cold`."""
-    states = {i.state for h in fleet.records() for i in h.instances if i.function == function.id}
-    return furthest(states, failing=any(f.retry_at > fleet.at for f in failures(function, fleet)))
 
 
 def furthest(states: Collection[State], *, failing: bool) -> str:
@@ -63,12 +95,6 @@ def furthest(states: Collection[State], *, failing: bool) -> str:
         if candidate in states:
             return candidate
     return "failing" if failing else "cold"
-
-
-def failures(function: Function, fleet: Fleet) -> list[Failure]:
-    """Return a function's failures on all hosts, newest first."""
-    entries = [f for h in fleet.hosts.values() for f in h.failures if f.function == function.id]
-    return sorted(entries, key=lambda f: -f.at)
 
 
 def _status(instance: Instance) -> str:

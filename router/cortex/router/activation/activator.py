@@ -14,7 +14,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -26,7 +26,7 @@ from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.cancel import cancelled
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Failure, FailureKind, Fleet, Instance, use
+from cortex.platform.record import Failure, FailureKind, Instance, use
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable, AgentUnreachable
@@ -236,7 +236,8 @@ class Activator:
             raise refusal
         host, started = accepted
         refusals.pop(host, None)
-        self._note_proposed(function, function_need, fleet, refusals, host, started)
+        estimates = candidates(function_need, order, fleet, usage, self._now())
+        self._note_proposed(function, estimates, refusals, host, started)
         return started
 
     async def _first_host(
@@ -275,15 +276,14 @@ class Activator:
     def _note_proposed(
         self,
         function: Function,
-        function_need: Need,
-        fleet: Fleet,
+        estimates: Sequence[Mapping[str, object]],
         refusals: Mapping[str, Rejected],
         host: str,
         started: Accepted,
     ) -> None:
-        """Log the decision: the hosts, the estimate for each, and the rejections before this one."""
+        """Log the decision: the estimates for hosts, and the rejections before this one."""
         inputs = {
-            "candidates": candidates(function_need, function, fleet, use(fleet), self._now()),
+            "candidates": estimates,
             "rejections": {name: rejection.reason for name, rejection in refusals.items()},
             "waiting": self._in_flight.waiting_for(function.id),
         }

@@ -13,6 +13,9 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 SLACK = 1.25
 """Factor by which an instance may exceed its share of all requests, to keep sessions together."""
 
+MOST_LISTED = 12
+"""Hosts in the inputs of a decision."""
+
 SESSION_HEADERS = (
     b"x-claude-code-session-id", b"x-session-affinity", b"x-session-id", b"session-id", b"thread-id",
 )  # fmt: skip
@@ -77,12 +80,12 @@ def hosts_to_ask(
     return [name for *_, name in sorted(ranked)]
 
 
-def candidates(need: Need, function: Function, fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
-    """Return the estimate for every host, best first: its evictions, or why the function does not fit."""
-    order = hosts_to_ask(need, function, fleet, use, now)
-    possible = [_estimate(need, fleet.hosts[name], fleet, use, now) for name in order]
-    never = [_estimate(need, h, fleet, use, now) for name, h in sorted(fleet.hosts.items()) if name not in order]
-    return possible + never
+def candidates(need: Need, order: Sequence[str], fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
+    """Return the estimates for the first hosts of an order, then for hosts that are not in it, `MOST_LISTED` in all:
+    the evictions, or why the function does not fit."""
+    possible = [name for name in order if name in fleet.hosts][:MOST_LISTED]
+    never = sorted(fleet.hosts.keys() - set(order))[: MOST_LISTED - len(possible)]
+    return [_estimate(need, fleet.hosts[name], fleet, use, now) for name in (*possible, *never)]
 
 
 def _estimate(need: Need, host: HostRecord, fleet: Fleet, use: Use, now: float) -> dict[str, object]:

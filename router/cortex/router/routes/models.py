@@ -11,7 +11,7 @@ from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.model_description import card
-from cortex.router.model_listing import entry, listing
+from cortex.router.model_listing import Placed, entry, listing
 from cortex.router.request.incoming import request_id
 
 Http = Request[Any, Any, Any]
@@ -42,7 +42,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
         name = model_id.lstrip("/")
         target = catalogue.resolve_for(name, caller(request))
         function = target.function
-        described = entry(function, view.fleet, created, view.profile(function.id))
+        described = entry(function, Placed(view.fleet), created, view.profile(function.id))
         if name != function.id:
             described |= {"id": name, "alias_of": function.id}
         if is_anthropic(request):
