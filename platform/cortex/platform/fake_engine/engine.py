@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from cortex.platform.fake_engine import replay
 from cortex.platform.fake_engine.ledger import Ledger
 from cortex.platform.fake_engine.script import BadScript, Script, with_changes
@@ -20,6 +22,7 @@ from cortex.platform.fake_engine.step import Step
 LOG_LINE = "INFO [fake_engine] " + "." * 108 + "\n"
 MB = 1 << 20
 HALF_WAY = 0.5
+GARBLED = "0x0x0x0x"
 CATCH_UP_S = 0.05  # the maximum delay that later steps make up for
 
 
@@ -31,6 +34,8 @@ class FakeEngine:
         self.ledger = Ledger()
         self.progress = 0.0
         self.ready = False
+        self.asleep = False
+        self._garbled = False
         self.orphans = orphans
         self._initial_script = script
         self._memory_file = memory_file
@@ -42,6 +47,16 @@ class FakeEngine:
     def leaked_mb(self) -> int:
         """Leaked host memory."""
         return sum(map(len, self._leaked)) // MB
+
+    @property
+    def memory_mb(self) -> int:
+        """Pretended device memory."""
+        return self.script.asleep_mb if self.asleep else self.script.memory_mb
+
+    @property
+    def answering(self) -> Script:
+        """The script for answers: after a wake-up that garbles, every answer is another than before."""
+        return msgspec.structs.replace(self.script, answer=GARBLED) if self._garbled else self.script
 
     async def load(self) -> None:
         """Become ready after `load_s`, logging the progress; or crash or hang, as the script requests."""
@@ -62,6 +77,22 @@ class FakeEngine:
         if not self.script.silent_load:
             log("Application startup complete.")
 
+    def sleep(self) -> None:
+        """Fall asleep: requests wait from now on."""
+        self.asleep = True
+        self._claim_memory()
+
+    def wake(self, *, garbled: bool) -> None:
+        """Wake up: requests go on."""
+        self.asleep, self._garbled = False, garbled
+        self._claim_memory()
+        self._notify()
+
+    async def awake(self) -> None:
+        """Wait until it is awake."""
+        while self.asleep:
+            await self.script_changes()
+
     def change(self, changes: Mapping[str, object]) -> None:
         """Change the script, for running and later requests. Invalid changes raise BadScript and have no effect."""
         script = with_changes(self.script, changes)
@@ -73,6 +104,7 @@ class FakeEngine:
     def start_over(self, changes: Mapping[str, object]) -> None:
         """Change the initial script, and reset the counters."""
         script = with_changes(self._initial_script, changes)
+        self.asleep = self._garbled = False
         self._play(script, _lines(script.script))
         self.ledger.clear()
 
@@ -86,7 +118,7 @@ class FakeEngine:
             self._leaked.append(b"\1" * (self.script.leak_mb_per_request * MB))
 
     async def script_changes(self, *, within_s: float | None = None) -> None:
-        """Wait until the script changes, at most `within_s`."""
+        """Wait until the script changes or it wakes up, at most `within_s`."""
         change = self._change
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
@@ -106,6 +138,9 @@ class FakeEngine:
         self.script = script
         self._lines = lines
         self._claim_memory()
+        self._notify()
+
+    def _notify(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
 
@@ -113,7 +148,7 @@ class FakeEngine:
         if self._memory_file is None:
             return
         temporary = self._memory_file.with_name(f"{self._memory_file.name}.{os.getpid()}")
-        temporary.write_text(f"{self.script.memory_mb}\n")
+        temporary.write_text(f"{self.memory_mb}\n")
         temporary.replace(self._memory_file)  # so that no reader finds it empty
 
 

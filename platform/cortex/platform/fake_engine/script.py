@@ -88,6 +88,22 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     check_model: Annotated[bool, Meta(description="404 for any other model, as vLLM does")] = False
     wrong_model: Annotated[str | None, Meta(description="the name that /v1/models reports instead")] = None
 
+    # Sleeping
+    sleep_s: Annotated[Seconds, Meta(description="take this long for POST /sleep")] = 0.0
+    wake_s: Annotated[Seconds, Meta(description="take this long for POST /wake_up")] = 0.0
+    asleep_mb: Annotated[Amount, Meta(description="pretended device memory while asleep")] = 0
+    on_sleep: Annotated[
+        Literal["refuse", "crash", "hang"] | None,
+        Meta(description="POST /sleep: refuse: 500, and stay awake; crash: die; hang: answer nothing"),
+    ] = None
+    on_wake: Annotated[
+        Literal["refuse", "crash", "hang", "garble"] | None,
+        Meta(
+            description="POST /wake_up: refuse: 500, and sleep on; crash: die; hang: answer nothing; "
+            "garble: wake, and give other answers than before"
+        ),
+    ] = None
+
     # Failing
     crash_after: Annotated[Nth | None, Meta(description="die after serving this many requests")] = None
     crash_mid_stream: Annotated[

@@ -19,7 +19,7 @@ from cortex.platform.fake_engine.job import JOBS, Job
 from cortex.platform.fake_engine.ledger import Entry
 from cortex.platform.fake_engine.outcome import Drop, Fail, Hang, Serve, is_last, is_over, outcome
 from cortex.platform.fake_engine.request import TokenizeRequest
-from cortex.platform.fake_engine.script import BadScript
+from cortex.platform.fake_engine.script import BadScript, Script
 from cortex.platform.fake_engine.shapes import SHAPES
 from cortex.platform.fake_engine.step import Step
 
@@ -48,6 +48,9 @@ def create_app(engine: FakeEngine, key: str | None) -> web.Application:
             web.put("/fake", routes.start_over),
             web.get("/v1/models", routes.models),
             web.post("/tokenize", routes.tokenize),
+            web.post("/sleep", routes.sleep),
+            web.post("/wake_up", routes.wake_up),
+            web.get("/is_sleeping", routes.is_sleeping),
             *(web.post(path, routes.infer) for path in JOBS),
         ]
     )
@@ -95,7 +98,7 @@ class Routes:
             "vllm:num_requests_running": engine.ledger.counts["running"],
             "vllm:num_requests_waiting": 0,
             "vllm:kv_cache_usage_perc": 0,
-            "fake:memory_mb": engine.script.memory_mb,
+            "fake:memory_mb": engine.memory_mb,
         }
         lines = [f'# TYPE {name} gauge\n{name}{{model_name="{model}"}} {value}\n' for name, value in gauges.items()]
         return web.Response(text="".join(lines))
@@ -117,7 +120,8 @@ class Routes:
                 "failed": ledger.counts["failed"],
                 "in_flight": ledger.counts["running"],
                 "requests": list(ledger.entries),
-                "memory_mb": engine.script.memory_mb,
+                "memory_mb": engine.memory_mb,
+                "asleep": engine.asleep,
                 "leaked_mb": engine.leaked_mb,
                 "left_behind": engine.orphans,
             }
@@ -144,10 +148,46 @@ class Routes:
         ids = [zlib.crc32(word.encode()) & 0xFFFF for word in words]
         return reply({"count": len(ids), "max_model_len": CONTEXT, "tokens": ids, "token_strs": words})
 
+    async def sleep(self, request: web.Request) -> web.StreamResponse:
+        """Fall asleep as vLLM does, or fail as the script requests."""
+        level, engine = request.query.get("level", "1"), self._engine
+        if level not in ("1", "2"):
+            return failure(400, "level: expected 1 or 2")
+        await Pace(engine).wait(lambda script: script.sleep_s)
+        if (refused := await self._fault(lambda script: script.on_sleep)) is not None:
+            return refused
+        engine.sleep()
+        return reply({"status": "sleeping", "level": int(level)})
+
+    async def wake_up(self, _: web.Request) -> web.StreamResponse:
+        """Wake up as vLLM does, or fail as the script requests."""
+        engine = self._engine
+        await Pace(engine).wait(lambda script: script.wake_s)
+        if (refused := await self._fault(lambda script: script.on_wake)) is not None:
+            return refused
+        engine.wake(garbled=engine.script.on_wake == "garble")
+        return reply({"status": "awake", "tags": None})
+
+    async def is_sleeping(self, _: web.Request) -> web.StreamResponse:
+        """Answer whether it is asleep."""
+        return reply({"is_sleeping": self._engine.asleep})
+
+    async def _fault(self, scripted: Callable[[Script], str | None]) -> web.StreamResponse | None:
+        """Hang, crash or return the refusal that the script requests; None: it requests none."""
+        engine = self._engine
+        while scripted(engine.script) == "hang":
+            await engine.script_changes()
+        if scripted(engine.script) == "crash":
+            engine.crash(engine.script.crash_code)
+        refuses = scripted(engine.script) == "refuse"
+        return failure(500, "the engine refused", code="internal_error") if refuses else None
+
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """Serve a request, or let it fail as the script requests."""
         engine = self._engine
-        job = JOBS[request.path](await request.read(), engine.script, engine.model)
+        body = await request.read()
+        await engine.awake()
+        job = JOBS[request.path](body, engine.answering, engine.model)
         if engine.script.check_model and job.model != engine.model:
             return failure(404, f"The model `{job.model}` does not exist.", code="model_not_found")
         running = engine.ledger.opened(
