@@ -418,6 +418,14 @@ def test_developer_endpoints_are_on_only_with_sleep(sleep: bool, mode: str) -> N
     assert ("--enable-sleep-mode" in result.argv) == sleep
 
 
+def test_on_a_cpu_vllm_starts_without_sleep_mode_which_it_has_only_on_gpus() -> None:
+    on_cpu = replace(ON_GPU, devices=(), device_kind="cpu")
+    result = launch(of(Engine.VLLM, sleep=True), on_cpu)
+
+    assert result.env["VLLM_SERVER_DEV_MODE"] == "0"
+    assert "--enable-sleep-mode" not in result.argv
+
+
 # Any program.
 
 

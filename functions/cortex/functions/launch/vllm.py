@@ -105,6 +105,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
     run = tool("vllm", context)
     model = (context.weights,) if run[-1] == "serve" else ("--model", context.weights)
     on_cpu = context.device_kind == "cpu"
+    sleeps = function.sleep and not on_cpu  # vLLM has no sleep mode on a CPU, and would not start with it
     return Launch(
         argv=(
             *run, *model,
@@ -121,7 +122,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             *_parsers(function),
             *(("--runner", "pooling") if function.task in ("embed", "rerank") else ()),
             *(("--chat-template", function.chat_template) if function.chat_template else ()),
-            *(("--enable-sleep-mode",) if function.sleep else ()),
+            *(("--enable-sleep-mode",) if sleeps else ()),
             "--allowed-media-domains", NO_DOMAIN,
             "--middleware", KEY_CHECK,
             *function.args,
@@ -134,7 +135,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             "PYTHONPATH": ":".join(filter(None, (context.engine_modules, function.env.get("PYTHONPATH")))),
             KEY_FILE: context.key_file,
             # Its developer endpoints, of which sleep is one, can do anything to an engine.
-            "VLLM_SERVER_DEV_MODE": "1" if function.sleep else "0",
+            "VLLM_SERVER_DEV_MODE": "1" if sleeps else "0",
         },
         server="vllm",
         files={context.key_file: context.key},
