@@ -68,7 +68,9 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
             for device, measured in sorted(index.measured.get(revision, {}).items())
         ),
         failure=failure.reason if failure else "; ".join(index.unreadable.get(function.id, ())) or None,
-        blocked=blocked_by_foreign_memory(function, snapshot.fleet, index.usage, snapshot.now),
+        blocked=(
+            blocked_by_foreign_memory(function, snapshot.fleet, index.usage, snapshot.now) if index.has_foreign else ""
+        ),
         retry_at=retry_at or None,
         cause=failure.cause if failure else "",
         failed_instance=failure.instance if failure and failure.lines else "",

@@ -53,6 +53,8 @@ class Index:
         """Why a function cannot be started on hosts where a path does not answer."""
         self.instances: dict[str, Instance] = {}
         self.in_line = places_in_line(fleet)
+        self.has_foreign = any(host.foreign for host in fleet.hosts.values())
+        """Whether processes outside cortex hold memory anywhere."""
         self.aliases: dict[str, list[str]] = defaultdict(list)
         self.starts = by_revision(snapshot.ledger)
         """The last start of each revision."""
