@@ -5,9 +5,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from cortex.functions.lifecycle import LIVE, State
 from cortex.platform import agent_messages, record
+from cortex.platform.record import Cause, FailureKind
+from cortex.platform.record_codec import host_record
+from cortex.platform.scheduling.failures import Evidence, Failures, Incident
 from tests.support.contract import FOLDER, KINDS, spoken
+from tests.support.factories import a_host, an_instance
 
 RECORDED = sorted(FOLDER.glob("*.json"))
 SAID = [(path, name) for path in RECORDED for name in msgspec.json.decode(path.read_bytes())]
@@ -29,6 +35,24 @@ def test_unknown_fields_of_a_later_release_are_ignored(name: str) -> None:
     understood = msgspec.convert(_with_more(said), type=KINDS[name])
 
     assert understood == said
+
+
+def test_a_word_of_a_later_release_hides_no_host() -> None:
+    """A later release may have other states of instances and kinds of failures."""
+    incident = Incident("it was killed", FailureKind.OUT_OF_MEMORY, Evidence(cause=Cause.NO_DEVICE))
+    failure = Failures().add(an_instance("f"), incident, 1.0)
+    host = replace(a_host(an_instance("one", state=State.DRAINING), an_instance("two")), failures=(failure,))
+    said = msgspec.json.encode(host)
+    for word in (State.DRAINING, FailureKind.OUT_OF_MEMORY, Cause.NO_DEVICE):
+        assert said.count(b'"%b"' % word.encode()) == 1
+        said = said.replace(b'"%b"' % word.encode(), b'"of tomorrow"')
+
+    understood = host_record(said, host.name)
+
+    assert understood is not None
+    assert [i.state for i in understood.instances] == [State.OTHER, State.READY]
+    assert [(f.kind, f.cause) for f in understood.failures] == [(FailureKind.CRASH, Cause.UNKNOWN)]
+    assert State.OTHER not in LIVE
 
 
 def test_a_function_with_an_unknown_field_is_rejected() -> None:

@@ -24,6 +24,12 @@ class State(enum.StrEnum):
     STOPPING = "stopping"
     RECLAIMING = "reclaiming"
     GONE = "gone"
+    OTHER = "other"
+    """A state of a later release, read in a record: neither starting nor ready here, and its memory is held."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "State":
+        return cls.OTHER
 
 
 class Step(enum.StrEnum):
@@ -62,6 +68,7 @@ TRANSITIONS: Mapping[State, Mapping[Step, State]] = MappingProxyType(
         State.STOPPING: {Step.EXITED: State.RECLAIMING},
         State.RECLAIMING: {Step.RECLAIMED: State.GONE},
         State.GONE: {},
+        State.OTHER: {},
     }
 )
 

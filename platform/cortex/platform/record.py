@@ -169,6 +169,11 @@ class FailureKind(enum.StrEnum):
     ROOM = "room"
     CANCELLED = "cancelled"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "FailureKind":
+        """A kind of a later release counts as a crash."""
+        return cls.CRASH
+
 
 class Cause(enum.StrEnum):
     """The cause that a worker's last log lines indicate. The lines stay in the log, since they may quote a prompt."""
@@ -185,6 +190,11 @@ class Cause(enum.StrEnum):
     BAD_WEIGHTS = "the weights cannot be loaded"
     MISSING_FILE = "a file is missing"
     NO_PERMISSION = "no permission for a file or device"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Cause":
+        """The cause of a later release is unknown to this one."""
+        return cls.UNKNOWN
 
 
 class Failure(Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ MOST_HOSTS = 100
 """Hosts in `feasible_on`: with a thousand of them, ten thousand functions would list ten million names."""
 _BEST_FIRST = (
     State.READY, State.STARTING, State.PLACING, State.FETCHING, State.DRAINING, State.STOPPING, State.RECLAIMING,
+    State.OTHER,
 )  # fmt: skip
 
 

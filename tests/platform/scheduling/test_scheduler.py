@@ -175,11 +175,13 @@ def test_a_worker_that_was_starting_is_waited_for_with_fresh_patience() -> None:
     assert states(scheduler) == {"one": State.READY}
 
 
-def test_a_worker_that_was_being_stopped_is_stopped() -> None:
+@pytest.mark.parametrize("state", [State.STOPPING, State.OTHER])
+def test_a_worker_that_was_being_stopped_or_is_in_a_state_of_a_later_release_is_stopped(state: State) -> None:
     scheduler = a_scheduler()
 
-    scheduler.adopt(a_saved_worker(State.STOPPING), 100.0, alive=True, healthy=True)
+    scheduler.adopt(a_saved_worker(state), 100.0, alive=True, healthy=True)
 
+    assert states(scheduler) == {"one": State.STOPPING}
     assert new_effects(scheduler) == [Stop(instance_of(scheduler), 5.0)]
 
 

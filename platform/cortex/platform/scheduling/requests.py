@@ -29,7 +29,7 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
     """Take over a worker that an earlier agent of this host started:
 
     (1) its process is gone: reclaim its memory;
-    (2) it was stopping: stop it;
+    (2) it was stopping, or in a state of a later release: stop it;
     (3) it was starting: keep waiting for it;
     (4) it serves its model: it is ready, and an earlier drain is cancelled;
     (5) it does not answer: stop it.
@@ -41,8 +41,8 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
         instance = put(state, replace(instance, state=State.RECLAIMING, since=now))
         state.effects.append(Reclaim(instance))
         return
-    if instance.state is State.STOPPING:  # (2)
-        put(state, instance)
+    if instance.state in (State.STOPPING, State.OTHER):  # (2)
+        instance = put(state, replace(instance, state=State.STOPPING))
         state.effects.append(Stop(instance, state.rules.stop_grace_s))
         return
     if instance.state is State.STARTING:  # (3)
