@@ -1,8 +1,8 @@
 """How a request waits, boards and looks its name up again. Workers are never reached: what is shown comes before."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -131,7 +131,12 @@ class Stage:
 
     @asynccontextmanager
     async def asking(
-        self, name: str, *, stream: bool = False, caller: Principal = LOCAL
+        self,
+        name: str,
+        *,
+        stream: bool = False,
+        caller: Principal = LOCAL,
+        client: ReadingClient | None = None,
     ) -> AsyncIterator[tuple[asyncio.Task[None], ReadingClient]]:
         """Send a request; what it says to its client so far."""
 
@@ -145,7 +150,7 @@ class Stage:
                 streams=reply if stream else None,
             )
 
-        sent, target = ReadingClient(), self.directory.resolve(name)
+        sent, target = client or ReadingClient(), self.directory.resolve(name)
 
         exchange = Exchange(self.exchanges, target, await parse(target), "r", caller, name=name, parse=parse)
         task = asyncio.ensure_future(exchange(sent))
@@ -268,6 +273,39 @@ async def test_a_request_that_two_engines_in_a_row_answer_that_they_are_dead_cou
 
     assert statuses == [(502, 2), (502, 4), (503, 4)]
     assert [death.alone for death in stage.shared] == [True, True]
+
+
+class SettlingClient(ReadingClient):
+    """A client whose limits are settled before a whole answer is sent: it waits for a stream to begin, in vain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = asyncio.Event()
+
+    async def send(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._begun.wait(), 0.1)
+        await super().send(status, headers, body)
+
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        super().start(status, headers)
+        self._begun.set()
+
+
+async def test_no_keep_alive_begins_a_stream_while_an_error_is_about_to_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "FIRST_KEEP_ALIVE_S", 0.02)
+    stage = Stage(tmp_path, fake("f"))
+    stage.found = Pulse.GONE
+    await stage.shows(stage.of("f"))
+    stage.fails("f", "one")
+    await stage.view.refresh()
+
+    async with stage.asking("f", stream=True, client=SettlingClient()) as (task, sent):
+        await ended(task)
+
+    assert (sent.status, sent.has_ended) == (502, True)
 
 
 async def test_what_waits_for_a_slot_of_an_instance_that_is_closed_waits_as_for_a_start(tmp_path: Path) -> None:

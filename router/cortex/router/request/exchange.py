@@ -527,11 +527,11 @@ class Exchange:
 
     async def _reject(self, error: RequestError) -> None:
         """Send an error: as the stream's last event once the stream has begun, else as a whole answer."""
+        self._stop_pings()  # none may begin a stream while the key's share is settled
         record, dialect = self.request_record, self._call.dialect
         fault = in_client_terms(error.fault(operator=self._is_operator), dialect, self._call.limit_field)
         if self._head_sent and self._stream is not None:
             record.rejected(200, fault.kind, error.reason)
-            self._stop_pings()
             self._client.write(self._stream.fail(fault))
             await self._client.end()
             return
