@@ -176,7 +176,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
     parser.add_argument("only", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; without: all")
-    parser.add_argument("--requests", type=int, default=500, help="plain requests per round and server")
+    parser.add_argument("--requests", type=int, default=300, help="plain requests per round and server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--held", type=int, default=5000, help="streams that one router process holds")
     parser.add_argument("--waiters", type=int, default=500, help="requests that wait for one cold function")
