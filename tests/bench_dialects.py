@@ -45,7 +45,7 @@ def _end(finish: str) -> list[bytes]:
 def events(count: int) -> list[bytes]:
     """The same words from a worker that speaks Anthropic's dialect itself."""
     stream = messages_request(stream=True).answer("1", 0).stream()
-    return [said for piece in text(count) if (said := stream.feed(piece))]
+    return [output for piece in text(count) if (output := stream.feed(piece))]
 
 
 class Bytes:
@@ -89,14 +89,14 @@ def main() -> int:
     runs = [{name: measured(make, pieces) for name, (make, pieces) in ways.items()} for _ in range(RUNS)]
     took = {name: min(run[name] for run in runs) for name in ways}
     passed = took["chat, passed on"]
-    found = {n: {"us_per_chunk": round(us, 3), "beside_chat": round(us / passed, 2)} for n, us in took.items()}
+    matches = {n: {"us_per_chunk": round(us, 3), "beside_chat": round(us / passed, 2)} for n, us in took.items()}
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(matches))
         return 0
     table = Table(title=f"{options.chunks} chunks, best of {RUNS}")
     for head in ("a client's dialect", "µs per chunk", "beside chat passed on"):
         table.add_column(head, justify="left" if head.startswith("a") else "right")
-    for name, row in found.items():
+    for name, row in matches.items():
         table.add_row(name, f"{row['us_per_chunk']:.2f}", f"{row['beside_chat']:.2f}")
     Console().print(table)
     return 0

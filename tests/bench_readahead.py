@@ -33,12 +33,12 @@ print(time.monotonic() - began)
 
 def main() -> None:
     """Run it and print a line for each kind."""
-    asked = argparse.ArgumentParser()
-    asked.add_argument("--mb", type=int, default=1024, help="size of the weights")
-    asked.add_argument("--import-s", type=float, default=5.0, help="CPU seconds the engine imports for")
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--folder", type=Path, default=None, help="where to put the weights: on the disk to measure")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mb", type=int, default=1024, help="size of the weights")
+    parser.add_argument("--import-s", type=float, default=5.0, help="CPU seconds the engine imports for")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=None, help="where to put the weights: on the disk to measure")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cortex-readahead-", dir=options.folder) as folder:
         weights = Path(folder) / "model.safetensors"
         with weights.open("wb") as file:
@@ -65,8 +65,8 @@ async def _start(weights: Path, import_s: float, *, ahead: bool) -> tuple[float,
     )
     if ahead:
         await read_ahead(weights, lambda: engine.returncode is None)
-    said, _ = await engine.communicate()
-    return time.monotonic() - began, float(said), _cpu_s() - used
+    output, _ = await engine.communicate()
+    return time.monotonic() - began, float(output), _cpu_s() - used
 
 
 def _cpu_s() -> float:

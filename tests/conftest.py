@@ -19,8 +19,8 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests noted, also when they ran in other processes."""
     reports = terminalreporter.stats.get("passed", [])
-    told = [(r.nodeid, text) for r in reports for key, text in r.user_properties if key == "told"]
-    if told:
+    lines = [(r.nodeid, text) for r in reports for key, text in r.user_properties if key == "told"]
+    if lines:
         terminalreporter.section("figures")
-        for test, text in told:
+        for test, text in lines:
             terminalreporter.write_line(f"{text}  [{test.rpartition('::')[2]}]")

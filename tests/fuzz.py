@@ -60,10 +60,10 @@ BODIES: dict[str, Any] = {
 }
 
 
-def description(found: dict[str, object]) -> dict[str, Any]:
+def description(result: dict[str, object]) -> dict[str, Any]:
     """Return an OpenAPI description of an application's routes."""
     paths: dict[str, Any] = {}
-    for route in found:
+    for route in result:
         method, path = route.split()
         if path.endswith(ENDLESS):
             continue
@@ -119,8 +119,8 @@ async def described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def main() -> int:
     """Fuzz, and return the exit code."""
-    with tempfile.TemporaryDirectory(prefix="cortex-fuzz-") as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory(prefix="cortex-fuzz-") as directory:
+        folder = Path(directory)
         router, agent = asyncio.run(described(folder))
         with started(folder) as keyed:
             agent_url = f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}"

@@ -66,10 +66,10 @@ def test_the_table_has_every_process_and_every_dependency() -> None:
 
 @pytest.fixture(scope="module")
 def tests_there_are() -> set[str]:
-    found: set[str] = set()
+    matches: set[str] = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
-        found.update(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE))
-    return found
+        matches.update(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE))
+    return matches
 
 
 @pytest.mark.parametrize("row", HELD_BY)

@@ -20,10 +20,10 @@ def run(*argv: str | Path, cwd: Path = ROOT) -> str:
 
 
 def test_the_standard_librarys_platform_is_not_shadowed_from_the_root() -> None:
-    found = run(sys.executable, "-c", "import platform; print(platform.__file__, platform.system())")
+    result = run(sys.executable, "-c", "import platform; print(platform.__file__, platform.system())")
 
-    assert str(ROOT) not in found
-    assert found.split()[-1] == os.uname().sysname
+    assert str(ROOT) not in result
+    assert result.split()[-1] == os.uname().sysname
 
 
 def test_no_folder_of_the_namespace_package_has_an_init() -> None:

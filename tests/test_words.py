@@ -8,17 +8,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = [p for area in ("functions", "platform", "router") for p in sorted((ROOT / area / "cortex").rglob("*.py"))]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 RETIRED = {
+    "asked": "request, query, model",
     "beside": "in addition to, exclude",
     "caretaker": "monitor",
     "fate": "outcome",
     "flights": "in flight",
+    "found": "result, matches, answer",
     "heard": "received, report",
     "heed": "apply",
     "herald": "publisher",
     "inquiry": "peers",
     "journey": "request record",
     "journeys": "request records",
+    "kept": "saved, remaining",
     "leash": "parent death",
     "leftovers": "orphans",
     "made": "what it is: builder, result, certificate",
@@ -29,6 +33,7 @@ RETIRED = {
     "nobody": "the component it is",
     "passenger": "request",
     "roster": "state",
+    "said": "output, text, reply",
     "settling": "reconcile",
     "somebody": "the component it is",
     "tame": "safe",
@@ -52,9 +57,9 @@ def names(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield name, node.lineno
 
 
-@pytest.mark.parametrize("area", ["functions", "platform", "router"])
+@pytest.mark.parametrize("area", ["functions", "platform", "router", "tests"])
 def test_no_name_is_a_retired_word(area: str) -> None:
-    files = [p for p in SOURCE if p.is_relative_to(ROOT / area)]
+    files = [p for p in (*SOURCE, *TESTS) if p.is_relative_to(ROOT / area)]
 
     uses = [
         f"{path.relative_to(ROOT)}:{line}: {name}: use {RETIRED[word]}"

@@ -103,23 +103,23 @@ class Bench:
         with contextlib.ExitStack() as stack:
             self.worker = stack.enter_context(contenders.worker(self.folder, self._cpus[1] if self._cpus else ()))
             self.say()
-            found = [stack.enter_context(contenders.relay(self.folder, self.worker, cpus))]
+            matches = [stack.enter_context(contenders.relay(self.folder, self.worker, cpus))]
             if shutil.which("nginx"):
-                found.append(stack.enter_context(contenders.nginx(self.folder, self.worker, cpus)))
+                matches.append(stack.enter_context(contenders.nginx(self.folder, self.worker, cpus)))
             routers = (contenders.cortex(self.folder, self._env, number, cpus, self._argv) for number in workers)
-            found += map(stack.enter_context, routers)
+            matches += map(stack.enter_context, routers)
             for peer in peers:
                 name, _, url = peer.partition("=")
                 if url:
-                    found.append(Contender(name, url.rstrip("/"), translates=True))
+                    matches.append(Contender(name, url.rstrip("/"), translates=True))
                 elif name == "litellm":
-                    found.append(stack.enter_context(contenders.litellm(self.folder, self.worker, cpus)))
+                    matches.append(stack.enter_context(contenders.litellm(self.folder, self.worker, cpus)))
                 else:
                     raise SystemExit(f"unknown peer {peer!r}: use litellm, or NAME=URL")
-            for one in found:
+            for one in matches:
                 within_s = 300 if one.name == "litellm" else 60
                 eventually(lambda one=one: _answers(one), within_s=within_s, what=f"{one.name} to answer")  # type: ignore[misc]
-            yield found
+            yield matches
 
     def say(self, cold: State = State.STARTING) -> None:
         """Write the record of a host for a minute: one worker is ready, and another is as said."""
@@ -161,7 +161,7 @@ def main() -> int:
                 tables = []
                 for name, scenario in _chosen(options).items():
                     figures[name] = _measure(bench, servers, scenario, options)
-                    relay = figures.get(scenario.beside or name, {}).get("relay")
+                    relay = figures.get(scenario.baseline or name, {}).get("relay")
                     tables.append(_table(name, figures[name], relay))
                 if not options.only:
                     tables += [_waiters(bench, servers, options.waiters), _held(bench, servers, options.held)]
@@ -210,13 +210,13 @@ def _measure(
             rounds[server.name].append(_figure(server, timings, server.cpu_s() - before))
     return {
         name: Figure(
-            cpu_us=min(f.cpu_us for f in found),
-            rps=max(f.rps for f in found),
-            p50_ms=min(f.p50_ms for f in found),
-            p99_ms=min(f.p99_ms for f in found),
-            memory_mb=max(f.memory_mb for f in found),
+            cpu_us=min(f.cpu_us for f in result),
+            rps=max(f.rps for f in result),
+            p50_ms=min(f.p50_ms for f in result),
+            p99_ms=min(f.p99_ms for f in result),
+            memory_mb=max(f.memory_mb for f in result),
         )
-        for name, found in rounds.items()
+        for name, result in rounds.items()
     }
 
 

@@ -66,10 +66,10 @@ async def hold(url: str, body: bytes, key: str, number: int, measure: Callable[[
 
         for at in range(0, number, 100):
             await asyncio.gather(*(one() for _ in range(min(100, number - at))))
-        found = measure()
+        result = measure()
         for answer in answers:
             answer.close()
-    return found
+    return result
 
 
 async def wait_together(

@@ -18,7 +18,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     connections: int = 16
     translates: bool = False
     """Only a gateway can serve it."""
-    beside: str = ""
+    baseline: str = ""
     """The scenario whose relay it is compared with, if it has none of its own."""
     key: str = "bench"
     status: int = 200
@@ -37,19 +37,21 @@ SCENARIOS = {
         path="/v1/messages",
         share=0.2,
         translates=True,
-        beside="stream of 100",
+        baseline="stream of 100",
     ),
     "stream to responses": Scenario(
         body=_body('"stream":true,"input":"Hello!"'),
         path="/v1/responses",
         share=0.2,
         translates=True,
-        beside="stream of 100",
+        baseline="stream of 100",
     ),
     "body of 10 MB": Scenario(
         body=_body(f'"messages":[{_PROMPT.replace("Hello!", "word " * 2_000_000)}]'), share=0.02, connections=2
     ),
-    "429": Scenario(body=_body(f'"messages":[{_PROMPT}]'), key="limited", translates=True, status=429, beside="plain"),
+    "429": Scenario(
+        body=_body(f'"messages":[{_PROMPT}]'), key="limited", translates=True, status=429, baseline="plain"
+    ),
 }
 WAITING = b'{"model":"bench/cold","stream":true,"messages":[%b]}' % _PROMPT.encode()
 HELD = _body(f'"stream":true,"messages":[{_PROMPT.replace("Hello!", HOLD.decode())}]')

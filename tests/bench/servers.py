@@ -77,8 +77,8 @@ class Proxy:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {"Content-Type": "application/json"}
         async with self._http.post(self._upstream + scope["path"], data=body, headers=headers) as answer:
-            told = [(b"content-type", answer.content_type.encode())]
-            await send({"type": "http.response.start", "status": answer.status, "headers": told})
+            lines = [(b"content-type", answer.content_type.encode())]
+            await send({"type": "http.response.start", "status": answer.status, "headers": lines})
             async for chunk in answer.content.iter_any():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

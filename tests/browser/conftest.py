@@ -34,10 +34,10 @@ def grave_faults(page: Any) -> list[str]:
     """What axe finds that is serious or critical."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
+    result = Axe().run(page).response["violations"]
     return [
         f"{v['id']}: {n['target']} {n['failureSummary']}"
-        for v in found
+        for v in result
         if v["impact"] in ("serious", "critical")
         for n in v["nodes"]
     ]
@@ -49,7 +49,7 @@ Open = Callable[..., Any]
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
     """Open the page in a size and a theme, logged in. A word in its console fails the test."""
-    said: list[str] = []
+    texts: list[str] = []
     with ExitStack() as contexts:
 
         def opened(stack: Stack, size: str = "laptop", theme: str = "light", **more: Any) -> Any:
@@ -60,8 +60,8 @@ def open_page(browser: Any) -> Iterator[Open]:
             contexts.callback(context.close)
             page = context.new_page()
             page.set_default_timeout(15_000)
-            page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: said.append(f"error: {error}"))
+            page.on("console", lambda message: texts.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error: texts.append(f"error: {error}"))
             if more.get("java_script_enabled", True):
                 page.goto(f"{stack.url}/status/login#key={stack.local_key()}")
                 page.wait_for_url(f"{stack.url}/status")
@@ -70,7 +70,7 @@ def open_page(browser: Any) -> Iterator[Open]:
             return page
 
         yield opened
-    assert not said
+    assert not texts
 
 
 @pytest.fixture

@@ -30,13 +30,13 @@ class Machines(Fleet):
 
     def instance(self, function: str) -> Any:
         """A function's only instance, as its host's record says; None when there is none."""
-        found = [i for h in self.records().values() for i in h.instances if i.function == function]
-        return found[0] if len(found) == 1 else None
+        matches = [i for h in self.records().values() for i in h.instances if i.function == function]
+        return matches[0] if len(matches) == 1 else None
 
     def place(self, function: str) -> str:
         """The host of a function's only ready instance."""
-        found = [(h.name, i.state) for h in self.records().values() for i in h.instances if i.function == function]
-        return found[0][0] if len(found) == 1 and found[0][1] is State.READY else ""
+        matches = [(h.name, i.state) for h in self.records().values() for i in h.instances if i.function == function]
+        return matches[0][0] if len(matches) == 1 and matches[0][1] is State.READY else ""
 
     def actions(self, **about: str) -> list[str]:
         """Return what operators asked for, newest first. A decision takes a moment to reach the record."""
@@ -44,8 +44,8 @@ class Machines(Fleet):
 
     def decisions(self, **wanted: str) -> list[dict[str, Any]]:
         """Return decisions, newest first."""
-        found: list[dict[str, Any]] = self.http.get("/admin/decisions", params=wanted).json()["decisions"]
-        return found
+        answer: list[dict[str, Any]] = self.http.get("/admin/decisions", params=wanted).json()["decisions"]
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +65,17 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     )
     agents = {"left": QUICK, "right": QUICK, "third": QUICK | {"CORTEX_AGENT__LABELS": '["roomy"]'}}
     with own_redis(folder) as url, Machines(folder, url, catalogue, agents) as running:
-        made = running.http.post("/admin/keys", json={"name": "ops", "scope": "admin"}).json()["key"]
-        running.http.headers["authorization"] = f"Bearer {made}"
+        answer = running.http.post("/admin/keys", json={"name": "ops", "scope": "admin"}).json()["key"]
+        running.http.headers["authorization"] = f"Bearer {answer}"
         look = running.http.post("/admin/keys", json={"name": "look", "scope": "status"}).json()["key"]
-        running.keys = {"admin": made, "status": look}
+        running.keys = {"admin": answer, "status": look}
         yield running
 
 
 @pytest.fixture
 def enter(browser: Any, machines: Machines) -> Iterator[Enter]:
     """Open the page without a key, and log in with one."""
-    opened, said = [], []
+    opened, texts = [], []
 
     def entered(key: str, size: str = "laptop", theme: str = "light") -> Any:
         width, height = SIZES[size]
@@ -83,8 +83,8 @@ def enter(browser: Any, machines: Machines) -> Iterator[Enter]:
         context = browser.new_context(viewport=view, color_scheme=theme, reduced_motion="reduce")
         opened.append(context)
         page = context.new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("console", lambda message: texts.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: texts.append(f"error: {error}"))
         page.set_default_timeout(20_000)
         page.goto(f"{machines.url}/status")
         page.wait_for_url(f"{machines.url}/status/login")
@@ -97,7 +97,7 @@ def enter(browser: Any, machines: Machines) -> Iterator[Enter]:
     yield entered
     for context in opened:
         context.close()
-    assert not [s for s in said if "Failed to load resource" not in s]  # what is refused, the browser says by itself
+    assert not [s for s in texts if "Failed to load resource" not in s]  # what is refused, the browser says by itself
 
 
 def do(page: Any, verb: str) -> str:
@@ -191,8 +191,8 @@ def test_a_warm_shows_its_victim_which_then_leaves(machines: Machines, enter: En
         return str(page.locator("#panel").inner_text())
 
     def possible() -> str:
-        if "Would be evicted" in (said := planned()):
-            return said
+        if "Would be evicted" in (output := planned()):
+            return output
         page.locator("#panel .panel-close button").click()
         return ""
 

@@ -72,7 +72,7 @@ def levels(findings: Any) -> list[str]:
 def test_a_host_finding_has_its_level_and_reason(host: HostView, level: str, text: str) -> None:
     findings = list(check_hosts([host]))
 
-    assert (findings[-1].level, text in findings[-1].said) == (level, True)
+    assert (findings[-1].level, text in findings[-1].text) == (level, True)
     assert level == "ok" or findings[-1].do
 
 
@@ -82,7 +82,7 @@ def test_a_silent_host_is_a_problem_with_its_serving_instances() -> None:
     (findings,) = check_background(health)
 
     assert (findings.level, findings.about) == ("problem", "host a")
-    assert "has not reported for 12 s; 3 of its instances still serve" in findings.said
+    assert "has not reported for 12 s; 3 of its instances still serve" in findings.text
 
 
 def test_a_failed_background_task_is_a_warning() -> None:
@@ -90,7 +90,7 @@ def test_a_failed_background_task_is_a_warning() -> None:
 
     (findings,) = check_background(Health(status="degraded", background=(fault,)))
 
-    assert (findings.level, "'sweep' raised KeyError 3 s ago" in findings.said) == ("warning", True)
+    assert (findings.level, "'sweep' raised KeyError 3 s ago" in findings.text) == ("warning", True)
 
 
 def test_missing_health_fields_of_an_earlier_release_give_no_finding() -> None:
@@ -127,8 +127,8 @@ def test_a_host_with_its_own_token_needs_no_fleet_token(tmp_path: Path) -> None:
     own.write_text(host_file(("fleet",), "a"))
 
     assert levels(missing) == levels(of_another) == ["problem"]
-    assert "`cortex host token a` on a machine with the fleet token makes one" in missing[0].said
-    assert "is the token of host 'b', and this is host 'a'" in of_another[0].said
+    assert "`cortex host token a` on a machine with the fleet token makes one" in missing[0].text
+    assert "is the token of host 'b', and this is host 'a'" in of_another[0].text
     assert list(check_tokens(settings)) == [Finding("ok", "host token", str(own))]
 
 
@@ -140,7 +140,7 @@ def test_a_hosts_token_in_place_of_the_fleet_token_is_a_problem(tmp_path: Path) 
 
     (finding,) = check_tokens(Settings(token_file=str(path)))
     assert (finding.level, finding.about) == ("problem", "fleet token")
-    assert "is the token of a host, not the fleet token" in finding.said
+    assert "is the token of a host, not the fleet token" in finding.text
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_missing_folder_is_checked_at_its_nearest_parent(tmp_path: Path) -> No
     findings = list(check_disks(Settings(agent=agent)))
 
     assert [f.about for f in findings] == ["cache", "state", "worker logs"]
-    assert not [f for f in findings if "cannot be written" in f.said]
+    assert not [f for f in findings if "cannot be written" in f.text]
 
 
 @pytest.mark.parametrize(("free_gb", "level"), [(0.01, "problem"), (3.0, "warning"), (80.0, "ok")])
@@ -207,7 +207,7 @@ def test_an_unreachable_redis_is_a_problem_only_if_configured() -> None:
     (named,), (other,) = check_redis(settings, expected=True), check_redis(settings, expected=False)
 
     assert (named.level, other.level) == ("problem", "ok")
-    assert "secret" not in named.said
+    assert "secret" not in named.text
 
 
 def test_a_redis_that_evicts_keys_is_a_problem(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_redis_that_evicts_keys_is_a_problem(tmp_path: Path) -> None:
         findings = list(check_redis(Settings(redis=Redis(url=url)), expected=True))
 
     assert set(well) == {"ok"}
-    assert ("problem", "it evicts keys when full (allkeys-lru)") in [(f.level, f.said) for f in findings]
+    assert ("problem", "it evicts keys when full (allkeys-lru)") in [(f.level, f.text) for f in findings]
 
 
 def test_an_unreachable_router_is_reported_once_with_a_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,15 +228,15 @@ def test_an_unreachable_router_is_reported_once_with_a_fix(tmp_path: Path, monke
     findings = [f for f in run_checks(None) if f.about == "router"]
 
     assert [f.level for f in findings] == ["problem"]
-    assert "\n" not in findings[0].said
+    assert "\n" not in findings[0].text
     assert "cortex up" in findings[0].do
 
 
 def test_a_port_in_use_is_a_problem() -> None:
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listen = f"127.0.0.1:{listener.getsockname()[1]}"
         gateway = Gateway(listen=listen, metrics_listen="")
         settings = Settings(gateway=gateway, agent=Agent(listen=f"127.0.0.1:{free_port()}"))
 

@@ -30,10 +30,10 @@ class Listing:
     """A router that says one thing after another of its downloads, and the last again and again."""
 
     def __init__(self, *readings: list[DownloadView]) -> None:
-        self._readings, self.asked = list(readings), 0
+        self._readings, self.reads = list(readings), 0
 
     def jobs(self, host: str) -> JobsAnswer:
-        self.asked += 1
+        self.reads += 1
         downloads = self._readings.pop(0) if len(self._readings) > 1 else self._readings[0]
         return JobsAnswer(jobs=tuple(downloads), away={})
 
@@ -59,11 +59,11 @@ def test_a_download_shows_its_progress_and_remaining_time(terminal: io.StringIO)
 
     assert downloads.wait_for(listing.as_router(), "a", "job-1") == DONE
 
-    said = terminal.getvalue()
-    assert "org/m:Q4_K_M on a" in said
-    assert "━" in said
-    assert re.search(r"2 MiB of 4 MiB, 1 MiB/s, 1m(30|2\d)s left", said)
-    assert listing.asked == 3
+    output = terminal.getvalue()
+    assert "org/m:Q4_K_M on a" in output
+    assert "━" in output
+    assert re.search(r"2 MiB of 4 MiB, 1 MiB/s, 1m(30|2\d)s left", output)
+    assert listing.reads == 3
 
 
 def test_only_active_downloads_are_followed_until_each_ends(terminal: io.StringIO) -> None:
@@ -72,12 +72,12 @@ def test_only_active_downloads_are_followed_until_each_ends(terminal: io.StringI
 
     downloads.follow(listing.as_router(), "")
 
-    assert listing.asked == 2
+    assert listing.reads == 2
     assert "org/old" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("ends", "said"),
+    ("ends", "output"),
     [
         (
             [a_download(state="failed", why="there is no room", active=False)],
@@ -88,7 +88,7 @@ def test_only_active_downloads_are_followed_until_each_ends(terminal: io.StringI
     ],
 )
 def test_a_download_that_is_not_done_fails_with_the_reason(
-    terminal: io.StringIO, ends: list[DownloadView], said: str
+    terminal: io.StringIO, ends: list[DownloadView], output: str
 ) -> None:
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(Failed, match=output):
         downloads.wait_for(Listing([a_download()], ends).as_router(), "a", "job-1")

@@ -68,11 +68,11 @@ def _run(scratch: Path, clients: Path, chosen: Sequence[str], cases: Sequence[Ca
                 results[name][case.name] = f"[red]no[/] {took_s:.1f}" if verdict else f"[green]ok[/] {took_s:.1f}"
                 print(f"{name}: {case.name}: {verdict or 'ok'} ({took_s:.1f} s)", flush=True)
                 if verdict:
-                    wrong.append(f"--- {name}: {case.name}: {verdict}\n{ran.said[-3000:]}")
+                    wrong.append(f"--- {name}: {case.name}: {verdict}\n{ran.output[-3000:]}")
     finally:
         stack.end()
-    for said in wrong:
-        print(said)
+    for output in wrong:
+        print(output)
     table = Table(title="client × case, seconds")
     for head in ("client", *(case.name for case in cases)):
         table.add_column(head)
@@ -96,8 +96,8 @@ def _one(name: str, case: Case, scratch: Path, clients: Path, folder: Path, stac
     began = time.monotonic()
     ran = CLIENTS[name](Place(clients, home, folder, stack.port), case)
     took_s = time.monotonic() - began
-    (home / f"{case.model}.said").write_text(ran.said)
-    return ran, case.judge(ran.said, ran.failed, folder), took_s
+    (home / f"{case.model}.said").write_text(ran.output)
+    return ran, case.judge(ran.output, ran.failed, folder), took_s
 
 
 if __name__ == "__main__":

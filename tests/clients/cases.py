@@ -20,21 +20,21 @@ ENGINES = ("vllm", "llama")
 
 
 class Case(Struct, frozen=True):
-    """`made` are files that the client's tools have to have left behind."""
+    """`files` are those files that the client's tools have to have left behind."""
 
     name: str
     model: str
     prompt: str
     expect: str
-    made: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     fails: bool = False
     cold: bool = False
 
-    def judge(self, said: str, failed: bool, folder: Path) -> str:
+    def judge(self, output: str, failed: bool, folder: Path) -> str:
         """Say what is wrong with what came out; nothing when it is right."""
-        if not re.search(self.expect, said):
+        if not re.search(self.expect, output):
             return f"no {self.expect!r} in what it said"
-        if missing := [name for name in self.made if not (folder / name).exists()]:
+        if missing := [name for name in self.files if not (folder / name).exists()]:
             return f"its tools did not make {', '.join(missing)}"
         if self.fails != failed:
             return "it did not fail" if self.fails else "it failed"
@@ -44,9 +44,9 @@ class Case(Struct, frozen=True):
 CASES = (
     Case("plain", "real", "Say something.", r"(Alpha|Amber) (alder|acorn)"),
     *(Case(f"streamed ({e})", f"says-{e}", "Say something.", re.escape(ANSWER)) for e in ENGINES),
-    *(Case(f"tool ({e})", f"one-{e}", "run echo", r"I have 1 results", made=("ran-1",)) for e in ENGINES),
+    *(Case(f"tool ({e})", f"one-{e}", "run echo", r"I have 1 results", files=("ran-1",)) for e in ENGINES),
     *(
-        Case(f"two tools ({e})", f"two-{e}", "run echo twice", r"I have 2 results", made=("ran-1", "ran-2"))
+        Case(f"two tools ({e})", f"two-{e}", "run echo twice", r"I have 2 results", files=("ran-1", "ran-2"))
         for e in ENGINES
     ),
     Case("image", "image", "look at square.png", r"I have 1 results and 1 images"),

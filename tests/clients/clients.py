@@ -18,7 +18,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 class Ran(Struct, frozen=True):
     """What came of a run."""
 
-    said: str
+    output: str
     failed: bool
 
 
@@ -50,12 +50,12 @@ class Place(Struct, frozen=True):
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(timeout=PATIENCE_S)
-            return Ran(said, process.returncode != 0)
+            output, _ = process.communicate(timeout=PATIENCE_S)
+            return Ran(output, process.returncode != 0)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            said, _ = process.communicate()
-            return Ran(f"{said}\n(it did not end within {PATIENCE_S} s)", failed=True)
+            output, _ = process.communicate()
+            return Ran(f"{output}\n(it did not end within {PATIENCE_S} s)", failed=True)
 
     def node(self, name: str) -> str:
         """The path of an npm client."""
@@ -133,7 +133,7 @@ def llm(place: Place, case: Case) -> Ran:
     command = [str(place.clients / "python" / "bin" / "llm"), "-m", "cortex", "--key", "dummy", case.prompt]
     if case.name == "plain":
         command.append("--no-stream")
-    if case.made or case.name == "image":
+    if case.files or case.name == "image":
         command += ["--functions", str(PROGRAMS / "llm_tools.py")]
     return place.run(command, {"LLM_USER_PATH": str(home)})
 

@@ -69,12 +69,12 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def readers(folder: Path) -> dict[str, str]:
     """Return, by file, the group beside root that may read it; * for everybody."""
-    found = {}
+    matches = {}
     for path in folder.iterdir():
         status = path.stat()
         assert (status.st_uid, status.st_mode & 0o133) == (0, 0), path
-        found[path.name] = "*" if status.st_mode & 0o004 else grp.getgrgid(status.st_gid).gr_name
-    return found
+        matches[path.name] = "*" if status.st_mode & 0o004 else grp.getgrgid(status.st_gid).gr_name
+    return matches
 
 
 def test_what_routers_have_their_user_alone_may_read_and_hosts_have_none_of_it(machines: Path) -> None:

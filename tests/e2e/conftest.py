@@ -36,7 +36,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A running cortex."""
     folder = tmp_path_factory.mktemp(f"stack{request.param}")
     alpha, bravo = str(weights / "alpha.gguf"), str(weights / "bravo.gguf")
-    taken = free_port()
+    busy_port = free_port()
     catalogue = "\n".join(
         [
             entry("cortex/harbour", engine="llamacpp", source="demo:harbour"),
@@ -76,7 +76,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             fake("fake/dies", "--crash-on-load", "3", "--crash-message", "RuntimeError: wrong kind of weights"),
             gguf("broken/garbage", str(weights / "garbage.gguf")),
             gguf("broken/missing", str(weights / "missing.gguf")),
-            fake("broken/port", "--port", str(taken)),
+            fake("broken/port", "--port", str(busy_port)),
             entry("any/command", engine="command", command=[*FAKE, "--answer", "four five"], idle_after_s=60),
             fake("fake/told", env={"HF_TOKEN": "of its function"}),
             entry("broken/command", engine="command", command=["no-such-program", "--port", "{port}"]),
@@ -94,7 +94,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     with own_redis(folder) as redis_url:
         running = Stack(folder, catalogue, workers=request.param, env={"CORTEX_REDIS_URL": redis_url, **SECRETS})
-        running.taken_port = taken
+        running.taken_port = busy_port
         try:
             yield running
         finally:

@@ -89,8 +89,8 @@ def small(one_host: Fleet) -> Fleet:
 
 
 def devices_of(fleet: Fleet, function: str) -> tuple[str, ...]:
-    (found,) = fleet.function(function)["instances"]
-    return tuple(found["devices"])
+    (result,) = fleet.function(function)["instances"]
+    return tuple(result["devices"])
 
 
 @pytest.mark.long
@@ -276,12 +276,12 @@ def test_the_agents_metrics_have_devices_states_and_decisions(small: Fleet) -> N
     address = small.records()["small"].address
 
     open_to_all = httpx.get(f"{address}/metrics")
-    told = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
+    metrics = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
 
     assert open_to_all.status_code == 401
-    assert 'cortex_instances{model="f/half-a",node="small",state="ready"} 1.0' in told
-    assert 'cortex_device_memory_mb{device="gpu-0",kind="admitted",node="small"} 12000.0' in told
-    assert f'cortex_decisions_total{{node="small",what="placed"}} {small.spawned():.1f}' in told
+    assert 'cortex_instances{model="f/half-a",node="small",state="ready"} 1.0' in metrics
+    assert 'cortex_device_memory_mb{device="gpu-0",kind="admitted",node="small"} 12000.0' in metrics
+    assert f'cortex_decisions_total{{node="small",what="placed"}} {small.spawned():.1f}' in metrics
 
 
 @pytest.mark.long

@@ -55,8 +55,8 @@ def declared(fleet: Fleet) -> set[str]:
 
 
 def health(fleet: Fleet) -> dict[str, Any]:
-    found: dict[str, Any] = fleet.http.get("/health").json()
-    return found
+    answer: dict[str, Any] = fleet.http.get("/health").json()
+    return answer
 
 
 def host_of(fleet: Fleet, function: str) -> str:
@@ -225,8 +225,8 @@ class Waiting:
     @property
     def error(self) -> dict[str, Any]:
         """The error a stream ended with."""
-        found: dict[str, Any] = json.loads(self.streamed[-1].removeprefix("data: ")).get("error", {})
-        return found
+        answer: dict[str, Any] = json.loads(self.streamed[-1].removeprefix("data: ")).get("error", {})
+        return answer
 
 
 def loads(name: str, seconds: float, *args: str, host: str = "a") -> str:
@@ -293,8 +293,8 @@ def test_warm_waits_for_the_edited_entry(fleet: Fleet) -> None:
     fleet.models.write_text(catalogue(loads("slow", 30)))
     eventually(lambda: "slow" in declared(fleet), what="the name to be declared")
     eventually(lambda: fleet.cli("fn", "warm", "slow", "--plan").returncode == 0, what="its host to have the catalogue")
-    found = []
-    warming = threading.Thread(target=lambda: found.append(fleet.cli("fn", "warm", "slow", "--wait")))
+    matches = []
+    warming = threading.Thread(target=lambda: matches.append(fleet.cli("fn", "warm", "slow", "--wait")))
     warming.start()
     eventually(
         lambda: any(i["state"] == "starting" for i in fleet.function("slow")["instances"]), what="a worker to start"
@@ -303,7 +303,7 @@ def test_warm_waits_for_the_edited_entry(fleet: Fleet) -> None:
     fleet.models.write_text(catalogue(loads("slow", 0.2)))
     warming.join(20)
 
-    assert [(f.returncode, f.stdout, f.stderr) for f in found] == [(0, "slow: ready\n", "")]
+    assert [(f.returncode, f.stdout, f.stderr) for f in matches] == [(0, "slow: ready\n", "")]
 
 
 def test_a_drained_host_that_ends_is_removed_and_not_silent(fleet: Fleet) -> None:

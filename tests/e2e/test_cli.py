@@ -16,13 +16,13 @@ pytestmark = [
 
 
 def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(stack: Stack) -> None:
-    told = stack.cli("call", "fake/steps", "hi")
+    result = stack.cli("call", "fake/steps", "hi")
     piped = subprocess.run(
         [*CORTEX, "call", "steps"], env=stack.env, input="hi", capture_output=True, text=True, timeout=60, check=False
     )
     unknown = stack.cli("call", "fake/step", "hi")
 
-    assert (told.returncode, told.stdout) == (0, "one two three\n")
+    assert (result.returncode, result.stdout) == (0, "one two three\n")
     assert piped.stdout == "one two three\n"
     assert unknown.returncode == 4
     assert "did you mean 'fake/steps'" in unknown.stderr
@@ -53,8 +53,8 @@ def test_why_explains_a_function_and_a_request(stack: Stack) -> None:
     stack.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-why"})
 
     def known() -> bool:
-        found = json.loads(stack.cli("why", "cli-why", "--json").stdout)
-        return {"waited", "proposed", "ready"} <= {r["what"] for r in found["decisions"]}
+        answer = json.loads(stack.cli("why", "cli-why", "--json").stdout)
+        return {"waited", "proposed", "ready"} <= {r["what"] for r in answer["decisions"]}
 
     eventually(known, what="the decisions")
     request, function = stack.cli("why", "cli-why").stdout, stack.cli("why", "fake/cold").stdout
@@ -104,13 +104,13 @@ def test_lists_are_json_with_stable_names(stack: Stack) -> None:
     stack.chat("fake/steps")
 
     shown = json.loads(stack.cli("fn", "show", "steps", "--json").stdout)
-    seen = json.loads(stack.cli("top", "--json").stdout)
+    answer = json.loads(stack.cli("top", "--json").stdout)
     hosts = json.loads(stack.cli("host", "show", "here", "--json").stdout)
 
     assert {"id", "aliases", "state", "instances", "min", "max", "pinned", "last_start", "expected_start_s"} <= set(
         shown
     )
-    assert set(seen) == {"health", "hosts", "functions", "traffic", "requests"}
+    assert set(answer) == {"health", "hosts", "functions", "traffic", "requests"}
     assert {"name", "devices", "instances", "failures", "cordoned"} <= set(hosts)
     top = stack.cli("top", "--once").stdout
     assert "here" in top
@@ -118,11 +118,11 @@ def test_lists_are_json_with_stable_names(stack: Stack) -> None:
 
 
 def test_the_doctor_lists_problems_with_their_fix(stack: Stack) -> None:
-    found = json.loads(stack.cli("doctor", "--json").stdout)
+    answer = json.loads(stack.cli("doctor", "--json").stdout)
     away = dict(stack.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
     lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
 
-    levels = {f["about"]: f["level"] for f in found}
+    levels = {f["about"]: f["level"] for f in answer}
     assert levels["router"] == levels["redis"] == levels["agent here"] == levels["fleet token"] == "ok"
     assert lost.returncode == 1
     assert "no router answers at http://127.0.0.1:9" in lost.stdout
@@ -132,7 +132,7 @@ def test_the_doctor_lists_problems_with_their_fix(stack: Stack) -> None:
 def test_shell_completion_lists_functions(stack: Stack) -> None:
     words = {"COMP_WORDS": "cortex fn warm fake/ste", "COMP_CWORD": "3", "_CORTEX_COMPLETE": "bash_complete"}
 
-    told = subprocess.run(CORTEX, env={**stack.env, **words}, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(CORTEX, env={**stack.env, **words}, capture_output=True, text=True, timeout=60, check=False)
 
-    assert "plain,fake/steps" in told.stdout
+    assert "plain,fake/steps" in result.stdout
     assert "_CORTEX_COMPLETE=bash_complete" in stack.cli("completion", "bash").stdout

@@ -35,11 +35,11 @@ def test_several_prompts_are_answered_and_their_instance_stays(stack: Stack, pro
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_sequence_of_a_real_llama_cpp_is_named(stack: Stack, stream: bool) -> None:
-    asked: dict[str, Any] = {"model": "small", "max_tokens": 40, "messages": USER, "temperature": 0, "top_k": 1}
-    text = stack.http.post("/v1/messages", json=asked).json()["content"][0]["text"]
+    body: dict[str, Any] = {"model": "small", "max_tokens": 40, "messages": USER, "temperature": 0, "top_k": 1}
+    text = stack.http.post("/v1/messages", json=body).json()["content"][0]["text"]
     stop = " " + text.split()[1]
 
-    answer = stack.http.post("/v1/messages", json={**asked, "stop_sequences": ["never this", stop], "stream": stream})
+    answer = stack.http.post("/v1/messages", json={**body, "stop_sequences": ["never this", stop], "stream": stream})
 
     assert f'"stop_reason":"stop_sequence","stop_sequence":{json.dumps(stop)}' in answer.text
     assert '"output_tokens":0}' not in answer.text.rpartition("usage")[2]
@@ -94,13 +94,13 @@ def test_an_input_too_long_to_embed_and_ignored_dimensions_are_the_clients_error
 
 def test_a_demanded_tool_call_of_a_model_without_tools_is_refused(stack: Stack) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
-    asked = {"model": "cortex/demo", "messages": USER, "max_tokens": 5, "tools": tools}
+    body = {"model": "cortex/demo", "messages": USER, "max_tokens": 5, "tools": tools}
     stack.chat("cortex/demo")
 
-    demanded = stack.http.post("/v1/chat/completions", json={**asked, "tool_choice": "required"})
+    demanded = stack.http.post("/v1/chat/completions", json={**body, "tool_choice": "required"})
 
     assert (demanded.status_code, demanded.json()["error"]["param"]) == (400, "tool_choice")
-    assert stack.http.post("/v1/chat/completions", json=asked).status_code == 200
+    assert stack.http.post("/v1/chat/completions", json=body).status_code == 200
 
 
 def test_coheres_clients_rank_by_the_second_path(stack: Stack) -> None:

@@ -14,8 +14,8 @@ pytestmark = [
 
 
 def decisions(stack: Stack, **wanted: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = stack.http.get("/admin/decisions", params=wanted).json()["decisions"]
-    return found
+    answer: list[dict[str, Any]] = stack.http.get("/admin/decisions", params=wanted).json()["decisions"]
+    return answer
 
 
 def test_a_cold_start_is_explained_from_the_request_to_the_worker(stack: Stack) -> None:
@@ -60,10 +60,10 @@ def test_an_operators_action_is_a_decision_and_an_event(stack: Stack) -> None:
 
 
 def _until(lines: Any, text: str) -> list[str]:
-    found = []
+    matches = []
     for line in lines:
         if line.startswith("data: "):
-            found.append(line)
+            matches.append(line)
             if text in line:
                 break
-    return found
+    return matches

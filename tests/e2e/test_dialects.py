@@ -137,7 +137,7 @@ def test_case_20_what_does_not_fit_is_refused_with_the_workers_own_numbers(claud
 
 def test_a_limit_above_the_context_is_cut_to_the_room_in_every_dialect(stack: Stack) -> None:
     user, limit = [{"role": "user", "content": "Hello"}], 10**6
-    asked: dict[str, Any] = {
+    body: dict[str, Any] = {
         "chat/completions": {"messages": user, "max_completion_tokens": limit},
         "completions": {"prompt": ["Alpha", "Amber"], "max_tokens": limit},
         "responses": {"input": "Hello", "max_output_tokens": limit},
@@ -145,9 +145,9 @@ def test_a_limit_above_the_context_is_cut_to_the_room_in_every_dialect(stack: St
     }
     stack.chat("tiny/crowd")
 
-    answers = {path: stack.http.post(f"/v1/{path}", json={"model": "tiny/crowd", **b}) for path, b in asked.items()}
+    answers = {path: stack.http.post(f"/v1/{path}", json={"model": "tiny/crowd", **b}) for path, b in body.items()}
 
-    assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(asked, 200)
+    assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(body, 200)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -280,10 +280,10 @@ def test_case_59_embeddings_come_as_the_client_asked(stack: Stack, gpt: openai.O
 
 def test_case_54_usage_is_shown_only_to_whom_asked(stack: Stack) -> None:
     silent = stack.chat("fake/echo", stream=True).text
-    asked = stack.chat("fake/echo", stream=True, stream_options={"include_usage": True}).text
+    request = stack.chat("fake/echo", stream=True, stream_options={"include_usage": True}).text
 
     assert '"choices":[]' not in silent.replace(" ", "")
-    assert json.loads(asked.strip().splitlines()[-3].removeprefix("data: "))["usage"]["completion_tokens"] > 0
+    assert json.loads(request.strip().splitlines()[-3].removeprefix("data: "))["usage"]["completion_tokens"] > 0
 
 
 def test_case_62_a_gzip_body_is_served_and_another_encoding_is_refused(stack: Stack) -> None:

@@ -32,25 +32,25 @@ def test_a_workers_environment_has_no_secret_of_the_agent(stack: Stack) -> None:
     for name in ("tiny/alpha", "fake/told"):
         assert stack.chat(name).status_code == 200
         workers.append(psutil.Process(stack.instance(name)["pid"]).environ())
-    llama, told = workers
+    llama, report = workers
 
     assert agent.items() >= SECRETS.items()
     assert "CORTEX_REDIS_URL" in agent
     assert not set(SECRETS) & set(llama)
     assert {name for name in llama if name.startswith("CORTEX_")} == {MARKER, OWNER}
     assert llama["PATH"] == agent["PATH"]
-    assert told["HF_TOKEN"] == "of its function"  # the catalogue sets it
+    assert report["HF_TOKEN"] == "of its function"  # the catalogue sets it
 
 
 def test_a_loaded_worker_takes_the_estimated_memory(stack: Stack) -> None:
-    told = stack.http.get("/admin/weights/estimate", params={"function": "tiny/wide"}).json()
+    answer = stack.http.get("/admin/weights/estimate", params={"function": "tiny/wide"}).json()
     assert stack.chat("tiny/wide", max_tokens=1).status_code == 200
     instance = stack.instance("tiny/wide")
     taken_mb = psutil.Process(instance["pid"]).memory_info().rss // 2**20
 
-    assert told["cache_mb"] == 128  # 32 × 32768 tokens of 128 bytes
-    assert told["weights_mb"] + told["cache_mb"] <= taken_mb <= told["total_mb"]
-    assert instance["memory_mb"] == told["total_mb"]  # and this is what was placed
+    assert answer["cache_mb"] == 128  # 32 × 32768 tokens of 128 bytes
+    assert answer["weights_mb"] + answer["cache_mb"] <= taken_mb <= answer["total_mb"]
+    assert instance["memory_mb"] == answer["total_mb"]  # and this is what was placed
 
 
 def test_an_unsupported_dialect_is_rejected_before_a_start(stack: Stack) -> None:

@@ -75,24 +75,24 @@ def change_script(stack: Stack, instance: dict[str, Any], **script: object) -> N
 
 def why_failed(stack: Stack, function: str, instance: str) -> str:
     """Return the reason in the decision of an instance's failure, as soon as there is one."""
-    asked = {"function": function, "what": "failed"}
+    body = {"function": function, "what": "failed"}
 
     def reasons() -> list[str]:
-        decisions = stack.http.get("/admin/decisions", params=asked).json()["decisions"]
+        decisions = stack.http.get("/admin/decisions", params=body).json()["decisions"]
         return [r["why"] for r in decisions if r["instance"] == instance]
 
     return eventually(reasons, what="a decision of the failure")[0]
 
 
 def marked(instance: str) -> list[int]:
-    found = []
+    matches = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARKER) == instance and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
+                matches.append(process.pid)
         except psutil.Error:
             continue
-    return found
+    return matches
 
 
 def test_a_worker_killed_while_idle_is_replaced_by_the_next_request(stack: Stack) -> None:

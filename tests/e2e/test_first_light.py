@@ -215,8 +215,8 @@ def test_a_client_that_disconnects_from_an_unstreamed_request_frees_the_worker(s
         )
 
     def running() -> str:
-        found = re.search(r"^vllm:num_requests_running\S* (\S+)$", httpx.get(f"{url}/metrics").text, re.M)
-        return found[1] if found else ""
+        match = re.search(r"^vllm:num_requests_running\S* (\S+)$", httpx.get(f"{url}/metrics").text, re.M)
+        return match[1] if match else ""
 
     eventually(lambda: float(running()) == 0, within_s=1, what="the worker to be free")
     stack.cli("fn", "cool", "fake/hangs", "--now")

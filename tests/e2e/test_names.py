@@ -64,9 +64,9 @@ def test_a_function_without_a_host_for_its_engine_is_listed_with_the_reason(stac
 
 
 def test_a_name_outside_the_catalogue_is_404_with_the_nearest_names(stack: Stack) -> None:
-    asked, looked = stack.chat("tiny/alfa"), stack.http.get("/v1/models/tiny/alfa")
+    request, looked = stack.chat("tiny/alfa"), stack.http.get("/v1/models/tiny/alfa")
 
-    for answer in (asked, looked):
+    for answer in (request, looked):
         error = answer.json()["error"]
         assert answer.status_code == 404
         assert set(error) == {"message", "type", "param", "code"}

@@ -20,14 +20,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A cortex whose one device has served two functions in turns."""
     folder = tmp_path_factory.mktemp("replay")
     catalogue = fake("f", "--load-s", "0.3", **KEYS) + fake("g", "--load-s", "0.3", **KEYS)
-    made = Stack(folder, catalogue, more=["--devices", "1x24GB"])
+    own_stack = Stack(folder, catalogue, more=["--devices", "1x24GB"])
     try:
         for function in ORDER:
-            made.chat(function).raise_for_status()
-        eventually(lambda: _waited(made) == len(ORDER), what="the decisions")
-        yield made
+            own_stack.chat(function).raise_for_status()
+        eventually(lambda: _waited(own_stack) == len(ORDER), what="the decisions")
+        yield own_stack
     finally:
-        made.end()
+        own_stack.end()
 
 
 def _waited(stack: Stack) -> int:

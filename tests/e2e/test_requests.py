@@ -19,8 +19,8 @@ BODY = {"model": "fake/streams", "messages": [{"role": "user", "content": "a sec
 
 
 def live(stack: Stack) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = stack.http.get("/admin/requests?function=fake/streams").json()["requests"]
-    return found
+    answer: list[dict[str, Any]] = stack.http.get("/admin/requests?function=fake/streams").json()["requests"]
+    return answer
 
 
 def test_a_running_request_is_listed_and_can_be_cancelled(stack: Stack) -> None:
@@ -43,8 +43,8 @@ def test_a_running_request_is_listed_and_can_be_cancelled(stack: Stack) -> None:
 
     assert cancelled.json() == {"cancelled": 1}
     assert not asking.is_alive()
-    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
-    assert "cancelled by an operator" in told[-1]["error"]["message"]
+    event = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert "cancelled by an operator" in event[-1]["error"]["message"]
     assert not any("[DONE]" in line for line in lines)
     eventually(lambda: live(stack) == [], what="nothing to be under way")
     (over,) = stack.http.get("/admin/requests/mine").json()["requests"]
@@ -69,11 +69,11 @@ def test_the_last_hours_traffic_is_summed_over_all_workers(stack: Stack) -> None
             assert http.post("/v1/chat/completions", json=body, timeout=60).is_success
 
     eventually(lambda: requests() >= before + 6, what="the last hour to have them")
-    said = stack.http.get("/admin/traffic").json()
-    assert said["functions"]["fake/steps"]["requests"] >= 6
-    assert said["functions"]["fake/steps"]["tokens_out"] > 0
-    spread = said["last_hour"]["percentiles"]["duration"]
-    assert 0 < spread["p50_s"] <= spread["p95_s"] <= spread["p99_s"] <= 1.1 * said["last_hour"]["longest_s"]
+    answer = stack.http.get("/admin/traffic").json()
+    assert answer["functions"]["fake/steps"]["requests"] >= 6
+    assert answer["functions"]["fake/steps"]["tokens_out"] > 0
+    spread = answer["last_hour"]["percentiles"]["duration"]
+    assert 0 < spread["p50_s"] <= spread["p95_s"] <= spread["p99_s"] <= 1.1 * answer["last_hour"]["longest_s"]
 
 
 def test_every_request_is_one_log_line_without_its_text(stack: Stack) -> None:
@@ -102,7 +102,7 @@ def test_a_callers_trace_reaches_the_worker_and_the_log(stack: Stack) -> None:
     worker = stack.instance("fake/steps")
     token = (stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
     key = worker_key(host_token(token, "here"), worker["id"])
-    told = httpx.get(f"{worker['url']}/fake", headers={"Authorization": f"Bearer {key}"}, trust_env=False).json()
+    headers = httpx.get(f"{worker['url']}/fake", headers={"Authorization": f"Bearer {key}"}, trust_env=False).json()
 
-    assert told["requests"][-1]["traceparent"] == parent
+    assert headers["requests"][-1]["traceparent"] == parent
     eventually(lambda: f'"trace": "{trace}"' in stack.log("router"), what="the line in the log")

@@ -32,7 +32,7 @@ PLACES = {
 }
 PRESENT = [name for name, place in PLACES.items() if place or name == "xllamacpp"]
 NAME = "tiny/alpha"
-ASKED = {"model": NAME, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8}
+REQUEST = {"model": NAME, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8}
 TOOLS = [{"type": "function", "function": {"name": "sound", "parameters": {"type": "object", "properties": {}}}}]
 
 
@@ -68,20 +68,20 @@ def test_a_cold_request_is_answered_by_its_server(fleet: Fleet, server: str) -> 
 
 
 def test_every_dialect_streams(fleet: Fleet) -> None:
-    said = {}
+    texts = {}
     for path in ("/v1/chat/completions", "/v1/messages"):
-        with fleet.http.stream("POST", path, json={**ASKED, "stream": True}) as answer:
-            said[path] = [line for line in answer.iter_lines() if line]
+        with fleet.http.stream("POST", path, json={**REQUEST, "stream": True}) as answer:
+            texts[path] = [line for line in answer.iter_lines() if line]
 
-    assert said["/v1/chat/completions"][-1] == "data: [DONE]"
-    assert said["/v1/messages"][0] == "event: message_start"
-    assert said["/v1/messages"][-2] == "event: message_stop"
+    assert texts["/v1/chat/completions"][-1] == "data: [DONE]"
+    assert texts["/v1/messages"][0] == "event: message_start"
+    assert texts["/v1/messages"][-2] == "event: message_stop"
 
 
 @pytest.mark.long
 def test_concurrent_requests_are_all_answered(fleet: Fleet) -> None:
     def ask(number: int) -> int:
-        return fleet.http.post("/v1/chat/completions", json={**ASKED, "stream": number % 2 == 0}).status_code
+        return fleet.http.post("/v1/chat/completions", json={**REQUEST, "stream": number % 2 == 0}).status_code
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(16))) == [200] * 16
@@ -90,7 +90,7 @@ def test_concurrent_requests_are_all_answered(fleet: Fleet) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 def test_tools_are_used_or_rejected_with_their_name(fleet: Fleet, server: str, path: str) -> None:
     tools = TOOLS if "chat" in path else [{"name": "sound", "input_schema": {"type": "object"}}]
-    answer = fleet.http.post(path, json={**ASKED, "tools": tools})
+    answer = fleet.http.post(path, json={**REQUEST, "tools": tools})
 
     if SERVERS[server].tools:
         assert answer.status_code == 200, answer.text
@@ -100,7 +100,7 @@ def test_tools_are_used_or_rejected_with_their_name(fleet: Fleet, server: str, p
 
 
 def test_tokens_are_counted_or_estimated(fleet: Fleet, server: str) -> None:
-    answer = fleet.http.post("/v1/messages/count_tokens", json={k: v for k, v in ASKED.items() if k != "max_tokens"})
+    answer = fleet.http.post("/v1/messages/count_tokens", json={k: v for k, v in REQUEST.items() if k != "max_tokens"})
 
     assert answer.json()["input_tokens"] > 0
     assert ("x-cortex-estimate" in answer.headers) == (SERVERS[server].counts == "no")
@@ -117,14 +117,14 @@ def test_a_worker_requires_its_key_which_is_not_in_its_argv(fleet: Fleet) -> Non
     fleet.chat(NAME, max_tokens=1)
     (instance,) = fleet.records()["a"].instances
 
-    assert httpx.post(f"{instance.url}/v1/chat/completions", json=ASKED).status_code == 401
+    assert httpx.post(f"{instance.url}/v1/chat/completions", json=REQUEST).status_code == 401
     secret = {v for k, v in psutil.Process(instance.pid).environ().items() if k in ("LLAMA_API_KEY", "API_KEY")}
     assert secret
     assert not secret & set(psutil.Process(instance.pid).cmdline())
 
 
 def test_a_client_that_disconnects_does_not_delay_the_next_request(fleet: Fleet) -> None:
-    with fleet.http.stream("POST", "/v1/chat/completions", json={**ASKED, "max_tokens": 400, "stream": True}) as left:
+    with fleet.http.stream("POST", "/v1/chat/completions", json={**REQUEST, "max_tokens": 400, "stream": True}) as left:
         next(line for line in left.iter_lines() if line.startswith("data: "))
 
     assert fleet.chat(NAME, max_tokens=2).status_code == 200

@@ -52,35 +52,35 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Fleet]:
 
 
 def rows(fleet: Fleet) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = fleet.http.get("/admin/functions").json()["functions"]
-    return found
+    answer: list[dict[str, Any]] = fleet.http.get("/admin/functions").json()["functions"]
+    return answer
 
 
 def unsettled(fleet: Fleet, record: Record) -> list[str]:
     """What has not come to rest yet."""
-    seen = record.read()
-    if seen is None:
+    reading = record.read()
+    if reading is None:
         return ["the record is away"]
-    hosts, routers = seen
-    found = [f"{len(hosts)} hosts, {len(routers)} routers"] if (len(hosts), len(routers)) != (3, 2) else []
-    found += [f"{record.claims()} claims"] if record.claims() else []
+    hosts, routers = reading
+    matches = [f"{len(hosts)} hosts, {len(routers)} routers"] if (len(hosts), len(routers)) != (3, 2) else []
+    matches += [f"{record.claims()} claims"] if record.claims() else []
     for row in rows(fleet):
-        found += [f"{row['id']} {k} {row[k]}" for k in ("in_flight", "waiting") if row[k]]
-        found += [f"{row['id']} {i['id']} is {i['state']}" for i in row["instances"] if i["state"] != State.READY]
-    return found
+        matches += [f"{row['id']} {k} {row[k]}" for k in ("in_flight", "waiting") if row[k]]
+        matches += [f"{row['id']} {i['id']} is {i['state']}" for i in row["instances"] if i["state"] != State.READY]
+    return matches
 
 
 def left_over(fleet: Fleet) -> list[str]:
     """What is left although everything is cold. Cools again what came back or was busy."""
-    found = [f"process {p.pid}" for p in fleet.workers()]
+    matches = [f"process {p.pid}" for p in fleet.workers()]
     for row in rows(fleet):
-        found += [f"{row['id']} {i['id']} is {i['state']}" for i in row["instances"]]
+        matches += [f"{row['id']} {i['id']} is {i['state']}" for i in row["instances"]]
         if any(i["state"] in LIVE for i in row["instances"]):
             fleet.http.post(f"/admin/functions/{row['id']}/cool")
     for name in SIZES_MB:
         children = psutil.Process(fleet.processes[name].pid).children()
-        found += [f"zombie of {name}" for c in children if c.status() == psutil.STATUS_ZOMBIE]
-    return found
+        matches += [f"zombie of {name}" for c in children if c.status() == psutil.STATUS_ZOMBIE]
+    return matches
 
 
 def serves_again(fleet: Fleet, function: str) -> str:
@@ -89,8 +89,8 @@ def serves_again(fleet: Fleet, function: str) -> str:
     def answers() -> bool:
         fleet.http.post(f"/admin/functions/{function}/warm")
         answer = fleet.chat(function)
-        said = answer.json()["choices"][0]["message"]["content"] if answer.status_code == 200 else ""
-        return said.split(" ")[0] == function
+        content = answer.json()["choices"][0]["message"]["content"] if answer.status_code == 200 else ""
+        return content.split(" ")[0] == function
 
     eventually(answers, within_s=CONVERGED_S, what=f"{function} to serve again")
     fleet.http.post(f"/admin/functions/{function}/cool")
@@ -100,8 +100,8 @@ def serves_again(fleet: Fleet, function: str) -> str:
 def at_last_nothing(look: Callable[[], list[str]]) -> None:
     """Wait until there is nothing to be seen."""
     deadline = time.monotonic() + CONVERGED_S
-    while seen := look():
-        assert time.monotonic() < deadline, f"seed {SEED}: still there after {CONVERGED_S} s: {seen}"
+    while view := look():
+        assert time.monotonic() < deadline, f"seed {SEED}: still there after {CONVERGED_S} s: {view}"
         time.sleep(0.1)
 
 

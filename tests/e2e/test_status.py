@@ -116,13 +116,13 @@ def test_a_failed_start_is_shown_with_its_reason_and_a_button_for_its_log(stack:
 
 def test_an_admin_reads_and_searches_a_workers_log(stack: Stack) -> None:
     stack.chat("fake/dies")
-    asked = {"function": "fake/dies", "grep": "wrong kind"}
+    body = {"function": "fake/dies", "grep": "wrong kind"}
     admin = {"authorization": f"Bearer {stack.local_key()}"}
 
-    shown = stack.http.get("/status/log", params=asked, headers=admin)
-    nothing = stack.http.get("/status/log", params=asked | {"grep": "no such words"}, headers=admin)
+    shown = stack.http.get("/status/log", params=body, headers=admin)
+    nothing = stack.http.get("/status/log", params=body | {"grep": "no such words"}, headers=admin)
     never = stack.http.get("/status/log", params={"function": "fake/planned", "run": "previous"}, headers=admin)
-    looker = stack.http.get("/status/log", params=asked)
+    looker = stack.http.get("/status/log", params=body)
     failed = stack.http.get("/admin/hosts").json()["hosts"][0]["failures"]
     (instance,) = [f["instance"] for f in failed if f["function"] == "fake/dies"]
     eventually(lambda: instance not in stack.http.get("/admin/instances").text, what="the instance to be gone")

@@ -21,10 +21,10 @@ def test_status_prints_the_pages_url_and_opens_it_logged_in(stack: Stack, tmp_pa
     done = stack.cli("status", "--open", env={"BROWSER": f"{browser} %s"})
 
     assert f"{stack.url}/status" in done.stdout
-    asked = (tmp_path / "asked").read_text()
-    assert asked.startswith("file://")
-    assert stack.local_key() not in asked + done.stdout + done.stderr
-    page = Path(asked.removeprefix("file://"))
+    request = (tmp_path / "asked").read_text()
+    assert request.startswith("file://")
+    assert stack.local_key() not in request + done.stdout + done.stderr
+    page = Path(request.removeprefix("file://"))
     assert f"{stack.url}/status/login#key={stack.local_key()}" in page.read_text()
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
 

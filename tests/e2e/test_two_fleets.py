@@ -76,7 +76,7 @@ def test_a_router_reports_that_its_redis_belongs_to_another_fleet(tmp_path: Path
 
         eventually(lambda: record() == "away", within_s=30, what="the router to be up without Redis")
         with own_redis(tmp_path), redis.Redis.from_url(url) as client:
-            text = eventually(lambda: seen if "another token" in (seen := record()) else "", what="/health")
+            text = eventually(lambda: view if "another token" in (view := record()) else "", what="/health")
             names = client.execute_command("KEYS", "*")
 
     assert "`[redis] prefix`" in text

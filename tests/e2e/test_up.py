@@ -106,8 +106,8 @@ def answers(stack: Stack) -> bool:
 
 @pytest.mark.long
 def test_a_taken_port_is_replaced_with_a_message(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "s"), "XDG_CACHE_HOME": str(tmp_path / "c")}
         (tmp_path / "m.toml").write_text(MODELS)
         with subprocess.Popen(
@@ -119,12 +119,12 @@ def test_a_taken_port_is_replaced_with_a_message(tmp_path: Path) -> None:
         ) as up:
             assert up.stdout is not None
             lines = iter(up.stdout)
-            said = next(line for line in lines if "is in use: the router listens on" in line)
+            output = next(line for line in lines if "is in use: the router listens on" in line)
             ready = next(line for line in lines if "cortex is up" in line)
             up.terminate()
             up.wait(15)
 
-    assert said.startswith(f"cortex: port {port} is in use")
+    assert output.startswith(f"cortex: port {port} is in use")
     assert f":{port}/" not in ready
 
 
@@ -152,10 +152,10 @@ def test_invalid_settings_are_an_error_with_the_key(tmp_path: Path) -> None:
         [*CORTEX, "up", "--config", str(tmp_path / "cortex.toml")], capture_output=True, text=True, check=False
     )
 
-    said = " ".join(ended.stderr.replace("│", " ").split())
+    output = " ".join(ended.stderr.replace("│", " ").split())
     assert ended.returncode == 1
-    assert "cortex.toml:2: gateway.listen" in said
-    assert "did you mean 'heartbeat_s'?" in said
+    assert "cortex.toml:2: gateway.listen" in output
+    assert "did you mean 'heartbeat_s'?" in output
 
 
 @pytest.mark.long

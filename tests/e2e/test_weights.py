@@ -66,7 +66,7 @@ def full_speed(hub: FakeHub) -> Iterator[None]:
     hub.bytes_s = 0
 
 
-def asked(stack: Stack, name: str) -> tuple[threading.Thread, list[Any]]:
+def request_in_thread(stack: Stack, name: str) -> tuple[threading.Thread, list[Any]]:
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(stack.chat(name)), daemon=True)
     thread.start()
@@ -80,13 +80,13 @@ def run(stack: Stack, *arguments: str) -> Result:
 
 
 def job(stack: Stack, name: str) -> dict[str, Any]:
-    found = [j for j in stack.http.get("/admin/jobs").json()["jobs"] if f"w/{name}" in j["functions"]]
-    return dict(found[0]) if found else {}
+    answer = [j for j in stack.http.get("/admin/jobs").json()["jobs"] if f"w/{name}" in j["functions"]]
+    return dict(answer[0]) if answer else {}
 
 
 def test_a_cold_request_fetches_the_weights_and_is_answered(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 2.5
-    thread, answers = asked(stack, "w/cold")
+    thread, answers = request_in_thread(stack, "w/cold")
 
     phase = eventually(
         lambda: next((i["phase"] for i in stack.function("w/cold")["instances"] if "/s" in i["phase"]), ""),
@@ -111,19 +111,19 @@ def test_a_cold_request_fetches_the_weights_and_is_answered(stack: Stack, hub: F
 @pytest.mark.long
 def test_a_failing_hub_is_retried(stack: Stack, hub: FakeHub) -> None:
     hub.faults[FILE] = [503, 500]
-    thread, answers = asked(stack, "w/flaky")
+    thread, answers = request_in_thread(stack, "w/flaky")
 
-    seen: list[dict[str, Any]] = []
+    readings: list[dict[str, Any]] = []
 
     def waits() -> bool:
-        seen.append(job(stack, "flaky"))
-        return seen[-1].get("state") == "waiting"
+        readings.append(job(stack, "flaky"))
+        return readings[-1].get("state") == "waiting"
 
     eventually(waits, what="the job to wait")
     thread.join(30)
 
-    assert "answers 50" in seen[-1]["why"]
-    assert seen[-1]["retry_at"] is not None
+    assert "answers 50" in readings[-1]["why"]
+    assert readings[-1]["retry_at"] is not None
     assert answers[0].status_code == 200
 
 
@@ -148,7 +148,7 @@ def test_a_download_of_a_killed_job_worker_resumes(stack: Stack, hub: FakeHub, a
     name = "killed" if who == "worker" else "gone"
     hub.bytes_s = len(alpha) / 3
     before = len(hub.transfers(FILE))
-    thread, answers = asked(stack, f"w/{name}")
+    thread, answers = request_in_thread(stack, f"w/{name}")
     partials = Path(stack.env["XDG_CACHE_HOME"]) / "cortex" / "hub" / f"models--org--{name}" / "blobs"
     eventually(lambda: sum(p.stat().st_size for p in partials.glob("*.incomplete")) > 0, what="bytes")
 
@@ -169,7 +169,7 @@ def test_a_download_of_a_killed_job_worker_resumes(stack: Stack, hub: FakeHub, a
 def test_a_download_continues_over_a_restart_of_the_agent(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
     before = len(hub.transfers(FILE))
-    thread, answers = asked(stack, "w/restarted")
+    thread, answers = request_in_thread(stack, "w/restarted")
     blobs = Path(stack.env["XDG_CACHE_HOME"]) / "cortex" / "hub" / "models--org--restarted" / "blobs"
     partly = eventually(lambda: [p.name for p in blobs.glob("*.incomplete") if p.stat().st_size], what="bytes")
     first = stack.instance("w/restarted")["id"]
@@ -192,7 +192,7 @@ def test_a_download_continues_over_a_restart_of_the_agent(stack: Stack, hub: Fak
 @pytest.mark.long
 def test_a_fetch_without_a_waiting_instance_is_cancelled(stack: Stack, hub: FakeHub, alpha: bytes) -> None:
     hub.bytes_s = len(alpha) / 60
-    thread, answers = asked(stack, "w/cooled")
+    thread, answers = request_in_thread(stack, "w/cooled")
     eventually(lambda: job(stack, "cooled").get("state") == "fetching", what="the fetch")
 
     cooled = run(stack, "fn", "cool", "w/cooled")
@@ -208,18 +208,18 @@ def test_a_fetch_without_a_waiting_instance_is_cancelled(stack: Stack, hub: Fake
 def test_a_gated_repository_is_fetched_and_the_token_is_sent_to_the_hub_only(stack: Stack, hub: FakeHub) -> None:
     assert stack.chat("w/gated").status_code == 200
 
-    said = [p for p in stack.folder.rglob("*") if p.is_file() and p.name != "hf-token" and p.stat().st_size < 2**22]
-    assert [p for p in said if TOKEN.encode() in p.read_bytes()] == []
+    texts = [p for p in stack.folder.rglob("*") if p.is_file() and p.name != "hf-token" and p.stat().st_size < 2**22]
+    assert [p for p in texts if TOKEN.encode() in p.read_bytes()] == []
     assert {s.token for s in hub.seen if s.cdn} == {""}
 
 
 def test_a_missing_repository_is_an_error_with_the_function_and_the_fix(stack: Stack) -> None:
     answer = stack.chat("w/unknown")
 
-    said = answer.json()["error"]["message"]
+    content = answer.json()["error"]["message"]
     assert answer.status_code == 503
-    assert "the weights of 'w/unknown' ('org/unknown') could not be fetched" in said
-    assert "by-hand/org/unknown" in said
+    assert "the weights of 'w/unknown' ('org/unknown') could not be fetched" in content
+    assert "by-hand/org/unknown" in content
 
 
 @pytest.mark.long
@@ -232,12 +232,12 @@ def test_an_unreachable_hub_is_an_error_with_the_folder_for_files(stack: Stack, 
     hub.faults["down"].clear()
     run(stack, "jobs", "cancel", "w/down")
 
-    said = answer.json()["error"]["message"]
+    content = answer.json()["error"]["message"]
     assert (answer.status_code, bool(answer.headers["retry-after"])) == (503, True)
-    assert "'w/down' was not ready after 1.5 s: it is fetching on here" in said
-    assert "answers 503 for org/down" in said
-    assert "put its files into" in said
-    assert "by-hand/org/down" in said
+    assert "'w/down' was not ready after 1.5 s: it is fetching on here" in content
+    assert "answers 503 for org/down" in content
+    assert "put its files into" in content
+    assert "by-hand/org/down" in content
 
 
 def test_weights_are_prefetched_estimated_listed_and_removed_by_commands(
@@ -288,7 +288,7 @@ def test_two_functions_with_one_source_share_one_download(stack: Stack, hub: Fak
 
     begun = [stack.http.post("/admin/weights/fetch", json={"function": f}).json() for f in ("w/one", "w/same")]
     named = eventually(
-        lambda: (found := job(stack, "one")).get("done") and found["functions"], within_s=45, what="bytes"
+        lambda: (result := job(stack, "one")).get("done") and result["functions"], within_s=45, what="bytes"
     )
     listed = stack.http.get("/admin/jobs").json()["jobs"]
     run(stack, "jobs", "cancel", "w/one")

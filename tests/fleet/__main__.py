@@ -98,7 +98,7 @@ def again(f: Fleet) -> None:
         step.check(not any(changed.values()), "something changed")
     with f.report.step("check mode with another build: says what it would do and does nothing") as step:
         f.deployment.run("deploy", "-e", f"cortex_version={f.second}", "--check", "--diff")
-        step.check(f.second in f.deployment.said(), "the diff does not name the build")
+        step.check(f.second in f.deployment.output(), "the diff does not name the build")
         step.check({h["version"] for h in f.hosts().values()} == {f.first}, "something was done")
 
 
@@ -163,8 +163,8 @@ def restarts(f: Fleet) -> None:
         answer = f.ask("t/load")
         step.check(whole(answer, stream=False), f"not served meanwhile: {answer.status_code} {answer.text[:200]}")
         f.small.await_up()
-        seen = "its agent is back and holds nothing of what it held"
-        took = until(lambda: "small" in f.hosts() and not before & f.instances().keys(), within_s=90, what=seen)
+        view = "its agent is back and holds nothing of what it held"
+        took = until(lambda: "small" in f.hosts() and not before & f.instances().keys(), within_s=90, what=view)
         step.saw = f"t/load meanwhile on {list(f.where('t/load').values())}; back {took:.1f} s after it was up"
     with f.report.step("power cut of the host that serves: the next request is answered by another") as step:
         (victim,) = {h for h in f.members if h.name in f.where("t/load").values()} or {f.large}
@@ -184,8 +184,10 @@ def rotated(f: Fleet) -> None:
     with f.report.step("the fleet's token is changed under load, without a restart") as step:
         (old,) = tokens(f.small)
         undisturbed(f, step, lambda: f.deployment.run("rotate-token"))
-        told = [tokens(h) for h in (f.front, *f.members)]
-        step.check(all(len(t) == 2 and t == told[0] and t[1] == old for t in told), "not both are accepted everywhere")
+        lines = [tokens(h) for h in (f.front, *f.members)]
+        step.check(
+            all(len(t) == 2 and t == lines[0] and t[1] == old for t in lines), "not both are accepted everywhere"
+        )
     with f.report.step("the old one is forgotten, but not while something runs under it") as step:
         try:
             f.deployment.run("rotate-token", "--finish")
@@ -197,8 +199,8 @@ def rotated(f: Fleet) -> None:
             f.cool(function)
         until(lambda: not f.instances(), within_s=60, what="nothing runs")
         f.deployment.run("rotate-token", "--finish")
-        told = [tokens(h) for h in (f.front, *f.members)]
-        step.check(all(len(t) == 1 and t[0] != old for t in told), "the old one is still accepted")
+        lines = [tokens(h) for h in (f.front, *f.members)]
+        step.check(all(len(t) == 1 and t[0] != old for t in lines), "the old one is still accepted")
         step.check(whole(f.ask("t/load"), stream=False), "nothing is served under the new one")
         step.saw = "refused while t/load ran; then one token everywhere"
 
@@ -234,7 +236,7 @@ def joins(f: Fleet) -> None:
             f, step, there, lambda: f.deployment.run("deploy", "--limit", "front", "-e", f"cortex_version={f.first}")
         )
         step.saw += f"; {there} now on {list(f.where(there).values())}"
-        step.check("late is no longer in the inventory" in f.deployment.said(), "the deployment does not say so")
+        step.check("late is no longer in the inventory" in f.deployment.output(), "the deployment does not say so")
         step.check("late" not in f.where(there).values(), "it still serves")
         until(lambda: "late" not in f.hosts(), within_s=30, what="the record is closed to it")
     with f.report.step("listed again, it takes new work again") as step:
@@ -271,7 +273,7 @@ def undeploy(f: Fleet) -> None:
     """And back to nothing."""
     with f.report.step("fleet-status") as step:
         f.deployment.run("status")
-        step.check(f.deployment.said().count("agent active") == 2, "not both agents are active")
+        step.check(f.deployment.output().count("agent active") == 2, "not both agents are active")
     with f.report.step("undeploy leaves nothing") as step:
         f.deployment.run("undeploy")
         left = {h.name: left_on(h) for h in (f.front, f.small, f.large)}

@@ -16,8 +16,8 @@ from tests.fleet.report import Step
 
 def shown(f: Fleet) -> str:
     """Return the answer the deployment ended with."""
-    said = [line for line in f.deployment.said().splitlines() if '"msg"' in line]
-    return said[-1].strip() if said else "no answer shown"
+    texts = [line for line in f.deployment.output().splitlines() if '"msg"' in line]
+    return texts[-1].strip() if texts else "no answer shown"
 
 
 def undisturbed(f: Fleet, step: Step, act: Callable[[], object]) -> None:
@@ -119,9 +119,9 @@ def units(f: Fleet, step: Step) -> None:
 
 def left_on(host: Host) -> list[str]:
     """Return whatever of cortex is on a host."""
-    found = host.says(
+    result = host.says(
         "find / -xdev -iname '*cortex*' -not -path '/proc/*' 2>/dev/null; getent passwd | grep cortex; "
         "nft list tables | grep cortex; systemctl list-units --all --no-legend 'cortex*' | cut -c1-80; "
         "ps -eo args | grep [c]ortex | grep -v '^bash -c'; true"
     )
-    return found.splitlines()
+    return result.splitlines()

@@ -217,12 +217,12 @@ def _locked(descriptor: int) -> bool:
 
 def _systems(name: str = "") -> list[psutil.Process]:
     """Return the first process of a host, or of all there are."""
-    found = []
+    matches = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(psutil.Error, OSError):
             if process.name() == "systemd" and (marked := process.environ().get(MARK)) and name in ("", marked):
-                found.append(process)
-    return found
+                matches.append(process)
+    return matches
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -235,7 +235,7 @@ def _clear_away() -> None:
     """Take away what this run, or one that was killed, left: hosts, their control groups and folders, the bridge."""
     _kill(_systems())
     until(lambda: not _systems(), within_s=30, what="hosts of an earlier run are off")
-    for group in (found for path in GROUPS for found in path.glob(f"{GROUP}*")):
+    for group in (result for path in GROUPS for result in path.glob(f"{GROUP}*")):
         for folder, *_ in os.walk(group, topdown=False):
             with contextlib.suppress(OSError):  # its last process is still being buried: the next run is for that
                 Path(folder).rmdir()

@@ -70,7 +70,7 @@ class Deployment:
             changed[recap[1]] += int(recap[3])
         return dict(changed)
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Return what the last command printed."""
         (log,) = self._folder.glob(f"{self.runs:02d}-*.log")
         return log.read_text()

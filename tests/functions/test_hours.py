@@ -22,12 +22,12 @@ def at(text: str, *, zone: str = "Europe/Sofia", fold: int = 0) -> float:
 
 def changes(function: Function, begin: float, end: float) -> list[tuple[str, str]]:
     """Return when a function's hours change between two times, by the clock of Sofia, with the distance from UTC."""
-    found, now = [], begin
+    matches, now = [], begin
     while (change := next_change(function, now)) is not None and change < end:
         local = datetime.fromtimestamp(change, ZoneInfo("Europe/Sofia"))
-        found.append((f"{local:%a %H:%M:%S}", f"{local:%z}"))
+        matches.append((f"{local:%a %H:%M:%S}", f"{local:%z}"))
         now = change
-    return found
+    return matches
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.dashboard import made
+from tests.support.dashboard import dashboard
 
 CHECK = """\
 import type { Dashboard, Panel, RowPanel } from "@grafana/schema";
@@ -67,19 +67,19 @@ def faults(grafana: Path, dashboard: dict[str, Any]) -> str:
 
 
 def test_the_dashboard_is_one_by_grafanas_own_schema(grafana: Path) -> None:
-    assert faults(grafana, json.loads(made())) == ""
+    assert faults(grafana, json.loads(dashboard())) == ""
 
 
 @pytest.mark.parametrize("fault", ["unknown key", "missing key", "unknown word"])
 def test_a_dashboard_with_a_fault_is_none(grafana: Path, fault: str) -> None:
-    dashboard = json.loads(made())
-    chart = next(p for p in dashboard["panels"] if p["type"] == "timeseries")
+    content = json.loads(dashboard())
+    chart = next(p for p in content["panels"] if p["type"] == "timeseries")
     match fault:
         case "unknown key":
-            dashboard["titel"] = "cortex"
+            content["titel"] = "cortex"
         case "missing key":
             del chart["options"]["tooltip"]
         case "unknown word":
             chart["options"]["legend"]["displayMode"] = "lists"
 
-    assert "error TS" in faults(grafana, dashboard)
+    assert "error TS" in faults(grafana, content)

@@ -74,8 +74,8 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )  # fmt: skip
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", trust_env=False, timeout=20)
 
-    def ask(path: str, **asked: str) -> Any:
-        answer = http.get(path, params=asked).json()
+    def ask(path: str, **request: str) -> Any:
+        answer = http.get(path, params=request).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -139,14 +139,14 @@ def test_every_panel_shows_something(stack: Stack, prometheus: Callable[..., Any
     lively(stack)
 
     def empty() -> list[str]:
-        found = []
+        matches = []
         for panels in ROWS.values():
             for title, _, queries in panels:
                 for expression, _ in queries:
-                    asked = expression.replace("$__rate_interval", INTERVAL)
-                    if title not in NEEDS_A_GPU and not prometheus("/query", query=asked)["result"]:
-                        found.append(f"{title}: {asked}")
-        return found
+                    request = expression.replace("$__rate_interval", INTERVAL)
+                    if title not in NEEDS_A_GPU and not prometheus("/query", query=request)["result"]:
+                        matches.append(f"{title}: {request}")
+        return matches
 
     with contextlib.suppress(AssertionError):  # a rate needs two readings of what happened last
         eventually(lambda: not empty(), what="two readings of everything")
@@ -180,5 +180,5 @@ def test_every_rule_is_evaluated_and_alerts_come_when_they_should(stack: Stack, 
 def test_the_committed_dashboard_asks_what_was_tried_here() -> None:
     dashboard = json.loads((FILES / "dashboard.json").read_text())
 
-    asked = [t["expr"] for p in dashboard["panels"] for t in p.get("targets", [])]
-    assert asked == [expression for panels in ROWS.values() for _, _, queries in panels for expression, _ in queries]
+    request = [t["expr"] for p in dashboard["panels"] for t in p.get("targets", [])]
+    assert request == [expression for panels in ROWS.values() for _, _, queries in panels for expression, _ in queries]

@@ -72,9 +72,11 @@ async def test_calls_at_a_silent_path_fail_at_once_without_a_thread(mount: Mount
 async def test_concurrent_equal_calls_share_one_thread(mount: Mount) -> None:
     looks = BlockingCalls(SHORT_S)
 
-    found = await asyncio.gather(*(looks.look("/mnt/a", "stat", mount.stat) for _ in range(20)), return_exceptions=True)
+    result = await asyncio.gather(
+        *(looks.look("/mnt/a", "stat", mount.stat) for _ in range(20)), return_exceptions=True
+    )
 
-    assert {type(f) for f in found} == {NoAnswer}
+    assert {type(f) for f in result} == {NoAnswer}
     assert mount.looks == 1
 
 
@@ -90,9 +92,9 @@ async def test_different_questions_at_one_path_run_one_after_another() -> None:
         inside -= 1
         return len(together)
 
-    found = await asyncio.gather(*(looks.look("/mnt/a", "stat", work, question=n) for n in range(10)))
+    result = await asyncio.gather(*(looks.look("/mnt/a", "stat", work, question=n) for n in range(10)))
 
-    assert sorted(found) == list(range(1, 11))
+    assert sorted(result) == list(range(1, 11))
     assert set(together) == {1}
     assert looks.under_way() == 0
 

@@ -16,25 +16,25 @@ from tests.support.contract import FOLDER, KINDS, spoken
 from tests.support.factories import a_host, an_instance
 
 RECORDED = sorted(FOLDER.glob("*.json"))
-SAID = [(path, name) for path in RECORDED for name in msgspec.json.decode(path.read_bytes())]
+MESSAGES = [(path, name) for path in RECORDED for name in msgspec.json.decode(path.read_bytes())]
 
 
-@pytest.mark.parametrize(("path", "name"), SAID, ids=[f"{p.stem} {n}" for p, n in SAID])
+@pytest.mark.parametrize(("path", "name"), MESSAGES, ids=[f"{p.stem} {n}" for p, n in MESSAGES])
 def test_recorded_messages_decode_without_loss(path: Path, name: str) -> None:
-    said = msgspec.json.decode(path.read_bytes())[name]
+    output = msgspec.json.decode(path.read_bytes())[name]
 
-    understood = msgspec.json.decode(msgspec.json.encode(said), type=KINDS[name])
+    understood = msgspec.json.decode(msgspec.json.encode(output), type=KINDS[name])
 
-    assert _within(said, msgspec.to_builtins(understood)) == []
+    assert _within(output, msgspec.to_builtins(understood)) == []
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_unknown_fields_of_a_later_release_are_ignored(name: str) -> None:
-    said = spoken()[name]
+    output = spoken()[name]
 
-    understood = msgspec.convert(_with_more(said), type=KINDS[name])
+    understood = msgspec.convert(_with_more(output), type=KINDS[name])
 
-    assert understood == said
+    assert understood == output
 
 
 def test_a_word_of_a_later_release_hides_no_host() -> None:
@@ -42,12 +42,12 @@ def test_a_word_of_a_later_release_hides_no_host() -> None:
     incident = Incident("it was killed", FailureKind.OUT_OF_MEMORY, Evidence(cause=Cause.NO_DEVICE))
     failure = Failures().add(an_instance("f"), incident, 1.0)
     host = replace(a_host(an_instance("one", state=State.DRAINING), an_instance("two")), failures=(failure,))
-    said = msgspec.json.encode(host)
+    message = msgspec.json.encode(host)
     for word in (State.DRAINING, FailureKind.OUT_OF_MEMORY, Cause.NO_DEVICE):
-        assert said.count(b'"%b"' % word.encode()) == 1
-        said = said.replace(b'"%b"' % word.encode(), b'"of tomorrow"')
+        assert message.count(b'"%b"' % word.encode()) == 1
+        message = message.replace(b'"%b"' % word.encode(), b'"of tomorrow"')
 
-    understood = host_record(said, host.name)
+    understood = host_record(message, host.name)
 
     assert understood is not None
     assert [i.state for i in understood.instances] == [State.OTHER, State.READY]
@@ -56,14 +56,14 @@ def test_a_word_of_a_later_release_hides_no_host() -> None:
 
 
 def test_a_function_with_an_unknown_field_is_rejected() -> None:
-    said = msgspec.to_builtins(spoken()["ensure"])
+    output = msgspec.to_builtins(spoken()["ensure"])
 
     with pytest.raises(msgspec.ValidationError, match="unknown field `key_of_tomorrow`"):
-        msgspec.convert(said | {"function": said["function"] | {"key_of_tomorrow": 1}}, type=KINDS["ensure"])
+        msgspec.convert(output | {"function": output["function"] | {"key_of_tomorrow": 1}}, type=KINDS["ensure"])
 
 
 def test_the_recording_has_every_field_and_keeps_earlier_ones() -> None:
-    recorded = {name for _, name in SAID}
+    recorded = {name for _, name in MESSAGES}
 
     assert recorded == set(KINDS)
 
@@ -81,34 +81,34 @@ def test_every_message_between_processes_is_recorded() -> None:
     )  # those are never sent
 
 
-def _kinds(said: Any) -> set[type]:
+def _kinds(output: Any) -> set[type]:
     """Return the types of all structs in a value."""
-    if isinstance(said, msgspec.Struct):
-        return {type(said)} | _kinds(list(msgspec.structs.asdict(said).values()))
-    if isinstance(said, dict):
-        return _kinds(list(said.values()))
-    return {kind for v in said for kind in _kinds(v)} if isinstance(said, (list, tuple)) else set()
+    if isinstance(output, msgspec.Struct):
+        return {type(output)} | _kinds(list(msgspec.structs.asdict(output).values()))
+    if isinstance(output, dict):
+        return _kinds(list(output.values()))
+    return {kind for v in output for kind in _kinds(v)} if isinstance(output, (list, tuple)) else set()
 
 
-def _within(said: Any, understood: Any, at: str = "") -> list[str]:
+def _within(output: Any, understood: Any, at: str = "") -> list[str]:
     """Return where a value that was said is not as it was understood."""
-    if isinstance(said, dict) and isinstance(understood, dict):
-        return [p for k, v in said.items() for p in _within(v, understood.get(k), f"{at}.{k}")]
-    if isinstance(said, (list, tuple)) and isinstance(understood, (list, tuple)) and len(said) == len(understood):
-        return [p for n, v in enumerate(said) for p in _within(v, understood[n], f"{at}[{n}]")]
-    return [] if said == understood else [f"{at}: {said!r} became {understood!r}"]
+    if isinstance(output, dict) and isinstance(understood, dict):
+        return [p for k, v in output.items() for p in _within(v, understood.get(k), f"{at}.{k}")]
+    if isinstance(output, (list, tuple)) and isinstance(understood, (list, tuple)) and len(output) == len(understood):
+        return [p for n, v in enumerate(output) for p in _within(v, understood[n], f"{at}[{n}]")]
+    return [] if output == understood else [f"{at}: {output!r} became {understood!r}"]
 
 
-def _with_more(said: Any) -> Any:
+def _with_more(output: Any) -> Any:
     """Return the value with an unknown field in every struct that is not decoded strictly."""
-    if isinstance(said, msgspec.Struct):
-        config = said.__struct_config__
-        more = {k: _with_more(v) for k, v in msgspec.structs.asdict(said).items()}
+    if isinstance(output, msgspec.Struct):
+        config = output.__struct_config__
+        more = {k: _with_more(v) for k, v in msgspec.structs.asdict(output).items()}
         if config.tag_field is not None:
             more[config.tag_field] = config.tag
         return more if config.forbid_unknown_fields else more | {"field_of_tomorrow": {"a": 1}}
-    if isinstance(said, dict):
-        return {k: _with_more(v) for k, v in said.items()}
-    if isinstance(said, (list, tuple)):
-        return [_with_more(v) for v in said]
-    return said
+    if isinstance(output, dict):
+        return {k: _with_more(v) for k, v in output.items()}
+    if isinstance(output, (list, tuple)):
+        return [_with_more(v) for v in output]
+    return output

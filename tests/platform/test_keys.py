@@ -200,15 +200,17 @@ def test_a_token_is_changed_in_three_steps_and_both_are_accepted_in_between(
     monkeypatch.setattr(keys, "LOOK_S", -1.0)
     path = tmp_path / "token"
     key = {fleet: worker_key(host_token(fleet, "a"), "one") for fleet in ("old", "new")}
-    seen: list[tuple[bool, bool, bool]] = []
+    readings: list[tuple[bool, bool, bool]] = []
     token: HostToken | None = None
 
     for step in (("old",), ("old", "new"), ("new", "old"), ("new",)):
         path.write_text(host_file(step, "a") if own else "\n".join(step))
         token = token or (HostToken.own(path, "a") if own else HostToken.of_fleet(path, "a"))
-        seen.append((token.worker_key("one") == key["new"], token.opens("old", ADDRESS), token.opens("new", ADDRESS)))
+        readings.append(
+            (token.worker_key("one") == key["new"], token.opens("old", ADDRESS), token.opens("new", ADDRESS))
+        )
 
-    assert seen == [(False, True, False), (False, True, True), (True, True, True), (True, False, True)]
+    assert readings == [(False, True, False), (False, True, True), (True, True, True), (True, False, True)]
     assert token is not None
     assert token.worker_keys("one") == [key["new"]]
 
@@ -238,11 +240,11 @@ def test_an_incomplete_or_missing_token_file_keeps_the_tokens(tmp_path: Path, mo
 
 
 def test_concurrent_processes_create_one_token(tmp_path: Path) -> None:
-    path, found, gate = tmp_path / "fleet.token", [], threading.Barrier(8)
+    path, result, gate = tmp_path / "fleet.token", [], threading.Barrier(8)
 
     def ask() -> None:
         gate.wait()
-        found.append(fleet_token(path))
+        result.append(fleet_token(path))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -250,7 +252,7 @@ def test_concurrent_processes_create_one_token(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
 
-    assert found == [found[0]] * 8
+    assert result == [result[0]] * 8
 
 
 def test_workers_of_an_earlier_name_have_a_key_of_that_name(fleet_file: Path, own_file: Path) -> None:

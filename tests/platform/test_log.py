@@ -7,7 +7,7 @@ import sys
 
 from cortex.platform.log import Output
 
-SAID = """
+LINES = """
 import structlog
 from cortex.platform import log
 from cortex.platform.settings import Log
@@ -18,24 +18,24 @@ log.lines("request", [(20, {{"a": 3}})])
 """
 
 
-def said(level: str, format: str) -> list[str]:
+def logged_lines(level: str, format: str) -> list[str]:
     """Return the lines that a process of its own wrote: logging is configured once and for all."""
-    code = SAID.format(level=level, format=format)
+    code = LINES.format(level=level, format=format)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert not done.stdout
     return done.stderr.splitlines()
 
 
 def test_only_events_from_the_level_up_are_logged_as_json_lines() -> None:
-    (line,) = said("warning", "json")
+    (line,) = logged_lines("warning", "json")
 
-    told = json.loads(line)
-    assert (told["event"], told["level"], told["a"]) == ("loud", "warning", 2)
-    assert told["timestamp"].endswith("Z")
+    answer = json.loads(line)
+    assert (answer["event"], answer["level"], answer["a"]) == ("loud", "warning", 2)
+    assert answer["timestamp"].endswith("Z")
 
 
 def test_a_console_gets_readable_lines() -> None:
-    lines = said("info", "console")
+    lines = logged_lines("info", "console")
 
     assert [word in line for word, line in zip(("quiet", "loud", "request"), lines, strict=True)] == [True] * 3
     assert not any(line.startswith("{") for line in lines)

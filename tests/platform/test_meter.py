@@ -10,12 +10,12 @@ from cortex.platform.meter import Count, Meter, Snapshot, added, text
 
 def samples(snapshot: Snapshot) -> dict[str, float]:
     """Return what Prometheus would read, by series."""
-    found = {}
+    matches = {}
     for family in text_string_to_metric_families(text(snapshot).decode()):
         for s in family.samples:
             labels = ",".join(f"{k}={v}" for k, v in sorted(s.labels.items()))
-            found[f"{s.name}{{{labels}}}"] = s.value
-    return found
+            matches[f"{s.name}{{{labels}}}"] = s.value
+    return matches
 
 
 def test_prometheus_parses_counters_gauges_and_histograms() -> None:

@@ -16,8 +16,8 @@ from tests.support.stack import own_redis
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as found:
-        yield found
+    with own_redis(tmp_path_factory.mktemp("r")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ async def counts(url: str) -> AsyncIterator[Quota]:
     await registry.close()
 
 
-async def taken(counts: Quota, limits: Limits, times: int = 1, *, key: str = "k", tokens: int = 10) -> list[Verdict]:
+async def take(counts: Quota, limits: Limits, times: int = 1, *, key: str = "k", tokens: int = 10) -> list[Verdict]:
     return [await counts.take(key, limits, f"{key}{n}", tokens) for n in range(times)]
 
 
 async def test_over_the_request_limit_the_verdict_has_the_wait(counts: Quota) -> None:
-    *well, over = await taken(counts, Limits(rpm=3), 4)
+    *well, over = await take(counts, Limits(rpm=3), 4)
 
     assert [v.short for v in well] == ["", "", ""]
     assert [v.requests_left for v in well] == [2, 1, 0]
@@ -43,18 +43,18 @@ async def test_over_the_request_limit_the_verdict_has_the_wait(counts: Quota) ->
 
 
 async def test_limits_are_counted_per_key(counts: Quota) -> None:
-    await taken(counts, Limits(rpm=1), key="a")
+    await take(counts, Limits(rpm=1), key="a")
 
-    (other,) = await taken(counts, Limits(rpm=1), key="b")
+    (other,) = await take(counts, Limits(rpm=1), key="b")
 
     assert other.short == ""
 
 
 async def test_settling_returns_unused_tokens(counts: Quota) -> None:
     limits = Limits(tpm=1000)
-    (first,) = await taken(counts, limits, tokens=100)
+    (first,) = await take(counts, limits, tokens=100)
     await counts.settle("k", limits, "k0", first.taken, 40)
-    (second,) = await taken(counts, limits, tokens=100)
+    (second,) = await take(counts, limits, tokens=100)
 
     assert first.tokens_left == 900
     assert 860 <= second.tokens_left <= 870
@@ -63,17 +63,17 @@ async def test_settling_returns_unused_tokens(counts: Quota) -> None:
 
 async def test_after_a_long_answer_the_key_waits_for_its_debt(counts: Quota) -> None:
     limits = Limits(tpm=1000)
-    (first,) = await taken(counts, limits, tokens=100)
+    (first,) = await take(counts, limits, tokens=100)
     await counts.settle("k", limits, "k0", first.taken, 3000)
 
-    (second,) = await taken(counts, limits, tokens=1)
+    (second,) = await take(counts, limits, tokens=1)
 
     assert second.short == "tokens"
     assert 115 < second.wait_s <= 121
 
 
 async def test_a_prompt_over_the_bucket_size_is_served_from_a_full_bucket(counts: Quota) -> None:
-    first, second = await taken(counts, Limits(tpm=50), 2, tokens=1000)
+    first, second = await take(counts, Limits(tpm=50), 2, tokens=1000)
 
     assert (first.short, second.short) == ("", "tokens")
     assert first.taken == 50
@@ -81,7 +81,7 @@ async def test_a_prompt_over_the_bucket_size_is_served_from_a_full_bucket(counts
 
 async def test_a_refused_request_takes_nothing(counts: Quota) -> None:
     limits = Limits(rpm=100, tpm=1000, concurrent=1)
-    (held,) = await taken(counts, limits, tokens=100)
+    (held,) = await take(counts, limits, tokens=100)
     refused = await counts.take("k", limits, "other", 100)
     await counts.settle("k", limits, "k0", held.taken, 100)
     after = await counts.take("k", limits, "third", 100)
@@ -93,7 +93,7 @@ async def test_a_refused_request_takes_nothing(counts: Quota) -> None:
 
 async def test_a_returned_ticket_admits_the_next_request(counts: Quota) -> None:
     limits = Limits(concurrent=2)
-    verdicts = await taken(counts, limits, 3)
+    verdicts = await take(counts, limits, 3)
     await counts.settle("k", limits, "k0", 0, 0)
 
     assert [v.short for v in verdicts] == ["", "", "concurrent"]
@@ -109,7 +109,7 @@ async def test_concurrent_requests_are_counted_exactly(counts: Quota) -> None:
 async def test_tickets_expire_unless_they_are_renewed(counts: Quota, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "LEASE_S", 0.3)
     limits = Limits(concurrent=1)
-    await taken(counts, limits)
+    await take(counts, limits)
     renewed_until = time.monotonic() + 0.6
     while time.monotonic() < renewed_until:
         await counts.renew("k", ["k0"])
@@ -124,7 +124,7 @@ async def test_tickets_expire_unless_they_are_renewed(counts: Quota, monkeypatch
 
 async def test_a_late_renewal_does_not_restore_a_returned_ticket(counts: Quota) -> None:
     limits = Limits(concurrent=1)
-    await taken(counts, limits)
+    await take(counts, limits)
     await counts.settle("k", limits, "k0", 0, 0)
 
     await counts.renew("k", ["k0"])
@@ -133,7 +133,7 @@ async def test_a_late_renewal_does_not_restore_a_returned_ticket(counts: Quota) 
 
 
 async def test_all_counters_expire(counts: Quota, url: str) -> None:
-    await taken(counts, Limits(rpm=10, tpm=10, concurrent=10))
+    await take(counts, Limits(rpm=10, tpm=10, concurrent=10))
 
     async with redis.asyncio.Redis.from_url(url) as client:
         lives = {name: await client.pttl(name) async for name in client.scan_iter("cortex:*")}

@@ -48,10 +48,10 @@ def test_shifting_a_record_moves_every_time_except_zero() -> None:
 
 @pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 0.0, 60.0, DAY_S])
 def test_times_of_a_record_are_converted_to_the_readers_clock(ahead_s: float) -> None:
-    found = read(RecordReader(), a_record(1000.0 + ahead_s, ready=990.0 + ahead_s), 1000.0)
+    record = read(RecordReader(), a_record(1000.0 + ahead_s, ready=990.0 + ahead_s), 1000.0)
 
-    assert found is not None
-    assert (found.at, found.instances[0].ready) == (1000.0, 990.0)
+    assert record is not None
+    assert (record.at, record.instances[0].ready) == (1000.0, 990.0)
 
 
 def test_the_offset_is_the_smallest_difference() -> None:
@@ -59,50 +59,50 @@ def test_the_offset_is_the_smallest_difference() -> None:
     read(reader, a_record(1000.0, ready=900.0), 1061.8)  # was there for 1.8 s
     read(reader, a_record(1002.0, ready=900.0), 1062.01)
 
-    found = read(reader, a_record(1004.0, ready=900.0), 1065.0)
+    record = read(reader, a_record(1004.0, ready=900.0), 1065.0)
 
-    assert found is not None
-    assert found.instances[0].ready == pytest.approx(960.01)
-    assert found.at == pytest.approx(1064.01)  # read a second after it was written
+    assert record is not None
+    assert record.instances[0].ready == pytest.approx(960.01)
+    assert record.at == pytest.approx(1064.01)  # read a second after it was written
 
 
 def test_small_changes_of_the_offset_do_not_move_times() -> None:
     reader = RecordReader()
     readings = [(1000.0 + n, 1000.04 + n - 0.02 * (n % 2)) for n in range(10)]
 
-    found = {r.instances[0].ready for at, seen in readings if (r := read(reader, a_record(at, ready=900.0), seen))}
+    matches = {r.instances[0].ready for at, view in readings if (r := read(reader, a_record(at, ready=900.0), view))}
 
-    assert found == {900.04}
+    assert matches == {900.04}
 
 
 def test_after_a_suspension_the_offset_adapts_within_two_windows() -> None:
     reader, stood_s = RecordReader(), 3600.0
     read(reader, a_record(1000.0), 1000.0)
-    found = None
+    result = None
     for n in range(2, round(2 * WINDOW_S) + 4, 2):
-        found = read(reader, a_record(1000.0 + n), 1000.0 + stood_s + n)
+        result = read(reader, a_record(1000.0 + n), 1000.0 + stood_s + n)
 
-    assert found is not None
-    assert abs(found.at - (1000.0 + stood_s + n)) <= SAME_S
+    assert result is not None
+    assert abs(result.at - (1000.0 + stood_s + n)) <= SAME_S
 
 
 def test_reading_the_same_record_again_does_not_change_the_offset() -> None:
     reader = RecordReader()
     read(reader, a_record(1000.0, ready=990.0), 1000.0)
 
-    found = [read(reader, a_record(1000.0, ready=990.0), 1000.0 + n) for n in range(1, 300, 10)]
+    matches = [read(reader, a_record(1000.0, ready=990.0), 1000.0 + n) for n in range(1, 300, 10)]
 
-    assert {r.at for r in found if r} == {1000.0}
+    assert {r.at for r in matches if r} == {1000.0}
 
 
 def test_each_agent_process_has_its_own_offset() -> None:
     reader = RecordReader()
     read(reader, a_record(1000.0), 1000.0)
 
-    found = read(reader, a_record(5000.0, agent="agent-2", started=4999.0, ready=4999.0), 1002.0)
+    record = read(reader, a_record(5000.0, agent="agent-2", started=4999.0, ready=4999.0), 1002.0)
 
-    assert found is not None
-    assert (found.at, found.instances[0].ready) == (1002.0, 1001.0)
+    assert record is not None
+    assert (record.at, record.instances[0].ready) == (1002.0, 1001.0)
 
 
 # Order.
@@ -119,10 +119,10 @@ def test_after_a_backward_step_a_new_agents_record_still_replaces_the_old_one() 
     reader = RecordReader()
     read(reader, a_record(10.0, started=DAY_S), 10.0)
 
-    found = read(reader, a_record(12.0, agent="agent-2", started=2.0, sequence=1), 12.0)
+    record = read(reader, a_record(12.0, agent="agent-2", started=2.0, sequence=1), 12.0)
 
-    assert found is not None
-    assert found.agent == "agent-2"
+    assert record is not None
+    assert record.agent == "agent-2"
 
 
 def test_a_slow_read_neither_removes_nor_restores_a_host() -> None:
@@ -147,10 +147,10 @@ def test_a_record_without_a_sequence_is_read_as_is() -> None:
     reader = RecordReader()
     read(reader, a_host(at=10.0), 10.0)
 
-    found = read(reader, a_host(at=8.0, epoch=7), 11.0)  # its wall clock was set back
+    record = read(reader, a_host(at=8.0, epoch=7), 11.0)  # its wall clock was set back
 
-    assert found is not None
-    assert found.epoch == 7
+    assert record is not None
+    assert record.epoch == 7
 
 
 def histories() -> st.SearchStrategy[list[HostRecord]]:
@@ -171,17 +171,17 @@ def test_in_any_order_of_reads_the_newest_record_remains(data: st.DataObject) ->
     moments = st.floats(0, 100, allow_nan=False)
     reads = data.draw(st.lists(st.tuples(moments, moments, moments).map(sorted), min_size=1, max_size=12))
     fetched = {tuple(r): history[min(len(history) - 1, int(r[1] / 100 * len(history)))] for r in reads}
-    reader, seen = RecordReader(), []
+    reader, view = RecordReader(), []
 
     for began, at, ended in sorted(reads, key=lambda r: r[2]):
-        found = read(reader, fetched[began, at, ended], began, ended)
-        assert found is not None
-        seen.append((found.agent, found.sequence))
+        record = read(reader, fetched[began, at, ended], began, ended)
+        assert record is not None
+        view.append((record.agent, record.sequence))
 
     order = [(h.agent, h.sequence) for h in history]
     newest = max(order.index((h.agent, h.sequence)) for h in fetched.values())
-    assert seen[-1] == order[newest]
-    assert seen == sorted(seen, key=order.index)
+    assert view[-1] == order[newest]
+    assert view == sorted(view, key=order.index)
 
 
 @given(st.data())
@@ -199,9 +199,9 @@ def test_a_read_without_overlap_has_the_final_state(data: st.DataObject) -> None
         read(reader, data.draw(st.none() | agents), began, ended)
     truth = data.draw(st.none() | agents)
 
-    found = read(reader, truth, 101.0, 102.0)
+    record = read(reader, truth, 101.0, 102.0)
 
-    assert (found and found.agent) == (truth and truth.agent)
+    assert (record and record.agent) == (truth and truth.agent)
 
 
 # Last uses.
@@ -248,7 +248,7 @@ def test_an_empty_redis_does_not_remove_uses_at_once() -> None:
 
 
 def test_only_the_latest_uses_are_stored() -> None:
-    found = RecordReader().used({f"i:{n}": float(n) for n in range(MOST_USES + 5)}, 1e6, 1e6)
+    record = RecordReader().used({f"i:{n}": float(n) for n in range(MOST_USES + 5)}, 1e6, 1e6)
 
-    assert len(found) == MOST_USES
-    assert "i:4" not in found
+    assert len(record) == MOST_USES
+    assert "i:4" not in record

@@ -23,8 +23,8 @@ SAME = pytest.approx(0.0, abs=0.5)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as found:
-        yield found
+    with own_redis(tmp_path_factory.mktemp("r")) as redis_server:
+        yield redis_server
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ async def step_of_redis_clock(server: redis.asyncio.Redis, by_s: float) -> None:
 
 async def scores(server: redis.asyncio.Redis) -> dict[str, float]:
     """Return last uses as Redis has them, by its own clock."""
-    found: Any = await server.zrange(RecordKeys().used, 0, -1, withscores=True)
-    return {member.decode(): score for member, score in found}
+    result: Any = await server.zrange(RecordKeys().used, 0, -1, withscores=True)
+    return {member.decode(): score for member, score in result}
 
 
 # Last uses.

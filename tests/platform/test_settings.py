@@ -81,23 +81,23 @@ def test_a_file_overrides_only_the_keys_that_it_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("written", "expected"),
     [
         ("models.toml", "/etc/cortex/models.toml"),
         ("./fleet.toml", "/etc/cortex/fleet.toml"),
         ("/srv/models.toml", "/srv/models.toml"),
     ],
 )
-def test_a_relative_catalogue_is_resolved_from_the_files_folder(written: str, meant: str) -> None:
-    assert settings(f'models_config = "{written}"').models_config == meant
+def test_a_relative_catalogue_is_resolved_from_the_files_folder(written: str, expected: str) -> None:
+    assert settings(f'models_config = "{written}"').models_config == expected
 
 
 def test_neurons_of_a_rust_systems_file_are_ignored_with_a_note() -> None:
     text = '[[neurons]]\nname = "beast"\nendpoint = "http://beast:13131"'
 
-    found, notes = read(text, file="cortex.toml", folder="/etc/cortex", env={})
+    record, notes = read(text, file="cortex.toml", folder="/etc/cortex", env={})
 
-    assert found == DEFAULTS
+    assert record == DEFAULTS
     assert notes == ["cortex.toml: [[neurons]] is not needed: agents register themselves"]
 
 
@@ -110,7 +110,7 @@ def test_the_default_name_is_the_host_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "section", "key", "meant"),
+    ("name", "value", "section", "key", "expected"),
     [
         ("CORTEX_GATEWAY__LISTEN", "0.0.0.0:80", "gateway", "listen", "0.0.0.0:80"),
         ("CORTEX_GATEWAY__MAX_BODY_MB", "8", "gateway", "max_body_mb", 8),
@@ -130,8 +130,8 @@ def test_the_default_name_is_the_host_name() -> None:
         ),
     ],
 )
-def test_a_variable_overrides_a_key(name: str, value: str, section: str, key: str, meant: object) -> None:
-    assert getattr(getattr(settings(**{name: value}), section), key) == meant
+def test_a_variable_overrides_a_key(name: str, value: str, section: str, key: str, expected: object) -> None:
+    assert getattr(getattr(settings(**{name: value}), section), key) == expected
 
 
 def test_the_environment_overrides_the_file_key_by_key() -> None:
@@ -220,13 +220,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
-def test_an_error_has_the_line_and_the_nearest_key(text: str, said: list[str]) -> None:
-    assert problems(text) == said
+@pytest.mark.parametrize(("text", "output"), REFUSED.values(), ids=REFUSED)
+def test_an_error_has_the_line_and_the_nearest_key(text: str, output: list[str]) -> None:
+    assert problems(text) == output
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "output"),
     [
         ("CORTEX_GATEWAY__LISTN", "", "CORTEX_GATEWAY__LISTN: no such setting; did you mean 'listen'?"),
         ("CORTEX_GATWAY__LISTEN", "", "CORTEX_GATWAY__LISTEN: no such setting; did you mean 'gateway'?"),
@@ -238,14 +238,14 @@ def test_an_error_has_the_line_and_the_nearest_key(text: str, said: list[str]) -
         ("CORTEX_AGENT__RESERVE_MB", "\udcff", "CORTEX_AGENT__RESERVE_MB: JSON is malformed: "),
     ],
 )
-def test_an_invalid_variable_is_an_error_with_its_name(name: str, value: str, said: str) -> None:
-    assert [line[: len(said)] for line in problems(**{name: value})] == [said]
+def test_an_invalid_variable_is_an_error_with_its_name(name: str, value: str, output: str) -> None:
+    assert [line[: len(output)] for line in problems(**{name: value})] == [output]
 
 
 def test_errors_of_file_and_environment_are_reported_together() -> None:
-    said = problems("gateway = 3", CORTEX_GATEWAY__LISTEN="0.0.0.0:1", CORTEX_AGENT__NAM="a")
+    output = problems("gateway = 3", CORTEX_GATEWAY__LISTEN="0.0.0.0:1", CORTEX_AGENT__NAM="a")
 
-    assert said == [
+    assert output == [
         "cortex.toml:1: gateway: Expected `object`, got `int`",
         "CORTEX_AGENT__NAM: no such setting; did you mean 'name'?",
     ]
@@ -268,10 +268,10 @@ def test_a_files_folder_is_that_of_its_catalogue(tmp_path: Path) -> None:
     path = tmp_path / "cortex.toml"
     path.write_text("[gateway]\nlisten = '0.0.0.0:1'")
 
-    found, notes = load(path, {})
+    result, notes = load(path, {})
 
-    assert found.gateway.listen == "0.0.0.0:1"
-    assert found.models_config == str(tmp_path / "models.toml")
+    assert result.gateway.listen == "0.0.0.0:1"
+    assert result.models_config == str(tmp_path / "models.toml")
     assert notes == []
 
 
@@ -322,10 +322,10 @@ def test_the_password_of_redis_is_read_from_its_file(url: str, whole: str, tmp_p
     secret = tmp_path / "redis.password"
     secret.write_text("p/ss:@w\n")
 
-    found = settings(f'[redis]\nurl = "{url}"\npassword_file = "{secret}"')
+    result = settings(f'[redis]\nurl = "{url}"\npassword_file = "{secret}"')
 
-    assert found.redis_url == whole
-    assert "p/ss" not in repr(encode_env(found))
+    assert result.redis_url == whole
+    assert "p/ss" not in repr(encode_env(result))
 
 
 @pytest.mark.parametrize(
@@ -366,9 +366,9 @@ def test_an_error_names_the_wrong_part_of_an_address_with_sentinels(url: str, wr
 
 
 def test_redis_with_sentinels_and_tls_trusts_the_fleets_authority() -> None:
-    found = settings('ca_file = "/ca.pem"\n[redis]\nurl = "rediss+sentinel://a/m?sentinel_username=s"')
+    result = settings('ca_file = "/ca.pem"\n[redis]\nurl = "rediss+sentinel://a/m?sentinel_username=s"')
 
-    assert found.redis_url == "rediss+sentinel://a/m?sentinel_username=s&ssl_ca_certs=/ca.pem"
+    assert result.redis_url == "rediss+sentinel://a/m?sentinel_username=s&ssl_ca_certs=/ca.pem"
 
 
 async def test_an_unreachable_redis_is_named_without_its_password(

@@ -69,10 +69,10 @@ def test_a_truncated_compressed_body_is_unreadable(encoding: str) -> None:
 @given(st.binary(min_size=2, max_size=200), st.sampled_from(["gzip", "deflate"]))
 def test_any_bytes_are_unpacked_or_unreadable(wire: bytes, encoding: str) -> None:
     try:
-        found = unpacked(wire, encoding, 5)
+        result = unpacked(wire, encoding, 5)
     except Unreadable:
         return
-    assert len(found) <= 1100 * len(wire)
+    assert len(result) <= 1100 * len(wire)
 
 
 @pytest.fixture

@@ -130,9 +130,9 @@ def _variants(options: argparse.Namespace) -> int:
     missed = 0
     for variant in [options.variant] if options.variant else VARIANTS:
         options.variant = variant
-        found = first_failure(_jobs(options, WITHIN), options.jobs)
-        print(f"{variant:<32} " + (f"found by seed {found.seed}: {found.violation}" if found else "NOT FOUND"))
-        missed += found is None
+        result = first_failure(_jobs(options, WITHIN), options.jobs)
+        print(f"{variant:<32} " + (f"found by seed {result.seed}: {result.violation}" if result else "NOT FOUND"))
+        missed += result is None
     return 1 if missed else 0
 
 

@@ -158,16 +158,16 @@ class Invariants:
 
     def _decision(self, agent: SimulatedAgent) -> None:
         record = agent.scheduler.record()
-        taken: dict[str, int] = defaultdict(int)
+        usage: dict[str, int] = defaultdict(int)
         for instance in record.instances:
             if instance.state in TAKES_MEMORY:
                 for name in instance.devices:
-                    taken[name] += instance.memory_mb
+                    usage[name] += instance.memory_mb
         for device in record.devices:
-            if taken[device.id] > device.budget_mb:
+            if usage[device.id] > device.budget_mb:
                 self.world.fail(
                     "device memory is never over its budget",
-                    f"{device.id} has {device.budget_mb} MB and {taken[device.id]} MB are given away",
+                    f"{device.id} has {device.budget_mb} MB and {usage[device.id]} MB are given away",
                 )
         if record.epoch < self._epochs.get(record.name, 0):
             self.world.fail("epochs rise", f"{record.name} went from {self._epochs[record.name]} to {record.epoch}")
@@ -263,8 +263,8 @@ class Invariants:
                 return f"router {name}: away {view.away}, silent {sorted(view.fleet.silent)}"
             for host, agent in world.agents.items():
                 own = {(i.id, i.state) for i in agent.scheduler.record().instances}
-                seen = view.fleet.hosts.get(host)
-                if seen is None or {(i.id, i.state) for i in seen.instances} != own:
+                reading = view.fleet.hosts.get(host)
+                if reading is None or {(i.id, i.state) for i in reading.instances} != own:
                     return f"router {name} has another view of {host}"
         return self._why_numbers_are_wrong()
 

@@ -270,7 +270,7 @@ def substitutions(
         read_all = staticmethod(lambda _: system.here().disk)
         Writer = staticmethod(lambda _: StateWriter(system.here()))
 
-    class Found:
+    class InstalledEngines:
         discover = staticmethod(lambda _: ENGINES)
 
     parts: list[tuple[Any, str, Any]] = [
@@ -284,7 +284,7 @@ def substitutions(
         (process_id, "is_uninterruptible", system.is_uninterruptible),
         (loop, "boot_id", system.boot_id),
         (loop, "devices", HostDevices),
-        (loop, "engines", Found),
+        (loop, "engines", InstalledEngines),
         (loop, "state_file", StateFile),
         (loop, "home", lambda _folder, boot: boot),
         (loop, "listener", system),

@@ -24,15 +24,15 @@ def shrink(scenario: Scenario, fails: Callable[[Scenario], Result | None]) -> tu
         return fails(smaller) is not None
 
     for field in ("faults", "requests", "faults"):
-        kept: Sequence[Any] = getattr(scenario, field)
-        size = max(1, len(kept) // 2)
+        remainder: Sequence[Any] = getattr(scenario, field)
+        size = max(1, len(remainder) // 2)
         while size and runs < MOST_RUNS:
             start = 0
-            while start < len(kept) and runs < MOST_RUNS:
-                fewer = (*kept[:start], *kept[start + size :])
+            while start < len(remainder) and runs < MOST_RUNS:
+                fewer = (*remainder[:start], *remainder[start + size :])
                 smaller = replace(scenario, **{field: fewer})
                 if still_fails(smaller):
-                    scenario, kept = smaller, fewer
+                    scenario, remainder = smaller, fewer
                 else:
                     start += size
             size //= 2

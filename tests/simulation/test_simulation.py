@@ -75,11 +75,11 @@ def test_a_broken_variant_breaks_its_invariant_within_five_hundred_seeds(
     first = FOUND_BY[variant]
     seeds = [first, *(s for s in range(WITHIN) if s != first)]
     results = (run_one((seed, ACTIVE_S, variant)) for seed in seeds)
-    found = next((r for r in results if r.invariant == BREAKS[variant]), None)
+    record = next((r for r in results if r.invariant == BREAKS[variant]), None)
 
-    assert found is not None
-    if found.seed != first:
-        tell(f"{variant}: seed {first} finds it no more, seed {found.seed} does: store that one in FOUND_BY")
+    assert record is not None
+    if record.seed != first:
+        tell(f"{variant}: seed {first} finds it no more, seed {record.seed} does: store that one in FOUND_BY")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -47,8 +47,8 @@ def _drain_without_acknowledgement() -> list[tuple[Any, str, Any]]:
         fleet = await read(self)
         if fleet is None:
             return None
-        seen = {self.settings.host_name: ACKNOWLEDGED}
-        return replace(fleet, routers={id: replace(r, seen=seen) for id, r in fleet.routers.items()})
+        readings = {self.settings.host_name: ACKNOWLEDGED}
+        return replace(fleet, routers={id: replace(r, seen=readings) for id, r in fleet.routers.items()})
 
     return [(SimulatedAgent, "_read", acknowledged)]
 

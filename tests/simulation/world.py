@@ -95,7 +95,7 @@ class World:
         self.system = System(self.machines, {})
         self._token = Token()
         self._models = folder / "models.toml"
-        self._kept: list[Any] = []
+        self._references: list[Any] = []
 
     # Time and faults.
 
@@ -133,7 +133,7 @@ class World:
         process = machine.agent = self.loop.process(
             f"agent {name}", monotonic_s=machine.monotonic_s, wall_s=machine.wall_s
         )
-        self._kept.append(process)
+        self._references.append(process)
         process.start(self._run_agent(machine, process))
 
     async def _run_agent(self, machine: Machine, process: Process) -> None:
@@ -169,7 +169,7 @@ class World:
             f"router {name}", monotonic_s=self.random.uniform(10, 1000), wall_s=self.random.uniform(-100, 100)
         )
         slot.router = None
-        self._kept.append(process)
+        self._references.append(process)
         process.start(self._run_router(slot))
 
     async def _run_router(self, slot: RouterSlot) -> None:

@@ -36,8 +36,8 @@ async def ask(served: Any, path: str) -> None:
     transport = httpx.ASGITransport(served)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:31313") as http:
         headers = {"authorization": f"Bearer {KEY}", "cookie": f"cortex_key={KEY}"}
-        said = await http.post(path, json={"model": WORDS}, headers=headers)
-        print(said.status_code, said.text)
+        answer = await http.post(path, json={"model": WORDS}, headers=headers)
+        print(answer.status_code, answer.text)
 
 
 async def main(form: Any, folder: Path) -> None:
@@ -62,5 +62,5 @@ async def main(form: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made:
-        asyncio.run(main(sys.argv[1], Path(made)))
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(sys.argv[1], Path(folder)))

@@ -119,8 +119,8 @@ def main() -> None:
     """Record what this release says and no record of it has yet."""
     path = FOLDER / f"{version('cortex').partition('+')[0]}.json"
     FOLDER.mkdir(exist_ok=True)
-    said = spoken() | (msgspec.json.decode(path.read_bytes()) if path.exists() else {})
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(said, order="deterministic"), indent=1) + b"\n")
+    output = spoken() | (msgspec.json.decode(path.read_bytes()) if path.exists() else {})
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(output, order="deterministic"), indent=1) + b"\n")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ ROWS: dict[str, list[Panel]] = {
 NEEDS_A_GPU = ("GPU use", "GPU temperature")
 
 
-def made() -> str:
+def dashboard() -> str:
     """Return the dashboard as Grafana imports it."""
     panels: list[dict[str, Any]] = []
     y = 0

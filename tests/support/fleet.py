@@ -136,20 +136,20 @@ class Fleet:
     def workers(self) -> list[psutil.Process]:
         """Return every process that any of these agents started, alive, known or not."""
         marks = {owner(Path(env["CORTEX_AGENT__STATE_DIR"])) for env in self._agent_env.values()}
-        found = []
+        matches = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(OWNER) in marks:
-                    found.append(process)
-        return found
+                    matches.append(process)
+        return matches
 
     def instances_of_workers(self) -> set[str]:
         """Return the instances whose processes are alive."""
-        found = set()
+        matches = set()
         for process in self.workers():
             with contextlib.suppress(psutil.Error):
-                found.add(process.environ()[MARKER])
-        return found
+                matches.add(process.environ()[MARKER])
+        return matches
 
     def log(self, name: str) -> str:
         """Return the log of an agent or the router."""
@@ -179,8 +179,8 @@ class Fleet:
 
     def function(self, name: str) -> dict[str, Any]:
         """Return what the router says of a function."""
-        found: dict[str, Any] = self.http.get(f"/admin/functions/{name}").json()
-        return found
+        answer: dict[str, Any] = self.http.get(f"/admin/functions/{name}").json()
+        return answer
 
     def chat(self, model: str, **more: Any) -> httpx.Response:
         """Ask for a chat completion."""

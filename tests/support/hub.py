@@ -134,28 +134,28 @@ def _handler(hub: FakeHub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
             if content is None:
                 self._say(404, {"x-error-code": "EntryNotFound"})
                 return
-            told = {"x-repo-commit": hub.commit(repo)}
+            answer = {"x-repo-commit": hub.commit(repo)}
             if len(content) < LFS_FROM:
-                self._send(repo, path, {**told, "etag": f'"{_blob_id(content)}"'})
+                self._send(repo, path, {**answer, "etag": f'"{_blob_id(content)}"'})
                 return
             linked = {"x-linked-etag": f'"{_sha256(content)}"', "x-linked-size": str(len(content))}
             where = f"{hub.cdn_url}/cdn/{repo}//{path}?X-Signature=secret"
-            self._say(302, {**told, **linked, "location": where})
+            self._say(302, {**answer, **linked, "location": where})
 
         def _send(self, repo: str, path: str, more: Mapping[str, str] | None = None) -> None:
             content = hub.repos[repo][path]
             if hub.wrong[path]:
                 content = hub.wrong[path].pop(0)
-            begin, end, given = 0, len(content), self.headers.get("range", "") if hub.ranges else ""
-            if given:
-                first, _, last = given.removeprefix("bytes=").partition("-")
+            begin, end, fields = 0, len(content), self.headers.get("range", "") if hub.ranges else ""
+            if fields:
+                first, _, last = fields.removeprefix("bytes=").partition("-")
                 begin, end = int(first), min(end, int(last or end) + 1)
             if begin > len(content):
                 self._say(416, {})
                 return
             part = content[begin:end]
-            self.send_response(206 if given else 200)
-            if given:
+            self.send_response(206 if fields else 200)
+            if fields:
                 self.send_header("content-range", f"bytes {begin}-{end - 1}/{len(content)}")
             for key, value in {**(more or {}), "content-length": str(len(part))}.items():
                 self.send_header(key, value)

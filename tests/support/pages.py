@@ -14,7 +14,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/models.md": reference.models,
     "docs/passing.md": reference.passing,
     "docs/cortex.md": reference.cortex,
-    "deploy/monitoring/dashboard.json": dashboard.made,
+    "deploy/monitoring/dashboard.json": dashboard.dashboard,
 }
 
 

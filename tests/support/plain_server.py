@@ -49,8 +49,8 @@ def _seen() -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    def _say(self, status: int, said: Any) -> None:
-        body = json.dumps(said).encode()
+    def _say(self, status: int, output: Any) -> None:
+        body = json.dumps(output).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

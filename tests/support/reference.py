@@ -150,9 +150,9 @@ def cortex() -> str:
     for struct, table in _tables(settings.Settings, ""):
         title, intro = _title(struct, table)
         hints = get_type_hints(struct, include_extras=True)
-        said = attribute_docstrings(struct)
+        output = attribute_docstrings(struct)
         rows = [
-            (f"`{key}`", _words(hint), _default(struct, key), said.get(key, ""))
+            (f"`{key}`", _words(hint), _default(struct, key), output.get(key, ""))
             for key, hint in hints.items()
             if not _inner(hint)
         ]
@@ -163,17 +163,17 @@ def cortex() -> str:
 
 
 def _tables(struct: type[Struct], table: str) -> list[tuple[type[Struct], str]]:
-    found = [(struct, table)]
+    matches = [(struct, table)]
     for key, hint in get_type_hints(struct).items():
         if inner := _inner(hint):
             name = f"{table}.{key}" if table else key
-            found += _tables(inner, f"[{name}]" if get_origin(hint) is tuple else name)
-    return found
+            matches += _tables(inner, f"[{name}]" if get_origin(hint) is tuple else name)
+    return matches
 
 
 def _title(struct: type[Struct], table: str) -> tuple[str, str]:
-    said = (inspect.getdoc(struct) or "").partition(": ")[2] or (inspect.getdoc(struct) or "")
-    return (f"[{table}]" if table else "Outside any table"), said[:1].upper() + said[1:]
+    texts = (inspect.getdoc(struct) or "").partition(": ")[2] or (inspect.getdoc(struct) or "")
+    return (f"[{table}]" if table else "Outside any table"), texts[:1].upper() + texts[1:]
 
 
 def _inner(hint: Any) -> type[Struct] | None:
@@ -187,12 +187,12 @@ def attribute_docstrings(struct: type[Struct]) -> dict[str, str]:
     """Return what stands below each field in the source: an attribute's docstring is nowhere else."""
     (node,) = ast.parse(inspect.getsource(struct)).body
     assert isinstance(node, ast.ClassDef)
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for field, below in zip(node.body, node.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
             assert isinstance(below.value, ast.Constant)
-            said[field.target.id] = " ".join(str(below.value.value).split())
-    return said
+            texts[field.target.id] = " ".join(str(below.value.value).split())
+    return texts
 
 
 def _words(hint: Any) -> str:
@@ -220,12 +220,12 @@ def _words(hint: Any) -> str:
 
 def _bounds(meta: Meta) -> dict[str, str]:
     # Bounds this large or small only protect the JSON encoding; authors of a file never reach them.
-    found = {}
+    matches = {}
     if meta.ge is not None and meta.ge >= 0:
-        found["ge"] = f" ≥ {meta.ge}"
+        matches["ge"] = f" ≥ {meta.ge}"
     if meta.gt is not None and meta.gt >= 0:
-        found["gt"] = f" > {meta.gt}"
-    return found
+        matches["gt"] = f" > {meta.gt}"
+    return matches
 
 
 def _default(struct: type[Struct], key: str) -> str:

@@ -55,15 +55,15 @@ def password(user: str) -> str:
 def server() -> str:
     """Return a server that can keep reading and writing apart where this machine has one, else the one there is."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    found = [path for folder in folders if (path := shutil.which("redis-server", path=folder))]
-    return next(filter(reads_apart, found), None) or embedded_redis.server()
+    matches = [path for folder in folders if (path := shutil.which("redis-server", path=folder))]
+    return next(filter(reads_apart, matches), None) or embedded_redis.server()
 
 
 def reads_apart(binary: str) -> bool:
     """Whether a server can let a user read what it may not write: Redis since 7, and Valkey."""
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"v=(\d+)", said)
-    return found is not None and int(found[1]) >= 7
+    output = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"v=(\d+)", output)
+    return match is not None and int(match[1]) >= 7
 
 
 class SecuredRedis:

@@ -33,10 +33,10 @@ def eventually(look: Callable[[], T], *, within_s: float = 15.0, what: str = "")
     """Look until what is seen is true, and return it."""
     deadline = time.monotonic() + within_s
     while True:
-        seen = look()
-        if seen:
-            return seen
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what or look}; last seen: {seen!r}"
+        view = look()
+        if view:
+            return view
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what or look}; last seen: {view!r}"
         time.sleep(0.02)
 
 
@@ -131,7 +131,7 @@ class Stack:
 
     def processes(self) -> list[psutil.Process]:
         """Return every process that belongs to it, workers included, by the state directory they were given."""
-        found = []
+        matches = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if (
@@ -139,8 +139,8 @@ class Stack:
                     and process.pid != self.process.pid
                     and process.environ().get("XDG_STATE_HOME") == self.env["XDG_STATE_HOME"]
                 ):
-                    found.append(process)
-        return found
+                    matches.append(process)
+        return matches
 
     def child(self, name: str) -> psutil.Process:
         """Return one of the processes `cortex up` started: agent, jobs or router."""
@@ -167,13 +167,13 @@ class Stack:
         """Return what the router says of a function."""
         answer = self.http.get(f"/admin/functions/{name}")
         assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        payload: dict[str, Any] = answer.json()
+        return payload
 
     def instance(self, name: str) -> dict[str, Any]:
         """Return the function's only instance."""
-        (found,) = self.function(name)["instances"]
-        return dict(found)
+        (result,) = self.function(name)["instances"]
+        return dict(result)
 
     def state(self, name: str) -> str:
         """Return a function's state."""

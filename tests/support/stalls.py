@@ -82,7 +82,7 @@ def decode(body: bytes) -> float:
 def main() -> None:
     """Measure every shape, each in this one process; the peak of memory is of one shape alone if one is named."""
     size, names = int(sys.argv[1]), sys.argv[2:] or list(SHAPES)
-    found = {}
+    matches = {}
     for name in names:
         body = SHAPES[name](size)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -91,8 +91,8 @@ def main() -> None:
             for kind, read in (("chat", _read_chat), ("messages", _read_messages))
         }
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        found[name] = {**stalls, "decoding": round(decode(body), 4), "grown_mb": grown >> 10}
-    print(json.dumps(found))
+        matches[name] = {**stalls, "decoding": round(decode(body), 4), "grown_mb": grown >> 10}
+    print(json.dumps(matches))
 
 
 if __name__ == "__main__":

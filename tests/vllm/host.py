@@ -55,8 +55,8 @@ class VllmHost(Fleet):
 
     def instance(self, function: str) -> Instance:
         """Return the function's only instance."""
-        (found,) = [i for i in self.record().instances if i.function == function]
-        return found
+        (matches,) = [i for i in self.record().instances if i.function == function]
+        return matches
 
     def starts(self, function: str) -> bool:
         """Whether an instance of a function is starting."""
@@ -82,8 +82,8 @@ class VllmHost(Fleet):
 
     def why_ready(self, function: str) -> str:
         """Return what the newest decision says of how a function became ready."""
-        asked = {"function": function, "what": "ready", "limit": "1"}
-        return next((d["why"] for d in self.http.get("/admin/decisions", params=asked).json()["decisions"]), "")
+        body = {"function": function, "what": "ready", "limit": "1"}
+        return next((d["why"] for d in self.http.get("/admin/decisions", params=body).json()["decisions"]), "")
 
     def family(self, pid: int) -> list[psutil.Process]:
         """Return a worker and all it has started.

@@ -24,9 +24,9 @@ def starting(host: VllmHost, function: str) -> int:
 
 
 def _starting(host: VllmHost, function: str) -> int:
-    found = [i for i in host.record().instances if i.function == function]
-    assert not [i for i in found if i.state is State.READY], "it was ready too soon"
-    return next((i.pid for i in found if i.state is State.STARTING and i.pid), 0)
+    matches = [i for i in host.record().instances if i.function == function]
+    assert not [i for i in matches if i.state is State.READY], "it was ready too soon"
+    return next((i.pid for i in matches if i.state is State.STARTING and i.pid), 0)
 
 
 def test_two_warm_starts_in_a_row_and_a_plain_one_serve_the_same(host: VllmHost, tell: Callable[[str], None]) -> None:
@@ -221,13 +221,13 @@ def test_tables_decisions_and_metrics_show_the_kind_of_a_start(host: VllmHost) -
 
 
 def test_a_loaded_worker_takes_about_the_estimated_memory(host: VllmHost, tell: Callable[[str], None]) -> None:
-    told = host.http.get("/admin/weights/estimate", params={"function": "tiny/one"}).json()["total_mb"]
+    answer = host.http.get("/admin/weights/estimate", params={"function": "tiny/one"}).json()["total_mb"]
     host.text("tiny/one")
-    taken = resident_mb(host.instance("tiny/one").pid)
+    used_mb = resident_mb(host.instance("tiny/one").pid)
 
-    assert taken is not None
-    tell(f"memory of a loaded vLLM: {taken} MiB, estimated {told} MiB")
-    assert told / 2 <= taken <= told
+    assert used_mb is not None
+    tell(f"memory of a loaded vLLM: {used_mb} MiB, estimated {answer} MiB")
+    assert answer / 2 <= used_mb <= answer
 
 
 @pytest.mark.parametrize("function", ["tiny/one", "tiny/plain"], ids=["from the launcher", "plain"])

@@ -71,25 +71,25 @@ def duplicates(function: Function) -> Iterator[str]:
     if function.engine is Engine.FAKE:
         return
     command = function.engine is Engine.COMMAND
-    given = _of_command(function.command) if command else _GIVEN[function.engine]
+    own = _of_command(function.command) if command else _GIVEN[function.engine]
     if_set = _GIVEN_IF_SET.get(function.engine, {})
     for word in function.args:
         name = _dashed(word.partition("=")[0])
         key = if_set.get(name, "")
-        if name in given:
-            yield f"cortex gives {name} itself: leave it out; {given[name]}"
+        if name in own:
+            yield f"cortex gives {name} itself: leave it out; {own[name]}"
         elif key and getattr(function, key) not in ("", 0, "auto"):
             yield f"cortex gives {name} itself, from `{key}`: leave one of the two out"
 
 
 def _of_command(command: tuple[str, ...]) -> dict[str, str]:
     """Return the options of a command whose values cortex fills in."""
-    given = {}
+    own = {}
     for before, word in zip(("", *command), command, strict=False):
         option = word.partition("=")[0] if word.startswith("-") else before
         if "{" in word and option.startswith("-"):
-            given[_dashed(option)] = "the command has it"
-    return given
+            own[_dashed(option)] = "the command has it"
+    return own
 
 
 def _dashed(name: str) -> str:

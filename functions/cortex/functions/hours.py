@@ -53,14 +53,14 @@ class Window(Struct, frozen=True):
         zone = zoneinfo.ZoneInfo(self.zone)
         today = datetime.fromtimestamp(at, zone).date()
         midnights = [datetime.combine(today + timedelta(days=n), time(), zone) for n in range(-1, 10)]
-        found: set[float] = set()
+        times: set[float] = set()
         for midnight, following in pairwise(midnights):
             for minute in (self.begin % DAY_MINUTES, self.end % DAY_MINUTES):
                 clock = midnight.replace(hour=minute // 60, minute=minute % 60)
-                found.update(clock.replace(fold=fold).timestamp() for fold in (0, 1))
+                times.update(clock.replace(fold=fold).timestamp() for fold in (0, 1))
             if midnight.utcoffset() != following.utcoffset():
-                found.update(range(int(midnight.timestamp()), int(following.timestamp()), 900))
-        return found
+                times.update(range(int(midnight.timestamp()), int(following.timestamp()), 900))
+        return times
 
 
 @functools.lru_cache(maxsize=1000)
@@ -135,7 +135,7 @@ def _first_change(function: Function, before: float, after: float) -> float:
 
 def _days(text: str) -> frozenset[int]:
     """Read `Mon-Fri`, `Sat,Sun` or nothing, which is every day. Raises BadHours."""
-    found: set[int] = set()
+    days: set[int] = set()
     for part in filter(None, text.lower().split(",")):
         first, dash, last = part.partition("-")
         names = (first, last) if dash else (first, first)
@@ -143,8 +143,8 @@ def _days(text: str) -> frozenset[int]:
             if name not in DAYS:
                 raise BadHours(f"'{name}' is no day: days are {', '.join(d.title() for d in DAYS)}")
         begin, end = map(DAYS.index, names)
-        found.update((begin + n) % 7 for n in range((end - begin) % 7 + 1))
-    return frozenset(found or range(7))
+        days.update((begin + n) % 7 for n in range((end - begin) % 7 + 1))
+    return frozenset(days or range(7))
 
 
 def _zone(name: str) -> str:

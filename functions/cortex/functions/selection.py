@@ -60,12 +60,12 @@ def select(source: Repo, files: Sequence[File]) -> Selection:
     selection = _model(source, files)
     if not source.also:
         return selection
-    found = [f for f in files if f.path == source.also] or [f for f in files if f.path.endswith(f"/{source.also}")]
-    if not found:
+    companions = [f for f in files if f.path == source.also] or [f for f in files if f.path.endswith(f"/{source.also}")]
+    if not companions:
         like = [f.path for f in files if _AUXILIARY.search(f.path)]
         hint = did_you_mean(source.also, like) or f"; there is {_some(like)}"
         raise NoSuchWeights(f"{source.repo} has no mmproj {source.also}{hint}")
-    return Selection((*selection.files, found[0]), selection.entry, found[0].path)
+    return Selection((*selection.files, companions[0]), selection.entry, companions[0].path)
 
 
 def _model(source: Repo, files: Sequence[File]) -> Selection:

@@ -47,8 +47,8 @@ def is_whole_head(head: bytes | None) -> bool:
     Records of earlier releases have the sequence elsewhere."""
     if not head:
         return False
-    _, found, rest = head.partition(b',"sequence":')
-    return bool(found) and b',"labels":' in rest and b',"at":' in head
+    _, separator, rest = head.partition(b',"sequence":')
+    return bool(separator) and b',"labels":' in rest and b',"at":' in head
 
 
 def override(fields: Mapping[bytes | str, bytes | str]) -> Override:

@@ -47,7 +47,7 @@ class Finding(Struct, frozen=True):
 
     level: Literal["ok", "warning", "problem"]
     about: str
-    said: str
+    text: str
     do: str = ""
 
 
@@ -64,7 +64,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
         for f in findings:
             mark, colour = MARKS[f.level]
             out.print(f"[{colour}]{mark}[/] ", end="")
-            out.print(f"{f.about}: {f.said}", markup=False)
+            out.print(f"{f.about}: {f.text}", markup=False)
             if f.do:
                 out.print(f"    {f.do}", markup=False)
     if any(f.level == "problem" for f in findings):

@@ -140,8 +140,8 @@ class FleetView:
 
     def is_closing(self, instance: str) -> bool:
         """Whether an instance takes no new requests because it is another function's turn."""
-        found = self.instance(instance)
-        return found is not None and found[1].state is State.DRAINING and bool(found[1].yields_to)
+        entry = self.instance(instance)
+        return entry is not None and entry[1].state is State.DRAINING and bool(entry[1].yields_to)
 
     def placed(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance in the record."""

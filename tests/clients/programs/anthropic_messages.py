@@ -10,11 +10,11 @@ client = anthropic.Anthropic(base_url=root, api_key="dummy", max_retries=0)
 tools = [{"name": n, "input_schema": s} for n, s in SCHEMAS.items()]
 messages = [{"role": "user", "content": prompt}]
 while True:
-    asked = {"model": model, "messages": messages, "tools": tools, "max_tokens": 1000}
+    request = {"model": model, "messages": messages, "tools": tools, "max_tokens": 1000}
     if how == "plain":
-        message = client.messages.create(**asked)
+        message = client.messages.create(**request)
     else:
-        with client.messages.stream(**asked) as stream:
+        with client.messages.stream(**request) as stream:
             message = stream.get_final_message()
     assert message.usage.output_tokens
     messages.append({"role": "assistant", "content": [b.model_dump(exclude_none=True) for b in message.content]})

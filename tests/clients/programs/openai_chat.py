@@ -10,11 +10,11 @@ client = openai.OpenAI(base_url=f"{root}/v1", api_key="dummy", max_retries=0)
 tools = [{"type": "function", "function": {"name": n, "parameters": s}} for n, s in SCHEMAS.items()]
 messages = [{"role": "user", "content": prompt}]
 while True:
-    asked = {"model": model, "messages": messages, "tools": tools}
+    request = {"model": model, "messages": messages, "tools": tools}
     if how == "plain":
-        message = client.chat.completions.create(**asked).choices[0].message
+        message = client.chat.completions.create(**request).choices[0].message
     else:
-        with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
+        with client.chat.completions.stream(**request, stream_options={"include_usage": True}) as stream:
             completion = stream.get_final_completion()
         assert completion.usage and completion.usage.total_tokens
         message = completion.choices[0].message

@@ -10,11 +10,11 @@ client = openai.OpenAI(base_url=f"{root}/v1", api_key="dummy", max_retries=0)
 tools = [{"type": "function", "name": n, "parameters": s, "strict": False} for n, s in SCHEMAS.items()]
 items = [{"role": "user", "content": prompt}]
 while True:
-    asked = {"model": model, "input": items, "tools": tools, "store": False}
+    request = {"model": model, "input": items, "tools": tools, "store": False}
     if how == "plain":
-        response = client.responses.create(**asked)
+        response = client.responses.create(**request)
     else:
-        with client.responses.stream(**asked) as stream:
+        with client.responses.stream(**request) as stream:
             response = stream.get_final_response()
     assert response.usage and response.usage.total_tokens
     calls = [item for item in response.output if item.type == "function_call"]

@@ -13,8 +13,8 @@ SCHEMAS = {
 
 def used(name, arguments):
     """Return a tool's text and, in base64, its image."""
-    given = json.loads(arguments) if isinstance(arguments, str) else arguments
+    value = json.loads(arguments) if isinstance(arguments, str) else arguments
     if name == "look":
-        return "here it is", base64.b64encode(Path(given["path"]).read_bytes()).decode()
-    done = subprocess.run(given["command"], shell=True, capture_output=True, text=True, check=False)
+        return "here it is", base64.b64encode(Path(value["path"]).read_bytes()).decode()
+    done = subprocess.run(value["command"], shell=True, capture_output=True, text=True, check=False)
     return done.stdout, None

@@ -38,9 +38,9 @@ CATALOGUE = "\n".join(
 
 def write(authority: trustme.CA, folder: Path, name: str) -> dict[str, str]:
     """Write a certificate for loopback and its key, each in one step; return their paths."""
-    made = authority.issue_cert("127.0.0.1", "localhost")
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    for path, content in ((key, made.private_key_pem.bytes()), (cert, made.cert_chain_pems[0].bytes())):
+    for path, content in ((key, certificate.private_key_pem.bytes()), (cert, certificate.cert_chain_pems[0].bytes())):
         fresh = path.with_suffix(".new")
         fresh.write_bytes(content)
         fresh.replace(path)
@@ -195,21 +195,21 @@ class Hardened(Fleet):
         running = [psutil.Process(p.pid) for p in self.processes.values() if p.poll() is None]
         return [p for one in running for p in (one, *one.children(recursive=True)) if p not in self.workers()]
 
-    def said(self) -> dict[str, str]:
+    def texts(self) -> dict[str, str]:
         """Return all that the processes, workers included, have written or show of themselves, by where it is."""
-        found = {str(p): p.read_text(errors="replace") for p in self.folder.rglob("*.log")}
+        matches = {str(p): p.read_text(errors="replace") for p in self.folder.rglob("*.log")}
         for process in (*self.workers(), *self.processes_of_ours()):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                found[f"argv of {process.pid}"] = " ".join(process.cmdline())
-        return found
+                matches[f"argv of {process.pid}"] = " ".join(process.cmdline())
+        return matches
 
     def environments(self) -> dict[str, str]:
         """Return the environment of every process."""
-        found = {}
+        matches = {}
         for process in (*self.workers(), *self.processes_of_ours()):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                found[repr(process)] = repr(process.environ())
-        return found
+                matches[repr(process)] = repr(process.environ())
+        return matches
 
 
 @contextlib.contextmanager

@@ -56,9 +56,9 @@ class Keyed:
     def make(self, name: str, **wanted: Any) -> str:
         """Make a key, and return it."""
         with self.client("local") as http:
-            made = http.post("/admin/keys", json={"name": name, **wanted})
-        assert made.status_code == 201, made.text
-        return str(made.json()["key"])
+            answer = http.post("/admin/keys", json={"name": name, **wanted})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["key"])
 
     def cli(self, *arguments: str, key: str = "") -> Result:
         """Run a `cortex` command."""

@@ -15,7 +15,7 @@ class RawAnswer(NamedTuple):
     @property
     def statuses(self) -> list[int]:
         """The status of every answer."""
-        return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.raw)]
+        return [int(matches) for matches in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.raw)]
 
 
 def say(port: int, data: bytes, *, half_close: bool = False, silence_s: float = 1.0) -> RawAnswer:

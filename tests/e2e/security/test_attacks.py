@@ -58,11 +58,11 @@ SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: evil\r\n\r\n"
     ],
 )
 def test_an_ambiguous_request_is_rejected(keyed: Keyed, lines: list[str], body: bytes) -> None:
-    said = say(keyed.stack.port, request(keyed, *lines, body=body))
+    reply = say(keyed.stack.port, request(keyed, *lines, body=body))
 
-    assert said.closed
-    assert len(said.statuses) == 1
-    assert said.statuses[0] in (400, 415)
+    assert reply.closed
+    assert len(reply.statuses) == 1
+    assert reply.statuses[0] in (400, 415)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_an_ambiguous_request_is_rejected(keyed: Keyed, lines: list[str], body: 
     ids=["huge", "negative", "hex-prefix", "bare-newlines", "letters", "long-extension", "no-json", "many-trailers"],
 )
 def test_an_invalid_chunk_is_a_bad_request(keyed: Keyed, chunks: bytes) -> None:
-    said = say(
+    reply = say(
         keyed.stack.port,
         request(keyed, "Transfer-Encoding: chunked", "Connection: close", body=b"", length=False) + chunks,
         half_close=True,
     )
 
-    assert [s for s in said.statuses if s >= 500] == []
-    assert [s for s in said.statuses if s == 200] == []
-    assert said.closed
+    assert [s for s in reply.statuses if s >= 500] == []
+    assert [s for s in reply.statuses if s == 200] == []
+    assert reply.closed
 
 
 def test_pipelined_requests_are_answered_in_order(keyed: Keyed) -> None:
@@ -96,23 +96,23 @@ def test_pipelined_requests_are_answered_in_order(keyed: Keyed) -> None:
     closed = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nx-request-id: second\r\n\r\n"
     third = request(keyed, "x-request-id: third", "Connection: close")
 
-    said = say(keyed.stack.port, first + closed + third, silence_s=5)
+    reply = say(keyed.stack.port, first + closed + third, silence_s=5)
 
-    assert said.statuses == [200, 401, 200]
-    places = [said.raw.index(b"\r\nx-request-id: " + name) for name in (b"first", b"second", b"third")]
+    assert reply.statuses == [200, 401, 200]
+    places = [reply.raw.index(b"\r\nx-request-id: " + name) for name in (b"first", b"second", b"third")]
     assert places == sorted(places)
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0"])
 def test_upgrade_requests_are_ignored(keyed: Keyed, upgrade: str) -> None:
-    said = say(
+    reply = say(
         keyed.stack.port,
         f"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: {upgrade}\r\n\r\n".encode(),
         silence_s=3,
     )
 
-    assert 101 not in said.statuses
-    assert [s for s in said.statuses if s >= 500] == []
+    assert 101 not in reply.statuses
+    assert [s for s in reply.statuses if s >= 500] == []
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_a_hostile_model_name_is_unknown_and_escaped(keyed: Keyed, name: str) ->
         assert one.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("given", ["a\tb", "x" * 129, "é", "a b", "<script>", "%0d%0aset-cookie:x"])
-def test_an_unsafe_request_id_is_replaced(keyed: Keyed, given: str) -> None:
-    said = say(keyed.stack.port, request(keyed, f"x-request-id: {given}", "Connection: close"), silence_s=5)
+@pytest.mark.parametrize("value", ["a\tb", "x" * 129, "é", "a b", "<script>", "%0d%0aset-cookie:x"])
+def test_an_unsafe_request_id_is_replaced(keyed: Keyed, value: str) -> None:
+    reply = say(keyed.stack.port, request(keyed, f"x-request-id: {value}", "Connection: close"), silence_s=5)
 
-    assert said.statuses == [200]
-    assert b"\r\nx-request-id: req_" in said.raw
-    assert given.encode("latin-1") not in said.raw
+    assert reply.statuses == [200]
+    assert b"\r\nx-request-id: req_" in reply.raw
+    assert value.encode("latin-1") not in reply.raw
 
 
 @pytest.mark.parametrize(
@@ -330,13 +330,13 @@ def test_every_listener_rejects_a_head_that_is_too_large(keyed: Keyed, where: st
 
 
 def test_a_body_that_is_too_large_is_rejected_by_its_length(keyed: Keyed) -> None:
-    said = say(
+    reply = say(
         keyed.stack.port,
         request(keyed, f"Content-Length: {10**10}", "Connection: close", body=b"{", length=False),
         silence_s=3,
     )
 
-    assert said.statuses == [413]
+    assert reply.statuses == [413]
 
 
 @pytest.mark.parametrize(
@@ -380,9 +380,9 @@ def test_no_cors_header_is_sent(keyed: Keyed, headers: dict[str, str]) -> None:
 
 def test_a_cookie_sent_from_another_site_changes_nothing(keyed: Keyed) -> None:
     with keyed.client() as http:
-        given = http.post("/status/login", data={"key": keyed.keys["admin"]}).headers["set-cookie"]
+        answer = http.post("/status/login", data={"key": keyed.keys["admin"]}).headers["set-cookie"]
         http.cookies.clear()
-        cookie = {"cookie": given.partition(";")[0]}
+        cookie = {"cookie": answer.partition(";")[0]}
         read = http.get("/admin/functions", headers=cookie)
         theirs = http.post("/admin/functions/one%2Fopen/cool", headers={**cookie, "sec-fetch-site": "cross-site"})
         plain = http.post("/admin/functions/one%2Fopen/cool", headers=cookie)
@@ -420,12 +420,12 @@ def test_an_agent_serves_only_its_workers_logs(keyed: Keyed, path: str) -> None:
     token = (keyed.stack.folder / "state" / "cortex" / "fleet.token").read_text().strip()
     port = int(keyed.stack.env["CORTEX_AGENT__LISTEN"].rpartition(":")[2])
 
-    said = say(
+    reply = say(
         port, f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n".encode()
     )
 
-    assert said.statuses[0] in (400, 404)
-    assert b"root:" not in said.raw
+    assert reply.statuses[0] in (400, 404)
+    assert b"root:" not in reply.raw
 
 
 def test_no_shell_interprets_a_catalogues_arguments(keyed: Keyed, tmp_path: Path) -> None:

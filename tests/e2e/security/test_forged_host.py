@@ -19,12 +19,12 @@ pytestmark = pytest.mark.xdist_group("security")
 
 
 @contextmanager
-def listening(heard: list[str]) -> Iterator[str]:
+def listening(messages: list[str]) -> Iterator[str]:
     """Answer every request with 500 and note its Authorization; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
-            heard.append(self.headers.get("authorization", ""))
+            messages.append(self.headers.get("authorization", ""))
             self.send_response(500)
             self.end_headers()
 
@@ -46,8 +46,8 @@ def listening(heard: list[str]) -> Iterator[str]:
 
 def test_a_token_sent_to_a_forged_host_opens_no_agent(keyed: Keyed) -> None:
     agent = f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}"
-    heard: list[str] = []
-    with listening(heard) as url, redis.Redis.from_url(keyed.redis_url) as record:
+    messages: list[str] = []
+    with listening(messages) as url, redis.Redis.from_url(keyed.redis_url) as record:
         (real,) = (name for name in record.smembers("cortex:hosts") if name)
         forged = msgspec.json.decode(record.get(b"cortex:host:" + real)) | {"name": "forged", "address": url}
         record.set("cortex:host:forged", msgspec.json.encode(forged), px=20_000)
@@ -55,15 +55,17 @@ def test_a_token_sent_to_a_forged_host_opens_no_agent(keyed: Keyed) -> None:
         record.publish("cortex:changed", "host:forged")
         try:
             with keyed.client("status") as http:
-                eventually(lambda: http.get("/admin/weights").is_success and heard, what="the forged host to be called")
+                eventually(
+                    lambda: http.get("/admin/weights").is_success and messages, what="the forged host to be called"
+                )
         finally:
             record.delete("cortex:host:forged")
             record.publish("cortex:changed", "removed:forged")
-    with httpx.Client(base_url=agent, headers={"authorization": heard[0]}, trust_env=False) as http:
+    with httpx.Client(base_url=agent, headers={"authorization": messages[0]}, trust_env=False) as http:
         start = msgspec.json.encode(Ensure(a_function()))
 
         answers = {path: http.get(path).status_code for path in ("/record", "/weights", "/logs", "/instances")}
         answers["/functions/ensure"] = http.post("/functions/ensure", content=start).status_code
 
-    assert heard[0].startswith("Bearer ")
+    assert messages[0].startswith("Bearer ")
     assert set(answers.values()) == {401}

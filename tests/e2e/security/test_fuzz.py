@@ -125,10 +125,10 @@ def test_random_requests_without_a_key_change_nothing(keyed: Keyed) -> None:
 def test_random_requests_with_a_key_break_nothing(keyed: Keyed, key: str) -> None:
     with keyed.client(key) as http:
         http.timeout = httpx.Timeout(LIMIT_S)
-        said = fuzzed(http, open_to_all(ROUTER), 50)
+        output = fuzzed(http, open_to_all(ROUTER), 50)
         well = http.get("/health")
 
-    assert {200, 400, 404} & set(said)
+    assert {200, 400, 404} & set(output)
     assert well.is_success
 
 
@@ -137,8 +137,8 @@ def test_random_requests_with_the_fleet_token_break_nothing(keyed: Keyed) -> Non
     with httpx.Client(
         base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=LIMIT_S, trust_env=False
     ) as http:
-        said = fuzzed(http, open_to_all(AGENT), 50)
+        output = fuzzed(http, open_to_all(AGENT), 50)
         well = http.get("/health")
 
-    assert {200, 400, 404} & set(said)
+    assert {200, 400, 404} & set(output)
     assert well.is_success

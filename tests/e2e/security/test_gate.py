@@ -53,12 +53,12 @@ def test_fields_for_operators_are_dropped_and_listed(keyed: Keyed) -> None:
     with keyed.client("inference") as http:
         plain = http.post("/v1/chat/completions", json=body)
         streamed = http.post("/v1/chat/completions", json={**body, "stream": True})
-        tame = http.post("/v1/chat/completions", json={"model": "mine", "messages": HELLO, "temperature": 0})
+        plain_request = http.post("/v1/chat/completions", json={"model": "mine", "messages": HELLO, "temperature": 0})
 
     assert plain.status_code == streamed.status_code == 200
     assert plain.headers["x-cortex-dropped"] == "chat_template_kwargs.tokenize, id_slot"
     assert streamed.headers["x-cortex-dropped"] == plain.headers["x-cortex-dropped"]
-    assert "x-cortex-dropped" not in tame.headers
+    assert "x-cortex-dropped" not in plain_request.headers
 
 
 def test_a_body_with_too_many_objects_is_rejected_before_it_is_decoded(keyed: Keyed) -> None:

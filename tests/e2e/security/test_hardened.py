@@ -28,13 +28,13 @@ def test_cortex_works_with_restricted_redis_users(hardened: Hardened) -> None:
     assert hardened.http.get("/admin/requests").is_success
     assert hardened.http.get("/admin/jobs").is_success
     assert "cortex_record_up 1" in hardened.metrics()
-    made = hardened.run("key", "new", "passing", "--record", "--rpm", "100").stdout.strip()
-    eventually(lambda: hardened.ask_with(made, "fake/one").status_code == 200, what="the key to be known")
-    asked = hardened.ask_with(made, "fake/one")
+    answer = hardened.run("key", "new", "passing", "--record", "--rpm", "100").stdout.strip()
+    eventually(lambda: hardened.ask_with(answer, "fake/one").status_code == 200, what="the key to be known")
+    request = hardened.ask_with(answer, "fake/one")
     revoked = hardened.run("key", "revoke", "passing", "--record")
     doctor = hardened.run("doctor").stdout
 
-    assert (asked.status_code, asked.headers["x-ratelimit-limit-requests"]) == (200, "100")
+    assert (request.status_code, request.headers["x-ratelimit-limit-requests"]) == (200, "100")
     assert revoked.code == 0
     assert "✓ redis: rediss://127.0.0.1" in doctor
     # Redis before 7 has no right to say just this; redis-py goes on without.
@@ -119,7 +119,7 @@ def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_answer(hardened:
     shown["functions"] = hardened.run("fn", "ls", "--json").stdout + hardened.run("fn", "show", "fake/one").stdout
     shown["redis"] = hardened.record.everything()
     shown["doctor"] = hardened.run("doctor").stdout
-    shown |= hardened.said()
+    shown |= hardened.texts()
 
     shown["why"] = hardened.run("why", "fake/one").stdout
 
@@ -139,7 +139,7 @@ def test_a_worker_accepts_only_its_own_key(hardened: Hardened) -> None:
     url = next(i.url for i in hardened.records()["a"].instances if i.id == one["id"])
     own, others = (worker_key(host_token(hardened.token, "a"), i["id"]) for i in (one, other))
 
-    said = {
+    texts = {
         who: httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}, trust_env=False).status_code
         for who, key in {
             "its own": own, "another worker's": others, "the fleet's": hardened.token,
@@ -147,7 +147,7 @@ def test_a_worker_accepts_only_its_own_key(hardened: Hardened) -> None:
         }.items()
     }  # fmt: skip
 
-    assert said == {"its own": 200, "another worker's": 401, "the fleet's": 401, "a client's": 401, "a guess": 401}
+    assert texts == {"its own": 200, "another worker's": 401, "the fleet's": 401, "a client's": 401, "a guess": 401}
 
 
 @pytest.mark.long
@@ -166,4 +166,4 @@ def test_while_redis_is_away_keys_work_and_the_log_has_no_password(
     assert health["record"] == "away"
     (away,) = {json.loads(x)["why"] for x in hardened.log("router").splitlines() if '"record_away"' in x}
     assert away.startswith("the record cannot be reached")
-    assert not [word for word in PASSWORDS.values() if word in "".join(hardened.said().values())]
+    assert not [word for word in PASSWORDS.values() if word in "".join(hardened.texts().values())]

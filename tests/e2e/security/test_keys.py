@@ -144,14 +144,14 @@ def test_new_and_revoked_keys_take_effect_on_every_worker_within_a_second(keyed:
 
 
 def test_a_key_is_created_with_all_its_options(keyed: Keyed) -> None:
-    made = keyed.cli(
+    answer = keyed.cli(
         "key", "new", "whole", "--functions", "one/*", "--functions", "two/x", "--rpm", "7", "--tpm", "900",
         "--concurrent", "3", "--priority", "high", "--group", "search", "--expires", "30d", "--json",
     )  # fmt: skip
     (row,) = [k for k in json.loads(keyed.cli("key", "ls", "--json").stdout) if k["name"] == "whole"]
 
-    assert made.code == 0
-    assert json.loads(made.stdout)["key"].startswith("sk-cortex-")
+    assert answer.code == 0
+    assert json.loads(answer.stdout)["key"].startswith("sk-cortex-")
     assert (row["scope"], row["functions"], row["priority"]) == ("inference", ["one/*", "two/x"], "high")
     assert row["limits"] == {"rpm": 7, "tpm": 900, "concurrent": 3}
     assert row["group"] == "search"
@@ -210,7 +210,7 @@ def test_a_key_is_shown_once_and_stored_nowhere(keyed: Keyed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "output"),
     [
         (["new", "admin"], 1, "an API key 'admin' exists already"),
         (["new", "bad name"], 2, "a name has letters"),
@@ -223,12 +223,12 @@ def test_a_key_is_shown_once_and_stored_nowhere(keyed: Keyed) -> None:
     ],
 )
 def test_an_impossible_action_on_a_key_is_an_error_with_the_reason(
-    keyed: Keyed, command: list[str], code: int, said: str
+    keyed: Keyed, command: list[str], code: int, output: str
 ) -> None:
     done = keyed.cli("key", *command)
 
     assert done.code == code
-    assert said in re.sub(r"[\s│]+", " ", done.stderr)
+    assert output in re.sub(r"[\s│]+", " ", done.stderr)
 
 
 def test_a_command_with_a_rejected_key_names_the_source_of_the_key(keyed: Keyed) -> None:

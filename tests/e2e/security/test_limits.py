@@ -126,8 +126,8 @@ def test_a_client_that_disconnects_early_pays_for_its_prompt(keyed: Keyed) -> No
 
     def phases() -> list[str]:
         with keyed.client("status") as http:
-            found = http.get("/admin/requests", params={"function": "one/late"}).json()["requests"]
-        return [one["phase"] for one in found]
+            answer = http.get("/admin/requests", params={"function": "one/late"}).json()["requests"]
+        return [one["phase"] for one in answer]
 
     with keyed.client(key) as http, http.stream("POST", "/v1/chat/completions", json=body):
         eventually(lambda: phases() == ["forwarded"], what="the worker to have it")

@@ -16,8 +16,10 @@ pytestmark = pytest.mark.xdist_group("security")
 def test_every_page_and_asset_has_a_policy_without_inline_scripts(keyed: Keyed) -> None:
     with keyed.client("status") as http:
         pages = {path: http.get(path) for path in ("/status", "/status/login", "/status/function/one%2Fopen")}
-        found = {a for page in pages.values() for a in re.findall(r'(?:src|href)="(/status/assets/[^"#]+)', page.text)}
-        assets = {path: http.get(path) for path in sorted(found)}
+        matches = {
+            a for page in pages.values() for a in re.findall(r'(?:src|href)="(/status/assets/[^"#]+)', page.text)
+        }
+        assets = {path: http.get(path) for path in sorted(matches)}
 
     assert {path.rpartition(".")[2] for path in assets} >= {"css", "js"}
     for path, answer in (pages | assets).items():

@@ -29,8 +29,8 @@ def test_all_files_of_a_running_cortex_are_private(tmp_path: Path) -> None:
     try:
         stack.chat("one/model").raise_for_status()
         state, cache = (tmp_path / name / "cortex" for name in ("state", "cache"))
-        seen = [p for top in (state, cache) if top.exists() for p in (top, *top.rglob("*")) if not p.is_symlink()]
-        modes = {str(p.relative_to(tmp_path)): p.lstat().st_mode & 0o077 for p in seen}
+        readings = [p for top in (state, cache) if top.exists() for p in (top, *top.rglob("*")) if not p.is_symlink()]
+        modes = {str(p.relative_to(tmp_path)): p.lstat().st_mode & 0o077 for p in readings}
     finally:
         stack.end()
 

@@ -28,9 +28,9 @@ def cached(keyed: Keyed, key: str, prompt: str) -> int:
     """Return how many tokens of a prompt a key is told were cached."""
     messages = [{"role": "user", "content": prompt}]
     answer = keyed.ask(key, "one/demo", messages=messages, max_tokens=2).json()
-    told = int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
-    assert answer.get("timings", {}).get("cache_n", told) == told
-    return told
+    report = int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert answer.get("timings", {}).get("cache_n", report) == report
+    return report
 
 
 def test_a_key_finds_only_its_own_cached_prompts(llama: Keyed) -> None:

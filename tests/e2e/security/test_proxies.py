@@ -18,32 +18,36 @@ def turned_away(log: str, mark: str) -> str:
     return str(lines[-1]["client"]) if lines else ""
 
 
-@pytest.mark.parametrize("said", ["203.0.113.9", "203.0.113.9, 127.0.0.1", '203.0.113.9"}\n{"event":"x"', "[::1]:80"])
-def test_a_forwarded_address_of_an_untrusted_client_is_ignored(keyed: Keyed, said: str) -> None:
-    mark = f"/v1/models/untrusted-{abs(hash(said))}"
-    headers = {"x-forwarded-for": said.replace("\n", " "), "x-forwarded-proto": "https", "forwarded": f"for={said[:5]}"}
+@pytest.mark.parametrize("output", ["203.0.113.9", "203.0.113.9, 127.0.0.1", '203.0.113.9"}\n{"event":"x"', "[::1]:80"])
+def test_a_forwarded_address_of_an_untrusted_client_is_ignored(keyed: Keyed, output: str) -> None:
+    mark = f"/v1/models/untrusted-{abs(hash(output))}"
+    headers = {
+        "x-forwarded-for": output.replace("\n", " "),
+        "x-forwarded-proto": "https",
+        "forwarded": f"for={output[:5]}",
+    }
 
-    def asked() -> str:
+    def code() -> str:
         httpx.get(f"{keyed.url}{mark}", headers=headers, trust_env=False)
         return turned_away(keyed.stack.log("router"), mark)
 
-    assert eventually(asked, what="the refusal in the log") == "127.0.0.1"
+    assert eventually(code, what="the refusal in the log") == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
-    ("said", "client"),
+    ("output", "client"),
     [
         ("203.0.113.9", "203.0.113.9"),
         ("198.51.100.66, 203.0.113.9", "203.0.113.9"),  # what came to the proxy with the request is a client's word
         ("", "127.0.0.1"),
     ],
 )
-def test_only_the_address_added_by_a_trusted_proxy_is_used(hardened: Hardened, said: str, client: str) -> None:
-    mark = f"/v1/models/trusted-{said.count('.')}"
-    headers = {"authorization": "Bearer unknown", **({"x-forwarded-for": said} if said else {})}
+def test_only_the_address_added_by_a_trusted_proxy_is_used(hardened: Hardened, output: str, client: str) -> None:
+    mark = f"/v1/models/trusted-{output.count('.')}"
+    headers = {"authorization": "Bearer unknown", **({"x-forwarded-for": output} if output else {})}
 
-    def asked() -> str:
+    def code() -> str:
         hardened.http.get(mark, headers=headers)
         return turned_away(hardened.log("router"), mark)
 
-    assert eventually(asked, what="the refusal in the log") == client
+    assert eventually(code, what="the refusal in the log") == client

@@ -148,35 +148,35 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 async def test_every_route_of_the_router_has_a_row_and_a_right(settings: Settings) -> None:
-    found = routes(create_app(settings))
+    result = routes(create_app(settings))
 
-    assert {r: n for r, n in found.items() if ROUTER.get(r) != n} == {}, "add a row to the table above, or the mark"
-    assert {r for r in ROUTER if r not in found} == set()
+    assert {r: n for r, n in result.items() if ROUTER.get(r) != n} == {}, "add a row to the table above, or the mark"
+    assert {r for r in ROUTER if r not in result} == set()
 
 
 @pytest.mark.parametrize("caller", sorted(MAY[OPEN]))
 def test_every_route_of_the_router_is_open_to_exactly_its_callers(keyed: Keyed, caller: str) -> None:
     keyed.everywhere("inference", 200)
     add_what_is_no_key(keyed)
-    expected, seen = {}, {}
+    expected, readings = {}, {}
     with keyed.client(caller) as http:
         for route, needs in ROUTER.items():
             expected[route] = "open" if caller in MAY[needs] else "closed"
-            seen[route] = asked(http, route)
+            readings[route] = call_route(http, route)
 
-    assert seen == expected
+    assert readings == expected
 
 
 async def test_every_route_of_the_agent_has_a_row(settings: Settings) -> None:
-    found = routes(api.create_app(settings))
+    result = routes(api.create_app(settings))
 
-    assert {route: needs or FLEET for route, needs in found.items()} == AGENT, "add a row to the table above"
+    assert {route: needs or FLEET for route, needs in result.items()} == AGENT, "add a row to the table above"
 
 
 @pytest.mark.parametrize("caller", [*sorted(MAY[OPEN]), "other-host", "host-elsewhere"])
 def test_every_route_of_an_agent_but_health_needs_the_fleets_or_the_hosts_token(keyed: Keyed, caller: str) -> None:
     add_what_is_no_key(keyed)
-    expected, seen = {}, {}
+    expected, readings = {}, {}
     with httpx.Client(
         base_url=f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}",
         headers={"authorization": f"Bearer {keyed.keys.get(caller, caller)}"} if caller else {},
@@ -184,9 +184,9 @@ def test_every_route_of_an_agent_but_health_needs_the_fleets_or_the_hosts_token(
     ) as http:
         for route, needs in AGENT.items():
             expected[route] = "open" if caller in ("fleet", "host") or needs == OPEN else "closed"
-            seen[route] = asked(http, route)
+            readings[route] = call_route(http, route)
 
-    assert seen == expected
+    assert readings == expected
 
 
 @pytest.mark.parametrize("caller", ["", "wrong", "status", "admin", "inference"])
@@ -206,7 +206,7 @@ def test_the_metrics_port_has_one_route_and_rejects_other_keys(keyed: Keyed, cal
     assert set(statuses.values()) == {404}
 
 
-def asked(http: httpx.Client, route: str) -> str:
+def call_route(http: httpx.Client, route: str) -> str:
     """Ask for a route in a way that does no harm where it is let in, and say whether it was."""
     method, path = route.split()
     path = re.sub(r"\{[^}]*\}", "nobody", path)

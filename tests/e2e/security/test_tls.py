@@ -48,15 +48,15 @@ def test_with_tls_a_renewed_certificate_is_loaded_without_a_restart(hardened: Ha
 
 def test_a_login_over_tls_sets_a_secure_cookie(hardened: Hardened) -> None:
     with httpx.Client(base_url=hardened.url, verify=hardened.context, trust_env=False) as http:
-        given = http.post("/status/login", data={"key": hardened.keys["admin"]})
+        answer = http.post("/status/login", data={"key": hardened.keys["admin"]})
         inside = http.get("/status")  # by the cookie alone
         left = http.post("/status/logout")
         outside = http.get("/status")
 
-    attributes = given.headers["set-cookie"].lower().split("; ")
+    attributes = answer.headers["set-cookie"].lower().split("; ")
     assert {"secure", "httponly", "samesite=strict", "path=/"} <= set(attributes)
-    assert given.headers["set-cookie"].startswith("__Host-")
-    assert hardened.keys["admin"] not in given.headers["set-cookie"]
+    assert answer.headers["set-cookie"].startswith("__Host-")
+    assert hardened.keys["admin"] not in answer.headers["set-cookie"]
     assert (inside.status_code, outside.status_code) == (200, 303)
     assert "secure" in left.headers["set-cookie"].lower()
 

@@ -13,13 +13,21 @@ from tests.support.stack import eventually
 
 pytestmark = [pytest.mark.xdist_group("security"), pytest.mark.long]
 
-NOBODY = pwd.getpwnam("nobody")
+ACCOUNT = pwd.getpwnam("nobody")
 
 
 def nobody_may_read(path: Path) -> bool:
     """Whether the checkout lies where other users of this machine can look."""
     return not subprocess.run(
-        ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups", "test", "-r", str(path)],
+        [
+            "setpriv",
+            f"--reuid={ACCOUNT.pw_uid}",
+            f"--regid={ACCOUNT.pw_gid}",
+            "--clear-groups",
+            "test",
+            "-r",
+            str(path),
+        ],
         check=False,
     ).returncode
 
@@ -32,18 +40,18 @@ def test_a_worker_user_cannot_read_the_agents_files(hardened: Hardened) -> None:
 
     answer = hardened.chat("own/user")
     (instance,) = hardened.function("own/user")["instances"]
-    seen = json.loads(answer.json()["choices"][0]["message"]["content"])
+    report = json.loads(answer.json()["choices"][0]["message"]["content"])
     log = Path(hardened.folder / "logs-b")
     assert hardened.http.post("/admin/functions/own%2Fuser/cool").is_success
     eventually(lambda: not hardened.function("own/user")["instances"], what="it to be gone")
 
-    assert (seen["user"], seen["home"]) == (NOBODY.pw_uid, NOBODY.pw_dir)
-    assert 0 not in seen["groups"]
-    assert seen["no_new_privs"] == "1"
-    assert {int(held, 16) for held in seen["capabilities"]} == {0}
-    assert seen["core"] == [0, 0]
-    assert (seen["temporary"], seen["mode"]) == (f"/tmp/cortex-{instance['id']}", "0o700")
-    assert seen["readable"] == ["/etc/passwd"]
-    assert not Path(seen["temporary"]).exists()
+    assert (report["user"], report["home"]) == (ACCOUNT.pw_uid, ACCOUNT.pw_dir)
+    assert 0 not in report["groups"]
+    assert report["no_new_privs"] == "1"
+    assert {int(held, 16) for held in report["capabilities"]} == {0}
+    assert report["core"] == [0, 0]
+    assert (report["temporary"], report["mode"]) == (f"/tmp/cortex-{instance['id']}", "0o700")
+    assert report["readable"] == ["/etc/passwd"]
+    assert not Path(report["temporary"]).exists()
     assert {p.stat().st_uid for p in log.rglob("*.log")} == {0}
     assert {p.stat().st_mode & 0o777 for p in log.rglob("*.log")} == {0o600}

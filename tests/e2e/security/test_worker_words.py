@@ -60,13 +60,13 @@ class Words:
         ]
         with self.keyed.client("status") as http:
             # A router worker of a busy machine may be late with its answer to the other: its requests are missing then.
-            found = {p: eventually(partial(self._text, http, p), within_s=20, what=p) for p in paths}
-            found["metrics"] = httpx.get(self.metrics, headers=http.headers, trust_env=False).raise_for_status().text
+            matches = {p: eventually(partial(self._text, http, p), within_s=20, what=p) for p in paths}
+            matches["metrics"] = httpx.get(self.metrics, headers=http.headers, trust_env=False).raise_for_status().text
         with redis.Redis.from_url(self.keyed.redis_url) as client:
-            found["Redis"] = repr([(name, client.dump(name)) for name in client.scan_iter()])
+            matches["Redis"] = repr([(name, client.dump(name)) for name in client.scan_iter()])
         folder = self.keyed.stack.folder
         files = [p for p in folder.rglob("*") if p.is_file() and "workers" not in p.relative_to(folder).parts]
-        return found | {str(p): p.read_bytes().decode("utf-8", "replace") for p in files}
+        return matches | {str(p): p.read_bytes().decode("utf-8", "replace") for p in files}
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +83,16 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Words]:
 
 
 def test_text_from_workers_stays_on_its_host(words: Words) -> None:
-    found = words.everywhere()
+    result = words.everywhere()
 
-    assert [where for where, text in found.items() if MARK in text] == []
+    assert [where for where, text in result.items() if MARK in text] == []
     # What is searched is there: the requests, their tries, the failures and the answers between routers.
-    assert "exited with code 3 while starting: out of memory" in found["/admin/hosts"]
-    assert "serves 1 other model instead of one/named" in found["/admin/functions/one%2Fnamed"]
-    assert '"tries":[{' in found["/admin/requests/broken-False"]
-    assert any("broken-False" in text for path, text in found.items() if path.endswith(".aof"))
-    assert any("worker_ended" in text for path, text in found.items() if path.endswith("agent.log"))
-    assert any("broken-True" in text for path, text in found.items() if path.endswith("router.log"))
+    assert "exited with code 3 while starting: out of memory" in result["/admin/hosts"]
+    assert "serves 1 other model instead of one/named" in result["/admin/functions/one%2Fnamed"]
+    assert '"tries":[{' in result["/admin/requests/broken-False"]
+    assert any("broken-False" in text for path, text in result.items() if path.endswith(".aof"))
+    assert any("worker_ended" in text for path, text in result.items() if path.endswith("agent.log"))
+    assert any("broken-True" in text for path, text in result.items() if path.endswith("router.log"))
 
 
 def test_the_client_of_a_request_gets_its_workers_text(words: Words) -> None:

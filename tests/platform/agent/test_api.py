@@ -20,8 +20,8 @@ async def test_every_handler_and_every_guard_runs_on_the_loop(
     make: Callable[[Settings], Litestar | Dispatcher], tmp_path: Path
 ) -> None:
     (tmp_path / "models.toml").write_text("")
-    made = make(Settings(models_config=str(tmp_path / "models.toml"), token_file=str(tmp_path / "token")))
-    app = made.rest if isinstance(made, Dispatcher) else made
+    result = make(Settings(models_config=str(tmp_path / "models.toml"), token_file=str(tmp_path / "token")))
+    app = result.rest if isinstance(result, Dispatcher) else result
     handlers = [handler for route in app.routes for handler in getattr(route, "route_handlers", [])]
 
     threaded = {str(h.fn) for h in handlers if not (h.sync_to_thread is False or inspect.iscoroutinefunction(h.fn))}

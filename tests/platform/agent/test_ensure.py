@@ -44,9 +44,9 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     with own_redis(tmp_path) as url:
         registry = Registry(url)
         settings = replace(Settings(), agent=own, redis=replace(Settings().redis, url=url))
-        made = Agent(settings, HostToken.of_fleet(tmp_path / "token", "a"), registry)
-        yield made
-        await made.supervisor.close()
+        an_agent = Agent(settings, HostToken.of_fleet(tmp_path / "token", "a"), registry)
+        yield an_agent
+        await an_agent.supervisor.close()
         await registry.close()
 
 

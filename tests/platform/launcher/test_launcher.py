@@ -112,7 +112,7 @@ class RunningPool:
     """A keeper at work, and what it told."""
 
     def __init__(self, command: tuple[str, ...], folder: Path) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.folder = folder
         self.keeper = LauncherPool(
             command,
@@ -120,12 +120,12 @@ class RunningPool:
             owner=OWNER,
             log_path=folder / "launcher.log",
             busy=lambda: False,
-            on_state=lambda state, memory_mb: self.told.append(f"{state} {memory_mb}" if memory_mb else state),
+            on_state=lambda state, memory_mb: self.messages.append(f"{state} {memory_mb}" if memory_mb else state),
         )
         self.command = command
 
     async def until(self, state: str, times: int = 1) -> None:
-        await until(lambda: sum(t.startswith(state) for t in self.told) >= times)
+        await until(lambda: sum(t.startswith(state) for t in self.messages) >= times)
 
     def pid(self) -> int:
         """Return the launcher's pid."""
@@ -140,17 +140,17 @@ class RunningPool:
     def log(self, instance: str = INSTANCE) -> Path:
         return self.folder / f"{instance}.log"
 
-    async def said(self, instance: str = INSTANCE) -> dict[str, dict[str, object]]:
+    async def report(self, instance: str = INSTANCE) -> dict[str, dict[str, object]]:
         log = self.log(instance)
         await until(lambda: log.exists() and '"front"' in log.read_text())
-        found: dict[str, dict[str, object]] = json.loads(
+        answer: dict[str, dict[str, object]] = json.loads(
             next(line for line in log.read_text().splitlines() if line.startswith("{"))
         )
-        return found
+        return answer
 
 
 @pytest.fixture
-async def kept(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[RunningPool]:
+async def pool(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[RunningPool]:
     running = RunningPool(engine, tmp_path)
     task = asyncio.ensure_future(running.keeper.keep())
     before = {p.pid for p in psutil.process_iter()}
@@ -165,27 +165,27 @@ async def kept(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[Running
                 os.kill(pid, signal.SIGKILL)
 
 
-async def test_the_launcher_forks_the_instance_with_all_three_processes_preloaded(kept: RunningPool) -> None:
-    await kept.until("parked")
-    parked, handed_over = kept.pid(), time.time()
+async def test_the_launcher_forks_the_instance_with_all_three_processes_preloaded(pool: RunningPool) -> None:
+    await pool.until("parked")
+    parked, handed_over = pool.pid(), time.time()
 
-    child = await kept.start(ASKED="yes")
-    said = await kept.said()
+    child = await pool.start(ASKED="yes")
+    output = await pool.report()
 
     assert isinstance(child, ForkedWorker)
-    assert child.pid == os.getsid(child.pid) == os.getpgid(child.pid) == said["front"]["pid"]
-    assert {os.getsid(int(str(one["pid"]))) for one in said.values()} == {child.pid}
-    assert kept.pid() == parked != child.pid
-    assert said["front"]["argv"] == ["vllm", "--model", "tiny"] == said["worker"]["argv"]
-    assert said["front"]["check"] == "RequireKey"
-    for one in said.values():
+    assert child.pid == os.getsid(child.pid) == os.getpgid(child.pid) == output["front"]["pid"]
+    assert {os.getsid(int(str(one["pid"]))) for one in output.values()} == {child.pid}
+    assert pool.pid() == parked != child.pid
+    assert output["front"]["argv"] == ["vllm", "--model", "tiny"] == output["worker"]["argv"]
+    assert output["front"]["check"] == "RequireKey"
+    for one in output.values():
         assert one["env"] == "yes"
         assert float(str(one["imported_s"])) < handed_over
         # The marker of the instance is what any process of the machine sees, and so is found by.
         assert psutil.Process(int(str(one["pid"]))).environ()[environment.MARKER] == INSTANCE
-    assert "the core speaks" in kept.log().read_text()
+    assert "the core speaks" in pool.log().read_text()
     assert {pid for name, pid in process.find_owned(OWNER) if name == INSTANCE} >= {
-        int(str(one["pid"])) for one in said.values()
+        int(str(one["pid"])) for one in output.values()
     }
 
 
@@ -194,63 +194,63 @@ async def test_a_script_runs_as_its_own_command(engine: tuple[str, ...], tmp_pat
     folder.mkdir()
     (folder / "python").symlink_to(sys.executable)
     (folder / "vllm").write_text(SCRIPT)
-    kept = RunningPool((str(folder / "vllm"), "serve"), tmp_path)
-    task = asyncio.ensure_future(kept.keeper.keep())
-    await kept.until("parked")
+    pool = RunningPool((str(folder / "vllm"), "serve"), tmp_path)
+    task = asyncio.ensure_future(pool.keeper.keep())
+    await pool.until("parked")
 
-    child = await kept.start()
-    said = await kept.said()
+    child = await pool.start()
+    output = await pool.report()
 
     assert isinstance(child, ForkedWorker)
-    assert said["front"]["argv"] == ["vllm", "serve", "--model", "tiny"]
+    assert output["front"]["argv"] == ["vllm", "serve", "--model", "tiny"]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    await kept.keeper.close()
+    await pool.keeper.close()
     await until(lambda: not process.kill_orphans(INSTANCE))
 
 
-async def test_two_starts_in_a_row_are_both_forked_from_one_launcher(kept: RunningPool) -> None:
-    await kept.until("parked")
+async def test_two_starts_in_a_row_are_both_forked_from_one_launcher(pool: RunningPool) -> None:
+    await pool.until("parked")
     second = f"{INSTANCE}b"
-    parked = kept.pid()
+    parked = pool.pid()
 
-    children = [await kept.start(ASKED="one"), await kept.start(second, ASKED="two")]
-    said = await kept.said(), await kept.said(second)
+    children = [await pool.start(ASKED="one"), await pool.start(second, ASKED="two")]
+    output = await pool.report(), await pool.report(second)
 
     assert [type(c) for c in children] == [ForkedWorker, ForkedWorker]
-    assert [{one["env"] for one in of_instance.values()} for of_instance in said] == [{"one"}, {"two"}]
-    for of_instance, instance in zip(said, (INSTANCE, second), strict=True):
+    assert [{one["env"] for one in of_instance.values()} for of_instance in output] == [{"one"}, {"two"}]
+    for of_instance, instance in zip(output, (INSTANCE, second), strict=True):
         pids = [int(str(one["pid"])) for one in of_instance.values()]
         assert {psutil.Process(pid).environ()[environment.MARKER] for pid in pids} == {instance}
-    assert kept.pid() == parked
-    assert [t.partition(" ")[0] for t in kept.told].count("parked") == 1
+    assert pool.pid() == parked
+    assert [t.partition(" ")[0] for t in pool.messages].count("parked") == 1
 
 
-async def test_instances_of_one_launcher_share_neither_secrets_nor_random_numbers(kept: RunningPool) -> None:
-    await kept.until("parked")
+async def test_instances_of_one_launcher_share_neither_secrets_nor_random_numbers(pool: RunningPool) -> None:
+    await pool.until("parked")
     second = f"{INSTANCE}b"
 
-    await kept.start()
-    await kept.start(second)
-    one, two = await kept.said(), await kept.said(second)
+    await pool.start()
+    await pool.start(second)
+    one, two = await pool.report(), await pool.report(second)
 
     assert one["front"]["secret"] != two["front"]["secret"]
     assert one["front"]["random"] != two["front"]["random"]
 
 
-async def test_the_memory_of_a_parked_launcher_is_reported(kept: RunningPool) -> None:
-    await kept.until("parked")
+async def test_the_memory_of_a_parked_launcher_is_reported(pool: RunningPool) -> None:
+    await pool.until("parked")
 
-    (parked,) = (t for t in kept.told if t.startswith("parked"))
+    (parked,) = (t for t in pool.messages if t.startswith("parked"))
 
     assert int(parked.removeprefix("parked ")) > 5
 
 
-async def test_an_exit_code_is_reported_by_the_launcher(kept: RunningPool) -> None:
-    await kept.until("parked")
-    child = await kept.start()
+async def test_an_exit_code_is_reported_by_the_launcher(pool: RunningPool) -> None:
+    await pool.until("parked")
+    child = await pool.start()
     assert isinstance(child, ForkedWorker)
-    await kept.said()
+    await pool.report()
     leader = identify(child.pid)
     assert leader is not None
 
@@ -261,16 +261,16 @@ async def test_an_exit_code_is_reported_by_the_launcher(kept: RunningPool) -> No
     assert identify(child.pid) is None
 
 
-async def test_a_worker_outlives_its_launcher_and_its_exit_code_is_unknown_then(kept: RunningPool) -> None:
-    await kept.until("parked")
-    child = await kept.start()
+async def test_a_worker_outlives_its_launcher_and_its_exit_code_is_unknown_then(pool: RunningPool) -> None:
+    await pool.until("parked")
+    child = await pool.start()
     assert isinstance(child, ForkedWorker)
-    await kept.said()
+    await pool.report()
     leader = identify(child.pid)
     assert leader is not None
 
-    os.kill(kept.pid(), signal.SIGKILL)
-    await kept.until("failed")
+    os.kill(pool.pid(), signal.SIGKILL)
+    await pool.until("failed")
     alive = is_alive(leader)
     os.kill(child.pid, signal.SIGKILL)
     await termination.wait_for_exit(leader)
@@ -279,106 +279,106 @@ async def test_a_worker_outlives_its_launcher_and_its_exit_code_is_unknown_then(
     assert child.wait() is None
 
 
-async def test_the_log_is_emptied_for_each_launcher_and_appended_to(kept: RunningPool) -> None:
+async def test_the_log_is_emptied_for_each_launcher_and_appended_to(pool: RunningPool) -> None:
     """A launcher that is still exiting would otherwise write at its old position, after a gap."""
-    await kept.until("parked")
-    log, first = kept.folder / "launcher.log", kept.pid()
+    await pool.until("parked")
+    log, first = pool.folder / "launcher.log", pool.pid()
     flags = flags_of_output(first)
     with log.open("ab") as output:
         output.write(b"of the first launcher\n")
 
     os.kill(first, signal.SIGKILL)
-    await kept.until("parked", times=2)
+    await pool.until("parked", times=2)
 
     assert flags & os.O_APPEND
     assert b"of the first launcher" not in log.read_bytes()
 
 
-async def test_all_processes_of_the_worker_are_killed_by_its_marker(kept: RunningPool) -> None:
-    await kept.until("parked")
-    child = await kept.start()
+async def test_all_processes_of_the_worker_are_killed_by_its_marker(pool: RunningPool) -> None:
+    await pool.until("parked")
+    child = await pool.start()
     assert isinstance(child, ForkedWorker)
-    said = await kept.said()
+    output = await pool.report()
     os.kill(child.pid, signal.SIGKILL)
 
     await until(lambda: not process.kill_orphans(INSTANCE))
 
-    assert not [one for one in said.values() if _runs(int(str(one["pid"])))]
+    assert not [one for one in output.values() if _runs(int(str(one["pid"])))]
 
 
-async def test_a_launcher_killed_while_parked_is_replaced(kept: RunningPool) -> None:
-    await kept.until("parked")
-    first = kept.pid()
+async def test_a_launcher_killed_while_parked_is_replaced(pool: RunningPool) -> None:
+    await pool.until("parked")
+    first = pool.pid()
 
     os.killpg(first, signal.SIGKILL)
-    await kept.until("failed: it was killed by SIGKILL while it was parked")
-    refused = await kept.start()
-    await kept.until("parked", times=2)
+    await pool.until("failed: it was killed by SIGKILL while it was parked")
+    refused = await pool.start()
+    await pool.until("parked", times=2)
 
     assert isinstance(refused, str)
-    assert kept.pid() != first
+    assert pool.pid() != first
 
 
-async def test_a_launcher_killed_while_it_forks_is_replaced_and_leaves_no_worker(kept: RunningPool) -> None:
-    await kept.until("parked")
-    first = kept.pid()
+async def test_a_launcher_killed_while_it_forks_is_replaced_and_leaves_no_worker(pool: RunningPool) -> None:
+    await pool.until("parked")
+    first = pool.pid()
     os.kill(first, signal.SIGSTOP)
-    starting = asyncio.ensure_future(kept.start())
+    starting = asyncio.ensure_future(pool.start())
     await asyncio.sleep(0)
 
     os.killpg(first, signal.SIGKILL)
     refused = await starting
-    await kept.until("parked", times=2)
+    await pool.until("parked", times=2)
 
     assert isinstance(refused, str)
     assert refused.startswith("the launcher did not fork: ")
     assert process.orphans_of(INSTANCE) == []
 
 
-async def test_a_start_that_is_cancelled_while_it_is_forked_leaves_no_worker(kept: RunningPool) -> None:
-    await kept.until("parked")
-    before = set(children_of(kept.pid()))
-    os.kill(kept.pid(), signal.SIGSTOP)
-    starting = asyncio.ensure_future(kept.start())
+async def test_a_start_that_is_cancelled_while_it_is_forked_leaves_no_worker(pool: RunningPool) -> None:
+    await pool.until("parked")
+    before = set(children_of(pool.pid()))
+    os.kill(pool.pid(), signal.SIGSTOP)
+    starting = asyncio.ensure_future(pool.start())
     await asyncio.sleep(0.1)  # the order is sent, and not carried out
 
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
-    os.kill(kept.pid(), signal.SIGCONT)
+    os.kill(pool.pid(), signal.SIGCONT)
 
-    await until(lambda: not set(children_of(kept.pid())) - before)
-    assert not kept.log().exists()
+    await until(lambda: not set(children_of(pool.pid())) - before)
+    assert not pool.log().exists()
 
 
-async def test_a_parked_launcher_ends_with_its_agent(kept: RunningPool) -> None:
-    await kept.until("parked")
-    pid = kept.pid()
-    assert kept.keeper._line is not None
+async def test_a_parked_launcher_ends_with_its_agent(pool: RunningPool) -> None:
+    await pool.until("parked")
+    pid = pool.pid()
+    assert pool.keeper._line is not None
 
-    kept.keeper._line.close()  # as the kernel does when an agent dies, however it dies
+    pool.keeper._line.close()  # as the kernel does when an agent dies, however it dies
 
     await until(lambda: not _runs(pid))
 
 
-async def test_cached_device_facts_are_cleared_at_the_hand_over(engine: tuple[str, ...], kept: RunningPool) -> None:
+async def test_cached_device_facts_are_cleared_at_the_hand_over(engine: tuple[str, ...], pool: RunningPool) -> None:
     """What the engine remembered of them while it was parked is of no device that the instance has."""
     del engine
-    await kept.until("parked")
-    await kept.start(CUDA_VISIBLE_DEVICES="GPU-1")
+    await pool.until("parked")
+    await pool.start(CUDA_VISIBLE_DEVICES="GPU-1")
 
-    said = await kept.said()
+    output = await pool.report()
 
-    assert [one["devices"] for one in said.values()] == ["GPU-1"] * 3
-    assert "does not have" not in kept.log().read_text()
+    assert [one["devices"] for one in output.values()] == ["GPU-1"] * 3
+    assert "does not have" not in pool.log().read_text()
 
 
-async def test_a_process_of_the_engine_can_name_itself(kept: RunningPool) -> None:
-    await kept.until("parked")
-    await kept.start(TITLE="VLLM::Core")
+async def test_a_process_of_the_engine_can_name_itself(pool: RunningPool) -> None:
+    await pool.until("parked")
+    await pool.start(TITLE="VLLM::Core")
 
-    said = await kept.said()
+    output = await pool.report()
 
-    core = psutil.Process(int(str(said["core"]["pid"])))
+    core = psutil.Process(int(str(output["core"]["pid"])))
     assert (core.name(), core.cmdline()[0]) == ("VLLM::Core", "VLLM::Core")
     assert core.environ()[environment.MARKER] == INSTANCE
 
@@ -390,10 +390,10 @@ async def test_an_engine_whose_import_initialises_cuda_is_not_parked(engine: tup
     (torch / "cuda.py").write_text("def is_initialized():\n    return True\n")
     core = tmp_path / "lib" / "vllm" / "v1" / "engine" / "core.py"
     core.write_text(f"import torch\n{core.read_text()}")
-    kept = RunningPool(engine, tmp_path)
-    task = asyncio.ensure_future(kept.keeper.keep())
+    pool = RunningPool(engine, tmp_path)
+    task = asyncio.ensure_future(pool.keeper.keep())
 
-    await kept.until("failed: it exited with code 1 while importing")
+    await pool.until("failed: it exited with code 1 while importing")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -401,14 +401,14 @@ async def test_an_engine_whose_import_initialises_cuda_is_not_parked(engine: tup
 
 
 async def test_an_engine_that_cannot_be_imported_is_a_reported_failure(tmp_path: Path) -> None:
-    kept = RunningPool((sys.executable, "-m", "vllm.entrypoints.openai.api_server"), tmp_path)
-    task = asyncio.ensure_future(kept.keeper.keep())
+    pool = RunningPool((sys.executable, "-m", "vllm.entrypoints.openai.api_server"), tmp_path)
+    task = asyncio.ensure_future(pool.keeper.keep())
 
-    await kept.until("failed: it exited with code 1 while importing")
+    await pool.until("failed: it exited with code 1 while importing")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
-    assert isinstance(await kept.start(), str)
+    assert isinstance(await pool.start(), str)
     assert "could not import the engine's core" in (tmp_path / "launcher.log").read_text()
 
 
@@ -425,14 +425,14 @@ async def test_a_launcher_with_an_invalid_greeting_is_not_parked(tmp_path: Path,
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{command} >&0\nexec sleep 60\n")
     python.chmod(0o700)
-    kept = RunningPool((str(python), "-m", "vllm"), tmp_path)
-    task = asyncio.ensure_future(kept.keeper.keep())
+    pool = RunningPool((str(python), "-m", "vllm"), tmp_path)
+    task = asyncio.ensure_future(pool.keeper.keep())
 
-    await kept.until(f"failed: {why}")
+    await pool.until(f"failed: {why}")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
-    assert isinstance(await kept.start(), str)
+    assert isinstance(await pool.start(), str)
 
 
 @pytest.mark.parametrize(

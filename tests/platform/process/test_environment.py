@@ -51,9 +51,9 @@ def test_secrets_and_the_agents_own_settings_are_not_inherited(name: str, value:
     [("/a", "/b", "/b:/a"), ("/a", None, "/a"), (None, "/b", "/b"), ("/a", "", "/a")],
 )
 def test_a_workers_python_path_precedes_the_agents(agents: str | None, own: str | None, expected: str) -> None:
-    given = [{} if path is None else {"PYTHONPATH": path} for path in (agents, own)]
+    fields = [{} if path is None else {"PYTHONPATH": path} for path in (agents, own)]
 
-    assert worker_environment(*given) == {"PYTHONPATH": expected}
+    assert worker_environment(*fields) == {"PYTHONPATH": expected}
 
 
 def test_without_python_paths_the_variable_is_absent() -> None:

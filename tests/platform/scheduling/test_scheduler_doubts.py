@@ -43,7 +43,7 @@ def instance_of(scheduler: SchedulerDriver) -> Instance:
     return next(i for i in scheduler.record().instances if i.id == "one")
 
 
-def seen(scheduler: SchedulerDriver, **rest: int) -> Fleet:
+def fleet_view(scheduler: SchedulerDriver, **rest: int) -> Fleet:
     return a_fleet(a_report(seen=scheduler.record().epoch), **rest)  # type: ignore[arg-type]
 
 
@@ -102,7 +102,7 @@ def test_where_the_engine_does_not_count_connections_decide_after_a_router_fell_
     bring_up(scheduler)
     fallen_silent(scheduler)
     scheduler.cool("f", 1000.0)
-    scheduler.reported(seen(scheduler), 1000.0)
+    scheduler.reported(fleet_view(scheduler), 1000.0)
 
     scheduler.looked("one", None, connections, 1000.1)
     scheduler.reconcile(1061.0)
@@ -118,7 +118,7 @@ def test_a_worker_is_looked_at_before_it_is_stopped() -> None:
     bring_up(scheduler)
     scheduler.cool("f", 200.0)
 
-    scheduler.reported(seen(scheduler), 200.5)
+    scheduler.reported(fleet_view(scheduler), 200.5)
     before = effects(scheduler)
     scheduler.looked("one", 0, 3, 200.6)
 
@@ -130,7 +130,7 @@ def test_a_reap_is_cancelled_when_the_engine_is_busy() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.reconcile(200.0)
-    scheduler.reported(seen(scheduler), 200.5)
+    scheduler.reported(fleet_view(scheduler), 200.5)
 
     scheduler.looked("one", 2, 1, 200.6)
 
@@ -142,7 +142,7 @@ def test_a_cool_waits_for_the_requests_of_the_engine() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.cool("f", 200.0)
-    scheduler.reported(seen(scheduler), 200.5)
+    scheduler.reported(fleet_view(scheduler), 200.5)
     scheduler.looked("one", 1, 1, 200.6)
     busy = instance_of(scheduler).state
 
@@ -157,7 +157,7 @@ def test_a_look_without_a_result_is_requested_again() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
     scheduler.cool("f", 200.0)
-    scheduler.reported(seen(scheduler), 200.5)
+    scheduler.reported(fleet_view(scheduler), 200.5)
     scheduler.take_effects()
 
     scheduler.reconcile(201.0)
@@ -222,7 +222,7 @@ def test_a_start_that_waits_for_room_is_placed_again() -> None:
     scheduler.reported(a_fleet(a_report()), 0.0)
     bring_up(scheduler)
     scheduler.ensure(G, HERE, "two", 50.0)
-    scheduler.reported(seen(scheduler), 50.1)
+    scheduler.reported(fleet_view(scheduler), 50.1)
     scheduler.looked("one", 0, 0, 50.2)  # it is stopped, and never ends
 
     scheduler.reconcile(50.0 + OVERDUE_S[State.PLACING])

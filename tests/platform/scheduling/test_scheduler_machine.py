@@ -74,7 +74,7 @@ class Agent(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = SchedulerDriver(a_host(devices=DEVICES), RULES, segment_events=20)
         self.now = 0.0
-        self.made = 0
+        self.starts = 0
         self.fleet: Fleet | None = None
         self.last_read: Fleet | None = None
         self.read_since = 0.0
@@ -92,14 +92,14 @@ class Agent(RuleBasedStateMachine):
     @rule(function=SPECS, here=st.booleans(), force=st.booleans())
     def ensure(self, function: Function, here: bool, force: bool) -> None:
         """A plan says beforehand what will come of it, except that it does not mind a back-off."""
-        self.made += 1
+        self.starts += 1
         plan = self.scheduler.plan(function, HERE if here else None, self.now)
-        answer = self.scheduler.ensure(function, HERE if here else None, f"i{self.made}", self.now, force=force)
+        answer = self.scheduler.ensure(function, HERE if here else None, f"i{self.starts}", self.now, force=force)
 
         assert isinstance(answer, Rejected) or answer.instance in [i.id for i in self.instances()]
         match plan, answer:
             case PlacementPlan(there=running), Accepted(instance=instance):
-                assert instance == (running or f"i{self.made}")
+                assert instance == (running or f"i{self.starts}")
             case PlacementPlan(retry_at=retry_at), Rejected():
                 assert retry_at > self.now
             case Rejected(reason=reason), Rejected(reason=other_reason, failure=None):
@@ -114,10 +114,10 @@ class Agent(RuleBasedStateMachine):
         self.bring_up(holder, [])
         self.now += later
         up = [i.id for i in self.instances() if i.state in (State.READY, State.DRAINING)]
-        seen = self.scheduler.record().epoch
-        self.heard(a_fleet(a_report(seen=seen, in_flight=dict.fromkeys(up, 1), waiting={function.id: 1})))
-        self.made += 1
-        answer = self.scheduler.ensure(function, HERE, f"i{self.made}", self.now, waited_s=waited_s, turn=True)
+        epoch = self.scheduler.record().epoch
+        self.receive_fleet(a_fleet(a_report(seen=epoch, in_flight=dict.fromkeys(up, 1), waiting={function.id: 1})))
+        self.starts += 1
+        answer = self.scheduler.ensure(function, HERE, f"i{self.starts}", self.now, waited_s=waited_s, turn=True)
 
         assert isinstance(answer, Rejected) or answer.instance in [i.id for i in self.instances()]
         self.check()
@@ -161,9 +161,9 @@ class Agent(RuleBasedStateMachine):
         ]
         at = {used_instance(i): self.now - ago for i, ago in zip(up, used, strict=False)}
         fleet = a_fleet(*reports, used=at, cordoned=cordoned)
-        self.heard(replace(fleet, hosts={OTHER.name: OTHER} if elsewhere else {}))
+        self.receive_fleet(replace(fleet, hosts={OTHER.name: OTHER} if elsewhere else {}))
 
-    def heard(self, fleet: Fleet | None) -> None:
+    def receive_fleet(self, fleet: Fleet | None) -> None:
         self.last_read = fleet
         if fleet is None:
             self.read_since = self.now + REPORTS_BACK_S
@@ -174,7 +174,7 @@ class Agent(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 5.0, 21.0, 31.0, 31.0, 61.0, 201.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.heard(self.last_read)
+        self.receive_fleet(self.last_read)
 
     @rule(name=NAMES, at_once=st.booleans())
     def cool(self, name: str, at_once: bool) -> None:
@@ -192,7 +192,7 @@ class Agent(RuleBasedStateMachine):
         """What seldom happens: one rule, so that it stays seldom."""
         match what:
             case "lose":
-                self.heard(None)
+                self.receive_fleet(None)
             case "shut":
                 self.forced = True
                 self.scheduler.shut_down(self.now)
@@ -215,7 +215,7 @@ class Agent(RuleBasedStateMachine):
         for n, worker in enumerate(state.workers):
             self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=n % 4 != 2)
         self.forced = True
-        self.heard(self.fleet)
+        self.receive_fleet(self.fleet)
 
     # The supervisor.
 
@@ -404,7 +404,7 @@ class Agent(RuleBasedStateMachine):
             for task in list(self.pending):
                 self.answer(task, True)
             self.now += 1.0
-            self.heard(a_fleet(a_report(seen=self.scheduler.record().epoch)))
+            self.receive_fleet(a_fleet(a_report(seen=self.scheduler.record().epoch)))
         moving = [i for i in self.instances() if i.state is not State.READY]
         assert not [i for i in moving if self.now - i.since > 2.0], "an instance does not move on"
         self.replay()

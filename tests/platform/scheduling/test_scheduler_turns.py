@@ -43,9 +43,9 @@ class Stage:
 
     def report(self, **more: Any) -> None:
         """Have the router report what is in flight and waiting, and acknowledge every drain."""
-        seen = self.scheduler.record().epoch
+        epoch = self.scheduler.record().epoch
         self.used |= {f"i:{i}": self.now for i, n in self.in_flight.items() if n}
-        fleet = a_fleet(a_report(in_flight=self.in_flight, waiting=self.waiting, seen=seen), used=self.used)
+        fleet = a_fleet(a_report(in_flight=self.in_flight, waiting=self.waiting, seen=epoch), used=self.used)
         self.scheduler.reported(replace(fleet, hosts=self.others), self.now)
 
     def pass_time(self, seconds: float) -> None:

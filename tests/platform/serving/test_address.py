@@ -41,8 +41,8 @@ def test_loopback_is_recognised_in_both_families(host: str, expected: bool) -> N
 
 @IPV6
 def test_a_port_that_is_free_on_ipv6_only_is_found_there() -> None:
-    with address.create_server("127.0.0.1", 0) as taken:
-        port = taken.getsockname()[1]
+    with address.create_server("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
 
         assert address.first_free_port("::1", port, tries=1) == port
         assert address.first_free_port("127.0.0.1", port, tries=1) is None

@@ -182,17 +182,17 @@ async def test_the_framing_of_a_chunked_body_is_bounded(end: bytes, expected: in
 
 
 async def test_a_trailer_never_becomes_a_header() -> None:
-    seen: list[list[tuple[bytes, bytes]]] = []
+    readings: list[list[tuple[bytes, bytes]]] = []
 
     class Watching(Quick):
         def on_message_complete(self) -> None:
-            seen.append(list(self.scope["headers"]))
+            readings.append(list(self.scope["headers"]))
             super().on_message_complete()
 
     async with serving(Watching) as port:
         await talk(port, CHUNKED.replace(b"Host: x\r\n", CLOSE) + b"0\r\nauthorization: Bearer x\r\n\r\n")
 
-    assert [name for name, _ in seen[0]] == [b"connection", b"transfer-encoding"]
+    assert [name for name, _ in readings[0]] == [b"connection", b"transfer-encoding"]
 
 
 @pytest.mark.parametrize(

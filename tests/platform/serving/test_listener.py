@@ -31,9 +31,9 @@ async def time_until_closed(port: int) -> float:
 
 def test_a_client_without_a_tls_handshake_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "HEAD_S", 0.5)
-    made = trustme.CA().issue_cert("127.0.0.1")
-    made.private_key_pem.write_to_path(str(tmp_path / "key"))
-    made.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
     port = free_port()
     config = listener.config(
         app, f"127.0.0.1:{port}", cert=str(tmp_path / "cert"), key=str(tmp_path / "key"), lifespan="off"

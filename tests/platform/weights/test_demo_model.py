@@ -152,10 +152,10 @@ def llama(demo: Path) -> Iterator[httpx.Client]:
         )
     try:
         deadline = time.monotonic() + 20
-        while not (found := re.search(r"serving .* on (http://\S+)\n", log.read_text())):
+        while not (match := re.search(r"serving .* on (http://\S+)\n", log.read_text())):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.005)
-        with httpx.Client(base_url=found[1], timeout=20) as client:
+        with httpx.Client(base_url=match[1], timeout=20) as client:
             yield client
     finally:
         process.kill()

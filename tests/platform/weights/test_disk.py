@@ -119,18 +119,18 @@ async def test_a_result_without_roots_is_not_reused_with_roots(present: Function
 def test_the_root_that_is_a_prefix_of_the_path_is_checked_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[str] = []
+    readings: list[str] = []
     resolve = Path.resolve
 
     def record(path: Path, strict: bool = False) -> Path:
-        seen.append(path.name)
+        readings.append(path.name)
         return resolve(path, strict)
 
     monkeypatch.setattr(Path, "resolve", record)
 
     load_policy.require_inside(tmp_path / "m.gguf", ("/mnt/away", str(tmp_path)))
 
-    assert "away" not in seen
+    assert "away" not in readings
 
 
 async def test_a_function_on_a_hung_mount_is_refused_while_another_is_answered(

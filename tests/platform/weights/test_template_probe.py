@@ -48,12 +48,12 @@ ANY_EFFORT = "Reasoning: {{ reasoning_effort | default('medium') }}" + IN_PLACE
 
 
 @pytest.mark.parametrize(
-    ("template", "taken"),
+    ("template", "usage"),
     [(IN_PLACE, True), (CHAT_TEMPLATE, True), (HOISTS, False), (ONLY_FIRST, False), (DROPS, False)],
     ids=["in place", "the demo's", "hoists", "raises", "drops"],
 )
-def test_inline_system_is_supported_only_when_rendered_in_place(template: str, taken: bool) -> None:
-    assert probe(template).template.inline_system is taken
+def test_inline_system_is_supported_only_when_rendered_in_place(template: str, usage: bool) -> None:
+    assert probe(template).template.inline_system is usage
 
 
 def test_the_developer_role_needs_a_template_that_names_it() -> None:

@@ -62,9 +62,9 @@ async def test_a_silent_worker_has_no_request_count() -> None:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
 
-    seen = await look(f"http://127.0.0.1:{port}", ["key"])
+    view = await look(f"http://127.0.0.1:{port}", ["key"])
 
-    assert seen.running is None
+    assert view.running is None
     server.close()
 
 
@@ -82,9 +82,9 @@ async def test_metrics_are_requested_with_the_key_that_the_worker_accepts() -> N
     await site.start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
-    seen, counts = await look(url, ["current", "earlier"]), await tokens(url, ["current", "earlier"])
+    view, counts = await look(url, ["current", "earlier"]), await tokens(url, ["current", "earlier"])
     stranger = await look(url, ["current"])
     await runner.cleanup()
 
-    assert (seen.running, counts) == (2, (b"7",))
+    assert (view.running, counts) == (2, (b"7",))
     assert stranger.running is None

@@ -46,8 +46,8 @@ def test_a_process_that_left_group_session_and_environment_is_killed(tmp_path: P
 
 
 def members_if(groups: Path, count: int) -> list[int]:
-    found = cgroup.members(groups, INSTANCE)
-    return found if len(found) >= count else []
+    result = cgroup.members(groups, INSTANCE)
+    return result if len(result) >= count else []
 
 
 def running(pid: int) -> bool:

@@ -24,12 +24,12 @@ def folder(cache: Path, name: str, *, age_s: float, read_s: float | None = None)
 
 @pytest.mark.parametrize("parent", [".", "torch_aot_compile"])
 def test_the_least_recently_used_folders_are_removed(tmp_path: Path, parent: str) -> None:
-    made = [folder(tmp_path, f"{parent}/{n}", age_s=OLD_S + n) for n in range(5)]
+    folders = [folder(tmp_path, f"{parent}/{n}", age_s=OLD_S + n) for n in range(5)]
 
     removed = prune(tmp_path, most=3)
 
     assert removed == 2
-    assert [f.exists() for f in made] == [True, True, True, False, False]
+    assert [f.exists() for f in folders] == [True, True, True, False, False]
 
 
 def test_a_folder_that_was_read_counts_as_used(tmp_path: Path) -> None:
@@ -42,12 +42,12 @@ def test_a_folder_that_was_read_counts_as_used(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_a_start_may_be_reading_stays(tmp_path: Path) -> None:
-    made = [folder(tmp_path, str(n), age_s=60.0 + n) for n in range(3)]
+    folders = [folder(tmp_path, str(n), age_s=60.0 + n) for n in range(3)]
 
     removed = prune(tmp_path, most=1)
 
     assert removed == 0
-    assert all(f.exists() for f in made)
+    assert all(f.exists() for f in folders)
 
 
 def test_a_link_out_of_the_cache_is_not_followed(tmp_path: Path) -> None:

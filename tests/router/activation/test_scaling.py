@@ -20,15 +20,15 @@ def fleet(*instances: Instance, busy: dict[str, int] | None = None) -> Fleet:
     return Fleet(hosts={host.name: host}, routers={report.id: report}, at=0.0)
 
 
-def wanted_in_the_end(function: Function, seen: Fleet) -> list[Want]:
+def wanted_in_the_end(function: Function, view: Fleet) -> list[Want]:
     """Ask twice, so that whatever has to last has lasted."""
     scaling = Scaling()
-    scaling.wanted([function], seen, 100.0)
-    return scaling.wanted([function], seen, 100.0 + PATIENCE_S)
+    scaling.wanted([function], view, 100.0)
+    return scaling.wanted([function], view, 100.0 + PATIENCE_S)
 
 
 @pytest.mark.parametrize(
-    ("function", "seen", "wanted"),
+    ("function", "view", "wanted"),
     [
         (GROWS, fleet(an_instance("a"), busy={"a": 5}), ONE_MORE),
         (GROWS, fleet(an_instance("a"), busy={"a": 4}), []),
@@ -46,17 +46,17 @@ def wanted_in_the_end(function: Function, seen: Fleet) -> list[Want]:
         "cold, with a minimum", "below its minimum", "at its minimum", "the minimum is coming",
     ],
 )  # fmt: skip
-def test_one_more_is_wanted(function: Function, seen: Fleet, wanted: list[Want]) -> None:
-    assert wanted_in_the_end(function, seen) == wanted
+def test_one_more_is_wanted(function: Function, view: Fleet, wanted: list[Want]) -> None:
+    assert wanted_in_the_end(function, view) == wanted
 
 
 def test_a_burst_that_is_over_soon_starts_nothing() -> None:
     scaling = Scaling()
     over, calm = fleet(an_instance("a"), busy={"a": 5}), fleet(an_instance("a"), busy={"a": 1})
 
-    asked = [scaling.wanted([GROWS], seen, at) for seen, at in ((over, 0.0), (calm, 2.0), (over, 4.0), (over, 6.0))]
+    request = [scaling.wanted([GROWS], view, at) for view, at in ((over, 0.0), (calm, 2.0), (over, 4.0), (over, 6.0))]
 
-    assert asked == [[], [], [], []]
+    assert request == [[], [], [], []]
     assert scaling.wanted([GROWS], over, 4.0 + PATIENCE_S) == ONE_MORE
 
 
@@ -67,9 +67,9 @@ def test_a_fleet_that_is_not_there_wants_nothing_but_minimums() -> None:
 @pytest.mark.parametrize("function", [GROWS, a_function(min=1)], ids=["under load", "a minimum"])
 def test_an_instance_of_a_silent_host_counts_as_one_that_is_there(function: Function) -> None:
     silent = {"gone": SilentHost(record=replace(a_host(an_instance("b")), name="gone"), since=0.0)}
-    seen = fleet(*([an_instance("a")] if function is GROWS else []), busy={"a": 50})
+    view = fleet(*([an_instance("a")] if function is GROWS else []), busy={"a": 50})
 
-    assert wanted_in_the_end(function, replace(seen, silent=silent)) == []
+    assert wanted_in_the_end(function, replace(view, silent=silent)) == []
 
 
 BASELINE = a_function(baseline=True)
@@ -77,7 +77,7 @@ FULL = an_instance("full", function="org/large", memory_mb=9500)
 
 
 @pytest.mark.parametrize(
-    ("seen", "waiting", "wanted"),
+    ("view", "waiting", "wanted"),
     [
         (fleet(), {}, [Want("org/model", Cause.BASELINE)]),
         (fleet(an_instance("a")), {}, []),
@@ -94,11 +94,11 @@ FULL = an_instance("full", function="org/large", memory_mb=9500)
     ],
 )  # fmt: skip
 def test_a_baseline_is_wanted_in_room_that_nothing_else_wants(
-    seen: Fleet, waiting: dict[str, int], wanted: list[Want]
+    view: Fleet, waiting: dict[str, int], wanted: list[Want]
 ) -> None:
-    asked = replace(seen, routers={"router-1": a_report(waiting=waiting)})
+    request = replace(view, routers={"router-1": a_report(waiting=waiting)})
 
-    assert Scaling().wanted([BASELINE], asked, 100.0) == wanted
+    assert Scaling().wanted([BASELINE], request, 100.0) == wanted
 
 
 def test_baselines_come_back_one_at_a_time() -> None:

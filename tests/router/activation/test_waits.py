@@ -28,9 +28,9 @@ def test_the_soonest_turn_of_all_hosts_comes_first_and_a_place_without_one_last(
         }
     )
 
-    found = waits(fleet, "f", NOW)
+    result = waits(fleet, "f", NOW)
 
-    assert [(w.host, w.position, w.turn_in_s) for w in found] == [("b", 2, 10.0), ("a", 1, 30.0), ("c", 1, None)]
+    assert [(w.host, w.position, w.turn_in_s) for w in result] == [("b", 2, 10.0), ("a", 1, 30.0), ("c", 1, None)]
 
 
 def test_the_estimate_includes_the_start() -> None:
@@ -57,6 +57,6 @@ def test_without_a_turn_there_is_no_estimate() -> None:
     ],
 )
 def test_a_wait_reads_as_a_sentence(line: tuple[InLine, ...], words: str) -> None:
-    (found,) = waits(Fleet(hosts={"a": a_host_with("a", *line)}), "f", NOW)
+    (result,) = waits(Fleet(hosts={"a": a_host_with("a", *line)}), "f", NOW)
 
-    assert str(found) == words
+    assert str(result) == words

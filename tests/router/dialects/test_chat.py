@@ -147,17 +147,17 @@ def test_case_55_a_call_may_come_without_content(content: Json) -> None:
 
 
 def test_case_56_the_content_of_a_tool_message_may_be_a_list() -> None:
-    told = message("tool", [{"type": "text", "text": "a"}], tool_call_id="c1")
+    tool_result = message("tool", [{"type": "text", "text": "a"}], tool_call_id="c1")
 
-    assert conversation(PLAIN, message("user", "go"), told)[1] == told
-    assert conversation(Traits(content_parts=False), message("user", "go"), told)[1]["content"] == "a"
+    assert conversation(PLAIN, message("user", "go"), tool_result)[1] == tool_result
+    assert conversation(Traits(content_parts=False), message("user", "go"), tool_result)[1]["content"] == "a"
 
 
 def test_case_56_call_and_result_get_the_same_template_compatible_id() -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [whole_call("call_123456789", "f", "{}")]}
-    told = message("tool", "ok", tool_call_id="call_123456789")
+    tool_result = message("tool", "ok", tool_call_id="call_123456789")
 
-    actual = conversation(Traits(tool_ids="alnum9"), message("user", "go"), called, told)
+    actual = conversation(Traits(tool_ids="alnum9"), message("user", "go"), called, tool_result)
 
     short = actual[1]["tool_calls"][0]["id"]
     assert short.isalnum()
@@ -358,9 +358,9 @@ def test_case_01_a_later_system_message_stays_or_becomes_part_of_the_users_turn(
 
 def test_case_01_a_system_message_never_comes_between_a_call_and_its_result() -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [whole_call("c1", "f", "{}")]}
-    told = message("tool", "ok", tool_call_id="c1")
+    tool_result = message("tool", "ok", tool_call_id="c1")
 
-    actual = conversation(PLAIN, message("user", "go"), called, message("system", "c"), told)
+    actual = conversation(PLAIN, message("user", "go"), called, message("system", "c"), tool_result)
 
     assert [one["role"] for one in actual] == ["user", "assistant", "tool", "user"]
 

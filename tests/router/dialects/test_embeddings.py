@@ -13,8 +13,8 @@ NUMBERS = [0.5, -2.0, 3.25]
 PACKED = "AAAAPwAAAMAAAFBA"
 
 
-def ask(given: Any = "hi", **fields: Any) -> embeddings.EmbeddingsRequest:
-    return embeddings.read(json.dumps({"model": "m", "input": given} | fields).encode())
+def ask(value: Any = "hi", **fields: Any) -> embeddings.EmbeddingsRequest:
+    return embeddings.read(json.dumps({"model": "m", "input": value} | fields).encode())
 
 
 def answered(embedding: Any) -> bytes:
@@ -23,13 +23,13 @@ def answered(embedding: Any) -> bytes:
     return json.dumps({"object": "list", "data": data, "model": "worker", "usage": usage}).encode()
 
 
-@pytest.mark.parametrize("given", ["hi", ["hi", "ho"], [1, 2], [[1, 2], [3]]])
-def test_case_59_every_form_of_input_passes_as_it_is(given: Any) -> None:
-    parsed = ask(given, dimensions=64, encoding_format="base64")
+@pytest.mark.parametrize("value", ["hi", ["hi", "ho"], [1, 2], [[1, 2], [3]]])
+def test_case_59_every_form_of_input_passes_as_it_is(value: Any) -> None:
+    parsed = ask(value, dimensions=64, encoding_format="base64")
 
     body_of = json.loads(parsed.body("worker"))
 
-    assert body_of == {"model": "worker", "input": given, "dimensions": 64, "encoding_format": "base64"}
+    assert body_of == {"model": "worker", "input": value, "dimensions": 64, "encoding_format": "base64"}
 
 
 @pytest.mark.parametrize("body_of", [NUMBERS, PACKED])

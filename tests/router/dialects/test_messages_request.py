@@ -225,9 +225,9 @@ def test_case_11_a_turn_with_only_thinking_is_sent_or_removed() -> None:
     assert conversation(PLAIN, messages=history) == [user("go\non")]
 
 
-@pytest.mark.parametrize("given", [{}, None])
-def test_case_12_a_call_without_input_has_empty_arguments(given: Any) -> None:
-    block = use("t1") | {"input": given}
+@pytest.mark.parametrize("value", [{}, None])
+def test_case_12_a_call_without_input_has_empty_arguments(value: Any) -> None:
+    block = use("t1") | {"input": value}
 
     actual = conversation(messages=[user("go"), assistant(text("ok"), block), user(result("t1"))])
 
@@ -316,9 +316,9 @@ def test_case_16_the_name_of_a_tool_is_never_changed(name: str) -> None:
     ],
 )
 def test_case_17_every_tool_choice_has_its_counterpart(choice: dict[str, Any], expected: Any, disable: Any) -> None:
-    given = choice | ({} if disable is None else {"disable_parallel_tool_use": disable})
+    value = choice | ({} if disable is None else {"disable_parallel_tool_use": disable})
 
-    actual = body_of(messages_request(tools=[tool()], tool_choice=given))
+    actual = body_of(messages_request(tools=[tool()], tool_choice=value))
 
     assert actual["tool_choice"] == expected
     assert actual.get("parallel_tool_calls") == (None if disable is None else not disable)

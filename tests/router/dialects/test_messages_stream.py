@@ -130,11 +130,11 @@ def test_case_23_a_stop_sequence_is_reported_with_its_text(word: Json) -> None:
 
 
 def test_case_23_a_call_cut_by_a_stop_sequence_does_not_stop_with_tool_use() -> None:
-    told = streamed(chunk(**call(0, "c1", "f", '{"a": "x')), chunk("stop", stop_reason="END"), stop_sequences=["END"])
+    report = streamed(chunk(**call(0, "c1", "f", '{"a": "x')), chunk("stop", stop_reason="END"), stop_sequences=["END"])
     untold = streamed(chunk(**call(0, "c1", "f", '{"a": "x')), chunk("stop"), stop_sequences=["END"])
 
-    assert stops(told) == stops(untold)
-    assert (stops(told)["stop_reason"], stops(told)["stop_sequence"]) == ("stop_sequence", "END")
+    assert stops(report) == stops(untold)
+    assert (stops(report)["stop_reason"], stops(report)["stop_sequence"]) == ("stop_sequence", "END")
 
 
 def test_case_23_a_stop_token_id_is_not_a_stop_sequence() -> None:

@@ -39,8 +39,8 @@ def called(name: str = "f", call_id: str = "c1", **more: Any) -> Json:
     return {"type": "function_call", "name": name, "call_id": call_id, "arguments": "{}"} | more
 
 
-def output(call_id: str = "c1", given: Any = "done") -> Json:
-    return {"type": "function_call_output", "call_id": call_id, "output": given}
+def output(call_id: str = "c1", value: Any = "done") -> Json:
+    return {"type": "function_call_output", "call_id": call_id, "output": value}
 
 
 IMAGE = {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}", "detail": "auto"}
@@ -185,14 +185,14 @@ def test_case_48_items_may_lack_their_id_and_their_type() -> None:
 
 @pytest.mark.parametrize("name", ["previous_response_id", "conversation", "prompt", "background"])
 def test_case_52_what_needs_stored_answers_is_refused_by_name(name: str) -> None:
-    given: Json = {
+    fields: Json = {
         "previous_response_id": "resp_1",
         "conversation": "c",
         "prompt": {"id": "p"},
         "background": True,
     }
 
-    fault = refusal_of(responses_request, **{name: given[name]})
+    fault = refusal_of(responses_request, **{name: fields[name]})
 
     assert (fault.kind, fault.param) == (Kind.UNSUPPORTED, name)
     absent: Json = {name: None}
@@ -351,8 +351,8 @@ OPEN_RESPONSES = {
 
 
 def test_an_answer_has_every_key_that_open_responses_requires() -> None:
-    asked = responses_request(tools=[{"type": "function", "name": "f", "parameters": {}}], temperature=0.5)
-    reply = asked.answer("a", 1).timed(lambda: 7.5)
+    request = responses_request(tools=[{"type": "function", "name": "f", "parameters": {}}], temperature=0.5)
+    reply = request.answer("a", 1).timed(lambda: 7.5)
 
     answer = json.loads(reply.plain(completion(content="hi")).body)
 

@@ -63,8 +63,8 @@ def test_text_that_waits_is_sent_before_what_follows_it() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_messages_name_the_stop_sequence_and_count_the_tokens_so_far(stream: bool) -> None:
-    asked = messages_request(LLAMA, stop_sequences=["never", " bravo"], stream=stream)
-    machine, reply = StopCut(asked.cuts), asked.answer("a", 1)
+    request = messages_request(LLAMA, stop_sequences=["never", " bravo"], stream=stream)
+    machine, reply = StopCut(request.cuts), request.answer("a", 1)
     worker = machine.feed(wire(timed("Alpha", 1), timed(" br", 2), timed("avo, more", 3), llama_chunk("stop")))
 
     machine_events = events(reply.stream().feed(worker))

@@ -16,9 +16,9 @@ def entry(started_at: float, **rest: float) -> Entry:
 
 
 def test_the_last_start_counts_whatever_device_it_was_on() -> None:
-    found = by_revision({"r1|slow": entry(5.0), "r1|fast": entry(9.0), "r2|fast": Entry(memory_mb=1)})
+    result = by_revision({"r1|slow": entry(5.0), "r1|fast": entry(9.0), "r2|fast": Entry(memory_mb=1)})
 
-    assert found == {"r1": entry(9.0)}
+    assert result == {"r1": entry(9.0)}
 
 
 def test_the_last_start_is_from_the_live_instance() -> None:

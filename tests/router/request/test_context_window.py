@@ -23,12 +23,12 @@ class Counts:
     """A worker's tokenizer that says what it is told to."""
 
     def __init__(self, tokens: int | None) -> None:
-        self.tokens, self.asked = tokens, 0
+        self.tokens, self.calls = tokens, 0
 
     async def count(self, function: Function, instance: Instance, body: bytes) -> int:
-        self.asked += 1
-        asked = json.loads(body)
-        assert asked.get("prompt") == LONG or asked["messages"]
+        self.calls += 1
+        request = json.loads(body)
+        assert request.get("prompt") == LONG or request["messages"]
         if self.tokens is None:
             raise UpstreamBroke("there is no /tokenize here")
         return self.tokens
@@ -37,13 +37,13 @@ class Counts:
 def settle(counts: Counts, dialect: Dialect = "messages", window: int | None = WINDOW, **fields: Any) -> Settle | None:
     rule, default = fields.pop("on_long_prompt", "auto"), fields.pop("default", None)
     traits = Traits(context_window=window, on_long_prompt=rule, default_output_tokens=default)
-    said: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": LONG}]}
+    texts: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": LONG}]}
     if dialect == "responses":
-        said = {"model": "m", "input": LONG}
+        texts = {"model": "m", "input": LONG}
     if dialect == "completions":
-        said = {"model": "m", "prompt": ["short", LONG]}
-    asked = read_request(dialect, json.dumps(said | fields).encode(), traits)
-    return fitting(counts, a_function(), dialect, asked, asked.body("m"), traits)
+        texts = {"model": "m", "prompt": ["short", LONG]}
+    request = read_request(dialect, json.dumps(texts | fields).encode(), traits)
+    return fitting(counts, a_function(), dialect, request, request.body("m"), traits)
 
 
 WORKER = an_instance(context=WINDOW)
@@ -135,7 +135,7 @@ async def test_case_20_what_fits_after_all_is_sent_as_it_is() -> None:
     assert settled is not None
 
     assert await limit_of(settled) == 20000
-    assert counts.asked == 1
+    assert counts.calls == 1
 
 
 async def test_case_20_without_a_limit_clients_of_the_workers_dialect_get_the_workers_verdict() -> None:
@@ -148,7 +148,7 @@ async def test_case_20_without_a_known_window_the_chosen_worker_decides() -> Non
     assert settled is not None
 
     assert await limit_of(settled, an_instance()) == 100
-    assert counts.asked == 0
+    assert counts.calls == 0
     with pytest.raises(DialectError, match="prompt is too long"):
         await settled(WORKER)
 

@@ -51,9 +51,9 @@ class Stage:
         self.view = FleetView(cast(Registry, self), "router-1")
         self.directory.on_change = self.view.wake
         self.in_flight = InFlight("router-1")
-        self.asked: list[Ensure] = []
+        self.proposals: list[Ensure] = []
         self.no_room: Rejected | None = None
-        self.found, self.breaks, self.error = Pulse.WELL, asyncio.Event(), Broken("closed")
+        self.pulse_result, self.breaks, self.error = Pulse.WELL, asyncio.Event(), Broken("closed")
         self.breaks.set()
         self.shared: list[Death] = []
         self.posted: list[tuple[str, int]] = []
@@ -84,15 +84,17 @@ class Stage:
     async def release(self, function: str, token: str) -> None:
         return None
 
-    async def ensure(self, host: HostRecord, asked: Ensure) -> Accepted | Rejected:
-        self.asked.append(asked)
+    async def ensure(self, host: HostRecord, request: Ensure) -> Accepted | Rejected:
+        self.proposals.append(request)
         if self.no_room is not None:
             return self.no_room
-        starting = an_instance(f"new-{len(self.asked)}", function=asked.function.id, revision=revision(asked.function))
+        starting = an_instance(
+            f"new-{len(self.proposals)}", function=request.function.id, revision=revision(request.function)
+        )
         return Accepted(starting.id, starting.state)
 
     async def pulse(self, instance: Instance) -> Pulse:
-        return self.found
+        return self.pulse_result
 
     async def ledger(self) -> dict[str, Entry]:
         return {}
@@ -186,7 +188,7 @@ async def test_a_request_is_in_flight_from_the_step_in_which_its_instance_is_cho
 
     monkeypatch.setattr(admission, "choose", watched)
     async with stage.asking("f", stream=True) as (task, _):
-        await stage.until(lambda: bool(stage.asked))
+        await stage.until(lambda: bool(stage.proposals))
         await stage.shows(stage.of("f"))
         await ended(task)
 
@@ -202,14 +204,14 @@ async def test_what_broke_is_tried_twice_more_and_refused_and_nothing_is_started
     async with stage.asking("f") as (task, sent):
         await ended(task)
 
-    assert (sent.status, len(stage.posted), stage.asked) == (502, 3, [])
+    assert (sent.status, len(stage.posted), stage.proposals) == (502, 3, [])
     assert stage.in_flight.counts() == ({}, {})
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_that_was_alone_on_a_dying_worker_is_not_sent_again(tmp_path: Path, stream: bool) -> None:
     stage = Stage(tmp_path, fake("f"))
-    stage.found = Pulse.GONE
+    stage.pulse_result = Pulse.GONE
     await stage.shows(stage.of("f", "one"), stage.of("f", "two"))
     stage.fails("f", "one")
     await stage.view.refresh()
@@ -223,7 +225,7 @@ async def test_a_request_that_was_alone_on_a_dying_worker_is_not_sent_again(tmp_
 
 async def test_requests_on_a_dying_worker_together_are_sent_again_once(tmp_path: Path) -> None:
     stage = Stage(tmp_path, fake("f"))
-    stage.found = Pulse.GONE
+    stage.pulse_result = Pulse.GONE
     stage.breaks.clear()
     await stage.shows(stage.of("f", "a"))
     async with stage.asking("f") as (first, one), stage.asking("f") as (second, other):
@@ -243,7 +245,7 @@ async def test_requests_on_a_dying_worker_together_are_sent_again_once(tmp_path:
 
 async def test_what_killed_two_workers_alone_is_refused_for_a_while_and_others_are_served(tmp_path: Path) -> None:
     stage = Stage(tmp_path, fake("f"))
-    stage.found = Pulse.GONE
+    stage.pulse_result = Pulse.GONE
     await stage.shows(*(stage.of("f", n) for n in "abcd"))
     for name in "abcd":
         stage.fails("f", name)
@@ -297,7 +299,7 @@ async def test_no_keep_alive_begins_a_stream_while_an_error_is_about_to_be_sent(
 ) -> None:
     monkeypatch.setattr(exchange, "FIRST_KEEP_ALIVE_S", 0.02)
     stage = Stage(tmp_path, fake("f"))
-    stage.found = Pulse.GONE
+    stage.pulse_result = Pulse.GONE
     await stage.shows(stage.of("f"))
     stage.fails("f", "one")
     await stage.view.refresh()
@@ -319,7 +321,7 @@ async def test_what_waits_for_a_slot_of_an_instance_that_is_closed_waits_as_for_
         first.cancel()
         await stage.until(lambda: stage.in_flight.waiting_for("f") == 1)
         left = stage.in_flight.on("busy")
-        await stage.until(lambda: bool(stage.asked))
+        await stage.until(lambda: bool(stage.proposals))
         stage.breaks.set()
         await stage.shows(replace(stage.of("f", "next"), server="llama-server"))
         await ended(second)
@@ -332,13 +334,13 @@ async def test_what_waits_for_a_slot_of_an_instance_that_is_closed_waits_as_for_
 async def test_a_request_for_an_entry_that_is_edited_waits_for_its_new_revision(tmp_path: Path, stream: bool) -> None:
     stage = Stage(tmp_path, fake("f"))
     async with stage.asking("f", stream=stream) as (task, _):
-        await stage.until(lambda: len(stage.asked) == 1)
+        await stage.until(lambda: len(stage.proposals) == 1)
         await stage.edit(fake("f", "--changed"))
-        await stage.until(lambda: len(stage.asked) == 2)
+        await stage.until(lambda: len(stage.proposals) == 2)
         await stage.shows(stage.of("f", "edited"))
         await ended(task)
 
-    assert [a.function.args for a in stage.asked] == [(), ("--changed",)]
+    assert [a.function.args for a in stage.proposals] == [(), ("--changed",)]
     assert stage.posted[0][0] == "edited"
 
 
@@ -367,11 +369,11 @@ async def test_a_held_stream_says_why_no_host_has_room_until_one_has(
 async def test_a_request_for_a_name_that_is_removed_is_refused_at_once(tmp_path: Path) -> None:
     stage = Stage(tmp_path, fake("f") + fake("g"))
     async with stage.asking("f") as (task, sent):
-        await stage.until(lambda: bool(stage.asked))
+        await stage.until(lambda: bool(stage.proposals))
         await stage.edit(fake("g"))
         await ended(task)
 
-    assert (sent.status, b"model_not_found" in sent.body, len(stage.asked)) == (404, True, 1)
+    assert (sent.status, b"model_not_found" in sent.body, len(stage.proposals)) == (404, True, 1)
     assert stage.in_flight.counts() == ({}, {})
 
 
@@ -379,10 +381,10 @@ async def test_a_request_for_an_alias_that_is_moved_goes_where_it_leads_now(tmp_
     both = fake("f") + fake("g")
     stage = Stage(tmp_path, both + aliases({"a": "f"}))
     async with stage.asking("a") as (task, _):
-        await stage.until(lambda: bool(stage.asked))
+        await stage.until(lambda: bool(stage.proposals))
         waited_for = stage.in_flight.counts()[1]
         await stage.edit(both + aliases({"a": "g"}))
-        await stage.until(lambda: len(stage.asked) == 2)
+        await stage.until(lambda: len(stage.proposals) == 2)
         waits_for = stage.in_flight.counts()[1]
         await stage.shows(stage.of("g"))
         await ended(task)
@@ -409,7 +411,7 @@ async def test_who_lets_others_go_first_counts_as_waiting_and_has_the_start_cloc
     stage = Stage(tmp_path, fake("f", start_timeout_s=0.3))
     stage.admission.gate.join("f", Priority.HIGH)
     async with stage.asking("f") as (task, sent):
-        await stage.until(lambda: bool(stage.asked))
+        await stage.until(lambda: bool(stage.proposals))
         await stage.shows(stage.of("f"))
         await asyncio.sleep(0)
         waiting = stage.in_flight.waiting_for("f")

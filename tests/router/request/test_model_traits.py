@@ -46,32 +46,32 @@ def passed_on(function: Function, known: ModelProfile | None = None) -> Traits:
 
 
 def test_nothing_is_sent_in_translation_that_is_not_known_to_work() -> None:
-    found = translated(a_function())
+    results = translated(a_function())
 
-    assert not (found.inline_system or found.developer_role or found.vision)
+    assert not (results.inline_system or results.developer_role or results.vision)
 
 
 def test_clients_of_the_workers_own_dialect_are_believed_until_something_is_known() -> None:
-    found = passed_on(a_function())
+    results = passed_on(a_function())
 
-    assert found.inline_system
-    assert found.developer_role
-    assert found.vision
+    assert results.inline_system
+    assert results.developer_role
+    assert results.vision
 
 
 def test_what_the_weights_say_is_believed_in_every_dialect() -> None:
-    for found in (translated(a_function(), KNOWN), passed_on(a_function(), KNOWN)):
-        assert found.inline_system
-        assert not found.developer_role
-        assert not found.vision
-        assert found.effort["max"] == "high"
+    for results in (translated(a_function(), KNOWN), passed_on(a_function(), KNOWN)):
+        assert results.inline_system
+        assert not results.developer_role
+        assert not results.vision
+        assert results.effort["max"] == "high"
 
 
 def test_a_running_worker_is_believed_before_its_weights() -> None:
-    found = translated(a_function(), KNOWN, an_instance(context=2048, vision=True), an_instance("two", context=4096))
+    results = translated(a_function(), KNOWN, an_instance(context=2048, vision=True), an_instance("two", context=4096))
 
-    assert found.vision
-    assert found.context_window == 2048
+    assert results.vision
+    assert results.context_window == 2048
 
 
 def test_the_operator_has_the_last_word() -> None:
@@ -85,17 +85,17 @@ def test_the_operator_has_the_last_word() -> None:
         on_long_prompt="clamp",
     )
 
-    found = translated(function, KNOWN, an_instance(vision=False))
+    results = translated(function, KNOWN, an_instance(vision=False))
 
-    assert found.vision
-    assert not found.inline_system
-    assert found.thinking_switch is None
-    assert found.reasoning_field == "reasoning"
-    assert found.effort["max"] == "max"
-    assert found.context_window == 1000
-    assert found.output_tokens(100) == 50
-    assert found.sampling == Sampling(temperature=0.1)
-    assert found.on_long_prompt == "clamp"
+    assert results.vision
+    assert not results.inline_system
+    assert results.thinking_switch is None
+    assert results.reasoning_field == "reasoning"
+    assert results.effort["max"] == "max"
+    assert results.context_window == 1000
+    assert results.output_tokens(100) == 50
+    assert results.sampling == Sampling(temperature=0.1)
+    assert results.on_long_prompt == "clamp"
 
 
 @pytest.mark.parametrize(
@@ -135,19 +135,19 @@ def test_traits_are_worked_out_once_and_anew_when_something_changes() -> None:
 
 
 def test_case_01_the_template_that_was_tried_decides_where_a_system_message_stands() -> None:
-    said = [user("one"), {"role": "system", "content": "mind"}, assistant("two"), user("three")]
-    unknown, taken = translated(a_function()), translated(a_function(), KNOWN)
+    texts = [user("one"), {"role": "system", "content": "mind"}, assistant("two"), user("three")]
+    unknown, usage = translated(a_function()), translated(a_function(), KNOWN)
 
-    roles = [[m["role"] for m in body_of(messages_request(t, messages=said))["messages"]] for t in (unknown, taken)]
+    roles = [[m["role"] for m in body_of(messages_request(t, messages=texts))["messages"]] for t in (unknown, usage)]
 
     assert roles == [["user", "assistant", "user"], ["user", "system", "assistant", "user"]]
 
 
 def test_case_10_vision_in_the_catalogue_lets_images_through() -> None:
-    said = [user("go"), assistant(use("t1")), user(result("t1", [image()]))]
+    texts = [user("go"), assistant(use("t1")), user(result("t1", [image()]))]
 
-    blind = json.dumps(body_of(messages_request(translated(a_function(), KNOWN), messages=said, tools=[tool()])))
-    seeing = json.dumps(body_of(messages_request(translated(a_function(vision=True)), messages=said, tools=[tool()])))
+    blind = json.dumps(body_of(messages_request(translated(a_function(), KNOWN), messages=texts, tools=[tool()])))
+    seeing = json.dumps(body_of(messages_request(translated(a_function(vision=True)), messages=texts, tools=[tool()])))
 
     assert "image omitted" in blind
     assert "image_url" in seeing
@@ -156,11 +156,11 @@ def test_case_10_vision_in_the_catalogue_lets_images_through() -> None:
 def test_sampling_of_the_catalogue_is_used_where_the_client_says_nothing() -> None:
     function = a_function(sampling=Sampling(temperature=0.2, top_k=20))
 
-    found = body_of(messages_request(translated(function), temperature=0.9))
+    results = body_of(messages_request(translated(function), temperature=0.9))
     body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
     chat = json.loads(read_chat(body, passed_on(function)).body("w"))
 
-    assert (found["temperature"], found["top_k"]) == (0.9, 20)
+    assert (results["temperature"], results["top_k"]) == (0.9, 20)
     assert (chat["temperature"], chat["top_k"]) == (0.2, 20)
 
 
@@ -198,9 +198,9 @@ def entries(function: Function, known: ModelProfile | None, *instances: Instance
 
 
 def test_case_60_a_cold_function_is_described_from_its_weights_and_its_catalogue_entry() -> None:
-    found = entries(a_function(max_output_tokens=4096, cost=Cost(input=0.25, output=0.0)), KNOWN)
+    results = entries(a_function(max_output_tokens=4096, cost=Cost(input=0.25, output=0.0)), KNOWN)
 
-    assert found["loaded"] is False
+    assert results["loaded"] is False
     expected = {
         "capabilities": ["text", "tools", "reasoning"],
         "limit": {"context": 40960, "input": 40960, "output": 4096},
@@ -211,7 +211,7 @@ def test_case_60_a_cold_function_is_described_from_its_weights_and_its_catalogue
         "reasoning": True,
         "cost": {"input": 0.25, "output": 0.0},
     }
-    assert {name: found[name] for name in expected} == expected
+    assert {name: results[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -219,37 +219,37 @@ def test_case_60_a_cold_function_is_described_from_its_weights_and_its_catalogue
     [a_function(engine=Engine.VLLM, tool_parser="none"), a_function(engine=Engine.LLAMACPP, server="llama_cpp.server")],
 )
 def test_case_60_a_server_that_does_not_find_calls_makes_none(function: Function) -> None:
-    found = entries(function, KNOWN)
+    results = entries(function, KNOWN)
 
-    assert found["tool_call"] is False
-    assert "tools" not in found["capabilities"]
+    assert results["tool_call"] is False
+    assert "tools" not in results["capabilities"]
 
 
 def test_case_60_what_nobody_knows_is_left_out() -> None:
-    found = entries(a_function(), None)
+    results = entries(a_function(), None)
 
-    assert found["capabilities"] == ["text"]
-    assert not {"limit", "max_model_len", "max_output_tokens", "tool_call", "reasoning", "cost"} & found.keys()
+    assert results["capabilities"] == ["text"]
+    assert not {"limit", "max_model_len", "max_output_tokens", "tool_call", "reasoning", "cost"} & results.keys()
 
 
 def test_case_60_the_tightest_worker_limits_the_context() -> None:
     workers = an_instance(context=2048, vision=True), an_instance("b", context=4096)
 
-    found = entries(a_function(context=8192), KNOWN, *workers)
+    results = entries(a_function(context=8192), KNOWN, *workers)
 
-    assert found["max_model_len"] == 2048
-    assert "vision" in found["capabilities"]
+    assert results["max_model_len"] == 2048
+    assert "vision" in results["capabilities"]
 
 
 def test_case_60_anthropics_shape_says_the_same() -> None:
     entry = entries(a_function(vision=True, max_output_tokens=100), KNOWN)
 
-    found = card(entry, a_function(vision=True, max_output_tokens=100), KNOWN, ())
+    results = card(entry, a_function(vision=True, max_output_tokens=100), KNOWN, ())
 
-    assert (found.max_input_tokens, found.max_output_tokens) == (40960, 100)
-    assert found.vision
-    assert found.thinking
-    assert found.effort == ("low",)
+    assert (results.max_input_tokens, results.max_output_tokens) == (40960, 100)
+    assert results.vision
+    assert results.thinking
+    assert results.effort == ("low",)
 
 
 def test_the_first_host_that_knows_something_is_asked() -> None:

@@ -51,8 +51,8 @@ class Reader:
 
 
 async def passed(url: str, sink: Reader, most: int = MOST) -> None:
-    async with connections(read_bytes=64) as made:
-        response = await made.post(url, "/", b"{}", {})
+    async with connections(read_bytes=64) as pool:
+        response = await pool.post(url, "/", b"{}", {})
         try:
             await asyncio.wait_for(response.pass_to(sink, most), 10)
         finally:
@@ -95,9 +95,9 @@ async def test_a_sink_without_room_stops_the_worker_and_gets_the_rest_later() ->
         await peer.request()
         await peer.send(WHOLE)
 
-    async with workers(talk) as there, connections() as made:
+    async with workers(talk) as there, connections() as pool:
         sink = Reader(room=100_000)
-        response = await made.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", {})
         passing = asyncio.create_task(response.pass_to(sink, MOST))
         await asyncio.wait_for(sink.full.wait(), 10)
         before = -1
@@ -105,26 +105,26 @@ async def test_a_sink_without_room_stops_the_worker_and_gets_the_rest_later() ->
             before = sent
             for _ in range(100):
                 await asyncio.sleep(0)
-        held, taken = sent, len(sink.body)
+        held, usage = sent, len(sink.body)
         sink.read()
         await asyncio.wait_for(passing, 20)
         response.close()
-        after = await post(made, there.url)
+        after = await post(pool, there.url)
 
     assert held < total / 2
-    assert taken < 1_000_000
+    assert usage < 1_000_000
     assert len(sink.body) == total
     assert after == (200, b"hello")
     assert there.connections == 1
 
 
 async def test_a_sink_that_is_full_at_the_end_does_not_stop_the_connections_next_answer() -> None:
-    async with workers(answers(WHOLE)) as there, connections() as made:
+    async with workers(answers(WHOLE)) as there, connections() as pool:
         sink = Reader(room=1)
-        response = await made.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", {})
         await asyncio.wait_for(response.pass_to(sink, MOST), 10)
         response.close()
-        after = await asyncio.wait_for(post(made, there.url), 10)
+        after = await asyncio.wait_for(post(pool, there.url), 10)
 
     assert (sink.body, after, there.connections) == (b"hello", (200, b"hello"), 1)
 
@@ -191,20 +191,20 @@ async def test_a_body_that_breaks_off_is_a_failure_after_what_arrived(rest: byte
     ids=["length", "chunks", "end of the connection"],
 )
 async def test_a_body_is_read_whole_up_to_a_limit(answer: bytes) -> None:
-    async with workers(answers_once(answer)) as there, connections(read_bytes=2) as made:
-        response = await made.post(there.url, "/", b"{}", {})
+    async with workers(answers_once(answer)) as there, connections(read_bytes=2) as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
         assert await asyncio.wait_for(response.whole(5), 10) == b"hello"
         response.close()
 
-        response = await made.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", {})
         with pytest.raises(BodyTooLong):
             await asyncio.wait_for(response.whole(4), 10)
         response.close()
 
 
 async def test_a_whole_body_that_breaks_off_is_a_failure() -> None:
-    async with workers(answers_once(WHOLE[:-1])) as there, connections() as made:
-        response = await made.post(there.url, "/", b"{}", {})
+    async with workers(answers_once(WHOLE[:-1])) as there, connections() as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
         with pytest.raises(ConnectionFailed):
             await asyncio.wait_for(response.whole(MOST), 10)
         response.close()
@@ -213,7 +213,7 @@ async def test_a_whole_body_that_breaks_off_is_a_failure() -> None:
 async def test_a_large_whole_body_is_read_although_it_exceeds_what_is_held_unread() -> None:
     body = bytes(5_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n"
-    async with workers(answers(head, body)) as there, connections(read_bytes=1000) as made:
-        response = await made.post(there.url, "/", b"{}", {})
+    async with workers(answers(head, body)) as there, connections(read_bytes=1000) as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
         assert await asyncio.wait_for(response.whole(MOST), 20) == body
         response.close()

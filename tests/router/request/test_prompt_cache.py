@@ -25,8 +25,8 @@ LLAMA = Function(id="m", engine=Engine.LLAMACPP, target_concurrency=4)
 
 def seat(table: SlotTable, salt: str, body: bytes = BODY, number: int | None = 2, company: int = 0) -> Seat:
     """Serve one request from its beginning to its end."""
-    with table.seat("i", number, salt, body, company) as found:
-        return found
+    with table.seat("i", number, salt, body, company) as result:
+        return result
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_each_server_keeps_keys_apart_in_its_own_way(engine: Engine, ran: str, w
 
 
 def test_a_salt_is_written_into_the_body_whatever_the_client_sent() -> None:
-    found = json.loads(salted(b'{"cache_salt":"theirs","model":"m"}', "ours"))
+    answer = json.loads(salted(b'{"cache_salt":"theirs","model":"m"}', "ours"))
 
-    assert found == {"cache_salt": "ours", "model": "m"}
+    assert answer == {"cache_salt": "ours", "model": "m"}
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_the_slot_that_was_used_longest_ago_goes_to_the_next_key() -> None:
 def test_a_request_beside_as_many_as_there_are_slots_reuses_nothing_and_no_slot_is_known_after_it() -> None:
     table = SlotTable()
     with table.seat("i", 1, "one", BODY, 0):
-        beside = seat(table, "one", number=1)
+        companions = seat(table, "one", number=1)
 
-    assert beside == UNKNOWN
+    assert companions == UNKNOWN
     assert not seat(table, "one", number=1).may_reuse
 
 

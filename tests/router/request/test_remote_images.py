@@ -62,9 +62,9 @@ class Says(AbstractResolver):
 
 
 async def test_of_a_names_addresses_only_the_public_are_used() -> None:
-    found = await PublicOnly(Says("10.0.0.1", "93.184.216.34")).resolve("example.org", 80)
+    result = await PublicOnly(Says("10.0.0.1", "93.184.216.34")).resolve("example.org", 80)
 
-    assert [one["host"] for one in found] == ["93.184.216.34"]
+    assert [one["host"] for one in result] == ["93.184.216.34"]
     with pytest.raises(NotFetched, match="not a public one"):
         await PublicOnly(Says("127.0.0.1")).resolve("rebound.example.org", 80)
 
@@ -138,11 +138,11 @@ async def test_images_become_data_in_every_dialect(monkeypatch: pytest.MonkeyPat
     encoded = base64.b64encode(PNG).decode()
     url = f"data:image/png;base64,{encoded}"
     async with server(monkeypatch) as root:
-        found = {dialect: await inlined(body) for dialect, body in requests(f"{root}/away?to=/a.png").items()}
+        matches = {dialect: await inlined(body) for dialect, body in requests(f"{root}/away?to=/a.png").items()}
 
-    assert found["chat"]["messages"][0]["content"][0]["image_url"] == {"url": url}
-    assert found["responses"]["input"][0]["content"][0]["image_url"] == url
-    assert found["messages"]["messages"][0]["content"][0]["source"] == {
+    assert matches["chat"]["messages"][0]["content"][0]["image_url"] == {"url": url}
+    assert matches["responses"]["input"][0]["content"][0]["image_url"] == url
+    assert matches["messages"]["messages"][0]["content"][0]["source"] == {
         "type": "base64", "media_type": "image/png", "data": encoded,
     }  # fmt: skip
 

@@ -21,10 +21,10 @@ def a_fingerprint(text: str = "pill", *, key: str = "k1", function: str = "f") -
     return Fingerprint(key=key, who=key, function=function, request="r", digest=digest("/v1", text.encode()))
 
 
-def after_deaths(passenger: Fingerprint, times: int, *, alone: bool) -> Suspects:
+def after_deaths(fingerprint: Fingerprint, times: int, *, alone: bool) -> Suspects:
     suspects = Suspects()
     for n in range(times):
-        for mark in passenger.marks:
+        for mark in fingerprint.marks:
             suspects.strike(mark, alone=alone, now=float(n))
     return suspects
 

@@ -71,8 +71,8 @@ async def test_a_prompt_that_was_not_counted_is_logged_without_a_word_of_its_wor
     request = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": PROMPT * 20}]}
     sent = json.dumps(request).encode()
     traits = Traits(context_window=16, on_long_prompt="clamp")
-    asked = read_request("chat", sent, traits)
-    settle = fitting(tokenizer, VLLM, "chat", asked, sent, traits)
+    requests = read_request("chat", sent, traits)
+    settle = fitting(tokenizer, VLLM, "chat", requests, sent, traits)
     assert settle is not None
 
     with capture_logs() as logs:
@@ -89,9 +89,9 @@ class Tokenizing:
         self.posted: list[tuple[str, Any]] = []
 
     async def post(self, _: object, path: str, body: bytes) -> Answer:
-        asked = json.loads(body)
-        self.posted.append((path, asked))
-        words = str(asked.get("prompt") or asked.get("content")).split()
+        request = json.loads(body)
+        self.posted.append((path, request))
+        words = str(request.get("prompt") or request.get("content")).split()
         return Answer(200, {"count": len(words), "tokens": words})
 
 
@@ -105,7 +105,7 @@ async def test_the_prompt_of_a_completion_is_counted_without_a_template(server: 
     )
 
     assert count == 3
-    assert [(path, asked[field]) for path, asked in workers.posted] == [("/tokenize", "one two three")]
+    assert [(path, request[field]) for path, request in workers.posted] == [("/tokenize", "one two three")]
 
 
 async def test_the_tokens_of_a_prompt_of_ids_are_counted_without_the_worker() -> None:

@@ -31,11 +31,11 @@ class Worker:
     def __init__(self, models: str = '{"data": [{"id": "f"}]}', status: int = 200, key: str = "") -> None:
         self.models, self.status, self.key = models, status, key
         self.headers: dict[str, str] = {}
-        self.seen: list[str] = []
+        self.lines: list[str] = []
         self.requests: list[web.Request] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(f"{request.method} {request.path}")
+        self.lines.append(f"{request.method} {request.path}")
         self.requests.append(request)
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.Response(status=401, text="who are you")
@@ -75,7 +75,7 @@ async def test_a_request_for_a_worker_that_is_known_goes_alone(token: FleetToken
         answer = await ask(up, url)
 
     assert answer == (200, b"an answer")
-    assert worker.seen == ["POST /v1/chat/completions"]
+    assert worker.lines == ["POST /v1/chat/completions"]
     assert worker.requests[0].headers["Accept-Encoding"] == "identity"
 
 
@@ -86,7 +86,7 @@ async def test_what_a_worker_refuses_although_it_accepts_the_key_is_its_answer(t
         answer = await ask(up, url)
 
     assert answer == (status, b"an answer")
-    assert worker.seen == ["POST /v1/chat/completions", "GET /v1/models"]
+    assert worker.lines == ["POST /v1/chat/completions", "GET /v1/models"]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ async def test_a_worker_with_the_key_of_an_earlier_token_is_no_stranger(token: F
         first, second = await ask(up, url), await ask(up, url)
 
     assert first == second == (200, b"an answer")
-    assert worker.seen[-1] == "POST /v1/chat/completions"
-    assert worker.seen.count("POST /v1/chat/completions") == 3  # refused, then twice with the key it has
+    assert worker.lines[-1] == "POST /v1/chat/completions"
+    assert worker.lines.count("POST /v1/chat/completions") == 3  # refused, then twice with the key it has
 
 
 async def test_a_workers_key_is_derived_once_and_not_for_each_request(
@@ -139,7 +139,7 @@ async def test_an_instance_that_another_host_lists_gets_no_key_of_its_own_host(t
 
     assert again == (200, b"an answer")
     assert KEY not in forged.requests[0].headers["Authorization"]
-    assert worker.seen == ["POST /v1/chat/completions"] * 2  # the forged one did not replace the key it has
+    assert worker.lines == ["POST /v1/chat/completions"] * 2  # the forged one did not replace the key it has
 
 
 async def test_a_worker_that_may_have_been_replaced_is_proved_before_each_request(token: FleetToken) -> None:
@@ -148,7 +148,7 @@ async def test_a_worker_that_may_have_been_replaced_is_proved_before_each_reques
         answers = [await ask(up, url), await ask(up, url)]
 
     assert answers == [(200, b"an answer")] * 2
-    assert worker.seen == ["GET /v1/models", "POST /v1/chat/completions"] * 2
+    assert worker.lines == ["GET /v1/models", "POST /v1/chat/completions"] * 2
 
 
 async def test_a_worker_that_cannot_be_reached_for_its_proof_has_not_got_the_request(token: FleetToken) -> None:
@@ -163,7 +163,7 @@ async def test_another_model_at_the_address_of_a_worker_never_gets_the_request(t
         with pytest.raises(Stranger):
             await ask(up, url)
 
-    assert worker.seen == ["GET /v1/models"]
+    assert worker.lines == ["GET /v1/models"]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -173,7 +173,7 @@ async def test_a_redirect_is_an_answer_and_goes_nowhere(token: FleetToken, statu
         worker.headers = {"Location": away}
         answer = await ask(up, url)
 
-    assert (answer[0], elsewhere.seen) == (status, [])
+    assert (answer[0], elsewhere.lines) == (status, [])
 
 
 async def test_a_cookie_of_a_worker_is_not_sent_again(token: FleetToken) -> None:

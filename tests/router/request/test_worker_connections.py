@@ -78,15 +78,15 @@ async def workers(talk: Talk) -> AsyncIterator[Workers]:
 
 @asynccontextmanager
 async def connections(*, idle_s: float = 30, read_bytes: int = 1024) -> AsyncIterator[WorkerConnections]:
-    made = WorkerConnections(idle_s=idle_s, connect_s=5, read_bytes=read_bytes)
+    pool = WorkerConnections(idle_s=idle_s, connect_s=5, read_bytes=read_bytes)
     try:
-        yield made
+        yield pool
     finally:
-        await made.close()
+        await pool.close()
 
 
-async def post(made: WorkerConnections, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
-    response = await made.post(url, "/v1/x", body, {"Authorization": "Bearer k"})
+async def post(result: WorkerConnections, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
+    response = await result.post(url, "/v1/x", body, {"Authorization": "Bearer k"})
     return response.status, await read(response)
 
 
@@ -128,8 +128,8 @@ async def test_a_request_is_sent_whole_and_a_connection_is_used_again() -> None:
             requests.append(await peer.request())
             await peer.send(WHOLE)
 
-    async with workers(talk) as there, connections() as made:
-        results = [await post(made, there.url, body) for body in (b"{}", b"x" * 300_000)]
+    async with workers(talk) as there, connections() as pool:
+        results = [await post(pool, there.url, body) for body in (b"{}", b"x" * 300_000)]
 
     assert results == [(200, b"hello")] * 2
     assert there.connections == 1
@@ -145,8 +145,8 @@ async def test_an_answer_split_anywhere_is_the_same(data: st.DataObject) -> None
     whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nX: y\r\n\r\n"
     cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=6)))
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    async with workers(answers(*pieces)) as there, connections() as made:
-        results = [await post(made, there.url) for _ in range(2)]
+    async with workers(answers(*pieces)) as there, connections() as pool:
+        results = [await post(pool, there.url) for _ in range(2)]
 
     assert results == [(200, b"hello world")] * 2
     assert there.connections == 2  # after chunks a server may close its end unannounced
@@ -162,8 +162,8 @@ async def test_an_answer_split_anywhere_is_the_same(data: st.DataObject) -> None
     ids=["until the end", "HTTP/1.0", "close"],
 )
 async def test_a_connection_that_the_worker_closes_is_not_used_again(answer: bytes) -> None:
-    async with workers(answers_once(answer)) as there, connections() as made:
-        results = [await post(made, there.url) for _ in range(2)]
+    async with workers(answers_once(answer)) as there, connections() as pool:
+        results = [await post(pool, there.url) for _ in range(2)]
 
     assert results == [(200, b"hello")] * 2
     assert there.connections == 2
@@ -171,16 +171,16 @@ async def test_a_connection_that_the_worker_closes_is_not_used_again(answer: byt
 
 async def test_interim_answers_are_passed_over() -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nX: y\r\n\r\n"
-    async with workers(answers(interim + WHOLE)) as there, connections() as made:
-        result = await post(made, there.url)
+    async with workers(answers(interim + WHOLE)) as there, connections() as pool:
+        result = await post(pool, there.url)
 
     assert result == (200, b"hello")
 
 
 @pytest.mark.parametrize("extra", [WHOLE, b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n"])
 async def test_bytes_after_an_answer_never_begin_the_next_one(extra: bytes) -> None:
-    async with workers(answers(WHOLE + extra)) as there, connections() as made:
-        results = [await post(made, there.url) for _ in range(3)]
+    async with workers(answers(WHOLE + extra)) as there, connections() as pool:
+        results = [await post(pool, there.url) for _ in range(3)]
 
     assert results == [(200, b"hello")] * 3
     assert there.connections == 3
@@ -200,11 +200,11 @@ async def test_a_connection_that_closed_before_the_loop_saw_it_is_not_used_again
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = threading.Thread(target=serve, args=(listener,), daemon=True)
         server.start()
-        async with connections() as made:
+        async with connections() as pool:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            first = await post(made, url)
+            first = await post(pool, url)
             assert closed.wait(10)  # blocks the loop, which must not see the end of the connection
-            second = await post(made, url)
+            second = await post(pool, url)
 
     assert (first, second) == ((200, b"hello"), (200, b"hello"))
 
@@ -221,8 +221,8 @@ async def test_bytes_on_an_unused_connection_close_it() -> None:
         closed.set()
 
     closed = asyncio.Event()
-    async with workers(talk) as there, connections() as made:
-        await post(made, there.url)
+    async with workers(talk) as there, connections() as pool:
+        await post(pool, there.url)
         late.set()
 
         await asyncio.wait_for(closed.wait(), 10)
@@ -238,8 +238,8 @@ async def test_bytes_on_an_unused_connection_close_it() -> None:
     ids=["short", "no last chunk", "no chunk"],
 )
 async def test_a_body_that_breaks_off_is_a_failure(answer: bytes) -> None:
-    async with workers(answers_once(answer)) as there, connections() as made:
-        response = await made.post(there.url, "/", b"{}", {})
+    async with workers(answers_once(answer)) as there, connections() as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
 
         with pytest.raises(ConnectionFailed, match=r"its answer .* not HTTP"):
             await read(response)
@@ -249,9 +249,9 @@ async def test_a_body_that_breaks_off_is_a_failure(answer: bytes) -> None:
     "answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"SSH-2.0-x\r\n", b"HTTP/1.1 101 Up\r\n\r\n"]
 )
 async def test_no_answer_or_none_in_http_is_a_failure(answer: bytes) -> None:
-    async with workers(answers_once(answer)) as there, connections() as made:
+    async with workers(answers_once(answer)) as there, connections() as pool:
         with pytest.raises(ConnectionFailed):
-            await post(made, there.url)
+            await post(pool, there.url)
 
 
 @pytest.mark.parametrize(
@@ -271,9 +271,9 @@ async def test_what_never_ends_is_cut_off(answer: bytes) -> None:
         await peer.send(answer)
         await peer.closed()
 
-    async with workers(talk) as there, connections() as made:
+    async with workers(talk) as there, connections() as pool:
         with pytest.raises(ConnectionFailed):
-            await asyncio.wait_for(post(made, there.url), 10)
+            await asyncio.wait_for(post(pool, there.url), 10)
 
 
 async def test_a_reset_before_an_answer_is_told_from_an_orderly_end() -> None:
@@ -285,19 +285,19 @@ async def test_a_reset_before_an_answer_is_told_from_an_orderly_end() -> None:
     async def end(peer: Peer) -> None:
         await peer.request()
 
-    async with workers(reset) as there, connections() as made:
+    async with workers(reset) as there, connections() as pool:
         with pytest.raises(ConnectionWasReset):
-            await post(made, there.url)
-    async with workers(end) as there, connections() as made:
+            await post(pool, there.url)
+    async with workers(end) as there, connections() as pool:
         with pytest.raises(ConnectionFailed, match="Server disconnected"):
-            await post(made, there.url)
+            await post(pool, there.url)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "https://127.0.0.1:{port}", "http://", "?"])
 async def test_where_nobody_listens_there_is_no_connection(url: str) -> None:
-    async with connections() as made:
+    async with connections() as pool:
         with pytest.raises(NotConnected):
-            await post(made, url.format(port=free_port()))
+            await post(pool, url.format(port=free_port()))
 
 
 async def test_a_request_that_is_cancelled_closes_its_connection() -> None:
@@ -309,8 +309,8 @@ async def test_a_request_that_is_cancelled_closes_its_connection() -> None:
         await peer.closed()
         closed.set()
 
-    async with workers(talk) as there, connections() as made:
-        task = asyncio.create_task(post(made, there.url))
+    async with workers(talk) as there, connections() as pool:
+        task = asyncio.create_task(post(pool, there.url))
         await received.wait()
         task.cancel()
 
@@ -326,8 +326,8 @@ async def test_an_answer_that_is_closed_before_its_end_closes_its_connection() -
         await peer.closed()
         closed.set()
 
-    async with workers(talk) as there, connections() as made:
-        response = await made.post(there.url, "/", b"{}", {})
+    async with workers(talk) as there, connections() as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
         response.close()
 
         await asyncio.wait_for(closed.wait(), 10)
@@ -346,8 +346,8 @@ async def test_a_reader_that_stops_stops_the_worker_and_the_rest_is_whole() -> N
         await peer.request()
         await peer.send(WHOLE)
 
-    async with workers(talk) as there, connections(read_bytes=65536) as made:
-        response = await made.post(there.url, "/", b"{}", {})
+    async with workers(talk) as there, connections(read_bytes=65536) as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
         before = -1
         while sent != before:  # until the kernel's buffers are full
             before = sent
@@ -355,7 +355,7 @@ async def test_a_reader_that_stops_stops_the_worker_and_the_rest_is_whole() -> N
                 await asyncio.sleep(0)
         held = sent
         body = await read(response)
-        after = await post(made, there.url)
+        after = await post(pool, there.url)
 
     assert held < total / 2
     assert len(body) == total
@@ -372,8 +372,8 @@ async def test_an_unused_connection_closes_after_its_time() -> None:
         await peer.closed()
         closed.set()
 
-    async with workers(talk) as there, connections(idle_s=0.05) as made:
-        await post(made, there.url)
+    async with workers(talk) as there, connections(idle_s=0.05) as pool:
+        await post(pool, there.url)
 
         await asyncio.wait_for(closed.wait(), 10)
 
@@ -389,9 +389,9 @@ async def test_a_connection_in_use_when_all_are_closed_ends_with_its_answer() ->
         await peer.closed()
         closed.set()
 
-    async with workers(talk) as there, connections() as made:
-        response = await made.post(there.url, "/", b"{}", {})
-        await made.close()
+    async with workers(talk) as there, connections() as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
+        await pool.close()
         go_on.set()
         body = await read(response)
 
@@ -402,6 +402,6 @@ async def test_a_connection_in_use_when_all_are_closed_ends_with_its_answer() ->
 
 @pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y", "a\rX: y"])
 async def test_a_header_with_a_line_break_is_never_sent(value: str) -> None:
-    async with workers(answers(WHOLE)) as there, connections() as made:
+    async with workers(answers(WHOLE)) as there, connections() as pool:
         with pytest.raises(ValueError, match="line break"):
-            await made.post(there.url, "/", b"{}", {"traceparent": value})
+            await pool.post(there.url, "/", b"{}", {"traceparent": value})

@@ -18,16 +18,16 @@ def test_a_scale_has_a_round_upper_limit(most: float, top: float) -> None:
 
 
 def test_a_line_spans_the_box_and_zero_is_at_the_bottom() -> None:
-    made = chart(series(0, 5, 10))
+    drawing = chart(series(0, 5, 10))
 
-    assert made.lines == ("M0.0,100.0L50.0,50.0L100.0,0.0",)
-    assert made.area == "M0.0,100.0L0.0,100.0L50.0,50.0L100.0,0.0L100.0,100.0Z"
+    assert drawing.lines == ("M0.0,100.0L50.0,50.0L100.0,0.0",)
+    assert drawing.area == "M0.0,100.0L0.0,100.0L50.0,50.0L100.0,0.0L100.0,100.0Z"
 
 
 def test_a_missing_value_interrupts_the_line() -> None:
-    made = chart(series(1, 1, None, 1, 1))
+    drawing = chart(series(1, 1, None, 1, 1))
 
-    assert made.lines[0].count("M") == 2
+    assert drawing.lines[0].count("M") == 2
 
 
 def test_a_single_point_is_a_short_dash() -> None:
@@ -35,9 +35,9 @@ def test_a_single_point_is_a_short_dash() -> None:
 
 
 def test_two_lines_share_a_scale() -> None:
-    made = chart(series(1, 1), series(2, 2))
+    drawing = chart(series(1, 1), series(2, 2))
 
-    assert made.lines == ("M0.0,50.0L100.0,50.0", "M0.0,0.0L100.0,0.0")
+    assert drawing.lines == ("M0.0,50.0L100.0,50.0", "M0.0,0.0L100.0,0.0")
 
 
 def test_without_a_value_the_chart_is_empty() -> None:
@@ -45,10 +45,10 @@ def test_without_a_value_the_chart_is_empty() -> None:
 
 
 def test_the_time_before_the_first_value_is_omitted() -> None:
-    made = chart(series(*[None] * 40, *[1.0] * 20), series(*[None] * 50, *[1.0] * 10))
+    drawing = chart(series(*[None] * 40, *[1.0] * 20), series(*[None] * 50, *[1.0] * 10))
 
-    assert made.minutes == 19
-    assert made.lines[0].startswith("M0.0,0.0L")
+    assert drawing.minutes == 19
+    assert drawing.lines[0].startswith("M0.0,0.0L")
 
 
 def test_a_new_series_spans_ten_minutes() -> None:

@@ -62,11 +62,11 @@ def test_an_idle_function_has_its_reap_time_and_a_pinned_one_its_reason() -> Non
 
     (row,) = picture(a_snapshot(function, hosts=(fresh(idle),))).rows
     (pinned,) = picture(a_snapshot(function, hosts=(fresh(replace(idle, pinned=True)),))).rows
-    (kept,) = picture(a_snapshot(replace(function, min=1), hosts=(fresh(idle),))).rows
+    (remainder,) = picture(a_snapshot(replace(function, min=1), hosts=(fresh(idle),))).rows
 
     assert row.idle_until == NOW + 200
     assert (pinned.idle_until, pinned.retention) == (None, "pinned")
-    assert (kept.idle_until, kept.retention) == (None, "at least 1 kept warm")
+    assert (remainder.idle_until, remainder.retention) == (None, "at least 1 kept warm")
 
 
 def test_functions_are_ordered_failing_starting_warm_cold() -> None:

@@ -17,7 +17,7 @@ import msgspec
 from cortex.platform.fake_engine.answer import chat_answer, text_answer
 from cortex.platform.fake_engine.request import ChatRequest, CompletionRequest
 from cortex.platform.fake_engine.script import Script
-from tests.support.soak.functions import CATALOGUE, MORTAL, NAMES, NOBODY, POPULAR, TOKENS
+from tests.support.soak.functions import CATALOGUE, MORTAL, NAMES, POPULAR, TOKENS, UNKNOWN
 from tests.support.soak.harm import Harm, Wrong
 
 CLIENTS = 16
@@ -69,7 +69,7 @@ def random_request(rng: random.Random) -> ScriptedRequest:
     """Return any request; what is popular more often."""
     name = rng.choice(POPULAR if rng.random() < 0.7 else NAMES)
     return ScriptedRequest(
-        name=NOBODY if rng.random() < 0.02 else name,
+        name=UNKNOWN if rng.random() < 0.02 else name,
         path=rng.choice([CHAT, CHAT, COMPLETIONS]),
         stream=rng.random() < 0.5,
         words=f"{SECRET} {rng.randrange(1000)}",
@@ -103,70 +103,72 @@ class Clients:
                     self.slowest_s = max(self.slowest_s, time.time() - began)
                 over.wait(rng.uniform(0, 0.3))
 
-    def _ask(self, http: httpx.Client, asked: ScriptedRequest, began: float) -> str:
+    def _ask(self, http: httpx.Client, request: ScriptedRequest, began: float) -> str:
         """Ask, and say in a word or two what came of it."""
         try:
-            return self._streamed(http, asked, began) if asked.stream else self._plain(http, asked, began)
+            return self._streamed(http, request, began) if request.stream else self._plain(http, request, began)
         except ClientLeft:
             return "client left"
         except httpx.TransportError as error:
             if not self._harm.explains("router", began, time.time()):
-                self._wrong.add(f"{asked.function} (stream: {asked.stream}) got {error!r}")
+                self._wrong.add(f"{request.function} (stream: {request.stream}) got {error!r}")
             return "cut by a killed router"
         except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-            self._wrong.add(f"{asked.function} (stream: {asked.stream}) got what is no answer: {error!r}")
+            self._wrong.add(f"{request.function} (stream: {request.stream}) got what is no answer: {error!r}")
             return "malformed"
 
-    def _plain(self, http: httpx.Client, asked: ScriptedRequest, began: float) -> str:
-        leaves = httpx.USE_CLIENT_DEFAULT if asked.leave_after is None else httpx.Timeout(asked.leave_after / 10 + 0.02)
+    def _plain(self, http: httpx.Client, request: ScriptedRequest, began: float) -> str:
+        leaves = (
+            httpx.USE_CLIENT_DEFAULT if request.leave_after is None else httpx.Timeout(request.leave_after / 10 + 0.02)
+        )
         try:
-            answer = http.post(asked.path, json=asked.body, timeout=leaves)
+            answer = http.post(request.path, json=request.body, timeout=leaves)
         except httpx.TimeoutException:
-            if asked.leave_after is None:
+            if request.leave_after is None:
                 raise
             raise ClientLeft from None
         if answer.status_code != 200:
-            return self._refused(asked, answer.status_code, answer.json(), began)
-        told = answer.json()
-        choice = told["choices"][0]
-        said = choice["text"] if asked.path == COMPLETIONS else choice["message"]["content"]
-        self._compare(asked, told["model"], said)
+            return self._refused(request, answer.status_code, answer.json(), began)
+        event = answer.json()
+        choice = event["choices"][0]
+        output = choice["text"] if request.path == COMPLETIONS else choice["message"]["content"]
+        self._compare(request, event["model"], output)
         return "200 whole"
 
-    def _streamed(self, http: httpx.Client, asked: ScriptedRequest, began: float) -> str:
-        with http.stream("POST", asked.path, json=asked.body) as answer:
+    def _streamed(self, http: httpx.Client, request: ScriptedRequest, began: float) -> str:
+        with http.stream("POST", request.path, json=request.body) as answer:
             if answer.status_code != 200:
                 answer.read()
-                return self._refused(asked, answer.status_code, answer.json(), began)
+                return self._refused(request, answer.status_code, answer.json(), began)
             events: list[str] = []
             for line in answer.iter_lines():
-                if asked.leave_after is not None and len(events) >= asked.leave_after:
+                if request.leave_after is not None and len(events) >= request.leave_after:
                     raise ClientLeft
                 if line.startswith("data: "):
                     events.append(line.removeprefix("data: "))
         assert events, "a stream without an event"
         if events[-1] != "[DONE]":
-            return "in the stream: " + self._refused(asked, 200, json.loads(events[-1]), began)
+            return "in the stream: " + self._refused(request, 200, json.loads(events[-1]), began)
         chunks = [json.loads(event) for event in events[:-1]]
         choices = [choice for chunk in chunks for choice in chunk["choices"]]
-        said = [c["text"] if asked.path == COMPLETIONS else c["delta"].get("content") or "" for c in choices]
-        self._compare(asked, chunks[0]["model"], "".join(said))
+        texts = [c["text"] if request.path == COMPLETIONS else c["delta"].get("content") or "" for c in choices]
+        self._compare(request, chunks[0]["model"], "".join(texts))
         return "200 stream"
 
-    def _compare(self, asked: ScriptedRequest, model: str, said: str) -> None:
-        if said != asked.expected or model not in (asked.name, asked.function):
-            self._wrong.add(f"{asked.function} (stream: {asked.stream}) answered as {model}: {said!r}")
+    def _compare(self, request: ScriptedRequest, model: str, output: str) -> None:
+        if output != request.expected or model not in (request.name, request.function):
+            self._wrong.add(f"{request.function} (stream: {request.stream}) answered as {model}: {output!r}")
 
-    def _refused(self, asked: ScriptedRequest, status: int, body: dict[str, Any], began: float) -> str:
+    def _refused(self, request: ScriptedRequest, status: int, body: dict[str, Any], began: float) -> str:
         """Check a refusal, or the error that ends a stream (`status` is 200 then), and say which it was."""
         error = body["error"]
         code = error["code"]
         assert set(error) == {"message", "type", "param", "code"} and error["message"] and error["type"], error
-        if asked.name == NOBODY or status == 404:
-            assert (status, code, asked.name) == (404, "model_not_found", NOBODY), body
+        if request.name == UNKNOWN or status == 404:
+            assert (status, code, request.name) == (404, "model_not_found", UNKNOWN), body
             return "404 model_not_found"
         assert code in (REFUSALS[status] if status != 200 else set().union(*REFUSALS.values())), (status, body)
-        excused = asked.function in MORTAL or self._harm.explains(asked.function, began, time.time())
+        excused = request.function in MORTAL or self._harm.explains(request.function, began, time.time())
         if code == "worker_error" and not excused:
-            self._wrong.add(f"nothing explains why {asked.function} broke: {status} {error['message']}")
+            self._wrong.add(f"nothing explains why {request.function} broke: {status} {error['message']}")
         return str(code) if status == 200 else f"{status} {code}"

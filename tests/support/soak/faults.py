@@ -200,9 +200,9 @@ class Faults:
     # Operators.
 
     def _cool(self) -> bool:
-        seen = self._record.read()
-        flying = {i for report in seen[1] for i in report.in_flight} if seen else set()
-        busy = sorted({i.function for h in seen[0] for i in h.instances if i.id in flying}) if seen else []
+        fleet = self._record.read()
+        flying = {i for report in fleet[1] for i in report.in_flight} if fleet else set()
+        busy = sorted({i.function for h in fleet[0] for i in h.instances if i.id in flying}) if fleet else []
         self._operators.submit(self._post, f"/admin/functions/{self._rng.choice(busy or FUNCTIONS)}/cool")
         return True
 
@@ -251,9 +251,9 @@ def _signal(instance: Instance, number: signal.Signals) -> None:
 
 def router_workers(fleet: Fleet) -> list[psutil.Process]:
     """Return the processes that serve requests for the router."""
-    found = []
+    matches = []
     for child in psutil.Process(fleet.processes["router"].pid).children():
         with contextlib.suppress(psutil.Error):
             if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+                matches.append(child)
+    return matches

@@ -32,7 +32,7 @@ CATALOGUE = catalogue.read(MODELS, file="models.toml", folder=".")
 FUNCTIONS = tuple(CATALOGUE.functions)
 NAMES = (*FUNCTIONS, *CATALOGUE.aliases)
 POPULAR = ("soak/tiny", "soak/half-a", "streams", "soak/pinned", "soak/stubborn", "soak/leaky", "soak/fragile", "half")
-NOBODY = "soak/nobody"
+UNKNOWN = "soak/unknown"
 """A name that is not in the catalogue."""
 
 TOKENS = {"soak/slow": 40}

@@ -42,8 +42,8 @@ class Record:
 
     def instances(self) -> list[Instance]:
         """Return every instance whose process lives."""
-        seen = self.read()
-        return [i for h in seen[0] for i in h.instances if i.process and is_alive(i.process)] if seen else []
+        fleet = self.read()
+        return [i for h in fleet[0] for i in h.instances if i.process and is_alive(i.process)] if fleet else []
 
     def claims(self) -> int:
         """Return how many claims are held."""
@@ -62,9 +62,9 @@ class Watch:
     def run(self, over: threading.Event) -> None:
         """Look again and again."""
         while not over.wait(EVERY_S):
-            if seen := self._record.read():
+            if fleet := self._record.read():
                 self.samples += 1
-                self.check(*seen)
+                self.check(*fleet)
 
     def check(self, hosts: list[HostRecord], routers: list[RouterReport]) -> None:
         """Check one reading of the record."""
@@ -80,11 +80,11 @@ class Watch:
     def _budgets(self, host: HostRecord) -> None:
         for device in host.devices:
             there = [i for i in host.instances if device.id in i.devices and i.state in HOLDING]
-            taken = sum(i.memory_mb for i in there)
-            self.fullest = max(self.fullest, taken / device.budget_mb)
-            if taken > device.budget_mb:
+            used_mb = sum(i.memory_mb for i in there)
+            self.fullest = max(self.fullest, used_mb / device.budget_mb)
+            if used_mb > device.budget_mb:
                 held = ", ".join(f"{i.function} {i.state} {i.memory_mb}" for i in there)
-                self._wrong.add(f"{host.name} {device.id} holds {taken} of {device.budget_mb} MiB: {held}")
+                self._wrong.add(f"{host.name} {device.id} holds {used_mb} of {device.budget_mb} MiB: {held}")
 
     def _one_of_each(self, host: HostRecord) -> None:
         """One host never has two of a function, unless its agent came back and took one over that was leaving."""
@@ -110,23 +110,23 @@ class Watch:
             first, last = min(i.created for i in them), max(i.created for i in them)
             unheard = first < self._whole_since + GAP_S or self._harm.explains("agents", first, last)
             if len(them) > 1 and not unheard and not self._harm.explains(f"start of {function}", first, last):
-                told = ", ".join(f"{i.id} {i.state} since {i.created:.3f}" for i in them)
-                self._wrong.add(f"{function} is started {len(them)} times at once: {told}")
+                report = ", ".join(f"{i.id} {i.state} since {i.created:.3f}" for i in them)
+                self._wrong.add(f"{function} is started {len(them)} times at once: {report}")
 
 
 def _by_function(instances: Iterable[Instance]) -> ItemsView[str, list[Instance]]:
-    found: dict[str, list[Instance]] = {}
+    matches: dict[str, list[Instance]] = {}
     for instance in instances:
-        found.setdefault(instance.function, []).append(instance)
-    return found.items()
+        matches.setdefault(instance.function, []).append(instance)
+    return matches.items()
 
 
 def _reachable(start: State) -> set[State]:
-    found, new = {start}, {start}
+    matches, new = {start}, {start}
     while new:
-        new = {after for state in new for after in TRANSITIONS[state].values()} - found
-        found |= new
-    return found
+        new = {after for state in new for after in TRANSITIONS[state].values()} - matches
+        matches |= new
+    return matches
 
 
 REACHABLE = {state: _reachable(state) for state in State}

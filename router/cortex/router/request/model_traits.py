@@ -36,20 +36,20 @@ class TraitsCache:
     """Caches the traits of each function."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, Entrance, bool], tuple[Function, ModelProfile | None, Running, Traits]] = {}
+        self._cache: dict[tuple[str, Entrance, bool], tuple[Function, ModelProfile | None, Running, Traits]] = {}
 
     def of(self, function: Function, dialect: Dialect, known: ModelProfile | None, ready: Sequence[Instance]) -> Traits:
         """Return the traits of a function for a dialect, given its ready instances."""
         entrance, same = _entrance(function, dialect), dialect in _SAME_DIALECT
         running = Running(window_of(ready), sees(ready), ready[0].server if ready else "")
-        kept = self._kept.get((function.id, entrance, same))
-        if kept is not None and kept[0] is function and kept[1] is known and kept[2] == running:
-            return kept[3]
-        if len(self._kept) > 4096:
-            self._kept.clear()
-        found = traits(function, known, running, PASSED_ON if same else CAREFUL, entrance)
-        self._kept[function.id, entrance, same] = (function, known, running, found)
-        return found
+        cached = self._cache.get((function.id, entrance, same))
+        if cached is not None and cached[0] is function and cached[1] is known and cached[2] == running:
+            return cached[3]
+        if len(self._cache) > 4096:
+            self._cache.clear()
+        result = traits(function, known, running, PASSED_ON if same else CAREFUL, entrance)
+        self._cache[function.id, entrance, same] = (function, known, running, result)
+        return result
 
 
 def _entrance(function: Function, dialect: Dialect) -> Entrance:
@@ -123,11 +123,11 @@ def window_of(ready: Sequence[Instance]) -> int:
 
 def known_models(hosts: Mapping[str, HostRecord]) -> dict[str, ModelProfile]:
     """Return each function's model profile, from the first host (by name) that has one."""
-    found: dict[str, ModelProfile] = {}
+    profiles: dict[str, ModelProfile] = {}
     for name in sorted(hosts):
         for function, known in hosts[name].models.items():
-            found.setdefault(function, known)
-    return found
+            profiles.setdefault(function, known)
+    return profiles
 
 
 def sees(ready: Sequence[Instance]) -> bool | None:

@@ -75,15 +75,15 @@ class RemoteImages:
         """Return a request of any dialect with its remote images as data. Raises BadRequest that names the field."""
         if b"http" not in body:
             return body
-        request, found = await asyncio.to_thread(_find, body) if len(body) >= LARGE else _find(body)
-        if not found:
+        request, images = await asyncio.to_thread(_find, body) if len(body) >= LARGE else _find(body)
+        if not images:
             return body
-        if len(found) > MOST_IMAGES:
-            raise BadRequest(f"no more than {MOST_IMAGES} images are fetched for one request", found[MOST_IMAGES][0])
+        if len(images) > MOST_IMAGES:
+            raise BadRequest(f"no more than {MOST_IMAGES} images are fetched for one request", images[MOST_IMAGES][0])
         async with asyncio.TaskGroup() as tasks:
             left = Allowance(MOST_TOGETHER)
-            fetched = [tasks.create_task(self._named(url, left)) for _, _, url in found]
-        for (at, node, _), task in zip(found, fetched, strict=True):
+            fetched = [tasks.create_task(self._named(url, left)) for _, _, url in images]
+        for (at, node, _), task in zip(images, fetched, strict=True):
             result = task.result()
             if isinstance(result, NotFetched):
                 raise BadRequest(f"the image could not be fetched: {result}", at)

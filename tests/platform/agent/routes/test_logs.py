@@ -16,8 +16,8 @@ from cortex.platform.workers.log_files import remove_old, rotated, trim
 def drive(text: str, wire: bytes, size: int) -> list[bytes]:
     """Feed bytes in pieces of a size."""
     holding = LineFilter(text)
-    found = [line for at in range(0, len(wire), size) for line in holding.feed(wire[at : at + size])]
-    return found + holding.close()
+    matches = [line for at in range(0, len(wire), size) for line in holding.feed(wire[at : at + size])]
+    return matches + holding.close()
 
 
 @given(
@@ -30,9 +30,9 @@ def test_matching_lines_are_found_in_chunks_of_any_size(lines: list[str], text: 
     capitals = text != text.lower()
     expected = [li for li in wire.split(b"\n") if text.encode() in (li if capitals else li.lower())]
 
-    found = drive(text, wire, size)
+    result = drive(text, wire, size)
 
-    assert [f.removesuffix(b"\n") for f in found] == expected
+    assert [f.removesuffix(b"\n") for f in result] == expected
 
 
 def test_case_matters_only_when_the_text_has_capitals() -> None:
@@ -59,9 +59,9 @@ def test_a_search_returns_the_last_matches_and_includes_the_rotated_file(tmp_pat
     rotated(path).write_text("hit 1\nmiss\nhit 2\n")
     path.write_text("miss\nhit 3\nhit 4\n")
 
-    found, _, end = search(path, "hit", 3)
+    result, _, end = search(path, "hit", 3)
 
-    assert found == [b"hit 2\n", b"hit 3\n", b"hit 4\n"]
+    assert result == [b"hit 2\n", b"hit 3\n", b"hit 4\n"]
     assert end == path.stat().st_size
 
 
@@ -75,9 +75,9 @@ def test_a_large_log_is_searched_quickly(tmp_path: Path) -> None:
     path.write_bytes(b"a" * 30 + b"\n" + (b"INFO nothing to see in this line of a log\n" * 400_000) + b"the Needle\n")
 
     began = time.process_time()
-    found, _, _ = search(path, "needle", 10)
+    result, _, _ = search(path, "needle", 10)
 
-    assert found == [b"the Needle\n"]
+    assert result == [b"the Needle\n"]
     assert time.process_time() - began < 2
 
 
@@ -126,8 +126,8 @@ def test_a_search_is_bounded_in_bytes_and_returns_the_last_lines(tmp_path: Path)
         for number in range(200):
             log.write(b"hit %d " % number + b"x" * 50_000 + b"\n")
 
-    found, _, _ = search(path, "hit", 10_000)
+    result, _, _ = search(path, "hit", 10_000)
 
-    assert sum(map(len, found)) <= MOST_MATCHES_BYTES
-    assert len(found) == MOST_MATCHES_BYTES // len(found[-1])
-    assert found[-1].startswith(b"hit 199 ")
+    assert sum(map(len, result)) <= MOST_MATCHES_BYTES
+    assert len(result) == MOST_MATCHES_BYTES // len(result[-1])
+    assert result[-1].startswith(b"hit 199 ")

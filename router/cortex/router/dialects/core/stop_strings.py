@@ -65,9 +65,9 @@ class StopCut:
             return
         text = self._held + text
         # The first to be complete, as a worker would stop at it.
-        found = min(((at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0), default=None)
-        if found is not None:
-            _, at, stop = found
+        first = min(((at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0), default=None)
+        if first is not None:
+            _, at, stop = first
             end = choice | {"delta": delta | {"content": text[:at]}, "finish_reason": "stop", "stop_reason": stop}
             out += (_encode(chunk | {"choices": [end], "usage": _usage(chunk)}), encode_data(DONE))
             self.over = True
