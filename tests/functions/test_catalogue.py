@@ -225,7 +225,6 @@ def test_an_alias_of_an_alias_resolves_to_the_function() -> None:
     catalogue = load('models = [{ id = "m", engine = "fake" }]\naliases = { a = "b", b = "c", c = "m" }')
 
     assert catalogue.aliases == {"a": "m", "b": "m", "c": "m"}
-    assert catalogue.aliases_of("m") == ["a", "b", "c"]
 
 
 def test_an_alias_has_a_substitute_and_so_have_its_own_aliases() -> None:

@@ -68,17 +68,6 @@ class Catalogue(Struct, frozen=True):
         """Return the function with an id or alias."""
         return self.functions.get(self.aliases.get(name, name))
 
-    def aliases_of(self, function_id: str) -> list[str]:
-        """Return the aliases of a function, in the order declared."""
-        return [alias for alias, target in self.aliases.items() if target == function_id]
-
-    def all_aliases(self) -> dict[str, list[str]]:
-        """Return the aliases of every function that has any, in the order declared."""
-        aliases: dict[str, list[str]] = {}
-        for alias, target in self.aliases.items():
-            aliases.setdefault(target, []).append(alias)
-        return aliases
-
     def nearest(self, name: str) -> list[str]:
         """Return the ids and aliases that resemble `name`."""
         return nearest(name, (*self.functions, *self.aliases))

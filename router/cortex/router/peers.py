@@ -21,7 +21,7 @@ from cortex.router.fleet_view import FleetView
 from cortex.router.metrics.traffic import Bucket, Traffic, merge
 from cortex.router.request.request_record import RequestRecords, summary
 
-PATIENCE_S = 0.5
+PATIENCE_S = 2.0
 FRESH_S = 1.0
 """How long traffic data is cached."""
 
