@@ -85,7 +85,7 @@ def main() -> int:
         "messages, a tool call": (messages_request(stream=True).answer("1", 0).stream, called),
         "responses, a tool call": (responses_request(stream=True).answer("1", 0).stream, called),
     }
-    # In turns, so that a slow moment of the machine is nobody's alone.
+    # In turns, so that a slow moment of the machine affects all of them.
     runs = [{name: measured(make, pieces) for name, (make, pieces) in ways.items()} for _ in range(RUNS)]
     took = {name: min(run[name] for run in runs) for name in ways}
     passed = took["chat, passed on"]

@@ -101,7 +101,7 @@ def fuzzed(what: str, described: dict[str, Any], url: str, key: str, folder: Pat
 
 
 def state(keyed: Keyed) -> dict[str, Any]:
-    """Return what nobody without a key may change."""
+    """Return what a caller without a key must not change."""
     with keyed.client("local") as http:
         return {
             "keys": sorted(k["id"] for k in http.get("/admin/keys").json()["keys"]),
@@ -126,10 +126,10 @@ def main() -> int:
             agent_url = f"http://{keyed.stack.env['CORTEX_AGENT__LISTEN']}"
             before = state(keyed)
             well = {
-                "nobody, at the router": fuzzed("router, no key", router, keyed.url, "", folder),
-                "nobody, at the agent": fuzzed("agent, no token", agent, agent_url, "", folder),
+                "no key, at the router": fuzzed("router, no key", router, keyed.url, "", folder),
+                "no key, at the agent": fuzzed("agent, no token", agent, agent_url, "", folder),
             }
-            well["nobody has changed anything"] = state(keyed) == before
+            well["callers without a key have changed nothing"] = state(keyed) == before
             for name in ("inference", "status", "admin"):
                 well[f"{name}, at the router"] = fuzzed(f"router, {name}", router, keyed.url, keyed.keys[name], folder)
             well["the fleet token, at the agent"] = fuzzed("agent", agent, agent_url, fleet_token(keyed), folder)

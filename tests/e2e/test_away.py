@@ -1,5 +1,5 @@
 """Agents, Redis and entries of the catalogue that go away under a router: what is warm is served, nothing is started
-twice, and whoever waits gets an answer."""
+twice, and waiting requests get an answer."""
 
 import json
 import signal

@@ -205,7 +205,7 @@ REFUSED = {
         "[agent]\ndevices = ['a']",
         ["cortex.toml:2: agent.devices: Expected `object`, got `str` - at `$[0]`"],
     ),
-    "a catalogue in nobody's home": (
+    "a catalogue in the home of an unknown user": (
         "models_config = '~no-such-user/m.toml'",
         ["cortex.toml: models_config: Could not determine home directory."],
     ),

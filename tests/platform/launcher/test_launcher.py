@@ -24,7 +24,7 @@ from cortex.platform.process.process_id import identify, is_alive
 from cortex.platform.workers import process
 from cortex.platform.workers.launch_context import LAUNCHER_ENV
 
-INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests beside it find and kill by such marks too
+INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests in parallel find and kill processes by this mark too
 OWNER = secrets.token_hex(4)
 
 SERVER = """

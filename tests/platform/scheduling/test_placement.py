@@ -63,7 +63,7 @@ SHAPE = Shape(numbers_per_token=32 * 1024)  # 64 KiB a token
         ({"context": 32_768}, None, (9_500, "estimated")),  # a smaller cache than its 16 GiB will do
         ({"context": 32_768}, 9_400, (9_500, "estimated")),  # it filled less than it was given
         ({"context": 32_768}, 9_900, (9_500, "measured")),  # it took more than it was given, and fitted
-        ({"context": 1024, "vram_mb": 20_000}, None, (20_000, "declared")),  # whoever says so means it
+        ({"context": 1024, "vram_mb": 20_000}, None, (20_000, "declared")),  # a declaration overrides an estimate
     ],
 )
 def test_an_estimate_is_capped_at_the_budget_of_a_device(

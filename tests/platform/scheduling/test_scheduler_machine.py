@@ -240,7 +240,7 @@ class Agent(RuleBasedStateMachine):
     )  # fmt: skip
     def tell_something(self, event: str, pick: int) -> None:
         """Tell of an event that may be late, early, a repetition, or of an instance that never was."""
-        ids = [*(i.id for i in self.instances()), f"i{pick}", "nobody"]
+        ids = [*(i.id for i in self.instances()), f"i{pick}", "unknown"]
         self.tell(event, ids[pick % len(ids)])
 
     def answer(self, task: tuple[str, str], well: bool) -> None:
@@ -399,7 +399,7 @@ class Agent(RuleBasedStateMachine):
     # The end.
 
     def teardown(self) -> None:
-        """Everybody behaves from now on: soon whoever is left is ready, or idled just now."""
+        """Without further faults every remaining instance is soon ready, or was idle a moment ago."""
         for _ in range(40):
             for task in list(self.pending):
                 self.answer(task, True)

@@ -10,7 +10,7 @@ import pytest
 from cortex.platform.workers import cgroup, process
 from tests.support.stack import eventually
 
-INSTANCE = secrets.token_hex(8)  # of this run: tests beside it find and kill by such marks too
+INSTANCE = secrets.token_hex(8)  # of this run: tests in parallel find and kill processes by this mark too
 ESCAPE = """
 import os, sys, time
 if os.fork() == 0:

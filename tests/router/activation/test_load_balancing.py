@@ -1,4 +1,4 @@
-"""Which instance serves a request: sessions stay where their prompt is cached, and nobody is overloaded for it."""
+"""Which instance serves a request: sessions stay where their prompt is cached, without overloading an instance."""
 
 from collections import Counter
 
@@ -72,7 +72,7 @@ def test_there_may_be_nobody() -> None:
 @examples(200)
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=6), st.text(max_size=8), st.integers(1, 16))
 def test_affinity_never_overloads(loads: list[int], session: str, enough: int) -> None:
-    """Whoever is chosen has room, and no more than a little over its share; or is the least busy."""
+    """The chosen instance has room and at most a little over its share, or is the least busy."""
     ready = [an_instance(f"i{n}") for n in range(len(loads))]
     load = {i.id: n for i, n in zip(ready, loads, strict=True)}
 

@@ -1,4 +1,4 @@
-"""Who is next in a row: by priority, then as they came; and nobody is passed for ever."""
+"""The order of waiting requests: by priority, then by arrival; each is overtaken a bounded number of times."""
 
 from random import Random
 
@@ -62,7 +62,7 @@ def test_nobody_starves_no_slot_is_idle_and_none_is_given_twice(
     slots: int, events: list[Priority | str], random: Random
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slot_queue, "PASSES", 2)  # so that few events are enough to pass somebody by
+        patch.setattr(slot_queue, "PASSES", 2)  # so that few events reach the bound
         held(slots, events, random)
 
 

@@ -1,4 +1,4 @@
-"""Breaks things, one after another in random order, and mends them a little later."""
+"""Breaks things, one after another in random order, and repairs them a little later."""
 
 import contextlib
 import os
