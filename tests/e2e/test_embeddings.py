@@ -31,12 +31,12 @@ def test_similar_texts_have_similar_embeddings(stack: Stack) -> None:
     assert likeness(boat, still) > 0.3 > 0.1 > likeness(boat, bread)
 
 
-@pytest.mark.parametrize("request", [TEXTS[0], TEXTS[:1]], ids=["a text", "a list"])
-def test_an_embedding_is_equal_in_every_encoding(stack: Stack, request: str | list[str]) -> None:
+@pytest.mark.parametrize("texts", [TEXTS[0], TEXTS[:1]], ids=["a text", "a list"])
+def test_an_embedding_is_equal_in_every_encoding(stack: Stack, texts: str | list[str]) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
-    body = {"model": "tiny/embeds", "input": request}
+    body = {"model": "tiny/embeds", "input": texts}
 
-    packed = client.embeddings.create(model="tiny/embeds", input=request)  # the SDK asks for base64 and unpacks it
+    packed = client.embeddings.create(model="tiny/embeds", input=texts)  # the SDK asks for base64 and unpacks it
     encoded = stack.http.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()
     numbers = stack.http.post("/v1/embeddings", json={**body, "encoding_format": "float"}).json()
     unsaid = stack.http.post("/v1/embeddings", json=body).json()

@@ -17,16 +17,16 @@ SHOW = """
 import json, resource, subprocess, sys
 from cortex.platform.workers.hardening import harden_process
 harden_process(no_new_privs=json.loads(sys.argv[1]))
-said = subprocess.run(["grep", "NoNewPrivs", "/proc/self/status"], capture_output=True, text=True).stdout.split()[1]
+flag = subprocess.run(["grep", "NoNewPrivs", "/proc/self/status"], capture_output=True, text=True).stdout.split()[1]
 core = subprocess.run(["/bin/sh", "-c", "ulimit -c"], capture_output=True, text=True).stdout.strip()
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-print(json.dumps([said, core, soft == hard]))
+print(json.dumps([flag, core, soft == hard]))
 """
 
 
-@pytest.mark.parametrize(("request", "expected"), [("true", "1"), ("false", "0")])
-def test_a_child_cannot_gain_privileges_or_dump_core(request: str, expected: str) -> None:
-    output = subprocess.run([sys.executable, "-c", SHOW, request], capture_output=True, text=True, check=True).stdout
+@pytest.mark.parametrize(("setting", "expected"), [("true", "1"), ("false", "0")])
+def test_a_child_cannot_gain_privileges_or_dump_core(setting: str, expected: str) -> None:
+    output = subprocess.run([sys.executable, "-c", SHOW, setting], capture_output=True, text=True, check=True).stdout
 
     assert json.loads(output) == [expected, "0", True]
 

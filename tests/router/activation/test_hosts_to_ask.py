@@ -19,7 +19,7 @@ FULL = a_host(an_instance(memory_mb=10_000, function="org/other"))
 
 
 @pytest.mark.parametrize(
-    ("hosts", "request"),
+    ("hosts", "expected"),
     [
         ([named("a", a_host()), named("b", a_host())], ["a", "b"]),
         ([named("a", a_host()), named("b", a_host(), weights={"org/model": 5})], ["b", "a"]),
@@ -30,12 +30,12 @@ FULL = a_host(an_instance(memory_mb=10_000, function="org/other"))
     ids=["by name", "with the weights", "with the weights, at an eviction", "with others' weights", "with room"],
 )
 def test_a_host_that_holds_the_weights_is_asked_before_one_that_has_to_fetch_them(
-    hosts: list[HostRecord], request: list[str]
+    hosts: list[HostRecord], expected: list[str]
 ) -> None:
     fleet = Fleet(hosts={h.name: h for h in hosts})
 
     function = a_function()
-    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW) == request
+    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW) == expected
 
 
 def test_a_host_it_is_pinned_on_comes_before_one_that_holds_the_weights() -> None:
@@ -47,18 +47,18 @@ def test_a_host_it_is_pinned_on_comes_before_one_that_holds_the_weights() -> Non
 
 
 @pytest.mark.parametrize(
-    ("companions", "request"),
+    ("companions", "expected"),
     [((), ["b", "a"]), (("one",), ["a", "b"])],
     ids=["any instance will do", "one more is wanted"],
 )
 def test_a_host_that_has_an_instance_is_asked_first_unless_one_more_is_wanted(
-    companions: tuple[str, ...], request: list[str]
+    companions: tuple[str, ...], expected: list[str]
 ) -> None:
     function = a_function()
     hosts = [named("a", a_host(), weights={function.id: 1}), named("b", a_host(an_instance("one")))]
     fleet = Fleet(hosts={h.name: h for h in hosts})
 
-    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, companions) == request
+    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, companions) == expected
 
 
 def test_silent_hosts_are_named_when_no_host_is_alive() -> None:
