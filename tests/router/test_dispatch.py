@@ -1,16 +1,18 @@
 """Which application serves a path, and what an error before or within an answer does."""
 
+import asyncio
 from typing import Any, cast
 
 import pytest
 
 from cortex.platform.api_keys import LOCAL
+from cortex.platform.serving.client_connection import EXTENSION
 from cortex.router.dispatch import Dispatcher
 from cortex.router.errors import NoKey, QueueFull
 from cortex.router.rejections import Rejections
 from cortex.router.request.http_answer import Client
 from cortex.router.request.incoming import ClientLeft, Incoming
-from tests.support.incoming import with_client
+from tests.support.incoming import ReadingClient, with_client
 
 
 class Guard:
@@ -105,6 +107,26 @@ async def test_a_caller_without_a_key_is_refused_before_its_request_is_read() ->
     head, _ = await served.call("/v1/messages")
 
     assert (head["status"], served.counts.kinds) == (401, ["no_key"])
+
+
+async def test_a_request_is_not_begun_while_its_client_leaves_earlier_answers_unread() -> None:
+    served, reads = Served(), asyncio.Event()
+
+    class FullClient(ReadingClient):
+        async def drain(self) -> None:
+            await reads.wait()
+
+    client = FullClient()
+    client.is_full = True
+    scope = {"type": "http", "path": "/v1/messages", "method": "POST", "headers": [], "extensions": {EXTENSION: client}}
+    task = asyncio.create_task(served.app(scope, cast(Any, None), cast(Any, None)))
+    await asyncio.sleep(0)
+    begun = list(served.ids)
+    reads.set()
+    await task
+
+    assert begun == []
+    assert client.body == b"inference"
 
 
 async def test_an_error_within_a_request_has_the_requests_id() -> None:

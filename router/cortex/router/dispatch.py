@@ -56,6 +56,8 @@ class Dispatcher:
 
     async def _serve(self, handler: Handler, scope: Any, receive: Receive) -> None:
         client, request = client_of(scope), None
+        if client.is_full:  # with answers to the connection's earlier requests
+            await client.drain()
         try:
             request = Incoming(scope, receive, await self._guard.authorize(scope, NEEDS))
             answering = await handler(request)

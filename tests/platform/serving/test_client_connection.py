@@ -1,6 +1,8 @@
 """Answers that are written without ASGI messages, byte by byte on a real listener."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,10 +23,18 @@ async def serving(answer: Answer) -> AsyncIterator[tuple[asyncio.StreamReader, a
     """Serve every request with `answer`; yield a connection."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        client = client_of(scope)
         while (await receive())["more_body"]:
             pass
-        await answer(client_of(scope).attach())
+        await answer(client.attach())
 
+    async with serving_app(app) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def serving_app(app: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Serve with an application; yield a connection."""
     port = free_port()
     server = uvicorn.Server(listener.config(app, f"127.0.0.1:{port}", lifespan="off", date_header=False))
     server.config.load()
@@ -120,6 +130,66 @@ async def test_a_disconnect_is_reported_at_once_and_what_follows_goes_nowhere(be
         await asyncio.wait_for(over.wait(), 5)
 
         assert asyncio.get_running_loop().time() - began < 0.25
+
+
+async def test_a_client_that_left_while_its_request_was_read_is_lost_although_it_sent_another() -> None:
+    arrived, lost = asyncio.Event(), list[bool]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        client = client_of(scope)
+        await receive()
+        arrived.set()
+        while not client._protocol.transport.is_closing():  # noqa: ASYNC110 (that is what is waited for)
+            await asyncio.sleep(0)
+        lost.append(client.attach().is_lost)
+
+    async with serving_app(app) as (_, writer):
+        writer.write(REQUEST * 2)
+        await asyncio.wait_for(arrived.wait(), 5)
+        writer.transport.abort()
+        async with asyncio.timeout(5):
+            while not lost:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+    assert lost == [True]
+
+
+async def test_what_is_not_http_after_a_request_ends_its_work_at_once() -> None:
+    waits, lost = asyncio.Event(), asyncio.Event()
+
+    async def answer(client: ClientConnection) -> None:
+        client.on_lost = lost.set
+        waits.set()
+        await lost.wait()
+
+    async with serving(answer) as (reader, writer):
+        writer.write(REQUEST)
+        await asyncio.wait_for(waits.wait(), 5)
+        writer.write(b"\x00garbage\r\n\r\n")
+
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 400")
+        assert lost.is_set()
+
+
+async def test_a_request_and_its_client_are_no_cycle_of_references() -> None:
+    clients: list[weakref.ref[Any]] = []
+
+    async def answer(client: ClientConnection) -> None:
+        clients.append(weakref.ref(client._cycle))
+        await whole(client)
+
+    gc.disable()
+    try:
+        async with serving(answer) as (reader, writer):
+            for _ in range(2):  # the connection has its newest request
+                writer.write(REQUEST)
+                await asyncio.wait_for(reader.readexactly(len(WHOLE)), 5)
+            await asyncio.sleep(0)
+            first = clients[0]()
+    finally:
+        gc.enable()
+
+    assert first is None
 
 
 async def test_an_answer_that_has_ended_reports_no_disconnect() -> None:

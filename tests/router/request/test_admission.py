@@ -154,6 +154,22 @@ async def test_a_request_that_joins_a_slot_queue_holds_up_no_lower_one_at_the_ga
         await asyncio.wait_for(low.wait_for_higher(), 5)
 
 
+async def test_a_ticket_that_waits_for_a_start_twice_is_at_the_gate_once() -> None:
+    class NeverReady(View):
+        async def wait_until_ready(self, target: Target, within_s: float) -> None:
+            await asyncio.Event().wait()
+
+    view = NeverReady()
+    admission = Admission(cast(FleetView, view), cast(Activator, view), InFlight("router-1"))
+
+    with admission.ticket(Request()) as ticket:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(ticket.wait_for_start(0.0), 0.001)
+
+    assert not admission.gate._waiting
+
+
 async def test_a_request_counts_as_in_flight_from_boarding_to_the_end_of_its_ticket() -> None:
     admission = an_admission(an_instance("i", function="f"))
     with admission.ticket(Request()) as ticket:

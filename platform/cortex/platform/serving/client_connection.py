@@ -30,6 +30,9 @@ class ClientConnection:
 
     def attach(self) -> "ClientConnection":
         """Report disconnects from now on: the request has been read."""
+        if self._protocol.transport.is_closing():  # uvicorn marks only the newest request of a connection
+            self._cycle.disconnected = True
+            return self
         self._protocol.answering = self
         self._protocol.flow.resume_reading()  # a connection that is not read is never seen to close
         return self
@@ -70,7 +73,6 @@ class ClientConnection:
     def _head(self, status: int, headers: Headers) -> bytes:
         cycle = self._cycle
         assert not cycle.response_started
-        cycle.response_started, cycle.waiting_for_100_continue = True, False
         lines = [STATUS_LINE[status]]
         number = 1
         for name, value in (*cycle.default_headers, *headers):
@@ -87,6 +89,7 @@ class ClientConnection:
         head = b"".join(lines)
         if not head.count(b"\n") == head.count(b"\r") == number + 1:
             raise ValueError("a header of an answer has a line break")
+        cycle.response_started, cycle.waiting_for_100_continue = True, False
         return head
 
     def write(self, data: bytes) -> None:
@@ -128,6 +131,6 @@ class ClientConnection:
 
 
 def client_of(scope: Any) -> ClientConnection:
-    """Return the client of a request that this router's own server has received."""
-    client: ClientConnection = scope["extensions"][EXTENSION]
+    """Take the client out of a request that this router's own server has received."""
+    client: ClientConnection = scope["extensions"].pop(EXTENSION)  # else it would be a cycle of references
     return client

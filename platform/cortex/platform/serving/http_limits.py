@@ -256,6 +256,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._answering():  # wake the application: the rest will not arrive
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            if self.answering is not None:
+                self.answering.lose()
         self.linger()
 
     def linger(self) -> None:

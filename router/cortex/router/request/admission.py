@@ -132,6 +132,7 @@ class Ticket:
         Raises QueueFull, NotReadyInTime, NoCapacity, StartFailed, RecordIsAway, or what `look_up` raises.
         """
         activator, candidate = self._admission.activator, self._candidate
+        self._leave_gate()  # of an earlier wait, which had a time limit
         waiter = self._waiter = self._admission.gate.join(candidate.target.function.id, candidate.priority)
         began, queue_of = time.monotonic(), ""
         with ExitStack() as limit:
