@@ -32,7 +32,8 @@ from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Call, Exchange, Exchanges
 from cortex.router.request.probe import Pulse
 from cortex.router.request.request_record import RequestRecord, RequestRecords
-from cortex.router.request.substitutes import Substitutes
+from cortex.router.request.substitutes import Conversation, Substitutes
+from cortex.router.request.substitutes import Stage as Turn
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
 from tests.support.catalogues import aliases, entry, fake
@@ -139,22 +140,27 @@ class Stage:
         stream: bool = False,
         caller: Principal = LOCAL,
         client: ReadingClient | None = None,
+        conversation: Conversation | None = None,
+        read: asyncio.Event | None = None,
     ) -> AsyncIterator[tuple[asyncio.Task[None], ReadingClient]]:
-        """Send a request; what it says to its client so far."""
+        """Send a request; what it says to its client so far. A request for another target than the first is read once
+        `read` is set."""
 
         async def parse(target: Target) -> Call:
+            if target is not first and read is not None:
+                await read.wait()
             reply = chat_stream.Reply(id="c", model=target.function.id)
             return Call(
                 dialect="chat",
                 path="/v1/chat/completions",
-                body=b"{}",
+                body=b'{"model":"%s"}' % target.function.id.encode(),
                 reply=reply,
                 streams=reply if stream else None,
             )
 
-        sent, target = client or ReadingClient(), self.directory.resolve(name)
-
-        exchange = Exchange(self.exchanges, target, await parse(target), "r", caller, name=name, parse=parse)
+        sent, first = client or ReadingClient(), self.directory.resolve(name)
+        call = await parse(first)
+        exchange = Exchange(self.exchanges, first, call, "r", caller, name=name, parse=parse, conversation=conversation)
         task = asyncio.ensure_future(exchange(sent))
         try:
             yield task, sent
@@ -454,3 +460,59 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     assert tracing.live == [exchange.request_record]
     assert request_records.live() == []
     assert ended == [exchange.request_record]
+
+
+# Substitutes.
+
+CHAT = fake("big") + fake("small") + '[aliases]\nchat = { use = "big", on_cold = { use = "small" } }\n'
+FIRST = Conversation(Turn.FIRST, "k")
+
+
+async def test_a_request_that_its_substitutes_worker_died_of_does_not_go_on_to_its_own_function(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, CHAT)
+    stage.pulse_result = Pulse.GONE
+    await stage.shows(stage.of("small", "small-1"))
+    stage.fails("small", "small-1")
+    await stage.view.refresh()
+
+    async with stage.asking("chat", conversation=FIRST) as (task, sent):
+        await ended(task)
+
+    assert sent.status == 502
+    assert [instance for instance, _ in stage.posted] == ["small-1"]
+
+
+async def test_a_request_that_killed_two_workers_of_the_substitute_waits_for_its_own_function(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, CHAT)
+    stage.pulse_result = Pulse.GONE
+    for number in range(2):
+        await stage.shows(stage.of("small", f"small-{number}"))
+        stage.fails("small", f"small-{number}")
+        await stage.view.refresh()
+        async with stage.asking("chat", conversation=FIRST) as (task, _):
+            await ended(task)
+    await stage.shows(stage.of("small", "small-2"))
+
+    async with stage.asking("chat", conversation=FIRST) as (task, _):
+        await stage.until(lambda: bool(stage.in_flight.waiting_for("big")))
+
+    assert [instance for instance, _ in stage.posted] == ["small-0", "small-1"]
+
+
+async def test_no_stream_begins_while_its_request_is_read_for_the_substitute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "FIRST_KEEP_ALIVE_S", 0.0)
+    stage, read = Stage(tmp_path, CHAT), asyncio.Event()
+    stage.breaks.clear()
+    await stage.shows(stage.of("small", "small-1"))
+
+    async with stage.asking("chat", stream=True, conversation=FIRST, read=read) as (_, sent):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        status = sent.status
+        read.set()
+        await stage.until(lambda: bool(sent.status and stage.posted))
+
+    assert status == 0
+    assert (sent.headers[b"x-cortex-function"], sent.headers[b"x-cortex-substitute"]) == (b"small", b"small")

@@ -195,8 +195,7 @@ class Exchange:
         """Try instance after instance. A request that broke before its first byte is replayed, at most twice, and at
         most once if a worker died of it. One whose instance closes while it waits for a slot waits again as for a
         start, which is no attempt."""
-        if self._exchanges.deaths.suspects:
-            self._exchanges.deaths.admit(self._fingerprint())
+        self._refuse_suspects()
         replays_left = REPLAYS
         while True:
             if replays_left < REPLAYS:
@@ -212,8 +211,9 @@ class Exchange:
                     server = check_tools(function, instance.server, self._call.dialect, self._call.body)
                     ticket.join_queue(instance.id, max_concurrency(function, server))
                     outcome = await self._serve_from(instance, ticket, last=not replays_left)
-            except RequestError:
-                if not self.request_record.substitute_for or self._head_sent:
+            except RequestError as error:
+                is_deadly = isinstance(error, UpstreamBroke) and self._deaths > 0
+                if is_deadly or not self.request_record.substitute_for or self._head_sent:
                     raise
                 self._declined = True  # the function that was asked for has the last word
                 await self.look_up()
@@ -268,15 +268,19 @@ class Exchange:
         substitute, own = self._possible_substitute(), self.target
         if substitute is None or self._parse is None:
             return False
+        self._stop_pings()  # the head says which function answers
         try:
             call = await self._parse(substitute[0])
         except RequestError:
             self._declined = True
             return False
+        finally:
+            self._resume_pings()
         self._exchanges.admission.activator.warm(own)
         self._read_as(call)
         self.target = substitute[0]
         self.request_record.function, self.request_record.substitute_for = self.target.function.id, own.function.id
+        self._refuse_suspects()
         return True
 
     async def _serve_from(self, instance: Instance, ticket: Ticket, *, last: bool) -> Outcome:
@@ -312,6 +316,11 @@ class Exchange:
             # A head that is sent while the request waits names no dead instance.
             request_record.instance = request_record.host = ""
             return Outcome.BROKE
+
+    def _refuse_suspects(self) -> None:
+        """Raise Suspected if workers of the function that would answer died of requests like this one."""
+        if self._exchanges.deaths.suspects:
+            self._exchanges.deaths.admit(self._fingerprint())
 
     def _fingerprint(self) -> Fingerprint:
         caller, call = self._caller, self._call
