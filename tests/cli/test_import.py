@@ -231,6 +231,22 @@ def test_what_llama_swap_has_and_cortex_has_not_is_listed_without_secrets(home: 
         assert secret not in result.output
 
 
+def test_values_of_the_environment_that_become_part_of_an_entry_are_noted(home: Path) -> None:
+    (home / "config.yaml").write_text(
+        "macros: {key: '${env.API_KEY}'}\n"
+        "models:\n"
+        "  dropped: {cmd: 'llama-server -m x.gguf --api-key ${key}'}\n"
+        "  written: {cmd: 'myserver --port ${PORT} --key ${key}', env: ['A=${env.API_KEY}']}\n"
+        "  lost: {cmd: llama-server -m x.gguf, filters: {setParams: {chat_template_kwargs: {x: 1.5, y: true}}}}\n"
+    )
+
+    notes = run(str(home / "config.yaml")).stderr
+
+    assert "note: written: the value of API_KEY is written out here, and may be secret" in notes
+    assert "dropped: the value" not in notes
+    assert "note: lost: filters.setParams.chat_template_kwargs.x is not carried over" in notes
+
+
 def test_weights_in_the_caches_of_llama_cpp_and_huggingface_are_used_where_they_are(home: Path) -> None:
     cached = home / ".cache" / "llama.cpp" / "unsloth_Qwen3-8B-GGUF_Qwen3-8B-Q4_K_M.gguf"
     cached.parent.mkdir(parents=True)
@@ -435,6 +451,9 @@ def test_a_tool_that_is_not_there_is_an_error_with_the_places_searched(home: Pat
         "models: {a: {cmd: '${x}', macros: {x: '${x}'}}}",
         "models: {\"a\\nb\": {cmd: llama-server -m x.gguf}, 1: {cmd: llama-server -m x.gguf, aliases: ['', 1]}}",
         "models: {a: {cmd: llama-server -m x.gguf -c -1 -np, env: {a: b}, ttl: x, filters: 3}}",
+        "models: {a: {cmd: llama-server -m x.gguf, aliases: 5, env: 3, 1: x, zz: y}}",
+        "models: {a: {cmd: llama-server -m x.gguf, aliases: foo, filters: {setParams: {top_k: .inf, min_p: .nan}}}}",
+        "{models: {a: {cmd: llama-server -m x.gguf}}, hooks: {on_startup: {preload: 5}}}",
         "model_list: [null, 3, {model_name: a}, {model_name: a, litellm_params: {model: 3}}]",
         "model_list: [{model_name: a, litellm_params: {model: vllm/o/m, timeout: -1, max_tokens: -5}}]",
     ],

@@ -3,6 +3,7 @@
 Its text always passes `cortex check`: an entry that does not is left out, with the problem as a note.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ class Entry(Struct):
 
     def sample(self, name: str, value: Any) -> None:
         """Set a sampling parameter that applies where a client says nothing."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             self.keys.setdefault("sampling", {})[name] = int(value) if name == "top_k" else value
 
     def text(self) -> str:

@@ -62,7 +62,8 @@ def read(config: Mapping[str, Any], folder: Path, origin: str, weights: LocalWei
             continue
         entry.keys |= {"baseline": True} if name in preload else {}
         draft.add(entry)
-        for alias in model.get("aliases") or ():
+        aliases = model.get("aliases")
+        for alias in aliases if isinstance(aliases, list) else ():
             draft.alias(str(alias.get("id") if isinstance(alias, Mapping) else alias), entry.id)
     return draft
 
@@ -71,8 +72,9 @@ def _read_model(
     entry: Entry, model: Mapping[str, Any], macros: Mapping[str, Any], folder: Path, weights: LocalWeights
 ) -> None:
     """Fill an entry. Raises Unresolved, ValueError for a command that cannot be split."""
-    words = _split(_expand(model["cmd"], macros, weights.environ))
-    for name, value in _env(entry, words, model, macros, weights):
+    model, variables = {str(key): value for key, value in model.items()}, set[str]()
+    words = _split(_expand(model["cmd"], macros, weights.environ, variables))
+    for name, value in _env(entry, words, model, macros, weights, variables):
         entry.keys.setdefault("env", {})[name] = value
     if not words:
         raise ValueError("its cmd is empty")
@@ -99,6 +101,15 @@ def _read_model(
         if key in _WHY:
             entry.drop([key], _WHY[key])
     entry.drop(model.keys() - _OF_MODEL - _WHY.keys())
+    _note_values(entry, {name: weights.environ[name] for name in variables})
+
+
+def _note_values(entry: Entry, variables: Mapping[str, str]) -> None:
+    """Note which variables of this environment the entry has the values of: the configuration had only their names."""
+    texts = [*entry.keys.get("command", ()), *entry.keys.get("args", ()), *entry.keys.get("env", {}).values()]
+    written = sorted(name for name, value in variables.items() if value and any(value in text for text in texts))
+    if written:
+        entry.notes.append(f"the value of {', '.join(written)} is written out here, and may be secret")
 
 
 def _set_gguf(entry: Entry, others: Mapping[str, str], folder: Path, weights: LocalWeights) -> None:
@@ -144,6 +155,8 @@ def _set_filters(entry: Entry, filters: Mapping[str, Any]) -> None:
     template = {k: v for k, v in _mapping(params.get("chat_template_kwargs")).items() if isinstance(v, (str, int))}
     if template:
         entry.keys["chat_template_kwargs"] = template
+    lost = _mapping(params.get("chat_template_kwargs")).keys() - template.keys()
+    entry.drop(f"filters.setParams.chat_template_kwargs.{name}" for name in lost)
     if params.keys() & {*_SAMPLING, "chat_template_kwargs"}:
         entry.notes.append("filters.setParams became defaults: clients that set a parameter themselves override it")
     entry.drop(f"filters.setParams.{name}" for name in params.keys() - {*_SAMPLING, "chat_template_kwargs"})
@@ -151,22 +164,32 @@ def _set_filters(entry: Entry, filters: Mapping[str, Any]) -> None:
 
 
 def _env(
-    entry: Entry, words: list[str], model: Mapping[str, Any], macros: Mapping[str, Any], weights: LocalWeights
+    entry: Entry,
+    words: list[str],
+    model: Mapping[str, Any],
+    macros: Mapping[str, Any],
+    weights: LocalWeights,
+    variables: set[str],
 ) -> list[tuple[str, str]]:
     """Return the variables of a model, and take those that precede its command out of it."""
-    pairs = [_expand(str(pair), macros, weights.environ) for pair in model.get("env") or ()]
+    declared = model.get("env")
+    pairs = [
+        _expand(str(pair), macros, weights.environ, variables)
+        for pair in (declared if isinstance(declared, list) else ())
+    ]
     if words and PurePath(words[0]).name == "env":
         words.pop(0)
     while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
         pairs.append(words.pop(0))
-    variables = [(name, value) for name, _, value in (pair.partition("=") for pair in pairs)]
-    visible = [name for name, _ in variables if name.endswith("VISIBLE_DEVICES")]
+    split = [(name, value) for name, _, value in (pair.partition("=") for pair in pairs)]
+    visible = [name for name, _ in split if name.endswith("VISIBLE_DEVICES")]
     entry.drop(visible, "cortex chooses devices; `pinned_on` and `labels` limit the choice")
-    return [(name, value) for name, value in variables if name not in visible]
+    return [(name, value) for name, value in split if name not in visible]
 
 
-def _expand(text: str, macros: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    """Replace macros, also those inside macros; `${PORT}` stays. Raises Unresolved."""
+def _expand(text: str, macros: Mapping[str, Any], environ: Mapping[str, str], variables: set[str]) -> str:
+    """Replace macros, also those inside macros; `${PORT}` stays. Adds the names of environment variables to
+    `variables`. Raises Unresolved."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1]
@@ -175,6 +198,7 @@ def _expand(text: str, macros: Mapping[str, Any], environ: Mapping[str, str]) ->
         if name.startswith("env."):
             if name[4:] not in environ:
                 raise Unresolved(f"the variable {name[4:]} is not set here")
+            variables.add(name[4:])
             return environ[name[4:]]
         if name not in macros:
             raise Unresolved(f"the macro {name} is not defined")
@@ -195,7 +219,8 @@ def _split(command: str) -> list[str]:
 
 def _preload(config: Mapping[str, Any]) -> set[str]:
     startup = _mapping(_mapping(config.get("hooks")).get("on_startup"))
-    return {str(name) for name in startup.get("preload") or ()}
+    names = startup.get("preload")
+    return {str(name) for name in names} if isinstance(names, list) else set()
 
 
 def _ttl(value: Any) -> int:
