@@ -1,7 +1,7 @@
 """Measure the router beside nginx, a bare relay and other gateways, in one run (`just bench`).
 
 All answer from one upstream, by turns (A B A B), so that the machine's speed and load cancel out in the ratios. The
-router checks a key, resolves an alias, and has metrics, log, receipts and last uses on; a record says that its worker
+router checks a key, resolves an alias, and has metrics, log, decisions and last uses on; a record says that its worker
 is ready, without an agent.
 """
 
@@ -56,7 +56,7 @@ out in them. `just bench` writes this page; `just profile SCENARIO` shows where 
 
 Machine: {cpus}. Software: {software}. Date: {date}.
 
-cortex checks a key, resolves an alias, and has metrics, log lines, receipts and last uses on. CPU is that of all its
+cortex checks a key, resolves an alias, and has metrics, log lines, decisions and last uses on. CPU is that of all its
 processes; with `--workers 2` they share one listener."""
 
 
@@ -122,7 +122,7 @@ class Bench:
             yield matches
 
     def say(self, cold: State = State.STARTING) -> None:
-        """Write the record of a host for a minute: one worker is ready, and another is as said."""
+        """Write the record of a host for a minute: one worker is ready, and another is in a given state."""
         now = time.time()
         url = f"http://127.0.0.1:{self.worker}"
         instances = tuple(

@@ -39,7 +39,7 @@ class Machines(Fleet):
         return matches[0][0] if len(matches) == 1 and matches[0][1] is State.READY else ""
 
     def actions(self, **about: str) -> list[str]:
-        """Return what operators asked for, newest first. A decision takes a moment to reach the record."""
+        """Return what operators requested, newest first. A decision takes a moment to reach the record."""
         return [str(r["why"]) for r in self.decisions(what="action", **about)]
 
     def decisions(self, **wanted: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`cortex import`: files as other tools have them, what becomes of them, and what is said of the rest."""
+"""`cortex import`: files as other tools have them, what becomes of them, and the notes on the rest."""
 
 import hashlib
 import json

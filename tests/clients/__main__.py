@@ -96,7 +96,7 @@ def _one(name: str, case: Case, scratch: Path, clients: Path, folder: Path, stac
     began = time.monotonic()
     ran = CLIENTS[name](Place(clients, home, folder, stack.port), case)
     took_s = time.monotonic() - began
-    (home / f"{case.model}.said").write_text(ran.output)
+    (home / f"{case.model}.output").write_text(ran.output)
     return ran, case.judge(ran.output, ran.failed, folder), took_s
 
 

@@ -51,7 +51,7 @@ def test_messages_of_a_real_worker_streamed_and_unstreamed(claude: anthropic.Ant
         streamed = stream.get_final_message()
 
     for answer in (plain, streamed):
-        assert answer.model == "small"  # the name that was asked for
+        assert answer.model == "small"  # the requested name
         assert answer.stop_reason in ("end_turn", "max_tokens")
         assert words(answer.content[0].text) <= words(ALPHA)  # type: ignore[union-attr]
         assert answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0) > 0

@@ -120,7 +120,7 @@ def test_an_admin_reads_and_searches_a_workers_log(stack: Stack) -> None:
     admin = {"authorization": f"Bearer {stack.local_key()}"}
 
     shown = stack.http.get("/status/log", params=body, headers=admin)
-    nothing = stack.http.get("/status/log", params=body | {"grep": "no such words"}, headers=admin)
+    nothing = stack.http.get("/status/log", params=body | {"grep": "no matching words"}, headers=admin)
     never = stack.http.get("/status/log", params={"function": "fake/planned", "run": "previous"}, headers=admin)
     looker = stack.http.get("/status/log", params=body)
     failed = stack.http.get("/admin/hosts").json()["hosts"][0]["failures"]

@@ -15,13 +15,13 @@ pytestmark = [
 
 def test_status_prints_the_pages_url_and_opens_it_logged_in(stack: Stack, tmp_path: Path) -> None:
     browser = tmp_path / "browser"
-    browser.write_text('#!/bin/sh\nprintf "%s" "$1" > ' + str(tmp_path / "asked"))
+    browser.write_text('#!/bin/sh\nprintf "%s" "$1" > ' + str(tmp_path / "url"))
     browser.chmod(0o755)
 
     done = stack.cli("status", "--open", env={"BROWSER": f"{browser} %s"})
 
     assert f"{stack.url}/status" in done.stdout
-    request = (tmp_path / "asked").read_text()
+    request = (tmp_path / "url").read_text()
     assert request.startswith("file://")
     assert stack.local_key() not in request + done.stdout + done.stderr
     page = Path(request.removeprefix("file://"))

@@ -1,6 +1,6 @@
 """The Grafana dashboard: every panel in one table, from which `dashboard.json` is made (`just docs`).
 
-What routers count is added up; what is said of the fleet is the same at every router, so the maximum is taken.
+What routers count is added up; what describes the fleet is the same at every router, so the maximum is taken.
 """
 
 import json

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from cortex.router.request.worker_connections import BodyTooLong, ConnectionFailed
 from tests.router.dialects.examples import examples
-from tests.router.request.test_worker_connections import WHOLE, Peer, answers, answers_once, connections, post, workers
+from tests.router.request.test_worker_connections import (
+    WHOLE,
+    LargeAnswer,
+    Peer,
+    answers,
+    answers_once,
+    connections,
+    post,
+    workers,
+)
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 MOST = 1 << 30
@@ -83,37 +92,23 @@ async def test_chunks_that_arrive_together_are_passed_on_together() -> None:
 
 
 async def test_a_sink_without_room_stops_the_worker_and_gets_the_rest_later() -> None:
-    total, sent = 20_000_000, 0
+    large = LargeAnswer()
 
-    async def talk(peer: Peer) -> None:
-        nonlocal sent
-        await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
-        while sent < total:
-            await peer.send(b"x" * 10_000)
-            sent += 10_000
-        await peer.request()
-        await peer.send(WHOLE)
-
-    async with workers(talk) as there, connections() as pool:
+    async with workers(large) as there, connections() as pool:
         sink = Reader(room=100_000)
         response = await pool.post(there.url, "/", b"{}", {})
         passing = asyncio.create_task(response.pass_to(sink, MOST))
         await asyncio.wait_for(sink.full.wait(), 10)
-        before = -1
-        while sent != before:  # until the kernel's buffers are full
-            before = sent
-            for _ in range(100):
-                await asyncio.sleep(0)
-        held, usage = sent, len(sink.body)
+        await large.stops()
+        held, usage = large.sent, len(sink.body)
         sink.read()
         await asyncio.wait_for(passing, 20)
         response.close()
         after = await post(pool, there.url)
 
-    assert held < total / 2
+    assert held < large.total / 2
     assert usage < 1_000_000
-    assert len(sink.body) == total
+    assert len(sink.body) == large.total
     assert after == (200, b"hello")
     assert there.connections == 1
 

@@ -1,4 +1,4 @@
-"""Which requests a substitute may answer: never inside a tool loop, never after the function that was asked for."""
+"""Which requests a substitute may answer: never inside a tool loop, never after the requested function."""
 
 import json
 from typing import Any, cast

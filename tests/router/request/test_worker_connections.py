@@ -333,32 +333,42 @@ async def test_an_answer_that_is_closed_before_its_end_closes_its_connection() -
         await asyncio.wait_for(closed.wait(), 10)
 
 
-async def test_a_reader_that_stops_stops_the_worker_and_the_rest_is_whole() -> None:
-    total, sent = 20_000_000, 0
+class LargeAnswer:
+    """A worker's answer of `total` bytes, of which `sent` have left, and a small one to the next request."""
 
-    async def talk(peer: Peer) -> None:
-        nonlocal sent
+    def __init__(self) -> None:
+        self.total, self.sent = 20_000_000, 0
+
+    async def __call__(self, peer: Peer) -> None:
         await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
-        while sent < total:
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % self.total)
+        while self.sent < self.total:
             await peer.send(b"x" * 10_000)
-            sent += 10_000
+            self.sent += 10_000
         await peer.request()
         await peer.send(WHOLE)
 
-    async with workers(talk) as there, connections(read_bytes=65536) as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+    async def stops(self) -> None:
+        """Wait until nothing more leaves: the buffers of the kernel are full."""
         before = -1
-        while sent != before:  # until the kernel's buffers are full
-            before = sent
+        while self.sent != before:
+            before = self.sent
             for _ in range(100):
                 await asyncio.sleep(0)
-        held = sent
+
+
+async def test_a_reader_that_stops_stops_the_worker_and_the_rest_is_whole() -> None:
+    large = LargeAnswer()
+
+    async with workers(large) as there, connections(read_bytes=65536) as pool:
+        response = await pool.post(there.url, "/", b"{}", {})
+        await large.stops()
+        held = large.sent
         body = await read(response)
         after = await post(pool, there.url)
 
-    assert held < total / 2
-    assert len(body) == total
+    assert held < large.total / 2
+    assert len(body) == large.total
     assert after == (200, b"hello")
     assert there.connections == 1
 

@@ -215,7 +215,7 @@ class Exchange:
                 is_deadly = isinstance(error, UpstreamBroke) and self._deaths > 0
                 if is_deadly or not self.request_record.substitute_for or self._head_sent:
                     raise
-                self._declined = True  # the function that was asked for has the last word
+                self._declined = True  # the requested function decides then
                 await self.look_up()
                 self._resume_pings()
                 continue

@@ -1,6 +1,6 @@
 """Whether another function may answer a request while its own is not ready: `on_cold` of an alias.
 
-A conversation changes its model at most once, from the substitute to the function that was asked for. So a request is
+A conversation changes its model at most once, from the substitute to the requested function. So a request is
 answered by the substitute only if nothing in it can come from that function: it has no answer of a model in it, or
 this router worker knows that the substitute gave those. It is never answered by it inside a tool loop.
 """
