@@ -18,7 +18,7 @@ from cortex.platform.record import HostRecord, is_newer, shifted
 WINDOW_S = 30.0
 """The offset is the smallest difference in one to two windows: clocks drift, and a machine may be suspended."""
 
-SAME_S = 0.05
+SAME_S = 0.2
 """Smaller changes of an offset are ignored, so that a host's times do not move at every read."""
 
 GONE_S = 600.0
