@@ -42,9 +42,9 @@ def test_the_page_is_complete_and_its_policy_allows_no_other_source(stack: Stack
 
 
 def test_assets_are_cacheable_and_need_no_key(stack: Stack) -> None:
-    urls = re.findall(r'(?:src|href)="(/status/assets/[^"]+)"', stack.http.get("/status").text)
+    urls = re.findall(r'(?:src|href)="(status/assets/[^"]+)"', stack.http.get("/status").text)
 
-    answers = [httpx.get(stack.url + url, trust_env=False) for url in urls]
+    answers = [httpx.get(f"{stack.url}/{url}", trust_env=False) for url in urls]
 
     assert len(answers) == 4
     assert all(a.status_code == 200 and "immutable" in a.headers["cache-control"] for a in answers)
@@ -82,7 +82,7 @@ def test_details_and_the_plan_of_a_warm_are_shown_before_it_is_done(stack: Stack
 
     assert "fake/planned" in details.text
     assert "It would start on here" in unescape(plan.text)
-    assert 'data-post="/admin/functions/fake%2Fplanned/warm"' in plan.text
+    assert 'data-post="admin/functions/fake%2Fplanned/warm"' in plan.text
     assert stack.spawned("fake/planned") == before
     assert stack.state("fake/planned") == "cold"
 
@@ -110,7 +110,7 @@ def test_a_failed_start_is_shown_with_its_reason_and_a_button_for_its_log(stack:
     page = eventually(lambda: p if "exited with code 3 while starting" in (p := stack.http.get("/status").text) else "")
 
     troubles = page[page.index("troubles-title") :]
-    assert 'data-open="/status/log?function=fake/dies' in troubles
+    assert 'data-open="status/log?function=fake/dies' in troubles
     assert "wrong kind of weights" not in page
 
 
@@ -158,7 +158,7 @@ def _cookie(answer: httpx.Response) -> str:
 def test_a_login_sets_a_cookie_that_scripts_cannot_read(stack: Stack) -> None:
     answer = httpx.post(f"{stack.url}/status/login", data={"key": stack.local_key()}, trust_env=False)
 
-    assert (answer.status_code, answer.headers["location"]) == (303, "/status")
+    assert (answer.status_code, answer.headers["location"]) == (303, "../status")
     attributes = answer.headers["set-cookie"].lower()
     assert "httponly" in attributes
     assert "samesite=strict" in attributes
@@ -214,7 +214,7 @@ def test_a_login_with_a_wrong_key_or_from_another_site_is_rejected(stack: Stack)
 def test_a_logout_deletes_the_cookie(stack: Stack) -> None:
     answer = httpx.post(f"{stack.url}/status/logout", trust_env=False)
 
-    assert answer.headers["location"] == "/status/login"
+    assert answer.headers["location"] == "login"
     assert "max-age=0" in answer.headers["set-cookie"].lower()
 
 

@@ -1,5 +1,6 @@
 """Settings: the file, the environment, and errors with their place."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,20 @@ REFUSED = {
         "[gateway]\ndrain_s = inf",
         ["cortex.toml:2: gateway.drain_s: Expected `float` <= 1000000000.0"],
     ),
+    "an origin with a path": (
+        "[gateway]\ncors_origins = ['*', 'https://app.example/']",
+        [
+            "cortex.toml:2: gateway.cors_origins: Expected an origin such as `https://app.example`, without a path, "
+            "or `*` - at `$[1]`"
+        ],
+    ),
+    "a root path that is the router's own": (
+        "[gateway]\nroot_path = '/v1'",
+        [
+            "cortex.toml:2: gateway.root_path: Expected a path such as `/cortex`, without a slash at the end, which is "
+            "none of the router's own"
+        ],
+    ),
     "a section that is none": ("gateway = 3", ["cortex.toml:1: gateway: Expected `object`, got `int`"]),
     "an unknown key of the second device": (
         "[[agent.devices]]\nname = 'a'\nvram_mb = 1\n[[agent.devices]]\nname = 'b'\nvram_mb = 1\ntype = 'gpu'",
@@ -218,6 +233,32 @@ REFUSED = {
         ],
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "path", ["cortex", "/", "/cortex/", "//x", "/a/../b", "/a b", "/a%2F", "/admin/x", "/status", "/api"]
+)
+def test_a_root_path_that_a_proxy_cannot_serve_is_refused(path: str) -> None:
+    assert problems(CORTEX_GATEWAY__ROOT_PATH=path)
+
+
+@pytest.mark.parametrize("path", ["", "/cortex", "/a/b.c/~d", "/v1x", "/statuspage"])
+def test_a_root_path_has_any_segments_that_are_not_the_routers_own(path: str) -> None:
+    assert settings(CORTEX_GATEWAY__ROOT_PATH=path).gateway.root_path == path
+
+
+@pytest.mark.parametrize(
+    "origin", ["", "app.example", "https://", "https://A.example", "https://a/b", "null", "https://*.a b"]
+)
+def test_what_no_browser_sends_as_an_origin_is_refused(origin: str) -> None:
+    assert problems(CORTEX_GATEWAY__CORS_ORIGINS=json.dumps([origin]))
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "http://[::1]:3000", "http://localhost:3000", "chrome-extension://abc", "tauri://localhost"]
+)
+def test_an_origin_has_a_scheme_and_a_host(origin: str) -> None:
+    assert settings(CORTEX_GATEWAY__CORS_ORIGINS=json.dumps([origin])).gateway.cors_origins == (origin,)
 
 
 @pytest.mark.parametrize(("text", "output"), REFUSED.values(), ids=REFUSED)

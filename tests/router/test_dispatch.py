@@ -1,12 +1,14 @@
 """Which application serves a path, and what an error before or within an answer does."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
 from cortex.platform.api_keys import LOCAL
 from cortex.platform.serving.client_connection import EXTENSION
+from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.dispatch import Dispatcher
 from cortex.router.errors import NoKey, QueueFull
 from cortex.router.rejections import Rejections
@@ -40,13 +42,26 @@ class Counts:
 class Served:
     """An application with one inference path, and what it sent."""
 
-    def __init__(self, error: Exception | None = None, *, late: Exception | None = None, guard: Any = None) -> None:
+    def __init__(
+        self,
+        error: Exception | None = None,
+        *,
+        late: Exception | None = None,
+        guard: Any = None,
+        origins: tuple[str, ...] = (),
+        root_path: str = "",
+    ) -> None:
         self.sent: list[Any] = []
         self.ids: list[str] = []
         self.counts, self.error, self.late = Counts(), error, late
         rejections = Rejections(cast(Any, self.counts))
         self.app = Dispatcher(
-            {"/v1/messages": self._handler}, cast(Any, self._rest), cast(Any, guard or Guard()), rejections
+            {"/v1/messages": self._handler},
+            cast(Any, self._rest),
+            cast(Any, guard or Guard()),
+            rejections,
+            CrossOrigin(origins),
+            root_path,
         )
 
     async def _handler(self, request: Incoming) -> Any:
@@ -65,11 +80,11 @@ class Served:
     async def _rest(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "rest"})
 
-    async def call(self, path: str, method: str = "POST") -> list[Any]:
+    async def call(self, path: str, method: str = "POST", headers: Sequence[tuple[bytes, bytes]] = ()) -> list[Any]:
         async def send(message: Any) -> None:
             self.sent.append(message)
 
-        scope = {"type": "http", "path": path, "method": method, "headers": [(b"host", b"h")]}
+        scope = {"type": "http", "path": path, "method": method, "headers": [(b"host", b"h"), *headers]}
         await with_client(self.app)(scope, None, send)
         return self.sent
 
@@ -161,3 +176,42 @@ async def test_a_client_that_left_gets_nothing() -> None:
 
     assert await served.call("/v1/messages") == []
     assert served.counts.kinds == []
+
+
+@pytest.mark.parametrize("path", ["/cortex/v1/messages", "/v1/messages", "/cortex//v1/messages"])
+async def test_a_path_is_served_whether_the_proxy_removes_the_root_path_or_not(path: str) -> None:
+    assert (await Served(root_path="/cortex").call(path))[-1]["body"] == b"inference"
+
+
+@pytest.mark.parametrize("path", ["/cortexv1/messages", "/other/v1/messages", "/cortex/cortex/v1/messages"])
+async def test_a_path_that_only_resembles_the_root_path_is_left_as_it_is(path: str) -> None:
+    assert await Served(root_path="/cortex").call(path) == [{"type": "rest"}]
+
+
+ORIGIN = (b"origin", b"https://app.example")
+PREFLIGHT = [ORIGIN, (b"access-control-request-method", b"POST")]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/models", "/v2/rerank"])
+async def test_a_preflight_of_a_listed_origin_is_answered_before_any_key_is_read(path: str) -> None:
+    served = Served(origins=("https://app.example",), guard=Guard(NoKey("no key")))
+
+    head, body = await served.call(path, "OPTIONS", PREFLIGHT)
+
+    assert (head["status"], body["body"]) == (204, b"")
+    assert (b"access-control-allow-headers", b"authorization, *") in head["headers"]
+
+
+async def test_an_answer_and_an_error_say_which_origin_may_read_them() -> None:
+    allowed = (b"access-control-allow-origin", ORIGIN[1])
+    answer = Served(origins=("https://app.example",))
+    error = Served(origins=("https://app.example",), guard=Guard(NoKey("no key")))
+
+    assert allowed in (await answer.call("/v1/messages", headers=[ORIGIN]))[0]["headers"]
+    assert allowed in (await error.call("/v1/messages", headers=[ORIGIN]))[0]["headers"]
+
+
+async def test_without_listed_origins_a_preflight_is_a_request_like_any_other() -> None:
+    head, _ = await Served().call("/v1/messages", "OPTIONS", PREFLIGHT)
+
+    assert head["headers"] == [(b"allow", b"OPTIONS, POST")]

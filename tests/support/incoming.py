@@ -33,6 +33,7 @@ class ReadingClient:
 
     def __init__(self) -> None:
         self.status, self.headers, self.body = 0, dict[bytes, bytes](), b""
+        self.more_headers = list[tuple[bytes, bytes]]()
         self.has_ended = self.is_lost = self.is_full = False
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
@@ -44,6 +45,9 @@ class ReadingClient:
     def attach(self) -> "ReadingClient":
         return self
 
+    def add_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.more_headers += headers
+
     async def drain(self) -> None:
         """Do nothing."""
 
@@ -54,7 +58,7 @@ class ReadingClient:
 
     def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         assert not self.status
-        self.status, self.headers = status, dict(headers)
+        self.status, self.headers = status, dict([*self.more_headers, *headers])
 
     def write(self, data: bytes) -> None:
         assert self.status

@@ -33,6 +33,15 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 REDIS_PREFIX = r"^(?!rq$)[A-Za-z0-9_.]{1,40}\Z"
 """`rq` is RQ's own prefix. Without hyphens, two prefixes never share the name of a queue, `PREFIX-HOST`."""
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
+ORIGIN = r"^(\*|[a-z][a-z0-9+.\-]*://[a-z0-9.\-:\[\]]+)\Z"
+"""As browsers send it: scheme, host and port in small letters, without a slash at the end."""
+ROOT_PATH = r"^(?!/(v\d+|api|admin|status|health)(/|\Z))(/[A-Za-z0-9_~\-][A-Za-z0-9_.~\-]*)*\Z"
+"""No path of the router itself, which could not be told from a path that the proxy has shortened."""
+_FORMS = {
+    REDIS_PREFIX: "at most 40 letters, digits, `_` and `.`",
+    ORIGIN: "an origin such as `https://app.example`, without a path, or `*`",
+    ROOT_PATH: "a path such as `/cortex`, without a slash at the end, which is none of the router's own",
+}
 
 
 class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +71,11 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     exist."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names, in addition to loopback's, under which a router without any API key answers browsers."""
+    cors_origins: tuple[Annotated[str, Meta(pattern=ORIGIN)], ...] = ()
+    """Origins, such as `https://app.example`, whose pages may read answers below `/v1` and `/v2`, with an API key in a
+    header; `*`: any. Default: none."""
+    root_path: Annotated[str, Meta(pattern=ROOT_PATH)] = ""
+    """The path below which a proxy serves this router, such as `/cortex`. The proxy may pass it on or remove it."""
     tls_cert: str = ""
     """A certificate file; the router then uses https. A renewed certificate is loaded without a restart."""
     tls_key: str = ""
@@ -381,9 +395,17 @@ def _checked(
             try:
                 msgspec.convert(value, hints[key])
             except msgspec.ValidationError as error:
-                problems.append(f"{place}: {name}: {error}")
+                problems.append(f"{place}: {name}: {_reason(error)}")
                 del valid[key]
     return valid
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a value, with a pattern in words."""
+    text = str(error)
+    for pattern, form in _FORMS.items():
+        text = text.replace(f"`str` matching regex {pattern!r}", form)
+    return text
 
 
 def _struct_in(hint: Any) -> type[Struct] | None:
@@ -416,7 +438,7 @@ def _override(values: dict[str, Any], name: str, text: str, problems: list[str])
         value: Any = text if plain is str or "Literal" in str(kind) else msgspec.json.decode(os.fsencode(text))
         msgspec.convert(value, kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        problems.append(f"{name}: {error}")
+        problems.append(f"{name}: {_reason(error)}")
         return
     table = values
     for key in path[:-1]:

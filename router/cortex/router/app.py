@@ -28,6 +28,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.router.access.auth import AuthGuard
+from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.access.keyring import KeyRing, local_key
 from cortex.router.access.rate_limits import RateLimiter
 from cortex.router.access.sessions import Sessions
@@ -166,7 +167,8 @@ def create_app(settings: Settings) -> Dispatcher:
     @get("/", opt={"needs": "nothing"})
     async def root() -> dict[str, str]:
         """Name the service and its entry points."""
-        return {"name": "cortex", "models": "/v1/models", "health": "/health", "status": "/status"}
+        paths = {"models": "/v1/models", "health": "/health", "status": "/status"}
+        return {"name": "cortex"} | {name: gateway.root_path + path for name, path in paths.items()}
 
     rest = Litestar(
         [
@@ -175,7 +177,7 @@ def create_app(settings: Settings) -> Dispatcher:
             root,
             *admin.routes(catalogue, sources, planner, operations, decision_log),
             *requests.routes(catalogue, peers, decision_log),
-            *login.routes(key_ring, sessions),
+            *login.routes(key_ring, sessions, gateway.root_path),
             *status.routes(catalogue, sources, planner, worker_logs),
             *keys.routes(registry, key_ring),
             *decisions.routes(registry, view, catalogue, agents),
@@ -190,7 +192,7 @@ def create_app(settings: Settings) -> Dispatcher:
         logging_config=None,
     )  # fmt: skip
     table = inference.routes(exchanges, intake, rate_limiter, images, CacheSalts(key_ring, token))
-    return Dispatcher(table, rest, guard, rejections)
+    return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), gateway.root_path)
 
 
 def _settle_memory() -> None:

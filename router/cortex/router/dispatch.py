@@ -11,10 +11,11 @@ from litestar import Litestar
 from litestar.types import Receive, Send
 
 from cortex.platform.api_keys import Right
-from cortex.platform.serving.client_connection import client_of
+from cortex.platform.serving.client_connection import ClientConnection, client_of
 from cortex.router.access.auth import AuthGuard
+from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.errors import RequestError
-from cortex.router.rejections import Rejections, fault_of, internal_error, send_whole, wrong_method
+from cortex.router.rejections import CLIENT_API, Rejections, fault_of, internal_error, send_whole, wrong_method
 from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import ClientLeft, Incoming
 
@@ -26,25 +27,45 @@ METHOD, NEEDS = "POST", Right.INFERENCE
 
 
 class Dispatcher:
-    """The application. `inference` is the table; `rest` has all other routes, and the lifespan."""
+    """The application. `inference` is the table; `rest` has all other routes, and the lifespan.
+
+    `root_path` is removed from paths that begin with it.
+    """
 
     def __init__(
-        self, inference: Mapping[str, Handler], rest: Litestar, guard: AuthGuard, rejections: Rejections
+        self,
+        inference: Mapping[str, Handler],
+        rest: Litestar,
+        guard: AuthGuard,
+        rejections: Rejections,
+        cross_origin: CrossOrigin,
+        root_path: str = "",
     ) -> None:
         self.inference, self.rest = inference, rest
         self._guard, self._rejections = guard, rejections
+        self._cross_origin, self._root_path = cross_origin, root_path
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
-        handler = self._handler(scope["path"]) if scope["type"] == "http" else None
+        if scope["type"] != "http":
+            await self.rest(scope, receive, send)
+            return
+        client = client_of(scope)
+        if self._root_path:
+            scope = _below(self._root_path, scope)
+        if self._cross_origin.is_on and scope["path"].startswith(CLIENT_API):
+            client.add_headers(self._cross_origin.headers(scope["headers"]))
+            preflight = self._cross_origin.preflight(scope["method"], scope["headers"])
+            if preflight is not None:
+                await _send_empty(send, preflight)
+                return
+        handler = self._handler(scope["path"])
         if handler is None:
             await self.rest(scope, receive, send)
         elif scope["method"] == METHOD:
-            await self._serve(handler, scope, receive)
+            await self._serve(handler, scope, receive, client)
         elif scope["method"] == "OPTIONS":
-            allow = [(b"allow", f"OPTIONS, {METHOD}".encode())]
-            await send({"type": "http.response.start", "status": 204, "headers": allow})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await _send_empty(send, [(b"allow", f"OPTIONS, {METHOD}".encode())])
         else:
             await send_whole(send, self._rejections.answer(scope, wrong_method(scope["path"], scope["method"])))
 
@@ -54,8 +75,8 @@ class Dispatcher:
             handler = self.inference.get("/" + "/".join(filter(None, path.split("/"))))
         return handler
 
-    async def _serve(self, handler: Handler, scope: Any, receive: Receive) -> None:
-        client, request = client_of(scope), None
+    async def _serve(self, handler: Handler, scope: Any, receive: Receive, client: ClientConnection) -> None:
+        request: Incoming | None = None
         if client.is_full:  # with answers to the connection's earlier requests
             await client.drain()
         try:
@@ -72,3 +93,14 @@ class Dispatcher:
                 raise  # the server closes the connection
             fault, headers = internal_error(error), ()
         await self._rejections.answer(scope, fault, headers, request.id if request else "").send(client)
+
+
+def _below(root_path: str, scope: Any) -> Any:
+    """Return a request without the path below which a proxy serves the router; unchanged if the proxy removed it."""
+    path, rest = scope["path"], scope["path"].removeprefix(root_path)
+    return {**scope, "path": rest or "/"} if rest != path and rest[:1] in ("", "/") else scope
+
+
+async def _send_empty(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -23,6 +23,8 @@ log = structlog.get_logger()
 Http = Request[Any, Any, Any]
 
 _DIALECTS: dict[str, Dialect] = {"/v1/messages": "messages", "/v1/responses": "responses"}
+CLIENT_API = ("/v1/", "/v2/")
+"""Prefixes of the clients' APIs."""
 _PATHS = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
     "/v1/embeddings", "/v1/rerank", "/v1/models",
@@ -40,7 +42,7 @@ class Rejections:
     def answer(self, scope: Scope, fault: Fault, headers: Headers = (), id: str = "") -> Whole:
         """Return an error as the answer to a request; `id` is the request's, if it has one already."""
         path = scope["path"]
-        if path.startswith(("/v1/", "/v2/")):
+        if path.startswith(CLIENT_API):
             self._request_metrics.count_rejection(fault.kind)
         values = dict(scope["headers"])
         id = id or request_id(values.get(b"x-request-id"))

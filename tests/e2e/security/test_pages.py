@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -17,7 +18,9 @@ def test_every_page_and_asset_has_a_policy_without_inline_scripts(keyed: Keyed) 
     with keyed.client("status") as http:
         pages = {path: http.get(path) for path in ("/status", "/status/login", "/status/function/one%2Fopen")}
         matches = {
-            a for page in pages.values() for a in re.findall(r'(?:src|href)="(/status/assets/[^"#]+)', page.text)
+            urljoin(path, link)
+            for path, page in pages.items()
+            for link in re.findall(r'(?:src|href)="([./]*status/assets/[^"#]+)', page.text)
         }
         assets = {path: http.get(path) for path in sorted(matches)}
 

@@ -214,7 +214,7 @@ def call_route(http: httpx.Client, route: str) -> str:
         assert answer.status_code < 500, f"{route}: {answer.status_code}"
         if path in SIGNING:
             return "open"  # it looks at the key itself
-        to_login = answer.headers.get("location", "").startswith("/status/login")
+        to_login = answer.headers.get("location", "").endswith("status/login")
         return "closed" if answer.status_code in (401, 403) or to_login else "open"
 
 

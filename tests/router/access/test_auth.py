@@ -181,6 +181,18 @@ async def test_a_cross_site_request_is_rejected_on_an_open_router(headers: dict[
     assert await authorize("inference", {**headers, "x-api-key": "admin"}, Ring()) == "admin"
 
 
+@pytest.mark.parametrize("origins", [("https://app.example",), ("*",)])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_page_that_may_read_answers_needs_a_key_for_reading_too(method: str, origins: tuple[str, ...]) -> None:
+    gateway = Gateway(cors_origins=origins)
+    page = {"origin": "https://app.example", "host": "127.0.0.1:31313"}
+    own = {"origin": "http://127.0.0.1:31313", "host": "127.0.0.1:31313"}
+
+    assert await rejection("inference", page, Ring(keys=False), gateway, method) is NotAllowed
+    assert await authorize("inference", {**page, "x-api-key": "admin"}, Ring(), gateway, method) == "admin"
+    assert await authorize("inference", own, Ring(keys=False), gateway, method) != ""
+
+
 @pytest.mark.parametrize(
     ("host", "allowed", "answered"),
     [

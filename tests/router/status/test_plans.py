@@ -43,7 +43,7 @@ def test_a_warm_shows_the_start_and_the_reason_of_each_eviction() -> None:
     assert ("Memory", "2.0 GiB measured") in shown.facts
     assert dict(shown.facts)["Back-off"] == "another 30 s; warming ignores it"
     assert shown.refused == (("host-b", "the host is cordoned"),)
-    assert shown.path == "/admin/functions/org%2Fmodel/warm"
+    assert shown.path == "admin/functions/org%2Fmodel/warm"
 
 
 def test_a_cool_offers_to_cut_requests_in_flight() -> None:

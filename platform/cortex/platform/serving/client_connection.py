@@ -37,6 +37,10 @@ class ClientConnection:
         self._protocol.flow.resume_reading()  # a connection that is not read is never seen to close
         return self
 
+    def add_headers(self, headers: Headers) -> None:
+        """Add headers to the answer, whether it is sent here or as ASGI messages."""
+        self._cycle.default_headers = [*self._cycle.default_headers, *headers]
+
     @property
     def is_lost(self) -> bool:
         """Whether the client has disconnected."""

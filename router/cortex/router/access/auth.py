@@ -6,8 +6,8 @@ A key identifies its caller. A caller without a key is anonymous and may do:
     either;
 (3) nothing otherwise.
 Browsers attach cookies to requests from any page, so a request without a key in a header (anonymous, or with a
-cookie) gets two more checks: a page of another site may not change anything, and a Host name that DNS rebinding
-points at loopback is rejected.
+cookie) gets two more checks: a page of another site may not change anything, nor read what `[gateway] cors_origins`
+would let it read; and a Host name that DNS rebinding points at loopback is rejected.
 """
 
 import time
@@ -21,6 +21,7 @@ from litestar.handlers import BaseRouteHandler
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous
 from cortex.platform.serving.address import is_loopback, is_loopback_name
 from cortex.platform.settings import Gateway
+from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.access.keyring import KeyRing
 from cortex.router.access.sessions import Sessions
 from cortex.router.errors import NoKey, NotAllowed, RecordIsAway
@@ -55,6 +56,7 @@ class AuthGuard:
 
     def __init__(self, ring: KeyRing, sessions: Sessions, gateway: Gateway) -> None:
         self._ring, self._sessions, self._gateway = ring, sessions, gateway
+        self._cross_origin = CrossOrigin(gateway.cors_origins)
         self._loopback = is_loopback(gateway.listen)
         self._logged_at = 0.0
 
@@ -94,7 +96,7 @@ class AuthGuard:
         rights = self._anonymous_rights()
         if not rights:
             raise NoKey(_UNKNOWN if credentials.secret else _EXPIRED if credentials.session else _MISSING)
-        if method not in SAFE and cross_site(credentials):
+        if cross_site(credentials) and (method not in SAFE or self._cross_origin.lists(credentials.origin)):
             raise NotAllowed("a page of another site may not send this request; create an API key and send it")
         if self._loopback and not answers_to(credentials.host, self._gateway.allowed_hosts):
             raise NotAllowed(

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 from msgspec import Struct
 
-PREFIX = "/status/assets/"
+PREFIX = "status/assets/"
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
@@ -17,7 +17,7 @@ class Asset(Struct, frozen=True):
 
 
 def url(name: str) -> str:
-    """Return a file's URL path: `status.css` → `/status/assets/status.1a2b3c4d5e.css`."""
+    """Return a file's URL, relative to the page: `status.css` → `status/assets/status.1a2b3c4d5e.css`."""
     return PREFIX + _HASHED[name]
 
 

@@ -32,14 +32,14 @@ OLD_COOKIE = "cortex_key"
 """An earlier version stored the API key in it; a logout deletes it."""
 
 
-def routes(key_ring: KeyRing, sessions: Sessions) -> list[HTTPRouteHandler]:
-    """Return the routes."""
+def routes(key_ring: KeyRing, sessions: Sessions, root_path: str = "") -> list[HTTPRouteHandler]:
+    """Return the routes. Redirects are relative, for a proxy's sub-path; cookies need it (`root_path`)."""
     public: dict[str, Any] = {"opt": {"needs": "nothing"}, "response_headers": HEADERS}
 
     @get(PATH, **public)
-    async def form() -> Response[str]:
+    async def form(request: Http) -> Response[Any]:
         """Show the login form."""
-        return _form("")
+        return Redirect("../login") if ends_in_slash(request) else _form("")
 
     @post(PATH, status_code=303, request_max_body_size=OPEN_BODY, **public)
     async def log_in(request: Http) -> Response[Any]:
@@ -55,7 +55,7 @@ def routes(key_ring: KeyRing, sessions: Sessions) -> list[HTTPRouteHandler]:
             cookie = await sessions.begin(key)
         except RecordUnavailable:
             return _form("Redis does not answer, so no session can begin. Try again in a moment.", status=503)
-        return Redirect("/status", status_code=303, cookies=_cookies(request, cookie, SESSION_S))
+        return Redirect("../status", status_code=303, cookies=_cookies(request, root_path, cookie, SESSION_S))
 
     @post("/status/logout", status_code=303, request_max_body_size=OPEN_BODY, **public)
     async def log_out(request: Http) -> Redirect:
@@ -68,14 +68,19 @@ def routes(key_ring: KeyRing, sessions: Sessions) -> list[HTTPRouteHandler]:
                 "Redis does not answer, so the session stays open: log out again", retry_after=2
             ) from None
         old = Cookie(key=OLD_COOKIE, value="", max_age=0, path="/", httponly=True, samesite="strict")
-        return Redirect(PATH, status_code=303, cookies=[*_cookies(request, "", 0), old])
+        return Redirect("login", status_code=303, cookies=[*_cookies(request, root_path, "", 0), old])
 
     return [form, log_in, log_out]
 
 
-def to_login(_: Http, __: Exception) -> Response[Any]:
+def to_login(request: Http, _: Exception) -> Response[Any]:
     """Redirect an unauthorized browser to the login form."""
-    return Redirect(PATH, status_code=303)
+    return Redirect("login" if ends_in_slash(request) else "status/login", status_code=303)
+
+
+def ends_in_slash(request: Http) -> bool:
+    """Whether a path ends in a slash, which makes the page's relative links wrong."""
+    return bool(request.scope["raw_path"].endswith(b"/"))
 
 
 def logged_in(request: Http) -> bool:
@@ -105,9 +110,9 @@ def _credentials(request: Http) -> Credentials:
     return read_credentials(request.scope["headers"], tls=request.scope["scheme"] == "https")
 
 
-def _cookies(request: Http, value: str, age_s: int) -> list[Cookie]:
+def _cookies(request: Http, root_path: str, value: str, age_s: int) -> list[Cookie]:
     tls = request.scope["scheme"] == "https"
-    name, paths = (TLS_COOKIE, ("/",)) if tls else (COOKIE, PATHS)
+    name, paths = (TLS_COOKIE, ["/"]) if tls else (COOKIE, [root_path + path for path in PATHS])
     return [
         Cookie(key=name, value=value, max_age=age_s, path=path, httponly=True, samesite="strict", secure=tls)
         for path in paths

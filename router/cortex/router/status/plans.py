@@ -50,7 +50,7 @@ def card(plan: Plan) -> PlanCard:
         stay=tuple(f"{c.function}: {c.protection}" for c in plan.stays),
         refused=tuple(plan.refusals.items()) if plan.effect is not Effect.NOTHING else (),
         possible=plan.effect is Effect.CHANGE,
-        path=f"/admin/{kind}/{quote(subject, safe='')}/{plan.action}",
+        path=f"admin/{kind}/{quote(subject, safe='')}/{plan.action}",
         options=(at_once,) if plan.action is Action.COOL and in_flight else (),
     )
 

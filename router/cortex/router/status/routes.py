@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
-from litestar.response import Stream
+from litestar.response import Redirect, Stream
 
 from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
@@ -40,6 +40,8 @@ def routes(
     @get("/status", exception_handlers={NoKey: login.to_login, NotAllowed: login.to_login}, **READ)
     async def status(request: Http) -> Response[Any]:
         """Show the page, complete without scripts. A thread renders it, because a large fleet takes a while."""
+        if login.ends_in_slash(request):
+            return Redirect("../status")
         may, cookie = may_act(request), login.logged_in(request)
         snapshot = await sources.snapshot()
         text = await asyncio.to_thread(lambda: page(picture(snapshot), may_act=may, logged_in=cookie))

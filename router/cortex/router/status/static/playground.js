@@ -95,7 +95,7 @@
       else if (current.dataset.tone === "idle" || current.dataset.tone === "busy") progress.say("ready; waiting for the first token");
     }, 100);
     try {
-      const reply = await fetch("/v1/chat/completions", {
+      const reply = await fetch("v1/chat/completions", {
         method: "POST",
         headers: { "content-type": "application/json" },
         body: JSON.stringify({

@@ -163,8 +163,8 @@ function connect() {
 
 async function again() {
   try {
-    const answer = await fetch("/status", { method: "GET", redirect: "manual" });
-    if (answer.type === "opaqueredirect" || answer.status === 401) return location.assign("/status/login");
+    const answer = await fetch("status", { method: "GET", redirect: "manual" });
+    if (answer.type === "opaqueredirect" || answer.status === 401) return location.assign("status/login");
   } catch { /* the router is away: the stream is tried again */ }
   return connect();
 }
@@ -212,7 +212,7 @@ const trail = [];
 
 async function fetched(url) {
   const answer = await fetch(url, { headers: { accept: "text/html" } });
-  if (answer.redirected || answer.status === 401) location.assign("/status/login");
+  if (answer.redirected || answer.status === 401) location.assign("status/login");
   if (!answer.ok) throw new Error(await why(answer));
   return answer.text();
 }
