@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from cortex.platform.api_keys import Principal
 from cortex.platform.record import Fleet, HostRecord
 from cortex.router.activation.agents import Agents
 from cortex.router.background import Sweeper
@@ -173,3 +174,14 @@ async def test_an_empty_catalogue_is_sent_to_agents_only_if_deliberate(
     await sweeper.send_catalogue()
 
     assert addresses == expected
+
+
+@pytest.mark.parametrize(("functions", "may_use_it"), [((), True), (("b*", "small"), True), (("big",), False)])
+def test_a_substitute_answers_only_keys_that_may_use_it(
+    tmp_path: Path, functions: tuple[str, ...], may_use_it: bool
+) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(fake("big") + fake("small") + '[aliases]\nchat = { use = "big", on_cold = { use = "small" } }\n')
+    caller = Principal(id="k", name="team", scope="inference", rights=frozenset(), functions=functions)
+
+    assert (LiveCatalogue(file).substitute("chat", caller) is not None) is may_use_it
