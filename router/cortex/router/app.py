@@ -101,7 +101,8 @@ def create_app(settings: Settings) -> Dispatcher:
             request_log.note,
             each(decision_log.note_request),
             each(tracer.finish),
-        ]
+        ],
+        faults,
     )
     deaths = Deaths(view, probe, registry, decision_log, id)
     upstream, images, intake = (
@@ -147,11 +148,11 @@ def create_app(settings: Settings) -> Dispatcher:
             yield
         finally:
             await cancelled(tasks)
-            request_records.settle()
             for part in (activator, peers, deaths):
                 await part.close()
             with contextlib.suppress(RecordUnavailable):
                 await reporter.sign_off()
+            request_records.settle()
             await counting.write()
             await asyncio.to_thread(tracer.close)
             for client in (agents, upstream, probe, images):

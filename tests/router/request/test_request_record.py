@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cortex.platform.faults import Faults
 from cortex.router.api_types import Try
 from cortex.router.metrics import latency
 from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, merge
@@ -178,3 +179,18 @@ def test_percentiles_of_several_workers_are_those_of_all_their_requests_together
     assert latency.percentile(bucket.durations, 0.95) == pytest.approx(0.2, rel=0.1)
     assert latency.percentile(bucket.durations, 0.99) == pytest.approx(10.0, rel=0.1)
     assert latency.percentile(bucket.first_tokens, 0.99) == pytest.approx(9.0, rel=0.1)
+
+
+async def test_a_listener_that_raises_is_a_fault_and_the_others_get_the_requests() -> None:
+    faults, finished = Faults(), list[RequestRecord]()
+
+    def breaks(_: object) -> None:
+        raise ValueError
+
+    request_records, request_record = RequestRecords([breaks, finished.extend], faults), a_request_record()
+    request_records.begun(request_record)
+    request_records.over(request_record)
+    request_records.settle()
+
+    assert finished == [request_record]
+    assert [(fault.work, fault.kind) for fault in faults.all()] == [("requests", "ValueError")]

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from cortex.platform.faults import Faults
 from cortex.platform.metrics import INTER_TOKEN
 from cortex.router.api_types import RequestSummary, Try
 
@@ -178,8 +179,9 @@ class RequestRecords:
     Listeners get those that finish within `SETTLE_S` together, so that metrics and log cost a request no time.
     """
 
-    def __init__(self, listeners: Iterable[Listener]) -> None:
-        self._listeners = tuple(listeners)
+    def __init__(self, listeners: Iterable[Listener], faults: Faults | None = None) -> None:
+        """`faults` notes what a listener raises; the others get the requests all the same."""
+        self._listeners, self._faults = tuple(listeners), faults or Faults()
         self._unsettled: list[RequestRecord] = []
         self._live: dict[int, RequestRecord] = {}
         self._over: deque[RequestRecord] = deque(maxlen=RECENT)
@@ -203,7 +205,8 @@ class RequestRecords:
         finished, self._unsettled = self._unsettled, []
         if finished:
             for listener in self._listeners:
-                listener(finished)
+                with self._faults.guard("requests"):
+                    listener(finished)
 
     def live(self) -> list[RequestRecord]:
         """Return the active requests, oldest first."""
