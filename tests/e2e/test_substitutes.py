@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -14,7 +13,7 @@ from tests.support.stack import Stack, eventually, own_redis
 
 pytestmark = pytest.mark.xdist_group("substitutes")
 
-LOAD_S = 6
+LOAD_S = 4
 ALIASES = """
 [aliases]
 "assistant" = { use = "big", on_cold = { use = "small", within_s = 2 } }
@@ -23,20 +22,26 @@ ALIASES = """
 """
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TOOL = {"type": "function", "function": {"name": "ls", "parameters": {"type": "object", "properties": {}}}}
-QUESTION = {"role": "user", "content": "What is here?"}
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    """A running cortex in which `small` is warm and `big` is cold and loads for some seconds."""
+def question(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A question that begins a conversation of this test alone."""
+    return {"role": "user", "content": f"What is here? ({request.node.name})"}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running cortex in which `small` is warm, and `big` loads for some seconds."""
+    folder = tmp_path_factory.mktemp("substitutes")
     catalogue = (
         fake("big", "--load-s", str(LOAD_S), "--call-tool", vram_mb=1000, idle_after_s=600, vision=True)
         + fake("small", "--call-tool", vram_mb=1000, min=1, vision=False)
         + fake("quick", "--load-s", "0.5", vram_mb=1000, idle_after_s=600)
         + ALIASES
     )
-    with own_redis(tmp_path) as redis_url:
-        running = Stack(tmp_path, catalogue, env={"CORTEX_REDIS_URL": redis_url}, more=("--devices", "1x24GB"))
+    with own_redis(folder) as redis_url:
+        running = Stack(folder, catalogue, env={"CORTEX_REDIS_URL": redis_url}, more=("--devices", "1x24GB"))
         try:
             running.until("small", "ready")
             yield running
@@ -44,22 +49,33 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
             running.end()
 
 
+@pytest.fixture
+def stack(fleet: Stack) -> Stack:
+    """The running cortex, in which `big` and `quick` are cold."""
+    for name in ("big", "quick"):
+        fleet.cli("fn", "cool", name, "--now")
+        fleet.until(name, "cold")
+    return fleet
+
+
 def ask(stack: Stack, *messages: dict[str, Any], model: str = "assistant", **more: Any) -> Any:
     return stack.http.post("/v1/chat/completions", json={"model": model, "messages": messages, **more})
 
 
-def test_the_warm_one_answers_at_once_and_is_promoted_once_the_big_one_is_ready(stack: Stack) -> None:
-    began = time.monotonic()
-    first = ask(stack, QUESTION, temperature=0)
+def test_the_warm_one_answers_at_once_and_is_promoted_once_the_big_one_is_ready(
+    stack: Stack, question: dict[str, Any]
+) -> None:
+    began, starts = time.monotonic(), stack.spawned("big")
+    first = ask(stack, question, temperature=0)
     took_s = time.monotonic() - began
     streamed = stack.http.post(
-        "/v1/chat/completions", json={"model": "assistant", "messages": [QUESTION], "stream": True}
+        "/v1/chat/completions", json={"model": "assistant", "messages": [question], "stream": True}
     )
     eventually(lambda: stack.state("big") == "starting", what="the big one to be warmed")
     stack.until("big", "ready")
-    later = ask(stack, QUESTION, {"role": "assistant", "content": "."}, QUESTION)
+    later = ask(stack, question, {"role": "assistant", "content": "."}, question)
     stack.http.post("/admin/functions/big/cool")
-    again = ask(stack, QUESTION, {"role": "assistant", "content": "."}, QUESTION)
+    again = ask(stack, question, {"role": "assistant", "content": "."}, question)
     receipts = stack.http.get("/admin/decisions", params={"limit": 500, "function": "big"}).json()["decisions"]
 
     assert took_s < 2
@@ -70,18 +86,20 @@ def test_the_warm_one_answers_at_once_and_is_promoted_once_the_big_one_is_ready(
     assert (again.headers["x-cortex-function"], "x-cortex-substitute" in again.headers) == ("big", False)
     (receipt, *_) = [r for r in receipts if r["what"] == "substituted"]
     assert receipt["why"] == "it was not ready: small answered in its place"
-    assert stack.spawned("big") == 2
+    assert stack.spawned("big") == starts + 2
 
 
-def test_only_the_alias_with_a_substitute_has_one(stack: Stack) -> None:
-    answer = ask(stack, QUESTION, model="alone")
+def test_only_the_alias_with_a_substitute_has_one(stack: Stack, question: dict[str, Any]) -> None:
+    answer = ask(stack, question, model="alone")
 
     assert (answer.headers["x-cortex-function"], "x-cortex-substitute" in answer.headers) == ("big", False)
 
 
-def test_a_tool_loop_of_the_openai_sdk_is_never_continued_by_the_substitute(stack: Stack) -> None:
+def test_a_tool_loop_of_the_openai_sdk_is_never_continued_by_the_substitute(
+    stack: Stack, question: dict[str, Any]
+) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
-    messages: list[Any] = [QUESTION]
+    messages: list[Any] = [question]
     tools: list[Any] = [TOOL]
 
     first = client.chat.completions.with_raw_response.create(model="assistant", messages=messages, tools=tools)
@@ -95,9 +113,11 @@ def test_a_tool_loop_of_the_openai_sdk_is_never_continued_by_the_substitute(stac
     assert "x-cortex-substitute" not in second.headers
 
 
-def test_a_tool_loop_of_anthropics_sdk_is_never_continued_by_the_substitute(stack: Stack) -> None:
+def test_a_tool_loop_of_anthropics_sdk_is_never_continued_by_the_substitute(
+    stack: Stack, question: dict[str, Any]
+) -> None:
     client = anthropic.Anthropic(base_url=stack.url, api_key="none", max_retries=0)
-    messages: list[Any] = [QUESTION]
+    messages: list[Any] = [question]
     tools: list[Any] = [{"name": "ls", "input_schema": {"type": "object", "properties": {}}}]
 
     first = client.messages.with_raw_response.create(model="assistant", max_tokens=50, messages=messages, tools=tools)
@@ -111,8 +131,8 @@ def test_a_tool_loop_of_anthropics_sdk_is_never_continued_by_the_substitute(stac
     assert "x-cortex-substitute" not in second.headers
 
 
-def test_a_function_that_is_expected_within_the_time_is_waited_for(stack: Stack) -> None:
-    unknown = ask(stack, QUESTION, model="brief")
+def test_a_function_that_is_expected_within_the_time_is_waited_for(stack: Stack, question: dict[str, Any]) -> None:
+    unknown = ask(stack, question, model="brief")
     stack.until("quick", "ready")
     eventually(lambda: stack.function("quick")["expected_start_s"], what="the ledger to have its start")
     stack.cli("fn", "cool", "quick")
