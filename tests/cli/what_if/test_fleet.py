@@ -50,6 +50,15 @@ def test_a_wait_is_the_start_and_a_second_request_joins_it() -> None:
     assert tally.longest_wait_s == pytest.approx(10.0, abs=1.0)
 
 
+def test_a_request_that_still_waits_when_the_time_ends_is_served_or_given_up() -> None:
+    functions = [a_function("f"), a_function("g", vram_mb=50_000)]
+    visits = [Visit(HOUR - 1.0, f, 1.0) for f in ("f", "g")]
+
+    result = would(functions, [a_machine("a", 10_000)], visits)
+
+    assert (result["f"].starts, result["f"].waits, result["g"].not_served) == (1, 1, 1)
+
+
 def test_a_function_in_use_is_closed_for_the_turn_of_another() -> None:
     functions = [
         a_function(f, vram_mb=9000, turn_min_s=15.0, turn_wait_s=60.0, start_timeout_s=600.0) for f in ("f1", "f2")

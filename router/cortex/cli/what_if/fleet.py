@@ -83,7 +83,10 @@ class ReplayFleet:
         )  # fmt: skip
 
     def run(self, progress: Callable[[float], None] = lambda _: None) -> dict[str, Tally]:
-        """Replay the whole time. Return what comes of the requests, by function. `progress` gets a share of 1."""
+        """Replay the whole time, until no request waits. Return what comes of the requests, by function.
+
+        `progress` gets a share of 1.
+        """
         past = self._past
         early = past.begin - max(self._starts.values(), default=0.0) - 60.0
         self.now = early
@@ -97,7 +100,7 @@ class ReplayFleet:
         for visit in past.visits:
             self._at(max(visit.at, early), lambda v=visit: self._arrive(v))  # type: ignore[misc]
         looked_at, reported = early, 0.0
-        while self.now <= past.end:
+        while self.now <= past.end or any(self._waiting.values()):
             self._look()
             looked_at = self._next_look()
             at = min(looked_at, self._timers[0][0] if self._timers else NO_LIMIT_S * 1e3)
