@@ -154,6 +154,24 @@ async def test_a_client_that_left_while_its_request_was_read_is_lost_although_it
     assert lost == [True]
 
 
+async def test_a_client_that_leaves_with_a_second_request_in_line_is_lost_at_once() -> None:
+    waits, lost = asyncio.Event(), asyncio.Event()
+
+    async def answer(client: ClientConnection) -> None:
+        client.on_lost = lost.set
+        waits.set()
+        await lost.wait()
+
+    async with serving(answer) as (_, writer):
+        writer.write(REQUEST)
+        await asyncio.wait_for(waits.wait(), 5)
+        writer.write(REQUEST)
+        await writer.drain()
+        writer.close()
+
+        await asyncio.wait_for(lost.wait(), 5)
+
+
 async def test_what_is_not_http_after_a_request_ends_its_work_at_once() -> None:
     waits, lost = asyncio.Event(), asyncio.Event()
 

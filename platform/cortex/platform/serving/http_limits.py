@@ -171,6 +171,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._at, self._started, self._bytes, self._body_bytes = _BODY, self.loop.time(), 0, 0
         self._trailers, self._trailer_bytes, self._client_keep_alive = 0, 0, None
         super().on_headers_complete()
+        if len(self.pipeline) == 1:  # uvicorn pauses; a connection that is not read is never seen to close
+            self.flow.resume_reading()
         if self.scope["http_version"] == "1.0":  # knows no chunks (RFC 9112 7.1): a body ends with its connection
             self.cycle.chunked_encoding, self.cycle.expected_content_length = False, AnyLength()
         scope: Any = self.scope
