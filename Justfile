@@ -38,9 +38,9 @@ simulate *args:
 test-vllm *args:
     CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm --timeout 1200 "$@"
 
-# how long a real vLLM takes from its command to ready, plainly and from a parked launcher
-bench-cold:
-    CORTEX_TEST_VLLM="$(tests/vllm/install.sh)" uv run pytest -n0 tests/vllm -k warm_start_and_a_plain --timeout 1200
+# how long a function on real vLLM takes to its first token: plain, launcher, parked, swaps; `--write` the page's section
+bench-cold *args:
+    CORTEX_TEST_VLLM="${CORTEX_TEST_VLLM:-$(tests/vllm/install.sh)}" uv run python -m tests.bench_cold "$@"
 
 # what reading weights into the page cache is worth while an engine imports; --folder DIR names the disk
 bench-readahead *args:

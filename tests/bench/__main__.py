@@ -34,12 +34,12 @@ from cortex.platform.registry import Registry
 from tests.bench import contenders, load
 from tests.bench.contenders import Contender
 from tests.bench.load import Timings
+from tests.bench.page import COLD_STARTS, PAGE, cpu_model, section, with_section
 from tests.bench.scenarios import HELD, MODEL, SCENARIOS, WAITING, Scenario
 from tests.support.catalogues import aliases, fake
 from tests.support.stack import eventually, own_redis
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "benchmarks.md"
 WARM = Function(id="bench/model", engine=Engine.FAKE)
 COLD = Function(id="bench/cold", engine=Engine.FAKE)
 KEYS = {
@@ -52,7 +52,8 @@ HEAD = """\
 
 What the router costs beside nginx and a bare relay (ASGI in, aiohttp out, nothing in between). All are in front of one
 upstream, by turns in one run, and the best round of each is shown. Read the ratios: the machine's speed and load cancel
-out in them. `just bench` writes this page; `just profile SCENARIO` shows where the time goes.
+out in them. `just bench` writes this page, `just bench-cold --write` its last section; `just profile SCENARIO` shows
+where the time goes.
 
 Machine: {cpus}. Software: {software}. Date: {date}.
 
@@ -168,7 +169,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not options.only:
-        PAGE.write_text(_page(tables, options.peers))
+        PAGE.write_text(with_section(_page(tables, options.peers), COLD_STARTS, section(PAGE.read_text(), COLD_STARTS)))
         print(f"written: {PAGE.relative_to(ROOT)}")
     return 0
 
@@ -286,12 +287,9 @@ def _page(sections: Sequence[str], peers: Sequence[str]) -> str:
         nginx.removeprefix("nginx version: "),
         *(peers or ()),
     ]
-    model = next(
-        (line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
     pins = "pinned" if _cpus() else "not pinned: too few CPUs"
     head = HEAD.format(
-        cpus=f"{os.cpu_count()} CPUs ({pins}), {model}",
+        cpus=f"{os.cpu_count()} CPUs ({pins}), {cpu_model()}",
         software=", ".join(software),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
     )
