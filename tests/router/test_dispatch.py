@@ -8,6 +8,7 @@ import pytest
 
 from cortex.platform.api_keys import LOCAL
 from cortex.platform.serving.client_connection import EXTENSION
+from cortex.router.access.audit import AuditLog
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.dispatch import Dispatcher
 from cortex.router.errors import NoKey, QueueFull
@@ -61,6 +62,7 @@ class Served:
             cast(Any, guard or Guard()),
             rejections,
             CrossOrigin(origins),
+            AuditLog(cast(Any, None)),
             root_path,
         )
 

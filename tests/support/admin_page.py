@@ -10,7 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 from msgspec import Struct
 
-from cortex.router.routes import admin, decisions, instances, keys, requests, weights
+from cortex.router.routes import admin, audit, decisions, instances, keys, requests, weights
 from tests.support.reference import attribute_docstrings
 
 INTRO = """\
@@ -49,6 +49,7 @@ def handlers() -> list[HTTPRouteHandler]:
         instances.routes(none, none),
         requests.routes(none, none, none),
         decisions.routes(none, none, none, none),
+        audit.routes(none),
         weights.routes(none, none, none),
         keys.routes(none, none),
     )

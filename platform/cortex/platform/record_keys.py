@@ -17,7 +17,7 @@ class RecordKeys:
         self.fleet = f"{prefix}:fleet"
         self.used, self.cordon, self.ledger = f"{prefix}:used", f"{prefix}:cordon", f"{prefix}:ledger"
         self.decisions, self.sweep = f"{prefix}:decisions", f"{prefix}:sweep"
-        self.sessions = f"{prefix}:sessions"
+        self.sessions, self.audit = f"{prefix}:sessions", f"{prefix}:audit"
         self.changed = f"{prefix}:changed"
         """The channel of the bell."""
         self.types = {
@@ -32,6 +32,7 @@ class RecordKeys:
             self.decisions: "stream",
             self.sweep: "string",
             self.sessions: "hash",
+            self.audit: "stream",
         }
         """The type of each key that exists once."""
 

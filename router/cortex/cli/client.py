@@ -13,6 +13,7 @@ from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.local import key_for, running
 from cortex.platform import untrusted
 from cortex.platform.api_keys import ApiKey
+from cortex.platform.audit import AuditRecord
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.serving.trust import trust
 from cortex.router import api_types as api
@@ -146,6 +147,11 @@ class Router:
         """Return decisions, newest first."""
         query = urlencode({"limit": limit, **{k: v for k, v in filters.items() if v}})
         return self._send("GET", f"/admin/decisions?{query}", api.DecisionsAnswer).decisions
+
+    def audit(self, limit: int, **filters: str | float) -> tuple[AuditRecord, ...]:
+        """Return what operators did, newest first."""
+        query = urlencode({"limit": limit, **{k: v for k, v in filters.items() if v}})
+        return self._send("GET", f"/admin/audit?{query}", api.AuditAnswer).entries
 
     # Weights and downloads.
 

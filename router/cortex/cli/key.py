@@ -5,7 +5,9 @@ first key before a router that needs one is started.
 """
 
 import asyncio
-import re
+import getpass
+import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,11 +17,14 @@ import msgspec
 import rich_click as click
 
 from cortex.cli.client import Router
+from cortex.cli.durations import Span
 from cortex.cli.exits import NOT_FOUND, UNREACHABLE, Failed
 from cortex.cli.tables import ago, print_rows, span
 from cortex.cli.visible import echo, echo_json
 from cortex.platform import settings as settings_
 from cortex.platform.api_keys import ApiKey
+from cortex.platform.audit import AuditRecord
+from cortex.platform.audit_trail import AuditTrail
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import SettingsError
 from cortex.router.access.keys import Keys, with_secret, without_digest
@@ -27,20 +32,6 @@ from cortex.router.api_types import KeyChange, KeyOverlap, KeySecret, NewKey
 from cortex.router.errors import KeyNotFound, RequestError
 
 T = TypeVar("T")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-class Span(click.ParamType[int]):
-    """A duration such as 30d, 12h or 90m."""
-
-    name = "span"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the duration in seconds."""
-        match = re.fullmatch(r"(\d{1,6})([smhdw])", str(value))
-        if match is None:
-            self.fail(f"'{value}' is not like 30d, 12h or 90m", param, ctx)
-        return int(match[1]) * _UNITS[match[2]]
 
 
 class Record:
@@ -58,27 +49,32 @@ class Record:
 
     def new_key(self, request: NewKey) -> KeySecret:
         """Create a key."""
-        secret, key = self._with(lambda k: k.make(request))
+        secret, key = self._with(lambda k: k.make(request), "key new", request.name)
         return with_secret(key, secret)
 
     def change_key(self, name: str, change: KeyChange) -> tuple[ApiKey, ...]:
         """Change a key."""
-        return tuple(map(without_digest, self._with(lambda k: k.change(name, change))))
+        return tuple(map(without_digest, self._with(lambda k: k.change(name, change), "key change", name)))
 
     def rotate_key(self, name: str, overlap: KeyOverlap) -> KeySecret:
         """Replace a key."""
-        secret, key = self._with(lambda k: k.rotate(name, overlap.overlap_s))
+        secret, key = self._with(lambda k: k.rotate(name, overlap.overlap_s), "key rotate", name)
         return with_secret(key, secret)
 
     def revoke_key(self, name: str) -> tuple[str, ...]:
         """Delete a key; return the ids that were deleted."""
-        return tuple(key.id for key in self._with(lambda k: k.revoke(name)))
+        return tuple(key.id for key in self._with(lambda k: k.revoke(name), "key revoke", name))
 
-    def _with(self, operation: Callable[[Keys], Awaitable[T]]) -> T:
+    def _with(self, operation: Callable[[Keys], Awaitable[T]], what: str = "", name: str = "") -> T:
+        """Run an operation; with `what`, it is a change, and goes into the audit record."""
+
         async def run() -> T:
             registry = Registry.of(self._settings)
             try:
-                return await operation(Keys(registry))
+                result = await operation(Keys(registry))
+                if what:
+                    await AuditTrail(registry).append([_audit_record(what, name)])
+                return result
             finally:
                 await registry.close()
 
@@ -90,6 +86,14 @@ class Record:
             raise Failed(error.message) from None
         except RecordUnavailable as error:
             raise Failed(str(error), code=UNREACHABLE, hint="Set its URL with CORTEX_REDIS_URL or --config.") from None
+
+
+def _audit_record(what: str, name: str) -> AuditRecord:
+    """Return the entry of a change without a router."""
+    address = f"{getpass.getuser()}@{socket.gethostname()}"
+    return AuditRecord(
+        id=secrets.token_hex(8), at=time.time(), by="record", address=address, what=what, target=name, status=200
+    )
 
 
 def _backend(record: bool, config: Path | None) -> Record | Router:

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from rich.progress import Progress
 
 from cortex.cli.client import Router
+from cortex.cli.durations import Span
 from cortex.cli.exits import NOT_FOUND, Failed
-from cortex.cli.key import Span
 from cortex.cli.tables import console, print_rows, span
 from cortex.cli.visible import echo, echo_json
 from cortex.cli.what_if.fleet import ReplayFleet

@@ -9,6 +9,7 @@ from msgspec import Struct
 from cortex.functions.estimate import Estimate
 from cortex.platform.agent_messages import Stored
 from cortex.platform.api_keys import ApiKey, Count, Glob, Group, Name, Priority, Scope
+from cortex.platform.audit import AuditRecord
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.record import Device, HostRecord, Instance, Namesake
 from cortex.platform.scheduling.ledger import Reading
@@ -330,6 +331,12 @@ class DecisionsAnswer(Struct, frozen=True, kw_only=True):
     """Decisions, newest first."""
 
     decisions: tuple[DecisionRecord, ...]
+
+
+class AuditAnswer(Struct, frozen=True, kw_only=True):
+    """What operators did, newest first."""
+
+    entries: tuple[AuditRecord, ...]
 
 
 # Weights and downloads.

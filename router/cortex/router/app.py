@@ -17,6 +17,7 @@ from pathlib import Path
 from litestar import Litestar, get
 
 from cortex.platform import clock
+from cortex.platform.audit_trail import AuditTrail
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.in_flight import InFlight
@@ -27,6 +28,7 @@ from cortex.platform.record import Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
+from cortex.router.access.audit import AuditLog
 from cortex.router.access.auth import AuthGuard
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.access.keyring import KeyRing, local_key
@@ -61,7 +63,7 @@ from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import RequestRecords, each
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upstream import Upstream
-from cortex.router.routes import admin, decisions, inference, instances, keys, models, requests, weights
+from cortex.router.routes import admin, audit, decisions, inference, instances, keys, models, requests, weights
 from cortex.router.start_history import History
 from cortex.router.status import login
 from cortex.router.status import routes as status
@@ -117,6 +119,8 @@ def create_app(settings: Settings) -> Dispatcher:
     rate_limiter = RateLimiter(Quota(registry), view)
     guard, rejections = AuthGuard(key_ring, sessions, gateway), Rejections(request_metrics)
     # beside requests
+    trail = AuditTrail(registry)
+    audit_log = AuditLog(trail)
     peers = Peers(registry, view, request_records, traffic)
     sources = Sources(catalogue, view, in_flight, registry, agents, history, peers, strategy=settings.eviction.strategy)
     planner, worker_logs = Planner(catalogue, sources, activator), WorkerLogs(catalogue, view, agents)
@@ -132,6 +136,7 @@ def create_app(settings: Settings) -> Dispatcher:
         "sweep": Sweeper(registry, view, catalogue, agents, activator, faults).run,
         "silent hosts": lambda: probe_silent_hosts(view, probe),
         "counts": counting.run,
+        "audit": audit_log.run,
     }
 
     @asynccontextmanager
@@ -154,6 +159,7 @@ def create_app(settings: Settings) -> Dispatcher:
                 await reporter.sign_off()
             request_records.settle()
             await counting.write()
+            await audit_log.write()
             await asyncio.to_thread(tracer.close)
             for client in (agents, upstream, probe, images):
                 await client.close()
@@ -182,6 +188,7 @@ def create_app(settings: Settings) -> Dispatcher:
             *status.routes(catalogue, sources, planner, worker_logs),
             *keys.routes(registry, key_ring),
             *decisions.routes(registry, view, catalogue, agents),
+            *audit.routes(trail),
             *instances.routes(sources, worker_logs),
             *weights.routes(catalogue, view, agents),
         ],
@@ -193,7 +200,7 @@ def create_app(settings: Settings) -> Dispatcher:
         logging_config=None,
     )  # fmt: skip
     table = inference.routes(exchanges, intake, rate_limiter, images, CacheSalts(key_ring, token))
-    return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), gateway.root_path)
+    return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), audit_log, gateway.root_path)
 
 
 def _settle_memory() -> None:

@@ -12,6 +12,7 @@ from litestar.types import Receive, Send
 
 from cortex.platform.api_keys import Right
 from cortex.platform.serving.client_connection import ClientConnection, client_of
+from cortex.router.access.audit import AuditLog
 from cortex.router.access.auth import AuthGuard
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.errors import RequestError
@@ -39,11 +40,12 @@ class Dispatcher:
         guard: AuthGuard,
         rejections: Rejections,
         cross_origin: CrossOrigin,
+        audit: AuditLog,
         root_path: str = "",
     ) -> None:
         self.inference, self.rest = inference, rest
         self._guard, self._rejections = guard, rejections
-        self._cross_origin, self._root_path = cross_origin, root_path
+        self._cross_origin, self._audit, self._root_path = cross_origin, audit, root_path
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan."""
@@ -61,7 +63,7 @@ class Dispatcher:
                 return
         handler = self._handler(scope["path"])
         if handler is None:
-            await self.rest(scope, receive, send)
+            await self._audit.serve(self.rest, scope, receive, send)
         elif scope["method"] == METHOD:
             await self._serve(handler, scope, receive, client)
         elif scope["method"] == "OPTIONS":

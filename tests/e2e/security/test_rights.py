@@ -55,6 +55,7 @@ ROUTER = {
     "GET /status/plan": STATUS,
     "GET /admin/decisions": STATUS,
     "GET /admin/events": STATUS,
+    "GET /admin/audit": ADMIN,
     "GET /admin/hosts/{host}/events": ADMIN,
     "GET /admin/instances": STATUS,
     "GET /admin/instances/{instance}/logs": ADMIN,
