@@ -165,6 +165,14 @@ def test_half_a_character_is_replaced_wherever_a_large_body_is_cut() -> None:
     assert msgspec.json.decode(repaired) == "\\😀x\ufffd" * 200_000
 
 
+@pytest.mark.parametrize("at", range((1 << 20) - 20, (1 << 20) + 4))
+def test_a_null_member_and_half_a_character_are_found_wherever_a_large_body_is_cut(at: int) -> None:
+    for member in (b'"k":null', b'"k": null', b'"k" : null'):
+        text = b"a" * (at - len(b'{"t":"",'))
+        assert lenient.without_nulls(b'{"t":"%b",%b}' % (text, member)) == b'{"t":"%b"}' % text
+    assert lenient.repair_surrogates(b"%b\\ud83d" % (b"a" * at)) == b"%b\\ufffd" % (b"a" * at)
+
+
 def test_a_byte_order_mark_before_a_request_is_skipped() -> None:
     assert lenient.repair_request(b'\xef\xbb\xbf{"model":"m"}') == b'{"model":"m"}'
 

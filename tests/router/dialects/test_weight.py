@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects.core import sizes
-from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core import sizes, wire
+from cortex.router.dialects.core.errors import BadRequest, Dialect
 from cortex.router.dialects.core.sizes import check_size
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.dialect import read_request
 
 MIB = 1 << 20
 
@@ -67,3 +69,32 @@ def test_only_structure_outside_of_strings_counts(value: object) -> None:
     if count:
         with pytest.raises(BadRequest):
             sizes.count_exactly(raw, sizes.Bounds(containers=count - 1))
+
+
+CONTENT = '"messages":[{"role":"user","content":"%s"}]'
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields"),
+    [
+        ("chat", CONTENT),
+        ("completions", '"prompt":"%s"'),
+        ("messages", '"max_tokens":9,' + CONTENT),
+        ("responses", '"input":"%s"'),
+    ],
+)
+def test_a_large_body_is_taken_apart_once(dialect: Dialect, fields: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = ('{"model":"m",' + fields % ("a" * 2 * MIB) + "}").encode()
+    whole: list[int] = []
+    take_apart = wire._fields
+
+    def count(raw: bytes) -> object:
+        if len(raw) == len(large):
+            whole.append(len(raw))
+        return take_apart(raw)
+
+    monkeypatch.setattr(wire, "_fields", count)
+
+    parsed = read_request(dialect, large, Traits())
+
+    assert (parsed.model, whole) == ("m", [len(large)])

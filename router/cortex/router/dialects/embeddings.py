@@ -88,7 +88,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
 @wire.parser
 def read(body: bytes, passing: Passing = PLAIN) -> EmbeddingsRequest:
     """Parse a request to `/v1/embeddings`. Raises `BadRequest`."""
-    params = wire.read(body, _Params)
+    params, fields = wire.read_fields(body, _Params)
     if not params.model:
         raise BadRequest("expected a name", "model")
     if params.encoding_format not in (None, "float", "base64"):
@@ -97,7 +97,7 @@ def read(body: bytes, passing: Passing = PLAIN) -> EmbeddingsRequest:
         raise BadRequest("expected at least one text", "input")
     if isinstance(params.input, list) and not isinstance(params.input[0], int) and len(params.input) > gate.MAX_INPUTS:
         raise BadRequest(f"expected at most {gate.MAX_INPUTS} texts", "input")
-    result = gate.filter_fields(msgspec.json.decode(body, type=gate.Fields), passing)
+    result = gate.filter_fields(fields, passing)
     return EmbeddingsRequest(
         model=params.model,
         fields=result.fields,

@@ -192,10 +192,10 @@ class NativeStream(FrameStream):
 def read(dialect: NativeDialect, body: bytes, traits: Traits | None = None) -> NativeRequest:
     """Parse a request for a worker with this dialect. Raises `BadRequest`. The worker validates allowed fields."""
     traits = PLAIN[dialect] if traits is None else traits
-    params = wire.read(body, _Params)
+    params, fields = wire.read_fields(body, _Params)
     if not params.model:
         raise BadRequest("expected a name", "model")
-    result = gate.filter_fields(msgspec.json.decode(body, type=gate.Fields), traits.passing)
+    result = gate.filter_fields(fields, traits.passing)
     fields = result.fields
     if dialect == "messages" and prompt_cache.MARK in body:
         fields = _without_billing(fields)

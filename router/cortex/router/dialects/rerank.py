@@ -54,7 +54,7 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
 @wire.parser
 def read(body: bytes, passing: Passing = PLAIN) -> RerankRequest:
     """Parse a request to `/v1/rerank`. Raises `BadRequest`."""
-    params = wire.read(body, _Params)
+    params, fields = wire.read_fields(body, _Params)
     if not params.model:
         raise BadRequest("expected a name", "model")
     if not params.documents:
@@ -64,7 +64,7 @@ def read(body: bytes, passing: Passing = PLAIN) -> RerankRequest:
     for index, document in enumerate(params.documents):
         if isinstance(document, dict):
             _check(document, passing, f"documents[{index}]")
-    result = gate.filter_fields(msgspec.json.decode(body, type=gate.Fields), passing)
+    result = gate.filter_fields(fields, passing)
     return RerankRequest(model=params.model, fields=result.fields, dropped=result.dropped)
 
 

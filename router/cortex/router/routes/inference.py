@@ -280,4 +280,4 @@ async def _ignore_size(size: int) -> None:
 
 
 def _peek(body: bytes) -> _Peek:
-    return wire.read(body, _Peek)
+    return wire.peek(body, _Peek)

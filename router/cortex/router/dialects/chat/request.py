@@ -140,11 +140,11 @@ def _decode(body: bytes) -> tuple[_Chat, Fields, list[str]]:
     Messages are parsed once unless they have fields that are not allowed.
     """
     try:
-        return wire.read(body, _Chat), msgspec.json.decode(body, type=Fields), []
+        return *wire.read_fields(body, _Chat), []
     except wire.UnknownField:
         fields = msgspec.json.decode(body, type=Fields)
         fields["messages"], message_fields = gate.plain_messages(fields["messages"])
-        return wire.read(msgspec.json.encode(fields), _Chat), fields, message_fields
+        return *wire.read_fields(msgspec.json.encode(fields), _Chat), message_fields
 
 
 def _loosen_tools(
@@ -170,8 +170,8 @@ def _clamp_min_tokens(fields: Fields, limit: int | None, changes: Fields) -> Non
 @wire.parser
 def read_completion(body: bytes, traits: Traits) -> ChatRequest:
     """Parse a request to the legacy `/v1/completions`. Raises `BadRequest`."""
-    params = wire.read(body, _Completion)
-    result = gate.filter_fields(msgspec.json.decode(body, type=Fields), traits.passing)
+    params, fields = wire.read_fields(body, _Completion)
+    result = gate.filter_fields(fields, traits.passing)
     fields = result.fields
     changes: Fields = {}
     prompts = len(params.prompt) if _is_batch(params.prompt) else 1

@@ -17,6 +17,7 @@ _BOM = b"\xef\xbb\xbf"
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _SURROGATES = re.compile(rb"(?<!\\)((?:\\\\)*)(?:(" + _HIGH + _LOW + rb")|" + _HIGH + rb"|" + _LOW + rb")")
 """A surrogate pair, or half of one, after an even number of backslashes."""
+_SURROGATE = re.compile(rb"\\u[dD]")
 _PIECE = 1024 * 1024
 _PAIR = 12
 """Bytes of an escaped surrogate pair."""
@@ -59,7 +60,7 @@ def repair_text(data: bytes) -> bytes:
 
 def repair_surrogates(data: bytes) -> bytes:
     """Return JSON with U+FFFD for each escaped half of a surrogate pair."""
-    if b"\\ud" not in data and b"\\uD" not in data:
+    if b"\\" not in data or not _contains(_SURROGATE, data):
         return data
     if len(data) <= _PIECE:
         return _SURROGATES.sub(_replace_half, data)
@@ -69,6 +70,11 @@ def repair_surrogates(data: bytes) -> bytes:
         pieces.append(_SURROGATES.sub(_replace_half, data[at:end]))
         at = end
     return b"".join(pieces)
+
+
+def _contains(short: re.Pattern[bytes], data: bytes | memoryview) -> bool:
+    """Whether a pattern of a few bytes matches anywhere, searched piece by piece: other threads run in between."""
+    return any(short.search(data, at, at + _PIECE + _PAIR) for at in range(0, len(data), _PIECE))
 
 
 def _replace_half(match: re.Match[bytes]) -> bytes:
@@ -109,7 +115,7 @@ def without_nulls(body: bytes) -> bytes:
 
 def has_nulls(body: bytes | memoryview) -> bool:
     """Whether JSON may have a member that is null."""
-    return _NULL_MEMBER.search(body) is not None
+    return _contains(_NULL_MEMBER, body)
 
 
 def _strip(raw: msgspec.Raw, name: str, levels: int) -> msgspec.Raw:

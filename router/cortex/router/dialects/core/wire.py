@@ -32,7 +32,9 @@ _MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
 _NO_NUMBER = re.compile(rb"[:,\[]\s*(NaN|-?Infinity)\b")
 _FIELD = re.compile(rb'"([A-Za-z0-9_.-]{1,100})"\s*:\s*\[?[^"\]]*\Z')
 _LONGEST_FIELD = 256
+_ERRORS = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
 _encode = msgspec.json.Encoder().encode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def parser(read: Callable[P, T]) -> Callable[P, T]:
@@ -50,6 +52,14 @@ def parser(read: Callable[P, T]) -> Callable[P, T]:
     return bounded
 
 
+def peek(body: bytes, shape: type[T]) -> T:
+    """Decode the fields of a request body that a struct has, before the rest is read. Raises BadRequest."""
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except _ERRORS as error:
+        raise _rejection(error, body) from None
+
+
 def read(body: bytes, shape: type[T]) -> T:
     """Decode a whole request body. Raises BadRequest."""
     try:
@@ -58,18 +68,36 @@ def read(body: bytes, shape: type[T]) -> T:
         if len(body) < _PIECE:
             return msgspec.json.decode(body, type=shape)
         return msgspec.convert(decode_parts(body), shape)
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"the body is not valid UTF-8 at byte {error.start}") from None
-    except msgspec.ValidationError as error:
-        raise _with_path(error, "") from None
-    except msgspec.DecodeError as error:
-        if number := _NO_NUMBER.search(body):
-            word = number[1].decode()
-            text = f"{word} is no number in JSON: leave the field out, or send null"
-            raise BadRequest(text, _field_of(body, number)) from None
-        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    except _ERRORS as error:
+        raise _rejection(error, body) from None
+
+
+def read_fields(body: bytes, shape: type[T]) -> tuple[T, dict[str, msgspec.Raw]]:
+    """Decode a whole request body, and return its fields as they were sent too. Raises BadRequest."""
+    if len(body) < _PIECE:
+        return read(body, shape), _fields(body)
+    try:
+        if not body.isascii():
+            _check_utf8(body)
+        fields = _fields(body)
+        return msgspec.convert({name: decode_parts(value) for name, value in fields.items()}, shape), fields
+    except _ERRORS as error:
+        raise _rejection(error, body) from None
+
+
+def _rejection(error: Exception, body: bytes) -> BadRequest:
+    """Return what is wrong with a body that could not be decoded."""
+    match error:
+        case RecursionError():
+            return BadRequest("the body is nested too deeply")
+        case UnicodeDecodeError():
+            return BadRequest(f"the body is not valid UTF-8 at byte {error.start}")
+        case msgspec.ValidationError():
+            return _with_path(error, "")
+    if number := _NO_NUMBER.search(body):
+        text = f"{number[1].decode()} is no number in JSON: leave the field out, or send null"
+        return BadRequest(text, _field_of(body, number))
+    return BadRequest(f"the body is not valid JSON: {error}")
 
 
 def _field_of(body: bytes, number: re.Match[bytes]) -> str | None:
@@ -87,8 +115,7 @@ def decode_parts(raw: bytes | msgspec.Raw, levels: int = _LEVELS) -> Any:
         case b"[":
             return [decode_parts(one, levels - 1) for one in msgspec.json.decode(raw, type=list[msgspec.Raw])]
         case b"{":
-            fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-            return {name: decode_parts(one, levels - 1) for name, one in fields.items()}
+            return {name: decode_parts(one, levels - 1) for name, one in _fields(raw).items()}
     return msgspec.json.decode(raw)
 
 

@@ -106,16 +106,17 @@ class Reply(msgspec.Struct, frozen=True):
 @wire.parser
 def read(body: bytes, traits: Traits) -> MessagesRequest:
     """Parse a request to `/v1/messages`. Raises `BadRequest`."""
-    params = wire.read(body, _Params)
+    params, fields = wire.read_fields(body, _Params)
     if params.max_tokens is None:
         raise BadRequest("field required", "max_tokens")
-    return _build(params, traits, msgspec.json.decode(body, type=gate.Fields))
+    return _build(params, traits, fields)
 
 
 @wire.parser
 def read_count(body: bytes, traits: Traits) -> MessagesRequest:
     """Parse a request to `/v1/messages/count_tokens`: the same prompt without an answer. Raises `BadRequest`."""
-    return _build(wire.read(body, _Params), traits, msgspec.json.decode(body, type=gate.Fields))
+    params, fields = wire.read_fields(body, _Params)
+    return _build(params, traits, fields)
 
 
 _USED = FIELDS["openai"]["messages"] | set(_Params.__struct_fields__)

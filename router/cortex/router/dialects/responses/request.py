@@ -114,12 +114,11 @@ _USED = FIELDS["openai"]["responses"] | set(_Params.__struct_fields__) | {"clien
 @wire.parser
 def read(body: bytes, traits: Traits) -> ResponsesRequest:
     """Parse a request to `/v1/responses`. Raises `BadRequest`."""
-    params = wire.read(body, _Params)
+    params, fields = wire.read_fields(body, _Params)
     _refuse_stateful(params)
     if not params.model:
         raise BadRequest("expected a name", "model")
     tools = Tools(traits)
-    fields = msgspec.json.decode(body, type=gate.Fields)
     if params.tools:
         params.tools = grammar.fit(params.tools, fields["tools"]) or params.tools
     tools.declare(params.tools or [])
