@@ -10,9 +10,9 @@ COLD_STARTS = "from cold to the first token"
 
 def with_section(page: str, title: str, text: str) -> str:
     """Return the page with this section as its last; an empty text leaves it out."""
-    kept = [part for part in re.split(r"^(?=## )", page, flags=re.MULTILINE) if not part.startswith(f"## {title}\n")]
+    others = [part for part in re.split(r"^(?=## )", page, flags=re.MULTILINE) if not part.startswith(f"## {title}\n")]
     written = f"\n\n## {title}\n\n{text.rstrip()}" if text else ""
-    return f"{''.join(kept).rstrip()}{written}\n"
+    return f"{''.join(others).rstrip()}{written}\n"
 
 
 def section(page: str, title: str) -> str:
