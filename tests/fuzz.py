@@ -27,7 +27,7 @@ MESSAGES = {
     "type": "array",
     "items": {"type": "object", "properties": {"role": {"type": "string"}, "content": {}}, "required": ["role"]},
 }
-CHAT = {
+CHAT: dict[str, Any] = {
     "type": "object",
     "required": ["model", "messages"],
     "properties": {
@@ -51,6 +51,19 @@ BODIES: dict[str, Any] = {
     "/v1/embeddings": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "input": {}}},
     "/v1/rerank": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "documents": {}}},
     "/v2/rerank": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "documents": {}}},
+    "/api/chat": {
+        **CHAT,
+        "properties": {**CHAT["properties"], "options": {"type": "object"}, "format": {}, "think": {}},
+    },
+    "/api/generate": {
+        "type": "object",
+        "required": ["model"],
+        "properties": {"model": NAMES, "prompt": {}, "raw": {}, "keep_alive": {}, "options": {"type": "object"}},
+    },
+    "/api/embed": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "input": {}}},
+    "/api/embeddings": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "prompt": {}}},
+    "/api/show": {"type": "object", "properties": {"model": NAMES, "name": NAMES}},
+    "/api/pull": {"type": "object", "properties": {"model": NAMES, "stream": {"type": "boolean"}}},
     "/admin/keys": {
         "type": "object",
         "required": ["name"],

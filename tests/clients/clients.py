@@ -64,8 +64,14 @@ class Place(Struct, frozen=True):
     def program(self, name: str, case: Case) -> Ran:
         """Run one of our small programs in the clients' Python."""
         python = str(self.clients / "python" / "bin" / "python")
-        streams = "plain" if case.name == "plain" else "streamed"
-        return self.run([python, str(PROGRAMS / f"{name}.py"), self.root, case.model, case.prompt, streams])
+        return self.run([python, str(PROGRAMS / f"{name}.py"), *self._arguments(case)])
+
+    def script(self, name: str, case: Case) -> Ran:
+        """Run one of our small programs in Node, with the clients' packages."""
+        return self.run(["node", str(PROGRAMS / f"{name}.mjs"), *self._arguments(case)], {"CLIENTS": str(self.clients)})
+
+    def _arguments(self, case: Case) -> list[str]:
+        return [self.root, case.model, case.prompt, "plain" if case.name == "plain" else "streamed"]
 
 
 def claude(place: Place, case: Case) -> Ran:
@@ -148,4 +154,8 @@ CLIENTS: dict[str, Callable[[Place, Case], Ran]] = {
     "openai SDK (chat)": lambda place, case: place.program("openai_chat", case),
     "openai SDK (responses)": lambda place, case: place.program("openai_responses", case),
     "anthropic SDK": lambda place, case: place.program("anthropic_messages", case),
+    "ollama (Python)": lambda place, case: place.program("ollama_chat", case),
+    "ollama (JavaScript)": lambda place, case: place.script("ollama_chat", case),
+    "LangChain (Ollama)": lambda place, case: place.program("langchain_ollama_chat", case),
+    "LlamaIndex (Ollama)": lambda place, case: place.program("llamaindex_ollama_chat", case),
 }

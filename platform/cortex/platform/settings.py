@@ -72,8 +72,8 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_hosts: tuple[str, ...] = ()
     """Host names, in addition to loopback's, under which a router without any API key answers browsers."""
     cors_origins: tuple[Annotated[str, Meta(pattern=ORIGIN)], ...] = ()
-    """Origins, such as `https://app.example`, whose pages may read answers below `/v1` and `/v2`, with an API key in a
-    header; `*`: any. Default: none."""
+    """Origins, such as `https://app.example`, whose pages may read answers below `/v1`, `/v2` and `/api`, with an API
+    key in a header; `*`: any. Default: none."""
     root_path: Annotated[str, Meta(pattern=ROOT_PATH)] = ""
     """The path below which a proxy serves this router, such as `/cortex`. The proxy may pass it on or remove it."""
     tls_cert: str = ""

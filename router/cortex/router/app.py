@@ -63,7 +63,18 @@ from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import RequestRecords, each
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upstream import Upstream
-from cortex.router.routes import admin, audit, decisions, inference, instances, keys, models, requests, weights
+from cortex.router.routes import (
+    admin,
+    audit,
+    decisions,
+    inference,
+    instances,
+    keys,
+    models,
+    ollama,
+    requests,
+    weights,
+)
 from cortex.router.start_history import History
 from cortex.router.status import login
 from cortex.router.status import routes as status
@@ -177,9 +188,12 @@ def create_app(settings: Settings) -> Dispatcher:
         paths = {"models": "/v1/models", "health": "/health", "status": "/status"}
         return {"name": "cortex"} | {name: gateway.root_path + path for name, path in paths.items()}
 
+    created = int(time.time())
+    ollama_models = ollama.Models(catalogue, view, sources, created)
     rest = Litestar(
         [
-            *models.routes(catalogue, view, int(time.time())),
+            *models.routes(catalogue, view, created),
+            *ollama.routes(ollama_models),
             health,
             root,
             *admin.routes(catalogue, sources, planner, operations, decision_log),
@@ -200,6 +214,7 @@ def create_app(settings: Settings) -> Dispatcher:
         logging_config=None,
     )  # fmt: skip
     table = inference.routes(exchanges, intake, rate_limiter, images, CacheSalts(key_ring, token))
+    table |= ollama.handlers(ollama_models, intake)
     return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), audit_log, gateway.root_path)
 
 

@@ -22,12 +22,22 @@ from cortex.router.request.incoming import request_id
 log = structlog.get_logger()
 Http = Request[Any, Any, Any]
 
-_DIALECTS: dict[str, Dialect] = {"/v1/messages": "messages", "/v1/responses": "responses"}
-CLIENT_API = ("/v1/", "/v2/")
+_DIALECTS: dict[str, Dialect] = {"/v1/messages": "messages", "/v1/responses": "responses", "/api": "ollama"}
+CLIENT_API = ("/v1/", "/v2/", "/api/")
 """Prefixes of the clients' APIs."""
 _PATHS = (
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-    "/v1/embeddings", "/v1/rerank", "/v1/models",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/models",
+)
+_OLLAMA_PATHS = tuple(
+    f"/api/{name}"
+    for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version", "pull")
 )  # fmt: skip
 """What clients call, with the wrong base URL too."""
 _KINDS = {404: Kind.UNKNOWN_PATH, 405: Kind.WRONG_METHOD, 413: Kind.BODY_TOO_BIG, 415: Kind.UNSUPPORTED_MEDIA}
@@ -122,9 +132,11 @@ def _dialect(path: str, headers: dict[bytes, bytes]) -> Dialect:
 
 def _path_hint(path: str) -> str:
     """Return which path a client with another base URL, or a misspelt path, may have meant."""
+    if path.startswith("/api/"):
+        return did_you_mean(path, _OLLAMA_PATHS) or ": Ollama's API has no such path here"
     for known in sorted(_PATHS, key=len, reverse=True):
         if path.endswith(known.removeprefix("/v1")):
             return f": did you mean {known}? The base URL of OpenAI's clients ends in /v1, that of Anthropic's does not"
-    if path.startswith(("/api/", "/v1beta/")):
-        return ": this service speaks OpenAI's API, with a base URL that ends in /v1, and Anthropic's"
+    if path.startswith("/v1beta/"):
+        return ": this service speaks OpenAI's API, with a base URL that ends in /v1, Anthropic's and Ollama's"
     return did_you_mean(path, _PATHS)

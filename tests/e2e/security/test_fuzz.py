@@ -55,6 +55,12 @@ NAMED = {
     "tool_choice": values,
     "response_format": values,
     "rpm": leaves,
+    "options": values,
+    "format": values,
+    "think": values,
+    "keep_alive": leaves,
+    "images": values,
+    "raw": leaves,
 }
 objects = st.dictionaries(st.sampled_from(sorted(NAMED)), values, max_size=4).flatmap(
     lambda given: st.fixed_dictionaries({name: NAMED[name] | st.just(value) for name, value in given.items()})
@@ -74,7 +80,7 @@ def sent(http: httpx.Client, route: str, names: list[str], query: dict[str, Any]
     content = None if method == "GET" else body
     answer = http.request(method, path, params={k: str(v) for k, v in query.items()}, content=content)
     assert answer.status_code < 500 or answer.status_code == 503, f"{answer.status_code} {answer.text[:300]}"
-    if path.startswith("/v1/") and answer.status_code >= 400:
+    if path.startswith(("/v1/", "/api/")) and answer.status_code >= 400:
         assert answer.json()["error"]
     return answer.status_code
 

@@ -74,6 +74,13 @@ MESSAGES = [{"role": "user", "content": "x"}]
         ("/v1/messages/count_tokens", {"messages": MESSAGES}),
         ("/v1/embeddings", {"input": "x"}),
         ("/v1/rerank", {"query": "x", "documents": ["y"]}),
+        ("/api/chat", {"messages": MESSAGES}),
+        ("/api/generate", {"prompt": "x"}),
+        ("/api/generate", {"keep_alive": 0}),
+        ("/api/embed", {"input": "x"}),
+        ("/api/embeddings", {"prompt": "x"}),
+        ("/api/show", {}),
+        ("/api/pull", {}),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -8,6 +8,7 @@ from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.ollama import request as ollama
 from cortex.router.dialects.responses import request as responses
 
 
@@ -22,7 +23,8 @@ class Reply(Protocol):
 class ParsedRequest(Protocol):
     """A parsed request. `max_tokens` is the worker's default limit, `choices` the number of answers, `dropped` the
     fields that are not forwarded. `limit_is_ours`: the client set no limit; `limit_field` is its name
-    for it. `cuts`: stop strings that the worker does not get."""
+    for it. `cuts`: stop strings that the worker does not get. `completes`: it is for the worker's completions
+    endpoint, not for chat."""
 
     @property
     def model(self) -> str: ...
@@ -42,6 +44,8 @@ class ParsedRequest(Protocol):
     def choices(self) -> int: ...
     @property
     def cuts(self) -> tuple[str, ...]: ...
+    @property
+    def completes(self) -> bool: ...
     def body(self, model: str, max_tokens: int | None = None) -> bytes: ...
     def count(self, model: str) -> bytes: ...
     def answer(self, id: str, created: int) -> Reply: ...
@@ -56,5 +60,9 @@ def read_request(dialect: Dialect, body: bytes, traits: Traits) -> ParsedRequest
             return responses.read(body, traits)
         case "completions":
             return chat.read_completion(body, traits)
+        case "ollama_chat":
+            return ollama.read_chat(body, traits)
+        case "ollama_generate":
+            return ollama.read_generate(body, traits)
         case _:
             return chat.read(body, traits)

@@ -12,9 +12,8 @@ import msgspec
 
 from cortex.functions.passing import Passing, passing
 from cortex.router.dialects import gate
-from cortex.router.dialects.chat.answer import replace_model
 from cortex.router.dialects.core import lenient, wire
-from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, tokens
+from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, replace_model, tokens
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Kind
 from cortex.router.dialects.core.worker_errors import fault_from_error
 

@@ -89,6 +89,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit_field: str = "max_tokens"
     choices: int = 1
     cuts: tuple[str, ...] = ()
+    completes: bool = False
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send, with the worker's name of the model."""

@@ -120,6 +120,10 @@ class Sources:
         downloads = await self._downloads.get() if fetches else ()
         return replace(self.now(), ledger=ledger, downloads=downloads)
 
+    async def downloads(self) -> Sequence[DownloadView]:
+        """Return the downloads of all hosts, at most a few seconds old; none before the first reading."""
+        return await self._downloads.get() or ()
+
     async def _read_decisions(self) -> Sequence[DecisionRecord]:
         records = await self._registry.decisions({}, MOST_DECISIONS)
         return [r for r in records if r.what not in HIDDEN]

@@ -19,6 +19,10 @@ _ENDPOINT: dict[Dialect, str] = {
     "completions": "completions",
     "embeddings": "embeddings",
     "rerank": "rerank",
+    "ollama_chat": "chat",
+    "ollama_generate": "chat",
+    "ollama_embed": "embeddings",
+    "ollama_embeddings": "embeddings",
 }
 _LABELS = {"chat": "chat", "completions": "completions", "embeddings": "embeddings", "rerank": "rerank"}
 
@@ -41,7 +45,7 @@ def check_dialect(function: Function, dialect: Dialect) -> None:
 def check_tools(function: Function, ran: str, dialect: Dialect, body: bytes) -> Server:
     """Return the server that an instance runs. Raises CannotServe for a body that it does not support."""
     server = server_of(function, ran)
-    if not server.tools and dialect in ("chat", "responses", "messages") and _requests_tools(body):
+    if not server.tools and _ENDPOINT.get(dialect) == "chat" and _requests_tools(body):
         raise CannotServe(
             f"'{function.id}' runs on {ran or function.server}, which does not parse tool calls: "
             "leave `tools` out, or set another `server` for it",

@@ -23,7 +23,7 @@ from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Dialect, Fault, Kind, WorkerRefusal, in_client_terms
 from cortex.router.dialects.core.stop_strings import cut_at
-from cortex.router.dialects.core.stream import Stream
+from cortex.router.dialects.core.stream import EVENTS, Stream
 from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
 from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
 from cortex.router.fleet_view import FleetView
@@ -75,7 +75,8 @@ class StreamReply(Reply, Protocol):
 
 
 class Call(Struct, frozen=True, kw_only=True):
-    """A parsed request: the worker's path, the body to send, and the translation of the answer."""
+    """A parsed request: the worker's path, the body to send, and the translation of the answer. Without a path the
+    request is over as soon as an instance is ready for it."""
 
     dialect: Dialect
     path: str
@@ -377,6 +378,9 @@ class Exchange:
 
         Raises Broken before the worker's first byte, WorkerRefusal or BadAnswer.
         """
+        if not self._call.path:
+            await self._send_plain(self._call.reply.plain(b""))
+            return
         body = await self._fit(instance)
         try:
             await self._send_apart(instance, body)
@@ -436,10 +440,13 @@ class Exchange:
             plain = self._call.reply.plain(body)
             self.request_record.translate_s = time.monotonic() - now
             self._spent(plain.tokens, hidden)
-            self.request_record.status = 200
-            await json_answer(200, plain.body, self._request_id, self._answer_headers()).send(self._client)
+            await self._send_plain(plain)
         finally:
             answer.close()
+
+    async def _send_plain(self, plain: Plain) -> None:
+        self.request_record.status = 200
+        await json_answer(200, plain.body, self._request_id, self._answer_headers()).send(self._client)
 
     async def _failed(self, instance: Instance, answer: Answer) -> NoReturn:
         """Raise what a worker's error comes to: Broken when the worker is about to end, else WorkerRefusal.
@@ -553,7 +560,7 @@ class Exchange:
             return
         self._head_sent, self.request_record.status = True, self.request_record.status or 200
         headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"content-type", EVENTS if self._stream is None else self._stream.media_type),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             *id_headers(self._request_id),

@@ -30,6 +30,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+async def no_cover(size: int) -> None:
+    """Do nothing, for a request whose size costs nothing."""
+
+
 class Body:
     """A request's body; its bytes count against the limits until `release()`."""
 

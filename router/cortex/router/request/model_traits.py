@@ -54,8 +54,13 @@ class TraitsCache:
 
 def _entrance(function: Function, dialect: Dialect) -> Entrance:
     """Return the entry of `passing.py` for a dialect; translated requests use that of chat."""
-    if dialect in ("messages", "responses") and dialect not in function.native:
-        return "chat"
+    match dialect:
+        case "ollama_embed" | "ollama_embeddings":
+            return "embeddings"
+        case "ollama_chat" | "ollama_generate" | "ollama":
+            return "chat"
+        case "messages" | "responses" if dialect not in function.native:
+            return "chat"
     return dialect
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.passing import Passing
 from cortex.functions.servers import server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.router.access.rate_limits import RateLimiter, Share
@@ -13,9 +14,13 @@ from cortex.router.activation.load_balancing import affinity, choose
 from cortex.router.dialects import dialect, embeddings, gate, native, rerank
 from cortex.router.dialects.chat import stream
 from cortex.router.dialects.core import limits, wire
-from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.errors import OLLAMA, Dialect
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
+from cortex.router.dialects.ollama import embeddings as ollama_embeddings
+from cortex.router.dialects.ollama import request as ollama
+from cortex.router.dialects.ollama.answer import Form, Ready
+from cortex.router.dialects.ollama.models import untagged
 from cortex.router.dialects.responses import request as responses
 from cortex.router.dispatch import Handler
 from cortex.router.errors import OverLimits
@@ -23,9 +28,9 @@ from cortex.router.live_catalogue import Target
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
 from cortex.router.request.exchange import Call, Exchange, Exchanges, Parse
-from cortex.router.request.http_answer import Answering
+from cortex.router.request.http_answer import Answering, json_answer
 from cortex.router.request.incoming import Incoming, unique_id
-from cortex.router.request.intake import Intake
+from cortex.router.request.intake import Intake, no_cover
 from cortex.router.request.keep_alive import HEADER, keep_s
 from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
@@ -35,6 +40,13 @@ from cortex.router.request.substitutes import Conversation, conversation_of
 from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
 
+Computed = embeddings.EmbeddingsRequest | rerank.RerankRequest | ollama_embeddings.EmbedRequest
+COMPUTES: dict[Dialect, Callable[[bytes, Passing], Computed]] = {
+    "embeddings": embeddings.read,
+    "rerank": rerank.read,
+    "ollama_embed": ollama_embeddings.read,
+    "ollama_embeddings": ollama_embeddings.read_older,
+}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -73,7 +85,7 @@ def routes(
         try:
             share = await rate_limiter.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
             try:
-                held = await intake.body(request, share.cover if costs_tokens else _ignore_size)
+                held = await intake.body(request, share.cover if costs_tokens else no_cover)
                 try:
                     if costs_tokens:
                         await share.adjust(len(held.bytes), 1)
@@ -94,13 +106,16 @@ def routes(
             exchanges.request_records.over(request_record)
             raise
 
-    async def peek(body: bytes) -> _Peek:
+    async def peek(kind: Dialect, body: bytes) -> _Peek:
         """Return what routing needs of a body."""
-        return await intake.work(len(body), _peek, body)
+        routing = await intake.work(len(body), _peek, body)
+        if kind in OLLAMA and catalogue.get(routing.model) is None:
+            return replace(routing, model=untagged(routing.model))
+        return routing
 
     async def generation(request: Incoming, kind: Dialect, body: bytes, share: Share) -> Answering:
         started = time.monotonic()
-        routing = await peek(body)
+        routing = await peek(kind, body)
         name = routing.model
         who = request.caller
         target = catalogue.resolve_for(name, who)
@@ -127,11 +142,11 @@ def routes(
             reply = parsed.answer(unique, created)
             if isinstance(reply, stream.Reply):
                 reply = replace(reply, model=function.id)  # same dialect: the answer passes through unchanged
-            elif isinstance(reply, responses.Reply):
+            elif isinstance(reply, responses.Reply | ollama.Reply):
                 reply = reply.timed(time.time)
             return Call(
                 dialect=kind,
-                path=native.PATHS[native_dialect] if native_dialect else COMPLETIONS if kind == "completions" else CHAT,
+                path=native.PATHS[native_dialect] if native_dialect else COMPLETIONS if parsed.completes else CHAT,
                 body=sent,
                 reply=reply,
                 streams=reply if parsed.stream else None,
@@ -155,7 +170,7 @@ def routes(
 
     async def computation(request: Incoming, kind: Dialect, path: str, body: bytes, share: Share) -> Answering:
         started = time.monotonic()
-        routing = await peek(body)
+        routing = await peek(kind, body)
         name = routing.model
         who = request.caller
         target = catalogue.resolve_for(name, who)
@@ -164,10 +179,7 @@ def routes(
             """Build the request for a target."""
             function = target.function
             check_dialect(function, kind)
-            read = embeddings.read if kind == "embeddings" else rerank.read
-            parsed: embeddings.EmbeddingsRequest | rerank.RerankRequest = await intake.work(
-                len(body), read, body, traits(target, kind).passing
-            )
+            parsed: Computed = await intake.work(len(body), COMPUTES[kind], body, traits(target, kind).passing)
             sent = await intake.work(len(body), parsed.body, function.id)
             return Call(
                 dialect=kind,
@@ -233,6 +245,52 @@ def routes(
         """Rank documents by how well they answer a query."""
         return await serve_computation(request, "rerank", "/v1/rerank")
 
+    async def ollama_chat(request: Incoming) -> Answering:
+        """Chat: Ollama's dialect, streamed unless the client says otherwise."""
+        return await serve_ollama(request, "ollama_chat", "chat")
+
+    async def ollama_generate(request: Incoming) -> Answering:
+        """Answer one prompt: Ollama's dialect."""
+        return await serve_ollama(request, "ollama_generate", "generate")
+
+    async def serve_ollama(request: Incoming, kind: Dialect, form: Form) -> Answering:
+        async def read(body: bytes, share: Share) -> Answering:
+            if await intake.work(len(body), ollama.is_empty, body):
+                return await loading(request, kind, form, body, share)
+            return await generation(request, kind, body, share)
+
+        return await receive(request, kind, read)
+
+    async def loading(request: Incoming, kind: Dialect, form: Form, body: bytes, share: Share) -> Answering:
+        """Serve a request without a prompt: it loads the function, or with a `keep_alive` of 0 lets its idle instances
+        go, as any request with 0 does. A cold one is not started for that."""
+        started, routing, who = time.monotonic(), await peek(kind, body), request.caller
+        target = catalogue.resolve_for(routing.model, who)
+        keep = keep_s(request.headers.get(HEADER), routing.keep_alive, target.function)
+        reply = Ready(form, routing.model, "unload" if keep == 0 else "load", time.time)
+        if keep == 0:
+            ready = view.ready(target.function.id, target.revision)
+            for instance in ready:
+                with in_flight.track(target.function.id, instance.id):
+                    in_flight.keep(instance.id, keep)
+            if not ready:
+                await share.settle()
+                return json_answer(200, reply.plain(b"").body, request.id).send
+        call = Call(dialect=kind, path="", body=b"", reply=reply, keep_s=keep)
+
+        async def parse(_: Target) -> Call:
+            return call
+
+        return exchange_of(request, target, call, parse, routing.model, who, started, share)
+
+    async def ollama_embed(request: Incoming) -> Answering:
+        """Embed texts: Ollama's dialect."""
+        return await serve_computation(request, "ollama_embed", "/v1/embeddings")
+
+    async def ollama_embeddings_(request: Incoming) -> Answering:
+        """Embed one text: Ollama's older dialect."""
+        return await serve_computation(request, "ollama_embeddings", "/v1/embeddings")
+
     async def count_tokens(request: Incoming) -> Answering:
         """Count a prompt's tokens with the worker's tokenizer; a cold function is not started."""
         return await receive(
@@ -241,7 +299,7 @@ def routes(
 
     async def counting(request: Incoming, body: bytes, share: Share) -> Answering:
         started, who = time.monotonic(), request.caller
-        routing = await peek(body)
+        routing = await peek("messages", body)
         name = routing.model
         target = catalogue.resolve_for(name, who)
         function = target.function
@@ -272,11 +330,11 @@ def routes(
         "/v1/embeddings": embeddings_,
         "/v1/rerank": rerank_,
         "/v2/rerank": rerank_,  # of Cohere's clients
+        "/api/chat": ollama_chat,
+        "/api/generate": ollama_generate,
+        "/api/embed": ollama_embed,
+        "/api/embeddings": ollama_embeddings_,
     }
-
-
-async def _ignore_size(size: int) -> None:
-    """Do nothing, for a request that costs no tokens."""
 
 
 def _peek(body: bytes) -> _Peek:

@@ -26,21 +26,8 @@ def plain(body: bytes, answer_id: str, model: str) -> Plain:
     for choice in completion.choices:
         if chunks.ending(completion, choice) is None:
             raise chunks.truncated()
-    repairs = replace_model(ChunkRepair(answer_id).whole(completion, body), completion.model, model)
+    repairs = chunks.replace_model(ChunkRepair(answer_id).whole(completion, body), completion.model, model)
     return Plain(repairs, chunks.tokens(completion.usage))
-
-
-def replace_model(data: bytes, worker_name: str | None, model: str) -> bytes:
-    """Replace the model's name in JSON by the client's. Raises `BadAnswer`."""
-    if worker_name is None or worker_name == model:
-        return data
-    # Quotes inside a string are escaped, so these bytes are the field.
-    for field in (b'"model":', b'"model": '):
-        if field + (name := _encode(worker_name)) in data:
-            return data.replace(field + name, field + _encode(model), 1)
-    with chunks.map_json_errors():
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        return _encode(fields | {"model": msgspec.Raw(_encode(model))})
 
 
 class _Choice:

@@ -78,6 +78,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()
     affinity: str | None = None
     cuts: tuple[str, ...] = ()
+    completes: bool = False
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send; `max_tokens` replaces the client's limit."""
@@ -189,7 +190,8 @@ def read_completion(body: bytes, traits: Traits) -> ChatRequest:
         form = msgspec.json.decode(fields["response_format"])
         grammar.check_format(str(form.get("type")) if isinstance(form, dict) else "", form)
     _fill_in(fields, traits.sampling, changes)
-    return _build(params, fields, changes, set(), limit, params.max_tokens is None, list(result.dropped), prompts)
+    built = _build(params, fields, changes, set(), limit, params.max_tokens is None, list(result.dropped), prompts)
+    return msgspec.structs.replace(built, completes=True)
 
 
 def _build(

@@ -9,7 +9,7 @@ import contextlib
 
 import msgspec
 
-from cortex.router.dialects.chat.answer import ChunkRepair, plain, replace_model
+from cortex.router.dialects.chat.answer import ChunkRepair, plain
 from cortex.router.dialects.chat.template import Template, template_of
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Plain, Tokens
@@ -99,7 +99,7 @@ class ChatStream(FrameStream):
                 self._usages[choice.index] = chunk.usage
             if chunks.ending(chunk, choice) is not None:
                 self._ended.add(choice.index)
-        output = replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model)
+        output = chunks.replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model)
         out.append(encode_data(output))
         if self._templates < TEMPLATES:
             self._template = template_of(chunk, frame.data, output)

@@ -125,6 +125,7 @@ class Ending(msgspec.Struct, frozen=True):
 _ABORTED = frozenset({"abort", "error"})
 
 _decoder = msgspec.json.Decoder(Chunk)
+_encode = msgspec.json.Encoder().encode
 
 _JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -251,3 +252,16 @@ def decode_whole(body: bytes) -> tuple[Chunk, Delta, Ending]:
 
 def truncated() -> BadAnswer:
     return BadAnswer("the worker's answer ended before it was complete")
+
+
+def replace_model(data: bytes, worker_name: str | None, model: str) -> bytes:
+    """Replace the model's name in JSON by the client's. Raises `BadAnswer`."""
+    if worker_name is None or worker_name == model:
+        return data
+    # Quotes inside a string are escaped, so these bytes are the field.
+    for field in (b'"model":', b'"model": '):
+        if field + (name := _encode(worker_name)) in data:
+            return data.replace(field + name, field + _encode(model), 1)
+    with map_json_errors():
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        return _encode(fields | {"model": msgspec.Raw(_encode(model))})

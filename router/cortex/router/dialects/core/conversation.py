@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex.functions.capabilities import Sampling
+from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.sizes import MAX_TEXT, too_much_text
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.core.wire import encode_parts
@@ -106,6 +107,9 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    seed: int | None = None
+    repeat_last_n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -169,6 +173,7 @@ class TranslatedRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit_is_ours: bool = False
     choices: int = 1
     cuts: tuple[str, ...] = ()
+    completes: bool = False
 
     def body(self, model: str, max_tokens: int | None = None) -> bytes:
         """Return the body to send; `max_tokens` replaces the client's limit."""
@@ -238,8 +243,23 @@ def stop_thinking(request: Request, traits: Traits) -> None:
         request.chat_template_kwargs = {traits.thinking_switch: False}
 
 
-def budget_thinking(request: Request, budget: int, traits: Traits) -> None:
+def start_thinking(request: Request, traits: Traits) -> None:
+    """Enable thinking where the template has a switch."""
     if traits.thinking_switch is not None:
         request.chat_template_kwargs = {traits.thinking_switch: True}
+
+
+def budget_thinking(request: Request, budget: int, traits: Traits) -> None:
+    start_thinking(request, traits)
     if traits.thinking_budget is not None:
         setattr(request, traits.thinking_budget, budget)
+
+
+def prefill(request: Request, traits: Traits) -> None:
+    """Let the worker continue a final assistant message. Raises BadRequest if the model cannot."""
+    last = request.messages[-1] if request.messages else None
+    if not isinstance(last, Assistant) or last.tool_calls or not last.content:
+        return
+    if not traits.prefill:
+        raise BadRequest("the last message is the assistant's; this model cannot continue it", "messages")
+    request.continue_final_message, request.add_generation_prompt = True, False

@@ -12,7 +12,14 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-Dialect = Literal["chat", "completions", "embeddings", "rerank", "responses", "messages"]
+Dialect = Literal[
+    "chat", "completions", "embeddings", "rerank", "responses", "messages",
+    "ollama_chat", "ollama_generate", "ollama_embed", "ollama_embeddings", "ollama",
+]  # fmt: skip
+"""A client's dialect, one for each of its paths; `ollama` is that of Ollama's other paths."""
+OLLAMA: frozenset[Dialect] = frozenset(
+    {"ollama_chat", "ollama_generate", "ollama_embed", "ollama_embeddings", "ollama"}
+)
 
 
 class Kind(StrEnum):
@@ -206,6 +213,12 @@ class OpenAIError(msgspec.Struct):
     error: OpenAIDetail
 
 
+class OllamaError(msgspec.Struct):
+    """The body of a failed request, and the last line of a stream that fails."""
+
+    error: str
+
+
 def anthropic_error(fault: Fault, request_id: str | None = None) -> AnthropicError:
     detail = AnthropicDetail(_TABLE[fault.kind].anthropic_type, fault.anthropic_message or fault.message)
     return AnthropicError(detail, request_id)
@@ -216,10 +229,16 @@ def openai_error(fault: Fault) -> OpenAIError:
     return OpenAIError(OpenAIDetail(fault.message, row.openai_type, fault.param, fault.code or row.code))
 
 
+def ollama_error(fault: Fault) -> OllamaError:
+    return OllamaError(fault.message)
+
+
 def envelope(fault: Fault, dialect: Dialect, request_id: str | None = None) -> bytes:
     """The body of a failed request."""
     if dialect == "messages":
         return msgspec.json.encode(anthropic_error(fault, request_id))
+    if dialect in OLLAMA:
+        return msgspec.json.encode(ollama_error(fault))
     return msgspec.json.encode(openai_error(fault))
 
 
@@ -249,6 +268,9 @@ _PROMPTS: dict[Dialect, str] = {
     "completions": "prompt",
     "embeddings": "input",
     "rerank": "documents",
+    "ollama_generate": "prompt",
+    "ollama_embed": "input",
+    "ollama_embeddings": "prompt",
 }
 
 

@@ -115,3 +115,24 @@ def refuse_addresses(value: Any, at: str) -> None:
 def _is_address(key: str) -> bool:
     name = key.lower()
     return name in _ADDRESSED or name.endswith(("_url", "_uri", "_path"))
+
+
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"BM": "bmp",
+    b"II*\0": "tiff", b"MM\0*": "tiff",
+}  # fmt: skip
+"""First bytes of image formats. WebP has its name at the eighth byte."""
+
+
+def recognized(data: str, at: str) -> ImagePart:
+    """Return an image part for base64 data without a media type, which its first bytes tell. Raises BadRequest."""
+    if data[:5].lower() == "data:":
+        return from_url(data, at)
+    checked = check_base64(data, at)
+    head = base64.b64decode(checked[:16])
+    kind = next((kind for signature, kind in _SIGNATURES.items() if head.startswith(signature)), None)
+    if kind is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        kind = "webp"
+    if kind is None:
+        raise BadRequest("expected an image in base64: PNG, JPEG, WebP, GIF, BMP or TIFF", at)
+    return ImagePart(ImageUrl(f"data:image/{kind};base64,{checked}"))

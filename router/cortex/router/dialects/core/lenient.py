@@ -27,6 +27,7 @@ _NULL_MEMBER = re.compile(
 """What may be a member that is null: a quote inside a string has a backslash before it."""
 _DATA = frozenset({"parameters", "input_schema", "schema", "guided_json", "arguments", "metadata", "json"})
 """Fields whose objects are the client's data: a null in a schema or an argument is a value."""
+_SCHEMA_WORDS = frozenset({"properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs"})
 _LEVELS = 12
 """Levels of a request that are searched separately; the envelope of a dialect is not deeper."""
 _encode = msgspec.json.Encoder().encode
@@ -152,5 +153,8 @@ def _stripped(value: Any, name: str) -> Any:
 
 
 def _is_data(name: str, fields: dict[str, Any]) -> bool:
-    """Whether an object is the client's data: `input` of a call, and `json_schema` where it is the schema itself."""
+    """Whether an object is the client's data: `input` of a call, `json_schema` and Ollama's `format` where they are the
+    schema itself."""
+    if name == "format":
+        return not _SCHEMA_WORDS.isdisjoint(fields)
     return name in _DATA or name == "input" or (name == "json_schema" and "schema" not in fields)

@@ -19,6 +19,8 @@ from cortex.router.dialects.core.sse import Event as Frame
 from cortex.router.dialects.core.sse import SSEDecoder, comment
 
 DONE = b"[DONE]"
+EVENTS = b"text/event-stream; charset=utf-8"
+"""The content type of server-sent events."""
 
 
 def is_empty(data: bytes) -> bool:
@@ -45,12 +47,13 @@ class Stream(Protocol):
     Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting (with the reason, if it is known),
     `feed()` per piece of the worker's body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error
     that ended it; `over`: no bytes follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so
-    far, for a stream that ends without usage.
+    far, for a stream that ends without usage; `media_type`: its content type.
     """
 
     fault: Fault | None
     over: bool
     rough_tokens: int
+    media_type: bytes
 
     @property
     def tokens(self) -> Tokens: ...
@@ -64,6 +67,8 @@ class Stream(Protocol):
 
 class FrameStream(ABC):
     """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes."""
+
+    media_type = EVENTS
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
@@ -124,7 +129,7 @@ class FrameStream(ABC):
 
 
 class TranslatedStream(FrameStream):
-    """The `Stream` of a dialect that has named events."""
+    """The `Stream` of a dialect that a `Machine` writes: as named events, unless a subclass encodes them otherwise."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from cortex.functions.passing import FIELDS
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import conversation, grammar, wire
 from cortex.router.dialects.core.chunks import Plain
-from cortex.router.dialects.core.conversation import Assistant, Request, TranslatedRequest
+from cortex.router.dialects.core.conversation import Request, TranslatedRequest
 from cortex.router.dialects.core.conversation_builder import ConversationBuilder
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.stop_strings import MOST_CHARACTERS
@@ -153,7 +153,7 @@ def _build(params: _Params, traits: Traits, fields: gate.Fields) -> MessagesRequ
     _read_format(params, request, traits)
     _read_effort(params.output_config, request, traits)
     _read_thinking(params.thinking, params.max_tokens, max_tokens, request, traits)
-    _prefill(request, traits)
+    conversation.prefill(request, traits)
     conversation.fill_in(request, traits)
     return MessagesRequest(
         model=params.model,
@@ -226,16 +226,6 @@ def _read_thinking(
     if max_tokens is not None:
         budget = min(budget, max(1, max_tokens - 1))
     conversation.budget_thinking(request, budget, traits)
-
-
-def _prefill(request: Request, traits: Traits) -> None:
-    """Let the worker continue a final assistant message. Raises BadRequest if the model cannot."""
-    last = request.messages[-1] if request.messages else None
-    if not isinstance(last, Assistant) or last.tool_calls or not last.content:
-        return
-    if not traits.prefill:
-        raise BadRequest("the last message is the assistant's; this model cannot continue it", "messages")
-    request.continue_final_message, request.add_generation_prompt = True, False
 
 
 def session_of(metadata: object) -> str | None:
