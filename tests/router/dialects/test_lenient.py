@@ -252,3 +252,11 @@ def test_an_embedding_that_holds_no_number_is_no_answer() -> None:
 
     with pytest.raises(BadAnswer):
         parsed.plain(b'{"data":[{"embedding":[0.5,NaN]}]}')
+
+
+def test_a_null_in_ollamas_schema_is_a_value_and_one_in_a_format_of_others_is_left_out() -> None:
+    schema = b'{"format":{"type":"object","properties":{"a":{"default":null}}}}'
+    other = b'{"text":{"format":{"type":"text","name":null}}}'
+
+    assert lenient.without_nulls(schema) == schema
+    assert lenient.without_nulls(other) == b'{"text":{"format":{"type":"text"}}}'
