@@ -10,7 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 from msgspec import Struct
 
-from cortex.router.routes import admin, audit, decisions, instances, keys, requests, weights
+from cortex.router.routes import admin, audit, decisions, instances, keys, requests, usage, weights
 from tests.support.reference import attribute_docstrings
 
 INTRO = """\
@@ -50,6 +50,7 @@ def handlers() -> list[HTTPRouteHandler]:
         requests.routes(none, none, none),
         decisions.routes(none, none, none, none),
         audit.routes(none),
+        [h for h in usage.routes(none) if "/v1/usage" not in h.paths],
         weights.routes(none, none, none),
         keys.routes(none, none),
     )

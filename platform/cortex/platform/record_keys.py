@@ -18,6 +18,7 @@ class RecordKeys:
         self.used, self.cordon, self.ledger = f"{prefix}:used", f"{prefix}:cordon", f"{prefix}:ledger"
         self.decisions, self.sweep = f"{prefix}:decisions", f"{prefix}:sweep"
         self.sessions, self.audit = f"{prefix}:sessions", f"{prefix}:audit"
+        self.usage_names = f"{prefix}:usage:names"
         self.changed = f"{prefix}:changed"
         """The channel of the bell."""
         self.types = {
@@ -33,6 +34,7 @@ class RecordKeys:
             self.sweep: "string",
             self.sessions: "hash",
             self.audit: "stream",
+            self.usage_names: "hash",
         }
         """The type of each key that exists once."""
 
@@ -79,6 +81,14 @@ class RecordKeys:
     def quota(self, key: str) -> list[str]:
         """Return the keys of an API key's buckets and tickets, with one hash tag, for one node of a cluster."""
         return [f"{self.prefix}:quota:{{{key}}}", f"{self.prefix}:tickets:{{{key}}}"]
+
+    def usage(self, day: str) -> list[str]:
+        """Return the keys of a day's usage, by hour and of the whole day; the day is like 2026-01-31."""
+        return [f"{self.prefix}:usage:{kind}:{day}" for kind in ("hours", "day")]
+
+    def usage_batch(self, router: str) -> str:
+        """Return the key of the last batch of usage that a router wrote."""
+        return f"{self.prefix}:usage:batch:{router}"
 
     def queue(self, host: str) -> str:
         """Return the name of a host's RQ queue. Prefixes have no hyphen, so two prefixes never share a queue."""

@@ -153,6 +153,15 @@ class Router:
         query = urlencode({"limit": limit, **{k: v for k, v in filters.items() if v}})
         return self._send("GET", f"/admin/audit?{query}", api.AuditAnswer).entries
 
+    def usage(self, by: str, since: float, until: float, key: str) -> api.UsageAnswer:
+        """Return what requests used, in groups."""
+        query = urlencode({"by": by, "since": since, "until": until, "key": key})
+        return self._send("GET", f"/admin/usage?{query}", api.UsageAnswer)
+
+    def forget_usage(self, key: str) -> api.ForgetUsageAnswer:
+        """Delete the usage of a key."""
+        return self._send("POST", f"/admin/usage/forget?{urlencode({'key': key})}", api.ForgetUsageAnswer)
+
     # Weights and downloads.
 
     def stored(self, host: str) -> api.WeightsAnswer:

@@ -35,6 +35,7 @@ COMMANDS = {
     "top": "cortex.cli.top:top",
     "why": "cortex.cli.decisions:why",
     "events": "cortex.cli.decisions:events",
+    "usage": "cortex.cli.usage:usage",
     "audit": "cortex.cli.audit:audit",
     "replay": "cortex.cli.replay:replay",
     "call": "cortex.cli.call:call",

@@ -13,6 +13,7 @@ from cortex.platform.audit import AuditRecord
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.record import Device, HostRecord, Instance, Namesake
 from cortex.platform.scheduling.ledger import Reading
+from cortex.platform.usage import By
 from cortex.router.activation.waits import Wait
 
 # Functions and instances.
@@ -337,6 +338,39 @@ class AuditAnswer(Struct, frozen=True, kw_only=True):
     """What operators did, newest first."""
 
     entries: tuple[AuditRecord, ...]
+
+
+class UsageGroup(Struct, frozen=True, kw_only=True):
+    """What the requests of a key, function, host, day or hour used."""
+
+    name: str
+    """A key's name and id, or the other's name. A day or hour is UTC."""
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    cached: int
+    """Of `tokens_in`, those that the worker had in its cache."""
+    cold_starts: int
+    """Requests that waited for a start."""
+    usd: float
+    """At the prices of that time; 0 where the function has none."""
+
+
+class UsageAnswer(Struct, frozen=True, kw_only=True):
+    """Usage between two times, in groups."""
+
+    by: By
+    since: float
+    until: float
+    groups: tuple[UsageGroup, ...]
+    total: UsageGroup
+
+
+class ForgetUsageAnswer(Struct, frozen=True, kw_only=True):
+    """The keys whose usage was deleted, and the number of rows."""
+
+    keys: tuple[str, ...]
+    rows: int
 
 
 # Weights and downloads.

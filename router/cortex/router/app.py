@@ -16,6 +16,7 @@ from pathlib import Path
 
 from litestar import Litestar, get
 
+from cortex.functions.capabilities import Cost
 from cortex.platform import clock
 from cortex.platform.audit_trail import AuditTrail
 from cortex.platform.cancel import cancelled
@@ -28,6 +29,7 @@ from cortex.platform.record import Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
+from cortex.platform.usage_record import UsageRecord
 from cortex.router.access.audit import AuditLog
 from cortex.router.access.auth import AuthGuard
 from cortex.router.access.cross_origin import CrossOrigin
@@ -73,12 +75,14 @@ from cortex.router.routes import (
     models,
     ollama,
     requests,
+    usage,
     weights,
 )
 from cortex.router.start_history import History
 from cortex.router.status import login
 from cortex.router.status import routes as status
 from cortex.router.tracing import tracing
+from cortex.router.usage import UsageCounts
 
 COLLECT_AFTER = 10_000
 """Objects to allocate between two collections of the youngest ones; Python's default is 700."""
@@ -107,11 +111,19 @@ def create_app(settings: Settings) -> Dispatcher:
     # requests, and what is counted of them
     request_metrics, traffic, tracer = RequestMetrics(view, in_flight), Traffic(), tracing(settings)
     faults = Faults(request_metrics.count_fault)
+    usage_record = UsageRecord(registry, id)
+
+    def cost_of(function: str) -> Cost:
+        target = catalogue.get(function)
+        return target.function.cost if target else Cost()
+
+    usage_counts = UsageCounts(usage_record, cost_of, key_ring.names)
     request_records = RequestRecords(
         [
             each(request_metrics.count),
             each(lambda request_record: traffic.add(request_record, time.time())),
             request_log.note,
+            usage_counts.add,
             each(decision_log.note_request),
             each(tracer.finish),
         ],
@@ -148,6 +160,7 @@ def create_app(settings: Settings) -> Dispatcher:
         "silent hosts": lambda: probe_silent_hosts(view, probe),
         "counts": counting.run,
         "audit": audit_log.run,
+        "usage": usage_counts.run,
     }
 
     @asynccontextmanager
@@ -171,6 +184,7 @@ def create_app(settings: Settings) -> Dispatcher:
             request_records.settle()
             await counting.write()
             await audit_log.write()
+            await usage_counts.write()
             await asyncio.to_thread(tracer.close)
             for client in (agents, upstream, probe, images):
                 await client.close()
@@ -203,6 +217,7 @@ def create_app(settings: Settings) -> Dispatcher:
             *keys.routes(registry, key_ring),
             *decisions.routes(registry, view, catalogue, agents),
             *audit.routes(trail),
+            *usage.routes(usage_record),
             *instances.routes(sources, worker_logs),
             *weights.routes(catalogue, view, agents),
         ],

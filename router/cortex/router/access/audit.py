@@ -43,6 +43,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "POST /admin/requests/{id}/cancel": ("request cancel", "id"),
     "POST /admin/weights/remove": ("weights remove", "names"),
     "POST /admin/weights/fetch": ("weights fetch", "function"),
+    "POST /admin/usage/forget": ("usage forget", "key"),
     "POST /admin/jobs/{job}/cancel": ("download cancel", "job"),
     "GET /admin/instances/{instance}/logs": ("log read", "instance"),
     "GET /admin/logs": ("log read", "function"),

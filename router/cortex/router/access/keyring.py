@@ -48,6 +48,10 @@ class KeyRing:
         holder = self._table.get(key) or self._local.get(key)
         return None if holder is None or (holder.expires and time.time() >= holder.expires) else holder
 
+    def names(self) -> dict[str, str]:
+        """Return the names of keys by id."""
+        return {p.id: p.name for p in self._table.values()}
+
     async def refresh(self) -> None:
         """Read all keys now. Raises RecordUnavailable."""
         keys = await self._registry.keys()

@@ -148,6 +148,7 @@ class Exchange:
             request_id, target.function.id, self._name, call.dialect, streams=self._stream is not None, read_s=read_s
         )
         self._caller, self._is_operator = caller, caller.may(Right.STATUS)
+        self.request_record.key = caller.id
         self.request_record.who = caller.name if caller.id != ANONYMOUS else ""
         self._cancelled = self._head_sent = False
         self._conversation, self._declined = conversation, False

@@ -42,6 +42,7 @@ class RequestRecord:
         "host",
         "id",
         "instance",
+        "key",
         "last",
         "left",
         "model",
@@ -69,6 +70,7 @@ class RequestRecord:
         self.phase = "choosing"
         self.cold = self.left = False
         self.instance = self.host = self.fault = self.who = self.why = self.trace = self.substitute_for = ""
+        self.key = ""
         self.span: object = None
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0
         self.first = self.last = self.ended = 0.0

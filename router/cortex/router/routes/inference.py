@@ -99,7 +99,7 @@ def routes(
         except OverLimits as error:
             read_s = time.monotonic() - started
             request_record = RequestRecord(request.id, "", "", kind, streams=False, read_s=read_s)
-            request_record.who = who.name
+            request_record.key, request_record.who = who.id, who.name
             fault = error.fault()
             request_record.rejected(fault.status(kind), fault.kind, error.reason)
             exchanges.request_records.begun(request_record)
@@ -306,6 +306,7 @@ def routes(
         read_s = time.monotonic() - started
         id = request.id
         request_record = RequestRecord(id, function.id, name, COUNT_TOKENS, streams=False, read_s=read_s)
+        request_record.key = who.id
         request_record.who = who.name if who.id != ANONYMOUS else ""
 
         async def count() -> Count:

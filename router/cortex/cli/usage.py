@@ -1,0 +1,60 @@
+"""`cortex usage`: what requests used, by key, function, host or time."""
+
+import csv
+import io
+import time
+from typing import Any
+
+import rich_click as click
+
+from cortex.cli.client import Router
+from cortex.cli.durations import Span
+from cortex.cli.tables import print_rows
+from cortex.cli.visible import echo, echo_json
+from cortex.router.api_types import UsageGroup
+
+COLUMNS = ("requests", "tokens_in", "tokens_out", "cached", "cold_starts", "usd")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--by", type=click.Choice(["key", "function", "host", "day", "hour"]), default="key", show_default=True)
+@click.option("--since", "since_s", type=Span(), default="30d", show_default=True, help="From so long ago.")
+@click.option("--until", "until_s", type=Span(), default="0s", show_default=True, help="To so long ago.")
+@click.option("--key", "key_id", default="", metavar="ID", help="Only of this key, by id.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_context
+def usage(ctx: click.Context, by: str, since_s: int, until_s: int, key_id: str, as_csv: bool, as_json: bool) -> None:
+    """Show requests, tokens, cold starts and cost. Hours and days are UTC; dollars are at the prices of that time."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if until_s > since_s:
+        raise click.UsageError("--until is before --since")
+    now = time.time()
+    answer = Router().usage(by, now - since_s, now - until_s, key_id)
+    if as_json:
+        echo_json(answer, indent=2)
+    elif as_csv:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([(by, *COLUMNS), *((g.name, *(getattr(g, c) for c in COLUMNS)) for g in answer.groups)])
+        echo(text.getvalue().rstrip("\n"))
+    elif not answer.groups:
+        echo("No usage in this time.")
+    else:
+        columns = (by.upper(), "REQUESTS", "IN", "OUT", "CACHED", "COLD", "USD")
+        print_rows(columns, [_row(g) for g in (*answer.groups, answer.total)], optional=("CACHED", "COLD"))
+
+
+@usage.command()
+@click.argument("key")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def forget(key: str, as_json: bool) -> None:
+    """Delete the usage of a key, by id or name, also of a revoked one."""
+    answer = Router().forget_usage(key)
+    echo_json(answer) if as_json else echo(f"{', '.join(answer.keys)}: {answer.rows} rows deleted")
+
+
+def _row(group: UsageGroup) -> tuple[str, ...]:
+    numbers: Any = (getattr(group, c) for c in COLUMNS[:-1])
+    return (group.name, *(f"{n:,}" for n in numbers), f"{group.usd:.4f}" if group.usd else "-")

@@ -1,0 +1,82 @@
+"""Counts the usage of one router worker's requests, and writes it to the record in batches.
+
+A kill loses what is not written yet: `WRITE_S`, or more while Redis is away. A batch that Redis may or may not have
+taken is sent again with its number, by which Redis knows it.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from operator import attrgetter
+
+from cortex.functions.capabilities import Cost
+from cortex.platform.registry import RecordUnavailable
+from cortex.platform.usage import DAY_S, HOUR_S, OTHER, Place, Row, Sums, cost_nano_usd
+from cortex.platform.usage_record import AT_ONCE, Batch, UsageRecord
+from cortex.router.request.request_record import RequestRecord
+
+WRITE_S = 5.0
+MOST_ROWS = 20_000
+"""Rows in memory, while Redis is away; the rest is added to the row `other`."""
+
+
+class UsageCounts:
+    """Takes finished requests. `run()` writes while the router runs, `write()` at its end."""
+
+    def __init__(
+        self, record: UsageRecord, cost_of: Callable[[str], Cost], names: Callable[[], Mapping[str, str]]
+    ) -> None:
+        self._record, self._cost_of, self._names = record, cost_of, names
+        self._rows: dict[tuple[int, Place], Sums] = {}
+        self._unwritten: deque[Batch] = deque()
+        self._numbers = count(1)
+
+    def add(self, request_records: Sequence[RequestRecord]) -> None:
+        """Count finished requests, in the hour of their end."""
+        hour = int(time.time() // HOUR_S) * HOUR_S
+        for r in request_records:
+            row = (hour, Place(r.key, r.function, r.host))
+            if row not in self._rows and len(self._rows) >= MOST_ROWS:
+                row = (hour, Place(OTHER, OTHER, OTHER))
+            nano_usd = cost_nano_usd(self._cost_of(r.function), r.tokens_in, r.tokens_out, r.cached)
+            self._rows.setdefault(row, Sums()).add(
+                Sums(
+                    requests=1,
+                    tokens_in=r.tokens_in,
+                    tokens_out=r.tokens_out,
+                    cached=r.cached,
+                    cold_starts=int(r.cold),
+                    nano_usd=nano_usd,
+                )
+            )
+
+    async def run(self) -> None:
+        """Write every `WRITE_S`."""
+        while True:
+            await asyncio.sleep(WRITE_S)
+            await self.write()
+
+    async def write(self) -> None:
+        """Write now. While the record is unavailable, everything is retained."""
+        if not self._unwritten:
+            self._unwritten.extend(self._batches())
+        try:
+            while self._unwritten:
+                await self._record.add(self._unwritten[0], self._names())
+                self._unwritten.popleft()
+        except RecordUnavailable:
+            return
+
+    def _batches(self) -> list[Batch]:
+        rows = [Row(at=at, place=place, sums=sums) for (at, place), sums in self._rows.items()]
+        self._rows = {}
+        by_day: dict[int, list[Row]] = {}
+        for row in sorted(rows, key=attrgetter("at")):
+            by_day.setdefault(row.at // DAY_S * DAY_S, []).append(row)
+        return [
+            Batch(next(self._numbers), day, tuple(part))
+            for day, rows in by_day.items()
+            for part in (rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE))
+        ]
