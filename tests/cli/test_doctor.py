@@ -18,6 +18,7 @@ from cortex.cli.doctor import (
     check_disks,
     check_folders,
     check_hosts,
+    check_parking,
     check_ports,
     check_redis,
     check_space,
@@ -25,9 +26,9 @@ from cortex.cli.doctor import (
     run_checks,
 )
 from cortex.platform.keys import host_file
-from cortex.platform.record import Held, Namesake
+from cortex.platform.record import Held, Namesake, Tier
 from cortex.platform.settings import Agent, Gateway, Redis, Settings
-from cortex.router.api_types import BackgroundFault, DeviceView, Health, HostSilence, HostView
+from cortex.router.api_types import BackgroundFault, DeviceView, FunctionView, Health, HostSilence, HostView
 from tests.support.stack import free_port, own_redis
 
 NOW = 1000.0
@@ -243,3 +244,53 @@ def test_a_port_in_use_is_a_problem() -> None:
         findings = list(check_ports(settings, used=False))
 
     assert [(f.about, f.level) for f in findings] == [("router port", "problem"), ("agent port", "ok")]
+
+
+def tiered(**rest: Any) -> HostView:
+    return a_host(
+        **{"park_ram_mb": 4000, "tiers": {Tier.SLEEP: "", Tier.FREEZE: "the driver is older than 580"}} | rest
+    )
+
+
+def a_function_view(**rest: Any) -> FunctionView:
+    return FunctionView(**{"id": "f", "now": NOW, "state": "cold", "engine": "vllm", **rest})
+
+
+def test_the_tiers_of_a_host_are_shown_with_what_happens_without_one() -> None:
+    texts = [f.text for f in check_hosts([tiered()])]
+    without = [f.text for f in check_hosts([tiered(tiers={Tier.SLEEP: "a", Tier.FREEZE: "b"})])]
+
+    assert texts[1:] == [
+        "no instance can freeze, they sleep instead: the driver is older than 580",
+        "instances that leave a GPU can sleep: 0/4000 MiB of RAM held",
+    ]
+    assert without[1:] == [
+        "no instance can sleep, they stop instead: a",
+        "no instance can freeze, they stop instead: b",
+    ]
+
+
+def test_a_function_whose_tier_no_host_has_is_a_warning() -> None:
+    (finding,) = check_parking([a_function_view(park="freeze")], [tiered()])
+
+    assert (finding.level, finding.about) == ("warning", "f")
+    assert "so its instances stop: a: the driver is older than 580" in finding.text
+
+
+def test_a_tier_that_failed_is_a_warning_with_the_way_back() -> None:
+    (finding,) = check_parking([a_function_view(unparkable=(("a", "sleep", "it answered 500"),))], [tiered()])
+
+    assert "sleep no longer on a, and stop instead: it answered 500" in finding.text
+    assert finding.do == "`cortex fn forget f` tries again."
+
+
+@pytest.mark.parametrize(("weights_mb", "warnings"), [(2000, 0), (3000, 1)])
+def test_ram_that_cannot_hold_a_sleeper_is_a_warning(weights_mb: int, warnings: int) -> None:
+    findings = list(check_parking([a_function_view()], [tiered(weights={"f": weights_mb})]))
+
+    assert len(findings) == warnings
+    assert all("asleep it needs about 4500 MiB of RAM, and a gives" in f.text for f in findings)
+
+
+def test_hosts_without_gpus_have_nothing_to_say_about_tiers() -> None:
+    assert list(check_parking([a_function_view(park="freeze")], [a_host()])) == []

@@ -9,7 +9,10 @@ from click.testing import CliRunner, Result
 
 from cortex.cli import host
 from cortex.cli.exits import Failed
+from cortex.functions.lifecycle import State
+from cortex.platform.record import Tier
 from cortex.router.api_types import HostsAnswer, HostView
+from tests.support.factories import an_instance
 
 CHECKPOINT = json.dumps({"line": "checkpoint", "now": 1.0, "state": {}}, separators=(",", ":"))
 READING = json.dumps({"line": "event", "now": 1.0, "event": {"type": "FleetChange", "routers": {}}})
@@ -81,3 +84,14 @@ def test_an_export_to_a_folder_that_does_not_exist_fails(monkeypatch: pytest.Mon
 
     assert result.exit_code == 1
     assert "cannot be written: No such file or directory" in str(result.exception)
+
+
+def test_a_host_shows_the_ram_of_parked_instances_and_its_tiers() -> None:
+    sleeper = an_instance("one", state=State.SLEEPING, parked=Tier.SLEEP, parked_mb=100, ram_mb=900)
+    tiers = {Tier.SLEEP: "", Tier.FREEZE: "the driver is older than 580"}
+    view = HostView(name="a", address="", park_ram_mb=4000, tiers=tiers, instances=(sleeper,))
+
+    assert host.tier_lines(view) == [
+        "parked instances: 900/4000 MiB of RAM; sleep: possible; freeze: the driver is older than 580"
+    ]
+    assert host.tier_lines(HostView(name="a", address="")) == []

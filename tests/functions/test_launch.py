@@ -410,20 +410,18 @@ def test_a_model_for_embeddings_or_ranking_gets_no_parsers(task: Any) -> None:
     assert "--tool-call-parser" not in argv
 
 
-@pytest.mark.parametrize(("sleep", "mode"), [(False, "0"), (True, "1")])
-def test_developer_endpoints_are_on_only_with_sleep(sleep: bool, mode: str) -> None:
-    result = launch(of(Engine.VLLM, sleep=sleep, env={"VLLM_SERVER_DEV_MODE": "1"}), ON_GPU)
+@pytest.mark.parametrize(("sleeps", "mode"), [(False, "0"), (True, "1")])
+def test_developer_endpoints_are_on_only_for_an_engine_that_must_be_able_to_sleep(sleeps: bool, mode: str) -> None:
+    result = launch(of(Engine.VLLM, env={"VLLM_SERVER_DEV_MODE": "1"}), replace(ON_GPU, sleeps=sleeps))
 
     assert result.env["VLLM_SERVER_DEV_MODE"] == mode
-    assert ("--enable-sleep-mode" in result.argv) == sleep
+    assert ("--enable-sleep-mode" in result.argv) == sleeps
 
 
-def test_on_a_cpu_vllm_starts_without_sleep_mode_which_it_has_only_on_gpus() -> None:
-    on_cpu = replace(ON_GPU, devices=(), device_kind="cpu")
-    result = launch(of(Engine.VLLM, sleep=True), on_cpu)
+def test_the_key_file_of_vllm_has_the_keys_of_the_worker_and_of_its_agent() -> None:
+    context = replace(ON_GPU, key="of-the-worker", control_key="of-the-agent", key_file="/run/one.key")
 
-    assert result.env["VLLM_SERVER_DEV_MODE"] == "0"
-    assert "--enable-sleep-mode" not in result.argv
+    assert launch(of(Engine.VLLM), context).files == {"/run/one.key": "of-the-worker\nof-the-agent"}
 
 
 # Any program.

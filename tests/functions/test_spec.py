@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cortex.functions.capabilities import Cost, Sampling, Template
-from cortex.functions.spec import LAUNCH_FIELDS, Engine, Function, revision
+from cortex.functions.spec import LAUNCH_FIELDS, Engine, Function, Park, revision
 
 PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
 
@@ -60,7 +60,7 @@ CHANGES: dict[str, Any] = {
     "chat_template": "/srv/chat.jinja",
     "mmproj": "/srv/mmproj.gguf",
     "allow_pickle": True,
-    "sleep": True,
+    "park": Park.STOP,
     "command": ("serve", "{port}"),
     "health_path": "/ready",
     "dialects": ("chat",),

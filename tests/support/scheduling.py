@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
-from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, ProcessId
+from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, ProcessId, Tier
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending, Look
 from cortex.platform.scheduling.event_log import EventLog
@@ -81,8 +81,8 @@ class SchedulerDriver:
         effects = self.handle(events.EnsureRequest(request, weights, instance), now)
         return next(e.answer for e in effects if isinstance(e, Answer))
 
-    def cool(self, function: str, now: float, *, at_once: bool = False) -> list[str]:
-        return self._end(events.CoolRequest(function, at_once), now)
+    def cool(self, function: str, now: float, *, at_once: bool = False, park: bool = False) -> list[str]:
+        return self._end(events.CoolRequest(function, at_once, park), now)
 
     def drain(self, now: float) -> list[str]:
         return self._end(events.DrainRequest(), now)
@@ -99,8 +99,8 @@ class SchedulerDriver:
     def apply_catalogue(self, functions: Mapping[str, Function], digest: str, now: float) -> None:
         self.handle(events.CatalogueChanged(functions, digest), now)
 
-    def adopt(self, worker: SavedWorker, now: float, *, alive: bool, healthy: bool) -> None:
-        self.handle(events.Adopted(worker, alive, healthy), now)
+    def adopt(self, worker: SavedWorker, now: float, *, alive: bool, healthy: bool, asleep: bool | None = None) -> None:
+        self.handle(events.Adopted(worker, alive, healthy, asleep), now)
 
     # Readings.
 
@@ -127,7 +127,7 @@ class SchedulerDriver:
     def spawned(
         self, instance: str, process: ProcessId, url: str, now: float, *, path: str = "plain", warm: bool = False
     ) -> None:
-        self.handle(events.Spawned(instance, process, url, path=path, warm=warm), now)
+        self.handle(events.Spawned(instance, process, url, path=path, warm=warm, sleeps=True), now)
 
     def spawn_failed(self, instance: str, reason: str, now: float, *, kind: FailureKind = FailureKind.CRASH) -> None:
         self.handle(events.SpawnFailed(instance, reason, kind), now)
@@ -152,6 +152,14 @@ class SchedulerDriver:
 
     def proved(self, instance: str, now: float, *, answered: bool, worked: bool) -> None:
         self.handle(events.Proved(instance, answered, worked), now)
+
+    def parked(
+        self, instance: str, tier: Tier, now: float, *, device_mb: int = 0, ram_mb: int = 0, took_s: float = 0.4
+    ) -> None:
+        self.handle(events.Parked(instance, tier, device_mb, ram_mb, took_s), now)
+
+    def park_failed(self, instance: str, tier: Tier, reason: str, now: float) -> None:
+        self.handle(events.ParkFailed(instance, tier, reason), now)
 
     def exited(self, instance: str, description: str, lines: Sequence[str], now: float) -> None:
         self.handle(events.Exited(instance, description, evidence_in(lines)), now)
@@ -211,16 +219,28 @@ def states(scheduler: SchedulerDriver) -> dict[str, State]:
     return {i.id: i.state for i in scheduler.record().instances}
 
 
-def start(scheduler: SchedulerDriver, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
+def start(
+    scheduler: SchedulerDriver,
+    function: Function = F,
+    instance: str = "one",
+    now: float = 0.0,
+    weights: LocalWeights = HERE,
+) -> None:
     """Bring an instance as far as `starting`, its process spawned."""
-    assert scheduler.ensure(function, HERE, instance, now) == Accepted(instance, State.STARTING)
+    assert scheduler.ensure(function, weights, instance, now) == Accepted(instance, State.STARTING)
     scheduler.spawned(instance, a_process(), "http://127.0.0.1:20000", now)
     scheduler.take_effects()
 
 
-def bring_up(scheduler: SchedulerDriver, function: Function = F, instance: str = "one", now: float = 0.0) -> None:
+def bring_up(
+    scheduler: SchedulerDriver,
+    function: Function = F,
+    instance: str = "one",
+    now: float = 0.0,
+    weights: LocalWeights = HERE,
+) -> None:
     """Bring an instance as far as `ready`."""
-    start(scheduler, function, instance, now)
+    start(scheduler, function, instance, now, weights)
     scheduler.answered(instance, now)
     scheduler.take_effects()
 

@@ -16,7 +16,7 @@ from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unkno
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
 from cortex.functions.sources import DEMO, BadSource, source_of
-from cortex.functions.spec import Engine, Function
+from cortex.functions.spec import Engine, Function, Park
 from cortex.functions.toml_lines import TomlLines
 
 _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
@@ -26,6 +26,10 @@ _SYNONYMS = {"engine": "harness", "harness": "engine"}
 _OF_ALIAS = ("use", "on_cold")
 _NOT_YET: dict[str, str] = {}
 """Keys that are accepted but have no effect yet, each with the reason."""
+_REPLACED = {"sleep": 'write park = "auto" or "sleep" for true, park = "stop" for false'}
+"""Keys of earlier releases, with what to write instead."""
+_SLEEPERS = (Engine.VLLM, Engine.FAKE)
+"""Engines with a sleep mode."""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -93,7 +97,12 @@ def notes(catalogue: Catalogue) -> list[str]:
         for dialect in f.native
         if dialect not in server_of(f).native
     ]
-    return [*unsure, *foreign] + [
+    awake = [
+        f'{f.id}: park = "sleep" is kept, but engine "{f.engine}" cannot sleep: its instances stop'
+        for f in functions
+        if f.park is Park.SLEEP and f.engine not in _SLEEPERS
+    ]
+    return [*unsure, *foreign, *awake] + [
         f"{f.id}: {key} = {getattr(f, key)!r} is kept, but {why}"
         for f in catalogue.functions.values()
         for key, why in _NOT_YET.items()
@@ -180,7 +189,9 @@ class _Reader:
         """Convert a table key by key, so that one wrong key does not hide the next."""
         for key, value in raw.items():
             line = self.lines.key(table, key, nth)
-            if key not in allowed:
+            if key in _REPLACED:
+                self._report(where, f"{key} has been replaced by park: {_REPLACED[key]}", line)
+            elif key not in allowed:
                 self._report(where, f"unknown key '{key}'{did_you_mean(key, allowed, cutoff=0)}", line)
             elif key == "harness":
                 yield key, value  # read in `_engine`, together with quant
@@ -197,8 +208,8 @@ class _Reader:
                         yield key, converted
                 except msgspec.ValidationError as error:
                     text = str(error)
-                    if key == "engine" and isinstance(value, str):
-                        text = f"unknown engine '{value}'{did_you_mean(value, list(Engine), cutoff=0)}"
+                    if key in ("engine", "park") and isinstance(value, str):
+                        text = f"unknown {key} '{value}'{did_you_mean(value, list(_TYPES[key]), cutoff=0)}"
                     self._report(where, f"{key}: {text}", line)
 
     def _function(self, values: dict[str, Any], nth: int, where: str) -> Function | None:
@@ -399,8 +410,6 @@ def _misfits(function: Function) -> Iterator[tuple[str, str]]:
         yield "command", f'command is for engine = "command", not "{function.engine}"'
     if function.server and function.engine is not Engine.LLAMACPP:
         yield "server", f'server is for engine = "llamacpp", not "{function.engine}"'
-    if function.sleep and function.engine is not Engine.VLLM:
-        yield "sleep", f'sleep is for engine = "vllm", not "{function.engine}"'
 
 
 def _line_of(error: Exception) -> int | None:

@@ -36,6 +36,16 @@ class Engine(enum.StrEnum):
     FAKE = "fake"
 
 
+class Park(enum.StrEnum):
+    """What an instance keeps when it leaves its devices: see `Tier` in the record."""
+
+    AUTO = "auto"
+    """The fastest tier that makes enough room, of those that the engine and the host have."""
+    SLEEP = "sleep"
+    FREEZE = "freeze"
+    STOP = "stop"
+
+
 class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A declared model that scales from zero. `models.toml` at the root documents every field."""
 
@@ -95,7 +105,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     mmproj: Word = ""
     allow_pickle: bool = False
     """Load weights that are pickles, which runs any code in them."""
-    sleep: bool = False
+    park: Park = Park.AUTO
+    """What an idle or evicted instance may keep."""
     command: tuple[Word, ...] = ()
     health_path: Path = "/health"
     dialects: tuple[Literal["chat", "completions", "embeddings", "rerank"], ...] = ()
@@ -125,7 +136,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 LAUNCH_FIELDS = (
     "id", "engine", "source", "revision", "quant", "min_devices", "context", "args", "env", "target_concurrency",
-    "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "sleep", "command",
+    "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "park", "command",
     "health_path", "cache",
 )  # fmt: skip
 """Fields that change the worker's command. A change of any of them makes a new revision."""

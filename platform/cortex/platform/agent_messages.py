@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.record import Failure
+from cortex.platform.record import Failure, Tier
 from cortex.platform.scheduling.placement import When
 
 ANSWER_S = 10.0
@@ -42,10 +42,11 @@ class PlanRequest(Struct, frozen=True):
 
 
 class Cool(Struct, frozen=True):
-    """End the instances of a function, at once or after the requests in flight."""
+    """End the instances of a function, at once or after the requests in flight; or park those that can be."""
 
     function: str
     at_once: bool = False
+    park: bool = False
 
 
 class CatalogueUpdate(Struct, frozen=True):
@@ -84,6 +85,8 @@ class Victim(Struct, frozen=True):
     instance: str
     function: str
     idle_s: float
+    tier: Tier | None = None
+    """Where it goes; None: it stops."""
 
 
 class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
@@ -98,6 +101,9 @@ class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
     evict: tuple[Victim, ...] = ()
     retry_at: float = 0.0
     """Until when starts are refused because they kept failing; `warm` overrides that."""
+    returns: str = ""
+    """The parked instance that returns from `tier`; empty: one is started."""
+    tier: Tier | None = None
 
 
 class Fetching(Struct, frozen=True, kw_only=True):

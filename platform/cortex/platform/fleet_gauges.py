@@ -22,6 +22,9 @@ def fleet_gauges(fleet: Fleet, jobs: Mapping[tuple[str, str], int], now: float) 
         yield from _instances(host, usage.in_flight)
         for device in host.devices:
             yield from _device(host, device)
+        if host.tiers:
+            yield Count(metrics.PARK_RAM.name, (host.name, "budget"), host.park_ram_mb)
+            yield Count(metrics.PARK_RAM.name, (host.name, "held"), sum(i.ram_mb for i in host.instances))
         for failure in host.failures:
             if failure.retry_at > now:
                 yield Count(metrics.BACKOFF.name, (host.name, failure.function), 1)
@@ -45,7 +48,7 @@ def _device(host: HostRecord, device: Device) -> Iterable[Count]:
     kinds = {
         "total": device.total_mb,
         "budget": device.budget_mb,
-        "admitted": sum(i.memory_mb for i in host.instances if device.id in i.devices),
+        "admitted": sum(i.held_mb for i in host.instances if device.id in i.devices),
         "foreign": device.foreign_mb,
     }
     if device.used_mb is not None:

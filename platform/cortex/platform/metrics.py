@@ -135,7 +135,9 @@ DROPPED = _counter("cortex_series_dropped_total", "router", "", "Counts dropped 
 # The fleet, as its agents count.
 
 COLD_STARTS = _counter("cortex_cold_starts_total", "fleet", "model node", "Instances that came up.")
-EVICTIONS = _counter("cortex_evictions_total", "fleet", "model node", "Instances stopped to make room for others.")
+EVICTIONS = _counter(
+    "cortex_evictions_total", "fleet", "model node", "Instances stopped or parked to make room for others."
+)
 REGRETTED = _counter(
     "cortex_evictions_regretted_total",
     "fleet",
@@ -147,7 +149,7 @@ STARTS = _counter(
     "fleet",
     "node model path",
     "Instances that came up, by the steps needed: `fetched` (weights first), `evicted` (others had to leave), `warm` "
-    "(a parked launcher), `plain`.",
+    "(a parked launcher), `plain`; or `sleep` and `freeze`, the tier from which a parked one returned.",
 )
 LAUNCHES = _counter(
     "cortex_launches_total",
@@ -162,6 +164,16 @@ START_PHASE = _histogram(
     LONG_S,
     "Time that starts spent in each phase: `fetching`, `placing`, and the steps that the worker's log shows: "
     "`starting`, `importing`, `setting up`, `loading weights`, `warming up`, `opening`.",
+)
+PARKING = _histogram(
+    "cortex_park_seconds", "fleet", "node model tier", LONG_S, "Time to move an instance's memory off its devices."
+)
+RETURN = _histogram(
+    "cortex_return_seconds",
+    "fleet",
+    "node model tier",
+    LONG_S,
+    "Time to move a parked instance's memory back, with its first request of one token.",
 )
 START_FAILURES = _counter(
     "cortex_start_failures_total", "fleet", "node model reason", "Instances that failed, by the kind of failure."
@@ -185,6 +197,12 @@ MODEL_IN_FLIGHT = _gauge(
     "cortex_model_in_flight", "fleet", "node model", "Requests in flight, over all routers, from their last reports."
 )
 MODEL_QUEUE = _gauge("cortex_model_queue_depth", "fleet", "model", "Waiting requests, over all routers.")
+PARK_RAM = _gauge(
+    "cortex_park_ram_mb",
+    "fleet",
+    "node kind",
+    "RAM for parked instances in MiB: `budget`, and `held` by them and by those that returned.",
+)
 DEVICE_MEMORY = _gauge(
     "cortex_device_memory_mb",
     "fleet",

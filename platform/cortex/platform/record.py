@@ -71,6 +71,8 @@ class DrainReason(enum.StrEnum):
     MOVED = "moved"
     SHUTDOWN = "shutdown"
     FAILED = "failed"
+    REHEARSAL = "rehearsal"
+    """It sleeps once and wakes at once: an engine's first sleep is slow, because it pins memory."""
     UNRECORDED = "unrecorded"
     """The record of its start could not be written, so the caller tries another host."""
     OTHER = "other"
@@ -79,6 +81,17 @@ class DrainReason(enum.StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> "DrainReason":
         return cls.OTHER
+
+
+class Tier(enum.StrEnum):
+    """What an instance that leaves its devices keeps: the fastest return first."""
+
+    SLEEP = "sleep"
+    """Its engine moves the weights to RAM; part of the memory stays on the devices."""
+    FREEZE = "freeze"
+    """The driver moves all device memory to RAM."""
+    STOP = "stop"
+    """Nothing: it ends."""
 
 
 class Instance(Struct, frozen=True, kw_only=True):
@@ -110,6 +123,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     health_path: str = "/health"
     warm: bool = False
     """Whether a parked launcher started it."""
+    sleeps: bool = False
+    """Whether its engine was started so that it can sleep."""
     path: str = ""
     """How it was started: `warm` from a parked launcher, or `plain`, with the reason if there is one."""
     phase: str = ""
@@ -137,6 +152,21 @@ class Instance(Struct, frozen=True, kw_only=True):
     yields_to: str = ""
     """The function whose turn it is: this instance was in use and closes for it. It leaves when its requests end, at
     `deadline` at the latest."""
+    parks_to: Tier | None = None
+    """The tier that it goes to, or stays in; None: it stops when it leaves its devices."""
+    parked: Tier | None = None
+    """The tier in which its memory is; None: on its devices."""
+    tiers: tuple[Tier, ...] = ()
+    """The tiers that it may go to instead of stopping, the fastest return first."""
+    return_s: dict[Tier, float] = {}
+    """Seconds of an earlier return from each tier; `stop` stands for a start. Empty: not measured, or its host has no
+    tiers."""
+    parked_mb: int = 0
+    """Device memory on each device that stays while it sleeps: measured, or an estimate before that."""
+    ram_mb: int = 0
+    """RAM of the host that its parked weights hold. An engine may keep it after a return, until its process ends."""
+    park_s: float = 0.0
+    """Seconds that it took to park it last; 0: never parked."""
     for_minimum: bool = False
     """Started for its function's `min` or baseline, without a waiting request."""
     pinned: bool = False
@@ -153,6 +183,13 @@ class Instance(Struct, frozen=True, kw_only=True):
     """The host's name when it was started: its key follows from that name, also after the host is renamed."""
     host: str = ""
     """The host it is on. The reader of a host's record sets it, whatever the record says: a key follows from it."""
+
+    @property
+    def held_mb(self) -> int:
+        """Its memory on each of its devices now. For one that returns, the memory it will have counts already."""
+        if self.parked is None or self.state is State.PLACING:
+            return self.memory_mb
+        return self.parked_mb if self.parked is Tier.SLEEP else 0
 
     @property
     def process(self) -> ProcessId | None:
@@ -249,6 +286,12 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """How many times the agent's process has published its record. It is near the beginning of the record in Redis, by
     which a reader sees whether it has changed (`HEAD_BYTES` in `record_codec.py`)."""
     labels: tuple[str, ...] = ()
+    park_ram_mb: int = 0
+    """RAM for parked instances; 0: this host parks none."""
+    tiers: dict[Tier, str] = {}
+    """Why this host cannot park an instance to a tier; "": it can."""
+    unparkable: dict[str, dict[Tier, str]] = {}
+    """By revision, the tiers that failed once, with the reason: its instances stop instead."""
     engines: dict[str, str] = {}
     """Installed engines, with their versions."""
     servers: tuple[str, ...] = ()

@@ -185,6 +185,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Keep a parked vLLM that has finished its imports: starts take a fraction of the time, for 1 to 2 GB of RAM."""
     reserve_mb: Count = 1024
     """Memory to keep free: RAM on a CPU host, otherwise memory of each GPU, at most half of it."""
+    park_ram_mb: Count | None = None
+    """RAM for the weights of idle instances that keep their process and leave their GPUs; 0: they stop instead.
+    Default: half of the RAM that is free when the agent starts."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
     """Interval at which the host publishes its record; without three of them it counts as gone."""
     health_s: Annotated[float, Meta(gt=0)] = 5.0

@@ -87,9 +87,9 @@ class Router:
         """Start a function; return the instance's id."""
         return self._send("POST", f"/admin/functions/{_quote(name)}/warm", api.WarmAnswer).instance
 
-    def cool(self, name: str, *, now: bool) -> tuple[str, ...]:
-        """Drain a function's instances; return their ids."""
-        path = f"/admin/functions/{_quote(name)}/cool{'?now=1' if now else ''}"
+    def cool(self, name: str, *, now: bool, park: bool = False) -> tuple[str, ...]:
+        """Drain a function's instances, which then stop or are parked; return their ids."""
+        path = f"/admin/functions/{_quote(name)}/cool{'?now=1' if now else '?park=1' if park else ''}"
         return self._send("POST", path, api.CoolAnswer).instances
 
     def override(self, name: str, action: str, **values: int) -> api.FunctionSettings:

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,16 @@ from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.local import state_dir
 from cortex.cli.tables import console
+from cortex.functions.spec import Engine, Park
 from cortex.platform import redis_clients
 from cortex.platform import settings as settings_
 from cortex.platform.keys import fleet_tokens, host_secrets
+from cortex.platform.record import Tier
+from cortex.platform.scheduling.parking import RAM_FACTOR
 from cortex.platform.serving import address
 from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings, SettingsError
-from cortex.router.api_types import Health, HostView
+from cortex.router.api_types import FunctionView, Health, HostView
 
 LITTLE_DISK_GB, FULL_DISK_GB = 5.0, 0.1
 SKEW_S = 1.0
@@ -87,7 +90,7 @@ def run_checks(config: Path | None) -> Iterator[Finding]:
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: check_router(router),
         lambda: check_hosts(hosts),
-        *((lambda: check_functions(router),) if hosts or not answers else ()),
+        *((lambda: check_functions(router, hosts),) if hosts or not answers else ()),
         lambda: check_redis(settings, expected=bool(settings.redis.url)),
         lambda: check_agents(hosts, settings.ca_file),
         lambda: check_disks(settings),
@@ -183,6 +186,7 @@ def check_hosts(hosts: Iterable[HostView]) -> Iterator[Finding]:
                 "`nvidia-smi` on that host shows more; a driver that was upgraded needs a reboot.",
             )
         yield from _foreign_memory(host)
+        yield from _tiers(host)
         for path, since in host.silent.items():
             yield Finding(
                 "problem",
@@ -212,7 +216,53 @@ def _foreign_memory(host: HostView) -> Iterator[Finding]:
         )
 
 
-def check_functions(router: Router) -> Iterator[Finding]:
+def _tiers(host: HostView) -> Iterator[Finding]:
+    """Report whether idle and evicted instances can be parked on a host with GPUs."""
+    possible = [tier for tier, why in host.tiers.items() if not why]
+    for tier, why in host.tiers.items():
+        if why:
+            rest = possible[0] if possible else "stop"
+            yield Finding("ok", f"host {host.name}", f"no instance can {tier}, they {rest} instead: {why}")
+    if possible:
+        held = sum(i.ram_mb for i in host.instances)
+        text = f"instances that leave a GPU can {' or '.join(possible)}: {held}/{host.park_ram_mb} MiB of RAM held"
+        yield Finding("ok", f"host {host.name}", text)
+
+
+def check_parking(functions: Iterable[FunctionView], hosts: Sequence[HostView]) -> Iterator[Finding]:
+    """Check that functions can be parked as their `park` requests, and that the RAM is enough."""
+    hosts = [h for h in hosts if h.tiers]
+    for f in functions:
+        for name, tier, why in f.unparkable:
+            yield Finding(
+                "warning",
+                f.id,
+                f"its instances {tier} no longer on {name}, and stop instead: {why}",
+                f"`cortex fn forget {f.id}` tries again.",
+            )
+        if f.park in (Tier.SLEEP, Tier.FREEZE) and hosts:
+            refusals = [f"{h.name}: {h.tiers[Tier(f.park)]}" for h in hosts if h.tiers.get(Tier(f.park))]
+            if len(refusals) == len(hosts):
+                yield Finding(
+                    "warning",
+                    f.id,
+                    f'park = "{f.park}", but no host can do that, so its instances stop: {"; ".join(refusals)}',
+                    'Use park = "auto", or change the host.',
+                )
+        sleepers = [(h, round(h.weights.get(f.id, 0) * RAM_FACTOR)) for h in hosts if h.tiers.get(Tier.SLEEP) == ""]
+        short = [(h, mb) for h, mb in sleepers if mb > h.park_ram_mb]
+        if f.engine == Engine.VLLM and f.park in (Park.AUTO, Park.SLEEP) and short and len(short) == len(sleepers):
+            host, asleep_mb = short[0]
+            yield Finding(
+                "warning",
+                f.id,
+                f"asleep it needs about {asleep_mb} MiB of RAM, and {host.name} gives parked instances "
+                f"{host.park_ram_mb} MiB: its instances stop instead",
+                "Raise `[agent] park_ram_mb` if that host has the RAM.",
+            )
+
+
+def check_functions(router: Router, hosts: Sequence[HostView] = ()) -> Iterator[Finding]:
     """Check that every function fits some host, and that none keeps failing."""
     functions = {f.id: f for f in router.functions() if f.declared}
     models = router.models()
@@ -239,6 +289,7 @@ def check_functions(router: Router) -> Iterator[Finding]:
                 "\n    ".join([f"keeps failing: {f.failure}", *router.last_lines(f)]),
                 f"`cortex fn logs {f.id} --run previous`, then `cortex fn warm {f.id} --wait`",
             )
+    yield from check_parking(functions.values(), hosts)
     if not nowhere:
         yield Finding("ok", "functions", f"{len(functions)}, each with a host that can run it")
 

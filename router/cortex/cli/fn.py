@@ -8,13 +8,14 @@ import rich_click as click
 from msgspec.structs import asdict
 
 from cortex.cli.client import Router
-from cortex.cli.exits import Failed
+from cortex.cli.exits import USAGE, Failed
 from cortex.cli.lazy import LazyGroup
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, print_rows, span
 from cortex.cli.visible import echo, echo_json
+from cortex.functions.lifecycle import PARKED
 from cortex.router.api_types import FunctionView, InstanceView
-from cortex.router.overview.wording import eviction_reason, step
+from cortex.router.overview.wording import departure, eviction_reason, parked_lines, step
 from cortex.router.plan_types import Effect, Plan
 
 if TYPE_CHECKING:
@@ -115,18 +116,21 @@ def warm(name: str, plan: bool, wait: bool, timeout_s: float, as_json: bool) -> 
 @fn.command()
 @click.argument("name", type=FUNCTION)
 @click.option("--now", is_flag=True, help="At once: requests in flight are cut.")
+@click.option("--park", is_flag=True, help="Park them where that is possible, instead of stopping them.")
 @click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Longest wait, seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
-def cool(name: str, now: bool, timeout_s: float, as_json: bool) -> None:
-    """Drain a function's instances after the requests in flight, and wait until they have stopped."""
+def cool(name: str, now: bool, park: bool, timeout_s: float, as_json: bool) -> None:
+    """Drain a function's instances after the requests in flight, and wait until they have stopped or are parked."""
+    if now and park:
+        raise Failed("--now cuts requests and --park waits for them", hint="Use one of them.", code=USAGE)
     router = Router()
-    draining = set(router.cool(name, now=now))
+    draining = set(router.cool(name, now=now, park=park))
     deadline = time.monotonic() + timeout_s
     with progress_bar() as progress:
         task = progress.add_task(f"cooling {name}", total=None)
         while True:
             function = router.function(name)
-            remaining = [i for i in function.instances if i.id in draining]
+            remaining = [i for i in function.instances if i.id in draining and not (park and i.state in PARKED)]
             if not remaining:
                 break
             if all(i.state == "ready" for i in remaining):
@@ -166,10 +170,12 @@ def _print_plan(plan: Plan) -> None:
         echo(f"{plan.function} is ready or starting on {start.host} already ({start.instance})")
     elif start is not None:
         where = f"{start.host}, {', '.join(start.devices)}"
-        echo(f"{plan.function} would start on {where}: {start.memory_mb} MiB each ({start.memory_from})")
+        verb = f"return from {start.tier}" if start.tier else "start"
+        echo(f"{plan.function} would {verb} on {where}: {start.memory_mb} MiB each ({start.memory_from})")
         for victim in plan.evictions:
             why = eviction_reason(victim, plan.strategy)
-            echo(f"  evicting {victim.function} (idle for {span(victim.idle_s)}){why and f': {why}'}")
+            facts = ", ".join(filter(None, (f"idle for {span(victim.idle_s)}", departure(victim))))
+            echo(f"  evicting {victim.function} ({facts}){why and f': {why}'}")
         for candidate in plan.stays:
             echo(f"  {candidate.function} stays: {candidate.protection}")
         if start.retry_at is not None:
@@ -240,8 +246,9 @@ def progress_text(instance: InstanceView, now: float) -> str:
 
 def _memory(function: FunctionView) -> str:
     """Return the memory of one instance per device, with its source."""
-    values = [f"{i.memory_mb} ({i.memory_from})" for i in function.instances if i.memory_mb]
-    return values[0] if values else "-"
+    values = [f"{i.memory_mb} ({i.memory_from})" for i in function.instances if i.memory_mb and i.state not in PARKED]
+    parked = [f"{i.held_mb} ({i.state})" for i in function.instances if i.state in PARKED]
+    return next(iter(values + parked), "-")
 
 
 def brief_state(function: FunctionView) -> str:
@@ -254,6 +261,7 @@ def long_state(function: FunctionView) -> str:
     """Return what there is to say of a function's state beyond a word, as one line; empty: nothing."""
     text = state(function)
     parts = [text] if text not in (function.state, brief_state(function)) else []
+    parts += parked_lines(function)
     if function.failure and function.state in GONE:
         parts.append(function.failure)
     if function.blocked:

@@ -13,8 +13,9 @@ from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, print_rows, span
 from cortex.cli.top import latency_line
 from cortex.cli.visible import echo, echo_json, for_terminal
+from cortex.functions.lifecycle import PARKED
 from cortex.router.api_types import FunctionSettings, FunctionView, InstanceView, LastStart, TrafficTotal
-from cortex.router.overview.wording import retention
+from cortex.router.overview.wording import parked_lines, retention
 
 _INSTANCES = ("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -47,6 +48,8 @@ def show(name: str, as_json: bool) -> None:
         "last start": _start(function.last_start),
         "a start takes": span(function.expected_start_s) if function.expected_start_s else "",
         "memory": "; ".join(memory_lines(function)),
+        "parked": "; ".join(parked_lines(function)),
+        "not parked": "; ".join(f"by {tier} on {host}: {why}" for host, tier, why in function.unparkable),
         "last failure": function.failure or "",
         "next attempt in": _until(function.retry_at, function.now),
     }
@@ -62,7 +65,7 @@ def show(name: str, as_json: bool) -> None:
                 i.host,
                 i.state if i.progress is None else f"{i.state} {i.progress:.0%}",
                 ", ".join(i.devices) or "-",
-                f"{i.memory_mb} ({i.memory_from})",
+                f"{i.held_mb} ({i.state if i.state in PARKED else i.memory_from})",
                 "-" if i.used_mb is None else str(i.used_mb),
                 str(i.in_flight),
                 _duration(i),

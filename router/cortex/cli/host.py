@@ -17,6 +17,7 @@ from cortex.cli.names import HOST
 from cortex.cli.settings import config_option, settings_of
 from cortex.cli.tables import ago, console, print_rows, span, table
 from cortex.cli.visible import echo, echo_json
+from cortex.functions.lifecycle import PARKED
 from cortex.platform.record import Instance
 from cortex.platform.settings import SettingsError
 from cortex.router.api_types import EvictionCandidate, HostView
@@ -27,7 +28,8 @@ READINGS = frozenset({"FleetChange", "Reported", "HostRead", "LedgerRead", "Memo
 """Events that come at intervals, whether or not anything changed."""
 
 _HOSTS = (
-    "HOST", "STATE", "DEVICES", "MEMORY MIB", "INSTANCES", "IN FLIGHT", "NEXT OUT", "ENGINES", "VERSION", "SEEN",
+    "HOST", "STATE", "DEVICES", "MEMORY MIB", "PARK RAM", "INSTANCES", "IN FLIGHT", "NEXT OUT", "ENGINES",
+    "VERSION", "SEEN",
 )  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON when done.")
 
@@ -56,6 +58,7 @@ def ls(as_json: bool) -> None:
             "silent" if h.silent_since is not None else _state(h),
             str(len(h.devices)),
             f"{sum(d.admitted_mb for d in h.devices)}/{sum(d.total_mb for d in h.devices)}",
+            _park_ram(h),
             str(len(h.instances)),
             str(h.in_flight),
             h.evicted_next.function if h.evicted_next else "-",
@@ -71,7 +74,7 @@ def ls(as_json: bool) -> None:
         for h in hosts
         if (other := h.namesake)
     ]
-    print_rows(_HOSTS, rows, optional=("ENGINES", "NEXT OUT", "VERSION", "DEVICES"), notes=notes)
+    print_rows(_HOSTS, rows, optional=("ENGINES", "NEXT OUT", "VERSION", "DEVICES", "PARK RAM"), notes=notes)
 
 
 @host.command()
@@ -95,6 +98,8 @@ def show(name: str, as_json: bool) -> None:
     out.print(f"engines: {', '.join(record.engines) or 'none'}", markup=False)
     if record.labels:
         out.print(f"labels: {', '.join(record.labels)}", markup=False)
+    for line in tier_lines(record):
+        out.print(line, markup=False)
     for d in record.devices:
         holders = ", ".join(_holders(record, d.id)) or "nothing"
         note = f" ({d.note})" if d.note else ""
@@ -334,9 +339,32 @@ def _launcher(host: HostView, engine: str) -> list[str]:
 
 
 def _holders(host: HostView, device: str) -> list[str]:
-    ours = [f"{i.function} {i.memory_mb}" for i in host.instances if device in i.devices]
+    ours = [_holder(i) for i in host.instances if device in i.devices]
     foreign = [f"{h.command or '?'} (pid {h.pid}) {h.memory_mb}" for h in host.foreign if h.device == device]
     return ours + foreign
+
+
+def _holder(instance: Instance) -> str:
+    parked = f" ({instance.state})" if instance.state in PARKED else ""
+    return f"{instance.function} {instance.held_mb}{parked}"
+
+
+def _park_ram(host: HostView) -> str:
+    return f"{sum(i.ram_mb for i in host.instances)}/{host.park_ram_mb}" if host.tiers else "-"
+
+
+def tier_lines(host: HostView) -> list[str]:
+    """Return the RAM for parked instances, and which tiers the host has; nothing for a host without GPUs."""
+    if not host.tiers:
+        return []
+    tiers = "; ".join(f"{tier}: {why or 'possible'}" for tier, why in host.tiers.items())
+    held = sum(i.ram_mb for i in host.instances)
+    failed = [
+        f"no longer parked by {tier}: revision {revision}: {why}"
+        for revision, reasons in host.unparkable.items()
+        for tier, why in reasons.items()
+    ]
+    return [f"parked instances: {held}/{host.park_ram_mb} MiB of RAM; {tiers}", *failed]
 
 
 def _remaining(router: Router, name: str, draining: tuple[str, ...]) -> list[Instance]:

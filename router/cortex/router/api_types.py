@@ -101,6 +101,10 @@ class FunctionView(Struct, frozen=True, kw_only=True):
     """The cause recognized in the worker's last lines, if any; admins can read its log."""
     failed_instance: str = ""
     """The instance with that log; empty without a failure."""
+    park: str = "auto"
+    """What its idle or evicted instances may keep."""
+    unparkable: tuple[tuple[str, str, str], ...] = ()
+    """Host, tier and reason, where its instances stop instead of being parked, because that failed once."""
 
 
 class FunctionsAnswer(Struct, frozen=True, kw_only=True):

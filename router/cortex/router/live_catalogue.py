@@ -22,7 +22,7 @@ from msgspec.structs import asdict, replace
 from cortex.functions.catalogue import Catalogue, CatalogueError, Substitute, read
 from cortex.functions.hours import at_hours, is_open
 from cortex.functions.names import nearest
-from cortex.functions.spec import Engine, Function, revision
+from cortex.functions.spec import Engine, Function, Park, revision
 from cortex.platform import text_files
 from cortex.platform.api_keys import Principal
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
@@ -255,7 +255,7 @@ def _fake(function: Function) -> Function:
         return function
     load_s = 1 + min(9, function.vram_mb // 8192)
     args = ("--load-s", str(load_s), "--tps", "40", "--tokens", "120", "--memory-mb", str(function.vram_mb))
-    return replace(function, engine=Engine.FAKE, source="", args=args, env={}, server="", command=(), sleep=False)
+    return replace(function, engine=Engine.FAKE, source="", args=args, env={}, server="", command=(), park=Park.STOP)
 
 
 def _mark(path: Path) -> tuple[int, int, int]:

@@ -23,8 +23,8 @@ OWNER = "cortex"
 MOST_HOSTS = 100
 """Hosts in `feasible_on`: with a thousand of them, ten thousand functions would list ten million names."""
 _BEST_FIRST = (
-    State.READY, State.STARTING, State.PLACING, State.FETCHING, State.DRAINING, State.STOPPING, State.RECLAIMING,
-    State.OTHER,
+    State.READY, State.STARTING, State.PLACING, State.FETCHING, State.DRAINING, State.PARKING,
+    State.SLEEPING, State.FROZEN, State.STOPPING, State.RECLAIMING, State.OTHER,
 )  # fmt: skip
 
 

@@ -37,15 +37,15 @@ class Operations:
         """Start an instance unless one exists, ignoring back-off; return its id. Raises RequestError."""
         return await self._activator.ensure(lambda: self._catalogue.resolve(name), force=True)
 
-    async def cool(self, name: str, *, at_once: bool) -> tuple[list[str], list[str]]:
-        """Drain a function's instances. Return their ids, and the hosts whose agent did not answer."""
+    async def cool(self, name: str, *, at_once: bool, park: bool = False) -> tuple[list[str], list[str]]:
+        """Drain a function's instances, which then stop or are parked. Return their ids, and the hosts away."""
         function = self._catalogue.resolve(name).function.id
         draining: list[str] = []
         away: list[str] = []
         for host in self._view.fleet.records():
             if any(i.function == function for i in host.instances):
                 try:
-                    draining += await self._agents.cool(host, function, at_once=at_once)
+                    draining += await self._agents.cool(host, function, at_once=at_once, park=park)
                 except AgentUnavailable:
                     away.append(host.name)
         return draining, away

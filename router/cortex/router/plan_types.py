@@ -4,6 +4,7 @@ import enum
 
 from msgspec import Struct
 
+from cortex.platform.record import Tier
 from cortex.router.api_types import EvictionCandidate
 
 
@@ -33,7 +34,9 @@ class PlannedStart(Struct, frozen=True, kw_only=True):
 
     host: str
     instance: str = ""
-    """The instance that is ready or starting there already; empty: one would be started."""
+    """The instance that is ready or starting there already, or that would return; empty: one would be started."""
+    tier: Tier | None = None
+    """Where `instance` would return from."""
     devices: tuple[str, ...] = ()
     memory_mb: int = 0
     """On each device."""
@@ -49,6 +52,10 @@ class Eviction(Struct, frozen=True, kw_only=True):
     function: str
     idle_s: float
     priority: int = 0
+    tier: Tier | None = None
+    """Where it would go; null: it would stop."""
+    return_s: float | None = None
+    """Seconds that its return from there took, or a start of it; null: not measured."""
     rank: int = 0
     """Its rank in the host's eviction order; 0: the order has changed since. Those before it free too little."""
 

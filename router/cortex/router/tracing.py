@@ -122,7 +122,7 @@ class OtlpTracing:
                 "cortex.request": request_record.id,
                 "cortex.instance": request_record.instance,
                 "cortex.host": request_record.host,
-                "cortex.start": "cold" if request_record.cold else "hot",
+                "cortex.start": request_record.start,
                 "cortex.queued_ms": round(request_record.queued_s * 1000),
                 "cortex.replays": len(request_record.tries),
             }

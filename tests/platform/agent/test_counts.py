@@ -2,7 +2,7 @@
 
 from cortex.functions.lifecycle import State
 from cortex.platform.agent.counts import REGRET_S, AgentCounts
-from cortex.platform.record import DrainReason, Fleet, Instance, RouterReport, used_function
+from cortex.platform.record import DrainReason, Fleet, Instance, RouterReport, Tier, used_function
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.reasons import DecisionKind
 from tests.support.factories import HOST, a_host, an_instance
@@ -38,6 +38,33 @@ def test_a_start_is_counted_with_its_path_and_phases() -> None:
     }
     phases = {s.labels[2]: sum(s.counts) for s in counts.snapshot().spreads}
     assert phases == {"fetching": 1, "placing": 3, "starting": 3}
+
+
+def test_a_return_is_counted_by_its_tier_and_is_no_cold_start() -> None:
+    counts = AgentCounts(HOST)
+    returned = an_instance("one", path="sleep", phases={"placing": 2.0, "waking": 0.5})
+
+    counts.count_decision(Decision(DecisionKind.READY, "org/model", "one", ""), a_host(returned), None, 0.0)
+
+    assert {k: v for k, v in counted(counts).items() if "decisions" not in k} == {
+        f"cortex_starts_total {HOST} org/model sleep": 1
+    }
+    (spread,) = counts.snapshot().spreads
+    assert (spread.name, spread.labels, spread.sum) == (
+        "cortex_return_seconds", (HOST, "org/model", "sleep"), 0.5
+    )  # fmt: skip
+
+
+def test_a_parking_is_measured_by_its_tier() -> None:
+    counts = AgentCounts(HOST)
+    parked = an_instance("one", state=State.FROZEN, parked=Tier.FREEZE, park_s=1.25)
+
+    counts.count_decision(Decision(DecisionKind.PARKED, "org/model", "one", ""), a_host(parked), None, 0.0)
+
+    (spread,) = counts.snapshot().spreads
+    assert (spread.name, spread.labels, spread.sum) == (
+        "cortex_park_seconds", (HOST, "org/model", "freeze"), 1.25
+    )  # fmt: skip
 
 
 def test_an_eviction_is_regretted_when_the_function_is_used_again_soon() -> None:

@@ -49,6 +49,9 @@ class Workers:
         if instance.id in self.sick:
             raise RuntimeError(f"{instance.id} cannot be checked")
 
+    async def freeze_problem(self) -> str:
+        return "there is no driver"
+
     async def used_mb(self, instance: Instance, engine: str) -> int | None:
         if instance.id in self.sick:
             raise RuntimeError(f"{instance.id} cannot be measured")

@@ -17,7 +17,7 @@ VLLM = Function(id="f", engine=Engine.VLLM)
     "function",
     [
         PROGRAM,
-        replace(VLLM, env={"LD_PRELOAD": "/tmp/x.so"}, args=("--middleware", "x.y"), allow_pickle=True, sleep=True),
+        replace(VLLM, env={"LD_PRELOAD": "/tmp/x.so"}, args=("--middleware", "x.y"), allow_pickle=True),
     ],
 )
 def test_on_loopback_without_settings_every_function_is_started(function: Function) -> None:
@@ -158,11 +158,3 @@ def test_a_path_inside_the_weight_roots_or_an_inline_template_is_allowed() -> No
     )
 
     assert refusal(wanted, agent) == ""
-
-
-@pytest.mark.parametrize(("worker_host", "starts"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False)])
-def test_sleep_is_allowed_only_for_workers_on_loopback(worker_host: str, starts: bool) -> None:
-    why = refusal(replace(VLLM, sleep=True), replace(HOME, worker_host=worker_host))
-
-    assert (why == "") is starts
-    assert starts or "`[agent] worker_host`" in why

@@ -87,7 +87,7 @@ RISING = used(a=1.0, b=2.0, c=3.0, other=4.0, both=5.0)
 def test_the_cheapest_victims(
     short: dict[str, int], candidates: list[Instance], victims: tuple[Instance, ...] | None
 ) -> None:
-    assert cheapest_victims(short, candidates, RISING, strategy="lru") == victims
+    assert cheapest_victims(short, least_valuable_first(candidates, RISING, NOW, strategy="lru")) == victims
 
 
 @pytest.mark.parametrize(
@@ -110,5 +110,5 @@ def test_the_least_recently_used_goes_first_unless_priorities_decide() -> None:
     last = used(one=50.0, two=10.0)
     both = [an_instance("one", priority=0), an_instance("two", priority=5)]
 
-    assert [i.id for i in least_valuable_first(both, last, strategy="lru")] == ["two", "one"]
-    assert [i.id for i in least_valuable_first(both, last, strategy="priority")] == ["one", "two"]
+    assert [i.id for i in least_valuable_first(both, last, NOW, strategy="lru")] == ["two", "one"]
+    assert [i.id for i in least_valuable_first(both, last, NOW, strategy="priority")] == ["one", "two"]

@@ -6,10 +6,24 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from cortex.functions.lifecycle import State
+from cortex.platform.record import Tier
 from cortex.platform.scheduling import ledger
-from cortex.platform.scheduling.ledger import STARTS, Entry, Reading, about, placement_mb, with_memory, with_service
-from tests.support.factories import a_device
+from cortex.platform.scheduling.ledger import (
+    STARTS,
+    WAKING,
+    Costs,
+    Entry,
+    Reading,
+    about,
+    placement_mb,
+    with_memory,
+    with_service,
+    with_tiers,
+)
+from tests.support.factories import a_device, an_instance
 
 DECLARED = 8000
 
@@ -140,3 +154,35 @@ def test_the_entries_of_a_function_are_those_that_name_it_and_those_of_its_revis
     }
 
     assert {ledger.revision_of(field) for field in about(entries, "f", {"now"})} == {"now", "before"}
+
+
+ASLEEP = an_instance(
+    state=State.SLEEPING, parked=Tier.SLEEP, parks_to=Tier.SLEEP, parked_mb=1932, ram_mb=22_300, park_s=0.39
+)
+AWAKE = replace(ASLEEP, state=State.READY, parked=None, parks_to=None, path="sleep", phases={WAKING: 0.404})
+
+
+def test_parking_and_returning_are_measured_by_tier() -> None:
+    parked = with_tiers(Entry(start_s=60.0, starts=1), ASLEEP, 5.0)
+    returned = with_tiers(parked, AWAKE, 6.0)
+
+    assert parked is not None
+    assert returned is not None
+    assert parked.tiers == {Tier.SLEEP: Costs(park_s=0.39, device_mb=1932, ram_mb=22_300)}
+    assert returned.tiers[Tier.SLEEP].return_s == 0.404
+    assert (returned.start_s, returned.starts, returned.at) == (60.0, 1, 6.0), "a return is no start"
+    assert with_tiers(returned, AWAKE, 7.0) is None, "nothing new"
+
+
+def test_the_ram_of_a_frozen_instance_is_measured_while_it_is_frozen() -> None:
+    frozen = replace(ASLEEP, state=State.FROZEN, parked=Tier.FREEZE, parks_to=Tier.FREEZE, ram_mb=24_000)
+    back = replace(AWAKE, path="freeze", ram_mb=22_300)
+
+    entry = with_tiers(with_tiers(None, frozen, 5.0), back, 6.0)
+
+    assert entry is not None
+    assert entry.tiers == {Tier.FREEZE: Costs(park_s=0.39, return_s=0.404, ram_mb=24_000)}
+
+
+def test_an_instance_that_was_started_has_no_costs_of_a_tier() -> None:
+    assert with_tiers(None, an_instance(path="warm", phases={"starting": 9.0}), 5.0) is None

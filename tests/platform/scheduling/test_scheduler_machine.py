@@ -14,13 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 import tests.support  # noqa: F401
-from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected
-from cortex.platform.record import Fleet, HostRecord, Instance, used_instance
-from cortex.platform.scheduling.effects import Decision, Effect, Look, Spawn, Stop
+from cortex.platform.record import Fleet, HostRecord, Instance, Tier, used_instance
+from cortex.platform.scheduling.effects import Decision, Effect, Look, Park, Spawn, Stop, Wake
 from cortex.platform.scheduling.eviction import FIRST_SERVE_S
-from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.scheduling.parking import is_leaving
+from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
 from cortex.platform.scheduling.scheduler import REPORTS_BACK_S
 from cortex.platform.scheduling.state import Rules
 from tests.support.factories import HOST, a_device, a_fleet, a_function, a_host, a_process, a_report, an_instance
@@ -29,12 +30,17 @@ from tests.support.scheduling import SchedulerDriver
 
 HERE = LocalWeights("/cache/weights", 1)
 DEVICES = (a_device("gpu-0", 10), a_device("gpu-1", 8), a_device("cpu", 5, kind="cpu"))
-TAKES_MEMORY = (State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.RECLAIMING)
+MOVING = (State.STARTING, State.PARKING, State.STOPPING, State.RECLAIMING)
+TIERS: list[dict[Tier, str]] = [
+    {},
+    {Tier.SLEEP: "", Tier.FREEZE: "the driver is too old"},
+    {Tier.SLEEP: "", Tier.FREEZE: ""},
+]
 RULES = Rules(drain_grace_s=20.0, start_silence_s=60.0, start_ceiling_s=200.0)
 
 SECRET = "a-secret-of-a-function"
 FUNCTIONS = {
-    f.id: f
+    f.id: replace(f, args=("--asleep-mb", "1"))
     for f in (
         a_function("tiny", vram_mb=2, idle_after_s=5.0, env={"TOKEN": SECRET}),
         a_function("mid", vram_mb=5, priority=1, idle_after_s=100.0),
@@ -45,7 +51,9 @@ FUNCTIONS = {
         a_function("warm", vram_mb=3, min=1, idle_after_s=10.0),
     )
 }
-CHANGED = {name: replace(f, args=("--changed", f"--token={SECRET}", "-np", "2")) for name, f in FUNCTIONS.items()}
+CHANGED = {
+    name: replace(f, args=("--asleep-mb", "1", f"--token={SECRET}", "-np", "2")) for name, f in FUNCTIONS.items()
+}
 OTHER = replace(
     a_host(
         an_instance("a-warm", function="warm", revision=revision(FUNCTIONS["warm"])),
@@ -67,6 +75,22 @@ PICKS = st.integers(0, 30)
 BUSY = st.lists(st.sampled_from([0, 0, 2]), max_size=6)
 
 
+def present_mb(instance: Instance) -> int:
+    """The memory that a process holds on each device now."""
+    if instance.state is State.PLACING:
+        return instance.parked_mb if instance.parked is Tier.SLEEP else 0
+    return 0 if instance.state is State.FETCHING else instance.held_mb
+
+
+def is_asleep(worker: SavedWorker, n: int) -> bool | None:
+    """What the engine of a worker says after a restart of the agent: half-way, either."""
+    instance = worker.instance
+    if instance.state in PARKED or instance.state is State.PLACING:
+        return True
+    half_way = instance.state is State.PARKING or (instance.state is State.STARTING and instance.parks_to is not None)
+    return n % 2 == 0 or instance.parked is not None if half_way else None
+
+
 class Agent(RuleBasedStateMachine):
     """A scheduler, the world around it, and the pending effects."""
 
@@ -82,9 +106,12 @@ class Agent(RuleBasedStateMachine):
         self.pending: dict[tuple[str, str], Effect] = {}
         self.before: HostRecord = self.scheduler.record()
 
-    @initialize(strategy=st.sampled_from(["lru", "priority"]))
-    def begin(self, strategy: str) -> None:
-        self.scheduler = SchedulerDriver(a_host(devices=DEVICES), replace(RULES, strategy=strategy), segment_events=20)
+    @initialize(
+        strategy=st.sampled_from(["lru", "priority"]), tiers=st.sampled_from(TIERS), ram_mb=st.sampled_from([6, 12, 60])
+    )
+    def begin(self, strategy: str, tiers: dict[Tier, str], ram_mb: int) -> None:
+        host = a_host(devices=DEVICES, tiers=tiers, park_ram_mb=ram_mb if tiers else 0)
+        self.scheduler = SchedulerDriver(host, replace(RULES, strategy=strategy), segment_events=20)
         self.report(0, 0, [], [])
 
     # The world.
@@ -98,8 +125,8 @@ class Agent(RuleBasedStateMachine):
 
         assert isinstance(answer, Rejected) or answer.instance in [i.id for i in self.instances()]
         match plan, answer:
-            case PlacementPlan(there=running), Accepted(instance=instance):
-                assert instance == (running or f"i{self.starts}")
+            case PlacementPlan(there=running, returns=parked), Accepted(instance=instance):
+                assert instance == (running or parked or f"i{self.starts}")
             case PlacementPlan(retry_at=retry_at), Rejected():
                 assert retry_at > self.now
             case Rejected(reason=reason), Rejected(reason=other_reason, failure=None):
@@ -176,10 +203,10 @@ class Agent(RuleBasedStateMachine):
         self.now += seconds
         self.receive_fleet(self.last_read)
 
-    @rule(name=NAMES, at_once=st.booleans())
-    def cool(self, name: str, at_once: bool) -> None:
+    @rule(name=NAMES, at_once=st.booleans(), park=st.booleans())
+    def cool(self, name: str, at_once: bool, park: bool) -> None:
         self.forced = at_once
-        self.scheduler.cool(name, self.now, at_once=at_once)
+        self.scheduler.cool(name, self.now, at_once=at_once, park=park)
         self.check()
 
     @rule(catalogue=st.sampled_from(CATALOGUES))
@@ -213,8 +240,10 @@ class Agent(RuleBasedStateMachine):
         )
         self.pending = {task: effect for task, effect in self.pending.items() if task[0] == "Spawn"}
         for n, worker in enumerate(state.workers):
-            self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=n % 4 != 2)
+            healthy, asleep = n % 4 != 2, None if n % 4 == 2 else is_asleep(worker, n)
+            self.scheduler.adopt(worker, self.now, alive=n % 4 != 1, healthy=healthy and not asleep, asleep=asleep)
         self.forced = True
+        self.before = replace(self.before, instances=())
         self.receive_fleet(self.fleet)
 
     # The supervisor.
@@ -234,7 +263,7 @@ class Agent(RuleBasedStateMachine):
         event=st.sampled_from(
             ["fetching", "fetched", "fetch_failed", "spawned", "sign", "answered", "exited", "out_of_memory",
              "spawn_failed", "start_failed", "reclaimed", "health_check_failed", "end_delayed", "fell_back_to_cpu",
-             "used", "looked"]
+             "used", "looked", "parked", "park_failed"]
         ),
         pick=PICKS,
     )  # fmt: skip
@@ -251,6 +280,10 @@ class Agent(RuleBasedStateMachine):
             case "Spawn":
                 self.tell("spawned", instance)
                 self.tell("answered" if well else "exited", instance)
+            case "Wake":
+                self.tell("answered" if well else "start_failed", instance)
+            case "Park":
+                self.tell("parked" if well else "park_failed", instance)
             case "Look":
                 self.tell("looked" if well else "not looked", instance)
             case "Stop":
@@ -295,7 +328,19 @@ class Agent(RuleBasedStateMachine):
                 scheduler.start_failed(instance, "another model", (), now)
             case "reclaimed":
                 scheduler.reclaimed(instance, now)
+            case "parked" | "park_failed":
+                self.tell_of_parking(event, instance)
         self.check()
+
+    def tell_of_parking(self, event: str, instance: str) -> None:
+        """A sleeper keeps more or less than was expected on its devices, and no more RAM."""
+        parking = next((i for i in self.instances() if i.id == instance), None)
+        tier = parking.parks_to if parking and parking.parks_to else Tier.SLEEP
+        if parking is None or event == "park_failed":
+            self.scheduler.park_failed(instance, tier, "HTTP 500", self.now)
+            return
+        device_mb = (parking.memory_mb + 1) // (2 + self.starts % 3)
+        self.scheduler.parked(instance, tier, self.now, device_mb=device_mb, ram_mb=max(1, parking.ram_mb - 1))
 
     # What must hold of each step.
 
@@ -315,25 +360,34 @@ class Agent(RuleBasedStateMachine):
             for instance in self.instances():
                 if instance.id == was.id and (was.state, instance.state) == (State.READY, State.DRAINING):
                     self.check_drain(instance)
+        present = {i.id for i in self.instances()}
+        for was in self.before.instances:
+            gone = was.pid and was.id not in present
+            assert not gone or was.state is State.RECLAIMING, "a process is lost"
         assert self.scheduler.record().epoch >= self.before.epoch
         self.before, self.forced = self.scheduler.record(), False
 
     def check_effect(self, effect: Any) -> None:
         task = (type(effect).__name__, effect.instance.id)
+        if isinstance(effect, Park | Wake):
+            for other in [("Park", task[1]), ("Wake", task[1]), ("Spawn", task[1])]:
+                self.pending.pop(other, None)
         overdue = isinstance(effect, Look) or any(i.id == task[1] and i.problem for i in self.instances())
         again, self.pending[task] = task in self.pending, effect
         if again:
             assert overdue, "only an overdue effect is repeated"
             return
         match effect:
-            case Spawn(instance=instance):
+            case Spawn(instance=instance) | Wake(instance=instance):
                 assert not instance.waits_for
                 assert instance.devices
                 others = [i for i in self.instances() if i.id != instance.id]
-                moving = [i for i in others if i.state in (State.STARTING, State.STOPPING, State.RECLAIMING)]
+                moving = [i for i in others if i.state in MOVING]
                 lanes = {d for i in moving for d in i.devices if d != "cpu"}
                 assert not lanes.intersection(instance.devices), "one at a time on each GPU"
-            case Stop(instance=instance):
+            case Park(instance=instance):
+                assert not self.in_flight(instance.id), "a busy instance is never parked"
+            case Stop(instance=instance) if instance.parked is None:
                 given_up = self.forced or instance.why == "failed" or not instance.ready
                 assert given_up or self.fleet is not None, "usage is unknown, so no instance is idle"
                 assert given_up or not self.in_flight(instance.id), "a busy instance is never stopped"
@@ -355,8 +409,12 @@ class Agent(RuleBasedStateMachine):
     @invariant()
     def no_device_holds_more_than_its_budget(self) -> None:
         for device in DEVICES:
-            occupants = [i for i in self.instances() if i.state in TAKES_MEMORY and device.id in i.devices]
-            assert sum(i.memory_mb for i in occupants) <= device.budget_mb
+            occupants = [i for i in self.instances() if device.id in i.devices]
+            assert sum(map(present_mb, occupants)) <= device.budget_mb
+
+    @invariant()
+    def parked_instances_hold_no_more_ram_than_there_is_for_them(self) -> None:
+        assert sum(i.ram_mb for i in self.instances()) <= self.scheduler.record().park_ram_mb
 
     @invariant()
     def at_most_one_instance_of_a_revision_is_live(self) -> None:
@@ -370,25 +428,22 @@ class Agent(RuleBasedStateMachine):
 
     @invariant()
     def whoever_must_act_was_asked_to(self) -> None:
-        task = {
-            State.FETCHING: "Fetch",
-            State.STARTING: "Spawn",
-            State.STOPPING: "Stop",
-            State.RECLAIMING: "Reclaim",
+        tasks = {
+            State.FETCHING: ("Fetch",),
+            State.STARTING: ("Spawn", "Wake"),
+            State.PARKING: ("Park",),
+            State.STOPPING: ("Stop",),
+            State.RECLAIMING: ("Reclaim",),
         }
         for instance in self.instances():
-            assert instance.state not in task or (task[instance.state], instance.id) in self.pending
+            possible = tasks.get(instance.state, ())
+            assert not possible or any((task, instance.id) in self.pending for task in possible)
 
     @invariant()
     def whoever_waits_waits_for_one_that_leaves(self) -> None:
-        states = {i.id: i.state for i in self.instances()}
-        waited = {w for i in self.instances() for w in i.waits_for if w in states}
-        assert {states[w] for w in waited} <= {
-            State.READY,
-            State.DRAINING,
-            State.STOPPING,
-            State.RECLAIMING,
-        }
+        present = {i.id: i for i in self.instances()}
+        waited = {w for i in self.instances() for w in i.waits_for if w in present}
+        assert all(present[w].state is State.READY or is_leaving(present[w]) for w in waited)
 
     @invariant()
     def the_record_can_be_written(self) -> None:
@@ -405,7 +460,7 @@ class Agent(RuleBasedStateMachine):
                 self.answer(task, True)
             self.now += 1.0
             self.receive_fleet(a_fleet(a_report(seen=self.scheduler.record().epoch)))
-        moving = [i for i in self.instances() if i.state is not State.READY]
+        moving = [i for i in self.instances() if i.state is not State.READY and i.state not in PARKED]
         assert not [i for i in moving if self.now - i.since > 2.0], "an instance does not move on"
         self.replay()
 

@@ -21,7 +21,7 @@ from cortex.platform.faults import Faults
 from cortex.platform.host import engines
 from cortex.platform.keys import HostToken
 from cortex.platform.process import environment, process_id, termination
-from cortex.platform.record import Device, HostRecord, ProcessId
+from cortex.platform.record import Device, Held, HostRecord, ProcessId
 from cortex.platform.scheduling.effects import Stop
 from cortex.platform.scheduling.events import CoolRequest, EnsureRequest, Event, Spawned
 from cortex.platform.scheduling.saved_state import LocalWeights
@@ -57,7 +57,7 @@ class Host:
             HostToken.of_fleet(folder / "token", "a"),
             engines.discover(()),
             self.tell,
-            self.back,
+            self.holders,
             self.scheduler.record,
             self.faults,
         )
@@ -68,8 +68,8 @@ class Host:
             self.supervisor.perform(effect)
         self.changed.set()
 
-    async def back(self, pids: set[int]) -> bool:
-        return True
+    async def holders(self) -> tuple[Held, ...]:
+        return ()
 
     async def spawn(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str

@@ -15,12 +15,16 @@ import pytest
 from cortex.functions.launch import vllm
 from cortex.platform.workers.launch_context import ENGINE_MODULES
 
-KEY = "secret-of-the-worker"
-PATHS = [
+KEY, CONTROL_KEY = "secret-of-the-worker", "secret-of-the-agent"
+CLIENT_PATHS = [
     "/health", "/ping", "/load", "/metrics", "/version", "/invocations", "/pooling", "/classify", "/score", "/rerank",
-    "/tokenize", "/detokenize", "/pause", "/update_weights", "/collective_rpc", "/sleep", "/docs", "/openapi.json",
-    "/v1/models", "//v1/models", "/V1/models", "/%76ersion", "/", "/nothing",
+    "/tokenize", "/detokenize", "/v1/models", "/v1/chat/completions", "/v2/rerank",
 ]  # fmt: skip
+AGENT_PATHS = [
+    "/pause", "/update_weights", "/collective_rpc", "/sleep", "/wake_up", "/is_sleeping", "/reset_prefix_cache",
+    "/docs", "/openapi.json", "//v1/models", "/V1/models", "//sleep", "/%73leep", "/", "/nothing",
+]  # fmt: skip
+PATHS = [*CLIENT_PATHS, *AGENT_PATHS]
 SERVER = """
 import importlib, os, sys
 import uvicorn
@@ -36,8 +40,8 @@ uvicorn.run(getattr(importlib.import_module(module), name)(everything), fd=int(s
 
 
 def key_file(folder: Path) -> str:
-    """Write the key to a file and return its path."""
-    (folder / "key").write_text(KEY)
+    """Write both keys to a file and return its path."""
+    (folder / "key").write_text(f"{KEY}\n{CONTROL_KEY}")
     return str(folder / "key")
 
 
@@ -76,12 +80,17 @@ def http(path: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
     return {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_every_path_needs_the_key(check: Any, path: str) -> None:
-    without, refusal = await sent(check, http(path))
-    with_key, messages = await sent(check, http(path, (b"authorization", f"Bearer {KEY}".encode())))
+def bearer(key: str) -> tuple[bytes, bytes]:
+    return (b"authorization", f"Bearer {key}".encode())
 
-    assert (without, with_key, messages) == (False, True, [])
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_path_needs_a_key_and_paths_for_developers_the_agents(check: Any, path: str) -> None:
+    without, refusal = await sent(check, http(path))
+    of_router, _ = await sent(check, http(path, bearer(KEY)))
+    of_agent, messages = await sent(check, http(path, bearer(CONTROL_KEY)))
+
+    assert (without, of_router, of_agent, messages) == (False, path in CLIENT_PATHS, True, [])
     assert refusal[0]["status"] == 401
     assert (b"www-authenticate", b"Bearer") in refusal[0]["headers"]
 
@@ -106,6 +115,17 @@ async def test_only_the_key_as_a_bearer_token_passes(check: Any, header: tuple[b
 
     assert not passes
     assert refusal[0]["status"] == 401
+
+
+async def test_without_a_control_key_no_key_opens_the_paths_for_developers(
+    check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "one-key").write_text(KEY)
+    monkeypatch.setenv(vllm.KEY_FILE, str(tmp_path / "one-key"))
+
+    for key in (KEY, "", CONTROL_KEY):
+        assert not (await sent(check, http("/sleep", bearer(key))))[0]
+    assert (await sent(check, http("/v1/models", bearer(KEY))))[0]
 
 
 async def test_a_websocket_without_the_key_is_closed_before_it_is_accepted(check: Any) -> None:
@@ -175,4 +195,4 @@ def test_over_a_real_socket_no_path_and_no_method_passes_without_the_key(worker:
         served = {path: router.request(method, path).status_code for path in PATHS}
 
     assert set(refused.values()) == {401}
-    assert set(served.values()) == {200}
+    assert served == {path: 200 if path in CLIENT_PATHS else 401 for path in PATHS}

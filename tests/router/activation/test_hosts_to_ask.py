@@ -3,7 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.record import Fleet, Held, HostRecord, SilentHost, use
+from cortex.functions.lifecycle import State
+from cortex.platform.record import Fleet, Held, HostRecord, SilentHost, Tier, use
 from cortex.platform.scheduling.placement import need
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory, hosts_to_ask, why_nowhere
 from tests.support.factories import a_device, a_function, a_host, an_instance
@@ -44,6 +45,25 @@ def test_a_host_it_is_pinned_on_comes_before_one_that_holds_the_weights() -> Non
     fleet = Fleet(hosts={h.name: h for h in hosts})
 
     assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW) == ["b", "a"]
+
+
+ASLEEP = an_instance("asleep", state=State.SLEEPING, parked=Tier.SLEEP, parks_to=Tier.SLEEP, parked_mb=100)
+FROZEN = an_instance("frozen", state=State.FROZEN, parked=Tier.FREEZE, parks_to=Tier.FREEZE)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "expected"),
+    [((), ["d", "c", "b", "a"]), (("one",), ["c", "b", "a", "d"]), (("one", "asleep"), ["b", "a", "c", "d"])],
+    ids=["any instance will do", "one more is wanted", "the sleeper is known"],
+)
+def test_a_host_whose_instance_returns_soonest_comes_after_one_that_serves(
+    exclude: tuple[str, ...], expected: list[str]
+) -> None:
+    function = a_function()
+    a, b, c = named("a", a_host(), weights={function.id: 1}), named("b", a_host(FROZEN)), named("c", a_host(ASLEEP))
+    fleet = Fleet(hosts={h.name: h for h in (a, b, c, named("d", a_host(an_instance("one"))))})
+
+    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, exclude) == expected
 
 
 @pytest.mark.parametrize(

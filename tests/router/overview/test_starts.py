@@ -3,7 +3,7 @@
 import pytest
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Instance
+from cortex.platform.record import Instance, Tier
 from cortex.platform.scheduling import ledger
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.api_types import DownloadView
@@ -36,6 +36,22 @@ def test_the_last_start_of_a_cold_function_is_from_the_ledger() -> None:
     assert last is not None
     assert (last.at, last.phases) == (50.0, {"starting": 7.0})
     assert last_start("r1", [], None) is None
+
+
+def test_a_return_from_a_tier_is_no_start() -> None:
+    one = an_instance("one", ready=100.0, phases={"placing": 1.0, "waking": 0.4}, path="sleep")
+
+    last = last_start(one.revision, [one], entry(50.0))
+
+    assert last is not None
+    assert last.at == 50.0
+
+
+@pytest.mark.parametrize(("measured", "ready"), [({Tier.SLEEP: 0.5}, 100.5), ({Tier.FREEZE: 2.0}, None), ({}, None)])
+def test_the_end_of_a_return_follows_from_earlier_returns(measured: dict[Tier, float], ready: float | None) -> None:
+    returning = an_instance(state=State.STARTING, started=100.0, parks_to=Tier.SLEEP, return_s=measured)
+
+    assert ready_at(returning, entry(50.0, start_s=30.0), None) == ready
 
 
 STARTING = an_instance(state=State.STARTING, started=100.0)

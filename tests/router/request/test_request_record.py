@@ -194,3 +194,24 @@ async def test_a_listener_that_raises_is_a_fault_and_the_others_get_the_requests
 
     assert finished == [request_record]
     assert [(fault.work, fault.kind) for fault in faults.all()] == [("requests", "ValueError")]
+
+
+@pytest.mark.parametrize(
+    ("waited", "path", "start"),
+    [
+        (False, "sleep", "hot"),
+        (True, "sleep", "sleep"),
+        (True, "freeze", "freeze"),
+        (True, "warm", "cold"),
+        (True, "plain", "cold"),
+        (True, "", "cold"),
+    ],
+)
+def test_the_start_of_a_request_that_waited_is_the_tier_from_which_its_worker_returned(
+    waited: bool, path: str, start: str
+) -> None:
+    request_record = a_request_record()
+    request_record.cold = waited
+    request_record.forwarded("i-1", "here", path)
+
+    assert (request_record.start, summary(request_record, "router-1").start) == (start, start)

@@ -80,10 +80,10 @@ class Watch:
     def _budgets(self, host: HostRecord) -> None:
         for device in host.devices:
             there = [i for i in host.instances if device.id in i.devices and i.state in HOLDING]
-            used_mb = sum(i.memory_mb for i in there)
+            used_mb = sum(i.held_mb for i in there)
             self.fullest = max(self.fullest, used_mb / device.budget_mb)
             if used_mb > device.budget_mb:
-                held = ", ".join(f"{i.function} {i.state} {i.memory_mb}" for i in there)
+                held = ", ".join(f"{i.function} {i.state} {i.held_mb}" for i in there)
                 self._wrong.add(f"{host.name} {device.id} holds {used_mb} of {device.budget_mb} MiB: {held}")
 
     def _one_of_each(self, host: HostRecord) -> None:

@@ -37,6 +37,10 @@ class LaunchContext(Struct, frozen=True, kw_only=True):
     """The folder of cortex modules that an engine's own Python imports."""
     key_file: str = ""
     """The path for the key of a program that reads it from a file; its folder exists."""
+    control_key: str = ""
+    """A second key, which opens the paths that move an engine's memory: only the agent has it."""
+    sleeps: bool = False
+    """Whether the engine must be able to sleep."""
 
 
 class Launch(Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             **function.env,
             **visible(context),
             "CORTEX_WORKER_KEY": context.key,
+            **({"CORTEX_CONTROL_KEY": context.control_key} if context.control_key else {}),
             **({"CORTEX_FAKE_MEMORY_FILE": context.scratch} if context.scratch else {}),
         },
         server="fake",

@@ -105,7 +105,6 @@ def launch(function: Function, context: LaunchContext) -> Launch:
     run = tool("vllm", context)
     model = (context.weights,) if run[-1] == "serve" else ("--model", context.weights)
     on_cpu = context.device_kind == "cpu"
-    sleeps = function.sleep and not on_cpu  # vLLM has no sleep mode on a CPU, and would not start with it
     return Launch(
         argv=(
             *run, *model,
@@ -122,7 +121,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             *_parsers(function),
             *(("--runner", "pooling") if function.task in ("embed", "rerank") else ()),
             *(("--chat-template", function.chat_template) if function.chat_template else ()),
-            *(("--enable-sleep-mode",) if sleeps else ()),
+            *(("--enable-sleep-mode",) if context.sleeps else ()),
             "--allowed-media-domains", NO_DOMAIN,
             "--middleware", KEY_CHECK,
             *function.args,
@@ -134,11 +133,11 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             **visible(context),
             "PYTHONPATH": ":".join(filter(None, (context.engine_modules, function.env.get("PYTHONPATH")))),
             KEY_FILE: context.key_file,
-            # Its developer endpoints, of which sleep is one, can do anything to an engine.
-            "VLLM_SERVER_DEV_MODE": "1" if sleeps else "0",
+            # Its routes for developers, of which sleep is one, can do anything to an engine: see `KEY_CHECK`.
+            "VLLM_SERVER_DEV_MODE": "1" if context.sleeps else "0",
         },
         server="vllm",
-        files={context.key_file: context.key},
+        files={context.key_file: "\n".join(filter(None, (context.key, context.control_key)))},
     )  # fmt: skip
 
 

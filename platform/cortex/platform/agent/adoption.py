@@ -4,27 +4,35 @@ It adopts only a worker whose process is the one in the state file: the same pro
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
-from cortex.functions.lifecycle import State
+from cortex.functions.lifecycle import COMING, PARKED, State
 from cortex.platform.process import process_id
+from cortex.platform.record import Instance
 from cortex.platform.scheduling.events import Adopted, CoolRequest, Event
 from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.workers.supervisor import Examined, Supervisor
 
 log = structlog.get_logger()
 
+_MAY_BE_PARKED = frozenset({State.PARKING, *PARKED})
+
 
 async def adopt(workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Callable[[Event], None]) -> None:
-    """Take over live workers: watched as if started here, and ready if they served and still answer.
+    """Take over live workers: watched as if started here; ready if they served and still answer, parked if they are.
 
     Routers cannot use a worker that refuses this host's keys, but earlier requests may still run on it: it is drained.
     """
     alive = {w.instance.id for w in workers if w.instance.process and process_id.is_alive(w.instance.process)}
     up = (State.READY, State.DRAINING)
-    serving = [w.instance for w in workers if w.instance.id in alive and w.instance.state in up]
+    workers, asleep = await _parked(workers, alive, supervisor)
+    serving = [
+        w.instance
+        for w in workers
+        if w.instance.id in alive and (w.instance.state in up or asleep.get(w.instance.id) is False)
+    ]
     answers = await asyncio.gather(*(supervisor.examine(i) for i in serving))
     examined = dict(zip((i.id for i in serving), answers, strict=True))
     healthy = {i for i, answer in examined.items() if answer is not Examined.OTHER_MODEL}
@@ -32,7 +40,21 @@ async def adopt(workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Ca
         is_alive, is_healthy = worker.instance.id in alive, worker.instance.id in healthy
         if is_alive:
             supervisor.adopt(worker)
-        tell(Adopted(worker, is_alive, is_healthy))
+        tell(Adopted(worker, is_alive, is_healthy, asleep.get(worker.instance.id)))
     for function in sorted({i.function for i in serving if examined[i.id] is Examined.REFUSES_KEY}):
         log.warning("worker_refuses_key", function=function)
         tell(CoolRequest(function))
+
+
+async def _parked(
+    workers: Sequence[SavedWorker], alive: Collection[str], supervisor: Supervisor
+) -> tuple[list[SavedWorker], dict[str, bool | None]]:
+    """Return the workers in the tier that they are in, and whether each that may be parked is."""
+    moved = [w.instance.id for w in workers if w.instance.id in alive and _may_be_parked(w.instance)]
+    answers = await asyncio.gather(*(supervisor.tiers.examine(w) for w in workers if w.instance.id in moved))
+    current = {worker.instance.id: worker for worker, _ in answers}
+    return [current.get(w.instance.id, w) for w in workers], {w.instance.id: asleep for w, asleep in answers}
+
+
+def _may_be_parked(instance: Instance) -> bool:
+    return instance.state in _MAY_BE_PARKED or (instance.state in COMING and instance.parks_to is not None)

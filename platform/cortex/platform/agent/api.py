@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> Litestar:
 
     @post("/functions/cool", status_code=200)
     async def cool(data: Cool) -> dict[str, list[str]]:
-        return {"instances": await agent.cool(data.function, at_once=data.at_once)}
+        return {"instances": await agent.cool(data.function, at_once=data.at_once, park=data.park)}
 
     @post("/functions/forget", status_code=200)
     async def forget(function: str) -> dict[str, str]:
@@ -152,7 +152,7 @@ def _devices(host: HostRecord, held: Iterable[Held]) -> list[dict[str, Any]]:
     """Return every device, with its budget, the memory of its instances, and its processes."""
     entries = []
     for device in host.devices:
-        instances = {i.id: i.memory_mb for i in host.instances if device.id in i.devices}
+        instances = {i.id: i.held_mb for i in host.instances if device.id in i.devices}
         usage = {
             "budget_mb": device.budget_mb,
             "admitted_mb": sum(instances.values()),

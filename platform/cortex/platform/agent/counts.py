@@ -8,6 +8,7 @@ from cortex.platform import metrics
 from cortex.platform.meter import Meter, Snapshot
 from cortex.platform.record import DrainReason, FailureKind, Fleet, HostRecord, Instance, use, used_function
 from cortex.platform.scheduling.effects import Decision
+from cortex.platform.scheduling.ledger import WAKING, returned_from
 from cortex.platform.scheduling.reasons import DecisionKind
 
 REGRET_S = 300.0
@@ -32,8 +33,10 @@ class AgentCounts:
         meter.count(metrics.DECISIONS, (self._node, decision.what))
         match decision.what:
             case DecisionKind.READY:
-                meter.count(metrics.COLD_STARTS, by_model)
-                self._started(next((i for i in host.instances if i.id == decision.instance), None))
+                self._ready(next((i for i in host.instances if i.id == decision.instance), None), by_model)
+            case DecisionKind.PARKED:
+                for instance in (i for i in host.instances if i.id == decision.instance and i.parked):
+                    meter.observe(metrics.PARKING, (*where, str(instance.parked)), instance.park_s)
             case DecisionKind.EVICTED:
                 meter.count(metrics.EVICTIONS, by_model)
                 meter.count(metrics.DRAINS, (*where, DrainReason.EVICTED))
@@ -66,9 +69,17 @@ class AgentCounts:
             elif now - at > REGRET_S:
                 del self._evicted[function]
 
-    def _started(self, instance: Instance | None) -> None:
-        if instance is None:
+    def _ready(self, instance: Instance | None, by_model: tuple[str, str]) -> None:
+        if instance is not None and (tier := returned_from(instance)) is not None:
+            where = (self._node, instance.function, str(tier))
+            self._meter.count(metrics.STARTS, where)
+            self._meter.observe(metrics.RETURN, where, instance.phases.get(WAKING, 0.0))
             return
+        self._meter.count(metrics.COLD_STARTS, by_model)
+        if instance is not None:
+            self._started(instance)
+
+    def _started(self, instance: Instance) -> None:
         had_to_wait = instance.phases.get(State.PLACING, 0.0) > 0.05
         launch = "warm" if instance.warm else "plain"
         path = "fetched" if State.FETCHING in instance.phases else "evicted" if had_to_wait else launch

@@ -38,7 +38,7 @@ from cortex.platform.host import devices, engines
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import HostToken
 from cortex.platform.process.process_id import boot_id
-from cortex.platform.record import Fleet, HostRecord, Instance
+from cortex.platform.record import Fleet, Held, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending
@@ -113,7 +113,7 @@ class Agent:
         counts = AgentCounts(settings.host_name)
         self.faults = Faults(counts.fault)
         self.supervisor = Supervisor(
-            settings, token, host_engines, self.tell, self._released, self.scheduler.record, self.faults
+            settings, token, host_engines, self.tell, self._holders, self.scheduler.record, self.faults
         )
         self._in_flight = InFlight(f"agent:{settings.host_name}")
         self._registry = registry
@@ -146,6 +146,7 @@ class Agent:
         await self.supervisor.clear_orphans({w.instance.id for w in workers})
         with self.faults.guard("health"):
             await self._monitor.measure()
+            await self._monitor.read_tiers()
         self.supervisor.keep_launcher()
         loops = {
             "heartbeat": self._beat,
@@ -248,9 +249,9 @@ class Agent:
         """Drain this host; the caller cordons it in the record. Return the ids of the instances that end."""
         return await self._end(events.DrainRequest())
 
-    async def cool(self, function: str, *, at_once: bool = False) -> list[str]:
-        """End the instances of a function. Return their ids."""
-        return await self._end(events.CoolRequest(function, at_once))
+    async def cool(self, function: str, *, at_once: bool = False, park: bool = False) -> list[str]:
+        """End the instances of a function, or park them. Return their ids."""
+        return await self._end(events.CoolRequest(function, at_once, park))
 
     async def _end(self, event: events.DrainRequest | events.CoolRequest) -> list[str]:
         effects = self._handle(event)
@@ -385,11 +386,11 @@ class Agent:
         work = [f"its background work '{f.work}' raised {f.kind} ({f.count} times)" for f in self.faults.recent()]
         return [*filter(None, [self._writer.problem()]), *work]
 
-    async def _released(self, pids: set[int]) -> bool:
-        """Whether these processes have released all device memory, by a fresh reading."""
+    async def _holders(self) -> tuple[Held, ...] | None:
+        """Return the processes on the devices, by a fresh reading; None: they cannot be read."""
         await self._monitor.measure()
         reading = self._monitor.reading
-        return bool(reading.problem) or not any(h.pid in pids for h in reading.held)
+        return None if reading.problem else reading.held
 
     async def _beat(self) -> None:
         """Publish on every change, and once per heartbeat; first once routers can reach this agent."""

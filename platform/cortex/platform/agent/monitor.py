@@ -11,15 +11,18 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import psutil
 import structlog
 from msgspec.structs import replace
 
 from cortex.functions.capabilities import ModelProfile
-from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform import clock
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.host.devices import Devices, Reading, with_foreign_memory
+from cortex.platform.host.nvml import MIB
+from cortex.platform.host.tiers import host_tiers
 from cortex.platform.record import Device, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import ledger
@@ -67,6 +70,7 @@ class HostMonitor:
         """Instances whose starts are in the ledger, or were until an operator deleted the entry."""
         self._unserved: dict[str, _Unserved] = {}
         """Instances whose readings do not count yet."""
+        self._park_ram_mb = _park_ram_mb(settings.agent.park_ram_mb)
         self.profiles_due = asyncio.Event()
         """Set when model profiles may have changed."""
         self.reading = Reading(devices=())
@@ -88,6 +92,15 @@ class HostMonitor:
         self._problem = reading.problem
         self.reading = reading
 
+    async def read_tiers(self) -> None:
+        """Report the tiers that instances can go to on this host."""
+        record, freeze = self._scheduler.record(), ""
+        if any(d.kind == "gpu" for d in record.devices):
+            freeze = await self._supervisor.freeze_problem()
+        tiers = host_tiers(self._settings.agent, self._park_ram_mb, record.engines, record.devices, freeze)
+        if (tiers, self._park_ram_mb) != (record.tiers, record.park_ram_mb):
+            self._tell(HostRead(tiers=tiers, park_ram_mb=self._park_ram_mb))
+
     async def run(self) -> None:
         """Check everything, again and again, with a pause of `health_s`."""
         while True:
@@ -102,10 +115,10 @@ class HostMonitor:
         errors: list[Exception] = []
         ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
         self._supervisor.forget_misses({i.id for i in ready})
-        await self._each(errors, self.measure(), self._read_ledger(), self._report_silent_paths())
+        await self._each(errors, self.measure(), self.read_tiers(), self._read_ledger(), self._report_silent_paths())
         await self._each(errors, *(self._supervisor.check(i) for i in ready))
         ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
-        await self._each(errors, self._learn_all(ready))
+        await self._each(errors, self._learn_all(ready), self._learn_tiers())
         self._starts &= {i.id for i in self._scheduler.record().instances}
         running = frozenset(i.function for i in self._scheduler.record().instances if i.state in LIVE)
         if running - self._running:  # weights that were fetched for it are new here
@@ -216,11 +229,21 @@ class HostMonitor:
         if errors:
             raise ExceptionGroup("measuring instances failed", errors)
 
+    async def _learn_tiers(self) -> None:
+        """Record what parking and returning took and left."""
+        for instance in self._scheduler.record().instances:
+            device = _first_device(instance, self._scheduler.record().devices)
+            if device is not None and (instance.state in PARKED or _has_returned(instance)):
+                field = ledger.key(instance.revision, device)
+                earlier = self._ledger.get(field)
+                if (entry := ledger.with_tiers(earlier, instance, clock.now())) is not None:
+                    await self._write(field, replace(entry, function=instance.function), earlier)
+
     async def _learn(self, instance: Instance, held_mb: int | None) -> None:
         """Record the memory and the start of an instance, when they change its entry."""
         function = self._scheduler.function_of(instance.id)
         device = _first_device(instance, self._scheduler.record().devices)
-        if function is None or device is None:
+        if function is None or device is None or _has_returned(instance):  # only a start is measured
             return
         field, now = ledger.key(instance.revision, device), clock.now()
         used_mb = await self._used_mb(instance, function, device, held_mb)
@@ -298,6 +321,16 @@ class _Unserved(msgspec.Struct, frozen=True):
     field: str
     ready: float
     seen: float
+
+
+def _has_returned(instance: Instance) -> bool:
+    """Whether a ready instance was parked before."""
+    return instance.state is State.READY and ledger.returned_from(instance) is not None
+
+
+def _park_ram_mb(setting: int | None) -> int:
+    """Return the RAM for parked instances: the setting, or half of what is free now."""
+    return psutil.virtual_memory().available // 2 // MIB if setting is None else setting
 
 
 def _on_gpu(instance: Instance) -> bool:

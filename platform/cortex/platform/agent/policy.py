@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cortex.functions.spec import Engine, Function
-from cortex.platform.serving import address
 from cortex.platform.serving.address import is_loopback
 from cortex.platform.settings import Agent
 
@@ -51,11 +50,6 @@ def refusal(function: Function, agent: Agent) -> str:
     if agent.allow_engines and function.engine not in agent.allow_engines:
         engines = ", ".join(agent.allow_engines)
         return f"this host runs no engine '{function.engine}': its `[agent] allow_engines` has {engines}"
-    if function.sleep and function.engine is Engine.VLLM and not is_loopback(address.join(agent.worker_host, 0)):
-        return (
-            "`sleep = true` opens vLLM's developer routes, and this host's workers can be reached from other machines: "
-            "remove `sleep`, or set `[agent] worker_host` to a loopback address"
-        )
     if outside := _outside(function, agent):
         return f"the path {outside} is outside `[agent] weight_roots` of this host"
     return _code(function, agent) if is_strict(agent) else ""

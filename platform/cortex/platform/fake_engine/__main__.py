@@ -13,7 +13,7 @@ from cortex.platform.fake_engine.options import Setup, parse
 from cortex.platform.fake_engine.orphans import leave_daemon, leave_grandchild
 from cortex.platform.fake_engine.script import BadScript, Script
 
-KEY_VARIABLE = "CORTEX_WORKER_KEY"
+KEY_VARIABLE, CONTROL_VARIABLE = "CORTEX_WORKER_KEY", "CORTEX_CONTROL_KEY"
 MEMORY_VARIABLE = "CORTEX_FAKE_MEMORY_FILE"
 CLOSING_S = 0.01  # 0 would mean no time limit to aiohttp
 
@@ -60,7 +60,7 @@ async def _serve(setup: Setup, script: Script, orphans: dict[str, int]) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stopped.set)
     runner = web.AppRunner(
-        create_app(engine, os.environ.get(KEY_VARIABLE)),
+        create_app(engine, os.environ.get(KEY_VARIABLE), os.environ.get(CONTROL_VARIABLE)),
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=CLOSING_S,

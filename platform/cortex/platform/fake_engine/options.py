@@ -20,7 +20,7 @@ It is healthy when GET /health answers 200 and GET /v1/models lists the model. A
 changed while it runs: POST /fake takes a JSON object of options (null restores the default); PUT /fake does the
 same, but starts from the initial options and resets the counters; GET /fake shows the script, the counters and
 the last requests. All paths but /health and /metrics require `Authorization: Bearer $CORTEX_WORKER_KEY` if that
-variable is set.
+variable is set; /sleep, /wake_up and /is_sleeping require `$CORTEX_CONTROL_KEY` instead, if that one is set too.
 """
 EXAMPLES = """\
 examples:

@@ -4,11 +4,13 @@ A client that disconnects cancels its handler at once; an answer needs no other 
 logged.
 """
 
+import asyncio
 import hmac
 import os
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -24,6 +26,7 @@ from cortex.platform.fake_engine.shapes import SHAPES
 from cortex.platform.fake_engine.step import Step
 
 OPEN_PATHS = frozenset({"/health", "/metrics"})
+CONTROL_PATHS = frozenset({"/sleep", "/wake_up", "/is_sleeping"})
 PATHS_WHILE_LOADING = OPEN_PATHS | {"/fake"}
 BODY_LIMIT = 256 << 20  # images arrive inside JSON
 CONTEXT = 32768
@@ -35,9 +38,10 @@ _changes = msgspec.json.Decoder(dict[str, object])
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 
 
-def create_app(engine: FakeEngine, key: str | None) -> web.Application:
-    """Return the worker's application. With a `key`, all paths but OPEN_PATHS require it."""
-    routes = Routes(engine, key)
+def create_app(engine: FakeEngine, key: str | None, control_key: str | None = None) -> web.Application:
+    """Return the worker's application. With a `key`, all paths but OPEN_PATHS require it; with a `control_key`,
+    CONTROL_PATHS require that one."""
+    routes = Routes(engine, key, control_key)
     app = web.Application(middlewares=[routes.guard], client_max_size=BODY_LIMIT)
     app.add_routes(
         [
@@ -60,9 +64,12 @@ def create_app(engine: FakeEngine, key: str | None) -> web.Application:
 class Routes:
     """The handlers for one engine."""
 
-    def __init__(self, engine: FakeEngine, key: str | None) -> None:
+    def __init__(self, engine: FakeEngine, key: str | None, control_key: str | None = None) -> None:
         self._engine = engine
         self._key = key.encode() if key else None
+        self._control_key = control_key.encode() if control_key else self._key
+        self._moving = asyncio.Lock()
+        self._moves: set[asyncio.Future[web.StreamResponse]] = set()
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -122,6 +129,7 @@ class Routes:
                 "requests": list(ledger.entries),
                 "memory_mb": engine.memory_mb,
                 "asleep": engine.asleep,
+                "moving": self._moving.locked(),
                 "leaked_mb": engine.leaked_mb,
                 "left_behind": engine.orphans,
             }
@@ -153,24 +161,45 @@ class Routes:
         level, engine = request.query.get("level", "1"), self._engine
         if level not in ("1", "2"):
             return failure(400, "level: expected 1 or 2")
-        await Pace(engine).wait(lambda script: script.sleep_s)
-        if (refused := await self._fault(lambda script: script.on_sleep)) is not None:
-            return refused
-        engine.sleep()
-        return reply({"status": "sleeping", "level": int(level)})
+
+        async def fall_asleep() -> web.StreamResponse:
+            await Pace(engine).wait(lambda script: script.sleep_s)
+            if (refused := await self._fault(lambda script: script.on_sleep)) is not None:
+                return refused
+            engine.sleep()
+            return reply({"status": "sleeping", "level": int(level)})
+
+        return await self._move(fall_asleep())
 
     async def wake_up(self, _: web.Request) -> web.StreamResponse:
         """Wake up as vLLM does, or fail as the script requests."""
         engine = self._engine
-        await Pace(engine).wait(lambda script: script.wake_s)
-        if (refused := await self._fault(lambda script: script.on_wake)) is not None:
-            return refused
-        engine.wake(garbled=engine.script.on_wake == "garble")
-        return reply({"status": "awake", "tags": None})
+
+        async def wake() -> web.StreamResponse:
+            await Pace(engine).wait(lambda script: script.wake_s)
+            if (refused := await self._fault(lambda script: script.on_wake)) is not None:
+                return refused
+            engine.wake(garbled=engine.script.on_wake == "garble")
+            return reply({"status": "awake", "tags": None})
+
+        return await self._move(wake())
 
     async def is_sleeping(self, _: web.Request) -> web.StreamResponse:
-        """Answer whether it is asleep."""
-        return reply({"is_sleeping": self._engine.asleep})
+        """Answer whether it is asleep, after what is under way."""
+        async with self._moving:
+            return reply({"is_sleeping": self._engine.asleep})
+
+    async def _move(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+        """Fall asleep or wake up, one after the other. A client that leaves does not end it."""
+
+        async def move() -> web.StreamResponse:
+            async with self._moving:
+                return await work
+
+        task = asyncio.ensure_future(move())
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+        return await asyncio.shield(task)
 
     async def _fault(self, scripted: Callable[[Script], str | None]) -> web.StreamResponse | None:
         """Hang, crash or return the refusal that the script requests; None: it requests none."""
@@ -258,10 +287,11 @@ class Routes:
         return replay.stream(line) if job.stream else replay.whole(line)
 
     def _has_key(self, request: web.Request) -> bool:
-        if self._key is None:
+        key = self._control_key if request.path in CONTROL_PATHS else self._key
+        if key is None:
             return True
         authorization = request.headers.get("Authorization", "").encode()
-        return hmac.compare_digest(authorization, b"Bearer " + self._key)
+        return hmac.compare_digest(authorization, b"Bearer " + key)
 
 
 def reply(payload: object, *, status: int = 200) -> web.Response:

@@ -193,7 +193,7 @@ def foreign_mb(device: Device, held: Sequence[Held], workers: Mapping[int, Insta
     for instance in instances.values():
         sizes = [h.memory_mb for h in holders if h.pid in workers and workers[h.pid].id == instance.id]
         readable = [mb for mb in sizes if mb is not None]
-        reserved_mb += sum(readable) if readable and len(readable) == len(sizes) else instance.memory_mb
+        reserved_mb += sum(readable) if readable and len(readable) == len(sizes) else instance.held_mb
     return max(listed, device.used_mb - reserved_mb - UNEXPLAINED_MB)
 
 

@@ -2,11 +2,14 @@
 which instances make room for it. Pure.
 """
 
+from collections.abc import Collection
+
+from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import State, Step
+from cortex.functions.lifecycle import PARKED, State, Step
 from cortex.functions.spec import Function
-from cortex.platform.record import DrainReason, FailureKind, Fleet, Instance
+from cortex.platform.record import DrainReason, FailureKind, Fleet, HostRecord, Instance, Tier
 from cortex.platform.scheduling.defrag import consolidate
 from cortex.platform.scheduling.eviction import protection
 from cortex.platform.scheduling.failures import Incident
@@ -15,7 +18,7 @@ from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, 
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.state import HostState
-from cortex.platform.scheduling.steps import close, decide, drain, fail, put, step
+from cortex.platform.scheduling.steps import abandon, close, decide, drain, fail, put, step, with_reason, without_reason
 from cortex.platform.scheduling.turns import Turn, Waiter, next_turn, reservation_id, with_reservations
 
 MORE_MEMORY = 1.5
@@ -37,29 +40,95 @@ def need_of(state: HostState, function: Function, weights: LocalWeights | None) 
     return function_need
 
 
-def start_s(state: HostState, revision: str) -> float:
-    """Return the seconds of earlier starts of a revision; 0: not measured."""
+def start_s(state: HostState, revision: str, returning: Instance | None = None) -> float:
+    """Return the seconds of earlier starts of a revision, or of the return of its parked instance; 0: not measured."""
+    if returning is not None and returning.parks_to is not None:
+        return returning.return_s.get(returning.parks_to, 0.0)
     entry = state.ledger.get(revision)
     return entry.start_s if entry else 0.0
 
 
-def place_waiter(state: HostState, waiter: Waiter, now: float, *, unused_s: float = 0.0) -> Placement | NoRoom:
-    """Place a function outside the reservations of those ahead of it in line."""
-    host = with_reservations(state.record(), state.line.ahead_of(waiter))
+class Offer(Struct, frozen=True):
+    """How a function can become ready: as which waiter, where, and by the return of which instance.
+
+    `returning` is None for a start.
+    """
+
+    waiter: Waiter
+    placement: Placement | NoRoom
+    returning: Instance | None = None
+
+
+def offer(
+    state: HostState,
+    function: Function,
+    weights: LocalWeights | None,
+    now: float,
+    *,
+    waited_s: float = 0.0,
+    exclude: Collection[str] = (),
+    unused_s: float = 0.0,
+) -> Offer:
+    """Return how an instance of a function, other than those in `exclude`, can become ready: by a return, if its
+    devices have room; else by a start; else the turn of a return is awaited."""
+    parked = state.parked(function.id, state.revision(function), exclude)
+    start = state.line.waiter(function, need_of(state, function, weights), waited_s, now)
+    if parked is None:
+        return Offer(start, place_waiter(state, start, now, unused_s=unused_s))
+    waiter = state.line.waiter(function, return_need(function, parked), waited_s, now)
+    back = Offer(waiter, place_waiter(state, waiter, now, unused_s=unused_s, returning=parked), parked)
+    if isinstance(back.placement, Placement):
+        return back
+    placement = place_waiter(state, start, now, unused_s=unused_s)
+    return Offer(start, placement) if isinstance(placement, Placement) else back
+
+
+def return_need(function: Function, instance: Instance) -> Need:
+    """Return what a parked instance needs: its memory, on the devices that it had."""
+    return Need(
+        function=function.id,
+        engine=function.engine,
+        devices=len(instance.devices),
+        memory_mb=instance.memory_mb,
+        memory_from=instance.memory_from,
+        priority=function.priority,
+    )
+
+
+def place_waiter(
+    state: HostState, waiter: Waiter, now: float, *, unused_s: float = 0.0, returning: Instance | None = None
+) -> Placement | NoRoom:
+    """Place a function outside the reservations of those ahead of it in line; `returning` on its devices."""
+    host = _without(returning, with_reservations(state.record(), state.line.ahead_of(waiter)))
     strategy, cordoned = state.rules.strategy, state.cordoned
     return place(waiter.need, host, state.use(), now, strategy=strategy, cordoned=cordoned, unused_s=unused_s)
 
 
-def turn_of(state: HostState, waiter: Waiter, now: float) -> Turn | None:
-    """Return when instances in use can be closed for a function."""
+def turn_of(state: HostState, waiter: Waiter, now: float, returning: Instance | None = None) -> Turn | None:
+    """Return when instances in use can be closed for a function; for `returning`, on its devices."""
     if state.cordoned:
         return None
     ahead = state.line.ahead_of(waiter)
     functions = {**state.functions, **{reservation_id(w): w.function for w in ahead}}
     starts = {i.id: start_s(state, i.revision) for i in state.instances.values()}
     starts |= {reservation_id(w): w.start_s for w in ahead}
-    host, strategy = with_reservations(state.record(), ahead), state.rules.strategy
+    host, strategy = _without(returning, with_reservations(state.record(), ahead)), state.rules.strategy
     return next_turn(waiter, host, state.use(), functions, now, strategy=strategy, starts=starts)
+
+
+def _without(returning: Instance | None, host: HostRecord) -> HostRecord:
+    """Return the devices of an instance that returns, without itself: it needs all of its memory there."""
+    if returning is None:
+        return host
+    devices = tuple(d for d in host.devices if d.id in returning.devices)
+    return replace(host, devices=devices, instances=tuple(i for i in host.instances if i.id != returning.id))
+
+
+def wake(state: HostState, instance: Instance, placement: Placement, now: float, *, minimum: bool = False) -> None:
+    """Begin the return of a parked instance."""
+    tier, instance = instance.parked, without_reason(instance)
+    instance = replace(instance, created=now, phases={}, for_minimum=minimum, parks_to=tier)
+    admit(state, step(state, instance, Step.WAKE, now), placement, now)
 
 
 def admit(state: HostState, instance: Instance, placement: Placement, now: float) -> None:
@@ -67,26 +136,36 @@ def admit(state: HostState, instance: Instance, placement: Placement, now: float
     placed = replace(instance, devices=placement.devices, memory_mb=placement.memory_mb)
     put(state, replace(placed, memory_from=placement.memory_from, waits_for=placement.waits_for))
     for victim in map(state.instances.__getitem__, placement.evict):
-        if protection(victim, state.use(), now):  # it is in use: this is a turn
+        tier = placement.parks.get(victim.id)
+        if protection(victim, state.use(), now, tier or Tier.STOP):  # it is in use: this is a turn
             decide(state, DecisionKind.CLOSED, victim, f"for the turn of {instance.function}")
-            close(state, victim, instance.function, now)
+            close(state, victim, instance.function, now, tier)
             continue
         decide(state, DecisionKind.EVICTED, victim, f"for {instance.function}")
-        drain(state, victim, DrainReason.EVICTED, now, instance.function)
+        if victim.state in PARKED:  # no request is in flight; `reconcile` takes the step
+            put(state, replace(with_reason(victim, DrainReason.EVICTED, instance.function), parks_to=tier))
+        else:
+            drain(state, victim, DrainReason.EVICTED, now, instance.function, tier)
     decide(state, DecisionKind.PLACED, instance, f"on {', '.join(placement.devices)}")
 
 
 def admit_or_fail(state: HostState, instance: Instance, now: float) -> None:
     """Place an instance, or abandon it when there is no room."""
     function = state.functions[instance.id]
-    instance = put(state, replace(instance, devices=(), memory_mb=0, waits_for=()))
-    function_need = need_of(state, function, state.weights[instance.id])
-    placement = place_waiter(state, state.line.waiter(function, function_need, now - instance.created, now), now)
+    returning = instance if instance.parked else None
+    if returning:
+        instance = put(state, replace(instance, waits_for=()))
+        function_need = return_need(function, instance)
+    else:
+        instance = put(state, replace(instance, devices=(), memory_mb=0, waits_for=()))
+        function_need = need_of(state, function, state.weights[instance.id])
+    waiter = state.line.waiter(function, function_need, now - instance.created, now)
+    placement = place_waiter(state, waiter, now, returning=returning)
     if isinstance(placement, Placement):
         admit(state, instance, placement, now)
         return
     fail(state, instance, Incident(placement.reason, FailureKind.ROOM), now)
-    step(state, instance, Step.ABANDONED, now)
+    abandon(state, instance, now)
 
 
 def consolidation(state: HostState, function_need: Need, now: float) -> Placement | None:

@@ -9,7 +9,7 @@ from itertools import combinations, islice
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import State
+from cortex.functions.lifecycle import PARKED, State
 from cortex.platform.record import HostRecord, Instance, Use
 from cortex.platform.scheduling.eviction import displaceable
 from cortex.platform.scheduling.placement import (
@@ -44,7 +44,9 @@ def consolidate(need: Need, host: HostRecord, use: Use, now: float, *, strategy:
     candidates = sorted(d.id for d in fitting_devices(need, host) if not d.foreign_mb)
     for devices in islice(combinations(candidates, need.devices), MOST_DEVICE_SETS):
         occupants = [i for i in host.instances if set(devices).intersection(i.devices)]
-        movable = (displaceable(i, need.priority, use, now, strategy=strategy) for i in occupants)
+        movable = (
+            i.state not in PARKED and displaceable(i, need.priority, use, now, strategy=strategy) for i in occupants
+        )
         if not all(movable):
             continue
         moves = _moves(occupants, devices, host, use, now)

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, Rejected
-from cortex.platform.record import DrainReason, Instance
+from cortex.platform.record import DrainReason, Instance, Tier
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 
@@ -46,6 +46,22 @@ class Prove(Struct, frozen=True, tag=True):
     function: Function
 
 
+class Park(Struct, frozen=True, tag=True):
+    """Move the device memory of an idle worker to RAM: `Parked` or `ParkFailed` follows."""
+
+    instance: Instance
+    function: Function
+    tier: Tier
+
+
+class Wake(Struct, frozen=True, tag=True):
+    """Move the memory of a parked worker back to its devices: `Answered`, `StartFailed` or `Exited` follows."""
+
+    instance: Instance
+    function: Function
+    tier: Tier
+
+
 class Stop(Struct, frozen=True, tag=True):
     """Send TERM to the worker's process group, then KILL after the grace period: `Exited` follows."""
 
@@ -82,4 +98,4 @@ class Ending(Struct, frozen=True, tag=True):
     instances: tuple[str, ...]
 
 
-Effect = Fetch | CancelFetch | Spawn | Look | Prove | Stop | Reclaim | Decision | Answer | Ending
+Effect = Fetch | CancelFetch | Spawn | Look | Prove | Park | Wake | Stop | Reclaim | Decision | Answer | Ending

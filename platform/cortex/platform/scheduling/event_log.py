@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from cortex.functions.spec import Function, revision
 from cortex.platform.record import Fleet, HostRecord, Instance, RouterReport, used_instance
-from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, Prove, Spawn
+from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, Park, Prove, Spawn, Wake
 from cortex.platform.scheduling.events import Adopted, CatalogueChanged, EnsureRequest, Event, Reported
 from cortex.platform.scheduling.state import MASKED_REVISION, HostState
 from cortex.platform.scheduling.turns import Line
@@ -230,7 +230,7 @@ class _Masks:
 
     def effect(self, effect: Effect) -> Effect:
         match effect:
-            case Fetch() | CancelFetch() | Spawn() | Prove():
+            case Fetch() | CancelFetch() | Spawn() | Prove() | Park() | Wake():
                 return replace(effect, function=self.function(effect.function))
         return effect
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Ensure
-from cortex.platform.record import Device, FailureKind, Fleet, Held, ProcessId
+from cortex.platform.record import Device, FailureKind, Fleet, Held, ProcessId, Tier
 from cortex.platform.scheduling.failures import Evidence
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
@@ -36,10 +36,11 @@ class StartWithdrawn(Struct, frozen=True, tag=True):
 
 
 class CoolRequest(Struct, frozen=True, tag=True):
-    """End the instances of a function, after their requests or at once: `Ending` follows at once."""
+    """End the instances of a function, after their requests or at once; or park them: `Ending` follows at once."""
 
     function: str
     at_once: bool = False
+    park: bool = False
 
 
 class DrainRequest(Struct, frozen=True, tag=True):
@@ -69,6 +70,8 @@ class Adopted(Struct, frozen=True, tag=True):
     worker: SavedWorker
     alive: bool
     healthy: bool
+    asleep: bool | None = None
+    """Of a worker that is parked, parking or returning: whether its engine sleeps; None: it does not answer."""
 
 
 # Readings.
@@ -91,6 +94,8 @@ class HostRead(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     weights: Mapping[str, int] | None = None
     silent: Mapping[str, float] | None = None
     unreadable: Mapping[str, str] | None = None
+    park_ram_mb: int | None = None
+    tiers: Mapping[Tier, str] | None = None
 
 
 class LedgerRead(Struct, frozen=True, tag=True):
@@ -149,6 +154,8 @@ class Spawned(Struct, frozen=True, tag=True):
     health_path: str = "/health"
     path: str = "plain"
     warm: bool = False
+    sleeps: bool = False
+    """Whether its engine can sleep."""
 
 
 class SpawnFailed(Struct, frozen=True, tag=True):
@@ -226,6 +233,25 @@ class Exited(Struct, frozen=True, tag=True):
     evidence: Evidence = Evidence()
 
 
+class Parked(Struct, frozen=True, tag=True):
+    """The worker's device memory is in RAM. `device_mb` stays on each device while it sleeps, which a frozen one does,
+    too, if its engine can; `ram_mb` of RAM holds the rest."""
+
+    instance: str
+    tier: Tier
+    device_mb: int
+    ram_mb: int
+    took_s: float
+
+
+class ParkFailed(Struct, frozen=True, tag=True):
+    """The worker could not be parked. It may be half-way: it is stopped."""
+
+    instance: str
+    tier: Tier
+    reason: str
+
+
 class EndDelayed(Struct, frozen=True, tag=True):
     """A problem keeps an instance from ending."""
 
@@ -243,5 +269,6 @@ Event = (
     EnsureRequest | StartWithdrawn | CoolRequest | DrainRequest | ShutdownRequest | FailuresCleared | CatalogueChanged
     | Adopted | Reported | HostRead | LedgerRead | MemoryRead | LauncherChanged
     | FetchProgress | Fetched | FetchFailed | Spawned | SpawnFailed | SignOfLife | ModelDescribed | Answered
-    | StartFailed | HealthCheckFailed | FellBackToCpu | Looked | Proved | Exited | EndDelayed | Reclaimed
+    | StartFailed | HealthCheckFailed | FellBackToCpu | Looked | Proved | Parked | ParkFailed | Exited | EndDelayed
+    | Reclaimed
 )  # fmt: skip

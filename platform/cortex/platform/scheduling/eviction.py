@@ -1,22 +1,28 @@
 """Eviction: which instances may make room for others, and in which order. Pure: agents decide by it, routers show it.
 
-Victims are idle, unpinned and past their protection. Among all sets that free enough, `cheapest_victims` picks the one
-whose most valuable member is worth least, without superfluous members.
+Victims are idle, unpinned and past their protection; those that sleep already have none. Among all sets that free
+enough, `cheapest_victims` picks the one whose most valuable member is worth least, without superfluous members.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Instance, Use
+from cortex.platform.record import Instance, Tier, Use
+from cortex.platform.scheduling.parking import freed_mb, is_leaving, tier_from
+
+Worth = tuple[float, bool, float, str]
+"""What an instance is worth, to be compared with others of its host."""
 
 FIRST_SERVE_S = 30.0
 """A just-loaded instance is protected this long, until its first request."""
 
 RESIDENCY_S = 10.0
 """An instance is protected this long after its last use: a conversation continues, and two functions cannot evict each
-other all the time."""
+other all the time. It is less for one that returns quickly: see `residency_s`."""
+LEAST_RESIDENCY_S, RESIDENCY_RETURNS = 2.0, 5.0
+"""Routers report once a second, so an instance that seems unused for less may be in use."""
 
 
 class Victims(Struct, frozen=True):
@@ -29,25 +35,42 @@ class Victims(Struct, frozen=True):
     closable: frozenset[str] = frozenset()
     unused_s: float = 0.0
 
-    def among(self, instances: Iterable[Instance], priority: int, use: Use, now: float) -> list[Instance]:
-        """Return the instances that may be evicted for a function of this priority."""
+    def among(
+        self, instances: Iterable[Instance], priority: int, use: Use, now: float, mildest: Tier = Tier.STOP
+    ) -> list[Instance]:
+        """Return the instances that may be evicted for a function of this priority, to no milder tier."""
         return [
             i
             for i in instances
             if i.id in self.closable
-            or (now - use.last_used(i) >= self.unused_s and displaceable(i, priority, use, now, strategy=self.strategy))
+            or (
+                now - use.last_used(i) >= self.unused_s
+                and displaceable(i, priority, use, now, strategy=self.strategy, mildest=mildest)
+            )
         ]
 
 
-def displaceable(instance: Instance, priority: int, use: Use, now: float, *, strategy: str) -> bool:
-    """Whether an instance may be evicted for a function of this priority."""
+def displaceable(
+    instance: Instance, priority: int, use: Use, now: float, *, strategy: str, mildest: Tier = Tier.STOP
+) -> bool:
+    """Whether an instance may be evicted for a function of this priority, to no milder tier than `mildest`."""
     if strategy == "priority" and instance.priority > priority:
         return False
-    return not protection(instance, use, now)
+    return not protection(instance, use, now, mildest)
 
 
-def protection(instance: Instance, use: Use, now: float) -> str:
-    """Why an instance may not be evicted now, for any function; "" when it may."""
+def residency_s(instance: Instance, mildest: Tier) -> float:
+    """Return how long an instance is protected after its last use, if it goes to no milder tier: `RESIDENCY_S`, or
+    `RESIDENCY_RETURNS` times what its return from a tier was measured to take, if that is less."""
+    tier = tier_from(instance, mildest)
+    back_s = instance.return_s.get(tier) if tier is not Tier.STOP else None
+    return RESIDENCY_S if back_s is None else min(RESIDENCY_S, max(LEAST_RESIDENCY_S, RESIDENCY_RETURNS * back_s))
+
+
+def protection(instance: Instance, use: Use, now: float, mildest: Tier = Tier.SLEEP) -> str:
+    """Why an instance may not be evicted now, for any function, to no milder tier than `mildest`; "" when it may."""
+    if instance.state is State.SLEEPING and not is_leaving(instance):
+        return "pinned" if instance.pinned else ""
     if not use.known:
         return "no router says who is in use"
     if instance.state is not State.READY:
@@ -57,46 +80,69 @@ def protection(instance: Instance, use: Use, now: float) -> str:
     if use.in_flight.get(instance.id, 0):
         return "busy"
     if use.last_used(instance) > instance.ready:
-        return "just used" if now - use.last_used(instance) < RESIDENCY_S else ""
+        return "just used" if now - use.last_used(instance) < residency_s(instance, mildest) else ""
     if instance.for_minimum and not use.waiting.get(instance.function):
         return ""  # no request waited for its start
     return "just loaded" if now - instance.ready < FIRST_SERVE_S else ""
 
 
-def least_valuable_first(instances: Iterable[Instance], use: Use, *, strategy: str) -> list[Instance]:
-    """Return instances in the order of eviction."""
-    return sorted(instances, key=lambda i: worth(i, use, strategy))
+def least_valuable_first(
+    instances: Iterable[Instance], use: Use, now: float, *, strategy: str, mildest: Tier = Tier.SLEEP
+) -> list[Instance]:
+    """Return instances in the order of eviction, when they go to no milder tier than `mildest`."""
+    values = worths(instances := list(instances), use, now, strategy=strategy, mildest=mildest)
+    return sorted(instances, key=lambda i: values[i.id])
 
 
 def cheapest_victims(
-    short: dict[str, int], candidates: Sequence[Instance], use: Use, *, strategy: str
+    short: dict[str, int], ordered: Sequence[Instance], mildest: Tier = Tier.SLEEP
 ) -> tuple[Instance, ...] | None:
-    """Return the victims that free `short` MiB on each named device, or None.
+    """Return the victims that free `short` MiB on each named device, or None. The candidates come in the order of
+    eviction.
 
     Candidates are added from the least valuable up until they free enough; then, from the most valuable down, those
     that are not needed are removed. So the most valuable victim is worth as little as possible, and every member of
     the set is needed.
     """
-    chosen: list[Instance] = []
-    for candidate in least_valuable_first(candidates, use, strategy=strategy):
-        if _frees(short, chosen):
+    exits = [(c, tier_from(c, mildest)) for c in ordered]
+    chosen: list[tuple[Instance, Tier]] = []
+    for candidate, tier in exits:
+        if frees(short, chosen):
             break
         if any(d in short and short[d] > 0 for d in candidate.devices):
-            chosen.append(candidate)
-    if not _frees(short, chosen):
+            chosen.append((candidate, tier))
+    if not frees(short, chosen):
         return None
-    for candidate in reversed(chosen.copy()):
-        rest = [c for c in chosen if c is not candidate]
-        if _frees(short, rest):
+    for victim in reversed(chosen.copy()):
+        rest = [c for c in chosen if c is not victim]
+        if frees(short, rest):
             chosen = rest
-    return tuple(chosen)
+    return tuple(c for c, _ in chosen)
 
 
-def worth(instance: Instance, use: Use, strategy: str) -> tuple[float, float, str]:
-    """Return what an instance is worth: of two, the one that is worth less is evicted."""
-    first = float(instance.priority) if strategy == "priority" else 0.0
-    return (first, use.last_used(instance), instance.id)
+def worths(
+    instances: Iterable[Instance], use: Use, now: float, *, strategy: str, mildest: Tier = Tier.SLEEP
+) -> dict[str, Worth]:
+    """Return what each instance is worth: of two, the one that is worth less is evicted.
+
+    (1) of a higher priority, by that strategy;
+    (2) an instance that serves is worth more than one that is parked already;
+    (3) the seconds of its return, divided by the time since its last use: the longer ago that is, the less likely is a
+        return. Where the return of one was never measured, only the last use counts.
+    """
+    instances = list(instances)
+    return_s = {i.id: i.return_s.get(tier_from(i, mildest), 0.0) for i in instances}
+    measured = all(return_s.values())
+
+    def worth(instance: Instance) -> Worth:
+        last = use.last_used(instance)
+        value = -(max(now - last, 0.0) / return_s[instance.id]) if measured else last
+        priority = float(instance.priority) if strategy == "priority" else 0.0
+        return (priority, instance.parked is None, value, instance.id)
+
+    return {i.id: worth(i) for i in instances}
 
 
-def _frees(short: dict[str, int], victims: Sequence[Instance]) -> bool:
-    return all(sum(v.memory_mb for v in victims if d in v.devices) >= mb for d, mb in short.items())
+def frees(short: Mapping[str, int], victims: Sequence[tuple[Instance, Tier]]) -> bool:
+    """Whether these victims free `short` MiB on each named device when they go to these tiers."""
+    return all(sum(freed_mb(v, tier) for v, tier in victims if d in v.devices) >= mb for d, mb in short.items())

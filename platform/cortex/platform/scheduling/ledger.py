@@ -13,10 +13,13 @@ from collections.abc import Collection, Iterable, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.platform.record import Device, used_instance
+from cortex.functions.lifecycle import PARKED
+from cortex.platform.record import Device, Instance, Tier, used_instance
 
 GROWN = 1.05
 """Factor by which a reading must exceed the last one of the same start to be recorded: readings fluctuate."""
+WAKING = "waking"
+"""The phase of a return in which the memory moves."""
 STARTS = 5
 """Starts in an entry."""
 SERVED_S = 60.0
@@ -36,6 +39,16 @@ class Reading(Struct, frozen=True, kw_only=True):
     """The instance has served long enough for the reading to include what serving takes."""
 
 
+class Costs(Struct, frozen=True, kw_only=True):
+    """What the last parking of a revision took, by tier. 0: not measured."""
+
+    park_s: float = 0.0
+    return_s: float = 0.0
+    device_mb: int = 0
+    """Memory on each device that stayed."""
+    ram_mb: int = 0
+
+
 class Entry(Struct, frozen=True, kw_only=True):
     """Usage of one revision on one kind of device. MiB over all devices; seconds from spawn to ready."""
 
@@ -50,6 +63,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     """Seconds of the last start, by phase."""
     started_at: float = 0.0
     """When the last start ended."""
+    tiers: dict[Tier, Costs] = {}
     at: float = 0.0
 
 
@@ -159,6 +173,28 @@ def with_start(entry: Entry | None, start_s: float, phases: Mapping[str, float],
     weight = min(base.starts, 9)
     mean = (base.start_s * weight + start_s) / (weight + 1)
     return replace(base, start_s=round(mean, 3), starts=base.starts + 1, phases=dict(phases), started_at=ready, at=now)
+
+
+def with_tiers(entry: Entry | None, instance: Instance, now: float) -> Entry | None:
+    """Return the entry after an instance was parked, or is ready again; None when that changes nothing."""
+    tier = instance.parked if instance.state in PARKED else returned_from(instance)
+    if tier is None:
+        return None
+    base = entry or Entry()
+    before = base.tiers.get(tier, Costs())
+    costs = replace(before, park_s=instance.park_s)
+    if instance.parked is None:
+        costs = replace(costs, return_s=instance.phases.get(WAKING, 0.0))
+    if tier is Tier.SLEEP:  # after a return, too: its engine keeps the RAM
+        costs = replace(costs, device_mb=instance.parked_mb, ram_mb=instance.ram_mb)
+    elif instance.parked is not None:
+        costs = replace(costs, ram_mb=instance.ram_mb)
+    return None if costs == before else replace(base, tiers={**base.tiers, tier: costs}, at=now)
+
+
+def returned_from(instance: Instance) -> Tier | None:
+    """Return the tier from which an instance returned when it was last ready; None: it was started."""
+    return Tier(instance.path) if instance.path in (Tier.SLEEP, Tier.FREEZE) else None
 
 
 def _readings(entry: Entry) -> tuple[Reading, ...]:

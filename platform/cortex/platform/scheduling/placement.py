@@ -1,9 +1,9 @@
 """Placement: where an instance goes on a host, and which instances it evicts. Pure: routers use it as an estimate, from
 their snapshot; the agent uses it as the decision.
 
-Memory is counted per device: admitted instances (placing, starting, ready), leaving ones (draining, stopping,
-reclaiming) and foreign processes. A placement may use the memory of leaving instances, but must wait for it.
-`eviction.py` picks the victims.
+Memory is counted per device: admitted instances (placing, starting, ready, parked), leaving ones (draining, parking,
+stopping, reclaiming) and foreign processes. A placement may use the memory of leaving instances, but must wait for it.
+`eviction.py` picks the victims, `parking.py` says what each instance keeps.
 """
 
 import enum
@@ -14,11 +14,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.estimate import estimate
-from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
-from cortex.platform.record import Device, HostRecord, Instance, Use
-from cortex.platform.scheduling.eviction import Victims, cheapest_victims, least_valuable_first, worth
+from cortex.platform.record import Device, HostRecord, Instance, Tier, Use
+from cortex.platform.scheduling.eviction import Victims, Worth, cheapest_victims, frees, least_valuable_first, worths
 from cortex.platform.scheduling.eviction import protection as protection  # for callers of `place`
+from cortex.platform.scheduling.parking import admitted_mb, freed_mb, is_leaving, tier_from
 from cortex.platform.scheduling.saved_state import LocalWeights
 
 MINIMUM_YIELDS_S = 60.0
@@ -29,8 +29,6 @@ MOST_DEVICE_SETS = 200
 
 NO_BOUND_MB = 2**53
 """More than the memory of any device."""
-
-LEAVING = frozenset({State.DRAINING, State.STOPPING, State.RECLAIMING})
 
 
 class Need(Struct, frozen=True, kw_only=True):
@@ -59,6 +57,8 @@ class Placement(Struct, frozen=True, kw_only=True):
     memory_mb: int
     memory_from: str = "estimated"
     evict: tuple[str, ...] = ()
+    parks: dict[str, Tier] = {}
+    """The tier of each of `evict` that does not stop."""
     waits_for: tuple[str, ...] = ()
 
 
@@ -146,7 +146,7 @@ def place(
     most = _on_each(need.devices, [_free(d, host.instances) for d in large])
     if isinstance(whole, NoRoom) and most < need.least_mb:  # (4)
         candidates = victims.among(host.instances, need.priority, use, now)
-        freed = (sum(c.memory_mb for c in candidates if d.id in c.devices) for d in large)
+        freed = (sum(c.held_mb for c in candidates if d.id in c.devices) for d in large)
         most = _on_each(need.devices, [_free(d, host.instances) + mb for d, mb in zip(large, freed, strict=True)])
     if need.least_mb <= most < need.memory_mb:  # (2), (4)
         return _fit(replace(need, memory_mb=most), host, use, now, victims, cordoned=cordoned)
@@ -159,7 +159,7 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, rule: Victims, *, c
     (1) the host does not accept it: pinned elsewhere, cordoned, engine missing;
     (2) its devices are too few or too small, even when empty;
     (3) free memory: the devices that it fills most tightly, so that large gaps stay for large functions;
-    (4) eviction: the cheapest victims;
+    (4) eviction: the cheapest victims, in the mildest tiers that make the room;
     (5) otherwise no room, and by how much.
     """
     if cordoned:  # (1)
@@ -173,28 +173,33 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, rule: Victims, *, c
     if len(roomy) >= need.devices:
         # A device that can be used at once is better than one where a leaving instance holds the memory.
         chosen = sorted(roomy, key=lambda d: (bool(_in_the_way(need, d, host.instances)), free[d.id], d.id))
-        return _placement(need, chosen[: need.devices], host.instances, ())
+        return _placement(need, chosen[: need.devices], host.instances, {})
 
-    strategy = rule.strategy
-    candidates = rule.among(host.instances, need.priority, use, now)  # (4)
-    best: tuple[object, tuple[str, ...], tuple[Instance, ...]] | None = None
-    for devices in _device_sets(_freed(need, free, candidates, use, strategy), need.devices):
-        victims = cheapest_victims({d: need.memory_mb - free[d] for d in devices}, candidates, use, strategy=strategy)
-        if victims is not None:
-            worths = sorted((worth(v, use, strategy) for v in victims), reverse=True)
-            if best is None or (worths, devices) < (best[0], best[1]):
-                best = (worths, devices, victims)
-    if best is not None:
-        return _placement(need, [d for d in fitting if d.id in best[1]], host.instances, best[2])
+    for mildest in _levels(host.instances):  # (4)
+        candidates = rule.among(host.instances, need.priority, use, now, mildest)
+        order = least_valuable_first(candidates, use, now, strategy=rule.strategy, mildest=mildest)
+        values = worths(candidates, use, now, strategy=rule.strategy, mildest=mildest)
+        best: tuple[list[Worth], tuple[str, ...], tuple[Instance, ...]] | None = None
+        for devices in _device_sets(_freed(need, free, order, mildest), need.devices):
+            victims = cheapest_victims({d: need.memory_mb - free[d] for d in devices}, order, mildest)
+            if victims is not None:
+                values_of = sorted((values[v.id] for v in victims), reverse=True)
+                if best is None or (values_of, devices) < (best[0], best[1]):
+                    best = (values_of, devices, victims)
+        if best is not None:
+            short = {d: need.memory_mb - free[d] for d in best[1]}
+            exits = _mildest_exits(best[2], short, mildest)
+            return _placement(need, [d for d in fitting if d.id in best[1]], host.instances, exits)
 
-    short = sorted(  # (5)
-        need.memory_mb - free[d] - sum(c.memory_mb for c in candidates if d in c.devices) for d in free
-    )[need.devices - 1]
+    candidates = rule.among(host.instances, need.priority, use, now)  # (5)
+    short_mb = sorted(need.memory_mb - free[d] - sum(c.held_mb for c in candidates if d in c.devices) for d in free)[
+        need.devices - 1
+    ]
     device_ids = {d.id for d in fitting}
     blockers = [
         i
         for i in host.instances
-        if i.state not in LEAVING and i.memory_mb and device_ids.intersection(i.devices) and i not in candidates
+        if not is_leaving(i) and i.held_mb and device_ids.intersection(i.devices) and i not in candidates
     ]
     foreign = sum(d.foreign_mb for d in fitting)
     pinned = bool(blockers) and all(i.pinned for i in blockers)
@@ -206,10 +211,10 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, rule: Victims, *, c
     if foreign:
         reasons.append(f"foreign processes hold {foreign} MiB")
     return NoRoom(
-        reason=f"does not fit by {short} MiB: {' and '.join(reasons)}",
+        reason=f"does not fit by {short_mb} MiB: {' and '.join(reasons)}",
         # Foreign processes may end; pinned instances stay.
         when=When.NEVER if pinned and not foreign else When.LATER,
-        short_by_mb=short,
+        short_by_mb=short_mb,
         foreign_mb=_blocking_foreign_mb(need, fitting, host),
     )
 
@@ -261,31 +266,49 @@ def _on_each(count: int, memory: Sequence[int]) -> int:
 
 
 def _free(device: Device, instances: Sequence[Instance]) -> int:
-    """The memory of a device that can still be admitted, without what leaving instances hold."""
-    admitted = sum(i.memory_mb for i in instances if device.id in i.devices and i.state not in LEAVING)
+    """The memory of a device that can still be admitted, without what leaving instances give up."""
+    admitted = sum(admitted_mb(i) for i in instances if device.id in i.devices)
     return device.budget_mb - device.foreign_mb - admitted
 
 
-def _in_the_way(
-    need: Need, device: Device, instances: Sequence[Instance], victims: Sequence[Instance] = ()
-) -> list[str]:
-    """Leaving instances of a device that must be gone first; none when the need fits next to them."""
-    occupants = [i for i in instances if device.id in i.devices and i not in victims]
-    if sum(i.memory_mb for i in occupants) + need.memory_mb <= device.budget_mb - device.foreign_mb:
+def _in_the_way(need: Need, device: Device, instances: Sequence[Instance], exits: Mapping[str, Tier] = {}) -> list[str]:
+    """Leaving instances of a device that must be gone first; none when the need fits next to them. `exits` are the
+    victims, with their tiers."""
+    occupants = [i for i in instances if device.id in i.devices]
+    held = sum(i.held_mb - (freed_mb(i, exits[i.id]) if i.id in exits else 0) for i in occupants)
+    if held + need.memory_mb <= device.budget_mb - device.foreign_mb:
         return []
-    return [i.id for i in occupants if i.state in LEAVING]
+    return [i.id for i in occupants if i.id not in exits and is_leaving(i)]
 
 
-def _freed(need: Need, free: Mapping[str, int], candidates: Sequence[Instance], use: Use, strategy: str) -> list[str]:
+def _levels(candidates: Sequence[Instance]) -> list[Tier]:
+    """Return the tiers to try, the mildest first. Without an instance that can be parked: only `stop`."""
+    possible = {t for c in candidates for t in c.tiers}
+    return [t for t in Tier if t in possible or t is Tier.STOP]
+
+
+def _mildest_exits(victims: Sequence[Instance], short: Mapping[str, int], mildest: Tier) -> dict[str, Tier]:
+    """Return the tier of each victim: `mildest` or milder, the most valuable victim first, as long as there is room."""
+    exits = {v.id: tier_from(v, mildest) for v in victims}
+    for victim in reversed(victims):
+        for tier in _levels([victim]):
+            milder = {**exits, victim.id: tier_from(victim, tier)}
+            if frees(short, [(v, milder[v.id]) for v in victims]):
+                exits = milder
+                break
+    return exits
+
+
+def _freed(need: Need, free: Mapping[str, int], ordered: Sequence[Instance], mildest: Tier) -> list[str]:
     """Return the devices with room once just enough of the least valuable candidates are gone.
 
     Victims on any other device are worth more, so the cheapest devices are among these. They are usually no more than
     needed, so that not every set of devices of a large host is tried.
     """
     room = dict(free)
-    for candidate in least_valuable_first(candidates, use, strategy=strategy):
+    for candidate in ordered:
         for device in room.keys() & candidate.devices:
-            room[device] += candidate.memory_mb
+            room[device] += freed_mb(candidate, tier_from(candidate, mildest))
         enough = sorted(d for d, mb in room.items() if mb >= need.memory_mb)
         if len(enough) >= need.devices:
             return enough
@@ -297,14 +320,15 @@ def _device_sets(devices: Sequence[str], size: int) -> Iterator[tuple[str, ...]]
 
 
 def _placement(
-    need: Need, devices: Sequence[Device], instances: Sequence[Instance], victims: Sequence[Instance]
+    need: Need, devices: Sequence[Device], instances: Sequence[Instance], exits: dict[str, Tier]
 ) -> Placement:
-    leaving = {i for d in devices for i in _in_the_way(need, d, instances, victims)}
-    evict = tuple(v.id for v in victims)
+    leaving = {i for d in devices for i in _in_the_way(need, d, instances, exits)}
+    evict = tuple(exits)
     return Placement(
         devices=tuple(sorted(d.id for d in devices)),
         memory_mb=need.memory_mb,
         memory_from=need.memory_from,
         evict=evict,
+        parks={v: tier for v, tier in exits.items() if tier is not Tier.STOP},
         waits_for=(*evict, *sorted(leaving)),
     )

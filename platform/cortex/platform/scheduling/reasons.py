@@ -17,6 +17,8 @@ class DecisionKind(enum.StrEnum):
     EVICTED = "evicted"
     CLOSED = "closed"
     """An instance in use gets no new requests: the turn of another function has come."""
+    PARKED = "parked"
+    PARK_FAILED = "park_failed"
     DRAINING = "draining"
     DRAIN_CANCELLED = "drain_cancelled"
     ABANDONED = "abandoned"

@@ -11,16 +11,18 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import LIVE, State, Step
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
-from cortex.platform.record import DrainReason, Instance, Silence, Use
+from cortex.platform.record import DrainReason, Instance, Silence, Tier, Use
 from cortex.platform.scheduling.admission import admit_or_fail
-from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop
+from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop, Wake
 from cortex.platform.scheduling.failures import Incident
-from cortex.platform.scheduling.ledger import beside_cache_mb
+from cortex.platform.scheduling.ledger import WAKING, beside_cache_mb
+from cortex.platform.scheduling.parking import tier_from
 from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.platform.scheduling.reasons import FOR_ROOM, DecisionKind
 from cortex.platform.scheduling.state import HostState, Observation
-from cortex.platform.scheduling.steps import cancel_drain, decide, drain, fail_and_stop, put, step, stop
+from cortex.platform.scheduling.steps import abandon, cancel_drain, decide, drain, put, step
+from cortex.platform.scheduling.tiers import give_up, learn, leave, rehearse, shed
 from cortex.platform.scheduling.turns import REPORTED_S
 
 STABLE_S = 60.0
@@ -28,6 +30,9 @@ STABLE_S = 60.0
 
 SLOWEST_LOAD_MB_S = 50.0
 """The slowest speed of reading weights that the start ceiling allows for."""
+
+SLOWEST_PARK_MB_S = 250.0
+"""The slowest speed of moving weights to RAM; a first sleep, which pins memory, was measured at 1,100 MiB/s."""
 
 LOOK_AGAIN_S = 5.0
 """How long a look at a worker may take before another is requested."""
@@ -38,7 +43,13 @@ PROVE_AGAIN_S = PROOF_S + 5.0
 LOOK_FRESH_S = 1.0
 """Maximum age of a look when a worker is stopped because of it."""
 
-OVERDUE_S = {State.FETCHING: 300.0, State.PLACING: 120.0, State.STOPPING: 30.0, State.RECLAIMING: 60.0}
+OVERDUE_S = {
+    State.FETCHING: 300.0,
+    State.PLACING: 120.0,
+    State.PARKING: 120.0,
+    State.STOPPING: 30.0,
+    State.RECLAIMING: 60.0,
+}
 """How long an instance may be in a state without progress before that is reported and retried."""
 
 
@@ -51,6 +62,7 @@ def reconcile(state: HostState, now: float) -> None:
         instance = state.instances.get(instance_id)  # an earlier iteration may have changed it
         if instance is None:
             continue
+        instance = learn(state, instance)
         match instance.state:
             case State.PLACING:
                 _reconcile_placing(state, instance, usage, now)
@@ -60,8 +72,11 @@ def reconcile(state: HostState, now: float) -> None:
                 _reconcile_ready(state, instance, usage, now)
             case State.DRAINING:
                 _reconcile_draining(state, instance, usage, now)
+            case State.SLEEPING | State.FROZEN:
+                leave(state, instance, now)
         if (current := state.instances.get(instance_id)) and current.state in OVERDUE_S:
             _reconcile_overdue(state, current, now)
+    shed(state, now)
 
 
 def _reconcile_overdue(state: HostState, instance: Instance, now: float) -> None:
@@ -69,11 +84,14 @@ def _reconcile_overdue(state: HostState, instance: Instance, now: float) -> None
 
     (1) a fetch without progress is resumed;
     (2) an instance that waits for others to leave is placed again: there may be room elsewhere;
-    (3) a worker that does not end is stopped, and its memory reclaimed, again.
+    (3) a worker that does not end is stopped, and its memory reclaimed, again;
+    (4) one that is not parked by then is stopped.
     """
     bound = OVERDUE_S[instance.state]
     if instance.state is State.STOPPING:
         bound += state.rules.stop_grace_s
+    if instance.state is State.PARKING:
+        bound += state.weights[instance.id].size_mb / SLOWEST_PARK_MB_S
     moved = max(instance.since, instance.phase_since if instance.state is State.FETCHING else 0.0)
     if now < state.overdue.get(instance.id, moved + bound):
         return
@@ -91,6 +109,9 @@ def _reconcile_overdue(state: HostState, instance: Instance, now: float) -> None
             problem = f"it waits for {names or 'another start or stop on its devices'}"
             if all(state.instances[w].state is not State.DRAINING for w in waits):
                 admit_or_fail(state, instance, now)
+        case State.PARKING:  # (4)
+            give_up(state, instance, Incident(f"it was not parked after {bound:.0f} s"), now)
+            return
         case State.STOPPING:  # (3)
             problem = "its process does not end"
             state.effects.append(Stop(instance, state.rules.stop_grace_s))
@@ -106,10 +127,10 @@ def _reconcile_overdue(state: HostState, instance: Instance, now: float) -> None
 
 def _reconcile_placing(state: HostState, instance: Instance, usage: Use, now: float) -> None:
     """Start it once all instances it waits for are gone and no start or stop runs on its GPUs."""
-    present = [w for w in instance.waits_for if w in state.instances]
+    present = [w for w in instance.waits_for if not state.has_left(w)]
     if _turn_is_pointless(state, instance, present, usage, now):
         decide(state, DecisionKind.ABANDONED, instance, "no request waits for it any more")
-        step(state, instance, Step.ABANDONED, now)
+        abandon(state, instance, now)
         return
     still_live = (w for w in present if state.instances[w].state in LIVE and not state.is_moving(w))
     if any(still_live):  # a victim's drain was cancelled: place again
@@ -120,6 +141,11 @@ def _reconcile_placing(state: HostState, instance: Instance, usage: Use, now: fl
     if present or state.is_lane_taken(instance):
         return
     instance = replace(instance, started=now, last_sign=now, phase="starting")
+    if (tier := instance.parked) is not None:
+        instance = replace(instance, parked=None, path=str(tier), warm=False, phase=WAKING)
+        instance = step(state, instance, Step.PLACED, now)
+        state.effects.append(Wake(instance, state.functions[instance.id], tier))
+        return
     instance = step(state, instance, Step.PLACED, now)
     state.cycles += 1
     # After a failed start the engine sizes its cache itself.
@@ -143,9 +169,9 @@ def _turn_is_pointless(state: HostState, instance: Instance, present: Sequence[s
 def _reconcile_starting(state: HostState, instance: Instance, now: float) -> None:
     silent, total, ceiling = now - instance.last_sign, now - instance.started, _ceiling(state, instance)
     if silent > state.rules.start_silence_s:
-        fail_and_stop(state, instance, Incident(f"the start showed no sign of life for {silent:.0f} s"), now)
+        give_up(state, instance, Incident(f"the start showed no sign of life for {silent:.0f} s"), now)
     elif total > ceiling:
-        fail_and_stop(state, instance, Incident(f"the start took longer than {ceiling:.0f} s"), now)
+        give_up(state, instance, Incident(f"the start took longer than {ceiling:.0f} s"), now)
 
 
 def _ceiling(state: HostState, instance: Instance) -> float:
@@ -171,7 +197,10 @@ def _reconcile_ready(state: HostState, instance: Instance, usage: Use, now: floa
         _is_idle(state, instance, now)  # requests a look; its result counts from the next report on
     at = reap_at(instance, function, usage, state.in_fleet())
     if at is not None and now >= at:
-        drain(state, instance, DrainReason.IDLE, now)
+        tier = tier_from(instance, Tier.SLEEP)
+        drain(state, instance, DrainReason.IDLE, now, tier=None if tier is Tier.STOP else tier)
+    else:
+        rehearse(state, instance, usage, now)
 
 
 def _reconcile_progress(state: HostState, instance: Instance, function: Function, now: float) -> None:
@@ -215,13 +244,12 @@ def _reconcile_draining(state: HostState, instance: Instance, usage: Use, now: f
     if instance.reason in FOR_ROOM and not state.is_awaited(instance.id):
         cancel_drain(state, instance, "its room is not needed any more", now)
     elif acknowledged and not busy:
-        if not state.is_lane_taken(instance, (State.STARTING,)):  # memory that is released disturbs a start
-            stop(state, instance, now)
+        leave(state, instance, now)
     elif instance.reason is DrainReason.SUPERSEDED or state.is_replaced(instance):
         return  # another serves in its place: it finishes its requests, however long that takes
     elif instance.yields_to and now < instance.deadline:
         _outlast_grace(state, instance, busy, now)
-    elif busy and instance.reason is DrainReason.IDLE and not state.is_awaited(instance.id):
+    elif busy and instance.reason in (DrainReason.IDLE, DrainReason.REHEARSAL) and not state.is_awaited(instance.id):
         cancel_drain(state, instance, "a request is in flight", now)
     elif now >= instance.deadline:
         why = f"{busy} requests in flight" if busy else "not acknowledged by all routers"

@@ -5,11 +5,11 @@ Callers *ensure*; they never check and then start.
 
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import State
+from cortex.functions.lifecycle import PARKED, State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
-from cortex.platform.record import DrainReason, Failure, Instance
-from cortex.platform.scheduling.admission import admit, consolidation, need_of, place_waiter, start_s, turn_of
+from cortex.platform.record import DrainReason, Failure, Instance, Tier
+from cortex.platform.scheduling.admission import Offer, admit, consolidation, offer, start_s, turn_of, wake
 from cortex.platform.scheduling.effects import Decision, Ending, Fetch, Reclaim, Stop
 from cortex.platform.scheduling.events import Adopted, CatalogueChanged, CoolRequest, EnsureRequest
 from cortex.platform.scheduling.failures import Incident
@@ -18,8 +18,16 @@ from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.reconcile import reconcile
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.state import HostState
-from cortex.platform.scheduling.steps import cancel_drain, decide, end, fail_and_stop, put, without_reason
-from cortex.platform.scheduling.turns import Waiter
+from cortex.platform.scheduling.steps import (
+    cancel_drain,
+    decide,
+    drain,
+    end,
+    fail_and_stop,
+    put,
+    with_reason,
+    without_reason,
+)
 
 SUPERSEDED_S = 30.0
 """How long a superseded revision is not started again: routers read the catalogue within a second."""
@@ -31,8 +39,9 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
     (1) its process is gone: reclaim its memory;
     (2) it was stopping, or in a state of a later release: stop it;
     (3) it was starting: keep waiting for it;
-    (4) it serves its model: it is ready, and an earlier drain is cancelled;
-    (5) it does not answer: stop it.
+    (4) it is parked, whatever it was: it stays in its tier, and a return is begun again by the next request;
+    (5) it serves its model: it is ready, and an earlier drain is cancelled;
+    (6) it does not answer: stop it.
     """
     worker = event.worker
     instance = worker.instance
@@ -45,14 +54,22 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
         instance = put(state, replace(instance, state=State.STOPPING))
         state.effects.append(Stop(instance, state.rules.stop_grace_s))
         return
-    if instance.state is State.STARTING:  # (3)
+    if instance.state is State.STARTING and instance.parks_to is None:  # (3)
         put(state, replace(instance, last_sign=now))
         return
     state.epoch += 1
-    instance = put(state, replace(without_reason(instance), state=State.READY, epoch=state.epoch))
-    if event.healthy:  # (4)
+    instance = replace(without_reason(instance), waits_for=(), epoch=state.epoch)
+    if event.asleep:  # (4)
+        tier = instance.parked or Tier.SLEEP
+        rests = State.FROZEN if tier is Tier.FREEZE else State.SLEEPING
+        since = instance.since if instance.state is rests else now
+        instance = put(state, replace(instance, state=rests, parked=tier, parks_to=tier, since=since))
+        decide(state, DecisionKind.ADOPTED, instance, f"{rests}, pid {instance.pid}")
+        return
+    instance = put(state, replace(instance, state=State.READY, parked=None))
+    if event.healthy:  # (5)
         decide(state, DecisionKind.ADOPTED, instance, f"pid {instance.pid}")
-    else:  # (5)
+    else:  # (6)
         fail_and_stop(state, instance, Incident("the worker did not answer the restarted agent"), now)
 
 
@@ -61,11 +78,12 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
 
     (1) the catalogue has just superseded this revision: rejected, because the caller's catalogue is old;
     (2) there is one: return it; a drain that nothing depends on is cancelled;
-    (3) its starts keep failing: rejected until the back-off is over, unless forced;
+    (3) its starts keep failing: rejected until the back-off is over, unless forced, or one that is parked can return;
     (4) it does not fit, or only by eviction and without `evict`: with `turn` it joins the line, and instances in
         use are closed for it when its turn comes (`turns.py`); otherwise rejected, with the reason;
-    (5) its weights are missing: fetch them first, make room later;
-    (6) make room and start it as `event.instance`.
+    (5) one is parked: make room for its return, or let it return as soon as it is parked;
+    (6) its weights are missing: fetch them first, make room later;
+    (7) make room and start it as `event.instance`.
     """
     request, weights = event.request, event.weights
     function, rev = request.function, state.revision(request.function)
@@ -82,22 +100,23 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
     if up:
         state.functions[up.id] = function
         return Accepted(up.id, up.state)
+    unused_s = MINIMUM_YIELDS_S if request.minimum else 0.0
+    best = offer(state, function, weights, now, waited_s=request.waited_s, exclude=request.beside, unused_s=unused_s)
+    waiter, placement, parked = best.waiter, best.placement, best.returning
     failure = state.failures.of(function.id, rev)  # (3)
-    if failure and failure.retry_at > now and not request.force:
+    if failure and failure.retry_at > now and not request.force and parked is None:
         return _backing_off(failure, now)
-    function_need = need_of(state, function, weights)
-    waiter = state.line.waiter(function, function_need, request.waited_s, now)
-    placement = place_waiter(state, waiter, now, unused_s=MINIMUM_YIELDS_S if request.minimum else 0.0)  # (4)
     if not request.evict and isinstance(placement, Placement) and placement.waits_for:
         placement = NoRoom(reason="no room is free for one more instance", when=When.LATER)
-    elif weights is not None and (isinstance(placement, NoRoom) or placement.evict):
-        placement = consolidation(state, function_need, now) or placement
-    if isinstance(placement, NoRoom):
+    elif weights is not None and parked is None and (isinstance(placement, NoRoom) or placement.evict):
+        placement = consolidation(state, waiter.need, now) or placement
+    if isinstance(placement, NoRoom):  # (4)
         may_close = request.evict and not request.minimum and placement.when is When.LATER
-        next_turn = turn_of(state, waiter, now) if may_close else None
+        next_turn = turn_of(state, waiter, now, parked) if may_close else None
         if request.turn and request.evict:
-            state.line.join(replace(waiter, turn=next_turn, start_s=start_s(state, rev)))
-        if next_turn is None or not request.turn or (next_turn.at > now and weights is not None):
+            state.line.join(replace(waiter, turn=next_turn, start_s=start_s(state, rev, parked)))
+        here = weights is not None or parked is not None
+        if next_turn is None or not request.turn or (next_turn.at > now and here):
             state.effects.append(Decision(DecisionKind.REFUSED, function.id, "", placement.reason))
             turn_in_s = next_turn.at - now if next_turn else None
             return Rejected(
@@ -108,11 +127,15 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
                 foreign_mb=placement.foreign_mb,
             )
         placement = next_turn.placement  # missing weights are fetched before the turn
-        if weights is not None:
-            cost = _cost(state, waiter, placement, now)
-            state.effects.append(Decision(DecisionKind.TURN, function.id, event.instance, cost))
+        if here:
+            cost = _cost(state, best, placement, now)
+            started = parked.id if parked else event.instance
+            state.effects.append(Decision(DecisionKind.TURN, function.id, started, cost))
     if not request.beside:
         state.line.leave(function.id)
+    if parked is not None:  # (5)
+        state.functions[parked.id] = function
+        return _return(state, parked, placement, now, minimum=request.minimum)
     instance = Instance(
         id=event.instance,
         function=function.id,
@@ -125,15 +148,29 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
         for_minimum=request.minimum,
     )
     state.instances[instance.id], state.functions[instance.id] = instance, function
-    if weights is None:  # (5)
+    if weights is None:  # (6)
         state.effects.append(Fetch(instance, function))
-    else:  # (6)
+    else:  # (7)
         state.weights[instance.id] = weights
         admit(state, instance, placement, now)
+        for twin in state.twins(instance):
+            is_parked = twin.state is State.PARKING or twin.state in PARKED
+            if is_parked and not request.beside:  # its devices had no room
+                end(state, twin, DrainReason.MOVED, now)
     reconcile(state, now)
     # Placing may already have failed (the reason is then in the failures) or moved on.
     current = state.instances.get(instance.id)
     return Accepted(instance.id, current.state if current else State.GONE)
+
+
+def _return(state: HostState, instance: Instance, placement: Placement, now: float, *, minimum: bool) -> Accepted:
+    """Begin the return of a parked instance; one that is being parked returns right after that."""
+    if instance.state is State.PARKING:
+        put(state, replace(instance, reason=None, why=""))
+        return Accepted(instance.id, instance.state)
+    wake(state, instance, placement, now, minimum=minimum)
+    reconcile(state, now)
+    return Accepted(instance.id, state.instances[instance.id].state)
 
 
 def withdraw(state: HostState, instance: str, now: float) -> None:
@@ -151,10 +188,10 @@ def plan(state: HostState, function: Function, weights: LocalWeights | None, now
     if up := state.on_way_or_up(function.id, rev):
         return PlacementPlan(host=state.host.name, there=up.id, devices=up.devices, memory_mb=up.memory_mb)
     failure = state.failures.of(function.id, rev)
-    waiter = state.line.waiter(function, need_of(state, function, weights), 0.0, now)
-    placement = place_waiter(state, waiter, now)
+    best = offer(state, function, weights, now)
+    waiter, placement, parked = best.waiter, best.placement, best.returning
     if isinstance(placement, NoRoom):
-        next_turn = turn_of(state, waiter, now) if placement.when is When.LATER else None
+        next_turn = turn_of(state, waiter, now, parked) if placement.when is When.LATER else None
         turn_in_s = next_turn.at - now if next_turn else None
         return Rejected(placement.reason, placement.when, short_by_mb=placement.short_by_mb, turn_in_s=turn_in_s)
     usage = state.use()
@@ -164,17 +201,46 @@ def plan(state: HostState, function: Function, weights: LocalWeights | None, now
         devices=placement.devices,
         memory_mb=placement.memory_mb,
         memory_from=placement.memory_from,
-        evict=tuple(Victim(v.id, v.function, round(now - usage.last_used(v), 1)) for v in victims),
-        retry_at=failure.retry_at if failure and failure.retry_at > now else 0.0,
+        evict=tuple(
+            Victim(v.id, v.function, round(now - usage.last_used(v), 1), placement.parks.get(v.id)) for v in victims
+        ),
+        retry_at=failure.retry_at if failure and failure.retry_at > now and not parked else 0.0,
+        returns=parked.id if parked else "",
+        tier=parked.parks_to if parked else None,
     )
 
 
 def cool(state: HostState, event: CoolRequest, now: float) -> None:
-    """End the instances of a function."""
+    """End the instances of a function; or park those that can be parked, after their requests."""
     instances = [i for i in state.instances.values() if i.function == event.function]
-    ids = [i.id for i in instances if end(state, i, DrainReason.COOL, now, at_once=event.at_once)]
+    ids = [
+        i.id
+        for i in instances
+        if (event.park and _park(state, i, now)) or end(state, i, DrainReason.COOL, now, at_once=event.at_once)
+    ]
     state.effects.append(Ending(tuple(ids)))
     reconcile(state, now)
+
+
+def _park(state: HostState, instance: Instance, now: float) -> bool:
+    """Park an instance after its requests, or leave it parked; False: it has no tier."""
+    tier = next(iter(instance.tiers), None)
+    if instance.state is State.READY and tier is not None:
+        drain(state, instance, DrainReason.COOL, now, tier=tier)
+    elif instance.state is State.DRAINING and tier is not None:
+        put(state, replace(with_reason(instance, DrainReason.COOL), parks_to=instance.parks_to or tier))
+    else:
+        return instance.state is State.PARKING or instance.state in PARKED
+    return True
+
+
+def forget_failures(state: HostState, function: str) -> None:
+    """Forget a function's failures, and which tiers failed for it: its starts and its parking are tried again."""
+    state.failures.forget(function)
+    revisions = {i.revision for i in state.instances.values() if i.function == function}
+    if declared := (state.catalogue or {}).get(function):
+        revisions.add(state.revision(declared))
+    state.switch_on(revisions)
 
 
 def drain_host(state: HostState, now: float) -> None:
@@ -207,6 +273,7 @@ def apply_catalogue(state: HostState, event: CatalogueChanged, now: float) -> No
             state.functions[instance.id] = declared
             put(state, replace(instance, pinned=_is_pinned(state, declared), priority=declared.priority))
     state.failures.keep_only(event.functions)
+    state.switch_on(state.host.unparkable.keys() - declared_now)
     reconcile(state, now)
 
 
@@ -214,11 +281,12 @@ def _is_pinned(state: HostState, function: Function) -> bool:
     return function.pinned or state.host.name in function.pinned_on
 
 
-def _cost(state: HostState, waiter: Waiter, placement: Placement, now: float) -> str:
+def _cost(state: HostState, best: Offer, placement: Placement, now: float) -> str:
     """Return the text of a turn's decision."""
+    waiter = best.waiter
     leaving = ", ".join(sorted({state.instances[i].function for i in placement.evict}))
-    expected_s = start_s(state, state.revision(waiter.function))
-    takes = f"; its start takes {expected_s:.1f} s" if expected_s else ""
+    expected_s = start_s(state, state.revision(waiter.function), best.returning)
+    takes = f"; its {'return' if best.returning else 'start'} takes {expected_s:.1f} s" if expected_s else ""
     return f"it has waited {now - waiter.since:.0f} s; {leaving} closes for it{takes}"
 
 

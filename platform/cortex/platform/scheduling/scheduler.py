@@ -49,7 +49,7 @@ class Scheduler:
             case events.ShutdownRequest():
                 requests.shut_down(state, now)
             case events.FailuresCleared(function):
-                state.failures.forget(function)
+                requests.forget_failures(state, function)
             case events.CatalogueChanged():
                 requests.apply_catalogue(state, event, now)
             case events.Adopted():
@@ -94,6 +94,10 @@ class Scheduler:
                 worker_events.looked(state, event, now)
             case events.Proved():
                 worker_events.proved(state, event, now)
+            case events.Parked():
+                worker_events.parked(state, event, now)
+            case events.ParkFailed():
+                worker_events.park_failed(state, event, now)
             case events.Exited():
                 worker_events.exited(state, event, now)
             case events.EndDelayed():

@@ -9,13 +9,14 @@ from collections.abc import Collection, Iterator, Sequence
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, LIVE, State
+from cortex.functions.lifecycle import COMING, LIVE, PARKED, State
 from cortex.functions.spec import Function
 from cortex.functions.spec import revision as revision_of
-from cortex.platform.record import HostRecord, Instance, Use
+from cortex.platform.record import HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.effects import Effect
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.progress import Proof
 from cortex.platform.scheduling.reasons import STAYS_DRAINED
 from cortex.platform.scheduling.reports import Reports
@@ -25,7 +26,7 @@ from cortex.platform.scheduling.turns import Line
 MASKED_REVISION = "CORTEX_REVISION"
 """The variable with the revision of a spec whose secrets were removed."""
 
-MOVING = (State.STARTING, State.STOPPING, State.RECLAIMING)
+MOVING = (State.STARTING, State.PARKING, State.STOPPING, State.RECLAIMING)
 """States in which the memory use of a device changes."""
 
 
@@ -133,6 +134,34 @@ class HostState(Struct, kw_only=True):
             i for i in same if i.state is State.DRAINING and i.reason not in STAYS_DRAINED and not self.is_awaited(i.id)
         ]
         return next(iter(live + idle), None)
+
+    def parked(self, function: str, revision: str, exclude: Collection[str] = ()) -> Instance | None:
+        """Return the instance of a function that can return soonest: asleep, frozen, or being parked."""
+        order = (State.SLEEPING, State.FROZEN, State.PARKING)
+        same = [
+            i
+            for i in self.instances.values()
+            if (i.function, i.revision) == (function, revision)
+            and i.id not in exclude
+            and (i.state is State.PARKING or (i.state in PARKED and not is_leaving(i)))
+        ]
+        return min(same, key=lambda i: order.index(i.state), default=None)
+
+    def has_left(self, instance_id: str) -> bool:
+        """Whether an instance has given up the memory that another waits for: it is gone, or in its tier."""
+        instance = self.instances.get(instance_id)
+        return instance is None or (instance.state in PARKED and not is_leaving(instance))
+
+    def switch_off(self, revision: str, tier: Tier, why: str) -> None:
+        """Remember that a tier failed for a revision."""
+        failed = {**self.host.unparkable.get(revision, {}), tier: why}
+        self.host = replace(self.host, unparkable={**self.host.unparkable, revision: failed})
+
+    def switch_on(self, revisions: Collection[str]) -> None:
+        """Forget which tiers failed for these revisions."""
+        rest = {r: tiers for r, tiers in self.host.unparkable.items() if r not in revisions}
+        if rest != self.host.unparkable:
+            self.host = replace(self.host, unparkable=rest)
 
     def twins(self, instance: Instance) -> list[Instance]:
         """Return the other instances of the same function and revision."""

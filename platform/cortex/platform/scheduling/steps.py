@@ -6,9 +6,9 @@ effect for the supervisor, the decision.
 
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, State, Step, after
-from cortex.platform.record import DrainReason, FailureKind, Instance
-from cortex.platform.scheduling.effects import CancelFetch, Decision, Stop
+from cortex.functions.lifecycle import COMING, PARKED, State, Step, after
+from cortex.platform.record import DrainReason, FailureKind, Instance, Tier
+from cortex.platform.scheduling.effects import CancelFetch, Decision, Park, Stop
 from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.reasons import DecisionKind, drain_text
 from cortex.platform.scheduling.state import HostState
@@ -19,24 +19,27 @@ def decide(state: HostState, what: DecisionKind, instance: Instance, why: str) -
     state.effects.append(Decision(what, instance.function, instance.id, why))
 
 
-def drain(state: HostState, instance: Instance, reason: DrainReason, now: float, detail: str = "") -> None:
-    """Begin the drain handshake."""
+def drain(
+    state: HostState, instance: Instance, reason: DrainReason, now: float, detail: str = "", tier: Tier | None = None
+) -> None:
+    """Begin the drain handshake; then the instance goes to the tier, or stops."""
     state.epoch += 1
-    instance = replace(_with_reason(instance, reason, detail), epoch=state.epoch)
+    instance = replace(with_reason(instance, reason, detail), epoch=state.epoch, parks_to=tier)
     instance = replace(instance, deadline=now + state.rules.drain_grace_s)
     if reason is not DrainReason.EVICTED:  # an eviction has its own decision
         _decide_end(state, DecisionKind.DRAINING, instance)
     step(state, instance, Step.DRAIN, now)
 
 
-def close(state: HostState, instance: Instance, function: str, now: float) -> None:
-    """Close an instance in use for a function whose turn has come: it finishes its requests and stops.
+def close(state: HostState, instance: Instance, function: str, now: float, tier: Tier | None = None) -> None:
+    """Close an instance in use for a function whose turn has come: it finishes its requests, then goes to the tier or
+    stops.
 
     `request_timeout_s` bounds how long that takes.
     """
     state.epoch += 1
     latest = now + state.functions[instance.id].request_timeout_s
-    instance = replace(_with_reason(instance, DrainReason.TURN, function), epoch=state.epoch)
+    instance = replace(with_reason(instance, DrainReason.TURN, function), epoch=state.epoch, parks_to=tier)
     step(state, replace(instance, yields_to=function, deadline=latest), Step.DRAIN, now)
 
 
@@ -48,14 +51,32 @@ def cancel_drain(state: HostState, instance: Instance, why: str, now: float) -> 
     for twin in state.twins(instance):
         if twin.state in (State.FETCHING, State.PLACING):
             decide(state, DecisionKind.ABANDONED, twin, f"{instance.id} serves on")
-            step(state, twin, Step.ABANDONED, now)
+            abandon(state, twin, now)
 
 
 def stop(state: HostState, instance: Instance, now: float, reason: DrainReason | None = None) -> None:
     """Stop a worker; without a reason, for the one it drains for."""
-    instance = step(state, _with_reason(instance, reason) if reason else instance, Step.STOP, now)
+    instance = with_reason(instance, reason) if reason else instance
+    instance = step(state, replace(instance, parks_to=None), Step.STOP, now)
     _decide_end(state, DecisionKind.STOPPED, instance)
     state.effects.append(Stop(instance, state.rules.stop_grace_s))
+
+
+def park(state: HostState, instance: Instance, tier: Tier, ram_mb: int, now: float) -> None:
+    """Move the memory of an idle worker to a tier, for which there is RAM. The record has the RAM that it will hold,
+    the effect what it holds now: 0 for one that was never parked."""
+    held_mb = instance.ram_mb
+    instance = step(state, replace(instance, parks_to=tier, ram_mb=ram_mb), Step.PARK, now)
+    state.effects.append(Park(replace(instance, ram_mb=held_mb), state.functions[instance.id], tier))
+
+
+def abandon(state: HostState, instance: Instance, now: float) -> None:
+    """Give up a start whose worker does not run yet, or a return: then the instance stays in its tier."""
+    if instance.parked is None:
+        step(state, instance, Step.ABANDONED, now)
+    else:
+        rest = replace(instance, parks_to=instance.parked, waits_for=())
+        step(state, rest, into(instance.parked), now)
 
 
 def end(state: HostState, instance: Instance, reason: DrainReason, now: float, *, at_once: bool = False) -> bool:
@@ -63,7 +84,10 @@ def end(state: HostState, instance: Instance, reason: DrainReason, now: float, *
     match instance.state:
         case State.FETCHING | State.PLACING:
             fail(state, instance, Incident(f"given up before it started: {reason}", _cancelled(reason)), now)
-            step(state, instance, Step.ABANDONED, now)
+            if instance.parked is None or reason is DrainReason.UNRECORDED:
+                abandon(state, instance, now)
+            else:
+                stop(state, instance, now, reason)
         case State.STARTING:
             fail(state, instance, Incident(f"given up while it was starting: {reason}", _cancelled(reason)), now)
             stop(state, instance, now, reason)
@@ -72,7 +96,14 @@ def end(state: HostState, instance: Instance, reason: DrainReason, now: float, *
         case State.READY | State.DRAINING if at_once:
             stop(state, instance, now, reason)
         case State.DRAINING:
-            put(state, replace(_with_reason(instance, reason), deadline=now + state.rules.drain_grace_s))
+            deadline = now + state.rules.drain_grace_s
+            put(state, replace(with_reason(instance, reason), deadline=deadline, parks_to=None))
+        case State.PARKING:
+            stop(state, instance, now, reason)
+        case _ if instance.state in PARKED and at_once:
+            stop(state, instance, now, reason)
+        case _ if instance.state in PARKED:  # it stops when no start on its devices is disturbed
+            put(state, replace(with_reason(instance, reason), parks_to=None))
         case _:
             return False
     return True
@@ -122,10 +153,15 @@ def phases_until(instance: Instance, now: float) -> dict[str, float]:
 
 def without_reason(instance: Instance) -> Instance:
     """Return an instance whose drain is cancelled."""
-    return replace(instance, reason=None, why="", deadline=0.0, yields_to="")
+    return replace(instance, reason=None, why="", deadline=0.0, yields_to="", parks_to=None)
 
 
-def _with_reason(instance: Instance, reason: DrainReason, detail: str = "") -> Instance:
+def into(tier: Tier) -> Step:
+    """Return the step into a tier."""
+    return Step.FROZEN if tier is Tier.FREEZE else Step.ASLEEP
+
+
+def with_reason(instance: Instance, reason: DrainReason, detail: str = "") -> Instance:
     return replace(instance, reason=reason, why=drain_text(reason, detail))
 
 

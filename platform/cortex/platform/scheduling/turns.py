@@ -21,8 +21,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Function
-from cortex.platform.record import HostRecord, InLine, Instance, Use
-from cortex.platform.scheduling.eviction import FIRST_SERVE_S, RESIDENCY_S
+from cortex.platform.record import HostRecord, InLine, Instance, Tier, Use
+from cortex.platform.scheduling.eviction import FIRST_SERVE_S, residency_s
 from cortex.platform.scheduling.placement import Need, Placement, When, place
 
 TENURE_STARTS = 3.0
@@ -84,7 +84,7 @@ def closable_at(
     (2) it is on its way up: as if it were ready after `start_s`, the duration of an earlier start;
     (3) it is ready and was never used: after the time for its first request;
     (4) it is busy: after its tenure, which ends early when the waiter has been overtaken for too long;
-    (5) it was used a moment ago: likewise, and not before the waiter has waited `RESIDENCY_S`.
+    (5) it was used a moment ago: likewise, and not before the waiter has waited as long as it is protected.
     """
     if not use.known or not waiter.function.turn_wait_s or instance.pinned:  # (1)
         return None
@@ -101,7 +101,7 @@ def closable_at(
     took_s = max(0.0, instance.ready - instance.started)
     tenure = instance.ready + tenure_s(holder, took_s)
     at = max(instance.ready + holder.turn_min_s, min(tenure, waiter.since + waiter.function.turn_wait_s))
-    return at if busy else max(at, waiter.since + RESIDENCY_S)  # (4), (5)
+    return at if busy else max(at, waiter.since + residency_s(instance, Tier.SLEEP))  # (4), (5)
 
 
 def next_turn(

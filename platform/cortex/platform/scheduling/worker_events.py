@@ -6,16 +6,19 @@ An event may be late, repeated, or about an instance that is gone: it counts onl
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import TRANSITIONS, State, Step
-from cortex.platform.record import Cause, FailureKind, Instance
+from cortex.platform.record import Cause, DrainReason, FailureKind, Instance, Tier
 from cortex.platform.scheduling import events
-from cortex.platform.scheduling.admission import admit_or_fail, replacement
+from cortex.platform.scheduling.admission import admit_or_fail, place_waiter, replacement, return_need, wake
 from cortex.platform.scheduling.effects import Reclaim
 from cortex.platform.scheduling.failures import Evidence, Incident
+from cortex.platform.scheduling.parking import is_leaving, pinned_mb
+from cortex.platform.scheduling.placement import Placement
 from cortex.platform.scheduling.progress import is_hung
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.reconcile import PROVE_AGAIN_S, is_full, reconcile, silence_of
 from cortex.platform.scheduling.state import HostState, Observation
-from cortex.platform.scheduling.steps import decide, fail, fail_and_stop, phases_until, put, step
+from cortex.platform.scheduling.steps import decide, fail, fail_and_stop, into, phases_until, put, step
+from cortex.platform.scheduling.tiers import give_up
 
 MISSES_TO_ACT = 3
 """Consecutive health checks without an answer before the scheduler acts."""
@@ -52,7 +55,8 @@ def spawned(state: HostState, event: events.Spawned, now: float) -> None:
         process = event.process
         instance = replace(instance, pid=process.pid, boot=process.boot, process_ticks=process.ticks, url=event.url)
         instance = replace(instance, server=event.server, health_path=event.health_path, key_host=state.host.name)
-        put(state, replace(instance, path=event.path, warm=event.warm, started=now, last_sign=now))
+        instance = replace(instance, path=event.path, warm=event.warm, sleeps=event.sleeps)
+        put(state, replace(instance, started=now, last_sign=now))
 
 
 def spawn_failed(state: HostState, event: events.SpawnFailed, now: float) -> None:
@@ -84,9 +88,13 @@ def model_described(state: HostState, event: events.ModelDescribed) -> None:
 def answered(state: HostState, event: events.Answered, now: float) -> None:
     """The instance is ready."""
     if instance := state.find(event.instance, State.STARTING):
+        returned = instance.parks_to
         instance = step(state, replace(instance, ready=now), Step.ANSWERED, now)
+        if returned is not None:
+            instance = replace(instance, parks_to=None, ram_mb=pinned_mb(instance, returned))
         put(state, replace(instance, phase="", progress=None))
         path = f", {instance.path}" if instance.path not in ("", "plain") else ""
+        path = f", from {returned}" if returned else path
         decide(state, DecisionKind.READY, instance, f"after {now - instance.started:.3f} s{path}")
         reconcile(state, now)
 
@@ -94,7 +102,7 @@ def answered(state: HostState, event: events.Answered, now: float) -> None:
 def start_failed(state: HostState, event: events.StartFailed, now: float) -> None:
     """Stop the worker."""
     if instance := state.find(event.instance, State.STARTING):
-        fail_and_stop(state, instance, Incident(event.reason, evidence=event.evidence), now)
+        give_up(state, instance, Incident(event.reason, evidence=event.evidence), now)
 
 
 def memory_read(state: HostState, event: events.MemoryRead) -> None:
@@ -180,8 +188,12 @@ def exited(state: HostState, event: events.Exited, now: float) -> None:
     instance = state.instances.get(event.instance)
     if instance is None or Step.EXITED not in TRANSITIONS[instance.state]:
         return
+    if instance.state is State.PLACING and not instance.pid:
+        return
     again = False
-    if instance.state is State.STARTING:
+    if instance.parks_to is not None and instance.state in (State.STARTING, State.PARKING):
+        state.switch_off(instance.revision, instance.parks_to, f"the worker {event.description}")
+    if instance.state is State.STARTING and instance.parks_to is None:
         kind = _kind_of_start_failure(state, instance, event.evidence)
         again = kind is FailureKind.OUT_OF_MEMORY
         reason = f"the worker {event.description} while starting"
@@ -195,6 +207,50 @@ def exited(state: HostState, event: events.Exited, now: float) -> None:
     if again:
         admit_or_fail(state, replacement(state, instance, "2", now), now)
     reconcile(state, now)
+
+
+def parked(state: HostState, event: events.Parked, now: float) -> None:
+    """The memory is in its tier. The instance returns at once, if
+
+    (1) a request came meanwhile;
+    (2) this was the rehearsal, and no other function has taken the room.
+
+    More may have stayed on its devices than was expected: an instance that waits for the room is placed again.
+    """
+    instance = state.find(event.instance, State.PARKING)
+    if instance is None or event.tier is not instance.parks_to:
+        return
+    promised_mb = instance.parked_mb
+    if event.tier is Tier.SLEEP or event.device_mb:
+        instance = replace(instance, parked_mb=event.device_mb)
+    instance = replace(instance, parked=event.tier, park_s=event.took_s, ram_mb=event.ram_mb or instance.ram_mb)
+    instance = step(state, instance, into(event.tier), now)
+    stays = f"{instance.held_mb:,} MiB stay, " if instance.held_mb else ""
+    decide(state, DecisionKind.PARKED, instance, f"to {event.tier}: {stays}{event.took_s:.2f} s")
+    if instance.held_mb > promised_mb:
+        for other in [i for i in state.instances.values() if instance.id in i.waits_for]:
+            admit_or_fail(state, other, now)
+    _return_if_wanted(state, state.instances[instance.id], now)
+    reconcile(state, now)
+
+
+def _return_if_wanted(state: HostState, instance: Instance, now: float) -> None:
+    if is_leaving(instance) or instance.reason not in (None, DrainReason.REHEARSAL):
+        return
+    function = state.functions[instance.id]
+    waiter = state.line.waiter(function, return_need(function, instance), 0.0, now)
+    placement = place_waiter(state, waiter, now, returning=instance)
+    if isinstance(placement, Placement):
+        if instance.reason is None or not placement.waits_for:
+            wake(state, instance, placement, now, minimum=instance.reason is DrainReason.REHEARSAL)
+    elif instance.reason is None:
+        fail(state, instance, Incident(placement.reason, FailureKind.ROOM), now)
+
+
+def park_failed(state: HostState, event: events.ParkFailed, now: float) -> None:
+    """Stop the worker, which may be half-way, and use this tier no more for its revision."""
+    if instance := state.find(event.instance, State.PARKING):
+        give_up(state, instance, Incident(event.reason), now)
 
 
 def end_delayed(state: HostState, event: events.EndDelayed) -> None:

@@ -32,6 +32,8 @@ def launch_context(
     key: str,
     scratch: str,
     layers: int = 0,
+    control_key: str = "",
+    sleeps: bool = False,
 ) -> LaunchContext:
     """Return the address, devices, memory and paths for an instance."""
     instance = effect.instance
@@ -56,6 +58,8 @@ def launch_context(
         scratch=scratch,
         engine_modules=str(ENGINE_MODULES),
         key_file=f"{scratch}.key",
+        control_key=control_key,
+        sleeps=sleeps,
     )
 
 

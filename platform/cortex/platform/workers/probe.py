@@ -1,16 +1,20 @@
 """Probes a worker: its health, its models, and whether it has the instance's key."""
 
+import secrets
 from collections.abc import Collection
 
 import aiohttp
 
+from cortex.functions.servers import Server
 from cortex.platform import served_model, worker_http
 from cortex.platform.keys import HostToken
 from cortex.platform.record import Instance
 from cortex.platform.served_model import ServedModel
 from cortex.platform.worker_http import KEY_REFUSED, MODELS_BYTES, Unreadable
+from cortex.platform.workers import canary
 
 TIMEOUT_S = 5.0
+CANARY_S, CANARY_BYTES = 30.0, 4 * 1024 * 1024
 _REQUESTS: dict[str, tuple[str, dict[str, object]]] = {
     "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}),
     "completions": ("/v1/completions", {"prompt": ".", "max_tokens": 1}),
@@ -50,6 +54,11 @@ class Probe:
     async def responds(self, instance: Instance, dialects: Collection[str], within_s: float) -> bool:
         """Return whether a worker answers a request of one token in time, on the path of client requests. An error
         counts as an answer, and so does a broken connection, which other checks report."""
+        return await self.status(instance, dialects, within_s) is not None
+
+    async def status(self, instance: Instance, dialects: Collection[str], within_s: float) -> int | None:
+        """Return the status of a worker's answer to a request of one token; None: it did not answer in time; 0: the
+        connection broke."""
         if self._http is None:
             self._http = worker_http.session()
         path, body = next(
@@ -66,12 +75,32 @@ class Probe:
                     allow_redirects=False,
                 ) as answer:
                     if answer.status not in KEY_REFUSED:
-                        return True
+                        return answer.status
         except TimeoutError:
-            return False
+            return None
         except (*worker_http.BREAKS, OSError):
-            return True
-        return True
+            return 0
+        return 0
+
+    async def canary(self, instance: Instance, server: Server) -> str:
+        """Return the digest of what a worker computes for its canary; "" if it does not answer it."""
+        if self._http is None:
+            self._http = worker_http.session()
+        path, body = canary.request_of(server, secrets.token_hex(8))
+        try:
+            for key in self._token.worker_keys(instance.id):
+                async with self._http.post(
+                    instance.url + path,
+                    json={"model": instance.function, **body},
+                    headers=worker_http.headers(key),
+                    timeout=aiohttp.ClientTimeout(total=CANARY_S),
+                    allow_redirects=False,
+                ) as answer:
+                    if answer.status == 200:
+                        return canary.digest_of(await worker_http.whole(answer, CANARY_BYTES))
+        except (*worker_http.BREAKS, OSError, TimeoutError, Unreadable):
+            pass
+        return ""
 
     async def served_models(self, url: str, health: str, instance: str) -> dict[str, ServedModel] | None:
         """Return a healthy worker's models by id; None while it is not healthy.

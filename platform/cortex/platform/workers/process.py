@@ -92,6 +92,14 @@ def resident_mb(pid: int) -> int | None:
     return int(total) // (1024 * 1024) or None
 
 
+def number_in(path: Path) -> int | None:
+    """Return the number in a fake worker's scratch file, its pretended device memory."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _of_family(pid: int, read: Callable[[psutil.Process], float]) -> list[float]:
     """Return `read()` of a worker and each of its children, without those that have exited."""
     values: list[float] = []

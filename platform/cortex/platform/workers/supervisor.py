@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from msgspec.structs import replace
@@ -31,7 +31,7 @@ from cortex.platform.keys import HostToken
 from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import process_id, termination
 from cortex.platform.process.environment import OWNER
-from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId
+from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId, Tier
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import (
     Answer,
@@ -41,13 +41,16 @@ from cortex.platform.scheduling.effects import (
     Ending,
     Fetch,
     Look,
+    Park,
     Prove,
     Reclaim,
     Spawn,
     Stop,
+    Wake,
 )
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.failures import evidence_in
+from cortex.platform.scheduling.parking import must_sleep
 from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.serving import address
@@ -55,10 +58,13 @@ from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import Fetches
 from cortex.platform.workers import activity, cgroup, compile_caches, hardening, launch_context, log_files, process
+from cortex.platform.workers.checkpoint import Freezer
+from cortex.platform.workers.control_keys import ControlKeys
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
 from cortex.platform.workers.startup import LogFollower
+from cortex.platform.workers.tiers import HolderReading, Tiers
 from cortex.platform.workers.worker_user import find_user
 
 log = structlog.get_logger()
@@ -73,6 +79,8 @@ AGAIN_S = 2.0
 """Pause before an effect that raised is retried."""
 RECLAIM_S = 30.0
 """Time limit for freed device memory to be released; memory still held then counts as foreign."""
+FREEZER_S = 5.0
+"""Time after which a driver that does not answer whether it can freeze is not waited for."""
 PRUNE_S = 60.0
 """Timeout of removing old compile caches."""
 
@@ -91,12 +99,6 @@ class Examined(enum.Enum):
     """It lists other models."""
 
 
-class MemoryReleased(Protocol):
-    """Returns whether these processes have released all device memory."""
-
-    async def __call__(self, pids: set[int]) -> bool: ...
-
-
 class Supervisor:
     """The worker processes of one agent."""
 
@@ -106,12 +108,12 @@ class Supervisor:
         token: HostToken,
         engines: Engines,
         tell: Callable[[Event], None],
-        memory_released: MemoryReleased,
+        holders: HolderReading,
         record: Callable[[], HostRecord],
         faults: Faults | None = None,
     ) -> None:
         self._settings, self._token, self._engines, self._tell = settings, token, engines, tell
-        self._memory_released, self._record = memory_released, record
+        self._holders, self._record = holders, record
         self._faults = faults or Faults()
         self.looks = disk.looks()
         self.fetches = Fetches(settings, tell, self.looks)
@@ -124,13 +126,16 @@ class Supervisor:
         self._proved: dict[str, frozenset[ProcessId]] = {}
         """The processes of a worker's session when it ended. They belong to it, with or without its marker."""
         self._ports = Ports(settings.agent.worker_host, settings.agent.worker_ports)
-        self._token, self._probe = token, Probe(token)
+        self._probe = Probe(token)
+        self._control = ControlKeys(Path(settings.agent.state_dir))
         self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
         self._groups = cgroup.home(self._owner)
         self._warm: dict[str, Spawn] = {}
         """Starts from a launcher that are not ready yet. If one fails, it is repeated as a plain start."""
         self._user = find_user(settings.agent.worker_user)
+        self.freezer = Freezer(self._user)
+        self.tiers = Tiers(self._probe, self._control, self.freezer, holders, record, self.scratch, tell)
         # A parked launcher cannot change its user.
         uses_launcher = settings.agent.launcher and "vllm" in engines.tools and self._user is None
         self._launchers = LauncherPool(
@@ -152,6 +157,7 @@ class Supervisor:
         self.fetches.close()
         await self._launchers.close()
         await self._probe.close()
+        self.freezer.close()
         cgroup.remove_home(self._groups)
 
     def perform(self, effect: Effect) -> None:
@@ -167,6 +173,10 @@ class Supervisor:
                 self._begin("look", instance, self._look(instance), self._look_failed)
             case Prove(instance):
                 self._begin("prove", instance, self._prove(effect))
+            case Park(instance):
+                self._begin("move", instance, self.tiers.park(effect), self._park_failed)
+            case Wake(instance):
+                self._begin("move", instance, self.tiers.wake(effect), self._wake_failed)
             case Stop(instance):
                 self._begin("stop", instance, self._insist("stop", instance, lambda: self._stop(effect)))
             case Reclaim(instance):
@@ -232,6 +242,12 @@ class Supervisor:
         reason = f"the worker could not be started: {error if ours else type(error).__name__}"
         self._tell(events.SpawnFailed(instance.id, reason, kind))
 
+    def _park_failed(self, instance: Instance, error: Exception) -> None:
+        self._tell(events.ParkFailed(instance.id, instance.parks_to or Tier.SLEEP, type(error).__name__))
+
+    def _wake_failed(self, instance: Instance, error: Exception) -> None:
+        self._tell(events.StartFailed(instance.id, f"its memory could not be moved back: {type(error).__name__}"))
+
     def _look_failed(self, instance: Instance, _: Exception) -> None:
         self._tell(events.Looked(instance.id, None, 0))
 
@@ -250,6 +266,16 @@ class Supervisor:
                 return Examined.OTHER_MODEL if served else Examined.REFUSES_KEY
         return Examined.SERVES
 
+    async def freeze_problem(self) -> str:
+        """Return why this host cannot freeze a worker, as far as it is known soon; "": it can."""
+        if self.freezer.probe_is_due:
+            await asyncio.wait((self._own("freezer", self._probe_freezer()),), timeout=FREEZER_S)
+        return self.freezer.problem
+
+    async def _probe_freezer(self) -> None:
+        with self._faults.guard("freezer"):
+            await self.freezer.probe()
+
     def adopt(self, saved: SavedWorker) -> None:
         """Watch a worker started by an earlier agent of this host."""
         instance = saved.instance
@@ -258,7 +284,7 @@ class Supervisor:
             return
         self._ports.hold(instance.id, instance.function, int(instance.url.rpartition(":")[2]))
         self._watch_over(instance.id, instance.function, leader)
-        if instance.state is State.STARTING:
+        if instance.state is State.STARTING and instance.parks_to is None:
             reading = self._follow_log(instance.function, instance.id, instance.server, warm=instance.warm)
             self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
 
@@ -294,6 +320,7 @@ class Supervisor:
         key = self._token.worker_key(instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         hardening.temporary(instance.id, self._user)
+        sleeps = must_sleep(instance, function, self._record())
         context = launch_context.launch_context(
             effect,
             agent,
@@ -301,6 +328,8 @@ class Supervisor:
             self._record().devices,
             port=port,
             key=key,
+            control_key=self._control.key(instance.id),
+            sleeps=sleeps,
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
         )
@@ -317,7 +346,14 @@ class Supervisor:
         url = f"http://{address.join(agent.worker_host, port)}"
         self._tell(
             events.Spawned(
-                instance.id, leader, url, server=command.server, health_path=command.health_path, path=path, warm=warm
+                instance.id,
+                leader,
+                url,
+                server=command.server,
+                health_path=command.health_path,
+                path=path,
+                warm=warm,
+                sleeps=sleeps,
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
@@ -484,7 +520,7 @@ class Supervisor:
     async def used_mb(self, instance: Instance, engine: str) -> int | None:
         """Return a worker's measured memory over all its devices; None if it cannot be measured."""
         if engine == Engine.FAKE:
-            return await asyncio.to_thread(_number_in, self.scratch(instance.id))
+            return await asyncio.to_thread(process.number_in, self.scratch(instance.id))
         return await asyncio.to_thread(process.resident_mb, instance.pid)
 
     def scratch(self, instance: str) -> Path:
@@ -513,14 +549,21 @@ class Supervisor:
         self._tell(events.Proved(instance.id, answered, worked))
 
     async def _stop(self, effect: Stop) -> None:
-        """Send TERM, wait for the grace, then send KILL until it has ended. `_watch` reports a watched worker."""
+        """Send TERM, wait for the grace, then send KILL until it has ended. `_watch` reports a watched worker.
+
+        A frozen one gets KILL at once: its engine cannot end in order.
+        """
         instance = effect.instance
         self._warm.pop(instance.id, None)
+        if (move := self._effects.pop(("move", instance.id), None)) is not None:
+            move.cancel()
         starting = self._effects.get(("spawn", instance.id))
         if starting is not None:  # its process may start at any moment
             await asyncio.wait((starting,), timeout=KILLED_WITHIN_S)
         leader = self._watched.get(instance.id) or instance.process
         number, wait_s = signal.SIGTERM, effect.grace_s
+        if instance.parked is Tier.FREEZE:
+            number, wait_s = signal.SIGKILL, KILLED_WITHIN_S
         while leader is not None and process_id.is_alive(leader):
             process.signal_worker(leader, number)
             with contextlib.suppress(TimeoutError):
@@ -562,7 +605,7 @@ class Supervisor:
     async def _wait_for_memory(self, pids: set[int]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RECLAIM_S):
-                while not await self._memory_released(pids):  # noqa: ASYNC110 (it needs a new reading each time)
+                while (holders := await self._holders()) and any(h.pid in pids for h in holders):  # noqa: ASYNC110
                     await asyncio.sleep(PROBE_MOST_S)
 
 
@@ -572,11 +615,3 @@ def _unkillable(processes: Collection[ProcessId]) -> str:
     if any(process_id.is_uninterruptible(p) for p in processes):
         return f"process {pids} sleeps in the kernel and cannot be killed: its device's driver or a mount hangs"
     return f"process {pids} has not ended after SIGKILL"
-
-
-def _number_in(path: Path) -> int | None:
-    """Return the number in a fake worker's scratch file, its pretended device memory."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -20,7 +20,7 @@ from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Fleet, HostRecord, Instance, ProcessId, RouterReport, used_function, used_instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling import effects, events
-from cortex.platform.scheduling.ledger import Entry, Reading
+from cortex.platform.scheduling.ledger import Entry, Reading, returned_from
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
@@ -42,6 +42,8 @@ TICK_S = 0.5
 """Interval at which the fleet is looked at while something waits or ends."""
 STOP_S, RECLAIM_S = 1.0, 1.0
 """From TERM to the end of a worker, and until its memory is free."""
+PARK_S, RETURN_S = 1.0, 1.0
+"""To park a worker, and for a return that was not measured."""
 UNKNOWN_START_S = 30.0
 """The start of a function when no start of any function was measured."""
 NO_LIMIT_S = 1e9
@@ -275,15 +277,20 @@ class ReplayFleet:
                 self._number += 1
                 self._tell(host, events.Spawned(instance.id, ProcessId(host, self._number, 0), f"replay://{host}"))
                 then(self._starts[function.id], events.Answered(instance.id))
+            case effects.Park(instance, _, tier):
+                then(PARK_S, events.Parked(instance.id, tier, instance.parked_mb, instance.ram_mb, PARK_S))
+            case effects.Wake(instance, function, tier):
+                then(instance.return_s.get(tier, RETURN_S), events.Answered(instance.id))
             case effects.Stop(instance):
                 then(STOP_S, events.Exited(instance.id, "ended"))
             case effects.Reclaim(instance):
                 then(RECLAIM_S, events.Reclaimed(instance.id))
             case effects.Look(instance):
                 then(0.0, events.Looked(instance.id, self._in_flight.get(instance.id, 0), 0))
-            case effects.Decision(what, function_id):
+            case effects.Decision(what, function_id, instance_id):
                 tally = self._count(function_id)
-                tally.starts += what is DecisionKind.READY
+                ready = self._schedulers[host].state.instances.get(instance_id)
+                tally.starts += what is DecisionKind.READY and ready is not None and returned_from(ready) is None
                 tally.evictions += what in EVICTIONS
             case _:
                 pass

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from cortex.platform.decisions import DecisionRecord
+from cortex.platform.scheduling.ledger import WAKING
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.router.decision_log import RouterDecision
 
@@ -94,9 +95,10 @@ def read_past(
         tally = past.did.setdefault(decision.function, Tally())
         match decision.what:
             case DecisionKind.READY:
-                tally.starts += 1
                 ready[decision.instance] = (decision.function, decision.at)
-                past.measured[decision.function] = _measured(decision)
+                if not _returned(decision):
+                    tally.starts += 1
+                    past.measured[decision.function] = _measured(decision)
             case DecisionKind.DRAIN_CANCELLED | DecisionKind.ADOPTED:
                 ready.setdefault(decision.instance, (decision.function, decision.at))
             case RouterDecision.WAITED | RouterDecision.NOT_SERVED:
@@ -132,6 +134,12 @@ def _visit(decision: DecisionRecord, tally: Tally) -> Visit:
     else:
         tally.not_served += 1
     return Visit(decision.at - took_s, decision.function, took_s - queued_s)
+
+
+def _returned(decision: DecisionRecord) -> bool:
+    """Whether an instance became ready by its return from a tier."""
+    phases = decision.inputs.get("phases")
+    return isinstance(phases, Mapping) and WAKING in phases
 
 
 def _measured(decision: DecisionRecord) -> Measured:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import structlog
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, LIVE
+from cortex.functions.lifecycle import COMING, LIVE, PARKED
 from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
@@ -395,7 +395,7 @@ class Activator:
                 if not failure.served:
                     public = f"'{function.id}' did not start"
                     raise StartFailed(f"{public}: {failure.reason}", public=public + SEE_WHY)
-            elif awaited and not self._is_gone(awaited, host) and time.monotonic() - unseen_since < UNSEEN_S:
+            elif awaited and not self._has_left(awaited, host) and time.monotonic() - unseen_since < UNSEEN_S:
                 # Requested, but not in this router's view yet, or its host is away.
                 await self._view.changed(NO_ROOM_S)
                 continue
@@ -470,9 +470,10 @@ class Activator:
                     return instance
         return None
 
-    def _is_gone(self, instance: str, host: str) -> bool:
-        """Whether the host of an instance is alive and no longer has it."""
-        return host in self._view.fleet.hosts and self._view.placed(instance) is None
+    def _has_left(self, instance: str, host: str) -> bool:
+        """Whether the host of an instance is alive and no longer has it, or has it parked."""
+        record = self._view.fleet.hosts.get(host)
+        return record is not None and all(i.id != instance or i.state in PARKED for i in record.instances)
 
     def _progress(self, function: Function) -> str:
         """Return the progress of a start as text."""

@@ -115,10 +115,12 @@ class Agents:
             answer = await self._send(host, "POST", "/drain", None)
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
-    async def cool(self, host: HostRecord, function: str, *, at_once: bool = False) -> Sequence[str]:
-        """End a function's instances. Raises AgentUnavailable."""
+    async def cool(
+        self, host: HostRecord, function: str, *, at_once: bool = False, park: bool = False
+    ) -> Sequence[str]:
+        """End a function's instances, or park them. Raises AgentUnavailable."""
         with self._translate_errors(host):
-            answer = await self._send(host, "POST", "/functions/cool", Cool(function, at_once))
+            answer = await self._send(host, "POST", "/functions/cool", Cool(function, at_once, park))
             return msgspec.json.decode(answer, type=dict[str, list[str]])["instances"]
 
     async def forget(self, host: HostRecord, function: str) -> None:

@@ -74,6 +74,12 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
         retry_at=retry_at or None,
         cause=failure.cause if failure else "",
         failed_instance=failure.instance if failure and failure.lines else "",
+        park=str(function.park),
+        unparkable=tuple(
+            (host.name, str(tier), why)
+            for host in index.cannot_park.get(revision, ())
+            for tier, why in host.unparkable[revision].items()
+        ),
     )
 
 

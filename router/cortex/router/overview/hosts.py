@@ -8,7 +8,7 @@ from msgspec.structs import asdict
 
 from cortex.platform.record import Device, HostRecord, Instance
 from cortex.platform.scheduling.eviction import least_valuable_first, protection
-from cortex.platform.scheduling.placement import LEAVING
+from cortex.platform.scheduling.parking import is_leaving
 from cortex.router.api_types import DeviceView, EvictionCandidate, HostsAnswer, HostView
 from cortex.router.overview.functions import instance_reap_at
 from cortex.router.overview.snapshot import FleetSnapshot, Index
@@ -42,15 +42,15 @@ def host_view(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> Host
 
 def device_view(device: Device, record: HostRecord) -> DeviceView:
     """Return a device with the sums of its memory."""
-    admitted = sum(i.memory_mb for i in record.instances if device.id in i.devices)
+    admitted = sum(i.held_mb for i in record.instances if device.id in i.devices)
     free = max(0, device.budget_mb - device.foreign_mb - admitted)
     return DeviceView(**asdict(device), admitted_mb=admitted, free_mb=free)
 
 
 def eviction_order(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> tuple[EvictionCandidate, ...]:
     """Return a host's instances in eviction order, protected ones last."""
-    candidates = [i for i in record.instances if i.state not in LEAVING]
-    ordered = least_valuable_first(candidates, index.usage, strategy=snapshot.strategy)
+    candidates = [i for i in record.instances if not is_leaving(i)]
+    ordered = least_valuable_first(candidates, index.usage, snapshot.now, strategy=snapshot.strategy)
     protections = {i.id: protection(i, index.usage, snapshot.now) for i in ordered}
     evictable = [i for i in ordered if not protections[i.id]]
     protected = [i for i in ordered if protections[i.id]]
@@ -67,7 +67,7 @@ def _candidate(
         rank=rank,
         instance=instance.id,
         function=instance.function,
-        memory_mb=instance.memory_mb * max(1, len(instance.devices)),
+        memory_mb=instance.held_mb * max(1, len(instance.devices)),
         idle_since=index.usage.last_used(instance),
         priority=instance.priority,
         protection=protected,

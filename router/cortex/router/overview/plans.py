@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, State
+from cortex.functions.lifecycle import COMING, LIVE, PARKED, State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import PlacementPlan, Victim
-from cortex.platform.record import HostRecord, Instance
+from cortex.platform.record import HostRecord, Instance, Tier
 from cortex.platform.scheduling.placement import NoRoom, need, place
 from cortex.router.activation.load_balancing import hosts_to_ask
 from cortex.router.api_types import EvictionCandidate
@@ -41,7 +41,8 @@ def warm(
     order = eviction_order(record, snapshot, index) if record else ()
     start = PlannedStart(
         host=placement.host,
-        instance=placement.there,
+        instance=placement.there or placement.returns,
+        tier=placement.tier,
         devices=placement.devices,
         memory_mb=placement.memory_mb,
         memory_from=placement.memory_from,
@@ -51,12 +52,13 @@ def warm(
         plan,
         effect=Effect.NOTHING if placement.there else Effect.CHANGE,
         start=start,
-        evictions=tuple(_eviction(victim, order) for victim in placement.evict),
+        evictions=tuple(_eviction(victim, order, index) for victim in placement.evict),
         stays=tuple(c for c in order if c.protection) if placement.evict else (),
     )
 
 
-def _eviction(victim: Victim, order: Iterable[EvictionCandidate]) -> Eviction:
+def _eviction(victim: Victim, order: Iterable[EvictionCandidate], index: Index) -> Eviction:
+    instance = index.instances.get(victim.instance)
     candidate = next((c for c in order if c.instance == victim.instance and not c.protection), None)
     return Eviction(
         instance=victim.instance,
@@ -64,12 +66,14 @@ def _eviction(victim: Victim, order: Iterable[EvictionCandidate]) -> Eviction:
         idle_s=victim.idle_s,
         priority=candidate.priority if candidate else 0,
         rank=candidate.rank if candidate else 0,
+        tier=victim.tier,
+        return_s=instance.return_s.get(victim.tier or Tier.STOP) if instance else None,
     )
 
 
 def cool(function: Function, snapshot: FleetSnapshot, index: Index) -> Plan:
-    """Return the plan of a cool: the instances that drain, and their requests."""
-    placed = [(h, i) for h, i in index.placed.get(function.id, ()) if i.state in COMING or i.state is State.READY]
+    """Return the plan of a cool: the instances that drain, and their requests; and the parked ones, which stop."""
+    placed = [(h, i) for h, i in index.placed.get(function.id, ()) if i.state in LIVE | PARKED]
     return Plan(
         action=Action.COOL,
         effect=Effect.CHANGE if placed else Effect.NOTHING,
@@ -123,7 +127,7 @@ def uncordon(host: str, snapshot: FleetSnapshot) -> Plan:
 
 def drain(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> Plan:
     """Return the plan of a drain: which functions would move where, and which would go cold."""
-    ending = [i for i in record.instances if i.state in COMING or i.state is State.READY]
+    ending = [i for i in record.instances if i.state in LIVE | PARKED]
     serving = sorted({i.function for i in ending if i.state is State.READY})
     coming = sorted({i.function for i in ending if i.state in COMING})
     cordoned = record.name in snapshot.fleet.cordoned

@@ -51,6 +51,8 @@ class Index:
         """Newest first."""
         self.unreadable: dict[str, list[str]] = defaultdict(list)
         """Why a function cannot be started on hosts where a path does not answer."""
+        self.cannot_park: dict[str, list[HostRecord]] = defaultdict(list)
+        """Hosts on which a revision is no longer parked in some tier."""
         self.instances: dict[str, Instance] = {}
         self.in_line = places_in_line(fleet)
         self.has_foreign = any(host.foreign for host in fleet.hosts.values())
@@ -67,6 +69,8 @@ class Index:
             for failure in host.failures:
                 self.failures[failure.function].append((host, failure))
         for name, host in fleet.hosts.items():
+            for revision in host.unparkable:
+                self.cannot_park[revision].append(host)
             for function, why in host.unreadable.items():
                 self.unreadable[function].append(f"{name}: {why}")
         for entries in self.failures.values():

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Instance
-from cortex.platform.scheduling.ledger import Entry, revision_of
+from cortex.platform.scheduling.ledger import Entry, returned_from, revision_of
 from cortex.router.api_types import DownloadView, LastStart
 
 
@@ -20,7 +20,7 @@ def by_revision(ledger: Mapping[str, Entry]) -> dict[str, Entry]:
 
 def last_start(revision: str, instances: Iterable[Instance], entry: Entry | None) -> LastStart | None:
     """Return the last start of a revision, from a live instance or else from the ledger."""
-    ready = [i for i in instances if i.revision == revision and i.ready and i.phases]
+    ready = [i for i in instances if i.revision == revision and i.ready and i.phases and returned_from(i) is None]
     newest = max(ready, key=lambda i: i.ready, default=None)
     if newest is not None and (entry is None or newest.ready >= entry.started_at):
         return _last(newest.ready, newest.phases)
@@ -36,8 +36,11 @@ def fetched_at(host: str, instance: Instance, downloads: Iterable[DownloadView])
 
 
 def ready_at(instance: Instance, entry: Entry | None, fetched: float | None) -> float | None:
-    """Return when an instance should be ready; None if no earlier start is known, or while it waits for memory or for
-    a download of unknown duration."""
+    """Return when an instance should be ready; None if no earlier start, or return from its tier, is known, or while it
+    waits for memory or for a download of unknown duration."""
+    if instance.parks_to is not None:
+        takes_s = instance.return_s.get(instance.parks_to, 0.0)
+        return instance.started + takes_s if takes_s and instance.state is State.STARTING else None
     if entry is None or not entry.start_s:
         return None
     if instance.state is State.FETCHING:

@@ -2,6 +2,7 @@
 
 import re
 
+from cortex.functions.lifecycle import PARKED
 from cortex.router.api_types import EvictionCandidate, FunctionView, InstanceView
 from cortex.router.plan_types import Eviction, Move, Outcome
 
@@ -38,6 +39,25 @@ def eviction_reason(eviction: Eviction, strategy: str) -> str:
     if not eviction.rank:
         return ""
     return reason(eviction, strategy) + ("; earlier ones do not free enough memory" if eviction.rank > 1 else "")
+
+
+def departure(eviction: Eviction) -> str:
+    """Return where an evicted instance goes, if not away, and how long its return from there took."""
+    tier = [f"to {eviction.tier}"] if eviction.tier else []
+    return ", ".join([*tier, *([f"back in {eviction.return_s:.1f} s"] if eviction.return_s else [])])
+
+
+def parked_text(instance: InstanceView) -> str:
+    """Return what a parked instance holds, and how long its last return took."""
+    held = [f"{instance.held_mb} MiB on each device"] if instance.held_mb else []
+    held += [f"{instance.ram_mb} MiB of RAM"] if instance.ram_mb else []
+    back_s = instance.return_s.get(instance.parked) if instance.parked else None
+    return ", ".join([*held, *([f"back in {back_s:.1f} s"] if back_s else [])])
+
+
+def parked_lines(function: FunctionView) -> list[str]:
+    """Return a line for each parked instance of a function."""
+    return [f"{i.state} on {i.host}: {parked_text(i)}" for i in function.instances if i.state in PARKED]
 
 
 def outcome(move: Move) -> str:

@@ -234,7 +234,8 @@ class Exchange:
         if substitute is None or not substitute[1].within_s:
             return None
         exchanges, target, within_s = self._exchanges, self.target, substitute[1].within_s
-        instances = [i for h in exchanges.view.fleet.records() for i in h.of(target.function.id)]
+        function = target.function.id
+        instances = [i for h in exchanges.view.fleet.records() for i in h.instances if i.function == function]
         expected_s = await exchanges.substitutes.ready_in_s(target, instances, clock.now())
         if expected_s is None or expected_s > within_s:
             return None
@@ -298,7 +299,7 @@ class Exchange:
                     request_record.queued_s += time.monotonic() - began
                     if view.is_closing(instance.id):
                         return Outcome.CLOSED
-                request_record.forwarded(instance.id, placed[1] if placed else "")
+                request_record.forwarded(instance.id, placed[1] if placed else "", instance.path)
                 self._exchanges.admission.in_flight.keep(instance.id, self._call.keep_s)
                 with deaths.open_requests.sent(instance.id, request_record):
                     await self._forward(instance)
@@ -316,7 +317,7 @@ class Exchange:
                 public = f"the worker of '{function.id}' broke before it answered"
                 raise UpstreamBroke(f"{public}: {broken}", public=public + SEE_WHY) from None
             # A head that is sent while the request waits names no dead instance.
-            request_record.instance = request_record.host = ""
+            request_record.instance = request_record.host = request_record.path = ""
             return Outcome.BROKE
 
     def _refuse_suspects(self) -> None:
@@ -574,7 +575,7 @@ class Exchange:
         request_record, function = self.request_record, self.target.function.id.encode("ascii", "replace")
         return [
             (b"x-cortex-function", function),
-            (b"x-cortex-start", b"cold" if request_record.cold else b"hot"),
+            (b"x-cortex-start", request_record.start.encode()),
             (b"x-cortex-queued-ms", str(round(request_record.queued_s * 1000)).encode()),
             *([(b"x-cortex-instance", request_record.instance.encode())] if request_record.instance else []),
             *([(b"x-cortex-substitute", function)] if request_record.substitute_for else []),

@@ -21,7 +21,7 @@ def _line(request_record: RequestRecord) -> tuple[int, dict[str, object]]:
         "stream": request_record.streams,
         "instance": request_record.instance,
         "host": request_record.host,
-        "start": "cold" if request_record.cold else "hot",
+        "start": request_record.start,
         "queued_ms": round(request_record.queued_s * 1000),
         "first_ms": None if first_s is None else round(first_s * 1000),
         "took_ms": round(request_record.duration_s * 1000),

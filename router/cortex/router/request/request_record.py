@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from cortex.platform.faults import Faults
 from cortex.platform.metrics import INTER_TOKEN
+from cortex.platform.record import Tier
 from cortex.router.api_types import RequestSummary, Try
 
 SETTLE_S = 0.1
@@ -46,6 +47,7 @@ class RequestRecord:
         "last",
         "left",
         "model",
+        "path",
         "phase",
         "pieces",
         "queued_s",
@@ -69,7 +71,7 @@ class RequestRecord:
         self.at, self.began, self.read_s = time.time(), time.monotonic() - read_s, read_s
         self.phase = "choosing"
         self.cold = self.left = False
-        self.instance = self.host = self.fault = self.who = self.why = self.trace = self.substitute_for = ""
+        self.instance = self.host = self.path = self.fault = self.who = self.why = self.trace = self.substitute_for = ""
         self.key = ""
         self.span: object = None
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0
@@ -80,9 +82,9 @@ class RequestRecord:
         self.tries: tuple[Try, ...] = ()
         self.cancel: Callable[[], None] | None = None
 
-    def forwarded(self, instance: str, host: str) -> None:
-        """Record the instance that the request is sent to."""
-        self.instance, self.host, self.phase = instance, host, "forwarded"
+    def forwarded(self, instance: str, host: str, path: str = "") -> None:
+        """Record the instance that the request is sent to; `path` is how it was started."""
+        self.instance, self.host, self.path, self.phase = instance, host, path, "forwarded"
         if not self.choose_s:
             self.choose_s = time.monotonic() - self.began - self.read_s - self.queued_s
 
@@ -106,6 +108,13 @@ class RequestRecord:
             self.gaps_s += gap
         self.pieces += 1
         self.last = now
+
+    @property
+    def start(self) -> str:
+        """What the request had to wait for: nothing (hot), a return of an instance (its tier), or a start (cold)."""
+        if not self.cold:
+            return "hot"
+        return self.path if self.path in (Tier.SLEEP, Tier.FREEZE) else "cold"
 
     @property
     def duration_s(self) -> float:
@@ -145,7 +154,7 @@ def summary(request_record: RequestRecord, router: str) -> RequestSummary:
         phase=request_record.phase,
         at=round(request_record.at, 3),
         age_s=round(request_record.duration_s, 3),
-        start="cold" if request_record.cold else "hot",
+        start=request_record.start,
         queued_ms=round(request_record.queued_s * 1000),
         first_ms=None if first is None else round(first * 1000),
         tokens_in=request_record.tokens_in,

@@ -7,14 +7,14 @@ this router worker knows that the substitute gave those. It is never answered by
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from cortex.functions.lifecycle import COMING
+from cortex.functions.lifecycle import COMING, PARKED
 from cortex.platform.record import Instance
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.dialects.core.errors import BadRequest, Dialect
@@ -70,10 +70,14 @@ class Substitutes:
             return False
         return last == substitute or conversation.stage is Stage.FIRST  # (3)
 
-    async def ready_in_s(self, target: Target, instances: Iterable[Instance], now: float) -> float | None:
-        """Return in how many seconds a function should be ready, by its earlier starts; None: unknown."""
+    async def ready_in_s(self, target: Target, instances: Collection[Instance], now: float) -> float | None:
+        """Return in how many seconds a function should be ready, by its earlier returns from the tier of a parked
+        instance, or else by its earlier starts; None: unknown."""
         entry = by_revision(await self._history.ledger()).get(target.revision)
         coming = [i for i in instances if i.state in COMING and i.revision == target.revision]
+        parked = [i for i in instances if i.state in PARKED and i.revision == target.revision and i.parked]
+        if not coming and parked:
+            return min((i.return_s[i.parked] for i in parked if i.parked in i.return_s), default=None)
         if not coming:
             return (entry.start_s or None) if entry else None
         times = [at for i in coming if (at := ready_at(i, entry, None)) is not None]

@@ -62,6 +62,7 @@ def routes(
     async def act(
         name: str,
         now: bool = False,
+        park: bool = False,
         plan: bool = False,
         least: Annotated[int | None, Parameter(query="min", ge=0, le=1000)] = None,
         most: Annotated[int | None, Parameter(query="max", ge=1, le=1000)] = None,
@@ -72,12 +73,14 @@ def routes(
         if plan:
             return await planner.on_function(action, id)
         if target := catalogue.get(id):
-            decision_log.operator_action(action, target.function.id, now=now)
+            decision_log.operator_action(action, target.function.id, now=now, park=park)
         match action:
             case "warm":
                 return api.WarmAnswer(instance=await operations.warm(id))
             case "cool":
-                return await _cool(operations, id, at_once=now)
+                if now and park:
+                    raise BadRequest("`now` cuts requests and `park` waits for them: use one of them")
+                return await _cool(operations, id, at_once=now, park=park)
             case "pin" | "unpin":
                 return await _override(operations, id, pinned=action == "pin")
             case "set":
@@ -114,8 +117,8 @@ def routes(
     return [functions, function, act, hosts, act_on_host]
 
 
-async def _cool(operations: Operations, name: str, *, at_once: bool) -> api.CoolAnswer:
-    draining, away = await operations.cool(name, at_once=at_once)
+async def _cool(operations: Operations, name: str, *, at_once: bool, park: bool) -> api.CoolAnswer:
+    draining, away = await operations.cool(name, at_once=at_once, park=park)
     if away:
         raise NoCapacity(f"the agents of these hosts do not answer: {', '.join(away)}", retry_after=5)
     return api.CoolAnswer(instances=tuple(draining))

@@ -4,21 +4,26 @@ from collections.abc import Mapping
 
 from msgspec.structs import asdict
 
-from cortex.functions.lifecycle import COMING, State
+from cortex.functions.lifecycle import COMING, PARKED, State
 from cortex.functions.spec import Function
 from cortex.platform.record import HostRecord, Instance, Override
 from cortex.router.api_types import FunctionView, InstanceView
 from cortex.router.overview.functions import function_view
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.overview.traffic import traffic_total
-from cortex.router.overview.wording import retention, step
+from cortex.router.overview.wording import parked_text, retention, step
 from cortex.router.status.failures import trouble
 from cortex.router.status.format import key, mib, span
 from cortex.router.status.model import Details, InstanceLine, Phase, Row
 from cortex.router.status.starts import ends
 
-_TONES = {"failing": "failing", "cold": "cold", **dict.fromkeys(map(str, COMING), "coming")}
-_RANKS = {"failing": 0, "coming": 1, "busy": 2, "idle": 3, "leaving": 4, "cold": 5}
+_TONES = {
+    "failing": "failing",
+    "cold": "cold",
+    **dict.fromkeys(map(str, COMING), "coming"),
+    **dict.fromkeys(map(str, PARKED), "parked"),
+}
+_RANKS = {"failing": 0, "coming": 1, "busy": 2, "idle": 3, "leaving": 4, "parked": 5, "cold": 6}
 
 
 def rows(functions: tuple[FunctionView, ...], snapshot: FleetSnapshot) -> tuple[Row, ...]:
@@ -93,9 +98,11 @@ def phases(durations: Mapping[str, float]) -> tuple[Phase, ...]:
 
 
 def tone(instance: Instance, index: Index) -> str:
-    """Return an instance's tone: busy, idle, coming or leaving."""
+    """Return an instance's tone: busy, idle, coming, parked or leaving."""
     if instance.state in COMING:
         return "coming"
+    if instance.state in PARKED:
+        return "parked"
     if instance.state is not State.READY:
         return "leaving"
     return "busy" if index.in_flight(instance) else "idle"
@@ -109,11 +116,15 @@ def _line(instance: InstanceView, host: HostRecord, function: FunctionView, inde
         state=str(instance.state),
         tone=tone(instance, index),
         in_flight=instance.in_flight,
-        memory_mb=instance.memory_mb,
+        memory_mb=instance.held_mb,
         memory_from=instance.memory_from,
         used_mb=instance.used_mb,
         idle_until=instance.reap_at,
-        why=step(instance) if instance.state in COMING else instance.why,
+        why=step(instance)
+        if instance.state in COMING
+        else parked_text(instance)
+        if instance.state in PARKED
+        else instance.why,
         pid=instance.pid,
         current=instance.revision == function.revision,
     )

@@ -1,6 +1,6 @@
 """Hosts with their devices' memory, and the next evictions. Pure."""
 
-from cortex.functions.lifecycle import State
+from cortex.functions.lifecycle import PARKED, State
 from cortex.platform.record import HostRecord, Instance
 from cortex.router.api_types import DeviceView, EvictionCandidate, HostsAnswer, HostView
 from cortex.router.overview.hosts import host_view
@@ -67,7 +67,7 @@ def bar(device: DeviceView, record: HostRecord, index: Index) -> Bar:
     segments: list[Segment] = []
     at = 0.0
     for instance in placed:
-        width = min(instance.memory_mb / total, 1 - at)
+        width = min(instance.held_mb / total, 1 - at)
         segments.append(_segment(instance, at, width, index))
         at += width
     foreign = min(device.foreign_mb / total, 1 - at)
@@ -102,9 +102,11 @@ def bar(device: DeviceView, record: HostRecord, index: Index) -> Bar:
 
 
 def _segment(instance: Instance, at: float, width: float, index: Index) -> Segment:
-    each = round(instance.used_mb / max(1, len(instance.devices))) if instance.used_mb is not None else None
+    measured = instance.used_mb is not None and instance.parked is None
+    each = round((instance.used_mb or 0) / max(1, len(instance.devices))) if measured else None
     in_flight = index.in_flight(instance)
-    details = [f"{mib(instance.memory_mb)} {instance.memory_from or 'reserved'}"]
+    source = "kept" if instance.state in PARKED else instance.memory_from or "reserved"
+    details = [f"{mib(instance.held_mb)} {source}"]
     if each is not None:
         details.append(f"{mib(each)} seen in use")
     details.append(
@@ -118,7 +120,7 @@ def _segment(instance: Instance, at: float, width: float, index: Index) -> Segme
         source=instance.memory_from or "declared",
         at=at,
         width=width,
-        mb=instance.memory_mb,
+        mb=instance.held_mb,
         measured_mb=each,
         note=f"{instance.function}: {', '.join(details)}",
     )

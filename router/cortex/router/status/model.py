@@ -110,7 +110,7 @@ class Segment(Struct, frozen=True, kw_only=True):
 
     label: str
     tone: str
-    """busy, idle, coming, leaving or foreign."""
+    """busy, idle, coming, parked, leaving or foreign."""
     source: str
     """measured, declared, estimated or foreign."""
     at: float

@@ -4,8 +4,8 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from cortex.router.overview.wording import activity, eviction_reason, outcome
-from cortex.router.plan_types import Action, Effect, Plan, PlannedStart
+from cortex.router.overview.wording import activity, departure, eviction_reason, outcome
+from cortex.router.plan_types import Action, Effect, Eviction, Plan, PlannedStart
 from cortex.router.status.format import clock, mib, some
 
 
@@ -64,7 +64,8 @@ def _summary(plan: Plan) -> str:
         case Action.WARM if nothing:
             return f"An instance is ready or starting on {host}: nothing would change."
         case Action.WARM:
-            return f"It would start on {host}{', after making room' if plan.evictions else ' in free room'}."
+            how = f"return from {plan.start.tier}" if plan.start and plan.start.tier else "start"
+            return f"It would {how} on {host}{', after making room' if plan.evictions else ' in free room'}."
         case Action.COOL if nothing:
             return "It is cold: nothing would change."
         case Action.COOL if plan.restarts:
@@ -108,9 +109,13 @@ def _losses(plan: Plan) -> tuple[str, ...]:
     match plan.action:
         case Action.WARM:
             reasons = ((e, eviction_reason(e, plan.strategy)) for e in plan.evictions)
-            return tuple(f"{e.function}, idle for {clock(e.idle_s)}{why and f': {why}'}" for e, why in reasons)
+            return tuple(f"{_victim(e)}{why and f': {why}'}" for e, why in reasons)
         case Action.COOL:
             return tuple(f"{i.instance} on {i.host}: {activity(i.in_flight, i.state)}" for i in plan.instances)
         case Action.DRAIN:
             return tuple(f"{m.function}: {outcome(m)}" for m in plan.moves)
     return ()
+
+
+def _victim(eviction: Eviction) -> str:
+    return ", ".join(filter(None, (eviction.function, f"idle for {clock(eviction.idle_s)}", departure(eviction))))

@@ -1,0 +1,138 @@
+"""Parking: the tiers of an instance that leaves its devices, and what it keeps in each. Pure: agents decide by it,
+routers show it.
+
+A parked instance keeps its process. Asleep, its engine has moved the weights to RAM, and part of the memory stays on
+its devices; frozen, the driver has moved all of it. A return takes a fraction of a start. Tiers are tried from the
+mildest, the one with the fastest return: sleep, freeze, stop.
+
+RAM is bounded by the host's `park_ram_mb`. An engine keeps what it pinned after it has returned, until its process
+ends. When the RAM is too small, the parked instances that were used longest ago stop.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from cortex.functions.lifecycle import PARKED, State
+from cortex.functions.spec import Engine, Function, Park
+from cortex.platform.record import HostRecord, Instance, Tier, Use
+from cortex.platform.scheduling.ledger import Entry
+
+LEAVING = frozenset({State.DRAINING, State.PARKING, State.STOPPING, State.RECLAIMING})
+
+ASLEEP_MB = 2048
+"""Memory of a sleeping instance on each device before it was measured: an 8B model of vLLM with its graphs leaves
+1,932 MiB."""
+
+RAM_FACTOR = 1.5
+"""RAM of a sleeping instance by the size of its weights, before it was measured: pinned blocks are rounded up."""
+
+PRETENDS = "--asleep-mb"
+"""The option of a fake engine that pretends to hold memory in a tier. Without it, or a `park`, it stops."""
+
+_ALLOWED = {
+    Park.AUTO: (Tier.SLEEP, Tier.FREEZE),
+    Park.SLEEP: (Tier.SLEEP,),
+    Park.FREEZE: (Tier.FREEZE,),
+    Park.STOP: (),
+}
+_SLEEPERS = frozenset({Engine.VLLM, Engine.FAKE})
+"""Engines that can move their weights to RAM."""
+
+
+def tiers_of(
+    instance: Instance, function: Function, host: HostRecord, ram: Mapping[Tier, int] = MappingProxyType({})
+) -> tuple[Tier, ...]:
+    """Return the tiers that an instance may go to instead of stopping, the mildest first: those that its function
+    allows, its engine and its host have, its revision has not failed in, and whose `ram` the host can ever give."""
+    kinds = {d.kind for d in host.devices if d.id in instance.devices}
+    if kinds != {"gpu"} or instance.pinned:
+        return ()
+    options = {arg.partition("=")[0] for arg in function.args}
+    if function.engine is Engine.FAKE and function.park is Park.AUTO and PRETENDS not in options:
+        return ()
+    failed: Mapping[Tier, str] = host.unparkable.get(instance.revision, {})
+    return tuple(
+        tier
+        for tier in _ALLOWED[function.park]
+        if host.tiers.get(tier) == ""
+        and tier not in failed
+        and (tier is not Tier.SLEEP or (function.engine in _SLEEPERS and (instance.sleeps or not instance.pid)))
+        and ram.get(tier, 0) <= host.park_ram_mb
+    )
+
+
+def must_sleep(instance: Instance, function: Function, host: HostRecord) -> bool:
+    """Return whether the engine of an instance is to be started so that it can sleep: it also does before the driver
+    freezes it, which leaves less to move."""
+    failed: Mapping[Tier, str] = host.unparkable.get(instance.revision, {})
+    possible = function.engine in _SLEEPERS and host.tiers.get(Tier.SLEEP) == "" and Tier.SLEEP not in failed
+    return possible and bool(tiers_of(instance, function, host))
+
+
+def tier_from(instance: Instance, mildest: Tier) -> Tier:
+    """Return the mildest tier, beginning with `mildest`, that takes more of its devices than an instance has given up
+    already."""
+    order = list(Tier)
+    beyond = instance.parked if instance.state in PARKED else None
+    first = max(order.index(mildest), order.index(beyond) + 1 if beyond else 0)
+    return next((t for t in instance.tiers if order.index(t) >= first), Tier.STOP)
+
+
+def is_leaving(instance: Instance) -> bool:
+    """Whether an instance is on its way off its devices, or to a tier that holds less of them."""
+    return instance.state in LEAVING or (instance.state in PARKED and instance.parks_to is not instance.parked)
+
+
+def admitted_mb(instance: Instance) -> int:
+    """Return an instance's memory on each device that no other can be given: of one that leaves, what stays."""
+    if not is_leaving(instance):
+        return instance.held_mb
+    return instance.parked_mb if instance.parks_to is Tier.SLEEP else 0
+
+
+def freed_mb(instance: Instance, tier: Tier) -> int:
+    """Return the memory on each device that becomes free when an instance goes to a tier."""
+    return max(0, instance.held_mb - (instance.parked_mb if tier is Tier.SLEEP else 0))
+
+
+def parked_mb(entry: Entry | None, memory_mb: int) -> int:
+    """Return the memory on each device that stays while an instance sleeps, by measurement if there is one."""
+    measured = entry.tiers.get(Tier.SLEEP) if entry else None
+    return min(measured.device_mb if measured else ASLEEP_MB, memory_mb if measured else memory_mb // 2)
+
+
+def return_s(entry: Entry | None) -> dict[Tier, float]:
+    """Return the seconds of earlier returns, by tier; those of `stop` are of starts."""
+    if entry is None:
+        return {}
+    returns = {tier: costs.return_s for tier, costs in entry.tiers.items() if costs.return_s}
+    return returns | ({Tier.STOP: entry.start_s} if entry.start_s else {})
+
+
+# RAM.
+
+
+def ram_mb(instance: Instance, tier: Tier, weights_mb: int, entry: Entry | None) -> int:
+    """Return the RAM that an instance holds in a tier, by measurement if there is one."""
+    count = max(1, len(instance.devices))
+    measured = entry.tiers.get(tier) if entry else None
+    asleep_mb = instance.ram_mb or round(weights_mb * RAM_FACTOR) or instance.memory_mb * count
+    if measured and measured.ram_mb:
+        return max(measured.ram_mb, instance.ram_mb)
+    if tier is Tier.FREEZE and instance.parked is None and not instance.sleeps:
+        return instance.memory_mb * count
+    return asleep_mb + (instance.parked_mb * count if tier is Tier.FREEZE else 0)
+
+
+def pinned_mb(instance: Instance, tier: Tier) -> int:
+    """Return the RAM that an instance keeps after its return from a tier: what its engine has pinned."""
+    if not instance.sleeps:
+        return 0
+    frozen_mb = instance.parked_mb * len(instance.devices) if tier is Tier.FREEZE else 0
+    return max(0, instance.ram_mb - frozen_mb)
+
+
+def in_ram_order(host: HostRecord, use: Use) -> list[Instance]:
+    """Return the parked instances whose RAM may be used for another, the one that was used longest ago first."""
+    parked = (i for i in host.instances if i.state in PARKED and not is_leaving(i))
+    return sorted(parked, key=lambda i: (use.last_used(i), i.id))

@@ -1,0 +1,125 @@
+"""The tiers of this host's instances: what each may go to, its way there, and the RAM for it. Pure."""
+
+from msgspec.structs import replace
+
+from cortex.functions.lifecycle import PARKED, State
+from cortex.platform.record import DrainReason, Instance, Tier, Use
+from cortex.platform.scheduling.eviction import RESIDENCY_S
+from cortex.platform.scheduling.failures import Incident
+from cortex.platform.scheduling.parking import (
+    in_ram_order,
+    is_leaving,
+    parked_mb,
+    ram_mb,
+    return_s,
+    tier_from,
+    tiers_of,
+)
+from cortex.platform.scheduling.reasons import DecisionKind
+from cortex.platform.scheduling.state import HostState
+from cortex.platform.scheduling.steps import decide, drain, fail_and_stop, park, put, stop, with_reason
+
+SETTLED = (State.READY, State.SLEEPING, State.FROZEN)
+"""States in which no other instance depends on what this one will keep."""
+
+
+def learn(state: HostState, instance: Instance) -> Instance:
+    """Give an instance the tiers that it may go to now, and what they cost by measurement."""
+    if instance.state not in SETTLED or not (state.host.tiers or instance.tiers):
+        return instance
+    entry = state.ledger.get(instance.revision)
+    ram = {tier: wanted_mb(state, instance, tier) for tier in (Tier.SLEEP, Tier.FREEZE)}
+    tiers = tiers_of(instance, state.functions[instance.id], state.host, ram)
+    measured = bool(instance.ram_mb) or instance.state in PARKED
+    stays_mb = instance.parked_mb if measured else parked_mb(entry, instance.memory_mb) if tiers else 0
+    learned = replace(instance, tiers=tiers, return_s=return_s(entry), parked_mb=stays_mb)
+    return instance if learned == instance else put(state, learned)
+
+
+def leave(state: HostState, instance: Instance, now: float) -> None:
+    """Let an instance without requests leave its devices, when that disturbs no start there: it
+
+    (1) goes to its tier, or a further one, if there is RAM for it;
+    (2) waits for RAM that is being freed, for the grace period at most;
+    (3) stops.
+    """
+    if not is_leaving(instance) or state.is_lane_taken(instance, (State.STARTING,)):
+        return  # memory that is released disturbs a start
+    tier = tier_from(instance, instance.parks_to) if instance.parks_to else Tier.STOP
+    if tier is not Tier.STOP:
+        ram = wanted_mb(state, instance, tier)
+        short_mb = _short_mb(state, instance, ram)
+        if short_mb <= 0:  # (1)
+            park(state, instance, tier, ram, now)
+            return
+        if now - instance.since < state.rules.drain_grace_s and _free_ram(state, instance, short_mb, now):  # (2)
+            return
+    stop(state, instance, now)  # (3)
+
+
+def rehearse(state: HostState, instance: Instance, usage: Use, now: float) -> None:
+    """Let an idle instance sleep and wake once, while no request waits and no other instance loses its RAM for it: an
+    engine's first sleep is slow."""
+    if Tier.SLEEP not in instance.tiers or instance.ram_mb or any(usage.waiting.values()):
+        return
+    if state.line or state.cordoned:
+        return
+    idle = not usage.in_flight.get(instance.id) and now - usage.last_used(instance) >= RESIDENCY_S
+    alone = all(not i.waits_for for i in state.instances.values()) and not state.is_lane_taken(instance)
+    if idle and alone and _short_mb(state, instance, wanted_mb(state, instance, Tier.SLEEP)) <= 0:
+        drain(state, instance, DrainReason.REHEARSAL, now, tier=Tier.SLEEP)
+
+
+def shed(state: HostState, now: float) -> None:
+    """Stop parked instances that exceed the RAM for them: it may have been lowered. An agent that was just restarted
+    has not read its host yet."""
+    if not state.host.tiers:
+        return
+    excess_mb = sum(i.ram_mb for i in state.instances.values()) - state.host.park_ram_mb
+    if excess_mb > 0 and any(i.state in PARKED for i in state.instances.values()):
+        _free_ram(state, None, excess_mb, now)
+
+
+def give_up(state: HostState, instance: Instance, incident: Incident, now: float) -> None:
+    """Stop a worker whose start, parking or return failed. A tier that failed is used no more for its revision; a
+    return that failed is no failed start."""
+    tier, returns, why = instance.parks_to, instance.state is State.STARTING, incident.reason
+    if tier is None:
+        fail_and_stop(state, instance, incident, now)
+        return
+    state.switch_off(instance.revision, tier, why)
+    decide(state, DecisionKind.PARK_FAILED, instance, f"{'from' if returns else 'to'} {tier}: {why}")
+    if returns:
+        fail_and_stop(state, instance, replace(incident, died=True), now)
+    else:
+        stop(state, instance, now, DrainReason.FAILED)
+
+
+def wanted_mb(state: HostState, instance: Instance, tier: Tier) -> int:
+    """Return the RAM that an instance needs for a tier."""
+    weights = state.weights.get(instance.id)
+    return ram_mb(instance, tier, weights.size_mb if weights else 0, state.ledger.get(instance.revision))
+
+
+def _short_mb(state: HostState, instance: Instance, wanted_mb: int) -> int:
+    """Return how much RAM is missing for an instance to hold so much."""
+    others = sum(i.ram_mb for i in state.instances.values() if i.id != instance.id)
+    return others + wanted_mb - state.host.park_ram_mb
+
+
+def _free_ram(state: HostState, instance: Instance | None, short_mb: int, now: float) -> bool:
+    """Stop parked instances for another, the one that was used longest ago first; False: they have too little RAM."""
+    ending = (State.STOPPING, State.RECLAIMING, *PARKED)
+    leaving = [i for i in state.instances.values() if i.state in ending and is_leaving(i) and i.parks_to is None]
+    short_mb -= sum(i.ram_mb for i in leaving)
+    order = [i for i in in_ram_order(state.record(), state.use()) if instance is None or i.id != instance.id]
+    if instance is not None and sum(i.ram_mb for i in order) < short_mb:
+        return False
+    for victim in order:
+        if short_mb <= 0:
+            break
+        short_mb -= victim.ram_mb
+        decide(state, DecisionKind.EVICTED, victim, f"for the RAM of {instance.function}" if instance else "for RAM")
+        why = with_reason(victim, DrainReason.EVICTED, instance.function if instance else "RAM")
+        put(state, replace(why, parks_to=None))
+    return True
