@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import revision
 from cortex.platform import registry
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
-from cortex.platform.record import HostRecord, use
+from cortex.platform.record import HostRecord, Instance, Tier, use
 from cortex.platform.record_codec import decoded
+from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.placement import NoRoom, need, place
 from tests.simulation.machine import Machine, Worker
 from tests.simulation.processes import SimulatedAgent
@@ -24,13 +25,28 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.virtual_time import Phase
 from tests.simulation.world import Outcome, World
 
-TAKES_MEMORY = (State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.RECLAIMING)
 LOST_S = 3.0
 """How long after Redis lost its data a record may lack what was written before."""
 CLAIM = "cortex:claim:"
 RECORD = "cortex:host:"
-EFFECTS = {State.STARTING: ("spawn",), State.STOPPING: ("stop",), State.RECLAIMING: ("reclaim",)}
+EFFECTS = {
+    State.STARTING: ("spawn", "move"),
+    State.PARKING: ("move",),
+    State.STOPPING: ("stop",),
+    State.RECLAIMING: ("reclaim",),
+}
 """What the supervisor does about an instance in a state."""
+
+
+def present_mb(instance: Instance) -> int:
+    """Return the memory that a process holds on each device now: less than is given away while it is placed."""
+    if instance.state in (State.FETCHING, State.PLACING):
+        return instance.parked_mb if instance.parked is Tier.SLEEP else 0
+    return instance.held_mb
+
+
+def _is_settled(instance: Instance) -> bool:
+    return instance.state is State.READY or (instance.state in PARKED and not is_leaving(instance))
 
 
 class Claim(Struct):
@@ -67,6 +83,7 @@ class Invariants:
         """Watch a machine's workers and its agent's answers."""
         machine.on_spawn = self._spawned
         machine.on_signal = self._signal
+        machine.on_request = self._requested
         self.world.servers[machine.name].on_ensure = self._ensured
 
     # Clients.
@@ -160,9 +177,13 @@ class Invariants:
         record = agent.scheduler.record()
         usage: dict[str, int] = defaultdict(int)
         for instance in record.instances:
-            if instance.state in TAKES_MEMORY:
-                for name in instance.devices:
-                    usage[name] += instance.memory_mb
+            for name in instance.devices:
+                usage[name] += present_mb(instance)
+        ram_mb = sum(i.ram_mb for i in record.instances)
+        if record.tiers and ram_mb > record.park_ram_mb:
+            self.world.fail(
+                "parked instances fit into the RAM for them", f"{ram_mb} MB of {record.park_ram_mb} MB are given away"
+            )
         for device in record.devices:
             if usage[device.id] > device.budget_mb:
                 self.world.fail(
@@ -178,9 +199,16 @@ class Invariants:
         self.world.note(f"spawned {worker.function.id} {worker.instance} on {worker.machine.name}:{worker.port}")
         machine = worker.machine
         for device in worker.devices:
-            held = sum(w.memory_mb for w in machine.alive() if device in w.devices)
+            held = sum(w.held_mb for w in machine.alive() if device in w.devices)
             if held > machine.devices[device]:
                 self.world.fail("processes fit on their devices", f"{device}: {held} MB of {machine.devices[device]}")
+
+    def _requested(self, worker: Worker) -> None:
+        if worker.asleep:
+            self.world.fail(
+                "no request reaches a worker that sleeps",
+                f"{worker.machine.name} {worker.function.id} {worker.instance}",
+            )
 
     def _signal(self, worker: Worker, number: int) -> None:
         """A worker is stopped only when no router that reports has a request there."""
@@ -248,7 +276,7 @@ class Invariants:
             if machine.agent is None or machine.agent.phase is Phase.DEAD or agent is None:
                 return f"the agent of {name} is down"
             instances = agent.scheduler.record().instances
-            if moving := [f"{i.id} {i.function} {i.state} {i.why}" for i in instances if i.state is not State.READY]:
+            if moving := [f"{i.id} {i.function} {i.state} {i.why}" for i in instances if not _is_settled(i)]:
                 return f"{name}: {', '.join(moving)}"
             ids = {i.id for i in instances}
             if orphans := [w.instance for w in machine.alive() if w.instance not in ids]:
@@ -276,7 +304,7 @@ class Invariants:
         assert slot.router is not None
         fleet = slot.router.view.fleet
         for function in world.catalogue.functions.values():
-            ready = [i for r in records for i in r.instances if i.function == function.id]
+            ready = [i for r in records for i in r.instances if i.function == function.id and i.state is State.READY]
             if len(ready) > max(function.max, function.min):
                 return f"{len(ready)} instances of {function.id}, whose max is {function.max}"
             if len(ready) < function.min and not any(f.function == function.id for r in records for f in r.failures):

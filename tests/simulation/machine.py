@@ -45,6 +45,13 @@ class Manner(Struct, frozen=True, kw_only=True):
     """From TERM to its end."""
     ignores_term: bool = False
     leaves_orphan: bool = False
+    first_sleep_s: float = 2.0
+    """The first sleep pins memory and is slow."""
+    sleep_s: float = 0.4
+    stays_mb: int = 1000
+    """On each device while it sleeps."""
+    refuses: str = ""
+    """Whether it refuses to `sleep` or to `wake`, or `dies` in its sleep."""
 
 
 class Worker:
@@ -65,6 +72,8 @@ class Worker:
         """Requests that it works on, and the routers that sent them; "" for those that no client sent."""
         self.devices: tuple[str, ...] = ()
         self.memory_mb = 0
+        self.asleep = self.moving = self.pinned = False
+        """Whether its memory is in RAM, on the way there or back, and whether it has slept."""
         self.process.on_crash = self._ended
         self._exited: list[Callable[[], object]] = []
         if manner.dies_starting:
@@ -83,6 +92,35 @@ class Worker:
     def ready(self) -> bool:
         """Whether it serves."""
         return self.alive and self.loop.time() >= self.ready_at
+
+    @property
+    def held_mb(self) -> int:
+        """Its memory on each device."""
+        return self.manner.stays_mb if self.asleep and not self.moving else self.memory_mb
+
+    def sleep(self) -> float | None:
+        """Begin to sleep; return how long that takes. None: it refuses."""
+        if self.manner.refuses == "sleep" or self.asleep:
+            return None
+        takes_s = self.manner.sleep_s if self.pinned else self.manner.first_sleep_s
+        self.asleep = self.moving = self.pinned = True
+        self.loop.outside(takes_s, self._moved)
+        if self.manner.refuses == "dies":
+            self.loop.outside(takes_s * 1.5, self.die, -9)
+        return takes_s
+
+    def wake(self) -> float | None:
+        """Begin to wake; return how long that takes. None: it refuses."""
+        if self.manner.refuses == "wake" or self.moving:
+            return None
+        self.moving = True
+        self.machine.on_spawn(self)
+        self.loop.outside(self.manner.sleep_s, self._moved, True)
+        return self.manner.sleep_s
+
+    def _moved(self, woke: bool = False) -> None:
+        self.moving = False
+        self.asleep = self.asleep and not woke
 
     def die(self, code: int) -> None:
         """End with an exit code."""
@@ -135,6 +173,8 @@ class Machine:
         self.manner: Callable[[Function], Manner] = lambda _: Manner(start_s=2.0)
         self.on_spawn: Callable[[Worker], None] = lambda _: None
         self.on_signal: Callable[[Worker, int], None] = lambda _worker, _number: None
+        self.on_request: Callable[[Worker], None] = lambda _: None
+        self.park_ram_mb = 0
         self.agent: Process | None = None
         self.hub = Hub(loop)
         self._pids = 100
@@ -346,10 +386,10 @@ class System:
     def trim(self, *_: object) -> None:
         """Trim logs."""
 
-    def measured_mb(self, scratch: Path) -> int | None:
+    def number_in(self, scratch: Path) -> int | None:
         """Return the memory that a worker holds."""
         instance = scratch.parent.name
-        return next((w.memory_mb * len(w.devices) for w in self.here().alive() if w.instance == instance), None)
+        return next((w.held_mb * len(w.devices) for w in self.here().alive() if w.instance == instance), None)
 
     async def weights(self, _looks: object, function: Function, *_: object) -> LocalWeights | None:
         """Return a function's weights on this machine, or None."""

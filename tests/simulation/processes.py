@@ -25,13 +25,13 @@ from cortex.platform.host.devices import Reading
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken, HostToken, fleet_mark
 from cortex.platform.process import process_id
-from cortex.platform.record import Device, Instance
+from cortex.platform.record import Device, Instance, Tier
 from cortex.platform.redis_clients import Generation
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
-from cortex.platform.workers import activity, ports, supervisor
+from cortex.platform.workers import activity, ports, supervisor, tiers
 from cortex.router import start_history
 from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
@@ -131,6 +131,22 @@ class Devices:
 
     async def close(self) -> None:
         """Close."""
+
+
+class ControlKeys:
+    """The keys of what workers do for their agents, without a file: workers check one key for all."""
+
+    def __init__(self, _: Path) -> None:
+        pass
+
+    def key(self, instance: str) -> str:
+        """Return the key of an instance."""
+        return key_of(instance)
+
+
+def tiers_of(settings: AgentSettings, park_ram_mb: int, *_: object) -> dict[Tier, str]:
+    """Return the tiers of a machine whose workers sleep."""
+    return {Tier.SLEEP: ""} if park_ram_mb else {}
 
 
 def devices_of(machine: Machine) -> tuple[Device, ...]:
@@ -246,6 +262,7 @@ def agent_settings(machine: Machine, stop_grace_s: float) -> Settings:
         health_s=5.0,
         start_silence_s=8.0,
         start_ceiling_s=40.0,
+        park_ram_mb=machine.park_ram_mb,
     )
     return Settings(agent=own, token_file="/simulated/token")
 
@@ -300,7 +317,10 @@ def substitutions(
         (supervisor, "LauncherPool", NoLauncher),
         (supervisor, "Fetches", partial(Fetches, system)),
         (supervisor, "find_user", lambda _: None),
-        (supervisor, "_number_in", system.measured_mb),
+        (supervisor, "ControlKeys", ControlKeys),
+        (tiers, "process", system),
+        (tiers, "MOVE_S", 10.0),  # like the bounds of `agent_settings`: a run lasts a minute
+        (monitor, "host_tiers", tiers_of),
         (disk, "looks", Looks),
         (disk, "weights", system.weights),
         (shutil, "rmtree", lambda *_args, **_kwargs: None),

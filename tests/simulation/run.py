@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -89,7 +90,7 @@ class Run:
         world, scenario = self.world, self.scenario
         for name, devices in scenario.machines.items():
             machine = world.add_machine(name, devices, scenario.ports[name])
-            machine.manner = self._manner
+            machine.manner, machine.park_ram_mb = self._manner, scenario.park_ram_mb
             machine.hub.seconds = {f: fetch.seconds for f, fetch in scenario.fetches.items()}
             self.invariants.watch_machine(machine)
         world.fabric.service_s = self._service_s
@@ -199,7 +200,15 @@ class Run:
             start_s=start.seconds * random.uniform(1 - start.spread, 1 + start.spread),
             ends_s=random.choice((0.02, 0.1, 0.8)),
             ignores_term=random.random() < 0.03,
+            **self._parking(function, random),
         )
+
+    def _parking(self, function: Function, random: Random) -> dict[str, Any]:
+        parks = self.scenario.parks.get(function.id)
+        if parks is None:
+            return {}
+        refuses = random.choice(("sleep", "wake", "dies")) if random.random() < parks.refuses else ""
+        return {"stays_mb": parks.stays_mb, "first_sleep_s": parks.first_s, "refuses": refuses}
 
     def _service_s(self, worker: Worker, body: bytes) -> float:
         number = msgspec.json.decode(body).get("number")
@@ -331,6 +340,7 @@ class Run:
     def _step_clock(self, fault: Fault) -> None:
         if fault.place == "redis":
             self.world.redis_wall_s += fault.detail
+            self.world.redis.emptied_at = self.world.now  # what has a lifetime may have expired
             return
         process = self._process(fault.place)
         if process is not None:

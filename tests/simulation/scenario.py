@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue
-from cortex.functions.spec import Engine, Function
+from cortex.functions.spec import Engine, Function, Park
 
 MEMORY_MB = 16_000
 SHORT_S, SETTLE_S = 3.0, 45.0
@@ -66,6 +66,15 @@ class Start(Struct, frozen=True, kw_only=True):
     spread: float = 0.3
 
 
+class Parking(Struct, frozen=True, kw_only=True):
+    """How the workers of a function sleep."""
+
+    stays_mb: int
+    first_s: float
+    refuses: float
+    """Share of those that refuse to sleep or to wake, or die in their sleep."""
+
+
 class Scenario(Struct, frozen=True, kw_only=True):
     """A whole run."""
 
@@ -87,6 +96,9 @@ class Scenario(Struct, frozen=True, kw_only=True):
     load_ends: float
     ends: float
     clients: tuple[Client, ...] = ()
+    park_ram_mb: int = 0
+    """RAM of each machine for parked instances; 0: all workers stop."""
+    parks: dict[str, Parking] = {}
     rests: bool = True
     """Whether the fleet has to be at rest at the end."""
 
@@ -120,8 +132,15 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
         more_requests, more_faults = _with_an_old_record(random, machines, routers, starts)
         requests = tuple(sorted((*requests, *more_requests), key=lambda r: r.at))
         faults = tuple(sorted((*faults, *more_faults), key=lambda f: f.at))
+    parking = Random(f"parking {seed}")  # the rest of the scenario is the same with it and without
+    park_ram_mb = parking.choice((0, 15_000, 40_000))
+    parks = {f: _parking(parking) for f in sorted(functions) if park_ram_mb and parking.random() < 0.8}
+    functions = {f: replace(spec, park=Park.SLEEP) if f in parks else spec for f, spec in functions.items()}
+    edited = {f: replace(spec, park=Park.SLEEP) if f in parks else spec for f, spec in edited.items()}
     return Scenario(
         seed=seed,
+        park_ram_mb=park_ram_mb,
+        parks=parks,
         machines=machines,
         routers=routers,
         functions=functions,
@@ -129,12 +148,20 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
         starts=starts,
         uncounted=frozenset(f for f in sorted(functions) if random.random() < 0.5),
         fetches={f: Fetch(seconds=random.choice((0.3, 2.0, 5.0))) for f in sorted(functions) if random.random() < 0.2},
-        ports=_ports(random, machines, functions),
+        ports={m: number + len(parks) for m, number in _ports(random, machines, functions).items()},
         requests=requests,
         faults=faults,
         load_ends=active_s,
         ends=active_s + settle_s,
         rests=rests,
+    )
+
+
+def _parking(random: Random) -> Parking:
+    return Parking(
+        stays_mb=random.choice((200, 1000, 3000)),
+        first_s=random.choice((0.4, 2.0, 6.0)),
+        refuses=random.choice((0.0, 0.0, 0.2)),
     )
 
 

@@ -24,6 +24,7 @@ FOUND_BY = {
     "stale record trusted": 45,
     "start without a record": 242,
     "lost effect": 5,
+    "sleepers hold nothing": 15,
 }
 """The smallest seed that finds each variant, and so the first that is tried."""
 BREAKS = {
@@ -32,6 +33,7 @@ BREAKS = {
     "stale record trusted": "no answer by another model",
     "start without a record": "an accepted start is recorded",
     "lost effect": "every effect is carried out",
+    "sleepers hold nothing": "device memory is never over its budget",
 }
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cortex.functions.lifecycle import PARKED
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
-from cortex.platform.record import Fleet
+from cortex.platform.record import Fleet, Instance
 from cortex.platform.registry import RecordUnavailable
+from cortex.platform.scheduling import parking, placement
 from cortex.platform.scheduling.effects import Decision, Effect
 from cortex.platform.workers.supervisor import Supervisor
 from cortex.router.activation.activator import CLAIM_S, Activator
@@ -79,12 +81,20 @@ def _lost_effect() -> list[tuple[Any, str, Any]]:
     return [(Supervisor, "perform", sometimes)]
 
 
+def _sleepers_hold_nothing() -> list[tuple[Any, str, Any]]:
+    def admitted_mb(instance: Instance) -> int:
+        return 0 if instance.state in PARKED else parking.admitted_mb(instance)
+
+    return [(placement, "admitted_mb", admitted_mb)]
+
+
 VARIANTS: dict[str, Callable[[], list[tuple[Any, str, Any]]]] = {
     "no reading under the claim": _no_reading_under_the_claim,
     "drain without acknowledgement": _drain_without_acknowledgement,
     "stale record trusted": _stale_record_trusted,
     "start without a record": _start_without_a_record,
     "lost effect": _lost_effect,
+    "sleepers hold nothing": _sleepers_hold_nothing,
 }
 
 

@@ -85,7 +85,7 @@ class Session:
         status, pieces, work_s = self._answer(worker, method, url, headers, body)
         response = Response(self, worker, status, pieces)
         response.begin(work_s, self._place if b'"number"' in body else "")
-        if method == "GET":
+        if method == "GET" or url.partition("?")[0].endswith(("/sleep", "/wake_up")):
             await response.arrived[-1]
         back = await self._leg(machine.name, self._place)
         if isinstance(back, Cut):
@@ -111,9 +111,17 @@ class Session:
                 if not self._fabric.counts_requests(worker):
                     return 404, [b""], 0.0
                 return 200, [b"llamacpp:requests_processing %d\n" % len(worker.open)], 0.0
+            case "GET", "/is_sleeping":
+                return 200, [msgspec.json.encode({"is_sleeping": worker.asleep})], 0.0
+            case "POST", "/wake_up":
+                return _moved(worker.wake())
+            case "POST", _ if path.partition("?")[0] == "/sleep":
+                return _moved(worker.sleep())
             case _ if b'"stream":true' in body:
+                worker.machine.on_request(worker)
                 return 200, streamed(worker.function.id), self._fabric.service_s(worker, body)
             case _:
+                worker.machine.on_request(worker)
                 answer = {"model": worker.function.id, "revision": worker.revision, "instance": worker.instance}
                 return 200, [msgspec.json.encode(answer)], self._fabric.service_s(worker, body)
 
@@ -223,6 +231,11 @@ class Response:
         for piece in self.arrived:
             if not piece.done():
                 piece.cancel()
+
+
+def _moved(takes_s: float | None) -> tuple[int, list[bytes], float]:
+    """Return the answer of a worker that sleeps or wakes, or refuses to."""
+    return (500, [b"{}"], 0.0) if takes_s is None else (200, [b"{}"], takes_s)
 
 
 def streamed(function: str) -> list[bytes]:
