@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, Rejected
-from cortex.platform.record import FailureKind, Fleet, used_instance
+from cortex.platform.record import DrainReason, FailureKind, Fleet, used_instance
 from cortex.platform.scheduling.effects import CancelFetch, Reclaim, Spawn, Stop
-from cortex.platform.scheduling.events import HostRead
+from cortex.platform.scheduling.events import HostRead, StartWithdrawn
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.scheduler import REPORTS_BACK_S
 from tests.support.factories import a_device, a_fleet, a_host, a_report, an_instance
@@ -570,3 +570,22 @@ def test_one_evicted_in_the_same_breath_in_which_it_would_be_reaped_is_evicted()
 
     assert states(scheduler) == {"one": State.READY, "two": State.PLACING, "three": State.DRAINING}
     assert (instance_of(scheduler, "three").why, instance_of(scheduler, "three").epoch) == ("evicted for g", 3)
+
+
+def test_a_start_that_was_not_recorded_at_once_and_is_ready_meanwhile_finishes_its_requests() -> None:
+    scheduler = a_scheduler(a_host())
+    bring_up(scheduler, F, "one", 0.0)
+
+    scheduler.handle(StartWithdrawn("one"), 1.0)
+
+    assert states(scheduler) == {"one": State.DRAINING}
+    assert instance_of(scheduler).reason is DrainReason.UNRECORDED
+
+
+def test_a_start_that_was_not_recorded_ends_at_once_before_it_is_ready() -> None:
+    scheduler = a_scheduler(a_host())
+    scheduler.ensure(F, HERE, "one", 0.0)
+
+    scheduler.handle(StartWithdrawn("one"), 1.0)
+
+    assert states(scheduler) == {"one": State.STOPPING}

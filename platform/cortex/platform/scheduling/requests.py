@@ -174,9 +174,11 @@ def _return(state: HostState, instance: Instance, placement: Placement, now: flo
 
 
 def withdraw(state: HostState, instance: str, now: float) -> None:
-    """End an instance whose start the record does not show."""
+    """End an instance whose start the record does not show; one that is ready may be in it by now, and in use, so its
+    requests end first."""
     if instance in state.instances:
-        end(state, state.instances[instance], DrainReason.UNRECORDED, now, at_once=True)
+        current = state.instances[instance]
+        end(state, current, DrainReason.UNRECORDED, now, at_once=current.state is not State.READY)
         reconcile(state, now)
 
 
