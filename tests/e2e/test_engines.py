@@ -30,7 +30,8 @@ def test_a_workers_environment_has_no_secret_of_the_agent(stack: Stack) -> None:
     agent = stack.child("agent").environ()
     workers = []
     for name in ("tiny/alpha", "fake/told"):
-        assert stack.chat(name).status_code == 200
+        answer = stack.chat(name)
+        assert answer.status_code == 200, answer.text
         workers.append(psutil.Process(stack.instance(name)["pid"]).environ())
     llama, report = workers
 

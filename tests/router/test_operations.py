@@ -43,7 +43,7 @@ class Stage:
     async def cordon(self, host: str, *, cordoned: bool) -> None:
         self.fleet_now = replace(self.fleet_now, cordoned=frozenset({host} if cordoned else ()))
 
-    async def cool(self, host: HostRecord, function: str, *, at_once: bool) -> list[str]:
+    async def cool(self, host: HostRecord, function: str, *, at_once: bool, park: bool = False) -> list[str]:
         if host.name in self.away:
             raise AgentUnavailable("no answer")
         self.cooled.append(host.name)

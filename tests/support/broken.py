@@ -51,7 +51,7 @@ async def main(form: Any, folder: Path) -> None:
         token_file=str(folder / "token"),
         local_key_file=str(folder / "key"),
     )
-    wire.read = loop.Agent.drain = breaks  # type: ignore[method-assign]
+    wire.peek = loop.Agent.drain = breaks  # type: ignore[method-assign]
     for path in ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"):
         await ask(with_client(create_app(settings)), path)
     await ask(api.create_app(settings), "/drain")
