@@ -11,6 +11,7 @@ from cortex.platform.agent_messages import Accepted
 from cortex.platform.record import Instance, Tier
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.saved_state import SavedWorker
+from tests.support.factories import a_process
 from tests.support.scheduling import (
     a_scheduler,
     clear_away,
@@ -156,6 +157,16 @@ def test_a_park_without_an_answer_is_given_up() -> None:
     report(scheduler, 140.0)
 
     assert states(scheduler) == {"one": State.STOPPING}
+
+
+def test_after_a_start_with_sleep_mode_that_crashed_the_next_starts_without_it() -> None:
+    scheduler = a_tiered()
+    scheduler.ensure(F, HERE, "one", 0.0)
+    scheduler.spawned("one", a_process(7), "http://127.0.0.1:1", 1.0)
+
+    scheduler.exited("one", "exited with code 1", [], 2.0)
+
+    assert scheduler.record().unparkable == {revision(F): {Tier.SLEEP: "the worker exited with code 1 while starting"}}
 
 
 # The agent's restart.

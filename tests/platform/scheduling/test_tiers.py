@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.functions.spec import Function, Park, revision
+from cortex.functions.spec import Engine, Function, Park, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
 from cortex.platform.record import DrainReason, Fleet, Tier, Use, used_instance
 from cortex.platform.scheduling import effects, events
@@ -59,6 +59,7 @@ from tests.support.tiers import (
         (replace(F, park=Park.SLEEP), {"tiers": FREEZES}, (Tier.SLEEP,)),
         (replace(F, engine="llamacpp"), {"tiers": FREEZES}, (Tier.FREEZE,)),
         (replace(F, pinned=True), {}, ()),
+        (replace(F, engine=Engine.VLLM), {"tiers": FREEZES}, (Tier.FREEZE,)),  # its device is not one of NVML's
         (F, {"devices": (a_device("cpu", kind="cpu"),)}, ()),
     ],
 )

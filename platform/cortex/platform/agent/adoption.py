@@ -17,6 +17,8 @@ from cortex.platform.workers.supervisor import Examined, Supervisor
 
 log = structlog.get_logger()
 
+EXAMINE_S = 45.0
+"""Time limit of learning whether a worker is parked: it may be about to be."""
 _MAY_BE_PARKED = frozenset({State.PARKING, *PARKED})
 
 
@@ -51,9 +53,19 @@ async def _parked(
 ) -> tuple[list[SavedWorker], dict[str, bool | None]]:
     """Return the workers in the tier that they are in, and whether each that may be parked is."""
     moved = [w.instance.id for w in workers if w.instance.id in alive and _may_be_parked(w.instance)]
-    answers = await asyncio.gather(*(supervisor.tiers.examine(w) for w in workers if w.instance.id in moved))
+    answers = await asyncio.gather(*(_examine(w, supervisor) for w in workers if w.instance.id in moved))
     current = {worker.instance.id: worker for worker, _ in answers}
     return [current.get(w.instance.id, w) for w in workers], {w.instance.id: asleep for w, asleep in answers}
+
+
+async def _examine(worker: SavedWorker, supervisor: Supervisor) -> tuple[SavedWorker, bool | None]:
+    """Return a worker in its tier, and whether it is parked; None: it does not say in time. The host waits for it."""
+    try:
+        async with asyncio.timeout(EXAMINE_S):
+            return await supervisor.tiers.examine(worker)
+    except Exception as error:  # whatever it is, it must not end the start of the agent
+        log.warning("worker_not_examined", instance=worker.instance.id, error=type(error).__name__)
+        return worker, None
 
 
 def _may_be_parked(instance: Instance) -> bool:

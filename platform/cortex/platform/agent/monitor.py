@@ -70,7 +70,7 @@ class HostMonitor:
         """Instances whose starts are in the ledger, or were until an operator deleted the entry."""
         self._unserved: dict[str, _Unserved] = {}
         """Instances whose readings do not count yet."""
-        self._park_ram_mb = _park_ram_mb(settings.agent.park_ram_mb)
+        self._park_ram_mb = settings.agent.park_ram_mb
         self.profiles_due = asyncio.Event()
         """Set when model profiles may have changed."""
         self.reading = Reading(devices=())
@@ -97,6 +97,8 @@ class HostMonitor:
         record, freeze = self._scheduler.record(), ""
         if any(d.kind == "gpu" for d in record.devices):
             freeze = await self._supervisor.freeze_problem()
+        if self._park_ram_mb is None:  # what instances of an earlier agent hold is not free now, and is for this too
+            self._park_ram_mb = (_available_mb() + sum(i.ram_mb for i in record.instances)) // 2
         tiers = host_tiers(self._settings.agent, self._park_ram_mb, record.engines, record.devices, freeze)
         if (tiers, self._park_ram_mb) != (record.tiers, record.park_ram_mb):
             self._tell(HostRead(tiers=tiers, park_ram_mb=self._park_ram_mb))
@@ -328,9 +330,8 @@ def _has_returned(instance: Instance) -> bool:
     return instance.state is State.READY and ledger.returned_from(instance) is not None
 
 
-def _park_ram_mb(setting: int | None) -> int:
-    """Return the RAM for parked instances: the setting, or half of what is free now."""
-    return psutil.virtual_memory().available // 2 // MIB if setting is None else setting
+def _available_mb() -> int:
+    return psutil.virtual_memory().available // MIB
 
 
 def _on_gpu(instance: Instance) -> bool:

@@ -56,7 +56,7 @@ def tiers_of(
         for tier in _ALLOWED[function.park]
         if host.tiers.get(tier) == ""
         and tier not in failed
-        and (tier is not Tier.SLEEP or (function.engine in _SLEEPERS and (instance.sleeps or not instance.pid)))
+        and (tier is not Tier.SLEEP or (_has_sleep_mode(instance, function) and (instance.sleeps or not instance.pid)))
         and ram.get(tier, 0) <= host.park_ram_mb
     )
 
@@ -65,8 +65,15 @@ def must_sleep(instance: Instance, function: Function, host: HostRecord) -> bool
     """Return whether the engine of an instance is to be started so that it can sleep: it also does before the driver
     freezes it, which leaves less to move."""
     failed: Mapping[Tier, str] = host.unparkable.get(instance.revision, {})
-    possible = function.engine in _SLEEPERS and host.tiers.get(Tier.SLEEP) == "" and Tier.SLEEP not in failed
+    possible = _has_sleep_mode(instance, function) and host.tiers.get(Tier.SLEEP) == "" and Tier.SLEEP not in failed
     return possible and bool(tiers_of(instance, function, host))
+
+
+def _has_sleep_mode(instance: Instance, function: Function) -> bool:
+    """Return whether an engine can sleep on an instance's devices: vLLM can on GPUs that NVML lists."""
+    if function.engine is Engine.VLLM:
+        return all(d.startswith("GPU-") for d in instance.devices)
+    return function.engine in _SLEEPERS
 
 
 def tier_from(instance: Instance, mildest: Tier) -> Tier:

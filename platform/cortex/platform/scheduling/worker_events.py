@@ -198,6 +198,8 @@ def exited(state: HostState, event: events.Exited, now: float) -> None:
         again = kind is FailureKind.OUT_OF_MEMORY
         reason = f"the worker {event.description} while starting"
         fail(state, instance, Incident(reason, kind, event.evidence), now)
+        if instance.sleeps and kind is FailureKind.CRASH:  # perhaps because of its sleep mode: the next starts without
+            state.switch_off(instance.revision, Tier.SLEEP, reason)
     elif instance.state is not State.STOPPING:
         reason = f"the worker {event.description} while it was {instance.state}"
         fail(state, instance, Incident(reason, evidence=event.evidence, died=True), now)

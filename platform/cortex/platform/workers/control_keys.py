@@ -32,5 +32,6 @@ class ControlKeys:
                 return secret
         except FileNotFoundError:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(self._path, f"{secrets.token_hex(32)}\n")
-        return self._path.read_bytes().strip()
+        secret = secrets.token_hex(32).encode()
+        write_private(self._path, f"{secret.decode()}\n")
+        return secret

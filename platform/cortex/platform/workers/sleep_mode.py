@@ -13,8 +13,8 @@ from cortex.platform.record import Instance
 from cortex.platform.worker_http import Unreadable
 from cortex.platform.workers.control_keys import ControlKeys
 
-ASK_S = 2.0
-"""Timeout of the question whether an engine sleeps."""
+ASK_S = 30.0
+"""Timeout of the question whether an engine sleeps: it may be about to."""
 ANSWER_BYTES = 64 * 1024
 
 

@@ -320,7 +320,7 @@ class Supervisor:
         key = self._token.worker_key(instance.id)
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         hardening.temporary(instance.id, self._user)
-        sleeps = must_sleep(instance, function, self._record())
+        control_key = self._control_key(instance.id) if must_sleep(instance, function, self._record()) else ""
         context = launch_context.launch_context(
             effect,
             agent,
@@ -328,8 +328,8 @@ class Supervisor:
             self._record().devices,
             port=port,
             key=key,
-            control_key=self._control.key(instance.id),
-            sleeps=sleeps,
+            control_key=control_key,
+            sleeps=bool(control_key),
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
         )
@@ -353,7 +353,7 @@ class Supervisor:
                 health_path=command.health_path,
                 path=path,
                 warm=warm,
-                sleeps=sleeps,
+                sleeps=bool(control_key),
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
@@ -363,6 +363,14 @@ class Supervisor:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
         if command.server == "vllm" and context.cache:
             self._own("prune", self._prune_compile_caches(Path(context.cache)))
+
+    def _control_key(self, instance: str) -> str:
+        """Return an instance's control key; "" when it cannot be read or written: its engine starts without sleep."""
+        try:
+            return self._control.key(instance)
+        except OSError as error:
+            log.warning("no_control_key", instance=instance, why=str(error))
+            return ""
 
     def _is_starting(self, instance: str) -> bool:
         return any(i.id == instance and i.state is State.STARTING for i in self._record().instances)

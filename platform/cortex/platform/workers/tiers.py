@@ -201,7 +201,7 @@ class Tiers:
         for held in holders:
             if held.pid in family and held.device in on_each:
                 on_each[held.device] += held.memory_mb or 0
-        return max(on_each.values(), default=0)
+        return max(on_each.values(), default=0) or instance.parked_mb  # a sleeper holds at least its context
 
     def _weights_mb(self, function: Function) -> int:
         return self._record().weights.get(function.id, 0)
