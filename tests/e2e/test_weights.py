@@ -89,7 +89,7 @@ def test_a_cold_request_fetches_the_weights_and_is_answered(stack: Stack, hub: F
     thread, answers = request_in_thread(stack, "w/cold")
 
     phase = eventually(
-        lambda: next((i["phase"] for i in stack.function("w/cold")["instances"] if "/s" in i["phase"]), ""),
+        lambda: next((i["phase"] for i in stack.function("w/cold")["instances"] if "s left" in i["phase"]), ""),
         what="progress",
     )
     state, listed = stack.state("w/cold"), eventually(lambda: job(stack, "cold"), what="its job in the list")

@@ -55,22 +55,22 @@ def test_sums_are_those_of_the_request_log_and_each_key_reads_its_own(keyed: Key
 
 
 def test_the_usage_of_a_revoked_key_stays_under_its_name_until_it_is_forgotten(keyed: Keyed) -> None:
-    secret, admin = keyed.make("leaver", functions=["one/*"]), keyed.keys["admin"]
+    secret, admin = keyed.make("former-colleague", functions=["one/*"]), keyed.keys["admin"]
     keyed.everywhere(secret, 200)
-    name = f"leaver ({key_id(keyed, 'leaver')})"
+    name = f"former-colleague ({key_id(keyed, 'former-colleague')})"
     eventually(lambda: name in keyed.cli("usage", key=admin).stdout, within_s=20, what="its usage")
     eventually(
         lambda: usage(keyed, "/v1/usage", secret)["total"]["requests"] >= 6, within_s=20, what="all of its usage"
     )
-    assert keyed.cli("key", "revoke", "leaver", key=admin).code == 0
+    assert keyed.cli("key", "revoke", "former-colleague", key=admin).code == 0
 
     revoked = keyed.cli("usage", "--csv", key=admin)
-    forgotten = keyed.cli("usage", "forget", "leaver", key=admin)
+    forgotten = keyed.cli("usage", "forget", "former-colleague", key=admin)
 
     assert name in revoked.stdout
     assert revoked.stdout.splitlines()[0] == "key,requests,tokens_in,tokens_out,cached,cold_starts,usd"
     assert "rows deleted" in forgotten.stdout
-    assert "leaver" not in keyed.cli("usage", key=admin).stdout
+    assert "former-colleague" not in keyed.cli("usage", key=admin).stdout
 
 
 def test_bad_times_and_groups_are_refused_by_name(keyed: Keyed) -> None:
