@@ -99,7 +99,7 @@ def test_a_cold_request_fetches_the_weights_and_is_answered(stack: Stack, hub: F
 
     assert state == "fetching"
     assert "of 3.9 MiB" in phase
-    assert re.search(r"fetching, .* of 3.9 MiB, .*/s, \d+ s left", line)
+    assert re.search(r"fetching, .* of 3.9 MiB, .*/s(, \d+ s left| .*\(fetched in \d+s\))", line)
     assert (listed["state"], listed["source"], listed["total"]) == ("fetching", "org/cold:Q4_K_M", len(alpha))
     assert answers[0].status_code == 200
     assert answers[0].json()["model"] == "w/cold"
