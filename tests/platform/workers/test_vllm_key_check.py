@@ -128,6 +128,55 @@ async def test_without_a_control_key_no_key_opens_the_paths_for_developers(
     assert (await sent(check, http("/v1/models", bearer(KEY))))[0]
 
 
+class Engine:
+    """An application that answers every request with one status."""
+
+    def __init__(self) -> None:
+        self.status = 200
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def answered(app: Any, path: str, key: str = CONTROL_KEY) -> int:
+    """Return the status of a request through the check."""
+    messages: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        messages.append(message)
+
+    await app(http(path, bearer(key)), None, send)
+    return int(messages[0]["status"])
+
+
+async def test_an_engine_that_sleeps_gets_no_request_that_needs_its_weights(check: Any) -> None:
+    app = check(Engine())
+
+    assert await answered(app, "/sleep") == 200
+
+    assert [await answered(app, p, KEY) for p in ("/v1/chat/completions", "/v1/models", "/pooling")] == [503] * 3
+    assert [await answered(app, p, KEY) for p in ("/health", "/metrics")] == [200] * 2
+    assert await answered(app, "/is_sleeping") == 200
+    assert await answered(app, "/wake_up") == 200
+    assert await answered(app, "/v1/chat/completions", KEY) == 200
+
+
+async def test_an_engine_that_did_not_do_what_it_was_told_is_as_it_was(check: Any) -> None:
+    engine = Engine()
+    app = check(engine)
+
+    engine.status = 500
+    assert await answered(app, "/sleep") == 500
+    engine.status = 200
+    assert await answered(app, "/v1/models", KEY) == 200
+
+    await answered(app, "/sleep")
+    engine.status = 500
+    assert await answered(app, "/wake_up") == 500
+    assert await answered(app, "/v1/models", KEY) == 503
+
+
 async def test_a_websocket_without_the_key_is_closed_before_it_is_accepted(check: Any) -> None:
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": []}
 

@@ -7,7 +7,8 @@ key of its compile cache.
 
 The file has two lines: the worker's key, which routers have, and the control key, which only the host's agent has. With
 its sleep mode vLLM serves routes for developers that can do anything to an engine, so every path outside `ORDINARY`
-needs the control key.
+needs the control key. While the engine sleeps its weights are not on the device, and it would compute with what is
+there instead: requests for it get 503 until it is awake. No router sends it any, but one that has lost the record may.
 
 The engine's own Python imports this module and has no cortex, so it uses the standard library only. The folder holds no
 other module, because it is on the engine's PYTHONPATH and each name in it hides the engine's.
@@ -31,8 +32,12 @@ ORDINARY = frozenset(
     }
 )  # fmt: skip
 """vLLM's paths for clients, in addition to those below `/v1` and `/v2`."""
-_REJECTION = b'{"error":{"message":"the key of this worker is needed","type":"authentication_error","code":401}}'
-_POLICY_VIOLATION = 1008
+SLEEP, WAKE_UP = "/sleep", "/wake_up"
+WHILE_ASLEEP = frozenset({"/health", "/load", "/metrics", "/ping", "/version"})
+"""Those of them that need no weights."""
+_NO_KEY = b'{"error":{"message":"the key of this worker is needed","type":"authentication_error","code":401}}'
+_ASLEEP = b'{"error":{"message":"this worker sleeps","type":"service_unavailable","code":503}}'
+_POLICY_VIOLATION, _TRY_AGAIN_LATER = 1008, 1013
 
 
 class RequireKey:
@@ -44,21 +49,38 @@ class RequireKey:
     def __init__(self, app: App) -> None:
         self._app = app
         self._key, self._control_key = _read_keys(os.environ.get(VARIABLE, ""))
+        self._asleep = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request, WebSocket or lifespan."""
-        if scope["type"] == "lifespan" or self._has_key(scope["path"], scope["headers"]):
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
+        path = scope["path"]
+        if not self._has_key(path, scope["headers"]):
+            await _reject(scope, send, 401, _NO_KEY, _POLICY_VIOLATION)
+        elif self._asleep and _is_ordinary(path) and path not in WHILE_ASLEEP:
+            await _reject(scope, send, 503, _ASLEEP, _TRY_AGAIN_LATER)
+        elif path in (SLEEP, WAKE_UP):
+            await self._move(scope, receive, send)
         else:
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(_REJECTION)).encode()),
-                (b"www-authenticate", b"Bearer"),
-            ]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": _REJECTION})
+            await self._app(scope, receive, send)
+
+    async def _move(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass on a request to sleep or to wake up: it counts as asleep from the beginning of the one to the end of the
+        other."""
+        before, status = self._asleep, 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        self._asleep = before or scope["path"] == SLEEP
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            self._asleep = scope["path"] == SLEEP if status == 200 else before
 
     def _has_key(self, path: str, headers: list[tuple[bytes, bytes]]) -> bool:
         value = next((value for name, value in headers if name == b"authorization"), b"")
@@ -67,8 +89,23 @@ class RequireKey:
             return False
         if self._control_key and hmac.compare_digest(key.strip(), self._control_key):
             return True
-        is_ordinary = path in ORDINARY or path.startswith(("/v1/", "/v2/"))
-        return is_ordinary and hmac.compare_digest(key.strip(), self._key)
+        return _is_ordinary(path) and hmac.compare_digest(key.strip(), self._key)
+
+
+def _is_ordinary(path: str) -> bool:
+    """Return whether a path is for clients."""
+    return path in ORDINARY or path.startswith(("/v1/", "/v2/"))
+
+
+async def _reject(scope: MutableMapping[str, Any], send: Send, status: int, body: bytes, close_code: int) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": close_code})
+        return
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _read_keys(path: str) -> tuple[bytes, bytes]:
