@@ -63,29 +63,24 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
 @wire.parser
 def read(body: bytes, passing: Passing = embeddings.PLAIN) -> EmbedRequest:
     """Parse a request to `/api/embed`. Raises BadRequest."""
-    params = wire.read(body, _Embed)
-    return _build(body, _Embed, passing, {"input": params.input, "dimensions": params.dimensions}, params.model)
+    params, fields = wire.read_fields(body, _Embed)
+    request = _request(params.model, {"input": params.input, "dimensions": params.dimensions}, passing)
+    unused = gate.unused_fields(fields, frozenset(_Embed.__struct_fields__))
+    return EmbedRequest(request=request, is_older=False, dropped=(*request.dropped, *unused))
 
 
 @wire.parser
 def read_older(body: bytes, passing: Passing = embeddings.PLAIN) -> EmbedRequest:
     """Parse a request to `/api/embeddings`. Raises BadRequest."""
-    params = wire.read(body, _Older)
+    params, fields = wire.read_fields(body, _Older)
     if not params.prompt:
         raise BadRequest("expected a text", "prompt")
-    return _build(body, _Older, passing, {"input": params.prompt}, params.model, is_older=True)
+    request = _request(params.model, {"input": params.prompt}, passing)
+    unused = gate.unused_fields(fields, frozenset(_Older.__struct_fields__))
+    return EmbedRequest(request=request, is_older=True, dropped=(*request.dropped, *unused))
 
 
-def _build(
-    body: bytes,
-    params: type[_Embed] | type[_Older],
-    passing: Passing,
-    fields: dict[str, object],
-    model: str,
-    *,
-    is_older: bool = False,
-) -> EmbedRequest:
+def _request(model: str, fields: dict[str, object], passing: Passing) -> embeddings.EmbeddingsRequest:
+    """Return the same request in OpenAI's form."""
     sent = {"model": model, "encoding_format": "float", **{k: v for k, v in fields.items() if v is not None}}
-    request = embeddings.read(msgspec.json.encode(sent), passing)
-    unused = gate.unused_fields(msgspec.json.decode(body, type=gate.Fields), frozenset(params.__struct_fields__))
-    return EmbedRequest(request=request, is_older=is_older, dropped=(*request.dropped, *unused))
+    return embeddings.read(msgspec.json.encode(sent), passing)

@@ -129,8 +129,7 @@ def is_empty(body: bytes) -> bool:
 @wire.parser
 def read_chat(body: bytes, traits: Traits) -> OllamaRequest:
     """Parse a request to `/api/chat`. Raises BadRequest."""
-    params = wire.read(body, _Chat)
-    fields = msgspec.json.decode(body, type=gate.Fields)
+    params, fields = wire.read_fields(body, _Chat)
     builder = ConversationBuilder(traits)
     Reader(traits, builder).read(params.messages)
     request = Request(messages=builder.messages(), tools=_tools(params.tools, fields))
@@ -140,8 +139,8 @@ def read_chat(body: bytes, traits: Traits) -> OllamaRequest:
 @wire.parser
 def read_generate(body: bytes, traits: Traits) -> OllamaRequest | RawRequest:
     """Parse a request to `/api/generate`. Raises BadRequest."""
-    params = wire.read(body, _Generate)
-    unused = gate.unused_fields(msgspec.json.decode(body, type=gate.Fields), _GENERATE)
+    params, fields = wire.read_fields(body, _Generate)
+    unused = gate.unused_fields(fields, _GENERATE)
     _refuse(params)
     if params.raw:
         return _build_raw(params, traits, unused)
