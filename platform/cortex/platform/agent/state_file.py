@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from cortex.platform.process.process_id import boot_id
 from cortex.platform.scheduling.saved_state import AgentState
+from cortex.platform.workers.process import write_private
 
 log = structlog.get_logger()
 
@@ -54,13 +55,7 @@ def lock(folder: Path, name: str) -> int:
 def write(path: Path, state: AgentState) -> None:
     """Replace the file, so that a crash leaves the old one or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(state))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    write_private(path, msgspec.json.encode(state), durable=True)
 
 
 class Writer:

@@ -11,6 +11,8 @@ from pathlib import Path
 from cortex.platform.workers.process import write_private
 
 FILE = "control.key"
+LEAST_BYTES = 32
+"""Length of the shortest secret to accept: that of the digest which is made from it."""
 
 
 class ControlKeys:
@@ -28,10 +30,14 @@ class ControlKeys:
 
     def _read(self) -> bytes:
         try:
-            if secret := self._path.read_bytes().strip():
-                return secret
+            secret = self._path.read_bytes().strip()
         except FileNotFoundError:
+            secret = secrets.token_hex(LEAST_BYTES).encode()
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        secret = secrets.token_hex(32).encode()
-        write_private(self._path, f"{secret.decode()}\n")
+            write_private(self._path, secret + b"\n", durable=True)
+        if len(secret) < LEAST_BYTES:
+            raise OSError(
+                f"{self._path} has {len(secret)} bytes, and the secret of the control keys has at least {LEAST_BYTES}: "
+                "restore it, or remove it and restart the agent when no worker is parked"
+            )
         return secret

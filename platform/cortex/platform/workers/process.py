@@ -45,14 +45,22 @@ def worker_environment(env: Mapping[str, str], marker: str) -> dict[str, str]:
     return {**environment.worker_environment(os.environ, env), MARKER: marker}
 
 
-def write_private(path: Path, content: str, user: WorkerUser | None = None) -> None:
-    """Write a file that only a user (default: the agent's) may read. Raises OSError."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+def write_private(path: Path, content: bytes, user: WorkerUser | None = None, *, durable: bool = False) -> None:
+    """Replace a file that only a user (default: the agent's) may read. Raises OSError.
+
+    An error leaves the old file or none, never a part of the new one; `durable`: so does a power failure.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         if user is not None:
             os.fchown(descriptor, user.uid, user.gid)
         file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(descriptor)
+    fresh.replace(path)
 
 
 def owner(state_dir: Path) -> str:

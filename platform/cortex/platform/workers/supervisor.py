@@ -335,7 +335,7 @@ class Supervisor:
         )
         command = launch(launch_context.with_local_paths(function, effect.weights), context)
         for path, content in command.files.items():
-            process.write_private(Path(path), content, self._user)
+            process.write_private(Path(path), content.encode(), self._user)
         child, path, warm = await self._start_process(instance.id, command, log_path, not_warm, context.cache)
         # The process exists now: nothing may fail before it is watched.
         leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))

@@ -146,7 +146,7 @@ class Tiers:
         """Store what the worker computes before it is parked first. None is stored if it does not answer."""
         path = self._canary(instance)
         if not path.exists() and (digest := await self._probe.canary(instance, server_of(function, instance.server))):
-            process.write_private(path, digest)
+            process.write_private(path, digest.encode())
 
     async def _compare_canary(self, instance: Instance, function: Function) -> None:
         """Raises FreezeFailed when a worker does not compute the same as before it was parked first."""
