@@ -1,7 +1,7 @@
 """The audit record in a real Redis: filters, bounds, and what other programs left in its key."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,22 +11,8 @@ from cortex.platform import audit_trail
 from cortex.platform.audit import AuditRecord
 from cortex.platform.audit_trail import AuditTrail
 from cortex.platform.registry import RecordUnavailable, Registry
-from tests.support.stack import own_redis
 
 NOW = time.time()
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as address:
-        yield address
-
-
-@pytest.fixture
-def raw(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio
@@ -11,13 +11,6 @@ from cortex.platform import quota
 from cortex.platform.api_keys import Limits
 from cortex.platform.quota import Quota, Verdict
 from cortex.platform.registry import RecordUnavailable, Registry
-from tests.support.stack import own_redis
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as server:
-        yield server
 
 
 @pytest.fixture

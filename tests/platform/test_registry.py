@@ -1,7 +1,7 @@
 """The record in a real Redis: last uses by Redis' clock, and one host per name."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -14,17 +14,10 @@ from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.record_keys import RecordKeys
 from cortex.platform.registry import Registry
 from tests.support.factories import HOST, a_host, an_instance
-from tests.support.stack import own_redis
 
 DAY_S = 86_400.0
 ONE, TWO = used_instance("one"), used_instance("two")
 SAME = pytest.approx(0.0, abs=0.5)
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as redis_server:
-        yield redis_server
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The ownership of a record: fleets that share a Redis, and a token rotation."""
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -13,22 +13,8 @@ from cortex.platform.quota import Quota
 from cortex.platform.record import HostRecord, Override, RouterReport
 from cortex.platform.record_keys import RecordKeys
 from cortex.platform.registry import ForeignFleet, Registry
-from tests.support.stack import own_redis
 
 HOST = HostRecord(name="a", address="http://a")
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as address:
-        yield address
-
-
-@pytest.fixture
-def raw(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import pytest
@@ -13,24 +13,9 @@ from cortex.platform.api_keys import ApiKey, digest
 from cortex.platform.record import HostRecord, Override, RouterReport
 from cortex.platform.record_codec import key_fields
 from cortex.platform.registry import RecordUnavailable, Registry
-from tests.support.stack import own_redis
 
 HOST = HostRecord(name="a", address="http://a", at=1.0)
 KEY = ApiKey(digest=digest("secret"), id="1", name="one")
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as address:
-        yield address
-
-
-@pytest.fixture
-def raw(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        client.flushall()
-        client.config_resetstat()
-        yield client
 
 
 @pytest.fixture

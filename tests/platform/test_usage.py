@@ -1,7 +1,7 @@
 """Usage in a real Redis: sums, batches that are sent again, bounds, and keys whose usage is deleted."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,24 +12,10 @@ from cortex.platform import usage_record
 from cortex.platform.registry import Registry
 from cortex.platform.usage import DAY_S, HOUR_S, Place, Row, Sums, cost_nano_usd, date, grouped
 from cortex.platform.usage_record import HOURS_S, Batch, UsageRecord
-from tests.support.stack import own_redis
 
 NOW = time.time()
 TODAY = int(NOW // DAY_S) * DAY_S
 END = TODAY + DAY_S - 1
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_redis(tmp_path_factory.mktemp("r")) as address:
-        yield address
-
-
-@pytest.fixture
-def raw(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -62,6 +62,18 @@ async def pieces(client: ClientConnection) -> None:
     await client.end()
 
 
+class LongWork:
+    """An answer that begins, and ends only when its client is lost."""
+
+    def __init__(self) -> None:
+        self.begun, self.lost = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, client: ClientConnection) -> None:
+        client.on_lost = self.lost.set
+        self.begun.set()
+        await self.lost.wait()
+
+
 WHOLE = b"HTTP/1.1 200 OK\r\nx: y\r\ncontent-length: 5\r\n\r\nwhole"
 PIECES = b"HTTP/1.1 200 OK\r\nx: y\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n5\r\nthree\r\n0\r\n\r\n"
 
@@ -155,38 +167,28 @@ async def test_a_client_that_left_while_its_request_was_read_is_lost_although_it
 
 
 async def test_a_client_that_leaves_with_a_second_request_in_line_is_lost_at_once() -> None:
-    waits, lost = asyncio.Event(), asyncio.Event()
+    work = LongWork()
 
-    async def answer(client: ClientConnection) -> None:
-        client.on_lost = lost.set
-        waits.set()
-        await lost.wait()
-
-    async with serving(answer) as (_, writer):
+    async with serving(work) as (_, writer):
         writer.write(REQUEST)
-        await asyncio.wait_for(waits.wait(), 5)
+        await asyncio.wait_for(work.begun.wait(), 5)
         writer.write(REQUEST)
         await writer.drain()
         writer.close()
 
-        await asyncio.wait_for(lost.wait(), 5)
+        await asyncio.wait_for(work.lost.wait(), 5)
 
 
 async def test_what_is_not_http_after_a_request_ends_its_work_at_once() -> None:
-    waits, lost = asyncio.Event(), asyncio.Event()
+    work = LongWork()
 
-    async def answer(client: ClientConnection) -> None:
-        client.on_lost = lost.set
-        waits.set()
-        await lost.wait()
-
-    async with serving(answer) as (reader, writer):
+    async with serving(work) as (reader, writer):
         writer.write(REQUEST)
-        await asyncio.wait_for(waits.wait(), 5)
+        await asyncio.wait_for(work.begun.wait(), 5)
         writer.write(b"\x00garbage\r\n\r\n")
 
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 400")
-        assert lost.is_set()
+        assert work.lost.is_set()
 
 
 async def test_a_request_and_its_client_are_no_cycle_of_references() -> None:
