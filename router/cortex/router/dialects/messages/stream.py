@@ -9,10 +9,10 @@ block is closed and no `message_stop` follows, so the message does not look comp
 
 import msgspec
 
-from cortex.router.dialects.core import chunks
-from cortex.router.dialects.core.chunks import Chunk, Ending, Tokens
+from cortex.router.dialects.core.chunks import Chunk, Tokens
 from cortex.router.dialects.core.content_blocks import Block, Grow, Open, Sequencer, Step
 from cortex.router.dialects.core.errors import AnthropicError, Fault, anthropic_error
+from cortex.router.dialects.core.single_answer import SingleAnswer
 from cortex.router.dialects.messages.answer import (
     SIGNATURE,
     Answer,
@@ -91,12 +91,11 @@ class MessagesMachine:
         self._request_id = request_id
         self._sequencer = Sequencer(answer.id)
         self._started = False
-        self._ending: Ending | None = None
-        self._usage: chunks.Usage | None = None
+        self._worker = SingleAnswer()
 
     @property
     def tokens(self) -> Tokens:
-        tokens = chunks.tokens(self._usage, self._answer.input_tokens)
+        tokens = self._worker.tokens(self._answer.input_tokens)
         return msgspec.structs.replace(tokens, output=0, reasoning=None) if self._answer.prewarm else tokens
 
     def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
@@ -111,25 +110,19 @@ class MessagesMachine:
         return [MessageStart(self._answer.message([], (None, None), tokens)), Ping()]
 
     def feed(self, chunk: Chunk) -> list[Event]:
-        self._usage = chunk.usage or self._usage
-        choice = chunks.choice_of(chunk)
-        if choice is None:
-            return []
-        self._ending = chunks.ending(chunk, choice) or self._ending
-        if choice.delta is None or self._answer.prewarm:
+        choice = self._worker.read(chunk)
+        if choice is None or choice.delta is None or self._answer.prewarm:
             return []
         return self._events(self._sequencer.feed(choice.delta))
 
     def close(self) -> list[Event]:
         """Return the last events. Raises `BadAnswer` when the worker sent no finish reason."""
-        if self._ending is None:
-            raise chunks.truncated()
-        tokens = self.tokens
+        ending, tokens = self._worker.ending(), self.tokens
         if self._answer.prewarm:
             return [MessageDelta(StopInfo("max_tokens", None), usage(tokens)), MessageStop()]
         events = self._events(self._sequencer.close())
         blocks = self._sequencer.blocks
-        stop_info = StopInfo(*stop(self._answer, blocks, self._ending, tokens))
+        stop_info = StopInfo(*stop(self._answer, blocks, ending, tokens))
         note = invalid_calls_note(blocks, stop_info.stop_reason)
         if note or not blocks:
             events += _text_block(len(blocks), note)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cortex.router.dialects.core import chunks
-from cortex.router.dialects.core.chunks import Chunk, Ending, Tokens
+from cortex.router.dialects.core.chunks import Chunk, Tokens
 from cortex.router.dialects.core.content_blocks import Close, Grow, Sequencer, Step
 from cortex.router.dialects.core.errors import Fault, OllamaError, ollama_error
+from cortex.router.dialects.core.single_answer import SingleAnswer
 from cortex.router.dialects.core.stream import TranslatedStream
 from cortex.router.dialects.ollama.answer import Answer, Line, Message, call_of, delta_of, note
 
@@ -27,12 +27,11 @@ class OllamaMachine:
         self._sequencer = Sequencer(answer.id)
         self._calls = 0
         self._first: float | None = None
-        self._ending: Ending | None = None
-        self._usage: chunks.Usage | None = None
+        self._worker = SingleAnswer()
 
     @property
     def tokens(self) -> Tokens:
-        return chunks.tokens(self._usage, self._answer.input_tokens)
+        return self._worker.tokens(self._answer.input_tokens)
 
     def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
         self._answer = msgspec.structs.replace(self._answer, input_tokens=input_tokens)
@@ -45,20 +44,14 @@ class OllamaMachine:
         return [self._answer.line(Message())]
 
     def feed(self, chunk: Chunk) -> list[Line]:
-        self._usage = chunk.usage or self._usage
-        choice = chunks.choice_of(chunk)
-        if choice is None:
-            return []
-        self._ending = chunks.ending(chunk, choice) or self._ending
-        delta = delta_of(choice)
+        choice = self._worker.read(chunk)
+        delta = None if choice is None else delta_of(choice)
         return [] if delta is None else self._lines(self._sequencer.feed(delta))
 
     def close(self) -> list[Line]:
         """Return the last lines. Raises BadAnswer when the worker sent no finish reason."""
-        if self._ending is None:
-            raise chunks.truncated()
-        lines = self._lines(self._sequencer.close())
-        return [*lines, self._answer.line(Message(), self._answer.end(self._ending, self.tokens, self._first))]
+        ending, lines = self._worker.ending(), self._lines(self._sequencer.close())
+        return [*lines, self._answer.line(Message(), self._answer.end(ending, self.tokens, self._first))]
 
     def fail(self, fault: Fault) -> list[OllamaError]:
         return [ollama_error(fault)]

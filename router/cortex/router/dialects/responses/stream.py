@@ -9,10 +9,10 @@ them. Keep-alives are events, because some clients ignore comments.
 
 import msgspec
 
-from cortex.router.dialects.core import chunks
-from cortex.router.dialects.core.chunks import Chunk, Ending, Tokens
+from cortex.router.dialects.core.chunks import Chunk, Tokens
 from cortex.router.dialects.core.content_blocks import Block, Grow, Open, Sequencer, Step
 from cortex.router.dialects.core.errors import Fault
+from cortex.router.dialects.core.single_answer import SingleAnswer
 from cortex.router.dialects.responses.answer import (
     Answer,
     CustomCall,
@@ -63,12 +63,11 @@ class ResponsesMachine:
         self._item_id = ""
         self._sent_arguments = False  # of the open call
         self._unsent: list[str] = []
-        self._ending: Ending | None = None
-        self._usage: chunks.Usage | None = None
+        self._worker = SingleAnswer()
 
     @property
     def tokens(self) -> Tokens:
-        return chunks.tokens(self._usage, self._answer.input_tokens)
+        return self._worker.tokens(self._answer.input_tokens)
 
     def fit(self, max_tokens: int | None, input_tokens: int | None) -> None:
         self._answer = msgspec.structs.replace(self._answer, input_tokens=input_tokens)
@@ -81,25 +80,19 @@ class ResponsesMachine:
         return self._number_events([Created(response=in_progress), InProgress(response=in_progress)])
 
     def feed(self, chunk: Chunk) -> list[Event]:
-        self._usage = chunk.usage or self._usage
-        choice = chunks.choice_of(chunk)
-        if choice is None:
-            return []
-        self._ending = chunks.ending(chunk, choice) or self._ending
-        if choice.delta is None:
+        choice = self._worker.read(chunk)
+        if choice is None or choice.delta is None:
             return []
         return self._number_events(self._events(self._sequencer.feed(choice.delta), "completed"))
 
     def close(self) -> list[Event]:
         """Return the last events. Raises `BadAnswer` when the worker sent no finish reason."""
-        if self._ending is None:
-            raise chunks.truncated()
-        steps = self._sequencer.close()
-        events = self._events(steps[:-1], "completed") + self._events(steps[-1:], item_status(self._ending))
+        ending, steps = self._worker.ending(), self._sequencer.close()
+        events = self._events(steps[:-1], "completed") + self._events(steps[-1:], item_status(ending))
         if not self._sequencer.blocks:
             empty = empty_block()
-            events = [*self._open_item(empty), *self._close_item(empty, item_status(self._ending))]
-        status, reason = outcome(self._ending)
+            events = [*self._open_item(empty), *self._close_item(empty, item_status(ending))]
+        status, reason = outcome(ending)
         response = self._answer.response(status, self._done, tokens=self.tokens, reason=reason)
         return self._number_events([*events, TERMINAL[status](response=response)])
 
