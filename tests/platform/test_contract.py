@@ -9,11 +9,13 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import LIVE, State
 from cortex.platform import agent_messages, record
-from cortex.platform.record import Cause, FailureKind
+from cortex.platform.record import Cause, FailureKind, Fleet, Tier, use
 from cortex.platform.record_codec import host_record
 from cortex.platform.scheduling.failures import Evidence, Failures, Incident
+from cortex.platform.scheduling.parking import admitted_mb, tier_from
+from cortex.router.activation.load_balancing import hosts_to_ask
 from tests.support.contract import FOLDER, KINDS, spoken
-from tests.support.factories import a_host, an_instance
+from tests.support.factories import a_function, a_host, a_need, an_instance
 
 RECORDED = sorted(FOLDER.glob("*.json"))
 MESSAGES = [(path, name) for path in RECORDED for name in msgspec.json.decode(path.read_bytes())]
@@ -53,6 +55,23 @@ def test_a_word_of_a_later_release_hides_no_host() -> None:
     assert [i.state for i in understood.instances] == [State.OTHER, State.READY]
     assert [(f.kind, f.cause) for f in understood.failures] == [(FailureKind.CRASH, Cause.UNKNOWN)]
     assert State.OTHER not in LIVE
+
+
+def test_no_instance_goes_to_a_tier_of_a_later_release() -> None:
+    there = an_instance("one", tiers=(Tier.FREEZE,), parked=Tier.FREEZE, state=State.SLEEPING, parks_to=Tier.FREEZE)
+    message = msgspec.json.encode(replace(a_host(there), tiers={Tier.FREEZE: ""}))
+    assert message.count(b'"freeze"') == 4
+
+    understood = host_record(message.replace(b'"freeze"', b'"of tomorrow"'), a_host().name)
+
+    assert understood is not None
+    (instance,) = understood.instances
+    assert (instance.parked, understood.tiers) == (Tier.OTHER, {Tier.OTHER: ""})
+    assert instance.held_mb == admitted_mb(replace(instance, state=State.PARKING)) == there.memory_mb
+    assert tier_from(instance, Tier.SLEEP) is Tier.STOP
+    fleet = Fleet(hosts={understood.name: understood})
+    function = a_function()
+    assert hosts_to_ask(a_need(), function, fleet, use(fleet), 0.0) == [understood.name]
 
 
 def test_a_function_with_an_unknown_field_is_rejected() -> None:

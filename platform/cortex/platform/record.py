@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.capabilities import ModelProfile
-from cortex.functions.lifecycle import LIVE, State
+from cortex.functions.lifecycle import COMING, State
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -92,6 +92,12 @@ class Tier(enum.StrEnum):
     """The driver moves all device memory to RAM."""
     STOP = "stop"
     """Nothing: it ends."""
+    OTHER = "other"
+    """A tier of a later release: its memory counts as held, and no instance is sent there."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Tier":
+        return cls.OTHER
 
 
 class Instance(Struct, frozen=True, kw_only=True):
@@ -144,7 +150,7 @@ class Instance(Struct, frozen=True, kw_only=True):
     why: str = ""
     """The reason as text."""
     deadline: float = 0.0
-    """When a drain stops waiting for requests in flight."""
+    """When a drain stops waiting for requests in flight, or a parked instance that leaves for RAM."""
     waits_for: tuple[str, ...] = ()
     """Instances that leave to make room for this one."""
     moves_to: str = ""
@@ -187,9 +193,20 @@ class Instance(Struct, frozen=True, kw_only=True):
     @property
     def held_mb(self) -> int:
         """Its memory on each of its devices now. For one that returns, the memory it will have counts already."""
-        if self.parked is None or self.state is State.PLACING:
-            return self.memory_mb
-        return self.parked_mb if self.parked is Tier.SLEEP else 0
+        if self.parked is Tier.FREEZE and self.state is not State.PLACING:
+            return 0
+        return self.parked_mb if self.parked is Tier.SLEEP and self.state is not State.PLACING else self.memory_mb
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether it is on its way up: a request may wait for it. One that is being parked without a reason is: it
+        returns right after that."""
+        return self.state in COMING or (self.state is State.PARKING and self.reason is None)
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether it only rehearses its first sleep: it serves again right after that."""
+        return self.reason is DrainReason.REHEARSAL and self.state in (State.DRAINING, State.PARKING)
 
     @property
     def process(self) -> ProcessId | None:
@@ -332,7 +349,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
 
     def of(self, function: str) -> list[Instance]:
         """Return the function's instances that are ready or starting."""
-        return [i for i in self.instances if i.function == function and i.state in LIVE]
+        return [i for i in self.instances if i.function == function and (i.state is State.READY or i.is_coming)]
 
 
 class Silence(Struct, frozen=True, kw_only=True):

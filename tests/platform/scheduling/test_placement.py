@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from cortex.functions.estimate import Shape
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine
-from cortex.platform.record import Device, Held, Instance, Use, used_instance
+from cortex.platform.record import Device, Held, Instance, Tier, Use, used_instance
 from cortex.platform.scheduling.placement import (
     Need,
     NoRoom,
@@ -137,6 +137,15 @@ def test_a_smaller_device_with_room_comes_before_an_eviction_on_a_larger_one() -
     host = a_host(an_instance("idle", memory_mb=8000), devices=devices)
 
     assert place(a_need(8000, least_mb=4000), host, IDLE, NOW) == Placement(devices=("gpu-1",), memory_mb=5000)
+
+
+def test_a_sleeper_shrinks_no_cache_where_its_leaving_makes_the_room() -> None:
+    sleeper = an_instance("asleep", memory_mb=6000, state=State.SLEEPING, parked=Tier.SLEEP, parks_to=Tier.SLEEP)
+
+    placement = place(a_need(9000, least_mb=4000), a_host(replace(sleeper, parked_mb=2000)), IDLE, NOW)
+
+    assert isinstance(placement, Placement)
+    assert (placement.memory_mb, placement.evict) == (9000, ("asleep",))
 
 
 # (1) Hosts that may not take it.

@@ -8,20 +8,25 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, Park, revision
 from cortex.platform.agent_messages import Accepted
-from cortex.platform.record import Instance, Tier
+from cortex.platform.record import DrainReason, Instance, Tier
 from cortex.platform.scheduling import events
+from cortex.platform.scheduling.parking import admitted_mb
 from cortex.platform.scheduling.saved_state import SavedWorker
-from tests.support.factories import a_process
+from cortex.platform.scheduling.steps import drain
+from tests.support.factories import a_device, a_fleet, a_process, a_report
 from tests.support.scheduling import (
+    SchedulerDriver,
     a_scheduler,
     clear_away,
     decisions,
     instance_of,
+    look,
     states,
 )
 from tests.support.tiers import (
     HERE,
     SLEEPS,
+    WIDE,
     F,
     G,
     a_tiered,
@@ -29,6 +34,7 @@ from tests.support.tiers import (
     drained,
     evicting,
     put_to_sleep,
+    rehearse,
     report,
 )
 
@@ -58,6 +64,32 @@ def test_cool_with_park_leaves_a_sleeper_and_stops_what_has_no_tier() -> None:
     assert states(scheduler) == {"one": State.SLEEPING, "two": State.STOPPING}
 
 
+@pytest.mark.parametrize("reason", [DrainReason.SUPERSEDED, DrainReason.HOST_DRAIN, DrainReason.MOVED])
+def test_cool_with_park_stops_what_is_not_to_return(reason: DrainReason) -> None:
+    scheduler = a_tiered()
+    bring_up(scheduler)
+    report(scheduler, 1.0, in_flight={"one": 1})
+    drain(scheduler.scheduler.state, instance_of(scheduler), reason, 1.0)
+
+    scheduler.cool("f", 2.0, park=True)
+    drained(scheduler, 3.0)
+
+    assert states(scheduler) == {"one": State.STOPPING}
+
+
+def test_cool_with_park_keeps_no_memory_that_another_waits_for() -> None:
+    """9,500 MiB of `wide` do not fit beside a sleeper."""
+    scheduler = a_tiered()
+    bring_up(scheduler)
+    rehearse(scheduler, "one", 50.0)
+    scheduler.ensure(WIDE, HERE, "two", 100.0)
+
+    scheduler.cool("f", 101.0, park=True)
+    drained(scheduler, 102.0)
+
+    assert states(scheduler) == {"one": State.STOPPING, "two": State.PLACING}
+
+
 def test_a_drain_of_the_host_stops_its_sleepers() -> None:
     scheduler = a_tiered()
     put_to_sleep(scheduler, F, "one", 0.0)
@@ -65,6 +97,36 @@ def test_a_drain_of_the_host_stops_its_sleepers() -> None:
     assert scheduler.drain(10.0) == ["one"]
 
     assert states(scheduler) == {"one": State.STOPPING}
+
+
+def test_on_a_cordoned_host_nothing_is_parked() -> None:
+    """A request outlasts the drain of the host, and ends."""
+    scheduler = a_tiered(devices=(a_device("gpu-0", 20_000),))
+    put_to_sleep(scheduler, G, "asleep", 0.0)
+    bring_up(scheduler, F, "one", 10.0)
+    report(scheduler, 20.0, in_flight={"one": 1})
+    scheduler.drain(21.0)
+    report(scheduler, 90.0, in_flight={"one": 1})
+    assert states(scheduler)["one"] is State.READY
+
+    cordoned(scheduler, 10_000.0)
+    cordoned(scheduler, 10_001.0)
+
+    assert states(scheduler) == {"asleep": State.STOPPING, "one": State.STOPPING}
+
+
+def test_parked_instances_of_a_host_that_is_cordoned_stop() -> None:
+    scheduler = a_tiered(devices=(a_device("gpu-0", 20_000),))
+    put_to_sleep(scheduler, F, "one", 0.0)
+    bring_up(scheduler, G, "two", 10.0)
+    scheduler.cool("g", 11.0, park=True)
+    drained(scheduler, 11.0)
+    assert states(scheduler) == {"one": State.SLEEPING, "two": State.PARKING}
+
+    cordoned(scheduler, 12.0)
+    cordoned(scheduler, 13.0)
+
+    assert states(scheduler) == {"one": State.STOPPING, "two": State.STOPPING}
 
 
 @pytest.mark.parametrize("catalogue", [{}, {"f": replace(F, args=("--other",))}])
@@ -138,6 +200,65 @@ def test_a_worker_that_dies_in_any_tier_is_reclaimed(state: State) -> None:
     assert "one" not in states(scheduler)
 
 
+def returning() -> SchedulerDriver:
+    """At 200, `one` waits for its room until `two` is asleep."""
+    scheduler = evicting()
+    drained(scheduler, 101.0)
+    scheduler.parked("one", Tier.SLEEP, 101.4, device_mb=1500, ram_mb=3000)
+    scheduler.answered("two", 110.0)
+    rehearse(scheduler, "two", 150.0)
+    assert scheduler.ensure(F, None, "three", 200.0) == Accepted("one", State.PLACING)
+    drained(scheduler, 200.0)
+    assert states(scheduler) == {"one": State.PLACING, "two": State.PARKING}
+    return scheduler
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_one_that_ends_while_it_returns_takes_no_room_of_its_victim(stops: bool) -> None:
+    """More stays of `two` than was expected."""
+    scheduler = returning()
+    if stops:
+        scheduler.cool("f", 201.0)
+    else:
+        scheduler.exited("one", "was killed by signal 9", (), 201.0)
+
+    scheduler.parked("two", Tier.SLEEP, 202.0, device_mb=5000, ram_mb=3000)
+
+    assert instance_of(scheduler).waits_for == ()
+    assert states(scheduler) == {"one": State.STOPPING if stops else State.RECLAIMING, "two": State.SLEEPING}
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_sleeper_that_died_holds_no_memory_for_its_tier(adopted: bool) -> None:
+    scheduler = a_tiered()
+    if adopted:
+        scheduler.adopt(saved(State.SLEEPING), 10.0, alive=False, healthy=False)
+    else:
+        put_to_sleep(scheduler, F, "one", 0.0)
+        scheduler.exited("one", "was killed by signal 9", (), 10.0)
+
+    assert (instance_of(scheduler).state, instance_of(scheduler).parks_to) == (State.RECLAIMING, None)
+    assert admitted_mb(instance_of(scheduler)) == 0
+
+
+def test_the_ram_of_one_that_dies_while_it_parks_is_waited_for() -> None:
+    """The RAM is enough for one of them."""
+    scheduler = a_tiered(ram_mb=5000, devices=(a_device("gpu-0", 20_000),))
+    bring_up(scheduler)
+    bring_up(scheduler, G, "two", 1.0)
+    scheduler.cool("f", 2.0, park=True)
+    drained(scheduler, 2.0)
+    scheduler.exited("one", "was killed by signal 9", (), 3.0)
+
+    scheduler.cool("g", 3.0, park=True)
+    drained(scheduler, 3.5)
+
+    assert states(scheduler) == {"one": State.RECLAIMING, "two": State.DRAINING}
+    scheduler.reclaimed("one", 4.0)
+    drained(scheduler, 4.0)
+    assert states(scheduler) == {"two": State.PARKING}
+
+
 def test_an_exit_of_one_that_is_only_placed_counts_for_nothing() -> None:
     scheduler = a_scheduler()
     bring_up(scheduler)
@@ -178,6 +299,13 @@ def saved(state: State, **rest: Any) -> SavedWorker:
     return SavedWorker(replace(instance_of(scheduler), state=state, **rest), F, HERE)
 
 
+def cordoned(scheduler: SchedulerDriver, now: float) -> None:
+    """The record says that the host is cordoned, and its drains end."""
+    router = a_report(seen=scheduler.record().epoch)
+    scheduler.reported(replace(a_fleet(router, cordoned=True), at=now), now)
+    look(scheduler, now)
+
+
 RETURNING = {"parked": None, "parks_to": Tier.SLEEP}
 
 
@@ -193,6 +321,7 @@ RETURNING = {"parked": None, "parks_to": Tier.SLEEP}
         (saved(State.FROZEN, parked=Tier.FREEZE, parks_to=Tier.FREEZE), True, State.FROZEN, Tier.FREEZE),
         (saved(State.SLEEPING), None, State.STOPPING, None),
         (saved(State.FROZEN, parked=Tier.FREEZE, parks_to=Tier.FREEZE), None, State.STOPPING, None),
+        (saved(State.SLEEPING, parked=Tier.OTHER, parks_to=Tier.OTHER), True, State.STOPPING, None),
     ],
 )
 def test_a_restarted_agent_takes_a_parked_worker_over_as_it_is(

@@ -12,7 +12,7 @@ from cortex.platform.record import DrainReason, Fleet, Tier, Use, used_instance
 from cortex.platform.scheduling import effects, events
 from cortex.platform.scheduling.eviction import protection
 from cortex.platform.scheduling.ledger import Costs, Entry
-from cortex.platform.scheduling.placement import NoRoom, Placement, place
+from cortex.platform.scheduling.placement import NoRoom, Placement, When, place
 from tests.support.factories import a_device, a_fleet, a_host, a_need, a_report, an_instance
 from tests.support.scheduling import (
     clear_away,
@@ -24,6 +24,7 @@ from tests.support.scheduling import (
 from tests.support.tiers import (
     FREEZES,
     HERE,
+    SLEEPS,
     STOPS,
     WIDE,
     F,
@@ -263,6 +264,35 @@ def test_a_sleeper_on_a_busy_device_is_replaced_where_there_is_room() -> None:
     assert states(scheduler)["one"] is State.STOPPING
 
 
+def test_a_sleeper_whose_device_is_pinned_away_waits_for_a_turn_elsewhere() -> None:
+    scheduler = a_tiered(devices=(a_device("gpu-0"), a_device("gpu-1")))
+    put_to_sleep(scheduler, F, "one", 0.0)
+    bring_up(scheduler, replace(G, vram_mb=8000, pinned=True), "two", 10.0)
+    assert instance_of(scheduler, "two").devices == instance_of(scheduler).devices
+    bring_up(scheduler, H, "three", 11.0)
+    report(scheduler, 20.0, in_flight={"three": 1})
+
+    answer = scheduler.ensure(F, HERE, "four", 20.0)
+
+    assert isinstance(answer, Rejected)
+    assert answer.when is When.LATER
+
+
+def test_a_second_request_during_parking_is_served_by_the_same_instance() -> None:
+    """Another takes the room that `one` leaves; then there is room on the other device."""
+    scheduler = a_tiered(devices=(a_device("gpu-0"), a_device("gpu-1")))
+    bring_up(scheduler, replace(H, vram_mb=7500), "other")
+    bring_up(scheduler)
+    scheduler.cool("f", 1.0, park=True)
+    drained(scheduler, 1.0)
+    assert scheduler.ensure(F, HERE, "two", 2.0) == Accepted("one", State.PARKING)
+    scheduler.ensure(replace(G, vram_mb=7500), HERE, "three", 2.5)
+    assert instance_of(scheduler, "three").devices == instance_of(scheduler).devices
+    scheduler.cool("h", 2.6, at_once=True)
+
+    assert scheduler.ensure(F, HERE, "four", 3.0) == Accepted("one", State.PARKING)
+
+
 def test_one_more_instance_is_the_parked_one() -> None:
     scheduler = a_tiered(devices=(a_device("gpu-0", 20_000),))
     put_to_sleep(scheduler, F, "one", 0.0)
@@ -327,7 +357,47 @@ def test_one_whose_room_was_taken_stays_asleep_after_its_rehearsal() -> None:
     assert states(scheduler) == {"one": State.SLEEPING, "two": State.STARTING}
 
 
+def test_a_rehearsal_whose_ram_was_taken_is_cancelled() -> None:
+    scheduler = a_tiered(devices=(a_device("gpu-0", 20_000),))
+    put_to_sleep(scheduler, G, "asleep", 0.0)
+    bring_up(scheduler, F, "one", 10.0)
+    report(scheduler, 30.0)
+    assert states(scheduler)["one"] is State.DRAINING
+
+    scheduler.handle(events.HostRead(park_ram_mb=5000), 31.0)
+    drained(scheduler, 31.0)
+
+    assert states(scheduler) == {"asleep": State.SLEEPING, "one": State.READY}
+
+
+def test_a_rehearsal_that_is_not_acknowledged_is_tried_again_later_each_time() -> None:
+    scheduler = a_tiered()
+    bring_up(scheduler)
+    began: list[float] = []
+    for now in map(float, range(10, 400, 5)):
+        before = states(scheduler)["one"]
+        scheduler.reported(replace(a_fleet(a_report(seen=-1)), at=now), now)
+        if before is State.READY and states(scheduler)["one"] is State.DRAINING:
+            began.append(now)
+
+    assert began == [10.0, 90.0, 190.0, 330.0], "60 s of grace, then 20, 40 and 80 s"
+
+
 # RAM.
+
+
+def test_a_sleeper_that_is_to_be_frozen_waits_for_ram_from_when_it_leaves() -> None:
+    """RAM for two sleepers: to freeze one, the other has to end."""
+    scheduler = a_tiered(FREEZES, ram_mb=7000, devices=(a_device("gpu-0", 12_000),))
+    for n, function in enumerate((F, G)):
+        put_to_sleep(scheduler, function, f"{function.id}1", 10.0 * n)
+
+    scheduler.ensure(replace(H, vram_mb=10_000), HERE, "h1", 1000.0)
+    report(scheduler, 1001.0)
+
+    assert states(scheduler) == {"f1": State.SLEEPING, "g1": State.STOPPING, "h1": State.PLACING}
+    clear_away(scheduler, "g1", 1002.0)
+    assert states(scheduler) == {"f1": State.PARKING, "h1": State.PLACING}
 
 
 def test_the_one_used_longest_ago_stops_when_its_ram_is_needed() -> None:
@@ -383,6 +453,18 @@ def test_parked_instances_stop_when_their_ram_is_taken_away() -> None:
 
 
 # Worth.
+
+
+@pytest.mark.parametrize("park_ram_mb", [0, 20_000])
+def test_the_seconds_of_a_start_count_only_on_a_host_that_parks(park_ram_mb: int) -> None:
+    none = {Tier.SLEEP: "`[agent] park_ram_mb` is 0", Tier.FREEZE: "no driver"}
+    scheduler = a_tiered(SLEEPS if park_ram_mb else none, park_ram_mb)
+    scheduler.set_ledger({revision(STOPS): Entry(start_s=60.0)})
+    bring_up(scheduler, STOPS)
+
+    report(scheduler, 1.0)
+
+    assert instance_of(scheduler).return_s == ({Tier.STOP: 60.0} if park_ram_mb else {})
 
 
 @pytest.mark.parametrize("measured", [True, False])

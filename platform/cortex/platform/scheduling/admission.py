@@ -14,7 +14,7 @@ from cortex.platform.scheduling.defrag import consolidate
 from cortex.platform.scheduling.eviction import protection
 from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.ledger import placement_mb
-from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
+from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, need, place
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.state import HostState
@@ -70,7 +70,7 @@ def offer(
     unused_s: float = 0.0,
 ) -> Offer:
     """Return how an instance of a function, other than those in `exclude`, can become ready: by a return, if its
-    devices have room; else by a start; else the turn of a return is awaited."""
+    devices have room; else by a start; else a turn is awaited: of the return, or of a start if only that comes."""
     parked = state.parked(function.id, state.revision(function), exclude)
     start = state.line.waiter(function, need_of(state, function, weights), waited_s, now)
     if parked is None:
@@ -80,7 +80,9 @@ def offer(
     if isinstance(back.placement, Placement):
         return back
     placement = place_waiter(state, start, now, unused_s=unused_s)
-    return Offer(start, placement) if isinstance(placement, Placement) else back
+    if isinstance(placement, Placement) or (back.placement.when is When.NEVER and placement.when is When.LATER):
+        return Offer(start, placement)
+    return back
 
 
 def return_need(function: Function, instance: Instance) -> Need:
@@ -143,7 +145,8 @@ def admit(state: HostState, instance: Instance, placement: Placement, now: float
             continue
         decide(state, DecisionKind.EVICTED, victim, f"for {instance.function}")
         if victim.state in PARKED:  # no request is in flight; `reconcile` takes the step
-            put(state, replace(with_reason(victim, DrainReason.EVICTED, instance.function), parks_to=tier))
+            victim = replace(victim, parks_to=tier, deadline=now + state.rules.drain_grace_s)
+            put(state, with_reason(victim, DrainReason.EVICTED, instance.function))
         else:
             drain(state, victim, DrainReason.EVICTED, now, instance.function, tier)
     decide(state, DecisionKind.PLACED, instance, f"on {', '.join(placement.devices)}")

@@ -17,6 +17,9 @@ from cortex.functions.spec import Engine, Function, Park
 from cortex.platform.record import HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.ledger import Entry
 
+TIERS = (Tier.SLEEP, Tier.FREEZE, Tier.STOP)
+"""The tiers to try, the mildest first."""
+
 LEAVING = frozenset({State.DRAINING, State.PARKING, State.STOPPING, State.RECLAIMING})
 
 ASLEEP_MB = 2048
@@ -61,6 +64,11 @@ def tiers_of(
     )
 
 
+def can_park(host: HostRecord) -> bool:
+    """Return whether a host has a tier that its instances may go to instead of stopping."""
+    return host.park_ram_mb > 0 and any(host.tiers.get(tier) == "" for tier in (Tier.SLEEP, Tier.FREEZE))
+
+
 def must_sleep(instance: Instance, function: Function, host: HostRecord) -> bool:
     """Return whether the engine of an instance is to be started so that it can sleep: it also does before the driver
     freezes it, which leaves less to move."""
@@ -79,10 +87,10 @@ def _has_sleep_mode(instance: Instance, function: Function) -> bool:
 def tier_from(instance: Instance, mildest: Tier) -> Tier:
     """Return the mildest tier, beginning with `mildest`, that takes more of its devices than an instance has given up
     already."""
-    order = list(Tier)
-    beyond = instance.parked if instance.state in PARKED else None
-    first = max(order.index(mildest), order.index(beyond) + 1 if beyond else 0)
-    return next((t for t in instance.tiers if order.index(t) >= first), Tier.STOP)
+    tiers = TIERS[TIERS.index(mildest) :]
+    if instance.state in PARKED and instance.parked in tiers:
+        tiers = tiers[tiers.index(instance.parked) + 1 :]
+    return next((t for t in tiers if t in instance.tiers), Tier.STOP)
 
 
 def is_leaving(instance: Instance) -> bool:
@@ -93,6 +101,8 @@ def is_leaving(instance: Instance) -> bool:
 def admitted_mb(instance: Instance) -> int:
     """Return an instance's memory on each device that no other can be given: of one that leaves, what stays."""
     if not is_leaving(instance):
+        return instance.held_mb
+    if instance.parks_to is Tier.OTHER:
         return instance.held_mb
     return instance.parked_mb if instance.parks_to is Tier.SLEEP else 0
 

@@ -14,11 +14,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.estimate import estimate
+from cortex.functions.lifecycle import PARKED
 from cortex.functions.spec import Engine, Function
 from cortex.platform.record import Device, HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.eviction import Victims, Worth, cheapest_victims, frees, least_valuable_first, worths
 from cortex.platform.scheduling.eviction import protection as protection  # for callers of `place`
-from cortex.platform.scheduling.parking import admitted_mb, freed_mb, is_leaving, tier_from
+from cortex.platform.scheduling.parking import TIERS, admitted_mb, freed_mb, is_leaving, tier_from
 from cortex.platform.scheduling.saved_state import LocalWeights
 
 MINIMUM_YIELDS_S = 60.0
@@ -133,14 +134,15 @@ def place(
     """Decide where `need` goes on `host`. Instances in `closable` may be evicted although they are in use; all others
     must be unused for `unused_s`. A need with `least_mb` gets, in this order:
 
-    (1) all of its memory, without eviction;
+    (1) all of its memory, without eviction, or if only parked instances leave: they serve no request;
     (2) the free memory, if that is enough;
     (3) all of its memory, with eviction;
     (4) the memory that eviction can free, if that is enough.
     """
     victims = Victims(strategy, closable, unused_s)
     whole = _fit(need, host, use, now, victims, cordoned=cordoned)
-    if not need.least_mb or (isinstance(whole, Placement) and not whole.evict):  # (1)
+    parked = {i.id for i in host.instances if i.state in PARKED}
+    if not need.least_mb or (isinstance(whole, Placement) and parked.issuperset(whole.evict)):  # (1)
         return whole
     large = [d for d in host.devices if d.total_mb >= need.device_total_mb]
     most = _on_each(need.devices, [_free(d, host.instances) for d in large])
@@ -284,7 +286,7 @@ def _in_the_way(need: Need, device: Device, instances: Sequence[Instance], exits
 def _levels(candidates: Sequence[Instance]) -> list[Tier]:
     """Return the tiers to try, the mildest first. Without an instance that can be parked: only `stop`."""
     possible = {t for c in candidates for t in c.tiers}
-    return [t for t in Tier if t in possible or t is Tier.STOP]
+    return [t for t in TIERS if t in possible or t is Tier.STOP]
 
 
 def _mildest_exits(victims: Sequence[Instance], short: Mapping[str, int], mildest: Tier) -> dict[str, Tier]:

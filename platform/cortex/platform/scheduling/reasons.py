@@ -34,6 +34,9 @@ STAYS_DRAINED = frozenset({DrainReason.COOL, DrainReason.HOST_DRAIN})
 FOR_ROOM = frozenset({DrainReason.EVICTED, DrainReason.TURN})
 """Reasons by which an instance leaves so that another fits."""
 
+MAY_PARK = FOR_ROOM | {DrainReason.IDLE, DrainReason.REHEARSAL, DrainReason.COOL}
+"""Reasons by which an instance may keep its process. By the others it is not to return."""
+
 
 def drain_text(reason: DrainReason, detail: str = "") -> str:
     """Return a reason as text: `detail` is the function that needs the room, or the devices it moves to."""

@@ -14,7 +14,7 @@ from cortex.platform.scheduling.effects import Decision, Ending, Fetch, Reclaim,
 from cortex.platform.scheduling.events import Adopted, CatalogueChanged, CoolRequest, EnsureRequest
 from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S, NoRoom, Placement, When
-from cortex.platform.scheduling.reasons import DecisionKind
+from cortex.platform.scheduling.reasons import MAY_PARK, DecisionKind
 from cortex.platform.scheduling.reconcile import reconcile
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.state import HostState
@@ -37,7 +37,7 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
     """Take over a worker that an earlier agent of this host started:
 
     (1) its process is gone: reclaim its memory;
-    (2) it was stopping, or in a state of a later release: stop it;
+    (2) it was stopping, or in a state or tier of a later release: stop it;
     (3) it was starting: keep waiting for it;
     (4) it is parked, whatever it was: it stays in its tier, and a return is begun again by the next request;
     (5) it serves its model: it is ready, and an earlier drain is cancelled;
@@ -46,12 +46,14 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
     worker = event.worker
     instance = worker.instance
     state.functions[instance.id], state.weights[instance.id] = worker.function, worker.weights
+    ended = replace(instance, parks_to=None, waits_for=())
     if not event.alive or instance.state is State.RECLAIMING:  # (1)
-        instance = put(state, replace(instance, state=State.RECLAIMING, since=now))
+        instance = put(state, replace(ended, state=State.RECLAIMING, since=now))
         state.effects.append(Reclaim(instance))
         return
-    if instance.state in (State.STOPPING, State.OTHER):  # (2)
-        instance = put(state, replace(instance, state=State.STOPPING))
+    later = instance.state is State.OTHER or Tier.OTHER in (instance.parked, instance.parks_to)
+    if later or instance.state is State.STOPPING:  # (2)
+        instance = put(state, replace(ended, state=State.STOPPING))
         state.effects.append(Stop(instance, state.rules.stop_grace_s))
         return
     if instance.state is State.STARTING and instance.parks_to is None:  # (3)
@@ -225,11 +227,13 @@ def cool(state: HostState, event: CoolRequest, now: float) -> None:
 
 
 def _park(state: HostState, instance: Instance, now: float) -> bool:
-    """Park an instance after its requests, or leave it parked; False: it has no tier."""
+    """Park an instance after its requests, or leave it parked; False: it has no tier, or is to end."""
     tier = next(iter(instance.tiers), None)
     if instance.state is State.READY and tier is not None:
         drain(state, instance, DrainReason.COOL, now, tier=tier)
-    elif instance.state is State.DRAINING and tier is not None:
+    elif instance.state is State.DRAINING and tier is not None and instance.reason in MAY_PARK:
+        if instance.parks_to is None and state.is_awaited(instance.id):
+            return False  # another needs the memory that it would keep
         put(state, replace(with_reason(instance, DrainReason.COOL), parks_to=instance.parks_to or tier))
     else:
         return instance.state is State.PARKING or instance.state in PARKED

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, LIVE, PARKED, State
+from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import Function
 from cortex.functions.spec import revision as revision_of
 from cortex.platform.record import HostRecord, Instance, Tier, Use
@@ -72,6 +72,8 @@ class HostState(Struct, kw_only=True):
     proofs: dict[str, Proof] = {}
     overdue: dict[str, float] = {}
     """When an instance that is overdue is tried again."""
+    rehearsals: dict[str, int] = {}
+    """How many rehearsals of its first sleep an instance has begun."""
     blind_until: float = 0.0
     in_record: bool = False
     cordoned: bool = False
@@ -129,7 +131,7 @@ class HostState(Struct, kw_only=True):
             for i in self.instances.values()
             if (i.function, i.revision) == (function, revision) and i.id not in exclude
         ]
-        live = [i for i in same if i.state in LIVE]
+        live = [i for i in same if i.state is State.READY or i.is_coming]
         idle = [
             i for i in same if i.state is State.DRAINING and i.reason not in STAYS_DRAINED and not self.is_awaited(i.id)
         ]
@@ -194,4 +196,4 @@ class HostState(Struct, kw_only=True):
 
     def functions_starting(self) -> set[str]:
         """Return the functions with an instance on its way up, here or elsewhere."""
-        return {i.function for i in self.in_fleet() if i.state in COMING}
+        return {i.function for i in self.in_fleet() if i.is_coming}

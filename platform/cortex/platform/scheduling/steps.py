@@ -57,7 +57,7 @@ def cancel_drain(state: HostState, instance: Instance, why: str, now: float) -> 
 def stop(state: HostState, instance: Instance, now: float, reason: DrainReason | None = None) -> None:
     """Stop a worker; without a reason, for the one it drains for."""
     instance = with_reason(instance, reason) if reason else instance
-    instance = step(state, replace(instance, parks_to=None), Step.STOP, now)
+    instance = step(state, instance, Step.STOP, now)
     _decide_end(state, DecisionKind.STOPPED, instance)
     state.effects.append(Stop(instance, state.rules.stop_grace_s))
 
@@ -122,11 +122,13 @@ def fail_and_stop(state: HostState, instance: Instance, incident: Incident, now:
 
 
 def step(state: HostState, instance: Instance, taken: Step, now: float) -> Instance:
-    """Take a step. Raises IllegalStep."""
+    """Take a step. Raises IllegalStep. One that ends goes to no tier, and waits for no other instance."""
     if instance.state is State.FETCHING and taken is Step.ABANDONED:
         state.effects.append(CancelFetch(instance, state.functions[instance.id]))
     if instance.state in COMING:
         instance = replace(instance, phases=phases_until(instance, now))
+    if taken in (Step.STOP, Step.EXITED):
+        instance = replace(instance, parks_to=None, waits_for=())
     for table in (state.looks, state.proofs, state.overdue):
         table.pop(instance.id, None)
     return put(state, replace(instance, state=after(instance.state, taken), since=now, problem=""))
@@ -135,7 +137,7 @@ def step(state: HostState, instance: Instance, taken: Step, now: float) -> Insta
 def put(state: HostState, instance: Instance) -> Instance:
     """Replace an instance; one that is gone is removed."""
     if instance.state is State.GONE:
-        for table in (state.instances, state.functions, state.weights):
+        for table in (state.instances, state.functions, state.weights, state.rehearsals):
             table.pop(instance.id, None)
     else:
         state.instances[instance.id] = instance

@@ -7,6 +7,7 @@ from cortex.platform.record import DrainReason, Instance, Tier, Use
 from cortex.platform.scheduling.eviction import RESIDENCY_S
 from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.parking import (
+    can_park,
     in_ram_order,
     is_leaving,
     parked_mb,
@@ -17,22 +18,36 @@ from cortex.platform.scheduling.parking import (
 )
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.state import HostState
-from cortex.platform.scheduling.steps import decide, drain, fail_and_stop, park, put, stop, with_reason
+from cortex.platform.scheduling.steps import (
+    cancel_drain,
+    decide,
+    drain,
+    end,
+    fail_and_stop,
+    park,
+    put,
+    stop,
+    with_reason,
+)
 
 SETTLED = (State.READY, State.SLEEPING, State.FROZEN)
 """States in which no other instance depends on what this one will keep."""
 
+MOST_DOUBLINGS = 8
+"""Of the time between two rehearsals that are cancelled: 43 minutes at most."""
+
 
 def learn(state: HostState, instance: Instance) -> Instance:
     """Give an instance the tiers that it may go to now, and what they cost by measurement."""
-    if instance.state not in SETTLED or not (state.host.tiers or instance.tiers):
+    if instance.state not in SETTLED or not (state.host.tiers or instance.tiers or instance.return_s):
         return instance
     entry = state.ledger.get(instance.revision)
     ram = {tier: wanted_mb(state, instance, tier) for tier in (Tier.SLEEP, Tier.FREEZE)}
     tiers = tiers_of(instance, state.functions[instance.id], state.host, ram)
     measured = bool(instance.ram_mb) or instance.state in PARKED
     stays_mb = instance.parked_mb if measured else parked_mb(entry, instance.memory_mb) if tiers else 0
-    learned = replace(instance, tiers=tiers, return_s=return_s(entry), parked_mb=stays_mb)
+    back_s = return_s(entry) if can_park(state.host) else {}
+    learned = replace(instance, tiers=tiers, return_s=back_s, parked_mb=stays_mb)
     return instance if learned == instance else put(state, learned)
 
 
@@ -40,41 +55,59 @@ def leave(state: HostState, instance: Instance, now: float) -> None:
     """Let an instance without requests leave its devices, when that disturbs no start there: it
 
     (1) goes to its tier, or a further one, if there is RAM for it;
-    (2) waits for RAM that is being freed, for the grace period at most;
-    (3) stops.
+    (2) serves on, if it was only to rehearse its first sleep;
+    (3) waits for RAM that is being freed, for the grace period at most;
+    (4) stops, as every instance of a cordoned host does.
     """
     if not is_leaving(instance) or state.is_lane_taken(instance, (State.STARTING,)):
         return  # memory that is released disturbs a start
-    tier = tier_from(instance, instance.parks_to) if instance.parks_to else Tier.STOP
+    parks_to = None if state.cordoned else instance.parks_to
+    tier = tier_from(instance, parks_to) if parks_to else Tier.STOP
     if tier is not Tier.STOP:
         ram = wanted_mb(state, instance, tier)
         short_mb = _short_mb(state, instance, ram)
         if short_mb <= 0:  # (1)
             park(state, instance, tier, ram, now)
             return
-        if now - instance.since < state.rules.drain_grace_s and _free_ram(state, instance, short_mb, now):  # (2)
+    if instance.reason is DrainReason.REHEARSAL:  # (2)
+        cancel_drain(state, instance, "it cannot sleep now", now)
+        return
+    if tier is not Tier.STOP:
+        until = instance.deadline if instance.state in PARKED else instance.since + state.rules.drain_grace_s
+        if now < until and _free_ram(state, instance, short_mb, now):  # (3)
             return
-    stop(state, instance, now)  # (3)
+    stop(state, instance, now)  # (4)
 
 
 def rehearse(state: HostState, instance: Instance, usage: Use, now: float) -> None:
     """Let an idle instance sleep and wake once, while no request waits and no other instance loses its RAM for it: an
-    engine's first sleep is slow."""
+    engine's first sleep is slow. One whose rehearsals are cancelled is left alone for twice as long each time."""
     if Tier.SLEEP not in instance.tiers or instance.ram_mb or any(usage.waiting.values()):
         return
     if state.line or state.cordoned:
         return
-    idle = not usage.in_flight.get(instance.id) and now - usage.last_used(instance) >= RESIDENCY_S
+    tries = state.rehearsals.get(instance.id, 0)
+    idle_s = now - max(usage.last_used(instance), instance.since)
+    idle = not usage.in_flight.get(instance.id) and idle_s >= RESIDENCY_S * 2 ** min(tries, MOST_DOUBLINGS)
     alone = all(not i.waits_for for i in state.instances.values()) and not state.is_lane_taken(instance)
     if idle and alone and _short_mb(state, instance, wanted_mb(state, instance, Tier.SLEEP)) <= 0:
+        state.rehearsals[instance.id] = tries + 1
         drain(state, instance, DrainReason.REHEARSAL, now, tier=Tier.SLEEP)
 
 
 def shed(state: HostState, now: float) -> None:
-    """Stop parked instances that exceed the RAM for them: it may have been lowered. An agent that was just restarted
-    has not read its host yet."""
+    """Stop parked instances that
+
+    (1) are on a cordoned host: none returns there;
+    (2) exceed the RAM for them: it may have been lowered. An agent that was just restarted has not read its host yet.
+    """
+    if state.cordoned:  # (1)
+        for instance in [i for i in state.instances.values() if i.state in (State.PARKING, *PARKED)]:
+            if instance.state is State.PARKING or not is_leaving(instance):
+                end(state, instance, DrainReason.HOST_DRAIN, now)
     if not state.host.tiers:
         return
+    # (2)
     excess_mb = sum(i.ram_mb for i in state.instances.values()) - state.host.park_ram_mb
     if excess_mb > 0 and any(i.state in PARKED for i in state.instances.values()):
         _free_ram(state, None, excess_mb, now)

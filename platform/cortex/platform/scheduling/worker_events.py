@@ -230,7 +230,8 @@ def parked(state: HostState, event: events.Parked, now: float) -> None:
     stays = f"{instance.held_mb:,} MiB stay, " if instance.held_mb else ""
     decide(state, DecisionKind.PARKED, instance, f"to {event.tier}: {stays}{event.took_s:.2f} s")
     if instance.held_mb > promised_mb:
-        for other in [i for i in state.instances.values() if instance.id in i.waits_for]:
+        placing = [i for i in state.instances.values() if i.state is State.PLACING]
+        for other in [i for i in placing if instance.id in i.waits_for]:
             admit_or_fail(state, other, now)
     _return_if_wanted(state, state.instances[instance.id], now)
     reconcile(state, now)

@@ -25,7 +25,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 from msgspec import Meta, Struct
 
-from cortex.functions.lifecycle import COMING, LIVE, State
+from cortex.functions.lifecycle import LIVE, State
 from cortex.functions.names import LONGEST, fault_in
 from cortex.functions.spec import Engine, Function
 from cortex.platform import clock
@@ -215,7 +215,7 @@ def activation(host: HostRecord) -> dict[str, Any]:
     up = dict.fromkeys(i.function for i in host.instances if i.state is State.READY)
     # A starting model precedes those that wait for weights or room; then by age.
     coming = sorted(
-        (i for i in host.instances if i.state in COMING), key=lambda i: (i.state is not State.STARTING, i.created)
+        (i for i in host.instances if i.is_coming), key=lambda i: (i.state is not State.STARTING, i.created)
     )
     first, *others = [*dict.fromkeys(i.function for i in coming if i.function not in up), None]
     failed = [
@@ -304,7 +304,7 @@ async def _until_ready(agent: Agent, request: Load) -> None:
         answer = await agent.ensure(Ensure(_function(agent, request)), unrecorded=True)
         if isinstance(answer, Rejected):  # (1)
             raise _rejection(request.model_id, answer)
-        while (instance := agent.instance(answer.instance)) and instance.state in COMING:  # (2)
+        while (instance := agent.instance(answer.instance)) and instance.is_coming:  # (2)
             await agent.changed(LOOK_S)
         if instance and instance.state is State.READY:  # (3)
             return
