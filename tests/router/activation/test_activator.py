@@ -13,7 +13,7 @@ from cortex.functions.spec import Function, revision
 from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import FailureKind, Fleet, HostRecord, InLine, Instance
+from cortex.platform.record import FailureKind, Fleet, HostRecord, InLine, Instance, Tier
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.scheduling.placement import When
@@ -149,6 +149,15 @@ async def test_a_start_that_its_host_no_longer_has_is_proposed_again_at_once() -
     await stage.served()
 
     assert stage.proposed == 2
+
+
+async def test_an_instance_that_returns_as_soon_as_it_is_parked_is_waited_for() -> None:
+    parking = an_instance("one", state=State.PARKING, parks_to=Tier.SLEEP)
+    stage = Stage([*[(parking,)] * 20, (an_instance("one"),)], ())
+
+    await stage.served()
+
+    assert stage.proposed == 0
 
 
 async def test_a_start_that_fails_is_the_answer_of_everybody_who_waits_for_it() -> None:

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Fleet, Held, HostRecord, SilentHost, Tier, use
+from cortex.platform.record import DrainReason, Fleet, Held, HostRecord, Instance, SilentHost, Tier, use
 from cortex.platform.scheduling.placement import need
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory, hosts_to_ask, why_nowhere
 from tests.support.factories import a_device, a_function, a_host, an_instance
@@ -64,6 +64,30 @@ def test_a_host_whose_instance_returns_soonest_comes_after_one_that_serves(
     fleet = Fleet(hosts={h.name: h for h in (a, b, c, named("d", a_host(an_instance("one"))))})
 
     assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, exclude) == expected
+
+
+PARKING = an_instance("parking", state=State.PARKING, reason=DrainReason.IDLE, parks_to=Tier.SLEEP)
+
+
+@pytest.mark.parametrize(
+    ("instance", "expected"),
+    [
+        (PARKING, ["b", "c", "a"]),
+        (replace(PARKING, reason=None), ["c", "b", "a"]),
+        (replace(PARKING, reason=DrainReason.REHEARSAL), ["c", "b", "a"]),
+        (replace(PARKING, reason=DrainReason.REHEARSAL, state=State.DRAINING), ["c", "b", "a"]),
+        (replace(PARKING, revision="another"), ["b", "a", "c"]),
+    ],
+    ids=["it returns after it is parked", "a request waits for it", "it rehearses", "it drains", "of another revision"],
+)
+def test_a_host_whose_instance_is_being_parked_comes_before_one_without(
+    instance: Instance, expected: list[str]
+) -> None:
+    function = a_function()
+    a, b = named("a", a_host(), weights={function.id: 1}), named("b", a_host(FROZEN))
+    fleet = Fleet(hosts={h.name: h for h in (a, b, named("c", a_host(instance)))})
+
+    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW) == expected
 
 
 @pytest.mark.parametrize(

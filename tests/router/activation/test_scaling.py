@@ -5,12 +5,13 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.record import Fleet, Instance, SilentHost
+from cortex.platform.record import DrainReason, Fleet, Instance, SilentHost, Tier
 from cortex.router.activation.scaling import PATIENCE_S, Cause, Scaling, Want
 from tests.support.factories import a_fleet, a_function, a_host, a_report, an_instance
 
 GROWS = a_function(max=2, target_concurrency=4)
 ONE_MORE = [Want("org/model", Cause.LOAD)]
+REHEARSING = an_instance("a", reason=DrainReason.REHEARSAL, parks_to=Tier.SLEEP)
 PROMISED = [Want("org/model", Cause.MINIMUM)]
 
 
@@ -40,10 +41,17 @@ def wanted_in_the_end(function: Function, view: Fleet) -> list[Want]:
         (a_function(min=2, max=3), fleet(an_instance("a")), PROMISED),
         (a_function(min=2, max=3), fleet(an_instance("a"), an_instance("b")), []),
         (a_function(min=2, max=3), fleet(an_instance("a", state=State.FETCHING)), []),
+        (a_function(min=1), fleet(replace(REHEARSING, state=State.DRAINING)), []),
+        (a_function(min=1), fleet(replace(REHEARSING, state=State.PARKING)), []),
+        (a_function(min=1), fleet(replace(REHEARSING, state=State.SLEEPING)), PROMISED),
+        (a_function(min=1), fleet(an_instance("a", state=State.PARKING, reason=DrainReason.IDLE)), PROMISED),
+        (a_function(min=2, max=3), fleet(an_instance("a", state=State.PARKING)), []),
     ],
     ids=[
         "over the target", "at the target", "one is coming", "at the maximum", "one is leaving", "cold",
         "cold, with a minimum", "below its minimum", "at its minimum", "the minimum is coming",
+        "it rehearses: draining", "it rehearses: parking", "it stayed asleep", "it is being parked",
+        "it returns as soon as it is parked",
     ],
 )  # fmt: skip
 def test_one_more_is_wanted(function: Function, view: Fleet, wanted: list[Want]) -> None:
@@ -81,6 +89,7 @@ FULL = an_instance("full", function="org/large", memory_mb=9500)
     [
         (fleet(), {}, [Want("org/model", Cause.BASELINE)]),
         (fleet(an_instance("a")), {}, []),
+        (fleet(replace(REHEARSING, state=State.PARKING)), {}, []),
         (fleet(FULL), {}, []),
         (fleet(replace(FULL, state=State.STOPPING)), {}, []),
         (fleet(), {"org/other": 1}, []),
@@ -89,7 +98,7 @@ FULL = an_instance("full", function="org/large", memory_mb=9500)
         (a_fleet(), {}, []),
     ],
     ids=[
-        "free room", "it is there", "no room", "the room is being freed", "a request waits for another",
+        "free room", "it is there", "it rehearses", "no room", "the room is being freed", "a request waits for another",
         "a request waits for it", "cordoned", "no host",
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from cortex.cli.what_if.past import Measured, Past, Tally, Visit
 from cortex.functions.hours import at_hours, next_change
-from cortex.functions.lifecycle import COMING, State
+from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.in_flight import InFlight
@@ -140,7 +140,7 @@ class ReplayFleet:
         """Return when the fleet has to be looked at again although nothing happens."""
         instances = [i for s in self._schedulers.values() for i in s.state.instances.values()]
         ends = any(i.state in (State.PLACING, State.DRAINING) for i in instances)
-        coming = {i.function for i in instances if i.state in COMING}
+        coming = {i.function for i in instances if i.is_coming}
         if ends or any(w and f not in coming for f, w in self._waiting.items()) or self._is_over_target(instances):
             return self.now + TICK_S
         times = [next_change(f, self.now) for f in self._functions.values() if f.warm]
@@ -198,7 +198,7 @@ class ReplayFleet:
 
     def _is_coming(self, function: Function) -> bool:
         states = (s.state.instances.values() for s in self._schedulers.values())
-        return any(i.function == function.id and i.state in COMING for instances in states for i in instances)
+        return any(i.function == function.id and i.is_coming for instances in states for i in instances)
 
     def _serve(self, function: Function) -> None:
         for waiter in list(self._waiting[function.id]):

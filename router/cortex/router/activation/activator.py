@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import structlog
 from msgspec.structs import replace
 
-from cortex.functions.lifecycle import COMING, LIVE, PARKED
+from cortex.functions.lifecycle import PARKED
 from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
@@ -466,7 +466,7 @@ class Activator:
     def _starting(self, function: Function, rev: str) -> Instance | None:
         for host in self._view.fleet.hosts.values():
             for instance in host.instances:
-                if (instance.function, instance.revision) == (function.id, rev) and instance.state in COMING:
+                if (instance.function, instance.revision) == (function.id, rev) and instance.is_coming:
                     return instance
         return None
 
@@ -479,10 +479,9 @@ class Activator:
         """Return the progress of a start as text."""
         for host in self._view.fleet.hosts.values():
             for instance in host.of(function.id):
-                if instance.state in LIVE:
-                    so_far = self._now() - instance.created
-                    phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
-                    return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
+                so_far = self._now() - instance.created
+                phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
+                return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
         unreadable = [
             f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.id))
         ]

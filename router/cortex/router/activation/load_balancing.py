@@ -3,10 +3,11 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from math import ceil
+from types import MappingProxyType
 
-from cortex.functions.lifecycle import PARKED
+from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import Fleet, HostRecord, Instance, Tier, Use
+from cortex.platform.record import Fleet, HostRecord, Instance, Use
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, place
 from cortex.platform.scheduling.placement import need as need_of
 from cortex.platform.scheduling.saved_state import LocalWeights
@@ -14,8 +15,9 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 SLACK = 1.25
 """Factor by which an instance may exceed its share of all requests, to keep sessions together."""
 
-_RETURNS = {Tier.SLEEP: 0, Tier.FREEZE: 1, Tier.STOP: 2}
-"""Order of hosts by the tier of a parked instance."""
+_RETURNS: Mapping[State, int] = MappingProxyType({State.SLEEPING: 0, State.FROZEN: 1, State.PARKING: 2})
+"""Order of hosts by the state of an instance that can return."""
+_NO_RETURN = 3
 
 MOST_LISTED = 12
 """Hosts in the inputs of a decision."""
@@ -65,29 +67,26 @@ def hosts_to_ask(
 ) -> list[str]:
     """Return the hosts that may run a function, best first. An estimate: the agent decides.
 
-    In order: hosts with an instance of it that is not in `exclude`, which may already serve; hosts with one that is
-    parked, asleep before frozen; hosts it is pinned on, hosts with its weights, room without eviction, the fewest
-    evictions, possible room later, and the name. Hosts on which it can never run, and cordoned ones, are left out.
+    In order: hosts with an instance of it that is not in `exclude`, which may already serve, or only rehearses its
+    first sleep; hosts with one that is parked, asleep before frozen, or that is being parked; hosts it is pinned on,
+    hosts with its weights, room without eviction, the fewest evictions, possible room later, and the name. Hosts on
+    which it can never run, and cordoned ones, are left out.
     """
     ranked = []
     rev = revision(function)
     for host in fleet.hosts.values():
         if host.name in fleet.cordoned:
             continue
-        has_one = any(i.revision == rev and i.id not in exclude for i in host.of(function.id))
+        same = [i for i in host.instances if (i.function, i.revision) == (function.id, rev) and i.id not in exclude]
+        has_one = any(i.state is State.READY or i.is_coming or i.rehearses for i in same)
         estimate = place(need, host, use, now, cordoned=host.name in fleet.cordoned)
-        returns = min((_RETURNS[i.parked] for i in _parked(host, function.id, rev, exclude) if i.parked), default=2)
-        if isinstance(estimate, NoRoom) and estimate.when is When.NEVER and not has_one and returns == 2:
+        returns = min((_RETURNS.get(i.state, _NO_RETURN) for i in same), default=_NO_RETURN)
+        if isinstance(estimate, NoRoom) and estimate.when is When.NEVER and not has_one and returns == _NO_RETURN:
             continue
         pinned = host.name in function.pinned_on
         evictions = len(estimate.evict) if isinstance(estimate, Placement) else 1_000_000
         ranked.append((not has_one, returns, not pinned, function.id not in host.weights, evictions, host.name))
     return [name for *_, name in sorted(ranked)]
-
-
-def _parked(host: HostRecord, function: str, revision: str, exclude: Collection[str]) -> list[Instance]:
-    same = (function, revision)
-    return [i for i in host.instances if (i.function, i.revision) == same and i.state in PARKED and i.id not in exclude]
 
 
 def candidates(need: Need, order: Sequence[str], fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:

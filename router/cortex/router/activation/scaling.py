@@ -1,7 +1,8 @@
 """Which functions need one more instance. Pure; called by the router that holds the sweep lease.
 
 One of a function at a time: while an instance is on its way up, no other is requested. An instance of a silent host
-counts: it serves as long as it answers. Agents scale in: they reap idle instances down to the minimum.
+counts: it serves as long as it answers. So does one that rehearses its first sleep: it serves again right after that.
+Agents scale in: they reap idle instances down to the minimum.
 """
 
 import enum
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from cortex.functions.lifecycle import COMING
+from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.record import Fleet, Use, use
 from cortex.platform.scheduling.placement import Placement, need, place
@@ -54,8 +55,9 @@ class Scaling:
         over: dict[str, float] = {}
         wants: list[Want] = []
         for function in functions:
-            instances = [i for h in fleet.records() for i in h.of(function.id)]
-            if any(i.state in COMING for i in instances):  # (1)
+            here = [i for h in fleet.records() for i in h.instances if i.function == function.id]
+            instances = [i for i in here if i.state is State.READY or i.is_coming or i.rehearses]
+            if any(i.is_coming for i in instances):  # (1)
                 continue
             if len(instances) < function.min:  # (2)
                 wants.append(Want(function.id, Cause.MINIMUM))
