@@ -31,7 +31,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
-from cortex.platform.workers import activity, ports, supervisor, tiers
+from cortex.platform.workers import activity, ports, remains, supervisor, tiers
 from cortex.router import start_history
 from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
@@ -310,6 +310,9 @@ def substitutions(
         (supervisor, "process", system),
         (supervisor, "termination", system),
         (supervisor, "cgroup", system),
+        (remains, "process", system),
+        (remains, "cgroup", system),
+        (remains, "hardening", system),
         (supervisor, "hardening", system),
         (supervisor, "log_files", system),
         (supervisor, "launch", launch),

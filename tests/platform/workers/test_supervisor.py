@@ -21,8 +21,8 @@ from cortex.platform.faults import Faults
 from cortex.platform.host import engines
 from cortex.platform.keys import HostToken
 from cortex.platform.process import environment, process_id, termination
-from cortex.platform.record import Device, Held, HostRecord, ProcessId
-from cortex.platform.scheduling.effects import Stop
+from cortex.platform.record import Device, Held, HostRecord, ProcessId, Tier
+from cortex.platform.scheduling.effects import Park, Stop, Wake
 from cortex.platform.scheduling.events import CoolRequest, EnsureRequest, Event, Spawned
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
@@ -113,6 +113,32 @@ async def test_a_worker_that_ignores_term_is_killed_after_the_grace(host: Host) 
     assert not psutil.pid_exists(host.begun[0])
 
 
+@pytest.mark.parametrize("move", [Park, Wake])
+async def test_a_worker_whose_freeze_or_restore_is_cancelled_by_its_stop_is_killed_without_grace(
+    host: Host, move: type[Park | Wake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.begin = lambda: (IGNORES_TERM, "plain")
+    host.start()
+    await host.until(lambda: any(i.pid for i in host.scheduler.record().instances))
+    (instance,) = host.scheduler.record().instances
+    moving = asyncio.Event()
+
+    async def never(*_: object) -> int:
+        moving.set()
+        return await asyncio.Future()
+
+    monkeypatch.setattr(host.supervisor.freezer, "freeze", never)
+    monkeypatch.setattr(host.supervisor.freezer, "restore", never)
+    host.supervisor.scratch(INSTANCE).with_name("canary").write_text("a digest")
+    host.supervisor.perform(move(instance, F, Tier.FREEZE))
+    await asyncio.wait_for(moving.wait(), 20)
+
+    host.supervisor.perform(Stop(instance, grace_s=600.0))
+    await host.until(lambda: not host.states())
+
+    assert not host.supervisor.tiers.may_be_locked(instance)
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), OSError("no"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no")])
 async def test_any_exception_in_a_start_is_a_failed_start(host: Host, error: Exception) -> None:
     def begin() -> tuple[list[str], str]:
@@ -197,14 +223,14 @@ async def test_a_worker_that_survives_kill_is_reported_until_it_exits(
 async def test_a_stop_during_the_cleanup_of_a_failed_warm_start_prevents_the_plain_start(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clearing, go_on, cleared = asyncio.Event(), asyncio.Event(), host.supervisor._cleared
+    clearing, go_on, kill = asyncio.Event(), asyncio.Event(), host.supervisor._remains.kill
 
-    async def slowly(pid: int, instance: str) -> object:
+    async def slowly(instance: str) -> object:
         clearing.set()
         await go_on.wait()
-        return await cleared(pid, instance)
+        return await kill(instance)
 
-    monkeypatch.setattr(host.supervisor, "_cleared", slowly)
+    monkeypatch.setattr(host.supervisor._remains, "kill", slowly)
     host.begin = lambda: (EXITS, "warm")
     host.start()
     await clearing.wait()

@@ -7,7 +7,6 @@ one is reclaimed. An exception in an effect also becomes an event, or the effect
 import asyncio
 import contextlib
 import enum
-import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
@@ -63,6 +62,7 @@ from cortex.platform.workers.control_keys import ControlKeys
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
+from cortex.platform.workers.remains import KILLED_WITHIN_S, Remains, unkillable
 from cortex.platform.workers.startup import LogFollower
 from cortex.platform.workers.tiers import HolderReading, Tiers
 from cortex.platform.workers.worker_user import find_user
@@ -73,12 +73,8 @@ PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
 ADOPTION_PROBE_S = 2.0
 STUCK_CPU_S = 0.05
 """CPU time between failed health checks that shows that a worker is alive."""
-KILLED_WITHIN_S = 5.0
-"""Time limit for a process to end after KILL. One that exceeds it hangs in the kernel."""
 AGAIN_S = 2.0
 """Pause before an effect that raised is retried."""
-RECLAIM_S = 30.0
-"""Time limit for freed device memory to be released; memory still held then counts as foreign."""
 FREEZER_S = 5.0
 """Time after which a driver that does not answer whether it can freeze is not waited for."""
 PRUNE_S = 60.0
@@ -113,7 +109,7 @@ class Supervisor:
         faults: Faults | None = None,
     ) -> None:
         self._settings, self._token, self._engines, self._tell = settings, token, engines, tell
-        self._holders, self._record = holders, record
+        self._record = record
         self._faults = faults or Faults()
         self.looks = disk.looks()
         self.fetches = Fetches(settings, tell, self.looks)
@@ -123,14 +119,13 @@ class Supervisor:
         self._children: dict[str, subprocess.Popen[bytes] | ForkedWorker] = {}
         self._watched: dict[str, ProcessId] = {}
         """The workers whose exit `_watch` reports."""
-        self._proved: dict[str, frozenset[ProcessId]] = {}
-        """The processes of a worker's session when it ended. They belong to it, with or without its marker."""
         self._ports = Ports(settings.agent.worker_host, settings.agent.worker_ports)
         self._probe = Probe(token)
         self._control = ControlKeys(Path(settings.agent.state_dir))
         self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
         self._groups = cgroup.home(self._owner)
+        self._remains = Remains(self._owner, self._groups, holders, tell)
         self._warm: dict[str, Spawn] = {}
         """Starts from a launcher that are not ready yet. If one fails, it is repeated as a plain start."""
         self._user = find_user(settings.agent.worker_user)
@@ -290,12 +285,7 @@ class Supervisor:
 
     async def clear_orphans(self, instances: Collection[str]) -> None:
         """Kill processes with the mark of this host's agents that belong to none of these instances."""
-        for instance, pid in await asyncio.to_thread(process.find_owned, self._owner):
-            if instance not in instances:
-                log.warning("orphan_killed", instance=instance, pid=pid)
-                await asyncio.to_thread(process.kill_orphans, instance)
-                if slug(instance) == instance:  # the mark comes from the process: use it as a path only if it is safe
-                    await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance), ignore_errors=True)
+        await self._remains.clear_unknown(instances)
 
     # Starting.
 
@@ -414,15 +404,15 @@ class Supervisor:
     async def _watch(self, instance: str, function: str, leader: ProcessId) -> None:
         """Report the worker's exit. A warm start that failed is repeated as a plain start instead."""
         await termination.wait_for_exit(leader)
-        with self._faults.guard("watch"):  # before it is reaped: until then its session id is not reused
-            self._proved[instance] = await asyncio.to_thread(process.session_of, leader)
+        with self._faults.guard("watch"):
+            await self._remains.prove(instance, leader)
         child = self._children.pop(instance, None)
         how = termination.describe_exit(await asyncio.to_thread(child.wait) if child else None)
         self._ports.release(instance)
         if effect := self._warm.pop(instance, None):
             log.warning("warm_start_failed", function=function, instance=instance, how=how)
             with self._faults.guard("watch"):
-                await self._cleared(leader.pid, instance)
+                await self._remains.kill(instance)
             if self._is_starting(instance):
                 self._watched.pop(instance, None)
                 self._begin(
@@ -559,7 +549,7 @@ class Supervisor:
     async def _stop(self, effect: Stop) -> None:
         """Send TERM, wait for the grace, then send KILL until it has ended. `_watch` reports a watched worker.
 
-        A frozen one gets KILL at once: its engine cannot end in order.
+        One that the driver may have locked gets KILL at once: it can handle no signal.
         """
         instance = effect.instance
         self._warm.pop(instance.id, None)
@@ -570,7 +560,7 @@ class Supervisor:
             await asyncio.wait((starting,), timeout=KILLED_WITHIN_S)
         leader = self._watched.get(instance.id) or instance.process
         number, wait_s = signal.SIGTERM, effect.grace_s
-        if instance.parked is Tier.FREEZE:
+        if self.tiers.may_be_locked(instance):
             number, wait_s = signal.SIGKILL, KILLED_WITHIN_S
         while leader is not None and process_id.is_alive(leader):
             process.signal_worker(leader, number)
@@ -578,48 +568,14 @@ class Supervisor:
                 async with asyncio.timeout(wait_s):
                     await termination.wait_for_exit(leader)
             if number is signal.SIGKILL and process_id.is_alive(leader):
-                problem = _unkillable((leader,))
-                self._tell(events.EndDelayed(instance.id, problem))
+                self._tell(events.EndDelayed(instance.id, unkillable((leader,))))
             number, wait_s = signal.SIGKILL, KILLED_WITHIN_S
         if instance.id not in self._watched:
             self._tell(events.Exited(instance.id, "was not running"))
 
     async def _reclaim(self, instance: Instance) -> None:
-        """Kill the worker's remaining processes until none is left, and wait until its GPU memory is released."""
-        proved = self._proved.get(instance.id, frozenset())
-        orphans = await asyncio.to_thread(process.orphans_of, instance.id, proved)
-        while still := await self._cleared(instance.pid, instance.id):
-            problem = _unkillable(still)
-            self._tell(events.EndDelayed(instance.id, problem))
-        if instance.pid and any(d.startswith("GPU-") for d in instance.devices):
-            await self._wait_for_memory({instance.pid, *(p.pid for p in orphans)})
-        await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance.id), ignore_errors=True)
-        self._proved.pop(instance.id, None)
+        """End all that a worker left, and give its port back."""
+        await self._remains.clear(instance)
+        self.tiers.forget(instance.id)
         self._ports.release(instance.id)
         self._tell(events.Reclaimed(instance.id))
-
-    async def _cleared(self, pid: int, instance: str) -> list[ProcessId]:
-        """Kill a worker's remaining processes. Return those that have not ended within `KILLED_WITHIN_S`."""
-        await asyncio.to_thread(cgroup.kill, self._groups, instance)
-        proved = self._proved.get(instance, frozenset())
-        remaining: list[ProcessId] = []
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KILLED_WITHIN_S):
-                # A poll, since the kernel reports exits of children only.
-                while remaining := await asyncio.to_thread(process.kill_orphans, instance, proved):  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-        return remaining
-
-    async def _wait_for_memory(self, pids: set[int]) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RECLAIM_S):
-                while (holders := await self._holders()) and any(h.pid in pids for h in holders):  # noqa: ASYNC110
-                    await asyncio.sleep(PROBE_MOST_S)
-
-
-def _unkillable(processes: Collection[ProcessId]) -> str:
-    """Describe processes that do not end after KILL."""
-    pids = ", ".join(str(p.pid) for p in processes)
-    if any(process_id.is_uninterruptible(p) for p in processes):
-        return f"process {pids} sleeps in the kernel and cannot be killed: its device's driver or a mount hangs"
-    return f"process {pids} has not ended after SIGKILL"

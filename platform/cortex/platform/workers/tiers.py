@@ -54,6 +54,16 @@ class Tiers:
     ) -> None:
         self._probe, self._sleep_mode, self._freezer = probe, SleepMode(control), freezer
         self._holders, self._record, self._scratch, self._tell = holders, record, scratch, tell
+        self._locked: set[str] = set()
+        """The instances whose processes the driver may have locked: a freeze or a restore has begun."""
+
+    def may_be_locked(self, instance: Instance) -> bool:
+        """Whether the driver may have locked a worker's processes, so that they handle no signal but KILL."""
+        return instance.id in self._locked or instance.parked is Tier.FREEZE
+
+    def forget(self, instance: str) -> None:
+        """Drop what is known of a worker that has ended."""
+        self._locked.discard(instance)
 
     async def park(self, effect: Park) -> None:
         """Move an idle worker's memory to RAM: first asleep, then frozen, if it is to do both."""
@@ -85,7 +95,9 @@ class Tiers:
         instance, function = effect.instance, effect.function
         try:
             if effect.tier is Tier.FREEZE:
+                self._locked.add(instance.id)
                 await self._freezer.restore(_leader(instance), instance.id)
+                self._locked.discard(instance.id)
             # It slept before it was frozen, if its engine can.
             if effect.tier is Tier.SLEEP or (instance.sleeps and await self._sleep_mode.is_sleeping(instance)):
                 await self._sleep_mode.wake(instance, self._within_s(function))
@@ -104,6 +116,7 @@ class Tiers:
         say, it was left half-way, or it computes other than before it was frozen."""
         instance = worker.instance
         if Tier.FREEZE in (instance.parked, instance.parks_to) and instance.process is not None:
+            self._locked.add(instance.id)
             recovered = await self._freezer.recover(instance.process, instance.id)
             if recovered.state is Recovery.FROZEN:
                 return replace(worker, instance=replace(instance, parked=Tier.FREEZE)), True
@@ -112,6 +125,7 @@ class Tiers:
                     "worker_not_recovered", function=instance.function, instance=instance.id, why=recovered.text
                 )
                 return worker, None
+            self._locked.discard(instance.id)
         asleep = await self._sleep_mode.is_sleeping(instance) if instance.sleeps else False
         if asleep:
             return replace(worker, instance=replace(instance, parked=Tier.SLEEP)), True
@@ -140,7 +154,13 @@ class Tiers:
         """Freeze a worker. Return the RAM that its device memory takes. Raises FreezeFailed."""
         if not self._canary(instance).exists():
             raise FreezeFailed(FreezeProblem.CANARY, "it did not answer its canary, so its return could not be proved")
-        return await self._freezer.freeze(_leader(instance), instance.id, partial(self._used, instance, function))
+        self._locked.add(instance.id)
+        try:
+            return await self._freezer.freeze(_leader(instance), instance.id, partial(self._used, instance, function))
+        except FreezeFailed as error:
+            if error.runs:
+                self._locked.discard(instance.id)
+            raise
 
     async def _store_canary(self, instance: Instance, function: Function) -> None:
         """Store what the worker computes before it is parked first. None is stored if it does not answer."""
