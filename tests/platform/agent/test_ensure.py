@@ -92,6 +92,22 @@ async def test_an_agent_that_may_not_publish_starts_nothing(agent: Agent, monkey
     assert effects == []
 
 
+async def test_a_start_is_withdrawn_when_its_own_record_finds_the_name_taken(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation: a host that came back wrote nothing yet, and its earlier boot's record was alive."""
+    pending_effects(agent, monkeypatch)
+    other = replace(agent.record(), home="another machine", address="http://elsewhere")
+    await agent._registry.publish_host(other, 60.0)
+
+    answer = await agent.ensure(Ensure(F))
+
+    assert isinstance(answer, Rejected)
+    assert (answer.when, "elsewhere" in answer.reason) == (When.LATER, True)
+    assert {i.state for i in agent.record().instances} <= {State.STOPPING}
+    assert [(f.kind, f.retry_at) for f in agent.record().failures] == [(FailureKind.ROOM, 0.0)]
+
+
 async def test_while_the_record_cannot_be_written_a_routers_start_is_refused_and_one_through_the_agent_is_made(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,11 +184,8 @@ class Agent:
         function, arrived = request.function, time.monotonic()
         if arrived - self._alive_at > DECIDE_S or arrived - self._stalled_at < OLD_REQUESTS_S:
             return await self._not_now(function, "the agent was stopped for a while: this request may be an old one")
-        if (holder := self.publisher.name_holder) is not None:
-            # No router would find the start in the record, and the next one would start another elsewhere.
-            return await self._not_now(function, name_taken(holder))
-        if self.publisher.record_away and not unrecorded:
-            return Rejected(UNRECORDED, When.LATER)
+        if why := self._why_unrecorded(unrecorded):
+            return Rejected(why, When.LATER)
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
@@ -205,10 +202,17 @@ class Agent:
         await self.publisher.publish()
         answer = next(e.answer for e in effects if isinstance(e, Answer))
         is_new = isinstance(answer, Accepted) and answer.instance == instance
-        if is_new and self.publisher.record_away and not unrecorded:
+        if is_new and (why := self._why_unrecorded(unrecorded)):  # the agent knows it only now that it wrote
             self.tell(events.StartWithdrawn(instance))
-            return Rejected(UNRECORDED, When.LATER)
+            return Rejected(why, When.LATER)
         return answer
+
+    def _why_unrecorded(self, unrecorded: bool) -> str:
+        """Return why a start here is not in the record, where no router would find it and the next would start another
+        elsewhere; "" if it is, or if only Redis is away and the caller needs no record."""
+        if (holder := self.publisher.name_holder) is not None:
+            return name_taken(holder)
+        return UNRECORDED if self.publisher.record_away and not unrecorded else ""
 
     async def _end_failed(self, failed: Collection[str]) -> None:
         """End those of these ready instances whose engine has failed, and wait until they are no longer ready."""
