@@ -126,6 +126,10 @@ lint-deploy:
 test-clients *args:
     uv run python -m tests.clients "$@"
 
+# suites of others for the client APIs' formats, by real llama.cpp and the fake engine: a table case × function (PyPI)
+test-conformance *args:
+    uv run python -m tests.conformance "$@"
+
 # what a dialect costs per chunk, beside passing chat on
 bench-dialects *args:
     uv run python -m tests.bench_dialects "$@"
