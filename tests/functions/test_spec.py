@@ -13,6 +13,7 @@ PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
 CHANGES: dict[str, Any] = {
     "id": "org/other",
     "engine": Engine.VLLM,
+    "variant_of": "org/base",
     "source": "org/repo:file.gguf",
     "revision": "v1.0",
     "quant": "Q4_K_M",

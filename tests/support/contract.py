@@ -42,6 +42,7 @@ from cortex.platform.record import (
     Namesake,
     Override,
     RouterReport,
+    ShareUse,
     Silence,
 )
 from cortex.platform.scheduling.ledger import Entry
@@ -100,7 +101,8 @@ def spoken() -> dict[str, Any]:
         "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
                        failures=(failure,), line=(in_line,), epoch=4, catalogue="digest"),
         "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4},
-                              silent={"i1": Silence(for_s=1.5, usual_s=0.5)}, keep={"i1": KeepAlive(300.0, 2.5)}),
+                              silent={"i1": Silence(for_s=1.5, usual_s=0.5)}, keep={"i1": KeepAlive(300.0, 2.5)},
+                              shares={"org/variant": ShareUse(1, 1)}),
         "namesake": Namesake(name="host-a", address="http://10.0.0.2:13131", version="0", home="h2"),
         "prefetch": Prefetch(function),
         "remove": Remove(("org/model@main",), unused=True, dry_run=True),

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from cortex.functions import arguments, hours
+from cortex.functions import arguments, hours, variants
 from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unknown_placeholders
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
@@ -21,7 +21,7 @@ from cortex.functions.toml_lines import TomlLines
 
 _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
 _KEYS = (*Function.__struct_fields__, "harness")
-_SHARED = tuple(k for k in _KEYS if k not in ("id", "source"))  # what [defaults] may set
+_SHARED = tuple(k for k in _KEYS if k not in ("id", "source", "variant_of"))  # what [defaults] may set
 _SYNONYMS = {"engine": "harness", "harness": "engine"}
 _OF_ALIAS = ("use", "on_cold")
 _NOT_YET: dict[str, str] = {}
@@ -72,6 +72,11 @@ class Catalogue(Struct, frozen=True):
         """Return the function with an id or alias."""
         return self.functions.get(self.aliases.get(name, name))
 
+    @property
+    def hosted(self) -> "Catalogue":
+        """The catalogue for agents: the functions that have instances of their own."""
+        return Catalogue(variants.hosted(self.functions), self.aliases, self.substitutes)
+
     def nearest(self, name: str) -> list[str]:
         """Return the ids and aliases that resemble `name`."""
         return nearest(name, (*self.functions, *self.aliases))
@@ -89,7 +94,7 @@ def read(text: str, *, file: str, folder: str, strict: bool = False) -> Catalogu
 def notes(catalogue: Catalogue) -> list[str]:
     """Return notes about settings without an effect and about invalid sources, so that nothing is ignored silently."""
     blank = Function(id="-", engine=Engine.LLAMACPP)
-    functions = catalogue.functions.values()
+    functions = variants.hosted(catalogue.functions).values()
     unsure = [f"{f.id}: {why}" for f in functions if (why := _doubt(f))]
     foreign = [
         f"{f.id}: native = {dialect!r} is kept, but its server does not speak it: it is translated"
@@ -102,9 +107,10 @@ def notes(catalogue: Catalogue) -> list[str]:
         for f in functions
         if f.park is Park.SLEEP and f.engine not in _SLEEPERS
     ]
-    return [*unsure, *foreign, *awake] + [
+    weak = variants.weaker_wishes(catalogue.functions)
+    return [*unsure, *foreign, *awake, *weak] + [
         f"{f.id}: {key} = {getattr(f, key)!r} is kept, but {why}"
-        for f in catalogue.functions.values()
+        for f in functions
         for key, why in _NOT_YET.items()
         if getattr(f, key) != getattr(blank, key)
     ]
@@ -139,7 +145,7 @@ class _Reader:
                     self.lines.key("", key),
                 )
         defaults = self._defaults(raw.get("defaults", {}))
-        functions = self._functions(raw.get("models", []), defaults)
+        functions = self._functions(raw.get("models", []), defaults, raw.get("aliases", {}))
         aliases, rules = self._aliases(raw.get("aliases", {}), functions)
         substitutes = self._substitutes(rules, aliases, functions)
         if self.problems:
@@ -155,33 +161,55 @@ class _Reader:
             return {}
         return dict(self._values(raw, allowed=_SHARED, table="defaults", nth=0, where="defaults"))
 
-    def _functions(self, raw: Any, defaults: Mapping[str, Any]) -> dict[str, Function | None]:
+    def _functions(self, raw: Any, defaults: Mapping[str, Any], aliases: Any) -> dict[str, Function | None]:
         """Return the functions by id. The id of an invalid declaration maps to None, so that aliases resolve."""
         if not isinstance(raw, list) or not all(isinstance(entry, dict) for entry in raw):
             self._report("models", "must be written as [[models]] tables", self.lines.key("", "models"))
             return {}
         functions: dict[str, Function | None] = {}
+        bases = {e["id"]: _base_of(e) for e in reversed(raw) if isinstance(e.get("id"), str)}
+        of_variants = []
         for nth, entry in enumerate(raw):
             name = entry.get("id")
             where = name if isinstance(name, str) and name else f"models entry {nth + 1}"
             before = len(self.problems)
             if name is None:
                 self._report(where, "has no id", self.lines.table("models", nth))
-            # engine and harness are synonyms: an entry's key replaces the other one's default.
-            shared = {k: v for k, v in defaults.items() if _SYNONYMS.get(k) not in entry}
-            values = {
-                **shared,
-                **dict(self._values(entry, allowed=_KEYS, table="models", nth=nth, where=where)),
-            }
+            declared = dict(self._values(entry, allowed=_KEYS, table="models", nth=nth, where=where))
             if isinstance(name, str):
                 if fault := fault_in(name):
                     self._report(where, f"the id {fault}", self.lines.key("models", "id", nth))
                 elif name in functions:
                     self._report(where, "is declared twice", self.lines.key("models", "id", nth))
-            function = self._function(values, nth, where) if len(self.problems) == before else None
+            function = None
+            if base_id := _base_of(entry):
+                known = aliases if isinstance(aliases, dict) else {}
+                self._check_variant(entry, variants.base_problem(where, base_id, bases, known), nth)
+                if len(self.problems) == before:
+                    of_variants.append((nth, where, declared))
+            elif len(self.problems) == before:
+                # engine and harness are synonyms: an entry's key replaces the other one's default.
+                shared = {k: v for k, v in defaults.items() if _SYNONYMS.get(k) not in entry}
+                function = self._function({**shared, **declared}, nth, where)
             if isinstance(name, str):
                 functions.setdefault(name, function)
+        for nth, where, declared in of_variants:
+            if (base := functions[declared["variant_of"]]) is not None:
+                functions[where] = variant = variants.complete(base, declared)
+                self._check_minimum(variant, where, self.lines.key("models", "min", nth))
         return functions
+
+    def _check_variant(self, entry: Mapping[str, Any], base_problem: str, nth: int) -> None:
+        where = str(entry.get("id", ""))
+        if base_problem:
+            self._report(where, base_problem, self.lines.key("models", "variant_of", nth))
+            return
+        for key, what in variants.problems((k for k in entry if k in _KEYS), entry["variant_of"]):
+            self._report(where, what, self.lines.key("models", key, nth))
+
+    def _check_minimum(self, function: Function, where: str, line: int | None) -> None:
+        if function.min > function.max:
+            self._report(where, f"min = {function.min} is more than max = {function.max}", line)
 
     def _values(
         self, raw: Mapping[str, Any], *, allowed: tuple[str, ...], table: str, nth: int, where: str
@@ -219,8 +247,7 @@ class _Reader:
             return None
         values |= {key: self._path(key, values) for key in ("source", "chat_template", "mmproj") if values.get(key)}
         function = Function(**{k: v for k, v in values.items() if k not in ("engine", "harness")}, engine=engine)
-        if function.min > function.max:
-            self._report(where, f"min = {function.min} is more than max = {function.max}", line)
+        self._check_minimum(function, where, line)
         for key, what in _contradictions(function, values):
             at = self.lines.key("models", key, nth)
             self._report(where, what, self.lines.key("defaults", key) if at == line else at)
@@ -341,6 +368,9 @@ class _Reader:
                 self._report(where, f"on_cold: '{rule.use}' is not in the catalogue{hint}", line)
             elif use == aliases.get(alias):
                 self._report(where, f"on_cold: '{rule.use}' is the function itself: name another one", line)
+            elif _share_instances(functions.get(aliases.get(alias, "")), functions[use]):
+                what = "shares the instances of the function itself, so both are cold: name another one"
+                self._report(where, f"on_cold: '{rule.use}' {what}", line)
             resolved[alias] = Substitute(use, rule.within_s)
         return resolved
 
@@ -364,6 +394,16 @@ class _Reader:
                 self.lines.key("aliases", alias),
             )
         return None
+
+
+def _base_of(entry: Mapping[str, Any]) -> str:
+    """Return the base that an entry names, or ""; a name that is no text is reported with the other values."""
+    base = entry.get("variant_of")
+    return base if isinstance(base, str) else ""
+
+
+def _share_instances(one: Function | None, other: Function | None) -> bool:
+    return one is not None and other is not None and one.base_id == other.base_id
 
 
 def _is_large(value: object) -> bool:

@@ -51,6 +51,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
     id: str
     engine: Engine
+    variant_of: str = ""
+    """Its base: the function whose instances serve this one. Empty: it has instances of its own."""
     source: Word = ""
     revision: Word = ""
     quant: Word = ""
@@ -112,6 +114,11 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     dialects: tuple[Literal["chat", "completions", "embeddings", "rerank"], ...] = ()
 
     @property
+    def base_id(self) -> str:
+        """The id of the function whose instances serve it: its own, or that of its base."""
+        return self.variant_of or self.id
+
+    @property
     def has_weights(self) -> bool:
         """Whether its engine needs weights on the host: a command only if it has the placeholder `{source}`."""
         if self.engine is Engine.COMMAND:
@@ -130,8 +137,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
     @property
     def weights(self) -> str:
-        """The source of the weights: `source`, or the id by default."""
-        return self.source or self.id
+        """The source of the weights: `source`, or the id by default, of a variant that of its base."""
+        return self.source or self.base_id
 
 
 LAUNCH_FIELDS = (

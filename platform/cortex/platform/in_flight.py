@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cortex.platform import clock
-from cortex.platform.record import KeepAlive, RouterReport, used_function, used_instance
+from cortex.platform.record import KeepAlive, RouterReport, ShareUse, used_function, used_instance
 
 MOST_KEEPING = 10_000
 """Instances with a `keep_alive` of a request."""
@@ -17,37 +17,48 @@ LATE_S = 60.0
 
 
 class InFlight:
-    """Live requests by instance and by function."""
+    """Live requests by instance and by function. Where functions share instances, all requests
+    count for the base, and each function for itself beside that."""
 
     def __init__(self, process: str) -> None:
         self._process = process
         self._in_flight: dict[str, set[object]] = {}
         self._waiting: dict[str, dict[object, float]] = {}
+        self._shares: dict[str, set[object]] = {}
+        self._shares_waiting: dict[str, set[object]] = {}
         self._used: dict[str, float] = {}
         self._keep: dict[str, tuple[float, float]] = {}
 
-    def track(self, function: str, instance: str) -> "Tracked":
+    def track(self, function: str, instance: str, share: str = "") -> "Tracked":
         """Count a request as in flight on an instance, which is in use meanwhile."""
-        return Tracked(self, function, instance)
+        return Tracked(self, function, instance, share)
 
-    def enter(self, mark: object, function: str, instance: str) -> None:
+    def enter(self, mark: object, function: str, instance: str, share: str = "") -> None:
         """Add a request in flight."""
         self._in_flight.setdefault(instance, set()).add(mark)
-        self._touch(function, instance)
+        if share:
+            self._shares.setdefault(share, set()).add(mark)
+        self._touch(function, instance, share)
 
-    def leave(self, mark: object, function: str, instance: str) -> None:
+    def leave(self, mark: object, function: str, instance: str, share: str = "") -> None:
         """Remove a request in flight."""
         _leave(self._in_flight, instance, mark)
-        self._touch(function, instance)
+        if share:
+            _leave(self._shares, share, mark)
+        self._touch(function, instance, share)
 
     @contextmanager
-    def waiting(self, function: str) -> Iterator[None]:
+    def waiting(self, function: str, share: str = "") -> Iterator[None]:
         """Count a request as waiting for a function."""
         mark = object()
         self._waiting.setdefault(function, {})[mark] = clock.now()
+        if share:
+            self._shares_waiting.setdefault(share, set()).add(mark)
         try:
             yield
         finally:
+            if share:
+                _leave(self._shares_waiting, share, mark)
             live = self._waiting[function]
             live.pop(mark, None)
             if not live:
@@ -58,8 +69,17 @@ class InFlight:
         return len(self._in_flight.get(instance, ()))
 
     def waiting_for(self, function: str) -> int:
-        """Return how many requests wait for a function."""
+        """Return how many requests wait for a function, with its variants."""
         return len(self._waiting.get(function, ()))
+
+    def waiting_for_share(self, share: str) -> int:
+        """Return how many of these wait for one of the functions that share its instances."""
+        return len(self._shares_waiting.get(share, ()))
+
+    def _by_share(self) -> dict[str, ShareUse]:
+        """Return the requests of each function that shares its instances."""
+        names = self._shares.keys() | self._shares_waiting.keys()
+        return {n: ShareUse(len(self._shares.get(n, ())), len(self._shares_waiting.get(n, ()))) for n in names}
 
     def waited_s(self, function: str) -> float:
         """Return how long the first of the requests that wait for a function has waited."""
@@ -90,7 +110,10 @@ class InFlight:
         """Return the process's report; `seen` are the epochs its choices respect."""
         in_flight, waiting = self.counts()
         keep = self._keep_alives(now)
-        return RouterReport(id=self._process, at=now, in_flight=in_flight, waiting=waiting, seen=seen, keep=keep)
+        shares = self._by_share()
+        return RouterReport(
+            id=self._process, at=now, in_flight=in_flight, waiting=waiting, seen=seen, keep=keep, shares=shares
+        )
 
     def take_used(self) -> dict[str, float]:
         """Return the last uses since the last call. Requests still in flight count as used now."""
@@ -106,8 +129,10 @@ class InFlight:
         """Return last uses that could not be written, for the next `take_used`."""
         self._used = used | self._used
 
-    def _touch(self, function: str, instance: str) -> None:
+    def _touch(self, function: str, instance: str, share: str) -> None:
         now = clock.now()
+        if share:
+            self._used[used_function(share)] = now
         self._used[used_function(function)] = now
         self._used[used_instance(instance)] = now
         if wish := self._keep.get(instance):
@@ -117,16 +142,16 @@ class InFlight:
 class Tracked:
     """A request in flight, as a context."""
 
-    __slots__ = ("_function", "_in_flight", "_instance")
+    __slots__ = ("_function", "_in_flight", "_instance", "_share")
 
-    def __init__(self, in_flight: InFlight, function: str, instance: str) -> None:
-        self._in_flight, self._function, self._instance = in_flight, function, instance
+    def __init__(self, in_flight: InFlight, function: str, instance: str, share: str) -> None:
+        self._in_flight, self._function, self._instance, self._share = in_flight, function, instance, share
 
     def __enter__(self) -> None:
-        self._in_flight.enter(self, self._function, self._instance)
+        self._in_flight.enter(self, self._function, self._instance, self._share)
 
     def __exit__(self, *_: object) -> None:
-        self._in_flight.leave(self, self._function, self._instance)
+        self._in_flight.leave(self, self._function, self._instance, self._share)
 
 
 def _leave(sets: dict[str, set[object]], key: str, mark: object) -> None:

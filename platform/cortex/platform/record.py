@@ -391,6 +391,16 @@ class RouterReport(Struct, frozen=True, kw_only=True):
     """How long instances may stay idle, where this router's last request to them says so."""
     silent: dict[str, Silence] = {}
     """Instances that have sent this router's requests nothing for a while."""
+    shares: dict[str, "ShareUse"] = {}
+    """Per function that shares its instances, its part of the requests that `in_flight` and `waiting` count for the
+    base."""
+
+
+class ShareUse(Struct, frozen=True):
+    """The requests of one of several functions that share instances."""
+
+    in_flight: int = 0
+    waiting: int = 0
 
 
 class Override(Struct, frozen=True, kw_only=True):
@@ -460,6 +470,7 @@ class Use(Struct, frozen=True, kw_only=True):
     used: dict[str, float] = {}
     keep: dict[str, KeepAlive] = {}
     """How long instances may stay idle, where a request says so; `ago_s` counts back from `at`."""
+    shares: dict[str, ShareUse] = {}
     at: float = 0.0
 
     def keep_s(self, instance: Instance) -> float | None:
@@ -479,7 +490,11 @@ def use(fleet: Fleet) -> Use:
     in_flight: dict[str, int] = {}
     waiting: dict[str, int] = {}
     keep: dict[str, KeepAlive] = {}
+    shares: dict[str, ShareUse] = {}
     for report in fleet.routers.values():
+        for function, more in report.shares.items():
+            known = shares.get(function, ShareUse())
+            shares[function] = ShareUse(known.in_flight + more.in_flight, known.waiting + more.waiting)
         for instance, wish in report.keep.items():
             if instance not in keep or wish.ago_s < keep[instance].ago_s:
                 keep[instance] = wish
@@ -487,7 +502,7 @@ def use(fleet: Fleet) -> Use:
             in_flight[instance] = in_flight.get(instance, 0) + count
         for function, count in report.waiting.items():
             waiting[function] = waiting.get(function, 0) + count
-    return Use(in_flight=in_flight, waiting=waiting, used=fleet.used, keep=keep, at=fleet.at)
+    return Use(in_flight=in_flight, waiting=waiting, used=fleet.used, keep=keep, shares=shares, at=fleet.at)
 
 
 def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool:

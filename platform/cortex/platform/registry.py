@@ -6,7 +6,7 @@ Every call is bounded in time and raises RecordUnavailable (`record_connection.p
 """
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -564,8 +564,8 @@ class Registry:
                 pipe.xadd(self.names.decisions, values, maxlen=MOST_DECISIONS, approximate=True)
             await pipe.execute()
 
-    async def decisions(self, filters: Mapping[str, str], limit: int) -> list[DecisionRecord]:
-        """Return decisions with these fields, newest first."""
+    async def decisions(self, filters: Mapping[str, Collection[str]], limit: int) -> list[DecisionRecord]:
+        """Return decisions with one of these values in each of these fields, newest first."""
         decisions: list[DecisionRecord] = []
         before = "+"
         while len(decisions) < limit:
@@ -573,7 +573,7 @@ class Registry:
                 entries: Any = await self._redis.xrevrange(self.names.decisions, max=before, count=READ_AT_ONCE)
             for id, values in entries:
                 entry = words(values)
-                if all(entry.get(k) == v for k, v in filters.items()):
+                if all(entry.get(field) in values for field, values in filters.items()):
                     decisions.append(from_fields(text(id), entry))
             if len(entries) < READ_AT_ONCE:
                 break

@@ -12,6 +12,7 @@ from cortex.cli.visible import echo, echo_json
 from cortex.functions.catalogue import Catalogue, CatalogueError, notes
 from cortex.functions.explanation import Value, explain
 from cortex.functions.names import did_you_mean
+from cortex.functions.variants import OWN, WISHES
 from cortex.platform import text_files
 from cortex.router.live_catalogue import load
 
@@ -55,15 +56,22 @@ def _explain(file: Path, text: str, catalogue: Catalogue, name: str, as_json: bo
         raise exits.Failed(f"{file}: '{name}' is not in the catalogue{hint}", code=exits.NOT_FOUND)
     function, values = explanation
     substitute = catalogue.substitutes.get(name)
+    variants = [f.id for f in catalogue.functions.values() if f.variant_of == function.id]
     if as_json:
         origins = {v.key: {"value": v.value, "origin": _origin(file, v)} for v in values}
-        echo_json({"name": name, "id": function.id, "substitute": substitute, "values": origins}, indent=2)
+        shared = {"variant_of": function.variant_of, "variants": variants}
+        echo_json({"name": name, "id": function.id, "substitute": substitute, **shared, "values": origins}, indent=2)
         return
     if name != function.id:
         echo(f"# {name} is an alias of {function.id}")
+    if function.variant_of:
+        echo(f"# the instances of {function.variant_of} serve it")
+    if variants:
+        echo(f"# its instances also serve {', '.join(variants)}")
     if substitute is not None:
         echo(f"# while that is not ready, {substitute.use} answers for {name} (within_s = {substitute.within_s:g})")
-    written = [f"{v.key} = {write_value(v.value)}" for v in values]
+    own = (*OWN, *WISHES) if function.variant_of else function.__struct_fields__
+    written = [f"{'' if v.key in own else '# '}{v.key} = {write_value(v.value)}" for v in values]
     width = min(48, max(map(len, written)))
     for line, value in zip(written, values, strict=True):
         echo(f"{line:{width}}  # {_origin(file, value)}")
@@ -74,4 +82,5 @@ def _origin(file: Path, value: Value) -> str:
     if not value.table:
         return "default"
     place = f"{file}:{value.line}" if value.line else str(file)
-    return f"{place} [defaults]" if value.table == "defaults" else place
+    whose = f" of {value.of}" if value.of else ""
+    return f"{place} [defaults]{whose}" if value.table == "defaults" else f"{place}{whose}"

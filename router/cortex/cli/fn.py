@@ -63,7 +63,7 @@ def ls(pattern: str, wanted: str, host: str, as_json: bool) -> None:
     if as_json:
         echo_json(functions, indent=2)
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f.id,
             ", ".join(f.aliases) or "-",
@@ -78,7 +78,14 @@ def ls(pattern: str, wanted: str, host: str, as_json: bool) -> None:
         )
         for f in functions
     ]
-    print_rows(_COLUMNS, rows, optional=_OPTIONAL, notes=[(f.id, long_state(f)) for f in functions])
+    notes = [(f.id, long_state(f)) for f in functions]
+    if any(f.variant_of for f in functions):
+        bases = (f.variant_of or "-" for f in functions)
+        rows = [(id, base, *rest) for (id, *rest), base in zip(rows, bases, strict=True)]
+        columns = (_COLUMNS[0], "VARIANT OF", *_COLUMNS[1:])
+        print_rows(columns, rows, optional=(*_OPTIONAL, "VARIANT OF"), notes=notes)
+        return
+    print_rows(_COLUMNS, rows, optional=_OPTIONAL, notes=notes)
 
 
 def _is_listed(function: FunctionView, pattern: str, wanted: str, host: str) -> bool:

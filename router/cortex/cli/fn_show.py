@@ -36,6 +36,8 @@ def show(name: str, as_json: bool) -> None:
     out.print(f"[bold]{function.id}[/]: {function.state}")
     facts = {
         "aliases": ", ".join(function.aliases),
+        "variant of": function.variant_of and f"{function.variant_of}, whose instances serve it",
+        "shared with": ", ".join(function.variants),
         "engine": function.engine,
         "instances": f"{len(function.instances)} (at least {function.min}, at most {function.max})"
         + (", pinned" if function.pinned else ""),

@@ -19,6 +19,7 @@ from cortex.cli.what_if.past import Measured, Past, Tally, read_past
 from cortex.functions.catalogue import Catalogue, CatalogueError
 from cortex.functions.names import did_you_mean
 from cortex.functions.spec import revision
+from cortex.functions.variants import fold, hosted
 from cortex.platform.record import Device, HostRecord
 from cortex.platform.settings import declared_devices
 from cortex.router.api_types import FunctionView, HostView
@@ -85,9 +86,11 @@ def replay(since_s: float, models: Path, added: Sequence[str], removed: Sequence
         raise Failed(
             f"there is no decision in the last {span(since_s)}", hint="`cortex events` shows the last ones; see --since"
         )
-    functions = router.functions()
+    functions = [f for f in router.functions() if not f.variant_of]
+    base_ids = {f.id: f.base_id for f in catalogue.functions.values()}
+    catalogue = replace(catalogue, functions=hosted(fold(catalogue.functions)))
     past = read_past(
-        decisions,
+        (replace(d, function=base_ids.get(d.function, d.function)) for d in decisions),
         begin,
         now,
         idle_after_s=lambda f: catalogue.functions[f].idle_after_s if f in catalogue.functions else 300.0,

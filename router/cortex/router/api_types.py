@@ -64,6 +64,10 @@ class FunctionView(Struct, frozen=True, kw_only=True):
     declared: bool = True
     """Whether the catalogue has it. Instances of a function that was removed run until they are drained."""
     aliases: tuple[str, ...] = ()
+    variant_of: str = ""
+    """Its base, which has its instances and failures; empty: it has instances of its own."""
+    variants: tuple[str, ...] = ()
+    """The functions that its instances serve beside it. `in_flight` and `waiting` are each one's own."""
     engine: str = ""
     revision: str = ""
     state: str

@@ -139,12 +139,12 @@ class Sweeper:
         for host in list(self._view.fleet.hosts.values()):
             if host.catalogue != self._catalogue.digest:
                 try:
-                    await self._agents.send_catalogue(host, self._catalogue.catalogue, self._catalogue.digest)
+                    await self._agents.send_catalogue(host, self._catalogue.hosted, self._catalogue.digest)
                 except AgentUnavailable as error:
                     log.warning("agent_away", host=host.name, why=str(error))
 
     async def _scale(self) -> None:
-        functions = self._catalogue.catalogue.functions
+        functions = self._catalogue.hosted.functions
         for addition in self._scaling.wanted(functions.values(), self._view.fleet, clock.now()):
             try:
                 await self._activator.add(

@@ -15,7 +15,17 @@ from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Death, Failure, Fleet, HostRecord, Instance, newest_uses, shifted_fleet, use
+from cortex.platform.record import (
+    Death,
+    Failure,
+    Fleet,
+    HostRecord,
+    Instance,
+    ShareUse,
+    newest_uses,
+    shifted_fleet,
+    use,
+)
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.request.model_traits import known_models
 from cortex.router.silence import silent_hosts, without
@@ -59,6 +69,7 @@ class FleetView:
         self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
         self._elsewhere: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
+        self._shares: dict[str, ShareUse] = {}
         self._placed: dict[str, tuple[str, str]] = {}
         self._suspects: dict[str, tuple[float, float]] = {}
         self._given_up: dict[str, float] = {}
@@ -123,8 +134,13 @@ class FleetView:
         return self._elsewhere.get(instance, 0)
 
     def waiting_elsewhere(self, function: str) -> int:
-        """Return how many requests for a function wait at other routers."""
+        """Return how many requests for a function, with its variants, wait at other routers."""
         return self._waiting.get(function, 0)
+
+    def share_waiting_elsewhere(self, function: str) -> int:
+        """Return how many of these wait for one of the functions that share its instances."""
+        share = self._shares.get(function)
+        return share.waiting if share else 0
 
     def profile(self, function: str) -> ModelProfile | None:
         """Return the profile of a function's model, read from a host's weights."""
@@ -337,7 +353,7 @@ class FleetView:
         self.fleet = fleet
         self._ready = {k: tuple(v) for k, v in ready.items()}
         self._placed = {i.id: (i.function, h.name) for h in fleet.records() for i in h.instances}
-        self._elsewhere, self._waiting = others.in_flight, others.waiting
+        self._elsewhere, self._waiting, self._shares = others.in_flight, others.waiting, others.shares
         self._unsure = frozenset(i.id for i in self.silent_instances())
         self._misses = {i: n for i, n in self._misses.items() if i in self._unsure}
         self.wake()

@@ -23,6 +23,7 @@ from cortex.functions.catalogue import Catalogue, CatalogueError, Substitute, re
 from cortex.functions.hours import at_hours, is_open
 from cortex.functions.names import nearest
 from cortex.functions.spec import Engine, Function, Park, revision
+from cortex.functions.variants import fold
 from cortex.platform import text_files
 from cortex.platform.api_keys import Principal
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
@@ -39,10 +40,29 @@ READ_S = 10.0
 
 
 class Target(Struct, frozen=True):
-    """What a name resolves to: a function, and the revision its instances must have."""
+    """What a name resolves to: a function, and whose instances serve it, with the revision that they must have."""
 
     function: Function
     revision: str
+    of: Function | None = None
+    """Of which function it is a variant."""
+    is_shared: bool = False
+    """Whether other functions have the same instances."""
+
+    @property
+    def base(self) -> Function:
+        """The function whose instances serve it: itself, or that of which it is a variant."""
+        return self.of or self.function
+
+    @property
+    def worker_model(self) -> str:
+        """The function's name at its workers."""
+        return self.base.id
+
+    @property
+    def share(self) -> str:
+        """The function's id if others have the same instances, else empty."""
+        return self.function.id if self.is_shared else ""
 
 
 class LiveCatalogue:
@@ -56,7 +76,8 @@ class LiveCatalogue:
         admits_forbidden: bool = False,
         wall: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """Read the catalogue. `wall` is the time by which hours begin and end.
+        """Read the catalogue; `hosted` is what agents get of it, with its `digest`. `wall` is the time by which hours
+        begin and end.
 
         Raises CatalogueError or OSError; a router does not start without a catalogue.
         """
@@ -193,11 +214,18 @@ class LiveCatalogue:
         now = self._wall()
         self._open = _with_open_hours(catalogue, now)
         catalogue = with_overrides(with_hours(catalogue, now), self._overrides)
-        targets = {f.id: Target(f, revision(f)) for f in catalogue.functions.values()}
+        catalogue = replace(catalogue, functions=fold(catalogue.functions))
+        functions = catalogue.functions
+        bases = {f.variant_of for f in functions.values() if f.variant_of}
+        targets = {id: Target(f, revision(f), None, id in bases) for id, f in functions.items() if not f.variant_of}
+        for variant in (f for f in functions.values() if f.variant_of):
+            base = targets[variant.variant_of]
+            targets[variant.id] = Target(variant, base.revision, base.function, True)
         for alias, function in catalogue.aliases.items():
             targets[alias] = targets[function]
         self.catalogue = catalogue
-        self.digest = hashlib.sha256(msgspec.json.encode(catalogue, order="sorted")).hexdigest()[:16]
+        self.hosted = catalogue.hosted
+        self.digest = hashlib.sha256(msgspec.json.encode(self.hosted, order="sorted")).hexdigest()[:16]
         self._targets = targets
         if self._next is not None and not self._next.done():
             self._next.set_result(None)

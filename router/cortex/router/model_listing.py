@@ -66,21 +66,21 @@ class Placed:
 def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, Any]]:
     """Return one entry per function and alias; an alias has its function's entry and `alias_of`."""
     profiles, placed = known_models({h.name: h for h in fleet.records()}), Placed(fleet)
-    entries = {f.id: entry(f, placed, created, profiles.get(f.id)) for f in catalogue.functions.values()}
+    entries = {f.id: entry(f, placed, created, profiles.get(f.base_id)) for f in catalogue.functions.values()}
     aliases = [{**entries[t], "id": alias, "alias_of": t} for alias, t in catalogue.aliases.items()]
     return [*entries.values(), *aliases]
 
 
 def entry(function: Function, placed: Placed, created: int, profile: ModelProfile | None) -> dict[str, Any]:
     """Return a function's OpenAI model entry, with cortex's fields on state and location."""
-    instances = placed.instances(function.id)
+    instances = placed.instances(function.base_id)
     return {
         "id": function.id,
         "object": "model",
         "created": created,
         "owned_by": OWNER,
         "loaded": any(i.state is State.READY for _, i in instances),
-        "state": placed.state(function.id),
+        "state": placed.state(function.base_id),
         "feasible_on": placed.feasible_on(function),
         "locations": [
             {"node": host, "status": _status(i), "vram_estimate_mb": (i.memory_mb or None)} for host, i in instances

@@ -19,7 +19,8 @@ from cortex.router.start_history import History
 
 
 class Operations:
-    """Functions are named by id or alias. Every operation on one raises FunctionNotFound."""
+    """Functions are named by id or alias. Every operation on one raises FunctionNotFound. What is done to instances is
+    done to those that serve it, which a variant shares with its base."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Operations:
 
     async def cool(self, name: str, *, at_once: bool, park: bool = False) -> tuple[list[str], list[str]]:
         """Drain a function's instances, which then stop or are parked. Return their ids, and the hosts away."""
-        function = self._catalogue.resolve(name).function.id
+        function = self._catalogue.resolve(name).base.id
         draining: list[str] = []
         away: list[str] = []
         for host in self._view.fleet.records():
@@ -54,6 +55,10 @@ class Operations:
         """Override settings of a function until they are reset. Raises RecordUnavailable, BadRequest."""
         function = self._catalogue.resolve(name).function
         settings = replace(self._view.fleet.overrides.get(function.id, Override()), **changes)
+        if function.variant_of and settings.max is not None:
+            raise BadRequest(
+                f"'{function.id}' is a variant: set max of '{function.variant_of}', which has the instances"
+            )
         declared = self._catalogue.declared(function.id) or function
         least = declared.min if settings.min is None else settings.min
         most = declared.max if settings.max is None else settings.max
@@ -70,7 +75,7 @@ class Operations:
         Return its id, the number of deleted entries, and the hosts that did not answer. Raises RecordUnavailable.
         """
         target, hosts = self._catalogue.resolve(name), list(self._view.fleet.hosts.values())
-        function = target.function.id
+        function = target.base.id
         revisions = {i.revision for h in hosts for i in h.instances if i.function == function} | {target.revision}
         entries = about(await self._registry.ledger(), function, revisions)
         await self._registry.unlearn(entries)
@@ -104,7 +109,7 @@ class Operations:
 
     async def _move(self, target: Target, source: str) -> bool:
         """Start a function on another host and wait until it is ready there. False if no host accepts it."""
-        deadline = time.monotonic() + target.function.start_timeout_s
+        deadline = time.monotonic() + target.base.start_timeout_s
         accepted: Accepted | None = None
         while time.monotonic() < deadline:
             if accepted is None:

@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import pytest
 
-from cortex.functions.spec import Function
 from cortex.platform.api_keys import Priority
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Instance
@@ -33,6 +32,9 @@ class View:
 
     def waiting_elsewhere(self, function: str) -> int:
         return self._elsewhere
+
+    def share_waiting_elsewhere(self, function: str) -> int:
+        return 0
 
     def retry_after_s(self, function: str) -> int:
         return 7
@@ -181,7 +183,7 @@ async def test_a_request_counts_as_in_flight_from_boarding_to_the_end_of_its_tic
 
 
 def test_requests_that_wait_at_other_routers_count_towards_the_limit() -> None:
-    alone, shared, function = an_admission(), an_admission(elsewhere=1), a_function("f", queue=2)
+    alone, shared, function = an_admission(), an_admission(elsewhere=1), Target(a_function("f", queue=2), "r")
 
     with alone.within_limit(function, NORMAL), shared.within_limit(function, NORMAL):
         accepted = accepts(alone, function, NORMAL), accepts(shared, function, NORMAL)
@@ -193,20 +195,20 @@ def test_requests_that_wait_at_other_routers_count_towards_the_limit() -> None:
 def test_a_request_over_the_limit_learns_when_the_function_is_expected_to_be_ready() -> None:
     admission = an_admission()
 
-    with pytest.raises(QueueFull) as error, admission.within_limit(a_function("f", queue=0), NORMAL):
+    with pytest.raises(QueueFull) as error, admission.within_limit(Target(a_function("f", queue=0), "r"), NORMAL):
         pass
 
     assert error.value.retry_after == 7
 
 
 def test_a_low_priority_has_a_smaller_share_of_the_queue() -> None:
-    admission, function = an_admission(elsewhere=2), a_function("f", queue=4)
+    admission, function = an_admission(elsewhere=2), Target(a_function("f", queue=4), "r")
 
     assert not accepts(admission, function, LOW)
     assert accepts(admission, function, NORMAL)
 
 
-def accepts(admission: Admission, function: Function, priority: Priority) -> bool:
+def accepts(admission: Admission, function: Target, priority: Priority) -> bool:
     try:
         with admission.within_limit(function, priority):
             return True

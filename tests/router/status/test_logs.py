@@ -25,7 +25,7 @@ class Stage:
         self.worker_logs = WorkerLogs(double, double, double)
 
     def resolve(self, name: str) -> Any:
-        self.function = a_function(name)
+        self.base = a_function(name)
         return self
 
     async def logs(self, address: str, path: str, query: dict[str, Any]) -> httpx.Response:

@@ -130,14 +130,14 @@ class Activator:
 
     def refusal(self, target: Target) -> NoCapacity | None:
         """Return why no host has room for the start that requests wait for; None: it is under way, or none is."""
-        return self._refusals.get((target.function.id, target.revision))
+        return self._refusals.get((target.base.id, target.revision))
 
     def late(self, function: Function) -> NotReadyInTime:
         """Return the error for a start that exceeds `start_timeout_s`."""
         public = f"'{function.id}' was not ready after {function.start_timeout_s:g} s"
         return NotReadyInTime(
             f"{public}: {self._progress(function)}",
-            retry_after=self.retry_after_s(function.id),
+            retry_after=self.retry_after_s(function.base_id),
             public=public + SEE_WHY,
         )
 
@@ -152,7 +152,7 @@ class Activator:
         try:
             while time.monotonic() < deadline:
                 target = find()
-                function, rev = target.function, target.revision
+                function, rev = target.base, target.revision
                 instance = next(iter(self._view.ready(function.id, rev)), None) or self._starting(function, rev)
                 if instance is not None:
                     return instance.id
@@ -174,7 +174,7 @@ class Activator:
 
     def warm(self, target: Target) -> None:
         """Start a function for which no request waits. One that is on its way up stays the only one."""
-        function = target.function.id
+        function = target.base.id
         if function in self._warming:
             return
         task = self._warming[function] = asyncio.create_task(self._warm(function))
@@ -197,7 +197,7 @@ class Activator:
         `for_request` is protected until its first request. None when one is already on its way up, or another router
         has the claim. Raises RequestError or RecordUnavailable.
         """
-        function, rev = target.function, target.revision
+        function, rev = target.base, target.revision
         async with self._claim(function.id) as claimed:
             if not claimed or self._starting(function, rev):
                 return None
@@ -208,7 +208,7 @@ class Activator:
         """Ensure an instance on another host than `source`, which is being drained; None when another router has the
         claim. Raises RequestError or RecordUnavailable.
         """
-        function = target.function
+        function = target.base
         async with self._claim(function.id) as claimed:
             if not claimed:
                 return None
@@ -349,7 +349,7 @@ class Activator:
 
     def _join(self, target: Target) -> asyncio.Task[None]:
         """Return this router's running start of this revision, or begin one."""
-        key = (target.function.id, target.revision)
+        key = (target.base.id, target.revision)
         start = self._starts.get(key)
         if start is None or start.done():
             start = self._starts[key] = asyncio.create_task(self._start(target))
@@ -374,7 +374,7 @@ class Activator:
         (5) no host has room now: try again on the next change;
         (6) otherwise propose one, under the claim.
         """
-        function, rev = target.function, target.revision
+        function, rev = target.base, target.revision
         awaited, host, unseen_since = "", "", 0.0
         while self._in_flight.waiting_for(function.id) and self._declares(function, rev):
             if self._view.ready(function.id, rev):  # (1)
@@ -478,14 +478,14 @@ class Activator:
     def _progress(self, function: Function) -> str:
         """Return the progress of a start as text."""
         for host in self._view.fleet.hosts.values():
-            for instance in host.of(function.id):
+            for instance in host.of(function.base_id):
                 so_far = self._now() - instance.created
                 phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
                 return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
         unreadable = [
-            f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.id))
+            f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.base_id))
         ]
-        in_line = [f"it {wait}" for wait in waits(self._view.fleet, function.id, self._now())[:1]]
+        in_line = [f"it {wait}" for wait in waits(self._view.fleet, function.base_id, self._now())[:1]]
         return "; ".join(unreadable or in_line) or "no host has had room for it"
 
 

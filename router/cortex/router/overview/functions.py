@@ -38,6 +38,7 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
     failure = failures[0] if failures else None
     retry_at = max((f.retry_at for f in failures), default=0.0)
     instances = instance_views(index.placed.get(function.id, ()), snapshot, index)
+    requests = index.requests(function)
     overrides = asdict(snapshot.fleet.overrides.get(function.id, Override()))
     warm = hours.texts(function) if overrides["min"] is None else ()
     return FunctionView(
@@ -45,12 +46,14 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
         now=snapshot.now,
         declared=declared,
         aliases=tuple(index.aliases.get(function.id, ())),
+        variant_of=function.variant_of,
+        variants=tuple(index.variants.get(function.id, ())),
         engine=function.engine if declared else "",
         revision=revision,
         state=furthest({i.state for i in instances}, failing=retry_at > snapshot.now),
         instances=instances,
-        in_flight=sum(i.in_flight for i in instances),
-        waiting=index.usage.waiting.get(function.id, 0),
+        in_flight=requests.in_flight,
+        waiting=requests.waiting,
         in_line=tuple(waits_at(index.in_line.get(function.id, ()), snapshot.now)),
         pinned=function.pinned,
         min=function.min,
@@ -69,7 +72,9 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
         ),
         failure=failure.reason if failure else "; ".join(index.unreadable.get(function.id, ())) or None,
         blocked=(
-            blocked_by_foreign_memory(function, snapshot.fleet, index.usage, snapshot.now) if index.has_foreign else ""
+            blocked_by_foreign_memory(_base(function, snapshot), snapshot.fleet, index.usage, snapshot.now)
+            if index.has_foreign
+            else ""
         ),
         retry_at=retry_at or None,
         cause=failure.cause if failure else "",
@@ -81,6 +86,11 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
             for tier, why in host.unparkable[revision].items()
         ),
     )
+
+
+def _base(function: Function, snapshot: FleetSnapshot) -> Function:
+    """Return the function whose instances serve another."""
+    return snapshot.catalogue.functions.get(function.base_id, function)
 
 
 def instance_views(

@@ -36,7 +36,7 @@ class Planner:
                 return plans.pin(function, snapshot, index)
             case Action.UNPIN:
                 return plans.unpin(function, snapshot, index)
-        placement, refusals = await self._activator.plan(self._catalogue.resolve(function.id).function)
+        placement, refusals = await self._activator.plan(self._catalogue.resolve(function.id).base)
         snapshot = self._sources.now()
         return plans.warm(function, placement, refusals, snapshot, Index(snapshot))
 

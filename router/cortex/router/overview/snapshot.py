@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from cortex.functions.catalogue import Catalogue
+from cortex.functions.spec import Function
 from cortex.platform.decisions import DecisionRecord
-from cortex.platform.record import Failure, Fleet, HostRecord, Instance, Use, use
+from cortex.platform.record import Failure, Fleet, HostRecord, Instance, ShareUse, Use, use
 from cortex.platform.scheduling.ledger import Entry, device_of, revision_of
 from cortex.router.activation.waits import places_in_line
 from cortex.router.api_types import DownloadView
@@ -41,7 +42,7 @@ class FleetSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class Index:
-    """A snapshot by function, computed once for all views."""
+    """A snapshot by function, computed once for all views. A variant has the instances and failures of its base."""
 
     def __init__(self, snapshot: FleetSnapshot) -> None:
         fleet = snapshot.fleet
@@ -58,6 +59,8 @@ class Index:
         self.has_foreign = any(host.foreign for host in fleet.hosts.values())
         """Whether processes outside cortex hold memory anywhere."""
         self.aliases: dict[str, list[str]] = defaultdict(list)
+        self.variants: dict[str, list[str]] = defaultdict(list)
+        """By their base."""
         self.starts = by_revision(snapshot.ledger)
         """The last start of each revision."""
         self.measured: dict[str, dict[str, Entry]] = defaultdict(dict)
@@ -75,6 +78,14 @@ class Index:
                 self.unreadable[function].append(f"{name}: {why}")
         for entries in self.failures.values():
             entries.sort(key=lambda f: -f[1].at)
+        for variant in snapshot.catalogue.functions.values():  # has its base's instances
+            if base := variant.variant_of:
+                self.placed[variant.id], self.failures[variant.id] = self.placed[base], self.failures[base]
+                self.unreadable[variant.id], self.in_line[variant.id] = (
+                    self.unreadable[base],
+                    self.in_line.get(base, []),
+                )
+                self.variants[base].append(variant.id)
         for alias, function in snapshot.catalogue.aliases.items():
             self.aliases[function].append(alias)
         for field, entry in snapshot.ledger.items():
@@ -83,6 +94,13 @@ class Index:
     def in_flight(self, instance: Instance) -> int:
         """Return an instance's number of requests in flight."""
         return self.usage.in_flight.get(instance.id, 0)
+
+    def requests(self, function: Function) -> ShareUse:
+        """Return a function's own requests in flight and waiting."""
+        if function.variant_of or self.variants.get(function.id):
+            return self.usage.shares.get(function.id, ShareUse())
+        in_flight = sum(self.in_flight(i) for i in self.of(function.id))
+        return ShareUse(in_flight, self.usage.waiting.get(function.id, 0))
 
     def of(self, function: str) -> list[Instance]:
         """Return the instances of a function on all hosts."""

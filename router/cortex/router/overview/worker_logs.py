@@ -61,7 +61,7 @@ class WorkerLogs:
     async def of_function(self, name: str, host: str, query: LogQuery) -> OpenLog:
         """Open the log of a function's newest worker: first of hosts with an instance, then of those with a failure,
         then of the rest. Raises FunctionNotFound, InstanceNotFound or NoCapacity."""
-        function = self._catalogue.resolve(name).function.id
+        function = self._catalogue.resolve(name).base.id
 
         def rank(host: HostRecord) -> tuple[bool, bool, str]:
             has = any(i.function == function for i in host.instances)

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from cortex.functions.spec import Function
 from cortex.platform.api_keys import Priority
 from cortex.platform.in_flight import InFlight, Tracked
 from cortex.platform.record import Instance
@@ -56,19 +55,23 @@ class Admission:
         return Ticket(self, candidate)
 
     @contextmanager
-    def within_limit(self, function: Function, priority: Priority) -> Iterator[None]:
+    def within_limit(self, target: Target, priority: Priority) -> Iterator[None]:
         """Count a request as waiting for a function. Raises QueueFull."""
-        waiting = self.in_flight.waiting_for(function.id) + self.view.waiting_elsewhere(function.id)
+        function, base = target.function, target.base.id
+        if target.share:
+            waiting = self.in_flight.waiting_for_share(function.id) + self.view.share_waiting_elsewhere(function.id)
+        else:
+            waiting = self.in_flight.waiting_for(base) + self.view.waiting_elsewhere(base)
         if waiting >= priority.share(function.queue):
-            raise _full(waiting, function.id, self.activator.retry_after_s(function.id))
-        with self.in_flight.waiting(function.id):
+            raise _full(waiting, function.id, self.activator.retry_after_s(base))
+        with self.in_flight.waiting(base, target.share):
             yield
 
     def join_queue(self, instance: str, slots: int, priority: Priority, *, limit: int, function: str) -> Place:
         """Queue at an instance with `slots`. Raises QueueFull when `limit` requests wait already."""
         queue = self._queues.setdefault(instance, SlotQueue(slots))
-        place = queue.join(priority)
-        waiting = len(queue.waiting) - 1
+        place = queue.join(priority, function)
+        waiting = queue.waiting_of(function) - 1
         if not place.turn:
             if waiting >= limit:
                 queue.leave(place)
@@ -118,10 +121,10 @@ class Ticket:
         could state that this router has seen a drain and has nothing in flight."""
         target, view = self._candidate.target, self._admission.view
         function = target.function
-        ready = view.ready(function.id, target.revision)
+        ready = view.ready(target.base.id, target.revision)
         instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
         if instance is not None:
-            self._tracked = self._admission.in_flight.track(function.id, instance.id)
+            self._tracked = self._admission.in_flight.track(target.base.id, instance.id, target.share)
             self._tracked.__enter__()
         return instance
 
@@ -133,7 +136,7 @@ class Ticket:
         """
         activator, candidate = self._admission.activator, self._candidate
         self._leave_gate()  # of an earlier wait, which had a time limit
-        waiter = self._waiter = self._admission.gate.join(candidate.target.function.id, candidate.priority)
+        waiter = self._waiter = self._admission.gate.join(candidate.target.base.id, candidate.priority)
         began, queue_of = time.monotonic(), ""
         with ExitStack() as limit:
             while (instance := self.board()) is None:
@@ -141,8 +144,8 @@ class Ticket:
                 function = target.function
                 if function.id != queue_of:  # (1)
                     limit.close()
-                    limit.enter_context(self._admission.within_limit(function, candidate.priority))
-                    waiter.move_to(function.id)
+                    limit.enter_context(self._admission.within_limit(target, candidate.priority))
+                    waiter.move_to(target.base.id)
                     queue_of = function.id
                 deadline = began + function.start_timeout_s - waited_s
                 await activator.wait_until_ready(target, deadline - time.monotonic())  # (2)

@@ -42,9 +42,16 @@ class Counter(Protocol):
 
 
 def fitting(
-    tokenizer: Counter, function: Function, dialect: Dialect, request: ParsedRequest, body: bytes, traits: Traits
+    tokenizer: Counter,
+    function: Function,
+    dialect: Dialect,
+    request: ParsedRequest,
+    body: bytes,
+    traits: Traits,
+    model: str = "",
 ) -> Settle | None:
-    """Return the function that fits a request, or None when it needs no check."""
+    """Return the function that fits a request, or None when it needs no check. `model` is the function's name at its
+    workers, by default its id."""
     if request.max_tokens is None and dialect in ("chat", "completions") and traits.on_long_prompt != "clamp":
         return None  # the worker's own error has the numbers
     if limits.fits_without_counting(len(body), request.max_tokens, traits.context_window):
@@ -55,7 +62,7 @@ def fitting(
         if not window or limits.fits_without_counting(len(body), request.max_tokens, window):
             return Fitted(body, request.max_tokens)
         try:
-            tokens = await tokenizer.count(function, instance, request.count(function.id))
+            tokens = await tokenizer.count(function, instance, request.count(model or function.id))
         except UpstreamBroke as error:
             log.info("prompt_not_counted", function=function.id, why=error.message)
             return Fitted(body, request.max_tokens)
@@ -63,6 +70,6 @@ def fitting(
         rule = "clamp" if request.limit_is_ours else traits.on_long_prompt
         limit = limits.fit(tokens, request.max_tokens, replace(traits, context_window=window, on_long_prompt=rule))
         fits = limit == request.max_tokens
-        return Fitted(body if fits else request.body(function.id, limit), limit, tokens)
+        return Fitted(body if fits else request.body(model or function.id, limit), limit, tokens)
 
     return fitted

@@ -234,7 +234,7 @@ class Exchange:
         if substitute is None or not substitute[1].within_s:
             return None
         exchanges, target, within_s = self._exchanges, self.target, substitute[1].within_s
-        function = target.function.id
+        function = target.base.id
         instances = [i for h in exchanges.view.fleet.records() for i in h.instances if i.function == function]
         expected_s = await exchanges.substitutes.ready_in_s(target, instances, clock.now())
         if expected_s is None or expected_s > within_s:
@@ -256,10 +256,10 @@ class Exchange:
         substitute = self._exchanges.catalogue.substitute(self._name, self._caller)
         if substitute is None:
             return None
-        function, revision = substitute[0].function, substitute[0].revision
-        if not self._exchanges.substitutes.may_answer(self._conversation, function.id):
+        target = substitute[0]
+        if not self._exchanges.substitutes.may_answer(self._conversation, target.function.id):
             return None
-        return substitute if self._exchanges.view.ready(function.id, revision) else None
+        return substitute if self._exchanges.view.ready(target.base.id, target.revision) else None
 
     async def _substitute(self) -> bool:
         """Go on with the substitute, and have the request's own function started; False: there is none. An instance of

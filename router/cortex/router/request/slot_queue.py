@@ -19,8 +19,8 @@ ORDER = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 class Place:
     """One request's place in a queue."""
 
-    def __init__(self, priority: Priority) -> None:
-        self.rank, self.passed, self.turn = ORDER.index(priority), 0, False
+    def __init__(self, priority: Priority, function: str = "") -> None:
+        self.rank, self.passed, self.turn, self.function = ORDER.index(priority), 0, False, function
 
 
 class SlotQueue:
@@ -31,9 +31,13 @@ class SlotQueue:
         self._running: set[Place] = set()
         self.waiting: list[Place] = []
 
-    def join(self, priority: Priority) -> Place:
+    def waiting_of(self, function: str) -> int:
+        """Return how many of those that wait are for a function; others may share the instance."""
+        return sum(place.function == function for place in self.waiting)
+
+    def join(self, priority: Priority, function: str = "") -> Place:
         """Append a place; it may run at once if a slot is free."""
-        place = Place(priority)
+        place = Place(priority, function)
         self.waiting.append(place)
         if len(self._running) < self._slots:
             self._next()

@@ -45,13 +45,12 @@ def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents
         limit: Annotated[int, Parameter(ge=1, le=MOST_DECISIONS)] = 100,
     ) -> DecisionsAnswer:
         """List decisions, newest first."""
-        name = function
-        if function:
-            target = catalogue.get(function)
-            name = target.function.id if target else function
-        filters = {"function": name, "request": request_id, "host": host, "instance": instance, "what": what}
+        target = catalogue.get(function)
+        names = (target.function.id, target.base.id) if target else (function,)
+        filters = {"request": request_id, "host": host, "instance": instance, "what": what}
+        of_function = {"function": names} if function else {}
         try:
-            entries = await registry.decisions({k: v for k, v in filters.items() if v}, limit)
+            entries = await registry.decisions({**of_function, **{k: (v,) for k, v in filters.items() if v}}, limit)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
         return DecisionsAnswer(decisions=tuple(entries))

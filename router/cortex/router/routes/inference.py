@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -69,7 +70,9 @@ def routes(
 
     def traits(target: Target, kind: Dialect) -> Traits:
         function = target.function
-        return traits_cache.of(function, kind, view.profile(function.id), view.ready(function.id, target.revision))
+        return traits_cache.of(
+            function, kind, view.profile(target.base.id), view.ready(target.base.id, target.revision)
+        )
 
     async def serve_generation(request: Incoming, kind: Dialect) -> Answering:
         """Serve a request with a worker's chat or completions endpoint."""
@@ -136,9 +139,10 @@ def routes(
                     if native_dialect is None
                     else native.read(native_dialect, content, able)
                 )
-                return parsed, parsed.body(function.id)
+                return parsed, parsed.body(target.worker_model)
 
             parsed, sent = await intake.work(len(content), translate)
+            fit = partial(fitting, model=target.worker_model)
             reply = parsed.answer(unique, created)
             if isinstance(reply, stream.Reply):
                 reply = replace(reply, model=function.id)  # same dialect: the answer passes through unchanged
@@ -154,7 +158,7 @@ def routes(
                 dropped=gate.header(parsed.dropped),
                 answers=parsed.choices,
                 cache_salt=salt,
-                settle=None if native_dialect else fitting(tokenizer, function, kind, parsed, sent, able),
+                settle=None if native_dialect else fit(tokenizer, function, kind, parsed, sent, able),
                 fitted=reply.fitted,
                 cuts=parsed.cuts,
                 limit_field=parsed.limit_field,
@@ -180,7 +184,7 @@ def routes(
             function = target.function
             check_dialect(function, kind)
             parsed: Computed = await intake.work(len(body), COMPUTES[kind], body, traits(target, kind).passing)
-            sent = await intake.work(len(body), parsed.body, function.id)
+            sent = await intake.work(len(body), parsed.body, target.worker_model)
             return Call(
                 dialect=kind,
                 path=path,
@@ -269,9 +273,9 @@ def routes(
         keep = keep_s(request.headers.get(HEADER), routing.keep_alive, target.function)
         reply = Ready(form, routing.model, "unload" if keep == 0 else "load", time.time)
         if keep == 0:
-            ready = view.ready(target.function.id, target.revision)
+            ready = view.ready(target.base.id, target.revision)
             for instance in ready:
-                with in_flight.track(target.function.id, instance.id):
+                with in_flight.track(target.base.id, instance.id, target.share):
                     in_flight.keep(instance.id, keep)
             if not ready:
                 await share.settle()
@@ -312,13 +316,14 @@ def routes(
         async def count() -> Count:
             content = await images.inlined(body) if function.remote_images else body
             parsed = await intake.work(len(content), messages.read_count, content, traits(target, "messages"))
-            ready = choose(view.ready(function.id, target.revision), view.elsewhere)
+            ready = choose(view.ready(target.base.id, target.revision), view.elsewhere)
             if ready is None or server_of(function, ready.server).counts == "no":
                 return Count(limits.estimate(parsed.upstream.request), is_estimate=True)
             placed = view.placed(ready.id)
             request_record.forwarded(ready.id, placed[1] if placed else "")
-            with in_flight.track(function.id, ready.id):
-                return Count(await tokenizer.count(function, ready, parsed.count(function.id)), is_estimate=False)
+            with in_flight.track(target.base.id, ready.id, target.share):
+                prompt = parsed.count(target.worker_model)
+                return Count(await tokenizer.count(function, ready, prompt), is_estimate=False)
 
         return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)
 

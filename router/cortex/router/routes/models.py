@@ -22,7 +22,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
 
     def described_card(described: dict[str, Any], target: Target) -> Card:
         function = target.function
-        return card(described, function, view.profile(function.id), view.ready(function.id, target.revision))
+        return card(described, function, view.profile(target.base.id), view.ready(target.base.id, target.revision))
 
     @get("/v1/models", opt={"needs": "inference"})
     async def models(
@@ -42,7 +42,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
         name = model_id.lstrip("/")
         target = catalogue.resolve_for(name, caller(request))
         function = target.function
-        described = entry(function, Placed(view.fleet), created, view.profile(function.id))
+        described = entry(function, Placed(view.fleet), created, view.profile(target.base.id))
         if name != function.id:
             described |= {"id": name, "alias_of": function.id}
         if is_anthropic(request):

@@ -60,7 +60,7 @@ class Models:
     def card(self, name: str, target: Target) -> Card:
         """Return the description of a function under a name."""
         function = target.function
-        ready, profile = self._view.ready(function.id, target.revision), self._view.profile(function.id)
+        ready, profile = self._view.ready(target.base.id, target.revision), self._view.profile(target.base.id)
         serves = server_of(function).dialects
         return Card(
             name=name,
@@ -146,7 +146,7 @@ def handlers(describes: Models, intake: Intake) -> dict[str, Handler]:
         """Report the fetches of a model's weights that run; none is begun."""
         wanted = await named(request)
         target = describes.find(wanted.of, request.caller)
-        lines = describes.pulled(describes.card(wanted.of, target), target.function.id)
+        lines = describes.pulled(describes.card(wanted.of, target), target.base.id)
         return _streamed(lines, request.id) if wanted.stream else _last(lines, request.id)
 
     return {"/api/show": show, "/api/pull": pull}

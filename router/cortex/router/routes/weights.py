@@ -61,7 +61,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
     async def fetch(data: api.FetchRequest) -> api.FetchAnswer:
         """Fetch a function's weights without starting it."""
-        function = catalogue.resolve(data.function).function
+        function = catalogue.resolve(data.function).base
         chosen = _best(view, function, data.host)
         await _update_catalogue(agents, catalogue, chosen)
         job = await _one(chosen, agents.prefetch(chosen, function))
@@ -70,7 +70,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/weights/estimate", opt={"needs": "status"})
     async def estimate(function: str, host: str = "") -> api.EstimateAnswer:
         """Estimate the memory of a function's instance, also without local weights."""
-        spec = catalogue.resolve(function).function
+        spec = catalogue.resolve(function).base
         chosen = _best(view, spec, host)
         result = await _one(chosen, agents.estimate(chosen, spec))
         return api.EstimateAnswer(**asdict(result), host=chosen.name)
@@ -113,7 +113,7 @@ def _hosts(view: FleetView, name: str) -> list[HostRecord]:
 async def _update_catalogue(agents: Agents, catalogue: LiveCatalogue, host: HostRecord) -> None:
     """Send an agent the current catalogue, from which it derives unused weights and the functions of a download."""
     if host.catalogue != catalogue.digest:
-        await _one(host, agents.send_catalogue(host, catalogue.catalogue, catalogue.digest))
+        await _one(host, agents.send_catalogue(host, catalogue.hosted, catalogue.digest))
 
 
 def _best(view: FleetView, function: Function, host: str) -> HostRecord:

@@ -10,7 +10,8 @@ MOST = 30
 
 def troubles(index: Index) -> tuple[Trouble, ...]:
     """Return the last failure of each function on each host, newest first."""
-    entries = [trouble(host, failure) for pairs in index.failures.values() for host, failure in pairs]
+    every = [(host, f) for name, pairs in index.failures.items() for host, f in pairs if f.function == name]
+    entries = [trouble(host, failure) for host, failure in every]
     return tuple(sorted(entries, key=lambda t: -t.at)[:MOST])
 
 

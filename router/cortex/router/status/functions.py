@@ -46,7 +46,7 @@ def row(function: FunctionView, nth: int, snapshot: FleetSnapshot) -> Row:
         order=f"{_RANKS[tone]}{nth:05}",
         id=function.id,
         aliases=function.aliases,
-        engine=function.engine if function.declared else "not in the catalogue",
+        engine=_kind(function),
         state=state,
         tone=tone,
         hosts=tuple(dict.fromkeys(i.host for i in instances)),
@@ -68,6 +68,13 @@ def row(function: FunctionView, nth: int, snapshot: FleetSnapshot) -> Row:
         in_line=str(function.in_line[0]) if function.in_line else "",
         retention="pinned" if pinned else retention(function),
     )
+
+
+def _kind(function: FunctionView) -> str:
+    """Return what runs a function: its engine, or the instances of its base."""
+    if function.variant_of:
+        return f"variant of {function.variant_of}"
+    return function.engine if function.declared else "not in the catalogue"
 
 
 def details(function: Function, snapshot: FleetSnapshot, index: Index) -> Details:

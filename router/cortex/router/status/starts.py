@@ -14,7 +14,7 @@ SILENT_START_S = 20.0
 
 def starts(functions: tuple[FunctionView, ...], snapshot: FleetSnapshot, index: Index) -> tuple[Start, ...]:
     """Return every start in progress, oldest first."""
-    coming = [(f, i) for f in functions for i in f.instances if i.state in COMING]
+    coming = [(f, i) for f in functions for i in f.instances if i.state in COMING and not f.variant_of]
     return tuple(_start(f, i, snapshot, index) for f, i in sorted(coming, key=lambda c: (c[1].created, c[1].id)))
 
 
@@ -34,7 +34,7 @@ def _start(function: FunctionView, instance: InstanceView, snapshot: FleetSnapsh
         since=instance.started or instance.created,
         expected_s=(entry.start_s or None) if entry else None,
         ends=ends(instance),
-        waiting=function.waiting,
+        waiting=index.usage.waiting.get(function.id, 0),
         waits_for=tuple(dict.fromkeys(v.function for v in victims if v is not None)),
         silent_since=last_sign if snapshot.now - last_sign > SILENT_START_S else None,
     )

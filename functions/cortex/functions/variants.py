@@ -1,0 +1,101 @@
+"""Variants: functions without instances of their own. The instances of another function, the base, serve them. Pure.
+
+A variant has the base's values and replaces those that belong to a request, such as `sampling`. Everything about the
+process, its place and its number is the base's; agents know bases only. So a change of a variant restarts nothing.
+What says how long an instance stays and who is evicted for it is a wish: the strongest of all sharers counts.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from cortex.functions.names import did_you_mean
+from cortex.functions.spec import Function
+
+OWN = (
+    "id", "variant_of", "queue", "start_timeout_s", "request_timeout_s", "vision", "template", "effort", "sampling",
+    "chat_template_kwargs", "default_output_tokens", "max_output_tokens", "on_long_prompt", "remote_images", "allow",
+    "cost",
+)  # fmt: skip
+"""What a variant may set for its requests alone."""
+WISHES = ("min", "warm", "pinned", "baseline", "priority", "idle_after_s", "keep_alive_max_s")
+"""What a variant may wish of the shared instances."""
+NOT_INHERITED: Mapping[str, Any] = {"min": 0, "warm": "", "pinned": False, "baseline": False, "native": ()}
+"""What a variant does not inherit: the base's own wishes count already, and a worker's answer to a dialect of its own
+has the base's name in it."""
+
+
+def problems(declared: Iterable[str], base: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys of an entry that a variant may not set, and what to do instead."""
+    for key in declared:
+        if key == "native":
+            yield key, "native is not for variants: their requests are translated, so that answers have their name"
+        elif key not in (*OWN, *WISHES):
+            yield key, f"{key} is that of '{base}', whose instances serve this variant: set it there, or leave it out"
+
+
+def base_problem(id: str, base: str, functions: Mapping[str, str], aliases: Mapping[str, Any]) -> str:
+    """Return why a function cannot be a variant of `base`, or "". `functions` has the base of every declared id, empty
+    for functions with instances of their own."""
+    if base == id:
+        return "variant_of: a function is no variant of itself: name the function whose instances serve it"
+    if base in functions:
+        return _chain(id, base, functions) if functions[base] else ""
+    if isinstance(function := aliases.get(base), str):
+        return f"variant_of: '{base}' is an alias: name its function, '{function}'"
+    return f"variant_of: '{base}' is not in the catalogue{did_you_mean(base, functions)}"
+
+
+def _chain(id: str, base: str, functions: Mapping[str, str]) -> str:
+    path = [id, base]
+    while (following := functions.get(path[-1])) and following not in path:
+        path.append(following)
+    if following:
+        return f"variant_of: leads in a circle: {' → '.join([*path, following])}"
+    return f"variant_of: '{base}' is a variant itself: name its base, '{path[-1]}'"
+
+
+def complete(base: Function, declared: Mapping[str, Any]) -> Function:
+    """Return a variant with the base's values where it declares none."""
+    return replace(base, **{**NOT_INHERITED, **declared, "variant_of": base.id})
+
+
+def hosted(functions: Mapping[str, Function]) -> dict[str, Function]:
+    """Return the functions that have instances of their own."""
+    return {id: f for id, f in functions.items() if not f.variant_of}
+
+
+def sharers(functions: Mapping[str, Function], base: str) -> list[Function]:
+    """Return a function and its variants, in the order of the catalogue."""
+    return [functions[base], *(f for f in functions.values() if f.variant_of == base)]
+
+
+def fold(functions: Mapping[str, Function]) -> dict[str, Function]:
+    """Return the functions with what the instances that they share get: the strongest wish of all sharers. `warm` stays
+    each one's own: `min` has it already, and runtime overrides too."""
+    folded = dict(functions)
+    for base in {f.variant_of for f in functions.values() if f.variant_of}:
+        own, *variants = sharers(functions, base)
+        every = (own, *variants)
+        shared: dict[str, Any] = {
+            "min": min(own.max, max(f.min for f in every)),
+            "pinned": any(f.pinned for f in every),
+            "baseline": any(f.baseline for f in every),
+            "priority": max(f.priority for f in every),
+        }
+        folded |= {f.id: replace(f, max=own.max, **shared) for f in variants}
+        # Each function bounds the `keep_alive` of its own requests.
+        longest = {key: max(getattr(f, key) for f in every) for key in ("idle_after_s", "keep_alive_max_s")}
+        folded[base] = replace(own, **shared, **longest)
+    return folded
+
+
+def weaker_wishes(functions: Mapping[str, Function]) -> Iterator[str]:
+    """Yield a note for every wish of a variant that has no effect, because the base's is stronger."""
+    for function in functions.values():
+        if base := functions.get(function.variant_of):
+            for key in ("idle_after_s", "priority"):
+                own, stronger = getattr(function, key), getattr(base, key)
+                if own < stronger:
+                    yield f"{function.id}: {key} = {own:g} is kept, but that of '{base.id}' is stronger: {stronger:g}"
