@@ -57,6 +57,19 @@ async def test_after_a_failure_the_next_attempt_waits_longer_each_time(tmp_path:
     assert times == [0, 1, 3, 7, 15]
 
 
+async def test_a_library_that_is_not_installed_is_looked_for_once_a_minute(tmp_path: Path) -> None:
+    now, starts = [0.0], tmp_path / "starts"
+    answer = msgspec.json.encode(Answer(error="no library", absent=True)).decode()
+    script = f"echo >>{starts}; read line; echo '{answer}'; exec cat >/dev/null"
+    counts = []
+    async with devices(command=("/bin/sh", "-c", script), retry_s=1, clock=lambda: now[0]) as opened:
+        for now[0] in (0.0, 1.0, 59.0, 60.0):
+            assert (await opened.read()).absent
+            counts.append(starts.stat().st_size)
+
+    assert counts == [1, 1, 1, 2]
+
+
 async def test_the_first_answer_has_a_longer_time_limit(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)

@@ -127,7 +127,9 @@ class NvmlReader:
         return child.returncode
 
     def _fail(self, problem: str, *, absent: bool = False) -> Answer:
-        self._retry_at = self._clock() + min(self._retry_s * 2.0**self._failures, RETRY_MOST_S)
+        # A library that is not installed rarely appears, and each look for it starts a process.
+        pause = RETRY_MOST_S if absent else min(self._retry_s * 2.0**self._failures, RETRY_MOST_S)
+        self._retry_at = self._clock() + pause
         self._failures = min(self._failures + 1, 30)
         self._failure = Answer(error=problem, absent=absent)
         return self._failure
