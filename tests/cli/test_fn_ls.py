@@ -12,7 +12,6 @@ from rich.cells import cell_len
 from cortex.cli import fn as commands
 from cortex.cli.client import Router
 from cortex.cli.jobs import jobs
-from cortex.cli.tables import SafeConsole
 from cortex.functions.lifecycle import State
 from cortex.router.api_types import DownloadView, FunctionView, InstanceView, JobsAnswer
 from tests.support.factories import an_instance
@@ -87,8 +86,7 @@ LONG = "organisation/A-Very-Large-Model-With-A-Name-Of-Many-Parts-235B-A22B-Inst
 
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int, rows: list[FunctionView]) -> list[str]:
-    terminal = SafeConsole(highlight=False, force_terminal=True, width=width)
-    monkeypatch.setattr("cortex.cli.tables.console", lambda: terminal)
+    monkeypatch.setattr("cortex.cli.tables.terminal_width", lambda: width)
     return listed(monkeypatch, rows).splitlines()
 
 
@@ -146,8 +144,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(monkeypatch: pytest.Mon
 
 def test_the_error_of_a_download_is_one_line_below_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = DownloadView(id="j1", host="gpu-1", source=LONG, state="failed", active=False, why=ERROR)
-    terminal = SafeConsole(highlight=False, force_terminal=True, width=80)
-    monkeypatch.setattr("cortex.cli.tables.console", lambda: terminal)
+    monkeypatch.setattr("cortex.cli.tables.terminal_width", lambda: 80)
     monkeypatch.setattr(Router, "jobs", lambda self, host: JobsAnswer(jobs=(failed,), away={}))
 
     header, row, empty, below = CliRunner().invoke(jobs, ["ls"]).output.splitlines()

@@ -9,7 +9,8 @@ from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 import cortex.cli
-from cortex.cli.tables import SafeConsole, table
+from cortex.cli.safe_console import SafeConsole
+from cortex.cli.tables import table
 from cortex.cli.visible import for_terminal, visible
 
 TITLE = "\x1b]0;owned\x07"

@@ -123,6 +123,7 @@ def test_the_doctor_lists_problems_with_their_fix(stack: Stack) -> None:
     lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
 
     levels = {f["about"]: f["level"] for f in answer}
+    assert [f for f in answer if f["about"] == "router" and f["level"] != "ok"] == []
     assert levels["router"] == levels["redis"] == levels["agent here"] == levels["fleet token"] == "ok"
     assert lost.returncode == 1
     assert "no router answers at http://127.0.0.1:9" in lost.stdout

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import click
 
 from cortex.cli.exits import HELP
+from cortex.cli.lazy import LazyGroup
 from cortex.cli.main import cli
 
 
@@ -24,7 +25,7 @@ def commands(group: click.Group, names: tuple[str, ...]) -> Iterator[tuple[click
     """Yield every command with its names, those of groups included, but for hidden ones."""
     context = click.Context(group)
     for name in group.list_commands(context):
-        command = group.get_command(context, name)
+        command = group.load(context, name) if isinstance(group, LazyGroup) else group.get_command(context, name)
         if command is None or command.hidden:
             continue
         if isinstance(command, click.Group):

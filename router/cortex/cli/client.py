@@ -5,17 +5,16 @@ from collections.abc import Iterator, Mapping
 from typing import NoReturn, TypeVar
 from urllib.parse import quote, urlencode
 
-import httpx
 import msgspec
 from msgspec import Struct
 
-from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, Failed
+from cortex.cli.connection import ERRORS, Connection, lines_of
+from cortex.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Failed
 from cortex.cli.local import key_for, running
 from cortex.platform import untrusted
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.audit import AuditRecord
 from cortex.platform.decisions import DecisionRecord
-from cortex.platform.serving.trust import trust
 from cortex.router import api_types as api
 from cortex.router.plan_types import Plan
 
@@ -66,12 +65,16 @@ class Router:
     def __init__(self, timeout_s: float = 30) -> None:
         self.url = router_url()
         key = api_key(self.url)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Loading the system's authorities takes a tenth of a second, and http has no use for them.
-        trusted = trust(os.environ.get("CORTEX_CA_FILE", "")) if self.url.startswith("https:") else False
-        self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False, verify=trusted
-        )
+        if not (key.isascii() and key.isprintable()):
+            raise Failed("CORTEX_API_KEY is not a key of cortex: it has characters that no key has", code=USAGE)
+        headers = {**JSON, **({"authorization": f"Bearer {key}"} if key else {})}
+        trusted = None
+        if self.url.startswith("https:"):  # loading the system's authorities takes a tenth of a second
+            from cortex.platform.serving.trust import trust
+
+            trusted = trust(os.environ.get("CORTEX_CA_FILE", ""))
+        self._connection = Connection(self.url, headers, trusted)
+        self._timeout_s = timeout_s
 
     # Functions and hosts.
 
@@ -227,17 +230,14 @@ class Router:
 
     def lines(self, path: str, query: Mapping[str, str | int], *, body: object = None) -> Iterator[str]:
         """Yield the lines of an answer as they arrive; with a body the request is a POST."""
-        timeout = httpx.Timeout(30, read=None)
+        path = f"{path}?{urlencode(query)}" if query else path
         method = "POST" if body is not None else "GET"
         try:
-            with self._http.stream(
-                method, path, params=dict(query), content=_encode(body), headers=JSON, timeout=timeout
-            ) as answer:
-                if not answer.is_success:
-                    answer.read()
-                    self._raise_error(answer)
-                yield from answer.iter_lines()
-        except httpx.HTTPError as error:
+            with self._connection.answer(method, path, _encode(body), timeout_s=30, endless=True) as answer:
+                if not _is_success(answer.status):
+                    self._raise_error(answer.status, answer.read())
+                yield from lines_of(answer)
+        except ERRORS as error:
             raise self._unreachable(error) from None
 
     def last_lines(self, function: api.FunctionView, most: int = 5) -> list[str]:
@@ -251,19 +251,21 @@ class Router:
             return []
         return [line for line in lines if line.strip()][-most:]
 
-    def _send(self, method: str, path: str, kind: type[T], body: object = None, *, timeout_s: float = 30) -> T:
+    def _send(self, method: str, path: str, kind: type[T], body: object = None, *, timeout_s: float | None = None) -> T:
         """Send a request and return its answer."""
         try:
-            answer = self._http.request(method, path, content=_encode(body), headers=JSON, timeout=timeout_s)
-        except httpx.HTTPError as error:
+            within_s = self._timeout_s if timeout_s is None else timeout_s
+            with self._connection.answer(method, path, _encode(body), timeout_s=within_s) as answer:
+                content = answer.read()
+        except ERRORS as error:
             raise self._unreachable(error) from None
-        if not answer.is_success:
-            self._raise_error(answer)
-        return self._read(answer, kind)
+        if not _is_success(answer.status):
+            self._raise_error(answer.status, content)
+        return self._read(content, kind)
 
-    def _read(self, answer: httpx.Response, kind: type[T]) -> T:
+    def _read(self, content: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(answer.content, type=kind)
+            return msgspec.json.decode(content, type=kind)
         except msgspec.ValidationError as error:
             reason = f"{self.url} answers in a form that this version of cortex does not know: {error}"
             hint = "Run the same version of cortex here and there: `cortex --version` shows it."
@@ -271,12 +273,12 @@ class Router:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise Failed(f"{self.url} is not a cortex router: its answer is not JSON", code=UNREACHABLE) from None
 
-    def _unreachable(self, error: httpx.HTTPError) -> Failed:
+    def _unreachable(self, error: Exception) -> Failed:
         hint = "Start one with `cortex up`, or set CORTEX_URL to a running one."
         return Failed(f"no router answers at {self.url}: {error}", code=UNREACHABLE, hint=hint)
 
-    def _raise_error(self, answer: httpx.Response) -> NoReturn:
-        error = self._read(answer, _Refusal).error
+    def _raise_error(self, status: int, content: bytes) -> NoReturn:
+        error = self._read(content, _Refusal).error
         hints = {
             "model_not_found": "`cortex fn ls` lists every function.",
             "host_not_found": "`cortex host ls` lists every host.",
@@ -287,9 +289,9 @@ class Router:
         }
         hint = hints.get(error.code or "", "")
         code = NOT_FOUND if hint else FAILED
-        if answer.status_code in (401, 403):
+        if status in (401, 403):
             hint = "These commands send CORTEX_API_KEY; `cortex key new NAME --admin` creates a key."
-        raise Failed(error.message or answer.text, code=code, hint=hint)
+        raise Failed(error.message or content.decode(errors="replace"), code=code, hint=hint)
 
 
 def _quote(name: str) -> str:
@@ -298,3 +300,7 @@ def _quote(name: str) -> str:
 
 def _encode(body: object) -> bytes | None:
     return None if body is None else msgspec.json.encode(body)
+
+
+def _is_success(status: int) -> bool:
+    return status // 100 == 2

@@ -3,11 +3,11 @@
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 import rich_click as click
 from msgspec import Struct
-from rich.table import Table
 
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
@@ -18,6 +18,9 @@ from cortex.platform.decisions import DecisionRecord
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.router.api_types import InstanceView, RequestSummary
 from cortex.router.decision_log import RouterDecision
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.command()
@@ -128,7 +131,7 @@ def _print_event(decision: DecisionRecord, as_json: bool) -> None:
     echo(f"{at}  {decision.what:<11} {where}{': ' if decision.why else ''}{decision.why}")
 
 
-def decision_table(decisions: Iterable[DecisionRecord], *, function: bool = True) -> Table:
+def decision_table(decisions: Iterable[DecisionRecord], *, function: bool = True) -> "Table":
     """Return decisions as a table, with their main inputs."""
     rows = table("WHEN", "WHAT", *(["FUNCTION"] if function else []), "BY", "WHY", "INPUTS")
     for r in decisions:

@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from cortex.cli.client import Router
 from cortex.cli.exits import USAGE, Failed
-from cortex.cli.lazy import LazyGroup
+from cortex.cli.lazy import Later, LazyGroup
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, print_rows, span
 from cortex.cli.visible import echo, echo_json
@@ -32,17 +32,34 @@ _OPTIONAL = ("MEMORY MIB", "ALIASES", "ENGINE", "LAST USED", "INSTANCES", "HOST"
 @click.group(
     cls=LazyGroup,
     later={
-        "show": "cortex.cli.fn_show:show",
-        "plan": "cortex.cli.fn_show:plan",
-        "history": "cortex.cli.fn_show:history",
-        "logs": "cortex.cli.fn_show:logs",
-        "pin": "cortex.cli.fn_show:pin",
-        "unpin": "cortex.cli.fn_show:unpin",
-        "set": "cortex.cli.fn_show:set_",
-        "reset": "cortex.cli.fn_show:reset",
-        "forget": "cortex.cli.fn_show:forget",
-        "prefetch": "cortex.cli.prefetch:prefetch",
-        "estimate": "cortex.cli.prefetch:estimate",
+        "show": Later(
+            "cortex.cli.fn_show:show", "Show the details of a function: settings, instances, last start, last failure."
+        ),
+        "plan": Later("cortex.cli.fn_show:plan", "Show the plan of a start: the host, and the evictions."),
+        "history": Later(
+            "cortex.cli.fn_show:history",
+            "Show a function's latest decisions: starts by phase, evictions, drains, failures.",
+        ),
+        "logs": Later(
+            "cortex.cli.fn_show:logs", "Show the log of a function's worker on any host, including one that has exited."
+        ),
+        "pin": Later(
+            "cortex.cli.fn_show:pin", "Pin a function: once it is ready, it is never reaped and never evicted."
+        ),
+        "unpin": Later("cortex.cli.fn_show:unpin", "Unpin a function: it may be reaped and evicted again."),
+        "set": Later(
+            "cortex.cli.fn_show:set_", "Override a function's minimum and maximum number of instances until `reset`."
+        ),
+        "reset": Later("cortex.cli.fn_show:reset", "Remove the runtime overrides of a function."),
+        "forget": Later("cortex.cli.fn_show:forget", "Delete a function's measured memory, start times and failures."),
+        "prefetch": Later(
+            "cortex.cli.prefetch:prefetch",
+            "Fetch a function's weights to a host without starting it; for a branch, its current commit.",
+        ),
+        "estimate": Later(
+            "cortex.cli.prefetch:estimate",
+            "Estimate a function's memory from its files and its model's configuration, without loading it.",
+        ),
     },
 )
 def fn() -> None:

@@ -1,6 +1,5 @@
 """`cortex host` and `cortex gpu`: shows hosts, devices and events; cordons and drains hosts; derives their tokens."""
 
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,6 @@ from cortex.cli.tables import ago, console, print_rows, span, table
 from cortex.cli.visible import echo, echo_json
 from cortex.functions.lifecycle import PARKED
 from cortex.platform.record import Instance
-from cortex.platform.settings import SettingsError
 from cortex.router.api_types import EvictionCandidate, HostView
 from cortex.router.overview.wording import outcome, reason
 from cortex.router.plan_types import Effect, Plan
@@ -126,7 +124,10 @@ def show(name: str, as_json: bool) -> None:
 def token(name: str, config: Path | None, output: Path | None) -> None:
     """Print a host's own token, derived from this machine's fleet token: the file that `[agent] token_file` of that
     host names. The host then needs no fleet token."""
+    import tempfile
+
     from cortex.platform.keys import fleet_tokens, host_file
+    from cortex.platform.settings import SettingsError
 
     if name.splitlines() != [name] or not name.strip():
         raise Failed("a host's name is one line of text", code=USAGE)

@@ -4,11 +4,8 @@ from pathlib import Path
 
 import rich_click as click
 
-from cortex.cli import downloads
-from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
 from cortex.cli.settings import config_option, refuse_another_fleets_record, settings_of
-from cortex.cli.tables import print_unavailable
 from cortex.cli.visible import echo, echo_json
 
 
@@ -39,6 +36,10 @@ def jobs(context: click.Context, config: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def ls(host: str, follow: bool, as_json: bool) -> None:
     """List the downloads with progress, rate and remaining time."""
+    from cortex.cli import downloads
+    from cortex.cli.client import Router
+    from cortex.cli.tables import print_unavailable
+
     router = Router()
     if follow and not as_json:
         downloads.follow(router, host)
@@ -55,6 +56,8 @@ def ls(host: str, follow: bool, as_json: bool) -> None:
 @click.argument("job")
 def cancel(job: str) -> None:
     """Cancel a download by its id, source or function. The part that was fetched stays."""
+    from cortex.cli.client import Router
+
     router = Router()
     active = [j for j in router.jobs("").jobs if j.active]
     matches = [j for j in active if job in (j.id, j.source, *j.functions)]

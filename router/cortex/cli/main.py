@@ -8,39 +8,59 @@ from types import FrameType
 import rich_click as click
 
 from cortex.cli import exits
-from cortex.cli.lazy import LazyGroup
+from cortex.cli.lazy import Later, LazyGroup
 from cortex.cli.visible import echo, write_any_text
 from cortex.platform import bounded_resolver
-from cortex.platform.settings import SettingsError
+from cortex.platform.process import unused_packages
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.GROUP_ARGUMENTS_OPTIONS = True
 
 COMMANDS = {
-    "up": "cortex.cli.up:up",
-    "router": "cortex.cli.daemons:router",
-    "serve": "cortex.cli.daemons:serve",
-    "agent": "cortex.cli.daemons:agent",
-    "jobs": "cortex.cli.jobs:jobs",
-    "check": "cortex.cli.check:check",
-    "import": "cortex.cli.import_models:import_models",
-    "fn": "cortex.cli.fn:fn",
-    "host": "cortex.cli.host:host",
-    "gpu": "cortex.cli.host:gpu",
-    "key": "cortex.cli.key:key",
-    "weights": "cortex.cli.weights:weights",
-    "req": "cortex.cli.req:req",
-    "status": "cortex.cli.status:status",
-    "top": "cortex.cli.top:top",
-    "why": "cortex.cli.decisions:why",
-    "events": "cortex.cli.decisions:events",
-    "usage": "cortex.cli.usage:usage",
-    "audit": "cortex.cli.audit:audit",
-    "replay": "cortex.cli.replay:replay",
-    "call": "cortex.cli.call:call",
-    "doctor": "cortex.cli.doctor:doctor",
-    "completion": "cortex.cli.completion:completion",
+    "up": Later("cortex.cli.up:up", "Run everything on this machine: Redis, an agent, a job worker and a router."),
+    "router": Later("cortex.cli.daemons:router", "Run a router, which serves the clients' URL."),
+    "serve": Later("cortex.cli.daemons:serve", "Run a router (the command's earlier name).", hidden=True),
+    "agent": Later("cortex.cli.daemons:agent", "Run this host's agent, which starts, watches and stops the workers."),
+    "jobs": Later(
+        "cortex.cli.jobs:jobs",
+        "Run this host's job worker, which fetches weights; or, with a command, show and cancel downloads.",
+    ),
+    "check": Later("cortex.cli.check:check", "Check a catalogue: list every problem, and settings without effect."),
+    "import": Later(
+        "cortex.cli.import_models:import_models",
+        "Print a models.toml for the models that another tool has on this machine.",
+    ),
+    "fn": Later("cortex.cli.fn:fn", "Show functions; warm and cool them."),
+    "host": Later("cortex.cli.host:host", "Show hosts; cordon, uncordon and drain them."),
+    "gpu": Later("cortex.cli.host:gpu", "Show devices and the use of their memory."),
+    "key": Later("cortex.cli.key:key", "Create, show, rotate and revoke API keys."),
+    "weights": Later("cortex.cli.weights:weights", "Show the weights on the hosts' disks; remove unused ones."),
+    "req": Later("cortex.cli.req:req", "Show live requests; cancel one."),
+    "status": Later("cortex.cli.status:status", "Show the router's health, the hosts and the warm functions."),
+    "top": Later("cortex.cli.top:top", "Watch the fleet: devices, functions, requests."),
+    "why": Later(
+        "cortex.cli.decisions:why",
+        "Explain the state of a function, or the course of a request, by its decisions and their inputs.",
+    ),
+    "events": Later("cortex.cli.decisions:events", "Show the latest decisions of agents, routers and operators."),
+    "usage": Later("cortex.cli.usage:usage", "Show requests, tokens, cold starts and cost."),
+    "audit": Later(
+        "cortex.cli.audit:audit", "Show what operators did: who, what, to what, from where, and how it ended."
+    ),
+    "replay": Later(
+        "cortex.cli.replay:replay",
+        "Show what would have happened with another catalogue or other hosts, beside what did.",
+    ),
+    "call": Later("cortex.cli.call:call", "Send one prompt to a function and stream its answer."),
+    "doctor": Later(
+        "cortex.cli.doctor:doctor",
+        "Check settings, catalogue, Redis, agents, engines, clocks, ports, disks and permissions.",
+    ),
+    "completion": Later(
+        "cortex.cli.completion:completion",
+        "Print the completion script for a shell, which also completes functions and hosts.",
+    ),
 }
 
 
@@ -61,17 +81,28 @@ def _interrupt(_: int, __: FrameType | None) -> None:
     raise Interrupted
 
 
+def _settings_error() -> type[Exception]:
+    """Return SettingsError, imported only when a command has raised an exception."""
+    from cortex.platform.settings import SettingsError
+
+    return SettingsError
+
+
 def main() -> None:
     """Run the command line. Files that it and its child processes create are private by default."""
     os.umask(0o077)
     write_any_text()
     bounded_resolver.install()
+    unused_packages.leave_out()
     signal.signal(signal.SIGINT, _interrupt)  # servers install their own handlers
     try:
         cli.main(prog_name="cortex", standalone_mode=True)
-    except (exits.Failed, SettingsError) as failed:
+    except exits.Failed as failed:
         echo(f"cortex: {failed}", err=True)
-        sys.exit(failed.exit_code if isinstance(failed, exits.Failed) else exits.FAILED)
+        sys.exit(failed.exit_code)
+    except _settings_error() as error:
+        echo(f"cortex: {error}", err=True)
+        sys.exit(exits.FAILED)
     except OSError as error:
         if not exits.is_not_writable(error):
             raise

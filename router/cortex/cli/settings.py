@@ -1,24 +1,27 @@
 """Settings of the commands that run cortex's processes, and the check of their record."""
 
-import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.visible import echo
-from cortex.platform import settings as settings_
-from cortex.platform.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from cortex.platform.settings import Settings
 
 config_option = click.option(
     "-c", "--config", type=click.Path(path_type=Path), help="The cortex.toml to read [default: none]."
 )
 
 
-def settings_of(config: Path | None) -> Settings:
+def settings_of(config: Path | None) -> "Settings":
     """Read the settings and print notes about them. Raises Failed."""
+    from cortex.platform.settings import SettingsError, from_environment
+
     try:
-        settings, notes = settings_.from_environment(config)
+        settings, notes = from_environment(config)
     except SettingsError as error:
         raise Failed(str(error)) from None
     for note in notes:
@@ -26,11 +29,14 @@ def settings_of(config: Path | None) -> Settings:
     return settings
 
 
-def refuse_another_fleets_record(settings: Settings, *, of_host: bool = False) -> None:
+def refuse_another_fleets_record(settings: "Settings", *, of_host: bool = False) -> None:
     """Raise Failed if Redis has the record of a fleet with another token, or if the token cannot be used: the fleet
     token, or that of this host. An unavailable Redis is not an error."""
+    import asyncio
+
     from cortex.platform.keys import FleetToken, HostToken
     from cortex.platform.registry import ForeignFleet, RecordUnavailable, Registry
+    from cortex.platform.settings import SettingsError
 
     async def check(token: FleetToken | HostToken) -> None:
         registry = Registry.of(settings, token)

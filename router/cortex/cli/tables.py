@@ -1,44 +1,42 @@
-"""Terminal output: the console, tables, durations and sizes."""
+"""Terminal output: the console, tables, durations and sizes. Rich is imported by what uses it: lists do not."""
 
+import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import rich_click as click
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
 
 from cortex.cli.visible import echo, visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cortex.cli.safe_console import SafeConsole
 
 GAP = "  "
 SHORTEST = 12
 """Columns that the first cell of a row has at least."""
 
 
-class SafeConsole(Console):
-    """A console that escapes control characters on a terminal."""
-
-    def render_str(self, text: str, **rest: Any) -> Text:
-        """Return the text as printed, which table cells are measured by."""
-        return super().render_str(visible(text) if self.is_terminal else text, **rest)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield the segments of any output, including progress bars and `top`."""
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control or not self.is_terminal else visible(text), style, control)
-
-
-def console() -> Console:
+def console() -> "SafeConsole":
     """Return the console; in a pipe it is wide and has no escape codes."""
+    from cortex.cli.safe_console import SafeConsole
+
     out = SafeConsole(highlight=False)
     return out if out.is_terminal else SafeConsole(highlight=False, width=1000, color_system=None)
 
 
-def table(*columns: str) -> Table:
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that stdout is; None for a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table(*columns: str) -> "Table":
     """Return an empty table in cortex's style."""
+    from rich.table import Table
+
     empty = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         empty.add_column(column, no_wrap=True)
@@ -58,23 +56,24 @@ def print_rows(
     cells of the first column are shortened in their middle. A pipe gets everything. It takes a fraction of the time of
     `table`, for thousands of rows.
     """
-    out = console()
-    if out.is_terminal:
+    most = terminal_width()
+    if most is not None:
         rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(columns, *rows, strict=True)]
-    chosen = _fitting(columns, widths, optional, out.width)
-    room = max(SHORTEST, out.width - sum(widths[c] + len(GAP) for c in chosen[1:]))
-    widths[0] = min(widths[0], room)
+    chosen = list(range(len(columns)))
+    if most is not None:
+        chosen = _fitting(columns, widths, optional, most)
+        room = max(SHORTEST, most - sum(widths[c] + len(GAP) for c in chosen[1:]))
+        widths[0] = min(widths[0], room)
     lines = []
     for row in (columns, *rows):
         first = _shortened(row[0], widths[0])
         cells = [first, *(row[c] for c in chosen[1:])]
         line = GAP.join(cell + " " * (widths[c] - _width(cell)) for cell, c in zip(cells, chosen, strict=True))
-        if out.is_terminal:
-            line = line.rstrip()
-            line = line if _width(line) <= out.width else set_cell_size(line, out.width)
+        if most is not None:
+            line = _cut(line.rstrip(), most)
         lines.append(line)
-    if out.is_terminal:
+    if most is not None:
         lines[0] = click.style(lines[0], bold=True)
     click.echo("\n".join(lines))
     below = [f"{name}: {' '.join(text.split())}" for name, text in notes if text]
@@ -103,7 +102,20 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _width(cell: str) -> int:
-    return len(cell) if cell.isascii() else cell_len(cell)
+    if cell.isascii():
+        return len(cell)
+    from rich.cells import cell_len
+
+    return cell_len(cell)
+
+
+def _cut(line: str, width: int) -> str:
+    """Return the start of a line that is wider than `width`."""
+    if _width(line) <= width:
+        return line
+    from rich.cells import set_cell_size
+
+    return set_cell_size(line, width)
 
 
 def print_unavailable(away: Mapping[str, str]) -> None:

@@ -16,13 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import httpx
+import msgspec
 import psutil
 import rich_click as click
 from msgspec.structs import replace
 from rich.console import Console
 
 from cortex.cli import local
+from cortex.cli.connection import ERRORS, Connection
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.settings import config_option, settings_of
 from cortex.functions.catalogue import Catalogue, CatalogueError
@@ -42,6 +43,7 @@ MOST_PAUSE_S = 10.0
 MOST_LOG_BYTES = 16 * 1024 * 1024
 """Maximum size of a program's log, and of its earlier part; requests add lines to the router's log."""
 LOG_CHECK_S = 2.0
+HEALTH_CHECK_S = 0.05
 
 
 @click.command()
@@ -272,18 +274,24 @@ async def _start(settings: Settings, children: list[Child], workers: int, stop: 
         child = Child(name, [*program, *arguments], env, _log(name), lock)
         children.append(child)
         await child.start()
-    url = f"http://{settings.gateway.listen}/health"
+    url = f"http://{settings.gateway.listen}"
     try:
-        async with asyncio.timeout(START_S), httpx.AsyncClient(timeout=2, trust_env=False) as http:
-            while not stop.is_set():
-                with contextlib.suppress(httpx.HTTPError):
-                    if (await http.get(url)).json()["status"] == "ok":
-                        return
+        async with asyncio.timeout(START_S):
+            while not stop.is_set() and not await asyncio.to_thread(_is_healthy, url):
                 _check_alive(children)
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(HEALTH_CHECK_S)
     except TimeoutError:
         logs = "\n".join(f"{c.name}: {c.log}" for c in children)
         raise Failed(f"the router at {url} was not ready within {START_S:.0f} s", hint=logs) from None
+
+
+def _is_healthy(url: str) -> bool:
+    """Whether the router answers that it can serve."""
+    try:
+        with Connection(url, {}).answer("GET", "/health", None, timeout_s=2) as answer:
+            return bool(msgspec.json.decode(answer.read())["status"] == "ok")
+    except (*ERRORS, msgspec.DecodeError):
+        return False
 
 
 def _check_alive(children: list[Child]) -> None:
