@@ -61,6 +61,7 @@ def test_the_command_of_llamacpp() -> None:
             "--parallel", "8",
             "--cache-ram", "0",
             "--metrics",
+            "--slots",
         ),
         env={"LLAMA_API_KEY": "secret-of-the-worker"},
         health_path="/health",
@@ -470,8 +471,8 @@ def test_any_name_or_path_stays_one_argument(name: str, weights: str, arg: str) 
 
     argv = launch(function, replace(CONTEXT, weights=weights)).argv
 
-    assert len(argv) == 15
-    assert (argv[2], argv[4], argv[14]) == (weights, name, arg)
+    assert len(argv) == 16
+    assert (argv[2], argv[4], argv[15]) == (weights, name, arg)
 
 
 @pytest.mark.parametrize("engine", list(Engine))

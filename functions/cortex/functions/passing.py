@@ -11,8 +11,12 @@ from typing import Literal
 
 from msgspec import Struct
 
-Entrance = Literal["chat", "completions", "embeddings", "rerank", "messages", "responses"]
-"""The endpoint of a request. `messages` and `responses` are those that an engine answers itself (`native`)."""
+Entrance = Literal[
+    "chat", "completions", "embeddings", "rerank", "messages", "responses",
+    "tokenize", "detokenize", "infill", "score", "pooling",
+]  # fmt: skip
+"""The endpoint of a request. `messages` and `responses` are those that an engine answers itself (`native`); those from
+`tokenize` on are engines' own routes."""
 Family = Literal["openai", "vllm", "llama", "llama-python"]
 """A row of the table: servers of one family take the same fields. `openai` is any other server."""
 
@@ -70,6 +74,26 @@ _LLAMA_SAMPLING = frozenset(
 _LLAMA_PYTHON_SAMPLING = frozenset(
     {"top_k", "min_p", "repeat_penalty", "mirostat_mode", "mirostat_tau", "mirostat_eta"}
 )
+_LLAMA_INFILL = _LLAMA_SAMPLING | {
+    "model", "input_prefix", "input_suffix", "prompt", "stream", "temperature", "top_p",
+    "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "n_indent",
+}  # fmt: skip
+_VLLM_TOKENIZE = frozenset({"model", "prompt", "add_special_tokens", "return_token_strs"})
+_DETOKENIZE = frozenset({"model", "tokens"})
+_SCORE = frozenset({"model", "text_1", "text_2", "queries", "documents", "truncate_prompt_tokens", "user"})
+_POOLING = frozenset(
+    {"model", "input", "encoding_format", "dimensions", "truncate_prompt_tokens", "add_special_tokens", "task", "user"}
+)
+_NO_ROUTES: dict[Entrance, frozenset[str]] = dict.fromkeys(
+    ("tokenize", "detokenize", "infill", "score", "pooling"), frozenset()
+)
+_VLLM_ROUTES: dict[Entrance, frozenset[str]] = {
+    **_NO_ROUTES,
+    "tokenize": _VLLM_TOKENIZE,
+    "detokenize": _DETOKENIZE,
+    "score": _SCORE,
+    "pooling": _POOLING,
+}
 _CONTINUES = frozenset({"add_generation_prompt", "continue_final_message", "echo"})
 
 FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
@@ -80,6 +104,7 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "rerank": _RERANK,
         "messages": _MESSAGES,
         "responses": _RESPONSES,
+        **_VLLM_ROUTES,
     },
     "vllm": {
         "chat": _CHAT | _VLLM_SAMPLING | _CONTINUES,
@@ -88,6 +113,7 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "rerank": _RERANK | {"truncate_prompt_tokens"},
         "messages": _MESSAGES,
         "responses": _RESPONSES | {"top_k", "repetition_penalty"},
+        **_VLLM_ROUTES,
     },
     "llama": {
         "chat": _CHAT | _LLAMA_SAMPLING | _CONTINUES,
@@ -96,6 +122,10 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "rerank": _RERANK,
         "messages": _MESSAGES | {"min_p"},
         "responses": _RESPONSES | {"top_k", "min_p"},
+        **_NO_ROUTES,
+        "tokenize": frozenset({"model", "content", "add_special", "parse_special", "with_pieces"}),
+        "detokenize": _DETOKENIZE,
+        "infill": _LLAMA_INFILL,
     },
     "llama-python": {
         "chat": _CHAT | _LLAMA_PYTHON_SAMPLING,
@@ -104,6 +134,7 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "rerank": frozenset(),
         "messages": frozenset(),
         "responses": frozenset(),
+        **_NO_ROUTES,
     },
 }
 

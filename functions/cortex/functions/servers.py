@@ -24,6 +24,9 @@ class Server(Struct, frozen=True, kw_only=True):
     """Its row of `passing.py`."""
     native: frozenset[str] = frozenset({"messages", "responses"})
     """Translated dialects that it also serves itself, for functions with `native`."""
+    own: frozenset[str] = frozenset()
+    """Paths of its own that clients may call. Never those for developers or operators: they change a worker, or show
+    what others ask of it."""
     tools: bool = True
     """Parses tool calls in a model's output."""
     parallel: int | Literal["target"] | None = None
@@ -57,6 +60,7 @@ class Server(Struct, frozen=True, kw_only=True):
 _LLAMA = Server(
     dialects=TALKS | {"embeddings", "rerank"},
     family="llama",
+    own=frozenset({"/tokenize", "/detokenize", "/apply-template", "/infill", "/props", "/slots"}),
     completion_tokens=None,
     parallel="target",
     counts="template",
@@ -72,7 +76,13 @@ _LLAMA = Server(
 )
 
 SERVERS: dict[str, Server] = {
-    "vllm": Server(dialects=TALKS | {"embeddings", "rerank"}, family="vllm", counts="tokenize", isolation="salt"),
+    "vllm": Server(
+        dialects=TALKS | {"embeddings", "rerank"},
+        family="vllm",
+        own=frozenset({"/tokenize", "/detokenize", "/score", "/pooling"}),
+        counts="tokenize",
+        isolation="salt",
+    ),
     "llama-server": _LLAMA,
     "xllamacpp": _LLAMA,
     "llama_cpp.server": Server(
@@ -92,6 +102,7 @@ SERVERS: dict[str, Server] = {
     "fake": Server(
         native=frozenset(),
         dialects=TALKS | {"embeddings", "rerank"},
+        own=frozenset({"/tokenize", "/score", "/pooling"}),
         completion_tokens=None,
         counts="tokenize",
         isolation="salt",
@@ -108,13 +119,15 @@ _FAKE_LLAMA = replace(
 """The fake engine that writes its answers as llama.cpp does."""
 
 _BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}
+_WRITES, _COMPARES = frozenset({"/apply-template", "/infill"}), frozenset({"/score", "/pooling"})
+_NOT_BY_TASK = {"generate": _COMPARES, "embed": _WRITES, "rerank": _WRITES}
 
 
 def server_of(function: Function, running: str = "") -> Server:
     """Return the abilities of a function's server: of the one that an instance is `running`, else of the default one.
 
     (1) A command has the abilities that its entry declares.
-    (2) A task restricts the server's dialects.
+    (2) A task restricts the server's dialects and routes.
     (3) With `auto`, vLLM derives the task from the model; llama.cpp generates.
     """
     known = _known.get((id(function), running))
@@ -145,7 +158,9 @@ def _server_of(function: Function, running: str) -> Server:
     if task == "auto" and function.engine is Engine.LLAMACPP:  # (3)
         task = "generate"
     restricted = _BY_TASK.get(task)
-    return replace(server, dialects=server.dialects & restricted) if restricted else server  # (2)
+    if not restricted:
+        return server
+    return replace(server, dialects=server.dialects & restricted, own=server.own - _NOT_BY_TASK[task])  # (2)
 
 
 def _shape(args: tuple[str, ...]) -> str:

@@ -205,6 +205,19 @@ async def serves(http: aiohttp.ClientSession, instance: Instance, key: str) -> b
         return False
 
 
+async def read(http: aiohttp.ClientSession, instance: Instance, key: str, path: str) -> tuple[int, bytes]:
+    """Return the status and the body, MODELS_BYTES at most, of one of a worker's paths. Raises Unreadable, and what
+    aiohttp raises."""
+    within = aiohttp.ClientTimeout(total=PROOF_S, sock_connect=CONNECT_S)
+    try:
+        async with http.get(
+            instance.url + path, headers=headers(key), timeout=within, allow_redirects=False
+        ) as response:
+            return response.status, await whole(response, MODELS_BYTES)
+    except TimeoutError:
+        raise aiohttp.ServerTimeoutError(f"{instance.url} did not answer {path} within {PROOF_S:g} s") from None
+
+
 async def refuses_request(http: aiohttp.ClientSession, instance: Instance, key: str, status: int) -> bool:
     """Return whether a worker's 401 or 403 is about the request rather than the key, which it then accepts elsewhere.
 

@@ -69,6 +69,7 @@ from cortex.router.routes import (
     admin,
     audit,
     decisions,
+    engine,
     inference,
     instances,
     keys,
@@ -208,6 +209,7 @@ def create_app(settings: Settings) -> Dispatcher:
         [
             *models.routes(catalogue, view, created),
             *ollama.routes(ollama_models),
+            *engine.routes(catalogue, view, upstream),
             health,
             root,
             *admin.routes(catalogue, sources, planner, operations, decision_log),

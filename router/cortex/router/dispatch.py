@@ -15,6 +15,7 @@ from cortex.platform.serving.client_connection import ClientConnection, client_o
 from cortex.router.access.audit import AuditLog
 from cortex.router.access.auth import AuthGuard
 from cortex.router.access.cross_origin import CrossOrigin
+from cortex.router.dialects import engine
 from cortex.router.errors import RequestError
 from cortex.router.rejections import CLIENT_API, Rejections, fault_of, internal_error, send_whole, wrong_method
 from cortex.router.request.http_answer import Answering
@@ -73,6 +74,8 @@ class Dispatcher:
 
     def _handler(self, path: str) -> Handler | None:
         handler = self.inference.get(path)
+        if handler is None and (below := engine.below(path)) is not None:
+            handler = self.inference.get(below[1])
         if handler is None and (path[-1:] == "/" or "//" in path):
             handler = self.inference.get("/" + "/".join(filter(None, path.split("/"))))
         return handler
@@ -83,6 +86,7 @@ class Dispatcher:
             await client.drain()
         try:
             request = Incoming(scope, receive, await self._guard.authorize(scope, NEEDS))
+            request.name = (engine.below(scope["path"]) or ("", ""))[0]
             answering = await handler(request)
             await answering(client.attach())
             return

@@ -9,6 +9,8 @@ RequestError
 ├── NoKey               send a valid API key
 ├── NotAllowed          use a key with the required scope
 ├── CannotServe         use another function: this one's server lacks the feature
+├── RouteNotFound       use a route that the function's server has
+├── NotLoaded           retry when the function has served a request: only a running worker can answer
 ├── FunctionNotFound    use a name from the catalogue
 ├── HostNotFound        use the name of a live host
 ├── InstanceNotFound    use an instance that a host reports
@@ -36,7 +38,7 @@ RequestError and the branch that dialects raise are in `dialects/core/errors.py`
 `request/http_answer.py` writes errors to the client.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 from msgspec.structs import replace
@@ -64,6 +66,28 @@ class CannotServe(RequestError):
     """The function's server does not support the request."""
 
     kind = Kind.UNSUPPORTED
+
+
+class RouteNotFound(RequestError):
+    """The function's server has no such route for clients."""
+
+    kind, code = Kind.UNKNOWN_PATH, "route_not_found"
+
+    def __init__(self, function: str, path: str, routes: Iterable[str]) -> None:
+        known = ", ".join(sorted(routes)) or "none"
+        super().__init__(f"the server of '{function}' has no {path} for clients; its own routes are: {known}")
+
+
+class NotLoaded(RequestError):
+    """The function has no running worker, and this route starts none."""
+
+    kind = Kind.LOADING
+
+    def __init__(self, function: str, path: str) -> None:
+        super().__init__(
+            f"'{function}' is not loaded, and {path} describes a running worker: send it a request first",
+            retry_after=5,
+        )
 
 
 class FunctionNotFound(RequestError):

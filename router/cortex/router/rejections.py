@@ -14,6 +14,7 @@ from cortex.functions.names import did_you_mean
 from cortex.platform.api_keys import Principal, Right
 from cortex.platform.log import whence
 from cortex.router.dialects.core.errors import Dialect, Fault, Kind
+from cortex.router.dialects.engine import PATHS
 from cortex.router.errors import RequestError
 from cortex.router.metrics.request_metrics import RequestMetrics
 from cortex.router.request.http_answer import Headers, Whole, error_answer
@@ -23,7 +24,7 @@ log = structlog.get_logger()
 Http = Request[Any, Any, Any]
 
 _DIALECTS: dict[str, Dialect] = {"/v1/messages": "messages", "/v1/responses": "responses", "/api": "ollama"}
-CLIENT_API = ("/v1/", "/v2/", "/api/")
+CLIENT_API = ("/v1/", "/v2/", "/api/", "/upstream/", *PATHS)
 """Prefixes of the clients' APIs."""
 _PATHS = (
     "/v1/chat/completions",

@@ -66,6 +66,7 @@ def _native(server: str, function: Function, context: LaunchContext) -> Launch:
             "--parallel", str(function.target_concurrency),
             "--cache-ram", str(PROMPT_CACHE_MB if function.cache == "shared" else 0),
             "--metrics",
+            "--slots",
             *ctx_size,
             *layers,
             *_task(function),

@@ -133,6 +133,27 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
         return [*chat.prompt.split(), *(tool.function.name for tool in self.tools or ())]
 
 
+class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /score`: one text with one or several, or as many with as many."""
+
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+    @property
+    def pairs(self) -> list[tuple[set[str], set[str]]]:
+        """The words of each pair."""
+        first, second = ([text] if isinstance(text, str) else text for text in (self.text_1, self.text_2))
+        if len(first) == 1:
+            first = first * len(second)
+        return [({*one.split()}, {*other.split()}) for one, other in zip(first, second, strict=False)]
+
+
+class PoolingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /pooling`."""
+
+    input: Prompt
+
+
 def inputs(prompt: Prompt) -> list[list[str]]:
     """Return the words of each input: a text, several texts, one list of token ids, or several."""
     if isinstance(prompt, str):

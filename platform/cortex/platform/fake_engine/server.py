@@ -20,7 +20,7 @@ from cortex.platform.fake_engine.engine import FakeEngine, Pace, step_pause_s
 from cortex.platform.fake_engine.job import JOBS, Job
 from cortex.platform.fake_engine.ledger import Entry
 from cortex.platform.fake_engine.outcome import Drop, Fail, Hang, Serve, is_last, is_over, outcome
-from cortex.platform.fake_engine.request import TokenizeRequest
+from cortex.platform.fake_engine.request import PoolingRequest, ScoreRequest, TokenizeRequest, inputs
 from cortex.platform.fake_engine.script import BadScript, Script
 from cortex.platform.fake_engine.shapes import SHAPES
 from cortex.platform.fake_engine.step import Step
@@ -36,6 +36,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _changes = msgspec.json.Decoder(dict[str, object])
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
+_score = msgspec.json.Decoder(ScoreRequest)
+_pooling = msgspec.json.Decoder(PoolingRequest)
 
 
 def create_app(engine: FakeEngine, key: str | None, control_key: str | None = None) -> web.Application:
@@ -52,6 +54,8 @@ def create_app(engine: FakeEngine, key: str | None, control_key: str | None = No
             web.put("/fake", routes.start_over),
             web.get("/v1/models", routes.models),
             web.post("/tokenize", routes.tokenize),
+            web.post("/score", routes.score),
+            web.post("/pooling", routes.pooling),
             web.post("/sleep", routes.sleep),
             web.post("/wake_up", routes.wake_up),
             web.get("/is_sleeping", routes.is_sleeping),
@@ -155,6 +159,23 @@ class Routes:
         words = _tokenize.decode(await request.read()).words
         ids = [zlib.crc32(word.encode()) & 0xFFFF for word in words]
         return reply({"count": len(ids), "max_model_len": CONTEXT, "tokens": ids, "token_strs": words})
+
+    async def score(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the share of words that each pair of texts has in common, in vLLM's form."""
+        pairs = _score.decode(await request.read()).pairs
+        data = [
+            {"index": i, "object": "score", "score": len(one & other) / max(1, len(one | other))}
+            for i, (one, other) in enumerate(pairs)
+        ]
+        return reply({"object": "list", "model": self._engine.model, "data": data, "usage": _usage_of(pairs)})
+
+    async def pooling(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the lengths of each input's words, in vLLM's form."""
+        texts = inputs(_pooling.decode(await request.read()).input)
+        data = [
+            {"index": i, "object": "pooling", "data": [float(len(w)) for w in words]} for i, words in enumerate(texts)
+        ]
+        return reply({"object": "list", "model": self._engine.model, "data": data, "usage": _usage_of(texts)})
 
     async def sleep(self, request: web.Request) -> web.StreamResponse:
         """Fall asleep as vLLM does, or fail as the script requests."""
@@ -314,3 +335,8 @@ def hang_up(request: web.Request, response: web.StreamResponse) -> web.StreamRes
     if request.transport is not None:
         request.transport.close()
     return response
+
+
+def _usage_of(texts: Iterable[Iterable[object]]) -> dict[str, int]:
+    words = sum(len([*words]) for words in texts)
+    return {"prompt_tokens": words, "total_tokens": words}

@@ -3,14 +3,16 @@
 The checks refuse, with a clear error, requests that a worker would answer with an obscure error or a wrong answer.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from cortex.functions.servers import Server, server_of
 from cortex.functions.spec import Function
+from cortex.platform.record import Instance
 from cortex.router.dialects.core.errors import Dialect
-from cortex.router.errors import CannotServe
+from cortex.router.errors import CannotServe, RouteNotFound
 
 _ENDPOINT: dict[Dialect, str] = {
     "chat": "chat",
@@ -40,6 +42,15 @@ def check_dialect(function: Function, dialect: Dialect) -> None:
     if _ENDPOINT[dialect] not in serves:
         kinds = ", ".join(label for name, label in _LABELS.items() if name in serves) or "nothing"
         raise CannotServe(f"'{function.id}' serves {kinds}, not {_LABELS[_ENDPOINT[dialect]]}")
+
+
+def check_route(function: Function, path: str, ready: Sequence[Instance]) -> Server:
+    """Return the function's server. Raises RouteNotFound for a path of its own that clients may not call, or that it
+    does not have."""
+    server = server_of(function, ready[0].server if ready else "")
+    if path not in server.own:
+        raise RouteNotFound(function.id, path, server.own)
+    return server
 
 
 def check_tools(function: Function, ran: str, dialect: Dialect, body: bytes) -> Server:

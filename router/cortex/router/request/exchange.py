@@ -47,7 +47,7 @@ Parse = Callable[[Target], Awaitable["Call"]]
 """Reads the request for another target than it was read for. Raises what the first reading does."""
 
 REPLAYS = 2
-GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/infill"})
 """The paths of llama.cpp's server that work in a slot."""
 FIRST_KEEP_ALIVE_S, KEEP_ALIVE_S = 1.0, 5.0
 

@@ -19,12 +19,15 @@ class ClientLeft(Exception):
 class Incoming:
     """A request of an authorized caller."""
 
-    __slots__ = ("_receive", "caller", "content_length", "headers", "id")
+    __slots__ = ("_receive", "caller", "content_length", "headers", "id", "name", "query")
 
     def __init__(self, scope: Scope, receive: Receive, caller: Principal) -> None:
         self._receive, self.caller = receive, caller
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         """By name in lower case."""
+        self.query: bytes = scope["query_string"]
+        self.name = ""
+        """The function's name, if the path has it."""
         self.id = request_id(self.headers.get(b"x-request-id"))
         length = self.headers.get(b"content-length")
         self.content_length = None if length is None else int(length)

@@ -21,7 +21,7 @@ from cortex.router.dialects.core.traits import EFFORT, Traits
 PASSED_ON = Traits(inline_system=True, developer_role=True, vision=True)
 CAREFUL = Traits()
 
-_SAME_DIALECT = ("chat", "completions")
+_SAME_DIALECT = ("chat", "completions", "tokenize", "detokenize", "apply_template", "infill", "score", "pooling")
 
 
 class Running(Struct, frozen=True):
@@ -57,7 +57,7 @@ def _entrance(function: Function, dialect: Dialect) -> Entrance:
     match dialect:
         case "ollama_embed" | "ollama_embeddings":
             return "embeddings"
-        case "ollama_chat" | "ollama_generate" | "ollama":
+        case "ollama_chat" | "ollama_generate" | "ollama" | "apply_template":
             return "chat"
         case "messages" | "responses" if dialect not in function.native:
             return "chat"

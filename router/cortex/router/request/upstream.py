@@ -150,6 +150,18 @@ class Upstream:
         self._keys.pop((instance.host, instance.id), None)
         raise Stranger(f"{instance.url} does not know the key of instance {instance.id}, or has another model")
 
+    async def read(self, instance: Instance, path: str) -> tuple[int, bytes]:
+        """Return the status and the body of a path that a worker answers from what it knows. Raises Broken, Stranger or
+        BadAnswer."""
+        for key in self._last_key_first(instance):
+            with _mapped:
+                if self._unsure(instance.id) and not await worker_http.serves(self._http, instance, key):
+                    continue
+                status, body = await worker_http.read(self._http, instance, key, path)
+                if status not in worker_http.KEY_REFUSED:
+                    return status, body
+        raise Stranger(f"{instance.url} does not know the key of instance {instance.id}, or has another model")
+
     async def is_well(self, instance: Instance) -> bool:
         """Whether a worker passes its health check or does not answer in time."""
         return await worker_http.is_well(self._http, instance, next(self._last_key_first(instance)))

@@ -12,7 +12,7 @@ from cortex.functions.servers import server_of
 from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.router.access.rate_limits import RateLimiter, Share
 from cortex.router.activation.load_balancing import affinity, choose
-from cortex.router.dialects import dialect, embeddings, gate, native, rerank
+from cortex.router.dialects import dialect, embeddings, engine, gate, native, rerank
 from cortex.router.dialects.chat import stream
 from cortex.router.dialects.core import limits, wire
 from cortex.router.dialects.core.errors import OLLAMA, Dialect
@@ -26,7 +26,7 @@ from cortex.router.dialects.responses import request as responses
 from cortex.router.dispatch import Handler
 from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
-from cortex.router.request.capability_checks import check_dialect
+from cortex.router.request.capability_checks import check_dialect, check_route
 from cortex.router.request.context_window import fitting
 from cortex.router.request.exchange import Call, Exchange, Exchanges, Parse
 from cortex.router.request.http_answer import Answering, json_answer
@@ -199,6 +199,40 @@ def routes(
         await share.adjust(len(body), call.answers)
         return exchange_of(request, target, call, parse, name, who, started, share)
 
+    def own_route(route: engine.Route) -> Handler:
+        """Return the handler of one of the engines' own routes."""
+
+        async def serve(request: Incoming) -> Answering:
+            return await receive(request, route.dialect, lambda body, share: own(request, route, body, share))
+
+        return serve
+
+    async def own(request: Incoming, route: engine.Route, body: bytes, share: Share) -> Answering:
+        started, who = time.monotonic(), request.caller
+        name = request.name or engine.named_in(request.query)
+        name, body = await intake.work(len(body), engine.with_name, body, name)
+        target = catalogue.resolve_for(name, who)
+
+        async def parse(target: Target) -> Call:
+            """Read the request for a target."""
+            function = target.function
+            check_route(function, route.path, view.ready(function.id, target.revision))
+            parsed = await intake.work(len(body), engine.read, route, body, lambda kind: traits(target, kind))
+            return Call(
+                dialect=route.dialect,
+                path=route.path,
+                body=parsed.body(function.id),
+                reply=parsed.answer(),
+                streams=parsed.answer() if parsed.stream else None,
+                dropped=gate.header(parsed.dropped),
+                cache_salt=salts.of(function, who) if route.dialect == "infill" else "",
+                keep_s=keep_s(request.headers.get(HEADER), None, function),
+            )
+
+        call = await parse(target)
+        await share.adjust(len(body), call.answers)
+        return exchange_of(request, target, call, parse, name, who, started, share)
+
     def exchange_of(
         request: Incoming,
         target: Target,
@@ -340,6 +374,7 @@ def routes(
         "/api/generate": ollama_generate,
         "/api/embed": ollama_embed,
         "/api/embeddings": ollama_embeddings_,
+        **{path: own_route(route) for path, route in engine.ROUTES.items()},
     }
 
 

@@ -15,8 +15,10 @@ from msgspec.structs import replace
 Dialect = Literal[
     "chat", "completions", "embeddings", "rerank", "responses", "messages",
     "ollama_chat", "ollama_generate", "ollama_embed", "ollama_embeddings", "ollama",
+    "tokenize", "detokenize", "apply_template", "infill", "score", "pooling",
 ]  # fmt: skip
-"""A client's dialect, one for each of its paths; `ollama` is that of Ollama's other paths."""
+"""A client's dialect, one for each of its paths; `ollama` is that of Ollama's other paths. Those from `tokenize` on are
+engines' own routes, with OpenAI's errors."""
 OLLAMA: frozenset[Dialect] = frozenset(
     {"ollama_chat", "ollama_generate", "ollama_embed", "ollama_embeddings", "ollama"}
 )
@@ -271,6 +273,10 @@ _PROMPTS: dict[Dialect, str] = {
     "ollama_generate": "prompt",
     "ollama_embed": "input",
     "ollama_embeddings": "prompt",
+    "tokenize": "content",
+    "infill": "input_prefix",
+    "score": "text_2",
+    "pooling": "input",
 }
 
 
