@@ -22,7 +22,8 @@ class Ensure(Struct, frozen=True):
     `beside` are instances that do not count: the caller needs one more. Without `evict` it starts only in free room.
     `minimum`: it is for the function's `min` or baseline, and no request waits for it. `waited_s` is how long requests
     have waited for it; with `turn`, instances in use may be closed for it. `failed` are instances whose engine has
-    failed, as workers' answers to the caller's requests say; the agent verifies that and ends them first.
+    failed, as workers' answers to the caller's requests say; the agent verifies that and ends them first. Only
+    instances that are unused for `unused_s` may leave for it.
     """
 
     function: Function
@@ -33,6 +34,7 @@ class Ensure(Struct, frozen=True):
     waited_s: float = 0.0
     turn: bool = False
     failed: tuple[str, ...] = ()
+    unused_s: float = 0.0
 
 
 class PlanRequest(Struct, frozen=True):

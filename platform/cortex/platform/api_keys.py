@@ -124,6 +124,8 @@ class Principal(Struct, frozen=True, kw_only=True):
     priority: Priority = Priority.NORMAL
     group: str = ""
     expires: float = 0.0
+    is_batch: bool = False
+    """It is a batch worker that acts for the key."""
 
     @property
     def cache_owner(self) -> str:
@@ -162,6 +164,12 @@ def principal(key: ApiKey) -> Principal:
         group=key.group,
         expires=key.expires,
     )
+
+
+def for_batch(caller: Principal) -> Principal:
+    """Return the caller that a batch worker is when it acts for another: inference alone, behind all requests."""
+    rights = caller.rights & RIGHTS[Scope.INFERENCE]
+    return replace(caller, rights=rights, priority=Priority.LOW, is_batch=True)
 
 
 def digest(secret: str) -> str:

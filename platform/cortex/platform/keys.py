@@ -1,6 +1,7 @@
 """Keys between processes: a router has the fleet token, a host only what is derived from it for that host.
 
     fleet token ─┬─ fleet mark: the fleet that a record in Redis belongs to
+                 ├─ batch seal, by a key's id and a time: what a batch worker sends for that key
                  └─ host token, by the host's name ─┬─ agent token, by the agent's address: what routers send
                                                     └─ worker key, by the instance's id: the worker's API key
 
@@ -64,6 +65,11 @@ def worker_key(own: str, instance: str) -> str:
 def cache_salt(token: str, owner: str) -> str:
     """Return the salt for an owner of cached prompts. It reveals neither the token nor the owner."""
     return _derive(token, f"cache:{owner}")
+
+
+def batch_seal(token: str, claim: str) -> str:
+    """Return the seal of a claim by which a batch worker acts for a key."""
+    return _derive(token, f"batch:{claim}")
 
 
 def _derive(secret: str, purpose: str) -> str:
@@ -144,6 +150,11 @@ class FleetToken:
     def current(self) -> str:
         """The token to use."""
         return self._file.entries()[0]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every token, the one to use first."""
+        return self._file.entries()
 
     def for_agent(self, host: str, address: str) -> str:
         """Return the bearer token to send to the agent of a host at this address."""

@@ -93,3 +93,7 @@ class RecordKeys:
     def queue(self, host: str) -> str:
         """Return the name of a host's RQ queue. Prefixes have no hyphen, so two prefixes never share a queue."""
         return f"{self.prefix}-{host}"
+
+    def batch_queue(self, host: str) -> str:
+        """Return the name of the RQ queue of the batch worker of a host. No queue of downloads has a colon."""
+        return f"{self.prefix}:batches:{host}"

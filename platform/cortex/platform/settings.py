@@ -82,6 +82,19 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The certificate's key file."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose `X-Forwarded-For` is trusted; default: none."""
+    files_dir: str = str(Path(_DIRS.user_state_dir) / "files")
+    """The folder for files and batches of clients, which hold prompts. Routers behind one address share it, on a file
+    system with locks."""
+    file_max_mb: Positive = 200
+    """Larger files get 413."""
+    files_of_key_mb: Positive = 2048
+    """What all files of a key may take, results included."""
+    batch_max_lines: Positive = 50_000
+    """A batch with more lines fails."""
+    batch_ttl_s: Seconds = 7 * 86400
+    """How long files and results are kept after the end of a batch; a file that no batch uses, after its upload."""
+    batch_quiet_s: Seconds = 300.0
+    """A batch has no instance evicted that was used within this time."""
     max_connections: Positive = 4096
     """Connections per worker process; more get 503. The limit of open files (`ulimit -n`) may be lower."""
     max_connections_per_peer: Positive = 1024

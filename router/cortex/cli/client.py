@@ -1,7 +1,12 @@
 """The CLI's HTTP client for a router."""
 
+import itertools
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
+from pathlib import Path
 from typing import NoReturn, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -16,6 +21,7 @@ from cortex.platform.api_keys import ApiKey
 from cortex.platform.audit import AuditRecord
 from cortex.platform.decisions import DecisionRecord
 from cortex.router import api_types as api
+from cortex.router.batches.batch import Batch, BatchesAnswer
 from cortex.router.plan_types import Plan
 
 T = TypeVar("T")
@@ -31,6 +37,47 @@ class Model(Struct, frozen=True):
 
     id: str
     feasible_on: tuple[str, ...] = ()
+
+
+class OwnFile(Struct, frozen=True):
+    """What the CLI reads of a file of its key."""
+
+    id: str
+    bytes: int
+
+
+class LineCounts(Struct, frozen=True):
+    """The lines of a batch."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class BatchProblem(Struct, frozen=True):
+    """Why a batch failed."""
+
+    message: str
+    line: int | None = None
+
+
+class BatchProblems(Struct, frozen=True):
+    """All reasons."""
+
+    data: tuple[BatchProblem, ...] = ()
+
+
+class OwnBatch(Struct, frozen=True):
+    """What the CLI reads of a batch of its key."""
+
+    id: str
+    status: str
+    request_counts: LineCounts = LineCounts()
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: BatchProblems | None = None
+    finish_at: int | None = None
+    waits_for: str | None = None
 
 
 class _Models(Struct, frozen=True):
@@ -165,6 +212,55 @@ class Router:
         """Delete the usage of a key."""
         return self._send("POST", f"/admin/usage/forget?{urlencode({'key': key})}", api.ForgetUsageAnswer)
 
+    # Batches.
+
+    def batches(self, limit: int) -> tuple[Batch, ...]:
+        """Return the newest batches of all keys."""
+        return self._send("GET", f"/admin/batches?limit={limit}", BatchesAnswer).batches
+
+    def cancel_batch(self, id: str) -> Batch:
+        """Cancel a batch of any key."""
+        return self._send("POST", f"/admin/batches/{_quote(id)}/cancel", BatchesAnswer).batches[0]
+
+    def upload(self, file: Path) -> OwnFile:
+        """Store a file of this key, for a batch."""
+        mark, name = secrets.token_hex(16), file.name.replace('"', "_")
+        part = f"--{mark}\r\nContent-Disposition: form-data; name="
+        head = f'{part}"purpose"\r\n\r\nbatch\r\n{part}"file"; filename="{name}"\r\n\r\n'.encode()
+        tail = f"\r\n--{mark}--\r\n".encode()
+        with file.open("rb") as content:
+            size = len(head) + os.fstat(content.fileno()).st_size + len(tail)
+            headers = {"content-type": f"multipart/form-data; boundary={mark}", "content-length": str(size)}
+            pieces = itertools.chain([head], iter(lambda: content.read(1 << 20), b""), [tail])
+            try:
+                with self._connection.answer("POST", "/v1/files", pieces, timeout_s=600, headers=headers) as answer:
+                    received = answer.read()
+            except ERRORS as error:
+                raise self._unreachable(error) from None
+        if not _is_success(answer.status):
+            self._raise_error(answer.status, received)
+        return self._read(received, OwnFile)
+
+    def new_batch(self, file: str, endpoint: str) -> OwnBatch:
+        """Have the lines of a file sent."""
+        body = {"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"}
+        return self._send("POST", "/v1/batches", OwnBatch, body)
+
+    def own_batch(self, id: str) -> OwnBatch:
+        """Return a batch of this key."""
+        return self._send("GET", f"/v1/batches/{_quote(id)}", OwnBatch)
+
+    def download(self, file: str, path: Path) -> None:
+        """Write a file of this key to a path."""
+        try:
+            with self._connection.answer("GET", f"/v1/files/{_quote(file)}/content", None, timeout_s=60) as answer:
+                if not _is_success(answer.status):
+                    self._raise_error(answer.status, answer.read())
+                with path.open("wb") as output:
+                    shutil.copyfileobj(answer, output)
+        except HTTPException as error:
+            raise self._unreachable(error) from None
+
     # Weights and downloads.
 
     def stored(self, host: str) -> api.WeightsAnswer:
@@ -285,6 +381,7 @@ class Router:
             "key_not_found": "`cortex key ls` lists every key.",
             "request_not_found": "`cortex req ls` lists the live requests.",
             "instance_not_found": "`cortex fn history NAME` shows what happened to it.",
+            "batch_not_found": "`cortex batch ls` lists every batch.",
             "job_not_found": "`cortex jobs ls` lists every download.",
         }
         hint = hints.get(error.code or "", "")

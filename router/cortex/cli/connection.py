@@ -1,7 +1,7 @@
 """HTTP to one server, with the standard library's client: the import of httpx takes as long as a short command."""
 
 import select
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead, InvalidURL
 from typing import TYPE_CHECKING
@@ -24,9 +24,18 @@ class Connection:
 
     @contextmanager
     def answer(
-        self, method: str, path: str, body: bytes | None, *, timeout_s: float, endless: bool = False
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | None,
+        *,
+        timeout_s: float,
+        endless: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> Iterator[HTTPResponse]:
         """Send a request and yield its answer, to be read within the context. Raises ERRORS.
+
+        A body in pieces needs its length among the `headers`.
 
         `timeout_s` is the maximum time without a byte; an `endless` answer has none once the server is connected.
         """
@@ -34,7 +43,7 @@ class Connection:
         whole = False
         try:
             connection.sock.settimeout(None if endless else timeout_s)
-            connection.request(method, urlsplit(self._url).path + path, body, {**self._headers})
+            connection.request(method, urlsplit(self._url).path + path, body, {**self._headers, **(headers or {})})
             with connection.getresponse() as response:
                 yield response
                 whole = response.isclosed() and not response.will_close

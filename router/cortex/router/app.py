@@ -40,6 +40,9 @@ from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.api_types import Health
 from cortex.router.background import Counting, Reporter, Sweeper, probe_silent_hosts
+from cortex.router.batches.calls import FolderCalls
+from cortex.router.batches.folder import Folder
+from cortex.router.batches.sweeper import FileSweeper
 from cortex.router.decision_log import DecisionLog
 from cortex.router.dispatch import Dispatcher
 from cortex.router.fleet_view import FleetView
@@ -68,11 +71,14 @@ from cortex.router.request.upstream import Upstream
 from cortex.router.routes import (
     admin,
     audit,
+    batches,
     decisions,
     engine,
+    files,
     inference,
     instances,
     keys,
+    message_batches,
     models,
     ollama,
     requests,
@@ -136,17 +142,29 @@ def create_app(settings: Settings) -> Dispatcher:
         RemoteImages(),
         Intake(gateway.max_body_mb * 1024 * 1024),
     )
-    admission = Admission(view, activator, in_flight)
+    admission = Admission(view, activator, in_flight, gateway.batch_quiet_s)
     history = History(registry)
     substitutes = Substitutes(history)
     exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer, substitutes)
     rate_limiter = RateLimiter(Quota(registry), view)
-    guard, rejections = AuthGuard(key_ring, sessions, gateway), Rejections(request_metrics)
+    guard = AuthGuard(key_ring, sessions, gateway, lambda: token.all)
+    rejections = Rejections(request_metrics)
     # beside requests
     trail = AuditTrail(registry)
     audit_log = AuditLog(trail)
     peers = Peers(registry, view, request_records, traffic)
-    sources = Sources(catalogue, view, in_flight, registry, agents, history, peers, strategy=settings.eviction.strategy)
+    folder, folder_calls = Folder.of(gateway), FolderCalls()
+    sources = Sources(
+        catalogue,
+        view,
+        in_flight,
+        registry,
+        agents,
+        history,
+        peers,
+        strategy=settings.eviction.strategy,
+        batches=lambda most: folder_calls.call(folder.newest, most),
+    )
     planner, worker_logs = Planner(catalogue, sources, activator), WorkerLogs(catalogue, view, agents)
     operations = Operations(registry, view, catalogue, activator, agents, history)
     reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue)
@@ -162,6 +180,9 @@ def create_app(settings: Settings) -> Dispatcher:
         "counts": counting.run,
         "audit": audit_log.run,
         "usage": usage_counts.run,
+        "batches": admission.batch_gate.watch,
+        "starts for batches": admission.batch_gate.start,
+        "files": FileSweeper(folder, folder_calls).run,
     }
 
     @asynccontextmanager
@@ -190,6 +211,7 @@ def create_app(settings: Settings) -> Dispatcher:
             for client in (agents, upstream, probe, images):
                 await client.close()
             intake.close()
+            folder_calls.close()
             await registry.close()
 
     @get("/health", opt={"needs": "nothing"})
@@ -220,6 +242,9 @@ def create_app(settings: Settings) -> Dispatcher:
             *decisions.routes(registry, view, catalogue, agents),
             *audit.routes(trail),
             *usage.routes(usage_record),
+            *files.routes(folder, folder_calls, gateway),
+            *batches.routes(folder, folder_calls),
+            *message_batches.routes(folder, folder_calls, gateway),
             *instances.routes(sources, worker_logs),
             *weights.routes(catalogue, view, agents),
         ],

@@ -18,6 +18,10 @@ RequestError
 ├── SharedRequestId     name the key as well: requests of several keys have this id
 ├── KeyNotFound         use an existing API key's name or id
 ├── KeyNameTaken        use another name, or rotate the existing key
+├── FileNotStored       use the id of one of the key's own files
+├── BatchNotFound       use the id of one of the key's own batches
+├── FilesFull           delete files, or wait until some expire
+├── TooManyBatches      retry when one of the key's batches has ended
 ├── JobNotFound         use the id of a running job
 ├── TooManyAnswers      request fewer answers: the key's limits cannot cover them
 ├── OverLimits          retry when the key's limits allow it
@@ -29,6 +33,7 @@ RequestError
 ├── Suspected           retry later: workers died while they served this request
 ├── StartFailed         ask the operator: the message has the cause
 ├── TooManyListeners    retry, or use another worker, to follow the events
+├── BatchWaits          retry: this line of a batch stands back behind requests
 ├── RecordIsAway        retry: Redis does not answer, so no function can start
 ├── UpstreamBroke       retry: the worker failed before its first byte, on every attempt
 ├── UpstreamSilent      the worker exceeded the function's request timeout
@@ -162,6 +167,39 @@ class JobNotFound(RequestError):
         super().__init__(f"no job {name[:200]!r} is running{hint}")
 
 
+class FileNotStored(RequestError):
+    """The key has no file with that id."""
+
+    kind, code = Kind.UNKNOWN_PATH, "file_not_found"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no file of this key has the id {id[:100]!r}", param="id")
+
+
+class BatchNotFound(RequestError):
+    """The key has no batch with that id."""
+
+    kind, code = Kind.UNKNOWN_PATH, "batch_not_found"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no batch of this key has the id {id[:100]!r}", param="id")
+
+
+class TooManyBatches(RequestError):
+    """The key has as many open batches as it may."""
+
+    kind, code = Kind.RATE_LIMITED, "too_many_batches"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"this key has {most} batches that have not ended; cancel one or wait", retry_after=60)
+
+
+class FilesFull(RequestError):
+    """The disk, or what a key may store, is full."""
+
+    kind, code = Kind.NO_CAPACITY, "files_full"
+
+
 class QueueFull(RequestError):
     """The function's queue is at its limit."""
 
@@ -249,6 +287,15 @@ class TooManyListeners(RequestError):
     """The worker's event streams are at their limit."""
 
     kind = Kind.RATE_LIMITED
+
+
+class BatchWaits(RequestError):
+    """A line of a batch may not run now, or gives way to a request."""
+
+    kind, code = Kind.NO_CAPACITY, "batch_waits"
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message, retry_after=retry_after)
 
 
 class RecordIsAway(RequestError):

@@ -142,6 +142,10 @@ class FleetView:
         share = self._shares.get(function)
         return share.waiting if share else 0
 
+    def waited_for(self) -> frozenset[str]:
+        """Return the functions that requests wait for at other routers."""
+        return frozenset(self._waiting)
+
     def profile(self, function: str) -> ModelProfile | None:
         """Return the profile of a function's model, read from a host's weights."""
         return self._profiles.get(function)

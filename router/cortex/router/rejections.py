@@ -35,6 +35,9 @@ _PATHS = (
     "/v1/embeddings",
     "/v1/rerank",
     "/v1/models",
+    "/v1/files",
+    "/v1/batches",
+    "/v1/messages/batches",
 )
 _OLLAMA_PATHS = tuple(
     f"/api/{name}"

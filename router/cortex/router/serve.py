@@ -28,6 +28,7 @@ from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings, SettingsError, encode_env
 from cortex.router.app import create_app
+from cortex.router.batches.supervision import BatchWorker
 from cortex.router.dispatch import Dispatcher
 from cortex.router.metrics import worker_counts
 from cortex.router.metrics.server import MetricsServer
@@ -51,7 +52,7 @@ def serve(settings: Settings, workers: int) -> None:
     except OSError as error:
         log.error("metrics_not_kept", folder=str(folder), why=str(error))
     gateway = replace(settings.gateway, metrics_dir=str(folder))
-    with MetricsServer(settings, folder):
+    with MetricsServer(settings, folder), BatchWorker(settings):
         handed_over = _serve(replace(settings, gateway=gateway), workers)
     if handed_over:
         sys.stderr.flush()

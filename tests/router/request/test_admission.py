@@ -9,7 +9,7 @@ from cortex.platform.api_keys import Priority
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
-from cortex.router.errors import QueueFull
+from cortex.router.errors import QueueFull, RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
 from cortex.router.request.admission import Admission, Ticket
@@ -44,9 +44,13 @@ class Request:
     """A request for a function, of a priority."""
 
     affinity = None
+    is_batch = False
 
     def __init__(self, priority: Priority = NORMAL, **function: Any) -> None:
         self.priority, self.target = priority, Target(a_function("f", **function), "r")
+
+    def give_way(self, error: RequestError) -> None:
+        return None
 
     async def look_up(self) -> None:
         return None

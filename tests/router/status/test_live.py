@@ -52,7 +52,7 @@ async def test_the_first_rendering_is_split_and_only_changes_follow() -> None:
     changed = await anext(stream)
 
     assert all(sum(len(p["html"]) for p in e["put"]) <= MOST_AT_ONCE for e in first)
-    assert len({p["id"] for e in first for p in e["put"]}) == 8 + 1 + 150
+    assert len({p["id"] for e in first for p in e["put"]}) == 9 + 1 + 150
     assert [p["id"] for p in changed["put"]] == ["verdict"]
     await scene.live.close()
 

@@ -102,7 +102,7 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
     if up:
         state.functions[up.id] = function
         return Accepted(up.id, up.state)
-    unused_s = MINIMUM_YIELDS_S if request.minimum else 0.0
+    unused_s = max(request.unused_s, MINIMUM_YIELDS_S if request.minimum else 0.0)
     best = offer(state, function, weights, now, waited_s=request.waited_s, exclude=request.beside, unused_s=unused_s)
     waiter, placement, parked = best.waiter, best.placement, best.returning
     failure = state.failures.of(function.id, rev)  # (3)

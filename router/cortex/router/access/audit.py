@@ -41,6 +41,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "POST /admin/keys/{name}/rotate": ("key rotate", "name"),
     "POST /admin/keys/{name}/revoke": ("key revoke", "name"),
     "POST /admin/requests/{id}/cancel": ("request cancel", "id"),
+    "POST /admin/batches/{id}/cancel": ("batch cancel", "id"),
     "POST /admin/weights/remove": ("weights remove", "names"),
     "POST /admin/weights/fetch": ("weights fetch", "function"),
     "POST /admin/usage/forget": ("usage forget", "key"),

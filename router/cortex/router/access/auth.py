@@ -1,6 +1,7 @@
 """Authentication and authorization: the one place that enforces every route's `opt={"needs": …}`.
 
-A key identifies its caller. A caller without a key is anonymous and may do:
+A key identifies its caller; a batch worker has a pass instead of the key that it acts for. A caller without a key is
+anonymous and may do:
 (1) everything, if the operator set `--insecure` and no key exists;
 (2) inference and reading on loopback while no key exists; changes too, if this machine's user has no local key
     either;
@@ -11,16 +12,17 @@ would let it read; and a Host name that DNS rebinding points at loopback is reje
 """
 
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple
 
 import structlog
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous
+from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous, for_batch
 from cortex.platform.serving.address import is_loopback, is_loopback_name
 from cortex.platform.settings import Gateway
+from cortex.router.access import batch_pass
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.access.keyring import KeyRing
 from cortex.router.access.sessions import Sessions
@@ -54,8 +56,11 @@ class Credentials(NamedTuple):
 class AuthGuard:
     """Checks every request once: `guard` those of the framework, `authorize` those of inference."""
 
-    def __init__(self, ring: KeyRing, sessions: Sessions, gateway: Gateway) -> None:
-        self._ring, self._sessions, self._gateway = ring, sessions, gateway
+    def __init__(
+        self, ring: KeyRing, sessions: Sessions, gateway: Gateway, tokens: Callable[[], tuple[str, ...]] = tuple
+    ) -> None:
+        """`tokens` returns the fleet's tokens, which seal the passes of batch workers."""
+        self._ring, self._sessions, self._gateway, self._tokens = ring, sessions, gateway, tokens
         self._cross_origin = CrossOrigin(gateway.cors_origins)
         self._loopback = is_loopback(gateway.listen)
         self._logged_at = 0.0
@@ -87,12 +92,14 @@ class AuthGuard:
         principal = self._ring.find(credentials.secret) if credentials.secret else None
         if principal is not None:
             return principal
+        if credentials.secret.startswith(batch_pass.PREFIX):
+            return self._batch_owner(credentials.secret)
         if credentials.session and (principal := await self._sessions.find(credentials.session)) is not None:
             if method not in SAFE and not same_origin(credentials):
                 raise NotAllowed("a page of another site may not send this request with this site's cookie")
             return principal
         if not self._ring.loaded:
-            raise RecordIsAway("API keys are not loaded yet: Redis does not answer", retry_after=2)
+            raise RecordIsAway(_NOT_LOADED, retry_after=2)
         rights = self._anonymous_rights()
         if not rights:
             raise NoKey(_UNKNOWN if credentials.secret else _EXPIRED if credentials.session else _MISSING)
@@ -104,6 +111,21 @@ class AuthGuard:
                 "add it to [gateway] allowed_hosts, or create a key"
             )
         return anonymous(*rights)
+
+    def _batch_owner(self, secret: str) -> Principal:
+        """Return the caller for whom a batch worker acts, with that key's rights as they are now. Raises NoKey or
+        RecordIsAway."""
+        key = batch_pass.key_of(secret, self._tokens(), time.time())
+        if key is None:
+            raise NoKey(_UNKNOWN)
+        if not self._ring.loaded:
+            raise RecordIsAway(_NOT_LOADED, retry_after=2)
+        if key == ANONYMOUS and (rights := self._anonymous_rights()):
+            return for_batch(anonymous(*rights))
+        owner = self._ring.by_id(key)
+        if owner is None or not owner.may(Right.INFERENCE):
+            raise NoKey("the API key of this batch is revoked, has expired or may not make requests")
+        return for_batch(owner)
 
     def _anonymous_rights(self) -> tuple[Right, ...]:
         """Return the rights of a caller without a key; the numbers refer to the module's docstring."""
@@ -135,6 +157,7 @@ def caller(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
     return principal
 
 
+_NOT_LOADED = "API keys are not loaded yet: Redis does not answer"
 _MISSING = "an API key is needed: send it as `Authorization: Bearer …` or `x-api-key`"
 _UNKNOWN = "this API key is unknown or has expired"
 _EXPIRED = "this session has ended: log in at /status/login"

@@ -48,6 +48,14 @@ class KeyRing:
         holder = self._table.get(key) or self._local.get(key)
         return None if holder is None or (holder.expires and time.time() >= holder.expires) else holder
 
+    def by_id(self, id: str) -> Principal | None:
+        """Return the principal of a key's id, or of this machine's user; None if it is unknown or has expired."""
+        now = time.time()
+        for holder in (*self._table.values(), *self._local.values()):
+            if holder.id == id and not (holder.expires and now >= holder.expires):
+                return holder
+        return None
+
     def names(self) -> dict[str, str]:
         """Return the names of keys by id."""
         return {p.id: p.name for p in self._table.values()}

@@ -192,17 +192,19 @@ class Activator:
         except RequestError as error:
             log.warning("not_warmed", function=function, why=error.message)
 
-    async def add(self, target: Target, *, evict: bool, for_request: bool) -> Accepted | None:
-        """Start one more instance: with `evict` others may leave for it, else it starts in free room. Only one
-        `for_request` is protected until its first request. None when one is already on its way up, or another router
-        has the claim. Raises RequestError or RecordUnavailable.
+    async def add(self, target: Target, *, evict: bool, for_request: bool, unused_s: float = 0.0) -> Accepted | None:
+        """Start one more instance: with `evict` others that are unused for `unused_s` may leave for it, else it starts
+        in free room. Only one `for_request` is protected until its first request. None when one is already on its way
+        up, or another router has the claim. Raises RequestError or RecordUnavailable.
         """
         function, rev = target.base, target.revision
         async with self._claim(function.id) as claimed:
             if not claimed or self._starting(function, rev):
                 return None
             existing = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
-            return await self.propose(Ensure(function, beside=existing, evict=evict, minimum=not for_request))
+            return await self.propose(
+                Ensure(function, beside=existing, evict=evict, minimum=not for_request, unused_s=unused_s)
+            )
 
     async def move(self, target: Target, source: str) -> Accepted | None:
         """Ensure an instance on another host than `source`, which is being drained; None when another router has the

@@ -12,6 +12,7 @@ from cortex.platform.record import Failure, Fleet, HostRecord, Instance, ShareUs
 from cortex.platform.scheduling.ledger import Entry, device_of, revision_of
 from cortex.router.activation.waits import places_in_line
 from cortex.router.api_types import DownloadView
+from cortex.router.batches.batch import Batch
 from cortex.router.metrics.traffic import Bucket
 from cortex.router.overview.starts import by_revision
 
@@ -33,6 +34,8 @@ class FleetSnapshot(Struct, frozen=True, kw_only=True):
     """Newest first."""
     downloads: Sequence[DownloadView] | None = None
     """None: unknown."""
+    batches: Sequence[Batch] = ()
+    """Newest first."""
     strategy: str = "lru"
     away: bool = False
     """Whether the record is unavailable."""

@@ -17,6 +17,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.activation.agents import Agents
 from cortex.router.api_types import DownloadView
+from cortex.router.batches.batch import Batch
 from cortex.router.decision_log import RouterDecision
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
@@ -30,8 +31,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 0.4
 """How long a snapshot waits for periodic data; later data is in the next one."""
-TRAFFIC_S, LEDGER_S, DECISIONS_S, DOWNLOADS_S = 5.0, 2.0, 2.0, 3.0
-MOST_DECISIONS = 100
+TRAFFIC_S, LEDGER_S, DECISIONS_S, DOWNLOADS_S, BATCHES_S = 5.0, 2.0, 2.0, 3.0, 3.0
+MOST_DECISIONS, MOST_BATCHES = 100, 40
 HIDDEN = frozenset({RouterDecision.WAITED, RouterDecision.DROPPED})
 """Kinds of decisions that would displace the others: successful waits, and dropped entries."""
 
@@ -82,14 +83,16 @@ class Sources:
         peers: Peers,
         *,
         strategy: str,
+        batches: Callable[[int], Awaitable[Sequence[Batch]]],
     ) -> None:
-        """`strategy` is that of eviction."""
+        """`strategy` is that of eviction. `batches` returns so many of the newest."""
         self._catalogue, self._view, self._in_flight, self._strategy = catalogue, view, in_flight, strategy
         self._registry, self._agents, self._history = registry, agents, history
         nothing: tuple[list[Bucket], dict[str, Bucket]] = ([], {})
         self._traffic = Reading(peers.traffic, TRAFFIC_S, nothing)
         self._decisions: Reading[Sequence[DecisionRecord]] = Reading(self._read_decisions, DECISIONS_S, ())
         self._downloads: Reading[Sequence[DownloadView] | None] = Reading(self._read_downloads, DOWNLOADS_S, None)
+        self._batches: Reading[Sequence[Batch]] = Reading(lambda: batches(MOST_BATCHES), BATCHES_S, ())
         empty: Mapping[str, Entry] = {}
         self._ledger = Reading(history.ledger, LEDGER_S, empty)
 
@@ -108,10 +111,11 @@ class Sources:
 
     async def snapshot(self) -> FleetSnapshot:
         """Return everything. Never fails: data that cannot be read is stale or missing."""
-        (hour, lately), ledger, decisions, downloads = await asyncio.gather(
-            self._traffic.get(), self._ledger.get(), self._decisions.get(), self._downloads.get()
+        (hour, lately), ledger, decisions, downloads, batches = await asyncio.gather(
+            self._traffic.get(), self._ledger.get(), self._decisions.get(), self._downloads.get(), self._batches.get()
         )
-        return replace(self.now(), ledger=ledger, hour=hour, lately=lately, decisions=decisions, downloads=downloads)
+        snapshot = replace(self.now(), ledger=ledger, hour=hour, lately=lately, decisions=decisions)
+        return replace(snapshot, downloads=downloads, batches=batches)
 
     async def functions(self) -> FleetSnapshot:
         """Return what views of functions need. The hosts are queried for downloads only while one fetches."""

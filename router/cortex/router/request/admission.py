@@ -21,9 +21,10 @@ from cortex.platform.in_flight import InFlight, Tracked
 from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.load_balancing import choose
-from cortex.router.errors import QueueFull
+from cortex.router.errors import QueueFull, RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
+from cortex.router.request.batch_gate import BatchGate
 from cortex.router.request.slot_queue import Place, SlotQueue
 from cortex.router.request.start_gate import StartGate, StartWaiter
 
@@ -32,11 +33,15 @@ class Candidate(Protocol):
     """A request that needs an instance of its target."""
 
     priority: Priority
+    is_batch: bool
 
     @property
     def target(self) -> Target: ...
     @property
     def affinity(self) -> str | None: ...
+    def give_way(self, error: RequestError) -> None:
+        """End a line of a batch whose answer has not begun."""
+
     async def look_up(self) -> None:
         """Look the name up again, which may change the target. Raises RequestError."""
 
@@ -44,8 +49,11 @@ class Candidate(Protocol):
 class Admission:
     """The requests of one router worker that wait or are at an instance."""
 
-    def __init__(self, view: FleetView, activator: Activator, in_flight: InFlight) -> None:
+    def __init__(
+        self, view: FleetView, activator: Activator, in_flight: InFlight, batch_quiet_s: float = 300.0
+    ) -> None:
         self.view, self.activator, self.in_flight = view, activator, in_flight
+        self.batch_gate = BatchGate(view, activator, in_flight, batch_quiet_s)
         self.gate = StartGate()
         self._queues: dict[str, SlotQueue] = {}
         self._futures: dict[Place, asyncio.Future[None]] = {}
@@ -114,18 +122,25 @@ class Ticket:
             self._admission.leave_queue(self._queue, self._place)
         if self._tracked is not None:
             self._tracked.__exit__()
+        if self._candidate.is_batch:
+            self._admission.batch_gate.leave(self._candidate)
         self._leave_gate()
 
     def board(self) -> Instance | None:
         """Choose a ready instance and count the request as in flight there, in one step: otherwise a report in between
-        could state that this router has seen a drain and has nothing in flight."""
+        could state that this router has seen a drain and has nothing in flight. Raises BatchWaits for a line of a batch
+        that has to stand back."""
         target, view = self._candidate.target, self._admission.view
         function = target.function
+        if self._candidate.is_batch:
+            self._admission.batch_gate.admit(target)
         ready = view.ready(target.base.id, target.revision)
         instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
         if instance is not None:
             self._tracked = self._admission.in_flight.track(target.base.id, instance.id, target.share)
             self._tracked.__enter__()
+            if self._candidate.is_batch:
+                self._admission.batch_gate.enter(self._candidate, instance.id)
         return instance
 
     async def wait_for_start(self, waited_s: float) -> Instance:
@@ -164,6 +179,8 @@ class Ticket:
             self._place = self._admission.join_queue(
                 instance, slots, priority, limit=priority.share(function.queue), function=function.id
             )
+            if self.must_wait and not self._candidate.is_batch:
+                self._admission.batch_gate.make_room(instance)
         self._leave_gate()
 
     @property

@@ -9,7 +9,7 @@ import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -147,10 +147,10 @@ class Exchange:
         self.request_record = RequestRecord(
             request_id, target.function.id, self._name, call.dialect, streams=self._stream is not None, read_s=read_s
         )
-        self._caller, self._is_operator = caller, caller.may(Right.STATUS)
+        self._caller, self.is_batch, self._is_operator = caller, caller.is_batch, caller.may(Right.STATUS)
         self.request_record.key = caller.id
         self.request_record.who = caller.name if caller.id != ANONYMOUS else ""
-        self._cancelled = self._head_sent = False
+        self._head_sent, self._cancelled = False, cast(RequestError | None, None)
         self._conversation, self._declined = conversation, False
         """`_declined`: the substitute cannot answer this request."""
         self._deaths = 0
@@ -184,14 +184,20 @@ class Exchange:
         except RequestError as error:
             await self._reject(error)
         except asyncio.CancelledError:
-            if not self._cancelled:
+            if self._cancelled is None:
                 raise
-            await self._reject(Cancelled())
+            await self._reject(self._cancelled)
 
     def _cancel(self, work: asyncio.Task[None]) -> None:
         """End the request from outside: its client gets an error, and the worker stops."""
-        self._cancelled = True
+        self._cancelled = self._cancelled or Cancelled()
         work.cancel()
+
+    def give_way(self, error: RequestError) -> None:
+        """End a line of a batch whose answer has not begun; the batch worker sends it again."""
+        if self.request_record.cancel is not None and not self.request_record.pieces:
+            self._cancelled = error
+            self.request_record.cancel()
 
     async def _attempts(self) -> None:
         """Try instance after instance. A request that broke before its first byte is replayed, at most twice, and at

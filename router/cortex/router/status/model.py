@@ -214,10 +214,11 @@ class Departures(Struct, frozen=True, kw_only=True):
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """A download of weights on a host."""
+    """A download of weights on a host, or a batch of a key."""
 
     id: str
     host: str
+    """Or the key's name."""
     what: str
     state: str
     share: float | None
@@ -331,4 +332,5 @@ class Picture(Struct, frozen=True, kw_only=True):
     decisions: tuple[DecisionRecord, ...]
     jobs: tuple[Job, ...] | None
     """None: unknown."""
+    batches: tuple[Job, ...] = ()
     troubles: tuple[Trouble, ...]

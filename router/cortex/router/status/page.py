@@ -1,6 +1,7 @@
 """The whole status page as a pure function of a fleet snapshot."""
 
 from cortex.router.api_types import DownloadView, HostsAnswer
+from cortex.router.batches.batch import Batch
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.hosts import host_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
@@ -33,6 +34,7 @@ def picture(snapshot: FleetSnapshot) -> Picture:
         rows=functions,
         departures=departures(machine_views, snapshot.strategy, index),
         decisions=tuple(snapshot.decisions[:MOST_DECISIONS]),
+        batches=tuple(batch_job(b) for b in snapshot.batches[:MOST_JOBS]),
         jobs=None if snapshot.downloads is None else tuple(job(d) for d in snapshot.downloads[:MOST_JOBS]),
         troubles=troubles(index),
     )
@@ -123,6 +125,24 @@ def job(download: DownloadView) -> Job:
         detail=detail,
         at=download.requested_at,
         ends=download.ends_at,
+    )
+
+
+def batch_job(batch: Batch) -> Job:
+    """Return a batch as the page shows it."""
+    counts, is_open = batch.counts, batch.status.is_open
+    lines = f"{counts.done:,} of {some(counts.total, 'line')}" if counts.total else ""
+    failed = f"{counts.failed:,} failed" if counts.failed else ""
+    why = batch.waits_for if is_open else "".join(p.message for p in batch.problems[:1])
+    return Job(
+        id=batch.id,
+        host=batch.who,
+        what=batch.id,
+        state=batch.status.replace("_", " "),
+        share=counts.done / counts.total if is_open and counts.total else None,
+        detail=" · ".join(s for s in (batch.endpoint, lines, failed, why) if s),
+        at=batch.created,
+        ends=batch.finish_at if is_open and batch.finish_at else None,
     )
 
 

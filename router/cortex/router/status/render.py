@@ -47,6 +47,7 @@ def fragments(picture: Picture) -> list[Fragment]:
         Fragment("traffic", "traffic.html", picture.flow),
         Fragment("decisions", "decisions.html", picture.decisions),
         Fragment("troubles", "troubles.html", picture.troubles),
+        Fragment("batches", "jobs.html", picture.batches),
         Fragment("jobs", "jobs.html", picture.jobs),
         *(Fragment(h.key, "host.html", h, "hosts", h.order) for h in picture.hosts),
         *(Fragment(r.key, "row.html", r, "functions", r.order) for r in picture.rows),

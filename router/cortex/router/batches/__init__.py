@@ -1,0 +1,1 @@
+"""Batches: files of requests that run when nothing else needs the hosts."""

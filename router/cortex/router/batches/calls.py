@@ -1,0 +1,44 @@
+"""Calls of the folder from a router's loop: on threads of their own, with a bound, and with the errors of requests."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from cortex.router.batches.folder import BadName, is_full
+from cortex.router.errors import FileNotStored, FilesFull
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = structlog.get_logger()
+
+THREADS = 4
+WITHIN_S = 30.0
+
+
+class FolderCalls:
+    """The threads of one router worker. A disk that hangs holds up what needs files, and nothing else."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="files")
+
+    async def call(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `do` returns. Raises FileNotStored for a name that no file can have, or FilesFull."""
+        work = asyncio.get_running_loop().run_in_executor(self._threads, lambda: do(*args, **kwargs))
+        try:
+            return await asyncio.wait_for(work, WITHIN_S)
+        except BadName as bad:
+            raise FileNotStored(str(bad)) from None
+        except TimeoutError:
+            raise FilesFull("the disk with the files does not answer", retry_after=30) from None
+        except OSError as error:
+            log.error("files_not_written", why=str(error))
+            why = "is full" if is_full(error) else f"cannot be used ({error.strerror})"
+            public = f"the disk with the files {why}"
+            raise FilesFull(f"{public}: {error}", public=public, retry_after=60) from None
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

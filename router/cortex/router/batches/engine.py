@@ -1,0 +1,354 @@
+"""Runs the open batches of a folder until none is left.
+
+A line is sent to the router like any request, and its answer is added to the results at once. A process that is killed
+loses the lines under way, which are sent again: each line has one result, and one that has a result is never sent
+again. Nothing but the folder says which lines are left.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator
+
+import msgspec
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cortex.router.batches import lines as reading
+from cortex.router.batches.batch import Batch, Counts, Form, Problem, Status
+from cortex.router.batches.fairness import MOST_IN_ALL, Candidate, Pace, Progress, next_candidate
+from cortex.router.batches.folder import INPUT, Folder, Results, is_full, offsets
+from cortex.router.batches.lines import Again, Answer, KeyGone, Line
+
+log = structlog.get_logger()
+
+LOOK_S = 0.25
+"""How often new batches and cancels are looked for."""
+WRITE_S = 1.0
+"""How often progress is written, and results are synced."""
+FULL_S = 10.0
+"""How long nothing is sent after the disk was full."""
+RUNS_OF_KEY, RUNS = 2, 16
+"""Batches that run at a time: their lines are in memory. The others of a key wait for its oldest ones."""
+
+Send = Callable[[Batch, Line, bytes], Awaitable[Answer]]
+"""Sends a line's body for the key of its batch. Raises NoAnswer."""
+
+
+class NoAnswer(Exception):
+    """The router cannot be reached, or broke off."""
+
+
+class Bounds(Struct, frozen=True, kw_only=True):
+    """The limits of files, from the settings."""
+
+    most_lines: int
+    longest_line: int
+    """Bytes."""
+    ttl_s: float
+
+
+class Run:
+    """One batch that is under way in this process."""
+
+    def __init__(self, batch: Batch, results: Results, lines: list[Line], input: int, counts: Counts) -> None:
+        self.batch, self.results = replace(batch, counts=counts), results
+        self._input = input
+        self.pending: dict[str, deque[Line]] = {}
+        for line in lines:
+            self.pending.setdefault(line.model, deque()).append(line)
+        self.tries: Counter[int] = Counter()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.progress = Progress()
+        self.written_at = 0.0
+        self.why = ""
+        self.ending = ""
+        """Why the lines that are left are not sent: cancelled, expired or failed."""
+
+    def body(self, line: Line) -> bytes:
+        """Return the body of a line, from the file. Raises OSError or DecodeError."""
+        return reading.body_of(os.pread(self._input, line.size, line.at))
+
+    def give_back(self, line: Line) -> None:
+        """Return a line that is to be sent again."""
+        self.pending.setdefault(line.model, deque()).appendleft(line)
+
+    def take(self, model: str) -> Line:
+        """Return the next line of a model."""
+        queue = self.pending[model]
+        line = queue.popleft()
+        if not queue:
+            del self.pending[model]
+        return line
+
+    def close(self) -> None:
+        """Close the files."""
+        self.results.close()
+        os.close(self._input)
+
+
+class Engine:
+    """The open batches of one folder. Only one process may run it at a time."""
+
+    def __init__(self, folder: Folder, send: Send, bounds: Bounds) -> None:
+        self._folder, self._send, self._bounds = folder, send, bounds
+        self._runs: dict[str, Run] = {}
+        self._paces: dict[tuple[str, str], Pace] = {}
+        self._last_sent: dict[str, float] = {}
+        self._resumes_at = 0.0
+        self._looked_at = 0.0
+
+    async def run(self) -> None:
+        """Run until no batch is open. Raises OSError for a folder that cannot be used."""
+        try:
+            while await self._look() or self._runs:
+                self._dispatch()
+                tasks = {t for run in self._runs.values() for t in run.tasks}
+                if tasks:
+                    await asyncio.wait(tasks, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(LOOK_S)
+                for run in list(self._runs.values()):
+                    await self._advance(run)
+        finally:
+            for run in self._runs.values():
+                for task in run.tasks:
+                    task.cancel()
+                await asyncio.gather(*run.tasks, return_exceptions=True)
+                run.close()
+
+    async def _look(self) -> bool:
+        """Begin new batches; return whether any is open."""
+        if time.monotonic() - self._looked_at < LOOK_S and self._runs:
+            return True
+        self._looked_at = time.monotonic()
+        names = await asyncio.to_thread(self._folder.open_batches)
+        for key, id in names:
+            if id in self._runs or time.monotonic() < self._resumes_at:
+                continue
+            if self._has_place(key) or self._folder.is_cancelled(key, id):
+                with self._tolerating_full_disk():
+                    run = await asyncio.to_thread(self._begin, key, id)
+                    if run is not None:
+                        self._runs[id] = run
+        return bool(names)
+
+    def _has_place(self, key: str) -> bool:
+        """Whether one more batch of a key may run."""
+        of_key = sum(run.batch.key == key for run in self._runs.values())
+        return of_key < RUNS_OF_KEY and len(self._runs) < RUNS
+
+    def _begin(self, key: str, id: str) -> Run | None:
+        """Open a batch: check its lines, and leave out those that have results.
+
+        (1) it has ended, and this process was killed right then: only its place among the open ones is left;
+        (2) it was being closed: close it;
+        (3) its file is invalid: it fails;
+        (4) else it runs.
+        """
+        folder, now = self._folder, time.time()
+        batch = folder.batch(key, id)
+        if batch is None or not batch.status.is_open:  # (1)
+            folder.close(key, id)
+            return None
+        if batch.status is Status.FINALIZING:  # (2)
+            self._close(batch, batch.outcome or Status.COMPLETED)
+            return None
+        work = folder.work_folder(batch)
+        longest = self._bounds.longest_line
+        raw_lines = offsets(work / INPUT, longest)
+        lines, problems = reading.check(raw_lines, batch.endpoint, self._bounds.most_lines, longest)
+        if problems:  # (3)
+            self._close(replace(batch, problems=tuple(problems)), Status.FAILED)
+            return None
+        results = Results(work)
+        done, counts = _done(results)
+        counts = replace(counts, total=len(lines))
+        left = [line for line in lines if line.custom_id not in done]
+        running = replace(batch, status=Status.IN_PROGRESS, began=batch.began or now)
+        try:
+            folder.write_batch(replace(running, counts=counts))
+        except OSError:
+            results.close()
+            raise
+        log.info("batch_begins", batch=id, key=key, lines=len(lines), left=len(left))
+        return Run(running, results, left, os.open(work / INPUT, os.O_RDONLY | os.O_CLOEXEC), counts)
+
+    def _dispatch(self) -> None:
+        """Send as many lines as may be sent."""
+        now = time.monotonic()
+        if now < self._resumes_at:
+            return
+        under_way = Counter[str]()
+        for run in self._runs.values():
+            under_way[run.batch.key] += len(run.tasks)
+        while under_way.total() < MOST_IN_ALL:
+            candidate = next_candidate(
+                (
+                    Candidate(run.batch.key, run.batch.id, run.batch.created, model)
+                    for run in self._runs.values()
+                    if not run.ending
+                    for model in run.pending
+                    if self._pace(run.batch.key, model).may_send(now)
+                ),
+                under_way,
+                self._last_sent,
+            )
+            if candidate is None:
+                return
+            run = self._runs[candidate.batch]
+            line, pace = run.take(candidate.model), self._pace(candidate.key, candidate.model)
+            under_way[candidate.key] += 1
+            self._last_sent[candidate.key] = time.monotonic()
+            pace.under_way += 1
+            run.tasks.add(asyncio.create_task(self._serve(run, line, pace)))
+
+    def _pace(self, key: str, model: str) -> Pace:
+        return self._paces.setdefault((key, model), Pace())
+
+    async def _serve(self, run: Run, line: Line, pace: Pace) -> None:
+        """Send a line, and add its result or give it back."""
+        run.tries[line.number] += 1
+        again: Again | None = None
+        answer: Answer | None = None
+        try:
+            answer = await self._send(run.batch, line, run.body(line))
+            again = reading.verdict(answer, run.tries[line.number])
+        except NoAnswer as error:
+            again = Again(1.0, counts=False, why=str(error))
+        except KeyGone:
+            run.ending = "failed"
+            problem = Problem(code="key_gone", message="the API key is revoked, expired or may not make requests")
+            run.batch = replace(run.batch, problems=(problem,))
+            again = Again(0.0, counts=False, why="")
+        finally:
+            pace.under_way -= 1
+            if answer is None and again is None:  # cancelled
+                run.give_back(line)
+        now = time.monotonic()
+        if again is None:
+            assert answer is not None
+            pace.succeeded(now)
+            if not self._add(run, line, *reading.result(run.batch, line, answer)):
+                run.give_back(line)
+            return
+        if not again.counts:
+            run.tries[line.number] -= 1
+        pace.refused(now, again.pause_s)
+        run.why = again.why
+        run.give_back(line)
+
+    def _add(self, run: Run, line: Line, succeeded: bool, result: bytes, kind: str = "failed") -> bool:
+        """Add a result; False: the disk is full."""
+        try:
+            run.results.add(result, to_errors=not succeeded and run.batch.form is Form.OPENAI)
+        except OSError as error:
+            self._rest(error)
+            return False
+        counts, name = run.batch.counts, "succeeded" if succeeded else kind
+        run.batch = replace(run.batch, counts=replace(counts, **{name: getattr(counts, name) + 1}))
+        run.tries.pop(line.number, None)
+        if succeeded:
+            run.why = ""
+        return True
+
+    async def _advance(self, run: Run) -> None:
+        """Apply a cancel, the end of the time, and the end of the lines; write progress once a second."""
+        now, batch = time.time(), run.batch
+        for task in [t for t in run.tasks if t.done()]:
+            run.tasks.discard(task)
+            task.result()  # raises what no line may raise; the next process goes on from the folder
+        if not run.ending:
+            if at := self._folder.cancel_requested_at(batch):
+                run.ending = "cancelled"
+                run.batch = replace(batch, status=Status.CANCELLING, cancelled_at=at)
+            elif now >= batch.expires:
+                run.ending = "expired"
+        if run.ending:
+            for task in run.tasks:
+                task.cancel()
+            await asyncio.gather(*run.tasks, return_exceptions=True)
+            run.tasks.clear()
+            self._end_rest(run)
+        if not run.tasks and not run.pending:
+            await self._finish(run)
+        elif time.monotonic() - run.written_at >= WRITE_S:
+            run.written_at = time.monotonic()
+            run.progress.note(now, run.batch.counts.done)
+            left_s = run.progress.finish_in_s(run.batch.counts.total)
+            waits_for = "" if run.tasks else run.why
+            run.batch = replace(run.batch, finish_at=now + left_s if left_s else 0.0, waits_for=waits_for)
+            with self._tolerating_full_disk():
+                await asyncio.to_thread(self._write, run)
+
+    def _write(self, run: Run) -> None:
+        run.results.sync()
+        self._folder.write_batch(run.batch)
+
+    def _end_rest(self, run: Run) -> None:
+        """Give the lines that are left their results."""
+        texts = {
+            "cancelled": "the batch was cancelled before this line was sent",
+            "expired": "the batch expired before this line was sent",
+            "failed": run.batch.problems[0].message if run.batch.problems else "",
+        }
+        for model in list(run.pending):
+            while model in run.pending:
+                line = run.take(model)
+                result = reading.ending(run.batch, line, run.ending, texts[run.ending])
+                if not self._add(run, line, False, result, run.ending):
+                    run.give_back(line)
+                    return
+
+    async def _finish(self, run: Run) -> None:
+        outcome = {"": Status.COMPLETED}.get(run.ending) or Status(run.ending)
+        with self._tolerating_full_disk():
+            await asyncio.to_thread(run.results.sync)
+            await asyncio.to_thread(self._close, run.batch, outcome)
+            run.close()
+            del self._runs[run.batch.id]
+
+    def _close(self, batch: Batch, outcome: Status) -> None:
+        now = time.time()
+        finalizing = replace(
+            batch, status=Status.FINALIZING, outcome=outcome, finalizing_at=now, finish_at=0.0, waits_for=""
+        )
+        self._folder.write_batch(finalizing)
+        self._folder.end(replace(finalizing, status=outcome, ended=now, removed_at=now + self._bounds.ttl_s))
+        log.info("batch_ends", batch=batch.id, outcome=outcome, **msgspec.to_builtins(batch.counts))
+
+    @contextlib.contextmanager
+    def _tolerating_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._rest(error)
+
+    def _rest(self, error: OSError) -> None:
+        """Send nothing for a while, because the disk is full. Raises every other error."""
+        if not is_full(error):
+            raise error
+        self._resumes_at = time.monotonic() + FULL_S
+        for run in self._runs.values():
+            run.why = "the disk with the files is full"
+        log.error("batches_rest", why=str(error))
+
+
+def _done(results: Results) -> tuple[set[str], Counts]:
+    """Return the ids of the lines that have results, and what became of them."""
+    done: set[str] = set()
+    number: Counter[str] = Counter()
+    kinds = {"succeeded": "succeeded", "canceled": "cancelled", "expired": "expired"}
+    codes = {"batch_cancelled": "cancelled", "batch_expired": "expired"}
+    for is_error, raw in results.lines():
+        head = msgspec.json.decode(raw, type=reading.ResultHead)
+        done.add(head.custom_id)
+        if head.result:
+            kind = kinds.get(head.result["type"], "failed")
+        else:
+            kind = codes.get((head.error or {}).get("code", ""), "failed") if is_error else "succeeded"
+        number[kind] += 1
+    return done, Counts(**number)

@@ -1,0 +1,390 @@
+"""The folder of files and batches: the truth about them. Redis may lose everything without losing a line.
+
+    lock                              held by the one batch worker
+    uploads/NAME                      files that are being received
+    open/KEY~BATCH                    empty: this batch has not ended
+    keys/KEY/FILE.json, FILE.jsonl    a file: what it is, and its content
+    keys/KEY/BATCH.json               a batch
+    keys/KEY/BATCH/input.jsonl        what it reads: a link, so that the file may be deleted meanwhile
+    keys/KEY/BATCH/results.jsonl, errors.jsonl    its results so far; they become files at its end
+    keys/KEY/BATCH/cancel             empty: a router wants it cancelled
+
+Files hold prompts, so only this user can read them. Ids are made here, and an id or key from a request is compared
+with their form before it becomes a name. Values are written beside their place, synced and renamed, so a reader never
+sees half of one. Every call may block and raises OSError: call from threads.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from cortex.platform.settings import Gateway
+from cortex.router.batches.batch import Batch, Status, StoredFile
+
+T = TypeVar("T")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FILE = re.compile(r"file-[0-9a-f]{24}")
+_BATCH = re.compile(r"(batch|msgbatch)_[0-9a-f]{24}")
+UPLOAD_S = 24 * 3600.0
+"""After this time an unfinished write is removed: its process was killed."""
+INPUT, RESULTS, ERRORS, CANCEL = "input.jsonl", "results.jsonl", "errors.jsonl", "cancel"
+
+
+class BadName(Exception):
+    """An id or key has another form than this folder's."""
+
+
+def new_id(prefix: str, now: float) -> str:
+    """Return a new id that sorts by time: `file-`, `batch_` or `msgbatch_` and 24 hexadecimal digits."""
+    return f"{prefix}{int(now * 1000):012x}{secrets.token_hex(6)}"
+
+
+class Folder:
+    """One folder of files and batches. It is made when something is first written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, gateway: Gateway) -> "Folder":
+        """Return the folder of the settings."""
+        return cls(Path(gateway.files_dir).expanduser())
+
+    # Files.
+
+    def begin_upload(self) -> tuple[Path, BinaryIO]:
+        """Return a new private file for a content that arrives."""
+        path = self._folder("uploads") / secrets.token_hex(12)
+        return path, os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+    def add_file(self, file: StoredFile, content: Path) -> None:
+        """Store a file whose content was received."""
+        folder = self._folder("keys", _key(file.key))
+        content.replace(folder / f"{_file(file.id)}.jsonl")
+        self._write(folder / f"{file.id}.json", file)
+
+    def file(self, key: str, id: str) -> StoredFile | None:
+        """Return a file of a key, or None."""
+        return self._read(self._of(key) / f"{_file(id)}.json", StoredFile)
+
+    def files(self, key: str) -> Iterator[StoredFile]:
+        """Yield the files of a key, the newest first."""
+        yield from self._all(key, "file-", StoredFile)
+
+    def content(self, key: str, id: str) -> Path:
+        """Return the path of a file's content."""
+        return self._of(key) / f"{_file(id)}.jsonl"
+
+    def remove_file(self, key: str, id: str) -> bool:
+        """Remove a file; False if there is none."""
+        self.content(key, id).unlink(missing_ok=True)
+        return _unlinked(self._of(key) / f"{_file(id)}.json")
+
+    def size_of(self, key: str) -> int:
+        """Return how many bytes the files of a key take."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._of(key)) as entries:
+            return sum(e.stat().st_size for e in entries if e.name.endswith(".jsonl"))
+        return 0
+
+    # Batches.
+
+    def add_batch(self, batch: Batch, content: Path) -> None:
+        """Store a new batch, whose lines are in a file; the batch worker finds it at once."""
+        folder = self._folder("keys", _key(batch.key), _batch(batch.id))
+        os.link(content, folder / INPUT)
+        self.write_batch(batch)
+        (self._folder("open") / f"{batch.key}~{batch.id}").touch(0o600)
+
+    def write_batch(self, batch: Batch) -> None:
+        """Replace a batch's value."""
+        self._write(self._of(batch.key) / f"{_batch(batch.id)}.json", batch)
+
+    def batch(self, key: str, id: str) -> Batch | None:
+        """Return a batch of a key, or None."""
+        return self._cancelling(self._read(self._of(key) / f"{_batch(id)}.json", Batch))
+
+    def batches(self, key: str) -> Iterator[Batch]:
+        """Yield the batches of a key, the newest first."""
+        for batch in self._all(key, ("batch_", "msgbatch_"), Batch):
+            yield self._cancelling(batch) or batch
+
+    def open_batches(self) -> list[tuple[str, str]]:
+        """Return key and id of the batches that have not ended, the oldest first."""
+        with contextlib.suppress(FileNotFoundError):
+            names = [name.partition("~") for name in os.listdir(self.path / "open")]  # noqa: PTH208
+            names.sort(key=lambda parts: parts[2][-24:])  # by the time in the id
+            return [(key, id) for key, _, id in names if _KEY.fullmatch(key) and _BATCH.fullmatch(id)]
+        return []
+
+    def work_folder(self, batch: Batch) -> Path:
+        """Return the folder with a batch's input and results so far."""
+        return self._of(batch.key) / _batch(batch.id)
+
+    def request_cancel(self, batch: Batch) -> None:
+        """Ask the batch worker to cancel a batch."""
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            (self.work_folder(batch) / CANCEL).touch(0o600)
+
+    def is_cancelled(self, key: str, id: str) -> bool:
+        """Whether an open batch was asked to be cancelled."""
+        return (self._of(key) / _batch(id) / CANCEL).exists()
+
+    def cancel_requested_at(self, batch: Batch) -> float:
+        """Return when a batch was asked to be cancelled; 0: it was not."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.work_folder(batch) / CANCEL).stat().st_mtime
+        return 0.0
+
+    def end(self, batch: Batch) -> None:
+        """Turn a batch's results into files and close it. A worker that is killed in between does it again."""
+        folder, removed_at = self.work_folder(batch), batch.removed_at
+        for name, id, there in (
+            (RESULTS, batch.output_file, batch.has_output),
+            (ERRORS, batch.error_file, batch.has_errors),
+        ):
+            if there and (folder / name).exists():
+                (folder / name).rename(self.content(batch.key, id))
+            content = self.content(batch.key, id)
+            if there and content.exists():
+                file = StoredFile(
+                    id=id,
+                    key=batch.key,
+                    name=f"{batch.id}_{name}",
+                    purpose="batch_output",
+                    size=content.stat().st_size,
+                    created=batch.ended,
+                    expires=removed_at,
+                )
+                self._write(self._of(batch.key) / f"{id}.json", file)
+        source = self.file(batch.key, batch.input_file) if _FILE.fullmatch(batch.input_file) else None
+        if source is not None:
+            self._write(self._of(batch.key) / f"{source.id}.json", replace(source, expires=removed_at))
+        self.write_batch(batch)
+        self.close(batch.key, batch.id)
+
+    def close(self, key: str, id: str) -> None:
+        """Take a batch that has ended out of the open ones."""
+        self._clear(self._of(key) / _batch(id))
+        (self.path / "open" / f"{key}~{id}").unlink(missing_ok=True)
+
+    def remove_batch(self, batch: Batch) -> None:
+        """Remove a batch that has ended, with its results."""
+        for id in (batch.output_file, batch.error_file):
+            self.remove_file(batch.key, id)
+        self._clear(self.work_folder(batch))
+        (self._of(batch.key) / f"{_batch(batch.id)}.json").unlink(missing_ok=True)
+
+    # All keys.
+
+    def owners(self) -> list[str]:
+        """Return the ids of keys that have files or batches."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(n for n in os.listdir(self.path / "keys") if _KEY.fullmatch(n))  # noqa: PTH208
+        return []
+
+    def newest(self, most: int) -> tuple[Batch, ...]:
+        """Return the newest batches of all keys."""
+        batches = [b for key in self.owners() for b in itertools.islice(self.batches(key), most)]
+        return tuple(sorted(batches, key=lambda b: b.created, reverse=True)[:most])
+
+    def sweep(self, now: float) -> int:
+        """Remove what has expired; return how many files and batches that were."""
+        in_use = {b.input_file for b in (self.batch(*names) for names in self.open_batches()) if b is not None}
+        number = 0
+        for key in self.owners():
+            for batch in list(self.batches(key)):
+                if not batch.status.is_open and batch.removed_at <= now:
+                    self.remove_batch(batch)
+                    number += 1
+            for file in list(self.files(key)):
+                if file.expires <= now and file.id not in in_use:
+                    number += self.remove_file(key, file.id)
+        for folder in (self.path / "uploads", *(self._of(key) for key in self.owners())):
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    is_left = folder.name == "uploads" or entry.name.startswith(".")
+                    if is_left and entry.stat().st_mtime < now - UPLOAD_S:
+                        Path(entry.path).unlink(missing_ok=True)
+        return number
+
+    def _cancelling(self, batch: Batch | None) -> Batch | None:
+        """Return a batch as its owner sees it after a cancel that the batch worker has not seen yet."""
+        if batch is None or not batch.status.is_open or batch.cancelled_at:
+            return batch
+        at = self.cancel_requested_at(batch)
+        return replace(batch, status=Status.CANCELLING, cancelled_at=at) if at else batch
+
+    def _of(self, key: str) -> Path:
+        return self.path / "keys" / _key(key)
+
+    def _folder(self, *names: str) -> Path:
+        folder = self.path
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in names:
+            folder = folder / name
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def _all(self, key: str, prefix: str | tuple[str, ...], kind: type[T]) -> Iterator[T]:
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            names = [n for n in os.listdir(self._of(key)) if n.startswith(prefix) and n.endswith(".json")]  # noqa: PTH208
+        for name in sorted(names, key=lambda n: n[-29:], reverse=True):  # by the time in the id
+            value = self._read(self._of(key) / name, kind)
+            if value is not None:
+                yield value
+
+    def _read(self, path: Path, kind: type[T]) -> T | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+
+    def _write(self, path: Path, value: object) -> None:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(value))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def _clear(self, folder: Path) -> None:
+        for name in (INPUT, RESULTS, ERRORS, CANCEL):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()
+
+
+class Results:
+    """The results of a batch so far: two files that only grow, a line per write.
+
+    A line that was cut, because the machine or the disk failed in the middle of it, is removed when they are opened and
+    after a failed write, so that each line has one result however often this process dies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError."""
+        self._files = {name: _Growing(folder / name) for name in (RESULTS, ERRORS)}
+
+    def lines(self) -> Iterator[tuple[bool, bytes]]:
+        """Yield the results: whether each is in the file of errors, and the line."""
+        for name, file in self._files.items():
+            for line in file.lines():
+                yield name == ERRORS, line
+
+    def add(self, line: bytes, *, to_errors: bool) -> None:
+        """Add a result. Raises OSError; the files are then as before."""
+        self._files[ERRORS if to_errors else RESULTS].append(line)
+
+    def sync(self) -> None:
+        """Have the results on the disk."""
+        for file in self._files.values():
+            file.sync()
+
+    def close(self) -> None:
+        """Sync and close the files."""
+        for file in self._files.values():
+            file.close()
+
+
+class _Growing:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size, self._is_dirty = 0, False
+        self._cut()
+
+    def _cut(self) -> None:
+        """Remove what follows the last line."""
+        size = os.fstat(self._descriptor).st_size
+        while size:
+            begin = max(0, size - 65536)
+            piece = os.pread(self._descriptor, size - begin, begin)
+            if (at := piece.rfind(b"\n")) >= 0:
+                size = begin + at + 1
+                break
+            size = begin
+        os.ftruncate(self._descriptor, size)
+        self._size = size
+
+    def lines(self) -> Iterator[bytes]:
+        with self._path.open("rb") as file:
+            yield from file
+
+    def append(self, line: bytes) -> None:
+        try:
+            if os.write(self._descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(line)
+        self._is_dirty = True
+
+    def sync(self) -> None:
+        if self._is_dirty:
+            os.fsync(self._descriptor)
+            self._is_dirty = False
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._descriptor)
+
+
+def offsets(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file with their offsets. Of a line above `longest` bytes only that much is yielded, which is
+    no JSON any more."""
+    at = 0
+    with path.open("rb") as file:
+        while line := file.readline(longest + 1):
+            size = len(line)
+            while not line.endswith(b"\n") and (rest := file.readline(1 << 20)):
+                size += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            yield at, line
+            at += size
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed because the disk, or what this user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _key(key: str) -> str:
+    return _valid(_KEY, key)
+
+
+def _file(id: str) -> str:
+    return _valid(_FILE, id)
+
+
+def _batch(id: str) -> str:
+    return _valid(_BATCH, id)
+
+
+def _valid(form: re.Pattern[str], name: str) -> str:
+    if not form.fullmatch(name):
+        raise BadName(name[:100])
+    return name
+
+
+def _unlinked(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,230 @@
+"""The lines of a batch: reading and checking them, judging answers, and writing results. Pure.
+
+An input line is `{"custom_id", "method", "url", "body"}`, as OpenAI's API has it; Message Batches are written in the
+same form when they are created. A result is one line of JSON in the form of the batch's API.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from cortex.router.batches.batch import ENDPOINTS, Batch, Form, Problem
+
+LONGEST_ID = 512
+MOST_PROBLEMS = 100
+"""Problems that are reported of one file."""
+TRIES = 3
+"""How often a line is sent whose worker broke or took too long."""
+LONGEST_PAUSE_S = 3600.0
+
+
+class _Input(Struct, frozen=True):
+    custom_id: str
+    method: str
+    url: str
+    body: Raw
+
+
+class _Peek(Struct, frozen=True):
+    model: str = ""
+    stream: bool | None = None
+
+
+class Line(Struct, frozen=True):
+    """A valid line, and where in the file it is. `number` counts from 1."""
+
+    number: int
+    custom_id: str
+    url: str
+    model: str
+    at: int
+    size: int
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A router's answer to a line."""
+
+    status: int
+    body: bytes
+    request_id: str = ""
+    retry_after_s: float | None = None
+    may_retry: bool = True
+    """The router does not advise against sending it again."""
+
+
+class Again(Struct, frozen=True):
+    """A line failed for a passing reason. `counts`: it is sent `TRIES` times in all, else until the batch expires."""
+
+    pause_s: float
+    counts: bool
+    why: str
+
+
+class KeyGone(Exception):
+    """The key of a batch is revoked, expired, or may not make requests any more."""
+
+
+def check(
+    raw_lines: Iterable[tuple[int, bytes]], endpoint: str, most: int, longest: int
+) -> tuple[list[Line], list[Problem]]:
+    """Return the lines of a file, given with their offsets, and what is wrong with it. `most` is the allowed number of
+    lines, `longest` the allowed size of one in bytes."""
+    lines: list[Line] = []
+    problems: list[Problem] = []
+    ids: set[str] = set()
+    number = 0
+    for at, raw in raw_lines:
+        if not raw.strip():
+            continue
+        number += 1
+        if number > most:
+            problems.append(Problem(code="too_many_lines", message=f"a file may have {most} lines", line=number))
+            break
+        line: Line | Problem
+        if len(raw) > longest:
+            text = f"the line has more than {longest} bytes, [gateway] max_body_mb of this router"
+            line = Problem(code="line_too_long", message=text, line=number)
+        else:
+            line = read(raw, number, at, endpoint)
+        if isinstance(line, Line) and line.custom_id in ids:
+            text = f"custom_id {line.custom_id[:100]!r} is that of an earlier line"
+            line = Problem(code="duplicate_custom_id", message=text, line=number, param="custom_id")
+        if isinstance(line, Problem):
+            problems.append(line)
+            if len(problems) >= MOST_PROBLEMS:
+                break
+            continue
+        ids.add(line.custom_id)
+        lines.append(line)
+    if not number:
+        problems.append(Problem(code="empty_file", message="the file has no lines"))
+    return lines, problems
+
+
+def read(raw: bytes, number: int, at: int, endpoint: str) -> Line | Problem:
+    """Return a line, or what is wrong with it."""
+
+    def problem(code: str, message: str, param: str | None = None) -> Problem:
+        return Problem(code=code, message=message, line=number, param=param)
+
+    try:
+        entry = msgspec.json.decode(raw, type=_Input)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return problem("invalid_json_line", f"is no request: {error}")
+    if not entry.custom_id or len(entry.custom_id) > LONGEST_ID:
+        return problem("invalid_custom_id", f"custom_id has 1 to {LONGEST_ID} characters", "custom_id")
+    if entry.method != "POST":
+        return problem("invalid_method", f"method is {entry.method[:20]!r}; only POST is possible", "method")
+    if entry.url not in ENDPOINTS:
+        return problem("invalid_url", f"url {entry.url[:100]!r} is none of {', '.join(ENDPOINTS)}", "url")
+    if entry.url != endpoint:
+        return problem("mismatched_url", f"url is {entry.url}; the batch's endpoint is {endpoint}", "url")
+    try:
+        body = msgspec.json.decode(entry.body, type=_Peek)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return problem("invalid_body", f"body is no request: {error}", "body")
+    if body.stream:
+        return problem("stream_in_batch", "body asks for a stream, which a batch has none of", "body.stream")
+    return Line(number, entry.custom_id, entry.url, sys.intern(body.model), at, len(raw))
+
+
+def body_of(raw: bytes) -> bytes:
+    """Return the body of a line that was read before. Raises DecodeError if the file has changed since."""
+    return bytes(msgspec.json.decode(raw, type=_Input).body)
+
+
+def verdict(answer: Answer, tries: int) -> Again | None:
+    """Return whether a line is sent again after its `tries`th answer; None: the answer is its result.
+
+    (1) 401: raises KeyGone.
+    (2) 429: over a limit or a queue, so it is sent again when the limit allows.
+    (3) 503, or 529 in Anthropic's dialect: there is no room, or the batch gives way; it is sent again, unless the
+        router advises against it, as for a function that cannot start.
+    (4) 500, 502 and 504: a worker broke or took too long; sent again a few times.
+    (5) Everything else is the result.
+    """
+    pause_s = min(LONGEST_PAUSE_S, max(1.0, answer.retry_after_s or 0.0))
+    match answer.status:
+        case 401:  # (1)
+            raise KeyGone
+        case 429:  # (2)
+            return Again(pause_s, counts=False, why=_message(answer.body))
+        case 503 | 529 if answer.may_retry:  # (3)
+            return Again(pause_s, counts=False, why=_message(answer.body))
+        case 500 | 502 | 504 if tries < TRIES and answer.may_retry:  # (4)
+            return Again(pause_s, counts=True, why=_message(answer.body))
+    return None  # (5)
+
+
+class _Error(Struct, frozen=True):
+    message: str = ""
+
+
+class _Envelope(Struct, frozen=True):
+    error: _Error = _Error()
+
+
+def _message(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Envelope).error.message[:300]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+
+
+# Results.
+
+
+def result(batch: Batch, line: Line, answer: Answer) -> tuple[bool, bytes]:
+    """Return whether a line succeeded, and its result as a line."""
+    body = _json(answer.body)
+    succeeded = answer.status == 200 and body is not None
+    if batch.form is Form.ANTHROPIC:
+        if succeeded:
+            return True, _message_result(line, {"type": "succeeded", "message": body})
+        return False, _message_result(line, {"type": "errored", "error": body or _anthropic_error(answer.status)})
+    response = {"status_code": answer.status, "request_id": answer.request_id, "body": body}
+    error = None if body is not None else {"code": "not_json", "message": "the answer is not JSON"}
+    return succeeded, _openai_result(batch, line, response, error)
+
+
+def ending(batch: Batch, line: Line, code: str, message: str) -> bytes:
+    """Return the result of a line that is not sent, because the batch is `cancelled`, `expired` or `failed`."""
+    if batch.form is Form.ANTHROPIC:
+        kinds: dict[str, dict[str, Any]] = {"cancelled": {"type": "canceled"}, "expired": {"type": "expired"}}
+        error = {"type": "error", "error": {"type": "authentication_error", "message": message}}
+        return _message_result(line, kinds.get(code) or {"type": "errored", "error": error})
+    return _openai_result(batch, line, None, {"code": f"batch_{code}", "message": message})
+
+
+class ResultHead(Struct, frozen=True):
+    """What the batch worker reads of a result that it wrote before."""
+
+    custom_id: str
+    result: dict[str, Any] = {}
+    error: dict[str, Any] | None = None
+
+
+def _openai_result(batch: Batch, line: Line, response: object, error: object) -> bytes:
+    id = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
+    fields = {"id": id, "custom_id": line.custom_id, "response": response, "error": error}
+    return msgspec.json.encode(fields) + b"\n"
+
+
+def _message_result(line: Line, result: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({"custom_id": line.custom_id, "result": result}) + b"\n"
+
+
+def _anthropic_error(status: int) -> dict[str, Any]:
+    message = f"the answer has status {status} and is not JSON"
+    return {"type": "error", "error": {"type": "api_error", "message": message}}
+
+
+def _json(body: bytes) -> Any:
+    """Return a body's JSON, which is written on one line whatever spaces it had; None if it is not JSON."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,32 @@
+"""Removes files and batches that have expired."""
+
+import asyncio
+import time
+
+import structlog
+
+from cortex.router.batches.calls import FolderCalls
+from cortex.router.batches.folder import Folder
+from cortex.router.errors import RequestError
+
+log = structlog.get_logger()
+
+SWEEP_S = 60.0
+
+
+class FileSweeper:
+    """Sweeps while the router runs. Several routers may sweep one folder: what is gone already is skipped."""
+
+    def __init__(self, folder: Folder, calls: FolderCalls) -> None:
+        self._folder, self._calls = folder, calls
+
+    async def run(self) -> None:
+        """Sweep now and then, until cancelled."""
+        while True:
+            try:
+                number = await self._calls.call(self._folder.sweep, time.time())
+                if number:
+                    log.info("files_expired", number=number)
+            except RequestError:
+                pass  # logged; the next sweep tries again
+            await asyncio.sleep(SWEEP_S)

@@ -1,0 +1,129 @@
+"""`/v1/batches`: a key's batches, in the form of OpenAI's API; `/admin/batches`: those of all keys."""
+
+import time
+from typing import Annotated, Any, Literal
+
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
+from msgspec import Meta, Struct
+
+from cortex.router.access.auth import caller
+from cortex.router.batches.batch import ENDPOINTS, WINDOW_S, Batch, BatchesAnswer, Form, openai_batch
+from cortex.router.batches.calls import FolderCalls
+from cortex.router.batches.folder import BadName, Folder, new_id
+from cortex.router.dialects.core.wire import read
+from cortex.router.errors import BadRequest, BatchNotFound, FileNotStored, TooManyBatches
+from cortex.router.routes.files import page
+
+Http = Request[Any, Any, Any]
+MOST_OPEN = 100
+"""Batches of a key that have not ended."""
+Limit = Annotated[int, Parameter(ge=1, le=100)]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
+MoreLimit = Annotated[int, Parameter(ge=1, le=1000)]
+
+
+class NewBatch(Struct, frozen=True):
+    """The body of a request for a batch."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: Literal["24h"] = "24h"
+    metadata: Metadata | None = None
+
+
+def routes(folder: Folder, calls: FolderCalls) -> list[HTTPRouteHandler]:
+    """Return the routes."""
+
+    async def own(request: Http, id: str) -> Batch:
+        return await batch_of(folder, calls, caller(request).id, id)
+
+    @post("/v1/batches", status_code=200, opt={"needs": "inference", "body": NewBatch})
+    async def make(request: Http) -> dict[str, Any]:
+        """Have the lines of a file sent, when nothing else needs the hosts."""
+        new, who, now = read(await request.body(), NewBatch), caller(request), time.time()
+        if new.endpoint not in ENDPOINTS:
+            raise BadRequest(f"`endpoint` is one of {', '.join(ENDPOINTS)}", param="endpoint")
+        file = await calls.call(folder.file, who.id, new.input_file_id)
+        if file is None:
+            raise FileNotStored(new.input_file_id)
+        await check_open(folder, calls, who.id)
+        batch = Batch(
+            id=new_id("batch_", now),
+            key=who.id,
+            who=who.name,
+            form=Form.OPENAI,
+            endpoint=new.endpoint,
+            input_file=file.id,
+            output_file=new_id("file-", now),
+            error_file=new_id("file-", now),
+            created=now,
+            expires=now + WINDOW_S,
+            metadata=new.metadata or {},
+        )
+        await calls.call(folder.add_batch, batch, folder.content(who.id, file.id))
+        return openai_batch(batch)
+
+    @get("/v1/batches", opt={"needs": "inference"})
+    async def ls(request: Http, limit: Limit = 20, after: str = "") -> dict[str, Any]:
+        """List the caller's batches, the newest first."""
+        batches = await calls.call(lambda: [openai_batch(b) for b in folder.batches(caller(request).id)])
+        return page(batches, after, limit)
+
+    @get("/v1/batches/{id:str}", opt={"needs": "inference"})
+    async def show(request: Http, id: str) -> dict[str, Any]:
+        """Return one batch."""
+        return openai_batch(await own(request, id))
+
+    @post("/v1/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
+    async def cancel(request: Http, id: str) -> dict[str, Any]:
+        """Cancel a batch. What has an answer keeps it."""
+        return openai_batch(await cancelled(folder, calls, await own(request, id)))
+
+    @get("/admin/batches", opt={"needs": "status"})
+    async def every(limit: MoreLimit = 100) -> BatchesAnswer:
+        """List the batches of all keys, the newest first."""
+        return BatchesAnswer(await calls.call(folder.newest, limit))
+
+    @post("/admin/batches/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
+    async def stop(id: str) -> BatchesAnswer:
+        """Cancel a batch of any key."""
+        for key in await calls.call(folder.owners):
+            batch = await calls.call(_batch, folder, key, id)
+            if batch is not None:
+                return BatchesAnswer((await cancelled(folder, calls, batch),))
+        raise BatchNotFound(id)
+
+    return [make, ls, show, cancel, every, stop]
+
+
+async def batch_of(folder: Folder, calls: FolderCalls, key: str, id: str) -> Batch:
+    """Return a key's batch. Raises BatchNotFound."""
+    batch = await calls.call(_batch, folder, key, id)
+    if batch is None:
+        raise BatchNotFound(id)
+    return batch
+
+
+async def cancelled(folder: Folder, calls: FolderCalls, batch: Batch) -> Batch:
+    """Have a batch cancelled; return it. One that has ended stays as it is."""
+    if batch.status.is_open:
+        await calls.call(folder.request_cancel, batch)
+    return await batch_of(folder, calls, batch.key, batch.id)
+
+
+async def check_open(folder: Folder, calls: FolderCalls, key: str) -> None:
+    """Raise TooManyBatches for a key that has `MOST_OPEN` open ones."""
+    names = await calls.call(folder.open_batches)
+    if sum(owner == key for owner, _ in names) >= MOST_OPEN:
+        raise TooManyBatches(MOST_OPEN)
+
+
+def _batch(folder: Folder, key: str, id: str) -> Batch | None:
+    try:
+        return folder.batch(key, id)
+    except BadName:
+        return None

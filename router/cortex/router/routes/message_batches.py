@@ -1,0 +1,152 @@
+"""`/v1/messages/batches`: a key's batches in the form of Anthropic's API. They run like all others."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
+from litestar import Request, delete, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
+from litestar.response import Stream
+from msgspec import Meta, Raw, Struct
+
+from cortex.platform.settings import Gateway
+from cortex.router.access.auth import caller
+from cortex.router.batches.batch import MESSAGES, WINDOW_S, Batch, Form, message_batch
+from cortex.router.batches.calls import FolderCalls
+from cortex.router.batches.folder import Folder, new_id
+from cortex.router.dialects.core.wire import read
+from cortex.router.errors import BadRequest, BatchNotFound
+from cortex.router.routes.batches import batch_of, cancelled, check_open
+from cortex.router.routes.files import content_of
+
+Http = Request[Any, Any, Any]
+Limit = Annotated[int, Parameter(ge=1, le=1000)]
+
+
+class NewRequest(Struct, frozen=True):
+    """One request of a batch."""
+
+    custom_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+    params: Raw
+
+
+class NewMessageBatch(Struct, frozen=True):
+    """The body of a request for a batch."""
+
+    requests: Annotated[tuple[NewRequest, ...], Meta(min_length=1)]
+
+
+def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRouteHandler]:
+    """Return the routes."""
+
+    async def own(request: Http, id: str) -> Batch:
+        batch = await batch_of(folder, calls, caller(request).id, id)
+        if batch.form is not Form.ANTHROPIC:
+            raise BatchNotFound(id)
+        return batch
+
+    def shown(request: Http, batch: Batch) -> dict[str, Any]:
+        return message_batch(batch, str(request.base_url).rstrip("/") + gateway.root_path)
+
+    @post("/v1/messages/batches", status_code=200, opt={"needs": "inference", "body": NewMessageBatch})
+    async def make(request: Http) -> dict[str, Any]:
+        """Have requests sent, when nothing else needs the hosts."""
+        new, who, now = read(await request.body(), NewMessageBatch), caller(request), time.time()
+        _check(new, gateway.batch_max_lines)
+        await check_open(folder, calls, who.id)
+        batch = Batch(
+            id=new_id("msgbatch_", now),
+            key=who.id,
+            who=who.name,
+            form=Form.ANTHROPIC,
+            endpoint=MESSAGES,
+            input_file="",
+            output_file=new_id("file-", now),
+            error_file=new_id("file-", now),
+            created=now,
+            expires=now + WINDOW_S,
+        )
+        path, file = await calls.call(folder.begin_upload)
+        try:
+            await calls.call(_write, file, new)
+            await calls.call(folder.add_batch, batch, path)
+        finally:
+            await calls.call(_discard, file, path)
+        return shown(request, batch)
+
+    @get("/v1/messages/batches", opt={"needs": "inference"})
+    async def ls(request: Http, limit: Limit = 20, after_id: str = "", before_id: str = "") -> dict[str, Any]:
+        """List the caller's batches, the newest first."""
+        every = await calls.call(lambda: list(folder.batches(caller(request).id)))
+        batches = [b for b in every if b.form is Form.ANTHROPIC]
+        if before_id:
+            rest = [b for b in batches if b.id[-24:] > before_id[-24:]]
+            chosen = rest[-limit:]
+        else:
+            rest = [b for b in batches if not after_id or b.id[-24:] < after_id[-24:]]
+            chosen = rest[:limit]
+        return {
+            "data": [shown(request, b) for b in chosen],
+            "has_more": len(rest) > limit,
+            "first_id": chosen[0].id if chosen else None,
+            "last_id": chosen[-1].id if chosen else None,
+        }
+
+    @get("/v1/messages/batches/{id:str}", opt={"needs": "inference"})
+    async def show(request: Http, id: str) -> dict[str, Any]:
+        """Return one batch."""
+        return shown(request, await own(request, id))
+
+    @get("/v1/messages/batches/{id:str}/results", opt={"needs": "inference"})
+    async def results(request: Http, id: str) -> Stream:
+        """Return the results of a batch that has ended, a line each."""
+        batch = await own(request, id)
+        if not batch.ended:
+            raise BadRequest(f"the batch {id} has not ended: its results exist when `processing_status` is `ended`")
+        return await content_of(folder.content(batch.key, batch.output_file), calls, "application/x-jsonl")
+
+    @post("/v1/messages/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
+    async def cancel(request: Http, id: str) -> dict[str, Any]:
+        """Cancel a batch. What has an answer keeps it."""
+        return shown(request, await cancelled(folder, calls, await own(request, id)))
+
+    @delete("/v1/messages/batches/{id:str}", status_code=200, opt={"needs": "inference"})
+    async def remove(request: Http, id: str) -> dict[str, Any]:
+        """Delete a batch that has ended, with its results."""
+        batch = await own(request, id)
+        if batch.status.is_open:
+            raise BadRequest(f"the batch {id} has not ended: cancel it first")
+        await calls.call(folder.remove_batch, batch)
+        return {"id": batch.id, "type": "message_batch_deleted"}
+
+    return [make, ls, show, results, cancel, remove]
+
+
+def _check(new: NewMessageBatch, most: int) -> None:
+    """Raise BadRequest for too many requests, and for an id that two of them have."""
+    if len(new.requests) > most:
+        raise BadRequest(f"a batch may have {most} requests", param="requests")
+    ids: set[str] = set()
+    for number, request in enumerate(new.requests):
+        if request.custom_id in ids:
+            text = f"custom_id {request.custom_id!r} is that of an earlier request"
+            raise BadRequest(text, param=f"requests.{number}.custom_id")
+        ids.add(request.custom_id)
+
+
+def _write(file: BinaryIO, new: NewMessageBatch) -> None:
+    """Write requests as lines."""
+    for request in new.requests:
+        line = {"custom_id": request.custom_id, "method": "POST", "url": MESSAGES}
+        body = msgspec.json.decode(request.params)  # on one line, whatever spaces it had
+        file.write(msgspec.json.encode({**line, "body": body}) + b"\n")
+    file.close()
+
+
+def _discard(file: BinaryIO, path: Path) -> None:
+    try:
+        file.close()
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,181 @@
+"""The engine: each line has one result, whatever happens in between."""
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cortex.router.batches import engine as engine_module
+from cortex.router.batches.batch import Batch, Status
+from cortex.router.batches.engine import Bounds, Engine, NoAnswer, Send
+from cortex.router.batches.folder import Folder
+from cortex.router.batches.lines import Answer, Line
+from tests.router.batches.batches import add_batch, entry, file_size_limit, ids, text
+
+BOUNDS = Bounds(most_lines=1000, longest_line=10_000, ttl_s=60.0)
+WITHIN_S = 20.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """An empty folder."""
+    return Folder(tmp_path / "files")
+
+
+async def answers(batch: Batch, line: Line, body: bytes) -> Answer:
+    """Answer any line."""
+    return Answer(status=200, body=b'{"answer": %s}' % json.dumps(line.custom_id).encode())
+
+
+async def run(folder: Folder, send: Send) -> None:
+    """Run the open batches to their ends."""
+    await asyncio.wait_for(Engine(folder, send, BOUNDS).run(), WITHIN_S)
+
+
+def ended(folder: Folder, batch: Batch) -> Batch:
+    """Return a batch as it is now."""
+    now = folder.batch(batch.key, batch.id)
+    assert now is not None
+    return now
+
+
+async def test_each_line_has_one_answer(folder: Folder) -> None:
+    batch = add_batch(folder, text(*(entry(f"l{i}") for i in range(50))))
+
+    await run(folder, answers)
+
+    assert sorted(ids(folder.content("k1", batch.output_file))) == sorted(f"l{i}" for i in range(50))
+    assert ended(folder, batch).status is Status.COMPLETED
+    assert ended(folder, batch).counts.succeeded == 50
+
+
+async def test_a_line_that_has_a_result_is_not_sent_again_after_a_kill(folder: Folder) -> None:
+    batch = add_batch(folder, text(*(entry(f"l{i}") for i in range(60))))
+    sent, stopped = Counter[str](), asyncio.Event()
+
+    async def counts(batch: Batch, line: Line, body: bytes) -> Answer:
+        sent[line.custom_id] += 1
+        if sent.total() == 20:
+            stopped.set()
+            await asyncio.Event().wait()  # until this process is killed
+        return await answers(batch, line, body)
+
+    first = asyncio.create_task(Engine(folder, counts, BOUNDS).run())
+    await asyncio.wait_for(stopped.wait(), WITHIN_S)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    before = dict(sent)
+    work = folder.work_folder(batch)
+    had_results = set(ids(work / "results.jsonl"))
+    await run(folder, counts)
+
+    assert had_results
+    assert all(sent[id] == before[id] for id in had_results)
+    assert sorted(ids(folder.content("k1", batch.output_file))) == sorted(f"l{i}" for i in range(60))
+
+
+async def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_an_error(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("waits"), entry("breaks"), entry("away")))
+    tries = Counter[str]()
+
+    async def sends(batch: Batch, line: Line, body: bytes) -> Answer:
+        tries[line.custom_id] += 1
+        match line.custom_id:
+            case "waits" if tries["waits"] == 1:
+                return Answer(status=503, body=b"{}")
+            case "away" if tries["away"] == 1:
+                raise NoAnswer("the router is away")
+            case "breaks":
+                return Answer(status=502, body=b'{"error": {}}')
+        return await answers(batch, line, body)
+
+    await run(folder, sends)
+
+    assert sorted(ids(folder.content("k1", batch.output_file))) == ["away", "waits"]
+    (error,) = folder.content("k1", batch.error_file).read_text().splitlines()
+    assert json.loads(error)["response"]["status_code"] == 502
+    assert tries["breaks"] == 3
+
+
+async def test_a_revoked_key_fails_the_batch_and_its_lines_say_so(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a"), entry("b")))
+
+    async def refuses(batch: Batch, line: Line, body: bytes) -> Answer:
+        return Answer(status=401, body=b"{}")
+
+    await run(folder, refuses)
+
+    now = ended(folder, batch)
+    assert (now.status, now.problems[0].code) == (Status.FAILED, "key_gone")
+    assert sorted(ids(folder.content("k1", batch.error_file))) == ["a", "b"]
+
+
+async def test_a_cancelled_batch_ends_with_a_result_for_each_line(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a"), entry("b")))
+
+    async def cancels(batch: Batch, line: Line, body: bytes) -> Answer:
+        folder.request_cancel(batch)
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    await run(folder, cancels)
+
+    assert ended(folder, batch).status is Status.CANCELLED
+    assert ended(folder, batch).counts.cancelled == 2
+    assert sorted(ids(folder.content("k1", batch.error_file))) == ["a", "b"]
+
+
+async def test_an_expired_batch_ends(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")), expires=1.0)
+
+    await run(folder, answers)
+
+    assert ended(folder, batch).status is Status.EXPIRED
+
+
+async def test_an_invalid_file_fails_before_a_line_is_sent(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")) + b"no\n")
+
+    await run(folder, lambda *_: pytest.fail("a line was sent"))
+
+    assert ended(folder, batch).status is Status.FAILED
+    assert ended(folder, batch).problems[0].line == 2
+
+
+async def test_one_keys_waiting_lines_hold_up_no_other_key(folder: Folder) -> None:
+    waits, goes = add_batch(folder, text(entry("a")), key="k1"), add_batch(folder, text(entry("b")), key="k2")
+
+    async def sends(batch: Batch, line: Line, body: bytes) -> Answer:
+        if batch.key == "k1" and ended(folder, goes).status.is_open:
+            return Answer(status=429, body=b"{}")
+        return await answers(batch, line, body)
+
+    await run(folder, sends)
+
+    assert {ended(folder, b).status for b in (waits, goes)} == {Status.COMPLETED}
+
+
+async def test_a_disk_that_was_full_loses_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "FULL_S", 0.1)  # shortens a pause, and changes no decision
+    batch = add_batch(folder, text(entry("a"), entry("b")))
+    long = Answer(status=200, body=json.dumps({"answer": "x" * 5000}).encode())
+    sent = 0
+
+    with contextlib.ExitStack() as limit:
+
+        async def fills(batch: Batch, line: Line, body: bytes) -> Answer:
+            nonlocal sent
+            sent += 1
+            if sent == 1:
+                limit.enter_context(file_size_limit(2000))
+            else:
+                limit.close()
+            return long
+
+        await run(folder, fills)
+
+    assert sorted(ids(folder.content("k1", batch.output_file))) == ["a", "b"]
+    assert sent == 3

@@ -1,0 +1,119 @@
+"""The folder: names, privacy, results that grow, ends and expiry."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from cortex.router.batches.batch import Counts, Status
+from cortex.router.batches.folder import INPUT, RESULTS, BadName, Folder, Results, offsets
+from tests.router.batches.batches import NOW, add_batch, entry, file_size_limit, ids, text
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """An empty folder."""
+    return Folder(tmp_path / "files")
+
+
+def test_everything_is_private(folder: Folder) -> None:
+    add_batch(folder, text(entry("a")))
+
+    assert {stat.S_IMODE(p.stat().st_mode) for p in folder.path.rglob("*")} == {0o600, 0o700}
+
+
+@pytest.mark.parametrize("name", ["../file-0", "file-../../../../x", "", "file-" + "0" * 23, "file-" + "g" * 24])
+def test_a_name_of_another_form_reaches_no_path(folder: Folder, name: str) -> None:
+    with pytest.raises(BadName):
+        folder.file("k1", name)
+    with pytest.raises(BadName):
+        folder.file("../k1", "file-" + "0" * 24)
+
+
+def test_a_batch_is_open_until_its_end_and_has_its_results_as_files(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")))
+    results = Results(folder.work_folder(batch))
+    results.add(b'{"custom_id": "a"}\n', to_errors=False)
+    results.close()
+    before = folder.open_batches()
+
+    folder.end(
+        replace(batch, status=Status.COMPLETED, ended=NOW, removed_at=NOW + 9, counts=Counts(total=1, succeeded=1))
+    )
+
+    assert before == [("k1", batch.id)]
+    assert folder.open_batches() == []
+    assert ids(folder.content("k1", batch.output_file)) == ["a"]
+    assert folder.file("k1", batch.error_file) is None
+    assert not folder.work_folder(batch).exists()
+
+
+def test_an_end_that_was_interrupted_is_repeated_without_loss(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")))
+    work = folder.work_folder(batch)
+    (work / RESULTS).write_bytes(b'{"custom_id": "a"}\n')
+    (work / RESULTS).rename(folder.content("k1", batch.output_file))  # and then the process was killed
+
+    folder.end(
+        replace(batch, status=Status.COMPLETED, ended=NOW, removed_at=NOW + 9, counts=Counts(total=1, succeeded=1))
+    )
+
+    assert ids(folder.content("k1", batch.output_file)) == ["a"]
+    stored = folder.file("k1", batch.output_file)
+    assert stored is not None and stored.size > 0
+
+
+def test_a_deleted_file_stays_readable_for_its_batch(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")))
+
+    removed = folder.remove_file("k1", batch.input_file)
+
+    assert removed
+    assert ids(folder.work_folder(batch) / INPUT) == ["a"]
+
+
+@pytest.mark.parametrize("cut", range(1, 19))
+def test_a_result_that_was_cut_is_gone_when_the_results_are_opened_again(tmp_path: Path, cut: int) -> None:
+    whole = b'{"custom_id": "a"}\n'
+    (tmp_path / RESULTS).write_bytes(whole + b'{"custom_id": "b"}\n'[:-cut])
+
+    results = Results(tmp_path)
+    results.add(b'{"custom_id": "c"}\n', to_errors=False)
+    results.close()
+
+    assert ids(tmp_path / RESULTS) == ["a", "c"]
+
+
+def test_a_write_to_a_full_disk_leaves_the_results_as_they_were(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.add(b'{"custom_id": "a"}\n', to_errors=False)
+    resource_limit = (tmp_path / RESULTS).stat().st_size + 5
+
+    with file_size_limit(resource_limit), pytest.raises(OSError):
+        results.add(b'{"custom_id": "b"}\n', to_errors=False)
+
+    results.close()
+    assert ids(tmp_path / RESULTS) == ["a"]
+
+
+def test_what_has_expired_is_removed_and_what_a_batch_reads_is_not(folder: Folder) -> None:
+    open_one, ended = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), created=NOW + 1)
+    for batch in (open_one, ended):
+        file = folder.file("k1", batch.input_file)
+        assert file is not None
+        folder._write(folder.content("k1", file.id).with_suffix(".json"), replace(file, expires=NOW))
+    folder.end(replace(ended, status=Status.CANCELLED, ended=NOW, removed_at=NOW + 5))
+
+    early, late = folder.sweep(NOW + 4), folder.sweep(NOW + 6)
+
+    assert (early, late) == (0, 2)
+    assert [b.id for b in folder.batches("k1")] == [open_one.id]
+    assert [f.id for f in folder.files("k1")] == [open_one.input_file]
+
+
+def test_offsets_are_those_of_the_lines_and_a_long_line_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"ab\n" + b"x" * 100 + b"\ncd")
+
+    assert list(offsets(path, 10)) == [(0, b"ab\n"), (3, b"x" * 11), (104, b"cd")]
