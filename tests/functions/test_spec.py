@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cortex.functions.capabilities import Cost, Sampling, Template
-from cortex.functions.spec import LAUNCH_FIELDS, Engine, Function, Park, revision
+from cortex.functions.spec import LAUNCH_FIELDS, Adapter, Engine, Function, Park, revision
 
 PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
 
@@ -14,6 +14,8 @@ CHANGES: dict[str, Any] = {
     "id": "org/other",
     "engine": Engine.VLLM,
     "variant_of": "org/base",
+    "adapter": "org/adapter",
+    "adapters": (Adapter("org/v", "org/adapter"),),
     "source": "org/repo:file.gguf",
     "revision": "v1.0",
     "quant": "Q4_K_M",
@@ -70,6 +72,15 @@ CHANGES: dict[str, Any] = {
 
 def test_every_field_has_a_changed_value_here() -> None:
     assert tuple(CHANGES) == Function.__struct_fields__
+
+
+def test_only_the_first_adapter_makes_a_new_revision_where_the_engine_loads_others_while_it_runs() -> None:
+    none, one, two = (
+        msgspec.structs.replace(PLAIN, engine=Engine.VLLM, adapters=tuple(Adapter(n, f"org/{n}") for n in names))
+        for names in ("", "a", "ab")
+    )
+
+    assert revision(none) != revision(one) == revision(two)
 
 
 @pytest.mark.parametrize("field", LAUNCH_FIELDS)

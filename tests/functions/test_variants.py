@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from msgspec.structs import replace
 
+from cortex.functions import arguments
 from cortex.functions.capabilities import Sampling
 from cortex.functions.catalogue import Catalogue, CatalogueError, notes, read
 from cortex.functions.explanation import explain
-from cortex.functions.spec import Function
-from cortex.functions.variants import NOT_INHERITED, OWN, WISHES, fold, hosted
+from cortex.functions.sources import source_of
+from cortex.functions.spec import Adapter, Function
+from cortex.functions.variants import NOT_INHERITED, OWN, WISHES, fold, hosted, with_adapters
 from tests.functions.test_spec import CHANGES
 from tests.support.catalogues import aliases, entry, fake
 
@@ -56,7 +59,7 @@ def test_functions_keep_the_order_of_the_file() -> None:
     assert list(catalogue.hosted.functions) == list(hosted(catalogue.functions)) == ["base", "other"]
 
 
-@pytest.mark.parametrize("key", [k for k in CHANGES if k not in (*OWN, *WISHES)])
+@pytest.mark.parametrize("key", [k for k in CHANGES if k not in (*OWN, *WISHES, "adapters")])
 def test_a_key_of_the_process_is_an_error_with_its_line(key: str) -> None:
     value = json.loads(json.dumps(CHANGES[key]))
 
@@ -67,7 +70,9 @@ def test_a_key_of_the_process_is_an_error_with_its_line(key: str) -> None:
     assert key == "native" or problem.endswith("whose instances serve this variant: set it there, or leave it out")
 
 
-@pytest.mark.parametrize("key", [k for k in (*OWN, *WISHES) if k not in ("id", "variant_of", "template", "cost")])
+@pytest.mark.parametrize(
+    "key", [k for k in (*OWN, *WISHES) if k not in ("id", "variant_of", "adapter", "template", "cost")]
+)
 def test_every_other_key_may_be_set(key: str) -> None:
     value = {"temperature": 0.5} if key == "sampling" else json.loads(json.dumps(CHANGES[key]))
 
@@ -158,3 +163,76 @@ def test_what_a_variant_does_not_inherit_has_a_value_that_wishes_nothing() -> No
     plain = Function(id="f", engine=load(BASE).functions["base"].engine)
 
     assert {k: getattr(plain, k) for k in NOT_INHERITED} == dict(NOT_INHERITED)
+
+
+LLAMA = entry("base", engine="llamacpp", source="org/base-GGUF:Q4_K_M")
+
+
+def test_an_adapter_is_a_variant_with_weights_of_its_own() -> None:
+    text = LLAMA + entry("v", base="base", adapter="./a.gguf") + entry("w", variant_of="base", adapter="org/adapter")
+
+    functions = load(text).functions
+    folded = fold(functions)
+
+    assert (functions["v"].variant_of, functions["v"].adapter) == ("base", "/etc/cortex/a.gguf")
+    assert functions["w"].adapter == "org/adapter"
+    assert folded["base"].adapters == (Adapter("v", "/etc/cortex/a.gguf"), Adapter("w", "org/adapter"))
+    assert folded["v"].adapters == ()
+    assert [(f.id, f.weights, str(source_of(f))) for f in with_adapters(hosted(folded).values())] == [
+        ("base", "org/base-GGUF:Q4_K_M", "org/base-GGUF:Q4_K_M"),
+        ("v", "/etc/cortex/a.gguf", "Local(path='/etc/cortex/a.gguf')"),
+        ("w", "org/adapter", "org/adapter"),
+    ]
+
+
+def test_requests_of_a_base_with_adapters_are_translated() -> None:
+    base = entry("base", engine="llamacpp", source="org/b", native=["messages"])
+
+    alone = fold(load(base + entry("v", variant_of="base")).functions)["base"]
+    shared = fold(load(base + entry("v", base="base", adapter="org/a")).functions)["base"]
+
+    assert (alone.native, shared.native) == (("messages",), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (LLAMA + fake("v", adapter="org/a"), 'adapter needs the function whose instances load it: base = "ID"'),
+        (BASE + entry("v", base="base", adapter="org/a"), "of 'base' has no adapters: llamacpp and vllm have"),
+        (
+            LLAMA.replace("llamacpp", 'llamacpp"\nserver = "llama_cpp.server')
+            + entry("v", base="base", adapter="org/a"),
+            "adapter: the server llama_cpp.server of 'base' has no adapters: use llama-server or xllamacpp",
+        ),
+        (
+            LLAMA + 'task = "embed"\n' + entry("v", base="base", adapter="org/a"),
+            "adapter: 'base' has task = \"embed\", and adapters are for functions that generate",
+        ),
+        (
+            LLAMA + entry("v", base="base", adapter="/a,b.gguf"),
+            "adapter: '/a,b.gguf' has a comma, which engines take for the end of a path: rename it",
+        ),
+        (
+            LLAMA + entry("v", base="base", variant_of="base"),
+            "has both base and variant_of, which mean the same: remove one of them",
+        ),
+        (LLAMA + entry("v", base="bsae", adapter="org/a"), "'bsae' is not in the catalogue; did you mean 'base'?"),
+        (LLAMA + entry("v", base=3, adapter="org/a"), "base: Expected `str`, got `int`"),
+    ],
+)
+def test_an_adapter_that_cannot_be_served_is_an_error_with_the_fix(text: str, what: str) -> None:
+    reported = problems(text)
+
+    assert len(reported) == 1
+    assert reported[0].endswith(what)
+    line = int(reported[0].split(":")[1])
+    assert text.splitlines()[line - 1].split(" = ")[0] in ("adapter", "base")
+
+
+def test_arguments_for_adapters_are_cortex_own_where_it_gives_them() -> None:
+    base = load(LLAMA + 'args = ["--lora", "/x.gguf"]\n').functions["base"]
+
+    assert list(arguments.duplicates(base)) == []
+    assert list(arguments.duplicates(replace(base, adapters=(Adapter("v", "org/a"),)))) == [
+        "cortex gives --lora itself, from `adapters`: leave one of the two out"
+    ]

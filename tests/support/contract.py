@@ -13,6 +13,7 @@ import msgspec
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
+from cortex.functions.spec import Adapter
 from cortex.platform.agent_messages import (
     Accepted,
     CatalogueUpdate,
@@ -76,17 +77,20 @@ KINDS: dict[str, Any] = {
 
 def spoken() -> dict[str, Any]:
     """Return one of everything, with something in every field that may be empty."""
-    function = a_function("org/model", args=("--fast",), env={"A": "b"}, labels=("fast",), min=1, max=2)
+    function = a_function("org/model", args=("--fast",), env={"A": "b"}, labels=("fast",), min=1, max=2,
+                          adapters=(Adapter("org/v", "org/adapter"),))  # fmt: skip
     failure = Failure(
         function="org/model", revision="r1", instance="i1", reason="exited", at=1.5, kind=FailureKind.CRASH,
         count=3, retry_at=9.5, cause=Cause.BAD_WEIGHTS, lines=2,
     )  # fmt: skip
     device: Device = a_device("GPU-1", 24_576, reserve_mb=512)
     instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",
-                           yields_to="org/other", waits_for=("i2",), progress=0.5, used_mb=900, epoch=4)  # fmt: skip
+                           yields_to="org/other", waits_for=("i2",), progress=0.5, used_mb=900, epoch=4,
+                           adapters={"org/v": 0}, adapter_problems={"org/w": "missing"})  # fmt: skip
     in_line = InLine(function="org/other", since=1.5, priority=1, turn_at=9.5, closes=("i1",), devices=("GPU-1",),
                      start_s=2.5)  # fmt: skip
     stored = Stored(name="org/model@main", kind="hub", size=10, path="/w", commit="c", at=1.5, functions=("org/model",))
+    weights = LocalWeights("/w", 10, adapters={"org/v": "/a"})
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
         "ensure": Ensure(function, force=True, waited_s=2.5, turn=True),
@@ -113,7 +117,7 @@ def spoken() -> dict[str, Any]:
                       group="search"),
         "ledger": Entry(memory_mb=900, start_s=9.5, starts=2, phases={"starting": 9.5}, started_at=1.5, at=2.5),
         "counts": Snapshot(counts=(Count("c", ("a",), 2.0),), spreads=(HistogramSeries("s", (), (1, 2), 2.5),)),
-        "agent's state": AgentState((SavedWorker(instance, function, LocalWeights("/w", 10)),), (failure,)),
+        "agent's state": AgentState((SavedWorker(instance, function, weights),), (failure,)),
     }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ _GIVEN_IF_SET: Mapping[Engine, Mapping[str, str]] = {
         **dict.fromkeys(("-mm", "--mmproj", "--clip-model-path"), "mmproj"),
         **dict.fromkeys(("--embedding", "--embeddings", "--rerank", "--reranking"), "task"),
         "--chat-template-file": "chat_template",
+        **dict.fromkeys(("--lora", "--lora-scaled", "--lora-init-without-apply"), "adapters"),
     },
     Engine.VLLM: {
         "--max-model-len": "context",
@@ -49,6 +50,7 @@ _GIVEN_IF_SET: Mapping[Engine, Mapping[str, str]] = {
         "--chat-template": "chat_template",
         "--tool-call-parser": "tool_parser",
         "--reasoning-parser": "reasoning_parser",
+        **dict.fromkeys(("--enable-lora", "--lora-modules", "--max-loras", "--max-lora-rank"), "adapters"),
     },
 }
 """What cortex gives an engine where the function sets a key."""
@@ -78,7 +80,7 @@ def duplicates(function: Function) -> Iterator[str]:
         key = if_set.get(name, "")
         if name in own:
             yield f"cortex gives {name} itself: leave it out; {own[name]}"
-        elif key and getattr(function, key) not in ("", 0, "auto"):
+        elif key and getattr(function, key) not in ("", 0, "auto", ()):
             yield f"cortex gives {name} itself, from `{key}`: leave one of the two out"
 
 

@@ -16,12 +16,15 @@ from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unkno
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
 from cortex.functions.sources import DEMO, BadSource, source_of
-from cortex.functions.spec import Engine, Function, Park
+from cortex.functions.spec import Adapter, Engine, Function, Park
 from cortex.functions.toml_lines import TomlLines
 
 _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
-_KEYS = (*Function.__struct_fields__, "harness")
-_SHARED = tuple(k for k in _KEYS if k not in ("id", "source", "variant_of"))  # what [defaults] may set
+_OF_ROUTERS = ("adapters",)
+_KEYS = (*(f for f in Function.__struct_fields__ if f not in _OF_ROUTERS), "harness", "base")
+_SHARED = tuple(
+    k for k in _KEYS if k not in ("id", "source", "variant_of", "base", "adapter")
+)  # what [defaults] may set
 _SYNONYMS = {"engine": "harness", "harness": "engine"}
 _OF_ALIAS = ("use", "on_cold")
 _NOT_YET: dict[str, str] = {}
@@ -95,7 +98,8 @@ def notes(catalogue: Catalogue) -> list[str]:
     """Return notes about settings without an effect and about invalid sources, so that nothing is ignored silently."""
     blank = Function(id="-", engine=Engine.LLAMACPP)
     functions = variants.hosted(catalogue.functions).values()
-    unsure = [f"{f.id}: {why}" for f in functions if (why := _doubt(f))]
+    sources = [f for f in catalogue.functions.values() if f.adapter or not f.variant_of]
+    unsure = [f"{f.id}: {why}" for f in sources if (why := _doubt(f))]
     foreign = [
         f"{f.id}: native = {dialect!r} is kept, but its server does not speak it: it is translated"
         for f in functions
@@ -117,9 +121,11 @@ def notes(catalogue: Catalogue) -> list[str]:
 
 
 def _doubt(function: Function) -> str:
-    """Return why a function's source is invalid, or "". Its weights may be on a host all the same."""
+    """Return why a function's source or that of its adapter is invalid, or "". They may be on a host all the same."""
     try:
         source_of(function)
+        if function.adapter:
+            source_of(variants.as_weights(function, Adapter(function.id, function.adapter)))
     except BadSource as error:
         return str(error)
     return ""
@@ -187,6 +193,9 @@ class _Reader:
                 self._check_variant(entry, variants.base_problem(where, base_id, bases, known), nth)
                 if len(self.problems) == before:
                     of_variants.append((nth, where, declared))
+            elif declared.get("adapter") and entry.keys().isdisjoint(("base", "variant_of")):
+                what = 'adapter needs the function whose instances load it: base = "ID"'
+                self._report(where, what, self.lines.key("models", "adapter", nth))
             elif len(self.problems) == before:
                 # engine and harness are synonyms: an entry's key replaces the other one's default.
                 shared = {k: v for k, v in defaults.items() if _SYNONYMS.get(k) not in entry}
@@ -195,6 +204,10 @@ class _Reader:
                 functions.setdefault(name, function)
         for nth, where, declared in of_variants:
             if (base := functions[declared["variant_of"]]) is not None:
+                if declared.get("adapter"):
+                    declared["adapter"] = self._path("adapter", declared)
+                    if fault := variants.adapter_problem(declared["adapter"], base):
+                        self._report(where, fault, self.lines.key("models", "adapter", nth))
                 functions[where] = variant = variants.complete(base, declared)
                 self._check_minimum(variant, where, self.lines.key("models", "min", nth))
         return functions
@@ -202,9 +215,10 @@ class _Reader:
     def _check_variant(self, entry: Mapping[str, Any], base_problem: str, nth: int) -> None:
         where = str(entry.get("id", ""))
         if base_problem:
-            self._report(where, base_problem, self.lines.key("models", "variant_of", nth))
+            key = "variant_of" if entry.get("variant_of") else "base"
+            self._report(where, base_problem, self.lines.key("models", key, nth))
             return
-        for key, what in variants.problems((k for k in entry if k in _KEYS), entry["variant_of"]):
+        for key, what in variants.problems((k for k in entry if k in _KEYS and k != "base"), _base_of(entry)):
             self._report(where, what, self.lines.key("models", key, nth))
 
     def _check_minimum(self, function: Function, where: str, line: int | None) -> None:
@@ -223,6 +237,13 @@ class _Reader:
                 self._report(where, f"unknown key '{key}'{did_you_mean(key, allowed, cutoff=0)}", line)
             elif key == "harness":
                 yield key, value  # read in `_engine`, together with quant
+            elif key == "base":
+                if not isinstance(value, str):
+                    self._report(where, f"base: Expected `str`, got `{type(value).__name__}`", line)
+                elif value and raw.get("variant_of"):
+                    self._report(where, "has both base and variant_of, which mean the same: remove one of them", line)
+                elif value:
+                    yield "variant_of", value
             elif unknown := _unknown_within(key, value):
                 self._report(where, f"{key}: {unknown}", line)
             else:
@@ -264,7 +285,7 @@ class _Reader:
             return f"{self.folder}/{path[2:]}"
         if path.startswith("../"):
             return f"{self.folder}/{path}"
-        if path.startswith(("/", "~")) or key == "source" or "{" in path:
+        if path.startswith(("/", "~")) or key in ("source", "adapter") or "{" in path:
             return path
         source = values.get("source") or values.get("id") or ""
         if key == "mmproj" and not source.startswith(("/", "~", ".", DEMO)):
@@ -398,7 +419,7 @@ class _Reader:
 
 def _base_of(entry: Mapping[str, Any]) -> str:
     """Return the base that an entry names, or ""; a name that is no text is reported with the other values."""
-    base = entry.get("variant_of")
+    base = entry.get("variant_of") or entry.get("base")
     return base if isinstance(base, str) else ""
 
 

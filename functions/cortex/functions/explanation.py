@@ -35,6 +35,8 @@ def explain(text: str, catalogue: Catalogue, name: str) -> tuple[Function, list[
     function = fold(catalogue.functions)[declared.id]
     values = []
     for key, value in msgspec.structs.asdict(function).items():
+        if key == "adapters":  # in no entry: those of the variants
+            continue
         source = declared if getattr(declared, key) == value else _strongest(catalogue, function, key)
         names = (source.id,) if source is not declared or _is_own(declared, key) else (declared.id, declared.base_id)
         of, table, line = "", "", None
@@ -62,7 +64,7 @@ def _strongest(catalogue: Catalogue, function: Function, key: str) -> Function:
 
 def _origin(key: str, entry: dict[str, Any], defaults: dict[str, Any]) -> tuple[str, str]:
     """Return the table and the key that a value comes from; "" for both: from nowhere in the file."""
-    names = ("engine", "harness") if key == "engine" else (key,)  # harness is the older word for engine
+    names = {"engine": ("engine", "harness"), "variant_of": ("variant_of", "base")}.get(key, (key,))
     for table, content in (("models", entry), ("defaults", defaults)):
         for name in names:
             if name in content:

@@ -46,6 +46,14 @@ class Park(enum.StrEnum):
     STOP = "stop"
 
 
+class Adapter(Struct, frozen=True, forbid_unknown_fields=True):
+    """LoRA weights that the instances of a function have beside their own, for one of its variants."""
+
+    id: str
+    """The variant's id."""
+    source: Word
+
+
 class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A declared model that scales from zero. `models.toml` at the root documents every field."""
 
@@ -53,6 +61,10 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     engine: Engine
     variant_of: str = ""
     """Its base: the function whose instances serve this one. Empty: it has instances of its own."""
+    adapter: Word = ""
+    """A variant's own LoRA weights, a source as `source` is."""
+    adapters: tuple[Adapter, ...] = ()
+    """Those of its variants. Not in `models.toml`: the router sets it from these (`variants.fold`)."""
     source: Word = ""
     revision: Word = ""
     quant: Word = ""
@@ -144,7 +156,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 LAUNCH_FIELDS = (
     "id", "engine", "source", "revision", "quant", "min_devices", "context", "args", "env", "target_concurrency",
     "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "park", "command",
-    "health_path", "cache",
+    "health_path", "cache", "adapters",
 )  # fmt: skip
 """Fields that change the worker's command. A change of any of them makes a new revision."""
 
@@ -160,5 +172,7 @@ _DEFAULTS = Function(id="", engine=Engine.FAKE)
 def revision(function: Function) -> str:
     """Return 12 hex digits that identify the spec's worker command."""
     values = {f: getattr(function, f) for f in LAUNCH_FIELDS}
+    if function.adapters and function.engine is Engine.VLLM:
+        values["adapters"] = True  # it loads them while it runs
     hashed = {f: v for f, v in values.items() if f in _ALWAYS_HASHED or v != getattr(_DEFAULTS, f)}
     return hashlib.sha256(msgspec.json.encode(hashed, order="sorted")).hexdigest()[:12]

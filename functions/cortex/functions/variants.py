@@ -2,7 +2,8 @@
 
 A variant has the base's values and replaces those that belong to a request, such as `sampling`. Everything about the
 process, its place and its number is the base's; agents know bases only. So a change of a variant restarts nothing.
-What says how long an instance stays and who is evicted for it is a wish: the strongest of all sharers counts.
+What says how long an instance stays and who is evicted for it is a wish: the strongest of all sharers counts. A
+variant with an `adapter` has LoRA weights of its own; its base's instances get those of all variants.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,17 +12,24 @@ from typing import Any
 from msgspec.structs import replace
 
 from cortex.functions.names import did_you_mean
-from cortex.functions.spec import Function
+from cortex.functions.spec import Adapter, Engine, Function
 
 OWN = (
-    "id", "variant_of", "queue", "start_timeout_s", "request_timeout_s", "vision", "template", "effort", "sampling",
-    "chat_template_kwargs", "default_output_tokens", "max_output_tokens", "on_long_prompt", "remote_images", "allow",
-    "cost",
+    "id", "variant_of", "adapter", "queue", "start_timeout_s", "request_timeout_s", "vision", "template", "effort",
+    "sampling", "chat_template_kwargs", "default_output_tokens", "max_output_tokens", "on_long_prompt",
+    "remote_images", "allow", "cost",
 )  # fmt: skip
 """What a variant may set for its requests alone."""
 WISHES = ("min", "warm", "pinned", "baseline", "priority", "idle_after_s", "keep_alive_max_s")
 """What a variant may wish of the shared instances."""
-NOT_INHERITED: Mapping[str, Any] = {"min": 0, "warm": "", "pinned": False, "baseline": False, "native": ()}
+NOT_INHERITED: Mapping[str, Any] = {
+    "min": 0,
+    "warm": "",
+    "pinned": False,
+    "baseline": False,
+    "native": (),
+    "adapter": "",
+}
 """What a variant does not inherit: the base's own wishes count already, and a worker's answer to a dialect of its own
 has the base's name in it."""
 
@@ -33,6 +41,29 @@ def problems(declared: Iterable[str], base: str) -> Iterator[tuple[str, str]]:
             yield key, "native is not for variants: their requests are translated, so that answers have their name"
         elif key not in (*OWN, *WISHES):
             yield key, f"{key} is that of '{base}', whose instances serve this variant: set it there, or leave it out"
+
+
+def adapter_problem(adapter: str, base: Function) -> str:
+    """Return why the instances of a function cannot have an adapter, or ""."""
+    if "," in adapter:
+        return f"adapter: '{adapter}' has a comma, which engines take for the end of a path: rename it"
+    if base.engine not in (Engine.LLAMACPP, Engine.VLLM):
+        return f"adapter: engine \"{base.engine}\" of '{base.id}' has no adapters: llamacpp and vllm have"
+    if base.server == "llama_cpp.server":
+        return f"adapter: the server {base.server} of '{base.id}' has no adapters: use llama-server or xllamacpp"
+    if base.task in ("embed", "rerank"):
+        return f"adapter: '{base.id}' has task = \"{base.task}\", and adapters are for functions that generate"
+    return ""
+
+
+def as_weights(base: Function, adapter: Adapter) -> Function:
+    """Return the function that an adapter's weights would be those of: they are fetched and kept like any others."""
+    return Function(id=adapter.id, engine=base.engine, source=adapter.source, allow_pickle=base.allow_pickle)
+
+
+def with_adapters(functions: Iterable[Function]) -> list[Function]:
+    """Return functions and what stands for their adapters' weights."""
+    return [weights for f in functions for weights in (f, *(as_weights(f, a) for a in f.adapters))]
 
 
 def base_problem(id: str, base: str, functions: Mapping[str, str], aliases: Mapping[str, Any]) -> str:
@@ -87,7 +118,9 @@ def fold(functions: Mapping[str, Function]) -> dict[str, Function]:
         folded |= {f.id: replace(f, max=own.max, **shared) for f in variants}
         # Each function bounds the `keep_alive` of its own requests.
         longest = {key: max(getattr(f, key) for f in every) for key in ("idle_after_s", "keep_alive_max_s")}
-        folded[base] = replace(own, **shared, **longest)
+        adapters = tuple(Adapter(f.id, f.adapter) for f in variants if f.adapter and not adapter_problem("", own))
+        native = () if adapters else own.native  # only chat and completions take the number of an adapter
+        folded[base] = replace(own, **shared, **longest, adapters=adapters, native=native)
     return folded
 
 

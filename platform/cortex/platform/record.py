@@ -185,6 +185,10 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Whether it accepts images, as the worker reports."""
     problem: str = ""
     """Why it does not progress, when it is overdue."""
+    adapters: dict[str, int] = {}
+    """The adapters that it has loaded, by the variant's id, with their numbers in requests."""
+    adapter_problems: dict[str, str] = {}
+    """Why it has not the adapter of a variant."""
     key_host: str = ""
     """The host's name when it was started: its key follows from that name, also after the host is renamed."""
     host: str = ""

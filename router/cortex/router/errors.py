@@ -283,6 +283,12 @@ class StartFailed(RequestError):
     kind, code = Kind.CRASH_LOOPING, "start_failed"
 
 
+class AdapterFailed(RequestError):
+    """The function is a variant whose adapter no instance has loaded; the base and its other variants are served."""
+
+    kind, code = Kind.CRASH_LOOPING, "adapter_failed"
+
+
 class TooManyListeners(RequestError):
     """The worker's event streams are at their limit."""
 

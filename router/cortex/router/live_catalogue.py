@@ -57,7 +57,12 @@ class Target(Struct, frozen=True):
     @property
     def worker_model(self) -> str:
         """The function's name at its workers."""
-        return self.base.id
+        return self.function.id if self.has_adapter and self.base.engine is Engine.VLLM else self.base.id
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it is a variant with an adapter of its own. No engine but these has any, `--fake` neither."""
+        return bool(self.function.adapter) and self.base.engine in (Engine.LLAMACPP, Engine.VLLM)
 
     @property
     def share(self) -> str:

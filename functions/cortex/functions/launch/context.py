@@ -41,6 +41,8 @@ class LaunchContext(Struct, frozen=True, kw_only=True):
     """A second key, which opens the paths that move an engine's memory: only the agent has it."""
     sleeps: bool = False
     """Whether the engine must be able to sleep."""
+    adapters: tuple[str, ...] = ()
+    """Files or folders of the adapters to load, in the order in which requests number them."""
 
 
 class Launch(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ ORDER = ("llama-server", "xllamacpp", "llama_cpp.server")
 
 PROMPT_CACHE_MB = 256
 """llama.cpp caches prompts in RAM, up to 8 GiB by default: too much with several functions on one host. It searches the
-cache for each request, whatever the slot, so it is off where keys do not share prompts."""
+cache for each request, whatever the slot and the adapter, so it is off where keys do not share prompts, and with
+adapters."""
 
 ALL_LAYERS = 999
 """More than any model has: older servers do not accept `all`."""
@@ -64,12 +65,14 @@ def _native(server: str, function: Function, context: LaunchContext) -> Launch:
             "--host", context.host,
             "--port", str(context.port),
             "--parallel", str(function.target_concurrency),
-            "--cache-ram", str(PROMPT_CACHE_MB if function.cache == "shared" else 0),
+            "--cache-ram", str(PROMPT_CACHE_MB if function.cache == "shared" and not context.adapters else 0),
             "--metrics",
             "--slots",
             *ctx_size,
             *layers,
             *_task(function),
+            *(word for path in context.adapters for word in ("--lora", path)),
+            *(("--lora-init-without-apply",) if context.adapters else ()),
             *(("--mmproj", function.mmproj) if function.mmproj else ()),
             *(("--chat-template-file", function.chat_template) if function.chat_template else ()),
             *function.args,

@@ -23,6 +23,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
+from cortex.functions.variants import with_adapters
 from cortex.platform import clock
 from cortex.platform.agent import policy, state_file
 from cortex.platform.agent.adoption import adopt
@@ -238,10 +239,14 @@ class Agent:
         return self.scheduler.plan(function, local_weights, clock.now())
 
     async def _weights(self, function: Function) -> LocalWeights | None:
-        """Return a function's weights on this host, or None. Raises NoAnswer, and WeightsUnavailable, also for a path
-        outside the weight roots."""
-        own = self.settings.agent
-        return await disk.weights(self.supervisor.looks, function, Path(own.cache_dir), own.weight_roots)
+        """Return a function's weights on this host, or None if they or its adapters are to be fetched. Raises NoAnswer,
+        and WeightsUnavailable, also for a path outside the weight roots."""
+        own, looks = self.settings.agent, self.supervisor.looks
+        local = await disk.weights(looks, function, Path(own.cache_dir), own.weight_roots)
+        if local is None or not function.adapters:
+            return local
+        local, missing = await disk.with_adapters(looks, function, local, Path(own.cache_dir), own.weight_roots)
+        return None if missing else local
 
     async def _not_now(self, function: Function, reason: str) -> Rejected:
         """Reject a start, and log the decision."""
@@ -277,7 +282,7 @@ class Agent:
 
     async def stored(self) -> list[Stored]:
         """Return all weights on this host. Raises NoAnswer."""
-        declared, running = self.scheduler.catalogue().values(), self.scheduler.started_from()
+        declared, running = with_adapters(self.scheduler.catalogue().values()), self.scheduler.started_from()
         cache = Path(self.settings.agent.cache_dir)
         return await disk.inventory(self.supervisor.looks, cache, declared, running)
 

@@ -156,6 +156,9 @@ class Spawned(Struct, frozen=True, tag=True):
     warm: bool = False
     sleeps: bool = False
     """Whether its engine can sleep."""
+    adapters: dict[str, int] = {}
+    adapter_problems: dict[str, str] = {}
+    """As in its record."""
 
 
 class SpawnFailed(Struct, frozen=True, tag=True):

@@ -18,6 +18,10 @@ class LocalWeights(Struct, frozen=True):
     """Layers of a GGUF; 0: not read, or not in its header."""
     mmproj: str = ""
     """The vision encoder that came with them."""
+    adapters: dict[str, str] = {}
+    """Paths of the adapters that fit them, by the variant's id."""
+    adapter_problems: dict[str, str] = {}
+    """Why an adapter cannot be used, by the variant's id."""
 
 
 class SavedWorker(Struct, frozen=True):

@@ -136,8 +136,8 @@ class Scheduler:
         return dict(self.state.catalogue or {})
 
     def started_from(self) -> set[str]:
-        """Return the paths of the weights of all instances."""
-        return {w.path for w in self.state.weights.values()}
+        """Return the paths of the weights and adapters of all instances."""
+        return {path for w in self.state.weights.values() for path in (w.path, *w.adapters.values())}
 
     def in_flight(self, instance: str) -> int:
         """Return how many requests were in flight on an instance when the reports were last read."""

@@ -56,6 +56,7 @@ def spawned(state: HostState, event: events.Spawned, now: float) -> None:
         instance = replace(instance, pid=process.pid, boot=process.boot, process_ticks=process.ticks, url=event.url)
         instance = replace(instance, server=event.server, health_path=event.health_path, key_host=state.host.name)
         instance = replace(instance, path=event.path, warm=event.warm, sleeps=event.sleeps)
+        instance = replace(instance, adapters=event.adapters, adapter_problems=event.adapter_problems)
         put(state, replace(instance, started=now, last_sign=now))
 
 

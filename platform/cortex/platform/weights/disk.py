@@ -21,6 +21,7 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.settings import Settings
 from cortex.platform.weights import estimation
 from cortex.platform.weights import inventory as inventory_on_disk
+from cortex.platform.weights.adapters import problem_of, with_local_adapters
 from cortex.platform.weights.hub import WeightsUnavailable
 from cortex.platform.weights.load_policy import require_inside
 from cortex.platform.weights.store import demo_path, hub_cache
@@ -91,6 +92,20 @@ async def weights(
         return find()  # touches no file: there are no weights, or the source is invalid
     # `roots` is part of the question: a caller without roots must not share its answer.
     return await looks.look(place, "weights", find, question=(msgspec.json.encode(function), tuple(roots)))
+
+
+async def with_adapters(
+    looks: BlockingCalls, function: Function, local: LocalWeights, cache: Path, roots: Collection[str] = ()
+) -> tuple[LocalWeights, list[Function]]:
+    """Return a function's weights with its adapters on this host, and those that are to be fetched, as functions."""
+
+    async def check(adapter: Path, model: Path) -> str:
+        question = (msgspec.json.encode(function), str(adapter))
+        return await looks.look(
+            str(adapter), "adapter", lambda: problem_of(function, adapter, model), question=question
+        )
+
+    return await with_local_adapters(function, local, lambda f: weights(looks, f, cache, roots), check)
 
 
 async def estimate(looks: BlockingCalls, function: Function, settings: Settings) -> Estimate:

@@ -13,9 +13,11 @@ from typing import TypeVar
 
 import redis
 import structlog
+from msgspec.structs import replace
 
 from cortex.functions.sources import BadSource, Demo, Repo, source_of
 from cortex.functions.spec import Function
+from cortex.functions.variants import with_adapters
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
 from cortex.platform.record import Instance
@@ -41,6 +43,7 @@ MOST_REQUESTS = 3
 """How often a job that was lost or stopped by others is requested."""
 
 
+_FAILURES = (JobFailed, JobLost, weights.WeightsUnavailable, redis.RedisError, OSError)
 QUEUE_S = 10.0
 """Timeout of the job queue: its client bounds reads, but not the lookup of its server's name."""
 
@@ -64,24 +67,47 @@ class Fetches:
         self._jobs.close()
 
     async def fetch(self, instance: Instance, function: Function) -> None:
-        """Fetch the weights of an instance; report progress, and the result or the reason of a failure."""
-        name = ""
+        """Fetch the weights of an instance; report progress, and the result or the reason of a failure. An adapter that
+        cannot be fetched is a problem of its variant only."""
         try:
-            source = _fetchable(function)
-            name = self._jobs.id_of(source)
-            self._waiting.setdefault(name, set()).add(instance.id)
-            self._for.setdefault(name, set()).add(function.id)
-            await self._follow(source, instance)
-            local_weights = await self._local_weights(function)
-            if local_weights is None:
-                raise JobFailed("they are still missing after the job that fetched them")
-        except (JobFailed, JobLost, weights.WeightsUnavailable, redis.RedisError, OSError) as error:
+            local_weights = await self._fetched(instance, function)
+        except _FAILURES as error:
             reason = f"the weights of '{function.id}' ('{function.weights}') could not be fetched: {error}"
             self._tell(FetchFailed(instance.id, reason))
             return
+        if function.adapters:
+            local_weights = await self._with_adapters(instance, function, local_weights)
+        self._tell(Fetched(instance.id, local_weights))
+
+    async def _fetched(self, instance: Instance, function: Function) -> LocalWeights:
+        """Fetch weights, unless a function with adapters has its own already. Raises one of `_FAILURES`."""
+        if function.adapters and (local_weights := await self._local_weights(function)) is not None:
+            return local_weights
+        source = _fetchable(function)
+        name = self._jobs.id_of(source)
+        self._waiting.setdefault(name, set()).add(instance.id)
+        self._for.setdefault(name, set()).add(function.id)
+        try:
+            await self._follow(source, instance)
         finally:
             self._waiting.get(name, set()).discard(instance.id)
-        self._tell(Fetched(instance.id, local_weights))
+        local_weights = await self._local_weights(function)
+        if local_weights is None:
+            raise JobFailed("they are still missing after the job that fetched them")
+        return local_weights
+
+    async def _with_adapters(self, instance: Instance, function: Function, local: LocalWeights) -> LocalWeights:
+        """Fetch the adapters that are missing, and return the weights with those that are here."""
+        _, missing = await disk.with_adapters(self._looks, function, local, self._cache)
+        problems: dict[str, str] = {}
+        for adapter in missing:
+            try:
+                await self._fetched(instance, adapter)
+            except _FAILURES as error:
+                problems[adapter.id] = f"its adapter '{adapter.source}' could not be fetched: {error}"
+        local, missing = await disk.with_adapters(self._looks, function, local, self._cache)
+        lost = {f.id: f"its adapter '{f.source}' is missing" for f in missing}
+        return replace(local, adapter_problems={**lost, **problems, **local.adapter_problems})
 
     async def _local_weights(self, function: Function) -> LocalWeights | None:
         """Return the weights that were just fetched; wait for a disk that is slow."""
@@ -99,7 +125,11 @@ class Fetches:
         return await self._calls.look("the job queue", kind, work)
 
     async def release(self, function: Function) -> None:
-        """An instance that waited for these weights is gone: cancel the fetch if it was the last."""
+        """An instance that waited for these weights is gone: cancel their fetches if it was the last."""
+        for each in with_adapters([function]):
+            await self._release(each)
+
+    async def _release(self, function: Function) -> None:
         try:
             source = _fetchable(function)
         except weights.WeightsUnavailable:
@@ -148,7 +178,7 @@ class Fetches:
 
     def _functions_by_job(self, declared: Collection[Function]) -> dict[str, tuple[str, ...]]:
         functions: dict[str, tuple[str, ...]] = {}
-        for function in declared:
+        for function in with_adapters(declared):
             try:
                 name = self._jobs.id_of(_fetchable(function))
             except weights.WeightsUnavailable:

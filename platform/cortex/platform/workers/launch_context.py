@@ -34,6 +34,7 @@ def launch_context(
     layers: int = 0,
     control_key: str = "",
     sleeps: bool = False,
+    adapters: Sequence[str] = (),
 ) -> LaunchContext:
     """Return the address, devices, memory and paths for an instance."""
     instance = effect.instance
@@ -60,6 +61,7 @@ def launch_context(
         key_file=f"{scratch}.key",
         control_key=control_key,
         sleeps=sleeps,
+        adapters=tuple(adapters),
     )
 
 

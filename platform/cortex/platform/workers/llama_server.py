@@ -55,6 +55,8 @@ class Options(NamedTuple):
     rerank: bool
     mmproj: Path | None
     chat_template_file: Path | None
+    lora: list[Path]
+    lora_init_without_apply: bool
     slots: bool
     metrics: bool
 
@@ -83,6 +85,8 @@ def parse(argv: Sequence[str]) -> Options:
     flag("--rerank", "--reranking", action="store_true")
     flag("-mm", "--mmproj", type=Path, help="GGUF file of the vision encoder")
     flag("--chat-template-file", type=Path)
+    flag("--lora", type=Path, action="append", default=[], help="GGUF file of an adapter; may be given again")
+    flag("--lora-init-without-apply", action="store_true", help="load adapters for requests that name them")
     flag("--slots", action="store_true", help="serve /slots")
     flag("--metrics", action="store_true", help="serve /metrics")
     # These are always on; accepted because llama-server takes the same argv.
@@ -100,7 +104,7 @@ def _layers(text: str) -> int:
 
 def start(options: Options, key: str) -> Any:
     """Bind, load, serve. Returns the running server, which lives while it is referenced."""
-    for path in filter(None, (options.model, options.mmproj)):
+    for path in filter(None, (options.model, options.mmproj, *options.lora)):
         _require_gguf(path)
     import xllamacpp
 
@@ -134,6 +138,14 @@ def start(options: Options, key: str) -> Any:
         params.mmproj.path = str(options.mmproj)
     if options.chat_template_file is not None:
         params.chat_template = _text(options.chat_template_file)
+    adapters = []
+    for path in options.lora:
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = str(path), 0.0 if options.lora_init_without_apply else 1.0
+        adapters.append(adapter)
+    if adapters:
+        params.lora_adapters = adapters
+    params.lora_init_without_apply = options.lora_init_without_apply
     params.ui = False
     params.endpoint_slots = options.slots
     params.endpoint_metrics = options.metrics

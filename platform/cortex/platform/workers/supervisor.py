@@ -55,6 +55,7 @@ from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
+from cortex.platform.weights.adapters import without_failed
 from cortex.platform.weights.fetches import Fetches
 from cortex.platform.workers import activity, cgroup, compile_caches, hardening, launch_context, log_files, process
 from cortex.platform.workers.checkpoint import Freezer
@@ -128,6 +129,8 @@ class Supervisor:
         self._remains = Remains(self._owner, self._groups, holders, tell)
         self._warm: dict[str, Spawn] = {}
         """Starts from a launcher that are not ready yet. If one fails, it is repeated as a plain start."""
+        self._with_adapters: dict[str, Spawn] = {}
+        """Starts with adapters that are not ready yet. If one fails of an adapter, it is repeated without that."""
         self._user = find_user(settings.agent.worker_user)
         self.freezer = Freezer(self._user)
         self.tiers = Tiers(self._probe, self._control, self.freezer, holders, record, self.scratch, tell)
@@ -322,6 +325,7 @@ class Supervisor:
             sleeps=bool(control_key),
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
+            adapters=tuple(effect.weights.adapters.values()),
         )
         command = launch(launch_context.with_local_paths(function, effect.weights), context)
         for path, content in command.files.items():
@@ -331,6 +335,8 @@ class Supervisor:
         leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))
         if warm:
             self._warm[instance.id] = effect
+        if effect.weights.adapters:
+            self._with_adapters[instance.id] = effect
         self._children[instance.id] = child
         self._watch_over(instance.id, function.id, leader)
         url = f"http://{address.join(agent.worker_host, port)}"
@@ -344,6 +350,8 @@ class Supervisor:
                 path=path,
                 warm=warm,
                 sleeps=bool(control_key),
+                adapters={id: number for number, id in enumerate(effect.weights.adapters)},
+                adapter_problems=effect.weights.adapter_problems,
             )
         )
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
@@ -409,17 +417,20 @@ class Supervisor:
         child = self._children.pop(instance, None)
         how = termination.describe_exit(await asyncio.to_thread(child.wait) if child else None)
         self._ports.release(instance)
-        if effect := self._warm.pop(instance, None):
-            log.warning("warm_start_failed", function=function, instance=instance, how=how)
+        last = await self._last_lines(function, instance)
+        again = self._with_adapters.pop(instance, None)
+        weights = without_failed(again.weights, last) if again else None
+        effect, not_warm = self._warm.pop(instance, None), f"the warm start {how}"
+        if again and weights:
+            effect, not_warm = replace(again, weights=weights), ""
+        if effect:
+            log.warning("start_repeated", function=function, instance=instance, how=how)
             with self._faults.guard("watch"):
                 await self._remains.kill(instance)
             if self._is_starting(instance):
                 self._watched.pop(instance, None)
-                self._begin(
-                    "spawn", effect.instance, self._spawn(effect, not_warm=f"the warm start {how}"), self._spawn_failed
-                )
+                self._begin("spawn", effect.instance, self._spawn(effect, not_warm=not_warm), self._spawn_failed)
                 return
-        last = await self._last_lines(function, instance)
         self._watched.pop(instance, None)
         self._tell(events.Exited(instance, how, evidence_in(last)))
         log.info("worker_ended", function=function, instance=instance, how=how)
@@ -449,6 +460,7 @@ class Supervisor:
             served = await self._probe.served_models(url, health, instance)
             if served is not None and function in served:
                 self._warm.pop(instance, None)
+                self._with_adapters.pop(instance, None)
                 model = replace(served[function], cache_mb=seen.cache_mb)
                 self._tell(events.ModelDescribed(instance, model))
                 self._tell(events.Answered(instance))
@@ -553,6 +565,7 @@ class Supervisor:
         """
         instance = effect.instance
         self._warm.pop(instance.id, None)
+        self._with_adapters.pop(instance.id, None)
         if (move := self._effects.pop(("move", instance.id), None)) is not None:
             move.cancel()
         starting = self._effects.get(("spawn", instance.id))

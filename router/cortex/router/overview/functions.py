@@ -36,9 +36,11 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
     entry = index.starts.get(revision)
     failures = [f for _, f in index.failures.get(function.id, ())]
     failure = failures[0] if failures else None
+    why = failure.reason if failure else "; ".join(index.unreadable.get(function.id, ()))
     retry_at = max((f.retry_at for f in failures), default=0.0)
     instances = instance_views(index.placed.get(function.id, ()), snapshot, index)
     requests = index.requests(function)
+    adapter_problem = next((p for i in instances if (p := i.adapter_problems.get(function.id))), "")
     overrides = asdict(snapshot.fleet.overrides.get(function.id, Override()))
     warm = hours.texts(function) if overrides["min"] is None else ()
     return FunctionView(
@@ -50,7 +52,7 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
         variants=tuple(index.variants.get(function.id, ())),
         engine=function.engine if declared else "",
         revision=revision,
-        state=furthest({i.state for i in instances}, failing=retry_at > snapshot.now),
+        state="failing" if adapter_problem else furthest({i.state for i in instances}, failing=retry_at > snapshot.now),
         instances=instances,
         in_flight=requests.in_flight,
         waiting=requests.waiting,
@@ -70,7 +72,7 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
             _measurement(device, measured, function, snapshot, index)
             for device, measured in sorted(index.measured.get(revision, {}).items())
         ),
-        failure=failure.reason if failure else "; ".join(index.unreadable.get(function.id, ())) or None,
+        failure=adapter_problem or why or None,
         blocked=(
             blocked_by_foreign_memory(_base(function, snapshot), snapshot.fleet, index.usage, snapshot.now)
             if index.has_foreign

@@ -28,6 +28,7 @@ from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, f
 from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
+from cortex.router.request.adapters import check_adapter, with_adapter
 from cortex.router.request.admission import Admission, Ticket
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutStream, asked_to_stream
 from cortex.router.request.attendance import attend
@@ -389,7 +390,10 @@ class Exchange:
         if not self._call.path:
             await self._send_plain(self._call.reply.plain(b""))
             return
+        check_adapter(self.target, instance)
         body = await self._fit(instance)
+        if self._call.path in GENERATES:
+            body = with_adapter(body, self.target, instance)
         try:
             await self._send_apart(instance, body)
         except WorkerRefusal as error:

@@ -158,20 +158,20 @@ def slots_to_seat(function: Function, ran: str, answers: int, *, alone: bool) ->
 
 def salted(body: bytes, salt: str) -> bytes:
     """Return a body for a server that salts its cache."""
-    return _with(body, b'"cache_salt":%b' % msgspec.json.encode(salt))
+    return with_fields(body, b'"cache_salt":%b' % msgspec.json.encode(salt))
 
 
 def seated(body: bytes, seat: Seat) -> bytes:
     """Return a body for llama.cpp, where the last of duplicate fields applies."""
     if seat.slot is None:
-        return _with(body, b'"cache_prompt":false')
+        return with_fields(body, b'"cache_prompt":false')
     if seat.may_reuse:  # keep the client's own `cache_prompt`
-        return _with(body, b'"id_slot":%d' % seat.slot)
-    return _with(body, b'"id_slot":%d,"cache_prompt":false' % seat.slot)
+        return with_fields(body, b'"id_slot":%d' % seat.slot)
+    return with_fields(body, b'"id_slot":%d,"cache_prompt":false' % seat.slot)
 
 
-def _with(body: bytes, fields: bytes) -> bytes:
-    """Append fields to a body, a non-empty JSON object that the router encoded."""
+def with_fields(body: bytes, fields: bytes) -> bytes:
+    """Return a body, a non-empty JSON object that the router encoded, with more fields at its end."""
     assert body.endswith(b"}")
     return b"".join((memoryview(body)[:-1], b",", fields, b"}"))
 

@@ -32,7 +32,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, upstream: Upstream) -> lis
             raise engine.no_name()
         target = catalogue.resolve_for(name, caller(request))
         function = target.function
-        ready = view.ready(function.id, target.revision)
+        ready = view.ready(target.base.id, target.revision)
         check_route(function, path, ready)
         instance = choose(ready, view.elsewhere)
         if instance is None:

@@ -216,12 +216,12 @@ def routes(
         async def parse(target: Target) -> Call:
             """Read the request for a target."""
             function = target.function
-            check_route(function, route.path, view.ready(function.id, target.revision))
+            check_route(function, route.path, view.ready(target.base.id, target.revision))
             parsed = await intake.work(len(body), engine.read, route, body, lambda kind: traits(target, kind))
             return Call(
                 dialect=route.dialect,
                 path=route.path,
-                body=parsed.body(function.id),
+                body=parsed.body(target.worker_model),
                 reply=parsed.answer(),
                 streams=parsed.answer() if parsed.stream else None,
                 dropped=gate.header(parsed.dropped),

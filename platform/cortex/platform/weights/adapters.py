@@ -1,0 +1,101 @@
+"""Adapters on this host: where they are, and whether they fit their base. One that does not fails its function only.
+
+An adapter is fetched, listed and removed like the weights of a function (`variants.as_weights`).
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from cortex.functions.spec import Engine, Function
+from cortex.functions.variants import as_weights
+from cortex.platform.blocking_calls import NoAnswer
+from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.weights import gguf_head
+from cortex.platform.weights.hub import WeightsUnavailable
+
+CONFIG = "adapter_config.json"
+MOST_BYTES = 1 << 20
+
+Find = Callable[[Function], Awaitable[LocalWeights | None]]
+"""Returns weights on this host, or None where they are to be fetched. Raises WeightsUnavailable and NoAnswer."""
+
+
+async def with_local_adapters(
+    function: Function, local: LocalWeights, find: Find, check: Callable[[Path, Path], Awaitable[str]]
+) -> tuple[LocalWeights, list[Function]]:
+    """Return a function's weights with its adapters on this host, and those that are to be fetched, as functions.
+    `check` returns why an adapter does not fit the model at a path."""
+    paths: dict[str, str] = {}
+    problems: dict[str, str] = {}
+    missing: list[Function] = []
+    size_mb = local.size_mb
+    for adapter in function.adapters:
+        weights = as_weights(function, adapter)
+        try:
+            own = await find(weights)
+            if own is None:
+                missing.append(weights)
+            elif problem := await check(Path(own.path), Path(local.path)):
+                problems[adapter.id] = problem
+            else:
+                paths[adapter.id] = own.path
+                size_mb += own.size_mb
+        except (WeightsUnavailable, NoAnswer, OSError) as error:
+            problems[adapter.id] = str(error)
+    return replace(local, size_mb=size_mb, adapters=paths, adapter_problems=problems), missing
+
+
+def without_failed(local: LocalWeights, last_lines: Iterable[str]) -> LocalWeights | None:
+    """Return weights without the adapter that a worker of llama.cpp ended of, by its last lines; None: it ended of none
+    of them."""
+    for line in last_lines:
+        for path in local.adapters.values():
+            if f"failed to load lora adapter '{path}'" in line:
+                problem = f"the engine cannot load the adapter {Path(path).name}: its log has the reason"
+                failed = {id: problem for id, own in local.adapters.items() if own == path}
+                paths = {id: own for id, own in local.adapters.items() if own != path}
+                return replace(local, adapters=paths, adapter_problems={**local.adapter_problems, **failed})
+    return None
+
+
+def problem_of(function: Function, adapter: Path, model: Path) -> str:
+    """Return why an adapter does not fit a function's model, or "". Blocks."""
+    if function.engine is Engine.LLAMACPP:
+        return _problem_of_gguf(adapter, model)
+    return _problem_of_folder(adapter, function.weights)
+
+
+def _problem_of_gguf(adapter: Path, model: Path) -> str:
+    try:
+        own, base = gguf_head.read(adapter), gguf_head.read(model)
+    except (gguf_head.BadGguf, OSError) as error:
+        return f"the adapter {adapter.name} cannot be read: {error}"
+    if own.get("general.type") != "adapter" or own.get("adapter.type") != "lora":
+        return f"{adapter.name} is no LoRA adapter: its general.type is {own.get('general.type', 'model')!r}"
+    mine, theirs = own.get("general.architecture"), base.get("general.architecture")
+    return "" if mine == theirs else f"{adapter.name} is for another base: for {mine}, and {model.name} is {theirs}"
+
+
+def _problem_of_folder(adapter: Path, model: str) -> str:
+    try:
+        with (adapter / CONFIG).open("rb") as file:
+            config: Any = json.loads(file.read(MOST_BYTES))
+        kind, base = str(config.get("peft_type", "LORA")), str(config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        return f"the adapter {adapter.name} has no readable {CONFIG}: {error}"
+    if kind.upper() != "LORA":
+        return f"{adapter.name} is no LoRA adapter: its peft_type is {kind!r}"
+    return "" if _may_fit(base, model) else f"the adapter is for another base: for {base!r}, and this is {model!r}"
+
+
+def _may_fit(base: str, model: str) -> bool:
+    """Whether two names of repositories may be those of one model: quantised copies append to its name. Paths tell
+    nothing; what does not fit at all is refused by the engine."""
+    if any(not name or name.startswith(("/", "~", ".")) for name in (base, model)):
+        return True
+    one, other = (name.partition(":")[0].rpartition("/")[2].lower() for name in (base, model))
+    return one.startswith(other) or other.startswith(one)
