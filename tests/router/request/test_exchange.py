@@ -22,6 +22,7 @@ from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.activation.load_balancing import choose
+from cortex.router.activation.proposer import Proposer
 from cortex.router.decision_log import DecisionLog
 from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.fleet_view import FleetView
@@ -59,9 +60,8 @@ class Stage:
         self.shared: list[Death] = []
         self.posted: list[tuple[str, int]] = []
         """The instances that requests were sent to, with how many were in flight there."""
-        self.activator = Activator(
-            self.view, cast(Registry, self), cast(Agents, self), self.in_flight, self.directory, self
-        )
+        proposer = Proposer(self.view, cast(Agents, self), self.in_flight)
+        self.activator = Activator(self.view, cast(Registry, self), proposer, self.in_flight, self.directory, self)
         self.admission = Admission(self.view, self.activator, self.in_flight)
         self.exchanges = Exchanges(
             self.view,
