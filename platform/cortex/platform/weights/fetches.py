@@ -27,7 +27,8 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights import store as weights
-from cortex.platform.weights.jobs import JobFailed, JobLost, Jobs
+from cortex.platform.weights.fetch_job import JobFailed
+from cortex.platform.weights.jobs import JobLost, Jobs
 
 log = structlog.get_logger()
 T = TypeVar("T")
