@@ -29,8 +29,9 @@ from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request import admission, exchange
 from cortex.router.request.admission import Admission
+from cortex.router.request.call import Call
 from cortex.router.request.deaths import Deaths
-from cortex.router.request.exchange import Call, Exchange, Exchanges
+from cortex.router.request.exchange import Exchange, Exchanges
 from cortex.router.request.probe import Pulse
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.substitutes import Conversation, Substitutes
