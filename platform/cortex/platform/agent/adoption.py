@@ -13,7 +13,8 @@ from cortex.platform.process import process_id
 from cortex.platform.record import Instance
 from cortex.platform.scheduling.events import Adopted, CoolRequest, Event
 from cortex.platform.scheduling.saved_state import SavedWorker
-from cortex.platform.workers.supervisor import Examined, Supervisor
+from cortex.platform.workers.health import Examined
+from cortex.platform.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
 
@@ -35,7 +36,7 @@ async def adopt(workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Ca
         for w in workers
         if w.instance.id in alive and (w.instance.state in up or asleep.get(w.instance.id) is False)
     ]
-    answers = await asyncio.gather(*(supervisor.examine(i) for i in serving))
+    answers = await asyncio.gather(*(supervisor.health.examine(i) for i in serving))
     examined = dict(zip((i.id for i in serving), answers, strict=True))
     healthy = {i for i, answer in examined.items() if answer is not Examined.OTHER_MODEL}
     for worker in workers:

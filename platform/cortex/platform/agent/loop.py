@@ -217,7 +217,7 @@ class Agent:
 
     async def _end_failed(self, failed: Collection[str]) -> None:
         """End those of these ready instances whose engine has failed, and wait until they are no longer ready."""
-        ended = [i.id for i in self._ready() if i.id in failed and await self.supervisor.end_if_failed(i)]
+        ended = [i.id for i in self._ready() if i.id in failed and await self.supervisor.health.end_if_failed(i)]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENDED_WITHIN_S):
                 while any(i.id in ended for i in self._ready()):  # noqa: ASYNC110 (the scheduler has no event for it)

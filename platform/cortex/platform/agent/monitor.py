@@ -116,9 +116,9 @@ class HostMonitor:
         """
         errors: list[Exception] = []
         ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
-        self._supervisor.forget_misses({i.id for i in ready})
+        self._supervisor.health.forget_misses({i.id for i in ready})
         await self._each(errors, self.measure(), self.read_tiers(), self._read_ledger(), self._report_silent_paths())
-        await self._each(errors, *(self._supervisor.check(i) for i in ready))
+        await self._each(errors, *(self._supervisor.health.check(i) for i in ready))
         ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
         await self._each(errors, self._learn_all(ready), self._learn_tiers())
         self._starts &= {i.id for i in self._scheduler.record().instances}
